@@ -1,0 +1,130 @@
+"""The installed wheel, in an environment of its own outside of the checkout, as a user runs it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 300
+"""After this long a hanging process is ended, so that the run ends too."""
+
+MAKE_MODEL = """
+import json
+import sys
+
+import keras
+import numpy as np
+
+keras.utils.set_random_seed(0)
+model = keras.Sequential(
+    [
+        keras.Input((8, 8, 1), name="image"),
+        keras.layers.Conv2D(4, 3, activation="relu"),
+        keras.layers.BatchNormalization(),
+        keras.layers.Flatten(),
+        keras.layers.Dense(10, activation="softmax", name="probabilities"),
+    ],
+    name="digits",
+)
+model.save("digits.keras")
+images = np.random.default_rng(0).random((5, 8, 8, 1), "float32")
+predictions = model.predict(images, verbose=0)
+with open("digits.json", "w") as file:
+    json.dump({"instances": images.tolist(), "predictions": predictions.tolist()}, file)
+"""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A virtual environment that holds the wheel, and a folder to work in."""
+
+    programs: Path
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables of its processes: nothing there leads back into the checkout."""
+        kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
+        path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
+        return {**kept, "PATH": path, "OMP_NUM_THREADS": "1"}
+
+    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
+        """Returns what one of its programs printed and how it ended."""
+        program, *arguments = map(str, command)
+        return subprocess.run(
+            [str(self.programs / program), *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+
+
+def _check(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, f"{done.args}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns the wheel, built from the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    _check(
+        subprocess.run(
+            [sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    )
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def installation(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """Returns an environment with the wheel, TensorFlow, and what exporting and serving take."""
+    folder = tmp_path_factory.mktemp("outside")
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    programs = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    requirement = f"{wheel}[onnx,serving,tensorflow]"
+    _check(
+        subprocess.run(
+            [programs / "python", "-m", "pip", "install", "--quiet", requirement],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    )
+    return Installation(programs, folder)
+
+
+@pytest.fixture(scope="session")
+def model_file(installation: Installation) -> Path:
+    """Returns a `.keras` file; `digits.json` beside it holds images and their predictions."""
+    _check(installation.run("python", "-c", MAKE_MODEL))
+    return installation.folder / "digits.keras"
+
+
+@pytest.fixture(scope="session")
+def export(installation: Installation, model_file: Path) -> Callable[[str], Path]:
+    """Returns a function from the name of a format to a bundle of the model."""
+
+    def run(backend: str) -> Path:
+        bundle = installation.folder / f"bundle_{backend}" / "1"
+        if not bundle.exists():
+            _check(
+                installation.run(
+                    "keras-deepseek", "export", model_file, "--backend", backend, "-o", bundle
+                )
+            )
+        return bundle
+
+    return run

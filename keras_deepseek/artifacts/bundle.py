@@ -1,0 +1,197 @@
+"""The bundle: what `deploy` writes and `inference` serves.
+
+A bundle is a folder: the exported files and `bundle.json`, the manifest. It is filled under a
+temporary name beside its place, hashed, and renamed, so that what stands at its path is whole. A
+bundle of a SavedModel whose folder is named by a number (`digits/1`) is one that TF Serving loads
+as it is.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from keras_deepseek.artifacts.errors import BundleError
+from keras_deepseek.artifacts.manifest import Manifest
+
+MANIFEST_NAME = "bundle.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose every file was found as it was written.
+
+    Args:
+        path: `pathlib.Path` of the folder.
+        manifest: `Manifest`.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "Bundle":
+        """Returns the bundle at `path`, all of its files checked against the manifest.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            BundleError: There is no bundle, it is cut short, or a file of it was altered, added or
+                removed. The message names the file.
+        """
+        folder = Path(path)
+        try:
+            text = (folder / MANIFEST_NAME).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(
+                f"No bundle at {str(folder)!r}: its {MANIFEST_NAME} can't be read. "
+                "Expected the folder that an export wrote."
+            ) from error
+        try:
+            manifest = Manifest.from_json(text)
+            _check_files(folder, manifest)
+        except BundleError as error:
+            raise BundleError(
+                f"The bundle at {str(folder)!r} is refused. {error} Export it again."
+            ) from error
+        return cls(folder, manifest)
+
+    @property
+    def entry(self) -> Path:
+        """The file or folder that a runtime loads."""
+        return self.path / self.manifest.entry
+
+
+def is_bundle(path: str | os.PathLike[str]) -> bool:
+    """Returns whether the folder at `path` claims to be a bundle.
+
+    Args:
+        path: A folder, or where one might stand.
+    """
+    return (Path(path) / MANIFEST_NAME).is_file()
+
+
+@contextmanager
+def staging_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, for what is to stand there; removed on the way out.
+
+    Args:
+        path: Where the finished file or folder will stand. Its parents are made.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Says whether a bundle may be written at `path`, before any work is done for it.
+
+    Args:
+        path: Where the bundle will stand.
+
+    Raises:
+        BundleError: Something that is not a bundle stands there: it would be lost.
+    """
+    target = Path(path)
+    free = not target.exists() or is_bundle(target) or _is_empty_folder(target)
+    if not free:
+        raise BundleError(
+            f"{str(target)!r} exists and is not a bundle, so it is not replaced. "
+            "Name a new folder, or remove it first."
+        )
+
+
+def publish_bundle(folder: Path, path: str | os.PathLike[str], manifest: Manifest) -> Bundle:
+    """Seals `folder` with its manifest and moves it to `path`, in place of an older bundle.
+
+    Args:
+        folder: A folder of `staging_folder(path)` that holds the exported files.
+        path: Where the bundle will stand.
+        manifest: `Manifest`; its `files` are filled in here.
+
+    Returns:
+        The `Bundle` at `path`.
+
+    Raises:
+        BundleError: Something that is not a bundle stands at `path`.
+    """
+    target = Path(path)
+    check_target(target)
+    sealed = replace(manifest, files={name: _describe(folder / name) for name in _files(folder)})
+    (folder / MANIFEST_NAME).write_text(sealed.to_json(), encoding="utf-8")
+    for name in (*sealed.files, MANIFEST_NAME):
+        _flush_to_disk(folder / name)
+    if is_bundle(target):
+        _swap(folder, target)
+    else:
+        folder.rename(target)
+    _flush_to_disk(target.parent)
+    return Bundle(target, sealed)
+
+
+def _swap(folder: Path, target: Path) -> None:
+    """Puts `folder` at `target`; the old bundle returns should the second rename fail."""
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    target.rename(old)
+    try:
+        folder.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of all files below `folder` but the manifest and hidden ones, with forward slashes."""
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
+    return [
+        name.as_posix()
+        for name in names
+        if name.as_posix() != MANIFEST_NAME and not any(part.startswith(".") for part in name.parts)
+    ]
+
+
+def _describe(path: Path) -> dict[str, str | int]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    return {"sha256": digest.hexdigest(), "bytes": path.stat().st_size}
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    if not (folder / manifest.entry).resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"Its entry {manifest.entry!r} lies outside of it.")
+    present = set(_files(folder))
+    missing = sorted(set(manifest.files) - present)
+    added = sorted(present - set(manifest.files))
+    if missing or added:
+        raise BundleError(f"Files missing: {missing}; not in its manifest: {added}.")
+    for name, expected in manifest.files.items():
+        received = _describe(folder / name)
+        if received["bytes"] != expected["bytes"]:
+            raise BundleError(
+                f"{name!r} has {received['bytes']} bytes where {expected['bytes']} were written."
+            )
+        if received != dict(expected):
+            raise BundleError(f"{name!r} was altered after it was written.")
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

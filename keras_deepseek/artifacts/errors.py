@@ -1,0 +1,68 @@
+"""The errors that every room raises for what a user can mend.
+
+`artifacts` is the lowest row, so all rooms share these. The command line prints any of them as one
+line and exits with code 2; anything else is a fault of ours and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class KerasDeepSeekError(Exception):
+    """What a user can mend; the message says what was received and what to do."""
+
+
+class InvalidInputError(KerasDeepSeekError, ValueError):
+    """An argument, a request or a file that does not fit what it is given to."""
+
+
+class NotSupportedError(KerasDeepSeekError, RuntimeError):
+    """A call that is well formed and that this release, backend or machine can't carry out."""
+
+
+class MissingExtraError(KerasDeepSeekError, ImportError):
+    """An optional dependency that is not installed.
+
+    Args:
+        package: string. The package that could not be imported.
+        extra: string. The extra of `keras_deepseek` that brings it.
+        purpose: string. What it is needed for, as in "to export ONNX".
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"`{package}` is needed {purpose} and is not installed. "
+            f"Install it with: pip install 'keras_deepseek[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra
+
+
+class BundleError(KerasDeepSeekError):
+    """A bundle that is missing, cut short, altered after it was written, or of a newer form."""
+
+
+class ExportError(KerasDeepSeekError):
+    """An export that failed, or whose artifact does not compute what the model computes."""
+
+
+def unknown_name_message(kind: str, received: object, known: Iterable[str]) -> str:
+    """Returns a message for an unknown name, with the nearest known one.
+
+    Args:
+        kind: string. What is named, as in "export backend".
+        received: What was given in its place.
+        known: The names that would have been accepted.
+
+    Returns:
+        A string of one line.
+
+    Example:
+
+    >>> unknown_name_message("export backend", "onxx", ["onnx", "savedmodel"])
+    "Unknown export backend 'onxx': did you mean 'onnx'? Known: onnx, savedmodel."
+    """
+    names = sorted(known)
+    nearest = difflib.get_close_matches(str(received).lower(), names, n=1)
+    hint = f": did you mean {nearest[0]!r}?" if nearest else "."
+    return f"Unknown {kind} {received!r}{hint} Known: {', '.join(names) or 'none'}."

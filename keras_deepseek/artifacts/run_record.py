@@ -1,0 +1,136 @@
+"""The run record: what training writes and Studio reads.
+
+A SQLite file with one row a logged value. SQLite keeps it whole through a crash of the writer, and
+lets a reader look on while training writes.
+"""
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+FORM = 1
+"""The form of the tables that this release writes. A reader refuses a higher one."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS properties (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS scalars (
+    step INTEGER NOT NULL, name TEXT NOT NULL, value REAL, time REAL NOT NULL,
+    PRIMARY KEY (name, step)
+) WITHOUT ROWID;
+"""
+
+
+class RunRecord:
+    """The numbers of one training run, by name and step.
+
+    A value that is logged again for the same step replaces the first: a run that was resumed writes
+    its steps over.
+
+    Args:
+        path: The SQLite file. It and its parents are made where they are missing.
+        clock: Function that returns the time in seconds. Defaults to `time.time`.
+
+    Raises:
+        InvalidInputError: The file is not a run record, or of a newer form.
+
+    Example:
+
+    >>> import tempfile
+    >>> with RunRecord(tempfile.mkdtemp() + "/run.sqlite") as record:
+    ...     record.log(1, {"loss": 0.5})
+    ...     record.log(2, {"loss": 0.25})
+    ...     record.scalars("loss")
+    [(1, 0.5), (2, 0.25)]
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], clock: Callable[[], float] = time.time
+    ) -> None:
+        self.path = Path(path)
+        self._clock = clock
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._connection = sqlite3.connect(self.path, timeout=30.0)
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise InvalidInputError(
+                f"{str(self.path)!r} is not a run record: {error}. Name another file."
+            ) from error
+        except InvalidInputError:
+            self._connection.close()
+            raise
+
+    def _open(self) -> None:
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=NORMAL")
+        self._connection.executescript(_TABLES)
+        form = self.properties().setdefault("form", FORM)
+        if form > FORM:
+            raise InvalidInputError(
+                f"{str(self.path)!r} is of form {form}; this release reads up to {FORM}. "
+                "Upgrade keras_deepseek."
+            )
+        self.describe({"form": form})
+
+    def describe(self, properties: Mapping[str, Any]) -> None:
+        """Stores what is known about the run as a whole, by name.
+
+        Args:
+            properties: Values that JSON can hold.
+        """
+        rows = [(name, json.dumps(value)) for name, value in properties.items()]
+        with self._connection:
+            self._connection.executemany("INSERT OR REPLACE INTO properties VALUES (?, ?)", rows)
+
+    def properties(self) -> dict[str, Any]:
+        """Returns what `describe` stored."""
+        rows = self._connection.execute("SELECT name, value FROM properties")
+        return {name: json.loads(value) for name, value in rows}
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Stores the values of one step.
+
+        Args:
+            step: integer. Counted from the start of the run.
+            values: Numbers by name. NaN is stored as missing.
+        """
+        now = self._clock()
+        rows = [(step, name, float(value), now) for name, value in values.items()]
+        with self._connection:
+            self._connection.executemany("INSERT OR REPLACE INTO scalars VALUES (?, ?, ?, ?)", rows)
+
+    def names(self) -> list[str]:
+        """Returns the names that were logged, sorted."""
+        with closing(
+            self._connection.execute("SELECT DISTINCT name FROM scalars ORDER BY name")
+        ) as rows:
+            return [name for (name,) in rows]
+
+    def scalars(self, name: str) -> list[tuple[int, float | None]]:
+        """Returns `(step, value)` pairs of one name by rising step; `None` is a NaN."""
+        query = "SELECT step, value FROM scalars WHERE name = ? ORDER BY step"
+        return list(self._connection.execute(query, (name,)))
+
+    def close(self) -> None:
+        """Closes the file. What was logged is on disk."""
+        self._connection.close()
+
+    def __enter__(self) -> "RunRecord":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

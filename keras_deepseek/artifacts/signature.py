@@ -1,0 +1,179 @@
+"""What goes into a model and what comes out: names, shapes and dtypes, without any framework.
+
+`backend` reads a signature off a Keras model, `deploy` writes it into the bundle's manifest,
+`inference` checks each request against it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One named input or output.
+
+    Args:
+        name: string. The name that requests and artifacts use.
+        shape: tuple of integers or `None`. The batch axis comes first; `None` is an axis of any
+        length.
+        dtype: string. NumPy's name of the dtype, or `"bfloat16"`.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        sizes = ", ".join("any" if size is None else str(size) for size in self.shape)
+        return f"{self.name}: {self.dtype} ({sizes})"
+
+    def check(self, value: Any) -> Array:
+        """Returns `value` as an array of this dtype, or says in what it differs.
+
+        Args:
+            value: An array, or nested lists of numbers. The batch axis comes first.
+
+        Returns:
+            A NumPy array.
+
+        Raises:
+            InvalidInputError: The shape does not fit, or the values can't be of this dtype.
+        """
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise InvalidInputError(
+                f"Input {self.name!r}: rows of unequal length; expected {self}."
+            ) from error
+        return self._cast(self._check_shape(array))
+
+    def _check_shape(self, array: Array) -> Array:
+        fits = array.ndim == len(self.shape) and all(
+            expected is None or size == expected
+            for size, expected in zip(array.shape, self.shape, strict=True)
+        )
+        if not fits:
+            raise InvalidInputError(
+                f"Input {self.name!r}: received shape {array.shape}; expected {self}."
+            )
+        return array
+
+    def _cast(self, array: Array) -> Array:
+        if str(array.dtype) == self.dtype:
+            return array
+        target = np.dtype(self.dtype)
+        try:
+            with np.errstate(over="raise"):
+                if not array.size or _keeps_its_meaning(array, target):
+                    return array.astype(target)
+        except FloatingPointError:
+            pass  # A float beyond the range of a shorter one.
+        raise InvalidInputError(
+            f"Input {self.name!r}: received dtype {array.dtype}, whose values can't all be "
+            f"{self.dtype}; expected {self}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns this as values that JSON can hold."""
+        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "TensorSpec":
+        """Returns what `to_dict` was called on."""
+        return cls(str(config["name"]), tuple(config["shape"]), str(config["dtype"]))
+
+
+def _keeps_its_meaning(array: Array, target: np.dtype[Any]) -> bool:
+    """Floats may be rounded to a shorter float; nothing else may change its value."""
+    if array.dtype.kind not in "biuf":
+        return array.dtype.kind == target.kind
+    if target.kind in "iu":
+        limits = np.iinfo(target)
+        whole = array.dtype.kind in "biu" or bool(np.all(np.floor(array) == array))
+        return whole and bool(array.min() >= limits.min) and bool(array.max() <= limits.max)
+    if target.kind == "b":
+        return bool(np.all((array == 0) | (array == 1)))
+    return target.kind == "f"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The named inputs and outputs of a model.
+
+    Args:
+        inputs: tuple of `TensorSpec`.
+        outputs: tuple of `TensorSpec`.
+
+    Example:
+
+    >>> signature = Signature(
+    ...     inputs=(TensorSpec("image", (None, 2), "float32"),),
+    ...     outputs=(TensorSpec("label", (None, 10), "float32"),),
+    ... )
+    >>> signature.bind([[1, 2]])
+    {'image': array([[1., 2.]], dtype=float32)}
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def bind(self, values: Any) -> dict[str, Array]:
+        """Returns checked arrays by input name.
+
+        Args:
+            values: One array where there is one input; else a mapping by input name, or a sequence
+                in the order of the inputs. The batch axis comes first and has one length in all.
+
+        Returns:
+            A dict of NumPy arrays by input name.
+
+        Raises:
+            InvalidInputError: A name, a shape, a dtype or a batch size does not fit.
+        """
+        arrays = {spec.name: spec.check(value) for spec, value in self._pair(values)}
+        sizes = {name: array.shape[0] for name, array in arrays.items() if array.ndim}
+        if len(set(sizes.values())) > 1:
+            raise InvalidInputError(f"Inputs differ in batch size: {sizes}. Expected one size.")
+        return arrays
+
+    def _pair(self, values: Any) -> list[tuple[TensorSpec, Any]]:
+        names = [spec.name for spec in self.inputs]
+        if isinstance(values, Mapping):
+            missing = [name for name in names if name not in values]
+            extra = [str(name) for name in values if name not in names]
+            if missing or extra:
+                raise InvalidInputError(
+                    f"Inputs by name: missing {missing}, unknown {extra}; expected {names}."
+                )
+            return [(spec, values[spec.name]) for spec in self.inputs]
+        if len(names) == 1:
+            return [(self.inputs[0], values)]
+        if isinstance(values, Sequence) and len(values) == len(names):
+            return list(zip(self.inputs, values, strict=True))
+        raise InvalidInputError(
+            f"Expected a mapping with the inputs {names}, or a sequence of {len(names)} arrays in "
+            f"that order; received {type(values).__name__}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns this as values that JSON can hold."""
+        return {
+            "inputs": [spec.to_dict() for spec in self.inputs],
+            "outputs": [spec.to_dict() for spec in self.outputs],
+        }
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "Signature":
+        """Returns what `to_dict` was called on."""
+        return cls(
+            inputs=tuple(TensorSpec.from_dict(spec) for spec in config["inputs"]),
+            outputs=tuple(TensorSpec.from_dict(spec) for spec in config["outputs"]),
+        )

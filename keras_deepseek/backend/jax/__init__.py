@@ -1,0 +1,14 @@
+"""See `keras_deepseek.backend.Backend` for what each of these functions does."""
+
+from keras_deepseek.backend.jax.device import count_devices
+from keras_deepseek.backend.jax.export import write_onnx, write_saved_model
+from keras_deepseek.backend.jax.gradients import compute_gradients
+from keras_deepseek.backend.jax.inference import compile_inference
+
+__all__ = [
+    "compile_inference",
+    "compute_gradients",
+    "count_devices",
+    "write_onnx",
+    "write_saved_model",
+]

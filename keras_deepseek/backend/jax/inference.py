@@ -1,0 +1,27 @@
+"""A Keras model as one jitted JAX function."""
+
+from collections.abc import Callable
+
+import jax
+import keras
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.named_model import NamedModel
+
+
+def compile_inference(model: NamedModel) -> Callable[[dict[str, Array]], dict[str, Array]]:
+    """Returns the model as a compiled function of NumPy arrays, from and to dicts by name."""
+    variables = model.model.variables
+
+    @jax.jit
+    def run(values: list[jax.Array], inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return model(inputs)
+
+    def infer(inputs: dict[str, Array]) -> dict[str, Array]:
+        # The weights are arguments, not constants: a change of them is seen by the next call.
+        outputs = run([variable.value for variable in variables], inputs)
+        return {name: np.asarray(array) for name, array in outputs.items()}
+
+    return infer

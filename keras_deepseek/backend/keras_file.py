@@ -1,0 +1,92 @@
+"""Loading a `.keras` file, wherever its custom classes are defined.
+
+Keras finds a custom class only once the module that registers it was imported. Export, its child
+process and the server all load files, so the rule of what is imported stands here once: the modules
+of this package that the file names, and those that the caller names; never another that the file
+names.
+"""
+
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+
+import keras
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+_OWN_MODULE = re.compile(r'"(keras_deepseek\.(?:layers|models)[\w.]*)"')
+
+
+def load_keras_file(
+    path: str | os.PathLike[str], custom_objects_from: Sequence[str | os.PathLike[str]] = ()
+) -> keras.Model:
+    """Returns the model in a `.keras` file, not compiled.
+
+    Args:
+        path: The file.
+        custom_objects_from: Modules, by name or by `.py` file, that define its custom classes.
+            Defaults to `()`.
+
+    Raises:
+        InvalidInputError: There is no such file or module, or Keras can't load the model.
+    """
+    if not Path(path).is_file():
+        raise InvalidInputError(f"No file at {os.fspath(path)!r}: expected a `.keras` file.")
+    for source in custom_objects_from:
+        import_source(source)
+    try:
+        _import_own_classes(path)
+        # Safe mode keeps code in the file from running.
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, TypeError, KeyError, OSError, ImportError, BadZipFile) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InvalidInputError(
+            f"Keras can't load {os.fspath(path)!r}: {first_line.rstrip('.')}. Expected a file that "
+            "`model.save` wrote, whose custom classes are registered in a module that is named."
+        ) from error
+
+
+def import_source(source: str | os.PathLike[str]) -> None:
+    """Imports a module by its name or its `.py` file, so that Keras finds the classes in it.
+
+    Args:
+        source: As in `"my_project.layers"` or `"my_layers.py"`.
+
+    Raises:
+        InvalidInputError: It can't be imported.
+    """
+    name = os.fspath(source)
+    try:
+        if name.endswith(".py"):
+            _import_file(Path(name))
+        else:
+            importlib.import_module(name)
+    except (ImportError, OSError, SyntaxError) as error:
+        raise InvalidInputError(
+            f"Custom objects can't be imported from {name!r}: {error}. Expected a module's name or "
+            "a `.py` file."
+        ) from error
+
+
+def _import_file(path: Path) -> None:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    # Classes that are not registered are found by their bare name.
+    classes = {name: value for name, value in vars(module).items() if isinstance(value, type)}
+    keras.saving.get_custom_objects().update(classes)
+
+
+def _import_own_classes(path: str | os.PathLike[str]) -> None:
+    with ZipFile(path) as archive:
+        config = archive.read("config.json").decode("utf-8")
+    for module in sorted(set(_OWN_MODULE.findall(config))):
+        importlib.import_module(module)

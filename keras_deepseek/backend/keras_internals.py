@@ -1,0 +1,22 @@
+"""Private names of Keras that the package can't do without.
+
+Each has a canary test that says what broke when a Keras release moves it.
+"""
+
+from typing import Any
+
+import keras
+
+
+def flatten_layers(model: keras.Model) -> list[keras.Layer]:
+    """Returns the model and every layer inside it, at any depth.
+
+    `model.layers` stops at the first level: the projections inside an attention layer, or the cell
+    inside a recurrent one, are found here alone.
+    """
+    return list(model._flatten_layers())
+
+
+def first_call_shapes(model: keras.Model) -> dict[str, Any]:
+    """Returns the shapes that a subclassed model was built with, by argument of `call`."""
+    return dict(model._build_shapes_dict or {})

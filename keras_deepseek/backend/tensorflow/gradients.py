@@ -1,0 +1,24 @@
+"""Gradients of a function by TensorFlow's tape."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_deepseek.artifacts.signature import Array
+
+
+def compute_gradients(
+    function: Callable[..., Any], inputs: Sequence[Array], variables: Sequence[keras.Variable]
+) -> tuple[list[Array], list[Array]]:
+    """Returns the gradients of the scalar `function(*inputs)`, by input and by variable."""
+    tensors = [tf.convert_to_tensor(array) for array in inputs]
+    sources = [*tensors, *(variable.value for variable in variables)]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(sources)
+        result = function(*tensors)
+    gradients = tape.gradient(result, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    # The gradient of an embedding table is sparse until it is converted.
+    arrays = [tf.convert_to_tensor(gradient).numpy() for gradient in gradients]
+    return arrays[: len(tensors)], arrays[len(tensors) :]

@@ -1,0 +1,28 @@
+"""A Keras model as one traced TensorFlow function."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.named_model import NamedModel
+
+
+def compile_inference(model: NamedModel) -> Callable[[dict[str, Array]], dict[str, Array]]:
+    """Returns the model as a compiled function of NumPy arrays, from and to dicts by name."""
+    specs = {
+        spec.name: tf.TensorSpec(spec.shape, spec.dtype, name=spec.name)
+        for spec in model.signature.inputs
+    }
+
+    @tf.function(input_signature=[specs], autograph=False)
+    def run(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return model(inputs)
+
+    traced = run.get_concrete_function()  # Once, for every batch size and free axis.
+
+    def infer(inputs: dict[str, Array]) -> dict[str, Array]:
+        tensors = {name: tf.convert_to_tensor(array) for name, array in inputs.items()}
+        return {name: tensor.numpy() for name, tensor in traced(tensors).items()}
+
+    return infer

@@ -1,0 +1,26 @@
+"""Gradients of a function by PyTorch's autograd."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import torch
+
+from keras_deepseek.artifacts.signature import Array
+
+
+def compute_gradients(
+    function: Callable[..., Any], inputs: Sequence[Array], variables: Sequence[keras.Variable]
+) -> tuple[list[Array], list[Array]]:
+    """Returns the gradients of the scalar `function(*inputs)`, by input and by variable."""
+    tensors = [
+        keras.ops.convert_to_tensor(array).detach().clone().requires_grad_() for array in inputs
+    ]
+    sources = [*tensors, *(variable.value for variable in variables)]
+    result = function(*tensors)
+    if result.requires_grad:
+        gradients = torch.autograd.grad(result, sources, allow_unused=True, materialize_grads=True)
+    else:  # The result depends on none of them.
+        gradients = tuple(torch.zeros_like(source) for source in sources)
+    arrays = [keras.ops.convert_to_numpy(gradient) for gradient in gradients]
+    return arrays[: len(tensors)], arrays[len(tensors) :]

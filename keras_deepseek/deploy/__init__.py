@@ -1,0 +1,8 @@
+"""Export: from a Keras model to a verified artifact."""
+
+from keras_deepseek.deploy.export_report import ExportReport
+from keras_deepseek.deploy.exporter import Exporter
+from keras_deepseek.deploy.formats.export_format import ExportFormat
+from keras_deepseek.deploy.registry import register_exporter
+
+__all__ = ["ExportFormat", "ExportReport", "Exporter", "register_exporter"]

@@ -1,0 +1,71 @@
+"""The other end of `TensorFlowProcessRoute`: exports a saved model in a process of its own.
+
+`python -m keras_deepseek.deploy.child FOLDER` reads `job.json`, `model.keras` and `samples.npz`
+there, fills the folder that the job names, and leaves `result.json` and `outputs.npz`.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.artifacts.signature import Array
+
+
+def save_batches(path: Path, batches: list[dict[str, Array]]) -> None:
+    """Writes batches of arrays by name into one `.npz` file."""
+    arrays = {
+        f"{index}:{name}": array
+        for index, batch in enumerate(batches)
+        for name, array in batch.items()
+    }
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def load_batches(path: Path) -> list[dict[str, Array]]:
+    """Returns what `save_batches` wrote."""
+    batches: dict[int, dict[str, Array]] = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for key in arrays.files:
+            index, name = key.split(":", 1)
+            batches.setdefault(int(index), {})[name] = arrays[key]
+    return [batches[index] for index in sorted(batches)]
+
+
+def main(work: Path) -> None:
+    """Does the job in the folder `work`.
+
+    Args:
+        work: The folder that `TensorFlowProcessRoute` filled.
+    """
+    job = json.loads((work / "job.json").read_text(encoding="utf-8"))
+    try:
+        result = _export(work, job)
+    except Exception as error:  # noqa: BLE001 - it is raised again on the other side.
+        result = {"error": f"{type(error).__name__}: {error}"}
+    (work / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
+    from keras_deepseek.backend.keras_file import load_keras_file
+    from keras_deepseek.backend.named_model import NamedModel
+    from keras_deepseek.deploy.registry import create_format
+
+    model = NamedModel(load_keras_file(work / "model.keras", job["custom_objects_from"]))
+    export_format = create_format(job["format"], job["options"])
+    folder = Path(job["folder"])
+    how = export_format.write(model, folder)
+    try:
+        save_batches(
+            work / "outputs.npz", export_format.run(folder, load_batches(work / "samples.npz"))
+        )
+    except NotSupportedError as error:
+        return {"how": how, "ran": False, "reason": str(error)}
+    return {"how": how, "ran": True, "reason": ""}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,49 @@
+"""What an export did."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from keras_deepseek.artifacts.manifest import Verification
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export did.
+
+    Args:
+        path: `pathlib.Path`. The bundle, or the file where a file was asked for.
+        format: string. The name of the format.
+        route: string. How the artifact was made.
+        verification: `artifacts.Verification`.
+        passed_over: tuple of strings. The routes that were tried before, each with its reason.
+        seconds: float. The time that it took, in seconds.
+
+    Example:
+
+    >>> from pathlib import Path
+    >>> from keras_deepseek.artifacts import Verification
+    >>> verification = Verification("unverified", reason="an engine needs a GPU")
+    >>> print(ExportReport(Path("m.trt"), "tensorrt", "by hand", verification, (), 2.5))
+    m.trt: tensorrt, unverified: an engine needs a GPU (by hand, 2.5 s)
+    """
+
+    path: Path
+    format: str
+    route: str
+    verification: Verification
+    passed_over: tuple[str, ...]
+    seconds: float
+
+    @property
+    def verified(self) -> bool:
+        """Whether the artifact was seen to compute what the model computes."""
+        return self.verification.state == "verified"
+
+    def __str__(self) -> str:
+        found = (
+            f"verified on {self.verification.num_samples} batches, largest difference "
+            f"{self.verification.largest_difference:.2g}"
+            if self.verified
+            else f"unverified: {self.verification.reason}"
+        )
+        return f"{self.path}: {self.format}, {found} ({self.route}, {self.seconds:.1f} s)"

@@ -1,0 +1,52 @@
+"""What a format must offer."""
+
+from pathlib import Path
+from typing import Protocol
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.named_model import NamedModel
+
+
+class ExportFormat(Protocol):
+    """A way to write a model to disk, and to run what was written.
+
+    Args:
+        name: string. What users pass as `backend=` and the manifest says.
+        suffix: string. The ending of a path that asks for the file alone, as in `".onnx"`; empty
+            where an artifact is a folder.
+        entry: string. The file inside the bundle that a runtime loads; `"."` for the whole folder.
+    """
+
+    name: str
+    suffix: str
+    entry: str
+
+    def write(self, model: NamedModel, folder: Path) -> str:
+        """Writes the artifact into an empty folder.
+
+        Args:
+            model: The model by the names of its inputs and outputs, on the backend that runs.
+            folder: Where the artifact goes, under `entry`.
+
+        Returns:
+            How it was made, as in `"tf2onnx"`.
+
+        Raises:
+            NotSupportedError: This backend can't write the format; another is tried.
+            MissingExtraError: A package for it is not installed; another backend is tried.
+        """
+
+    def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
+        """Runs the artifact on batches.
+
+        Args:
+            folder: What `write` filled.
+            samples: For each batch its arrays by input name.
+
+        Returns:
+            For each batch the arrays by output name.
+
+        Raises:
+            NotSupportedError: It can't be run on this machine; the export is then `unverified` with
+                the error's message as the reason.
+        """

@@ -1,0 +1,94 @@
+"""The formats by name: the built-in ones and those that users registered."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.deploy.formats.export_format import ExportFormat
+from keras_deepseek.deploy.formats.onnx import OnnxFormat
+from keras_deepseek.deploy.formats.saved_model import SavedModelFormat
+
+BUILT_IN: dict[str, Callable[..., ExportFormat]] = {
+    "onnx": OnnxFormat,
+    "savedmodel": SavedModelFormat,
+}
+_registered: dict[str, ExportFormat] = {}
+
+
+def create_format(name: str, options: Mapping[str, Any]) -> ExportFormat:
+    """Returns the format of a name.
+
+    Args:
+        name: string. The name of a built-in or a registered format.
+        options: Arguments of a built-in format, as in `{"opset": 20}`.
+
+    Raises:
+        InvalidInputError: The name or an option is unknown.
+    """
+    if name in _registered and not options:
+        return _registered[name]
+    if name not in BUILT_IN:
+        known = [*BUILT_IN, *_registered, "tensorrt", "custom"]
+        raise InvalidInputError(unknown_name_message("export backend", name, known))
+    known = list(inspect.signature(BUILT_IN[name]).parameters)
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise InvalidInputError(f"{name!r} has no option {unknown}; it has {known}.")
+    return BUILT_IN[name](**options)
+
+
+def register_exporter(export_format: ExportFormat) -> None:
+    """Makes a format of your own known to `Exporter`.
+
+    It is then reached by its name, `Exporter(model, backend="pt2")`, and by the suffix of a path,
+    `Exporter(model, backend="custom").export("model.pt2")`.
+
+    Args:
+        export_format: `ExportFormat`. A format of the same name is replaced.
+
+    Raises:
+        InvalidInputError: It lacks what a format must offer, or has the name of a built-in one.
+
+    Example:
+
+    >>> class WeightCount:
+    ...     name, suffix, entry = "weight_count", ".txt", "weights.txt"
+    ...
+    ...     def write(self, model, folder):
+    ...         (folder / self.entry).write_text(str(model.model.count_params()))
+    ...         return "counting"
+    ...
+    ...     def run(self, folder, samples):
+    ...         raise NotSupportedError("A number can't be run.")
+    >>> register_exporter(WeightCount())
+    """
+    missing = [
+        member
+        for member in ("name", "suffix", "entry", "write", "run")
+        if not hasattr(export_format, member)
+    ]
+    if missing:
+        raise InvalidInputError(
+            f"{export_format!r} is no ExportFormat: it lacks {', '.join(missing)}."
+        )
+    if export_format.name in (*BUILT_IN, "tensorrt", "custom"):
+        raise InvalidInputError(f"{export_format.name!r} is the name of a built-in format.")
+    _registered[export_format.name] = export_format
+
+
+def format_for_suffix(path: Path) -> ExportFormat:
+    """Returns the registered format that a path's suffix names.
+
+    Raises:
+        InvalidInputError: No registered format has that suffix.
+    """
+    for export_format in _registered.values():
+        if export_format.suffix and path.name.endswith(export_format.suffix):
+            return export_format
+    known = {export_format.suffix: name for name, export_format in _registered.items()}
+    raise InvalidInputError(
+        f"No registered format writes {path.name!r}: registered are {known or 'none'}. "
+        "Register one with keras_deepseek.deploy.register_exporter."
+    )

@@ -1,0 +1,72 @@
+"""Whether an artifact computes what its model computes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_deepseek.artifacts.errors import ExportError
+from keras_deepseek.artifacts.signature import Array
+
+TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+"""The largest difference by dtype, as a share of the output's largest value (of 1 where that is
+less)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared: the number of batches and the largest absolute difference."""
+
+    num_samples: int
+    largest_difference: float
+
+
+def compare(expected: list[dict[str, Array]], received: list[dict[str, Array]]) -> Comparison:
+    """Compares the outputs of a model and of its artifact, by name.
+
+    Args:
+        expected: For each batch the model's outputs by name.
+        received: For each batch the artifact's.
+
+    Returns:
+        A `Comparison`.
+
+    Raises:
+        ExportError: A name, a shape, a dtype, the place of a NaN, or a value differs. The message
+            says which output of which batch.
+    """
+    if len(expected) != len(received):
+        raise ExportError(f"{len(received)} batches came back of {len(expected)}.")
+    largest = 0.0
+    for index, (reference, outputs) in enumerate(zip(expected, received, strict=True)):
+        if set(reference) != set(outputs):
+            raise ExportError(f"Outputs are {sorted(outputs)}; expected {sorted(reference)}.")
+        for name, array in reference.items():
+            try:
+                largest = max(largest, _difference(array, outputs[name]))
+            except ExportError as error:
+                raise ExportError(f"Output {name!r} of batch {index}: {error}") from error
+    return Comparison(len(expected), largest)
+
+
+def _difference(expected: Array, received: Array) -> float:
+    """Returns the largest absolute difference, or raises where it is beyond the tolerance."""
+    if expected.shape != received.shape:
+        raise ExportError(f"shape {received.shape}; expected {expected.shape}.")
+    if expected.dtype != received.dtype:
+        raise ExportError(f"dtype {received.dtype}; expected {expected.dtype}.")
+    if str(expected.dtype) not in TOLERANCES:
+        if not np.array_equal(expected, received):
+            raise ExportError(f"{expected.dtype} values differ; they must be equal.")
+        return 0.0
+    left, right = expected.astype("float64"), received.astype("float64")
+    finite = np.isfinite(left)
+    if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
+        raise ExportError("NaN or infinity in different places.")
+    left, right = left[finite], right[finite]
+    if not np.isfinite(right).all():
+        raise ExportError("NaN or infinity where the model gives finite values.")
+    difference = float(np.abs(left - right).max(initial=0.0))
+    allowed = TOLERANCES[str(expected.dtype)] * max(1.0, float(np.abs(left).max(initial=0.0)))
+    if difference > allowed:
+        raise ExportError(f"differs by {difference:.3g}; {allowed:.3g} is allowed.")
+    return difference

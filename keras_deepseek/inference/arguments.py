@@ -1,0 +1,52 @@
+"""Checks what a user gives to the engine, before anything is loaded or started for it."""
+
+import re
+
+from keras_deepseek.artifacts.errors import (
+    InvalidInputError,
+    NotSupportedError,
+    unknown_name_message,
+)
+from keras_deepseek.artifacts.signature import Signature
+
+
+def check_name(name: str) -> None:
+    """Refuses a name that can't stand in a URL."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name, flags=re.ASCII):
+        raise InvalidInputError(
+            f"Received name={name!r}. It becomes a part of the URL: expected letters, digits, `_`, "
+            "`-` and `.` only."
+        )
+
+
+def check_count(argument: str, value: int) -> None:
+    """Refuses what is not a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidInputError(
+            f"Received {argument}={value!r}. Expected an integer of at least 1."
+        )
+
+
+def check_batch_size(batch_size: int | str, max_batch_size: int) -> None:
+    """Refuses what is neither `"dynamic"` nor from 1 to `max_batch_size`."""
+    if batch_size == "dynamic":
+        return
+    if isinstance(batch_size, str):
+        message = unknown_name_message("batch_size", batch_size, ["dynamic"])
+        raise InvalidInputError(f"{message} An integer makes it fixed.")
+    check_count("batch_size", batch_size)
+    if batch_size > max_batch_size:
+        raise InvalidInputError(
+            f"Received batch_size={batch_size}, which is above max_batch_size={max_batch_size}. "
+            "Lower the one or raise the other."
+        )
+
+
+def check_batch_axis(signature: Signature) -> None:
+    """Refuses a model whose batch size is fixed."""
+    for spec in signature.inputs:
+        if not spec.shape or spec.shape[0] is not None:
+            raise NotSupportedError(
+                f"Input {spec} has no batch axis of any length first, so requests can't share a "
+                "batch. Serve a model whose inputs leave the batch size open."
+            )

@@ -1,0 +1,148 @@
+"""Requests, and the batches that carry their rows through the model and back.
+
+Nothing here decides when a batch leaves (`batch_queue`) or runs it (`batcher`).
+"""
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.artifacts.signature import Array
+
+Reason = Literal["full", "idle", "waited", "closing", "retried"]
+"""Why a batch left: it was full; the model was idle; its oldest request had waited long enough; the
+batcher is closing; or it is one request alone, after the batch that it was in had failed."""
+
+
+class Request:
+    """Rows that came together and are answered together.
+
+    Args:
+        inputs: dict of arrays by name, rows first.
+
+    Raises:
+        InvalidInputError: The arrays differ in their number of rows.
+    """
+
+    def __init__(self, inputs: dict[str, Array]) -> None:
+        sizes = {name: array.shape[0] if array.ndim else None for name, array in inputs.items()}
+        if len(set(sizes.values())) != 1 or None in sizes.values():
+            raise InvalidInputError(
+                f"Expected at least one input, all with the same number of rows; received {sizes}."
+            )
+        self.inputs = inputs
+        self.rows = len(next(iter(inputs.values())))
+        self.taken = 0
+        self.arrived = 0.0
+        self.future: Future[dict[str, Array]] = Future()
+        self._answered_rows = 0
+        self._parts: dict[int, dict[str, Array]] = {}
+
+    @property
+    def lane(self) -> tuple[object, ...]:
+        """What must be equal in two requests for them to share a batch."""
+        return tuple(
+            (name, array.shape[1:], array.dtype) for name, array in sorted(self.inputs.items())
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Rows still in the queue. A request of no rows takes the place of one."""
+        return max(self.rows - self.taken, 1)
+
+    def answer(self, start: int, outputs: dict[str, Array], rows: int) -> None:
+        """Takes the outputs of the rows from `start` on; the last of them completes the future."""
+        self._parts[start] = outputs
+        self._answered_rows += rows
+        if self._answered_rows < self.rows or self.future.done():
+            return
+        parts = [self._parts[start] for start in sorted(self._parts)]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+        self.future.set_result(joined if len(parts) > 1 else outputs)
+
+    def fail(self, error: BaseException) -> None:
+        """Answers with an error, unless there is an answer."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The rows from `start` up to `stop` of one request."""
+
+    request: Request
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows these are."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that go through the model together.
+
+    Args:
+        slices: tuple of `Slice`, of requests in the same lane.
+        reason: string. Why the batch left.
+        queue_age: float. Seconds that its oldest request had waited.
+    """
+
+    slices: tuple[Slice, ...]
+    reason: Reason
+    queue_age: float
+
+    @property
+    def rows(self) -> int:
+        """How many rows the requests brought."""
+        return sum(part.rows for part in self.slices)
+
+    def stack(self, size: int) -> dict[str, Array]:
+        """Returns the inputs as arrays of `size` rows: the last row is repeated to fill them."""
+        return {
+            name: _pad(
+                [part.request.inputs[name][part.start : part.stop] for part in self.slices], size
+            )
+            for name in self.slices[0].request.inputs
+        }
+
+    def distribute(self, outputs: dict[str, Array], size: int) -> None:
+        """Gives each request its rows of `outputs`.
+
+        Raises:
+            NotSupportedError: An output does not have one row for each row that went in.
+        """
+        for name, array in outputs.items():
+            if array.ndim == 0 or array.shape[0] != size:
+                raise NotSupportedError(
+                    f"Output {name!r} has shape {array.shape} for {size} rows. A served model must "
+                    "give one row, in the first axis, for each row that it takes."
+                )
+        position = 0
+        for part in self.slices:
+            rows = slice(position, position + part.rows)
+            own = {name: array[rows] for name, array in outputs.items()}
+            part.request.answer(part.start, own, part.rows)
+            position += part.rows
+
+    def split(self) -> list["Batch"]:
+        """Returns a batch for each request alone."""
+        return [Batch((part,), "retried", self.queue_age) for part in self.slices]
+
+    def fail(self, error: BaseException) -> None:
+        """Answers every request with an error."""
+        for part in self.slices:
+            part.request.fail(error)
+
+
+def _pad(parts: list[Array], size: int) -> Array:
+    rows = np.concatenate(parts)
+    missing = size - len(rows)
+    # Without a row to repeat, zeros find out the shape of the outputs.
+    last = rows[-1:] if len(rows) else np.zeros((1, *rows.shape[1:]), rows.dtype)
+    return np.concatenate([rows, np.repeat(last, missing, axis=0)]) if missing else rows

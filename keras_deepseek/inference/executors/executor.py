@@ -1,0 +1,42 @@
+"""What the engine asks of whatever computes a model."""
+
+from typing import Protocol, runtime_checkable
+
+from keras_deepseek.artifacts.signature import Array, Signature
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Something that computes outputs from inputs, one row of each for each row.
+
+    Write your own to serve what is not a Keras model: `ServingEngine` takes any object with these
+    two members. `run` is called from one thread at a time, with every batch size that the engine
+    uses.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.artifacts import Signature, TensorSpec
+    >>> class Double:
+    ...     signature = Signature(
+    ...         inputs=(TensorSpec("x", (None, 2), "float32"),),
+    ...         outputs=(TensorSpec("y", (None, 2), "float32"),),
+    ...     )
+    ...     def run(self, inputs):
+    ...         return {"y": 2 * inputs["x"]}
+    >>> isinstance(Double(), Executor)
+    True
+    >>> Double().run({"x": np.ones((1, 2), "float32")})
+    {'y': array([[2., 2.]], dtype=float32)}
+    """
+
+    @property
+    def signature(self) -> Signature:
+        """The names, shapes and dtypes of the inputs and the outputs."""
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Returns arrays by output name.
+
+        Args:
+            inputs: dict of arrays by input name, as the signature has them.
+        """

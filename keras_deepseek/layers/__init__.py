@@ -1,0 +1,32 @@
+"""Layers: those of this package, and Keras's own handed on, so that one import serves.
+
+A model is built from these and from any other Keras layer; nothing here depends on how it is
+trained, exported or served.
+"""
+
+from typing import Any
+
+import keras
+
+from keras_deepseek.layers import predefined
+from keras_deepseek.layers.feed_forward.swiglu import SwiGLU
+from keras_deepseek.layers.predefined import *  # noqa: F403 - its `__all__` is the explicit list
+
+__all__ = ["SwiGLU"]
+__all__ += predefined.__all__
+__all__.sort()
+
+_NEEDS_KERAS = {"ContrastLimitedAdaptiveHistogramEqualization": "3.14"}
+"""Layers that the oldest supported Keras lacks, and the release that brought each."""
+
+
+def __getattr__(name: str) -> Any:
+    release = _NEEDS_KERAS.get(name)
+    if release is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not hasattr(keras.layers, name):
+        raise AttributeError(
+            f"The layer {name!r} needs Keras {release} or later; Keras {keras.__version__} is "
+            f"installed. Upgrade it with: pip install 'keras>={release}'"
+        )
+    return getattr(keras.layers, name)

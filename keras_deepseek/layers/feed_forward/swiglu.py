@@ -1,0 +1,148 @@
+"""The feed-forward block of the DeepSeek models and of most language models since Llama."""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+Shape = tuple[int | None, ...]
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class SwiGLU(keras.Layer):
+    """A feed-forward block whose hidden activations are gated by a SiLU of the same input.
+
+    Choose it where a Transformer block has its two-layer perceptron. It has three kernels instead
+    of two, so for as many parameters take two thirds of the usual `intermediate_dim`. It computes
+
+    ```
+    output = down(silu(gate(x)) * up(x))          silu(z) = z * sigmoid(z)
+    ```
+
+    where `gate` and `up` project the last axis to `intermediate_dim`, and `down` projects it back.
+    With a `clamp` of `c`, as in DeepSeek-V4, no activation can run away:
+
+    ```
+    output = down(silu(min(gate(x), c)) * clip(up(x), -c, c))
+    ```
+
+    Every position is transformed by itself: a mask passes through unchanged, and there is nothing
+    to cache. `gate`, `up` and `down` are `keras.layers.Dense` layers: each has `enable_lora`, and a
+    `keras.distribution.LayoutMap` finds `.../gate/kernel`, `.../up/kernel` and `.../down/kernel`.
+
+    Args:
+        intermediate_dim: integer. Size of the hidden, gated activations.
+        use_bias: boolean. Whether each of the three projections adds a bias. Defaults to `False`.
+        clamp: float or `None`. Bound of the hidden activations, as above. `None` leaves them free.
+            Defaults to `None`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
+            three kernels. Defaults to `"glorot_uniform"`.
+        bias_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the three
+            biases. Defaults to `"zeros"`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, ..., dim)`.
+
+    Returns:
+        A tensor of the shape of `inputs`, in the layer's compute dtype.
+
+    Raises:
+        InvalidInputError: `intermediate_dim` or `clamp` is not positive, or the inputs have no axis
+            beside the batch, or a last axis of unknown size.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import SwiGLU
+    >>> layer = SwiGLU(intermediate_dim=32, clamp=10.0)
+    >>> tuple(layer(np.ones((2, 5, 12), "float32")).shape)
+    (2, 5, 12)
+
+    Reference:
+
+    - [GLU Variants Improve Transformer (Shazeer, 2020)](https://arxiv.org/abs/2002.05202)
+    - [DeepSeek-V3 Technical Report (DeepSeek-AI, 2024)](https://arxiv.org/abs/2412.19437)
+    """
+
+    def __init__(
+        self,
+        intermediate_dim: int,
+        *,
+        use_bias: bool = False,
+        clamp: float | None = None,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(intermediate_dim, int) or intermediate_dim < 1:
+            raise InvalidInputError(
+                f"`intermediate_dim` must be a positive integer, received {intermediate_dim!r}."
+            )
+        if clamp is not None and not (isinstance(clamp, int | float) and 0 < clamp < math.inf):
+            raise InvalidInputError(
+                f"`clamp` must be a positive number, or None for no bound, received {clamp!r}."
+            )
+        self.intermediate_dim = intermediate_dim
+        self.use_bias = use_bias
+        self.clamp = clamp
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.supports_masking = True
+
+    def build(self, input_shape: Shape) -> None:
+        *batch, dim = input_shape
+        if not batch or dim is None:
+            raise InvalidInputError(
+                f"{self.name!r} needs inputs of shape (batch_size, ..., dim) with a known dim, "
+                f"received {tuple(input_shape)}."
+            )
+        self.input_spec = keras.InputSpec(min_ndim=2, axes={-1: dim})
+        self.gate = self._make_projection(self.intermediate_dim, "gate")
+        self.up = self._make_projection(self.intermediate_dim, "up")
+        self.down = self._make_projection(dim, "down")
+        self.gate.build(input_shape)
+        self.up.build(input_shape)
+        self.down.build((*input_shape[:-1], self.intermediate_dim))
+
+    def _make_projection(self, units: int, name: str) -> keras.layers.Dense:
+        return keras.layers.Dense(
+            units,
+            use_bias=self.use_bias,
+            # An initializer draws the same numbers each time: each projection needs its own.
+            kernel_initializer=_clone(self.kernel_initializer),
+            bias_initializer=_clone(self.bias_initializer),
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def call(self, inputs: Any) -> Any:
+        gate = self.gate(inputs)
+        up = self.up(inputs)
+        if self.clamp is not None:
+            gate = ops.minimum(gate, self.clamp)
+            up = ops.clip(up, -self.clamp, self.clamp)
+        return self.down(ops.silu(gate) * up)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return tuple(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "intermediate_dim": self.intermediate_dim,
+            "use_bias": self.use_bias,
+            "clamp": self.clamp,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+        }
+
+
+def _clone(initializer: Any) -> Any:
+    """Returns a fresh initializer of the same kind; a plain function has no state to renew."""
+    is_class = isinstance(initializer, keras.initializers.Initializer)
+    return initializer.clone() if is_class else initializer

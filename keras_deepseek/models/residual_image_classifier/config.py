@@ -1,0 +1,99 @@
+"""What a residual image classifier is made of; read by its backbone and its head."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.models.residual_image_classifier.presets import PRESETS
+
+SMALLEST_IMAGE = 8
+
+
+@dataclass(frozen=True)
+class ResidualImageClassifierConfig:
+    """The sizes of a `ResidualImageClassifier`.
+
+    Args:
+        num_classes: integer. Number of classes.
+        filters_per_stage: tuple of integers. Channels of each stage. Each stage but the first
+            halves height and width. Defaults to `(16, 32)`.
+        blocks_per_stage: tuple of integers. Residual blocks of each stage. Defaults to `(1, 1)`.
+        image_shape: tuple of integers or `None`. Height, width and channels; `None` for a height or
+            width of any size. Defaults to `(None, None, 3)`.
+        dropout: float. Share of the pooled features that is dropped in training. Defaults to `0.0`.
+        activation: string or `None`. `"softmax"` for probabilities, `None` for logits. Defaults to
+            `"softmax"`.
+
+    Raises:
+        InvalidInputError: A value is out of range. The message names it.
+
+    Example:
+
+    >>> from keras_deepseek.models import ResidualImageClassifierConfig
+    >>> config = ResidualImageClassifierConfig.from_preset("tiny", num_classes=10)
+    >>> config.filters_per_stage
+    (16, 32)
+    """
+
+    num_classes: int
+    filters_per_stage: Sequence[int] = (16, 32)
+    blocks_per_stage: Sequence[int] = (1, 1)
+    image_shape: Sequence[int | None] = (None, None, 3)
+    dropout: float = 0.0
+    activation: str | None = "softmax"
+
+    def __post_init__(self) -> None:
+        for name in ("filters_per_stage", "blocks_per_stage", "image_shape"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON brings lists.
+        num_stages, blocks = len(self.filters_per_stage), self.blocks_per_stage
+        self._check("num_classes", self.num_classes > 1, "at least 2")
+        self._check(
+            "filters_per_stage",
+            num_stages > 0 and min(self.filters_per_stage) > 0,
+            "one or more positive integers",
+        )
+        self._check(
+            "blocks_per_stage",
+            len(blocks) == num_stages and min(blocks) > 0,
+            f"{num_stages} positive integers, one for each of `filters_per_stage`",
+        )
+        self._check(
+            "image_shape",
+            _is_image_shape(self.image_shape),
+            f"(height, width, channels) with sizes of at least {SMALLEST_IMAGE}, or None for any",
+        )
+        self._check("dropout", 0 <= self.dropout < 1, "at least 0 and less than 1")
+        self._check("activation", self.activation in {None, "softmax"}, "'softmax' or None")
+
+    def _check(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise InvalidInputError(
+                f"`{name}` must be {expected}, received {getattr(self, name)!r}."
+            )
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "ResidualImageClassifierConfig":
+        """Returns the config of a size that has a name.
+
+        Args:
+            name: string. `"tiny"`, `"small"` or `"resnet_18"`.
+            **overrides: Arguments beside those of the preset, or in their place: `num_classes` at
+                least.
+
+        Raises:
+            InvalidInputError: There is no such preset.
+        """
+        if name not in PRESETS:
+            raise InvalidInputError(unknown_name_message("preset", name, PRESETS))
+        return cls(**{**PRESETS[name], **overrides})
+
+
+def _is_image_shape(shape: Sequence[int | None]) -> bool:
+    *sizes, channels = shape or (None,)
+    return (
+        len(sizes) == len(("height", "width"))
+        and all(size is None or size >= SMALLEST_IMAGE for size in sizes)
+        and channels is not None
+        and channels > 0
+    )

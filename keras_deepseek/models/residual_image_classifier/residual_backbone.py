@@ -1,0 +1,102 @@
+"""The body of the residual image models: from images to a map of features."""
+
+from dataclasses import asdict
+from typing import Any
+
+import keras
+
+from keras_deepseek.layers import Activation, Add, BatchNormalization, Conv2D, Input
+from keras_deepseek.models.residual_image_classifier.config import ResidualImageClassifierConfig
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class ResidualBackbone(keras.Model):
+    """Stages of residual blocks that turn images into a map of features.
+
+    Choose it to build another head than `ResidualImageClassifier`'s on the same body. Each block
+    adds two 3x3 convolutions to what it is given, `relu(x + norm(conv(relu(norm(conv(x))))))`.
+    Where a stage changes the shape, a strided 1x1 convolution takes the shortcut along. Every
+    convolution is followed by its batch normalization, so that inference can fold the two into one.
+
+    Args:
+        config: `ResidualImageClassifierConfig`.
+        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
+            global one. Defaults to `None`.
+        **kwargs: Arguments of `keras.Model`, such as `name`.
+
+    Call arguments:
+        inputs: Tensor of shape `(batch_size, height, width, channels)`, best scaled to [0, 1].
+
+    Returns:
+        A tensor of shape `(batch_size, height / 2**n, width / 2**n, filters_per_stage[-1])`, sizes
+        rounded up, for `n + 1` stages.
+
+    Example:
+
+    >>> from keras_deepseek.models import ResidualBackbone, ResidualImageClassifierConfig
+    >>> config = ResidualImageClassifierConfig(10, filters_per_stage=(8,), blocks_per_stage=(1,))
+    >>> ResidualBackbone(config).output_shape
+    (None, None, None, 8)
+
+    Reference:
+
+    - [Deep Residual Learning (He et al., 2015)](https://arxiv.org/abs/1512.03385)
+    """
+
+    def __init__(
+        self, config: ResidualImageClassifierConfig, *, dtype: Any = None, **kwargs: Any
+    ) -> None:
+        policy = keras.dtype_policies.get(dtype)
+        images = Input(config.image_shape, name="images")
+        x = _convolve(images, config.filters_per_stage[0], "stem", policy)
+        x = Activation("relu", dtype=policy, name="stem_relu")(x)
+        stages = zip(config.filters_per_stage, config.blocks_per_stage, strict=True)
+        for stage, (filters, num_blocks) in enumerate(stages):
+            for block in range(num_blocks):
+                strides = 2 if stage > 0 and block == 0 else 1
+                x = _residual_block(x, filters, strides, f"stage_{stage}_block_{block}", policy)
+        super().__init__(images, x, **kwargs)
+        self.config = config
+        self.layers_policy = policy
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "config": asdict(self.config),
+            "dtype": keras.dtype_policies.serialize(self.layers_policy),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "ResidualBackbone":
+        return cls(**{**config, "config": ResidualImageClassifierConfig(**config["config"])})
+
+
+def _residual_block(x: Any, filters: int, strides: int, name: str, policy: Any) -> Any:
+    shortcut = x
+    if strides > 1 or x.shape[-1] != filters:
+        shortcut = _convolve(x, filters, f"{name}_shortcut", policy, strides, kernel_size=1)
+    x = _convolve(x, filters, f"{name}_1", policy, strides)
+    x = Activation("relu", dtype=policy, name=f"{name}_1_relu")(x)
+    x = _convolve(x, filters, f"{name}_2", policy)
+    x = Add(dtype=policy, name=f"{name}_add")([x, shortcut])
+    return Activation("relu", dtype=policy, name=f"{name}_relu")(x)
+
+
+def _convolve(
+    x: Any, filters: int, name: str, policy: Any, strides: int = 1, kernel_size: int = 3
+) -> Any:
+    """Applies a convolution and its normalization, which makes a bias superfluous."""
+    x = Conv2D(
+        filters,
+        kernel_size,
+        strides=strides,
+        padding="same",
+        data_format="channels_last",
+        use_bias=False,
+        kernel_initializer="he_normal",
+        dtype=policy,
+        name=f"{name}_conv",
+    )(x)
+    # Keras's own momentum of 0.99 needs hundreds of steps before inference sees what training saw.
+    return BatchNormalization(axis=-1, momentum=0.9, dtype=policy, name=f"{name}_norm")(x)

@@ -1,0 +1,6 @@
+"""What tests of layers are built from. Library code never imports it."""
+
+from keras_deepseek.testing.layer_test_case import LayerTestCase
+from keras_deepseek.testing.tolerances import TOLERANCES, assert_close
+
+__all__ = ["TOLERANCES", "LayerTestCase", "assert_close"]

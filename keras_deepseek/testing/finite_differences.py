@@ -1,0 +1,60 @@
+"""Gradients measured rather than derived: what `LayerTestCase` holds automatic ones against."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.testing.tolerances import FINITE_DIFFERENCE_TOLERANCE, assert_close
+
+STEP = 5e-4
+"""Small enough to step over few kinks (of a ReLU, a clip), large enough to rise above rounding."""
+
+NUM_DIRECTIONS = 4
+
+ROUNDING = 4 * float(np.finfo("float32").eps)
+
+
+def assert_gradients(
+    function: Callable[[Sequence[Array]], Array],
+    arrays: Sequence[Array],
+    gradients: Sequence[Array],
+    names: Sequence[str],
+) -> None:
+    """Fails unless `gradients` are those of the sum of `function` at `arrays`.
+
+    Each array is moved along a few random directions of signs, so the cost does not grow with its
+    size and no entry escapes. The product of the gradient and a direction d must lie between the
+    slopes ahead, (f(a + hd) - f(a)) / h, and behind, (f(a) - f(a - hd)) / h: almost one number, but
+    where there is a kink between. A gradient that is truly zero, as that of a bias under a softmax,
+    measures as what float32 rounds off divided by h, and is allowed as much.
+
+    Args:
+        function: From arrays to the terms of a sum, in float64.
+        arrays: Where the gradients were taken.
+        gradients: One for each array.
+        names: What each array is, for the message.
+
+    Raises:
+        AssertionError: A gradient differs. The message names the array.
+    """
+    rng = np.random.default_rng(0)
+    here = function(arrays)
+    noise = ROUNDING * float(np.linalg.norm(here)) / STEP
+    for index, (array, gradient, name) in enumerate(zip(arrays, gradients, names, strict=True)):
+
+        def moved(step: Array, index: int = index, array: Array = array) -> Array:
+            return function([*arrays[:index], array + step, *arrays[index + 1 :]])
+
+        steps = STEP * rng.choice([-1.0, 1.0], (NUM_DIRECTIONS, *array.shape)).astype(array.dtype)
+        derived = [np.vdot(gradient.astype("float64"), step / STEP) for step in steps]
+        ahead = [np.sum(moved(step) - here) / STEP for step in steps]
+        behind = [np.sum(here - moved(-step)) / STEP for step in steps]
+        measured = np.clip(derived, np.minimum(ahead, behind), np.maximum(ahead, behind))
+        largest = float(np.abs(measured).max()) or 1.0
+        assert_close(
+            derived,
+            measured,
+            FINITE_DIFFERENCE_TOLERANCE + noise / largest,
+            f"Gradient by {name} against finite differences",
+        )

@@ -1,0 +1,152 @@
+"""The layer that `LayerTestCase` examines: how to make it, feed it, and put it into a model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+
+SEED = 1337
+
+
+@dataclass(frozen=True)
+class LayerSubject:
+    """A layer class with its arguments and one batch for it.
+
+    Args:
+        layer_class: The class.
+        init_kwargs: Its arguments.
+        inputs: NumPy arrays: one, a list that `call` takes as one argument, or a dict of arguments.
+    """
+
+    layer_class: type[keras.Layer]
+    init_kwargs: Mapping[str, Any]
+    inputs: Any
+
+    @classmethod
+    def from_shapes(
+        cls,
+        layer_class: type[keras.Layer],
+        init_kwargs: Mapping[str, Any],
+        input_shape: Any,
+        input_dtype: Any,
+    ) -> "LayerSubject":
+        """Draws the batch: normal floats, integers and booleans of 0 and 1."""
+        rng = np.random.default_rng(SEED)
+        if isinstance(input_shape, dict):
+            dtypes = _as_dict(input_dtype, list(input_shape))
+            inputs: Any = {
+                name: _draw(shape, dtypes[name], rng) for name, shape in input_shape.items()
+            }
+        elif isinstance(input_shape, list):
+            dtypes = _as_dict(input_dtype, list(range(len(input_shape))))
+            inputs = [_draw(shape, dtypes[i], rng) for i, shape in enumerate(input_shape)]
+        else:
+            inputs = _draw(input_shape, input_dtype, rng)
+        return cls(layer_class, dict(init_kwargs), inputs)
+
+    def make_layer(self, **kwargs: Any) -> keras.Layer:
+        """Returns the layer, built, its trainable weights moved so that zeros and ones show."""
+        keras.utils.set_random_seed(SEED)
+        layer = self.layer_class(**{**self.init_kwargs, **kwargs})
+        self.call(layer, self.symbolic_inputs())
+        rng = np.random.default_rng(SEED)
+        for weight in layer.trainable_weights:
+            noise = 0.1 * rng.normal(size=weight.shape)
+            weight.assign(keras.ops.convert_to_numpy(weight) + noise)
+        return layer
+
+    def call(self, layer: keras.Layer, inputs: Any) -> Any:
+        """Calls the layer as its users do, at inference."""
+        if isinstance(inputs, dict):
+            return layer(**inputs, training=False)
+        return layer(inputs, training=False)
+
+    def symbolic_inputs(self) -> Any:
+        """Returns an `Input` for each array, of any batch size."""
+        if isinstance(self.inputs, dict):
+            return {name: _make_input(array, name) for name, array in self.inputs.items()}
+        return keras.tree.map_structure(_make_input, self.inputs)
+
+    @property
+    def first_input(self) -> Array:
+        """The input whose mask the layer hands on: the first argument, or the first of its list."""
+        first: Array = self.inputs
+        if isinstance(self.inputs, dict):
+            first = next(iter(self.inputs.values()))
+        elif isinstance(self.inputs, list):
+            first = self.inputs[0]
+        return first
+
+    def replace_first_input(self, tensor: Any) -> Any:
+        """Returns the inputs as tensors, the first of them replaced."""
+        first = self.first_input
+        return keras.tree.map_structure(
+            lambda array: tensor if array is first else to_tensors(array), self.inputs
+        )
+
+    def make_objective(self, layer: keras.Layer) -> Callable[[Sequence[Any]], list[Any]]:
+        """Returns a function from the float inputs to the outputs, each entry randomly weighted."""
+        rng = np.random.default_rng(SEED)
+        weights = [
+            (rng.normal(size=array.shape) * is_float(array)).astype("float32")
+            for array in to_arrays(self.call(layer, to_tensors(self.inputs)))
+        ]
+
+        def weigh_outputs(float_inputs: Sequence[Any]) -> list[Any]:
+            given = iter(float_inputs)
+            inputs = keras.tree.map_structure(
+                lambda array: next(given) if is_float(array) else array, self.inputs
+            )
+            outputs = keras.tree.flatten(self.call(layer, to_tensors(inputs)))
+            return [
+                keras.ops.multiply(keras.ops.cast(output, "float32"), weight)
+                for output, weight in zip(outputs, weights, strict=True)
+            ]
+
+        return weigh_outputs
+
+    def make_model(self, layer: keras.Layer) -> keras.Model:
+        """Returns a Functional model of the layer alone, its outputs in a flat list."""
+        inputs = self.symbolic_inputs()
+        outputs = keras.tree.flatten(self.call(layer, inputs))
+        return keras.Model(inputs, outputs)
+
+
+def to_tensors(structure: Any) -> Any:
+    """Returns a structure of NumPy arrays as the backend's tensors."""
+    return keras.tree.map_structure(keras.ops.convert_to_tensor, structure)
+
+
+def to_arrays(structure: Any) -> list[Array]:
+    """Returns a structure of the backend's tensors as a flat list of NumPy arrays."""
+    return [keras.ops.convert_to_numpy(tensor) for tensor in keras.tree.flatten(structure)]
+
+
+def is_float(tensor: Any) -> bool:
+    """Whether a tensor or array is of a floating-point dtype, bfloat16 among them."""
+    return "float" in keras.backend.standardize_dtype(tensor.dtype)
+
+
+def _make_input(array: Array, name: str | None = None) -> Any:
+    return keras.Input(array.shape[1:], dtype=array.dtype.name, name=name)
+
+
+def _as_dict(value: Any, keys: list[Any]) -> dict[Any, Any]:
+    """Returns one value for all keys, or one each, as a dict."""
+    if isinstance(value, dict):
+        return value
+    return (
+        dict(zip(keys, value, strict=True))
+        if isinstance(value, list)
+        else dict.fromkeys(keys, value)
+    )
+
+
+def _draw(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> Array:
+    if "float" in dtype:
+        return rng.normal(size=shape).astype(dtype)
+    return rng.integers(0, 2, size=shape).astype(dtype)

@@ -1,0 +1,259 @@
+"""The one routine that every layer goes through: those of this package, and those of its users."""
+
+# ruff: noqa: PT009 - it must serve unittest and pytest alike, and hold under `python -O`.
+
+import inspect
+import json
+import tempfile
+import unittest
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.testing.finite_differences import assert_gradients
+from keras_deepseek.testing.layer_subject import (
+    SEED,
+    LayerSubject,
+    is_float,
+    to_arrays,
+    to_tensors,
+)
+from keras_deepseek.testing.mask_layers import AttachMask, RecordMask
+from keras_deepseek.testing.tolerances import assert_close
+
+Oracle = Callable[[keras.Layer, Any], Any]
+
+
+class LayerTestCase(unittest.TestCase):
+    """A test case that holds a layer to everything that Keras expects of one.
+
+    Use it as a base class with `unittest`, or call `LayerTestCase().run_layer_test(...)` from a
+    test function of pytest. `run_layer_test` runs the checks below on one set of arguments and one
+    input shape; call it once for each that matters.
+
+    | check | fails if |
+    |---|---|
+    | config | `get_config` forgets an argument, or the layer made from it differs |
+    | saving | a model with the layer, saved and loaded, gives other outputs |
+    | execution | symbolic shapes or dtypes, eager outputs, compiled ones or the oracle's differ |
+    | training | one step of a compiled `fit` leaves a loss or a weight that is not finite |
+    | half precision | outputs are of another dtype, not finite, or far from those in float32 |
+    | masking | the mask does not pass through, or what it hides reaches what it shows |
+    | gradients | automatic ones differ from finite differences |
+
+    The layer is always tested with its trainable weights moved a little at random, since zeros and
+    ones hide mistakes.
+
+    Example:
+
+    >>> from keras_deepseek.layers import SwiGLU
+    >>> from keras_deepseek.testing import LayerTestCase
+    >>> case = LayerTestCase()
+    >>> case.check_config(case.make_subject(SwiGLU, {"intermediate_dim": 4}, (2, 3, 5)))
+    """
+
+    def run_layer_test(
+        self,
+        layer_class: type[keras.Layer],
+        init_kwargs: Mapping[str, Any],
+        input_shape: Any,
+        input_dtype: Any = "float32",
+        *,
+        oracle: Oracle | None = None,
+        supports_masking: bool = True,
+    ) -> None:
+        """Runs every check on one layer.
+
+        Args:
+            layer_class: `keras.Layer` class, registered as serializable.
+            init_kwargs: dict. Its arguments.
+            input_shape: tuple of integers with the batch, a list of them for a layer that takes a
+                list, or a dict of them by the names of the arguments of `call`.
+            input_dtype: string, or a list or dict of strings beside `input_shape`. Integers are
+                drawn from 0 and 1. Defaults to `"float32"`.
+            oracle: function or `None`. Takes the built layer and the NumPy inputs, and returns what
+                the layer must compute, in float64. Defaults to `None`.
+            supports_masking: boolean. Whether a mask of the first input must pass through. Defaults
+                to `True`.
+
+        Raises:
+            AssertionError: A check failed. The message says which.
+        """
+        subject = self.make_subject(layer_class, init_kwargs, input_shape, input_dtype)
+        self.check_config(subject)
+        self.check_saving(subject)
+        self.check_execution(subject, oracle)
+        self.check_training(subject)
+        self.check_half_precision(subject)
+        if supports_masking:
+            self.check_masking(subject)
+        self.check_gradients(subject)
+
+    def make_subject(
+        self,
+        layer_class: type[keras.Layer],
+        init_kwargs: Mapping[str, Any],
+        input_shape: Any,
+        input_dtype: Any = "float32",
+    ) -> LayerSubject:
+        """Returns what the checks take, from the arguments of `run_layer_test`."""
+        return LayerSubject.from_shapes(layer_class, init_kwargs, input_shape, input_dtype)
+
+    def check_config(self, subject: LayerSubject) -> None:
+        """The config holds every argument, is JSON, and makes a layer of the same weights."""
+        layer = subject.make_layer()
+        config = _as_json(layer.get_config())
+        arguments = _named_arguments(subject.layer_class) | set(subject.init_kwargs)
+        self.assertEqual(sorted(arguments - set(config)), [], "get_config: forgotten arguments")
+        revived = subject.layer_class.from_config(_as_json(config))
+        self.assertEqual(
+            _as_json(revived.get_config()), config, "get_config: differs after from_config"
+        )
+        subject.call(revived, subject.symbolic_inputs())
+        self.assertEqual(
+            [(weight.path, tuple(weight.shape)) for weight in revived.weights],
+            [(weight.path, tuple(weight.shape)) for weight in layer.weights],
+            "from_config: other weights",
+        )
+
+    def check_saving(self, subject: LayerSubject) -> None:
+        """A model with the layer gives equal outputs after `save` and `load_model`."""
+        model = subject.make_model(subject.make_layer())
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.keras"
+            model.save(path)
+            revived = keras.saving.load_model(path)
+        inputs = to_tensors(subject.inputs)
+        self._assert_all_close(
+            to_arrays(revived(inputs)), to_arrays(model(inputs)), "Output after load_model"
+        )
+
+    def check_execution(self, subject: LayerSubject, oracle: Oracle | None = None) -> None:
+        """Symbolic, eager and compiled calls agree, and agree with the oracle."""
+        layer = subject.make_layer()
+        eager = subject.call(layer, to_tensors(subject.inputs))
+        symbolic = subject.call(layer, subject.symbolic_inputs())
+        keras.tree.map_structure(self._assert_spec, symbolic, eager)
+        if oracle is not None:
+            expected = keras.tree.flatten(oracle(layer, subject.inputs))
+            self._assert_all_close(to_arrays(eager), expected, "Output against the oracle")
+        model = NamedModel(subject.make_model(layer))
+        infer = backend.current().compile_inference(model)
+        first = keras.tree.map_structure(lambda array: array[:1], subject.inputs)
+        for inputs in (subject.inputs, first):  # Two batch sizes: neither may be baked in.
+            names = [spec.name for spec in model.signature.inputs]
+            outputs = infer(dict(zip(names, keras.tree.flatten(inputs), strict=True)))
+            self._assert_all_close(
+                [outputs[spec.name] for spec in model.signature.outputs],
+                to_arrays(subject.call(layer, to_tensors(inputs))),
+                "Compiled output against the eager one",
+            )
+
+    def check_training(self, subject: LayerSubject) -> None:
+        """One step of `fit`, in the backend's compiled form, leaves everything finite."""
+        layer = subject.make_layer()
+        model = subject.make_model(layer)
+        if not model.trainable_weights:
+            return  # Keras warns of a fit that has nothing to fit.
+        targets = [np.zeros_like(array) for array in to_arrays(model(to_tensors(subject.inputs)))]
+        model.compile(optimizer="sgd", loss=["mse"] * len(targets))
+        history = model.fit(subject.inputs, targets, epochs=1, verbose=0)
+        self.assertTrue(np.isfinite(history.history["loss"][-1]), "fit: the loss is not finite")
+        for weight in model.weights:
+            finite = bool(keras.ops.all(keras.ops.isfinite(weight)))
+            self.assertTrue(finite, f"fit: {weight.path} is not finite")
+
+    def check_half_precision(self, subject: LayerSubject) -> None:
+        """Under the mixed policies outputs are of the half dtype and near those in float32."""
+        full = subject.make_layer(dtype="float32")
+        expected = to_arrays(subject.call(full, to_tensors(subject.inputs)))
+        for dtype in ("bfloat16", "float16"):
+            layer = subject.make_layer(dtype=f"mixed_{dtype}")
+            layer.set_weights(full.get_weights())
+            outputs = keras.tree.flatten(subject.call(layer, to_tensors(subject.inputs)))
+            for output, array in zip(outputs, expected, strict=True):
+                if is_float(array):
+                    received = keras.backend.standardize_dtype(output.dtype)
+                    self.assertEqual(received, dtype, f"Output dtype under mixed_{dtype}")
+                full_output = keras.ops.convert_to_numpy(keras.ops.cast(output, "float32"))
+                assert_close(full_output, array, dtype, f"Output under mixed_{dtype}")
+
+    def check_masking(self, subject: LayerSubject) -> None:
+        """A mask of the first input passes through, and what it hides changes nothing it shows."""
+        layer = subject.make_layer()
+        self.assertTrue(layer.supports_masking, "Masking: `supports_masking` is False")
+        first = subject.first_input
+        rng = np.random.default_rng(SEED)
+        mask = rng.integers(0, 3, first.shape[:-1] if is_float(first) else first.shape) > 0
+        mask[..., -1], mask[..., 0] = False, True
+        hidden = ~mask[..., None] if is_float(first) else ~mask
+        disturbed = np.where(hidden, first + 1, first).astype(first.dtype)
+        results = []
+        for array in (first, disturbed):
+            masked = AttachMask(mask)(keras.ops.convert_to_tensor(array))
+            outputs = subject.call(layer, subject.replace_first_input(masked))
+            recorder = RecordMask()
+            output = recorder(keras.tree.flatten(outputs)[0])
+            self.assertIsNotNone(recorder.mask, "Masking: the mask was dropped")
+            np.testing.assert_array_equal(recorder.mask, mask, "Masking: the mask was changed")
+            results.append(keras.ops.convert_to_numpy(output)[mask])
+        assert_close(results[1], results[0], "float32", "Masking: output, the hidden changed")
+
+    def check_gradients(self, subject: LayerSubject) -> None:
+        """Gradients by every float input and trainable weight equal finite differences."""
+        layer = subject.make_layer()
+        variables = list(layer.trainable_variables)
+        weigh_outputs = subject.make_objective(layer)
+
+        def total(*arrays: Any) -> Any:
+            return sum(keras.ops.sum(terms) for terms in weigh_outputs(arrays))
+
+        def terms(arrays: Sequence[Array]) -> Array:
+            for variable, array in zip(variables, arrays[len(inputs) :], strict=True):
+                variable.assign(array)
+            parts = to_arrays(weigh_outputs(arrays[: len(inputs)]))
+            return np.concatenate([part.ravel().astype("float64") for part in parts])
+
+        inputs = [array for array in keras.tree.flatten(subject.inputs) if is_float(array)]
+        by_input, by_variable = backend.current().compute_gradients(total, inputs, variables)
+        assert_gradients(
+            terms,
+            [*inputs, *to_arrays(variables)],
+            [*by_input, *by_variable],
+            [f"input {index}" for index in range(len(inputs))] + [v.path for v in variables],
+        )
+
+    def _assert_spec(self, spec: Any, tensor: Any) -> None:
+        received, expected = tuple(tensor.shape), tuple(spec.shape)
+        fits = len(received) == len(expected) and all(
+            size is None or size == real for size, real in zip(expected, received, strict=True)
+        )
+        self.assertTrue(fits, f"Symbolic shape {expected}, eager shape {received}")
+        self.assertEqual(
+            spec.dtype, keras.backend.standardize_dtype(tensor.dtype), "Symbolic and eager dtype"
+        )
+
+    def _assert_all_close(
+        self, actual: Sequence[Array], expected: Sequence[Array], what: str
+    ) -> None:
+        self.assertEqual(len(actual), len(expected), f"{what}: number of arrays")
+        for one, other in zip(actual, expected, strict=True):
+            assert_close(one, other, "float32", what)
+
+
+def _named_arguments(layer_class: type[keras.Layer]) -> set[str]:
+    """Returns the arguments that the class's own `__init__` names."""
+    parameters = inspect.signature(layer_class.__init__).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {parameter.name for parameter in parameters if parameter.kind in kinds} - {"self"}
+
+
+def _as_json(config: Mapping[str, Any]) -> Any:
+    """Returns a config as JSON keeps it: a tuple as a list."""
+    return json.loads(json.dumps(config))

@@ -1,0 +1,38 @@
+"""Two layers that put a mask on a tensor and read it off, by what Keras makes public."""
+
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.signature import Array
+
+
+class AttachMask(keras.Layer):
+    """Returns its input with a given mask on it, as `Masking` and `Embedding` put one.
+
+    Args:
+        mask: Boolean array.
+    """
+
+    def __init__(self, mask: Array) -> None:
+        super().__init__()
+        self.given_mask = mask
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        return keras.ops.convert_to_tensor(self.given_mask)
+
+
+class RecordMask(keras.Layer):
+    """Returns its input and keeps the mask that came with it, as an array or `None`, in `mask`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.supports_masking = True
+        self.mask: Array | None = None
+
+    def call(self, inputs: Any, mask: Any = None) -> Any:
+        self.mask = None if mask is None else keras.ops.convert_to_numpy(mask)
+        return inputs

@@ -1,0 +1,40 @@
+"""Which device a training runs on."""
+
+import logging
+from collections.abc import Callable, Mapping
+
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+
+_logger = logging.getLogger(__name__)
+_KINDS = ("cpu", "gpu", "tpu")
+
+
+def choose_device(device_map: Mapping[str, int], count_devices: Callable[[str], int]) -> str:
+    """Returns the device to train on, as in `"gpu:0"`.
+
+    Args:
+        device_map: For each kind of device (`"gpu"`, `"tpu"`, `"cpu"`) the index of the one to use.
+            The first kind that this machine has is taken; where it has none of them, the CPU is.
+        count_devices: Function from a kind to the number of such devices.
+
+    Raises:
+        InvalidInputError: A kind is unknown, or the machine has fewer devices than the index asks
+            for.
+    """
+    for kind, index in device_map.items():
+        if kind not in _KINDS:
+            raise InvalidInputError(unknown_name_message("device in device_map", kind, _KINDS))
+        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+            raise InvalidInputError(
+                f"device_map[{kind!r}] must be an index from 0; received {index!r}."
+            )
+    for kind, index in device_map.items():
+        count = count_devices(kind)
+        if index < count:
+            return f"{kind}:{index}"
+        if count:
+            raise InvalidInputError(
+                f"device_map asks for {kind} {index}; this machine has {count}, counted from 0."
+            )
+    _logger.info("None of %s on this machine: training on the CPU.", list(device_map))
+    return "cpu:0"

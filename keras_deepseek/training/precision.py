@@ -1,0 +1,146 @@
+"""Half precision inside the training step, and nowhere else.
+
+The layers compute by another dtype policy for as long as one training step runs (on TensorFlow and
+JAX: is traced). Their variables stay as they are, float32 master weights. Validation, callbacks,
+checkpoints and everything after `fit` see the model by its own policy.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.keras_internals import flatten_layers
+
+_logger = logging.getLogger(__name__)
+
+
+def training_policy(
+    precision: str | None, fp16_enabled: bool, device_kind: str
+) -> keras.DTypePolicy | None:
+    """Returns the policy that the training step computes by; `None` for the model's own.
+
+    Args:
+        precision: string. A Keras dtype policy, as in `"mixed_bfloat16"`.
+        fp16_enabled: boolean. Half precision of the kind that fits the device: float16 on a GPU,
+            bfloat16, which needs no loss scaling, on TPU and CPU.
+        device_kind: string. `"cpu"`, `"gpu"` or `"tpu"`.
+
+    Raises:
+        InvalidInputError: The two contradict each other, or the policy is unknown.
+    """
+    if precision is None and not fp16_enabled:
+        return None
+    if precision is None:
+        precision = "mixed_float16" if device_kind == "gpu" else "mixed_bfloat16"
+        _logger.info(
+            "fp16_enabled on %s: the training step computes by %s.", device_kind, precision
+        )
+        return keras.DTypePolicy(precision)
+    if fp16_enabled:
+        raise InvalidInputError(
+            f"Give either fp16_enabled=True or precision={precision!r}, not both."
+        )
+    try:
+        return keras.DTypePolicy(precision)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"Unknown precision {precision!r}: expected a Keras dtype policy, as in "
+            "'mixed_bfloat16', 'mixed_float16' or 'float32'."
+        ) from error
+
+
+def with_loss_scaling(
+    optimizer: keras.optimizers.Optimizer, policy: keras.DTypePolicy | None
+) -> keras.optimizers.Optimizer:
+    """Returns the optimizer, with dynamic loss scaling where the policy computes in float16."""
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if policy is None or policy.compute_dtype != "float16" or scales:
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer)
+
+
+@contextmanager
+def training_step_in(model: keras.Model, policy: keras.DTypePolicy | None) -> Iterator[None]:
+    """Makes the model's training step compute by `policy` until the block ends.
+
+    Args:
+        model: `keras.Model`.
+        policy: The policy of the step, or `None` to leave it alone.
+
+    Raises:
+        InvalidInputError: The model's weights are not of the policy's variable dtype.
+    """
+    if policy is None:
+        yield
+        return
+    own_step = model.train_step
+    overridden = "train_step" in vars(model)
+    layers: list[tuple[keras.Layer, keras.DTypePolicy]] = []
+
+    def train_step(*arguments: Any) -> Any:
+        if not layers:  # Now, not earlier: the first step finds every layer built.
+            layers.extend(_layers_to_switch(model, policy))
+        with _switched(layers, policy):
+            return own_step(*arguments)
+
+    model.train_step = train_step
+    model.train_function = None  # What was compiled before computes by the other policy.
+    try:
+        yield
+    finally:
+        if overridden:
+            model.train_step = own_step
+        else:
+            del model.train_step
+        model.train_function = None
+
+
+@contextmanager
+def _switched(
+    layers: list[tuple[keras.Layer, keras.DTypePolicy]], policy: keras.DTypePolicy
+) -> Iterator[None]:
+    for layer, _ in layers:
+        layer.dtype_policy = policy
+    try:
+        yield
+    finally:
+        for layer, own_policy in layers:
+            layer.dtype_policy = own_policy
+
+
+def _layers_to_switch(
+    model: keras.Model, policy: keras.DTypePolicy
+) -> list[tuple[keras.Layer, keras.DTypePolicy]]:
+    """Returns the layers that `policy` is for, each with its own policy.
+
+    Quantized layers keep theirs. So does an output layer that ends in softmax or sigmoid: a
+    probability in half precision rounds to 1 and its loss to 0 (Keras's guide on mixed precision
+    asks for the same).
+    """
+    layers = [layer for layer in flatten_layers(model) if layer.quantization_mode is None]
+    for layer in layers:
+        if layer.variable_dtype != policy.variable_dtype and layer.weights:
+            raise InvalidInputError(
+                f"Layer {layer.name!r} has {layer.variable_dtype} weights; training by "
+                f"{policy.name!r} needs {policy.variable_dtype} ones. Build the model with that "
+                "dtype, or choose another precision."
+            )
+    probabilities = (keras.activations.softmax, keras.activations.sigmoid)
+    keep = {
+        id(layer)
+        for layer in _output_layers(model)
+        if isinstance(layer, keras.layers.Softmax)
+        or getattr(layer, "activation", None) in probabilities
+    }
+    return [(layer, layer.dtype_policy) for layer in layers if id(layer) not in keep]
+
+
+def _output_layers(model: keras.Model) -> list[keras.Layer]:
+    if isinstance(model, keras.Sequential):
+        return list(model.layers[-1:])
+    names = getattr(model, "output_names", ())  # A subclassed model has none.
+    return [layer for layer in model.layers if layer.name in names]

@@ -1,0 +1,141 @@
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from keras_deepseek.artifacts.bundle import (
+    MANIFEST_NAME,
+    Bundle,
+    check_target,
+    is_bundle,
+    publish_bundle,
+    staging_folder,
+)
+from keras_deepseek.artifacts.errors import BundleError
+from keras_deepseek.artifacts.manifest import Manifest, Verification
+from keras_deepseek.artifacts.signature import Signature
+
+MANIFEST = Manifest(
+    name="digits",
+    format="savedmodel",
+    entry=".",
+    signature=Signature((), ()),
+    precision="float32",
+    route="by hand",
+    versions={},
+    created="2026-11-25T00:00:00+00:00",
+    verification=Verification("verified"),
+)
+
+
+def write_bundle(path, content=b"weights", manifest=MANIFEST):
+    with staging_folder(path) as folder:
+        (folder / "variables").mkdir()
+        (folder / "model.bin").write_bytes(content)
+        (folder / "variables" / "data").write_bytes(content * 3)
+        return publish_bundle(folder, path, manifest)
+
+
+def test_what_was_published_opens(tmp_path):
+    written = write_bundle(tmp_path / "models" / "digits")
+    opened = Bundle.open(tmp_path / "models" / "digits")
+    assert opened == written
+    assert set(opened.manifest.files) == {"model.bin", "variables/data"}
+    assert opened.entry == opened.path
+
+
+def test_nothing_else_is_left_beside_it(tmp_path):
+    write_bundle(tmp_path / "digits")
+    write_bundle(tmp_path / "digits", b"newer")
+    assert os.listdir(tmp_path) == ["digits"]
+    assert (tmp_path / "digits" / "model.bin").read_bytes() == b"newer"
+
+
+def test_a_failure_in_the_middle_leaves_the_old_bundle(tmp_path):
+    write_bundle(tmp_path / "digits")
+
+    def fill_half():
+        with staging_folder(tmp_path / "digits") as folder:
+            (folder / "model.bin").write_bytes(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fill_half()
+    assert os.listdir(tmp_path) == ["digits"]
+    assert Bundle.open(tmp_path / "digits").manifest.files["model.bin"]["bytes"] == 7
+
+
+KILLED = """
+import os, signal, sys
+from keras_deepseek.artifacts.bundle import staging_folder
+with staging_folder(sys.argv[1]) as folder:
+    (folder / "model.bin").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_killed_in_mid_write_leaves_nothing_that_opens(tmp_path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "digits"], check=False)
+    assert killed.returncode == -9
+    assert not (tmp_path / "digits").exists()
+    for left in tmp_path.iterdir():
+        with pytest.raises(BundleError):
+            Bundle.open(left)
+
+
+@pytest.mark.parametrize("name", ["model.bin", "variables/data", MANIFEST_NAME])
+def test_a_cut_file_is_refused_by_name(tmp_path, name):
+    write_bundle(tmp_path / "digits")
+    path = tmp_path / "digits" / name
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(BundleError, match=r"digits' is refused.*Export it again"):
+        Bundle.open(tmp_path / "digits")
+
+
+def test_a_changed_byte_is_refused(tmp_path):
+    write_bundle(tmp_path / "digits")
+    (tmp_path / "digits" / "model.bin").write_bytes(b"weightz")
+    with pytest.raises(BundleError, match=r"'model\.bin' was altered"):
+        Bundle.open(tmp_path / "digits")
+
+
+def test_a_missing_file_and_an_added_one_are_named(tmp_path):
+    write_bundle(tmp_path / "digits")
+    (tmp_path / "digits" / "model.bin").rename(tmp_path / "digits" / "other.bin")
+    with pytest.raises(BundleError, match=r"missing: \['model.bin'\].*\['other.bin'\]"):
+        Bundle.open(tmp_path / "digits")
+
+
+def test_an_entry_outside_of_the_bundle_is_refused(tmp_path):
+    write_bundle(tmp_path / "digits", manifest=replace(MANIFEST, entry="../elsewhere"))
+    with pytest.raises(BundleError, match="lies outside"):
+        Bundle.open(tmp_path / "digits")
+
+
+@pytest.mark.parametrize("make", ["nothing", "file", "empty folder"])
+def test_what_is_no_bundle_says_so(tmp_path, make):
+    path = tmp_path / "digits"
+    if make == "file":
+        path.write_text("x")
+    elif make == "empty folder":
+        path.mkdir()
+    with pytest.raises(BundleError, match="No bundle at"):
+        Bundle.open(path)
+
+
+def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="not a bundle"):
+        write_bundle(tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+    assert os.listdir(tmp_path) == ["thesis"]
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "digits").mkdir()
+    check_target(tmp_path / "digits")
+    write_bundle(tmp_path / "digits")
+    assert is_bundle(tmp_path / "digits")

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.signature import Signature, TensorSpec
+
+ONE_INPUT = Signature((TensorSpec("image", (None, 2), "float32"),), ())
+TWO_INPUTS = Signature(
+    (TensorSpec("ids", (None, None), "int32"), TensorSpec("mask", (None, None), "bool")), ()
+)
+
+
+def test_lists_become_arrays_of_the_inputs_dtype():
+    bound = ONE_INPUT.bind([[1, 2], [3, 4]])
+    assert bound["image"].dtype == np.float32
+    np.testing.assert_array_equal(bound["image"], [[1, 2], [3, 4]])
+
+
+def test_an_array_of_the_right_dtype_is_not_copied():
+    array = np.ones((3, 2), "float32")
+    assert ONE_INPUT.bind(array)["image"] is array
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 3), (1, 2, 1), ()])
+def test_a_shape_that_does_not_fit_is_named_with_the_expected_one(shape):
+    with pytest.raises(InvalidInputError, match=r"image.*received shape.*float32 \(any, 2\)"):
+        ONE_INPUT.bind(np.zeros(shape, "float32"))
+
+
+def test_rows_of_unequal_length_are_refused():
+    with pytest.raises(InvalidInputError, match="rows of unequal length"):
+        ONE_INPUT.bind([[1.0], [1.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        ("int32", [1.5]),
+        ("int32", [2**40]),
+        ("uint8", [-1]),
+        ("bool", [2]),
+        ("int32", [float("nan")]),
+        ("float32", [1e300]),
+        ("float16", [70000]),
+        ("float32", ["text"]),
+        ("float32", [None]),
+    ],
+)
+def test_values_that_would_change_their_meaning_are_refused(dtype, values):
+    with pytest.raises(InvalidInputError, match="can't all be"):
+        TensorSpec("x", (None,), dtype).check(values)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        ("int32", [1.0, 2.0]),
+        ("bool", [0, 1]),
+        ("float16", [1.1]),
+        ("float32", [True]),
+        ("float32", [float("inf")]),
+    ],
+)
+def test_values_that_keep_their_meaning_are_taken(dtype, values):
+    assert TensorSpec("x", (None,), dtype).check(values).dtype == dtype
+
+
+def test_an_empty_batch_is_a_batch():
+    assert ONE_INPUT.bind(np.zeros((0, 2)))["image"].shape == (0, 2)
+
+
+def test_several_inputs_come_by_name_or_in_order():
+    ids, mask = [[1, 2]], [[True, False]]
+    by_name = TWO_INPUTS.bind({"mask": mask, "ids": ids})
+    in_order = TWO_INPUTS.bind([ids, mask])
+    for name in ("ids", "mask"):
+        np.testing.assert_array_equal(by_name[name], in_order[name])
+
+
+@pytest.mark.parametrize("values", [{"ids": [[1]]}, {"ids": [[1]], "mask": [[True]], "x": 1}])
+def test_missing_and_unknown_names_are_listed(values):
+    with pytest.raises(InvalidInputError, match=r"missing .* unknown"):
+        TWO_INPUTS.bind(values)
+
+
+def test_one_array_for_two_inputs_is_refused():
+    with pytest.raises(InvalidInputError, match="sequence of 2 arrays"):
+        TWO_INPUTS.bind(np.zeros((2, 2)))
+
+
+def test_inputs_of_different_batch_sizes_are_refused():
+    with pytest.raises(InvalidInputError, match="differ in batch size"):
+        TWO_INPUTS.bind({"ids": [[1], [2]], "mask": [[True]]})
+
+
+sizes = st.lists(st.one_of(st.none(), st.integers(1, 9)), max_size=4).map(tuple)
+specs = st.builds(TensorSpec, st.text(min_size=1), sizes, st.sampled_from(["float32", "int64"]))
+
+
+@given(st.builds(Signature, st.tuples(specs, specs), st.tuples(specs)))
+def test_a_signature_comes_back_from_its_dict(signature):
+    assert Signature.from_dict(signature.to_dict()) == signature

@@ -1,0 +1,81 @@
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.keras_file import import_source, load_keras_file
+
+LAYER_FILE = """
+import keras
+
+class Doubling(keras.layers.Layer):
+    def call(self, inputs):
+        return 2 * inputs
+"""
+
+SAVE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import keras, doubling_layer
+model = keras.Sequential([keras.Input((2,)), doubling_layer.Doubling()])
+model.save(sys.argv[1] + "/custom.keras")
+"""
+
+
+def test_a_model_comes_back_without_its_training(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    model.compile("adam", "mse")
+    model.save(tmp_path / "model.keras")
+    loaded = load_keras_file(tmp_path / "model.keras")
+    x = np.ones((1, 2), "float32")
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+    assert not loaded.compiled
+
+
+def test_our_own_layers_are_found_without_being_named(tmp_path):
+    script = (
+        "import sys, keras; from keras_deepseek.layers import SwiGLU;"
+        "keras.Sequential([keras.Input((2,)), SwiGLU(4)]).save(sys.argv[1])"
+    )
+    path = str(tmp_path / "model.keras")
+    subprocess.run([sys.executable, "-c", script, path], check=True, capture_output=True)
+    load = (
+        "import sys; from keras_deepseek.backend.keras_file import load_keras_file;"
+        "assert 'keras_deepseek.layers' not in sys.modules;"
+        "print(type(load_keras_file(sys.argv[1]).layers[-1]).__name__)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", load, path], check=True, capture_output=True, text=True
+    )
+    assert loaded.stdout.strip() == "SwiGLU"
+
+
+def test_custom_layers_come_from_the_file_that_is_named(tmp_path):
+    (tmp_path / "doubling_layer.py").write_text(LAYER_FILE)
+    subprocess.run([sys.executable, "-c", SAVE, tmp_path], check=True, capture_output=True)
+    with pytest.raises(InvalidInputError, match="can't load"):
+        load_keras_file(tmp_path / "custom.keras")
+    model = load_keras_file(tmp_path / "custom.keras", [tmp_path / "doubling_layer.py"])
+    try:
+        np.testing.assert_array_equal(model.predict(np.ones((1, 2)), verbose=0), [[2.0, 2.0]])
+    finally:
+        del keras.saving.get_custom_objects()["Doubling"]
+        del sys.modules["doubling_layer"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a zip", b"PK\x03\x04 cut"])
+def test_a_file_that_is_no_model_is_refused(tmp_path, content):
+    path = tmp_path / "model.keras"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InvalidInputError, match=r"model\.keras"):
+        load_keras_file(path)
+
+
+@pytest.mark.parametrize("source", ["no_such_module", "no_such_file.py"])
+def test_a_source_that_is_missing_is_named(source):
+    with pytest.raises(InvalidInputError, match=source):
+        import_source(source)

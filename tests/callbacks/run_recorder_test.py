@@ -1,0 +1,53 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.run_record import RunRecord
+from keras_deepseek.callbacks import RunRecorder
+
+
+def fit_with(*callbacks, **options):
+    model = keras.Sequential([keras.Input((2,), name="x"), keras.layers.Dense(1)], name="line")
+    model.compile("sgd", "mse")
+    data = (np.ones((8, 2)), np.ones((8, 1)))
+    return model, model.fit(*data, batch_size=2, verbose=0, callbacks=list(callbacks), **options)
+
+
+def test_every_step_and_the_validation_are_recorded(tmp_path):
+    data = (np.ones((4, 2)), np.ones((4, 1)))
+    _, history = fit_with(RunRecorder(tmp_path / "run.sqlite"), epochs=2, validation_data=data)
+    with RunRecord(tmp_path / "run.sqlite") as record:
+        assert [step for step, _ in record.scalars("loss")] == [1, 2, 3, 4, 5, 6, 7, 8]
+        values = [value for _, value in record.scalars("val_loss")]
+        assert [step for step, _ in record.scalars("val_loss")] == [4, 8]
+        np.testing.assert_allclose(values, history.history["val_loss"])
+        assert record.properties()["model"] == "line"
+        assert record.properties()["backend"] == keras.backend.backend()
+
+
+def test_every_so_many_steps_is_enough(tmp_path):
+    fit_with(RunRecorder(tmp_path / "run.sqlite", every=3), epochs=2)
+    with RunRecord(tmp_path / "run.sqlite") as record:
+        assert [step for step, _ in record.scalars("loss")] == [3, 4, 6, 8]
+
+
+def test_a_second_fit_goes_on_counting(tmp_path):
+    recorder = RunRecorder(tmp_path / "run.sqlite")
+    model, _ = fit_with(recorder)
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), batch_size=2, verbose=0, callbacks=[recorder])
+    with RunRecord(tmp_path / "run.sqlite") as record:
+        assert [step for step, _ in record.scalars("loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_training_that_fails_leaves_what_was_recorded(tmp_path):
+    class Failing(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                raise RuntimeError("power cut")
+
+    recorder = RunRecorder(tmp_path / "run.sqlite")
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit_with(recorder, Failing())
+    recorder.on_train_end()
+    with RunRecord(tmp_path / "run.sqlite") as record:
+        assert [step for step, _ in record.scalars("loss")] == [1, 2, 3]

@@ -1,0 +1,114 @@
+import argparse
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from keras_deepseek import __version__, cli
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+
+@pytest.fixture
+def greet(monkeypatch):
+    """Makes `greet NAME` the only command; a test sets what its `run` does."""
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("name")
+
+    command = SimpleNamespace(
+        NAME="greet",
+        HELP="Says hello.",
+        add_arguments=add_arguments,
+        run=lambda arguments: print(f"hello {arguments.name}"),
+    )
+    monkeypatch.setattr(cli, "ROOMS", ("hall",))
+    monkeypatch.setattr(cli, "_load_command", {"hall": command}.__getitem__)
+    return command
+
+
+def test_a_command_gets_its_arguments_and_the_exit_code_is_0(greet, capsys):
+    assert cli.main(["greet", "you"]) == 0
+    assert capsys.readouterr().out == "hello you\n"
+
+
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(greet, capsys):
+    def run(arguments):
+        raise InvalidInputError("Received 3,\n  expected 4.")
+
+    greet.run = run
+    assert cli.main(["greet", "you"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "keras-deepseek greet: error: Received 3, expected 4.\n"
+    assert captured.out == ""
+
+
+def test_a_fault_of_ours_keeps_its_traceback(greet):
+    def run(arguments):
+        raise ZeroDivisionError
+
+    greet.run = run
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["greet", "you"])
+
+
+def test_ctrl_c_is_exit_code_130(greet):
+    def run(arguments):
+        raise KeyboardInterrupt
+
+    greet.run = run
+    assert cli.main(["greet", "you"]) == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["paint"], "invalid choice: 'paint'"),
+        (["greet"], "the following arguments are required: name"),
+        (["greet", "you", "--loud"], "unrecognized arguments: --loud"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named_with_exit_code_2(greet, capsys, arguments, message):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(arguments)
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["greet", "--help"]])
+def test_help_says_what_a_command_does(greet, capsys, arguments):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(arguments)
+    assert exit_info.value.code == 0
+    assert "Says hello." in capsys.readouterr().out
+
+
+def test_the_version_is_the_package_s(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["--version"])
+    assert exit_info.value.code == 0
+    assert capsys.readouterr().out == f"keras-deepseek {__version__}\n"
+
+
+def test_the_rooms_bring_export_and_serve(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    assert "export" in shown
+    assert "serve" in shown
+
+
+def test_help_loads_no_framework_and_no_numpy():
+    code = (
+        "import sys\n"
+        "from keras_deepseek.cli import main\n"
+        "try:\n"
+        "    main(['export', '--help'])\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "heavy = {'jax', 'keras', 'numpy', 'tensorflow', 'torch'} & set(sys.modules)\n"
+        "sys.exit(f'loaded: {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,36 @@
+"""What holds for every test: quiet frameworks, one thread, a fixed seed, no state left behind."""
+
+import os
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # More make a fit in torch many times slower.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import hypothesis
+import pytest
+
+# A deadline would be a timed assertion, and a failure must be the same one in the next run.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_report_header() -> str:
+    """Says what the tests run on."""
+    return f"keras {version('keras')} on {os.environ['KERAS_BACKEND']}"
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> Iterator[None]:
+    """Seeds each test and puts Keras's dtype policy back, where Keras is loaded at all."""
+    if "keras" not in sys.modules:
+        yield
+        return
+    import keras
+
+    keras.utils.set_random_seed(0)
+    policy = keras.config.dtype_policy()
+    yield
+    keras.config.set_dtype_policy(policy)

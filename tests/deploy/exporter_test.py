@@ -1,0 +1,205 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.bundle import Bundle
+from keras_deepseek.artifacts.errors import (
+    BundleError,
+    ExportError,
+    InvalidInputError,
+    NotSupportedError,
+)
+from keras_deepseek.deploy import Exporter, register_exporter, registry
+
+
+def batch_of(signature, batch_size=5, length=7):
+    generator = np.random.default_rng(9)
+    return {
+        spec.name: generator.integers(
+            0,
+            5,
+            [
+                batch_size if axis == 0 else length if size is None else size
+                for axis, size in enumerate(spec.shape)
+            ],
+        ).astype(spec.dtype)
+        for spec in signature.inputs
+    }
+
+
+def predict(exporter, model, batch):
+    named = exporter._model
+    return named.name_outputs(model.predict(named.pack_inputs(batch), verbose=0))
+
+
+def test_an_onnx_bundle_computes_what_the_model_computes(model, tmp_path, tensorflow_installed):
+    import onnxruntime
+
+    exporter = Exporter(model, backend="onnx", verbose=False)
+    report = exporter.export(tmp_path / "bundle")
+    assert report.verified
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.manifest.name == model.name
+    assert bundle.manifest.signature == exporter.signature
+    assert bundle.manifest.verification.num_samples == 3
+    session = onnxruntime.InferenceSession(bundle.entry)
+    batch = batch_of(exporter.signature)
+    names = [output.name for output in session.get_outputs()]
+    received = dict(zip(names, session.run(None, batch), strict=True))
+    for name, expected in predict(exporter, model, batch).items():
+        np.testing.assert_allclose(received[name], expected, atol=1e-5)
+
+
+def test_a_saved_model_bundle_computes_what_the_model_computes(
+    model, tmp_path, tensorflow_installed
+):
+    from keras_deepseek.backend.saved_model import load_saved_model
+
+    exporter = Exporter(model, backend="savedmodel", verbose=False)
+    assert exporter.export(tmp_path / model.name / "1").verified
+    bundle = Bundle.open(tmp_path / model.name / "1")
+    assert (bundle.entry / "saved_model.pb").is_file()
+    batch = batch_of(exporter.signature)
+    received = load_saved_model(bundle.entry)(batch)
+    for name, expected in predict(exporter, model, batch).items():
+        np.testing.assert_allclose(received[name], expected, atol=1e-5)
+
+
+def test_a_path_with_the_formats_suffix_asks_for_the_file(digits, tmp_path, tensorflow_installed):
+    import onnxruntime
+
+    report = Exporter(digits, "onnx", verbose=False).export(tmp_path / "digits.onnx")
+    assert report.path == tmp_path / "digits.onnx"
+    assert os.listdir(tmp_path) == ["digits.onnx"]
+    session = onnxruntime.InferenceSession(tmp_path / "digits.onnx")
+    assert [value.name for value in session.get_inputs()] == ["image"]
+    assert [value.name for value in session.get_outputs()] == ["probabilities"]
+
+
+def test_progress_names_the_route_and_the_result(digits, tmp_path, capsys, tensorflow_installed):
+    Exporter(digits, "savedmodel").export(tmp_path / "digits")
+    first, *_, last = capsys.readouterr().out.strip().splitlines()
+    assert first.startswith("savedmodel: trying")
+    assert "verified on 3 batches" in last
+
+
+def test_own_samples_are_what_it_is_verified_on(digits, tmp_path, tensorflow_installed):
+    images = np.zeros((2, 8, 8, 1))
+    exporter = Exporter(digits, "onnx", samples=[images, images[:1]], verbose=False)
+    assert exporter.export(tmp_path / "digits").verification.num_samples == 2
+
+
+@pytest.mark.parametrize("samples", [[], [np.zeros((2, 7, 8, 1))]])
+def test_samples_that_do_not_fit_are_refused(digits, samples):
+    with pytest.raises(InvalidInputError):
+        Exporter(digits, "savedmodel", samples=samples)
+
+
+def test_a_model_trained_in_half_precision_exports_in_float32(tmp_path, tensorflow_installed):
+    from keras_deepseek.training import Trainer
+
+    model = keras.Sequential(
+        [keras.Input((4,), name="x"), keras.layers.Dense(3, name="y")], name="line"
+    )
+    trainer = Trainer(model, optimizer="sgd", loss="mse", fp16_enabled=True)
+    trainer.fit(np.ones((8, 4)), np.ones((8, 3)), verbose=0)
+    report = Exporter(model, "onnx", verbose=False).export(tmp_path / "line")
+    assert Bundle.open(report.path).manifest.precision == "float32"
+    assert report.verification.largest_difference < 1e-6
+
+
+class TextFormat:
+    name, suffix, entry = "text", ".txt", "model.txt"
+
+    def write(self, model, folder):
+        (folder / self.entry).write_text(
+            json.dumps([w.tolist() for w in model.model.get_weights()])
+        )
+        return "JSON"
+
+    def run(self, folder, samples):
+        raise NotSupportedError("text is not run")
+
+
+@pytest.fixture
+def text_format(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+    register_exporter(TextFormat())
+
+
+@pytest.mark.parametrize(("backend", "path"), [("text", "bundle"), ("custom", "model.txt")])
+def test_a_registered_format_is_written(digits, tmp_path, text_format, backend, path):
+    report = Exporter(model=digits, backend=backend, verbose=False).export(tmp_path / path)
+    assert (report.verified, report.verification.reason) == (False, "text is not run")
+    if backend == "text":
+        assert Bundle.open(tmp_path / path).manifest.verification.state == "unverified"
+    else:
+        assert json.loads((tmp_path / path).read_text())
+
+
+def test_custom_without_a_registered_format_says_how(digits, tmp_path):
+    with pytest.raises(InvalidInputError, match="register_exporter"):
+        Exporter(model=digits, backend="custom").export(tmp_path / "model.unknown")
+
+
+def test_an_unknown_backend_gets_the_nearest_name(digits):
+    with pytest.raises(InvalidInputError, match="did you mean 'savedmodel'"):
+        Exporter(digits, backend="saved_model")
+
+
+def test_an_unbuilt_model_is_refused():
+    with pytest.raises(InvalidInputError, match="not built"):
+        Exporter(keras.Sequential([keras.layers.Dense(2)]), backend="savedmodel")
+
+
+def test_a_folder_with_other_things_is_refused_before_any_work(digits, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match="not a bundle"):
+        Exporter(digits, "savedmodel", verbose=False).export(tmp_path)
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(digits, tmp_path):
+    (tmp_path / "model.onnx").mkdir()
+    with pytest.raises(ExportError, match="is a folder"):
+        Exporter(digits, "onnx", verbose=False).export(tmp_path / "model.onnx")
+
+
+def test_a_failure_names_each_route_and_leaves_nothing(digits, tmp_path, tensorflow_missing):
+    with pytest.raises(ExportError, match=r"backend: .*TensorFlow process: .*\[tensorflow\]"):
+        Exporter(digits, "savedmodel", verbose=False).export(tmp_path / "digits")
+    assert not any(tmp_path.iterdir())
+
+
+KILLED = """
+import sys, os, signal, keras
+from keras_deepseek.deploy import Exporter, register_exporter
+
+class Slow:
+    name, suffix, entry = "slow", "", "."
+    def write(self, model, folder):
+        (folder / "half.bin").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    def run(self, folder, samples):
+        return []
+
+register_exporter(Slow())
+Exporter(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), "slow").export(sys.argv[1])
+"""
+
+
+def test_killed_in_the_middle_nothing_is_left_that_opens(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, "-c", KILLED, tmp_path / "digits"], check=False, capture_output=True
+    )
+    assert finished.returncode == -signal.SIGKILL
+    assert not (tmp_path / "digits").exists()
+    for left in tmp_path.iterdir():
+        with pytest.raises(BundleError):
+            Bundle.open(left)

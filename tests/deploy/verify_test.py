@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import ExportError
+from keras_deepseek.deploy.verify import TOLERANCES, compare
+
+
+def outputs(value, dtype="float32"):
+    return [{"y": np.asarray(value, dtype)}]
+
+
+def test_the_largest_difference_is_told():
+    comparison = compare(outputs([1.0, 2.0]), outputs([1.0, 2.00001]))
+    assert comparison.num_samples == 1
+    assert comparison.largest_difference == pytest.approx(1e-5, rel=0.1)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 1000.0])
+def test_what_is_beyond_the_tolerance_fails_at_every_scale(scale):
+    allowed = TOLERANCES["float32"] * max(1.0, scale)
+    compare(outputs([scale, 0.0]), outputs([scale, 0.5 * allowed]))
+    with pytest.raises(ExportError, match=r"Output 'y' of batch 0: differs by"):
+        compare(outputs([scale, 0.0]), outputs([scale, 2 * allowed]))
+
+
+def test_nan_must_stand_in_the_same_place():
+    compare(outputs([np.nan, 1.0]), outputs([np.nan, 1.0]))
+    for received in ([1.0, np.nan], [1.0, 1.0], [np.nan, np.nan], [np.inf, 1.0]):
+        with pytest.raises(ExportError, match="NaN or infinity"):
+            compare(outputs([np.nan, 1.0]), outputs(received))
+
+
+def test_infinities_must_have_the_same_sign():
+    compare(outputs([np.inf]), outputs([np.inf]))
+    with pytest.raises(ExportError, match="NaN or infinity"):
+        compare(outputs([np.inf]), outputs([-np.inf]))
+
+
+def test_integers_must_be_equal():
+    compare(outputs([1, 2], "int32"), outputs([1, 2], "int32"))
+    with pytest.raises(ExportError, match="must be equal"):
+        compare(outputs([1, 2], "int32"), outputs([1, 3], "int32"))
+
+
+@pytest.mark.parametrize(
+    ("received", "match"),
+    [
+        ([{"y": np.zeros((1, 2), "float32")}], r"shape \(1, 2\); expected \(2,\)"),
+        ([{"y": np.zeros(2, "float64")}], "dtype float64; expected float32"),
+        ([{"z": np.zeros(2, "float32")}], r"\['z'\]; expected \['y'\]"),
+        ([], "0 batches came back of 1"),
+    ],
+)
+def test_shapes_dtypes_names_and_batches_must_agree(received, match):
+    with pytest.raises(ExportError, match=match):
+        compare(outputs([0.0, 0.0]), received)
+
+
+def test_an_empty_batch_has_no_difference():
+    assert compare(outputs(np.zeros((0, 3))), outputs(np.zeros((0, 3)))).largest_difference == 0.0

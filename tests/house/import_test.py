@@ -1,0 +1,48 @@
+"""What an import loads, asked in a fresh process."""
+
+import subprocess
+import sys
+
+import pytest
+
+import keras_deepseek
+
+FRAMEWORKS = {"jax", "keras", "tensorflow", "torch"}
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Returns the top-level modules that a fresh Python holds after a statement."""
+    code = f"import sys; {statement}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_the_package_loads_no_framework_and_no_numpy():
+    assert loaded_by("import keras_deepseek") & (FRAMEWORKS | {"numpy"}) == set()
+
+
+@pytest.mark.parametrize("room", ["artifacts", "inference"])
+def test_a_room_that_serves_without_keras_loads_no_framework(room):
+    assert loaded_by(f"import keras_deepseek.{room}") & FRAMEWORKS == set()
+
+
+def test_only_the_framework_that_keras_runs_on_is_loaded():
+    import keras
+
+    rooms = ", ".join(f"keras_deepseek.{name}" for name in keras_deepseek.__all__[1:])
+    others = FRAMEWORKS - {"keras", keras.backend.backend()}
+    # Where Keras itself loads another framework, that is not ours to answer for.
+    assert loaded_by(f"import {rooms}") & others <= loaded_by("import keras")
+
+
+def test_a_room_is_an_attribute_of_the_package():
+    assert loaded_by("import keras_deepseek; keras_deepseek.layers.Dense") >= {"keras"}
+    assert set(keras_deepseek.__all__) <= set(dir(keras_deepseek))
+
+
+def test_an_unknown_attribute_is_named():
+    with pytest.raises(AttributeError, match="'keras_deepseek' has no attribute 'kitchen'"):
+        keras_deepseek.kitchen  # noqa: B018 - the access is what is tested

@@ -1,0 +1,53 @@
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
+from keras_deepseek.inference.arguments import (
+    check_batch_axis,
+    check_batch_size,
+    check_count,
+    check_name,
+)
+
+
+@pytest.mark.parametrize("name", ["digits", "my-model_2.1"])
+def test_a_name_of_letters_digits_and_marks_is_taken(name):
+    check_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a b", "a:predict", "é", None])
+def test_a_name_that_would_break_the_url_is_refused(name):
+    with pytest.raises(InvalidInputError, match="part of the URL"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "8", None])
+def test_a_count_below_one_or_of_another_type_is_refused(value):
+    with pytest.raises(InvalidInputError, match="max_batch_size"):
+        check_count("max_batch_size", value)
+
+
+@pytest.mark.parametrize("value", ["dynamic", 1, 8])
+def test_dynamic_and_sizes_up_to_the_largest_are_taken(value):
+    check_batch_size(value, 8)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("dynamc", "did you mean 'dynamic'"),
+        (0, "at least 1"),
+        (True, "at least 1"),
+        (9, "above max_batch_size=8"),
+        (2.0, "Expected an integer"),
+    ],
+)
+def test_another_batch_size_is_refused_with_what_is_wrong(value, message):
+    with pytest.raises(InvalidInputError, match=message):
+        check_batch_size(value, 8)
+
+
+@pytest.mark.parametrize("shape", [(8, 2), ()])
+def test_an_input_without_a_free_batch_axis_is_refused(shape):
+    signature = Signature((TensorSpec("x", shape, "float32"),), ())
+    with pytest.raises(NotSupportedError, match="leave the batch size open"):
+        check_batch_axis(signature)

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
+from keras_deepseek.inference.batch import Batch, Request, Slice
+
+
+def whole(request):
+    return Slice(request, 0, request.rows)
+
+
+def batch_of(*slices):
+    return Batch(slices, "idle", 0.0)
+
+
+def test_rows_of_several_requests_are_stacked_and_the_last_is_repeated(rows):
+    batch = batch_of(whole(Request(rows(1, 2))), whole(Request(rows(3))))
+    assert batch.rows == 3
+    assert batch.stack(5)["x"][:, 0].tolist() == [1, 2, 3, 3, 3]
+
+
+def test_a_batch_without_rows_is_filled_with_zeros_of_the_right_shape(rows):
+    stacked = batch_of(whole(Request(rows()))).stack(2)["x"]
+    assert stacked.dtype == np.float32
+    assert stacked.tolist() == [[0, 0], [0, 0]]
+
+
+def test_each_request_gets_its_own_rows_and_no_padding(rows):
+    first, second = Request(rows(1, 2)), Request(rows(3))
+    batch = batch_of(whole(first), whole(second))
+    batch.distribute(batch.stack(4), 4)
+    assert first.future.result()["x"][:, 0].tolist() == [1, 2]
+    assert second.future.result()["x"][:, 0].tolist() == [3]
+
+
+def test_parts_are_put_together_in_the_order_of_their_rows(rows):
+    request = Request(rows(1, 2, 3))
+    late, early = batch_of(Slice(request, 2, 3)), batch_of(Slice(request, 0, 2))
+    late.distribute(late.stack(1), 1)
+    assert not request.future.done()
+    early.distribute(early.stack(2), 2)
+    assert request.future.result()["x"][:, 0].tolist() == [1, 2, 3]
+
+
+def test_a_request_that_failed_in_one_part_keeps_its_error(rows):
+    request = Request(rows(1, 2))
+    batch_of(Slice(request, 0, 1)).fail(ArithmeticError("first"))
+    batch_of(Slice(request, 1, 2)).fail(ArithmeticError("second"))
+    assert str(request.future.exception()) == "first"
+
+
+@pytest.mark.parametrize("shape", [(), (3, 2)])
+def test_an_output_without_a_row_for_each_row_is_refused(rows, shape):
+    batch = batch_of(whole(Request(rows(1, 2))))
+    with pytest.raises(NotSupportedError, match="one row, in the first axis"):
+        batch.distribute({"y": np.zeros(shape)}, 2)
+
+
+@pytest.mark.parametrize(
+    "inputs", [{}, {"x": np.zeros(())}, {"x": np.zeros((1, 2)), "z": np.zeros((2, 2))}]
+)
+def test_inputs_without_one_number_of_rows_are_refused(inputs):
+    with pytest.raises(InvalidInputError, match="same number of rows"):
+        Request(inputs)
+
+
+def test_only_equal_shapes_and_dtypes_share_a_lane():
+    lane = Request({"x": np.zeros((1, 2), "float32")}).lane
+    assert Request({"x": np.zeros((5, 2), "float32")}).lane == lane
+    assert Request({"x": np.zeros((1, 3), "float32")}).lane != lane
+    assert Request({"x": np.zeros((1, 2), "int32")}).lane != lane
+
+
+def test_splitting_gives_each_request_a_batch_of_its_own(rows):
+    batch = batch_of(whole(Request(rows(1))), whole(Request(rows(2, 3))))
+    assert [(part.rows, part.reason) for part in batch.split()] == [(1, "retried"), (2, "retried")]

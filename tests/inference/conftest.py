@@ -1,0 +1,129 @@
+"""What the tests of serving share: an executor that can be watched, and bundles of a tiny model."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import Bundle, Manifest, Signature, TensorSpec, Verification
+from keras_deepseek.artifacts.bundle import publish_bundle, staging_folder
+from keras_deepseek.artifacts.signature import Array
+
+DOUBLE = Signature(
+    inputs=(TensorSpec("x", (None, 2), "float32"),),
+    outputs=(TensorSpec("y", (None, 2), "float32"),),
+)
+
+
+class Doubler:
+    """Doubles its input, notes the sizes that it saw, and fails for a row that starts with -1.
+
+    `hold` makes the next calls wait until `release`.
+    """
+
+    def __init__(self, signature: Signature = DOUBLE) -> None:
+        self.signature = signature
+        self.sizes: list[int] = []
+        self.rows_seen: list[float] = []
+        self.entered = threading.Event()
+        self._gate = threading.Event()
+        self._gate.set()
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        x = inputs["x"]
+        self.sizes.append(len(x))
+        self.rows_seen.extend(x[:, 0].tolist())
+        self.entered.set()
+        assert self._gate.wait(60)
+        if (x[:, 0] == -1).any():
+            raise ArithmeticError("a row starts with -1\nand this is a second line")
+        return {"y": 2 * x}
+
+    def hold(self) -> None:
+        self.entered.clear()
+        self._gate.clear()
+
+    def release(self) -> None:
+        self._gate.set()
+
+
+@pytest.fixture
+def doubler() -> Doubler:
+    return Doubler()
+
+
+@pytest.fixture
+def bundle_of(tmp_path: Path) -> Callable[[str], Bundle]:
+    """Writes a bundle of the doubling model in the format that is asked for."""
+
+    def write(form: str) -> Bundle:
+        path = tmp_path / form
+        with staging_folder(path) as folder:
+            entry = _WRITERS.get(form, _write_nothing)(folder)
+            manifest = Manifest(
+                name="double",
+                format=form,
+                entry=entry,
+                signature=DOUBLE,
+                precision="float32",
+                route="a test",
+                versions={},
+                created="2026-01-01T00:00:00Z",
+                verification=Verification("unverified", "a test"),
+            )
+            return publish_bundle(folder, path, manifest)
+
+    return write
+
+
+def _write_onnx(folder: Path) -> str:
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        "double",
+        [helper.make_tensor_value_info("x", kind, ["rows", 2])],
+        [helper.make_tensor_value_info("y", kind, ["rows", 2])],
+    )
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), folder / "model.onnx")
+    return "model.onnx"
+
+
+def _write_saved_model(folder: Path) -> str:
+    tf = pytest.importorskip("tensorflow")
+    module = tf.Module()
+    spec = tf.TensorSpec((None, 2), tf.float32, name="x")
+    module.double = tf.function(lambda x: {"y": 2 * x}, input_signature=[spec])
+    signatures = {"serving_default": module.double.get_concrete_function()}
+    tf.saved_model.save(module, str(folder), signatures=signatures)
+    return "."
+
+
+def _write_keras(folder: Path) -> str:
+    import keras
+
+    inputs = keras.Input((2,), name="x")
+    layer = keras.layers.Rescaling(2.0, name="y")
+    keras.Model(inputs, layer(inputs)).save(folder / "model.keras")
+    return "model.keras"
+
+
+def _write_nothing(folder: Path) -> str:
+    (folder / "model.bin").write_bytes(b"nothing")
+    return "model.bin"
+
+
+_WRITERS = {"onnx": _write_onnx, "savedmodel": _write_saved_model, "keras": _write_keras}
+
+
+def rows(*values: float) -> dict[str, Array]:
+    """Returns an input with one row for each value."""
+    return {"x": np.array([[value, value] for value in values], "float32").reshape(-1, 2)}
+
+
+@pytest.fixture(name="rows")
+def rows_fixture() -> Callable[..., dict[str, Array]]:
+    return rows

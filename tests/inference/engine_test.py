@@ -1,0 +1,235 @@
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
+from keras_deepseek.inference import HttpServer, OverloadedError, ServingEngine
+from keras_deepseek.inference.errors import ClosedError
+
+
+def make_model():
+    inputs = keras.Input((3,), name="x")
+    return keras.Model(inputs, keras.layers.Dense(2, name="scores")(inputs))
+
+
+def test_the_mission_s_own_call_answers_as_the_model_does():
+    model = make_model()
+    x = np.random.default_rng(0).normal(size=(70, 3)).astype("float32")
+    with ServingEngine(model=model, batch_size="dynamic", max_batch_size=32) as engine:
+        served = engine.predict(x)
+    np.testing.assert_allclose(served, model.predict(x, verbose=0), atol=1e-5)
+
+
+def test_a_served_batch_is_bit_equal_to_the_executor_called_at_that_size():
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+    with ServingEngine(make_model(), max_batch_size=4) as engine:
+        expected = engine._executor.run({"x": x})["scores"]
+        np.testing.assert_array_equal(engine.predict(x), expected)
+
+
+def test_threads_that_ask_for_single_rows_get_their_own_answers():
+    model = make_model()
+    x = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
+    with ServingEngine(model) as engine, ThreadPoolExecutor(16) as pool:
+        served = np.concatenate(list(pool.map(engine.predict, np.split(x, 64))))
+    np.testing.assert_allclose(served, model.predict(x, verbose=0), atol=1e-5)
+
+
+def test_several_outputs_come_by_name_and_several_inputs_in_any_form():
+    left, right = keras.Input((1,), name="left"), keras.Input((1,), name="right")
+    model = keras.Model([left, right], {"sum": left + right, "both": left * right})
+    with ServingEngine(model, max_batch_size=2) as engine:
+        for x in ([[[3]], [[4]]], {"left": [[3]], "right": [[4]]}):
+            outputs = engine.predict(x)
+            assert (outputs["sum"].tolist(), outputs["both"].tolist()) == ([[7]], [[12]])
+
+
+def test_any_number_of_rows_is_answered(doubler):
+    with ServingEngine(doubler, max_batch_size=4) as engine:
+        for count in (0, 1, 3, 4, 11):
+            x = np.arange(2 * count, dtype="float32").reshape(count, 2)
+            np.testing.assert_array_equal(engine.predict(x), 2 * x)
+
+
+def test_starting_runs_each_batch_size_once(doubler):
+    with ServingEngine(doubler, max_batch_size=6):
+        assert doubler.sizes == [1, 2, 4, 6]
+
+
+def test_a_fixed_batch_size_is_the_only_one_that_the_model_sees(doubler):
+    with ServingEngine(doubler, batch_size=3, max_batch_size=6) as engine:
+        engine.predict(np.zeros((4, 2)))
+    assert set(doubler.sizes) == {3}
+
+
+def test_nothing_is_warmed_up_where_an_axis_is_free_or_it_is_not_wanted(doubler):
+    with ServingEngine(doubler, warm_up=False):
+        assert doubler.sizes == []
+    doubler.signature = Signature(
+        (TensorSpec("x", (None, None), "float32"),), doubler.signature.outputs
+    )
+    with ServingEngine(doubler) as engine:
+        assert doubler.sizes == []
+        assert engine.predict([[1, 2, 3]]).tolist() == [[2, 4, 6]]
+
+
+def test_the_first_use_starts_the_engine_once(doubler):
+    engine = ServingEngine(doubler, max_batch_size=1)
+    assert not engine.ready
+    engine.predict([[1, 2]])
+    assert engine.ready
+    engine.start()
+    assert doubler.sizes == [1, 1]
+    engine.close()
+
+
+def test_a_closed_engine_refuses(doubler):
+    engine = ServingEngine(doubler)
+    engine.close()
+    engine.close()
+    assert not engine.ready
+    for call in (engine.start, engine.serve, lambda: engine.predict([[1, 2]])):
+        with pytest.raises(ClosedError, match="closed"):
+            call()
+
+
+def test_submitting_needs_a_started_engine(doubler):
+    with pytest.raises(ClosedError, match="call `start` first"):
+        ServingEngine(doubler).submit([[1, 2]])
+
+
+def test_closing_answers_what_was_accepted(doubler):
+    engine = ServingEngine(doubler, warm_up=False)
+    engine.start()
+    doubler.hold()
+    futures = [engine.submit([[value, value]]) for value in range(3)]
+    assert doubler.entered.wait(60)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    doubler.release()
+    closing.join()
+    assert [future.result()["y"][0, 0] for future in futures] == [0, 2, 4]
+
+
+def test_predict_async_answers_many_at_once_and_starts_the_engine(doubler):
+    engine = ServingEngine(doubler)
+
+    async def main():
+        return await asyncio.gather(
+            *(engine.predict_async([[value, value]]) for value in range(50))
+        )
+
+    answers = asyncio.run(main())
+    engine.close()
+    assert [answer[0, 0] for answer in answers] == [2 * value for value in range(50)]
+
+
+def test_a_cancelled_await_takes_the_request_out_of_the_queue(doubler):
+    engine = ServingEngine(doubler, warm_up=False)
+    engine.start()
+
+    async def main():
+        doubler.hold()
+        first = asyncio.ensure_future(engine.predict_async([[1, 1]]))
+        await asyncio.to_thread(doubler.entered.wait, 60)
+        second = engine.submit_async([[2, 2]])
+        second.cancel()
+        await asyncio.sleep(0)
+        doubler.release()
+        await first
+
+    asyncio.run(main())
+    engine.close()
+    assert doubler.rows_seen == [1]
+
+
+def test_too_many_waiting_rows_are_refused(doubler):
+    with ServingEngine(doubler, warm_up=False, max_queue_rows=2) as engine:
+        doubler.hold()
+        engine.submit([[1, 1]])
+        assert doubler.entered.wait(60)
+        engine.submit([[1, 1], [2, 2]])
+        with pytest.raises(OverloadedError):
+            engine.predict([[1, 1]])
+        doubler.release()
+
+
+def test_an_input_that_does_not_fit_is_refused_before_it_meets_others(doubler):
+    with ServingEngine(doubler) as engine, pytest.raises(InvalidInputError, match="expected x"):
+        engine.predict([[1, 2, 3]])
+
+
+def test_statistics_tell_why_batches_left(doubler):
+    with ServingEngine(doubler, max_batch_size=4) as engine:
+        engine.predict(np.zeros((5, 2)))
+        statistics = engine.statistics()
+    assert (statistics.batches, statistics.rows, statistics.padded_rows) == (2, 5, 0)
+    assert [decision.reason for decision in statistics.decisions] == ["full", "idle"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": "dynamc"}, "did you mean 'dynamic'"),
+        ({"batch_size": 64}, "above max_batch_size=32"),
+        ({"max_batch_size": 0}, "max_batch_size=0"),
+        ({"max_queue_rows": 0}, "max_queue_rows=0"),
+        ({"name": "a/b"}, "name='a/b'"),
+    ],
+)
+def test_an_argument_that_does_not_fit_is_refused(doubler, arguments, message):
+    with pytest.raises(InvalidInputError, match=message):
+        ServingEngine(doubler, **arguments)
+
+
+def test_a_model_of_one_batch_size_is_refused():
+    model = keras.Sequential([keras.Input(batch_shape=(8, 3)), keras.layers.Dense(1)])
+    with pytest.raises(NotSupportedError, match="leave the batch size open"):
+        ServingEngine(model)
+
+
+def test_serving_stops_with_the_engine_and_a_failed_start_frees_the_port(doubler):
+    pytest.importorskip("uvicorn")
+    with ServingEngine(doubler) as engine:
+        server = engine.serve(0)
+        assert engine.serve(0).port != server.port
+    assert not server.ready
+
+    doubler.run = lambda inputs: 1 / 0
+    broken = ServingEngine(doubler)
+    with pytest.raises(ZeroDivisionError):
+        broken.serve(server.port)
+    with ServingEngine(doubler, warm_up=False) as engine:
+        assert engine.serve(server.port).port == server.port
+
+
+def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch):
+    pytest.importorskip("uvicorn")
+    waits, wait = threading.Event(), HttpServer.wait
+    monkeypatch.setattr(HttpServer, "wait", lambda server: (waits.set(), wait(server)))
+    engine = ServingEngine(doubler)
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(engine.serve, 0, block=True)
+        assert waits.wait(60)
+        assert not served.done()
+        engine.close()
+        assert not served.result(timeout=60).ready
+
+
+def test_ctrl_c_ends_a_blocking_server(doubler, monkeypatch):
+    pytest.importorskip("uvicorn")
+    wait, interrupts = HttpServer.wait, iter([KeyboardInterrupt])
+
+    def interrupted_wait(server):
+        for interrupt in interrupts:
+            raise interrupt
+        wait(server)
+
+    monkeypatch.setattr(HttpServer, "wait", interrupted_wait)
+    with ServingEngine(doubler) as engine:
+        assert not engine.serve(0, block=True).ready
+        assert engine.ready

@@ -1,0 +1,67 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.inference.executors.keras_model import KerasModel
+
+
+def make_model():
+    return keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="scores")])
+
+
+def test_outputs_by_name_are_those_of_the_model():
+    model = make_model()
+    executor = KerasModel(model)
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+    expected = keras.ops.convert_to_numpy(model(x))
+    np.testing.assert_allclose(executor.run({"input_0": x})["scores"], expected, atol=1e-6)
+    assert [spec.name for spec in executor.signature.outputs] == ["scores"]
+
+
+def test_several_inputs_and_outputs_go_by_their_names():
+    left, right = keras.Input((2,), name="left"), keras.Input((2,), name="right")
+    model = keras.Model({"left": left, "right": right}, {"sum": left + right, "both": left * right})
+    executor = KerasModel(model)
+    left, right = np.full((1, 2), 3, "float32"), np.full((1, 2), 4, "float32")
+    outputs = executor.run({"left": left, "right": right})
+    assert outputs["sum"].tolist() == [[7, 7]]
+    assert outputs["both"].tolist() == [[12, 12]]
+
+
+def test_a_model_runs_in_inference_mode_also_after_training_mode():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dropout(0.9)])
+    x = np.ones((2, 3), "float32")
+    model(x, training=True)
+    (output,) = KerasModel(model).run({"input_0": x}).values()
+    assert output.tolist() == x.tolist()
+
+
+def test_a_file_computes_what_the_saved_model_computed(tmp_path):
+    model = make_model()
+    model.save(tmp_path / "model.keras")
+    x = np.ones((1, 3), "float32")
+    loaded = KerasModel.load(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        loaded.run({"input_0": x})["scores"], KerasModel(model).run({"input_0": x})["scores"]
+    )
+
+
+def test_a_file_with_layers_of_ours_is_loaded(tmp_path):
+    from keras_deepseek import layers
+
+    model = keras.Sequential([keras.Input((3, 4)), layers.SwiGLU(8)])
+    model.save(tmp_path / "model.keras")
+    assert KerasModel.load(tmp_path / "model.keras").signature.inputs[0].shape == (None, 3, 4)
+
+
+def test_a_file_that_is_no_model_is_refused_in_one_line(tmp_path):
+    (tmp_path / "model.keras").write_bytes(b"not a zip file")
+    with pytest.raises(InvalidInputError, match=r"Keras can't load .*model\.keras") as caught:
+        KerasModel.load(tmp_path / "model.keras")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_a_model_is_refused():
+    with pytest.raises(InvalidInputError, match=r"Expected a keras\.Model"):
+        KerasModel(keras.layers.Dense(1))

@@ -1,0 +1,75 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.testing.layer_subject import LayerSubject, is_float, to_arrays, to_tensors
+
+DENSE = (keras.layers.Dense, {"units": 2})
+
+
+def test_one_shape_gives_one_array():
+    subject = LayerSubject.from_shapes(*DENSE, (2, 3), "float32")
+    assert subject.inputs.shape == (2, 3)
+    assert subject.inputs.dtype == "float32"
+
+
+def test_a_list_of_shapes_gives_a_list_with_a_dtype_each():
+    subject = LayerSubject.from_shapes(*DENSE, [(2, 3), (2, 4)], ["float32", "int32"])
+    assert [array.dtype.name for array in subject.inputs] == ["float32", "int32"]
+    assert set(np.unique(subject.inputs[1])) <= {0, 1}
+
+
+def test_a_dict_of_shapes_gives_the_arguments_of_call():
+    shapes = {"query": (2, 3, 4), "value": (2, 5, 4)}
+    subject = LayerSubject.from_shapes(
+        keras.layers.MultiHeadAttention, {"num_heads": 1, "key_dim": 2}, shapes, "float32"
+    )
+    layer = subject.make_layer()
+    (outputs,) = to_arrays(subject.call(layer, to_tensors(subject.inputs)))
+    assert outputs.shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        ((2, 3), (2, 3)),
+        ([(2, 4), (2, 3)], (2, 4)),
+        ({"query": (2, 5), "key": (2, 3)}, (2, 5)),
+    ],
+)
+def test_the_first_input_is_the_first_as_written(shapes, expected):
+    subject = LayerSubject.from_shapes(*DENSE, shapes, "float32")
+    assert subject.first_input.shape == expected
+    replaced = subject.replace_first_input(to_tensors(np.zeros(expected, "float32")))
+    zeros = [not array.any() for array in to_arrays(replaced)]
+    assert sum(zeros) == 1
+
+
+def test_two_layers_are_made_alike_and_their_zeros_are_moved():
+    subject = LayerSubject.from_shapes(*DENSE, (2, 3), "float32")
+    first, second = (to_arrays(subject.make_layer().weights) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert np.all(first[1] != 0)
+
+
+def test_the_model_takes_any_batch():
+    subject = LayerSubject.from_shapes(*DENSE, (2, 3), "float32")
+    model = subject.make_model(subject.make_layer())
+    assert model.input_shape == (None, 3)
+
+
+def test_the_objective_gives_integer_outputs_no_weight():
+    class Both(keras.Layer):
+        def call(self, inputs):
+            return inputs, keras.ops.cast(inputs > 0, "int32")
+
+    subject = LayerSubject.from_shapes(Both, {}, (2, 3), "float32")
+    floats, integers = to_arrays(subject.make_objective(subject.make_layer())([subject.inputs]))
+    assert np.all(floats != 0)
+    assert not integers.any()
+
+
+def test_bfloat16_is_a_float():
+    assert is_float(keras.ops.ones((), "bfloat16"))
+    assert not is_float(np.ones((), "int32"))

@@ -1,0 +1,174 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.training.precision import (
+    training_policy,
+    training_step_in,
+    with_loss_scaling,
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "policy"),
+    [("gpu", "mixed_float16"), ("tpu", "mixed_bfloat16"), ("cpu", "mixed_bfloat16")],
+)
+def test_fp16_enabled_means_what_fits_the_device(device, policy, caplog):
+    caplog.set_level("INFO")
+    assert training_policy(None, True, device).name == policy
+    assert policy in caplog.text
+
+
+def test_nothing_asked_for_leaves_the_models_own():
+    assert training_policy(None, False, "gpu") is None
+
+
+def test_a_precision_has_keras_names():
+    assert training_policy("mixed_float16", False, "cpu").name == "mixed_float16"
+    with pytest.raises(InvalidInputError, match="Unknown precision 'fp8'"):
+        training_policy("fp8", False, "cpu")
+
+
+def test_two_words_for_precision_are_refused():
+    with pytest.raises(InvalidInputError, match="not both"):
+        training_policy("mixed_float16", True, "cpu")
+
+
+def test_float16_gets_loss_scaling_once():
+    adam = keras.optimizers.Adam()
+    half = keras.DTypePolicy("mixed_float16")
+    scaled = with_loss_scaling(adam, half)
+    assert isinstance(scaled, keras.optimizers.LossScaleOptimizer)
+    assert with_loss_scaling(scaled, half) is scaled
+    assert with_loss_scaling(adam, keras.DTypePolicy("mixed_bfloat16")) is adam
+    assert with_loss_scaling(adam, None) is adam
+
+
+class SeenDtypes(keras.layers.Layer):
+    """Passes its inputs on and notes their dtype, once a trace or an eager call."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def call(self, inputs):
+        self.seen.append(keras.backend.standardize_dtype(inputs.dtype))
+        return inputs
+
+
+def build(inner=None, activation="softmax"):
+    probe = SeenDtypes()
+    layers = [keras.Input((4,)), keras.layers.Dense(5), probe, *([inner] if inner else [])]
+    model = keras.Sequential([*layers, keras.layers.Dense(3, activation=activation)])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    return model, probe
+
+
+X, Y = np.ones((8, 4), "float32"), np.zeros(8)
+
+
+def test_the_step_alone_computes_in_half_precision():
+    model, probe = build()
+    x, y = X, Y
+    model.evaluate(x, y, verbose=0)
+    probe.seen.clear()
+    with training_step_in(model, keras.DTypePolicy("mixed_bfloat16")):
+        model.fit(x, y, verbose=0)
+        assert "bfloat16" in probe.seen
+        probe.seen.clear()
+        model.predict(x, verbose=0)
+        assert set(probe.seen) <= {"float32"}
+    probe.seen.clear()
+    model.fit(x, y, verbose=0)
+    assert set(probe.seen) == {"float32"}
+    assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+
+
+def test_validation_and_callbacks_see_the_models_own_policy(tmp_path):
+    class Policies(keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.seen = set()
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.seen |= {layer.dtype_policy.name for layer in self.model.layers}
+            self.model.save(tmp_path / "model.keras")
+
+    model, _ = build()
+    callback = Policies()
+    with training_step_in(model, keras.DTypePolicy("mixed_bfloat16")):
+        model.fit(X, Y, verbose=0, callbacks=[callback])
+    assert callback.seen == {"float32"}
+
+
+def test_an_error_in_the_step_puts_everything_back():
+    model, _ = build()
+    own_step = type(model).train_step
+    with (
+        pytest.raises(Exception, match=r".+"),
+        training_step_in(model, keras.DTypePolicy("mixed_bfloat16")),
+    ):
+        model.fit(np.ones((8, 7)), Y, verbose=0)
+    assert "train_step" not in vars(model)
+    assert type(model).train_step is own_step
+    assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+
+
+def test_weights_stay_float32_and_small_updates_survive():
+    """0.001 added to 1 is lost in bfloat16: only float32 master weights move."""
+    model = keras.Sequential(
+        [
+            keras.Input((1,)),
+            keras.layers.Dense(1, use_bias=False, kernel_initializer="ones"),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.001), loss=lambda _, y_pred: keras.ops.mean(y_pred))
+    with training_step_in(model, keras.DTypePolicy("mixed_bfloat16")):
+        model.fit(np.ones((5, 1)), np.ones((5, 1)), batch_size=1, verbose=0)
+    (kernel,) = model.get_weights()
+    np.testing.assert_allclose(kernel, 0.995, rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_a_layer_of_probabilities_stays_float32(activation):
+    model, _ = build(activation=activation)
+    seen = []
+    model.compile(
+        "sgd", lambda y_true, y_pred: (seen.append(str(y_pred.dtype)), keras.ops.mean(y_pred))[1]
+    )
+    with training_step_in(model, keras.DTypePolicy("mixed_bfloat16")):
+        model.fit(X, Y, verbose=0)
+    assert all("float32" in dtype for dtype in seen)
+
+
+def test_a_quantized_layer_keeps_its_policy():
+    inner = keras.layers.Dense(5)
+    model, _ = build(inner)
+    inner.quantize("int8")
+    before = inner.dtype_policy
+    with training_step_in(model, keras.DTypePolicy("mixed_bfloat16")):
+        model.fit(X, Y, verbose=0)
+    assert inner.dtype_policy is before
+
+
+def test_half_precision_weights_are_refused():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, dtype="float16")])
+    model.compile("sgd", "mse")
+    with (
+        pytest.raises(InvalidInputError, match="has float16 weights"),
+        training_step_in(model, keras.DTypePolicy("mixed_bfloat16")),
+    ):
+        model.fit(X, np.zeros((8, 3)), verbose=0)
+
+
+def test_layers_inside_layers_are_switched_and_put_back():
+    inputs = keras.Input((6, 4))
+    attention = keras.layers.MultiHeadAttention(2, 3)
+    recurrent = keras.layers.LSTM(3)
+    model = keras.Model(inputs, recurrent(attention(inputs, inputs)))
+    model.compile("sgd", "mse")
+    with training_step_in(model, keras.DTypePolicy("mixed_bfloat16")):
+        model.fit(np.ones((4, 6, 4)), np.ones((4, 3)), verbose=0)
+    assert recurrent.cell.dtype_policy.name == "float32"
+    assert model.predict(np.ones((1, 6, 4)), verbose=0).dtype == np.float32

@@ -1,0 +1,210 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.artifacts.run_record import RunRecord
+from keras_deepseek.callbacks import LRScheduler
+from keras_deepseek.training import Trainer
+
+X = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+Y = (X.sum(axis=1) > 0).astype("int32")
+
+
+def build(compiled=False):
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(8, activation="relu"),
+            keras.layers.Dense(2, activation="softmax"),
+        ]
+    )
+    if compiled:
+        model.compile(
+            keras.optimizers.Adam(0.05), "sparse_categorical_crossentropy", metrics=["accuracy"]
+        )
+    return model
+
+
+@pytest.mark.parametrize("half", [{}, {"fp16_enabled": True}, {"precision": "mixed_float16"}])
+def test_it_learns_and_predicts_in_the_models_own_precision(half):
+    model = build()
+    trainer = Trainer(
+        model=model,
+        optimizer=keras.optimizers.Adam(0.05),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        device_map={"gpu": 0, "tpu": 1},
+        **half,
+    )
+    history = trainer.fit(X, Y, epochs=20, batch_size=16, verbose=0)
+    assert history.history["accuracy"][-1] > 0.9
+    assert trainer.model is model
+    assert type(model) is keras.Sequential
+    assert trainer.predict(X[:3], verbose=0).dtype == np.float32
+    _, accuracy = trainer.evaluate(X, Y, verbose=0)
+    assert accuracy > 0.9
+
+
+def test_half_precision_changes_the_training_and_nothing_after_it():
+    """The step computes by bfloat16, so its losses differ; `predict` is float32's to the bit."""
+    trained = {}
+    for fp16_enabled in (False, True):
+        keras.utils.set_random_seed(1)
+        model = build()
+        trainer = Trainer(
+            model,
+            optimizer="sgd",
+            loss="sparse_categorical_crossentropy",
+            fp16_enabled=fp16_enabled,
+        )
+        losses = trainer.fit(X, Y, epochs=2, shuffle=False, verbose=0).history["loss"]
+        plain = build()
+        plain.set_weights(model.get_weights())
+        np.testing.assert_array_equal(trainer.predict(X, verbose=0), plain.predict(X, verbose=0))
+        trained[fp16_enabled] = losses
+    assert trained[True] != trained[False]
+    np.testing.assert_allclose(trained[True], trained[False], rtol=0.02)
+
+
+def test_without_precision_it_is_exactly_models_fit():
+    results = []
+    for use_trainer in (False, True):
+        keras.utils.set_random_seed(2)
+        model = build(compiled=True)
+        fit = Trainer(model).fit if use_trainer else model.fit
+        results.append(fit(X, Y, epochs=2, verbose=0).history["loss"])
+    assert results[0] == results[1]
+
+
+def test_what_the_model_was_compiled_with_is_kept():
+    model = build(compiled=True)
+    optimizer = model.optimizer
+    trainer = Trainer(model=model, fp16_enabled=True)
+    assert model.optimizer is optimizer
+    assert "accuracy" in trainer.fit(X, Y, verbose=0).history
+
+
+def test_an_optimizer_of_its_own_replaces_the_compiled_one():
+    model = build(compiled=True)
+    optimizer = keras.optimizers.SGD(0.1)
+    trainer = Trainer(model=model, optimizer=optimizer)
+    assert model.optimizer is optimizer
+    assert "accuracy" in trainer.fit(X, Y, verbose=0).history
+
+
+@pytest.mark.parametrize("missing", ["optimizer", "loss"])
+def test_without_optimizer_or_loss_it_says_what_to_pass(missing):
+    given = {"optimizer": "adam", "loss": "mse"}
+    del given[missing]
+    with pytest.raises(
+        InvalidInputError, match=rf"not compiled with a.* {missing}.*{missing}=\.\.\."
+    ):
+        Trainer(build(), **given)
+
+
+def test_callbacks_of_the_trainer_and_of_the_call_both_run():
+    calls = []
+
+    class Named(keras.callbacks.Callback):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def on_train_begin(self, logs=None):
+            calls.append(self.name)
+
+    trainer = Trainer(build(compiled=True), callbacks=[Named("first")])
+    trainer.add_callback(Named("second"))
+    trainer.fit(X, Y, verbose=0, callbacks=[Named("third")])
+    trainer.fit(X, Y, verbose=0)
+    assert calls == ["first", "second", "third", "first", "second"]
+
+
+def test_a_scheduler_is_added_as_a_callback():
+    trainer = Trainer(build(compiled=True), fp16_enabled=True)
+    trainer.add_callback(
+        LRScheduler(
+            func=lambda step, total, first, last: first + (last - first) * step / total,
+            total_steps=4,
+            initial_lr=0.0,
+            final_lr=4.0,
+        )
+    )
+    history = trainer.fit(X, Y, batch_size=16, verbose=0)
+    np.testing.assert_allclose(history.history["learning_rate"], [3.0])
+
+
+def test_a_run_record_is_written(tmp_path):
+    Trainer(build(compiled=True), run_record=tmp_path / "run.sqlite").fit(
+        X, Y, batch_size=16, epochs=2, verbose=0
+    )
+    with RunRecord(tmp_path / "run.sqlite") as record:
+        assert len(record.scalars("loss")) == 8
+
+
+def test_what_is_no_callback_is_refused():
+    with pytest.raises(InvalidInputError, match=r"Expected a keras\.callbacks\.Callback"):
+        Trainer(build(compiled=True)).add_callback(lambda: None)
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(InvalidInputError, match=r"must be a keras\.Model; received str"):
+        Trainer("model.keras")
+
+
+def test_one_process_of_an_all_reduce_trains():
+    trainer = Trainer(build(compiled=True), distributed_strategy="allreduce", world_size=1, rank=0)
+    assert trainer.fit(X, Y, verbose=0).history["loss"]
+
+
+@pytest.mark.parametrize("strategy", ["allreduce", "parameter_server"])
+def test_more_than_one_process_is_refused_at_once(strategy):
+    with pytest.raises(NotSupportedError, match="this release trains in one process"):
+        Trainer(build(compiled=True), distributed_strategy=strategy, world_size=8, rank=0)
+
+
+def generator_data():
+    while True:
+        yield X[:16], Y[:16]
+
+
+def test_generators_and_py_datasets_are_data_too():
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            rows = slice(16 * index, 16 * (index + 1))
+            return X[rows], Y[rows]
+
+    trainer = Trainer(build(compiled=True), fp16_enabled=True)
+    assert trainer.fit(Batches(), verbose=0).history["loss"]
+    assert trainer.fit(generator_data(), steps_per_epoch=2, shuffle=False, verbose=0).history[
+        "loss"
+    ]
+
+
+def test_several_outputs_train_with_a_loss_each():
+    inputs = keras.Input((4,))
+    model = keras.Model(
+        inputs,
+        {
+            "label": keras.layers.Dense(2, name="label")(inputs),
+            "sum": keras.layers.Dense(1)(inputs),
+        },
+    )
+    sparse = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trainer = Trainer(
+        model, optimizer="adam", loss={"label": sparse, "sum": "mse"}, fp16_enabled=True
+    )
+    history = trainer.fit(X, {"label": Y, "sum": X.sum(axis=1, keepdims=True)}, verbose=0)
+    assert np.isfinite(history.history["loss"][-1])
+
+
+def test_an_unbuilt_model_trains():
+    model = keras.Sequential([keras.layers.Dense(8), keras.layers.Dense(2)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trainer = Trainer(model, optimizer="adam", loss=loss, fp16_enabled=True)
+    assert np.isfinite(trainer.fit(X, Y, verbose=0).history["loss"][-1])
+    assert trainer.predict(X, verbose=0).dtype == np.float32
