@@ -41,6 +41,7 @@ class RunRecorder(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Opens the record and describes the run."""
+        self.on_train_end()  # Of a training that an error ended.
         self._step = int(self.model.optimizer.iterations)
         self._record = RunRecord(self.path)
         self._record.describe(

@@ -48,6 +48,8 @@ def test_a_training_that_fails_leaves_what_was_recorded(tmp_path):
     recorder = RunRecorder(tmp_path / "run.sqlite")
     with pytest.raises(RuntimeError, match="power cut"):
         fit_with(recorder, Failing())
-    recorder.on_train_end()
     with RunRecord(tmp_path / "run.sqlite") as record:
         assert [step for step, _ in record.scalars("loss")] == [1, 2, 3]
+    fit_with(recorder)  # It can be used again; the new model counts from 1.
+    with RunRecord(tmp_path / "run.sqlite") as record:
+        assert [step for step, _ in record.scalars("loss")] == [1, 2, 3, 4]
