@@ -18,7 +18,8 @@ from keras_deepseek.artifacts.signature import Array
 def save_batches(path: Path, batches: list[dict[str, Array]]) -> None:
     """Writes batches of arrays by name into one `.npz` file."""
     arrays = {
-        f"{index}:{name}": array
+        # The file format knows no bfloat16: it is stored by its bits, the dtype in the key.
+        f"{index}:{array.dtype}:{name}": array.view("uint16") if _is_bfloat16(array) else array
         for index, batch in enumerate(batches)
         for name, array in batch.items()
     }
@@ -30,9 +31,13 @@ def load_batches(path: Path) -> list[dict[str, Array]]:
     batches: dict[int, dict[str, Array]] = {}
     with np.load(path, allow_pickle=False) as arrays:
         for key in arrays.files:
-            index, name = key.split(":", 1)
-            batches.setdefault(int(index), {})[name] = arrays[key]
+            index, dtype, name = key.split(":", 2)
+            batches.setdefault(int(index), {})[name] = arrays[key].view(dtype)
     return [batches[index] for index in sorted(batches)]
+
+
+def _is_bfloat16(array: Array) -> bool:
+    return str(array.dtype) == "bfloat16"
 
 
 def main(work: Path) -> None:

@@ -9,8 +9,8 @@ from keras_deepseek.deploy.child import load_batches, main, save_batches
 
 def test_batches_come_back_by_name_and_order(tmp_path):
     batches = [
-        {"a:b/c": np.arange(3), "x": np.ones((0, 2), "float16")},
-        {"a:b/c": np.arange(4), "x": np.ones((1, 2), "float16")},
+        {"a:b/c": np.arange(3), "x": np.ones((0, 2), "float16"), "y": np.ones(2, "bfloat16")},
+        {"a:b/c": np.arange(4), "x": np.ones((1, 2), "float16"), "y": np.ones((), "bfloat16")},
     ] * 6
     save_batches(tmp_path / "batches.npz", batches)
     for expected, received in zip(batches, load_batches(tmp_path / "batches.npz"), strict=True):

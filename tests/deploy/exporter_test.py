@@ -114,6 +114,25 @@ def test_a_model_trained_in_half_precision_exports_in_float32(tmp_path, tensorfl
     assert report.verification.largest_difference < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("backend", "policy"),
+    [
+        ("onnx", "mixed_float16"),
+        ("savedmodel", "mixed_float16"),
+        ("savedmodel", "mixed_bfloat16"),
+    ],
+)
+def test_a_model_of_half_precision_exports_as_it_is(
+    tmp_path, backend, policy, tensorflow_installed
+):
+    dense = keras.layers.Dense(3, dtype=policy)
+    model = keras.Sequential([keras.Input((4,)), dense], name="half")
+    report = Exporter(model, backend, verbose=False).export(tmp_path / "half")
+    assert report.verified
+    manifest = Bundle.open(tmp_path / "half").manifest
+    assert manifest.signature.outputs[0].dtype == policy.removeprefix("mixed_")
+
+
 class TextFormat:
     name, suffix, entry = "text", ".txt", "model.txt"
 
