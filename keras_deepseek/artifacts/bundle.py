@@ -6,6 +6,7 @@ bundle of a SavedModel whose folder is named by a number (`digits/1`) is one tha
 as it is.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -84,13 +85,24 @@ def staging_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         path: Where the finished file or folder will stand. Its parents are made.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    missing = [parent for parent in target.parents if not parent.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(
+            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+        )
+    except OSError as error:
+        raise BundleError(
+            f"Nothing can be written at {str(target)!r}: {error.strerror}. Name another place."
+        ) from error
     folder.chmod(0o755)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # Those that have been filled stay.
+            for parent in missing:
+                parent.rmdir()
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
@@ -100,14 +112,27 @@ def check_target(path: str | os.PathLike[str]) -> None:
         path: Where the bundle will stand.
 
     Raises:
-        BundleError: Something that is not a bundle stands there: it would be lost.
+        BundleError: What stands there would be lost: it is not a bundle, or it holds files that
+            are not the bundle's. Or the place is inside of a bundle.
     """
     target = Path(path)
-    free = not target.exists() or is_bundle(target) or _is_empty_folder(target)
-    if not free:
+    outer = next((parent for parent in target.absolute().parents if is_bundle(parent)), None)
+    if outer is not None:
+        raise BundleError(
+            f"{str(target)!r} lies inside of the bundle {str(outer)!r}. Name a place outside of it."
+        )
+    if not target.exists() or _is_empty_folder(target):
+        return
+    foreign = _foreign_files(target)
+    if foreign is None:
         raise BundleError(
             f"{str(target)!r} exists and is not a bundle, so it is not replaced. "
             "Name a new folder, or remove it first."
+        )
+    if foreign:
+        raise BundleError(
+            f"The bundle at {str(target)!r} holds files that are not its own, so it is not "
+            f"replaced: {foreign}. Move them, or name a new folder."
         )
 
 
@@ -151,17 +176,27 @@ def _swap(folder: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _foreign_files(folder: Path) -> list[str] | None:
+    """Returns the files that a bundle's manifest does not name; `None` where there is no bundle."""
+    try:
+        manifest = Manifest.from_json((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, BundleError):
+        return None
+    return sorted(set(_files(folder, hidden=True)) - set(manifest.files))
+
+
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _files(folder: Path) -> list[str]:
-    """Names of all files below `folder` but the manifest and hidden ones, with forward slashes."""
+def _files(folder: Path, hidden: bool = False) -> list[str]:
+    """Returns the names of all files below `folder` but the manifest, with forward slashes."""
     names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
     return [
         name.as_posix()
         for name in names
-        if name.as_posix() != MANIFEST_NAME and not any(part.startswith(".") for part in name.parts)
+        if name.as_posix() != MANIFEST_NAME
+        and (hidden or not any(part.startswith(".") for part in name.parts))
     ]
 
 

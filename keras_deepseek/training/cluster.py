@@ -43,6 +43,11 @@ class ClusterSpec:
             raise InvalidInputError(
                 unknown_name_message("distributed_strategy", self.strategy, known)
             )
+        if type(self.world_size) is not int or type(self.rank) is not int:
+            raise InvalidInputError(
+                f"`world_size` and `rank` must be integers; received {self.world_size!r} and "
+                f"{self.rank!r}."
+            )
         if self.world_size < 1 or not 0 <= self.rank < self.world_size:
             raise InvalidInputError(
                 f"Expected world_size >= 1 and 0 <= rank < world_size; received "

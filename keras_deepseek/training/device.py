@@ -21,6 +21,10 @@ def choose_device(device_map: Mapping[str, int], count_devices: Callable[[str], 
         InvalidInputError: A kind is unknown, or the machine has fewer devices than the index asks
             for.
     """
+    if not isinstance(device_map, Mapping):
+        raise InvalidInputError(
+            f"`device_map` must be a dict, as in {{'gpu': 0}}; received {device_map!r}."
+        )
     for kind, index in device_map.items():
         if kind not in _KINDS:
             raise InvalidInputError(unknown_name_message("device in device_map", kind, _KINDS))

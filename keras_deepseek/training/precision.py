@@ -46,7 +46,7 @@ def training_policy(
         )
     try:
         return keras.DTypePolicy(precision)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InvalidInputError(
             f"Unknown precision {precision!r}: expected a Keras dtype policy, as in "
             "'mixed_bfloat16', 'mixed_float16' or 'float32'."
@@ -140,7 +140,14 @@ def _layers_to_switch(
 
 
 def _output_layers(model: keras.Model) -> list[keras.Layer]:
+    """Returns the layers that give a model's outputs, through models inside it.
+
+    Of a subclassed model nobody knows which they are: all of its own layers may be.
+    """
     if isinstance(model, keras.Sequential):
-        return list(model.layers[-1:])
-    names = getattr(model, "output_names", ())  # A subclassed model has none.
-    return [layer for layer in model.layers if layer.name in names]
+        last = list(model.layers[-1:])
+    else:
+        names = getattr(model, "output_names", None)
+        last = [layer for layer in model.layers if names is None or layer.name in names]
+    inner = [layer for layer in last if isinstance(layer, keras.Model)]
+    return [*last, *(layer for nested in inner for layer in _output_layers(nested))]

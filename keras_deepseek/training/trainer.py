@@ -7,12 +7,13 @@ follow. What goes in is a `keras.Model`, and it stays one.
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.keras_internals import compile_arguments
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
 from keras_deepseek.training.device import choose_device
@@ -49,12 +50,12 @@ class Trainer:
             process and refuses what needs more. Defaults to `None`.
         world_size: integer. The number of processes that train. Defaults to `1`.
         rank: integer. Which of them this one is. Defaults to `0`.
-        callbacks: iterable of Keras callbacks. Defaults to `()`.
+        callbacks: iterable of Keras callbacks. Defaults to `None`.
         run_record: string or path. A file to record the run in, see `artifacts.RunRecord`. Defaults
             to `None`, no record.
 
     Raises:
-        InvalidInputError: An argument is unknown or contradicts another, or there is no loss.
+        InvalidInputError: An argument is unknown or contradicts another.
         NotSupportedError: More than one process is asked for.
 
     Example:
@@ -85,13 +86,15 @@ class Trainer:
         distributed_strategy: Strategy | None = None,
         world_size: int = 1,
         rank: int = 0,
-        callbacks: Iterable[keras.callbacks.Callback] = (),
+        callbacks: Iterable[keras.callbacks.Callback] | None = None,
         run_record: str | os.PathLike[str] | None = None,
     ) -> None:
         if not isinstance(model, keras.Model):
             raise InvalidInputError(
                 f"`model` must be a keras.Model; received {type(model).__name__}: {model!r}."
             )
+        if not isinstance(fp16_enabled, bool):
+            raise InvalidInputError(f"`fp16_enabled` is True or False; received {fp16_enabled!r}.")
         count_devices = backend.current().count_devices
         self.model = model
         self.cluster = ClusterSpec(distributed_strategy, world_size, rank)
@@ -100,7 +103,7 @@ class Trainer:
             precision, fp16_enabled, (self.device or _default_kind(count_devices)).split(":")[0]
         )
         self._callbacks: list[keras.callbacks.Callback] = []
-        for callback in callbacks:
+        for callback in callbacks or ():
             self.add_callback(callback)
         if run_record is not None:
             self.add_callback(RunRecorder(run_record))
@@ -126,25 +129,49 @@ class Trainer:
         self,
         x: Any = None,
         y: Any = None,
-        *,
-        callbacks: Iterable[keras.callbacks.Callback] = (),
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Iterable[keras.callbacks.Callback] | None = None,
         **options: Any,
     ) -> keras.callbacks.History:
         """Trains the model.
 
         Args:
             x: Training data as `keras.Model.fit` takes it: arrays, `tf.data`, `PyDataset`, a torch
-                `DataLoader`, a generator.
+                `DataLoader`, a generator. Defaults to `None`.
             y: Targets, where `x` does not hold them. Defaults to `None`.
-            callbacks: Callbacks for this call alone, after the trainer's own. Defaults to `()`.
-            **options: Further arguments of `keras.Model.fit`: `epochs`, `batch_size`,
-                `validation_data`, `verbose`, ...
+            batch_size: integer. Rows of a batch, where `x` does not come in batches. Defaults to
+                `None`: 32.
+            epochs: integer. How often the data are gone through. Defaults to `1`.
+            verbose: `"auto"`, `0`, `1` or `2`: Keras's progress display. Defaults to `"auto"`.
+            callbacks: Callbacks for this call alone, after the trainer's own. Defaults to `None`.
+            **options: Further arguments of `keras.Model.fit`: `validation_data`, `shuffle`, ...
 
         Returns:
             The `History` of `keras.Model.fit`.
+
+        Raises:
+            InvalidInputError: The model has no loss.
         """
-        with self._on_device(), training_step_in(self.model, self.policy):
-            return self.model.fit(x, y, callbacks=[*self._callbacks, *callbacks], **options)
+        try:
+            with self._on_device(), training_step_in(self.model, self.policy):
+                return self.model.fit(
+                    x,
+                    y,
+                    batch_size=batch_size,
+                    epochs=epochs,
+                    verbose=verbose,
+                    callbacks=[*self._callbacks, *(callbacks or ())],
+                    **options,
+                )
+        except ValueError as error:
+            if "No loss to compute" not in str(error):
+                raise
+            raise InvalidInputError(
+                f"Model {self.model.name!r} has no loss: pass Trainer(..., loss=...), as in "
+                "loss='sparse_categorical_crossentropy'."
+            ) from error
 
     def evaluate(self, x: Any = None, y: Any = None, **options: Any) -> Any:
         """Returns the loss and the metrics on test data, computed by the model's own policy.
@@ -168,33 +195,38 @@ class Trainer:
             return self.model.predict(x, **options)
 
     def _compile(self, optimizer: Any, loss: Any, metrics: Any) -> None:
-        settings = _compiled_settings(self.model)
         given = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
-        settings.update({name: value for name, value in given.items() if value is not None})
-        for name in ("optimizer", "loss"):
-            if settings.get(name) is None:
-                raise InvalidInputError(
-                    f"Model {self.model.name!r} was not compiled with a {name}: pass "
-                    f"Trainer(..., {name}=...), as in "
-                    "optimizer='adam', loss='sparse_categorical_crossentropy'."
-                )
-        if isinstance(settings["optimizer"], str | dict):
-            settings["optimizer"] = keras.optimizers.get(settings["optimizer"])
-        settings["optimizer"] = with_loss_scaling(settings["optimizer"], self.policy)
-        self.model.compile(**settings, auto_scale_loss=False)
+        given = {name: value for name, value in given.items() if value is not None}
+        settings = compile_arguments(self.model) if self.model.compiled else {}
+        if self.model.compiled:
+            settings["optimizer"] = self.model.optimizer  # The object, with its state.
+        settings.update(given)
+        if settings.get("optimizer") is None:
+            raise InvalidInputError(
+                f"Model {self.model.name!r} was not compiled with an optimizer: pass "
+                "Trainer(..., optimizer=...), as in optimizer='adam'."
+            )
+        compiled = settings["optimizer"]
+        settings["optimizer"] = with_loss_scaling(_known("optimizer", compiled), self.policy)
+        _known("loss", settings.get("loss"))
+        if given or settings["optimizer"] is not compiled:
+            self.model.compile(**settings, auto_scale_loss=False)
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         return keras.device(self.device) if self.device else contextlib.nullcontext()
 
 
-def _compiled_settings(model: keras.Model) -> dict[str, Any]:
-    """Returns the arguments that the model was compiled with; none where it was not."""
-    if not model.compiled:
-        return {}
-    settings = keras.saving.deserialize_keras_object(model.get_compile_config())
-    # The objects themselves where Keras shows them: the optimizer has its state, the loss may be a
-    # function that can't be named.
-    return {**settings, "optimizer": model.optimizer, "loss": model.loss}
+def _known(kind: Literal["optimizer", "loss"], value: Any) -> Any:
+    """Returns what a name or a config stands for, or says that it is unknown."""
+    if not isinstance(value, str) and not (kind == "optimizer" and isinstance(value, dict)):
+        return value
+    find = keras.optimizers.get if kind == "optimizer" else keras.losses.get
+    try:
+        return find(value)
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(
+            f"Unknown {kind} {value!r}: expected an object of Keras's, or its name."
+        ) from error
 
 
 def _default_kind(count_devices: Callable[[str], int]) -> str:

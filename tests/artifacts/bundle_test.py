@@ -134,6 +134,53 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path):
     assert os.listdir(tmp_path) == ["thesis"]
 
 
+def test_a_bundle_with_files_of_somebody_else_is_not_replaced(tmp_path):
+    write_bundle(tmp_path / "digits")
+    (tmp_path / "digits" / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match=r"not its own.*notes\.txt"):
+        write_bundle(tmp_path / "digits")
+    assert (tmp_path / "digits" / "notes.txt").read_text() == "mine"
+
+
+def test_another_programs_manifest_of_the_same_name_is_no_bundle(tmp_path):
+    (tmp_path / MANIFEST_NAME).write_text('{"webpack": 1}')
+    with pytest.raises(BundleError, match="not a bundle"):
+        check_target(tmp_path)
+
+
+def test_a_place_inside_of_a_bundle_is_refused(tmp_path):
+    write_bundle(tmp_path / "digits")
+    with pytest.raises(BundleError, match="inside of the bundle"):
+        write_bundle(tmp_path / "digits" / "1")
+    Bundle.open(tmp_path / "digits")
+
+
+def test_a_damaged_bundle_is_replaced(tmp_path):
+    write_bundle(tmp_path / "digits")
+    (tmp_path / "digits" / "model.bin").unlink()
+    write_bundle(tmp_path / "digits")
+    Bundle.open(tmp_path / "digits")
+
+
+def test_a_failure_leaves_no_folder_that_was_made_for_it(tmp_path):
+    def fail():
+        with staging_folder(tmp_path / "a" / "b" / "digits"):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_place_that_can_not_be_written_says_so(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(BundleError, match="Nothing can be written"),
+        staging_folder(tmp_path / "file" / "digits"),
+    ):
+        pass
+
+
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "digits").mkdir()
     check_target(tmp_path / "digits")

@@ -142,6 +142,33 @@ def test_a_layer_of_probabilities_stays_float32(activation):
     assert all("float32" in dtype for dtype in seen)
 
 
+class Classifier(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.hidden = keras.layers.Dense(5)
+        self.classes = keras.layers.Dense(3, activation="softmax")
+
+    def call(self, inputs):
+        return self.classes(self.hidden(inputs))
+
+
+def nested():
+    head = keras.Sequential([keras.layers.Dense(3, activation="softmax")])
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(5), head])
+
+
+@pytest.mark.parametrize("build_model", [nested, Classifier])
+def test_probabilities_of_nested_and_subclassed_models_stay_float32(build_model):
+    model, seen = build_model(), []
+    model.compile(
+        "sgd", lambda y_true, y_pred: (seen.append(str(y_pred.dtype)), keras.ops.mean(y_pred))[1]
+    )
+    with training_step_in(model, keras.DTypePolicy("mixed_bfloat16")):
+        model.fit(X, Y, verbose=0)
+    assert seen
+    assert all("float32" in dtype for dtype in seen)
+
+
 def test_a_quantized_layer_keeps_its_policy():
     inner = keras.layers.Dense(5)
     model, _ = build(inner)

@@ -93,14 +93,87 @@ def test_an_optimizer_of_its_own_replaces_the_compiled_one():
     assert "accuracy" in trainer.fit(X, Y, verbose=0).history
 
 
-@pytest.mark.parametrize("missing", ["optimizer", "loss"])
-def test_without_optimizer_or_loss_it_says_what_to_pass(missing):
-    given = {"optimizer": "adam", "loss": "mse"}
-    del given[missing]
+def test_without_an_optimizer_it_says_what_to_pass():
     with pytest.raises(
-        InvalidInputError, match=rf"not compiled with a.* {missing}.*{missing}=\.\.\."
+        InvalidInputError, match=r"not compiled with an optimizer.*optimizer=\.\.\."
     ):
-        Trainer(build(), **given)
+        Trainer(build(), loss="mse")
+
+
+def test_without_a_loss_it_says_what_to_pass():
+    trainer = Trainer(build(), optimizer="adam")
+    with pytest.raises(InvalidInputError, match=r"has no loss: pass Trainer\(\.\.\., loss="):
+        trainer.fit(X, Y, verbose=0)
+
+
+def test_plain_functions_and_lambdas_stay_the_models_loss_and_metrics():
+    def largest(y_true, y_pred):
+        return keras.ops.max(y_pred)
+
+    model = build()
+    model.compile("sgd", loss=lambda y_true, y_pred: keras.ops.mean(y_pred), metrics=[largest])
+    trainer = Trainer(model, optimizer=keras.optimizers.SGD(0.0), fp16_enabled=True)
+    logs = trainer.fit(X, Y, verbose=0).history
+    np.testing.assert_allclose(logs["loss"], [0.5], rtol=1e-2)
+    assert 0.5 < logs["largest"][0] <= 1.0
+
+
+def test_a_metric_object_is_the_users_own():
+    metric = keras.metrics.SparseCategoricalAccuracy()
+    model = build()
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=[metric])
+    Trainer(model, optimizer=keras.optimizers.SGD(0.0)).fit(X, Y, verbose=0)
+    assert float(metric.result()) > 0.0
+
+
+class OwnLoss(keras.Model):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return keras.ops.mean(y_pred)
+
+
+class OwnCompile(keras.Model):
+    def compile(self, optimizer, my_loss):
+        super().compile(optimizer=optimizer, loss=my_loss)
+
+
+def functional(model_class):
+    inputs = keras.Input((4,))
+    return model_class(inputs, keras.layers.Dense(2, activation="softmax")(inputs))
+
+
+def test_a_model_that_computes_its_own_loss_trains():
+    history = Trainer(functional(OwnLoss), optimizer="sgd", fp16_enabled=True).fit(X, Y, verbose=0)
+    np.testing.assert_allclose(history.history["loss"], [0.5], rtol=1e-2)
+
+
+def test_a_model_with_a_compile_of_its_own_is_left_as_it_was_compiled():
+    model = functional(OwnCompile)
+    model.compile("sgd", my_loss="sparse_categorical_crossentropy")
+    assert Trainer(model, fp16_enabled=True).fit(X, Y, verbose=0).history["loss"]
+
+
+def test_positional_arguments_and_none_are_taken_as_by_keras():
+    trainer = Trainer(build(compiled=True), callbacks=None)
+    assert len(trainer.fit(X, Y, 16, 2, 0, None).history["loss"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"optimizer": "adamm"}, "Unknown optimizer 'adamm'"),
+        ({"loss": "msee"}, "Unknown loss 'msee'"),
+        ({"fp16_enabled": "no"}, "`fp16_enabled` is True or False"),
+        ({"precision": 16}, "Unknown precision 16"),
+        ({"device_map": "gpu"}, "`device_map` must be a dict"),
+        ({"device_map": ["gpu"]}, "`device_map` must be a dict"),
+        ({"world_size": "8"}, "must be integers"),
+        ({"world_size": 1.5}, "must be integers"),
+        ({"rank": None}, "must be integers"),
+    ],
+)
+def test_a_wrong_argument_is_refused_at_once(arguments, match):
+    with pytest.raises(InvalidInputError, match=match):
+        Trainer(build(compiled=True), **arguments)
 
 
 def test_callbacks_of_the_trainer_and_of_the_call_both_run():
