@@ -7,6 +7,7 @@ It stands above all rooms and knows of each only that it has a `command.py`. Suc
 import argparse
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,23 +41,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after the program's name. Defaults to `None`: those of this process.
 
     Returns:
-        The exit code: 0, or 2 for input that can't be worked with, or 130 after Ctrl-C.
+        The exit code: 0, or 2 for input that can't be worked with, or 128 and the signal's number
+        after Ctrl-C (130) or SIGTERM (143).
     """
     # Else the log that TensorFlow writes buries the one line that a user needs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     parsed = _make_parser().parse_args(arguments)
     # Behind the parser, since it brings NumPy, which `--help` has no use for.
+    from keras_deepseek import backend
     from keras_deepseek.artifacts.errors import KerasDeepSeekError
 
+    sys.path.append(str(Path.cwd()))  # Where a module that an argument names may lie.
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
+        backend.choose_installed()
         parsed.run(parsed)
     except KerasDeepSeekError as error:
-        message = " ".join(str(error).split())
-        print(f"{PROGRAM} {parsed.command}: error: {message}", file=sys.stderr)
-        return 2
+        return _refuse(parsed.command, str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in backend.NAMES:
+            raise
+        return _refuse(
+            parsed.command,
+            f"{error}: Keras needs one of {', '.join(backend.NAMES)}. Install one, as in "
+            f"pip install 'keras_deepseek[{error.name}]', or name another by KERAS_BACKEND.",
+        )
+    except _Terminated:
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        sys.path.pop()
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as an exception: what was half written is removed on the way out."""
+
+
+def _terminate(_signal_number: int, _frame: object) -> None:
+    raise _Terminated
+
+
+def _refuse(command: str, message: str) -> int:
+    print(f"{PROGRAM} {command}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
 
 
 def _make_parser() -> argparse.ArgumentParser:

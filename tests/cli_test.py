@@ -1,4 +1,6 @@
 import argparse
+import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -6,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from keras_deepseek import __version__, cli
+from keras_deepseek.artifacts.bundle import staging_folder
 from keras_deepseek.artifacts.errors import InvalidInputError
 
 
@@ -60,6 +63,20 @@ def test_ctrl_c_is_exit_code_130(greet):
     assert cli.main(["greet", "you"]) == 130
 
 
+def test_sigterm_unwinds_so_that_nothing_half_written_stays(greet, tmp_path):
+    def run(arguments):
+        with staging_folder(tmp_path / "out") as folder:
+            (folder / "half.bin").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+
+    greet.run = run
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["greet", "you"]) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -112,3 +129,54 @@ def test_help_loads_no_framework_and_no_numpy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def run_without(frameworks, *arguments, **environment):
+    """Runs the command line where some frameworks can't be found, as if not installed."""
+    script = (
+        "import importlib.util, sys\n"
+        f"hidden = {frameworks!r}\n"
+        "class Hidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in hidden:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hidden())\n"
+        "found = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name: None if name in hidden else found(name)\n"
+        "from keras_deepseek.cli import main\n"
+        f"sys.exit(main({list(arguments)!r}))\n"
+    )
+    inherited = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_without_any_framework_one_line_says_what_to_install(tmp_path):
+    (tmp_path / "model.keras").write_bytes(b"x")
+    arguments = ("export", str(tmp_path / "model.keras"), "--backend", "onnx", "-o", "out")
+    finished = run_without(("tensorflow", "jax", "torch"), *arguments, KERAS_HOME=str(tmp_path))
+    assert finished.returncode == 2
+    (line,) = finished.stderr.strip().splitlines()
+    assert "Keras needs one of tensorflow, jax, torch" in line
+
+
+def test_an_unknown_backend_of_keras_is_one_line(tmp_path):
+    finished = run_without((), "serve", str(tmp_path), KERAS_BACKEND="jx")
+    assert finished.returncode == 2
+    assert "did you mean 'jax'" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_the_framework_that_is_installed_is_taken(tmp_path):
+    installed = os.environ["KERAS_BACKEND"]
+    others = tuple({"tensorflow", "jax", "torch"} - {installed})
+    (tmp_path / "model.keras").write_bytes(b"no model")
+    arguments = ("export", str(tmp_path / "model.keras"), "--backend", "onnx", "-o", "out")
+    finished = run_without(others, *arguments, KERAS_HOME=str(tmp_path))
+    assert finished.returncode == 2
+    assert "Keras can't load" in finished.stderr.splitlines()[-1]

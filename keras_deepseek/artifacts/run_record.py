@@ -56,8 +56,13 @@ class RunRecord:
     ) -> None:
         self.path = Path(path)
         self._clock = clock
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(self.path, timeout=30.0)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(self.path, timeout=30.0)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise InvalidInputError(
+                f"No run record can be opened at {str(self.path)!r}: {error}. Name another file."
+            ) from error
         try:
             self._open()
         except sqlite3.DatabaseError as error:
@@ -70,6 +75,17 @@ class RunRecord:
             raise
 
     def _open(self) -> None:
+        tables = {
+            name
+            for (name,) in self._connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table'"
+            )
+        }
+        if tables and not {"properties", "scalars"} <= tables:
+            raise InvalidInputError(
+                f"{str(self.path)!r} is another program's database, with the tables "
+                f"{sorted(tables)}. Name another file."
+            )
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")
         self._connection.executescript(_TABLES)

@@ -7,7 +7,12 @@ SavedModel without Keras).
 """
 
 import importlib
+import importlib.util
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
+
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,6 +48,29 @@ class Backend(Protocol):
 
     def write_onnx(self, model: "NamedModel", path: str, opset: int) -> None:
         """Writes the model as an ONNX file, or raises `NotSupportedError`."""
+
+
+NAMES = ("tensorflow", "jax", "torch")
+"""The frameworks that Keras may run on, in the order in which one is chosen."""
+
+
+def choose_installed() -> None:
+    """Makes Keras run on a framework that is installed, where the user has not named one.
+
+    Keras takes TensorFlow unless `KERAS_BACKEND` or its own settings file names another. Called
+    before Keras is imported; it changes `KERAS_BACKEND` of this process and nothing else.
+
+    Raises:
+        InvalidInputError: `KERAS_BACKEND` names none of the frameworks.
+    """
+    named = os.environ.get("KERAS_BACKEND")
+    if named is not None and named not in NAMES:
+        raise InvalidInputError(unknown_name_message("KERAS_BACKEND", named, NAMES))
+    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    if named is None and not (home / "keras.json").is_file():
+        installed = [name for name in NAMES if importlib.util.find_spec(name)]
+        if installed:
+            os.environ["KERAS_BACKEND"] = installed[0]
 
 
 def current() -> Backend:

@@ -44,11 +44,22 @@ def load_keras_file(
         # Safe mode keeps code in the file from running.
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, TypeError, KeyError, OSError, ImportError, BadZipFile) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InvalidInputError(
-            f"Keras can't load {os.fspath(path)!r}: {first_line.rstrip('.')}. Expected a file that "
-            "`model.save` wrote, whose custom classes are registered in a module that is named."
+            f"Keras can't load {os.fspath(path)!r}: {_explain(error)}"
         ) from error
+
+
+def _explain(error: Exception) -> str:
+    """Returns what is wrong with a file, in one line of the many that Keras gives."""
+    missing = re.search(r"Could not locate (?:class|function) '([^']+)'", str(error))
+    if missing:
+        return (
+            f"{missing[1]!r} is not one of Keras's own, and no module that was named defines it. "
+            "Name the one that does: custom_objects_from, on the command line "
+            "--custom-objects-from."
+        )
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{first_line.rstrip('.')}. Expected a file that `model.save` wrote."
 
 
 def import_source(source: str | os.PathLike[str]) -> None:
@@ -66,10 +77,10 @@ def import_source(source: str | os.PathLike[str]) -> None:
             _import_file(Path(name))
         else:
             importlib.import_module(name)
-    except (ImportError, OSError, SyntaxError) as error:
+    except Exception as error:  # The user's own code runs here: it may raise anything.
         raise InvalidInputError(
-            f"Custom objects can't be imported from {name!r}: {error}. Expected a module's name or "
-            "a `.py` file."
+            f"Custom objects can't be imported from {name!r}: {type(error).__name__}: {error}. "
+            "Expected a module's name or a `.py` file."
         ) from error
 
 
@@ -77,9 +88,16 @@ def _import_file(path: Path) -> None:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")
+    known = sys.modules.get(spec.name)
+    if known is not None and getattr(known, "__file__", None) != spec.origin:
+        raise ImportError(f"a module named {spec.name!r} is imported already; rename the file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
     # Classes that are not registered are found by their bare name.
     classes = {name: value for name, value in vars(module).items() if isinstance(value, type)}
     keras.saving.get_custom_objects().update(classes)

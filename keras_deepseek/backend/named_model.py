@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.keras_internals import first_call_shapes
 
@@ -95,7 +95,10 @@ def _symbolic_outputs(model: keras.Model, inputs: Any) -> Any:
         return model.outputs[0]
     if hasattr(model, "output_names"):
         return model.output
-    return model(inputs, training=False)
+    try:
+        return model(inputs, training=False)
+    except TypeError:  # Its `call` takes more than the first argument.
+        return _refuse_unbuilt(model)
 
 
 def _name_structure(structure: Any, kind: str, given_name: Callable[[Any], str | None]) -> Any:
@@ -140,7 +143,14 @@ def _snake_case(name: str) -> str:
 
 def _specs(names: Any, tensors: Any) -> tuple[TensorSpec, ...]:
     pairs = zip(keras.tree.flatten(names), keras.tree.flatten(tensors), strict=True)
-    return tuple(
+    specs = tuple(
         TensorSpec(name, tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype))
         for name, tensor in pairs
     )
+    strings = [spec.name for spec in specs if spec.dtype == "string"]
+    if strings:
+        raise NotSupportedError(
+            f"Strings can't be exported or served yet: {strings}. Take the layers that read "
+            "strings out of the model, and give it numbers."
+        )
+    return specs

@@ -29,6 +29,8 @@ class LRScheduler(keras.callbacks.Callback):
 
     Raises:
         InvalidInputError: `total_steps` is below 1, or `func` returned what is no learning rate.
+            When training starts: the optimizer has a schedule already, or the model's
+            `steps_per_execution` is not 1.
 
     Example:
 
@@ -53,8 +55,10 @@ class LRScheduler(keras.callbacks.Callback):
                 "`func` must be a function (step, total_steps, initial_lr, final_lr) -> rate; "
                 f"received {func!r}."
             )
-        if total_steps < 1:
-            raise InvalidInputError(f"`total_steps` must be at least 1; received {total_steps}.")
+        if type(total_steps) is not int or total_steps < 1:
+            raise InvalidInputError(
+                f"`total_steps` must be an integer of at least 1; received {total_steps!r}."
+            )
         self.func = func
         self.total_steps = total_steps
         self.initial_lr = initial_lr
@@ -83,7 +87,13 @@ class LRScheduler(keras.callbacks.Callback):
         return rate
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Refuses an optimizer that has a schedule of its own."""
+        """Refuses an optimizer with a schedule of its own, and steps that nobody is told of."""
+        if self.model.steps_per_execution != 1:
+            raise InvalidInputError(
+                f"The model runs {self.model.steps_per_execution} steps before its callbacks are "
+                "called, so their rates can't be set one by one. Compile it with "
+                "steps_per_execution=1, or give the optimizer a keras.optimizers.schedules object."
+            )
         optimizer = self.model.optimizer
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         if isinstance(inner.get_config()["learning_rate"], dict):

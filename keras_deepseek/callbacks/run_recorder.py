@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.run_record import RunRecord
 
 
@@ -17,6 +18,10 @@ class RunRecorder(keras.callbacks.Callback):
     Args:
         path: string or path. The SQLite file of the run record.
         every: integer. Store every so many steps. Defaults to `1`.
+
+    Raises:
+        InvalidInputError: `every` is below 1; or, when a training starts at step 0, the file holds
+            an earlier run.
 
     Example:
 
@@ -34,6 +39,8 @@ class RunRecorder(keras.callbacks.Callback):
 
     def __init__(self, path: str | os.PathLike[str], *, every: int = 1) -> None:
         super().__init__()
+        if every < 1:
+            raise InvalidInputError(f"`every` must be at least 1 step; received {every!r}.")
         self.path = path
         self.every = every
         self._step = 0
@@ -44,6 +51,12 @@ class RunRecorder(keras.callbacks.Callback):
         self.on_train_end()  # Of a training that an error ended.
         self._step = int(self.model.optimizer.iterations)
         self._record = RunRecord(self.path)
+        if self._step == 0 and self._record.names():
+            self.on_train_end()
+            raise InvalidInputError(
+                f"{os.fspath(self.path)!r} holds an earlier run, and this one starts anew: name "
+                "another file, or remove that one."
+            )
         self._record.describe(
             {
                 "model": self.model.name,

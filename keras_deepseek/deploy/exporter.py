@@ -27,14 +27,24 @@ from keras_deepseek.deploy.registry import create_format, format_for_suffix
 from keras_deepseek.deploy.routes import ExportJob, MadeArtifact, make_artifact
 from keras_deepseek.deploy.samples import make_samples
 
-_PACKAGES = ("keras", "numpy", "tensorflow", "jax", "torch", "onnx", "tf2onnx", "onnxruntime")
+_PACKAGES = (
+    "keras",
+    "numpy",
+    "tensorflow",
+    "jax",
+    "torch",
+    "onnx",
+    "tf2onnx",
+    "onnxruntime",
+    "tensorrt-rtx-cu12",
+)
 
 
 class Exporter:
     """Writes a model in a form that runs without it, and checks that it computes the same.
 
     An export is `verified`, or it fails and leaves nothing on disk. Where an artifact can't be run
-    on this machine, as a TensorRT engine without a GPU, it is `unverified` and says why. The
+    on this machine, as a TensorRT engine, it is `unverified` and says why. The
     artifact is run on batches of several sizes and lengths, and its outputs are compared by name
     with the model's.
 
@@ -157,7 +167,7 @@ class Exporter:
         self._say("tensorrt: building the engine")
         how = tensorrt.build(onnx_folder / onnx.entry, self.signature, folder)
         reason = (
-            "an engine can't be run without a GPU; the ONNX that it was built from is "
+            "this release runs no TensorRT engine; the ONNX that it was built from is "
             f"{made.verification.state}, largest difference "
             f"{made.verification.largest_difference:.2g}"
         )

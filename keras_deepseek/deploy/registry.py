@@ -69,9 +69,9 @@ def register_exporter(export_format: ExportFormat) -> None:
         for member in ("name", "suffix", "entry", "write", "run")
         if not hasattr(export_format, member)
     ]
-    if missing:
+    if missing or isinstance(export_format, type):
         raise InvalidInputError(
-            f"{export_format!r} is no ExportFormat: it lacks {', '.join(missing)}."
+            f"{export_format!r} is no ExportFormat: it lacks {', '.join(missing) or 'an instance'}."
         )
     if export_format.name in (*BUILT_IN, "tensorrt", "custom"):
         raise InvalidInputError(f"{export_format.name!r} is the name of a built-in format.")

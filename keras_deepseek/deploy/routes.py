@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import ZipFile
 
 import keras
 
@@ -131,8 +132,11 @@ class TensorFlowProcessRoute:
         return RouteResult(f"{result['how']}, {self.name}", outputs, result["reason"])
 
     def _write_job(self, job: ExportJob, folder: Path, work: Path) -> None:
-        sources = _custom_object_sources(job.model.model, job.custom_objects_from)
-        job.model.model.save(work / "model.keras")
+        model = job.model.model
+        model.save(work / "model.keras")
+        with ZipFile(work / "model.keras") as archive:
+            config = archive.read("config.json").decode("utf-8")
+        sources = _custom_object_sources(model, config, job.custom_objects_from)
         save_batches(work / "samples.npz", job.samples)
         description = {
             "format": job.export_format.name,
@@ -188,6 +192,10 @@ def _verify(expected: list[dict[str, Array]], result: RouteResult) -> Verificati
     if result.outputs is None:
         return Verification("unverified", result.reason)
     comparison = compare(expected, result.outputs)
+    if not comparison.any_finite:
+        return Verification(
+            "unverified", "the model gives no finite value, so nothing was compared"
+        )
     return Verification(
         "verified",
         num_samples=comparison.num_samples,
@@ -201,10 +209,14 @@ def _empty(folder: Path) -> None:
 
 
 def _custom_object_sources(
-    model: keras.Model, given: Sequence[str | os.PathLike[str]]
+    model: keras.Model, config: str, given: Sequence[str | os.PathLike[str]]
 ) -> list[str]:
-    """Returns the modules, by name or by file, that the model's classes are defined in."""
-    classes = {type(layer) for layer in flatten_layers(model)}
+    """Returns the modules, by name or by file, that the model's classes and functions are from."""
+    registered = keras.saving.get_custom_objects().values()
+    named = {
+        value for value in registered if f'"{keras.saving.get_registered_name(value)}"' in config
+    }
+    classes = {*(type(layer) for layer in flatten_layers(model)), *named}
     modules = {
         cls.__module__
         for cls in classes
@@ -218,9 +230,9 @@ def _custom_object_sources(
             "Exporter(..., custom_objects_from=['FILE.py'])."
         )
     files = [Path(source).resolve() for source in given if str(source).endswith(".py")]
-    named = [str(source) for source in given if not str(source).endswith(".py")]
+    modules_given = [str(source) for source in given if not str(source).endswith(".py")]
     found = modules - {"__main__", *(file.stem for file in files)}
-    return [*sorted(found), *named, *map(str, files)]
+    return [*sorted(found), *modules_given, *map(str, files)]
 
 
 def _run_child(work: Path) -> None:

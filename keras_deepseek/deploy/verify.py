@@ -14,10 +14,11 @@ less)."""
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared: the number of batches and the largest absolute difference."""
+    """What was compared: batches, the largest absolute difference, and whether that says much."""
 
     num_samples: int
     largest_difference: float
+    any_finite: bool = True
 
 
 def compare(expected: list[dict[str, Array]], received: list[dict[str, Array]]) -> Comparison:
@@ -45,7 +46,10 @@ def compare(expected: list[dict[str, Array]], received: list[dict[str, Array]]) 
                 largest = max(largest, _difference(array, outputs[name]))
             except ExportError as error:
                 raise ExportError(f"Output {name!r} of batch {index}: {error}") from error
-    return Comparison(len(expected), largest)
+    any_finite = any(
+        np.isfinite(array.astype("float64")).any() for batch in expected for array in batch.values()
+    )
+    return Comparison(len(expected), largest, any_finite)
 
 
 def _difference(expected: Array, received: Array) -> float:

@@ -27,6 +27,14 @@ def check_count(argument: str, value: int) -> None:
         )
 
 
+def check_address(host: str, port: int) -> None:
+    """Refuses what is no host or no port."""
+    if not isinstance(host, str) or not host:
+        raise InvalidInputError(f"Received host={host!r}. Expected a name or an address.")
+    if not isinstance(port, int) or isinstance(port, bool) or port not in range(2**16):
+        raise InvalidInputError(f"Received port {port!r}. Expected an integer from 0 to 65535.")
+
+
 def check_batch_size(batch_size: int | str, max_batch_size: int) -> None:
     """Refuses what is neither `"dynamic"` nor from 1 to `max_batch_size`."""
     if batch_size == "dynamic":

@@ -1,6 +1,7 @@
 """The command `keras-deepseek serve`."""
 
 import argparse
+from typing import Any
 
 NAME = "serve"
 HELP = "answer TF Serving's REST calls for a bundle or a .keras file"
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         engine = ServingEngine(
             arguments.path,
             name=arguments.name,
-            batch_size=int(size) if size.lstrip("-").isdecimal() else size,
+            batch_size=_number_or_word(size),
             max_batch_size=arguments.max_batch_size,
             custom_objects_from=arguments.custom_objects_from,
         )
@@ -83,3 +84,10 @@ def run(arguments: argparse.Namespace) -> None:
         signal.signal(signal.SIGTERM, previous)
         if engine is not None:
             engine.close()
+
+
+def _number_or_word(text: str) -> Any:
+    try:
+        return int(text)
+    except ValueError:
+        return text

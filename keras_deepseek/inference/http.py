@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.inference.arguments import check_address
 
 if TYPE_CHECKING:
     import uvicorn
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES = 64 * 2**20
 """Larger requests are refused: a tensor of 64 MiB of JSON wants another protocol."""
-
-MAX_PORT = 65535
 
 GRACE_SECONDS = 30
 """How long a stopping server waits for requests in flight, those of slow senders included."""
@@ -54,6 +53,7 @@ class HttpServer:
         *,
         max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
+        check_address(host, port)
         self.engine = engine
         self.host = host
         self.port = port
@@ -105,10 +105,6 @@ class HttpServer:
         self.wait()
 
     def _listen(self) -> socket.socket:
-        if not 0 <= self.port <= MAX_PORT:
-            raise InvalidInputError(
-                f"Received port {self.port}. Expected one from 0 to {MAX_PORT}."
-            )
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
             return socket.create_server((self.host, self.port), family=family, backlog=2048)

@@ -34,7 +34,7 @@ def build_application(server: "HttpServer") -> Starlette:
         server: `HttpServer`. Its engine, its readiness and its limits are read at each request.
     """
     model = "/v1/models/{name}"
-    version = model + "/versions/{version:int}"
+    version = model + "/versions/{version}"
     application = Starlette(
         routes=[
             Route("/healthz", Health),
@@ -112,7 +112,9 @@ def _find_engine(request: Request) -> "ServingEngine":
     """Returns the engine that the path names, or answers 404."""
     engine = _server(request).engine
     name, version = request.path_params["name"], request.path_params.get("version")
-    if name != engine.name or version not in (None, int(tf_serving.VERSION)):
+    if version is not None and not version.isdecimal():
+        raise HTTPException(404, _malformed(request))
+    if name != engine.name or version not in (None, tf_serving.VERSION):
         raise HTTPException(404, tf_serving.not_found_message(name, version))
     return engine
 
@@ -179,8 +181,12 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = error.detail
     if error.status_code in (404, 405) and "path_params" not in request.scope:
-        message = f"Malformed request: {request.method} {request.url.path}"
+        message = _malformed(request)
     return _answer_error(error.status_code, message, error.headers)
+
+
+def _malformed(request: Request) -> str:
+    return f"Malformed request: {request.method} {request.url.path}"
 
 
 async def _answer_invalid(_request: Request, error: Exception) -> Response:

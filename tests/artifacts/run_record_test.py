@@ -77,6 +77,24 @@ def test_another_file_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "notes.txt").read_bytes() == before
 
 
+def test_another_programs_database_is_refused_and_left_alone(tmp_path):
+    connection = sqlite3.connect(tmp_path / "photos.db")
+    connection.execute("CREATE TABLE photos (name TEXT)")
+    connection.commit()
+    connection.close()
+    before = (tmp_path / "photos.db").read_bytes()
+    with pytest.raises(InvalidInputError, match=r"another program's database.*photos"):
+        RunRecord(tmp_path / "photos.db")
+    assert (tmp_path / "photos.db").read_bytes() == before
+
+
+def test_a_place_where_no_file_can_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "file" / "run.sqlite"):
+        with pytest.raises(InvalidInputError, match="No run record can be opened"):
+            RunRecord(path)
+
+
 def test_a_newer_form_says_to_upgrade(tmp_path):
     with RunRecord(tmp_path / "run.sqlite") as record:
         record.describe({"form": FORM + 1})

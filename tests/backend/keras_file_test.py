@@ -56,7 +56,7 @@ def test_our_own_layers_are_found_without_being_named(tmp_path):
 def test_custom_layers_come_from_the_file_that_is_named(tmp_path):
     (tmp_path / "doubling_layer.py").write_text(LAYER_FILE)
     subprocess.run([sys.executable, "-c", SAVE, tmp_path], check=True, capture_output=True)
-    with pytest.raises(InvalidInputError, match="can't load"):
+    with pytest.raises(InvalidInputError, match=r"'Doubling' is not one of.*custom-objects-from"):
         load_keras_file(tmp_path / "custom.keras")
     model = load_keras_file(tmp_path / "custom.keras", [tmp_path / "doubling_layer.py"])
     try:
@@ -79,3 +79,20 @@ def test_a_file_that_is_no_model_is_refused(tmp_path, content):
 def test_a_source_that_is_missing_is_named(source):
     with pytest.raises(InvalidInputError, match=source):
         import_source(source)
+
+
+@pytest.mark.parametrize("content", ["raise RuntimeError('boom')", "undefined", "def"])
+def test_a_source_that_fails_says_why_and_leaves_nothing(tmp_path, content):
+    (tmp_path / "failing_layers.py").write_text(content)
+    with pytest.raises(InvalidInputError, match=r"failing_layers\.py': \w+Error"):
+        import_source(tmp_path / "failing_layers.py")
+    assert "failing_layers" not in sys.modules
+
+
+def test_a_file_does_not_take_the_place_of_another_module(tmp_path):
+    import random
+
+    (tmp_path / "random.py").write_text("")
+    with pytest.raises(InvalidInputError, match="rename the file"):
+        import_source(tmp_path / "random.py")
+    assert sys.modules["random"] is random

@@ -2,7 +2,11 @@
 
 import keras
 
-from keras_deepseek.backend.keras_internals import first_call_shapes, flatten_layers
+from keras_deepseek.backend.keras_internals import (
+    compile_arguments,
+    first_call_shapes,
+    flatten_layers,
+)
 
 
 def test_layers_inside_layers_are_found():
@@ -29,3 +33,16 @@ def test_the_shapes_of_the_first_call_are_kept():
     assert first_call_shapes(model) == {}
     model(keras.ops.zeros((3, 4)))
     assert [tuple(shape) for shape in first_call_shapes(model).values()] == [(3, 4)]
+
+
+def test_the_objects_that_a_model_was_compiled_with_are_kept():
+    def loss(y_true, y_pred):
+        return keras.ops.mean(y_pred)
+
+    metric = keras.metrics.MeanSquaredError()
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", loss, metrics=[metric], steps_per_execution=2)
+    arguments = compile_arguments(model)
+    assert arguments["loss"] is loss
+    assert arguments["metrics"][0] is metric
+    assert arguments["steps_per_execution"] == 2

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.named_model import NamedModel
 
 
@@ -98,6 +98,44 @@ def test_every_kind_of_model_computes_what_it_computes_itself(model):
 def test_an_unbuilt_model_says_what_to_do(build):
     with pytest.raises(InvalidInputError, match="Give a Sequential model an `Input`"):
         NamedModel(build())
+
+
+class TwoArguments(keras.Model):
+    def call(self, first, second):
+        return first + second
+
+
+class SumOfDict(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, inputs):
+        return {"sum": self.dense(inputs["a"]) + self.dense(inputs["b"])}
+
+
+def test_a_call_with_two_arguments_says_what_to_do():
+    model = TwoArguments()
+    model(keras.ops.ones((1, 2)), keras.ops.ones((1, 2)))
+    with pytest.raises(InvalidInputError, match="more than one argument"):
+        NamedModel(model)
+
+
+def test_a_subclassed_model_takes_a_dict_by_its_keys():
+    model = SumOfDict()
+    model({"a": keras.ops.ones((1, 3)), "b": keras.ops.ones((1, 3))})
+    signature = NamedModel(model).signature
+    assert [str(spec) for spec in signature.inputs] == [
+        "a: float32 (any, 3)",
+        "b: float32 (any, 3)",
+    ]
+    assert names(signature.outputs) == ["sum"]
+
+
+def test_strings_are_refused_with_a_way_out():
+    text = keras.Input((1,), dtype="string", name="text")
+    with pytest.raises(NotSupportedError, match=r"Strings can't be .*\['text'"):
+        NamedModel(keras.Model(text, keras.layers.Identity()(text)))
 
 
 def test_what_is_no_model_is_refused():

@@ -88,7 +88,15 @@ def test_what_is_no_rate_is_refused_with_its_step(returned):
         scheduler.learning_rate(3)
 
 
-@pytest.mark.parametrize("arguments", [{"func": 0.1, "total_steps": 5}, {"func": warmup_lr}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"func": 0.1, "total_steps": 5},
+        {"func": warmup_lr},
+        {"func": warmup_lr, "total_steps": "10"},
+        {"func": warmup_lr, "total_steps": 10.5},
+    ],
+)
 def test_wrong_arguments_are_refused(arguments):
     with pytest.raises(InvalidInputError):
         LRScheduler(**{"total_steps": 0, **arguments})
@@ -100,3 +108,11 @@ def test_a_schedule_in_the_optimizer_is_not_overruled():
     model.compile(keras.optimizers.SGD(schedule), loss=model.loss)
     with pytest.raises(InvalidInputError, match="already has a schedule"):
         fit(model, LRScheduler(func=warmup_lr, total_steps=5), 2)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras refuses it on torch itself")
+def test_several_steps_in_one_execution_are_refused():
+    model = one_weight_model()
+    model.compile("sgd", loss=model.loss, steps_per_execution=4)
+    with pytest.raises(InvalidInputError, match="steps_per_execution=1"):
+        fit(model, LRScheduler(func=warmup_lr, total_steps=5), 8)

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.run_record import RunRecord
 from keras_deepseek.callbacks import RunRecorder
 
@@ -50,6 +51,16 @@ def test_a_training_that_fails_leaves_what_was_recorded(tmp_path):
         fit_with(recorder, Failing())
     with RunRecord(tmp_path / "run.sqlite") as record:
         assert [step for step, _ in record.scalars("loss")] == [1, 2, 3]
-    fit_with(recorder)  # It can be used again; the new model counts from 1.
+
+
+def test_another_run_is_not_written_over(tmp_path):
+    fit_with(RunRecorder(tmp_path / "run.sqlite"))
+    with pytest.raises(InvalidInputError, match="holds an earlier run"):
+        fit_with(RunRecorder(tmp_path / "run.sqlite"))
     with RunRecord(tmp_path / "run.sqlite") as record:
         assert [step for step, _ in record.scalars("loss")] == [1, 2, 3, 4]
+
+
+def test_every_zero_steps_is_refused():
+    with pytest.raises(InvalidInputError, match="at least 1 step"):
+        RunRecorder("run.sqlite", every=0)

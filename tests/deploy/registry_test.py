@@ -51,6 +51,11 @@ def test_a_built_in_name_is_not_taken(name):
         register_exporter(export_format)
 
 
+def test_a_class_in_place_of_an_instance_is_refused():
+    with pytest.raises(InvalidInputError, match="lacks an instance"):
+        register_exporter(TextFormat)
+
+
 def test_what_is_no_format_says_what_it_lacks():
     with pytest.raises(InvalidInputError, match="lacks name, suffix, entry, write, run"):
         register_exporter(object())

@@ -54,6 +54,14 @@ def test_an_artifact_that_differs_fails_and_is_removed(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_model_that_gives_nan_alone_is_unverified(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.set_weights([np.full((4, 3), np.nan), np.zeros(3)])
+    made = make_artifact(job_of(WeightsFormat(), model), tmp_path, print)
+    assert made.verification.state == "unverified"
+    assert "no finite value" in made.verification.reason
+
+
 def test_what_can_not_be_run_here_is_unverified_with_its_reason(tmp_path):
     export_format = WeightsFormat(fail=NotSupportedError("it needs a GPU"))
     made = make_artifact(job_of(export_format), tmp_path, print)

@@ -2,6 +2,7 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
 from keras_deepseek.inference.arguments import (
+    check_address,
     check_batch_axis,
     check_batch_size,
     check_count,
@@ -51,3 +52,15 @@ def test_an_input_without_a_free_batch_axis_is_refused(shape):
     signature = Signature((TensorSpec("x", shape, "float32"),), ())
     with pytest.raises(NotSupportedError, match="leave the batch size open"):
         check_batch_axis(signature)
+
+
+@pytest.mark.parametrize("port", ["8501", None, 0.5, True, -1, 65536])
+def test_what_is_no_port_is_refused(port):
+    with pytest.raises(InvalidInputError, match="from 0 to 65535"):
+        check_address("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", [None, "", 5])
+def test_what_is_no_host_is_refused(host):
+    with pytest.raises(InvalidInputError, match="Expected a name or an address"):
+        check_address(host, 8501)

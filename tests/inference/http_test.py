@@ -134,7 +134,7 @@ def test_a_taken_port_is_refused_at_once(doubler):
 @pytest.mark.parametrize(
     ("host", "port", "message"),
     [
-        ("127.0.0.1", 70000, "Received port 70000. Expected one from 0 to 65535"),
+        ("127.0.0.1", 70000, "Received port 70000. Expected an integer from 0"),
         ("127.0.0.1", -1, "Received port -1"),
         ("no.such.host.invalid", 0, "Can't listen at 'no.such.host.invalid' on port 0"),
     ],

@@ -5,16 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import MissingExtraError
+from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
 from keras_deepseek.backend.named_model import NamedModel
+
+_OPSETS = range(13, 19)
 
 
 class OnnxFormat:
     """Writes ONNX by the exporter of the backend that runs.
 
     Args:
-        opset: integer. The version of ONNX's default operator set. Defaults to `18`.
+        opset: integer. The version of ONNX's default operator set, from 13 to 18. Defaults to `18`.
+
+    Raises:
+        InvalidInputError: The version is none of these.
     """
 
     name = "onnx"
@@ -22,6 +27,11 @@ class OnnxFormat:
     entry = "model.onnx"
 
     def __init__(self, opset: int = 18) -> None:
+        if type(opset) is not int or opset not in _OPSETS:
+            raise InvalidInputError(
+                f"`opset` must be an integer from {_OPSETS[0]} to {_OPSETS[-1]}; "
+                f"received {opset!r}."
+            )
         self.opset = opset
 
     def write(self, model: NamedModel, folder: Path) -> str:

@@ -52,7 +52,9 @@ def _open_path(path: Path, custom_objects_from: Sequence[str | os.PathLike[str]]
         return _open_bundle(Bundle.open(path), custom_objects_from)
     if path.suffix == ".keras" and path.is_file():
         return _load_keras_file(path, custom_objects_from)
-    state = "it does not exist" if not path.exists() else "it is neither"
+    state = (
+        "it does not exist" if not path.exists() else "it is neither a bundle nor a `.keras` file"
+    )
     raise InvalidInputError(f"Can't serve {str(path)!r}: {state}. {_EXPECTED}")
 
 

@@ -27,4 +27,5 @@ class SavedModel:
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Returns arrays by output name."""
-        return self._infer(inputs)
+        outputs = self._infer(inputs)  # In an order of TensorFlow's.
+        return {spec.name: outputs[spec.name] for spec in self._signature.outputs}

@@ -33,7 +33,6 @@ _TF_DTYPES = {
     "uint32": "DT_UINT32",
     "uint64": "DT_UINT64",
     "bool": "DT_BOOL",
-    "string": "DT_STRING",
 }
 
 
@@ -137,14 +136,14 @@ def format_metadata(name: str, signature: Signature) -> dict[str, Any]:
     }
 
 
-def not_found_message(name: str, version: int | None) -> str:
+def not_found_message(name: str, version: str | None) -> str:
     """Returns what TF Serving says about a model that it does not have.
 
     Example:
 
     >>> not_found_message("digits", None)
     'Servable not found for request: Latest(digits)'
-    >>> not_found_message("digits", 3)
+    >>> not_found_message("digits", "3")
     'Servable not found for request: Specific(digits, 3)'
     """
     wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import MissingExtraError, NotSupportedError
+from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError, NotSupportedError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.formats import onnx as onnx_format
@@ -14,7 +14,7 @@ IN_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 
 @pytest.mark.skipif(not IN_TENSORFLOW, reason="only TensorFlow writes ONNX")
-@pytest.mark.parametrize("opset", [17, 18])
+@pytest.mark.parametrize("opset", [13, 18])
 def test_names_and_free_axes_are_the_models(digits, tmp_path, opset):
     import onnx
 
@@ -31,6 +31,12 @@ def test_other_backends_pass_it_on(digits, tmp_path):
     pytest.importorskip("onnxruntime")
     with pytest.raises(NotSupportedError):
         OnnxFormat().write(NamedModel(digits), tmp_path)
+
+
+@pytest.mark.parametrize("opset", [0, -1, 7, 99, "18", True, None])
+def test_an_opset_that_can_not_be_written_is_refused(opset):
+    with pytest.raises(InvalidInputError, match="from 13 to 18"):
+        OnnxFormat(opset)
 
 
 def test_without_onnx_the_extra_is_named(digits, tmp_path, monkeypatch):
