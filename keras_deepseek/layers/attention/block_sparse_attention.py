@@ -1,0 +1,127 @@
+"""Attention by a block plan: only the blocks that a query sees are multiplied with it.
+
+Between `block_plan`, which says what to compute, and the layers that project queries, keys and
+values. The blocks of keys and values are gathered by a table that is known ahead: on each backend
+as fast as shifted slices or faster, for all layouts alike, and quick to compile.
+
+Legend: B batch, S length, H heads, G heads of keys and values, D size of a head, N blocks,
+T positions in a block, and, of a group of rows, R rows, Q queries in a row, K keys in a row.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.layers.attention.block_plan import BlockPlan, RowGroup
+
+HIDDEN = -1e9
+"""Added to a score in float32, it leaves a weight of exactly zero beside any that is shown."""
+
+
+def block_sparse_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    plan: BlockPlan,
+    key_mask: Any = None,
+    dropout: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Returns softmax(QKᵀ / sqrt(D)) V over what the plan shows, and zeros where it shows nothing.
+
+    Args:
+        query: Tensor of shape `(B, S, H, D)`.
+        key: Tensor of shape `(B, S, G, D)`, where G divides H; heads of queries that follow one
+            another share a head of keys.
+        value: Tensor of shape `(B, S, G, D)`, with a D of its own.
+        plan: `BlockPlan` for this S.
+        key_mask: Boolean tensor of shape `(B, S)` or `None`. `False` hides a key from all queries.
+            Defaults to `None`.
+        dropout: Function of the attention weights, or `None`. Defaults to `None`.
+
+    Returns:
+        A tensor of shape `(B, S, H, D)`, with the D of `value`.
+    """
+    length, num_heads, dim = query.shape[1:]
+    num_groups = key.shape[2]
+    query = _to_blocks(query * dim**-0.5, plan, num_groups)
+    key, value = _to_blocks(key, plan, num_groups), _to_blocks(value, plan, num_groups)
+    if key_mask is not None:
+        key_mask = _to_blocks(ops.cast(key_mask, "bool")[..., None, None], plan, 1)
+    outputs = [_attend_group(query, key, value, group, key_mask, dropout) for group in plan.groups]
+    output = outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, 2)
+    output = _take_blocks(output, plan.order[:, None])
+    return _from_blocks(output, plan, num_heads)[:, :length]
+
+
+def _to_blocks(x: Any, plan: BlockPlan, num_groups: int) -> Any:
+    """From (B, S, H, D) to (B, G, N, H/G * T, D), the end filled up with zeros."""
+    length, num_heads, dim = x.shape[1:]
+    fill = plan.num_blocks * plan.block_size - length
+    if fill:
+        x = ops.pad(x, ((0, 0), (0, fill), (0, 0), (0, 0)))
+    ratio = num_heads // num_groups
+    x = ops.reshape(x, (-1, plan.num_blocks, plan.block_size, num_groups, ratio, dim))
+    x = ops.transpose(x, (0, 3, 1, 4, 2, 5))
+    return ops.reshape(x, (-1, num_groups, plan.num_blocks, ratio * plan.block_size, dim))
+
+
+def _from_blocks(x: Any, plan: BlockPlan, num_heads: int) -> Any:
+    """From (B, G, N, H/G * T, D) to (B, S, H, D), with the positions that were filled up."""
+    num_groups, dim = x.shape[1], x.shape[-1]
+    ratio = num_heads // num_groups
+    x = ops.reshape(x, (-1, num_groups, plan.num_blocks, ratio, plan.block_size, dim))
+    x = ops.transpose(x, (0, 2, 4, 1, 3, 5))
+    return ops.reshape(x, (-1, plan.num_blocks * plan.block_size, num_heads, dim))
+
+
+def _attend_group(
+    query: Any,
+    key: Any,
+    value: Any,
+    group: RowGroup,
+    key_mask: Any,
+    dropout: Callable[[Any], Any] | None,
+) -> Any:
+    """Returns the outputs of one group's blocks of queries, of shape (B, G, R * r, H/G * T, D)."""
+    num_groups, _, num_queries = query.shape[1:4]
+    query = _take_blocks(query, group.queries)
+    key, value = _take_blocks(key, group.keys), _take_blocks(value, group.keys)
+    is_shown = _shown(group, num_queries, key.shape[3] // group.keys.shape[1])
+    if key_mask is not None:
+        key_mask = ops.squeeze(_take_blocks(key_mask, group.keys), -1)
+        is_shown = ops.logical_and(is_shown, key_mask[:, :, :, None])
+    scores = ops.einsum("bgrqd,bgrkd->bgrqk", query, key)
+    scores = ops.cast(scores, keras.backend.result_type(scores.dtype, "float32"))
+    scores = scores + HIDDEN * ops.cast(ops.logical_not(is_shown), scores.dtype)
+    # Keras warns of a softmax over a single key.
+    weights = ops.softmax(scores) if scores.shape[-1] > 1 else ops.ones_like(scores)
+    weights = ops.cast(weights, value.dtype)
+    if dropout is not None:
+        weights = dropout(weights)
+    output = ops.einsum("bgrqk,bgrkd->bgrqd", weights, value)
+    # Where all is hidden, the softmax has spread over what must not be seen.
+    output = ops.where(ops.any(is_shown, -1, keepdims=True), output, ops.zeros_like(output))
+    return ops.reshape(output, (-1, num_groups, group.queries.size, num_queries, value.shape[-1]))
+
+
+def _shown(group: RowGroup, num_queries: int, block_size: int) -> Any:
+    """Returns which keys each query of a group sees, of shape (R, Q, K)."""
+    positions = group.queries[..., None, None] * block_size + np.arange(block_size)
+    ratio = num_queries // block_size  # Heads of queries to a head of keys stand side by side.
+    positions = np.repeat(positions, ratio, axis=2).reshape(len(group.queries), -1, 1)
+    positions = positions.astype("int32")
+    shown = ops.less_equal(group.first_query[:, None], positions)
+    return ops.logical_and(shown, ops.less_equal(positions, group.last_query[:, None]))
+
+
+def _take_blocks(x: Any, table: Array) -> Any:
+    """From (B, G, N, T, D) to (B, G, R, m * T, D): the m blocks that each row of a table names."""
+    num_groups, num_blocks, size, dim = x.shape[1:]
+    if np.array_equal(table, np.arange(num_blocks)[:, None]):
+        return x
+    taken = ops.take(x, table.ravel().astype("int32"), axis=2)
+    return ops.reshape(taken, (-1, num_groups, len(table), table.shape[1] * size, dim))

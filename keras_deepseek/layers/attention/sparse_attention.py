@@ -1,0 +1,266 @@
+"""Multi-head attention over chosen blocks: a cost that grows with the length, not its square."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.attention.block_layout import BlockLayout
+from keras_deepseek.layers.attention.block_plan import plan_blocks
+from keras_deepseek.layers.attention.block_sparse_attention import block_sparse_attention
+
+Shape = tuple[int | None, ...]
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class SparseAttention(keras.Layer):
+    """Multi-head self-attention in which each position sees only some blocks of the sequence.
+
+    Choose it for long sequences: from about a thousand positions on it is faster than
+    `keras.layers.MultiHeadAttention`, and it never holds a matrix of length by length. It computes
+
+    ```
+    output = W_o concat_h( softmax(mask(Q_h K_hᵀ / sqrt(key_dim))) V_h )
+    ```
+
+    The sequence is cut into blocks of `block_size`, and a layout says which blocks see which. It is
+    the union of the patterns that are asked for:
+
+    | argument | a position sees |
+    |---|---|
+    | `sliding_window` | positions less than `sliding_window` away, exactly, as in Keras's layer |
+    | `global_blocks` | these blocks; and theirs see all |
+    | `block_stride` | blocks at a multiple of `block_stride` blocks from its own |
+    | `num_random_blocks` | so many blocks more, drawn once: BigBird's with the two first |
+    | `block_layout` | what the given matrix shows |
+
+    The products are taken only over shown blocks, which are gathered, never by a mask over all.
+    Blocks that see much more than others, as global ones do, are computed apart. The cost is the
+    number of shown blocks: strides and given layouts may still make it grow faster than the length.
+
+    A mask that comes with the inputs hides positions from all others and passes through; the mask
+    may be false anywhere, so padding may stand on either side. Scores and softmax are in float32
+    whatever the dtype policy. A position that sees nothing gets zeros for its heads. The length
+    must be known when the layer is called, and need not be a multiple of `block_size`. There is no
+    cache: each call sees its whole sequence.
+
+    `query_dense`, `key_dense`, `value_dense` and `output_dense` are `keras.layers.EinsumDense`,
+    with the names and shapes of those in `keras.layers.MultiHeadAttention`: weights can be set from
+    one to the other, and a `keras.distribution.LayoutMap` finds `.../query/kernel` and the like.
+
+    Args:
+        num_heads: integer. Number of heads.
+        key_dim: integer. Size of each head of queries and keys.
+        value_dim: integer or `None`. Size of each head of values. `None` is `key_dim`. Defaults to
+            `None`.
+        num_key_value_heads: integer or `None`. Number of heads of keys and values, a divisor of
+            `num_heads`; each serves a group of heads of queries. `None` is `num_heads`. Defaults to
+            `None`.
+        block_size: integer. Number of positions in a block. Defaults to `64`.
+        use_causal_mask: boolean. Whether no position sees a later one. Defaults to `False`.
+        sliding_window: integer or `None`. Positions less than so many away are seen. Defaults to
+            `None`.
+        global_blocks: sequence of integers. Blocks that see all and that all see. Negative ones
+            count from the end. Defaults to `()`.
+        block_stride: integer or `None`. Distance, in blocks, of the blocks that are seen, the own
+            block among them. Defaults to `None`.
+        num_random_blocks: integer. Number of blocks, seen for no other reason, that are drawn for
+            each block. Defaults to `0`.
+        layout_seed: integer. Seed of that draw. The same seed gives the same blocks in each layer,
+            so that a stack of layers wants different ones. Defaults to `0`.
+        block_layout: array-like of booleans of shape `(num_blocks, num_blocks)`, or `None`. Entry
+            `[i, j]` shows block `j` to block `i`. A shorter sequence uses the upper left of it, and
+            a longer one is refused. Defaults to `None`.
+        dropout: float. Share of the attention weights that training drops. Defaults to `0.0`.
+        use_bias: boolean. Whether each of the four projections adds a bias. Defaults to `True`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
+            kernels. Defaults to `"glorot_uniform"`.
+        bias_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
+            biases. Defaults to `"zeros"`.
+        seed: integer or `None`. Seed of the dropout. Defaults to `None`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+        mask: Boolean tensor of shape `(batch_size, length)`, or `None`. `False` hides a position.
+            Keras passes the one that comes with the inputs.
+        training: boolean. Whether to drop attention weights.
+
+    Returns:
+        A tensor of the shape of `inputs`, in the layer's compute dtype.
+
+    Raises:
+        InvalidInputError: An argument is not of its kind, no pattern is given, `block_layout` is
+            not square or is too small, or the inputs have another rank or an unknown length.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import SparseAttention
+    >>> layer = SparseAttention(2, 8, block_size=16, sliding_window=16, global_blocks=[0])
+    >>> tuple(layer(np.ones((1, 100, 12), "float32")).shape)
+    (1, 100, 12)
+
+    Reference:
+
+    - [Generating Long Sequences with Sparse Transformers (Child et al., 2019)](
+      https://arxiv.org/abs/1904.10509)
+    - [Longformer: The Long-Document Transformer (Beltagy et al., 2020)](
+      https://arxiv.org/abs/2004.05150)
+    - [Big Bird: Transformers for Longer Sequences (Zaheer et al., 2020)](
+      https://arxiv.org/abs/2007.14062)
+    """
+
+    def __init__(  # noqa: PLR0913 - the words of Keras's layer, and five patterns
+        self,
+        num_heads: int,
+        key_dim: int,
+        *,
+        value_dim: int | None = None,
+        num_key_value_heads: int | None = None,
+        block_size: int = 64,
+        use_causal_mask: bool = False,
+        sliding_window: int | None = None,
+        global_blocks: Sequence[int] = (),
+        block_stride: int | None = None,
+        num_random_blocks: int = 0,
+        layout_seed: int = 0,
+        block_layout: Any = None,
+        dropout: float = 0.0,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = _size("num_heads", num_heads)
+        self.key_dim = _size("key_dim", key_dim)
+        self.value_dim = _size("value_dim", key_dim if value_dim is None else value_dim)
+        self.num_key_value_heads = _size(
+            "num_key_value_heads", num_heads if num_key_value_heads is None else num_key_value_heads
+        )
+        if num_heads % self.num_key_value_heads:
+            raise InvalidInputError(
+                f"`num_key_value_heads` must divide `num_heads`, received "
+                f"{num_key_value_heads} and {num_heads}."
+            )
+        if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
+            raise InvalidInputError(f"`dropout` must be in [0, 1), received {dropout!r}.")
+        self._layout = BlockLayout(
+            block_size=block_size,
+            is_causal=use_causal_mask,
+            sliding_window=sliding_window,
+            global_blocks=tuple(global_blocks),
+            block_stride=block_stride,
+            num_random_blocks=num_random_blocks,
+            layout_seed=layout_seed,
+            given=None if block_layout is None else np.array(block_layout),
+        )
+        self.dropout = dropout
+        self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.seed = seed
+        self.supports_masking = True
+
+    def build(self, input_shape: Shape) -> None:
+        if len(input_shape) != 3 or input_shape[-1] is None:  # noqa: PLR2004
+            raise InvalidInputError(
+                f"{self.name!r} needs inputs of shape (batch_size, length, dim) with a known dim, "
+                f"received {tuple(input_shape)}."
+            )
+        dim = input_shape[-1]
+        self.input_spec = keras.InputSpec(ndim=3, axes={-1: dim})
+        query, key = (self.num_heads, self.key_dim), (self.num_key_value_heads, self.key_dim)
+        value = (self.num_key_value_heads, self.value_dim)
+        self.query_dense = self._make_projection("btd,dhk->bthk", query, "hk", "query")
+        self.key_dense = self._make_projection("btd,dhk->bthk", key, "hk", "key")
+        self.value_dense = self._make_projection("btd,dhk->bthk", value, "hk", "value")
+        self.output_dense = self._make_projection("bthk,hkd->btd", (dim,), "d", "attention_output")
+        self.dropout_layer = keras.layers.Dropout(
+            self.dropout, seed=self.seed, dtype=self.dtype_policy, name="dropout"
+        )
+        for projection in (self.query_dense, self.key_dense, self.value_dense):
+            projection.build(input_shape)
+        self.output_dense.build((*input_shape[:2], self.num_heads, self.value_dim))
+
+    def _make_projection(
+        self, equation: str, sizes: tuple[int, ...], bias_axes: str, name: str
+    ) -> keras.layers.EinsumDense:
+        return keras.layers.EinsumDense(
+            equation,
+            output_shape=(None, *sizes),
+            bias_axes=bias_axes if self.use_bias else None,
+            # An initializer draws the same numbers each time: each projection needs its own.
+            kernel_initializer=_clone(self.kernel_initializer),
+            bias_initializer=_clone(self.bias_initializer),
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def call(self, inputs: Any, mask: Any = None, training: bool | None = None) -> Any:
+        length = inputs.shape[1]
+        if length is None:
+            raise InvalidInputError(
+                f"{self.name!r} lays out blocks for a known length, received inputs of shape "
+                f"{tuple(inputs.shape)}. Pad them to a fixed length, and mask the padding."
+            )
+        if mask is not None and tuple(mask.shape)[1:] != (length,):
+            raise InvalidInputError(
+                f"{self.name!r} needs a mask of shape (batch_size, {length}), received "
+                f"{tuple(mask.shape)}."
+            )
+
+        def drop(weights: Any) -> Any:
+            return self.dropout_layer(weights, training=training)
+
+        heads = block_sparse_attention(
+            self.query_dense(inputs),
+            self.key_dense(inputs),
+            self.value_dense(inputs),
+            plan_blocks(self._layout, length),
+            key_mask=mask,
+            dropout=drop if self.dropout else None,
+        )
+        return self.output_dense(heads)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return tuple(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        layout = self._layout
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "key_dim": self.key_dim,
+            "value_dim": self.value_dim,
+            "num_key_value_heads": self.num_key_value_heads,
+            "block_size": layout.block_size,
+            "use_causal_mask": layout.is_causal,
+            "sliding_window": layout.sliding_window,
+            "global_blocks": list(layout.global_blocks),
+            "block_stride": layout.block_stride,
+            "num_random_blocks": layout.num_random_blocks,
+            "layout_seed": layout.layout_seed,
+            "block_layout": None if layout.given is None else layout.given.tolist(),
+            "dropout": self.dropout,
+            "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "seed": self.seed,
+        }
+
+
+def _size(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidInputError(f"`{name}` must be a positive integer, received {value!r}.")
+    return value
+
+
+def _clone(initializer: Any) -> Any:
+    """Returns a fresh initializer of the same kind; a plain function has no state to renew."""
+    is_class = isinstance(initializer, keras.initializers.Initializer)
+    return initializer.clone() if is_class else initializer

@@ -1,0 +1,233 @@
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.layers import SparseAttention
+from keras_deepseek.testing import LayerTestCase, assert_close
+from tests.oracles.sparse_attention import shown_pairs, sparse_attention
+
+WINDOW = {"num_heads": 2, "key_dim": 4, "block_size": 4, "sliding_window": 4}
+GIVEN = [[True, False, True], [False, False, False], [True, True, False]]
+PATTERNS = ("sliding_window", "global_blocks", "block_stride", "block_layout", "use_causal_mask")
+
+
+def to_numpy(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
+def oracle(layer, inputs, mask=None):
+    config = layer.get_config()
+    if config["num_random_blocks"]:
+        num_blocks = -(-inputs.shape[1] // config["block_size"])
+        config["block_layout"] = layer._layout.whole(num_blocks)
+    shown = shown_pairs(
+        inputs.shape[1],
+        block_size=config["block_size"],
+        **{pattern: config[pattern] for pattern in PATTERNS},
+    )
+    projections = [
+        (to_numpy(dense.kernel).astype("float64"), to_numpy(dense.bias) if layer.use_bias else 0.0)
+        for dense in (layer.query_dense, layer.key_dense, layer.value_dense, layer.output_dense)
+    ]
+    return sparse_attention(inputs, *projections, shown if mask is None else shown & mask[:, None])
+
+
+def make(length=22, batch=2, dim=6, seed=0, **kwargs):
+    inputs = np.random.default_rng(seed).normal(size=(batch, length, dim)).astype("float32")
+    return SparseAttention(**{**WINDOW, **kwargs}), inputs
+
+
+@pytest.mark.parametrize(
+    ("init_kwargs", "input_shape"),
+    [
+        ({**WINDOW, "global_blocks": [0]}, (2, 11, 6)),
+        (
+            {**WINDOW, "use_causal_mask": True, "num_random_blocks": 1, "use_bias": False},
+            (2, 13, 5),
+        ),
+        (
+            {"num_heads": 4, "key_dim": 3, "value_dim": 2, "num_key_value_heads": 2}
+            | {"block_size": 3, "block_stride": 2, "kernel_initializer": "he_normal"},
+            (2, 8, 6),
+        ),
+        ({"num_heads": 1, "key_dim": 4, "block_size": 4, "block_layout": GIVEN}, (2, 10, 4)),
+        ({**WINDOW, "block_size": 64, "dropout": 0.2, "seed": 3}, (2, 5, 4)),
+    ],
+)
+def test_it_passes_the_layer_routine(init_kwargs, input_shape):
+    LayerTestCase().run_layer_test(SparseAttention, init_kwargs, input_shape, oracle=oracle)
+
+
+@settings(max_examples=10)
+@given(
+    length=st.integers(1, 30),
+    block_size=st.integers(1, 8),
+    use_causal_mask=st.booleans(),
+    sliding_window=st.integers(1, 12),
+    global_blocks=st.lists(st.integers(-2, 2), max_size=2),
+    num_random_blocks=st.integers(0, 2),
+)
+def test_it_computes_masked_attention_at_any_shape(length, **kwargs):
+    layer, inputs = make(length, **kwargs)
+    mask = np.random.default_rng(1).random(inputs.shape[:2]) > 0.3
+    assert_close(to_numpy(layer(inputs)), oracle(layer, inputs))
+    assert_close(to_numpy(layer(inputs, mask=mask)), oracle(layer, inputs, mask))
+
+
+def test_a_window_and_a_causal_mask_are_those_of_the_layer_of_keras():
+    layer, inputs = make(use_causal_mask=True, sliding_window=5, value_dim=3)
+    keras_layer = keras.layers.MultiHeadAttention(2, 4, value_dim=3)
+    keras_layer.build(inputs.shape, inputs.shape)
+    layer.build(inputs.shape)
+    layer.set_weights(keras_layer.get_weights())
+    distance = np.arange(22)[:, None] - np.arange(22)
+    mask = (distance >= 0) & (distance < 5)
+    expected = keras_layer(inputs, inputs, attention_mask=np.repeat(mask[None], 2, 0))
+    assert_close(to_numpy(layer(inputs)), to_numpy(expected))
+
+
+@pytest.mark.parametrize("patterns", [{}, {"global_blocks": [0, 2]}, {"num_random_blocks": 2}])
+@pytest.mark.parametrize("now", [1, 4, 9, 21])
+def test_a_causal_layer_never_looks_ahead(patterns, now):
+    layer, inputs = make(use_causal_mask=True, **patterns)
+    disturbed = inputs.copy()
+    disturbed[:, now:] += 1e3
+    before, after = to_numpy(layer(inputs)), to_numpy(layer(disturbed))
+    np.testing.assert_array_equal(before[:, :now], after[:, :now])
+    assert not np.allclose(before[:, now:], after[:, now:])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_changes_nothing_that_is_shown(side):
+    layer, inputs = make(length=16, global_blocks=[0, -1], sliding_window=6)
+    mask = np.ones((2, 16), bool)
+    mask[0, :5] = side != "left"
+    mask[0, 11:] = side != "right"
+    disturbed = np.where(mask[..., None], inputs, 1e4).astype("float32")
+    before, after = to_numpy(layer(inputs, mask=mask)), to_numpy(layer(disturbed, mask=mask))
+    np.testing.assert_array_equal(before[mask], after[mask])
+    assert np.isfinite(after).all()
+
+
+def test_rows_that_see_nothing_are_finite():
+    layer = SparseAttention(1, 4, block_size=4, block_layout=GIVEN)
+    inputs = np.random.default_rng(0).normal(size=(1, 12, 4)).astype("float32")
+    outputs = to_numpy(layer(inputs))
+    np.testing.assert_array_equal(outputs[:, 4:8], 0)
+    assert np.isfinite(to_numpy(layer(inputs, mask=np.zeros((1, 12), bool)))).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 9, 6), (2, 1, 6), (2, 0, 6)])
+def test_an_empty_batch_and_sequences_of_one_and_none_work(shape):
+    outputs = SparseAttention(**WINDOW)(np.ones(shape, "float32"))
+    assert tuple(outputs.shape) == shape
+
+
+def test_one_layer_serves_any_length():
+    layer, _ = make(global_blocks=[0])
+    for length in (3, 4, 5, 17):
+        _, inputs = make(length)
+        assert_close(to_numpy(layer(inputs)), oracle(layer, inputs))
+
+
+def test_it_takes_the_mask_of_an_embedding_in_a_model_that_learns_to_copy():
+    tokens = keras.Input((12,), dtype="int32")
+    x = keras.layers.Embedding(7, 16, mask_zero=True)(tokens)
+    x = x + SparseAttention(2, 8, block_size=4, sliding_window=3, use_causal_mask=True)(x)
+    model = keras.Model(tokens, keras.layers.Dense(7)(x))
+    model.compile(
+        keras.optimizers.Adam(0.02), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    inputs = np.random.default_rng(0).integers(1, 7, (64, 12))
+    inputs[:, 10:] = 0
+    targets = np.roll(inputs, 1, axis=1)  # What came before, only attention can tell.
+    targets[:, 0] = inputs[:, 0]
+    losses = model.fit(inputs, targets, epochs=8, batch_size=16, verbose=0).history["loss"]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_random_blocks_are_the_same_after_saving_and_differ_by_seed():
+    layer, inputs = make(num_random_blocks=2, layout_seed=5)
+    outputs = to_numpy(layer(inputs))
+    for seed, is_equal in ((5, True), (6, False)):
+        other = SparseAttention.from_config({**layer.get_config(), "layout_seed": seed})
+        other.build(inputs.shape)
+        other.set_weights(layer.get_weights())
+        assert np.allclose(to_numpy(other(inputs)), outputs) == is_equal
+
+
+def test_training_drops_weights_and_inference_does_not():
+    layer, inputs = make(dropout=0.5, seed=1)
+    assert_close(to_numpy(layer(inputs, training=False)), oracle(layer, inputs))
+    assert not np.allclose(to_numpy(layer(inputs, training=True)), oracle(layer, inputs))
+
+
+def test_the_symbolic_output_keeps_an_unknown_length():
+    layer, _ = make()
+    assert layer(keras.Input((None, 6))).shape == (None, None, 6)
+
+
+def test_the_variables_have_names_that_a_layout_map_can_match():
+    layer = SparseAttention(**WINDOW, num_key_value_heads=1, value_dim=3, name="attention")
+    layer.build((None, None, 6))
+    assert {weight.path: tuple(weight.shape) for weight in layer.weights} == {
+        "attention/query/kernel": (6, 2, 4),
+        "attention/query/bias": (2, 4),
+        "attention/key/kernel": (6, 1, 4),
+        "attention/key/bias": (1, 4),
+        "attention/value/kernel": (6, 1, 3),
+        "attention/value/bias": (1, 3),
+        "attention/attention_output/kernel": (2, 3, 6),
+        "attention/attention_output/bias": (6,),
+    }
+
+
+def test_the_projections_do_not_start_equal():
+    layer, inputs = make(kernel_initializer=keras.initializers.GlorotUniform())
+    layer.build(inputs.shape)
+    assert not np.allclose(to_numpy(layer.query_dense.kernel), to_numpy(layer.key_dense.kernel))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_heads": 0}, "`num_heads` must be a positive integer, received 0"),
+        ({"key_dim": 2.0}, r"`key_dim` must be a positive integer, received 2\.0"),
+        ({"value_dim": -1}, "`value_dim` must be a positive integer, received -1"),
+        ({"num_key_value_heads": 3}, "must divide `num_heads`, received 3 and 2"),
+        ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\), received 1\.0"),
+        ({"block_size": 0}, "`block_size` must be an integer of at least 1, received 0"),
+        ({"block_layout": np.ones((2, 3), bool)}, r"`block_layout` .* received \(2, 3\)"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(InvalidInputError, match=message):
+        SparseAttention(**{**WINDOW, **arguments})
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (2, 3, 4, 6), (2, 5, None)])
+def test_inputs_of_another_rank_or_an_unknown_dim_are_refused(shape):
+    with pytest.raises(InvalidInputError, match=r"\(batch_size, length, dim\) with a known dim"):
+        SparseAttention(**WINDOW).build(shape)
+
+
+def test_a_mask_of_another_shape_is_refused():
+    layer, inputs = make(length=8)
+    with pytest.raises(InvalidInputError, match=r"mask of shape \(batch_size, 8\), .*\(2, 7\)"):
+        layer(inputs, mask=np.ones((2, 7), bool))
+
+
+def test_a_length_that_is_unknown_when_called_is_refused():
+    layer, _ = make()
+    layer.build((None, None, 6))
+    with pytest.raises(InvalidInputError, match="Pad them to a fixed length, and mask the padding"):
+        layer.call(keras.Input((None, 6)))
+
+
+def test_a_sequence_beyond_the_given_layout_is_refused():
+    layer = SparseAttention(1, 4, block_size=4, block_layout=GIVEN)
+    with pytest.raises(InvalidInputError, match=r"sequence of 4 blocks\. Give a larger layout"):
+        layer(np.ones((1, 13, 4), "float32"))
