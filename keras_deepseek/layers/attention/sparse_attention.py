@@ -190,7 +190,7 @@ class SparseAttention(keras.Layer):
     def _make_projection(
         self, equation: str, sizes: tuple[int, ...], bias_axes: str, name: str
     ) -> keras.layers.EinsumDense:
-        return keras.layers.EinsumDense(
+        projection = keras.layers.EinsumDense(
             equation,
             output_shape=(None, *sizes),
             bias_axes=bias_axes if self.use_bias else None,
@@ -200,6 +200,8 @@ class SparseAttention(keras.Layer):
             dtype=self.dtype_policy,
             name=name,
         )
+        projection.supports_masking = True  # Else Keras warns of the mask, which `call` applies.
+        return projection
 
     def call(self, inputs: Any, mask: Any = None, training: bool | None = None) -> Any:
         length = inputs.shape[1]

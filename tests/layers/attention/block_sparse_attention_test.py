@@ -55,7 +55,7 @@ def layouts(draw):
     )
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     layout=layouts(),
     length=st.integers(1, 12),

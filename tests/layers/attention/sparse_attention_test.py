@@ -45,25 +45,24 @@ def make(length=22, batch=2, dim=6, seed=0, **kwargs):
     [
         ({**WINDOW, "global_blocks": [0]}, (2, 11, 6)),
         (
-            {**WINDOW, "use_causal_mask": True, "num_random_blocks": 1, "use_bias": False},
+            {**WINDOW, "num_key_value_heads": 1, "value_dim": 3, "use_causal_mask": True}
+            | {"num_random_blocks": 1, "use_bias": False, "kernel_initializer": "he_normal"},
             (2, 13, 5),
         ),
         (
-            {"num_heads": 4, "key_dim": 3, "value_dim": 2, "num_key_value_heads": 2}
-            | {"block_size": 3, "block_stride": 2, "kernel_initializer": "he_normal"},
-            (2, 8, 6),
+            {"num_heads": 1, "key_dim": 4, "block_size": 4, "block_layout": GIVEN}
+            | {"dropout": 0.2, "seed": 3},
+            (2, 10, 4),
         ),
-        ({"num_heads": 1, "key_dim": 4, "block_size": 4, "block_layout": GIVEN}, (2, 10, 4)),
-        ({**WINDOW, "block_size": 64, "dropout": 0.2, "seed": 3}, (2, 5, 4)),
     ],
 )
 def test_it_passes_the_layer_routine(init_kwargs, input_shape):
     LayerTestCase().run_layer_test(SparseAttention, init_kwargs, input_shape, oracle=oracle)
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(
-    length=st.integers(1, 30),
+    length=st.sampled_from([1, 7, 30]),
     block_size=st.integers(1, 8),
     use_causal_mask=st.booleans(),
     sliding_window=st.integers(1, 12),
@@ -78,8 +77,8 @@ def test_it_computes_masked_attention_at_any_shape(length, **kwargs):
 
 
 def test_a_window_and_a_causal_mask_are_those_of_the_layer_of_keras():
-    layer, inputs = make(use_causal_mask=True, sliding_window=5, value_dim=3)
-    keras_layer = keras.layers.MultiHeadAttention(2, 4, value_dim=3)
+    layer, inputs = make(use_causal_mask=True, sliding_window=5)
+    keras_layer = keras.layers.MultiHeadAttention(2, 4)
     keras_layer.build(inputs.shape, inputs.shape)
     layer.build(inputs.shape)
     layer.set_weights(keras_layer.get_weights())
