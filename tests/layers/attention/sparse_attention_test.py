@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import SparseAttention
 from keras_deepseek.testing import LayerTestCase, assert_close
+from tests.oracles.golden import read_sparse_attention as golden
 from tests.oracles.sparse_attention import shown_pairs, sparse_attention
 
 WINDOW = {"num_heads": 2, "key_dim": 4, "block_size": 4, "sliding_window": 4}
@@ -86,6 +87,13 @@ def test_a_window_and_a_causal_mask_are_those_of_the_layer_of_keras():
     mask = (distance >= 0) & (distance < 5)
     expected = keras_layer(inputs, inputs, attention_mask=np.repeat(mask[None], 2, 0))
     assert_close(to_numpy(layer(inputs)), to_numpy(expected))
+
+
+@pytest.mark.parametrize("case", golden.CASES)
+def test_it_computes_what_longformer_and_big_bird_of_transformers_compute(case):
+    output_error, gradient_error = golden.compare(case)
+    assert output_error < 1e-5
+    assert gradient_error < 1e-4
 
 
 @pytest.mark.parametrize("patterns", [{}, {"global_blocks": [0, 2]}, {"num_random_blocks": 2}])
