@@ -43,6 +43,9 @@ class Backend(Protocol):
     ) -> "tuple[list[Array], list[Array]]":
         """Returns the gradients of the scalar `function(*inputs)`, by input and by variable."""
 
+    def read_integer(self, value: "Any") -> int | None:
+        """Returns an integer or integer scalar tensor as a number; `None` while it is traced."""
+
     def write_saved_model(self, model: "NamedModel", path: str) -> None:
         """Writes the model as a SavedModel into a folder, or raises `NotSupportedError`."""
 

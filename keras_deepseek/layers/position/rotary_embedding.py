@@ -1,0 +1,234 @@
+"""Positions as rotations, for the queries and keys of an attention layer."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.position.rotary_scaling import check_scaling, compute_frequencies
+
+Shape = tuple[int | None, ...]
+
+_MIN_RANK = 3
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class RotaryEmbedding(keras.Layer):
+    """Rotates queries or keys by their positions, pair by pair along the last axis.
+
+    Choose it over added position embeddings where attention should see how far apart two tokens
+    are: the product of a rotated query and a rotated key depends on the distance alone, and both
+    keep their norms. With `r = rotary_dim` and the pair `(a, b)` number `i` at position `p`,
+
+    ```
+    angle = p * max_wavelength ** (-2 * i / r)              i = 0 .. r / 2 - 1
+    (a, b) -> (a * cos(angle) - b * sin(angle), b * cos(angle) + a * sin(angle))
+    ```
+
+    Checkpoints differ in which entries are a pair: `i` and `i + r / 2` (halves, as Llama's), or
+    `2 * i` and `2 * i + 1` (interleaved, as DeepSeek's). What lies beyond `rotary_dim` is left as
+    it is. Angles and the rotation are computed in float32, and the result is cast back.
+
+    `scaling` stretches a model to longer sequences than it was trained on. It is the `rope_scaling`
+    of a checkpoint's `config.json`, by `rope_type`:
+
+    | `rope_type` | what it does | needs beside `factor` |
+    |---|---|---|
+    | `"linear"` | divides every angle by `factor` | |
+    | `"dynamic"` | slows the slow pairs once a call is longer than the trained length | L |
+    | `"yarn"` | slows the slow pairs, and raises the amplitude | L; may have `beta_fast`, \
+`beta_slow`, `mscale`, `mscale_all_dim`, `attention_factor`, `truncate` |
+    | `"llama3"` | slows the slow pairs | L, `low_freq_factor`, `high_freq_factor` |
+    | `"longrope"` | a divisor for each pair, another set once a call is longer than L | L, \
+`short_factor`, `long_factor`; may have `attention_factor` |
+
+    L is `original_max_position_embeddings`, the trained length in tokens. By `"dynamic"` and
+    `"longrope"` the angles depend on the largest position of a call, so keys that were cached
+    before a sequence grew beyond L are not rotated anew. The other kinds turn any position by one
+    formula, also beyond the trained length, where the quality of a model falls without an error:
+    set `max_length` to have one.
+
+    Masked positions are rotated like all others, and a mask passes through unchanged.
+
+    Args:
+        max_wavelength: float. The base of the angles, a checkpoint's `rope_theta`. Defaults to
+            `10000.0`.
+        rotary_dim: integer or `None`. How many entries of the last axis are rotated, from the
+            first on; an even number. `None` rotates all. Defaults to `None`.
+        use_interleaved_pairs: boolean. Whether neighbours are a pair, rather than entries half of
+            `rotary_dim` apart. Defaults to `False`.
+        scaling: dict or `None`. As above. Defaults to `None`.
+        max_length: integer or `None`. Number of positions, in tokens, beyond which a call is
+            refused. Positions that are given as a tensor are not looked at. Defaults to `None`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, ..., dim)`: the axes between,
+            such as one of heads, are rotated alike.
+        positions: Integer tensor of shape `(batch_size, length)` or `(1, length)`, or `None` for
+            `start_index` and those that follow it.
+        start_index: integer or integer scalar tensor. The position of the first token where
+            `positions` is `None`. Defaults to `0`.
+
+    Returns:
+        A tensor of the shape of `inputs`, in the layer's compute dtype.
+
+    Raises:
+        InvalidInputError: An argument is out of its range, `scaling` has an unknown or a missing
+            key, the shapes of `inputs` and `positions` do not fit, or a call passes `max_length`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import RotaryEmbedding
+    >>> queries = np.ones((2, 5, 4, 8), "float32")  # 5 tokens, 4 heads
+    >>> layer = RotaryEmbedding(scaling={"rope_type": "linear", "factor": 4.0})
+    >>> tuple(layer(queries).shape)
+    (2, 5, 4, 8)
+    >>> left_padded = np.array([[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]])
+    >>> tuple(layer(queries, positions=left_padded).shape)
+    (2, 5, 4, 8)
+
+    Reference:
+
+    - [RoFormer (Su et al., 2021)](https://arxiv.org/abs/2104.09864)
+    - [YaRN (Peng et al., 2023)](https://arxiv.org/abs/2309.00071)
+    - [LongRoPE (Ding et al., 2024)](https://arxiv.org/abs/2402.13753)
+    """
+
+    def __init__(
+        self,
+        max_wavelength: float = 10000.0,
+        *,
+        rotary_dim: int | None = None,
+        use_interleaved_pairs: bool = False,
+        scaling: dict[str, Any] | None = None,
+        max_length: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not (isinstance(max_wavelength, int | float) and 1 < max_wavelength < float("inf")):
+            raise InvalidInputError(
+                f"`max_wavelength` must be a number above 1, received {max_wavelength!r}."
+            )
+        if rotary_dim is not None:
+            _check_rotary_dim(rotary_dim, "`rotary_dim`")
+        if max_length is not None and not (isinstance(max_length, int) and max_length > 0):
+            raise InvalidInputError(
+                f"`max_length` must be a positive integer, or None for no bound, received "
+                f"{max_length!r}."
+            )
+        self.max_wavelength = float(max_wavelength)
+        self.rotary_dim = rotary_dim
+        self.use_interleaved_pairs = use_interleaved_pairs
+        self.scaling = None if scaling is None else check_scaling(scaling)
+        self.max_length = max_length
+        self.supports_masking = True
+
+    def build(self, input_shape: Shape) -> None:
+        dim = input_shape[-1] if len(input_shape) >= _MIN_RANK else None
+        if dim is None:
+            raise InvalidInputError(
+                f"{self.name!r} needs inputs of shape (batch_size, length, ..., dim) with a known "
+                f"dim, received {tuple(input_shape)}."
+            )
+        rotated = dim if self.rotary_dim is None else self.rotary_dim
+        _check_rotary_dim(rotated, "The last axis of the inputs, or `rotary_dim`,")
+        if rotated > dim:
+            raise InvalidInputError(
+                f"`rotary_dim` is {rotated}, more than the last axis of the inputs, which has the "
+                f"shape {tuple(input_shape)}."
+            )
+        self.input_spec = keras.InputSpec(min_ndim=_MIN_RANK, axes={-1: dim})
+        self._scaling = check_scaling(self.scaling)
+        self._frequencies = compute_frequencies(rotated, self.max_wavelength, self._scaling)
+
+    def call(self, inputs: Any, positions: Any = None, start_index: Any = 0) -> Any:
+        if positions is None:
+            self._check_length(inputs, start_index)
+            positions = ops.expand_dims(ops.arange(ops.shape(inputs)[1], dtype="int32"), 0)
+            positions = positions + ops.cast(start_index, "int32")
+        else:
+            positions = ops.convert_to_tensor(positions)
+            self._check_positions(inputs, positions)
+        angles = ops.expand_dims(ops.cast(positions, "float32"), -1) * self._angles_of(positions)
+        for _ in range(len(inputs.shape) - _MIN_RANK):
+            angles = ops.expand_dims(angles, 2)
+        amplitude = self._frequencies.amplitude
+        return self._rotate(inputs, ops.cos(angles) * amplitude, ops.sin(angles) * amplitude)
+
+    def _angles_of(self, positions: Any) -> Any:
+        """Returns the angles a token, which may depend on how long the sequence has become."""
+        frequencies = self._frequencies
+        base = ops.convert_to_tensor(frequencies.base, "float32")
+        if frequencies.long is None and frequencies.stretch_exponents is None:
+            return base
+        length = ops.cast(ops.max(positions, initial=0) + 1, "float32")
+        trained = float(self._scaling["original_max_position_embeddings"])
+        if frequencies.long is not None:
+            return ops.where(length > trained, ops.cast(frequencies.long, "float32"), base)
+        factor = self._scaling["factor"]
+        stretch = factor * ops.maximum(length, trained) / trained - (factor - 1)
+        return base * stretch ** ops.cast(frequencies.stretch_exponents, "float32")
+
+    def _rotate(self, inputs: Any, cos: Any, sin: Any) -> Any:
+        half = len(self._frequencies.base)
+        rotated = ops.cast(inputs[..., : 2 * half], "float32")
+        if self.use_interleaved_pairs:
+            a, b = rotated[..., 0::2], rotated[..., 1::2]
+        else:
+            a, b = rotated[..., :half], rotated[..., half:]
+        parts = [a * cos - b * sin, b * cos + a * sin]
+        if self.use_interleaved_pairs:
+            outputs = ops.reshape(ops.stack(parts, axis=-1), ops.shape(rotated))
+        else:
+            outputs = ops.concatenate(parts, axis=-1)
+        outputs = ops.cast(outputs, inputs.dtype)
+        if inputs.shape[-1] == 2 * half:
+            return outputs
+        return ops.concatenate([outputs, inputs[..., 2 * half :]], axis=-1)
+
+    def _check_length(self, inputs: Any, start_index: Any) -> None:
+        length = inputs.shape[1]
+        if self.max_length is None or length is None:
+            return
+        start = backend.current().read_integer(start_index) or 0
+        if start + length > self.max_length:
+            raise InvalidInputError(
+                f"{self.name!r} has a `max_length` of {self.max_length} positions, received "
+                f"{length} tokens from position {start} on. Shorten the sequence, or raise "
+                f"`max_length` and give a `scaling` that stretches the model to it."
+            )
+
+    def _check_positions(self, inputs: Any, positions: Any) -> None:
+        batch_size, length = inputs.shape[:2]
+        dtype, shape = keras.backend.standardize_dtype(positions.dtype), tuple(positions.shape)
+        allowed = [(None, 1, batch_size), (None, length)]
+        fits = len(shape) == len(allowed) and all(
+            size in sizes or sizes[-1] is None for size, sizes in zip(shape, allowed, strict=True)
+        )
+        if not fits or "int" not in dtype:
+            raise InvalidInputError(
+                f"`positions` must be integers of shape (batch_size, length), for these inputs "
+                f"{(batch_size, length)}, received {dtype} of shape {shape}."
+            )
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return tuple(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "max_wavelength": self.max_wavelength,
+            "rotary_dim": self.rotary_dim,
+            "use_interleaved_pairs": self.use_interleaved_pairs,
+            "scaling": self.scaling,
+            "max_length": self.max_length,
+        }
+
+
+def _check_rotary_dim(dim: Any, name: str) -> None:
+    if not isinstance(dim, int) or dim < 2 or dim % 2:  # noqa: PLR2004 - a pair has two
+        raise InvalidInputError(f"{name} must be an even number of entries, received {dim!r}.")

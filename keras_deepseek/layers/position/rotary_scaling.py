@@ -1,0 +1,175 @@
+"""How fast each pair of a rotary embedding turns, and how checkpoints slow the pairs down.
+
+`RotaryEmbedding` turns by what is computed here, once and in float64; `MultiHeadLatentAttention`
+asks for the factor of its scores. NumPy only.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.signature import Array
+
+_LENGTH = "original_max_position_embeddings"
+
+REQUIRED = {
+    "default": set[str](),
+    "linear": {"factor"},
+    "dynamic": {"factor", _LENGTH},
+    "yarn": {"factor", _LENGTH},
+    "llama3": {"factor", _LENGTH, "low_freq_factor", "high_freq_factor"},
+    "longrope": {"factor", _LENGTH, "short_factor", "long_factor"},
+}
+"""What each `rope_type` needs beside its name."""
+
+OPTIONAL = {
+    "yarn": {
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    },
+    "longrope": {"attention_factor"},
+}
+
+
+@dataclass(frozen=True)
+class RotaryFrequencies:
+    """What a rotary embedding turns by.
+
+    Args:
+        base: Array of `rotary_dim // 2` angles in radians a token.
+        long: The angles for sequences beyond the trained length, or `None` for the same ones.
+        stretch_exponents: Array, or `None`. Beyond the trained length each angle is multiplied by
+            a common stretch to the power of its exponent.
+        amplitude: What cosine and sine are multiplied by.
+    """
+
+    base: Array
+    long: Array | None = None
+    stretch_exponents: Array | None = None
+    amplitude: float = 1.0
+
+
+def check_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns a scaling with its `rope_type`, or raises an error for what does not belong."""
+    if scaling is None:
+        return {"rope_type": "default"}
+    if not isinstance(scaling, Mapping):
+        raise InvalidInputError(
+            f"`scaling` must be None or a dict such as a checkpoint's `rope_scaling`, received "
+            f"{scaling!r}."
+        )
+    given = dict(scaling)
+    older_name = given.pop("type", None)  # Both stand side by side in some checkpoints.
+    kind = given.pop("rope_type", older_name)
+    if kind not in REQUIRED:
+        raise InvalidInputError(unknown_name_message("rope_type of `scaling`", kind, REQUIRED))
+    known = REQUIRED[kind] | OPTIONAL.get(kind, set())
+    for name in given:
+        if name not in known:
+            raise InvalidInputError(unknown_name_message(f"key of a {kind} scaling", name, known))
+    missing = sorted(REQUIRED[kind] - set(given))
+    if missing:
+        raise InvalidInputError(
+            f"A {kind} scaling needs {', '.join(missing)} as well; received only {sorted(given)}."
+        )
+    for name in ("factor", _LENGTH):
+        value = given.get(name, 1)
+        if not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise InvalidInputError(
+                f"`{name}` of a {kind} scaling must be a positive number, received {value!r}."
+            )
+    if kind == "llama3" and not given["low_freq_factor"] < given["high_freq_factor"]:
+        raise InvalidInputError(
+            "`low_freq_factor` of a llama3 scaling must be below `high_freq_factor`, received "
+            f"{given['low_freq_factor']!r} and {given['high_freq_factor']!r}."
+        )
+    return {"rope_type": kind, **given}
+
+
+def compute_frequencies(
+    dim: int, max_wavelength: float, scaling: Mapping[str, Any]
+) -> RotaryFrequencies:
+    """Returns the angles a token of `dim // 2` pairs, for a scaling that was checked."""
+    exponents = np.arange(0, dim, 2, dtype="float64") / dim
+    base = max_wavelength**-exponents
+    kind = scaling["rope_type"]
+    if kind == "linear":
+        return RotaryFrequencies(base / scaling["factor"])
+    if kind == "dynamic":
+        # A larger wavelength slows the slowest pair by the whole stretch and the fastest not at
+        # all.
+        return RotaryFrequencies(base, stretch_exponents=-np.arange(0, dim, 2) / max(dim - 2, 1))
+    if kind == "yarn":
+        return _yarn(base, max_wavelength, scaling)
+    if kind == "llama3":
+        return RotaryFrequencies(_llama3(base, scaling))
+    if kind == "longrope":
+        return _longrope(base, scaling)
+    return RotaryFrequencies(base)
+
+
+def compute_score_factor(scaling: Mapping[str, Any] | None) -> float:
+    """Returns what DeepSeek's attention multiplies its scores by: the square of YaRN's `mscale`."""
+    mscale = (scaling or {}).get("mscale_all_dim") or 0.0
+    return _mscale(scaling["factor"], mscale) ** 2 if scaling and mscale else 1.0
+
+
+def _mscale(factor: float, weight: float = 1.0) -> float:
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+def _yarn(base: Array, max_wavelength: float, scaling: Mapping[str, Any]) -> RotaryFrequencies:
+    """Slows the pairs that turn seldom within the trained length, and leaves the fast ones."""
+    half, factor = len(base), scaling["factor"]
+
+    def pair_that_turns(times: float) -> float:
+        angle = 2 * math.pi * times / scaling[_LENGTH]
+        return -half * math.log(angle) / math.log(max_wavelength)
+
+    first = pair_that_turns(scaling.get("beta_fast") or 32)
+    last = pair_that_turns(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * half - 1)
+    width = (last - first) or 0.001
+    slowed = np.clip((np.arange(half) - first) / width, 0, 1)
+    amplitude = scaling.get("attention_factor")
+    if amplitude is None:
+        weights = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        numerator, denominator = weights if all(weights) else (1.0, 0.0)
+        amplitude = _mscale(factor, numerator) / _mscale(factor, denominator)
+    return RotaryFrequencies(base * (1 - slowed) + base / factor * slowed, amplitude=amplitude)
+
+
+def _llama3(base: Array, scaling: Mapping[str, Any]) -> Array:
+    """Slows the pairs of long wavelengths, leaves those of short ones, and blends in between."""
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling[_LENGTH] * base / (2 * math.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return np.asarray(kept * base + (1 - kept) * base / scaling["factor"])
+
+
+def _longrope(base: Array, scaling: Mapping[str, Any]) -> RotaryFrequencies:
+    """Divides each pair's angle by a factor of its own, of which there are two sets."""
+    factor, length = scaling["factor"], scaling[_LENGTH]
+    divisors = {name: np.asarray(scaling[name], "float64") for name in REQUIRED["longrope"]}
+    for name in ("short_factor", "long_factor"):
+        if divisors[name].shape != base.shape:
+            raise InvalidInputError(
+                f"`{name}` of a longrope scaling must have one number for each of the {len(base)} "
+                f"pairs, received shape {divisors[name].shape}."
+            )
+    amplitude = scaling.get("attention_factor")
+    if amplitude is None:
+        amplitude = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(length))
+    return RotaryFrequencies(
+        base / divisors["short_factor"], base / divisors["long_factor"], amplitude=amplitude
+    )

@@ -1,0 +1,24 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek import backend
+
+
+@pytest.mark.parametrize(
+    "value", [7, np.int64(7), np.array(7), keras.ops.convert_to_tensor(7, "int32")]
+)
+def test_a_number_that_is_there_is_read(value):
+    assert backend.current().read_integer(value) == 7
+
+
+def test_a_number_that_is_only_traced_reads_as_none():
+    read = []
+
+    class Reader(keras.Layer):
+        def call(self, inputs):
+            read.append(backend.current().read_integer(inputs))
+            return inputs
+
+    Reader()(keras.Input((), dtype="int32"))  # Keras infers shapes by tracing.
+    assert set(read) == {None}

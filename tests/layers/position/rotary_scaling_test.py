@@ -1,0 +1,101 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.layers.position.rotary_scaling import (
+    check_scaling,
+    compute_frequencies,
+    compute_score_factor,
+)
+from keras_deepseek.testing import assert_close
+
+GOLDEN = np.load(Path(__file__).parents[2] / "oracles/golden/rotary_embedding.npz")
+YARN = {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "yarn", "yarn deepseek", "yarn untruncated", "llama3", "longrope short"]
+)
+def test_the_angles_are_those_of_transformers(name):
+    settings = json.loads(str(GOLDEN[f"{name}/settings"]))
+    frequencies = compute_frequencies(
+        16, settings["max_wavelength"], check_scaling(settings["scaling"])
+    )
+    # Relative to each angle: the slow pairs go furthest. The golden ones were added in float32.
+    assert_close(frequencies.base / GOLDEN[f"{name}/frequencies"], np.ones(8), 3e-6)
+    assert frequencies.amplitude == pytest.approx(float(GOLDEN[f"{name}/amplitude"]), rel=1e-12)
+
+
+def test_yarn_keeps_the_fast_pairs_and_divides_the_slow_ones():
+    plain = compute_frequencies(64, 10000.0, check_scaling(None)).base
+    slowed = compute_frequencies(64, 10000.0, check_scaling(YARN)).base
+    assert_close(slowed[:8], plain[:8])
+    assert_close(slowed[-4:], plain[-4:] / 40, "float64")
+
+
+def test_a_factor_of_one_changes_nothing():
+    plain = compute_frequencies(16, 10000.0, check_scaling(None))
+    for scaling in (YARN, LLAMA3):
+        same = compute_frequencies(16, 10000.0, check_scaling({**scaling, "factor": 1.0}))
+        assert_close(same.base, plain.base, "float64")
+        assert same.amplitude == 1.0
+
+
+@pytest.mark.parametrize(
+    ("scaling", "factor"),
+    [
+        (None, 1.0),
+        (YARN, 1.0),
+        ({**YARN, "mscale_all_dim": 1.0}, (0.1 * np.log(40) + 1) ** 2),
+        ({**YARN, "factor": 0.5, "mscale_all_dim": 1.0}, 1.0),
+    ],
+)
+def test_the_score_factor_is_the_square_of_mscale(scaling, factor):
+    assert compute_score_factor(scaling) == pytest.approx(factor)
+
+
+def test_the_older_name_of_the_type_is_known():
+    assert check_scaling({"type": "linear", "factor": 2.0}) == {
+        "rope_type": "linear",
+        "factor": 2.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ("yarn", "must be None or a dict"),
+        ({"factor": 2.0}, "Unknown rope_type of `scaling` None"),
+        ({"rope_type": "yarnn"}, "did you mean 'yarn'"),
+        ({"rope_type": "linear", "faktor": 2.0}, "did you mean 'factor'"),
+        ({"rope_type": "yarn", "factor": 2.0}, "needs original_max_position_embeddings as well"),
+        ({"rope_type": "linear", "factor": 0}, "`factor` of a linear scaling must be a positive"),
+        ({**YARN, "original_max_position_embeddings": None}, "must be a positive number"),
+        ({**LLAMA3, "high_freq_factor": 1.0}, "must be below `high_freq_factor`"),
+    ],
+)
+def test_a_scaling_that_makes_no_sense_is_refused(scaling, message):
+    with pytest.raises(InvalidInputError, match=message):
+        check_scaling(scaling)
+
+
+def test_longrope_needs_a_factor_for_each_pair():
+    scaling = {
+        "rope_type": "longrope",
+        "factor": 2.0,
+        "original_max_position_embeddings": 8,
+        "short_factor": [1.0, 1.0],
+        "long_factor": [1.0, 1.0, 1.0],
+    }
+    with pytest.raises(InvalidInputError, match=r"`long_factor`.* the 2 pairs, .*\(3,\)"):
+        compute_frequencies(4, 10000.0, check_scaling(scaling))
