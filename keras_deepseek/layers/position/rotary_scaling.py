@@ -143,8 +143,9 @@ def _yarn(base: Array, max_wavelength: float, scaling: Mapping[str, Any]) -> Rot
     slowed = np.clip((np.arange(half) - first) / width, 0, 1)
     amplitude = scaling.get("attention_factor")
     if amplitude is None:
-        weights = scaling.get("mscale"), scaling.get("mscale_all_dim")
-        numerator, denominator = weights if all(weights) else (1.0, 0.0)
+        numerator, denominator = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        if not (numerator and denominator):
+            numerator, denominator = 1.0, 0.0
         amplitude = _mscale(factor, numerator) / _mscale(factor, denominator)
     return RotaryFrequencies(base * (1 - slowed) + base / factor * slowed, amplitude=amplitude)
 

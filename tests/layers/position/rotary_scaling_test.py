@@ -24,7 +24,7 @@ LLAMA3 = {
 
 
 @pytest.mark.parametrize(
-    "name", ["linear", "yarn", "yarn deepseek", "yarn untruncated", "llama3", "longrope short"]
+    "name", ["linear", "yarn", "yarn mscale", "yarn untruncated", "llama3", "longrope short"]
 )
 def test_the_angles_are_those_of_transformers(name):
     settings = json.loads(str(GOLDEN[f"{name}/settings"]))

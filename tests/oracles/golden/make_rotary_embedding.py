@@ -37,7 +37,7 @@ SCALINGS = {
     "dynamic short": DYNAMIC,
     "dynamic long": DYNAMIC,
     "yarn": YARN,
-    "yarn deepseek": {
+    "yarn mscale": {
         **YARN,
         "beta_fast": 16,
         "beta_slow": 2,

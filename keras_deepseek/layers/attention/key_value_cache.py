@@ -1,0 +1,159 @@
+"""The cache that every attention layer decodes with: a plain dict of tensors by name.
+
+Each tensor has the shape `(batch_size, max_length, ...)`: one slot a token. Which tensors there
+are, the layer says; `"mask"`, boolean, is always among them and is true where a slot holds a token
+that may be looked at, so that padding, on the left or anywhere, is carried along. A layer offers
+
+- `make_cache(batch_size, max_length)`: an empty cache;
+- `layer(inputs, mask=..., positions=..., cache=cache, cache_index=index)`: writes the tokens of
+  `inputs` into the slots from `index` on and returns `(outputs, cache)`. The cache that was given
+  stays as it is, so a step works under jit, and two continuations may share a beginning.
+
+A token looks at its own slot and those before it. Slots are not positions: where sequences are
+padded, give each token's own number as `positions`, here counted from a boolean mask:
+
+    positions = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)
+
+The functions below are what such layers are written with.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from keras import ops
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+Cache = dict[str, Any]
+
+
+def make_cache(
+    batch_size: int, max_length: int, entries: Mapping[str, tuple[int, ...]], dtype: str
+) -> Cache:
+    """Returns an empty cache.
+
+    Args:
+        batch_size: integer. Number of sequences.
+        max_length: integer. Number of slots, in tokens.
+        entries: dict. For each name the shape of what is kept of one token.
+        dtype: string. The dtype of these entries.
+
+    Returns:
+        A dict of zeros, with a `"mask"` that is false everywhere.
+
+    Raises:
+        InvalidInputError: A size is not a positive integer; of a batch, zero is one.
+    """
+    for name, size, least in (("batch_size", batch_size, 0), ("max_length", max_length, 1)):
+        if not isinstance(size, int) or size < least:
+            raise InvalidInputError(
+                f"`{name}` of a cache must be an integer of {least} or more, received {size!r}."
+            )
+    slots = (batch_size, max_length)
+    cache = {name: ops.zeros((*slots, *shape), dtype) for name, shape in entries.items()}
+    return {**cache, "mask": ops.zeros(slots, "bool")}
+
+
+def append_to_cache(
+    cache: Cache, cache_index: Any, updates: Mapping[str, Any], mask: Any = None
+) -> Cache:
+    """Returns a cache with the tokens of a call written into its slots.
+
+    Args:
+        cache: dict. As `make_cache` returns it.
+        cache_index: integer or integer scalar tensor. The slot of the first token.
+        updates: dict. A tensor of shape `(batch_size, length, ...)` for each name but `"mask"`.
+        mask: boolean tensor of shape `(batch_size, length)`, or `None` for no padding. Defaults to
+            `None`.
+
+    Returns:
+        A new dict; the given one is unchanged.
+
+    Raises:
+        InvalidInputError: There is no `cache_index`, names or shapes do not fit, or the cache is
+            full. While a function is traced `cache_index` can't be read: a full cache then has its
+            last slots overwritten, or raises an error of the backend, so count the slots outside.
+    """
+    if mask is None:
+        mask = ops.ones(ops.shape(next(iter(updates.values())))[:2], "bool")
+    updates = {**updates, "mask": mask}
+    _check_shapes(cache, updates)
+    start = _read_start(cache, cache_index, updates["mask"].shape[1])
+    return {
+        name: ops.slice_update(
+            cache[name],
+            [0, start, *[0] * (len(update.shape) - 2)],
+            ops.cast(update, cache[name].dtype),
+        )
+        for name, update in updates.items()
+    }
+
+
+def make_attention_mask(
+    query_length: Any,
+    key_length: Any,
+    *,
+    key_mask: Any = None,
+    start_index: Any = 0,
+    use_causal_mask: bool = False,
+) -> Any:
+    """Returns which queries may look at which keys.
+
+    Args:
+        query_length: integer or scalar tensor.
+        key_length: integer or scalar tensor.
+        key_mask: boolean tensor of shape `(batch_size, key_length)`, or `None` for no padding.
+            Defaults to `None`.
+        start_index: integer or scalar tensor. The slot of the first query. Defaults to `0`.
+        use_causal_mask: boolean. Whether a query looks at no later slot. Defaults to `False`.
+
+    Returns:
+        A boolean tensor that broadcasts to `(batch_size, query_length, key_length)`, or `None`
+        where every query may look at every key.
+    """
+    mask = None if key_mask is None else ops.expand_dims(ops.cast(key_mask, "bool"), 1)
+    if use_causal_mask:
+        queries = ops.arange(query_length, dtype="int32") + ops.cast(start_index, "int32")
+        keys = ops.arange(key_length, dtype="int32")
+        causal = ops.expand_dims(ops.expand_dims(keys, 0) <= ops.expand_dims(queries, 1), 0)
+        mask = causal if mask is None else ops.logical_and(mask, causal)
+    return mask
+
+
+def _check_shapes(cache: Cache, updates: Mapping[str, Any]) -> None:
+    if set(cache) != set(updates):
+        raise InvalidInputError(
+            f"The cache must hold {sorted(updates)}, received {sorted(cache)}. Make it with the "
+            f"layer's own `make_cache`."
+        )
+    for name, update in updates.items():
+        kept, new = tuple(cache[name].shape), tuple(update.shape)
+        fits = len(kept) == len(new) and all(
+            None in (size, other) or size == other
+            for size, other in zip((kept[0], *kept[2:]), (new[0], *new[2:]), strict=True)
+        )
+        if not fits:
+            raise InvalidInputError(
+                f"The cache's {name!r} must have the shape (batch_size, max_length, ...) for new "
+                f"tokens of shape {new}, received {kept}."
+            )
+
+
+def _read_start(cache: Cache, cache_index: Any, length: int | None) -> Any:
+    """Returns the first slot: as a number where it can be read, and then the tokens must fit."""
+    if cache_index is None:
+        raise InvalidInputError(
+            "A cache needs a `cache_index`: the number of slots that earlier calls have filled, 0 "
+            "at first."
+        )
+    start = backend.current().read_integer(cache_index)
+    if start is None:
+        return ops.cast(cache_index, "int32")
+    max_length = cache["mask"].shape[1]
+    if start < 0 or (length is not None and max_length and start + length > max_length):
+        raise InvalidInputError(
+            f"The cache has {max_length} slots, received {length} tokens for those from "
+            f"{start} on. Make a cache of a larger `max_length`."
+        )
+    return start

@@ -1,0 +1,131 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.layers.attention.key_value_cache import (
+    append_to_cache,
+    make_attention_mask,
+    make_cache,
+)
+
+
+def to_numpy(cache):
+    return {name: keras.ops.convert_to_numpy(tensor) for name, tensor in cache.items()}
+
+
+def draw(length, batch_size=2):
+    return np.random.default_rng(length).normal(size=(batch_size, length, 3)).astype("float32")
+
+
+@pytest.fixture
+def cache():
+    return make_cache(2, 5, {"latent": (3,)}, "float32")
+
+
+def test_an_empty_cache_holds_no_token():
+    cache = to_numpy(make_cache(2, 5, {"key": (4, 3), "value": (4, 2)}, "float16"))
+    assert {name: array.shape for name, array in cache.items()} == {
+        "key": (2, 5, 4, 3),
+        "value": (2, 5, 4, 2),
+        "mask": (2, 5),
+    }
+    assert cache["key"].dtype == "float16"
+    assert not cache["mask"].any()
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_tokens_are_written_from_the_index_on(cache, as_tensor):
+    index = keras.ops.convert_to_tensor(2, "int32") if as_tensor else 2
+    filled = to_numpy(append_to_cache(cache, index, {"latent": draw(2)}))
+    np.testing.assert_array_equal(filled["latent"][:, 2:4], draw(2))
+    assert not filled["latent"][:, [0, 1, 4]].any()
+    assert filled["mask"].tolist() == [[False, False, True, True, False]] * 2
+
+
+def test_the_given_cache_stays_as_it_is(cache):
+    append_to_cache(cache, 0, {"latent": draw(5)})
+    assert not any(array.any() for array in to_numpy(cache).values())
+
+
+def test_padding_is_carried_in_the_mask(cache):
+    mask = np.array([[False, True], [True, True]])
+    cache = append_to_cache(cache, 0, {"latent": draw(2)}, mask)
+    cache = append_to_cache(cache, 2, {"latent": draw(1)})
+    assert to_numpy(cache)["mask"].tolist() == [
+        [False, True, True, False, False],
+        [True, True, True, False, False],
+    ]
+
+
+def test_it_works_in_a_compiled_function():
+    class Append(keras.Layer):
+        def call(self, latent, filled, update, index):
+            cache = {"latent": latent, "mask": filled}
+            return append_to_cache(cache, index[0], {"latent": update})["latent"]
+
+    inputs = {
+        "latent": keras.Input((5, 3), name="latent"),
+        "filled": keras.Input((5,), dtype="bool", name="filled"),
+        "update": keras.Input((2, 3), name="update"),
+        "index": keras.Input((), dtype="int32", name="index"),
+    }
+    model = NamedModel(keras.Model(inputs, {"latent": Append()(**inputs)}))
+    infer = backend.current().compile_inference(model)
+    for index in (0, 3):
+        outputs = infer(
+            {
+                "latent": np.zeros((2, 5, 3), "float32"),
+                "filled": np.zeros((2, 5), "bool"),
+                "update": draw(2),
+                "index": np.full(2, index, "int32"),
+            }
+        )
+        (latent,) = outputs.values()
+        np.testing.assert_array_equal(latent[:, index : index + 2], draw(2))
+        assert np.count_nonzero(latent) == draw(2).size
+
+
+@pytest.mark.parametrize(("index", "length"), [(0, 6), (4, 2), (5, 1), (-1, 1)])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_full_cache_is_an_error(cache, index, length, as_tensor):
+    start = keras.ops.convert_to_tensor(index, "int32") if as_tensor else index
+    with pytest.raises(InvalidInputError, match=f"5 slots, .* {length} tokens .* from {index} on"):
+        append_to_cache(cache, start, {"latent": draw(length)})
+
+
+def test_a_cache_without_an_index_is_refused(cache):
+    with pytest.raises(InvalidInputError, match="needs a `cache_index`"):
+        append_to_cache(cache, None, {"latent": draw(1)})
+
+
+def test_a_cache_of_another_layer_is_refused(cache):
+    with pytest.raises(InvalidInputError, match=r"must hold \['key', 'mask'\], received \['latent"):
+        append_to_cache(cache, 0, {"key": draw(1)})
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 3), (2, 1, 4), (2, 1, 1, 3)])
+def test_tokens_of_another_shape_are_refused(cache, shape):
+    with pytest.raises(InvalidInputError, match=r"'latent' must have .* received \(2, 5, 3\)"):
+        append_to_cache(cache, 0, {"latent": np.ones(shape, "float32")})
+
+
+@pytest.mark.parametrize("sizes", [(-1, 4), (2, 0), (2, None), (2.0, 4)])
+def test_sizes_that_make_no_cache_are_refused(sizes):
+    with pytest.raises(InvalidInputError, match="of a cache must be an integer of"):
+        make_cache(*sizes, {}, "float32")
+
+
+def test_an_attention_mask_joins_padding_and_causality():
+    key_mask = np.array([[False, True, True, True], [True, True, True, True]])
+    mask = make_attention_mask(2, 4, key_mask=key_mask, start_index=1, use_causal_mask=True)
+    assert keras.ops.convert_to_numpy(mask).astype(int).tolist() == [
+        [[0, 1, 0, 0], [0, 1, 1, 0]],
+        [[1, 1, 0, 0], [1, 1, 1, 0]],
+    ]
+
+
+def test_without_padding_and_causality_there_is_no_attention_mask():
+    assert make_attention_mask(2, 4) is None
