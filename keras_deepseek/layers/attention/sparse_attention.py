@@ -10,6 +10,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.block_layout import BlockLayout
 from keras_deepseek.layers.attention.block_plan import plan_blocks
 from keras_deepseek.layers.attention.block_sparse_attention import block_sparse_attention
+from keras_deepseek.layers.initializers import clone_initializer
 
 Shape = tuple[int | None, ...]
 
@@ -194,9 +195,8 @@ class SparseAttention(keras.Layer):
             equation,
             output_shape=(None, *sizes),
             bias_axes=bias_axes if self.use_bias else None,
-            # An initializer draws the same numbers each time: each projection needs its own.
-            kernel_initializer=_clone(self.kernel_initializer),
-            bias_initializer=_clone(self.bias_initializer),
+            kernel_initializer=clone_initializer(self.kernel_initializer),
+            bias_initializer=clone_initializer(self.bias_initializer),
             dtype=self.dtype_policy,
             name=name,
         )
@@ -260,9 +260,3 @@ def _size(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidInputError(f"`{name}` must be a positive integer, received {value!r}.")
     return value
-
-
-def _clone(initializer: Any) -> Any:
-    """Returns a fresh initializer of the same kind; a plain function has no state to renew."""
-    is_class = isinstance(initializer, keras.initializers.Initializer)
-    return initializer.clone() if is_class else initializer

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.initializers import clone_initializer
 
 Shape = tuple[int | None, ...]
 
@@ -113,9 +114,8 @@ class SwiGLU(keras.Layer):
         return keras.layers.Dense(
             units,
             use_bias=self.use_bias,
-            # An initializer draws the same numbers each time: each projection needs its own.
-            kernel_initializer=_clone(self.kernel_initializer),
-            bias_initializer=_clone(self.bias_initializer),
+            kernel_initializer=clone_initializer(self.kernel_initializer),
+            bias_initializer=clone_initializer(self.bias_initializer),
             dtype=self.dtype_policy,
             name=name,
         )
@@ -140,9 +140,3 @@ class SwiGLU(keras.Layer):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }
-
-
-def _clone(initializer: Any) -> Any:
-    """Returns a fresh initializer of the same kind; a plain function has no state to renew."""
-    is_class = isinstance(initializer, keras.initializers.Initializer)
-    return initializer.clone() if is_class else initializer
