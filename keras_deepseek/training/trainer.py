@@ -17,6 +17,7 @@ from keras_deepseek.backend.keras_internals import compile_arguments
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
 from keras_deepseek.training.device import choose_device
+from keras_deepseek.training.no_loss import RefuseNoLoss, no_loss_error
 from keras_deepseek.training.precision import (
     training_policy,
     training_step_in,
@@ -154,6 +155,9 @@ class Trainer:
         Raises:
             InvalidInputError: The model has no loss.
         """
+        chosen = [*self._callbacks, *(callbacks or ())]
+        if self.model.loss is None:  # It may add losses in its layers, or compute its own.
+            chosen.append(RefuseNoLoss())
         try:
             with self._on_device(), training_step_in(self.model, self.policy):
                 return self.model.fit(
@@ -162,16 +166,13 @@ class Trainer:
                     batch_size=batch_size,
                     epochs=epochs,
                     verbose=verbose,
-                    callbacks=[*self._callbacks, *(callbacks or ())],
+                    callbacks=chosen,
                     **options,
                 )
         except ValueError as error:
-            if "No loss to compute" not in str(error):
-                raise
-            raise InvalidInputError(
-                f"Model {self.model.name!r} has no loss: pass Trainer(..., loss=...), as in "
-                "loss='sparse_categorical_crossentropy'."
-            ) from error
+            if "No loss to compute" in str(error):
+                raise no_loss_error(self.model) from error
+            raise
 
     def evaluate(self, x: Any = None, y: Any = None, **options: Any) -> Any:
         """Returns the loss and the metrics on test data, computed by the model's own policy.

@@ -1,0 +1,37 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.training.no_loss import no_loss_error
+from keras_deepseek.training.trainer import Trainer
+
+X = np.ones((8, 4), "float32")
+
+
+class Penalty(keras.layers.Layer):
+    def call(self, inputs):
+        self.add_loss(keras.ops.mean(keras.ops.square(inputs)))
+        return inputs
+
+
+def build(*layers):
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), *layers])
+
+
+def test_the_error_says_what_to_pass():
+    assert "pass Trainer(..., loss=...)" in str(no_loss_error(build()))
+
+
+def test_a_model_without_a_loss_is_refused_and_keeps_its_weights():
+    model = build()
+    weights = model.get_weights()
+    with pytest.raises(InvalidInputError, match="has no loss"):
+        Trainer(model, optimizer="sgd").fit(X, np.zeros((8, 3)), epochs=3, verbose=0)
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_a_loss_that_a_layer_adds_is_enough():
+    losses = Trainer(build(Penalty()), optimizer="sgd").fit(X, epochs=2, verbose=0).history["loss"]
+    assert losses[1] < losses[0]
