@@ -150,6 +150,10 @@ class SparseAttention(keras.Layer):
             )
         if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
             raise InvalidInputError(f"`dropout` must be in [0, 1), received {dropout!r}.")
+        if not isinstance(global_blocks, list | tuple):
+            raise InvalidInputError(
+                f"`global_blocks` must be a list of integers, received {global_blocks!r}."
+            )
         self._layout = BlockLayout(
             block_size=block_size,
             is_causal=use_causal_mask,
