@@ -1,6 +1,7 @@
 """Plain Keras callbacks: each works with a bare `model.fit` as well as with `Trainer`."""
 
+from keras_deepseek.callbacks.expert_balancing import ExpertBalancing
 from keras_deepseek.callbacks.lr_scheduler import LRScheduler
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 
-__all__ = ["LRScheduler", "RunRecorder"]
+__all__ = ["ExpertBalancing", "LRScheduler", "RunRecorder"]

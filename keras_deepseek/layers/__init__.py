@@ -11,10 +11,18 @@ import keras
 from keras_deepseek.layers import predefined
 from keras_deepseek.layers.attention.sparse_attention import SparseAttention
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU
+from keras_deepseek.layers.moe import DeepSeekMoE, ExpertRouter, HashRouter
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.predefined import *  # noqa: F403 - its `__all__` is the explicit list
 
-__all__ = ["RotaryEmbedding", "SparseAttention", "SwiGLU"]
+__all__ = [
+    "DeepSeekMoE",
+    "ExpertRouter",
+    "HashRouter",
+    "RotaryEmbedding",
+    "SparseAttention",
+    "SwiGLU",
+]
 __all__ += predefined.__all__
 __all__.sort()
 

@@ -80,14 +80,7 @@ class SwiGLU(keras.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not isinstance(intermediate_dim, int) or intermediate_dim < 1:
-            raise InvalidInputError(
-                f"`intermediate_dim` must be a positive integer, received {intermediate_dim!r}."
-            )
-        if clamp is not None and not (isinstance(clamp, int | float) and 0 < clamp < math.inf):
-            raise InvalidInputError(
-                f"`clamp` must be a positive number, or None for no bound, received {clamp!r}."
-            )
+        check_sizes(intermediate_dim, clamp)
         self.intermediate_dim = intermediate_dim
         self.use_bias = use_bias
         self.clamp = clamp
@@ -121,12 +114,7 @@ class SwiGLU(keras.Layer):
         )
 
     def call(self, inputs: Any) -> Any:
-        gate = self.gate(inputs)
-        up = self.up(inputs)
-        if self.clamp is not None:
-            gate = ops.minimum(gate, self.clamp)
-            up = ops.clip(up, -self.clamp, self.clamp)
-        return self.down(ops.silu(gate) * up)
+        return self.down(gate_activations(self.gate(inputs), self.up(inputs), self.clamp))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
@@ -140,3 +128,23 @@ class SwiGLU(keras.Layer):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }
+
+
+def check_sizes(intermediate_dim: int, clamp: float | None) -> None:
+    """Refuses an `intermediate_dim` or a `clamp` that is not positive."""
+    if not isinstance(intermediate_dim, int) or intermediate_dim < 1:
+        raise InvalidInputError(
+            f"`intermediate_dim` must be a positive integer, received {intermediate_dim!r}."
+        )
+    if clamp is not None and not (isinstance(clamp, int | float) and 0 < clamp < math.inf):
+        raise InvalidInputError(
+            f"`clamp` must be a positive number, or None for no bound, received {clamp!r}."
+        )
+
+
+def gate_activations(gate: Any, up: Any, clamp: float | None) -> Any:
+    """Returns the hidden activations from the two projections of the inputs."""
+    if clamp is not None:
+        gate = ops.minimum(gate, clamp)
+        up = ops.clip(up, -clamp, clamp)
+    return ops.silu(gate) * up

@@ -1,0 +1,40 @@
+"""The auxiliary losses of a router, for those who train with them."""
+
+from typing import Any
+
+from keras import ops
+
+
+def sequence_balance_loss(scores: Any, choices: Any, shown: Any) -> Any:
+    """Returns `num_experts * sum(f * P)`, the mean over the sequences: 1 where all is even.
+
+    `f` is the share of a sequence's choices that fell on each expert, `P` the mean of its scores,
+    normalized to sum to 1. Only `P` has a gradient. Inputs of rank two are one sequence, and a
+    sequence without a token that counts has no part in the mean.
+
+    Args:
+        scores: Tensor of shape `(batch_size, ..., num_experts)`.
+        choices: Tensor of the same shape. A token's share for each expert; a row sums to 1.
+        shown: Tensor of shape `(batch_size, ...)`. 1 for a token that counts, 0 for a hidden one.
+    """
+    positions = tuple(range(1, len(scores.shape) - 1)) or (0,)
+    probabilities = scores / (ops.sum(scores, axis=-1, keepdims=True) + 1e-20)
+    tokens = ops.sum(shown, axis=positions)
+    per_token = shown[..., None]
+    counted = ops.maximum(tokens, 1.0)[..., None]
+    share = ops.sum(choices * per_token, axis=positions) / counted
+    score = ops.sum(probabilities * per_token, axis=positions) / counted
+    by_sequence = scores.shape[-1] * ops.sum(share * score, axis=-1)
+    num_sequences = ops.sum(ops.cast(tokens > 0, by_sequence.dtype))
+    return ops.sum(by_sequence) / ops.maximum(num_sequences, 1.0)
+
+
+def router_z_loss(logits: Any, shown: Any) -> Any:
+    """Returns the mean of `logsumexp(logits) ** 2` over the tokens that count.
+
+    Args:
+        logits: Tensor of shape `(batch_size, ..., num_experts)`.
+        shown: Tensor of shape `(batch_size, ...)`. 1 for a token that counts, 0 for a hidden one.
+    """
+    squares = ops.square(ops.logsumexp(logits, axis=-1))
+    return ops.sum(squares * shown) / ops.maximum(ops.sum(shown), 1.0)

@@ -1,0 +1,245 @@
+"""DeepSeek's mixture of experts: the router, the experts that it chooses, and the shared ones."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.feed_forward.swiglu import (
+    SwiGLU,
+    check_sizes,
+    gate_activations,
+)
+from keras_deepseek.layers.initializers import clone_initializer
+from keras_deepseek.layers.moe import expert_dispatch
+from keras_deepseek.layers.moe.expert_router import ExpertRouter
+from keras_deepseek.layers.moe.expert_scores import expert_hits
+
+Shape = tuple[int | None, ...]
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class DeepSeekMoE(keras.Layer):
+    """A feed-forward block of many experts, of which each token uses a few.
+
+    Choose it over `SwiGLU` for more parameters at the same work per token. It computes
+
+    ```
+    weights, indices = router(x)
+    output = sum(weights[i] * expert[indices[i]](x) for i) + shared_experts(x)
+    ```
+
+    where every expert is a `SwiGLU` without biases, of the same `intermediate_dim` and `clamp`, and
+    the shared experts, which every token uses, are one `SwiGLU` of `num_shared_experts` times that
+    width.
+
+    No token is dropped unless `capacity_factor` is set, and every shape follows from the number of
+    tokens: these are sorted by expert into blocks, and each block is multiplied with the kernels of
+    its expert. Few tokens go through all experts, where that costs less. Tokens that the mask hides
+    use no routed expert and are not counted in the load.
+
+    The kernels are stacked: `.../gate_kernel` and `.../up_kernel` of shape `(num_experts, dim,
+    intermediate_dim)`, `.../down_kernel` of `(num_experts, intermediate_dim, dim)`. A
+    `keras.distribution.LayoutMap` shards them on any axis. On the first, give a `capacity_factor`:
+    without one the blocks of every device ask for kernels of all.
+
+    Args:
+        router: `ExpertRouter`, such as a `HashRouter`, or its serialized config. It chooses the
+            experts and says how many there are. Each layer needs its own.
+        intermediate_dim: integer. Size of the hidden activations of one expert.
+        num_shared_experts: integer. How many experts every token uses. Defaults to `1`.
+        clamp: float or `None`. Bound of the hidden activations, as for `SwiGLU`. Defaults to
+            `None`.
+        capacity_factor: float or `None`. Each expert takes this many times its even share of the
+            choices, and the choices beyond are dropped; an expert then is one product. `None`
+            drops nothing. Defaults to `None`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
+            kernels of all experts. Defaults to `"glorot_uniform"`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, ..., dim)`.
+        token_ids: Integer tensor of shape `(batch_size, ...)`, or `None`. A `HashRouter` goes by
+            them.
+        mask: Boolean tensor of shape `(batch_size, ...)`, or `None`. `False` hides a token.
+        training: boolean. Whether the router writes its load and adds its losses.
+
+    Returns:
+        A tensor of the shape of `inputs`, in the layer's compute dtype.
+
+    Raises:
+        InvalidInputError: `router` is no `ExpertRouter`; a size, `clamp` or `capacity_factor` is
+            not positive; or the inputs have no axis beside the batch, or a last axis of unknown
+            size.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import DeepSeekMoE, ExpertRouter
+    >>> router = ExpertRouter(num_experts=8, num_experts_per_token=2)
+    >>> layer = DeepSeekMoE(router, intermediate_dim=16)
+    >>> tuple(layer(np.ones((2, 5, 12), "float32")).shape)
+    (2, 5, 12)
+
+    Reference:
+
+    - [DeepSeekMoE (Dai et al., 2024)](https://arxiv.org/abs/2401.06066)
+    - [DeepSeek-V3 Technical Report (DeepSeek-AI, 2024)](https://arxiv.org/abs/2412.19437)
+    - [MegaBlocks (Gale et al., 2022)](https://arxiv.org/abs/2211.15841), experts in blocks
+    """
+
+    def __init__(
+        self,
+        router: ExpertRouter | dict[str, Any],
+        intermediate_dim: int,
+        *,
+        num_shared_experts: int = 1,
+        clamp: float | None = None,
+        capacity_factor: float | None = None,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if isinstance(router, dict):
+            router = keras.saving.deserialize_keras_object(router)
+        if not isinstance(router, ExpertRouter):
+            raise InvalidInputError(f"`router` must be an `ExpertRouter`, received {router!r}.")
+        check_sizes(intermediate_dim, clamp)
+        if not isinstance(num_shared_experts, int) or num_shared_experts < 0:
+            raise InvalidInputError(
+                "`num_shared_experts` must be an integer that is not negative, received "
+                f"{num_shared_experts!r}."
+            )
+        if capacity_factor is not None and not (
+            isinstance(capacity_factor, int | float) and 0 < capacity_factor < float("inf")
+        ):
+            raise InvalidInputError(
+                "`capacity_factor` must be a positive number, or None to drop nothing, received "
+                f"{capacity_factor!r}."
+            )
+        self.router = router
+        self.intermediate_dim = intermediate_dim
+        self.num_shared_experts = num_shared_experts
+        self.clamp = clamp
+        self.capacity_factor = capacity_factor
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.supports_masking = True
+
+    def build(self, input_shape: Shape) -> None:
+        *batch, dim = input_shape
+        if not batch or dim is None:
+            raise InvalidInputError(
+                f"{self.name!r} needs inputs of shape (batch_size, ..., dim) with a known dim, "
+                f"received {tuple(input_shape)}."
+            )
+        self.input_spec = keras.InputSpec(min_ndim=2, axes={-1: dim})
+        if not self.router.built:
+            self.router.build(input_shape)
+        self.gate_kernel = self._add_kernels("gate_kernel", dim, self.intermediate_dim)
+        self.up_kernel = self._add_kernels("up_kernel", dim, self.intermediate_dim)
+        self.down_kernel = self._add_kernels("down_kernel", self.intermediate_dim, dim)
+        self.shared_experts = None
+        if self.num_shared_experts:
+            self.shared_experts = SwiGLU(
+                self.intermediate_dim * self.num_shared_experts,
+                clamp=self.clamp,
+                kernel_initializer=clone_initializer(self.kernel_initializer),
+                dtype=self.dtype_policy,
+                name="shared_experts",
+            )
+            self.shared_experts.build(input_shape)
+
+    def _add_kernels(self, name: str, rows: int, columns: int) -> Any:
+        num_experts = self.router.num_experts
+        initializer = clone_initializer(self.kernel_initializer)
+
+        def initialize(shape: Shape, dtype: Any = None) -> Any:
+            kernels = initializer(shape, dtype=dtype)
+            if isinstance(initializer, keras.initializers.VarianceScaling):
+                # It takes the axis of the experts for a part of each one's fan.
+                kernels = kernels * num_experts**0.5
+            return kernels
+
+        return self.add_weight(
+            name=name, shape=(num_experts, rows, columns), initializer=initialize
+        )
+
+    def call(
+        self, inputs: Any, token_ids: Any = None, mask: Any = None, training: bool = False
+    ) -> Any:
+        weights, indices = self.router(inputs, token_ids, mask=mask, training=training)
+        if mask is not None:
+            indices = ops.where(ops.expand_dims(mask, -1), indices, self.router.num_experts)
+        tokens = ops.reshape(inputs, (-1, inputs.shape[-1]))
+        weights = ops.reshape(weights, (-1, self.router.num_experts_per_token))
+        indices = ops.reshape(indices, (-1, self.router.num_experts_per_token))
+        outputs = self._route(tokens, ops.cast(weights, tokens.dtype), indices)
+        outputs = ops.reshape(outputs, ops.shape(inputs))
+        if self.shared_experts is not None:
+            outputs = outputs + self.shared_experts(inputs)
+        return outputs
+
+    def _route(self, tokens: Any, weights: Any, indices: Any) -> Any:
+        num_experts = self.router.num_experts
+        num_tokens, per_token = ops.shape(indices)
+        if self.capacity_factor is not None and num_tokens != 0:
+            capacity = expert_dispatch.count_capacity(
+                num_tokens, num_experts, per_token, self.capacity_factor
+            )
+            plan = expert_dispatch.dispatch_to_capacity(indices, num_experts, capacity)
+            return self._compute_blocks(tokens, weights, plan)
+        block_size = expert_dispatch.choose_block_size(
+            num_tokens, num_tokens * per_token, num_experts
+        )
+        if block_size is None:
+            return self._compute_all(tokens, weights, indices)
+        plan = expert_dispatch.dispatch_to_blocks(indices, num_experts, block_size)
+        return self._compute_blocks(tokens, weights, plan)
+
+    def _compute_all(self, tokens: Any, weights: Any, indices: Any) -> Any:
+        """Every expert on every token, with a weight of zero where it was not chosen."""
+        hits = ops.cast(expert_hits(indices, self.router.num_experts), weights.dtype)
+        by_expert = ops.einsum("nk,nke->en", weights, hits)
+        gate = ops.matmul(tokens, self.gate_kernel)
+        up = ops.matmul(tokens, self.up_kernel)
+        hidden = gate_activations(gate, up, self.clamp)
+        return ops.einsum("enf,efd->nd", hidden * by_expert[..., None], self.down_kernel)
+
+    def _compute_blocks(
+        self, tokens: Any, weights: Any, plan: expert_dispatch.ExpertDispatch
+    ) -> Any:
+        dim = tokens.shape[-1]
+        rows = ops.take(tokens, plan.token_of_slot, axis=0)
+        blocks = ops.reshape(rows, (-1, plan.block_size, dim))
+        gate = ops.matmul(blocks, self._kernels_of_blocks(self.gate_kernel, plan))
+        up = ops.matmul(blocks, self._kernels_of_blocks(self.up_kernel, plan))
+        hidden = gate_activations(gate, up, self.clamp)
+        down = ops.matmul(hidden, self._kernels_of_blocks(self.down_kernel, plan))
+        results = ops.take(ops.reshape(down, (-1, dim)), plan.slot_of_choice, axis=0)
+        weights = ops.where(plan.is_computed, weights, 0.0)
+        return ops.einsum("nk,nkd->nd", weights, results)
+
+    def _kernels_of_blocks(self, kernels: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
+        if plan.expert_of_block is None:
+            return kernels
+        return ops.take(kernels, plan.expert_of_block, axis=0)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return tuple(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "router": keras.saving.serialize_keras_object(self.router),
+            "intermediate_dim": self.intermediate_dim,
+            "num_shared_experts": self.num_shared_experts,
+            "clamp": self.clamp,
+            "capacity_factor": self.capacity_factor,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "DeepSeekMoE":
+        """Makes the layer, its router deserialized."""
+        return cls(**config)

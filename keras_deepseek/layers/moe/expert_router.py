@@ -1,0 +1,298 @@
+"""Which experts a token goes to, and how much each of them counts: the first half of a mixture."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.layers.moe.balance_losses import router_z_loss, sequence_balance_loss
+from keras_deepseek.layers.moe.expert_scores import (
+    GROUP_SCORINGS,
+    SCORINGS,
+    expert_hits,
+    hide_other_groups,
+)
+
+Shape = tuple[int | None, ...]
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class ExpertRouter(keras.Layer):
+    """Chooses `num_experts_per_token` of `num_experts` for each token, and weighs them.
+
+    It is the router of `DeepSeekMoE`; choose it alone to route to experts of your own. It computes
+
+    ```
+    scores  = scoring(x @ kernel)
+    indices = top_k(scores + expert_bias)           within the best groups, where there are groups
+    weights = scores[indices] / (sum(scores[indices]) + 1e-20) * routed_scale
+    ```
+
+    With `num_groups`, the experts stand in groups of equal size, and a token goes to experts of its
+    `num_groups_per_token` best groups alone: few devices then have to hear of it. How the models of
+    DeepSeek are set:
+
+    | | V2 | V3 | V4 |
+    |---|---|---|---|
+    | `scoring` | `"softmax"` | `"sigmoid"` | `"sqrt_softplus"` |
+    | `group_scoring` | `"max"` | `"top2_sum"` | no groups |
+    | `normalize_weights` | `False` | `True` | `True` |
+    | `use_expert_bias` | `False` | `True` | `True` |
+
+    `expert_bias` decides who is chosen and never enters the weights; no gradient reaches it. The
+    callback `ExpertBalancing` moves it by `expert_load`, which holds how many tokens went to each
+    expert in the last training step. Tokens that the mask hides are routed and not counted. It
+    always computes in float32 or better, whatever the dtype policy, since rounding would choose
+    other experts.
+
+    Args:
+        num_experts: integer. The number of experts.
+        num_experts_per_token: integer. How many experts each token goes to.
+        scoring: string. `"sigmoid"`, `"softmax"` or `"sqrt_softplus"`. Defaults to `"sigmoid"`.
+        num_groups: integer. The number of groups. Defaults to `1`.
+        num_groups_per_token: integer. How many groups a token may choose from. Defaults to `1`.
+        group_scoring: string. A group's score: `"top2_sum"`, the sum of its two best scores, or
+            `"max"`, its best. Defaults to `"top2_sum"`.
+        normalize_weights: boolean. Whether the weights of a token are divided by their sum.
+            Defaults to `True`.
+        routed_scale: float. What the weights are multiplied with. Defaults to `1.0`.
+        use_expert_bias: boolean. Whether `expert_bias` takes part in the choice. Defaults to
+            `True`.
+        balance_loss: float. Weight of the loss that asks every sequence to use its experts evenly,
+            `num_experts * sum(share of the choices * mean normalized score)`: 1 when even. It is
+            added in training alone. Defaults to `0.0`.
+        z_loss: float. Weight of the loss that keeps logits small, the mean of
+            `logsumexp(logits) ** 2`. It is added in training alone. Defaults to `0.0`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Defaults to
+            `"glorot_uniform"`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, ..., dim)`.
+        token_ids: Integer tensor of shape `(batch_size, ...)`, or `None`. This router makes no use
+            of them; `HashRouter` does.
+        mask: Boolean tensor of shape `(batch_size, ...)`, or `None`. `False` hides a token from the
+            load and from the losses.
+        training: boolean. Whether `expert_load` is written and the losses are added.
+
+    Returns:
+        Two tensors of shape `(batch_size, ..., num_experts_per_token)`: the weights, in the layer's
+        compute dtype, and the indices of the experts, int32, from the highest score down.
+
+    Raises:
+        InvalidInputError: A number of experts or groups is not positive, does not divide, or leaves
+            fewer experts to choose from than are to be chosen; a scoring is unknown; or the inputs
+            have no axis beside the batch, or a last axis of unknown size.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import ExpertRouter
+    >>> router = ExpertRouter(num_experts=8, num_experts_per_token=2)
+    >>> weights, indices = router(np.ones((2, 5, 12), "float32"))
+    >>> tuple(weights.shape), tuple(indices.shape)
+    ((2, 5, 2), (2, 5, 2))
+
+    Reference:
+
+    - [DeepSeek-V2 (DeepSeek-AI, 2024)](https://arxiv.org/abs/2405.04434)
+    - [DeepSeek-V3 Technical Report (DeepSeek-AI, 2024)](https://arxiv.org/abs/2412.19437)
+    - [Auxiliary-Loss-Free Load Balancing (Wang et al., 2024)](https://arxiv.org/abs/2408.15664)
+    - [ST-MoE (Zoph et al., 2022)](https://arxiv.org/abs/2202.08906), the z loss
+    """
+
+    def __init__(  # noqa: PLR0913 - each is set otherwise by one of the models in the table
+        self,
+        num_experts: int,
+        num_experts_per_token: int,
+        *,
+        scoring: str = "sigmoid",
+        num_groups: int = 1,
+        num_groups_per_token: int = 1,
+        group_scoring: str = "top2_sum",
+        normalize_weights: bool = True,
+        routed_scale: float = 1.0,
+        use_expert_bias: bool = True,
+        balance_loss: float = 0.0,
+        z_loss: float = 0.0,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_experts = num_experts
+        self.num_experts_per_token = num_experts_per_token
+        self.scoring = scoring
+        self.num_groups = num_groups
+        self.num_groups_per_token = num_groups_per_token
+        self.group_scoring = group_scoring
+        self.normalize_weights = normalize_weights
+        self.routed_scale = routed_scale
+        self.use_expert_bias = use_expert_bias
+        self.balance_loss = balance_loss
+        self.z_loss = z_loss
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.supports_masking = True
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        for name in ("num_experts", "num_experts_per_token", "num_groups", "num_groups_per_token"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                raise InvalidInputError(f"`{name}` must be a positive integer, received {size!r}.")
+        for kind, known in (("scoring", SCORINGS), ("group_scoring", GROUP_SCORINGS)):
+            if getattr(self, kind) not in known:
+                raise InvalidInputError(unknown_name_message(kind, getattr(self, kind), known))
+        if self.num_experts % self.num_groups:
+            raise InvalidInputError(
+                f"`num_groups` must divide `num_experts`, received {self.num_groups} groups for "
+                f"{self.num_experts} experts."
+            )
+        if self.num_groups_per_token > self.num_groups:
+            raise InvalidInputError(
+                f"`num_groups_per_token` must be at most `num_groups` ({self.num_groups}), "
+                f"received {self.num_groups_per_token}."
+            )
+        group_size = self.num_experts // self.num_groups
+        if self._limits_groups and self.group_scoring == "top2_sum" and group_size < 2:  # noqa: PLR2004
+            raise InvalidInputError(
+                "`group_scoring='top2_sum'` needs groups of 2 experts or more, received "
+                f"{self.num_groups} groups for {self.num_experts} experts. Take "
+                "`group_scoring='max'`, or fewer groups."
+            )
+        eligible = group_size * self.num_groups_per_token
+        if self.num_experts_per_token > eligible:
+            raise InvalidInputError(
+                f"`num_experts_per_token` must be at most {eligible}, the experts that a token can "
+                f"choose from, received {self.num_experts_per_token}."
+            )
+
+    @property
+    def _limits_groups(self) -> bool:
+        return self.num_groups_per_token < self.num_groups
+
+    def build(self, input_shape: Shape) -> None:
+        *batch, dim = input_shape
+        if not batch or dim is None:
+            raise InvalidInputError(
+                f"{self.name!r} needs inputs of shape (batch_size, ..., dim) with a known dim, "
+                f"received {tuple(input_shape)}."
+            )
+        self.input_spec = keras.InputSpec(min_ndim=2, axes={-1: dim})
+        self.score_dtype = keras.backend.result_type(self.variable_dtype, "float32")
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(dim, self.num_experts),
+            initializer=self.kernel_initializer,
+            autocast=False,
+        )
+        self.expert_load = self._add_expert_state("expert_load", aggregation="sum")
+        self.expert_bias = self._add_expert_state("expert_bias") if self.use_expert_bias else None
+
+    def _add_expert_state(self, name: str, aggregation: str = "mean") -> Any:
+        return self.add_weight(
+            name=name,
+            shape=(self.num_experts,),
+            dtype=self.score_dtype,
+            initializer="zeros",
+            trainable=False,
+            autocast=False,
+            aggregation=aggregation,
+        )
+
+    def call(
+        self, inputs: Any, token_ids: Any = None, mask: Any = None, training: bool = False
+    ) -> tuple[Any, Any]:
+        logits = self.compute_logits(inputs)
+        scores = SCORINGS[self.scoring](logits)
+        indices = self.select(scores, token_ids)
+        if training:
+            self.record(logits, scores, indices, mask)
+        return self.weigh(scores, indices), indices
+
+    def compute_logits(self, inputs: Any) -> Any:
+        """Returns the logit of every expert for every token, in `score_dtype`.
+
+        Args:
+            inputs: Tensor of shape `(batch_size, ..., dim)`.
+        """
+        kernel = ops.cast(self.kernel, self.score_dtype)
+        return ops.matmul(ops.cast(inputs, self.score_dtype), kernel)
+
+    def select(self, scores: Any, token_ids: Any = None) -> Any:
+        """Returns the indices of the chosen experts.
+
+        Args:
+            scores: Tensor of shape `(batch_size, ..., num_experts)`.
+            token_ids: Integer tensor of shape `(batch_size, ...)`, or `None`. A router that goes by
+                them overrides this method.
+        """
+        # Which experts are best is no smooth function of the scores: there is no gradient here.
+        choice = ops.stop_gradient(scores)
+        if self.expert_bias is not None:
+            choice = choice + self.expert_bias
+        if self._limits_groups:
+            choice = hide_other_groups(
+                choice, self.num_groups, self.num_groups_per_token, self.group_scoring
+            )
+        indices = ops.top_k(choice, self.num_experts_per_token)[1]
+        return ops.cast(indices, "int32")
+
+    def weigh(self, scores: Any, indices: Any) -> Any:
+        """Returns the weights of the chosen experts, in the layer's compute dtype.
+
+        Args:
+            scores: Tensor of shape `(batch_size, ..., num_experts)`, without the bias.
+            indices: Integer tensor of shape `(batch_size, ..., num_experts_per_token)`.
+        """
+        weights = ops.take_along_axis(scores, indices, axis=-1)
+        if self.normalize_weights:
+            weights = weights / (ops.sum(weights, axis=-1, keepdims=True) + 1e-20)
+        return ops.cast(weights * self.routed_scale, self.compute_dtype)
+
+    def record(self, logits: Any, scores: Any, indices: Any, mask: Any = None) -> None:
+        """Writes `expert_load` and adds the losses.
+
+        Args:
+            logits: Tensor of shape `(batch_size, ..., num_experts)`.
+            scores: Tensor of the same shape.
+            indices: Integer tensor of shape `(batch_size, ..., num_experts_per_token)`.
+            mask: Boolean tensor of shape `(batch_size, ...)`, or `None`.
+        """
+        hits = ops.any(expert_hits(indices, self.num_experts), axis=-2)
+        hits = ops.cast(hits, self.score_dtype)
+        shown = ops.ones_like(scores[..., 0]) if mask is None else mask
+        shown = ops.cast(shown, self.score_dtype)
+        load = ops.sum(hits * shown[..., None], axis=tuple(range(len(hits.shape) - 1)))
+        self.expert_load.assign(load)
+        if self.balance_loss:
+            share = sequence_balance_loss(scores, hits / self.num_experts_per_token, shown)
+            self.add_loss(self.balance_loss * share)
+        if self.z_loss:
+            self.add_loss(self.z_loss * router_z_loss(logits, shown))
+
+    def compute_output_spec(
+        self, inputs: Any, token_ids: Any = None, mask: Any = None, training: bool = False
+    ) -> tuple[Any, Any]:
+        shape = (*inputs.shape[:-1], self.num_experts_per_token)
+        return (
+            keras.KerasTensor(shape, dtype=self.compute_dtype),
+            keras.KerasTensor(shape, dtype="int32"),
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_experts": self.num_experts,
+            "num_experts_per_token": self.num_experts_per_token,
+            "scoring": self.scoring,
+            "num_groups": self.num_groups,
+            "num_groups_per_token": self.num_groups_per_token,
+            "group_scoring": self.group_scoring,
+            "normalize_weights": self.normalize_weights,
+            "routed_scale": self.routed_scale,
+            "use_expert_bias": self.use_expert_bias,
+            "balance_loss": self.balance_loss,
+            "z_loss": self.z_loss,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }

@@ -1,0 +1,147 @@
+"""The router of DeepSeek-V4's first layers: a token's own number says which experts it goes to."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.moe.expert_router import ExpertRouter, Shape
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class HashRouter(ExpertRouter):
+    """Sends each token of the vocabulary to experts that are fixed, and weighs them by the inputs.
+
+    Choose it over `ExpertRouter` for the first layers of a language model, where the hidden states
+    do not yet tell experts apart. It computes
+
+    ```
+    scores  = scoring(x @ kernel)
+    indices = token_to_experts[token_ids]
+    weights = scores[indices] / (sum(scores[indices]) + 1e-20) * routed_scale
+    ```
+
+    The table `token_to_experts`, of shape `(vocabulary_size, num_experts_per_token)`, is drawn at
+    random, each expert as often as the others, and never trained. Assign to it the one of a
+    checkpoint. `expert_load` is written as by `ExpertRouter`; there is no bias to balance.
+
+    Args:
+        num_experts: integer. The number of experts.
+        num_experts_per_token: integer. How many experts each token goes to.
+        vocabulary_size: integer. Token ids lie below it.
+        scoring: string. `"sigmoid"`, `"softmax"` or `"sqrt_softplus"`. Defaults to
+            `"sqrt_softplus"`.
+        normalize_weights: boolean. Whether the weights of a token are divided by their sum.
+            Defaults to `True`.
+        routed_scale: float. What the weights are multiplied with. Defaults to `1.0`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Defaults to
+            `"glorot_uniform"`.
+        seed: integer. Of the table. Defaults to `0`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, ..., dim)`.
+        token_ids: Integer tensor of shape `(batch_size, ...)`.
+        mask: Boolean tensor of shape `(batch_size, ...)`, or `None`. `False` hides a token from the
+            load.
+        training: boolean. Whether `expert_load` is written.
+
+    Returns:
+        Two tensors of shape `(batch_size, ..., num_experts_per_token)`: the weights, in the layer's
+        compute dtype, and the indices of the experts, int32.
+
+    Raises:
+        InvalidInputError: A size is not positive, more experts are to be chosen than there are, the
+            scoring is unknown, or the call has no `token_ids`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import HashRouter
+    >>> router = HashRouter(num_experts=8, num_experts_per_token=2, vocabulary_size=100)
+    >>> weights, indices = router(np.ones((1, 3, 12), "float32"), np.array([[7, 42, 7]]))
+    >>> bool(np.array_equal(indices[0, 0], indices[0, 2]))
+    True
+
+    Reference:
+
+    - [Hash Layers For Large Sparse Models (Roller et al., 2021)](https://arxiv.org/abs/2106.04426)
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        num_experts_per_token: int,
+        vocabulary_size: int,
+        *,
+        scoring: str = "sqrt_softplus",
+        normalize_weights: bool = True,
+        routed_scale: float = 1.0,
+        kernel_initializer: Any = "glorot_uniform",
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            num_experts,
+            num_experts_per_token,
+            scoring=scoring,
+            normalize_weights=normalize_weights,
+            routed_scale=routed_scale,
+            use_expert_bias=False,
+            kernel_initializer=kernel_initializer,
+            **kwargs,
+        )
+        if not isinstance(vocabulary_size, int) or vocabulary_size < 1:
+            raise InvalidInputError(
+                f"`vocabulary_size` must be a positive integer, received {vocabulary_size!r}."
+            )
+        self.vocabulary_size = vocabulary_size
+        self.seed = seed
+
+    def build(self, input_shape: Shape) -> None:
+        super().build(input_shape)
+        self.token_to_experts = self.add_weight(
+            name="token_to_experts",
+            shape=(self.vocabulary_size, self.num_experts_per_token),
+            dtype="int32",
+            initializer=self._draw_table,
+            trainable=False,
+        )
+
+    def _draw_table(self, shape: Shape, dtype: Any = None) -> Any:
+        """Deals out shuffled packs of all experts, so that each is drawn as often as the others."""
+        rng = np.random.default_rng(self.seed)
+        hands = self.num_experts // self.num_experts_per_token
+        packs = np.tile(np.arange(self.num_experts), (-(-self.vocabulary_size // hands), 1))
+        dealt = rng.permuted(packs, axis=1)[:, : hands * self.num_experts_per_token]
+        table = dealt.reshape(-1, self.num_experts_per_token)[: self.vocabulary_size]
+        return ops.convert_to_tensor(table, dtype=dtype)
+
+    def select(self, scores: Any, token_ids: Any = None) -> Any:
+        """Returns the experts of the tokens.
+
+        Args:
+            scores: Not used.
+            token_ids: Integer tensor of shape `(batch_size, ...)`.
+        """
+        if token_ids is None:
+            raise InvalidInputError(
+                f"{self.name!r} goes by the numbers of the tokens, and received no `token_ids`: "
+                "call it, and the layer around it, with (inputs, token_ids)."
+            )
+        return ops.take(self.token_to_experts, token_ids, axis=0)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        for name in (
+            "num_groups",
+            "num_groups_per_token",
+            "group_scoring",
+            "use_expert_bias",
+            "balance_loss",
+            "z_loss",
+        ):
+            del config[name]
+        return {**config, "vocabulary_size": self.vocabulary_size, "seed": self.seed}
