@@ -1,4 +1,4 @@
-"""Routing and a mixture of experts in float64 NumPy: token by token, a loop over the chosen experts.
+"""Routing and a mixture of experts in float64 NumPy: a loop over the experts of each token.
 
 From the formulas of the DeepSeek-V2, V3 and V4 papers.
 """
@@ -37,9 +37,12 @@ def mixture(x, routes, kernels, shared, clamp=None):
     """`routes` holds the weights and experts of each token, in the order of the flattened `x`."""
     tokens = np.asarray(x, "float64").reshape(-1, x.shape[-1])
     outputs = np.zeros_like(tokens)
-    for token, output, (weights, experts) in zip(tokens, outputs, routes, strict=True):
+    for place, (weights, experts) in enumerate(routes):
+        token = tokens[place]
         for weight, expert in zip(weights, experts, strict=True):
-            output += weight * swiglu(token, *((k[expert], 0.0) for k in kernels), clamp=clamp)
+            outputs[place] += weight * swiglu(
+                token, *((k[expert], 0.0) for k in kernels), clamp=clamp
+            )
     if shared is not None:
         outputs += swiglu(tokens, *((kernel, 0.0) for kernel in shared), clamp=clamp)
     return outputs.reshape(x.shape)

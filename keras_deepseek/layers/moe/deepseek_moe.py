@@ -183,7 +183,8 @@ class DeepSeekMoE(keras.Layer):
     def _route(self, tokens: Any, weights: Any, indices: Any) -> Any:
         num_experts = self.router.num_experts
         num_tokens, per_token = ops.shape(indices)
-        if self.capacity_factor is not None and num_tokens != 0:
+        is_empty = isinstance(num_tokens, int) and num_tokens == 0
+        if self.capacity_factor is not None and not is_empty:
             capacity = expert_dispatch.count_capacity(
                 num_tokens, num_experts, per_token, self.capacity_factor
             )
@@ -229,17 +230,15 @@ class DeepSeekMoE(keras.Layer):
         return tuple(input_shape)
 
     def get_config(self) -> dict[str, Any]:
+        router = keras.saving.serialize_keras_object(self.router)
+        # This layer builds its router, so that the paths of the variables are as they were.
+        router.pop("build_config", None)
         return {
             **super().get_config(),
-            "router": keras.saving.serialize_keras_object(self.router),
+            "router": router,
             "intermediate_dim": self.intermediate_dim,
             "num_shared_experts": self.num_shared_experts,
             "clamp": self.clamp,
             "capacity_factor": self.capacity_factor,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "DeepSeekMoE":
-        """Makes the layer, its router deserialized."""
-        return cls(**config)

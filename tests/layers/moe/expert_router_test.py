@@ -65,7 +65,8 @@ SETTINGS = [
 
 @pytest.mark.parametrize("init_kwargs", SETTINGS)
 def test_it_passes_the_layer_routine(init_kwargs):
-    kwargs = {**init_kwargs, "balance_loss": 0.01, "z_loss": 0.01}
+    # The routine moves the kernel away from zero, on every backend by the same numbers.
+    kwargs = {"kernel_initializer": "zeros", "balance_loss": 0.01, "z_loss": 0.01, **init_kwargs}
     LayerTestCase().run_layer_test(ExpertRouter, kwargs, (2, 3, 8), oracle=oracle)
 
 
@@ -136,7 +137,7 @@ def test_the_losses_are_added_in_training_alone():
     assert router.losses == []
     router(draw(2, 5, 8), training=True)
     # With equal scores P is even, and the balance loss 1 whatever the choice.
-    assert_close([float(loss) for loss in router.losses], [2.0, 3.0 * np.log(4) ** 2])
+    assert_close([to_numpy(loss) for loss in router.losses], [2.0, 3.0 * np.log(4) ** 2])
 
 
 def test_it_chooses_in_float32_under_mixed_precision():
@@ -154,7 +155,7 @@ def test_an_empty_batch_and_one_token_work(shape):
     router = ExpertRouter(6, 2, balance_loss=0.1, z_loss=0.1)
     weights, indices = router(np.ones(shape, "float32"), training=True)
     assert tuple(weights.shape) == tuple(indices.shape) == (*shape[:-1], 2)
-    assert np.isfinite([float(loss) for loss in router.losses]).all()
+    assert np.isfinite([to_numpy(loss) for loss in router.losses]).all()
 
 
 def test_the_variables_have_names_that_a_layout_map_can_match():

@@ -1,0 +1,299 @@
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import tests.oracles
+from keras_deepseek import backend
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.layers import DeepSeekMoE, ExpertRouter, HashRouter
+from keras_deepseek.layers.moe import expert_dispatch
+from keras_deepseek.testing import LayerTestCase, assert_close
+from tests.oracles import moe
+
+GOLDEN = Path(tests.oracles.__path__[0]) / "golden"
+CASES = [("v2", 4), ("v3", 4), ("v4", 4), ("v4_hash", 2)]
+GRADIENT_TOLERANCE = 1e-3
+
+
+def to_numpy(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
+def draw(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def config_of(router):
+    """A config makes a router anew for each layer, as the routine needs."""
+    return keras.saving.serialize_keras_object(router)
+
+
+def weights_by_name(layer):
+    """The trainable weights by their names in the golden files."""
+    shared = layer.shared_experts
+    return {
+        "router": layer.router.kernel,
+        "gate": layer.gate_kernel,
+        "up": layer.up_kernel,
+        "down": layer.down_kernel,
+        "shared_gate": shared.gate.kernel,
+        "shared_up": shared.up.kernel,
+        "shared_down": shared.down.kernel,
+    }
+
+
+def oracle(layer, inputs):
+    """The experts by float64, along the layer's own routes, which have tests of their own."""
+    dim = inputs.shape[-1]
+    weights, indices = (
+        to_numpy(tensor).reshape(-1, layer.router.num_experts_per_token)
+        for tensor in layer.router(inputs)
+    )
+    kernels = [
+        to_numpy(kernel).astype("float64")
+        for kernel in (layer.gate_kernel, layer.up_kernel, layer.down_kernel)
+    ]
+    shared = layer.shared_experts
+    if shared is not None:
+        shared = [to_numpy(dense.kernel) for dense in (shared.gate, shared.up, shared.down)]
+    routes = list(zip(weights, indices, strict=True))
+    return moe.mixture(inputs.reshape(-1, dim), routes, kernels, shared, layer.clamp).reshape(
+        inputs.shape
+    )
+
+
+def fixed_router(*args, **kwargs):
+    """The routine moves its kernel away from zero, on every backend by the same numbers."""
+    return config_of(ExpertRouter(*args, kernel_initializer="zeros", **kwargs))
+
+
+@pytest.mark.parametrize(
+    ("router", "kwargs", "shape"),
+    [
+        # So few experts that all are computed; so many that the chosen ones are copied; a capacity.
+        (fixed_router(4, 4), {"intermediate_dim": 5}, (2, 3, 5)),
+        (
+            fixed_router(24, 1, normalize_weights=False),
+            {"intermediate_dim": 2, "clamp": 0.5},
+            (2, 3, 4),
+        ),
+        (
+            fixed_router(4, 3, balance_loss=0.1, z_loss=0.1),
+            {"intermediate_dim": 3, "num_shared_experts": 0, "capacity_factor": 2.0},
+            (3, 4),
+        ),
+    ],
+)
+def test_it_passes_the_layer_routine(router, kwargs, shape):
+    kwargs = {"router": router, **kwargs}
+    LayerTestCase().run_layer_test(DeepSeekMoE, kwargs, shape, oracle=oracle)
+
+
+def test_it_passes_the_layer_routine_with_token_ids():
+    kwargs = {"router": config_of(HashRouter(5, 2, 7)), "intermediate_dim": 3}
+    shapes, dtypes = {"inputs": (2, 3, 4), "token_ids": (2, 3)}, ["float32", "int32"]
+    LayerTestCase().run_layer_test(DeepSeekMoE, kwargs, shapes, dtypes)
+
+
+@pytest.mark.parametrize(
+    ("version", "index"), [(version, index) for version, number in CASES for index in range(number)]
+)
+def test_it_equals_transformers_in_outputs_and_gradients(version, index):
+    golden = np.load(GOLDEN / f"moe_deepseek_{version}.npz")
+    case = {
+        name.partition("/")[2]: golden[name]
+        for name in golden.files
+        if name.startswith(f"{index}/")
+    }
+    settings = json.loads(str(case["settings"]))
+    router = make_router(settings.pop("router"), case)
+    layer = DeepSeekMoE(router, **settings)
+    token_ids = case.get("token_ids")
+    layer.build(case["inputs"].shape)
+    variables = weights_by_name(layer)
+    for name, variable in variables.items():
+        variable.assign(case[f"weight/{name}"])
+    for name in ("expert_bias", "token_to_experts"):
+        if name in case:
+            getattr(router, name).assign(case[name])
+
+    assert_close(to_numpy(layer(case["inputs"], token_ids)), case["outputs"])
+    if keras.backend.backend() == "jax" and index:
+        return  # It compiles each operation of a gradient by itself, for many seconds a shape.
+    (by_input,), by_variable = backend.current().compute_gradients(
+        lambda x: keras.ops.sum(keras.ops.multiply(layer(x, token_ids), case["objective"])),
+        [case["inputs"]],
+        list(variables.values()),
+    )
+    for name, gradient in [("inputs", by_input), *zip(variables, by_variable, strict=True)]:
+        assert_close(gradient, case[f"gradient/{name}"], GRADIENT_TOLERANCE, name)
+
+
+def make_router(settings, case):
+    if "token_ids" not in case:
+        return ExpertRouter(**settings)
+    del settings["num_groups"], settings["num_groups_per_token"]
+    return HashRouter(**settings, vocabulary_size=len(case["token_to_experts"]))
+
+
+@pytest.mark.parametrize("block_size", [None, 1, 4, 64])
+@pytest.mark.parametrize("shape", [(3, 8), (2, 21, 8)])
+def test_every_way_of_dispatch_computes_the_loop_over_experts(monkeypatch, block_size, shape):
+    monkeypatch.setattr(expert_dispatch, "choose_block_size", lambda *_: block_size)
+    layer = DeepSeekMoE(ExpertRouter(6, 3), 5, clamp=1.0)
+    inputs = draw(*shape)
+    outputs = to_numpy(layer(inputs))
+    assert_close(outputs, oracle(layer, inputs))
+
+
+def test_all_tokens_at_one_expert_are_none_too_many():
+    layer = DeepSeekMoE(ExpertRouter(64, 1), 4)
+    layer.build((None, 8))
+    layer.router.expert_bias.assign(100.0 * np.eye(64)[17])
+    inputs = draw(300, 8)
+    assert_close(to_numpy(layer(inputs)), oracle(layer, inputs))
+
+
+def test_a_capacity_drops_what_comes_late():
+    layer = DeepSeekMoE(ExpertRouter(4, 1), 4, num_shared_experts=0, capacity_factor=1.0)
+    layer.build((None, 8))
+    layer.router.expert_bias.assign([0.0, 100.0, 0.0, 0.0])
+    inputs = draw(12, 8)
+    expected = oracle(layer, inputs)
+    expected[3:] = 0.0
+    assert_close(to_numpy(layer(inputs)), expected)
+
+
+def test_a_capacity_that_suffices_changes_nothing():
+    layer = DeepSeekMoE(ExpertRouter(4, 2), 4, capacity_factor=2.0)
+    inputs = draw(2, 10, 8)
+    assert_close(to_numpy(layer(inputs)), oracle(layer, inputs))
+
+
+@pytest.mark.parametrize("capacity_factor", [None, 1.0])
+def test_hidden_tokens_use_no_expert_and_take_nobodys_place(capacity_factor):
+    layer = DeepSeekMoE(ExpertRouter(4, 1), 4, capacity_factor=capacity_factor)
+    layer.build((None, 8))
+    layer.router.expert_bias.assign([100.0, 0.0, 0.0, 0.0])
+    inputs = draw(12, 8)
+    mask = np.arange(12) >= 9
+    outputs = to_numpy(layer(inputs, mask=keras.ops.convert_to_tensor(mask)))
+    assert_close(outputs[mask], oracle(layer, inputs)[mask])
+    assert_close(outputs[~mask], to_numpy(layer.shared_experts(inputs))[~mask])
+
+
+def test_tokens_are_computed_each_by_itself():
+    layer = DeepSeekMoE(ExpertRouter(16, 2), 4)
+    inputs = draw(40, 8)
+    order = np.random.default_rng(2).permutation(40)
+    assert_close(to_numpy(layer(inputs[order])), to_numpy(layer(inputs))[order])
+
+
+@pytest.mark.parametrize("capacity_factor", [None, 1.0])
+@pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8), (1, 1, 8), (1, 8)])
+def test_an_empty_batch_and_one_token_work(shape, capacity_factor):
+    layer = DeepSeekMoE(ExpertRouter(6, 2), 4, capacity_factor=capacity_factor)
+    outputs = to_numpy(layer(np.ones(shape, "float32"), training=True))
+    assert outputs.shape == shape
+    assert layer.router.expert_load.shape == (6,)
+    assert to_numpy(layer.router.expert_load).sum() == 2 * np.prod(shape[:-1])
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("capacity_factor", [None, 1.5])
+def test_a_compiled_fit_writes_the_load_of_its_last_step(jit_compile, capacity_factor):
+    if jit_compile and keras.backend.backend() == "torch":
+        pytest.skip("torch.compile needs a C++ compiler, which a machine may lack.")
+    inputs = keras.Input((None, 8))
+    layer = DeepSeekMoE(ExpertRouter(6, 2), 4, capacity_factor=capacity_factor)
+    model = keras.Model(inputs, layer(inputs))
+    model.compile("adam", "mse", jit_compile=jit_compile)
+    x = draw(10, 5, 8)
+    model.fit(x, x, batch_size=4, epochs=2, shuffle=False, verbose=0)
+    assert to_numpy(layer.router.expert_load).sum() == 2 * 5 * 2
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_training_in_blocks_equals_training_all_experts(monkeypatch, optimizer):
+    """The gradients of kernels that were gathered reach the optimizer whole."""
+    trained = []
+    for block_size in (None, 4):
+        monkeypatch.setattr(expert_dispatch, "choose_block_size", lambda *_, b=block_size: b)
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((8,)), DeepSeekMoE(ExpertRouter(6, 2), 4)])
+        model.compile(keras.optimizers.get(optimizer), "mse")
+        model.fit(draw(16, 8), draw(16, 8), batch_size=8, epochs=2, shuffle=False, verbose=0)
+        trained.append(model.trainable_weights)
+    for blocks, dense in zip(*trained, strict=True):
+        assert_close(to_numpy(blocks), to_numpy(dense), 1e-4, blocks.path)
+
+
+def test_a_mask_in_a_model_hides_its_tokens_from_the_load():
+    tokens = np.array([[1, 2, 0, 0], [3, 0, 0, 0]])
+    embedding = keras.layers.Embedding(5, 8, mask_zero=True)
+    layer = DeepSeekMoE(ExpertRouter(6, 2), 4)
+    model = keras.Sequential([keras.Input((None,), dtype="int32"), embedding, layer])
+    model.compile("sgd", "mse")
+    model.fit(tokens, np.zeros((2, 4, 8)), verbose=0)
+    assert to_numpy(layer.router.expert_load).sum() == 3 * 2
+
+
+def test_each_expert_starts_as_a_feed_forward_block_of_its_size_does():
+    layer = DeepSeekMoE(ExpertRouter(50, 2), 30, kernel_initializer="he_normal")
+    layer.build((None, 20))
+    for kernel, fan_in in ((layer.gate_kernel, 20), (layer.down_kernel, 30)):
+        assert np.std(to_numpy(kernel)) == pytest.approx(np.sqrt(2 / fan_in), rel=0.05)
+    assert not np.allclose(to_numpy(layer.gate_kernel), to_numpy(layer.up_kernel))
+    assert not np.allclose(to_numpy(layer.gate_kernel)[0], to_numpy(layer.gate_kernel)[1])
+
+
+def test_a_model_saves_and_loads_with_its_bias(tmp_path):
+    layer = DeepSeekMoE(ExpertRouter(6, 2), 4)
+    model = keras.Sequential([keras.Input((8,)), layer])
+    layer.router.expert_bias.assign(np.arange(6.0))
+    model.save(tmp_path / "model.keras")
+    revived = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(to_numpy(revived.layers[0].router.expert_bias), np.arange(6.0))
+    x = draw(5, 8)
+    assert_close(to_numpy(revived(x)), to_numpy(model(x)))
+
+
+def test_the_variables_have_names_that_a_layout_map_can_match():
+    layer = DeepSeekMoE(ExpertRouter(6, 2, name="router"), 4, name="moe")
+    layer.build((None, 8))
+    assert sorted(weight.path for weight in layer.weights) == [
+        "moe/down_kernel",
+        "moe/gate_kernel",
+        "moe/router/expert_bias",
+        "moe/router/expert_load",
+        "moe/router/kernel",
+        "moe/shared_experts/down/kernel",
+        "moe/shared_experts/gate/kernel",
+        "moe/shared_experts/up/kernel",
+        "moe/up_kernel",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"router": 8}, "`router` must be an `ExpertRouter`, received 8"),
+        ({"intermediate_dim": 0}, "`intermediate_dim` must be a positive integer, received 0"),
+        ({"num_shared_experts": -1}, "`num_shared_experts` must be an integer .* received -1"),
+        ({"clamp": 0.0}, "`clamp` must be a positive number"),
+        ({"capacity_factor": 0}, "`capacity_factor` must be a positive number, .* received 0"),
+        ({"capacity_factor": float("inf")}, "`capacity_factor` must be a positive number"),
+    ],
+)
+def test_wrong_arguments_are_refused(kwargs, message):
+    with pytest.raises(InvalidInputError, match=message):
+        DeepSeekMoE(**{"router": ExpertRouter(8, 2), "intermediate_dim": 4, **kwargs})
+
+
+@pytest.mark.parametrize("shape", [(8,), (None, 3, None)])
+def test_inputs_without_a_batch_or_a_known_dim_are_refused(shape):
+    with pytest.raises(InvalidInputError, match=r"needs inputs of shape \(batch_size, ..., dim\)"):
+        DeepSeekMoE(ExpertRouter(8, 2), 4).build(shape)
