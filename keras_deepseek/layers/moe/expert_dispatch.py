@@ -16,7 +16,10 @@ from keras import ops
 
 _READ_KERNEL = 16
 _COPY_KERNEL = 32
-"""What it costs to read and to copy a kernel, in products of it with one row; measured on a CPU."""
+"""What it costs to read and to copy a kernel, in products of it with one row.
+
+Estimates from a CPU's usual memory bandwidth and speed of products, not measurements.
+"""
 
 _BLOCK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _DEFAULT_BLOCK_SIZE = 64

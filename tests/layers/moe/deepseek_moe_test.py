@@ -206,7 +206,7 @@ def test_an_empty_batch_and_one_token_work(shape, capacity_factor):
 @pytest.mark.parametrize("capacity_factor", [None, 1.5])
 def test_a_compiled_fit_writes_the_load_of_its_last_step(jit_compile, capacity_factor):
     if jit_compile and keras.backend.backend() == "torch":
-        pytest.skip("torch.compile needs a C++ compiler, which a machine may lack.")
+        pytest.skip("torch.compile is not covered: it needs a C++ compiler.")
     inputs = keras.Input((None, 8))
     layer = DeepSeekMoE(ExpertRouter(6, 2), 4, capacity_factor=capacity_factor)
     model = keras.Model(inputs, layer(inputs))
