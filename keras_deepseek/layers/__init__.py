@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.layers import predefined
+from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.attention.sparse_attention import SparseAttention
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU
 from keras_deepseek.layers.moe import DeepSeekMoE, ExpertRouter, HashRouter
@@ -19,6 +20,7 @@ __all__ = [
     "DeepSeekMoE",
     "ExpertRouter",
     "HashRouter",
+    "MultiHeadLatentAttention",
     "RotaryEmbedding",
     "SparseAttention",
     "SwiGLU",

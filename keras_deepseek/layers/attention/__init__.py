@@ -1,5 +1,6 @@
-"""Layers in which positions attend to one another."""
+"""Layers in which positions attend to one another, and the cache that they share."""
 
+from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.attention.sparse_attention import SparseAttention
 
-__all__ = ["SparseAttention"]
+__all__ = ["MultiHeadLatentAttention", "SparseAttention"]

@@ -55,6 +55,28 @@ def make_cache(
     return {**cache, "mask": ops.zeros(slots, "bool")}
 
 
+def check_cache_arguments(cache: Cache | None, cache_index: Any) -> None:
+    """Raises an error where a layer is called with one of the two alone.
+
+    Args:
+        cache: dict or `None`.
+        cache_index: integer, integer scalar tensor or `None`.
+
+    Raises:
+        InvalidInputError: One is `None` and the other is not.
+    """
+    if cache is None and cache_index is not None:
+        raise InvalidInputError(
+            "A `cache_index` needs a `cache`: that of `make_cache` at first, then the one that the "
+            "last call returned."
+        )
+    if cache is not None and cache_index is None:
+        raise InvalidInputError(
+            "A `cache` needs a `cache_index`: the number of slots that earlier calls have filled, "
+            "0 at first."
+        )
+
+
 def append_to_cache(
     cache: Cache, cache_index: Any, updates: Mapping[str, Any], mask: Any = None
 ) -> Cache:
@@ -75,6 +97,7 @@ def append_to_cache(
             full. While a function is traced `cache_index` can't be read: a full cache then has its
             last slots overwritten, or raises an error of the backend, so count the slots outside.
     """
+    check_cache_arguments(cache, cache_index)
     if mask is None:
         mask = ops.ones(ops.shape(next(iter(updates.values())))[:2], "bool")
     updates = {**updates, "mask": mask}
@@ -142,11 +165,6 @@ def _check_shapes(cache: Cache, updates: Mapping[str, Any]) -> None:
 
 def _read_start(cache: Cache, cache_index: Any, length: int | None) -> Any:
     """Returns the first slot: as a number where it can be read, and then the tokens must fit."""
-    if cache_index is None:
-        raise InvalidInputError(
-            "A cache needs a `cache_index`: the number of slots that earlier calls have filled, 0 "
-            "at first."
-        )
     start = backend.current().read_integer(cache_index)
     if start is None:
         return ops.cast(cache_index, "int32")

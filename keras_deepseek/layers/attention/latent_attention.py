@@ -1,0 +1,101 @@
+"""Attention over compressed keys and values, in the two ways that `MultiHeadLatentAttention` has.
+
+Letters: b batch, t queries, s keys, h heads, n and r the parts of a head without and with a
+position, v a value, c the compressed keys and values. Queries come scaled, as the pair of parts
+(bthn, bthr); keys as the pair of the compressed ones and the rotary key that heads share, (bsc,
+bsr).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+_HIDDEN = -1e30
+"""The score of a key not to look at: finite, so that a query that sees no key stays finite too."""
+
+
+def is_absorbed_cheaper(
+    query_length: int | None, key_length: int | None, expanded_dim: int, rank: int
+) -> bool:
+    """Whether the absorbed way takes fewer multiplications than the naive one.
+
+    Args:
+        query_length: integer or `None` where it is not known: then as many as keys.
+        key_length: integer or `None`.
+        expanded_dim: integer. Size of a head's value and of its key without the rotary part.
+        rank: integer. Size of the compressed keys and values.
+
+    Returns:
+        A boolean.
+    """
+    if query_length is None or key_length is None:
+        return expanded_dim > 2 * rank  # What the comparison below comes to at equal lengths.
+    naive = key_length * expanded_dim * (rank + query_length)
+    absorbed = query_length * rank * (expanded_dim + 2 * key_length)
+    return absorbed < naive
+
+
+def attend_naive(
+    queries: tuple[Any, Any],
+    keys: tuple[Any, Any],
+    mask: Any,
+    ups: Sequence[Callable[[Any], Any]],
+    drop: Callable[[Any], Any],
+) -> Any:
+    """Returns the weighted values (bthv), with keys and values expanded for each head.
+
+    Args:
+        queries: Pair of tensors.
+        keys: Pair of tensors.
+        mask: Boolean tensor that broadcasts to (bts), or `None`.
+        ups: What expands compressed keys and values to keys (bshn) and to values (bshv).
+        drop: What drops some of the attention weights.
+
+    Returns:
+        A tensor.
+    """
+    key_up, value_up = ups
+    scores = ops.einsum("bthn,bshn->bhts", queries[0], key_up(keys[0]))
+    weights = drop(_softmax(scores, queries[1], keys[1], mask))
+    return ops.einsum("bhts,bshv->bthv", weights, value_up(keys[0]))
+
+
+def attend_absorbed(
+    queries: tuple[Any, Any],
+    keys: tuple[Any, Any],
+    mask: Any,
+    kernels: Sequence[Any],
+    drop: Callable[[Any], Any],
+) -> Any:
+    """Returns the same, with the expansion applied to the queries and to the weighted sums.
+
+    Args:
+        queries: Pair of tensors.
+        keys: Pair of tensors.
+        mask: Boolean tensor that broadcasts to (bts), or `None`.
+        kernels: The tensors (chn) and (chv) that expand keys and values.
+        drop: What drops some of the attention weights.
+
+    Returns:
+        A tensor.
+    """
+    key_kernel, value_kernel = kernels
+    compressed = ops.einsum("bthn,chn->bthc", queries[0], key_kernel)
+    scores = ops.einsum("bthc,bsc->bhts", compressed, keys[0])
+    weights = drop(_softmax(scores, queries[1], keys[1], mask))
+    sums = ops.einsum("bhts,bsc->bthc", weights, keys[0])
+    return ops.einsum("bthc,chv->bthv", sums, value_kernel)
+
+
+def _softmax(scores: Any, query_rope: Any, rotary_key: Any, mask: Any) -> Any:
+    """Returns the attention weights (bhts), of a softmax in float32."""
+    scores = scores + ops.einsum("bthr,bsr->bhts", query_rope, rotary_key)
+    dtype = scores.dtype
+    scores = ops.cast(scores, keras.backend.result_type(dtype, "float32"))
+    if mask is not None:
+        scores = ops.where(ops.expand_dims(mask, 1), scores, _HIDDEN)
+    if scores.shape[-1] == 1:  # Keras warns of a softmax over one key, which has all the weight.
+        return ops.cast(ops.exp(scores - scores), dtype)
+    return ops.cast(ops.softmax(scores, axis=-1), dtype)

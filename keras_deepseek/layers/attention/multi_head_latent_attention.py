@@ -1,0 +1,378 @@
+"""The attention of DeepSeek-V2 and V3, whose keys and values are kept compressed."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.attention.key_value_cache import (
+    Cache,
+    append_to_cache,
+    check_cache_arguments,
+    make_attention_mask,
+    make_cache,
+)
+from keras_deepseek.layers.attention.latent_attention import (
+    attend_absorbed,
+    attend_naive,
+    is_absorbed_cheaper,
+)
+from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
+from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
+
+Shape = tuple[int | None, ...]
+
+_RANK = 3
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class MultiHeadLatentAttention(keras.Layer):
+    """Self-attention whose keys and values of all heads come from one small vector a token.
+
+    Choose it for a language model that decodes: only that vector and one rotary key, shared by the
+    heads, have to be cached. For a token `x` and each head `h`,
+
+    ```
+    c = rms_norm(key_value_down(x))               compressed, `key_value_lora_rank` numbers
+    k = rotary(key_rope(x))                       shared, `rope_head_dim` numbers
+    key_h = [key_up_h(c), k]                      value_h = value_up_h(c)
+    query_h = [query_nope_h, rotary(query_rope_h)] of query_up(rms_norm(query_down(x)))
+    output = sum over h of output_h(softmax(scale * query_h . key_h) value_h)
+    scale = (nope_head_dim + rope_head_dim) ** -0.5, times YaRN's mscale squared
+    ```
+
+    There are two ways to compute the same. The naive one expands `c` to keys and values of each
+    head. The absorbed one applies `key_up` to the queries instead and `value_up` to the weighted
+    sums, so nothing is expanded: many times less work for a few queries and a long cache. Whichever
+    takes fewer multiplications is chosen, from the shapes alone.
+
+    A boolean mask, Keras's or as `mask`, hides padding from the others and passes through; the
+    outputs at padded places have no meaning. With `use_causal_mask` a token looks at itself and
+    what is before it. A cache is a dict of `"latent"`, `"rotary_key"` and `"mask"`, each of shape
+    `(batch_size, max_length, ...)`, that is `key_value_lora_rank + rope_head_dim` numbers a token.
+
+    The weights are those of a checkpoint but for their layout: `q_a_proj` is `query_down`,
+    `q_b_proj` (or `q_proj`) `query_up`, `kv_a_proj_with_mqa` `key_value_down` and `key_rope`,
+    `kv_b_proj` `key_up` and `value_up`, `o_proj` `output`.
+
+    Args:
+        num_heads: integer. Number of attention heads.
+        nope_head_dim: integer. Size of the part of a query and key that knows no position.
+        rope_head_dim: integer. Size of the part that is rotated by position; an even number.
+        value_head_dim: integer. Size of a value.
+        key_value_lora_rank: integer. Size of the compressed keys and values.
+        query_lora_rank: integer or `None`. Size of the compressed queries; `None` projects queries
+            directly. Defaults to `None`.
+        use_causal_mask: boolean. Whether a token looks at none behind it. Defaults to `True`.
+        rope_max_wavelength: float. The base of the rotary angles. Defaults to `10000.0`.
+        rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`. Defaults to `None`.
+        use_interleaved_pairs: boolean. Whether neighbours are a rotary pair, as in DeepSeek's
+            checkpoints, rather than entries half of `rope_head_dim` apart. Defaults to `True`.
+        use_bias: boolean. Whether `query_down`, `key_value_down`, `key_rope` and `output` add a
+            bias. Defaults to `False`.
+        dropout: float. Rate at which attention weights are dropped in training. Defaults to `0.0`.
+        epsilon: float. Added to the mean squares in the norms. Defaults to `1e-6`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of all
+            kernels. Defaults to `"glorot_uniform"`.
+        max_length: integer or `None`. Number of positions, in tokens, beyond which a call is
+            refused; that of `RotaryEmbedding`. Defaults to `None`.
+        seed: integer or `None`. Seed of the dropout. Defaults to `None`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
+            `None` for the mask that `inputs` carry.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from 0, or
+            from `cache_index` on.
+        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
+        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+        training: boolean. Whether to drop attention weights.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+
+    Returns:
+        A tensor of the shape of `inputs`; with a cache, the pair of it and the new cache.
+
+    Raises:
+        InvalidInputError: An argument is out of its range, shapes do not fit, the cache is full, or
+            a layer without a causal mask is given a cache.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import MultiHeadLatentAttention
+    >>> layer = MultiHeadLatentAttention(
+    ...     4, nope_head_dim=8, rope_head_dim=4, value_head_dim=8, key_value_lora_rank=16
+    ... )
+    >>> prompt = np.ones((2, 5, 32), "float32")
+    >>> tuple(layer(prompt).shape)
+    (2, 5, 32)
+    >>> cache = layer.make_cache(batch_size=2, max_length=10)
+    >>> outputs, cache = layer(prompt, cache=cache, cache_index=0)
+    >>> outputs, cache = layer(prompt[:, :1], cache=cache, cache_index=5)
+    >>> tuple(outputs.shape)
+    (2, 1, 32)
+
+    Reference:
+
+    - [DeepSeek-V2 (DeepSeek-AI, 2024)](https://arxiv.org/abs/2405.04434)
+    - [DeepSeek-V3 Technical Report (DeepSeek-AI, 2024)](https://arxiv.org/abs/2412.19437)
+    """
+
+    def __init__(  # noqa: PLR0913 - a checkpoint has as many
+        self,
+        num_heads: int,
+        *,
+        nope_head_dim: int,
+        rope_head_dim: int,
+        value_head_dim: int,
+        key_value_lora_rank: int,
+        query_lora_rank: int | None = None,
+        use_causal_mask: bool = True,
+        rope_max_wavelength: float = 10000.0,
+        rope_scaling: dict[str, Any] | None = None,
+        use_interleaved_pairs: bool = True,
+        use_bias: bool = False,
+        dropout: float = 0.0,
+        epsilon: float = 1e-6,
+        kernel_initializer: Any = "glorot_uniform",
+        max_length: int | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        sizes = {
+            "num_heads": num_heads,
+            "nope_head_dim": nope_head_dim,
+            "rope_head_dim": rope_head_dim,
+            "value_head_dim": value_head_dim,
+            "key_value_lora_rank": key_value_lora_rank,
+        }
+        if query_lora_rank is not None:
+            sizes["query_lora_rank"] = query_lora_rank
+        _check_sizes(sizes)
+        if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
+            raise InvalidInputError(f"`dropout` must be in [0, 1), received {dropout!r}.")
+        self.num_heads = num_heads
+        self.nope_head_dim = nope_head_dim
+        self.rope_head_dim = rope_head_dim
+        self.value_head_dim = value_head_dim
+        self.key_value_lora_rank = key_value_lora_rank
+        self.query_lora_rank = query_lora_rank
+        self.use_causal_mask = use_causal_mask
+        self.use_bias = use_bias
+        self.dropout = dropout
+        self.epsilon = epsilon
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.seed = seed
+        self.rotary = RotaryEmbedding(
+            rope_max_wavelength,
+            use_interleaved_pairs=use_interleaved_pairs,
+            scaling=rope_scaling,
+            max_length=max_length,
+            dtype=self.dtype_policy,
+            name="rotary",
+        )
+        self.drop = keras.layers.Dropout(dropout, seed=seed, dtype=self.dtype_policy, name="drop")
+        self._scale = (nope_head_dim + rope_head_dim) ** -0.5
+        self._scale *= compute_score_factor(self.rotary.scaling)
+        self.supports_masking = True
+
+    def build(self, input_shape: Shape) -> None:
+        if len(input_shape) != _RANK or input_shape[-1] is None:
+            raise InvalidInputError(
+                f"{self.name!r} needs inputs of shape (batch_size, length, dim) with a known dim, "
+                f"received {tuple(input_shape)}."
+            )
+        dim = input_shape[-1]
+        self.input_spec = keras.InputSpec(ndim=_RANK, axes={-1: dim})
+        heads, rank = self.num_heads, self.key_value_lora_rank
+        query_dim = dim
+        if self.query_lora_rank is not None:
+            query_dim = self.query_lora_rank
+            self.query_down = self._make_dense("query_down", dim, query_dim)
+            self.query_norm = self._make_norm("query_norm", query_dim)
+        self.query_up = self._make_up(
+            "query_up", query_dim, self.nope_head_dim + self.rope_head_dim
+        )
+        self.key_value_down = self._make_dense("key_value_down", dim, rank)
+        self.key_value_norm = self._make_norm("key_value_norm", rank)
+        self.key_rope = self._make_dense("key_rope", dim, self.rope_head_dim)
+        self.key_up = self._make_up("key_up", rank, self.nope_head_dim)
+        self.value_up = self._make_up("value_up", rank, self.value_head_dim)
+        self.output_projection = keras.layers.EinsumDense(
+            "bthv,hvd->btd",
+            (None, dim),
+            bias_axes="d" if self.use_bias else None,
+            **self._common("output"),
+        )
+        self.output_projection.build((None, None, heads, self.value_head_dim))
+        self.rotary.build((None, None, self.rope_head_dim))
+
+    def _common(self, name: str) -> dict[str, Any]:
+        initializer = self.kernel_initializer
+        if isinstance(initializer, keras.initializers.Initializer):
+            initializer = initializer.clone()  # One that is shared draws the same numbers.
+        return {"kernel_initializer": initializer, "dtype": self.dtype_policy, "name": name}
+
+    def _make_dense(self, name: str, dim: int, units: int) -> keras.layers.Dense:
+        dense = keras.layers.Dense(units, use_bias=self.use_bias, **self._common(name))
+        dense.build((None, None, dim))
+        return dense
+
+    def _make_up(self, name: str, dim: int, head_dim: int) -> keras.layers.EinsumDense:
+        dense = keras.layers.EinsumDense(
+            "btd,dhn->bthn", (None, self.num_heads, head_dim), **self._common(name)
+        )
+        dense.supports_masking = True  # It transforms each token alone; Keras's class can't know.
+        dense.build((None, None, dim))
+        return dense
+
+    def _make_norm(self, name: str, dim: int) -> keras.layers.RMSNormalization:
+        norm = keras.layers.RMSNormalization(
+            epsilon=self.epsilon, dtype=self.dtype_policy, name=name
+        )
+        norm.supports_masking = True
+        norm.build((None, None, dim))
+        return norm
+
+    def make_cache(self, batch_size: int, max_length: int) -> Cache:
+        """Returns an empty cache, for the `cache` of a call.
+
+        Args:
+            batch_size: integer. Number of sequences.
+            max_length: integer. Number of tokens that it has room for, padding included.
+
+        Returns:
+            A dict of tensors.
+        """
+        entries = {"latent": (self.key_value_lora_rank,), "rotary_key": (self.rope_head_dim,)}
+        return make_cache(batch_size, max_length, entries, self.compute_dtype)
+
+    def call(
+        self,
+        inputs: Any,
+        mask: Any = None,
+        positions: Any = None,
+        cache: Cache | None = None,
+        cache_index: Any = None,
+        training: bool | None = None,
+        inputs_mask: Any = None,
+    ) -> Any:
+        self._check_cache(cache, cache_index)
+        mask = inputs_mask if mask is None else mask
+        _check_mask(mask, inputs)
+        start = 0 if cache is None else cache_index
+        turn = {"positions": positions, "start_index": start}
+
+        queries = inputs
+        if self.query_lora_rank is not None:
+            queries = self.query_norm(self.query_down(inputs))
+        queries = self.query_up(queries) * self._scale
+        query_rope = self.rotary(queries[..., self.nope_head_dim :], **turn)
+        keys = {
+            "latent": self.key_value_norm(self.key_value_down(inputs)),
+            "rotary_key": self.rotary(self.key_rope(inputs), **turn),
+        }
+        if cache is not None:
+            cache = append_to_cache(cache, cache_index, keys, mask)
+            keys, mask = cache, cache["mask"]
+        outputs = self._attend(
+            (queries[..., : self.nope_head_dim], query_rope),
+            (keys["latent"], keys["rotary_key"]),
+            make_attention_mask(
+                ops.shape(inputs)[1],
+                ops.shape(keys["latent"])[1],
+                key_mask=mask,
+                start_index=start,
+                use_causal_mask=self.use_causal_mask,
+            ),
+            training,
+        )
+        outputs = self.output_projection(outputs)
+        return outputs if cache is None else (outputs, cache)
+
+    def _attend(self, queries: Any, keys: Any, mask: Any, training: bool | None) -> Any:
+        def drop(weights: Any) -> Any:
+            return self.drop(weights, training=training)
+
+        ups = (self.key_up, self.value_up)
+        absorbs = is_absorbed_cheaper(
+            queries[0].shape[1],
+            keys[0].shape[1],
+            self.nope_head_dim + self.value_head_dim,
+            self.key_value_lora_rank,
+        )
+        # A quantized kernel is of use to its own layer alone.
+        if absorbs and not any(up.quantization_mode for up in ups):
+            kernels = [ops.cast(up.kernel, self.compute_dtype) for up in ups]
+            return attend_absorbed(queries, keys, mask, kernels, drop)
+        return attend_naive(queries, keys, mask, ups, drop)
+
+    def _check_cache(self, cache: Cache | None, cache_index: Any) -> None:
+        check_cache_arguments(cache, cache_index)
+        if cache is not None and not self.use_causal_mask:
+            raise InvalidInputError(
+                f"{self.name!r} received a `cache`, which needs `use_causal_mask=True`: without it "
+                f"earlier outputs would change with every token."
+            )
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return tuple(input_shape)
+
+    def compute_output_spec(
+        self, inputs: Any, *args: Any, cache: Cache | None = None, **kwargs: Any
+    ) -> Any:
+        outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
+        if cache is None:
+            return outputs
+        return outputs, {
+            name: keras.KerasTensor(tensor.shape, tensor.dtype) for name, tensor in cache.items()
+        }
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "nope_head_dim": self.nope_head_dim,
+            "rope_head_dim": self.rope_head_dim,
+            "value_head_dim": self.value_head_dim,
+            "key_value_lora_rank": self.key_value_lora_rank,
+            "query_lora_rank": self.query_lora_rank,
+            "use_causal_mask": self.use_causal_mask,
+            "rope_max_wavelength": self.rotary.max_wavelength,
+            "rope_scaling": self.rotary.scaling,
+            "use_interleaved_pairs": self.rotary.use_interleaved_pairs,
+            "use_bias": self.use_bias,
+            "dropout": self.dropout,
+            "epsilon": self.epsilon,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "max_length": self.rotary.max_length,
+            "seed": self.seed,
+        }
+
+
+def _check_sizes(sizes: dict[str, Any]) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise InvalidInputError(f"`{name}` must be a positive integer, received {size!r}.")
+    if sizes["rope_head_dim"] % 2:
+        raise InvalidInputError(
+            f"`rope_head_dim` must be even, for it is rotated in pairs; received "
+            f"{sizes['rope_head_dim']}."
+        )
+
+
+def _check_mask(mask: Any, inputs: Any) -> None:
+    expected = tuple(inputs.shape[:2])
+    if mask is None:
+        return
+    received = tuple(mask.shape)
+    if len(received) != len(expected) or any(
+        None not in sizes and sizes[0] != sizes[1] for sizes in zip(received, expected, strict=True)
+    ):
+        raise InvalidInputError(
+            f"`mask` must be of shape (batch_size, length), for these inputs {expected}, received "
+            f"{received}."
+        )

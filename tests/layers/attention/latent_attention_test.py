@@ -1,0 +1,103 @@
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_deepseek.layers.attention.latent_attention import (
+    attend_absorbed,
+    attend_naive,
+    is_absorbed_cheaper,
+)
+from keras_deepseek.testing import assert_close
+
+
+def draw(*shape):
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype("float32")
+
+
+def attend_both_ways(queries, keys, mask, kernels, drop=lambda weights: weights):
+    key_kernel, value_kernel = kernels
+
+    def key_up(latent):
+        return keras.ops.einsum("bsc,chn->bshn", latent, key_kernel)
+
+    def value_up(latent):
+        return keras.ops.einsum("bsc,chv->bshv", latent, value_kernel)
+
+    naive = attend_naive(queries, keys, mask, (key_up, value_up), drop)
+    absorbed = attend_absorbed(queries, keys, mask, kernels, drop)
+    return [keras.ops.convert_to_numpy(outputs) for outputs in (naive, absorbed)]
+
+
+def draw_case(batch, queries, keys, heads, nope, rope, value, rank):
+    tensors = [
+        (draw(batch, queries, heads, nope), draw(batch, queries, heads, rope)),
+        (draw(batch, keys, rank), draw(batch, keys, rope)),
+        (draw(rank, heads, nope), draw(rank, heads, value)),
+    ]
+    return keras.tree.map_structure(keras.ops.convert_to_tensor, tensors)
+
+
+@settings(max_examples=5)
+@given(sizes=st.tuples(*[st.integers(1, 5)] * 8), masked=st.booleans())
+def test_the_two_ways_give_the_same_at_any_shape(sizes, masked):
+    queries, keys, kernels = draw_case(*sizes)
+    mask = None
+    if masked:
+        mask = np.random.default_rng(0).integers(0, 2, (sizes[0], sizes[1], sizes[2])) > 0
+        mask[..., 0] = True
+    naive, absorbed = attend_both_ways(queries, keys, mask, kernels)
+    assert_close(absorbed, naive)
+
+
+def test_equal_scores_give_the_mean_of_what_is_seen():
+    _, keys, kernels = draw_case(1, 1, 4, 1, 2, 2, 3, 5)
+    queries = (keras.ops.zeros((1, 1, 1, 2)), keras.ops.zeros((1, 1, 1, 2)))
+    mask = np.array([[[True, False, True, False]]])
+    values = np.einsum("bsc,chv->bshv", draw(1, 4, 5), draw(5, 1, 3))
+    for outputs in attend_both_ways(queries, keys, mask, kernels):
+        assert_close(outputs[:, 0], values[:, [0, 2]].mean(axis=1))
+
+
+def test_a_query_that_sees_no_key_stays_finite():
+    case = draw_case(2, 1, 3, 2, 2, 2, 3, 5)
+    for outputs in attend_both_ways(*case[:2], np.zeros((2, 1, 3), bool), case[2]):
+        assert np.isfinite(outputs).all()
+
+
+def test_what_is_dropped_are_the_attention_weights():
+    case = draw_case(2, 2, 3, 2, 2, 2, 3, 5)
+    seen = []
+
+    def drop(weights):
+        seen.append(keras.ops.convert_to_numpy(weights))
+        return keras.ops.zeros_like(weights)
+
+    for outputs in attend_both_ways(*case[:2], None, case[2], drop):
+        assert not outputs.any()
+    for weights in seen:
+        assert weights.shape == (2, 2, 2, 3)
+        assert_close(weights.sum(axis=-1), np.ones((2, 2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("query_length", "key_length", "cheaper"),
+    [
+        (1, 4096, True),  # one step of decoding
+        (4096, 4096, False),  # a prompt
+        (4, 4096, True),  # a few guessed tokens
+        (1024, 4096, False),  # a part of a long prompt
+        (1, 1, False),
+        (None, None, False),
+        (None, 4096, False),
+    ],
+)
+def test_a_step_of_decoding_is_absorbed_and_a_prompt_is_not(query_length, key_length, cheaper):
+    deepseek_v3 = {"expanded_dim": 128 + 128, "rank": 512}
+    assert is_absorbed_cheaper(query_length, key_length, **deepseek_v3) is cheaper
+
+
+def test_a_small_rank_is_absorbed_at_every_length():
+    for length in (1, 7, 4096, None):
+        assert is_absorbed_cheaper(length, length, expanded_dim=16, rank=6)

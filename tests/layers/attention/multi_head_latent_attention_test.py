@@ -1,0 +1,370 @@
+import itertools
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.layers import MultiHeadLatentAttention
+from keras_deepseek.layers.attention import multi_head_latent_attention as module
+from keras_deepseek.testing import LayerTestCase, assert_close
+from tests.oracles.multi_head_latent_attention import multi_head_latent_attention
+
+GOLDEN = np.load(Path(__file__).parents[2] / "oracles/golden/multi_head_latent_attention.npz")
+GOLDEN_NAMES = sorted({name.partition("|")[0] for name in GOLDEN.files})
+SIZES = {
+    "num_heads": 2,
+    "nope_head_dim": 3,
+    "rope_head_dim": 2,
+    "value_head_dim": 4,
+    "key_value_lora_rank": 5,
+}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.5,
+}
+
+
+def make_layer(**kwargs):
+    layer = MultiHeadLatentAttention(**{**SIZES, **kwargs})
+    layer.build((None, None, 6))
+    return layer
+
+
+def draw(*shape):
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype("float32")
+
+
+def run(layer, *args, **kwargs):
+    return keras.ops.convert_to_numpy(layer(*args, **kwargs))
+
+
+def named_weights(layer):
+    return {weight.path.partition("/")[2]: weight for weight in layer.weights}
+
+
+def oracle(layer, inputs):
+    pairs = layer.rope_head_dim // 2
+    weights = {name: keras.ops.convert_to_numpy(w) for name, w in named_weights(layer).items()}
+    return multi_head_latent_attention(
+        inputs,
+        weights,
+        layer.rotary.max_wavelength ** -(np.arange(pairs) / pairs),
+        (layer.nope_head_dim + layer.rope_head_dim) ** -0.5,
+        epsilon=layer.epsilon,
+        causal=layer.use_causal_mask,
+        interleaved=layer.rotary.use_interleaved_pairs,
+    )
+
+
+@pytest.mark.parametrize(
+    "init_kwargs",
+    [
+        {"query_lora_rank": 7, "epsilon": 1e-3},
+        {"use_causal_mask": False, "use_bias": True, "rope_head_dim": 4},
+        # A rank below half of the expanded sizes is absorbed at every length.
+        {"key_value_lora_rank": 3, "use_interleaved_pairs": False, "rope_max_wavelength": 50.0},
+    ],
+)
+def test_it_passes_the_layer_routine(init_kwargs):
+    arguments = {**SIZES, "kernel_initializer": "he_normal", **init_kwargs}
+    LayerTestCase().run_layer_test(MultiHeadLatentAttention, arguments, (2, 5, 6), oracle=oracle)
+
+
+def test_it_passes_the_layer_routine_with_yarn_dropout_and_positions():
+    arguments = {**SIZES, "rope_scaling": YARN, "dropout": 0.2, "seed": 3, "max_length": 64}
+    LayerTestCase().run_layer_test(
+        MultiHeadLatentAttention,
+        arguments,
+        {"inputs": (2, 5, 6), "positions": (2, 5)},
+        {"inputs": "float32", "positions": "int32"},
+    )
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_outputs_and_gradients_are_those_of_transformers(name):
+    keys = [key for key in GOLDEN.files if key.startswith(f"{name}|")]
+    case = {key.partition("|")[2]: GOLDEN[key] for key in keys}
+    layer = MultiHeadLatentAttention(**json.loads(str(case["arguments"])))
+    layer.build(case["inputs"].shape)
+    weights = named_weights(layer)
+    assert {f"weight/{key}" for key in weights} == {key for key in case if "weight/" in key}
+    for key, weight in weights.items():
+        weight.assign(case[f"weight/{key}"])
+    real = case["mask"][..., None]
+    outputs = run(layer, case["inputs"], mask=case["mask"])
+    assert_close(outputs * real, case["outputs"])
+
+    def objective(inputs):
+        outputs = layer(inputs, mask=case["mask"])
+        return keras.ops.sum(keras.ops.multiply(outputs, case["direction"] * real))
+
+    by_input, by_weight = backend.current().compute_gradients(
+        objective, [case["inputs"]], list(weights.values())
+    )
+    for key, gradient in zip(["inputs", *weights], [*by_input, *by_weight], strict=True):
+        assert_close(gradient, case[f"gradient/{key}"], 1e-4, key)
+
+
+@settings(max_examples=4)
+@given(
+    batch_size=st.integers(1, 3),
+    length=st.integers(1, 6),
+    sizes=st.tuples(*[st.integers(1, 4)] * 5),
+    query_lora_rank=st.none() | st.integers(1, 4),
+)
+def test_it_computes_the_formula_at_any_shape(batch_size, length, sizes, query_lora_rank):
+    heads, nope, half_rope, value, rank = sizes
+    layer = MultiHeadLatentAttention(
+        heads,
+        nope_head_dim=nope,
+        rope_head_dim=2 * half_rope,
+        value_head_dim=value,
+        key_value_lora_rank=rank,
+        query_lora_rank=query_lora_rank,
+    )
+    inputs = draw(batch_size, length, 6)
+    assert_close(run(layer, inputs), oracle(layer, inputs))
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"query_lora_rank": 4, "rope_scaling": YARN}])
+def test_absorbed_is_naive(kwargs, monkeypatch):
+    layer, inputs = make_layer(**kwargs), draw(2, 5, 6)
+    results = []
+    for absorbs in (False, True):
+        monkeypatch.setattr(module, "is_absorbed_cheaper", lambda *_, absorbs=absorbs: absorbs)
+        results.append(run(layer, inputs))
+    assert_close(results[1], results[0])
+    assert np.abs(results[1] - results[0]).max() > 0  # Rounding: they were two ways.
+
+
+def test_what_lora_adds_is_absorbed_too(monkeypatch):
+    layer, inputs = make_layer(), draw(2, 5, 6)
+    for up in (layer.key_up, layer.value_up):
+        up.enable_lora(2)
+        up.lora_kernel_b.assign(np.ones(up.lora_kernel_b.shape))
+    naive = run(layer, inputs)
+    monkeypatch.setattr(module, "is_absorbed_cheaper", lambda *_: True)
+    assert_close(run(layer, inputs), naive)
+
+
+def test_no_token_sees_what_comes_after_it():
+    layer, inputs = make_layer(), draw(1, 6, 6)
+    changed = inputs.copy()
+    changed[:, 4:] += 1.0
+    outputs, others = run(layer, inputs), run(layer, changed)
+    np.testing.assert_array_equal(outputs[:, :4], others[:, :4])
+    assert np.abs(outputs[:, 4:] - others[:, 4:]).min() > 0
+    seeing = make_layer(use_causal_mask=False)
+    assert np.abs(run(seeing, inputs) - run(seeing, changed)).min() > 0
+
+
+@pytest.mark.parametrize("pieces", [(0, 6), (0, 4, 5, 6), (0, 1, 2, 3, 4, 5, 6)])
+@pytest.mark.parametrize("rank", [3, 50])
+def test_cached_decoding_is_the_full_forward(pieces, rank):
+    layer, inputs = make_layer(key_value_lora_rank=rank, rope_scaling=YARN), draw(2, 6, 6)
+    cache, outputs = layer.make_cache(2, 9), []
+    for start, stop in itertools.pairwise(pieces):
+        piece, cache = layer(inputs[:, start:stop], cache=cache, cache_index=start)
+        outputs.append(keras.ops.convert_to_numpy(piece))
+    assert_close(np.concatenate(outputs, axis=1), run(layer, inputs))
+
+
+def decode_padded(layer, mask, inputs, num_steps):
+    """Decodes a padded prompt and some steps; returns the outputs of prompt and steps."""
+    prompt_length = mask.shape[1]
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype("int32")
+    cache = layer.make_cache(len(mask), prompt_length + num_steps)
+    outputs, cache = layer(
+        inputs[:, :prompt_length], mask=mask, positions=positions, cache=cache, cache_index=0
+    )
+    collected = [keras.ops.convert_to_numpy(outputs)]
+    for step in range(num_steps):
+        slot = prompt_length + step
+        outputs, cache = layer(
+            inputs[:, slot : slot + 1],
+            positions=positions.max(axis=1, keepdims=True) + 1 + step,
+            cache=cache,
+            cache_index=slot,
+        )
+        collected.append(keras.ops.convert_to_numpy(outputs))
+    return np.concatenate(collected, axis=1)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_sequences_of_different_lengths_decode_as_each_alone(side):
+    layer, inputs = make_layer(query_lora_rank=4), draw(3, 7, 6)
+    mask = np.ones((3, 5), bool)
+    mask[1, :2] = mask[2, :4] = False
+    mask = mask if side == "left" else mask[:, ::-1]
+    outputs = decode_padded(layer, mask, inputs, num_steps=2)
+    real = np.concatenate([mask, np.ones((3, 2), bool)], axis=1)
+    for row in range(3):
+        alone = run(layer, inputs[row : row + 1, real[row]])
+        assert_close(outputs[row : row + 1, real[row]], alone)
+
+
+def test_a_step_of_decoding_works_in_a_compiled_model():
+    layer, inputs = make_layer(), draw(2, 5, 6)
+
+    class Step(keras.Layer):
+        def call(self, token, latent, rotary_key, filled, index):
+            cache = {"latent": latent, "rotary_key": rotary_key, "mask": filled}
+            return layer(token, cache=cache, cache_index=index[0])[0]
+
+    _, cache = layer(inputs[:, :4], cache=layer.make_cache(2, 8), cache_index=0)
+    given = {name: keras.ops.convert_to_numpy(tensor) for name, tensor in cache.items()}
+    given["filled"] = given.pop("mask")
+    given.update(token=inputs[:, 4:], index=np.full(2, 4, "int32"))
+    symbolic = {
+        name: keras.Input(array.shape[1:], dtype=array.dtype.name, name=name)
+        for name, array in given.items()
+    }
+    model = NamedModel(keras.Model(symbolic, Step()(**symbolic)))
+    (outputs,) = backend.current().compile_inference(model)(given).values()
+    assert_close(outputs, run(layer, inputs)[:, 4:])
+
+
+def test_a_model_takes_sequences_of_any_length():
+    layer, inputs = make_layer(rope_scaling=YARN), keras.Input((None, 6))
+    model = keras.Model(inputs, layer(inputs))
+    for length in (1, 5):
+        given = draw(2, length, 6)
+        assert_close(model.predict(given, verbose=0), run(layer, given))
+
+
+def test_a_functional_model_may_hand_the_cache_through():
+    layer, inputs = make_layer(), draw(2, 1, 6)
+    cache = layer.make_cache(2, 4)
+    symbolic = {
+        name: keras.Input(
+            tensor.shape[1:], dtype=keras.backend.standardize_dtype(tensor.dtype), name=name
+        )
+        for name, tensor in cache.items()
+    }
+    token = keras.Input((1, 6), name="token")
+    outputs, new_cache = layer(token, cache=symbolic, cache_index=0)
+    model = keras.Model([token, symbolic], {"outputs": outputs, **new_cache})
+    results = model([keras.ops.convert_to_tensor(inputs), cache])
+    assert {name: tuple(tensor.shape) for name, tensor in results.items()} == {
+        "outputs": (2, 1, 6),
+        "latent": (2, 4, 5),
+        "rotary_key": (2, 4, 2),
+        "mask": (2, 4),
+    }
+    assert_close(keras.ops.convert_to_numpy(results["outputs"]), run(layer, inputs))
+
+
+def test_the_cache_holds_a_latent_and_one_rotary_key_a_token():
+    cache = make_layer(num_heads=7, dtype="mixed_bfloat16").make_cache(3, 9)
+    assert {name: tuple(tensor.shape) for name, tensor in cache.items()} == {
+        "latent": (3, 9, 5),
+        "rotary_key": (3, 9, 2),
+        "mask": (3, 9),
+    }
+    assert keras.backend.standardize_dtype(cache["latent"].dtype) == "bfloat16"
+
+
+@pytest.mark.parametrize("use_positions", [False, True])
+def test_the_mask_that_the_inputs_carry_hides_padding(use_positions):
+    embedding = keras.layers.Embedding(9, 6, mask_zero=True)
+    layer = make_layer(use_causal_mask=False)
+    positions = {"positions": np.array([[0, 1, 2, 3]])} if use_positions else {}
+    tokens = np.array([[3, 4, 0, 0]])
+    outputs = run(layer, embedding(tokens), **positions)
+    assert_close(outputs[:, :2], run(layer, embedding(tokens[:, :2])))
+
+
+def test_positions_shift_nothing_but_distances():
+    layer, inputs = make_layer(), draw(1, 3, 6)
+    outputs = run(layer, inputs)
+    assert_close(run(layer, inputs, positions=np.array([[7, 8, 9]])), outputs)
+    spread = run(layer, inputs, positions=np.array([[0, 4, 9]]))
+    assert np.abs(spread - outputs).max() > 1e-3
+
+
+def test_dropout_acts_in_training_alone():
+    layer, inputs = make_layer(dropout=0.9, seed=1), draw(2, 5, 6)
+    assert_close(run(layer, inputs), oracle(layer, inputs))
+    assert np.abs(run(layer, inputs, training=True) - run(layer, inputs)).max() > 1e-3
+
+
+def test_the_variables_have_names_that_a_layout_map_can_match():
+    layer = make_layer(query_lora_rank=4, use_bias=True, name="attention")
+    assert sorted(named_weights(layer)) == [
+        "key_rope/bias",
+        "key_rope/kernel",
+        "key_up/kernel",
+        "key_value_down/bias",
+        "key_value_down/kernel",
+        "key_value_norm/scale",
+        "output/bias",
+        "output/kernel",
+        "query_down/bias",
+        "query_down/kernel",
+        "query_norm/scale",
+        "query_up/kernel",
+        "value_up/kernel",
+    ]
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 6), (2, 0, 6), (1, 1, 6)])
+def test_an_empty_batch_and_a_sequence_of_one_work(shape):
+    assert run(make_layer(), draw(*shape)).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"num_heads": 0}, "`num_heads` must be a positive integer, received 0"),
+        ({"query_lora_rank": 0}, "`query_lora_rank` must be a positive integer"),
+        ({"key_value_lora_rank": 2.5}, "`key_value_lora_rank` must be a positive integer"),
+        ({"rope_head_dim": 3}, "`rope_head_dim` must be even"),
+        ({"dropout": 1.0}, "`dropout` must be in"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "A yarn scaling needs"),
+    ],
+)
+def test_an_argument_out_of_its_range_is_refused(kwargs, message):
+    with pytest.raises(InvalidInputError, match=message):
+        make_layer(**kwargs)
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (2, 3, 4, 6), (2, 3, None)])
+def test_inputs_of_another_shape_are_refused(shape):
+    with pytest.raises(InvalidInputError, match=r"needs inputs of shape \(batch_size, length, dim"):
+        MultiHeadLatentAttention(**SIZES).build(shape)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (3, 3), (2, 3, 3)])
+def test_a_mask_of_another_shape_is_refused(shape):
+    with pytest.raises(InvalidInputError, match=r"`mask` must be .* \(2, 3\), received"):
+        make_layer()(draw(2, 3, 6), mask=np.ones(shape, bool))
+
+
+def test_a_sequence_beyond_the_trained_length_says_so():
+    layer = make_layer(max_length=4)
+    with pytest.raises(InvalidInputError, match="`max_length` of 4 positions, received 5 tokens"):
+        layer(draw(1, 5, 6))
+    with pytest.raises(InvalidInputError, match="received 1 tokens from position 4"):
+        layer(draw(1, 1, 6), cache=layer.make_cache(1, 9), cache_index=4)
+
+
+def test_a_cache_that_does_not_fit_is_refused():
+    layer, inputs = make_layer(), draw(2, 3, 6)
+    with pytest.raises(InvalidInputError, match="2 slots, received 3 tokens"):
+        layer(inputs, cache=layer.make_cache(2, 2), cache_index=0)
+    with pytest.raises(InvalidInputError, match="needs a `cache_index`"):
+        layer(inputs, cache=layer.make_cache(2, 4))
+    with pytest.raises(InvalidInputError, match="needs a `cache`: that of"):
+        layer(inputs, cache_index=0)
+    with pytest.raises(InvalidInputError, match="needs `use_causal_mask=True`"):
+        make_layer(use_causal_mask=False)(inputs, cache=layer.make_cache(2, 4), cache_index=0)
