@@ -18,6 +18,7 @@ from keras_deepseek.layers.attention.latent_attention import (
     attend_naive,
     is_absorbed_cheaper,
 )
+from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
 
@@ -211,10 +212,11 @@ class MultiHeadLatentAttention(keras.Layer):
         self.rotary.build((None, None, self.rope_head_dim))
 
     def _common(self, name: str) -> dict[str, Any]:
-        initializer = self.kernel_initializer
-        if isinstance(initializer, keras.initializers.Initializer):
-            initializer = initializer.clone()  # One that is shared draws the same numbers.
-        return {"kernel_initializer": initializer, "dtype": self.dtype_policy, "name": name}
+        return {
+            "kernel_initializer": clone_initializer(self.kernel_initializer),
+            "dtype": self.dtype_policy,
+            "name": name,
+        }
 
     def _make_dense(self, name: str, dim: int, units: int) -> keras.layers.Dense:
         dense = keras.layers.Dense(units, use_bias=self.use_bias, **self._common(name))
