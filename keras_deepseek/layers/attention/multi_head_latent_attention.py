@@ -21,6 +21,7 @@ from keras_deepseek.layers.attention.latent_attention import (
 from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
+from keras_deepseek.layers.size_check import check_size
 
 Shape = tuple[int | None, ...]
 
@@ -357,8 +358,7 @@ class MultiHeadLatentAttention(keras.Layer):
 
 def _check_sizes(sizes: dict[str, Any]) -> None:
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise InvalidInputError(f"`{name}` must be a positive integer, received {size!r}.")
+        check_size(name, size)
     if sizes["rope_head_dim"] % 2:
         raise InvalidInputError(
             f"`rope_head_dim` must be even, for it is rotated in pairs; received "

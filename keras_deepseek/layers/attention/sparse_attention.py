@@ -11,6 +11,7 @@ from keras_deepseek.layers.attention.block_layout import BlockLayout
 from keras_deepseek.layers.attention.block_plan import plan_blocks
 from keras_deepseek.layers.attention.block_sparse_attention import block_sparse_attention
 from keras_deepseek.layers.initializers import clone_initializer
+from keras_deepseek.layers.size_check import check_size
 
 Shape = tuple[int | None, ...]
 
@@ -137,10 +138,10 @@ class SparseAttention(keras.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.num_heads = _size("num_heads", num_heads)
-        self.key_dim = _size("key_dim", key_dim)
-        self.value_dim = _size("value_dim", key_dim if value_dim is None else value_dim)
-        self.num_key_value_heads = _size(
+        self.num_heads = check_size("num_heads", num_heads)
+        self.key_dim = check_size("key_dim", key_dim)
+        self.value_dim = check_size("value_dim", key_dim if value_dim is None else value_dim)
+        self.num_key_value_heads = check_size(
             "num_key_value_heads", num_heads if num_key_value_heads is None else num_key_value_heads
         )
         if num_heads % self.num_key_value_heads:
@@ -258,9 +259,3 @@ class SparseAttention(keras.Layer):
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "seed": self.seed,
         }
-
-
-def _size(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidInputError(f"`{name}` must be a positive integer, received {value!r}.")
-    return value

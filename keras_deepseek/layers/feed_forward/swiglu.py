@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.initializers import clone_initializer
+from keras_deepseek.layers.size_check import check_size
 
 Shape = tuple[int | None, ...]
 
@@ -132,10 +133,7 @@ class SwiGLU(keras.Layer):
 
 def check_sizes(intermediate_dim: int, clamp: float | None) -> None:
     """Refuses an `intermediate_dim` or a `clamp` that is not positive."""
-    if not isinstance(intermediate_dim, int) or intermediate_dim < 1:
-        raise InvalidInputError(
-            f"`intermediate_dim` must be a positive integer, received {intermediate_dim!r}."
-        )
+    check_size("intermediate_dim", intermediate_dim)
     if clamp is not None and not (isinstance(clamp, int | float) and 0 < clamp < math.inf):
         raise InvalidInputError(
             f"`clamp` must be a positive number, or None for no bound, received {clamp!r}."

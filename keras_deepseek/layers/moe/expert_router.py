@@ -13,6 +13,7 @@ from keras_deepseek.layers.moe.expert_scores import (
     expert_hits,
     hide_other_groups,
 )
+from keras_deepseek.layers.size_check import check_size
 
 Shape = tuple[int | None, ...]
 
@@ -137,9 +138,7 @@ class ExpertRouter(keras.Layer):
 
     def _check_arguments(self) -> None:
         for name in ("num_experts", "num_experts_per_token", "num_groups", "num_groups_per_token"):
-            size = getattr(self, name)
-            if not isinstance(size, int) or size < 1:
-                raise InvalidInputError(f"`{name}` must be a positive integer, received {size!r}.")
+            check_size(name, getattr(self, name))
         for kind, known in (("scoring", SCORINGS), ("group_scoring", GROUP_SCORINGS)):
             if getattr(self, kind) not in known:
                 raise InvalidInputError(unknown_name_message(kind, getattr(self, kind), known))

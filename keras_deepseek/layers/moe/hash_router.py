@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.moe.expert_router import ExpertRouter, Shape
+from keras_deepseek.layers.size_check import check_size
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -93,11 +94,7 @@ class HashRouter(ExpertRouter):
             kernel_initializer=kernel_initializer,
             **kwargs,
         )
-        if not isinstance(vocabulary_size, int) or vocabulary_size < 1:
-            raise InvalidInputError(
-                f"`vocabulary_size` must be a positive integer, received {vocabulary_size!r}."
-            )
-        self.vocabulary_size = vocabulary_size
+        self.vocabulary_size = check_size("vocabulary_size", vocabulary_size)
         self.seed = seed
 
     def build(self, input_shape: Shape) -> None:
