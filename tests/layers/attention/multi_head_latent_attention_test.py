@@ -1,6 +1,4 @@
 import itertools
-import json
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -15,9 +13,9 @@ from keras_deepseek.layers import MultiHeadLatentAttention
 from keras_deepseek.layers.attention import multi_head_latent_attention as module
 from keras_deepseek.testing import LayerTestCase, assert_close
 from tests.oracles.multi_head_latent_attention import multi_head_latent_attention
+from tests.oracles.parity import check_case, named_weights, read_arguments, read_cases
 
-GOLDEN = np.load(Path(__file__).parents[2] / "oracles/golden/multi_head_latent_attention.npz")
-GOLDEN_NAMES = sorted({name.partition("|")[0] for name in GOLDEN.files})
+GOLDEN = read_cases("multi_head_latent_attention")
 SIZES = {
     "num_heads": 2,
     "nope_head_dim": 3,
@@ -46,10 +44,6 @@ def draw(*shape):
 
 def run(layer, *args, **kwargs):
     return keras.ops.convert_to_numpy(layer(*args, **kwargs))
-
-
-def named_weights(layer):
-    return {weight.path.partition("/")[2]: weight for weight in layer.weights}
 
 
 def oracle(layer, inputs):
@@ -90,29 +84,10 @@ def test_it_passes_the_layer_routine_with_yarn_dropout_and_positions():
     )
 
 
-@pytest.mark.parametrize("name", GOLDEN_NAMES)
+@pytest.mark.parametrize("name", GOLDEN)
 def test_outputs_and_gradients_are_those_of_transformers(name):
-    keys = [key for key in GOLDEN.files if key.startswith(f"{name}|")]
-    case = {key.partition("|")[2]: GOLDEN[key] for key in keys}
-    layer = MultiHeadLatentAttention(**json.loads(str(case["arguments"])))
-    layer.build(case["inputs"].shape)
-    weights = named_weights(layer)
-    assert {f"weight/{key}" for key in weights} == {key for key in case if "weight/" in key}
-    for key, weight in weights.items():
-        weight.assign(case[f"weight/{key}"])
-    real = case["mask"][..., None]
-    outputs = run(layer, case["inputs"], mask=case["mask"])
-    assert_close(outputs * real, case["outputs"])
-
-    def objective(inputs):
-        outputs = layer(inputs, mask=case["mask"])
-        return keras.ops.sum(keras.ops.multiply(outputs, case["direction"] * real))
-
-    by_input, by_weight = backend.current().compute_gradients(
-        objective, [case["inputs"]], list(weights.values())
-    )
-    for key, gradient in zip(["inputs", *weights], [*by_input, *by_weight], strict=True):
-        assert_close(gradient, case[f"gradient/{key}"], 1e-4, key)
+    case = GOLDEN[name]
+    check_case(MultiHeadLatentAttention(**read_arguments(case)), case)
 
 
 @settings(max_examples=4)

@@ -1,16 +1,11 @@
 """Writes `multi_head_latent_attention.npz`: the attention of DeepSeek-V2 and V3 in transformers.
 
-Run by hand, where torch and transformers are installed. With `--compare` it writes nothing: it
-draws other weights and inputs, and prints how far the layer of this package is from them, on the
-backend of Keras that KERAS_BACKEND names.
+Run by hand, in the tox environment `parity`:
 
-    python tests/oracles/golden/make_multi_head_latent_attention.py
-    KERAS_BACKEND=jax python tests/oracles/golden/make_multi_head_latent_attention.py --compare
+    PYTHONPATH=. python tests/oracles/golden/make_multi_head_latent_attention.py
 """
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +13,8 @@ import torch
 from transformers import DeepseekV2Config, DeepseekV3Config
 from transformers.models.deepseek_v2 import modeling_deepseek_v2 as v2
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as v3
+
+from tests.oracles.parity import write_cases
 
 SMALL = {
     "num_heads": 4,
@@ -178,54 +175,10 @@ def run_case(name: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def compare(name: str) -> None:
-    """Prints how far our layer is from a case with weights of its own."""
-    import keras
-
-    from keras_deepseek import backend
-    from keras_deepseek.layers import MultiHeadLatentAttention
-
-    case = run_case(name)
-    layer = MultiHeadLatentAttention(**json.loads(str(case["arguments"])))
-    layer.build(case["inputs"].shape)
-    names = [weight.path.partition("/")[2] for weight in layer.weights]
-    for key, weight in zip(names, layer.weights, strict=True):
-        weight.assign(case[f"weight/{key}"])
-    outputs = layer(case["inputs"], mask=case["mask"])
-    outputs = keras.ops.convert_to_numpy(outputs) * case["mask"][..., None]
-
-    def objective(inputs: Any) -> Any:
-        direction = case["direction"] * case["mask"][..., None]
-        outputs = layer(inputs, mask=case["mask"])
-        return keras.ops.sum(keras.ops.multiply(outputs, direction))
-
-    by_input, by_weight = backend.current().compute_gradients(
-        objective, [case["inputs"]], layer.trainable_variables
-    )
-    errors = {
-        key: np.abs(got - case[f"gradient/{key}"]).max() / np.abs(case[f"gradient/{key}"]).max()
-        for key, got in zip(["inputs", *names], [*by_input, *by_weight], strict=True)
-    }
-    worst = max(errors, key=lambda key: errors[key])
-    difference = np.abs(outputs - case["outputs"]).max()
-    print(
-        f"{keras.backend.backend():10} {name:42} outputs {difference:.1e}, "
-        f"gradients {errors[worst]:.1e} relative ({worst})"
-    )
-
-
 def main() -> None:
-    """Writes the file beside this script, or compares."""
-    if "--compare" in sys.argv:
-        torch.manual_seed(1)
-        for name in CASES:
-            compare(name)
-        return
+    """Writes the file beside this script."""
     torch.manual_seed(0)
-    arrays = {f"{name}|{key}": array for name in CASES for key, array in run_case(name).items()}
-    path = Path(__file__).with_name("multi_head_latent_attention.npz")
-    np.savez_compressed(path, **arrays)
-    print(f"{path.name}: {path.stat().st_size} bytes, {len(CASES)} cases")
+    write_cases("multi_head_latent_attention", {name: run_case(name) for name in CASES})
 
 
 if __name__ == "__main__":
