@@ -3,11 +3,13 @@
 A script `golden/make_KIND.py` runs that library. It has `CASES`, by name, and `run_case(name)`,
 which draws weights and inputs by torch's global seed and returns a case. Its `main` writes them all
 to `golden/KIND.npz` by `write_cases`, for the everyday tests, which read that file alone; the tox
-environment `parity` calls `run_case` with other seeds. A case is a dict of arrays by name:
+environment `parity` finds the script and calls `run_case` with other seeds. A case is a dict of
+arrays by name:
 
 | name | what |
 |---|---|
-| `arguments` | what the layer is made from, as JSON |
+| `layer` | the name of the layer in `keras_deepseek.layers` |
+| `arguments` | its arguments, as JSON; a layer among them serialized |
 | `inputs`, `call/NAME` | the first argument of the call, and further ones |
 | `mask` | boolean, false at padding, where nothing is compared; may be missing |
 | `weight/PATH` | each weight of the layer, by its path below the layer's own name |
@@ -24,7 +26,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek import backend
+from keras_deepseek import backend, layers
 from keras_deepseek.testing import assert_close
 
 FOLDER = Path(__file__).parent / "golden"
@@ -54,6 +56,11 @@ def read_cases(kind: str) -> dict[str, Case]:
 def read_arguments(case: Case) -> Any:
     """Returns what the layer is made from."""
     return json.loads(str(case["arguments"]))
+
+
+def make_layer(case: Case) -> keras.layers.Layer:
+    """Returns the layer of a case, with weights of its own."""
+    return getattr(layers, str(case["layer"]))(**read_arguments(case))
 
 
 def named_weights(layer: keras.layers.Layer) -> dict[str, Any]:

@@ -1,21 +1,15 @@
-import json
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
 
-import tests.oracles
-from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import DeepSeekMoE, ExpertRouter, HashRouter
 from keras_deepseek.layers.moe import expert_dispatch
 from keras_deepseek.testing import LayerTestCase, assert_close
 from tests.oracles import moe
+from tests.oracles.parity import check_case, make_layer, read_cases
 
-GOLDEN = Path(tests.oracles.__path__[0]) / "golden"
-CASES = [("v2", 4), ("v3", 4), ("v4", 4), ("v4_hash", 2)]
-GRADIENT_TOLERANCE = 1e-3
+GOLDEN = read_cases("deepseek_moe")
 
 
 def to_numpy(tensor):
@@ -29,20 +23,6 @@ def draw(*shape):
 def config_of(router):
     """A config makes a router anew for each layer, as the routine needs."""
     return keras.saving.serialize_keras_object(router)
-
-
-def weights_by_name(layer):
-    """The trainable weights by their names in the golden files."""
-    shared = layer.shared_experts
-    return {
-        "router": layer.router.kernel,
-        "gate": layer.gate_kernel,
-        "up": layer.up_kernel,
-        "down": layer.down_kernel,
-        "shared_gate": shared.gate.kernel,
-        "shared_up": shared.up.kernel,
-        "shared_down": shared.down.kernel,
-    }
 
 
 def oracle(layer, inputs):
@@ -98,45 +78,9 @@ def test_it_passes_the_layer_routine_with_token_ids():
     LayerTestCase().run_layer_test(DeepSeekMoE, kwargs, shapes, dtypes)
 
 
-@pytest.mark.parametrize(
-    ("version", "index"), [(version, index) for version, number in CASES for index in range(number)]
-)
-def test_it_equals_transformers_in_outputs_and_gradients(version, index):
-    golden = np.load(GOLDEN / f"moe_deepseek_{version}.npz")
-    case = {
-        name.partition("/")[2]: golden[name]
-        for name in golden.files
-        if name.startswith(f"{index}/")
-    }
-    settings = json.loads(str(case["settings"]))
-    router = make_router(settings.pop("router"), case)
-    layer = DeepSeekMoE(router, **settings)
-    token_ids = case.get("token_ids")
-    layer.build(case["inputs"].shape)
-    variables = weights_by_name(layer)
-    for name, variable in variables.items():
-        variable.assign(case[f"weight/{name}"])
-    for name in ("expert_bias", "token_to_experts"):
-        if name in case:
-            getattr(router, name).assign(case[name])
-
-    assert_close(to_numpy(layer(case["inputs"], token_ids)), case["outputs"])
-    if keras.backend.backend() == "jax" and index:
-        return  # It compiles each operation of a gradient by itself, for many seconds a shape.
-    (by_input,), by_variable = backend.current().compute_gradients(
-        lambda x: keras.ops.sum(keras.ops.multiply(layer(x, token_ids), case["objective"])),
-        [case["inputs"]],
-        list(variables.values()),
-    )
-    for name, gradient in [("inputs", by_input), *zip(variables, by_variable, strict=True)]:
-        assert_close(gradient, case[f"gradient/{name}"], GRADIENT_TOLERANCE, name)
-
-
-def make_router(settings, case):
-    if "token_ids" not in case:
-        return ExpertRouter(**settings)
-    del settings["num_groups"], settings["num_groups_per_token"]
-    return HashRouter(**settings, vocabulary_size=len(case["token_to_experts"]))
+@pytest.mark.parametrize("name", GOLDEN)
+def test_outputs_and_gradients_are_those_of_transformers(name):
+    check_case(make_layer(GOLDEN[name]), GOLDEN[name])
 
 
 @pytest.mark.parametrize("block_size", [None, 1, 4, 64])

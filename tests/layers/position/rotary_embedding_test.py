@@ -1,6 +1,3 @@
-import json
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -10,10 +7,10 @@ from hypothesis import strategies as st
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import RotaryEmbedding
 from keras_deepseek.testing import LayerTestCase, assert_close
+from tests.oracles.parity import check_case, make_layer, read_cases
 from tests.oracles.rotary_embedding import rotary_embedding
 
-GOLDEN = np.load(Path(__file__).parents[2] / "oracles/golden/rotary_embedding.npz")
-GOLDEN_NAMES = sorted({name.partition("/")[0] for name in GOLDEN.files})
+GOLDEN = read_cases("rotary_embedding")
 DYNAMIC = {"rope_type": "dynamic", "factor": 3.0, "original_max_position_embeddings": 4}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 
@@ -61,12 +58,9 @@ def test_it_passes_the_layer_routine_with_positions_of_its_own():
     )
 
 
-@pytest.mark.parametrize("name", GOLDEN_NAMES)
-@pytest.mark.parametrize("layout", ["halves", "interleaved"])
-def test_it_rotates_as_transformers_does(name, layout):
-    arguments = json.loads(str(GOLDEN[f"{name}/settings"]))
-    layer = RotaryEmbedding(**arguments, use_interleaved_pairs=layout == "interleaved")
-    assert_close(rotate(layer, GOLDEN[f"{name}/inputs"]), GOLDEN[f"{name}/{layout}"])
+@pytest.mark.parametrize("name", GOLDEN)
+def test_it_rotates_as_transformers_does(name):
+    check_case(make_layer(GOLDEN[name]), GOLDEN[name])
 
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 3), st.integers(1, 4))

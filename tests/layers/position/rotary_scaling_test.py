@@ -1,6 +1,3 @@
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,8 +8,9 @@ from keras_deepseek.layers.position.rotary_scaling import (
     compute_score_factor,
 )
 from keras_deepseek.testing import assert_close
+from tests.oracles.parity import read_arguments, read_cases
 
-GOLDEN = np.load(Path(__file__).parents[2] / "oracles/golden/rotary_embedding.npz")
+GOLDEN = read_cases("rotary_embedding")
 YARN = {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -27,13 +25,14 @@ LLAMA3 = {
     "name", ["linear", "yarn", "yarn mscale", "yarn untruncated", "llama3", "longrope short"]
 )
 def test_the_angles_are_those_of_transformers(name):
-    settings = json.loads(str(GOLDEN[f"{name}/settings"]))
+    case = GOLDEN[f"{name}, halves"]
+    arguments = read_arguments(case)
     frequencies = compute_frequencies(
-        16, settings["max_wavelength"], check_scaling(settings["scaling"])
+        16, arguments["max_wavelength"], check_scaling(arguments["scaling"])
     )
     # Relative to each angle: the slow pairs go furthest. The golden ones were added in float32.
-    assert_close(frequencies.base / GOLDEN[f"{name}/frequencies"], np.ones(8), 3e-6)
-    assert frequencies.amplitude == pytest.approx(float(GOLDEN[f"{name}/amplitude"]), rel=1e-12)
+    assert_close(frequencies.base / case["frequencies"], np.ones(8), 3e-6)
+    assert frequencies.amplitude == pytest.approx(float(case["amplitude"]), rel=1e-12)
 
 
 def test_yarn_keeps_the_fast_pairs_and_divides_the_slow_ones():

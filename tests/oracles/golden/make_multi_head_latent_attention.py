@@ -162,6 +162,7 @@ def run_case(name: str) -> dict[str, np.ndarray]:
     parameters = dict(attention.named_parameters())
     gradients = {key: parameter.grad for key, parameter in parameters.items()}
     arrays = {
+        "layer": np.array("MultiHeadLatentAttention"),
         "arguments": np.array(json.dumps(arguments)),
         "inputs": inputs.detach().numpy(),
         "mask": mask.numpy(),
