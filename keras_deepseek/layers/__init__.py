@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.layers import predefined
+from keras_deepseek.layers.attention.cached_attention import CachedAttention
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.attention.sparse_attention import SparseAttention
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU
@@ -17,6 +18,7 @@ from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.predefined import *  # noqa: F403 - its `__all__` is the explicit list
 
 __all__ = [
+    "CachedAttention",
     "DeepSeekMoE",
     "ExpertRouter",
     "HashRouter",

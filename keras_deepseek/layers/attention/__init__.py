@@ -1,6 +1,7 @@
 """Layers in which positions attend to one another, and the cache that they share."""
 
+from keras_deepseek.layers.attention.cached_attention import CachedAttention
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.attention.sparse_attention import SparseAttention
 
-__all__ = ["MultiHeadLatentAttention", "SparseAttention"]
+__all__ = ["CachedAttention", "MultiHeadLatentAttention", "SparseAttention"]

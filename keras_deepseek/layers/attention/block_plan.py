@@ -68,6 +68,18 @@ def plan_blocks(layout: BlockLayout, length: int) -> BlockPlan:
     return BlockPlan(layout.block_size, num_blocks, groups, np.argsort(computed))
 
 
+@functools.lru_cache(maxsize=64)
+def plan_rows(layout: BlockLayout, length: int) -> RowGroup:
+    """Returns all rows in one group and in their order, so that a row is found by its number.
+
+    What decoding goes by: which row it needs it may not know ahead.
+    """
+    num_blocks = max(1, -(-length // layout.block_size))
+    whole = layout.whole(num_blocks)
+    rows = np.arange(num_blocks)
+    return _tabulate(layout, length, rows[:, None], whole | layout.window(num_blocks), whole)
+
+
 def group_rows(num_shown: Array) -> list[Array]:
     """Returns rows in groups of similar numbers of shown blocks, so that few slots stay unused.
 
@@ -94,7 +106,15 @@ def _make_group(
 ) -> RowGroup:
     queries = rows[:, None]
     if np.all(shown[rows] == shown[rows[0]]) and np.all(whole[rows] == whole[rows[0]]):
-        queries, rows = rows[None], rows[:1]  # As global blocks: nothing has to be copied.
+        queries = rows[None]  # As global blocks: nothing has to be copied.
+    return _tabulate(layout, length, queries, shown, whole)
+
+
+def _tabulate(
+    layout: BlockLayout, length: int, queries: Array, shown: Array, whole: Array
+) -> RowGroup:
+    """Returns a group; `queries` are its blocks of queries, of shape `(R, r)`."""
+    rows = queries[:, 0]
     keys, is_used = _pack(shown[rows])
     positions = keys[..., None] * layout.block_size + np.arange(layout.block_size)
     first, last = np.zeros_like(positions), np.full_like(positions, NEVER)

@@ -54,28 +54,51 @@ def block_sparse_attention(
     outputs = [_attend_group(query, key, value, group, key_mask, dropout) for group in plan.groups]
     output = outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, 2)
     output = _take_blocks(output, plan.order[:, None])
-    return _from_blocks(output, plan, num_heads)[:, :length]
+    return join_rows(output, num_heads)[:, :length]
 
 
 def _to_blocks(x: Any, plan: BlockPlan, num_groups: int) -> Any:
     """From (B, S, H, D) to (B, G, N, H/G * T, D), the end filled up with zeros."""
-    length, num_heads, dim = x.shape[1:]
-    fill = plan.num_blocks * plan.block_size - length
+    fill = plan.num_blocks * plan.block_size - x.shape[1]
     if fill:
         x = ops.pad(x, ((0, 0), (0, fill), (0, 0), (0, 0)))
-    ratio = num_heads // num_groups
-    x = ops.reshape(x, (-1, plan.num_blocks, plan.block_size, num_groups, ratio, dim))
+    return split_rows(x, plan.num_blocks, num_groups)
+
+
+def split_rows(x: Any, num_rows: int, num_groups: int) -> Any:
+    """Returns queries, keys or values by rows that stand side by side.
+
+    Args:
+        x: Tensor of shape `(B, R * T, H, D)`.
+        num_rows: integer. R.
+        num_groups: integer. G.
+
+    Returns:
+        A tensor of shape `(B, G, R, H/G * T, D)`.
+    """
+    length, num_heads, dim = x.shape[1:]
+    size, ratio = length // num_rows, num_heads // num_groups
+    x = ops.reshape(x, (-1, num_rows, size, num_groups, ratio, dim))
     x = ops.transpose(x, (0, 3, 1, 4, 2, 5))
-    return ops.reshape(x, (-1, num_groups, plan.num_blocks, ratio * plan.block_size, dim))
+    return ops.reshape(x, (-1, num_groups, num_rows, ratio * size, dim))
 
 
-def _from_blocks(x: Any, plan: BlockPlan, num_heads: int) -> Any:
-    """From (B, G, N, H/G * T, D) to (B, S, H, D), with the positions that were filled up."""
-    num_groups, dim = x.shape[1], x.shape[-1]
+def join_rows(x: Any, num_heads: int) -> Any:
+    """Returns what `split_rows` splits.
+
+    Args:
+        x: Tensor of shape `(B, G, R, H/G * T, D)`.
+        num_heads: integer. H.
+
+    Returns:
+        A tensor of shape `(B, R * T, H, D)`.
+    """
+    num_groups, num_rows, num_queries, dim = x.shape[1:]
     ratio = num_heads // num_groups
-    x = ops.reshape(x, (-1, num_groups, plan.num_blocks, ratio, plan.block_size, dim))
+    size = num_queries // ratio
+    x = ops.reshape(x, (-1, num_groups, num_rows, ratio, size, dim))
     x = ops.transpose(x, (0, 2, 4, 1, 3, 5))
-    return ops.reshape(x, (-1, plan.num_blocks * plan.block_size, num_heads, dim))
+    return ops.reshape(x, (-1, num_rows * size, num_heads, dim))
 
 
 def _attend_group(
@@ -94,6 +117,25 @@ def _attend_group(
     if key_mask is not None:
         key_mask = ops.squeeze(_take_blocks(key_mask, group.keys), -1)
         is_shown = ops.logical_and(is_shown, key_mask[:, :, :, None])
+    output = attend_rows(query, key, value, is_shown, dropout)
+    return ops.reshape(output, (-1, num_groups, group.queries.size, num_queries, value.shape[-1]))
+
+
+def attend_rows(
+    query: Any, key: Any, value: Any, is_shown: Any, dropout: Callable[[Any], Any] | None
+) -> Any:
+    """Returns the outputs of rows of queries that have their keys beside them.
+
+    Args:
+        query: Tensor of shape `(B, G, R, Q, D)`, scaled.
+        key: Tensor of shape `(B, G, R, K, D)`.
+        value: Tensor of shape `(B, G, R, K, D)`, with a D of its own.
+        is_shown: Boolean tensor that broadcasts to `(B, G, R, Q, K)`.
+        dropout: Function of the attention weights, or `None`.
+
+    Returns:
+        A tensor of shape `(B, G, R, Q, D)`, with the D of `value`.
+    """
     scores = ops.einsum("bgrqd,bgrkd->bgrqk", query, key)
     scores = ops.cast(scores, keras.backend.result_type(scores.dtype, "float32"))
     scores = scores + HIDDEN * ops.cast(ops.logical_not(is_shown), scores.dtype)
@@ -104,8 +146,7 @@ def _attend_group(
         weights = dropout(weights)
     output = ops.einsum("bgrqk,bgrkd->bgrqd", weights, value)
     # Where all is hidden, the softmax has spread over what must not be seen.
-    output = ops.where(ops.any(is_shown, -1, keepdims=True), output, ops.zeros_like(output))
-    return ops.reshape(output, (-1, num_groups, group.queries.size, num_queries, value.shape[-1]))
+    return ops.where(ops.any(is_shown, -1, keepdims=True), output, ops.zeros_like(output))
 
 
 def _shown(group: RowGroup, num_queries: int, block_size: int) -> Any:

@@ -20,6 +20,7 @@ The functions below are what such layers are written with.
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_deepseek import backend
@@ -120,6 +121,7 @@ def make_attention_mask(
     key_mask: Any = None,
     start_index: Any = 0,
     use_causal_mask: bool = False,
+    sliding_window: int | None = None,
 ) -> Any:
     """Returns which queries may look at which keys.
 
@@ -130,18 +132,41 @@ def make_attention_mask(
             Defaults to `None`.
         start_index: integer or scalar tensor. The slot of the first query. Defaults to `0`.
         use_causal_mask: boolean. Whether a query looks at no later slot. Defaults to `False`.
+        sliding_window: integer or `None`. A query looks at slots less than so many away. Defaults
+            to `None`.
 
     Returns:
         A boolean tensor that broadcasts to `(batch_size, query_length, key_length)`, or `None`
         where every query may look at every key.
     """
     mask = None if key_mask is None else ops.expand_dims(ops.cast(key_mask, "bool"), 1)
+    queries = ops.arange(query_length, dtype="int32") + ops.cast(start_index, "int32")
+    keys = ops.arange(key_length, dtype="int32")
+    distance = ops.expand_dims(ops.expand_dims(queries, 1) - ops.expand_dims(keys, 0), 0)
+    rules = []
     if use_causal_mask:
-        queries = ops.arange(query_length, dtype="int32") + ops.cast(start_index, "int32")
-        keys = ops.arange(key_length, dtype="int32")
-        causal = ops.expand_dims(ops.expand_dims(keys, 0) <= ops.expand_dims(queries, 1), 0)
-        mask = causal if mask is None else ops.logical_and(mask, causal)
+        rules.append(distance >= 0)
+    if sliding_window is not None:
+        rules.append(ops.abs(distance) < sliding_window)
+    for rule in rules:
+        mask = rule if mask is None else ops.logical_and(mask, rule)
     return mask
+
+
+def compute_call_spec(inputs: Any, dtype: str, cache: Cache | None) -> Any:
+    """Returns what `compute_output_spec` of a layer gives: outputs, and with a cache the pair.
+
+    Args:
+        inputs: `keras.KerasTensor` of the shape of the outputs.
+        dtype: string. The dtype of the outputs.
+        cache: dict or `None`.
+    """
+    outputs = keras.KerasTensor(inputs.shape, dtype)
+    if cache is None:
+        return outputs
+    return outputs, {
+        name: keras.KerasTensor(tensor.shape, tensor.dtype) for name, tensor in cache.items()
+    }
 
 
 def _check_shapes(cache: Cache, updates: Mapping[str, Any]) -> None:

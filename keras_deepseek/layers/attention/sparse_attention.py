@@ -6,11 +6,21 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.block_layout import BlockLayout
-from keras_deepseek.layers.attention.block_plan import plan_blocks
+from keras_deepseek.layers.attention.block_plan import plan_blocks, plan_rows
 from keras_deepseek.layers.attention.block_sparse_attention import block_sparse_attention
+from keras_deepseek.layers.attention.block_sparse_decoding import block_sparse_decoding
+from keras_deepseek.layers.attention.key_value_cache import (
+    Cache,
+    append_to_cache,
+    check_cache_arguments,
+    compute_call_spec,
+    make_cache,
+)
 from keras_deepseek.layers.initializers import clone_initializer
+from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.size_check import check_size
 
 Shape = tuple[int | None, ...]
@@ -45,8 +55,11 @@ class SparseAttention(keras.Layer):
     A mask that comes with the inputs hides positions from all others and passes through; the mask
     may be false anywhere, so padding may stand on either side. Scores and softmax are in float32
     whatever the dtype policy. A position that sees nothing gets zeros for its heads. The length
-    must be known when the layer is called, and need not be a multiple of `block_size`. There is no
-    cache: each call sees its whole sequence.
+    must be known when the layer is called, and need not be a multiple of `block_size`.
+
+    With `use_causal_mask` there is a cache: a dict of `"key"`, `"value"` and `"mask"`, each of
+    shape `(batch_size, max_length, ...)`. A new token gathers as many blocks of it as the row of
+    blocks that sees most, and no more. Blocks are counted by slots, padding included.
 
     `query_dense`, `key_dense`, `value_dense` and `output_dense` are `keras.layers.EinsumDense`,
     with the names and shapes of those in `keras.layers.MultiHeadAttention`: weights can be set from
@@ -88,14 +101,19 @@ class SparseAttention(keras.Layer):
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
         mask: Boolean tensor of shape `(batch_size, length)`, or `None`. `False` hides a position.
             Keras passes the one that comes with the inputs.
+        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
+        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
         training: boolean. Whether to drop attention weights.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
 
     Returns:
-        A tensor of the shape of `inputs`, in the layer's compute dtype.
+        A tensor of the shape of `inputs`, in the layer's compute dtype; with a cache, the pair of
+        it and the new cache.
 
     Raises:
         InvalidInputError: An argument is not of its kind, no pattern is given, `block_layout` is
-            not square or is too small, or the inputs have another rank or an unknown length.
+            not square or is too small, the inputs have another rank or an unknown length, the cache
+            is full, or the layout has none.
 
     Example:
 
@@ -208,34 +226,82 @@ class SparseAttention(keras.Layer):
         projection.supports_masking = True  # Else Keras warns of the mask, which `call` applies.
         return projection
 
-    def call(self, inputs: Any, mask: Any = None, training: bool | None = None) -> Any:
+    def make_cache(self, batch_size: int, max_length: int) -> Cache:
+        """Returns an empty cache, for the `cache` of a call.
+
+        Args:
+            batch_size: integer. Number of sequences.
+            max_length: integer. Number of tokens that it has room for, padding included.
+
+        Returns:
+            A dict of tensors.
+        """
+        heads = self.num_key_value_heads
+        entries = {"key": (heads, self.key_dim), "value": (heads, self.value_dim)}
+        cache = make_cache(batch_size, max_length, entries, self.compute_dtype)
+        plan_rows(self._layout, max_length)  # A layout that is given may be too small.
+        return cache
+
+    def call(
+        self,
+        inputs: Any,
+        mask: Any = None,
+        cache: Cache | None = None,
+        cache_index: Any = None,
+        training: bool | None = None,
+        inputs_mask: Any = None,
+    ) -> Any:
+        self._check_cache(cache, cache_index)
+        mask = inputs_mask if mask is None else mask
+        check_mask(mask, inputs)
         length = inputs.shape[1]
         if length is None:
             raise InvalidInputError(
                 f"{self.name!r} lays out blocks for a known length, received inputs of shape "
                 f"{tuple(inputs.shape)}. Pad them to a fixed length, and mask the padding."
             )
-        if mask is not None and tuple(mask.shape)[1:] != (length,):
-            raise InvalidInputError(
-                f"{self.name!r} needs a mask of shape (batch_size, {length}), received "
-                f"{tuple(mask.shape)}."
-            )
 
         def drop(weights: Any) -> Any:
             return self.dropout_layer(weights, training=training)
 
-        heads = block_sparse_attention(
-            self.query_dense(inputs),
-            self.key_dense(inputs),
-            self.value_dense(inputs),
-            plan_blocks(self._layout, length),
-            key_mask=mask,
-            dropout=drop if self.dropout else None,
+        query, key, value = (
+            dense(inputs) for dense in (self.query_dense, self.key_dense, self.value_dense)
         )
-        return self.output_dense(heads)
+        dropout = drop if self.dropout else None
+        if cache is not None:
+            cache = append_to_cache(cache, cache_index, {"key": key, "value": value}, mask)
+        # At the beginning of the sequence, nothing in the cache comes before.
+        if cache is None or not length or backend.current().read_integer(cache_index) == 0:
+            plan = plan_blocks(self._layout, length)
+            heads = block_sparse_attention(query, key, value, plan, mask, dropout)
+        else:
+            heads = block_sparse_decoding(query, cache, cache_index, self._layout, dropout)
+        outputs = self.output_dense(heads)
+        return outputs if cache is None else (outputs, cache)
+
+    def _check_cache(self, cache: Cache | None, cache_index: Any) -> None:
+        check_cache_arguments(cache, cache_index)
+        if cache is None:
+            return
+        if not self._layout.is_causal:
+            raise InvalidInputError(
+                f"{self.name!r} received a `cache`, which needs `use_causal_mask=True`: without it "
+                f"earlier outputs would change with every token."
+            )
+        if any(block < 0 for block in self._layout.global_blocks):
+            raise InvalidInputError(
+                f"{self.name!r} received a `cache`, but its `global_blocks` "
+                f"{list(self._layout.global_blocks)} count from the end, which moves with every "
+                f"token. Count them from the beginning."
+            )
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
+
+    def compute_output_spec(
+        self, inputs: Any, *args: Any, cache: Cache | None = None, **kwargs: Any
+    ) -> Any:
+        return compute_call_spec(inputs, self.compute_dtype, cache)
 
     def get_config(self) -> dict[str, Any]:
         layout = self._layout

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.layers.attention.block_layout import BlockLayout
-from keras_deepseek.layers.attention.block_plan import group_rows, plan_blocks
+from keras_deepseek.layers.attention.block_plan import BlockPlan, group_rows, plan_blocks, plan_rows
 from tests.oracles.sparse_attention import shown_pairs
 
 GIVEN = np.random.default_rng(0).random((16, 16)) > 0.7
@@ -77,6 +77,16 @@ def test_global_rows_are_kept_apart_and_copy_no_keys_twice():
 def test_rows_of_similar_widths_go_together():
     groups = group_rows(np.array([1, 4, 3, 64, 4, 0]))
     assert [group.tolist() for group in groups] == [[3], [0, 1, 2, 4, 5]]
+
+
+@pytest.mark.parametrize("patterns", LAYOUTS)
+def test_a_row_is_found_by_its_number(patterns):
+    layout = make_layout(4, **patterns)
+    table = plan_rows(layout, 60)
+    assert table.queries.tolist() == [[row] for row in range(15)]
+    assert table.keys.shape == (15, (layout.whole(15) | layout.window(15)).sum(1).max())
+    plan = BlockPlan(4, 15, (table,), np.arange(15))
+    np.testing.assert_array_equal(pairs_of(plan, 60), shown_pairs(60, block_size=4, **patterns))
 
 
 def test_an_empty_sequence_has_one_block_that_is_all_fill():

@@ -7,6 +7,7 @@ from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers.attention.key_value_cache import (
     append_to_cache,
+    compute_call_spec,
     make_attention_mask,
     make_cache,
 )
@@ -125,6 +126,26 @@ def test_an_attention_mask_joins_padding_and_causality():
         [[0, 1, 0, 0], [0, 1, 1, 0]],
         [[1, 1, 0, 0], [1, 1, 1, 0]],
     ]
+
+
+def test_a_window_hides_slots_that_are_too_far():
+    for causal, expected in (
+        (True, [[1, 1, 0, 0, 0], [0, 1, 1, 0, 0]]),
+        (False, [[1, 1, 1, 0, 0], [0, 1, 1, 1, 0]]),
+    ):
+        mask = make_attention_mask(2, 5, start_index=1, use_causal_mask=causal, sliding_window=2)
+        assert keras.ops.convert_to_numpy(mask).astype(int).tolist() == [expected]
+
+
+def test_the_spec_of_a_call_with_a_cache_has_the_cache_too(cache):
+    inputs = keras.KerasTensor((2, 1, 7), "float32")
+    assert compute_call_spec(inputs, "float16", None).dtype == "float16"
+    outputs, spec = compute_call_spec(inputs, "float32", cache)
+    assert outputs.shape == (2, 1, 7)
+    assert {name: tensor.shape for name, tensor in spec.items()} == {
+        "latent": (2, 5, 3),
+        "mask": (2, 5),
+    }
 
 
 def test_without_padding_and_causality_there_is_no_attention_mask():

@@ -1,10 +1,14 @@
+import itertools
+
 import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers import SparseAttention
 from keras_deepseek.testing import LayerTestCase, assert_close
 from tests.oracles.parity import check_case, make_layer, read_cases
@@ -118,6 +122,129 @@ def test_padding_on_either_side_changes_nothing_that_is_shown(side):
     assert np.isfinite(after).all()
 
 
+LAYOUTS = {
+    "window": {"sliding_window": 5},
+    "stride and global": {"sliding_window": None, "block_stride": 2, "global_blocks": [0, 2]},
+    "random, grouped": {"num_random_blocks": 1, "num_key_value_heads": 1, "value_dim": 3},
+    "given": {
+        "sliding_window": None,
+        "block_layout": np.array([[1, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 0], [1, 0, 0, 1]], bool),
+        "use_bias": False,
+    },
+}
+
+
+def decode(layer, inputs, pieces, max_length=16, **kwargs):
+    cache, outputs = layer.make_cache(len(inputs), max_length), []
+    for start, stop in itertools.pairwise(pieces):
+        piece, cache = layer(inputs[:, start:stop], cache=cache, cache_index=start, **kwargs)
+        outputs.append(to_numpy(piece))
+        kwargs = {}
+    return np.concatenate(outputs, axis=1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("pieces", [(0, *range(7, 15)), (0, 3, 8, 13, 14)])
+def test_cached_decoding_is_the_full_forward(layout, pieces):
+    layer, inputs = make(length=14, use_causal_mask=True, **LAYOUTS[layout])
+    assert_close(decode(layer, inputs, pieces), to_numpy(layer(inputs)))
+
+
+@pytest.mark.parametrize("max_length", [14, 16])
+def test_the_room_of_a_cache_changes_nothing(max_length):
+    layer, inputs = make(length=14, use_causal_mask=True, num_random_blocks=2, block_stride=3)
+    outputs = decode(layer, inputs, (0, 12, 13, 14), max_length)
+    assert_close(outputs, to_numpy(layer(inputs)))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_sequences_decode_as_they_are_computed_whole(side):
+    layer, inputs = make(length=12, use_causal_mask=True, sliding_window=6, global_blocks=[1])
+    mask = np.ones((2, 12), bool)
+    mask[1, :5] = side == "right"
+    mask[1, 5:10] = side == "left"
+    outputs = decode(layer, inputs, (0, 10, 11, 12), mask=mask[:, :10])
+    assert_close(outputs[mask], to_numpy(layer(inputs, mask=mask))[mask])
+    assert np.isfinite(outputs).all()
+
+
+@pytest.mark.parametrize("length", [1, 6])
+def test_a_step_of_decoding_works_in_a_compiled_model(length):
+    layer, inputs = make(length=9 + length, use_causal_mask=True, num_key_value_heads=1)
+
+    class Step(keras.Layer):
+        def call(self, token, key, value, filled, index):
+            cache = {"key": key, "value": value, "mask": filled}
+            return layer(token, cache=cache, cache_index=index[0])[0]
+
+    _, cache = layer(inputs[:, :9], cache=layer.make_cache(2, 16), cache_index=0)
+    given = {name: to_numpy(tensor) for name, tensor in cache.items()}
+    given["filled"] = given.pop("mask")
+    given.update(token=inputs[:, 9:], index=np.full(2, 9, "int32"))
+    symbolic = {
+        name: keras.Input(array.shape[1:], dtype=array.dtype.name, name=name)
+        for name, array in given.items()
+    }
+    model = NamedModel(keras.Model(symbolic, Step()(**symbolic)))
+    (outputs,) = backend.current().compile_inference(model)(given).values()
+    assert_close(outputs, to_numpy(layer(inputs))[:, 9:])
+
+
+def test_a_functional_model_may_hand_the_cache_through():
+    layer, inputs = make(length=1, use_causal_mask=True)
+    cache = layer.make_cache(2, 4)
+    symbolic = {
+        name: keras.Input(
+            tensor.shape[1:], dtype=keras.backend.standardize_dtype(tensor.dtype), name=name
+        )
+        for name, tensor in cache.items()
+    }
+    token = keras.Input((1, 6), name="token")
+    outputs, new_cache = layer(token, cache=symbolic, cache_index=2)
+    model = keras.Model([token, symbolic], {"outputs": outputs, **new_cache})
+    results = model([keras.ops.convert_to_tensor(inputs), cache])
+    assert {name: tuple(tensor.shape) for name, tensor in results.items()} == {
+        "outputs": (2, 1, 6),
+        "key": (2, 4, 2, 4),
+        "value": (2, 4, 2, 4),
+        "mask": (2, 4),
+    }
+    assert to_numpy(results["mask"]).tolist() == [[False, False, True, False]] * 2
+    assert_close(to_numpy(results["outputs"]), to_numpy(layer(inputs)))
+
+
+def test_a_cache_that_does_not_fit_is_refused():
+    layer, inputs = make(length=3, use_causal_mask=True)
+    with pytest.raises(InvalidInputError, match="2 slots, received 3 tokens"):
+        layer(inputs, cache=layer.make_cache(2, 2), cache_index=0)
+    with pytest.raises(InvalidInputError, match="needs a `cache_index`"):
+        layer(inputs, cache=layer.make_cache(2, 4))
+    given = SparseAttention(1, 4, block_size=4, block_layout=GIVEN, use_causal_mask=True)
+    with pytest.raises(InvalidInputError, match=r"sequence of 4 blocks\. Give a larger layout"):
+        given.make_cache(2, 13)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({}, "needs `use_causal_mask=True`"),
+        ({"use_causal_mask": True, "global_blocks": [0, -1]}, r"\[0, -1\] count from the end"),
+    ],
+)
+def test_a_layout_that_changes_with_the_length_has_no_cache(kwargs, message):
+    layer, inputs = make(length=3, **kwargs)
+    with pytest.raises(InvalidInputError, match=message):
+        layer(inputs, cache=layer.make_cache(2, 4), cache_index=0)
+
+
+def test_an_empty_piece_leaves_the_cache_as_it_is():
+    layer, inputs = make(length=3, use_causal_mask=True)
+    _, cache = layer(inputs, cache=layer.make_cache(2, 4), cache_index=0)
+    outputs, same = layer(inputs[:, :0], cache=cache, cache_index=3)
+    assert tuple(outputs.shape) == (2, 0, 6)
+    np.testing.assert_array_equal(to_numpy(same["key"]), to_numpy(cache["key"]))
+
+
 def test_rows_that_see_nothing_are_finite():
     layer = SparseAttention(1, 4, block_size=4, block_layout=GIVEN)
     inputs = np.random.default_rng(0).normal(size=(1, 12, 4)).astype("float32")
@@ -223,7 +350,7 @@ def test_inputs_of_another_rank_or_an_unknown_dim_are_refused(shape):
 
 def test_a_mask_of_another_shape_is_refused():
     layer, inputs = make(length=8)
-    with pytest.raises(InvalidInputError, match=r"mask of shape \(batch_size, 8\), .*\(2, 7\)"):
+    with pytest.raises(InvalidInputError, match=r"`mask` must be .* \(2, 8\), received \(2, 7\)"):
         layer(inputs, mask=np.ones((2, 7), bool))
 
 

@@ -27,19 +27,19 @@ CLAMP = 1.0  # Small enough to bite.
 # scale of the routed ones, and what else the router takes.
 CASES = {
     "v2": ("v2", (2, 5, 8), 8, 2, 6, 1, 1.0, {}),
-    "v2 one token, odd sizes, scale": ("v2", (1, 1, 7), 5, 3, 3, 2, 16.0, {}),
+    "v2 one token": ("v2", (1, 1, 7), 5, 3, 3, 2, 16.0, {}),
     "v2 groups": ("v2", (3, 4, 8), 8, 2, 5, 1, 1.0, GROUPS),
-    "v2 more tokens, three groups": ("v2", (2, 7, 6), 12, 4, 5, 2, 2.5, THREE_GROUPS),
+    "v2 three groups": ("v2", (2, 7, 6), 12, 4, 5, 2, 2.5, THREE_GROUPS),
     "v3": ("v3", (2, 5, 8), 8, 2, 6, 1, 1.0, {}),
-    "v3 one token, odd sizes, scale": ("v3", (1, 1, 7), 6, 3, 3, 2, 2.5, {}),
+    "v3 one token": ("v3", (1, 1, 7), 6, 3, 3, 2, 2.5, {}),
     "v3 groups": ("v3", (2, 4, 7), 8, 3, 5, 1, 2.5, GROUPS),
-    "v3 more experts than choices": ("v3", (1, 4, 6), 24, 2, 3, 1, 2.5, THREE_GROUPS),
+    "v3 many experts": ("v3", (1, 4, 6), 24, 2, 3, 1, 2.5, THREE_GROUPS),
     "v4": ("v4", (2, 5, 8), 8, 2, 6, 1, 1.0, {}),
-    "v4 one token, odd sizes, scale": ("v4", (1, 1, 7), 5, 3, 3, 1, 1.5, {}),
+    "v4 one token": ("v4", (1, 1, 7), 5, 3, 3, 1, 1.5, {}),
     "v4 nine experts": ("v4", (3, 4, 7), 9, 2, 5, 1, 2.5, {}),
-    "v4 more tokens": ("v4", (2, 7, 6), 12, 4, 5, 1, 1.5, {}),
+    "v4 twelve experts": ("v4", (2, 7, 6), 12, 4, 5, 1, 1.5, {}),
     "v4 hash": ("v4 hash", (2, 5, 8), 8, 2, 6, 1, 1.5, {}),
-    "v4 hash, more tokens": ("v4 hash", (2, 7, 6), 12, 3, 5, 1, 1.5, {}),
+    "v4 hash, top three": ("v4 hash", (2, 7, 6), 12, 3, 5, 1, 1.5, {}),
 }
 Modules = tuple[Any, dict[str, Any]]
 

@@ -1,0 +1,236 @@
+"""Keras's own attention layers, given the cache that the layers of this package decode with."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.keras_internals import (
+    attend,
+    attention_projections,
+    uses_flash_attention,
+)
+from keras_deepseek.layers.attention.key_value_cache import (
+    Cache,
+    append_to_cache,
+    check_cache_arguments,
+    compute_call_spec,
+    make_attention_mask,
+    make_cache,
+)
+from keras_deepseek.layers.mask_check import check_mask
+from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
+
+Shape = tuple[int | None, ...]
+
+_RANK = 3
+_WRAPPED = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class CachedAttention(keras.Layer):
+    """Causal self-attention by a layer of Keras, with a cache of its keys and values.
+
+    Choose it to decode with a model that was built from `keras.layers.MultiHeadAttention` or
+    `keras.layers.GroupQueryAttention`. It holds such a layer and adds no weights of its own: those
+    of a checkpoint fit, and may be set on either. Without a cache it computes
+
+    ```
+    attention(inputs, inputs, use_causal_mask=True)
+    ```
+
+    and with one the same, token by token or in pieces, from the keys and values that earlier calls
+    left there. A boolean mask, Keras's or as `mask`, hides padding from the others and passes
+    through; the outputs at padded places have no meaning. A cache is a dict of `"key"`, `"value"`
+    and `"mask"`, each of shape `(batch_size, max_length, ...)`: `GroupQueryAttention` keeps the
+    heads of keys and values alone, before they are repeated.
+
+    Args:
+        attention: `keras.layers.MultiHeadAttention`, `keras.layers.GroupQueryAttention`, or the
+            serialized form of one. The layer; it may be built already, and shared.
+        rotary: `RotaryEmbedding`, the serialized form of one, or `None`. What rotates queries and
+            keys by their positions before they meet. Defaults to `None`.
+        **kwargs: Arguments of `keras.Layer`, such as `name`; `dtype` is that of `attention` where
+            it is not given.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
+            `None` for the mask that `inputs` carry.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from 0, or
+            from `cache_index` on. For `rotary` alone.
+        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
+        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+        training: boolean. Whether to drop attention weights.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+
+    Returns:
+        A tensor, of the shape of `inputs` unless `attention` has an `output_shape`; with a cache,
+        the pair of it and the new cache.
+
+    Raises:
+        InvalidInputError: `attention` is of another class, or has several attention axes, flash
+            attention alone, or a `call` of its own; shapes do not fit; or the cache is full.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import CachedAttention
+    >>> layer = CachedAttention(keras.layers.GroupQueryAttention(8, 4, 2))
+    >>> prompt = np.ones((2, 5, 12), "float32")
+    >>> cache = layer.make_cache(batch_size=2, max_length=10)
+    >>> outputs, cache = layer(prompt, cache=cache, cache_index=0)
+    >>> outputs, cache = layer(prompt[:, :1], cache=cache, cache_index=5)
+    >>> tuple(outputs.shape)
+    (2, 1, 12)
+    """
+
+    def __init__(self, attention: Any, *, rotary: Any = None, **kwargs: Any) -> None:
+        attention, rotary = _revive(attention), _revive(rotary)
+        _check_attention(attention)
+        super().__init__(**{"dtype": attention.dtype_policy, **kwargs})
+        if rotary is not None and not isinstance(rotary, RotaryEmbedding):
+            raise InvalidInputError(
+                f"`rotary` must be a `RotaryEmbedding` or None, received {rotary!r}."
+            )
+        self.attention = attention
+        self.rotary: Any = rotary
+        config = attention.get_config()
+        self._sliding_window = config.get("sliding_window")  # Keras 3.13 has none.
+        if isinstance(attention, keras.layers.GroupQueryAttention):
+            self._repeats = attention.num_query_heads // attention.num_key_value_heads
+            sizes = (attention.head_dim, attention.head_dim)
+        else:
+            self._repeats = 1
+            sizes = (attention.key_dim, attention.value_dim)
+        heads = config.get("num_key_value_heads", config.get("num_heads"))
+        self._entries = {"key": (heads, sizes[0]), "value": (heads, sizes[1])}
+        self.supports_masking = True
+
+    def build(self, input_shape: Shape) -> None:
+        if len(input_shape) != _RANK or input_shape[-1] is None:
+            raise InvalidInputError(
+                f"{self.name!r} needs inputs of shape (batch_size, length, dim) with a known dim, "
+                f"received {tuple(input_shape)}."
+            )
+        self.input_spec = keras.InputSpec(ndim=_RANK, axes={-1: input_shape[-1]})
+        if not self.attention.built:
+            self.attention.build(input_shape, input_shape)
+        if self.rotary is not None:
+            self.rotary.build((None, None, *self._entries["key"]))
+        self._projections = attention_projections(self.attention)
+        for projection in self._projections.values():
+            projection.supports_masking = (
+                True  # Else Keras warns of the mask, which `call` applies.
+            )
+
+    def make_cache(self, batch_size: int, max_length: int) -> Cache:
+        """Returns an empty cache, for the `cache` of a call.
+
+        Args:
+            batch_size: integer. Number of sequences.
+            max_length: integer. Number of tokens that it has room for, padding included.
+
+        Returns:
+            A dict of tensors.
+        """
+        return make_cache(batch_size, max_length, self._entries, self.attention.compute_dtype)
+
+    def call(
+        self,
+        inputs: Any,
+        mask: Any = None,
+        positions: Any = None,
+        cache: Cache | None = None,
+        cache_index: Any = None,
+        training: bool | None = None,
+        inputs_mask: Any = None,
+    ) -> Any:
+        check_cache_arguments(cache, cache_index)
+        mask = inputs_mask if mask is None else mask
+        check_mask(mask, inputs)
+        start = 0 if cache is None else cache_index
+        parts = attention_projections(self.attention)
+        query, key, value = (parts[name](inputs) for name in ("query", "key", "value"))
+        if self.rotary is not None:
+            query, key = (self._rotate(x, positions, start) for x in (query, key))
+        elif positions is not None:
+            raise InvalidInputError(
+                f"{self.name!r} received `positions`, which only a rotary embedding takes: make "
+                f"the layer with `rotary=RotaryEmbedding(...)`, or leave them out."
+            )
+        keys = {"key": key, "value": value}
+        if cache is not None:
+            cache = append_to_cache(cache, cache_index, keys, mask)
+            keys, mask = cache, cache["mask"]
+        visible = make_attention_mask(
+            ops.shape(inputs)[1],
+            ops.shape(keys["key"])[1],
+            key_mask=mask,
+            start_index=start,
+            use_causal_mask=True,
+            sliding_window=self._sliding_window,
+        )
+        key, value = (ops.repeat(keys[name], self._repeats, axis=2) for name in ("key", "value"))
+        heads = attend(self.attention, query, key, value, visible, training)
+        if "gate" in parts:
+            heads = heads * parts["gate"](inputs)
+        outputs = ops.cast(parts["output"](heads), self.compute_dtype)
+        return outputs if cache is None else (outputs, cache)
+
+    def _rotate(self, x: Any, positions: Any, start: Any) -> Any:
+        return ops.cast(self.rotary(x, positions=positions, start_index=start), x.dtype)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return tuple(self.attention.compute_output_shape(input_shape, input_shape))
+
+    def compute_output_spec(
+        self, inputs: Any, *args: Any, cache: Cache | None = None, **kwargs: Any
+    ) -> Any:
+        outputs = keras.KerasTensor(self.compute_output_shape(inputs.shape), self.compute_dtype)
+        return compute_call_spec(outputs, self.compute_dtype, cache)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "attention": _serialize(self.attention),
+            "rotary": None if self.rotary is None else _serialize(self.rotary),
+        }
+
+
+def _revive(layer: Any) -> Any:
+    return keras.saving.deserialize_keras_object(layer) if isinstance(layer, dict) else layer
+
+
+def _serialize(layer: keras.Layer) -> dict[str, Any]:
+    config: dict[str, Any] = keras.saving.serialize_keras_object(layer)
+    # `build` builds it, so that the paths of the variables are as they were.
+    config.pop("build_config", None)
+    return config
+
+
+def _check_attention(attention: Any) -> None:
+    if not isinstance(attention, _WRAPPED):
+        raise InvalidInputError(
+            f"`attention` must be a `MultiHeadAttention` or `GroupQueryAttention` of Keras, "
+            f"received {attention!r}. The attention layers of this package have a cache already."
+        )
+    if not any(type(attention).call is wrapped.call for wrapped in _WRAPPED):
+        raise InvalidInputError(
+            f"{type(attention).__name__} has a `call` of its own, which a cache would pass by. "
+            f"Override `_compute_attention` in its place, or give the layer of Keras."
+        )
+    axes = attention.get_config().get("attention_axes")
+    if axes is not None and tuple(axes) != (1,):
+        raise InvalidInputError(
+            f"`attention_axes` of {attention.name!r} is {axes}: a cache holds tokens along axis 1 "
+            f"alone. Make it with `attention_axes=None`, and move other axes to the batch."
+        )
+    if uses_flash_attention(attention):
+        raise InvalidInputError(
+            f"{attention.name!r} was made for flash attention alone, which takes no mask of a "
+            f"cache. Make it with `flash_attention=None`, without "
+            f"`keras.config.enable_flash_attention()`."
+        )
