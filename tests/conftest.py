@@ -8,6 +8,8 @@ from importlib.metadata import version
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # More make a fit in torch many times slower.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# A test runs on JAX what it compiles once or twice: not worth polishing its machine code.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
 import pytest

@@ -22,5 +22,6 @@ def compute_gradients(
 
     tensors = [keras.ops.convert_to_tensor(array) for array in inputs]
     values = [variable.value for variable in variables]
-    by_input, by_variable = jax.grad(run, argnums=(0, 1))(tensors, values)
+    # One compilation: without it JAX compiles each operation of the gradient by itself.
+    by_input, by_variable = jax.jit(jax.grad(run, argnums=(0, 1)))(tensors, values)
     return [np.asarray(array) for array in by_input], [np.asarray(array) for array in by_variable]
