@@ -151,16 +151,20 @@ class CachedAttention(keras.Layer):
         check_cache_arguments(cache, cache_index)
         mask = inputs_mask if mask is None else mask
         check_mask(mask, inputs)
+        if positions is not None and self.rotary is None:
+            raise InvalidInputError(
+                f"{self.name!r} received `positions`, which only a rotary embedding takes: make "
+                f"the layer with `rotary=RotaryEmbedding(...)`, or leave them out."
+            )
+        if cache is None and mask is None and self.rotary is None:
+            # Nothing is added here, and Keras may have a kernel that needs no mask.
+            outputs = self.attention(inputs, inputs, use_causal_mask=True, training=training)
+            return ops.cast(outputs, self.compute_dtype)
         start = 0 if cache is None else cache_index
         parts = attention_projections(self.attention)
         query, key, value = (parts[name](inputs) for name in ("query", "key", "value"))
         if self.rotary is not None:
             query, key = (self._rotate(x, positions, start) for x in (query, key))
-        elif positions is not None:
-            raise InvalidInputError(
-                f"{self.name!r} received `positions`, which only a rotary embedding takes: make "
-                f"the layer with `rotary=RotaryEmbedding(...)`, or leave them out."
-            )
         keys = {"key": key, "value": value}
         if cache is not None:
             cache = append_to_cache(cache, cache_index, keys, mask)
