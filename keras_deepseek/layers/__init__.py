@@ -13,16 +13,32 @@ from keras_deepseek.layers.attention.cached_attention import CachedAttention
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.attention.sparse_attention import SparseAttention
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU
+from keras_deepseek.layers.heads import (
+    ChunkedCrossEntropy,
+    MaskedPositionHead,
+    MultiTokenPrediction,
+)
 from keras_deepseek.layers.moe import DeepSeekMoE, ExpertRouter, HashRouter
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.predefined import *  # noqa: F403 - its `__all__` is the explicit list
+from keras_deepseek.layers.residual import (
+    ManifoldConstrainedHyperConnections,
+    ResidualStreamCollapse,
+    ResidualStreamExpansion,
+)
 
 __all__ = [
     "CachedAttention",
+    "ChunkedCrossEntropy",
     "DeepSeekMoE",
     "ExpertRouter",
     "HashRouter",
+    "ManifoldConstrainedHyperConnections",
+    "MaskedPositionHead",
     "MultiHeadLatentAttention",
+    "MultiTokenPrediction",
+    "ResidualStreamCollapse",
+    "ResidualStreamExpansion",
     "RotaryEmbedding",
     "SparseAttention",
     "SwiGLU",

@@ -1,0 +1,238 @@
+"""The last layer of a language model in training: hidden states to losses, with few logits."""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.heads.token_chunks import map_chunks
+from keras_deepseek.layers.heads.token_losses import (
+    average_losses,
+    check_tokens,
+    compute_token_losses,
+)
+from keras_deepseek.layers.heads.vocabulary_head import Shape, VocabularyHead, project
+from keras_deepseek.layers.size_check import check_size
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class ChunkedCrossEntropy(VocabularyHead):
+    """The output projection and the cross entropy in one, with the logits of a few tokens at once.
+
+    Choose it over a `Dense` layer and a loss where the vocabulary is large: the logits of a batch
+    take `num_tokens * vocabulary_size` numbers, often more than all else, and their gradients as
+    many. Here no more than `chunk_size` tokens have theirs at any time, in the forward and in the
+    backward pass, which computes them anew. The numbers are the same:
+
+    ```
+    logits = soft_cap * tanh((x @ kernel + bias) / soft_cap)          without the cap: x @ kernel
+    loss of a token = logsumexp(logits) - logits[target] + z_loss * logsumexp(logits) ** 2
+    ```
+
+    Called with targets, it returns the loss of each token and adds their mean to the losses of the
+    model, so that the model is compiled without one:
+
+    ```
+    head = ChunkedCrossEntropy(vocabulary_size)
+    training_model = keras.Model([tokens, targets], head(hidden, targets))
+    training_model.compile("adam")
+    training_model.fit([x, y])
+    model = keras.Model(tokens, head(hidden))                         the same weights, logits
+    ```
+
+    The mean is over the tokens that count, each by its sample weight: the sum of weighted losses
+    over the sum of weights. A token does not count where the mask is false or its target is
+    `ignore_class`; its loss is returned as 0. The mask passes through.
+
+    Returned losses are in the layer's compute dtype, the mean that is added is in float32.
+
+    Args:
+        vocabulary_size: integer or `None`. The number of classes. `None` takes that of
+            `token_embedding`. Defaults to `None`.
+        token_embedding: `keras.layers.Embedding` or `None`. Its table is the kernel, as in a model
+            with tied embeddings. `None` makes a kernel. Defaults to `None`.
+        chunk_size: integer. How many tokens have logits at a time. Defaults to `1024`.
+        ignore_class: integer or `None`. The target of tokens that do not count, such as `-100`.
+            Defaults to `None`.
+        z_loss: float. Weight of `logsumexp(logits) ** 2`, which keeps logits small. Defaults to
+            `0.0`.
+        soft_cap: float or `None`. Bound of the logits, as above. Defaults to `None`.
+        loss_weight: float. What the mean is multiplied with before it is added; `0.0` adds nothing.
+            Defaults to `1.0`.
+        use_bias: boolean. Whether the projection adds a bias. Defaults to `False`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Defaults to
+            `"glorot_uniform"`.
+        bias_initializer: string, dict or `keras.initializers.Initializer`. Defaults to `"zeros"`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, ..., dim)`.
+        targets: Integer tensor of shape `(batch_size, ...)`, or `None` for logits.
+        sample_weight: Floating-point tensor of shape `(batch_size, ...)`, or `None` for ones.
+        mask: Boolean tensor of shape `(batch_size, ...)`, false where a token does not count, or
+            `None` for the mask that `inputs` carry.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+
+    Returns:
+        With targets, the losses, of shape `(batch_size, ...)`. Without, the logits, of shape
+        `(batch_size, ..., vocabulary_size)`.
+
+    Raises:
+        InvalidInputError: A size or a factor is out of its range, there is neither a
+            `vocabulary_size` nor a `token_embedding`, targets are no integers, or a shape does not
+            fit the inputs.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import ChunkedCrossEntropy
+    >>> head = ChunkedCrossEntropy(100, chunk_size=4)
+    >>> hidden, targets = np.ones((2, 5, 12), "float32"), np.ones((2, 5), "int32")
+    >>> tuple(head(hidden, targets).shape), len(head.losses)
+    ((2, 5), 1)
+    >>> tuple(head(hidden).shape)
+    (2, 5, 100)
+
+    Reference:
+
+    - [Cut Your Losses in Large-Vocabulary Language Models (Wijmans et al., 2024)](
+      https://arxiv.org/abs/2411.09009)
+    - [ST-MoE (Zoph et al., 2022)](https://arxiv.org/abs/2202.08906), the z loss
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int | None = None,
+        token_embedding: Any = None,
+        *,
+        chunk_size: int = 1024,
+        ignore_class: int | None = None,
+        z_loss: float = 0.0,
+        soft_cap: float | None = None,
+        loss_weight: float = 1.0,
+        use_bias: bool = False,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            vocabulary_size,
+            token_embedding,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            **kwargs,
+        )
+        self.chunk_size = check_size("chunk_size", chunk_size)
+        if soft_cap is not None and not (
+            isinstance(soft_cap, int | float) and 0 < soft_cap < math.inf
+        ):
+            raise InvalidInputError(
+                "`soft_cap` must be a positive number, or None for no bound, received "
+                f"{soft_cap!r}."
+            )
+        for name, factor in (("z_loss", z_loss), ("loss_weight", loss_weight)):
+            if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+                raise InvalidInputError(
+                    f"`{name}` must be a number that is not negative, received {factor!r}."
+                )
+        self.ignore_class = ignore_class
+        self.z_loss = z_loss
+        self.soft_cap = soft_cap
+        self.loss_weight = loss_weight
+
+    def call(
+        self,
+        inputs: Any,
+        targets: Any = None,
+        sample_weight: Any = None,
+        mask: Any = None,
+        inputs_mask: Any = None,
+    ) -> Any:
+        if targets is None:
+            return self._compute_logits(inputs, *self.projection())
+        mask = inputs_mask if mask is None else mask
+        losses = self.compute_losses(inputs, targets)
+        weights = self.weigh_tokens(inputs, targets, sample_weight=sample_weight, mask=mask)
+        if self.loss_weight:
+            self.add_loss(self.loss_weight * average_losses(losses, weights))
+        if mask is not None:
+            losses = ops.where(mask, losses, 0.0)
+        return ops.cast(losses, self.compute_dtype)
+
+    def compute_losses(self, inputs: Any, targets: Any) -> Any:
+        """Returns the loss of each token in float32 or better, 0 where it is ignored.
+
+        Args:
+            inputs: Tensor of shape `(batch_size, ..., dim)`.
+            targets: Integer tensor of shape `(batch_size, ...)`.
+        """
+        check_tokens("targets", targets, inputs, is_integer=True)
+        labels = ops.cast(targets, "int32")
+        if self.ignore_class is not None:
+            labels = ops.where(ops.equal(targets, self.ignore_class), 0, labels)
+
+        def compute(rows: Any, labels: Any, *projection: Any) -> Any:
+            logits = self._compute_logits(rows, *projection)
+            return compute_token_losses(logits, labels, self.z_loss)
+
+        tokens = ops.reshape(ops.cast(inputs, self.compute_dtype), (-1, inputs.shape[-1]))
+        losses = map_chunks(
+            compute, tokens, ops.reshape(labels, (-1,)), self.projection(), self.chunk_size
+        )
+        losses = ops.reshape(losses, ops.shape(targets))
+        if self.ignore_class is not None:
+            losses = ops.where(ops.equal(targets, self.ignore_class), 0.0, losses)
+        return losses
+
+    def weigh_tokens(
+        self, inputs: Any, targets: Any, *, sample_weight: Any = None, mask: Any = None
+    ) -> Any:
+        """Returns how much each token counts in the mean, in float32 or better.
+
+        Args:
+            inputs: Tensor of shape `(batch_size, ..., dim)`.
+            targets: Integer tensor of shape `(batch_size, ...)`.
+            sample_weight: Floating-point tensor of shape `(batch_size, ...)`, or `None`. Defaults
+                to `None`.
+            mask: Boolean tensor of shape `(batch_size, ...)`, or `None`. Defaults to `None`.
+        """
+        check_tokens("sample_weight", sample_weight, inputs)
+        check_tokens("mask", mask, inputs)
+        dtype = keras.backend.result_type(self.compute_dtype, "float32")
+        if sample_weight is None:
+            weights = ops.ones(ops.shape(targets), dtype=dtype)
+        else:
+            weights = ops.cast(sample_weight, dtype)
+        if mask is not None:
+            weights = ops.where(mask, weights, 0.0)
+        if self.ignore_class is not None:
+            weights = ops.where(ops.equal(targets, self.ignore_class), 0.0, weights)
+        return weights
+
+    def _compute_logits(self, inputs: Any, kernel: Any, bias: Any = None) -> Any:
+        logits = project(inputs, kernel, bias)
+        if self.soft_cap is not None:
+            logits = self.soft_cap * ops.tanh(logits / self.soft_cap)
+        return logits
+
+    def compute_output_spec(
+        self, inputs: Any, targets: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        check_tokens("targets", targets, inputs, is_integer=True)
+        shape: Shape = tuple(inputs.shape[:-1])
+        if targets is None:
+            shape = (*shape, self.vocabulary_size)
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "chunk_size": self.chunk_size,
+            "ignore_class": self.ignore_class,
+            "z_loss": self.z_loss,
+            "soft_cap": self.soft_cap,
+            "loss_weight": self.loss_weight,
+        }

@@ -1,0 +1,185 @@
+"""The head of BERT in pre-training: predicts the tokens that were masked, and no others."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.heads.token_losses import check_tokens
+from keras_deepseek.layers.heads.vocabulary_head import Shape, VocabularyHead, project
+from keras_deepseek.layers.initializers import clone_initializer
+
+_RANK = 3
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class MaskedPositionHead(VocabularyHead):
+    """Predicts the vocabulary at a few positions of each sequence.
+
+    Choose it to train an encoder on masked tokens: only the positions that were masked, about one
+    in seven, are gathered and projected to the vocabulary. Its arguments are those of KerasHub's
+    `MaskedLMHead`. For the hidden state `x` at a position,
+
+    ```
+    y = layer_norm(intermediate_activation(intermediate_dense(x)))
+    output = activation(y @ kernel + bias)             kernel: that of token_embedding, transposed
+    ```
+
+    Sequences have different numbers of masked tokens. Fill `mask_positions` up with `-1`: the
+    outputs carry a mask that is false there, so that Keras's losses give them a weight of zero. So
+    it is at positions that the mask of the inputs hides. `MaskedLMMaskGenerator` of KerasHub fills
+    up with 0 instead, and gives weights to pass to `fit` as `sample_weight`; that works too.
+
+    Args:
+        vocabulary_size: integer or `None`. The number of classes. `None` takes that of
+            `token_embedding`. Defaults to `None`.
+        token_embedding: `keras.layers.Embedding` or `None`. Its table is the kernel, as in BERT.
+            `None` makes a kernel. Defaults to `None`.
+        intermediate_activation: string or function. Activation of the dense layer; BERT's is
+            `"gelu"`. Defaults to `"relu"`.
+        activation: string, function or `None`. Activation of the outputs; `None` returns logits.
+            Defaults to `None`.
+        layer_norm_epsilon: float. Added to the variance in the norm; BERT's is `1e-12`. Defaults to
+            `1e-5`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
+            kernels. Defaults to `"glorot_uniform"`.
+        bias_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
+            biases. Defaults to `"zeros"`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+        mask_positions: Integer tensor of shape `(batch_size, masks_per_sequence)`, below `length`;
+            negative where a sequence has no more.
+        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
+            `None` for the mask that `inputs` carry.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+
+    Returns:
+        A tensor of shape `(batch_size, masks_per_sequence, vocabulary_size)`, in the layer's
+        compute dtype.
+
+    Raises:
+        InvalidInputError: There is neither a `vocabulary_size` nor a `token_embedding`, positions
+            are no integers, or a shape does not fit.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import MaskedPositionHead
+    >>> head = MaskedPositionHead(100, intermediate_activation="gelu")
+    >>> positions = np.array([[1, 4], [2, -1]])
+    >>> tuple(head(np.ones((2, 5, 12), "float32"), positions).shape)
+    (2, 2, 100)
+
+    Reference:
+
+    - [BERT (Devlin et al., 2018)](https://arxiv.org/abs/1810.04805)
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int | None = None,
+        token_embedding: Any = None,
+        *,
+        intermediate_activation: Any = "relu",
+        activation: Any = None,
+        layer_norm_epsilon: float = 1e-5,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            vocabulary_size,
+            token_embedding,
+            use_bias=True,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            **kwargs,
+        )
+        self.intermediate_activation = keras.activations.get(intermediate_activation)
+        self.activation = keras.activations.get(activation)
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.attach_mask = _AttachMask(name="attach_mask", dtype=self.dtype_policy)
+
+    def build(self, input_shape: Shape) -> None:
+        if len(input_shape) != _RANK:
+            raise InvalidInputError(
+                f"{self.name!r} needs inputs of shape (batch_size, length, dim), received "
+                f"{tuple(input_shape)}."
+            )
+        super().build(input_shape)
+        dim = input_shape[-1]
+        self.input_spec = keras.InputSpec(ndim=_RANK, axes={-1: dim})
+        self.intermediate_dense = keras.layers.Dense(
+            dim,
+            activation=self.intermediate_activation,
+            kernel_initializer=clone_initializer(self.kernel_initializer),
+            bias_initializer=clone_initializer(self.bias_initializer),
+            dtype=self.dtype_policy,
+            name="intermediate_dense",
+        )
+        self.intermediate_dense.build((None, None, dim))
+        self.intermediate_layer_norm = keras.layers.LayerNormalization(
+            epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name="intermediate_layer_norm"
+        )
+        self.intermediate_layer_norm.build((None, None, dim))
+
+    def call(
+        self, inputs: Any, mask_positions: Any, mask: Any = None, inputs_mask: Any = None
+    ) -> Any:
+        mask = inputs_mask if mask is None else mask
+        _check_positions(mask_positions, inputs)
+        check_tokens("mask", mask, inputs)
+        indices = ops.maximum(mask_positions, 0)
+        hidden = ops.take_along_axis(inputs, ops.expand_dims(indices, -1), axis=1)
+        hidden = self.intermediate_layer_norm(self.intermediate_dense(hidden))
+        outputs = self.activation(project(hidden, *self.projection()))
+        shown = mask_positions >= 0
+        if mask is not None:
+            shown = ops.logical_and(shown, ops.take_along_axis(mask, indices, axis=1))
+        return self.attach_mask([outputs, shown])
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        return None  # The outputs of a call carry that of their positions.
+
+    def compute_output_spec(
+        self, inputs: Any, mask_positions: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        _check_positions(mask_positions, inputs)
+        shape = (*mask_positions.shape, self.vocabulary_size)
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        del config["use_bias"]
+        return {
+            **config,
+            "intermediate_activation": keras.activations.serialize(self.intermediate_activation),
+            "activation": keras.activations.serialize(self.activation),
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+        }
+
+
+class _AttachMask(keras.Layer):
+    """Returns the first of two tensors with the second on it as a mask."""
+
+    def call(self, inputs: list[Any]) -> Any:
+        return inputs[0]
+
+    def compute_mask(self, inputs: list[Any], previous_mask: Any) -> Any:
+        return inputs[1]
+
+
+def _check_positions(positions: Any, inputs: Any) -> None:
+    received, batch_size = tuple(positions.shape), inputs.shape[0]
+    dtype = keras.backend.standardize_dtype(positions.dtype)
+    fits = len(received) == _RANK - 1 and (
+        None in (received[0], batch_size) or received[0] == batch_size
+    )
+    if not fits or "int" not in dtype:
+        raise InvalidInputError(
+            f"`mask_positions` must be integers of shape (batch_size, masks_per_sequence), for "
+            f"inputs of shape {tuple(inputs.shape)}, received {dtype} of shape {received}."
+        )

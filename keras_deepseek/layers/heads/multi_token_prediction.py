@@ -1,0 +1,265 @@
+"""What DeepSeek-V3 trains beside its last layer: modules that predict tokens further ahead."""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.heads.chunked_cross_entropy import ChunkedCrossEntropy
+from keras_deepseek.layers.heads.token_losses import (
+    average_losses,
+    check_tokens,
+    compute_token_losses,
+)
+from keras_deepseek.layers.initializers import clone_initializer
+from keras_deepseek.layers.inner_layers import (
+    build_layer,
+    call_layer,
+    clone_layers,
+    revive_layer,
+    serialize_layer,
+)
+from keras_deepseek.layers.size_check import check_size
+
+Shape = tuple[int | None, ...]
+
+_RANK = 3
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class MultiTokenPrediction(keras.Layer):
+    """Predicts further tokens from the hidden states of a language model, one module a token.
+
+    Choose it in training, for a denser signal; the model beside it stays as it is, and predicts the
+    next token. Module `k` predicts the token `k` places behind that one, and sees the tokens up to
+    the one before: for a sequence `t` and the hidden states `h[0]` of the model,
+
+    ```
+    x = projection_k(concat(rms_norm(h[k - 1][i]), rms_norm(token_embedding(t[i + k]))))
+    h[k] = block_k(x)
+    logits_k[i] = output_head(h[k][i])                      predicts t[i + k + 1]
+    loss = loss_weight * mean over k of mean over i of cross_entropy(logits_k[i], t[i + k + 1])
+    ```
+
+    The shift is done here: give the same `token_ids` that the model was called with. In training
+    the loss is added to those of the model; a model with this layer is compiled as without it. The
+    mean over `i` is over the places where all tokens concerned exist and are real. Lengths stay:
+    the last `k` places of `h[k]` have no meaning.
+
+    With `ChunkedCrossEntropy` as `output_head`, shared with the model, the loss never has the
+    logits of all tokens. Then take `return_logits=False`, so that no others are computed:
+
+    ```
+    embedding = Embedding(vocabulary_size, dim)
+    head = ChunkedCrossEntropy(token_embedding=embedding)
+    hidden = backbone(embedding(tokens))
+    further = MultiTokenPrediction(block, embedding, head, return_logits=False)(hidden, tokens)
+    model = keras.Model([tokens, targets], [head(hidden, targets), *further])
+    model.compile("adam")
+    ```
+
+    The mask, with what the shift leaves without a token, is given to the blocks if they take one. A
+    block must be causal. There is no cache: the layer is left away where the model decodes.
+
+    In a checkpoint, `hidden_norm_1` is `hnorm`, `embedding_norm_1` `enorm`, and `projection_1` is
+    `eh_proj` transposed with its two halves of rows exchanged.
+
+    Args:
+        block: `keras.Layer`, such as a Transformer block, or its serialized config. It maps
+            `(batch_size, length, dim)` to the same shape. Each module has one of its own, made from
+            the config of this one.
+        token_embedding: `keras.Layer`, or its serialized config. The embedding of the model.
+        output_head: `keras.Layer`, or its serialized config. The output head of the model, from
+            hidden states to logits.
+        depth: integer. The number of modules. Defaults to `1`.
+        loss_weight: float. What the loss is multiplied with; `0.0` adds none. Defaults to `0.3`.
+        return_logits: boolean. Whether logits are returned, rather than hidden states. Defaults to
+            `True`.
+        epsilon: float. Added to the mean squares in the norms. Defaults to `1e-6`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
+            projections. Defaults to `"glorot_uniform"`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`, the hidden states.
+        token_ids: Integer tensor of shape `(batch_size, length)`.
+        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
+            `None` for the mask that `inputs` carry.
+        training: boolean. Whether the loss is added.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+
+    Returns:
+        A list of `depth` tensors: logits of shape `(batch_size, length, vocabulary_size)`, or
+        hidden states of shape `(batch_size, length, dim)`.
+
+    Raises:
+        InvalidInputError: What must be a layer is none, `depth` or `loss_weight` is out of its
+            range, token ids are no integers, or a shape does not fit.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import MultiTokenPrediction, SwiGLU
+    >>> embedding, head = keras.layers.Embedding(100, 12), keras.layers.Dense(100)
+    >>> layer = MultiTokenPrediction(SwiGLU(16), embedding, head, depth=2)
+    >>> tokens = np.ones((2, 5), "int32")
+    >>> [tuple(logits.shape) for logits in layer(embedding(tokens), tokens)]
+    [(2, 5, 100), (2, 5, 100)]
+
+    Reference:
+
+    - [DeepSeek-V3 Technical Report, section 2.2 (DeepSeek-AI, 2024)](
+      https://arxiv.org/abs/2412.19437)
+    """
+
+    def __init__(
+        self,
+        block: Any,
+        token_embedding: Any,
+        output_head: Any,
+        *,
+        depth: int = 1,
+        loss_weight: float = 0.3,
+        return_logits: bool = True,
+        epsilon: float = 1e-6,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.depth = check_size("depth", depth)
+        if not isinstance(loss_weight, int | float) or not 0 <= loss_weight < math.inf:
+            raise InvalidInputError(
+                f"`loss_weight` must be a number that is not negative, received {loss_weight!r}."
+            )
+        self.blocks = clone_layers("block", block, depth)
+        self.token_embedding = revive_layer("token_embedding", token_embedding)
+        self.output_head = revive_layer("output_head", output_head)
+        self.loss_weight = loss_weight
+        self.return_logits = return_logits
+        self.epsilon = epsilon
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.supports_masking = True
+
+    def build(self, input_shape: Shape) -> None:
+        if len(input_shape) != _RANK or input_shape[-1] is None:
+            raise InvalidInputError(
+                f"{self.name!r} needs inputs of shape (batch_size, length, dim) with a known dim, "
+                f"received {tuple(input_shape)}."
+            )
+        dim = input_shape[-1]
+        self.input_spec = keras.InputSpec(ndim=_RANK, axes={-1: dim})
+        build_layer(self.token_embedding, (None, None), "int32")
+        build_layer(self.output_head, (None, None, dim), self.compute_dtype)
+        self.hidden_norms, self.embedding_norms, self.projections = [], [], []
+        for index, block in enumerate(self.blocks, 1):
+            self.hidden_norms.append(self._make_norm(f"hidden_norm_{index}", dim))
+            self.embedding_norms.append(self._make_norm(f"embedding_norm_{index}", dim))
+            projection = keras.layers.Dense(
+                dim,
+                use_bias=False,
+                kernel_initializer=clone_initializer(self.kernel_initializer),
+                dtype=self.dtype_policy,
+                name=f"projection_{index}",
+            )
+            projection.build((None, None, 2 * dim))
+            self.projections.append(projection)
+            build_layer(block, (None, None, dim), self.compute_dtype)
+
+    def _make_norm(self, name: str, dim: int) -> keras.layers.RMSNormalization:
+        norm = keras.layers.RMSNormalization(
+            epsilon=self.epsilon, dtype=self.dtype_policy, name=name
+        )
+        norm.supports_masking = True
+        norm.build((None, None, dim))
+        return norm
+
+    def call(
+        self,
+        inputs: Any,
+        token_ids: Any,
+        mask: Any = None,
+        training: bool = False,
+        inputs_mask: Any = None,
+    ) -> list[Any]:
+        mask = inputs_mask if mask is None else mask
+        check_tokens("token_ids", token_ids, inputs, is_integer=True)
+        check_tokens("mask", mask, inputs)
+        hidden, shown, outputs, losses = inputs, mask, [], []
+        for index in range(self.depth):
+            ids, exists = shift_tokens(token_ids, mask, index + 1)
+            shown = exists if shown is None else ops.logical_and(shown, exists)
+            hidden = self._run_module(index, hidden, ids, shown)
+            logits = self.output_head(hidden) if self._needs_logits(training) else None
+            outputs.append(logits if self.return_logits else hidden)
+            if training and self.loss_weight:
+                targets, exists = shift_tokens(token_ids, mask, index + 2)
+                counted = ops.logical_and(shown, exists)
+                losses.append(self._compute_loss(hidden, logits, targets, counted))
+        if losses:
+            self.add_loss(self.loss_weight * sum(losses) / self.depth)
+        return outputs
+
+    def _run_module(self, index: int, hidden: Any, ids: Any, shown: Any) -> Any:
+        embedded = ops.cast(self.token_embedding(ids), hidden.dtype)
+        parts = [self.hidden_norms[index](hidden), self.embedding_norms[index](embedded)]
+        hidden = self.projections[index](ops.concatenate(parts, axis=-1))
+        return call_layer(self.blocks[index], hidden, shown)
+
+    def _needs_logits(self, training: bool) -> bool:
+        is_chunked = isinstance(self.output_head, ChunkedCrossEntropy)
+        return self.return_logits or (training and self.loss_weight > 0 and not is_chunked)
+
+    def _compute_loss(self, hidden: Any, logits: Any, targets: Any, counted: Any) -> Any:
+        head = self.output_head
+        if isinstance(head, ChunkedCrossEntropy):
+            losses = head.compute_losses(hidden, targets)
+            return average_losses(losses, head.weigh_tokens(hidden, targets, mask=counted))
+        losses = compute_token_losses(logits, targets)
+        return average_losses(losses, ops.cast(counted, losses.dtype))
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        return None if previous_mask is None else [previous_mask] * self.depth
+
+    def compute_output_spec(
+        self, inputs: Any, token_ids: Any, *args: Any, **kwargs: Any
+    ) -> list[Any]:
+        check_tokens("token_ids", token_ids, inputs, is_integer=True)
+        output = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+        if self.return_logits:
+            output = self.output_head.compute_output_spec(output)
+        return [keras.KerasTensor(output.shape, output.dtype) for _ in range(self.depth)]
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "block": serialize_layer(self.blocks[0]),
+            "token_embedding": serialize_layer(self.token_embedding),
+            "output_head": serialize_layer(self.output_head),
+            "depth": self.depth,
+            "loss_weight": self.loss_weight,
+            "return_logits": self.return_logits,
+            "epsilon": self.epsilon,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
+def shift_tokens(token_ids: Any, mask: Any, places: int) -> tuple[Any, Any]:
+    """Returns the token so many places ahead of each, and whether there is one that is real.
+
+    Where there is none, the first tokens come round again.
+
+    Args:
+        token_ids: Integer tensor of shape `(batch_size, length)`.
+        mask: Boolean tensor of the same shape, or `None`.
+        places: integer. How far ahead.
+    """
+    length = ops.shape(token_ids)[1]
+    exists = ops.arange(length, dtype="int32") < length - places
+    if mask is not None:
+        exists = ops.logical_and(exists, ops.roll(ops.cast(mask, "int32"), -places, axis=1) > 0)
+    else:
+        exists = ops.broadcast_to(exists, ops.shape(token_ids))
+    return ops.roll(token_ids, -places, axis=1), exists

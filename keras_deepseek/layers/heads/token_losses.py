@@ -1,0 +1,66 @@
+"""Cross entropy of single tokens, and which of them count: what the heads that train share."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+
+def compute_token_losses(logits: Any, targets: Any, z_loss: float = 0.0) -> Any:
+    """Returns the cross entropy of each token, in float32 or better.
+
+    Args:
+        logits: Tensor of shape `(..., vocabulary_size)`.
+        targets: Integer tensor of shape `(...)`, from 0 below `vocabulary_size`.
+        z_loss: float. Weight of `logsumexp(logits) ** 2`, which is added. Defaults to `0.0`.
+    """
+    logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
+    normalizer = ops.logsumexp(logits, axis=-1)
+    chosen = ops.take_along_axis(logits, ops.expand_dims(targets, -1), axis=-1)
+    losses = normalizer - ops.squeeze(chosen, -1)
+    if z_loss:
+        losses = losses + z_loss * ops.square(normalizer)
+    return losses
+
+
+def average_losses(losses: Any, weights: Any) -> Any:
+    """Returns the mean by weights, 0 where no token counts.
+
+    Args:
+        losses: Tensor of any shape.
+        weights: Tensor of the same shape and dtype. 0 where a token does not count.
+    """
+    return ops.divide_no_nan(ops.sum(losses * weights), ops.sum(weights))
+
+
+def check_tokens(name: str, tensor: Any, inputs: Any, *, is_integer: bool = False) -> None:
+    """Refuses a tensor that has not one entry for each token of the inputs.
+
+    Args:
+        name: string. The argument, as the error names it.
+        tensor: Tensor or `None`, which passes.
+        inputs: Tensor of shape `(batch_size, ..., dim)`.
+        is_integer: boolean. Whether floats are refused: half precision would round them to other
+            tokens. Defaults to `False`.
+
+    Raises:
+        InvalidInputError: The shape or the dtype does not fit.
+    """
+    if tensor is None:
+        return
+    received, expected = tuple(tensor.shape), tuple(inputs.shape[:-1])
+    if len(received) != len(expected) or any(
+        None not in sizes and sizes[0] != sizes[1] for sizes in zip(received, expected, strict=True)
+    ):
+        raise InvalidInputError(
+            f"`{name}` must have one entry for each token, that is for inputs of shape "
+            f"{tuple(inputs.shape)} the shape {expected}, received {received}."
+        )
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if is_integer and "int" not in dtype:
+        raise InvalidInputError(
+            f"`{name}` must be integers, received {dtype}: make its input by "
+            "keras.Input(..., dtype='int32')."
+        )

@@ -1,0 +1,132 @@
+"""The projection from hidden states to the vocabulary: what all heads over tokens are made of."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
+from keras_deepseek.layers.size_check import check_size
+
+Shape = tuple[int | None, ...]
+
+
+class VocabularyHead(keras.Layer):
+    """A layer with a kernel of shape `(dim, vocabulary_size)`, its own or an embedding's.
+
+    Args:
+        vocabulary_size: integer or `None`. `None` takes that of `token_embedding`.
+        token_embedding: `keras.layers.Embedding`, its serialized config, or `None`.
+        use_bias: boolean. Whether a bias is added.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`.
+        bias_initializer: string, dict or `keras.initializers.Initializer`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Raises:
+        InvalidInputError: Neither or both of the first two are given without agreeing, or the
+            embedding's table can't be read backwards.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int | None,
+        token_embedding: Any,
+        *,
+        use_bias: bool,
+        kernel_initializer: Any,
+        bias_initializer: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if token_embedding is not None:
+            token_embedding = revive_layer("token_embedding", token_embedding)
+            rows = _count_rows(token_embedding)
+            vocabulary_size = rows if vocabulary_size is None else vocabulary_size
+            if vocabulary_size != rows:
+                raise InvalidInputError(
+                    f"`vocabulary_size` must be that of `token_embedding`, {rows}, or None; "
+                    f"received {vocabulary_size!r}."
+                )
+        elif vocabulary_size is None:
+            raise InvalidInputError(
+                "A head needs a `vocabulary_size`, or a `token_embedding` to share the table of; "
+                "received neither."
+            )
+        self.vocabulary_size = check_size("vocabulary_size", vocabulary_size)
+        self.token_embedding = token_embedding
+        self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.supports_masking = True
+
+    def build(self, input_shape: Shape) -> None:
+        *batch, dim = input_shape
+        if not batch or dim is None:
+            raise InvalidInputError(
+                f"{self.name!r} needs inputs of shape (batch_size, ..., dim) with a known dim, "
+                f"received {tuple(input_shape)}."
+            )
+        if self.token_embedding is None:
+            self.kernel = self.add_weight(
+                name="kernel",
+                shape=(dim, self.vocabulary_size),
+                initializer=self.kernel_initializer,
+            )
+        else:
+            if not self.token_embedding.built:
+                self.token_embedding.build((None, None))
+            if self.token_embedding.output_dim != dim:
+                raise InvalidInputError(
+                    f"{self.name!r} shares an embedding of {self.token_embedding.output_dim} "
+                    f"numbers a token, and received inputs of shape {tuple(input_shape)}."
+                )
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias", shape=(self.vocabulary_size,), initializer=self.bias_initializer
+            )
+
+    def projection(self) -> tuple[Any, ...]:
+        """Returns the kernel, of shape `(dim, vocabulary_size)`, and the bias, where there is one.
+
+        Both are tensors in the layer's compute dtype.
+        """
+        if self.token_embedding is None:
+            kernel = ops.cast(self.kernel, self.compute_dtype)
+        else:
+            kernel = ops.transpose(ops.cast(self.token_embedding.embeddings, self.compute_dtype))
+        return (kernel,) if self.bias is None else (kernel, ops.cast(self.bias, kernel.dtype))
+
+    def get_config(self) -> dict[str, Any]:
+        embedding = self.token_embedding
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "token_embedding": None if embedding is None else serialize_layer(embedding),
+            "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+        }
+
+
+def project(inputs: Any, kernel: Any, bias: Any = None) -> Any:
+    """Returns the logits.
+
+    Args:
+        inputs: Tensor of shape `(..., dim)`.
+        kernel: Tensor of shape `(dim, vocabulary_size)`.
+        bias: Tensor of shape `(vocabulary_size,)`, or `None`.
+    """
+    logits = ops.matmul(inputs, kernel)
+    return logits if bias is None else logits + bias
+
+
+def _count_rows(embedding: keras.Layer) -> int:
+    if not hasattr(embedding, "input_dim") or not getattr(embedding, "tie_weights", True):
+        raise InvalidInputError(
+            "`token_embedding` must be a `keras.layers.Embedding`, or a reversible one with tied "
+            f"weights, whose table the head can share; received {embedding!r}."
+        )
+    rows: int = embedding.input_dim
+    return rows

@@ -1,0 +1,93 @@
+"""What layers that are made around a user's own layer need: to revive, build, call and save it."""
+
+import copy
+import inspect
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+
+def revive_layer(name: str, layer: Any) -> keras.Layer:
+    """Returns a layer that was given as such, or as its serialized config.
+
+    Args:
+        name: string. The argument, as the error names it.
+        layer: `keras.Layer` or dict.
+
+    Raises:
+        InvalidInputError: It is neither.
+    """
+    if isinstance(layer, dict):
+        layer = keras.saving.deserialize_keras_object(layer)
+    if not isinstance(layer, keras.Layer):
+        raise InvalidInputError(f"`{name}` must be a Keras layer, received {layer!r}.")
+    return layer
+
+
+def serialize_layer(layer: keras.Layer) -> dict[str, Any]:
+    """Returns the config of an inner layer, for the config of the one around it.
+
+    Args:
+        layer: `keras.Layer`.
+    """
+    config: dict[str, Any] = keras.saving.serialize_keras_object(layer)
+    # The layer around builds it, so that the paths of the variables are as they were.
+    config.pop("build_config", None)
+    return config
+
+
+def clone_layers(name: str, layer: Any, count: int) -> list[keras.Layer]:
+    """Returns layers of the same config, each with weights of its own, named `NAME_1` and so on.
+
+    Args:
+        name: string. The argument, as the error names it, and the clones.
+        layer: `keras.Layer` or its serialized config.
+        count: integer. How many.
+
+    Raises:
+        InvalidInputError: It is neither a layer nor the config of one.
+    """
+    if isinstance(layer, dict):
+        config, make = layer["config"], keras.saving.deserialize_keras_object
+    else:
+        # Read once: Keras marks what it serializes a second time, while it loads a model, as
+        # shared, and the clones would share their own inner layers.
+        config, make = revive_layer(name, layer).get_config(), type(layer).from_config
+    clones = []
+    for index in range(1, count + 1):
+        renamed = {**copy.deepcopy(config), "name": f"{name}_{index}"}
+        clones.append(
+            revive_layer(
+                name,
+                make({**layer, "config": renamed}) if isinstance(layer, dict) else make(renamed),
+            )
+        )
+    return clones
+
+
+def build_layer(layer: keras.Layer, input_shape: tuple[int | None, ...], dtype: str) -> None:
+    """Builds a layer by a symbolic call, which also builds one without a `build` of its own.
+
+    Args:
+        layer: `keras.Layer`.
+        input_shape: tuple. The shape of its inputs.
+        dtype: string. Their dtype.
+    """
+    if not layer.built:
+        layer(keras.KerasTensor(input_shape, dtype=dtype))
+
+
+def call_layer(layer: keras.Layer, inputs: Any, mask: Any = None, **kwargs: Any) -> Any:
+    """Calls a layer, with the mask if it takes one.
+
+    Args:
+        layer: `keras.Layer`.
+        inputs: Tensor.
+        mask: Boolean tensor or `None`.
+        **kwargs: Further arguments of the call.
+    """
+    if mask is not None and "mask" in inspect.signature(layer.call).parameters:
+        kwargs["mask"] = mask
+    return layer(inputs, **kwargs)

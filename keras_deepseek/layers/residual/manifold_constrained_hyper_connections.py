@@ -1,0 +1,222 @@
+"""The residual connection of DeepSeek-V4: several streams around each sub-layer, mixed by rules."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.inner_layers import (
+    build_layer,
+    call_layer,
+    revive_layer,
+    serialize_layer,
+)
+from keras_deepseek.layers.residual.stream_weights import (
+    Shape,
+    check_streams,
+    normalize_doubly,
+    project_streams,
+    sum_streams,
+)
+from keras_deepseek.layers.size_check import check_size
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class ManifoldConstrainedHyperConnections(keras.Layer):
+    """Wraps a layer into the hyper-connections of mHC, in place of `x + layer(x)`.
+
+    Choose it for deep models. A token has `n` residual streams instead of one vector, and each
+    wrapped layer learns from the streams themselves what it reads, where it writes, and how the
+    streams pass by it. For the streams `x` of a token, a matrix of `n` rows,
+
+    ```
+    a, b, c = split(rms_norm(flatten(x)) @ kernel)          n, n and n * n numbers
+    pre  = sigmoid(scale[0] * a + bias_a) + epsilon
+    post = 2 * sigmoid(scale[1] * b + bias_b)
+    comb = sinkhorn(softmax(scale[2] * c + bias_c) + epsilon)
+    output = outer(post, layer(pre @ x)) + transpose(comb) @ x
+    ```
+
+    The Sinkhorn-Knopp rounds make rows and columns of `comb` sum to 1. So the streams are averaged
+    on their way, never amplified, however deep the model is. All three are computed in float32 or
+    better, whatever the dtype policy.
+
+    `ResidualStreamExpansion` makes streams of a vector, and `ResidualStreamCollapse` the reverse:
+
+    ```
+    x = ResidualStreamExpansion(4)(embedding(tokens))
+    for _ in range(depth):
+        x = ManifoldConstrainedHyperConnections(keras.Sequential([norm(), attention()]))(x)
+        x = ManifoldConstrainedHyperConnections(keras.Sequential([norm(), feed_forward()]))(x)
+    x = ResidualStreamCollapse()(x)
+    ```
+
+    The wrapped layer maps `(batch_size, ..., dim)` to the same shape. A mask, one entry a token, is
+    given to it if it takes one, and passes through. Further arguments of the call go to it as they
+    are, and what it returns beside its outputs, as a cache, is returned beside the streams. A block
+    of one's own may instead call the two halves, `collapse` and `merge`.
+
+    In a checkpoint, `kernel` is `fn` transposed, `bias` is `base`.
+
+    Args:
+        layer: `keras.Layer` or its serialized config.
+        sinkhorn_iterations: integer. The number of rounds. Defaults to `20`.
+        epsilon: float. Added to `pre`, `comb` and the sums in the rounds. Defaults to `1e-6`.
+        norm_epsilon: float. Added to the mean square in the norm. Defaults to `1e-6`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Defaults to
+            `"glorot_uniform"`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, ..., num_streams, dim)`.
+        mask: Boolean tensor of shape `(batch_size, ...)`, or `None` for the mask that `inputs`
+            carry.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        training: boolean. Given to the wrapped layer, as Keras does.
+        **kwargs: Arguments of the wrapped layer, such as `cache`.
+
+    Returns:
+        A tensor of the shape of `inputs`, in the layer's compute dtype; a tuple of it and the rest,
+        where the wrapped layer returns more than one thing.
+
+    Raises:
+        InvalidInputError: `layer` is no layer, `sinkhorn_iterations` is not positive, or the inputs
+            are not of the shape above, or have fewer than two streams; or the layer's outputs are
+            of another size than its inputs.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import ManifoldConstrainedHyperConnections, SwiGLU
+    >>> layer = ManifoldConstrainedHyperConnections(SwiGLU(16))
+    >>> tuple(layer(np.ones((2, 5, 4, 12), "float32")).shape)
+    (2, 5, 4, 12)
+
+    Reference:
+
+    - [mHC: Manifold-Constrained Hyper-Connections (Xie et al., 2025)](
+      https://arxiv.org/abs/2512.24880)
+    - [Hyper-Connections (Zhu et al., 2024)](https://arxiv.org/abs/2409.19606)
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        *,
+        sinkhorn_iterations: int = 20,
+        epsilon: float = 1e-6,
+        norm_epsilon: float = 1e-6,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.layer = revive_layer("layer", layer)
+        self.sinkhorn_iterations = check_size("sinkhorn_iterations", sinkhorn_iterations)
+        self.epsilon = epsilon
+        self.norm_epsilon = norm_epsilon
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.supports_masking = True
+
+    def build(self, input_shape: Shape) -> None:
+        num_streams, dim = check_streams(self.name, input_shape)
+        self.input_spec = keras.InputSpec(min_ndim=3, axes={-2: num_streams, -1: dim})
+        units = (2 + num_streams) * num_streams
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(num_streams * dim, units),
+            initializer=self.kernel_initializer,
+            autocast=False,
+        )
+        self.bias = self.add_weight(
+            name="bias", shape=(units,), initializer="zeros", autocast=False
+        )
+        self.scale = self.add_weight(name="scale", shape=(3,), initializer="ones", autocast=False)
+        build_layer(self.layer, (*input_shape[:-2], dim), self.compute_dtype)
+
+    def collapse(self, inputs: Any) -> tuple[Any, Any, Any]:
+        """Returns what the sub-layer reads, and the two weights that `merge` takes.
+
+        Args:
+            inputs: Tensor of shape `(batch_size, ..., num_streams, dim)`, the streams.
+
+        Returns:
+            The collapsed streams, of shape `(batch_size, ..., dim)`; `post`, of shape
+            `(batch_size, ..., num_streams)`; `comb`, of `(batch_size, ..., num_streams,
+            num_streams)`.
+        """
+        num_streams = inputs.shape[-2]
+        dtype = keras.backend.result_type(self.variable_dtype, "float32")
+        kernel, bias, scale = (
+            ops.cast(weight, dtype) for weight in (self.kernel, self.bias, self.scale)
+        )
+        logits = project_streams(inputs, kernel, self.norm_epsilon)
+        parts = [num_streams, 2 * num_streams]
+        pre, post, comb = (
+            scale[index] * part + part_bias
+            for index, (part, part_bias) in enumerate(
+                zip(ops.split(logits, parts, axis=-1), ops.split(bias, parts), strict=True)
+            )
+        )
+        pre = ops.sigmoid(pre) + self.epsilon
+        post = 2 * ops.sigmoid(post)
+        comb = ops.reshape(comb, (*ops.shape(comb)[:-1], num_streams, num_streams))
+        comb = ops.softmax(comb, axis=-1) + self.epsilon
+        comb = normalize_doubly(comb, self.sinkhorn_iterations, self.epsilon)
+        return sum_streams(inputs, pre), post, comb
+
+    def merge(self, outputs: Any, inputs: Any, post: Any, comb: Any) -> Any:
+        """Returns the new streams.
+
+        Args:
+            outputs: Tensor of shape `(batch_size, ..., dim)`, of the sub-layer.
+            inputs: Tensor of shape `(batch_size, ..., num_streams, dim)`, the streams.
+            post: Tensor of shape `(batch_size, ..., num_streams)`.
+            comb: Tensor of shape `(batch_size, ..., num_streams, num_streams)`.
+        """
+        if outputs.shape[-1] != inputs.shape[-1]:
+            raise InvalidInputError(
+                f"{self.name!r} wraps a layer that must keep the size of its inputs, "
+                f"{inputs.shape[-1]}, received outputs of shape {tuple(outputs.shape)}."
+            )
+        post, comb = ops.cast(post, inputs.dtype), ops.cast(comb, inputs.dtype)
+        written = ops.expand_dims(post, -1) * ops.expand_dims(outputs, -2)
+        return written + ops.matmul(ops.swapaxes(comb, -1, -2), inputs)
+
+    def call(
+        self,
+        inputs: Any,
+        mask: Any = None,
+        inputs_mask: Any = None,
+        training: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        mask = inputs_mask if mask is None else mask
+        collapsed, post, comb = self.collapse(inputs)
+        outputs = call_layer(self.layer, collapsed, mask, **kwargs)
+        if isinstance(outputs, tuple | list):
+            return self.merge(outputs[0], inputs, post, comb), *outputs[1:]
+        return self.merge(outputs, inputs, post, comb)
+
+    def compute_output_spec(
+        self,
+        inputs: Any,
+        mask: Any = None,
+        inputs_mask: Any = None,
+        training: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        collapsed = keras.KerasTensor((*inputs.shape[:-2], inputs.shape[-1]), self.compute_dtype)
+        outputs = self.layer.compute_output_spec(collapsed, **kwargs)
+        streams = keras.KerasTensor(inputs.shape, self.compute_dtype)
+        return (streams, *outputs[1:]) if isinstance(outputs, tuple | list) else streams
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "layer": serialize_layer(self.layer),
+            "sinkhorn_iterations": self.sinkhorn_iterations,
+            "epsilon": self.epsilon,
+            "norm_epsilon": self.norm_epsilon,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }

@@ -1,0 +1,107 @@
+"""The exit from a model of many residual streams."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.layers.residual.stream_weights import (
+    Shape,
+    check_streams,
+    project_streams,
+    sum_streams,
+)
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class ResidualStreamCollapse(keras.Layer):
+    """Makes one vector of the residual streams of each token.
+
+    Choose it behind the last `ManifoldConstrainedHyperConnections`, before the final norm, as in
+    DeepSeek-V4. It computes
+
+    ```
+    weights = sigmoid(scale * (rms_norm(flatten(streams)) @ kernel) + bias) + epsilon
+    output = sum over the streams of weights[i] * streams[i]
+    ```
+
+    The weights are computed in float32 or better, whatever the dtype policy. Each token is treated
+    alone: a mask passes through.
+
+    In a checkpoint, `kernel` is `hc_head.hc_fn` transposed, `bias` `hc_base`, `scale` `hc_scale`.
+
+    Args:
+        epsilon: float. Added to the weights. Defaults to `1e-6`.
+        norm_epsilon: float. Added to the mean square in the norm. Defaults to `1e-6`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Defaults to
+            `"glorot_uniform"`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, ..., num_streams, dim)`.
+
+    Returns:
+        A tensor of shape `(batch_size, ..., dim)`, in the layer's compute dtype.
+
+    Raises:
+        InvalidInputError: The inputs are not of the shape above, or have fewer than two streams.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import ResidualStreamCollapse
+    >>> tuple(ResidualStreamCollapse()(np.ones((2, 5, 4, 12), "float32")).shape)
+    (2, 5, 12)
+
+    Reference:
+
+    - [mHC: Manifold-Constrained Hyper-Connections (Xie et al., 2025)](
+      https://arxiv.org/abs/2512.24880)
+    """
+
+    def __init__(
+        self,
+        *,
+        epsilon: float = 1e-6,
+        norm_epsilon: float = 1e-6,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+        self.norm_epsilon = norm_epsilon
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.supports_masking = True
+
+    def build(self, input_shape: Shape) -> None:
+        num_streams, dim = check_streams(self.name, input_shape)
+        self.input_spec = keras.InputSpec(min_ndim=3, axes={-2: num_streams, -1: dim})
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(num_streams * dim, num_streams),
+            initializer=self.kernel_initializer,
+            autocast=False,
+        )
+        self.bias = self.add_weight(
+            name="bias", shape=(num_streams,), initializer="zeros", autocast=False
+        )
+        self.scale = self.add_weight(name="scale", shape=(1,), initializer="ones", autocast=False)
+
+    def call(self, inputs: Any) -> Any:
+        dtype = keras.backend.result_type(self.variable_dtype, "float32")
+        kernel, bias, scale = (
+            ops.cast(weight, dtype) for weight in (self.kernel, self.bias, self.scale)
+        )
+        logits = project_streams(inputs, kernel, self.norm_epsilon) * scale + bias
+        return sum_streams(inputs, ops.sigmoid(logits) + self.epsilon)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return (*input_shape[:-2], input_shape[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "epsilon": self.epsilon,
+            "norm_epsilon": self.norm_epsilon,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }

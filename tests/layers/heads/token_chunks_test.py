@@ -1,0 +1,88 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek import backend
+from keras_deepseek.layers.heads.token_chunks import map_chunks
+from keras_deepseek.testing import assert_close
+
+
+def weigh(rows, labels, kernel):
+    """Something of a row and the kernel, times the row's label."""
+    sums = keras.ops.sum(keras.ops.tanh(keras.ops.matmul(rows, kernel)), axis=-1)
+    return sums * keras.ops.cast(labels, rows.dtype)
+
+
+def draw(num_tokens):
+    rng = np.random.default_rng(0)
+    tokens, kernel = rng.normal(size=(num_tokens, 3)), rng.normal(size=(3, 4))
+    labels = rng.integers(1, 9, num_tokens).astype("int32")
+    return tokens.astype("float32"), labels, kernel.astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "chunk_size"), [(8, 4), (7, 3), (5, 9), (1, 1), (4, 1), (0, 3)]
+)
+def test_the_results_are_those_of_all_tokens_at_once(num_tokens, chunk_size):
+    tokens, labels, kernel = map(keras.ops.convert_to_tensor, draw(num_tokens))
+    results = map_chunks(weigh, tokens, labels, (kernel,), chunk_size)
+    expected = keras.ops.convert_to_numpy(weigh(tokens, labels, kernel))
+    assert_close(keras.ops.convert_to_numpy(results), expected)
+
+
+def test_the_gradients_are_those_of_all_tokens_at_once():
+    tokens, labels, kernel = draw(7)
+    direction = np.arange(7, dtype="float32")
+
+    def total(compute, tokens, kernel):
+        labels_ = keras.ops.convert_to_tensor(labels)
+        return keras.ops.sum(keras.ops.multiply(compute(tokens, labels_, kernel), direction))
+
+    def in_chunks(tokens, labels, kernel):
+        return map_chunks(weigh, tokens, labels, (kernel,), 3)
+
+    gradients, expected = (
+        backend.current().compute_gradients(
+            lambda *arrays, compute=compute: total(compute, *arrays), [tokens, kernel], []
+        )[0]
+        for compute in (in_chunks, weigh)
+    )
+    for one, other in zip(gradients, expected, strict=True):
+        assert_close(one, other)
+
+
+def test_no_call_sees_more_tokens_than_a_chunk_has():
+    tokens, labels, kernel = draw(7)
+    sizes = []
+
+    def record(rows, labels, kernel):
+        sizes.append(rows.shape[0])
+        return weigh(rows, labels, kernel)
+
+    def total(tokens, kernel):
+        labels_ = keras.ops.convert_to_tensor(labels)
+        return keras.ops.sum(map_chunks(record, tokens, labels_, (kernel,), 3))
+
+    backend.current().compute_gradients(total, [tokens, kernel], [])
+    assert set(sizes) == {3}
+
+
+def test_a_number_of_tokens_that_is_not_known_ahead_works():
+    class Sum(keras.Layer):
+        def call(self, tokens, labels, kernel):
+            # Flattening a batch of any size leaves a number that only the run knows.
+            flat = keras.ops.reshape(tokens, (-1, 3)), keras.ops.reshape(labels, (-1,))
+            return keras.ops.sum(map_chunks(weigh, *flat, (kernel[0],), 3))[None]
+
+        def compute_output_spec(self, *args):
+            return keras.KerasTensor((1,))
+
+    shapes = {"tokens": ((3,), "float32"), "labels": ((), "int32"), "kernel": ((3, 4), "float32")}
+    inputs = [keras.Input(shape, dtype=dtype) for shape, dtype in shapes.values()]
+    model = keras.Model(inputs, Sum()(*inputs))
+    for num_tokens in (7, 2):
+        tokens, labels, kernel = draw(num_tokens)
+        kernels = np.repeat(kernel[None], num_tokens, axis=0)
+        result = model.predict([tokens, labels, kernels], batch_size=8, verbose=0)
+        expected = keras.ops.convert_to_numpy(keras.ops.sum(weigh(tokens, labels, kernel)))
+        assert_close(result, expected[None])

@@ -1,0 +1,52 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.layers.heads.token_losses import (
+    average_losses,
+    check_tokens,
+    compute_token_losses,
+)
+from keras_deepseek.testing import assert_close
+from tests.oracles import cross_entropy
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(size=(2, 3, 7)).astype("float32")
+TARGETS = RNG.integers(0, 7, (2, 3)).astype("int32")
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_the_losses_are_those_of_the_formula(z_loss):
+    losses = keras.ops.convert_to_numpy(compute_token_losses(LOGITS, TARGETS, z_loss))
+    assert_close(losses, cross_entropy.token_losses(LOGITS, TARGETS, z_loss=z_loss))
+
+
+def test_half_precision_is_left_for_the_loss():
+    losses = compute_token_losses(keras.ops.cast(LOGITS, "bfloat16"), TARGETS)
+    assert keras.backend.standardize_dtype(losses.dtype) == "float32"
+
+
+def test_large_logits_stay_finite():
+    losses = compute_token_losses(np.array([[1e4, -1e4]], "float32"), np.array([1]))
+    assert_close(keras.ops.convert_to_numpy(losses), [2e4])
+
+
+def test_the_mean_is_over_the_weights_and_zero_without_any():
+    losses, weights = np.array([1.0, 3.0, 9.0], "float32"), np.array([0.5, 1.5, 0.0], "float32")
+    assert float(average_losses(losses, weights)) == pytest.approx(2.5)
+    assert float(average_losses(losses, 0 * weights)) == 0.0
+
+
+def test_a_shape_that_does_not_fit_is_refused():
+    inputs = keras.KerasTensor((None, 3, 4))
+    check_tokens("mask", None, inputs)
+    check_tokens("mask", keras.KerasTensor((2, None)), inputs)
+    for shape in [(2, 4), (3,), (2, 3, 4)]:
+        with pytest.raises(InvalidInputError, match=r"`mask` must have .* \(None, 3\), received"):
+            check_tokens("mask", keras.KerasTensor(shape), inputs)
+
+
+def test_floats_are_refused_where_integers_are_needed():
+    with pytest.raises(InvalidInputError, match=r"`targets` must be integers, received float32"):
+        check_tokens("targets", np.ones((2, 3), "float32"), np.ones((2, 3, 4)), is_integer=True)

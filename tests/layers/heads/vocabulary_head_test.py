@@ -1,0 +1,68 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.layers.heads.vocabulary_head import VocabularyHead, project
+from keras_deepseek.testing import assert_close
+
+SETTINGS = {
+    "use_bias": True,
+    "kernel_initializer": "glorot_uniform",
+    "bias_initializer": "ones",
+}
+
+
+def make_head(vocabulary_size=None, token_embedding=None, **kwargs):
+    return VocabularyHead(vocabulary_size, token_embedding, **{**SETTINGS, **kwargs})
+
+
+def test_it_has_a_kernel_and_a_bias_of_its_own():
+    head = make_head(7)
+    head.build((None, 3))
+    assert sorted(weight.name for weight in head.weights) == ["bias", "kernel"]
+    assert tuple(head.kernel.shape) == (3, 7)
+
+
+def test_it_shares_the_table_of_an_embedding():
+    embedding = keras.layers.Embedding(7, 3)
+    head = make_head(token_embedding=embedding, use_bias=False)
+    head.build((None, None, 3))
+    assert [weight.path for weight in head.weights] == [embedding.embeddings.path]
+    (kernel,) = head.projection()
+    table = keras.ops.convert_to_numpy(embedding.embeddings)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(kernel), table.T)
+
+
+def test_the_projection_is_in_the_compute_dtype():
+    head = make_head(7, dtype="mixed_bfloat16")
+    head.build((None, 3))
+    dtypes = {keras.backend.standardize_dtype(part.dtype) for part in head.projection()}
+    assert dtypes == {"bfloat16"}
+
+
+def test_logits_are_products_and_the_bias():
+    logits = project(np.ones((2, 3), "float32"), np.full((3, 4), 2.0, "float32"), np.float32(1))
+    assert_close(keras.ops.convert_to_numpy(logits), np.full((2, 4), 7.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, None), "needs a `vocabulary_size`, or a `token_embedding`"),
+        ((0, None), "`vocabulary_size` must be a positive integer, received 0"),
+        ((8, keras.layers.Embedding(7, 3)), "must be that of `token_embedding`, 7"),
+        ((None, keras.layers.Dense(3)), "must be a `keras.layers.Embedding`"),
+        ((None, "embedding"), "`token_embedding` must be a Keras layer, received 'embedding'"),
+    ],
+)
+def test_arguments_that_make_no_head_are_refused(arguments, message):
+    with pytest.raises(InvalidInputError, match=message):
+        make_head(*arguments)
+
+
+def test_inputs_of_another_size_are_refused():
+    with pytest.raises(InvalidInputError, match=r"with a known dim, received \(2, None\)"):
+        make_head(7).build((2, None))
+    with pytest.raises(InvalidInputError, match="an embedding of 3 numbers a token, and received"):
+        make_head(token_embedding=keras.layers.Embedding(7, 3)).build((2, 4))

@@ -1,0 +1,73 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.layers import DeepSeekMoE, ExpertRouter, SwiGLU
+from keras_deepseek.layers.inner_layers import (
+    build_layer,
+    call_layer,
+    clone_layers,
+    revive_layer,
+    serialize_layer,
+)
+
+
+def test_a_layer_comes_back_from_its_config():
+    layer = SwiGLU(5, clamp=2.0)
+    layer.build((None, 3))
+    config = serialize_layer(layer)
+    assert "build_config" not in config
+    revived = revive_layer("block", config)
+    assert revived.get_config() == layer.get_config()
+    assert revive_layer("block", revived) is revived
+
+
+@pytest.mark.parametrize("value", [None, "swiglu", 3, lambda x: x])
+def test_what_is_no_layer_is_refused(value):
+    with pytest.raises(InvalidInputError, match="`block` must be a Keras layer, received"):
+        revive_layer("block", value)
+    with pytest.raises(InvalidInputError, match="`block` must be a Keras layer, received"):
+        clone_layers("block", value, 2)
+
+
+@pytest.mark.parametrize("is_config", [False, True])
+def test_clones_share_nothing(is_config):
+    layer = DeepSeekMoE(ExpertRouter(4, 2), intermediate_dim=5)
+    one, two = clone_layers("block", serialize_layer(layer) if is_config else layer, 2)
+    assert (one.name, two.name) == ("block_1", "block_2")
+    assert len({id(one.router), id(two.router), id(layer.router)}) == 3
+    one.build((None, 3))
+    two.build((None, 3))
+    assert not np.allclose(
+        keras.ops.convert_to_numpy(one.up_kernel), keras.ops.convert_to_numpy(two.up_kernel)
+    )
+
+
+def test_a_layer_without_a_build_of_its_own_is_built():
+    class Twice(keras.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(4)
+
+        def call(self, inputs):
+            return self.dense(self.dense(inputs))
+
+    layer = Twice()
+    build_layer(layer, (None, 4), "float32")
+    assert len(layer.weights) == 2
+
+
+def test_a_mask_goes_to_the_layers_that_take_one():
+    class Hide(keras.Layer):
+        def __init__(self):
+            super().__init__()
+            self.supports_masking = True
+
+        def call(self, inputs, mask=None, factor=1.0):
+            return inputs * keras.ops.cast(mask[..., None], "float32") * factor
+
+    inputs, mask = np.ones((1, 2, 3), "float32"), np.array([[True, False]])
+    hidden = keras.ops.convert_to_numpy(call_layer(Hide(), inputs, mask, factor=2.0))
+    np.testing.assert_array_equal(hidden[0, :, 0], [2.0, 0.0])
+    assert call_layer(SwiGLU(2), inputs, mask).shape == (1, 2, 3)
