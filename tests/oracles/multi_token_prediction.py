@@ -18,9 +18,11 @@ def predict(hidden, tokens, table, modules, epsilon):
         rows = []
         for i in range(len(tokens) - depth):
             normed = rms_norm(previous[i], hidden_scale, epsilon)
-            embedded = rms_norm(table[tokens[i + depth]].astype("float64"), embedding_scale, epsilon)
+            embedded = rms_norm(
+                table[tokens[i + depth]].astype("float64"), embedding_scale, epsilon
+            )
             rows.append(np.concatenate([normed, embedded]) @ projection)
-        previous = block(np.array(rows))
+        previous = block(np.array(rows).reshape(-1, hidden.shape[-1]))
         by_depth.append(previous)
     return by_depth
 

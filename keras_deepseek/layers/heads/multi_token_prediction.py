@@ -91,8 +91,9 @@ class MultiTokenPrediction(keras.Layer):
         inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
 
     Returns:
-        A list of `depth` tensors: logits of shape `(batch_size, length, vocabulary_size)`, or
-        hidden states of shape `(batch_size, length, dim)`.
+        A list of `depth` tensors: logits of shape `(batch_size, length, vocabulary_size)`, as the
+        head returns them, or hidden states of shape `(batch_size, length, dim)`, in the layer's
+        compute dtype.
 
     Raises:
         InvalidInputError: What must be a layer is none, `depth` or `loss_weight` is out of its
@@ -206,7 +207,7 @@ class MultiTokenPrediction(keras.Layer):
         embedded = ops.cast(self.token_embedding(ids), hidden.dtype)
         parts = [self.hidden_norms[index](hidden), self.embedding_norms[index](embedded)]
         hidden = self.projections[index](ops.concatenate(parts, axis=-1))
-        return call_layer(self.blocks[index], hidden, shown)
+        return ops.cast(call_layer(self.blocks[index], hidden, shown), self.compute_dtype)
 
     def _needs_logits(self, training: bool) -> bool:
         is_chunked = isinstance(self.output_head, ChunkedCrossEntropy)

@@ -53,9 +53,9 @@ class ManifoldConstrainedHyperConnections(keras.Layer):
     ```
 
     The wrapped layer maps `(batch_size, ..., dim)` to the same shape. A mask, one entry a token, is
-    given to it if it takes one, and passes through. Further arguments of the call go to it as they
-    are, and what it returns beside its outputs, as a cache, is returned beside the streams. A block
-    of one's own may instead call the two halves, `collapse` and `merge`.
+    given to it if it takes one, and passes through. What it returns beside its outputs, as a cache,
+    is returned beside the streams. A block of one's own may instead call the two halves, `collapse`
+    and `merge`.
 
     In a checkpoint, `kernel` is `fn` transposed, `bias` is `base`.
 
@@ -72,9 +72,10 @@ class ManifoldConstrainedHyperConnections(keras.Layer):
         inputs: Floating-point tensor of shape `(batch_size, ..., num_streams, dim)`.
         mask: Boolean tensor of shape `(batch_size, ...)`, or `None` for the mask that `inputs`
             carry.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
         training: boolean. Given to the wrapped layer, as Keras does.
-        **kwargs: Arguments of the wrapped layer, such as `cache`.
+        token_ids, positions, cache, cache_index: Given to the wrapped layer where they are not
+            `None`.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
 
     Returns:
         A tensor of the shape of `inputs`, in the layer's compute dtype; a tuple of it and the rest,
@@ -179,7 +180,7 @@ class ManifoldConstrainedHyperConnections(keras.Layer):
                 f"{self.name!r} wraps a layer that must keep the size of its inputs, "
                 f"{inputs.shape[-1]}, received outputs of shape {tuple(outputs.shape)}."
             )
-        post, comb = ops.cast(post, inputs.dtype), ops.cast(comb, inputs.dtype)
+        outputs, post, comb = (ops.cast(part, inputs.dtype) for part in (outputs, post, comb))
         written = ops.expand_dims(post, -1) * ops.expand_dims(outputs, -2)
         return written + ops.matmul(ops.swapaxes(comb, -1, -2), inputs)
 
@@ -187,13 +188,17 @@ class ManifoldConstrainedHyperConnections(keras.Layer):
         self,
         inputs: Any,
         mask: Any = None,
-        inputs_mask: Any = None,
         training: bool | None = None,
-        **kwargs: Any,
+        token_ids: Any = None,
+        positions: Any = None,
+        cache: Any = None,
+        cache_index: Any = None,
+        inputs_mask: Any = None,
     ) -> Any:
         mask = inputs_mask if mask is None else mask
+        arguments = _given(token_ids, positions, cache, cache_index)
         collapsed, post, comb = self.collapse(inputs)
-        outputs = call_layer(self.layer, collapsed, mask, **kwargs)
+        outputs = call_layer(self.layer, collapsed, mask, **arguments)
         if isinstance(outputs, tuple | list):
             return self.merge(outputs[0], inputs, post, comb), *outputs[1:]
         return self.merge(outputs, inputs, post, comb)
@@ -202,12 +207,16 @@ class ManifoldConstrainedHyperConnections(keras.Layer):
         self,
         inputs: Any,
         mask: Any = None,
-        inputs_mask: Any = None,
         training: bool | None = None,
-        **kwargs: Any,
+        token_ids: Any = None,
+        positions: Any = None,
+        cache: Any = None,
+        cache_index: Any = None,
+        inputs_mask: Any = None,
     ) -> Any:
+        arguments = _given(token_ids, positions, cache, cache_index)
         collapsed = keras.KerasTensor((*inputs.shape[:-2], inputs.shape[-1]), self.compute_dtype)
-        outputs = self.layer.compute_output_spec(collapsed, **kwargs)
+        outputs = self.layer.compute_output_spec(collapsed, **arguments)
         streams = keras.KerasTensor(inputs.shape, self.compute_dtype)
         return (streams, *outputs[1:]) if isinstance(outputs, tuple | list) else streams
 
@@ -220,3 +229,14 @@ class ManifoldConstrainedHyperConnections(keras.Layer):
             "norm_epsilon": self.norm_epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+def _given(token_ids: Any, positions: Any, cache: Any, cache_index: Any) -> dict[str, Any]:
+    """Returns the arguments that are not `None`: a layer need not take the others."""
+    arguments = {
+        "token_ids": token_ids,
+        "positions": positions,
+        "cache": cache,
+        "cache_index": cache_index,
+    }
+    return {name: value for name, value in arguments.items() if value is not None}

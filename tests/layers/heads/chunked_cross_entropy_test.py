@@ -130,9 +130,7 @@ def test_sample_weights_are_those_of_keras():
     hidden, targets = draw(3, 5)
     weights = np.random.default_rng(1).uniform(0, 1, (3, 5)).astype("float32")
     head = ChunkedCrossEntropy(VOCABULARY_SIZE, chunk_size=4)
-    compare_with_keras(
-        head, head, hidden, targets, weights, reduction="mean_with_sample_weight"
-    )
+    compare_with_keras(head, head, hidden, targets, weights, reduction="mean_with_sample_weight")
 
 
 def test_a_shared_embedding_gets_the_gradient_of_both_uses():
@@ -150,7 +148,9 @@ def test_a_shared_embedding_gets_the_gradient_of_both_uses():
         return keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True)
 
     compute, variables = backend.current().compute_gradients, [embedding.embeddings]
-    _, (gradient,) = compute(lambda: total(lambda h: head.compute_losses(h, targets)), [], variables)
+    _, (gradient,) = compute(
+        lambda: total(lambda h: head.compute_losses(h, targets)), [], variables
+    )
     _, (expected,) = compute(lambda: total(full), [], variables)
     assert_close(gradient, expected, 1e-5)
 
