@@ -46,6 +46,9 @@ class ChunkedCrossEntropy(VocabularyHead):
     over the sum of weights. A token does not count where the mask is false or its target is
     `ignore_class`; its loss is returned as 0. The mask passes through.
 
+    On TensorFlow, compile the model with `jit_compile=True`: without XLA, the loop over the chunks
+    takes about as much memory as it saves.
+
     Returned losses are in the layer's compute dtype, the mean that is added is in float32.
 
     Args:
