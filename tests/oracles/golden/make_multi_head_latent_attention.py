@@ -68,6 +68,13 @@ CASES = {  # The version, the layer, the shape of the inputs, the side of the pa
         (1, 11, 16),
         None,
     ),
+    "v2 yarn, right padding": (2, {**SMALL, "rope_scaling": YARN}, (2, 7, 24), "right"),
+    "v3 no query compression, left padding": (
+        3,
+        {**ODD, "query_lora_rank": None},
+        (2, 4, 15),
+        "left",
+    ),
 }
 
 
