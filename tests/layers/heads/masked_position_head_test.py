@@ -8,7 +8,7 @@ from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import MaskedPositionHead
 from keras_deepseek.testing import LayerTestCase, assert_close
 from keras_deepseek.testing.mask_layers import RecordMask
-from tests.oracles.parity import check_case, read_arguments, read_cases
+from tests.oracles.parity import check_case, make_layer, read_cases
 
 CASES = read_cases("masked_position_head")
 
@@ -23,7 +23,7 @@ def draw(*shape):
 
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_and_gradients_are_those_of_bert(name):
-    check_case(MaskedPositionHead(**read_arguments(CASES[name])), CASES[name])
+    check_case(make_layer(CASES[name]), CASES[name])
 
 
 @pytest.mark.parametrize(

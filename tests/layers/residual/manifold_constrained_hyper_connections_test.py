@@ -14,7 +14,7 @@ from keras_deepseek.layers import (
 )
 from keras_deepseek.testing import LayerTestCase, assert_close
 from keras_deepseek.testing.mask_layers import AttachMask, RecordMask
-from tests.oracles.parity import check_case, read_arguments, read_cases
+from tests.oracles.parity import check_case, make_layer, read_cases
 
 CASES = read_cases("manifold_constrained_hyper_connections")
 
@@ -35,8 +35,7 @@ def make_attention(**kwargs):
 
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_and_gradients_are_those_of_transformers(name):
-    layer = ManifoldConstrainedHyperConnections(**read_arguments(CASES[name]))
-    check_case(layer, CASES[name])
+    check_case(make_layer(CASES[name]), CASES[name])
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,14 @@ import pytest
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import ResidualStreamCollapse
 from keras_deepseek.testing import LayerTestCase
-from tests.oracles.parity import check_case, read_arguments, read_cases
+from tests.oracles.parity import check_case, make_layer, read_cases
 
 CASES = read_cases("residual_stream_collapse")
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_and_gradients_are_those_of_transformers(name):
-    check_case(ResidualStreamCollapse(**read_arguments(CASES[name])), CASES[name])
+    check_case(make_layer(CASES[name]), CASES[name])
 
 
 @pytest.mark.parametrize(

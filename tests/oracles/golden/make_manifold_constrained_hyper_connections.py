@@ -71,6 +71,7 @@ def run_case(name: str) -> dict[str, np.ndarray]:
         "config": {"units": dim, "activation": "tanh", "name": "inner"},
     }
     arrays = {
+        "layer": np.array("ManifoldConstrainedHyperConnections"),
         "arguments": np.array(json.dumps({"layer": layer, **arguments})),
         "inputs": inputs.detach().numpy(),
         "outputs": outputs.detach().numpy(),

@@ -76,6 +76,7 @@ def run_case(name: str) -> dict[str, np.ndarray]:
     else:
         arguments["vocabulary_size"] = vocabulary_size
     arrays = {
+        "layer": np.array("MaskedPositionHead"),
         "arguments": np.array(json.dumps(arguments)),
         "inputs": inputs.detach().numpy(),
         "call/mask_positions": positions.numpy().astype("int32"),

@@ -41,6 +41,7 @@ def run_case(name: str) -> dict[str, np.ndarray]:
     direction = torch.randn(outputs.shape)
     (outputs * direction).sum().backward()
     return {
+        "layer": np.array("ResidualStreamCollapse"),
         "arguments": np.array(json.dumps(arguments)),
         "inputs": inputs.detach().numpy(),
         "outputs": outputs.detach().numpy(),
