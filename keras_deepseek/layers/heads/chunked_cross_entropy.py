@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.layers.heads.token_chunks import map_chunks
+from keras_deepseek.layers.token_chunks import map_chunks
 from keras_deepseek.layers.heads.token_losses import (
     average_losses,
     check_tokens,
@@ -183,7 +183,7 @@ class ChunkedCrossEntropy(VocabularyHead):
 
         tokens = ops.reshape(ops.cast(inputs, self.compute_dtype), (-1, inputs.shape[-1]))
         losses = map_chunks(
-            compute, tokens, ops.reshape(labels, (-1,)), self.projection(), self.chunk_size
+            compute, [tokens], [ops.reshape(labels, (-1,))], self.projection(), self.chunk_size
         )
         losses = ops.reshape(losses, ops.shape(targets))
         if self.ignore_class is not None:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek import backend
-from keras_deepseek.layers.heads.token_chunks import map_chunks
+from keras_deepseek.layers.token_chunks import map_chunks
 from keras_deepseek.testing import assert_close
 
 
@@ -25,9 +25,30 @@ def draw(num_tokens):
 )
 def test_the_results_are_those_of_all_tokens_at_once(num_tokens, chunk_size):
     tokens, labels, kernel = map(keras.ops.convert_to_tensor, draw(num_tokens))
-    results = map_chunks(weigh, tokens, labels, (kernel,), chunk_size)
+    results = map_chunks(weigh, [tokens], [labels], (kernel,), chunk_size)
     expected = keras.ops.convert_to_numpy(weigh(tokens, labels, kernel))
     assert_close(keras.ops.convert_to_numpy(results), expected)
+
+
+@pytest.mark.parametrize("recomputes", [True, False])
+@pytest.mark.parametrize(("batch_size", "num_tokens"), [(2, 7), (0, 7), (2, 3), (2, 0)])
+def test_tokens_may_stand_along_the_second_axis_and_results_be_several(
+    batch_size, num_tokens, recomputes
+):
+    rows = keras.ops.ones((batch_size, num_tokens, 2)) * keras.ops.reshape(
+        keras.ops.arange(num_tokens, dtype="float32"), (1, -1, 1)
+    )
+    places = keras.ops.expand_dims(keras.ops.arange(num_tokens), 0)
+
+    def compute(rows, places, shared):
+        return rows * shared, keras.ops.sum(rows, -1) + keras.ops.cast(places, "float32")
+
+    doubled, tripled = map_chunks(
+        compute, [rows], [places], [2.0], 3, axis=1, recomputes=recomputes
+    )
+    expected = np.broadcast_to(np.arange(num_tokens), (batch_size, num_tokens))
+    assert_close(keras.ops.convert_to_numpy(doubled), np.stack([2 * expected] * 2, axis=-1))
+    assert_close(keras.ops.convert_to_numpy(tripled), 3 * expected)
 
 
 def test_the_gradients_are_those_of_all_tokens_at_once():
@@ -39,7 +60,7 @@ def test_the_gradients_are_those_of_all_tokens_at_once():
         return keras.ops.sum(keras.ops.multiply(compute(tokens, labels_, kernel), direction))
 
     def in_chunks(tokens, labels, kernel):
-        return map_chunks(weigh, tokens, labels, (kernel,), 3)
+        return map_chunks(weigh, [tokens], [labels], (kernel,), 3)
 
     gradients, expected = (
         backend.current().compute_gradients(
@@ -61,7 +82,7 @@ def test_no_call_sees_more_tokens_than_a_chunk_has():
 
     def total(tokens, kernel):
         labels_ = keras.ops.convert_to_tensor(labels)
-        return keras.ops.sum(map_chunks(record, tokens, labels_, (kernel,), 3))
+        return keras.ops.sum(map_chunks(record, [tokens], [labels_], (kernel,), 3))
 
     backend.current().compute_gradients(total, [tokens, kernel], [])
     assert set(sizes) == {3}
@@ -72,7 +93,7 @@ def test_a_number_of_tokens_that_is_not_known_ahead_works():
         def call(self, tokens, labels, kernel):
             # Flattening a batch of any size leaves a number that only the run knows.
             flat = keras.ops.reshape(tokens, (-1, 3)), keras.ops.reshape(labels, (-1,))
-            return keras.ops.sum(map_chunks(weigh, *flat, (kernel[0],), 3))[None]
+            return keras.ops.sum(map_chunks(weigh, flat[:1], flat[1:], (kernel[0],), 3))[None]
 
         def compute_output_spec(self, *args):
             return keras.KerasTensor((1,))
