@@ -10,6 +10,8 @@ import keras
 
 from keras_deepseek.layers import predefined
 from keras_deepseek.layers.attention.cached_attention import CachedAttention
+from keras_deepseek.layers.attention.deepseek_sparse_attention import DeepSeekSparseAttention
+from keras_deepseek.layers.attention.lightning_indexer import LightningIndexer
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.attention.sparse_attention import SparseAttention
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU
@@ -31,8 +33,10 @@ __all__ = [
     "CachedAttention",
     "ChunkedCrossEntropy",
     "DeepSeekMoE",
+    "DeepSeekSparseAttention",
     "ExpertRouter",
     "HashRouter",
+    "LightningIndexer",
     "ManifoldConstrainedHyperConnections",
     "MaskedPositionHead",
     "MultiHeadLatentAttention",

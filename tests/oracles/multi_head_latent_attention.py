@@ -6,9 +6,22 @@ from tests.oracles.rotary_embedding import rotary_embedding
 
 
 def multi_head_latent_attention(
-    x, weights, frequencies, scale, *, epsilon=1e-6, causal=True, interleaved=True, mask=None
+    x,
+    weights,
+    frequencies,
+    scale,
+    *,
+    epsilon=1e-6,
+    causal=True,
+    interleaved=True,
+    mask=None,
+    collected=None,
 ):
-    """`weights` by the layer's names, such as `key_up/kernel`; a missing bias is none."""
+    """`weights` by the layer's names, such as `key_up/kernel`; a missing bias is none.
+
+    `mask` is of shape `(batch_size, length)` or `(batch_size, length, length)`. `collected` is a
+    list that the attention weights of each head are put into.
+    """
     w = {name: np.asarray(array, "float64") for name, array in weights.items()}
     x = np.asarray(x, "float64")
     length = x.shape[1]
@@ -29,7 +42,9 @@ def multi_head_latent_attention(
     latent = norm(project(x, "key_value_down"), "key_value_norm")
     shared_key = rotate(project(x, "key_rope"))
     visible = np.tri(length, dtype=bool) if causal else np.ones((length, length), bool)
-    visible = visible[None] if mask is None else visible[None] & np.asarray(mask)[:, None, :]
+    visible = visible[None]
+    if mask is not None:
+        visible = visible & (mask if np.ndim(mask) > 2 else np.asarray(mask)[:, None, :])
     outputs = w.get("output/bias", 0.0)
     for head in range(w["query_up/kernel"].shape[1]):
         query = queries @ w["query_up/kernel"][:, head]
@@ -40,6 +55,8 @@ def multi_head_latent_attention(
         scores = np.where(visible, scale * query @ key.swapaxes(1, 2), -np.inf)
         exponents = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weighting = exponents / exponents.sum(axis=-1, keepdims=True)
+        if collected is not None:
+            collected.append(weighting)
         value = latent @ w["value_up/kernel"][:, head]
         outputs = outputs + weighting @ value @ w["output/kernel"][head]
     return outputs

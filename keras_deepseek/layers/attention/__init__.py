@@ -1,7 +1,15 @@
 """Layers in which positions attend to one another, and the cache that they share."""
 
 from keras_deepseek.layers.attention.cached_attention import CachedAttention
+from keras_deepseek.layers.attention.deepseek_sparse_attention import DeepSeekSparseAttention
+from keras_deepseek.layers.attention.lightning_indexer import LightningIndexer
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.attention.sparse_attention import SparseAttention
 
-__all__ = ["CachedAttention", "MultiHeadLatentAttention", "SparseAttention"]
+__all__ = [
+    "CachedAttention",
+    "DeepSeekSparseAttention",
+    "LightningIndexer",
+    "MultiHeadLatentAttention",
+    "SparseAttention",
+]

@@ -120,8 +120,10 @@ def make_attention_mask(
     *,
     key_mask: Any = None,
     start_index: Any = 0,
+    query_slots: Any = None,
     use_causal_mask: bool = False,
     sliding_window: int | None = None,
+    attention_mask: Any = None,
 ) -> Any:
     """Returns which queries may look at which keys.
 
@@ -131,19 +133,25 @@ def make_attention_mask(
         key_mask: boolean tensor of shape `(batch_size, key_length)`, or `None` for no padding.
             Defaults to `None`.
         start_index: integer or scalar tensor. The slot of the first query. Defaults to `0`.
+        query_slots: integer tensor of shape `(query_length,)`, or `None`. The slots of the queries,
+            counted from `start_index`, where they do not follow one another. Defaults to `None`.
         use_causal_mask: boolean. Whether a query looks at no later slot. Defaults to `False`.
         sliding_window: integer or `None`. A query looks at slots less than so many away. Defaults
             to `None`.
+        attention_mask: boolean tensor that broadcasts to `(batch_size, query_length, key_length)`,
+            or `None`. A further rule. Defaults to `None`.
 
     Returns:
         A boolean tensor that broadcasts to `(batch_size, query_length, key_length)`, or `None`
         where every query may look at every key.
     """
     mask = None if key_mask is None else ops.expand_dims(ops.cast(key_mask, "bool"), 1)
-    queries = ops.arange(query_length, dtype="int32") + ops.cast(start_index, "int32")
+    if query_slots is None:
+        query_slots = ops.arange(query_length, dtype="int32")
+    queries = query_slots + ops.cast(start_index, "int32")
     keys = ops.arange(key_length, dtype="int32")
     distance = ops.expand_dims(ops.expand_dims(queries, 1) - ops.expand_dims(keys, 0), 0)
-    rules = []
+    rules = [] if attention_mask is None else [attention_mask]
     if use_causal_mask:
         rules.append(distance >= 0)
     if sliding_window is not None:

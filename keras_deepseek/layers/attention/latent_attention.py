@@ -1,5 +1,7 @@
 """Attention over compressed keys and values, in the two ways that `MultiHeadLatentAttention` has.
 
+`DeepSeekSparseAttention` has a third: the absorbed way, over keys that each query has chosen.
+
 Letters: b batch, t queries, s keys, h heads, n and r the parts of a head without and with a
 position, v a value, c the compressed keys and values. Queries come scaled, as the pair of parts
 (bthn, bthr); keys as the pair of the compressed ones and the rotary key that heads share, (bsc,
@@ -81,11 +83,68 @@ def attend_absorbed(
     Returns:
         A tensor.
     """
-    key_kernel, value_kernel = kernels
+    weights = drop(_weigh_absorbed(queries, keys, mask, kernels[0]))
+    return _sum_absorbed(weights, keys[0], kernels[1])
+
+
+def attend_chosen(
+    queries: tuple[Any, Any],
+    keys: tuple[Any, Any],
+    indices: Any,
+    is_chosen: Any,
+    kernels: Sequence[Any],
+    drop: Callable[[Any], Any],
+) -> tuple[Any, Any]:
+    """Returns the absorbed way's results over k keys a query, which are gathered.
+
+    Args:
+        queries: Pair of tensors.
+        keys: Pair of tensors.
+        indices: Integer tensor (btk). Which keys a query looks at, in any order.
+        is_chosen: Boolean tensor (btk), false where there was no further key to look at.
+        kernels: The tensors (chn) and (chv) that expand keys and values.
+        drop: What drops some of the attention weights (bthk).
+
+    Returns:
+        The weighted values (bthv) and the attention weights (bthk), of which none is dropped.
+    """
+    batch_size, length, num_heads, _ = ops.shape(queries[0])
+    gathered = [_gather(x, indices) for x in keys]
+    # Each query has keys of its own, so that it is a sequence of one beside the others.
+    alone = [_split_queries(x) for x in queries]
+    is_chosen = _split_queries(is_chosen)
+    weights = _weigh_absorbed(alone, gathered, is_chosen, kernels[0])
+    shape = (batch_size, length, num_heads, weights.shape[-1])
+    weights = ops.reshape(weights, shape)
+    dropped = ops.reshape(drop(weights), (batch_size * length, num_heads, 1, shape[-1]))
+    sums = _sum_absorbed(dropped, gathered[0], kernels[1])
+    return ops.reshape(sums, (*shape[:3], kernels[1].shape[-1])), weights
+
+
+def _gather(x: Any, indices: Any) -> Any:
+    """Returns the rows of each query, from (bsc) and (btk) to (bt, k, c)."""
+    batch_size, num_keys, dim = ops.shape(x)
+    first = ops.arange(batch_size, dtype="int32") * ops.cast(num_keys, "int32")
+    rows = ops.reshape(indices + ops.reshape(first, (-1, 1, 1)), (-1, indices.shape[-1]))
+    return ops.take(ops.reshape(x, (batch_size * num_keys, dim)), rows, axis=0)
+
+
+def _split_queries(x: Any) -> Any:
+    """From (bt...) to (bt, 1, ...)."""
+    shape = ops.shape(x)
+    return ops.reshape(x, (shape[0] * shape[1], 1, *shape[2:]))
+
+
+def _weigh_absorbed(queries: Sequence[Any], keys: Sequence[Any], mask: Any, key_kernel: Any) -> Any:
+    """Returns the attention weights (bhts)."""
     compressed = ops.einsum("bthn,chn->bthc", queries[0], key_kernel)
     scores = ops.einsum("bthc,bsc->bhts", compressed, keys[0])
-    weights = drop(_softmax(scores, queries[1], keys[1], mask))
-    sums = ops.einsum("bhts,bsc->bthc", weights, keys[0])
+    return _softmax(scores, queries[1], keys[1], mask)
+
+
+def _sum_absorbed(weights: Any, latent: Any, value_kernel: Any) -> Any:
+    """Returns the weighted values (bthv)."""
+    sums = ops.einsum("bhts,bsc->bthc", weights, latent)
     return ops.einsum("bthc,chv->bthv", sums, value_kernel)
 
 

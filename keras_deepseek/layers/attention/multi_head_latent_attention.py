@@ -10,6 +10,7 @@ from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
     check_cache_arguments,
+    compute_call_spec,
     make_attention_mask,
     make_cache,
 )
@@ -19,6 +20,7 @@ from keras_deepseek.layers.attention.latent_attention import (
     is_absorbed_cheaper,
 )
 from keras_deepseek.layers.initializers import clone_initializer
+from keras_deepseek.layers.mask_check import check_attention_mask, check_mask
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
 from keras_deepseek.layers.size_check import check_size
@@ -90,6 +92,9 @@ class MultiHeadLatentAttention(keras.Layer):
             from `cache_index` on.
         cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
         cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+        attention_mask: Boolean tensor that broadcasts to `(batch_size, length, key_length)`, or
+            `None`: which tokens each may look at, beside the other masks, such as those of its own
+            document. With a cache the keys are its slots.
         training: boolean. Whether to drop attention weights.
         inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
 
@@ -250,8 +255,11 @@ class MultiHeadLatentAttention(keras.Layer):
         Returns:
             A dict of tensors.
         """
-        entries = {"latent": (self.key_value_lora_rank,), "rotary_key": (self.rope_head_dim,)}
-        return make_cache(batch_size, max_length, entries, self.compute_dtype)
+        return make_cache(batch_size, max_length, self._cache_entries, self.compute_dtype)
+
+    @property
+    def _cache_entries(self) -> dict[str, Shape]:
+        return {"latent": (self.key_value_lora_rank,), "rotary_key": (self.rope_head_dim,)}
 
     def call(
         self,
@@ -260,58 +268,74 @@ class MultiHeadLatentAttention(keras.Layer):
         positions: Any = None,
         cache: Cache | None = None,
         cache_index: Any = None,
+        attention_mask: Any = None,
         training: bool | None = None,
         inputs_mask: Any = None,
     ) -> Any:
         self._check_cache(cache, cache_index)
         mask = inputs_mask if mask is None else mask
-        _check_mask(mask, inputs)
+        check_mask(mask, inputs)
         start = 0 if cache is None else cache_index
-        turn = {"positions": positions, "start_index": start}
-
-        queries = inputs
+        compressed = inputs
         if self.query_lora_rank is not None:
-            queries = self.query_norm(self.query_down(inputs))
-        queries = self.query_up(queries) * self._scale
-        query_rope = self.rotary(queries[..., self.nope_head_dim :], **turn)
-        keys = {
-            "latent": self.key_value_norm(self.key_value_down(inputs)),
-            "rotary_key": self.rotary(self.key_rope(inputs), **turn),
-        }
+            compressed = self.query_norm(self.query_down(inputs))
+        turn = {"positions": positions, "start_index": start}
+        queries, keys = self._project(inputs, compressed, turn)
         if cache is not None:
             cache = append_to_cache(cache, cache_index, keys, mask)
             keys, mask = cache, cache["mask"]
-        outputs = self._attend(
-            (queries[..., : self.nope_head_dim], query_rope),
-            (keys["latent"], keys["rotary_key"]),
-            make_attention_mask(
-                ops.shape(inputs)[1],
-                ops.shape(keys["latent"])[1],
-                key_mask=mask,
-                start_index=start,
-                use_causal_mask=self.use_causal_mask,
-            ),
-            training,
-        )
-        outputs = self.output_projection(outputs)
+        check_attention_mask(attention_mask, inputs, keys["latent"])
+        visibility = {
+            "key_mask": mask,
+            "start_index": start,
+            "use_causal_mask": self.use_causal_mask,
+            "attention_mask": attention_mask,
+        }
+        outputs = self.output_projection(self._attend(queries, keys, visibility, training))
         return outputs if cache is None else (outputs, cache)
 
-    def _attend(self, queries: Any, keys: Any, mask: Any, training: bool | None) -> Any:
+    def _project(
+        self, inputs: Any, compressed: Any, turn: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns queries and keys by name; what is named in the cache is kept there."""
+        queries = self.query_up(compressed) * self._scale
+        return {
+            "nope": queries[..., : self.nope_head_dim],
+            "rope": self.rotary(queries[..., self.nope_head_dim :], **turn),
+        }, {
+            "latent": self.key_value_norm(self.key_value_down(inputs)),
+            "rotary_key": self.rotary(self.key_rope(inputs), **turn),
+        }
+
+    def _attend(
+        self,
+        queries: dict[str, Any],
+        keys: dict[str, Any],
+        visibility: dict[str, Any],
+        training: bool | None,
+    ) -> Any:
+        """Returns the heads, of shape `(batch_size, length, num_heads, value_head_dim)`."""
+
         def drop(weights: Any) -> Any:
             return self.drop(weights, training=training)
 
+        parts = (queries["nope"], queries["rope"]), (keys["latent"], keys["rotary_key"])
+        query_length, key_length = (part[0].shape[1] for part in parts)
+        mask = make_attention_mask(
+            ops.shape(queries["nope"])[1], ops.shape(keys["latent"])[1], **visibility
+        )
         ups = (self.key_up, self.value_up)
         absorbs = is_absorbed_cheaper(
-            queries[0].shape[1],
-            keys[0].shape[1],
+            query_length,
+            key_length,
             self.nope_head_dim + self.value_head_dim,
             self.key_value_lora_rank,
         )
         # A quantized kernel is of use to its own layer alone.
         if absorbs and not any(up.quantization_mode for up in ups):
             kernels = [ops.cast(up.kernel, self.compute_dtype) for up in ups]
-            return attend_absorbed(queries, keys, mask, kernels, drop)
-        return attend_naive(queries, keys, mask, ups, drop)
+            return attend_absorbed(*parts, mask, kernels, drop)
+        return attend_naive(*parts, mask, ups, drop)
 
     def _check_cache(self, cache: Cache | None, cache_index: Any) -> None:
         check_cache_arguments(cache, cache_index)
@@ -327,12 +351,7 @@ class MultiHeadLatentAttention(keras.Layer):
     def compute_output_spec(
         self, inputs: Any, *args: Any, cache: Cache | None = None, **kwargs: Any
     ) -> Any:
-        outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
-        if cache is None:
-            return outputs
-        return outputs, {
-            name: keras.KerasTensor(tensor.shape, tensor.dtype) for name, tensor in cache.items()
-        }
+        return compute_call_spec(inputs, self.compute_dtype, cache)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -363,18 +382,4 @@ def _check_sizes(sizes: dict[str, Any]) -> None:
         raise InvalidInputError(
             f"`rope_head_dim` must be even, for it is rotated in pairs; received "
             f"{sizes['rope_head_dim']}."
-        )
-
-
-def _check_mask(mask: Any, inputs: Any) -> None:
-    expected = tuple(inputs.shape[:2])
-    if mask is None:
-        return
-    received = tuple(mask.shape)
-    if len(received) != len(expected) or any(
-        None not in sizes and sizes[0] != sizes[1] for sizes in zip(received, expected, strict=True)
-    ):
-        raise InvalidInputError(
-            f"`mask` must be of shape (batch_size, length), for these inputs {expected}, received "
-            f"{received}."
         )

@@ -78,11 +78,9 @@ CASES = {  # The version, the layer, the shape of the inputs, the side of the pa
 }
 
 
-def make_attention(version: int, arguments: dict[str, Any], dim: int) -> tuple[Any, Any, Any]:
-    """Returns the module with random weights, its rotary module, and their config."""
-    module, config_class = ((v2, DeepseekV2Config), (v3, DeepseekV3Config))[version - 2]
-    names = {"rope_interleave": arguments.get("use_interleaved_pairs", True)} if version > 2 else {}
-    config = config_class(
+def make_config(config_class: Any, arguments: dict[str, Any], dim: int, **more: Any) -> Any:
+    """Returns the config of a model with such attention."""
+    return config_class(
         hidden_size=dim,
         num_attention_heads=arguments["num_heads"],
         num_key_value_heads=arguments["num_heads"],
@@ -97,15 +95,27 @@ def make_attention(version: int, arguments: dict[str, Any], dim: int) -> tuple[A
             **arguments.get("rope_scaling", {"rope_type": "default"}),
             "rope_theta": 10000.0,
         },
-        **names,
+        **more,
     )
+
+
+def make_attention(version: int, arguments: dict[str, Any], dim: int) -> tuple[Any, Any, Any]:
+    """Returns the module with random weights, its rotary module, and their config."""
+    module, config_class = ((v2, DeepseekV2Config), (v3, DeepseekV3Config))[version - 2]
+    names = {"rope_interleave": arguments.get("use_interleaved_pairs", True)} if version > 2 else {}
+    config = make_config(config_class, arguments, dim, **names)
     config._attn_implementation = "eager"
     kind = f"DeepseekV{version}"
     attention = getattr(module, f"{kind}Attention")(config, layer_idx=0).eval()
-    with torch.no_grad():
-        for parameter in attention.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))  # Ones and zeros hide mistakes.
+    perturb(attention)
     return attention, getattr(module, f"{kind}RotaryEmbedding")(config), config
+
+
+def perturb(module: torch.nn.Module) -> None:
+    """Moves all weights at random: ones and zeros hide mistakes."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
 
 
 def make_mask(shape: tuple[int, ...], padding: str | None) -> torch.Tensor:
@@ -144,15 +154,32 @@ def to_weights(tensors: dict[str, torch.Tensor], config: Any) -> dict[str, np.nd
         elif module == "o_proj":
             shape = array.shape if kind == "bias" else (heads, -1, array.shape[-1])
             weights[f"output/{kind}"] = array.reshape(shape)
+        elif module.startswith("indexer"):  # DeepSeek-V3.2 alone.
+            path, array = to_indexer_weight(module, name.rpartition(".")[2], array, config)
+            weights[path] = array
         else:
             raise AssertionError(name)
     return weights
 
 
-def run_case(name: str) -> dict[str, np.ndarray]:
+def to_indexer_weight(
+    module: str, kind: str, array: np.ndarray, config: Any
+) -> tuple[str, np.ndarray]:
+    """Returns a weight of the indexer, or its gradient, by our name and in our layout."""
+    if module == "indexer.wq_b":
+        shape = (len(array), config.index_n_heads, config.index_head_dim)
+        return "indexer/query_up/kernel", array.reshape(shape)
+    if module == "indexer.k_norm":
+        return f"indexer/key_norm/{'beta' if kind == 'bias' else 'gamma'}", array
+    names = {"indexer.wk": "key", "indexer.weights_proj": "head_weight"}
+    return f"indexer/{names[module]}/kernel", array
+
+
+def make_case(
+    modules: tuple[Any, Any, Any], arguments: dict[str, Any], shape: Any, padding: str | None
+) -> dict[str, np.ndarray]:
     """Returns inputs, weights, outputs at real tokens, and gradients."""
-    version, arguments, shape, padding = CASES[name]
-    attention, rotary, config = make_attention(version, arguments, shape[-1])
+    attention, rotary, config = modules
     inputs = torch.randn(shape, requires_grad=True)
     mask = make_mask(shape, padding)
     length = shape[1]
@@ -167,7 +194,11 @@ def run_case(name: str) -> dict[str, np.ndarray]:
     direction = torch.randn(shape)
     (outputs * direction).sum().backward()
     parameters = dict(attention.named_parameters())
-    gradients = {key: parameter.grad for key, parameter in parameters.items()}
+    # What is computed without a gradient has one of zero.
+    gradients = {
+        key: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for key, parameter in parameters.items()
+    }
     arrays = {
         "layer": np.array("MultiHeadLatentAttention"),
         "arguments": np.array(json.dumps(arguments)),
@@ -181,6 +212,12 @@ def run_case(name: str) -> dict[str, np.ndarray]:
         for key, array in to_weights(tensors, config).items():
             arrays[f"{prefix}/{key}"] = array
     return arrays
+
+
+def run_case(name: str) -> dict[str, np.ndarray]:
+    """Returns inputs, weights, outputs at real tokens, and gradients."""
+    version, arguments, shape, padding = CASES[name]
+    return make_case(make_attention(version, arguments, shape[-1]), arguments, shape, padding)
 
 
 def main() -> None:

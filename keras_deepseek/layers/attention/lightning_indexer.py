@@ -1,0 +1,213 @@
+"""What `DeepSeekSparseAttention` chooses its keys by, at a fraction of the cost of attention."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.initializers import clone_initializer
+from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
+from keras_deepseek.layers.size_check import check_size
+
+Shape = tuple[int | None, ...]
+
+_HIDDEN = -1e30
+"""The score of a key that must not be looked at: finite, as a gradient wants it."""
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class LightningIndexer(keras.Layer):
+    """Projects tokens to what scores, by a small product, how much a query wants a key.
+
+    Choose it to attend to few keys out of many: `score_keys` gives the scores and `choose_keys` the
+    best of them. It has one key a token, shared by its heads. For a token `x`, with `c` what its
+    queries are made from,
+
+    ```
+    query_h = rotary(query_up_h(c))        weight_h = head_weight_h(x) * (num_heads * head_dim) ** -0.5
+    key = rotary(layer_norm(key(x)))
+    score(t, s) = sum over h of weight_h(t) * relu(query_h(t) . key(s))
+    ```
+
+    where `rotary` turns the first `rope_head_dim` entries, in halves. Which keys are best has no
+    gradient, so an indexer learns by a loss of its own; see `DeepSeekSparseAttention`.
+
+    Each token is projected alone, and a mask passes through. What has to be cached is the key. The
+    weights are those of a checkpoint but for their layout: `wq_b` is `query_up`, `wk` `key`,
+    `k_norm` `key_norm`, `weights_proj` `head_weight`. The Hadamard transform of DeepSeek's own code,
+    which changes no score, is left out.
+
+    Args:
+        num_heads: integer. Number of heads.
+        head_dim: integer. Size of a query of each head, and of a key.
+        rope_head_dim: integer. Size of the part of both that is rotated by position; an even
+            number.
+        rope_max_wavelength: float. The base of the rotary angles. Defaults to `10000.0`.
+        rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`. Defaults to `None`.
+        epsilon: float. Added to the variance in the norm. Defaults to `1e-6`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of all
+            kernels. Defaults to `"glorot_uniform"`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+        queries: Floating-point tensor of shape `(batch_size, length, query_dim)`: what queries are
+            made from, such as the compressed ones of an attention layer. `None` is `inputs`.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from
+            `start_index`.
+        start_index: integer or integer scalar tensor. The position of the first token where
+            `positions` is `None`. Defaults to `0`.
+
+    Returns:
+        Three tensors: queries of shape `(batch_size, length, num_heads, head_dim)`, weights of
+        shape `(batch_size, length, num_heads)`, and keys of shape `(batch_size, length, head_dim)`.
+
+    Raises:
+        InvalidInputError: A size is not a positive integer, `rope_head_dim` is odd or larger than
+            `head_dim`, or the inputs are of another shape.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import LightningIndexer
+    >>> indexer = LightningIndexer(num_heads=2, head_dim=8, rope_head_dim=4)
+    >>> query, weights, key = indexer(np.ones((1, 5, 12), "float32"))
+    >>> tuple(indexer.score_keys(query, weights, key).shape)
+    (1, 5, 5)
+
+    Reference:
+
+    - [DeepSeek-V3.2 (DeepSeek-AI, 2025)](https://arxiv.org/abs/2512.02556)
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        *,
+        rope_head_dim: int,
+        rope_max_wavelength: float = 10000.0,
+        rope_scaling: dict[str, Any] | None = None,
+        epsilon: float = 1e-6,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = check_size("num_heads", num_heads)
+        self.head_dim = check_size("head_dim", head_dim)
+        self.rope_head_dim = check_size("rope_head_dim", rope_head_dim)
+        if rope_head_dim % 2 or rope_head_dim > head_dim:
+            raise InvalidInputError(
+                f"`rope_head_dim` must be even and at most the size of a head, {head_dim}, of which "
+                f"it is a part; received {rope_head_dim}."
+            )
+        self.epsilon = epsilon
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.rotary = RotaryEmbedding(
+            rope_max_wavelength,
+            rotary_dim=rope_head_dim,
+            scaling=rope_scaling,
+            dtype=self.dtype_policy,
+            name="rotary",
+        )
+        self.supports_masking = True
+
+    def build(self, inputs_shape: Shape, queries_shape: Shape | None = None) -> None:
+        for shape in (inputs_shape, queries_shape or inputs_shape):
+            if len(shape) != 3 or shape[-1] is None:  # noqa: PLR2004
+                raise InvalidInputError(
+                    f"{self.name!r} needs inputs of shape (batch_size, length, dim) with a known "
+                    f"dim, received {tuple(shape)}."
+                )
+        self.query_up = keras.layers.EinsumDense(
+            "btd,dhn->bthn", (None, self.num_heads, self.head_dim), **self._common("query_up")
+        )
+        self.query_up.supports_masking = True  # It transforms each token alone.
+        self.query_up.build(queries_shape or inputs_shape)
+        self.key = keras.layers.Dense(self.head_dim, use_bias=False, **self._common("key"))
+        self.key.build(inputs_shape)
+        self.key_norm = keras.layers.LayerNormalization(
+            epsilon=self.epsilon, dtype=self.dtype_policy, name="key_norm"
+        )
+        self.key_norm.build((*inputs_shape[:2], self.head_dim))
+        self.head_weight = keras.layers.Dense(
+            self.num_heads, use_bias=False, **self._common("head_weight")
+        )
+        self.head_weight.build(inputs_shape)
+        self.rotary.build((*inputs_shape[:2], self.head_dim))
+
+    def _common(self, name: str) -> dict[str, Any]:
+        return {
+            "kernel_initializer": clone_initializer(self.kernel_initializer),
+            "dtype": self.dtype_policy,
+            "name": name,
+        }
+
+    def call(
+        self, inputs: Any, queries: Any = None, positions: Any = None, start_index: Any = 0
+    ) -> tuple[Any, Any, Any]:
+        turn = {"positions": positions, "start_index": start_index}
+        query = self.rotary(self.query_up(inputs if queries is None else queries), **turn)
+        weights = self.head_weight(inputs) * (self.num_heads * self.head_dim) ** -0.5
+        return query, weights, self.rotary(self.key_norm(self.key(inputs)), **turn)
+
+    def score_keys(self, query: Any, weights: Any, key: Any) -> Any:
+        """Returns how much each query wants each key, in float32 or better.
+
+        Args:
+            query: Tensor of shape `(batch_size, query_length, num_heads, head_dim)`.
+            weights: Tensor of shape `(batch_size, query_length, num_heads)`.
+            key: Tensor of shape `(batch_size, key_length, head_dim)`.
+
+        Returns:
+            A tensor of shape `(batch_size, query_length, key_length)`.
+        """
+        products = ops.relu(ops.einsum("bthd,bsd->bths", query, key))
+        dtype = keras.backend.result_type(products.dtype, "float32")
+        return ops.einsum("bths,bth->bts", ops.cast(products, dtype), ops.cast(weights, dtype))
+
+    def choose_keys(self, scores: Any, mask: Any, num_keys: int) -> tuple[Any, Any, Any]:
+        """Returns the keys of the best scores; of equal ones, those that the framework likes.
+
+        Args:
+            scores: Tensor of shape `(batch_size, query_length, key_length)`.
+            mask: Boolean tensor that broadcasts to that shape, false at keys that must not be
+                chosen, or `None`.
+            num_keys: integer. How many; at most `key_length`, where that is known.
+
+        Returns:
+            Three tensors of shape `(batch_size, query_length, num_keys)`: the indices of the keys,
+            their scores, and whether each was chosen, false where no further key was left.
+        """
+        if mask is not None:
+            scores = ops.where(mask, scores, _HIDDEN)
+        key_length = ops.shape(scores)[2]
+        if not isinstance(key_length, int):  # There may be fewer.
+            missing = ops.maximum(num_keys - key_length, 0)
+            filling = ops.zeros((*ops.shape(scores)[:2], missing), scores.dtype) + _HIDDEN
+            scores = ops.concatenate([scores, filling], axis=-1)
+        scores, indices = ops.top_k(scores, num_keys)
+        indices = ops.minimum(ops.cast(indices, "int32"), ops.cast(key_length, "int32") - 1)
+        return indices, scores, scores > _HIDDEN / 2
+
+    def compute_output_spec(
+        self, inputs: Any, *args: Any, **kwargs: Any
+    ) -> tuple[keras.KerasTensor, keras.KerasTensor, keras.KerasTensor]:
+        shapes = ((self.num_heads, self.head_dim), (self.num_heads,), (self.head_dim,))
+        query, weights, key = (
+            keras.KerasTensor((*inputs.shape[:2], *shape), self.compute_dtype) for shape in shapes
+        )
+        return query, weights, key
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "head_dim": self.head_dim,
+            "rope_head_dim": self.rope_head_dim,
+            "rope_max_wavelength": self.rotary.max_wavelength,
+            "rope_scaling": self.rotary.scaling,
+            "epsilon": self.epsilon,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }

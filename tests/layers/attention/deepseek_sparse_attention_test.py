@@ -1,0 +1,435 @@
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.layers import DeepSeekSparseAttention, MultiHeadLatentAttention
+from keras_deepseek.testing import LayerTestCase, assert_close
+from tests.oracles.lightning_indexer import chosen_keys, index_scores
+from tests.oracles.multi_head_latent_attention import multi_head_latent_attention
+from tests.oracles.parity import check_case, named_weights, read_arguments, read_cases
+
+GOLDEN = read_cases("deepseek_sparse_attention")
+SIZES = {
+    "num_heads": 2,
+    "nope_head_dim": 3,
+    "rope_head_dim": 2,
+    "value_head_dim": 4,
+    "key_value_lora_rank": 5,
+}
+INDEXER = {"num_keys_per_query": 3, "index_num_heads": 6, "index_head_dim": 4}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.5,
+}
+
+
+def make_layer(**kwargs):
+    keras.utils.set_random_seed(2)
+    layer = DeepSeekSparseAttention(**{**SIZES, **INDEXER, **kwargs})
+    layer.build((None, None, 6))
+    return layer
+
+
+def draw(*shape):
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype("float32")
+
+
+def run(layer, *args, **kwargs):
+    return keras.ops.convert_to_numpy(layer(*args, **kwargs))
+
+
+def frequencies(layer):
+    pairs = layer.rope_head_dim // 2
+    return layer.rotary.max_wavelength ** -(np.arange(pairs) / pairs)
+
+
+def numpy_weights(layer):
+    return {name: keras.ops.convert_to_numpy(w) for name, w in named_weights(layer).items()}
+
+
+def choose(layer, inputs, visible=None):
+    """Returns scores, which keys each query chooses, and how clear the choice is."""
+    weights = numpy_weights(layer)
+    queries = np.asarray(inputs, "float64")
+    if layer.query_lora_rank is not None:
+        queries = queries @ weights["query_down/kernel"] + weights.get("query_down/bias", 0.0)
+        mean_square = (queries**2).mean(axis=-1, keepdims=True)
+        queries = queries / np.sqrt(mean_square + layer.epsilon) * weights["query_norm/scale"]
+    own = {k.removeprefix("indexer/"): w for k, w in weights.items() if k.startswith("indexer/")}
+    scores = index_scores(inputs, queries, own, frequencies(layer), epsilon=layer.epsilon)
+    length = inputs.shape[1]
+    rule = np.tri(length, dtype=bool) if layer.use_causal_mask else np.ones((length, length), bool)
+    visible = rule[None] if visible is None else rule[None] & visible
+    chosen, gap = chosen_keys(scores, visible, layer.num_keys_per_query)
+    return scores, chosen, gap
+
+
+def attend(layer, inputs, chosen, collected=None):
+    return multi_head_latent_attention(
+        inputs,
+        numpy_weights(layer),
+        frequencies(layer),
+        (layer.nope_head_dim + layer.rope_head_dim) ** -0.5,
+        epsilon=layer.epsilon,
+        causal=layer.use_causal_mask,
+        interleaved=layer.rotary.use_interleaved_pairs,
+        mask=chosen,
+        collected=collected,
+    )
+
+
+def oracle(layer, inputs, visible=None):
+    _, chosen, gap = choose(layer, inputs, visible)
+    assert gap > 1e-5, "Keys so near one another that rounding may choose: draw other inputs."
+    return attend(layer, inputs, chosen)
+
+
+def record_choices(layer):
+    """Returns a list that fills with the keys that each call of an eager layer chooses."""
+    found, choose_keys = [], layer.indexer.choose_keys
+
+    def record(scores, mask, num_keys):
+        results = choose_keys(scores, mask, num_keys)
+        indices, _, is_chosen = map(keras.ops.convert_to_numpy, results)
+        chosen = np.zeros(scores.shape, bool)
+        np.put_along_axis(chosen, indices, is_chosen, axis=-1)
+        assert (chosen.sum(axis=-1) == is_chosen.sum(axis=-1)).all()  # None of them twice.
+        found.append(chosen)
+        return results
+
+    layer.indexer.choose_keys = record
+    return found
+
+
+class Routine(LayerTestCase):
+    def check_half_precision(self, subject):
+        """As everywhere, but with the keys that are best in half precision."""
+        full = subject.make_layer(dtype="float32")
+        for dtype in ("bfloat16", "float16"):
+            layer = subject.make_layer(dtype=f"mixed_{dtype}", chunk_size=9)
+            layer.set_weights(full.get_weights())
+            choices = record_choices(layer)
+            outputs = layer(subject.inputs)
+            assert keras.backend.standardize_dtype(outputs.dtype) == dtype
+            received = keras.ops.convert_to_numpy(keras.ops.cast(outputs, "float32"))
+            assert_close(received, attend(full, subject.inputs, choices[0]), dtype)
+
+
+@pytest.mark.parametrize(
+    "init_kwargs",
+    [
+        {"query_lora_rank": 7, "indexer_loss_weight": 0.5, "chunk_size": 2},
+        {"use_causal_mask": False, "use_bias": True, "rope_head_dim": 4},
+    ],
+)
+def test_it_passes_the_layer_routine(init_kwargs):
+    arguments = {**SIZES, **INDEXER, "kernel_initializer": "he_normal", **init_kwargs}
+    Routine().run_layer_test(DeepSeekSparseAttention, arguments, (2, 5, 6), oracle=oracle)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_outputs_and_gradients_are_those_of_transformers(name):
+    case = GOLDEN[name]
+    layer = DeepSeekSparseAttention(**read_arguments(case))
+    layer.build((None, None, case["inputs"].shape[-1]))
+    layer.indexer.trainable = True  # Its gradients are zero.
+    check_case(layer, case)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_chosen_keys_are_those_of_transformers(name):
+    case = GOLDEN[name]
+    arguments = {**read_arguments(case), "chunk_size": 99}
+    if arguments["num_keys_per_query"] >= case["inputs"].shape[1]:
+        return  # All keys are.
+    layer = DeepSeekSparseAttention(**arguments)
+    layer.build((None, None, case["inputs"].shape[-1]))
+    for path, weight in named_weights(layer).items():
+        weight.assign(case[f"weight/{path}"])
+    choices = record_choices(layer)
+    layer(case["inputs"], mask=case["mask"])
+    np.testing.assert_array_equal(choices[0], case["chosen"])
+
+
+@settings(max_examples=4)
+@given(
+    batch_size=st.integers(1, 2),
+    length=st.integers(1, 6),
+    num_keys=st.integers(1, 4),
+    chunk_size=st.integers(1, 7),
+    query_lora_rank=st.none() | st.just(4),
+)
+def test_it_computes_the_formula_at_any_shape(
+    batch_size, length, num_keys, chunk_size, query_lora_rank
+):
+    layer = make_layer(
+        num_keys_per_query=num_keys, chunk_size=chunk_size, query_lora_rank=query_lora_rank
+    )
+    inputs = draw(batch_size, length, 6)
+    _, chosen, gap = choose(layer, inputs)
+    if gap > 1e-5:
+        assert_close(run(layer, inputs), attend(layer, inputs, chosen))
+
+
+@pytest.mark.parametrize("num_keys", [5, 9])
+@pytest.mark.parametrize("gathers", [False, True])
+def test_a_sequence_of_no_more_tokens_than_keys_is_attended_to_as_by_the_dense_layer(
+    num_keys, gathers
+):
+    kwargs = {"query_lora_rank": 4, "rope_scaling": YARN}
+    layer = make_layer(num_keys_per_query=num_keys, indexer_loss_weight=1.0, **kwargs)
+    dense = MultiHeadLatentAttention(**SIZES, **kwargs)
+    dense.build((None, None, 6))
+    sparse_weights = named_weights(layer)
+    for path, weight in named_weights(dense).items():
+        weight.assign(sparse_weights[path])
+    inputs, mask = draw(2, 5, 6), np.array([[True] * 5, [False] * 2 + [True] * 3])
+    # Only what the indexer learns from needs a choice among as many keys.
+    outputs = run(layer, inputs, mask=mask, training=gathers)
+    assert_close(outputs[mask], run(dense, inputs, mask=mask)[mask])
+
+
+def test_no_token_sees_what_comes_after_it():
+    layer, inputs = make_layer(), draw(1, 8, 6)
+    changed = inputs.copy()
+    changed[:, 5:] += 1.0
+    outputs, others = run(layer, inputs), run(layer, changed)
+    np.testing.assert_array_equal(outputs[:, :5], others[:, :5])
+    assert np.abs(outputs[:, 5:] - others[:, 5:]).min() > 0
+
+
+@pytest.mark.parametrize("pieces", [(0, 7), (0, 5, 6, 7)])
+def test_cached_decoding_is_the_full_forward(pieces):
+    layer, inputs = make_layer(query_lora_rank=4, rope_scaling=YARN), draw(2, 7, 6)
+    cache, outputs = layer.make_cache(2, 9), []
+    for start, stop in itertools.pairwise(pieces):
+        piece, cache = layer(inputs[:, start:stop], cache=cache, cache_index=start)
+        outputs.append(keras.ops.convert_to_numpy(piece))
+    assert {name: tuple(tensor.shape) for name, tensor in cache.items()} == {
+        "latent": (2, 9, 5),
+        "rotary_key": (2, 9, 2),
+        "index_key": (2, 9, 4),
+        "mask": (2, 9),
+    }
+    assert_close(np.concatenate(outputs, axis=1), run(layer, inputs))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_sequences_of_different_lengths_decode_as_each_alone(side):
+    layer, inputs = make_layer(), draw(3, 7, 6)
+    mask = np.ones((3, 6), bool)
+    mask[1, :2] = mask[2, :5] = False
+    mask = mask if side == "left" else mask[:, ::-1]
+    real = np.concatenate([mask, np.ones((3, 1), bool)], axis=1)
+    positions = np.maximum(np.cumsum(real, axis=1) - 1, 0).astype("int32")
+    prompt, cache = layer(
+        inputs[:, :6],
+        mask=mask,
+        positions=positions[:, :6],
+        cache=layer.make_cache(3, 8),
+        cache_index=0,
+    )
+    step, _ = layer(inputs[:, 6:], positions=positions[:, 6:], cache=cache, cache_index=6)
+    outputs = np.concatenate([keras.ops.convert_to_numpy(part) for part in (prompt, step)], axis=1)
+    for row in range(3):
+        alone = run(layer, inputs[row : row + 1, real[row]])
+        assert_close(outputs[row : row + 1, real[row]], alone)
+
+
+def test_a_step_of_decoding_works_in_a_compiled_model():
+    layer, inputs = make_layer(), draw(2, 6, 6)
+
+    class Step(keras.Layer):
+        def call(self, token, latent, rotary_key, index_key, filled, index):
+            cache = {"latent": latent, "rotary_key": rotary_key, "index_key": index_key}
+            return layer(token, cache={**cache, "mask": filled}, cache_index=index[0])[0]
+
+    _, cache = layer(inputs[:, :5], cache=layer.make_cache(2, 8), cache_index=0)
+    given = {name: keras.ops.convert_to_numpy(tensor) for name, tensor in cache.items()}
+    given["filled"] = given.pop("mask")
+    given.update(token=inputs[:, 5:], index=np.full(2, 5, "int32"))
+    symbolic = {
+        name: keras.Input(array.shape[1:], dtype=array.dtype.name, name=name)
+        for name, array in given.items()
+    }
+    model = NamedModel(keras.Model(symbolic, Step()(**symbolic)))
+    (outputs,) = backend.current().compile_inference(model)(given).values()
+    assert_close(outputs, run(layer, inputs)[:, 5:])
+
+
+def test_a_model_takes_and_learns_from_sequences_of_any_length():
+    layer, inputs = make_layer(indexer_loss_weight=0.1, chunk_size=3), keras.Input((None, 6))
+    model = keras.Model(inputs, layer(inputs))
+    model.compile("sgd", "mse")
+    for length in (2, 7):
+        given = draw(2, length, 6)
+        assert_close(model.predict(given, verbose=0), run(layer, given))
+        history = model.fit(given, given, verbose=0)
+        assert np.isfinite(history.history["loss"][0])
+
+
+def test_a_graph_that_does_not_know_the_length_takes_any():
+    layer, inputs = make_layer(), keras.Input((None, 6))
+    model = NamedModel(keras.Model(inputs, layer(inputs)))
+    infer = backend.current().compile_inference(model)
+    (name,) = (spec.name for spec in model.signature.inputs)
+    for length in (2, 7):  # Below the number of keys, and above.
+        given = draw(2, length, 6)
+        (outputs,) = infer({name: given}).values()
+        assert_close(outputs, run(layer, given))
+
+
+def test_an_attention_mask_keeps_documents_apart():
+    layer, inputs = make_layer(chunk_size=2), draw(2, 7, 6)
+    document = np.array([[0, 0, 0, 0, 1, 1, 1]] * 2)
+    mask = document[:, :, None] == document[:, None, :]
+    outputs = run(layer, inputs, attention_mask=mask)
+    assert_close(outputs, oracle(layer, inputs, mask))
+    assert_close(run(layer, inputs, attention_mask=mask[:1]), outputs)
+    hiding = np.zeros((2, 1, 7), bool)
+    hiding[..., 0] = True
+    assert_close(
+        run(layer, inputs, attention_mask=hiding), attend(layer, inputs, np.tile(hiding, (1, 7, 1)))
+    )
+
+
+def test_where_all_is_hidden_outputs_and_gradients_are_finite():
+    layer = make_layer(indexer_loss_weight=1.0)
+    mask = np.array([[False] * 5, [False] * 4 + [True]])
+
+    def total(inputs):
+        outputs = layer(inputs, mask=mask, training=True)
+        return keras.ops.sum(outputs) + sum(layer.losses)
+
+    by_input, by_weight = backend.current().compute_gradients(
+        total, [draw(2, 5, 6)], list(layer.trainable_variables)
+    )
+    for gradient in (*by_input, *by_weight):
+        assert np.isfinite(gradient).all()
+
+
+def test_the_indexer_learns_where_the_heads_look_and_nothing_else_does():
+    layer = make_layer(query_lora_rank=4, indexer_loss_weight=0.5, chunk_size=2, use_bias=True)
+    inputs, mask = draw(2, 7, 6), np.array([[True] * 7, [True] * 4 + [False] * 3])
+    scores, chosen, _ = choose(layer, inputs, mask[:, None, :])
+    heads = []
+    attend(layer, inputs, chosen, heads)
+    target = np.mean(heads, axis=0)
+    exponents = np.where(chosen, np.exp(scores), 0.0)
+    shares = np.where(chosen, exponents / exponents.sum(axis=-1, keepdims=True), 1.0)
+    terms = target * np.log(np.where(chosen, target, 1.0) / shares)
+    expected = 0.5 * terms.sum(axis=-1)[mask].mean()
+
+    layer(inputs, mask=mask)
+    assert layer.losses == []  # Only in training.
+    layer(inputs, mask=mask, training=True)
+    (loss,) = layer.losses
+    assert_close(keras.ops.convert_to_numpy(loss), expected)
+
+    def total(inputs):
+        layer(inputs, mask=mask, training=True)
+        return layer.losses[-1]
+
+    paths = [path for path in named_weights(layer) if "seed" not in path]
+    variables = [named_weights(layer)[path] for path in paths]
+    (by_input,), by_weight = backend.current().compute_gradients(total, [inputs], variables)
+    assert not by_input.any()
+    for path, gradient in zip(paths, by_weight, strict=True):
+        assert gradient.any() == path.startswith("indexer/"), path
+
+
+def test_the_loss_has_the_gradient_of_finite_differences():
+    layer = make_layer(indexer_loss_weight=1.0)
+    inputs = draw(1, 5, 6)
+    kernel = named_weights(layer)["indexer/head_weight/kernel"]
+
+    def total():
+        layer(inputs, training=True)
+        return layer.losses[-1]
+
+    _, (gradient,) = backend.current().compute_gradients(total, [], [kernel])
+    start, step = keras.ops.convert_to_numpy(kernel), 1e-2 * draw(*kernel.shape)
+    ends = []
+    for sign in (1, -1):
+        kernel.assign(start + sign * step)
+        ends.append(float(keras.ops.convert_to_numpy(total())))
+    assert_close(np.sum(gradient * step), (ends[0] - ends[1]) / 2, 1e-2)
+
+
+def test_a_fit_moves_the_indexer_by_its_loss_alone():
+    for loss_weight in (None, 1.0):
+        layer = make_layer(indexer_loss_weight=loss_weight)
+        before = numpy_weights(layer)
+        inputs = keras.Input((5, 6))
+        model = keras.Model(inputs, layer(inputs))
+        model.compile("sgd", "mse")
+        model.fit(draw(2, 5, 6), draw(2, 5, 6), verbose=0)
+        for path, weight in numpy_weights(layer).items():
+            learns = loss_weight is not None or not path.startswith("indexer/")
+            assert np.any(weight != before[path]) == learns, path
+
+
+def test_dropout_acts_in_training_alone():
+    layer, inputs = make_layer(dropout=0.9, seed=1, chunk_size=2), draw(2, 5, 6)
+    assert_close(run(layer, inputs), oracle(layer, inputs))
+    assert np.abs(run(layer, inputs, training=True) - run(layer, inputs)).max() > 1e-3
+
+
+def test_quantized_kernels_are_used_as_their_own_layers_use_them():
+    layer, inputs = make_layer(num_keys_per_query=5, indexer_loss_weight=1.0), draw(1, 5, 6)
+    for up in (layer.key_up, layer.value_up):
+        up.quantize("int8")
+    dense = run(layer, inputs)  # Expanded by the layers themselves.
+    assert_close(run(layer, inputs, training=True), dense, 2e-2)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 6), (2, 0, 6), (1, 1, 6)])
+def test_an_empty_batch_and_a_sequence_of_one_work(shape):
+    assert run(make_layer(), draw(*shape)).shape == shape
+    assert run(make_layer(indexer_loss_weight=1.0), draw(*shape), training=True).shape == shape
+
+
+def test_the_variables_have_names_that_a_layout_map_can_match():
+    assert sorted(p for p in named_weights(make_layer(query_lora_rank=4)) if "index" in p) == [
+        "indexer/head_weight/kernel",
+        "indexer/key/kernel",
+        "indexer/key_norm/beta",
+        "indexer/key_norm/gamma",
+        "indexer/query_up/kernel",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"num_keys_per_query": 0}, "`num_keys_per_query` must be a positive integer, received 0"),
+        ({"index_num_heads": 1.5}, "`index_num_heads` must be a positive integer"),
+        ({"index_head_dim": 1}, "`rope_head_dim` must be even and at most the size of a head, 1"),
+        ({"indexer_loss_weight": -1.0}, "`indexer_loss_weight` must be a positive number"),
+        ({"chunk_size": 0}, "`chunk_size` must be a positive integer"),
+        ({"value_head_dim": 0}, "`value_head_dim` must be a positive integer"),
+    ],
+)
+def test_an_argument_out_of_its_range_is_refused(kwargs, message):
+    with pytest.raises(InvalidInputError, match=message):
+        make_layer(**kwargs)
+
+
+def test_what_the_dense_layer_refuses_is_refused():
+    layer, inputs = make_layer(), draw(2, 5, 6)
+    with pytest.raises(InvalidInputError, match=r"`mask` must be .* \(2, 5\), received"):
+        layer(inputs, mask=np.ones((2, 4), bool))
+    with pytest.raises(InvalidInputError, match=r"`attention_mask` must .* \(2, 5, 5\), received"):
+        layer(inputs, attention_mask=np.ones((2, 4, 5), bool))
+    with pytest.raises(InvalidInputError, match="4 slots, received 5 tokens"):
+        layer(inputs, cache=layer.make_cache(2, 4), cache_index=0)
