@@ -1,4 +1,4 @@
-"""Writes `deepseek_moe.npz`: the mixtures of experts of DeepSeek-V2, V3 and V4 in transformers.
+"""Writes `deepseek_moe.npz`: the mixtures of experts of DeepSeek-V2 to V4 in transformers.
 
 Run by hand, in the tox environment `parity`:
 
@@ -11,9 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import DeepseekV2Config, DeepseekV3Config, DeepseekV4Config
+from transformers import (
+    DeepseekV2Config,
+    DeepseekV3Config,
+    DeepseekV4Config,
+    DeepseekV32Config,
+)
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32MoE
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4SparseMoeBlock
 
 from tests.oracles.parity import write_cases
@@ -40,6 +46,10 @@ CASES = {
     "v4 twelve experts": ("v4", (2, 7, 6), 12, 4, 5, 1, 1.5, {}),
     "v4 hash": ("v4 hash", (2, 5, 8), 8, 2, 6, 1, 1.5, {}),
     "v4 hash, top three": ("v4 hash", (2, 7, 6), 12, 3, 5, 1, 1.5, {}),
+    "v32": ("v32", (2, 5, 8), 8, 2, 6, 1, 1.0, {}),
+    "v32 one token": ("v32", (1, 1, 7), 6, 3, 3, 2, 2.5, {}),
+    "v32 groups": ("v32", (2, 4, 7), 8, 3, 5, 1, 2.5, GROUPS),
+    "v32 many experts": ("v32", (1, 4, 6), 24, 2, 3, 1, 2.5, THREE_GROUPS),
 }
 Modules = tuple[Any, dict[str, Any]]
 
@@ -61,16 +71,21 @@ def make_v2(sizes: dict[str, Any], scale: float, groups: dict[str, int]) -> Modu
     }
 
 
-def make_v3(sizes: dict[str, Any], scale: float, groups: dict[str, int]) -> Modules:
+def make_v3(
+    sizes: dict[str, Any],
+    scale: float,
+    groups: dict[str, int],
+    classes: tuple[Any, Any] = (DeepseekV3Config, DeepseekV3MoE),
+) -> Modules:
     """Returns the module, and what our router takes beside the sizes."""
-    config = DeepseekV3Config(
+    config = classes[0](
         **sizes,
         n_group=groups.get("num_groups", 1),
         topk_group=groups.get("num_groups_per_token", 1),
         routed_scaling_factor=scale,
         norm_topk_prob=True,
     )
-    return DeepseekV3MoE(config), {}
+    return classes[1](config), {}
 
 
 def make_v4(sizes: dict[str, Any], scale: float, layer_type: str) -> Modules:
@@ -103,6 +118,8 @@ def make_block(name: str) -> tuple[Any, dict[str, Any]]:
         block, router = make_v2(sizes, scale, groups)
     elif version == "v3":
         block, router = make_v3(sizes, scale, groups)
+    elif version == "v32":
+        block, router = make_v3(sizes, scale, groups, (DeepseekV32Config, DeepseekV32MoE))
     else:
         block, router = make_v4(sizes, scale, "hash_moe" if version == "v4 hash" else "moe")
     router_class = "HashRouter" if version == "v4 hash" else "ExpertRouter"
