@@ -47,8 +47,7 @@ def check_attention_mask(attention_mask: Any, queries: Any, keys: Any) -> None:
     received, expected = tuple(attention_mask.shape), (*queries.shape[:2], keys.shape[1])
     dtype = keras.backend.standardize_dtype(attention_mask.dtype)
     fits = len(received) == len(expected) and all(
-        None in sizes or sizes[0] in (1, sizes[1])
-        for sizes in zip(received, expected, strict=True)
+        None in sizes or sizes[0] in (1, sizes[1]) for sizes in zip(received, expected, strict=True)
     )
     if not fits or dtype != "bool":
         raise InvalidInputError(

@@ -34,8 +34,19 @@ def map_chunks(
     """
     num_tokens = ops.shape(rows[0])[axis]
     num_chunks, chunk_size, padding = _plan(num_tokens, chunk_size)
-    if not recomputes and isinstance(num_chunks, int) and num_chunks == 1:
-        return function(*rows, *fixed, *shared)
+
+    def compute(chunk: Sequence[Any]) -> Any:
+        kept = chunk[len(rows) :]
+
+        def run(*floats: Any) -> Any:
+            return function(*floats[: len(rows)], *kept, *floats[len(rows) :])
+
+        # What is fixed is closed over: TensorFlow warns where integers are to be differentiated by.
+        run = keras.remat(run) if recomputes else run
+        return run(*chunk[: len(rows)], *shared)
+
+    if isinstance(num_chunks, int) and num_chunks == 1:
+        return compute([*rows, *fixed])
 
     # A chunk takes every `num_chunks`-th token. So the tokens of each device stay on it, where they
     # are spread over many: consecutive ones would be those of one device.
@@ -53,16 +64,6 @@ def map_chunks(
         shape = ops.shape(results)
         shape = (*shape[:axis], chunk_size * num_chunks, *shape[axis + 2 :])
         return ops.reshape(results, shape)[(slice(None),) * axis + (slice(0, num_tokens),)]
-
-    def compute(chunk: tuple[Any, ...]) -> Any:
-        kept = chunk[len(rows) :]
-
-        def run(*floats: Any) -> Any:
-            return function(*floats[: len(rows)], *kept, *floats[len(rows) :])
-
-        # What is fixed is closed over: TensorFlow warns where integers are to be differentiated by.
-        run = keras.remat(run) if recomputes else run
-        return run(*chunk[: len(rows)], *shared)
 
     results = ops.map(compute, tuple(split(tensor) for tensor in (*rows, *fixed)))
     return keras.tree.map_structure(join, results)

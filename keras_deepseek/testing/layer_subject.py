@@ -71,6 +71,26 @@ class LayerSubject:
             return {name: _make_input(array, name) for name, array in self.inputs.items()}
         return keras.tree.map_structure(_make_input, self.inputs)
 
+    def small_inputs(self) -> dict[str, Any]:
+        """Returns, by what they are, an empty batch and, of sequences, one of length one.
+
+        The first input is a sequence where it is of shape `(batch_size, length, dim)`, or of
+        integers and `(batch_size, length)`. Integers are zeros, which point into any sequence.
+        """
+        first = self.first_input
+        small = {"an empty batch": self._cut(lambda array: array[:0])}
+        if first.ndim == 2 + is_float(first):
+            length = first.shape[1]
+            small["a sequence of one"] = self._cut(
+                lambda array: array[:, :1] if array.shape[1:2] == (length,) else array
+            )
+        return small
+
+    def _cut(self, cut: Callable[[Array], Array]) -> Any:
+        return keras.tree.map_structure(
+            lambda array: cut(array if is_float(array) else np.zeros_like(array)), self.inputs
+        )
+
     @property
     def first_input(self) -> Array:
         """The input whose mask the layer hands on: the first argument, or the first of its list."""

@@ -42,6 +42,7 @@ class LayerTestCase(unittest.TestCase):
     | config | `get_config` forgets an argument, or the layer made from it differs |
     | saving | a model with the layer, saved and loaded, gives other outputs |
     | execution | symbolic shapes or dtypes, eager outputs, compiled ones or the oracle's differ |
+    | small inputs | an empty batch, or a sequence of one, fails or gives outputs of another shape |
     | training | one step of a compiled `fit` leaves a loss or a weight that is not finite |
     | half precision | outputs are of another dtype, not finite, or far from those in float32 |
     | masking | the mask does not pass through, or what it hides reaches what it shows |
@@ -89,6 +90,7 @@ class LayerTestCase(unittest.TestCase):
         self.check_config(subject)
         self.check_saving(subject)
         self.check_execution(subject, oracle)
+        self.check_small_inputs(subject)
         self.check_training(subject)
         self.check_half_precision(subject)
         if supports_masking:
@@ -153,6 +155,24 @@ class LayerTestCase(unittest.TestCase):
                 [outputs[spec.name] for spec in model.signature.outputs],
                 to_arrays(subject.call(layer, to_tensors(inputs))),
                 "Compiled output against the eager one",
+            )
+
+    def check_small_inputs(self, subject: LayerSubject) -> None:
+        """An empty batch, and a sequence of length one, give outputs of the symbolic shape."""
+        layer = subject.make_layer()
+        for what, inputs in subject.small_inputs().items():
+            specs = keras.tree.map_structure(
+                lambda array: keras.KerasTensor(array.shape, array.dtype.name), inputs
+            )
+            try:
+                symbolic = subject.call(layer, specs)
+                eager = subject.call(layer, to_tensors(inputs))
+            except Exception as error:
+                raise AssertionError(f"The layer fails on {what}: {error}") from error
+            keras.tree.map_structure(
+                lambda spec, tensor, what=what: self._assert_spec(spec, tensor, f", of {what}"),
+                symbolic,
+                eager,
             )
 
     def check_training(self, subject: LayerSubject) -> None:
@@ -229,12 +249,12 @@ class LayerTestCase(unittest.TestCase):
             [f"input {index}" for index in range(len(inputs))] + [v.path for v in variables],
         )
 
-    def _assert_spec(self, spec: Any, tensor: Any) -> None:
+    def _assert_spec(self, spec: Any, tensor: Any, what: str = "") -> None:
         received, expected = tuple(tensor.shape), tuple(spec.shape)
         fits = len(received) == len(expected) and all(
             size is None or size == real for size, real in zip(expected, received, strict=True)
         )
-        self.assertTrue(fits, f"Symbolic shape {expected}, eager shape {received}")
+        self.assertTrue(fits, f"Symbolic shape {expected}, eager shape {received}{what}")
         self.assertEqual(
             spec.dtype, keras.backend.standardize_dtype(tensor.dtype), "Symbolic and eager dtype"
         )

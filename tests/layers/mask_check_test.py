@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers.mask_check import check_mask
+from keras_deepseek.layers.mask_check import check_attention_mask, check_mask
 
 
 def test_a_mask_of_the_inputs_and_none_pass():
@@ -17,3 +17,20 @@ def test_a_mask_of_the_inputs_and_none_pass():
 def test_a_mask_of_another_shape_is_refused(shape):
     with pytest.raises(InvalidInputError, match=r"`mask` must be .* \(2, 3\), received"):
         check_mask(np.ones(shape, bool), np.ones((2, 3, 4)))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5), (1, 3, 5), (2, 1, 5), (1, 1, 1)])
+def test_an_attention_mask_that_broadcasts_passes(shape):
+    queries, keys = np.ones((2, 3, 4)), np.ones((2, 5, 4))
+    check_attention_mask(None, queries, keys)
+    check_attention_mask(np.ones(shape, bool), queries, keys)
+    check_attention_mask(keras.Input((None, 5), dtype="bool"), keras.Input((3, 4)), keys)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((3, 5), "bool"), ((2, 3, 4), "bool"), ((3, 3, 5), "bool"), ((2, 3, 5), "float32")],
+)
+def test_another_attention_mask_is_refused(shape, dtype):
+    with pytest.raises(InvalidInputError, match=r"`attention_mask` must .* \(2, 3, 5\), received"):
+        check_attention_mask(np.ones(shape, dtype), np.ones((2, 3, 4)), np.ones((2, 5, 4)))

@@ -45,6 +45,25 @@ def test_the_first_input_is_the_first_as_written(shapes, expected):
     assert sum(zeros) == 1
 
 
+@pytest.mark.parametrize(
+    ("shapes", "dtype", "one"),
+    [
+        ((2, 3), "float32", None),
+        ((2, 3, 4), "float32", (2, 1, 4)),
+        ((2, 3), "int32", (2, 1)),
+        ((2, 3, 4, 5), "float32", None),
+        ({"x": (2, 5, 3), "places": (2, 5)}, {"x": "float32", "places": "int32"}, (2, 1)),
+        ({"x": (2, 5, 3), "few": (2, 4)}, {"x": "float32", "few": "int32"}, (2, 4)),
+    ],
+)
+def test_small_inputs_are_an_empty_batch_and_a_sequence_of_one(shapes, dtype, one):
+    small = LayerSubject.from_shapes(*DENSE, shapes, dtype).small_inputs()
+    arrays = [to_arrays(structure)[-1] for structure in small.values()]
+    last = list(shapes.values())[-1] if isinstance(shapes, dict) else shapes
+    assert [array.shape for array in arrays] == [(0, *last[1:])] + ([one] if one else [])
+    assert is_float(arrays[-1]) or not arrays[-1].any()
+
+
 def test_two_layers_are_made_alike_and_their_zeros_are_moved():
     subject = LayerSubject.from_shapes(*DENSE, (2, 3), "float32")
     first, second = (to_arrays(subject.make_layer().weights) for _ in range(2))

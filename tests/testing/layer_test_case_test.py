@@ -193,6 +193,47 @@ def test_a_wrong_formula_fails_against_the_oracle():
 
 
 @register
+class RefusesEmptyBatch(Scale):
+    def call(self, inputs):
+        if inputs.shape[0] == 0:
+            raise ValueError("Nothing to take the mean of.")
+        return super().call(inputs)
+
+
+@register
+class RefusesLengthOne(Scale):
+    def call(self, inputs):
+        return super().call(inputs) / (inputs.shape[1] - 1)
+
+
+@register
+class DropsLengthOne(Scale):
+    """As a `squeeze` without an axis would."""
+
+    def call(self, inputs):
+        outputs = super().call(inputs)
+        return outputs[:, 0] if inputs.shape[1] == 1 else outputs
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@pytest.mark.parametrize(
+    ("layer_class", "message"),
+    [
+        (RefusesEmptyBatch, "fails on an empty batch: .*Nothing"),
+        (RefusesLengthOne, "fails on a sequence of one: .*division"),
+        (DropsLengthOne, r"Symbolic shape \(3, 1, 5\), eager shape \(3, 5\), of a sequence of one"),
+    ],
+)
+def test_a_layer_that_fails_on_small_inputs_fails(layer_class, message):
+    case = LayerTestCase()
+    subject = case.make_subject(layer_class, {"factor": 2.0}, (3, 4, 5))
+    with pytest.raises(AssertionError, match=f"(?s){message}"):
+        case.check_small_inputs(subject)
+
+
+@register
 class DropsMask(Scale):
     def compute_mask(self, inputs, previous_mask):
         return None

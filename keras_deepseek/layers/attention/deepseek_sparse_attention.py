@@ -146,7 +146,7 @@ class DeepSeekSparseAttention(MultiHeadLatentAttention):
             self.indexer.trainable = False  # Else Keras warns that it has no gradient.
 
     @property
-    def _cache_entries(self) -> dict[str, Shape]:
+    def _cache_entries(self) -> dict[str, tuple[int, ...]]:
         return {**super()._cache_entries, "index_key": (self.index_head_dim,)}
 
     def _project(

@@ -124,9 +124,11 @@ def attend_chosen(
 def _gather(x: Any, indices: Any) -> Any:
     """Returns the rows of each query, from (bsc) and (btk) to (bt, k, c)."""
     batch_size, num_keys, dim = ops.shape(x)
+    length, num_chosen = ops.shape(indices)[1:]
     first = ops.arange(batch_size, dtype="int32") * ops.cast(num_keys, "int32")
-    rows = ops.reshape(indices + ops.reshape(first, (-1, 1, 1)), (-1, indices.shape[-1]))
-    return ops.take(ops.reshape(x, (batch_size * num_keys, dim)), rows, axis=0)
+    rows = ops.reshape(indices + ops.reshape(first, (-1, 1, 1)), (-1,))
+    taken = ops.take(ops.reshape(x, (batch_size * num_keys, dim)), rows, axis=0)
+    return ops.reshape(taken, (batch_size * length, num_chosen, dim))
 
 
 def _split_queries(x: Any) -> Any:

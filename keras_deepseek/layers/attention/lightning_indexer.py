@@ -25,8 +25,8 @@ class LightningIndexer(keras.Layer):
     queries are made from,
 
     ```
-    query_h = rotary(query_up_h(c))        weight_h = head_weight_h(x) * (num_heads * head_dim) ** -0.5
-    key = rotary(layer_norm(key(x)))
+    query_h = rotary(query_up_h(c))       key = rotary(layer_norm(key(x)))
+    weight_h = head_weight_h(x) * (num_heads * head_dim) ** -0.5
     score(t, s) = sum over h of weight_h(t) * relu(query_h(t) . key(s))
     ```
 
@@ -35,8 +35,8 @@ class LightningIndexer(keras.Layer):
 
     Each token is projected alone, and a mask passes through. What has to be cached is the key. The
     weights are those of a checkpoint but for their layout: `wq_b` is `query_up`, `wk` `key`,
-    `k_norm` `key_norm`, `weights_proj` `head_weight`. The Hadamard transform of DeepSeek's own code,
-    which changes no score, is left out.
+    `k_norm` `key_norm`, `weights_proj` `head_weight`. The Hadamard transform of DeepSeek's own
+    code, which changes no score, is left out.
 
     Args:
         num_heads: integer. Number of heads.
@@ -99,8 +99,8 @@ class LightningIndexer(keras.Layer):
         self.rope_head_dim = check_size("rope_head_dim", rope_head_dim)
         if rope_head_dim % 2 or rope_head_dim > head_dim:
             raise InvalidInputError(
-                f"`rope_head_dim` must be even and at most the size of a head, {head_dim}, of which "
-                f"it is a part; received {rope_head_dim}."
+                f"`rope_head_dim` must be even and at most the size of a head, {head_dim}, of "
+                f"which it is a part; received {rope_head_dim}."
             )
         self.epsilon = epsilon
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

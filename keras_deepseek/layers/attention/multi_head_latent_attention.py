@@ -258,7 +258,7 @@ class MultiHeadLatentAttention(keras.Layer):
         return make_cache(batch_size, max_length, self._cache_entries, self.compute_dtype)
 
     @property
-    def _cache_entries(self) -> dict[str, Shape]:
+    def _cache_entries(self) -> dict[str, tuple[int, ...]]:
         return {"latent": (self.key_value_lora_rank,), "rotary_key": (self.rope_head_dim,)}
 
     def call(

@@ -7,7 +7,6 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.layers.token_chunks import map_chunks
 from keras_deepseek.layers.heads.token_losses import (
     average_losses,
     check_tokens,
@@ -15,6 +14,7 @@ from keras_deepseek.layers.heads.token_losses import (
 )
 from keras_deepseek.layers.heads.vocabulary_head import Shape, VocabularyHead, project
 from keras_deepseek.layers.size_check import check_size
+from keras_deepseek.layers.token_chunks import map_chunks
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

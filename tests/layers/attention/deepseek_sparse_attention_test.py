@@ -116,7 +116,7 @@ class Routine(LayerTestCase):
         """As everywhere, but with the keys that are best in half precision."""
         full = subject.make_layer(dtype="float32")
         for dtype in ("bfloat16", "float16"):
-            layer = subject.make_layer(dtype=f"mixed_{dtype}", chunk_size=9)
+            layer = subject.make_layer(dtype=f"mixed_{dtype}")
             layer.set_weights(full.get_weights())
             choices = record_choices(layer)
             outputs = layer(subject.inputs)
@@ -125,16 +125,20 @@ class Routine(LayerTestCase):
             assert_close(received, attend(full, subject.inputs, choices[0]), dtype)
 
 
-@pytest.mark.parametrize(
-    "init_kwargs",
-    [
-        {"query_lora_rank": 7, "indexer_loss_weight": 0.5, "chunk_size": 2},
-        {"use_causal_mask": False, "use_bias": True, "rope_head_dim": 4},
-    ],
-)
-def test_it_passes_the_layer_routine(init_kwargs):
-    arguments = {**SIZES, **INDEXER, "kernel_initializer": "he_normal", **init_kwargs}
+def test_it_passes_the_layer_routine():
+    arguments = {"query_lora_rank": 7, "indexer_loss_weight": 0.5, "use_bias": True}
+    arguments = {**SIZES, **INDEXER, "kernel_initializer": "he_normal", **arguments}
     Routine().run_layer_test(DeepSeekSparseAttention, arguments, (2, 5, 6), oracle=oracle)
+
+
+def test_it_passes_some_of_the_routine_without_a_causal_mask_and_in_chunks():
+    arguments = {"use_causal_mask": False, "rope_head_dim": 4, "chunk_size": 2}
+    case = Routine()
+    subject = case.make_subject(
+        DeepSeekSparseAttention, {**SIZES, **INDEXER, **arguments}, (2, 5, 6)
+    )
+    case.check_execution(subject, oracle)
+    case.check_masking(subject)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -161,7 +165,7 @@ def test_the_chosen_keys_are_those_of_transformers(name):
     np.testing.assert_array_equal(choices[0], case["chosen"])
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(
     batch_size=st.integers(1, 2),
     length=st.integers(1, 6),
@@ -181,8 +185,7 @@ def test_it_computes_the_formula_at_any_shape(
         assert_close(run(layer, inputs), attend(layer, inputs, chosen))
 
 
-@pytest.mark.parametrize("num_keys", [5, 9])
-@pytest.mark.parametrize("gathers", [False, True])
+@pytest.mark.parametrize(("num_keys", "gathers"), [(9, False), (5, True)])
 def test_a_sequence_of_no_more_tokens_than_keys_is_attended_to_as_by_the_dense_layer(
     num_keys, gathers
 ):
@@ -208,11 +211,10 @@ def test_no_token_sees_what_comes_after_it():
     assert np.abs(outputs[:, 5:] - others[:, 5:]).min() > 0
 
 
-@pytest.mark.parametrize("pieces", [(0, 7), (0, 5, 6, 7)])
-def test_cached_decoding_is_the_full_forward(pieces):
+def test_cached_decoding_is_the_full_forward():
     layer, inputs = make_layer(query_lora_rank=4, rope_scaling=YARN), draw(2, 7, 6)
     cache, outputs = layer.make_cache(2, 9), []
-    for start, stop in itertools.pairwise(pieces):
+    for start, stop in itertools.pairwise((0, 5, 6, 7)):
         piece, cache = layer(inputs[:, start:stop], cache=cache, cache_index=start)
         outputs.append(keras.ops.convert_to_numpy(piece))
     assert {name: tuple(tensor.shape) for name, tensor in cache.items()} == {
@@ -224,12 +226,10 @@ def test_cached_decoding_is_the_full_forward(pieces):
     assert_close(np.concatenate(outputs, axis=1), run(layer, inputs))
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_sequences_of_different_lengths_decode_as_each_alone(side):
+def test_sequences_of_different_lengths_decode_as_each_alone():
     layer, inputs = make_layer(), draw(3, 7, 6)
     mask = np.ones((3, 6), bool)
-    mask[1, :2] = mask[2, :5] = False
-    mask = mask if side == "left" else mask[:, ::-1]
+    mask[1, :2] = mask[2, 4:] = False  # Padding on the left, and on the right.
     real = np.concatenate([mask, np.ones((3, 1), bool)], axis=1)
     positions = np.maximum(np.cumsum(real, axis=1) - 1, 0).astype("int32")
     prompt, cache = layer(
@@ -241,7 +241,7 @@ def test_sequences_of_different_lengths_decode_as_each_alone(side):
     )
     step, _ = layer(inputs[:, 6:], positions=positions[:, 6:], cache=cache, cache_index=6)
     outputs = np.concatenate([keras.ops.convert_to_numpy(part) for part in (prompt, step)], axis=1)
-    for row in range(3):
+    for row in (1, 2):
         alone = run(layer, inputs[row : row + 1, real[row]])
         assert_close(outputs[row : row + 1, real[row]], alone)
 
@@ -303,13 +303,14 @@ def test_an_attention_mask_keeps_documents_apart():
     )
 
 
-def test_where_all_is_hidden_outputs_and_gradients_are_finite():
+def test_where_all_is_hidden_outputs_and_gradients_are_finite(monkeypatch):
+    added = record_losses(monkeypatch)
     layer = make_layer(indexer_loss_weight=1.0)
     mask = np.array([[False] * 5, [False] * 4 + [True]])
 
     def total(inputs):
         outputs = layer(inputs, mask=mask, training=True)
-        return keras.ops.sum(outputs) + sum(layer.losses)
+        return keras.ops.sum(outputs) + added.pop()
 
     by_input, by_weight = backend.current().compute_gradients(
         total, [draw(2, 5, 6)], list(layer.trainable_variables)
@@ -318,7 +319,14 @@ def test_where_all_is_hidden_outputs_and_gradients_are_finite():
         assert np.isfinite(gradient).all()
 
 
-def test_the_indexer_learns_where_the_heads_look_and_nothing_else_does():
+def record_losses(monkeypatch):
+    """Returns the list that losses are added to: in gradients of JAX, `losses` stay empty."""
+    added = []
+    monkeypatch.setattr(DeepSeekSparseAttention, "add_loss", lambda _, loss: added.append(loss))
+    return added
+
+
+def test_the_indexer_learns_where_the_heads_look_and_nothing_else_does(monkeypatch):
     layer = make_layer(query_lora_rank=4, indexer_loss_weight=0.5, chunk_size=2, use_bias=True)
     inputs, mask = draw(2, 7, 6), np.array([[True] * 7, [True] * 4 + [False] * 3])
     scores, chosen, _ = choose(layer, inputs, mask[:, None, :])
@@ -336,9 +344,11 @@ def test_the_indexer_learns_where_the_heads_look_and_nothing_else_does():
     (loss,) = layer.losses
     assert_close(keras.ops.convert_to_numpy(loss), expected)
 
+    added = record_losses(monkeypatch)
+
     def total(inputs):
         layer(inputs, mask=mask, training=True)
-        return layer.losses[-1]
+        return added.pop()
 
     paths = [path for path in named_weights(layer) if "seed" not in path]
     variables = [named_weights(layer)[path] for path in paths]
@@ -348,14 +358,15 @@ def test_the_indexer_learns_where_the_heads_look_and_nothing_else_does():
         assert gradient.any() == path.startswith("indexer/"), path
 
 
-def test_the_loss_has_the_gradient_of_finite_differences():
+def test_the_loss_has_the_gradient_of_finite_differences(monkeypatch):
+    added = record_losses(monkeypatch)
     layer = make_layer(indexer_loss_weight=1.0)
     inputs = draw(1, 5, 6)
     kernel = named_weights(layer)["indexer/head_weight/kernel"]
 
     def total():
         layer(inputs, training=True)
-        return layer.losses[-1]
+        return added.pop()
 
     _, (gradient,) = backend.current().compute_gradients(total, [], [kernel])
     start, step = keras.ops.convert_to_numpy(kernel), 1e-2 * draw(*kernel.shape)

@@ -137,6 +137,15 @@ def test_a_window_hides_slots_that_are_too_far():
         assert keras.ops.convert_to_numpy(mask).astype(int).tolist() == [expected]
 
 
+def test_queries_may_stand_anywhere_and_a_further_rule_joins_the_others():
+    slots = keras.ops.convert_to_tensor([2, 0], "int32")
+    rule = np.array([[[True, True, False, True]]])
+    mask = make_attention_mask(
+        None, 4, query_slots=slots, start_index=1, use_causal_mask=True, attention_mask=rule
+    )
+    assert keras.ops.convert_to_numpy(mask).astype(int).tolist() == [[[1, 1, 0, 1], [1, 1, 0, 0]]]
+
+
 def test_the_spec_of_a_call_with_a_cache_has_the_cache_too(cache):
     inputs = keras.KerasTensor((2, 1, 7), "float32")
     assert compute_call_spec(inputs, "float16", None).dtype == "float16"

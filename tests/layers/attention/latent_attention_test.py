@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from keras_deepseek.layers.attention.latent_attention import (
     attend_absorbed,
+    attend_chosen,
     attend_naive,
     is_absorbed_cheaper,
 )
@@ -79,6 +80,28 @@ def test_what_is_dropped_are_the_attention_weights():
     for weights in seen:
         assert weights.shape == (2, 2, 2, 3)
         assert_close(weights.sum(axis=-1), np.ones((2, 2, 2)))
+
+
+def test_chosen_keys_are_attended_to_as_by_a_mask_of_them():
+    queries, keys, kernels = draw_case(2, 3, 5, 2, 2, 2, 3, 4)
+    indices = np.array([[[4, 1], [0, 3], [2, 2]], [[1, 0], [0, 4], [3, 2]]], "int32")
+    is_chosen = np.array([[[True, True], [True, True], [True, False]]] * 2)
+    mask = np.zeros((2, 3, 5), bool)
+    np.put_along_axis(mask, indices[..., :1], True, axis=-1)
+    np.put_along_axis(mask[:, :2], indices[:, :2, 1:], True, axis=-1)
+    outputs, weights = attend_chosen(
+        queries,
+        keys,
+        keras.ops.convert_to_tensor(indices),
+        keras.ops.convert_to_tensor(is_chosen),
+        kernels,
+        lambda weights: weights,
+    )
+    _, expected = attend_both_ways(queries, keys, mask, kernels)
+    assert_close(keras.ops.convert_to_numpy(outputs), expected)
+    weights = keras.ops.convert_to_numpy(weights)
+    assert_close(weights.sum(axis=-1), np.ones((2, 3, 2)))
+    assert not weights[:, 2, :, 1].any()
 
 
 @pytest.mark.parametrize(

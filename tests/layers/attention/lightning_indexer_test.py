@@ -51,7 +51,7 @@ def test_it_passes_the_layer_routine_with_one_input_and_yarn():
     LayerTestCase().run_layer_test(LightningIndexer, arguments, (2, 4, 5))
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(
     length=st.integers(1, 6),
     num_heads=st.integers(1, 3),

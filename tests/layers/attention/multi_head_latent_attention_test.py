@@ -259,6 +259,42 @@ def test_the_mask_that_the_inputs_carry_hides_padding(use_positions):
     assert_close(outputs[:, :2], run(layer, embedding(tokens[:, :2])))
 
 
+def test_an_attention_mask_keeps_documents_apart():
+    layer, inputs = make_layer(), draw(2, 5, 6)
+    document = np.array([[0, 0, 1, 1, 1], [0, 0, 0, 0, 1]])
+    mask = document[:, :, None] == document[:, None, :]
+    outputs = run(layer, inputs, attention_mask=mask)
+    for row, cut in ((0, 2), (1, 4)):
+        for part in (slice(0, cut), slice(cut, 5)):
+            alone = run(layer, inputs[row : row + 1, part])
+            assert_close(outputs[row : row + 1, part], alone)
+
+
+def test_an_attention_mask_reaches_the_slots_of_a_cache_and_a_functional_model():
+    layer, inputs = make_layer(), draw(2, 4, 6)
+    hides_first = np.ones((1, 1, 6), bool)
+    hides_first[..., 0] = False
+    cache, outputs = layer.make_cache(2, 6), None
+    for start, stop in ((0, 3), (3, 4)):
+        outputs, cache = layer(
+            inputs[:, start:stop],
+            cache=cache,
+            cache_index=start,
+            attention_mask=hides_first,
+        )
+    given = np.tile(hides_first[..., :4], (2, 4, 1))
+    symbolic = [keras.Input((None, 6)), keras.Input((None, None), dtype="bool")]
+    model = keras.Model(symbolic, layer(symbolic[0], attention_mask=symbolic[1]))
+    full = model.predict([inputs, given], verbose=0)
+    assert_close(keras.ops.convert_to_numpy(outputs), full[:, 3:])
+    assert np.abs(full - run(layer, inputs)).max() > 1e-3
+
+
+def test_an_attention_mask_of_another_shape_is_refused():
+    with pytest.raises(InvalidInputError, match=r"`attention_mask` must .* \(2, 3, 3\), received"):
+        make_layer()(draw(2, 3, 6), attention_mask=np.ones((2, 3), bool))
+
+
 def test_positions_shift_nothing_but_distances():
     layer, inputs = make_layer(), draw(1, 3, 6)
     outputs = run(layer, inputs)

@@ -19,8 +19,8 @@ from transformers import (
 )
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
-from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32MoE
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4SparseMoeBlock
+from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32MoE
 
 from tests.oracles.parity import write_cases
 

@@ -31,8 +31,11 @@ CASES = {
     "v32 yarn, left padding": ({**SMALL, **INDEXER, "rope_scaling": YARN}, (3, 9, 24), "left"),
     "v32 odd sizes, bias, right padding, chunks": (
         {
-            **{**ODD, **INDEXER, "index_num_heads": 7, "index_head_dim": 9, "use_bias": True},
+            **ODD,
             "num_keys_per_query": 2,
+            "index_num_heads": 7,
+            "index_head_dim": 9,
+            "use_bias": True,
             "chunk_size": 4,
         },
         (3, 7, 21),
