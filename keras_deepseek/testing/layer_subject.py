@@ -71,15 +71,16 @@ class LayerSubject:
             return {name: _make_input(array, name) for name, array in self.inputs.items()}
         return keras.tree.map_structure(_make_input, self.inputs)
 
-    def small_inputs(self) -> dict[str, Any]:
+    def small_inputs(self, layer: keras.Layer) -> dict[str, Any]:
         """Returns, by what they are, an empty batch and, of sequences, one of length one.
 
         The first input is a sequence where it is of shape `(batch_size, length, dim)`, or of
-        integers and `(batch_size, length)`. Integers are zeros, which point into any sequence.
+        integers and `(batch_size, length)`, unless the layer's `input_spec` says that the second
+        axis has one size. Integers are zeros, which point into any sequence.
         """
         first = self.first_input
         small = {"an empty batch": self._cut(lambda array: array[:0])}
-        if first.ndim == 2 + is_float(first):
+        if first.ndim == 2 + is_float(first) and not _fixes_length(layer, first.ndim):
             length = first.shape[1]
             small["a sequence of one"] = self._cut(
                 lambda array: array[:, :1] if array.shape[1:2] == (length,) else array
@@ -149,6 +150,12 @@ def to_arrays(structure: Any) -> list[Array]:
 def is_float(tensor: Any) -> bool:
     """Whether a tensor or array is of a floating-point dtype, bfloat16 among them."""
     return "float" in keras.backend.standardize_dtype(tensor.dtype)
+
+
+def _fixes_length(layer: keras.Layer, rank: int) -> bool:
+    specs = keras.tree.flatten(layer.input_spec)
+    axes = (specs[0].axes or {}) if specs and specs[0] is not None else {}
+    return any(axis % rank == 1 and size is not None for axis, size in axes.items())
 
 
 def _make_input(array: Array, name: str | None = None) -> Any:

@@ -57,11 +57,18 @@ def test_the_first_input_is_the_first_as_written(shapes, expected):
     ],
 )
 def test_small_inputs_are_an_empty_batch_and_a_sequence_of_one(shapes, dtype, one):
-    small = LayerSubject.from_shapes(*DENSE, shapes, dtype).small_inputs()
+    small = LayerSubject.from_shapes(*DENSE, shapes, dtype).small_inputs(keras.Layer())
     arrays = [to_arrays(structure)[-1] for structure in small.values()]
     last = list(shapes.values())[-1] if isinstance(shapes, dict) else shapes
     assert [array.shape for array in arrays] == [(0, *last[1:])] + ([one] if one else [])
     assert is_float(arrays[-1]) or not arrays[-1].any()
+
+
+def test_a_second_axis_of_one_size_is_no_length():
+    layer = keras.Layer()
+    layer.input_spec = keras.InputSpec(min_ndim=3, axes={-2: 3, -1: 4})
+    small = LayerSubject.from_shapes(*DENSE, (2, 3, 4), "float32").small_inputs(layer)
+    assert list(small) == ["an empty batch"]
 
 
 def test_two_layers_are_made_alike_and_their_zeros_are_moved():

@@ -15,7 +15,8 @@ SCORINGS = {
 """From the logits of all experts to their scores, all positive."""
 
 GROUP_SCORINGS = {
-    "max": lambda scores: ops.max(scores, axis=-1),
+    # `ops.max` refuses an empty batch on PyTorch.
+    "max": lambda scores: ops.squeeze(ops.top_k(scores, 1)[0], axis=-1),
     "top2_sum": lambda scores: ops.sum(ops.top_k(scores, 2)[0], axis=-1),
 }
 """From the scores of a group's experts to the score of the group."""

@@ -126,7 +126,7 @@ class Routine(LayerTestCase):
 
 
 def test_it_passes_the_layer_routine():
-    arguments = {"query_lora_rank": 7, "indexer_loss_weight": 0.5, "use_bias": True}
+    arguments = {"query_lora_rank": 4, "indexer_loss_weight": 0.5, "use_bias": True}
     arguments = {**SIZES, **INDEXER, "kernel_initializer": "he_normal", **arguments}
     Routine().run_layer_test(DeepSeekSparseAttention, arguments, (2, 5, 6), oracle=oracle)
 
@@ -142,30 +142,19 @@ def test_it_passes_some_of_the_routine_without_a_causal_mask_and_in_chunks():
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_outputs_and_gradients_are_those_of_transformers(name):
+def test_outputs_gradients_and_chosen_keys_are_those_of_transformers(name):
     case = GOLDEN[name]
     layer = DeepSeekSparseAttention(**read_arguments(case))
-    layer.build((None, None, case["inputs"].shape[-1]))
-    layer.indexer.trainable = True  # Its gradients are zero.
     check_case(layer, case)
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-def test_the_chosen_keys_are_those_of_transformers(name):
-    case = GOLDEN[name]
-    arguments = {**read_arguments(case), "chunk_size": 99}
-    if arguments["num_keys_per_query"] >= case["inputs"].shape[1]:
-        return  # All keys are.
-    layer = DeepSeekSparseAttention(**arguments)
-    layer.build((None, None, case["inputs"].shape[-1]))
-    for path, weight in named_weights(layer).items():
-        weight.assign(case[f"weight/{path}"])
+    layer.chunk_size = 99
     choices = record_choices(layer)
     layer(case["inputs"], mask=case["mask"])
-    np.testing.assert_array_equal(choices[0], case["chosen"])
+    for chosen in choices:  # None where all keys are.
+        np.testing.assert_array_equal(chosen, case["chosen"])
+    assert len(choices) == (layer.num_keys_per_query < case["inputs"].shape[1])
 
 
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(
     batch_size=st.integers(1, 2),
     length=st.integers(1, 6),
@@ -203,12 +192,12 @@ def test_a_sequence_of_no_more_tokens_than_keys_is_attended_to_as_by_the_dense_l
 
 
 def test_no_token_sees_what_comes_after_it():
-    layer, inputs = make_layer(), draw(1, 8, 6)
+    layer, inputs = make_layer(), draw(2, 5, 6)
     changed = inputs.copy()
-    changed[:, 5:] += 1.0
+    changed[:, 4:] += 1.0
     outputs, others = run(layer, inputs), run(layer, changed)
-    np.testing.assert_array_equal(outputs[:, :5], others[:, :5])
-    assert np.abs(outputs[:, 5:] - others[:, 5:]).min() > 0
+    np.testing.assert_array_equal(outputs[:, :4], others[:, :4])
+    assert np.abs(outputs[:, 4:] - others[:, 4:]).min() > 0
 
 
 def test_cached_decoding_is_the_full_forward():
@@ -227,34 +216,34 @@ def test_cached_decoding_is_the_full_forward():
 
 
 def test_sequences_of_different_lengths_decode_as_each_alone():
-    layer, inputs = make_layer(), draw(3, 7, 6)
-    mask = np.ones((3, 6), bool)
-    mask[1, :2] = mask[2, 4:] = False  # Padding on the left, and on the right.
-    real = np.concatenate([mask, np.ones((3, 1), bool)], axis=1)
+    layer, inputs = make_layer(query_lora_rank=4), draw(2, 6, 6)
+    mask = np.ones((2, 5), bool)
+    mask[0, :1] = mask[1, 4:] = False  # Padding on the left, and on the right.
+    real = np.concatenate([mask, np.ones((2, 1), bool)], axis=1)
     positions = np.maximum(np.cumsum(real, axis=1) - 1, 0).astype("int32")
     prompt, cache = layer(
-        inputs[:, :6],
+        inputs[:, :5],
         mask=mask,
-        positions=positions[:, :6],
-        cache=layer.make_cache(3, 8),
+        positions=positions[:, :5],
+        cache=layer.make_cache(2, 9),
         cache_index=0,
     )
-    step, _ = layer(inputs[:, 6:], positions=positions[:, 6:], cache=cache, cache_index=6)
+    step, _ = layer(inputs[:, 5:], positions=positions[:, 5:], cache=cache, cache_index=5)
     outputs = np.concatenate([keras.ops.convert_to_numpy(part) for part in (prompt, step)], axis=1)
-    for row in (1, 2):
+    for row in range(2):
         alone = run(layer, inputs[row : row + 1, real[row]])
         assert_close(outputs[row : row + 1, real[row]], alone)
 
 
 def test_a_step_of_decoding_works_in_a_compiled_model():
-    layer, inputs = make_layer(), draw(2, 6, 6)
+    layer, inputs = make_layer(query_lora_rank=4), draw(2, 6, 6)
 
     class Step(keras.Layer):
         def call(self, token, latent, rotary_key, index_key, filled, index):
             cache = {"latent": latent, "rotary_key": rotary_key, "index_key": index_key}
             return layer(token, cache={**cache, "mask": filled}, cache_index=index[0])[0]
 
-    _, cache = layer(inputs[:, :5], cache=layer.make_cache(2, 8), cache_index=0)
+    _, cache = layer(inputs[:, :5], cache=layer.make_cache(2, 9), cache_index=0)
     given = {name: keras.ops.convert_to_numpy(tensor) for name, tensor in cache.items()}
     given["filled"] = given.pop("mask")
     given.update(token=inputs[:, 5:], index=np.full(2, 5, "int32"))
@@ -271,11 +260,14 @@ def test_a_model_takes_and_learns_from_sequences_of_any_length():
     layer, inputs = make_layer(indexer_loss_weight=0.1, chunk_size=3), keras.Input((None, 6))
     model = keras.Model(inputs, layer(inputs))
     model.compile("sgd", "mse")
-    for length in (2, 7):
+    before = numpy_weights(layer)
+    for length in (2, 5):
         given = draw(2, length, 6)
         assert_close(model.predict(given, verbose=0), run(layer, given))
-        history = model.fit(given, given, verbose=0)
-        assert np.isfinite(history.history["loss"][0])
+    history = model.fit(given, given, verbose=0)
+    assert np.isfinite(history.history["loss"][0])
+    for path, weight in numpy_weights(layer).items():
+        assert np.any(weight != before[path]), path
 
 
 def test_a_graph_that_does_not_know_the_length_takes_any():
@@ -283,23 +275,23 @@ def test_a_graph_that_does_not_know_the_length_takes_any():
     model = NamedModel(keras.Model(inputs, layer(inputs)))
     infer = backend.current().compile_inference(model)
     (name,) = (spec.name for spec in model.signature.inputs)
-    for length in (2, 7):  # Below the number of keys, and above.
+    for length in (2, 5):  # Below the number of keys, and above.
         given = draw(2, length, 6)
         (outputs,) = infer({name: given}).values()
         assert_close(outputs, run(layer, given))
 
 
 def test_an_attention_mask_keeps_documents_apart():
-    layer, inputs = make_layer(chunk_size=2), draw(2, 7, 6)
-    document = np.array([[0, 0, 0, 0, 1, 1, 1]] * 2)
+    layer, inputs = make_layer(chunk_size=2), draw(2, 5, 6)
+    document = np.array([[0, 0, 0, 0, 1]] * 2)
     mask = document[:, :, None] == document[:, None, :]
     outputs = run(layer, inputs, attention_mask=mask)
     assert_close(outputs, oracle(layer, inputs, mask))
     assert_close(run(layer, inputs, attention_mask=mask[:1]), outputs)
-    hiding = np.zeros((2, 1, 7), bool)
+    hiding = np.zeros((2, 1, 5), bool)
     hiding[..., 0] = True
     assert_close(
-        run(layer, inputs, attention_mask=hiding), attend(layer, inputs, np.tile(hiding, (1, 7, 1)))
+        run(layer, inputs, attention_mask=hiding), attend(layer, inputs, np.tile(hiding, (1, 5, 1)))
     )
 
 
@@ -328,7 +320,7 @@ def record_losses(monkeypatch):
 
 def test_the_indexer_learns_where_the_heads_look_and_nothing_else_does(monkeypatch):
     layer = make_layer(query_lora_rank=4, indexer_loss_weight=0.5, chunk_size=2, use_bias=True)
-    inputs, mask = draw(2, 7, 6), np.array([[True] * 7, [True] * 4 + [False] * 3])
+    inputs, mask = draw(2, 5, 6), np.array([[True] * 5, [True] * 4 + [False]])
     scores, chosen, _ = choose(layer, inputs, mask[:, None, :])
     heads = []
     attend(layer, inputs, chosen, heads)
@@ -361,7 +353,7 @@ def test_the_indexer_learns_where_the_heads_look_and_nothing_else_does(monkeypat
 def test_the_loss_has_the_gradient_of_finite_differences(monkeypatch):
     added = record_losses(monkeypatch)
     layer = make_layer(indexer_loss_weight=1.0)
-    inputs = draw(1, 5, 6)
+    inputs = draw(2, 5, 6)
     kernel = named_weights(layer)["indexer/head_weight/kernel"]
 
     def total():
@@ -377,17 +369,14 @@ def test_the_loss_has_the_gradient_of_finite_differences(monkeypatch):
     assert_close(np.sum(gradient * step), (ends[0] - ends[1]) / 2, 1e-2)
 
 
-def test_a_fit_moves_the_indexer_by_its_loss_alone():
-    for loss_weight in (None, 1.0):
-        layer = make_layer(indexer_loss_weight=loss_weight)
-        before = numpy_weights(layer)
-        inputs = keras.Input((5, 6))
-        model = keras.Model(inputs, layer(inputs))
-        model.compile("sgd", "mse")
-        model.fit(draw(2, 5, 6), draw(2, 5, 6), verbose=0)
-        for path, weight in numpy_weights(layer).items():
-            learns = loss_weight is not None or not path.startswith("indexer/")
-            assert np.any(weight != before[path]) == learns, path
+def test_without_its_loss_a_fit_leaves_the_indexer_as_it_is():
+    layer, inputs = make_layer(), keras.Input((5, 6))
+    before = numpy_weights(layer)
+    model = keras.Model(inputs, layer(inputs))
+    model.compile("sgd", "mse")
+    model.fit(draw(2, 5, 6), draw(2, 5, 6), verbose=0)
+    for path, weight in numpy_weights(layer).items():
+        assert np.any(weight != before[path]) != path.startswith("indexer/"), path
 
 
 def test_dropout_acts_in_training_alone():
@@ -397,7 +386,7 @@ def test_dropout_acts_in_training_alone():
 
 
 def test_quantized_kernels_are_used_as_their_own_layers_use_them():
-    layer, inputs = make_layer(num_keys_per_query=5, indexer_loss_weight=1.0), draw(1, 5, 6)
+    layer, inputs = make_layer(num_keys_per_query=5, indexer_loss_weight=1.0), draw(2, 5, 6)
     for up in (layer.key_up, layer.value_up):
         up.quantize("int8")
     dense = run(layer, inputs)  # Expanded by the layers themselves.
