@@ -43,8 +43,26 @@ class Backend(Protocol):
     ) -> "tuple[list[Array], list[Array]]":
         """Returns the gradients of the scalar `function(*inputs)`, by input and by variable."""
 
+    def apply_with_gradient(
+        self,
+        function: "Callable[..., Any]",
+        gradient: "Callable[..., Sequence[Any]]",
+        tensors: "Sequence[Any]",
+        constants: "Sequence[Any]",
+    ) -> "Any":
+        """Returns `function(*tensors, *constants)`; `gradient` says what its gradients are.
+
+        Nothing that `function` computes is kept. `gradient(upstream, *tensors, *constants)` returns
+        the gradients by `tensors`. Constants are tensors without one, such as integers.
+        """
+
     def read_integer(self, value: "Any") -> int | None:
         """Returns an integer or integer scalar tensor as a number; `None` while it is traced."""
+
+    def repeat(
+        self, body: "Callable[..., Sequence[Any]]", times: "Any", state: "Sequence[Any]"
+    ) -> "tuple[Any, ...]":
+        """Returns the tensors that `state = body(index, *state)` makes, one run after the other."""
 
     def write_saved_model(self, model: "NamedModel", path: str) -> None:
         """Writes the model as a SavedModel into a folder, or raises `NotSupportedError`."""

@@ -7,6 +7,50 @@ import keras
 from keras import ops
 
 
+class TokenChunks:
+    """How tokens are divided into chunks of one size, the last of them filled up with zeros.
+
+    A chunk takes every `number`-th token. So the tokens of each device stay on it, where they are
+    spread over many: consecutive ones would be those of one device.
+
+    Args:
+        num_tokens: integer or integer scalar tensor.
+        size: integer. The most tokens of a chunk.
+        axis: integer. The axis of the tokens, counted from the first. Defaults to `0`.
+    """
+
+    def __init__(self, num_tokens: Any, size: int, axis: int = 0) -> None:
+        if isinstance(num_tokens, int):
+            size = max(1, min(size, num_tokens))
+        self.num_tokens = num_tokens
+        self.size = size
+        self.number = -(-num_tokens // size)
+        if isinstance(self.number, int):
+            self.number = max(1, self.number)  # A loop of none has no result in some frameworks.
+        self._axis = axis
+        self._padding = self.number * size - num_tokens
+
+    def split(self, tensor: Any) -> Any:
+        """Returns a tensor of shape `(..., num_tokens, ...)` as `(number, ..., size, ...)`."""
+        before, after = self._sizes_around(tensor, 1)
+        if not isinstance(self._padding, int) or self._padding:
+            filling = ops.zeros((*before, self._padding, *after), dtype=tensor.dtype)
+            tensor = ops.concatenate([tensor, filling], axis=self._axis)
+        tensor = ops.reshape(tensor, (*before, self.size, self.number, *after))
+        return ops.moveaxis(tensor, self._axis + 1, 0)
+
+    def join(self, tensor: Any) -> Any:
+        """Returns what `split` was given."""
+        tensor = ops.moveaxis(tensor, 0, self._axis + 1)
+        before, after = self._sizes_around(tensor, 2)
+        tensor = ops.reshape(tensor, (*before, self.size * self.number, *after))
+        return tensor[(slice(None),) * self._axis + (slice(0, self.num_tokens),)]
+
+    def _sizes_around(self, tensor: Any, num_axes: int) -> tuple[Any, Any]:
+        shape = ops.shape(tensor)
+        return shape[: self._axis], shape[self._axis + num_axes :]
+
+
 def map_chunks(
     function: Callable[..., Any],
     rows: Sequence[Any],
@@ -32,8 +76,7 @@ def map_chunks(
         axis: integer. The axis of the tokens, counted from the first. Defaults to `0`.
         recomputes: boolean. Whether the backward pass computes each chunk anew. Defaults to `True`.
     """
-    num_tokens = ops.shape(rows[0])[axis]
-    num_chunks, chunk_size, padding = _plan(num_tokens, chunk_size)
+    chunks = TokenChunks(ops.shape(rows[0])[axis], chunk_size, axis)
 
     def compute(chunk: Sequence[Any]) -> Any:
         kept = chunk[len(rows) :]
@@ -45,35 +88,7 @@ def map_chunks(
         run = keras.remat(run) if recomputes else run
         return run(*chunk[: len(rows)], *shared)
 
-    if isinstance(num_chunks, int) and num_chunks == 1:
+    if isinstance(chunks.number, int) and chunks.number == 1:
         return compute([*rows, *fixed])
-
-    # A chunk takes every `num_chunks`-th token. So the tokens of each device stay on it, where they
-    # are spread over many: consecutive ones would be those of one device.
-    def split(tensor: Any) -> Any:
-        if not isinstance(padding, int) or padding:
-            shape = ops.shape(tensor)
-            filling = ops.zeros((*shape[:axis], padding, *shape[axis + 1 :]), dtype=tensor.dtype)
-            tensor = ops.concatenate([tensor, filling], axis=axis)
-        shape = ops.shape(tensor)
-        shape = (*shape[:axis], chunk_size, num_chunks, *shape[axis + 1 :])
-        return ops.moveaxis(ops.reshape(tensor, shape), axis + 1, 0)
-
-    def join(results: Any) -> Any:
-        results = ops.moveaxis(results, 0, axis + 1)
-        shape = ops.shape(results)
-        shape = (*shape[:axis], chunk_size * num_chunks, *shape[axis + 2 :])
-        return ops.reshape(results, shape)[(slice(None),) * axis + (slice(0, num_tokens),)]
-
-    results = ops.map(compute, tuple(split(tensor) for tensor in (*rows, *fixed)))
-    return keras.tree.map_structure(join, results)
-
-
-def _plan(num_tokens: Any, chunk_size: int) -> tuple[Any, int, Any]:
-    """Returns the number of chunks, their size, and how many tokens the last ones lack."""
-    if isinstance(num_tokens, int):
-        chunk_size = max(1, min(chunk_size, num_tokens))
-    num_chunks = -(-num_tokens // chunk_size)
-    if isinstance(num_chunks, int):
-        num_chunks = max(1, num_chunks)  # A loop of none has no result in some frameworks.
-    return num_chunks, chunk_size, num_chunks * chunk_size - num_tokens
+    results = ops.map(compute, tuple(chunks.split(tensor) for tensor in (*rows, *fixed)))
+    return keras.tree.map_structure(chunks.join, results)

@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 from keras_deepseek.backend import current
@@ -47,3 +48,37 @@ def test_neither_inputs_nor_variables_are_changed():
     current().compute_gradients(lambda x: ops.sum(x * weight), [x], [weight])
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(ops.convert_to_numpy(weight), Y)
+
+
+def double(x, y, labels):
+    return 2 * x * y * ops.cast(labels, "float32")
+
+
+def point_up(upstream, x, y, labels):
+    """Not the gradient of `double`, so that it is seen which of the two is taken."""
+    return upstream + x, upstream * ops.cast(labels, "float32")
+
+
+LABELS = np.array([1, 2, 3], "int32")
+DIRECTION = np.array([1.0, 0.5, 2.0], "float32")
+
+
+def call_with_gradient(x, y):
+    labels = ops.convert_to_tensor(LABELS)
+    results = current().apply_with_gradient(double, point_up, [x, y], [labels])
+    return ops.sum(ops.multiply(results, DIRECTION))
+
+
+def test_a_gradient_that_is_given_is_taken():
+    x, y = (ops.convert_to_tensor(array) for array in (X, Y))
+    assert float(call_with_gradient(x, y)) == pytest.approx((2 * X * Y * LABELS * DIRECTION).sum())
+    (by_x, by_y), _ = current().compute_gradients(call_with_gradient, [X, Y], [])
+    np.testing.assert_allclose(by_x, DIRECTION + X, rtol=1e-6)
+    np.testing.assert_allclose(by_y, DIRECTION * LABELS, rtol=1e-6)
+
+
+def test_what_is_computed_again_takes_its_gradient_too():
+    """As in a layer that a `keras.RematScope` is around."""
+    (by_x, by_y), _ = current().compute_gradients(keras.remat(call_with_gradient), [X, Y], [])
+    np.testing.assert_allclose(by_x, DIRECTION + X, rtol=1e-6)
+    np.testing.assert_allclose(by_y, DIRECTION * LABELS, rtol=1e-6)

@@ -25,3 +25,26 @@ def compute_gradients(
     # One compilation: without it JAX compiles each operation of the gradient by itself.
     by_input, by_variable = jax.jit(jax.grad(run, argnums=(0, 1)))(tensors, values)
     return [np.asarray(array) for array in by_input], [np.asarray(array) for array in by_variable]
+
+
+def apply_with_gradient(
+    function: Callable[..., Any],
+    gradient: Callable[..., Sequence[Any]],
+    tensors: Sequence[Any],
+    constants: Sequence[Any],
+) -> Any:
+    """Returns `function(*tensors, *constants)`; `gradient` says what its gradients are."""
+
+    @jax.custom_vjp
+    def run(tensors: tuple[Any, ...], constants: tuple[Any, ...]) -> Any:
+        return function(*tensors, *constants)
+
+    def run_forward(tensors: Any, constants: Any) -> Any:
+        return function(*tensors, *constants), (tensors, constants)
+
+    def run_backward(arguments: Any, upstream: Any) -> Any:
+        tensors, constants = arguments
+        return tuple(gradient(upstream, *tensors, *constants)), None
+
+    run.defvjp(run_forward, run_backward)
+    return run(tuple(tensors), tuple(constants))

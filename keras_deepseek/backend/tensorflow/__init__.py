@@ -2,15 +2,18 @@
 
 from keras_deepseek.backend.tensorflow.device import count_devices
 from keras_deepseek.backend.tensorflow.export import write_onnx, write_saved_model
-from keras_deepseek.backend.tensorflow.gradients import compute_gradients
+from keras_deepseek.backend.tensorflow.gradients import apply_with_gradient, compute_gradients
 from keras_deepseek.backend.tensorflow.inference import compile_inference
+from keras_deepseek.backend.tensorflow.loops import repeat
 from keras_deepseek.backend.tensorflow.tracing import read_integer
 
 __all__ = [
+    "apply_with_gradient",
     "compile_inference",
     "compute_gradients",
     "count_devices",
     "read_integer",
+    "repeat",
     "write_onnx",
     "write_saved_model",
 ]

@@ -22,3 +22,22 @@ def compute_gradients(
     # The gradient of an embedding table is sparse until it is converted.
     arrays = [tf.convert_to_tensor(gradient).numpy() for gradient in gradients]
     return arrays[: len(tensors)], arrays[len(tensors) :]
+
+
+def apply_with_gradient(
+    function: Callable[..., Any],
+    gradient: Callable[..., Sequence[Any]],
+    tensors: Sequence[Any],
+    constants: Sequence[Any],
+) -> Any:
+    """Returns `function(*tensors, *constants)`; `gradient` says what its gradients are."""
+
+    @tf.custom_gradient
+    def run(*arguments: Any) -> Any:
+        def differentiate(upstream: Any) -> list[Any]:
+            return [*gradient(upstream, *arguments), *(None for _ in constants)]
+
+        # Else the tape keeps all that is computed here, where it runs eagerly.
+        return function(*(tf.stop_gradient(argument) for argument in arguments)), differentiate
+
+    return run(*tensors, *constants)

@@ -24,3 +24,34 @@ def compute_gradients(
         gradients = tuple(torch.zeros_like(source) for source in sources)
     arrays = [keras.ops.convert_to_numpy(gradient) for gradient in gradients]
     return arrays[: len(tensors)], arrays[len(tensors) :]
+
+
+def apply_with_gradient(
+    function: Callable[..., Any],
+    gradient: Callable[..., Sequence[Any]],
+    tensors: Sequence[Any],
+    constants: Sequence[Any],
+) -> Any:
+    """Returns `function(*tensors, *constants)`; `gradient` says what its gradients are."""
+    return _GivenGradient.apply(function, gradient, len(constants), *tensors, *constants)
+
+
+class _GivenGradient(torch.autograd.Function):
+    """A function of tensors, and of constants behind them, with a gradient of its own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        function: Callable[..., Any],
+        gradient: Callable[..., Sequence[Any]],
+        num_constants: int,
+        *arguments: Any,
+    ) -> Any:
+        ctx.gradient, ctx.num_constants = gradient, num_constants
+        ctx.save_for_backward(*arguments)
+        return function(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Any) -> tuple[Any, ...]:
+        gradients = ctx.gradient(upstream, *ctx.saved_tensors)
+        return None, None, None, *gradients, *(None for _ in range(ctx.num_constants))

@@ -25,6 +25,30 @@ def compute_token_losses(logits: Any, targets: Any, z_loss: float = 0.0) -> Any:
     return losses
 
 
+def differentiate_token_losses(
+    logits: Any, targets: Any, upstream: Any, z_loss: float = 0.0
+) -> Any:
+    """Returns the gradient of `compute_token_losses` by the logits, in float32 or better.
+
+    Args:
+        logits: Tensor of shape `(..., vocabulary_size)`.
+        targets: Integer tensor of shape `(...)`.
+        upstream: Tensor of shape `(...)`, the gradient by the losses.
+        z_loss: float. As there. Defaults to `0.0`.
+    """
+    logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
+    upstream = ops.expand_dims(ops.cast(upstream, logits.dtype), -1)
+    scale = upstream
+    if z_loss:
+        scale = upstream * (1 + 2 * z_loss * ops.logsumexp(logits, axis=-1, keepdims=True))
+    classes = ops.arange(logits.shape[-1], dtype=targets.dtype)
+    is_target = ops.equal(ops.expand_dims(targets, -1), classes)
+    # One name for all: where nothing is fused, each of them is as large as the logits.
+    gradient = ops.softmax(logits, axis=-1)
+    gradient = gradient * scale
+    return ops.where(is_target, gradient - upstream, gradient)
+
+
 def average_losses(losses: Any, weights: Any) -> Any:
     """Returns the mean by weights, 0 where no token counts.
 

@@ -122,6 +122,27 @@ def project(inputs: Any, kernel: Any, bias: Any = None) -> Any:
     return logits if bias is None else logits + bias
 
 
+def differentiate_projection(
+    inputs: Any, upstream: Any, kernel: Any, bias: Any = None
+) -> tuple[Any, ...]:
+    """Returns the gradients of `project` by the inputs, the kernel and, where given, the bias.
+
+    Args:
+        inputs: Tensor of shape `(num_tokens, dim)`.
+        upstream: Tensor of shape `(num_tokens, vocabulary_size)`, the gradient by the logits.
+        kernel: Tensor of shape `(dim, vocabulary_size)`.
+        bias: Tensor of shape `(vocabulary_size,)`, or `None`.
+    """
+    by_logits = ops.cast(upstream, kernel.dtype)
+    by_inputs = ops.matmul(by_logits, ops.transpose(kernel))
+    by_kernel = ops.matmul(ops.transpose(inputs), by_logits)
+    return (
+        (by_inputs, by_kernel)
+        if bias is None
+        else (by_inputs, by_kernel, ops.sum(upstream, axis=0))
+    )
+
+
 def _count_rows(embedding: keras.Layer) -> int:
     if not hasattr(embedding, "input_dim") or not getattr(embedding, "tie_weights", True):
         raise InvalidInputError(

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import ChunkedCrossEntropy
+from keras_deepseek.layers.heads.token_losses import compute_token_losses
 from keras_deepseek.testing import LayerTestCase, assert_close
 from keras_deepseek.training import Trainer
 from tests.oracles import cross_entropy
@@ -118,6 +119,44 @@ def test_loss_and_gradients_are_those_of_keras_on_all_logits():
     compare_with_keras(head, head, hidden, targets)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_all_options_and_a_scaled_loss_have_the_gradient_of_all_logits(dtype):
+    hidden, targets = draw(3, 5)
+    options = {"z_loss": 0.1, "soft_cap": 1.5, "use_bias": True, "dtype": dtype}
+    head = ChunkedCrossEntropy(VOCABULARY_SIZE, chunk_size=4, **options)
+    head.build(hidden.shape)
+    scales = np.random.default_rng(1).uniform(0, 1024, (3, 5)).astype("float32")
+
+    def total(losses):
+        return keras.ops.sum(keras.ops.multiply(losses, scales))
+
+    by_all, by_chunks = (
+        backend.current().compute_gradients(function, [hidden], head.trainable_variables)
+        for function in (
+            lambda x: total(compute_token_losses(head(x), targets, z_loss=0.1)),
+            lambda x: total(head.compute_losses(x, targets)),
+        )
+    )
+    tolerance = {"float32": 1e-5, "mixed_bfloat16": 2e-2, "mixed_float16": 2e-3}[dtype]
+    pairs = zip(by_chunks[0] + by_chunks[1], by_all[0] + by_all[1], strict=True)
+    for gradient, expected in pairs:
+        assert_close(gradient, expected, tolerance)
+
+
+def test_the_layer_may_be_computed_again_as_in_a_remat_scope():
+    hidden, targets = draw(3, 5)
+    head = ChunkedCrossEntropy(VOCABULARY_SIZE, chunk_size=4)
+    head.build(hidden.shape)
+
+    def total(hidden):
+        return keras.ops.sum(head.compute_losses(hidden, keras.ops.convert_to_tensor(targets)))
+
+    compute, variables = backend.current().compute_gradients, [head.kernel]
+    (gradient,), _ = compute(keras.remat(total), [hidden], [])
+    (expected,), _ = compute(total, [hidden], variables)
+    assert_close(gradient, expected)
+
+
 def test_an_ignored_class_is_that_of_keras():
     hidden, targets = draw(3, 5)
     targets[:, ::2] = -100
@@ -162,7 +201,8 @@ def make_models(head):
     return keras.Model([tokens, targets], head(hidden, targets)), keras.Model(tokens, head(hidden))
 
 
-def test_a_plain_fit_trains_as_with_a_dense_layer_and_a_loss():
+@pytest.mark.parametrize("jit_compile", [False, "auto"])
+def test_a_plain_fit_trains_as_with_a_dense_layer_and_a_loss(jit_compile):
     tokens, targets = draw(6, 5)[1], draw(6, 5, seed=1)[1]
     head = ChunkedCrossEntropy(VOCABULARY_SIZE, chunk_size=4)
     training_model, model = make_models(head)
@@ -171,8 +211,8 @@ def test_a_plain_fit_trains_as_with_a_dense_layer_and_a_loss():
     other = keras.Model(inputs, dense(keras.layers.Embedding(VOCABULARY_SIZE, 6)(inputs)))
     other.set_weights(model.get_weights())
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    other.compile(keras.optimizers.SGD(0.5), loss=loss)
-    training_model.compile(keras.optimizers.SGD(0.5))
+    other.compile(keras.optimizers.SGD(0.5), loss=loss, jit_compile=jit_compile)
+    training_model.compile(keras.optimizers.SGD(0.5), jit_compile=jit_compile)
     fit = {"batch_size": 4, "epochs": 2, "verbose": 0, "shuffle": False}  # The last batch has 2.
     ours = training_model.fit([tokens, targets], **fit).history["loss"]
     theirs = other.fit(tokens, targets, **fit).history["loss"]

@@ -2,11 +2,13 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers.heads.token_losses import (
     average_losses,
     check_tokens,
     compute_token_losses,
+    differentiate_token_losses,
 )
 from keras_deepseek.testing import assert_close
 from tests.oracles import cross_entropy
@@ -20,6 +22,19 @@ TARGETS = RNG.integers(0, 7, (2, 3)).astype("int32")
 def test_the_losses_are_those_of_the_formula(z_loss):
     losses = keras.ops.convert_to_numpy(compute_token_losses(LOGITS, TARGETS, z_loss))
     assert_close(losses, cross_entropy.token_losses(LOGITS, TARGETS, z_loss=z_loss))
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_the_gradient_is_that_of_the_losses(z_loss):
+    upstream = RNG.normal(size=(2, 3)).astype("float32")
+    gradient = differentiate_token_losses(LOGITS, TARGETS, upstream, z_loss)
+
+    def total(logits):
+        losses = compute_token_losses(logits, TARGETS, z_loss)
+        return keras.ops.sum(keras.ops.multiply(losses, upstream))
+
+    ((expected,), _) = backend.current().compute_gradients(total, [LOGITS], [])
+    assert_close(keras.ops.convert_to_numpy(gradient), expected)
 
 
 def test_half_precision_is_left_for_the_loss():

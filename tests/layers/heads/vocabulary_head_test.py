@@ -2,8 +2,13 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers.heads.vocabulary_head import VocabularyHead, project
+from keras_deepseek.layers.heads.vocabulary_head import (
+    VocabularyHead,
+    differentiate_projection,
+    project,
+)
 from keras_deepseek.testing import assert_close
 
 SETTINGS = {
@@ -66,3 +71,19 @@ def test_inputs_of_another_size_are_refused():
         make_head(7).build((2, None))
     with pytest.raises(InvalidInputError, match="an embedding of 3 numbers a token, and received"):
         make_head(token_embedding=keras.layers.Embedding(7, 3)).build((2, 4))
+
+
+@pytest.mark.parametrize("num_parts", [2, 3])
+def test_the_gradients_are_those_of_the_projection(num_parts):
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype("float32") for shape in ((4, 3), (3, 7), (7,))]
+    arrays, upstream = arrays[:num_parts], rng.normal(size=(4, 7)).astype("float32")
+    inputs, *others = map(keras.ops.convert_to_tensor, arrays)
+    gradients = differentiate_projection(inputs, keras.ops.convert_to_tensor(upstream), *others)
+
+    def total(*arrays):
+        return keras.ops.sum(keras.ops.multiply(project(*arrays), upstream))
+
+    expected, _ = backend.current().compute_gradients(total, arrays, [])
+    for gradient, other in zip(gradients, expected, strict=True):
+        assert_close(keras.ops.convert_to_numpy(gradient), other)

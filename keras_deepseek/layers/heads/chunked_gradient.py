@@ -1,0 +1,104 @@
+"""A function of many tokens computed a chunk at a time, with a gradient that is given."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.backend import current
+from keras_deepseek.layers.token_chunks import TokenChunks
+
+
+def map_chunks_with_gradient(
+    function: Callable[..., Any],
+    gradient: Callable[..., Sequence[Any]],
+    tokens: Any,
+    labels: Any,
+    shared: Sequence[Any],
+    chunk_size: int,
+) -> Any:
+    """Returns `function(tokens, labels, *shared)`, computed chunk by chunk, forward and backward.
+
+    The backward pass keeps nothing of the forward pass, and adds up the gradients by `shared` in
+    one tensor each. It is given rather than derived, for what frameworks derive from a loop holds
+    more than the loop saves. The number of tokens may be unknown until the graph runs.
+
+    Args:
+        function: From tensors of shape `(chunk, dim)` and `(chunk,)`, and `shared`, to one of
+            shape `(chunk,)`. It must treat each token alone.
+        gradient: From the tokens and labels of a chunk, the gradient by its results, of shape
+            `(chunk,)`, and `shared`, to the gradients by the tokens and by each of `shared`.
+        tokens: Floating-point tensor of shape `(num_tokens, dim)`.
+        labels: Integer tensor of shape `(num_tokens,)`. It has no gradient.
+        shared: Floating-point tensors that all chunks need, such as kernels.
+        chunk_size: integer. The most tokens of a chunk.
+
+    Returns:
+        A tensor of shape `(num_tokens,)`, in float32 or better.
+    """
+    chunks = TokenChunks(ops.shape(tokens)[0], chunk_size)
+
+    def compute(*arguments: Any) -> Any:
+        return _compute(chunks, function, *arguments)
+
+    def differentiate(upstream: Any, *arguments: Any) -> tuple[Any, ...]:
+        return _differentiate(chunks, gradient, upstream, *arguments)
+
+    # Labels are handed over, not closed over: else `keras.remat` around the layer fails on JAX.
+    return current().apply_with_gradient(compute, differentiate, [tokens, *shared], [labels])
+
+
+def _read(tensor: Any, index: Any) -> Any:
+    return ops.take(tensor, index, axis=0)
+
+
+def _write(tensor: Any, index: Any, chunk: Any) -> Any:
+    # Not by `slice_update`, for which TensorFlow starts XLA even where nothing else needs it.
+    update = ops.expand_dims(ops.cast(chunk, tensor.dtype), 0)
+    return ops.scatter_update(tensor, ops.reshape(index, (1, 1)), update)
+
+
+def _compute(chunks: TokenChunks, function: Callable[..., Any], tokens: Any, *others: Any) -> Any:
+    *shared, labels = others
+    split = [chunks.split(tensor) for tensor in (tokens, labels)]
+
+    def compute(index: Any, results: Any) -> tuple[Any]:
+        result = function(*(_read(tensor, index) for tensor in split), *shared)
+        return (_write(results, index, result),)
+
+    state = (ops.zeros((chunks.number, chunks.size), dtype=_accumulator_dtype(tokens)),)
+    (results,) = current().repeat(compute, chunks.number, state)
+    return chunks.join(results)
+
+
+def _differentiate(
+    chunks: TokenChunks,
+    gradient: Callable[..., Sequence[Any]],
+    upstream: Any,
+    tokens: Any,
+    *others: Any,
+) -> tuple[Any, ...]:
+    *shared, labels = others
+    split = [chunks.split(tensor) for tensor in (tokens, labels, upstream)]
+
+    def accumulate(index: Any, by_tokens: Any, *sums: Any) -> tuple[Any, ...]:
+        part, *parts = gradient(*(_read(tensor, index) for tensor in split), *shared)
+        pairs = zip(sums, parts, strict=True)
+        return (
+            _write(by_tokens, index, part),
+            *(total + ops.cast(part, total.dtype) for total, part in pairs),
+        )
+
+    state = (
+        ops.zeros((chunks.number, chunks.size, tokens.shape[-1]), dtype=tokens.dtype),
+        *(ops.zeros(tensor.shape, dtype=_accumulator_dtype(tensor)) for tensor in shared),
+    )
+    by_tokens, *sums = current().repeat(accumulate, chunks.number, state)
+    pairs = zip(sums, shared, strict=True)
+    return chunks.join(by_tokens), *(ops.cast(total, tensor.dtype) for total, tensor in pairs)
+
+
+def _accumulator_dtype(tensor: Any) -> str:
+    dtype: str = keras.backend.result_type(tensor.dtype, "float32")
+    return dtype
