@@ -12,6 +12,7 @@ from keras_deepseek.layers import predefined
 from keras_deepseek.layers.attention.cached_attention import CachedAttention
 from keras_deepseek.layers.attention.deepseek_sparse_attention import DeepSeekSparseAttention
 from keras_deepseek.layers.attention.lightning_indexer import LightningIndexer
+from keras_deepseek.layers.attention.linear_attention import LinearAttention
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.attention.sparse_attention import SparseAttention
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU
@@ -37,6 +38,7 @@ __all__ = [
     "ExpertRouter",
     "HashRouter",
     "LightningIndexer",
+    "LinearAttention",
     "ManifoldConstrainedHyperConnections",
     "MaskedPositionHead",
     "MultiHeadLatentAttention",

@@ -13,3 +13,8 @@ __all__ = [
     "MultiHeadLatentAttention",
     "SparseAttention",
 ]
+from keras_deepseek.layers.attention.linear_attention import LinearAttention
+from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
+from keras_deepseek.layers.attention.sparse_attention import SparseAttention
+
+__all__ = ["CachedAttention", "LinearAttention", "MultiHeadLatentAttention", "SparseAttention"]

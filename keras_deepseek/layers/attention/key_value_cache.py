@@ -14,6 +14,10 @@ padded, give each token's own number as `positions`, here counted from a boolean
 
     positions = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)
 
+A layer may keep states beside the slots: what it needs of a sequence as a whole, such as a sum
+over its tokens. A call replaces them, so they know the tokens of the calls before and no others: a
+call goes on where the last one ended, or begins anew from an empty cache.
+
 The functions below are what such layers are written with.
 """
 
@@ -30,7 +34,12 @@ Cache = dict[str, Any]
 
 
 def make_cache(
-    batch_size: int, max_length: int, entries: Mapping[str, tuple[int, ...]], dtype: str
+    batch_size: int,
+    max_length: int,
+    entries: Mapping[str, tuple[int, ...]],
+    dtype: str,
+    *,
+    states: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Cache:
     """Returns an empty cache.
 
@@ -38,7 +47,9 @@ def make_cache(
         batch_size: integer. Number of sequences.
         max_length: integer. Number of slots, in tokens.
         entries: dict. For each name the shape of what is kept of one token.
-        dtype: string. The dtype of these entries.
+        dtype: string. The dtype of these entries and of the states.
+        states: dict or `None`. For each name the shape of what is kept of one sequence, whatever
+            the number of slots. Defaults to `None`.
 
     Returns:
         A dict of zeros, with a `"mask"` that is false everywhere.
@@ -53,6 +64,8 @@ def make_cache(
             )
     slots = (batch_size, max_length)
     cache = {name: ops.zeros((*slots, *shape), dtype) for name, shape in entries.items()}
+    for name, shape in (states or {}).items():
+        cache[name] = ops.zeros((batch_size, *shape), dtype)
     return {**cache, "mask": ops.zeros(slots, "bool")}
 
 
@@ -78,17 +91,43 @@ def check_cache_arguments(cache: Cache | None, cache_index: Any) -> None:
         )
 
 
+def check_states(cache: Cache, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+    """Raises an error where a layer that reads states is given the cache of another one.
+
+    Args:
+        cache: dict.
+        shapes: dict. For each name of a state its shape, that of the batch included.
+
+    Raises:
+        InvalidInputError: A state is missing or of another shape.
+    """
+    for name, shape in shapes.items():
+        received = tuple(cache[name].shape) if name in cache else None
+        if received is None or not _fits(received, shape):
+            raise InvalidInputError(
+                f"The cache's {name!r} must have the shape {shape}, received {received}. Make it "
+                f"with the layer's own `make_cache`."
+            )
+
+
 def append_to_cache(
-    cache: Cache, cache_index: Any, updates: Mapping[str, Any], mask: Any = None
+    cache: Cache,
+    cache_index: Any,
+    updates: Mapping[str, Any],
+    mask: Any = None,
+    *,
+    states: Mapping[str, Any] | None = None,
 ) -> Cache:
     """Returns a cache with the tokens of a call written into its slots.
 
     Args:
         cache: dict. As `make_cache` returns it.
         cache_index: integer or integer scalar tensor. The slot of the first token.
-        updates: dict. A tensor of shape `(batch_size, length, ...)` for each name but `"mask"`.
-        mask: boolean tensor of shape `(batch_size, length)`, or `None` for no padding. Defaults to
-            `None`.
+        updates: dict. A tensor of shape `(batch_size, length, ...)` for each name but `"mask"` and
+            those of states.
+        mask: boolean tensor of shape `(batch_size, length)`, or `None` for no padding; it must be
+            given where there are no updates. Defaults to `None`.
+        states: dict or `None`. For each name of a state what takes its place. Defaults to `None`.
 
     Returns:
         A new dict; the given one is unchanged.
@@ -101,10 +140,10 @@ def append_to_cache(
     check_cache_arguments(cache, cache_index)
     if mask is None:
         mask = ops.ones(ops.shape(next(iter(updates.values())))[:2], "bool")
-    updates = {**updates, "mask": mask}
-    _check_shapes(cache, updates)
+    updates, states = {**updates, "mask": mask}, states or {}
+    _check_shapes(cache, updates, states)
     start = _read_start(cache, cache_index, updates["mask"].shape[1])
-    return {
+    written = {
         name: ops.slice_update(
             cache[name],
             [0, start, *[0] * (len(update.shape) - 2)],
@@ -112,6 +151,7 @@ def append_to_cache(
         )
         for name, update in updates.items()
     }
+    return {name: ops.cast(x, cache[name].dtype) for name, x in states.items()} | written
 
 
 def make_attention_mask(
@@ -177,23 +217,26 @@ def compute_call_spec(inputs: Any, dtype: str, cache: Cache | None) -> Any:
     }
 
 
-def _check_shapes(cache: Cache, updates: Mapping[str, Any]) -> None:
-    if set(cache) != set(updates):
+def _check_shapes(cache: Cache, updates: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+    if set(cache) != {*updates, *states}:
         raise InvalidInputError(
-            f"The cache must hold {sorted(updates)}, received {sorted(cache)}. Make it with the "
-            f"layer's own `make_cache`."
+            f"The cache must hold {sorted({*updates, *states})}, received {sorted(cache)}. Make it "
+            f"with the layer's own `make_cache`."
         )
     for name, update in updates.items():
         kept, new = tuple(cache[name].shape), tuple(update.shape)
-        fits = len(kept) == len(new) and all(
-            None in (size, other) or size == other
-            for size, other in zip((kept[0], *kept[2:]), (new[0], *new[2:]), strict=True)
-        )
-        if not fits:
+        if not _fits((kept[0], *kept[2:]), (new[0], *new[2:])):
             raise InvalidInputError(
                 f"The cache's {name!r} must have the shape (batch_size, max_length, ...) for new "
                 f"tokens of shape {new}, received {kept}."
             )
+    check_states(cache, {name: tuple(state.shape) for name, state in states.items()})
+
+
+def _fits(one: tuple[int | None, ...], other: tuple[int | None, ...]) -> bool:
+    return len(one) == len(other) and all(
+        None in sizes or sizes[0] == sizes[1] for sizes in zip(one, other, strict=True)
+    )
 
 
 def _read_start(cache: Cache, cache_index: Any, length: int | None) -> Any:

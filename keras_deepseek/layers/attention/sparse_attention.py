@@ -12,6 +12,7 @@ from keras_deepseek.layers.attention.block_layout import BlockLayout
 from keras_deepseek.layers.attention.block_plan import plan_blocks, plan_rows
 from keras_deepseek.layers.attention.block_sparse_attention import block_sparse_attention
 from keras_deepseek.layers.attention.block_sparse_decoding import block_sparse_decoding
+from keras_deepseek.layers.attention.head_projection import make_projection, read_dim
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
@@ -19,7 +20,6 @@ from keras_deepseek.layers.attention.key_value_cache import (
     compute_call_spec,
     make_cache,
 )
-from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.size_check import check_size
 
@@ -191,40 +191,21 @@ class SparseAttention(keras.Layer):
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
-        if len(input_shape) != 3 or input_shape[-1] is None:  # noqa: PLR2004
-            raise InvalidInputError(
-                f"{self.name!r} needs inputs of shape (batch_size, length, dim) with a known dim, "
-                f"received {tuple(input_shape)}."
-            )
-        dim = input_shape[-1]
-        self.input_spec = keras.InputSpec(ndim=3, axes={-1: dim})
+        dim = read_dim(self, input_shape)
         query, key = (self.num_heads, self.key_dim), (self.num_key_value_heads, self.key_dim)
         value = (self.num_key_value_heads, self.value_dim)
-        self.query_dense = self._make_projection("btd,dhk->bthk", query, "hk", "query")
-        self.key_dense = self._make_projection("btd,dhk->bthk", key, "hk", "key")
-        self.value_dense = self._make_projection("btd,dhk->bthk", value, "hk", "value")
-        self.output_dense = self._make_projection("bthk,hkd->btd", (dim,), "d", "attention_output")
+        self.query_dense = make_projection(self, "query", query)
+        self.key_dense = make_projection(self, "key", key)
+        self.value_dense = make_projection(self, "value", value)
+        self.output_dense = make_projection(
+            self, "attention_output", (dim,), equation="bthk,hkd->btd", bias_axes="d"
+        )
         self.dropout_layer = keras.layers.Dropout(
             self.dropout, seed=self.seed, dtype=self.dtype_policy, name="dropout"
         )
         for projection in (self.query_dense, self.key_dense, self.value_dense):
             projection.build(input_shape)
         self.output_dense.build((*input_shape[:2], self.num_heads, self.value_dim))
-
-    def _make_projection(
-        self, equation: str, sizes: tuple[int, ...], bias_axes: str, name: str
-    ) -> keras.layers.EinsumDense:
-        projection = keras.layers.EinsumDense(
-            equation,
-            output_shape=(None, *sizes),
-            bias_axes=bias_axes if self.use_bias else None,
-            kernel_initializer=clone_initializer(self.kernel_initializer),
-            bias_initializer=clone_initializer(self.bias_initializer),
-            dtype=self.dtype_policy,
-            name=name,
-        )
-        projection.supports_masking = True  # Else Keras warns of the mask, which `call` applies.
-        return projection
 
     def make_cache(self, batch_size: int, max_length: int) -> Cache:
         """Returns an empty cache, for the `cache` of a call.
