@@ -14,6 +14,7 @@ from keras_deepseek.layers.attention.deepseek_sparse_attention import DeepSeekSp
 from keras_deepseek.layers.attention.lightning_indexer import LightningIndexer
 from keras_deepseek.layers.attention.linear_attention import LinearAttention
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
+from keras_deepseek.layers.attention.native_sparse_attention import NativeSparseAttention
 from keras_deepseek.layers.attention.sparse_attention import SparseAttention
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU
 from keras_deepseek.layers.heads import (
@@ -43,6 +44,7 @@ __all__ = [
     "MaskedPositionHead",
     "MultiHeadLatentAttention",
     "MultiTokenPrediction",
+    "NativeSparseAttention",
     "ResidualStreamCollapse",
     "ResidualStreamExpansion",
     "RotaryEmbedding",

@@ -15,6 +15,13 @@ __all__ = [
 ]
 from keras_deepseek.layers.attention.linear_attention import LinearAttention
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
+from keras_deepseek.layers.attention.native_sparse_attention import NativeSparseAttention
 from keras_deepseek.layers.attention.sparse_attention import SparseAttention
 
-__all__ = ["CachedAttention", "LinearAttention", "MultiHeadLatentAttention", "SparseAttention"]
+__all__ = [
+    "CachedAttention",
+    "LinearAttention",
+    "MultiHeadLatentAttention",
+    "NativeSparseAttention",
+    "SparseAttention",
+]

@@ -136,17 +136,26 @@ def attend_rows(
     Returns:
         A tensor of shape `(B, G, R, Q, D)`, with the D of `value`.
     """
-    scores = ops.einsum("bgrqd,bgrkd->bgrqk", query, key)
-    scores = ops.cast(scores, keras.backend.result_type(scores.dtype, "float32"))
-    scores = scores + HIDDEN * ops.cast(ops.logical_not(is_shown), scores.dtype)
-    # Keras warns of a softmax over a single key.
-    weights = ops.softmax(scores) if scores.shape[-1] > 1 else ops.ones_like(scores)
+    weights = weigh_keys(ops.einsum("bgrqd,bgrkd->bgrqk", query, key), is_shown)
     weights = ops.cast(weights, value.dtype)
     if dropout is not None:
         weights = dropout(weights)
     output = ops.einsum("bgrqk,bgrkd->bgrqd", weights, value)
     # Where all is hidden, the softmax has spread over what must not be seen.
     return ops.where(ops.any(is_shown, -1, keepdims=True), output, ops.zeros_like(output))
+
+
+def weigh_keys(scores: Any, is_shown: Any) -> Any:
+    """Returns a softmax of scores over what is shown, in float32; where nothing is, over all.
+
+    Args:
+        scores: Tensor, with the keys on its last axis.
+        is_shown: Boolean tensor that broadcasts to its shape.
+    """
+    scores = ops.cast(scores, keras.backend.result_type(scores.dtype, "float32"))
+    scores = scores + HIDDEN * ops.cast(ops.logical_not(is_shown), scores.dtype)
+    # Keras warns of a softmax over a single key.
+    return ops.softmax(scores) if scores.shape[-1] > 1 else ops.ones_like(scores)
 
 
 def _shown(group: RowGroup, num_queries: int, block_size: int) -> Any:

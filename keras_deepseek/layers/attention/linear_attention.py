@@ -188,7 +188,9 @@ class LinearAttention(keras.Layer):
         Returns:
             A dict of tensors.
         """
-        return make_cache(batch_size, max_length, {}, self._state_dtype, states=self._state_shapes())
+        return make_cache(
+            batch_size, max_length, {}, self._state_dtype, states=self._state_shapes()
+        )
 
     def _state_shapes(self) -> dict[str, tuple[int, ...]]:
         features = (self.num_heads, self._count_features())
