@@ -84,7 +84,9 @@ def native_sparse_attention(x, weights, config):
             for now in range(length):
                 of_group = range(g * ratio, (g + 1) * ratio)
                 far = {
-                    h: attend(query[now, h], far_key[:, g], far_value[:, g], first + size <= now + 1)
+                    h: attend(
+                        query[now, h], far_key[:, g], far_value[:, g], first + size <= now + 1
+                    )
                     for h in of_group
                 }
                 importance = find_importance(

@@ -8,6 +8,11 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.attention.block_choice import (
+    attend_to_chosen,
+    choose_blocks,
+    share_blocks,
+)
 from keras_deepseek.layers.attention.block_compression import BlockCompression
 from keras_deepseek.layers.attention.block_layout import BlockLayout
 from keras_deepseek.layers.attention.block_plan import plan_blocks
@@ -22,11 +27,9 @@ from keras_deepseek.layers.attention.key_value_cache import (
     make_cache,
 )
 from keras_deepseek.layers.attention.native_sparse_branches import (
-    attend_to_chosen,
     attend_to_compressed,
     attend_to_window,
-    choose_blocks,
-    share_blocks,
+    group_heads,
 )
 from keras_deepseek.layers.attention.token_places import (
     number_tokens,
@@ -447,7 +450,10 @@ class NativeSparseAttention(keras.Layer):
         tables = (
             ops.reshape(x, (-1, x.shape[1], x.shape[2] // size, size, x.shape[3])) for x in keys
         )
-        return attend_to_chosen(query, *tables, blocks, numbers)
+        rows = group_heads(query, self.num_key_value_heads)
+        heads = attend_to_chosen(rows, *tables, blocks, numbers)
+        heads = ops.transpose(heads, (0, 2, 1, 3, 4))
+        return ops.reshape(heads, (-1, query.shape[1], self.num_heads, self.value_head_dim))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)

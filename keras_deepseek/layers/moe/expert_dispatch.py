@@ -61,9 +61,9 @@ def dispatch_to_blocks(indices: Any, num_experts: int, block_size: int) -> Exper
     blocks = (counts + (block_size - 1)) // block_size
     ends = ops.cumsum(blocks)
     num_blocks = count_blocks(num_choices, num_experts, block_size)
-    is_past = ops.expand_dims(ends, 0) <= ops.expand_dims(_arange(num_blocks), 1)
+    expert = ops.cast(ops.searchsorted(ends, _arange(num_blocks), side="right"), "int32")
     # Blocks that no expert needs stand at the end, and go to the last one.
-    expert = ops.minimum(ops.sum(ops.cast(is_past, "int32"), axis=1), num_experts - 1)
+    expert = ops.minimum(expert, num_experts - 1)
     flat = ops.reshape(indices, (-1,))
     first = ops.take((ends - blocks) * block_size, ops.minimum(flat, num_experts - 1))
     return _assign(
@@ -125,11 +125,14 @@ def count_capacity(
 
 def _count(indices: Any, num_experts: int) -> tuple[Any, Any]:
     """Returns each choice's rank among those of its expert, and the number of each expert's."""
-    flat = ops.reshape(indices, (-1, 1))
-    members = ops.cast(ops.equal(flat, ops.expand_dims(_arange(num_experts), 0)), "int32")
-    earlier = ops.cumsum(members, axis=0) - members
-    rank = ops.sum(earlier * members, axis=1)
-    return ops.cast(rank, "int32"), ops.cast(ops.sum(members, axis=0), "int32")
+    # By sorting, since a table of choices by experts would be large where there are many of both.
+    flat = ops.reshape(indices, (-1,))
+    order = ops.argsort(flat)
+    ordered = ops.take(flat, order)
+    first = ops.cast(ops.searchsorted(ordered, _arange(num_experts + 1)), "int32")
+    rank = _arange(ops.shape(flat)[0]) - ops.take(first, ordered)
+    rank = ops.scatter_update(ops.zeros_like(rank), ops.expand_dims(order, 1), rank)
+    return rank, first[1:] - first[:-1]
 
 
 def _assign(
