@@ -143,7 +143,9 @@ def _assign(
     # The choices without a slot meet in one more, which is cut off again.
     target = ops.where(is_computed, slots, num_slots)
     tokens = ops.where(is_computed, tokens, 0)
-    filled = ops.scatter(ops.expand_dims(target, 1), tokens, (num_slots + 1,))
+    # `ops.scatter` goes through its indices one by one on torch.
+    empty = ops.zeros((num_slots + 1,), "int32")
+    filled = ops.scatter_update(empty, ops.expand_dims(target, 1), tokens)
     return ExpertDispatch(
         block_size=block_size,
         token_of_slot=filled[:-1],
