@@ -162,7 +162,9 @@ def _attend_tiles(
         np.arange(block_size, dtype="int32"), ops.reshape(reach, (-1, size, 1, 1))
     )
     scores = ops.where(is_seen, scores, ops.cast(_HIDDEN, dtype))
-    highest = ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True))
+    # Without `initial`, an empty batch would have no maximum.
+    highest = ops.max(scores, axis=-1, keepdims=True, initial=_HIDDEN)
+    highest = ops.stop_gradient(highest)
     weights = ops.exp(scores - highest)
     total = ops.sum(weights, axis=-1)
     weights = ops.reshape(ops.cast(weights, value.dtype), (-1, size * ratio, block_size))
@@ -184,7 +186,7 @@ def _join_parts(sums: Any, total: Any, highest: Any, plan: ExpertDispatch) -> An
     )
     is_computed = ops.expand_dims(plan.is_computed, -1)
     highest = ops.where(is_computed, highest, ops.cast(_HIDDEN, highest.dtype))
-    share = ops.exp(highest - ops.max(highest, axis=1, keepdims=True))
+    share = ops.exp(highest - ops.max(highest, axis=1, keepdims=True, initial=_HIDDEN))
     share = share / ops.sum(share * total, axis=1, keepdims=True)
     sums = ops.reshape(
         ops.take(ops.reshape(sums, (-1, ratio * dim)), slots, axis=0), (-1, num_chosen, ratio, dim)

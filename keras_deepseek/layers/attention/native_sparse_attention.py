@@ -3,20 +3,11 @@
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.layers.attention.block_choice import (
-    attend_to_chosen,
-    choose_blocks,
-    share_blocks,
-)
 from keras_deepseek.layers.attention.block_compression import BlockCompression
-from keras_deepseek.layers.attention.block_layout import BlockLayout
-from keras_deepseek.layers.attention.block_plan import plan_blocks
-from keras_deepseek.layers.attention.block_sparse_attention import block_sparse_attention
 from keras_deepseek.layers.attention.head_projection import make_projection, read_dim
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
@@ -27,11 +18,13 @@ from keras_deepseek.layers.attention.key_value_cache import (
     make_cache,
 )
 from keras_deepseek.layers.attention.native_sparse_branches import (
-    attend_to_compressed,
-    attend_to_window,
-    group_heads,
+    BRANCHES,
+    KINDS,
+    NativeSparseBranches,
+    swap_heads,
 )
 from keras_deepseek.layers.attention.token_places import (
+    count_tokens,
     number_tokens,
     put_places,
     take_places,
@@ -43,9 +36,6 @@ from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
 from keras_deepseek.layers.size_check import check_size
 
 Shape = tuple[int | None, ...]
-
-_BRANCHES = ("compression", "selection", "window")
-_KINDS = ("key", "value")
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -71,10 +61,9 @@ class NativeSparseAttention(keras.Layer):
     strides that the compressed block shares with the one to choose, summed over the heads of
     queries that share a head of keys, which so choose as one. The first `num_initial_blocks` and
     the last `num_local_blocks` are always among the chosen. The choice itself has no gradient.
-    Chosen blocks are gathered for each token, some tokens at a time and, where there are many,
-    again in the backward pass, never masked out of a dense product. The compressed keys that are
-    looked at grow with the length, so the cost is its square divided by `compression_stride`, next
-    to a part in proportion to it.
+    The tokens that have chosen a block are gathered, and multiplied with it and no other. The
+    compressed keys that are looked at grow with the length: that part of the cost is its square
+    divided by `compression_stride`, all others are in proportion to it.
 
     Queries and keys are rotated by their positions, compressed keys by that of their first token,
     after compression. The attention scale is `head_dim ** -0.5`, times YaRN's mscale squared.
@@ -211,10 +200,15 @@ class NativeSparseAttention(keras.Layer):
             dtype=self.dtype_policy,
             name="rotary",
         )
-        self._window = BlockLayout(
-            min(64, sliding_window), is_causal=True, sliding_window=sliding_window
+        self._branches = NativeSparseBranches(
+            self.compression_block_size,
+            self.compression_stride,
+            self.selection_block_size,
+            self.num_selected_blocks,
+            self.num_initial_blocks,
+            self.num_local_blocks,
+            self.sliding_window,
         )
-        self._all = BlockLayout(selection_block_size, is_causal=True, block_stride=1)
         self.supports_masking = True
 
     def _check_sizes(self) -> None:
@@ -227,30 +221,17 @@ class NativeSparseAttention(keras.Layer):
             raise InvalidInputError(
                 f"`head_dim` must be even, for it is rotated in pairs; received {self.head_dim}."
             )
-        for name in ("compression_block_size", "selection_block_size"):
-            if getattr(self, name) % self.compression_stride:
-                raise InvalidInputError(
-                    f"`{name}` must be a multiple of `compression_stride`, received "
-                    f"{getattr(self, name)} and {self.compression_stride}."
-                )
-        if self.num_selected_blocks < self.num_initial_blocks + self.num_local_blocks:
-            raise InvalidInputError(
-                f"`num_selected_blocks` must have room for `num_initial_blocks` and "
-                f"`num_local_blocks`, which are always chosen, received "
-                f"{self.num_selected_blocks} for {self.num_initial_blocks} and "
-                f"{self.num_local_blocks}."
-            )
 
     def build(self, input_shape: Shape) -> None:
         dim = read_dim(self, input_shape)
         heads, groups = self.num_heads, self.num_key_value_heads
         sizes = {"key": self.head_dim, "value": self.value_head_dim}
         self.query_dense = make_projection(self, "query", (heads, self.head_dim))
-        self.gate_dense = make_projection(self, "gate", (heads, len(_BRANCHES)))
+        self.gate_dense = make_projection(self, "gate", (heads, len(BRANCHES)))
         self.key_value_denses = {
             f"{branch}_{kind}": make_projection(self, f"{branch}_{kind}", (groups, sizes[kind]))
-            for branch in _BRANCHES
-            for kind in _KINDS
+            for branch in BRANCHES
+            for kind in KINDS
         }
         for dense in (self.query_dense, self.gate_dense, *self.key_value_denses.values()):
             dense.build(input_shape)
@@ -263,7 +244,7 @@ class NativeSparseAttention(keras.Layer):
                 dtype=self.dtype_policy,
                 name=f"compress_{kind}",
             )
-            for kind in _KINDS
+            for kind in KINDS
         }
         for kind, compression in self.compressions.items():
             compression.build((None, groups, None, self.compression_block_size, sizes[kind]))
@@ -289,18 +270,15 @@ class NativeSparseAttention(keras.Layer):
 
     def _state_shapes(self, max_length: int) -> dict[str, tuple[int, ...]]:
         block_size = self.selection_block_size
-        places = dict.fromkeys(_BRANCHES, -(-max_length // block_size) * block_size)
+        places = dict.fromkeys(BRANCHES, -(-max_length // block_size) * block_size)
         # The last holds blocks that no token will end, so that a step always has one to write.
-        places["compressed"] = self._count_compressed(max_length) + 1
+        places["compressed"] = self._branches.count_compressed(max_length) + 1
         sizes = {"key": self.head_dim, "value": self.value_head_dim}
         return {
             f"{name}_{kind}": (self.num_key_value_heads, places[name], sizes[kind])
             for name in places
-            for kind in _KINDS
+            for kind in KINDS
         }
-
-    def _count_compressed(self, length: int) -> int:
-        return max(0, (length - self.compression_block_size) // self.compression_stride + 1)
 
     def call(
         self,
@@ -335,9 +313,11 @@ class NativeSparseAttention(keras.Layer):
         if cache is not None:
             cache = self._write(cache, keys, numbers)
         if is_first:
-            heads = self._attend_to_tokens(query, keys, cache)
+            count = max(1, self._branches.count_compressed(length))
+            blocks = ops.expand_dims(ops.arange(count, dtype="int32"), 0)
+            heads = self._branches.attend_to_tokens(query, keys | self._compress(keys, blocks))
         else:
-            heads = self._attend_to_cache(query, cache, numbers)
+            heads = self._branches.attend_to_cache(query, cache, numbers)
         gates = ops.sigmoid(self.gate_dense(tokens))
         parts = [gates[..., i : i + 1] * part for i, part in enumerate(heads)]
         outputs = self.output_dense(parts[0] + parts[1] + parts[2])
@@ -352,12 +332,12 @@ class NativeSparseAttention(keras.Layer):
             keys[f"{branch}_key"] = self.rotary(keys[f"{branch}_key"], positions=numbers)
         query = self.rotary(self.query_dense(tokens), positions=numbers)
         query = query * compute_score_factor(self.rotary.scaling)
-        return query, {name: _swap_heads(x) for name, x in keys.items()}
+        return query, {name: swap_heads(x) for name, x in keys.items()}
 
     def _compress(self, keys: dict[str, Any], blocks: Any) -> dict[str, Any]:
         """Returns compressed keys and values (B, G, N, D) of the blocks of these numbers (B, N)."""
         first = blocks * self.compression_stride
-        places = ops.expand_dims(first, -1) + np.arange(self.compression_block_size, dtype="int32")
+        places = ops.expand_dims(first, -1) + ops.arange(self.compression_block_size, dtype="int32")
         places = ops.reshape(places, (-1, blocks.shape[1] * self.compression_block_size))
         compressed = {}
         for kind, compress in self.compressions.items():
@@ -366,7 +346,7 @@ class NativeSparseAttention(keras.Layer):
             sizes = (blocks.shape[1], self.compression_block_size, x.shape[-1])
             compressed[kind] = compress(ops.reshape(x, (-1, self.num_key_value_heads, *sizes)))
         compressed["key"] = self.rotary(compressed["key"], positions=first)
-        return {f"compressed_{kind}": _swap_heads(x) for kind, x in compressed.items()}
+        return {f"compressed_{kind}": swap_heads(x) for kind, x in compressed.items()}
 
     def _open_cache(self, cache: Cache, index: Any, inputs: Any, mask: Any) -> tuple[Cache, Any]:
         """Returns the cache with the new slots in its mask, and how many tokens came before."""
@@ -376,84 +356,17 @@ class NativeSparseAttention(keras.Layer):
         mask = ops.ones(ops.shape(inputs)[:2], "bool") if mask is None else mask
         states = {name: tensor for name, tensor in cache.items() if name != "mask"}
         cache = append_to_cache(cache, index, {}, mask, states=states)
-        slots = ops.arange(cache["mask"].shape[1], dtype="int32")
-        is_before = ops.logical_and(cache["mask"], slots < ops.cast(index, "int32"))
-        return cache, ops.sum(ops.cast(is_before, "int32"), axis=1)
+        return cache, count_tokens(cache["mask"], index)
 
     def _write(self, cache: Cache, keys: dict[str, Any], numbers: Any) -> Cache:
         """Returns the cache with new tokens in it, and the blocks that end with one of them."""
         cache = cache | {name: put_places(cache[name], numbers, x) for name, x in keys.items()}
         stride = self.compression_stride
         first = ops.maximum(numbers[:, :1] - self.compression_block_size + stride, 0) // stride
-        blocks = first + np.arange((numbers.shape[1] - 1) // stride + 1, dtype="int32")
+        blocks = first + ops.arange((numbers.shape[1] - 1) // stride + 1, dtype="int32")
         blocks = ops.minimum(blocks, cache["compressed_key"].shape[2] - 1)
         compressed = self._compress(cache, blocks)
         return cache | {name: put_places(cache[name], blocks, x) for name, x in compressed.items()}
-
-    def _attend_to_tokens(self, query: Any, keys: dict[str, Any], cache: Cache | None) -> list[Any]:
-        """Returns the outputs of the branches where the tokens are all that there is."""
-        length = query.shape[1]
-        num_compressed = max(1, self._count_compressed(length))
-        if cache is None:
-            blocks = ops.expand_dims(ops.arange(num_compressed, dtype="int32"), 0)
-            compressed = self._compress(keys, blocks)
-        else:
-            names = [f"compressed_{kind}" for kind in _KINDS]
-            compressed = {name: cache[name][:, :, :num_compressed] for name in names}
-        numbers = ops.expand_dims(ops.arange(length, dtype="int32"), 0)
-        num_blocks = -(-length // self.selection_block_size)
-        far, blocks = self._compare(query, compressed, numbers, num_blocks)
-        chosen = [keys[f"selection_{kind}"] for kind in _KINDS]
-        if num_blocks <= self.num_selected_blocks:  # All are chosen: there is nothing to gather.
-            plan = plan_blocks(self._all, length)
-            found = block_sparse_attention(query, *map(_swap_heads, chosen), plan)
-        else:
-            fill = ((0, 0), (0, 0), (0, -length % self.selection_block_size), (0, 0))
-            found = self._attend_to_chosen(
-                query, [ops.pad(x, fill) for x in chosen], blocks, numbers
-            )
-        near = (_swap_heads(keys[f"window_{kind}"]) for kind in _KINDS)
-        return [far, found, block_sparse_attention(query, *near, plan_blocks(self._window, length))]
-
-    def _attend_to_cache(self, query: Any, cache: Cache, numbers: Any) -> list[Any]:
-        """Returns the outputs of the branches where the tokens follow those of a cache."""
-        num_blocks = cache["selection_key"].shape[2] // self.selection_block_size
-        far, blocks = self._compare(query, cache, numbers, num_blocks)
-        chosen = [cache[f"selection_{kind}"] for kind in _KINDS]
-        near = (cache[f"window_{kind}"] for kind in _KINDS)
-        return [
-            far,
-            self._attend_to_chosen(query, chosen, blocks, numbers),
-            attend_to_window(query, *near, numbers, self._window),
-        ]
-
-    def _compare(
-        self, query: Any, keys: dict[str, Any], numbers: Any, num_blocks: int
-    ) -> tuple[Any, Any]:
-        """Returns the outputs of the branch of compressed blocks, and which blocks that chooses."""
-        pair = (keys[f"compressed_{kind}"] for kind in _KINDS)
-        sizes = (self.compression_block_size, self.compression_stride)
-        heads, weights = attend_to_compressed(query, *pair, numbers, *sizes)
-        shares = share_blocks(weights.shape[-1], *sizes, num_blocks, self.selection_block_size)
-        blocks = choose_blocks(
-            ops.matmul(ops.stop_gradient(weights), ops.cast(shares, weights.dtype)),
-            numbers,
-            self.selection_block_size,
-            self.num_selected_blocks,
-            self.num_initial_blocks,
-            self.num_local_blocks,
-        )
-        return heads, blocks
-
-    def _attend_to_chosen(self, query: Any, keys: list[Any], blocks: Any, numbers: Any) -> Any:
-        size = self.selection_block_size
-        tables = (
-            ops.reshape(x, (-1, x.shape[1], x.shape[2] // size, size, x.shape[3])) for x in keys
-        )
-        rows = group_heads(query, self.num_key_value_heads)
-        heads = attend_to_chosen(rows, *tables, blocks, numbers)
-        heads = ops.transpose(heads, (0, 2, 1, 3, 4))
-        return ops.reshape(heads, (-1, query.shape[1], self.num_heads, self.value_head_dim))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
@@ -486,8 +399,3 @@ class NativeSparseAttention(keras.Layer):
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "max_length": self.rotary.max_length,
         }
-
-
-def _swap_heads(x: Any) -> Any:
-    """From (B, L, G, D) to (B, G, L, D), and back."""
-    return ops.transpose(x, (0, 2, 1, 3))

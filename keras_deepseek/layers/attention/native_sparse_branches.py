@@ -1,6 +1,4 @@
-"""Two branches of `NativeSparseAttention`: over compressed blocks, and over a window of a cache.
-
-The third, over chosen blocks, is in `block_choice`.
+"""The three branches of `NativeSparseAttention`, from queries, keys and values to heads.
 
 Queries are the tokens of a call, keys what stands in the sequence or in the cache so far, by the
 numbers of the tokens without padding. Scores and softmax are in float32.
@@ -9,11 +7,20 @@ Legend: B batch, L queries, H heads, G heads of keys and values, R heads of quer
 of a head, P places for keys, N compressed blocks.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from keras import ops
 
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.attention.block_choice import (
+    attend_to_chosen,
+    choose_blocks,
+    share_blocks,
+)
 from keras_deepseek.layers.attention.block_layout import BlockLayout
 from keras_deepseek.layers.attention.block_plan import plan_blocks
 from keras_deepseek.layers.attention.block_sparse_attention import (
@@ -24,6 +31,141 @@ from keras_deepseek.layers.attention.block_sparse_attention import (
     weigh_keys,
 )
 from keras_deepseek.layers.attention.token_places import take_places
+
+BRANCHES = ("compression", "selection", "window")
+KINDS = ("key", "value")
+
+_WINDOW_BLOCK_SIZE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class NativeSparseBranches:
+    """The sizes of the branches, and what they compute.
+
+    Args:
+        compression_block_size: integer. Tokens in a compressed block.
+        compression_stride: integer. Tokens from the first of one to that of the next.
+        selection_block_size: integer. Tokens in a block to choose.
+        num_selected_blocks: integer. Number of blocks that are chosen for each token.
+        num_initial_blocks: integer. Number of blocks at the beginning that are always chosen.
+        num_local_blocks: integer. Number of blocks up to that of the token that always are.
+        sliding_window: integer. Number of tokens in the window.
+
+    Raises:
+        InvalidInputError: The sizes do not fit one another.
+    """
+
+    compression_block_size: int
+    compression_stride: int
+    selection_block_size: int
+    num_selected_blocks: int
+    num_initial_blocks: int
+    num_local_blocks: int
+    sliding_window: int
+
+    def __post_init__(self) -> None:
+        for name in ("compression_block_size", "selection_block_size"):
+            if getattr(self, name) % self.compression_stride:
+                raise InvalidInputError(
+                    f"`{name}` must be a multiple of `compression_stride`, received "
+                    f"{getattr(self, name)} and {self.compression_stride}."
+                )
+        if self.num_selected_blocks < self.num_initial_blocks + self.num_local_blocks:
+            raise InvalidInputError(
+                f"`num_selected_blocks` must have room for `num_initial_blocks` and "
+                f"`num_local_blocks`, which are always chosen, received "
+                f"{self.num_selected_blocks} for {self.num_initial_blocks} and "
+                f"{self.num_local_blocks}."
+            )
+
+    @cached_property
+    def window_layout(self) -> BlockLayout:
+        """What a token sees in the window."""
+        size = min(_WINDOW_BLOCK_SIZE, self.sliding_window)
+        return BlockLayout(size, is_causal=True, sliding_window=self.sliding_window)
+
+    @cached_property
+    def full_layout(self) -> BlockLayout:
+        """What a token sees where all blocks are chosen."""
+        return BlockLayout(self.selection_block_size, is_causal=True, block_stride=1)
+
+    def count_compressed(self, length: int) -> int:
+        """Returns how many compressed blocks have ended after so many tokens."""
+        return max(0, (length - self.compression_block_size) // self.compression_stride + 1)
+
+    def attend_to_tokens(self, query: Any, keys: Mapping[str, Any]) -> list[Any]:
+        """Returns the outputs of the branches where the tokens are all that there is.
+
+        Args:
+            query: Tensor of shape `(B, L, H, D)`.
+            keys: dict. `"compressed_KIND"`, of shape `(B, G, N, D)`, `"selection_KIND"` and
+                `"window_KIND"`, of shape `(B, G, L, D)`, of the kinds `"key"` and `"value"`.
+
+        Returns:
+            Three tensors of shape `(B, L, H, D)`, with the D of values.
+        """
+        length = query.shape[1]
+        numbers = ops.expand_dims(ops.arange(length, dtype="int32"), 0)
+        num_blocks = -(-length // self.selection_block_size)
+        far, blocks = self._compare(query, keys, numbers, num_blocks)
+        pair = [keys[f"selection_{kind}"] for kind in KINDS]
+        if num_blocks <= self.num_selected_blocks:  # All are chosen: there is nothing to gather.
+            plan = plan_blocks(self.full_layout, length)
+            chosen = block_sparse_attention(query, *map(swap_heads, pair), plan)
+        else:
+            fill = ((0, 0), (0, 0), (0, -length % self.selection_block_size), (0, 0))
+            chosen = self._gather(query, [ops.pad(x, fill) for x in pair], blocks, numbers)
+        near = (swap_heads(keys[f"window_{kind}"]) for kind in KINDS)
+        plan = plan_blocks(self.window_layout, length)
+        return [far, chosen, block_sparse_attention(query, *near, plan)]
+
+    def attend_to_cache(self, query: Any, cache: Mapping[str, Any], numbers: Any) -> list[Any]:
+        """Returns the outputs of the branches where the tokens follow those of a cache.
+
+        Args:
+            query: Tensor of shape `(B, L, H, D)`.
+            cache: dict. As `keys` above, with room for more tokens; those of the queries are in it.
+            numbers: Integer tensor of shape `(B, L)`. Those of the queries, one after the other.
+
+        Returns:
+            Three tensors of shape `(B, L, H, D)`, with the D of values.
+        """
+        num_blocks = cache["selection_key"].shape[2] // self.selection_block_size
+        far, blocks = self._compare(query, cache, numbers, num_blocks)
+        chosen = [cache[f"selection_{kind}"] for kind in KINDS]
+        near = (cache[f"window_{kind}"] for kind in KINDS)
+        return [
+            far,
+            self._gather(query, chosen, blocks, numbers),
+            attend_to_window(query, *near, numbers, self.window_layout),
+        ]
+
+    def _compare(
+        self, query: Any, keys: Mapping[str, Any], numbers: Any, num_blocks: int
+    ) -> tuple[Any, Any]:
+        """Returns the outputs of the branch of compressed blocks, and which blocks that chooses."""
+        pair = (keys[f"compressed_{kind}"] for kind in KINDS)
+        sizes = (self.compression_block_size, self.compression_stride)
+        heads, weights = attend_to_compressed(query, *pair, numbers, *sizes)
+        shares = share_blocks(weights.shape[-1], *sizes, num_blocks, self.selection_block_size)
+        blocks = choose_blocks(
+            ops.matmul(ops.stop_gradient(weights), ops.cast(shares, weights.dtype)),
+            numbers,
+            self.selection_block_size,
+            self.num_selected_blocks,
+            self.num_initial_blocks,
+            self.num_local_blocks,
+        )
+        return heads, blocks
+
+    def _gather(self, query: Any, pair: list[Any], blocks: Any, numbers: Any) -> Any:
+        size = self.selection_block_size
+        rows = group_heads(query, pair[0].shape[1])
+        tables = (
+            ops.reshape(x, (-1, x.shape[1], x.shape[2] // size, size, x.shape[3])) for x in pair
+        )
+        heads = ops.transpose(attend_to_chosen(rows, *tables, blocks, numbers), (0, 2, 1, 3, 4))
+        return ops.reshape(heads, (-1, *query.shape[1:3], heads.shape[-1]))
 
 
 def attend_to_compressed(
@@ -45,7 +187,7 @@ def attend_to_compressed(
     """
     rows = group_heads(query, key.shape[1])
     scores = ops.einsum("bglrd,bgnd->bglrn", rows, key)
-    ends = np.arange(key.shape[2], dtype="int32") * stride + (block_size - 1)
+    ends = np.arange(key.shape[2], dtype="int32") * stride + np.int32(block_size - 1)
     is_shown = ops.less_equal(ends, numbers[:, None, :, None, None])
     weights = weigh_keys(scores, is_shown)
     weights = weights * ops.cast(is_shown, weights.dtype)
@@ -69,7 +211,7 @@ def attend_to_window(query: Any, key: Any, value: Any, numbers: Any, layout: Blo
     """
     length, num_heads, dim = query.shape[1:]
     num_groups, window = key.shape[1], layout.sliding_window or 1
-    places = numbers[:, :1] + np.arange(1 - window, length, dtype="int32")
+    places = numbers[:, :1] + ops.arange(1 - window, length, dtype="int32")
     key, value = (take_places(x, ops.maximum(places, 0)) for x in (key, value))
     is_real = ops.greater_equal(places, 0)
     if length > window:  # Not each with all: the tokens before stand there as queries too.
@@ -98,3 +240,8 @@ def group_heads(query: Any, num_groups: int) -> Any:
     length, num_heads, dim = query.shape[1:]
     rows = ops.reshape(query * dim**-0.5, (-1, length, num_groups, num_heads // num_groups, dim))
     return ops.transpose(rows, (0, 2, 1, 3, 4))
+
+
+def swap_heads(x: Any) -> Any:
+    """Returns tensors of shape (B, L, G, D) as (B, G, L, D), and the other way round."""
+    return ops.transpose(x, (0, 2, 1, 3))

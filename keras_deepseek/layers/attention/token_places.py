@@ -26,6 +26,18 @@ def number_tokens(mask: Any) -> Any:
     return ops.cast(ops.where(ops.cast(mask, "bool"), numbers, after), "int32")
 
 
+def count_tokens(mask: Any, index: Any) -> Any:
+    """Returns how many real tokens stand before a slot, an integer tensor of shape `(B,)`.
+
+    Args:
+        mask: Boolean tensor of shape `(B, S)`.
+        index: integer or integer scalar tensor. The slot.
+    """
+    slots = ops.arange(mask.shape[1], dtype="int32")
+    is_before = ops.logical_and(mask, slots < ops.cast(index, "int32"))
+    return ops.sum(ops.cast(is_before, "int32"), axis=1)
+
+
 def take_tokens(x: Any, numbers: Any) -> Any:
     """Returns the tokens of these numbers, for each sequence its own.
 

@@ -7,6 +7,7 @@ from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers.attention.key_value_cache import (
     append_to_cache,
+    check_states,
     compute_call_spec,
     make_attention_mask,
     make_cache,
@@ -59,6 +60,29 @@ def test_padding_is_carried_in_the_mask(cache):
         [False, True, True, False, False],
         [True, True, True, False, False],
     ]
+
+
+def test_a_state_is_replaced_whole_whatever_the_slots():
+    cache = make_cache(2, 5, {"latent": (3,)}, "float16", states={"sum": (4,)})
+    assert to_numpy(cache)["sum"].tolist() == [[0] * 4] * 2
+    state = np.ones((2, 4), "float32")
+    filled = to_numpy(append_to_cache(cache, 1, {"latent": draw(2)}, states={"sum": state}))
+    assert filled["sum"].tolist() == [[1] * 4] * 2
+    assert filled["sum"].dtype == "float16"
+    assert filled["mask"].tolist() == [[False, True, True, False, False]] * 2
+
+
+def test_a_state_that_is_missing_or_of_another_shape_is_refused():
+    cache = make_cache(2, 5, {}, "float32", states={"sum": (4,)})
+    with pytest.raises(
+        InvalidInputError, match=r"'sum' must have the shape \(2, 3\), received \(2, 4"
+    ):
+        append_to_cache(cache, 0, {}, np.ones((2, 1), bool), states={"sum": np.ones((2, 3))})
+    check_states(cache, {"sum": (None, 4)})
+    with pytest.raises(
+        InvalidInputError, match=r"'key' must have the shape \(2, 4\), received None"
+    ):
+        check_states(cache, {"key": (2, 4)})
 
 
 def test_it_works_in_a_compiled_function():

@@ -1,0 +1,44 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.layers.attention.head_projection import make_projection, read_dim
+
+
+class Projecting(keras.Layer):
+    def __init__(self, use_bias=True):
+        super().__init__(name="projecting")
+        self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.GlorotUniform()
+        self.bias_initializer = keras.initializers.Ones()
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_a_projection_makes_heads_of_tokens(use_bias):
+    projection = make_projection(Projecting(use_bias), "query", (2, 3))
+    inputs = np.ones((1, 4, 5), "float32")
+    outputs = keras.ops.convert_to_numpy(projection(inputs))
+    kernel = keras.ops.convert_to_numpy(projection.kernel)
+    np.testing.assert_allclose(outputs[0, 1], kernel.sum(0) + use_bias, rtol=1e-5)
+    assert projection.name == "query"
+    assert (projection.bias is not None) == use_bias
+
+
+def test_two_projections_start_with_different_kernels():
+    layer = Projecting()
+    kernels = []
+    for name in ("query", "key"):
+        projection = make_projection(layer, name, (2, 3))
+        projection.build((None, None, 5))
+        kernels.append(keras.ops.convert_to_numpy(projection.kernel))
+    assert not np.allclose(*kernels)
+
+
+def test_the_dim_of_a_sequence_is_held_to():
+    layer = Projecting()
+    assert read_dim(layer, (None, None, 6)) == 6
+    assert layer.input_spec.axes == {-1: 6}
+    for shape in ((2, 6), (2, 3, 4, 6), (2, 3, None)):
+        with pytest.raises(InvalidInputError, match="'projecting' needs inputs of shape"):
+            read_dim(layer, shape)

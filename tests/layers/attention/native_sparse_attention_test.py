@@ -1,0 +1,318 @@
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.layers import NativeSparseAttention
+from keras_deepseek.testing import LayerTestCase, assert_close
+from tests.oracles.native_sparse_attention import native_sparse_attention
+from tests.oracles.parity import named_weights
+
+SIZES = {
+    "num_heads": 4,
+    "head_dim": 4,
+    "num_key_value_heads": 2,
+    "compression_block_size": 4,
+    "compression_stride": 2,
+    "selection_block_size": 4,
+    "num_selected_blocks": 4,
+    "sliding_window": 5,
+    "kernel_initializer": "he_normal",
+}
+STATES = {
+    "compression_key": (2, 24, 4),
+    "compression_value": (2, 24, 4),
+    "selection_key": (2, 24, 4),
+    "selection_value": (2, 24, 4),
+    "window_key": (2, 24, 4),
+    "window_value": (2, 24, 4),
+    "compressed_key": (2, 10, 4),
+    "compressed_value": (2, 10, 4),
+}
+
+
+def to_numpy(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
+def oracle(layer, inputs):
+    weights = {name: to_numpy(weight) for name, weight in named_weights(layer).items()}
+    return native_sparse_attention(inputs, weights, layer.get_config())
+
+
+def draw(*shape):
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype("float32")
+
+
+def make(length=29, batch=2, **kwargs):
+    layer = NativeSparseAttention(**{**SIZES, **kwargs})
+    layer.build((None, None, 6))
+    return layer, draw(batch, length, 6)
+
+
+@pytest.mark.parametrize(
+    ("init_kwargs", "input_shape"),
+    [
+        ({"num_key_value_heads": None, "num_heads": 2, "num_selected_blocks": 3}, (2, 17, 6)),
+        (
+            {"use_bias": True, "value_head_dim": 3, "compression_hidden_dim": 5, "max_length": 64}
+            | {"num_initial_blocks": 2, "num_local_blocks": 1, "use_interleaved_pairs": True},
+            (2, 7, 6),
+        ),
+    ],
+)
+def test_it_passes_the_layer_routine(init_kwargs, input_shape):
+    arguments = {**SIZES, **init_kwargs}
+    LayerTestCase().run_layer_test(NativeSparseAttention, arguments, input_shape, oracle=oracle)
+
+
+@settings(max_examples=5)
+@given(
+    length=st.sampled_from([1, 3, 18, 41]),
+    stride=st.integers(1, 3),
+    in_strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    num_selected_blocks=st.integers(3, 5),
+    sliding_window=st.integers(1, 9),
+    num_key_value_heads=st.sampled_from([1, 2, 4]),
+    value_head_dim=st.integers(1, 5),
+)
+def test_it_computes_the_formula_at_any_shape(length, stride, in_strides, **kwargs):
+    sizes = {
+        "compression_stride": stride,
+        "compression_block_size": in_strides[0] * stride,
+        "selection_block_size": in_strides[1] * stride,
+    }
+    layer, inputs = make(length, **sizes, **kwargs)
+    assert_close(to_numpy(layer(inputs)), oracle(layer, inputs))
+
+
+def test_scores_are_scaled_for_yarn():
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
+    yarn |= {"mscale": 1.0, "mscale_all_dim": 0.5}
+    layer, inputs = make(rope_scaling=yarn)
+    plain, _ = make()
+    plain.set_weights(layer.get_weights())
+    layer.query_dense.kernel.assign(layer.query_dense.kernel * 0)
+    plain.query_dense.kernel.assign(plain.query_dense.kernel * 0)
+    assert_close(to_numpy(layer(inputs)), to_numpy(plain(inputs)))  # Without queries, no scores.
+    layer.query_dense.kernel.assign(draw(6, 4, 4))
+    plain.query_dense.kernel.assign(draw(6, 4, 4))
+    assert not np.allclose(to_numpy(layer(inputs)), to_numpy(plain(inputs)))
+
+
+@pytest.mark.parametrize("now", [1, 9, 20])
+def test_no_token_sees_what_comes_after_it(now):
+    layer, inputs = make()
+    changed = inputs.copy()
+    changed[:, now:] += 1.0
+    before, after = to_numpy(layer(inputs)), to_numpy(layer(changed))
+    assert_close(after[:, :now], before[:, :now])
+    assert not np.allclose(after[:, now:], before[:, now:])
+
+
+def pad(lengths, length, side):
+    """Returns a mask of sequences of these lengths; `"amid"` puts padding between tokens too."""
+    places = np.arange(length)
+    mask = np.array([places < size for size in lengths])
+    if side == "left":
+        return mask[:, ::-1]
+    return mask if side == "right" else mask[:, np.random.default_rng(0).permutation(length)]
+
+
+@pytest.mark.parametrize("side", ["left", "right", "amid"])
+def test_padding_changes_nothing(side):
+    layer, inputs = make(length=29, batch=3)
+    mask = pad((29, 22, 3), 29, side)
+    outputs = to_numpy(layer(np.where(mask[..., None], inputs, 1e4), mask=mask))
+    for row in range(3):
+        alone = to_numpy(layer(inputs[row : row + 1, mask[row]]))
+        assert_close(outputs[row : row + 1, mask[row]], alone)
+    assert np.isfinite(outputs).all()
+
+
+def test_where_all_is_hidden_outputs_and_gradients_are_finite():
+    layer, inputs = make(length=18)
+    mask = np.ones((2, 18), bool)
+    mask[0] = False
+
+    def total(x):
+        return keras.ops.sum(layer(x, mask=mask))
+
+    by_input, by_variable = backend.current().compute_gradients(
+        total, [inputs], layer.trainable_variables
+    )
+    assert np.isfinite(to_numpy(layer(inputs, mask=mask))).all()
+    assert all(np.isfinite(gradient).all() for gradient in (*by_input, *by_variable))
+
+
+def decode(layer, inputs, pieces, mask=None, max_length=32):
+    cache, outputs = layer.make_cache(len(inputs), max_length), []
+    for start, stop in itertools.pairwise(pieces):
+        given = {} if mask is None else {"mask": mask[:, start:stop]}
+        piece, cache = layer(inputs[:, start:stop], cache=cache, cache_index=start, **given)
+        outputs.append(to_numpy(piece))
+    return np.concatenate(outputs, axis=1)
+
+
+@pytest.mark.parametrize("pieces", [(0, 29), (0, 25, 26, 27, 28, 29), (0, 3, 4, 6, 17, 17, 29)])
+def test_cached_decoding_is_the_full_forward(pieces):
+    layer, inputs = make()
+    outputs = decode(layer, inputs, pieces, max_length=29 if len(pieces) > 2 else 32)
+    assert_close(outputs, to_numpy(layer(inputs)))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_sequences_of_different_lengths_decode_as_each_alone(side):
+    layer, inputs = make(length=22, batch=3)
+    mask = np.concatenate([pad((19, 12, 2), 19, side), np.ones((3, 3), bool)], axis=1)
+    outputs = decode(layer, inputs, (0, 19, 20, 21, 22), mask)
+    for row in range(3):
+        alone = to_numpy(layer(inputs[row : row + 1, mask[row]]))
+        assert_close(outputs[row : row + 1, mask[row]], alone)
+
+
+def test_a_cache_may_be_gone_back_in():
+    layer, inputs = make(length=20)
+    other = draw(2, 5, 6)
+    _, cache = layer(inputs, cache=layer.make_cache(2, 32), cache_index=0)
+    outputs, _ = layer(other, cache=cache, cache_index=13)
+    whole = np.concatenate([inputs[:, :13], other], axis=1)
+    assert_close(to_numpy(outputs), to_numpy(layer(whole))[:, 13:])
+
+
+def test_a_step_of_decoding_works_in_a_compiled_model():
+    layer, inputs = make(length=18)
+
+    class Step(keras.Layer):
+        def call(self, token, index, **states):
+            cache = {**states, "mask": states["filled"]}
+            del cache["filled"]
+            return layer(token, cache=cache, cache_index=index[0])[0]
+
+    _, cache = layer(inputs[:, :17], cache=layer.make_cache(2, 24), cache_index=0)
+    given = {name: to_numpy(tensor) for name, tensor in cache.items()}
+    given["filled"] = given.pop("mask")
+    given.update(token=inputs[:, 17:], index=np.full(2, 17, "int32"))
+    symbolic = {
+        name: keras.Input(array.shape[1:], dtype=array.dtype.name, name=name)
+        for name, array in given.items()
+    }
+    model = NamedModel(keras.Model(symbolic, Step()(**symbolic)))
+    (outputs,) = backend.current().compile_inference(model)(given).values()
+    assert_close(outputs, to_numpy(layer(inputs))[:, 17:])
+
+
+def test_a_functional_model_may_hand_the_cache_through():
+    layer, inputs = make(length=1)
+    cache = layer.make_cache(2, 22)
+    assert {name: tuple(tensor.shape) for name, tensor in cache.items()} == {
+        **{name: (2, *shape) for name, shape in STATES.items()},
+        "compressed_key": (2, 2, 11, 4),
+        "compressed_value": (2, 2, 11, 4),
+        "mask": (2, 22),
+    }
+    symbolic = {
+        name: keras.Input(
+            tensor.shape[1:], dtype=keras.backend.standardize_dtype(tensor.dtype), name=name
+        )
+        for name, tensor in cache.items()
+    }
+    token = keras.Input((1, 6), name="token")
+    outputs, new_cache = layer(token, cache=symbolic, cache_index=2)
+    model = keras.Model([token, symbolic], {"outputs": outputs, **new_cache})
+    results = model([keras.ops.convert_to_tensor(inputs), cache])
+    assert to_numpy(results["mask"])[:, :4].tolist() == [[False, False, True, False]] * 2
+    assert_close(to_numpy(results["outputs"]), to_numpy(layer(inputs)))
+
+
+def test_a_model_takes_the_mask_of_an_embedding_and_learns_to_copy():
+    tokens = keras.Input((None,), dtype="int32")
+    x = keras.layers.Embedding(7, 16, mask_zero=True)(tokens)
+    attention = NativeSparseAttention(**{**SIZES, "head_dim": 8})
+    model = keras.Model(tokens, keras.layers.Dense(7)(x + attention(x)))
+    model.compile(
+        keras.optimizers.Adam(0.02), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    inputs = np.random.default_rng(0).integers(1, 7, (64, 18))
+    inputs[:, 16:] = 0
+    targets = np.roll(inputs, 1, axis=1)  # What came before, only attention can tell.
+    targets[:, 0] = inputs[:, 0]
+    losses = model.fit(inputs, targets, epochs=4, batch_size=16, verbose=0).history["loss"]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_symbolic_output_keeps_an_unknown_length():
+    layer, _ = make()
+    assert layer(keras.Input((None, 6))).shape == (None, None, 6)
+
+
+def test_the_variables_have_names_that_a_layout_map_can_match():
+    layer, _ = make()
+    branches = ("compression", "selection", "window")
+    assert set(named_weights(layer)) == {
+        "query/kernel",
+        "gate/kernel",
+        *(f"{branch}_{kind}/kernel" for branch in branches for kind in ("key", "value")),
+        *(
+            f"compress_{kind}/{name}"
+            for kind in ("key", "value")
+            for name in ("positions", "up/kernel", "down/kernel")
+        ),
+        "attention_output/kernel",
+    }
+
+
+@pytest.mark.parametrize("shape", [(0, 20, 6), (2, 0, 6), (1, 1, 6)])
+def test_an_empty_batch_and_sequences_of_one_and_none_work(shape):
+    layer, _ = make()
+    assert tuple(layer(np.ones(shape, "float32")).shape) == shape
+    mask = np.ones(shape[:2], bool)
+    outputs, _ = layer(
+        np.ones(shape, "float32"), mask=mask, cache=layer.make_cache(shape[0], 24), cache_index=2
+    )
+    assert tuple(outputs.shape) == shape
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_heads": 0}, "`num_heads` must be a positive integer, received 0"),
+        ({"sliding_window": 0}, "`sliding_window` must be a positive integer, received 0"),
+        ({"num_key_value_heads": 3}, "must divide `num_heads`, received 3 and 4"),
+        ({"head_dim": 3}, "`head_dim` must be even"),
+        ({"compression_block_size": 5}, "`compression_block_size` must be a multiple .* 5 and 2"),
+        ({"selection_block_size": 3}, "`selection_block_size` must be a multiple .* 3 and 2"),
+        ({"num_selected_blocks": 2}, "must have room for .* received 2 for 1 and 2"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(InvalidInputError, match=message):
+        make(**arguments)
+
+
+def test_a_call_that_does_not_fit_is_refused():
+    layer, inputs = make(length=3, max_length=2)
+    with pytest.raises(InvalidInputError, match="`max_length` of 2 positions, received 3 tokens"):
+        layer(inputs)
+    layer, inputs = make(length=3)
+    with pytest.raises(InvalidInputError, match=r"`mask` must be .* \(2, 3\), received \(2, 4\)"):
+        layer(inputs, mask=np.ones((2, 4), bool))
+    with pytest.raises(InvalidInputError, match="Pad them to a fixed length, and mask the padding"):
+        layer.call(keras.Input((None, 6)))
+    with pytest.raises(InvalidInputError, match="2 slots, received 3 tokens"):
+        layer(inputs, cache=layer.make_cache(2, 2), cache_index=0)
+    with pytest.raises(InvalidInputError, match="needs a `cache_index`"):
+        layer(inputs, cache=layer.make_cache(2, 4))
+    with pytest.raises(InvalidInputError, match="'mask' must have the shape"):
+        layer(inputs, cache={}, cache_index=0)
+    other = make(selection_block_size=8)[0].make_cache(2, 4)
+    with pytest.raises(InvalidInputError, match=r"'compression_key' must have the shape \(2, 2, 4"):
+        layer(inputs, cache=other, cache_index=0)
+    with pytest.raises(InvalidInputError, match="`max_length` must be a positive integer"):
+        layer.make_cache(2, 0)
