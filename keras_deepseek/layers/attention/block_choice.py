@@ -50,7 +50,8 @@ def share_blocks(
     other = np.arange(num_blocks) * block_size
     begins = np.maximum(first, other)
     ends = np.minimum(first + compression_block_size, other + block_size)
-    return np.maximum(ends - begins, 0).astype("float32") / stride
+    shares: Array = np.maximum(ends - begins, 0).astype("float32") / stride
+    return shares
 
 
 def choose_blocks(
@@ -113,11 +114,15 @@ def attend_to_chosen(query: Any, key: Any, value: Any, chosen: Any, numbers: Any
     numbers = ops.reshape(numbers + ops.zeros_like(offsets), (-1,))
     first = ops.expand_dims(plan.expert_of_block % num_blocks * block_size, 1)
     reach = ops.reshape(ops.take(numbers, plan.token_of_slot, axis=0), (-1, plan.block_size))
-    tables = (ops.reshape(x, (-1, block_size * x.shape[-1])) for x in (key, value))
     parts = _attend_tiles(
-        ops.reshape(query, (-1, ratio * dim)), *tables, plan, reach - first, ratio
+        ops.reshape(query, (-1, ratio * dim)),
+        ops.reshape(key, (-1, block_size * dim)),
+        ops.reshape(value, (-1, block_size * value.shape[-1])),
+        plan,
+        reach - first,
+        ratio,
     )
-    heads = _join_parts(*parts, plan)
+    heads = ops.cast(_join_parts(*parts, plan), value.dtype)
     return ops.reshape(heads, (-1, num_groups, length, ratio, value.shape[-1]))
 
 
@@ -162,9 +167,7 @@ def _attend_tiles(
         np.arange(block_size, dtype="int32"), ops.reshape(reach, (-1, size, 1, 1))
     )
     scores = ops.where(is_seen, scores, ops.cast(_HIDDEN, dtype))
-    # Without `initial`, an empty batch would have no maximum.
-    highest = ops.max(scores, axis=-1, keepdims=True, initial=_HIDDEN)
-    highest = ops.stop_gradient(highest)
+    highest = ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True))
     weights = ops.exp(scores - highest)
     total = ops.sum(weights, axis=-1)
     weights = ops.reshape(ops.cast(weights, value.dtype), (-1, size * ratio, block_size))
@@ -186,7 +189,7 @@ def _join_parts(sums: Any, total: Any, highest: Any, plan: ExpertDispatch) -> An
     )
     is_computed = ops.expand_dims(plan.is_computed, -1)
     highest = ops.where(is_computed, highest, ops.cast(_HIDDEN, highest.dtype))
-    share = ops.exp(highest - ops.max(highest, axis=1, keepdims=True, initial=_HIDDEN))
+    share = ops.exp(highest - ops.max(highest, axis=1, keepdims=True))
     share = share / ops.sum(share * total, axis=1, keepdims=True)
     sums = ops.reshape(
         ops.take(ops.reshape(sums, (-1, ratio * dim)), slots, axis=0), (-1, num_chosen, ratio, dim)

@@ -35,7 +35,7 @@ def read_dim(layer: keras.Layer, input_shape: tuple[int | None, ...]) -> int:
 def make_projection(
     layer: Any,
     name: str,
-    sizes: tuple[int, ...],
+    sizes: tuple[int | None, ...],
     *,
     equation: str = "btd,dhk->bthk",
     bias_axes: str = "hk",

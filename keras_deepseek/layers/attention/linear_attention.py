@@ -238,7 +238,8 @@ class LinearAttention(keras.Layer):
         return self.feature_map(x)
 
     def _attend_to_all(self, query: Any, key: Any, value: Any, turned: Any) -> Any:
-        sums = sum_over_all(*(turned or (query, key)), value)
+        pair = turned or (query, key)
+        sums = sum_over_all(pair[0], pair[1], value)
         total = ops.einsum("bshd,bhd->bsh", query, ops.sum(key, axis=1))
         return sums / (ops.expand_dims(total, -1) + self.epsilon)
 
@@ -261,7 +262,7 @@ class LinearAttention(keras.Layer):
             sums, state = sum_over_earlier(query, key, both, state, self.chunk_size)
             (sums, total), states = _part(sums), _part(state)
         else:
-            sums, state = sum_over_earlier(*turned, value, states[0], self.chunk_size)
+            sums, state = sum_over_earlier(turned[0], turned[1], value, states[0], self.chunk_size)
             total, key_state = sum_over_earlier(query, key, ones, states[1], self.chunk_size)
             states = (state, key_state)
         new = {"key_value": states[0], "key": ops.squeeze(states[1], -1)}

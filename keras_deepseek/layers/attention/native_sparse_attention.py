@@ -297,7 +297,7 @@ class NativeSparseAttention(keras.Layer):
                 f"{self.name!r} counts blocks of a known length, received inputs of shape "
                 f"{tuple(inputs.shape)}. Pad them to a fixed length, and mask the padding."
             )
-        if not length:
+        if 0 in inputs.shape[:2]:  # Nothing has no maximum.
             outputs = ops.cast(inputs, self.compute_dtype)
             return outputs if cache is None else (outputs, cache)
         order = None if mask is None else number_tokens(mask)
@@ -312,7 +312,7 @@ class NativeSparseAttention(keras.Layer):
         query, keys = self._project(tokens, numbers if mask is not None or not is_first else None)
         if cache is not None:
             cache = self._write(cache, keys, numbers)
-        if is_first:
+        if cache is None or is_first:
             count = max(1, self._branches.count_compressed(length))
             blocks = ops.expand_dims(ops.arange(count, dtype="int32"), 0)
             heads = self._branches.attend_to_tokens(query, keys | self._compress(keys, blocks))

@@ -108,16 +108,17 @@ class NativeSparseBranches:
         numbers = ops.expand_dims(ops.arange(length, dtype="int32"), 0)
         num_blocks = -(-length // self.selection_block_size)
         far, blocks = self._compare(query, keys, numbers, num_blocks)
-        pair = [keys[f"selection_{kind}"] for kind in KINDS]
+        key, value = keys["selection_key"], keys["selection_value"]
         if num_blocks <= self.num_selected_blocks:  # All are chosen: there is nothing to gather.
             plan = plan_blocks(self.full_layout, length)
-            chosen = block_sparse_attention(query, *map(swap_heads, pair), plan)
+            chosen = block_sparse_attention(query, swap_heads(key), swap_heads(value), plan)
         else:
             fill = ((0, 0), (0, 0), (0, -length % self.selection_block_size), (0, 0))
-            chosen = self._gather(query, [ops.pad(x, fill) for x in pair], blocks, numbers)
-        near = (swap_heads(keys[f"window_{kind}"]) for kind in KINDS)
+            key, value = ops.pad(key, fill), ops.pad(value, fill)
+            chosen = self._gather(query, key, value, blocks, numbers)
+        key, value = swap_heads(keys["window_key"]), swap_heads(keys["window_value"])
         plan = plan_blocks(self.window_layout, length)
-        return [far, chosen, block_sparse_attention(query, *near, plan)]
+        return [far, chosen, block_sparse_attention(query, key, value, plan)]
 
     def attend_to_cache(self, query: Any, cache: Mapping[str, Any], numbers: Any) -> list[Any]:
         """Returns the outputs of the branches where the tokens follow those of a cache.
@@ -132,21 +133,20 @@ class NativeSparseBranches:
         """
         num_blocks = cache["selection_key"].shape[2] // self.selection_block_size
         far, blocks = self._compare(query, cache, numbers, num_blocks)
-        chosen = [cache[f"selection_{kind}"] for kind in KINDS]
-        near = (cache[f"window_{kind}"] for kind in KINDS)
-        return [
-            far,
-            self._gather(query, chosen, blocks, numbers),
-            attend_to_window(query, *near, numbers, self.window_layout),
-        ]
+        key, value = cache["selection_key"], cache["selection_value"]
+        chosen = self._gather(query, key, value, blocks, numbers)
+        key, value = cache["window_key"], cache["window_value"]
+        near = attend_to_window(query, key, value, numbers, self.window_layout)
+        return [far, chosen, near]
 
     def _compare(
         self, query: Any, keys: Mapping[str, Any], numbers: Any, num_blocks: int
     ) -> tuple[Any, Any]:
         """Returns the outputs of the branch of compressed blocks, and which blocks that chooses."""
-        pair = (keys[f"compressed_{kind}"] for kind in KINDS)
         sizes = (self.compression_block_size, self.compression_stride)
-        heads, weights = attend_to_compressed(query, *pair, numbers, *sizes)
+        heads, weights = attend_to_compressed(
+            query, keys["compressed_key"], keys["compressed_value"], numbers, *sizes
+        )
         shares = share_blocks(weights.shape[-1], *sizes, num_blocks, self.selection_block_size)
         blocks = choose_blocks(
             ops.matmul(ops.stop_gradient(weights), ops.cast(shares, weights.dtype)),
@@ -158,13 +158,15 @@ class NativeSparseBranches:
         )
         return heads, blocks
 
-    def _gather(self, query: Any, pair: list[Any], blocks: Any, numbers: Any) -> Any:
+    def _gather(self, query: Any, key: Any, value: Any, blocks: Any, numbers: Any) -> Any:
         size = self.selection_block_size
-        rows = group_heads(query, pair[0].shape[1])
-        tables = (
-            ops.reshape(x, (-1, x.shape[1], x.shape[2] // size, size, x.shape[3])) for x in pair
+        rows = group_heads(query, key.shape[1])
+        key, value = (
+            ops.reshape(x, (-1, x.shape[1], x.shape[2] // size, size, x.shape[3]))
+            for x in (key, value)
         )
-        heads = ops.transpose(attend_to_chosen(rows, *tables, blocks, numbers), (0, 2, 1, 3, 4))
+        heads = attend_to_chosen(rows, key, value, blocks, numbers)
+        heads = ops.transpose(heads, (0, 2, 1, 3, 4))
         return ops.reshape(heads, (-1, *query.shape[1:3], heads.shape[-1]))
 
 

@@ -62,8 +62,8 @@ def attend(query, key, value, chosen):
     rows = query.reshape(*query.shape[:2], 2, 2, -1).transpose(0, 2, 1, 3, 4) * 6**-0.5
     tables = []
     for x in (key, value):
-        x = np.pad(x, ((0, 0), (0, 40 - LENGTH), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
-        tables.append(x.reshape(*x.shape[:2], 10, BLOCK_SIZE, -1))
+        filled = np.pad(x, ((0, 0), (0, 40 - LENGTH), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
+        tables.append(filled.reshape(*filled.shape[:2], 10, BLOCK_SIZE, -1))
     numbers = np.arange(LENGTH, dtype="int32")[None]
     tensors = [keras.ops.convert_to_tensor(x) for x in (rows, *tables, chosen, numbers)]
     return to_numpy(attend_to_chosen(*tensors)).transpose(0, 2, 1, 3, 4)
