@@ -14,9 +14,7 @@ __all__ = [
     "SparseAttention",
 ]
 from keras_deepseek.layers.attention.linear_attention import LinearAttention
-from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.attention.native_sparse_attention import NativeSparseAttention
-from keras_deepseek.layers.attention.sparse_attention import SparseAttention
 
 __all__ = [
     "CachedAttention",
