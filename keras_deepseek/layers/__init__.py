@@ -15,6 +15,10 @@ from keras_deepseek.layers.attention.lightning_indexer import LightningIndexer
 from keras_deepseek.layers.attention.linear_attention import LinearAttention
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.attention.native_sparse_attention import NativeSparseAttention
+from keras_deepseek.layers.attention.compressed_sparse_attention import CompressedSparseAttention
+from keras_deepseek.layers.attention.heavily_compressed_attention import HeavilyCompressedAttention
+from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
+from keras_deepseek.layers.attention.sliding_window_attention import SlidingWindowAttention
 from keras_deepseek.layers.attention.sparse_attention import SparseAttention
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU
 from keras_deepseek.layers.heads import (
@@ -34,12 +38,14 @@ from keras_deepseek.layers.residual import (
 __all__ = [
     "CachedAttention",
     "ChunkedCrossEntropy",
+    "CompressedSparseAttention",
     "DeepSeekMoE",
     "DeepSeekSparseAttention",
     "ExpertRouter",
     "HashRouter",
     "LightningIndexer",
     "LinearAttention",
+    "HeavilyCompressedAttention",
     "ManifoldConstrainedHyperConnections",
     "MaskedPositionHead",
     "MultiHeadLatentAttention",
@@ -48,6 +54,7 @@ __all__ = [
     "ResidualStreamCollapse",
     "ResidualStreamExpansion",
     "RotaryEmbedding",
+    "SlidingWindowAttention",
     "SparseAttention",
     "SwiGLU",
 ]

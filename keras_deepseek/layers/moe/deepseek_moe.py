@@ -11,7 +11,7 @@ from keras_deepseek.layers.feed_forward.swiglu import (
     check_sizes,
     gate_activations,
 )
-from keras_deepseek.layers.initializers import clone_initializer
+from keras_deepseek.layers.initializers import clone_initializer, stack_initializer
 from keras_deepseek.layers.moe import expert_dispatch
 from keras_deepseek.layers.moe.expert_router import ExpertRouter
 from keras_deepseek.layers.moe.expert_scores import expert_hits
@@ -152,17 +152,10 @@ class DeepSeekMoE(keras.Layer):
 
     def _add_kernels(self, name: str, rows: int, columns: int) -> Any:
         num_experts = self.router.num_experts
-        initializer = clone_initializer(self.kernel_initializer)
-
-        def initialize(shape: Shape, dtype: Any = None) -> Any:
-            kernels = initializer(shape, dtype=dtype)
-            if isinstance(initializer, keras.initializers.VarianceScaling):
-                # It takes the axis of the experts for a part of each one's fan.
-                kernels = kernels * num_experts**0.5
-            return kernels
-
         return self.add_weight(
-            name=name, shape=(num_experts, rows, columns), initializer=initialize
+            name=name,
+            shape=(num_experts, rows, columns),
+            initializer=stack_initializer(self.kernel_initializer, num_experts),
         )
 
     def call(

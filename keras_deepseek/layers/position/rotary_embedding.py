@@ -5,8 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.position.position_check import check_length, check_positions
 from keras_deepseek.layers.position.rotary_scaling import check_scaling, compute_frequencies
 
 Shape = tuple[int | None, ...]
@@ -147,12 +147,12 @@ class RotaryEmbedding(keras.Layer):
 
     def call(self, inputs: Any, positions: Any = None, start_index: Any = 0) -> Any:
         if positions is None:
-            self._check_length(inputs, start_index)
+            check_length(self.name, self.max_length, inputs.shape[1], start_index)
             positions = ops.expand_dims(ops.arange(ops.shape(inputs)[1], dtype="int32"), 0)
             positions = positions + ops.cast(start_index, "int32")
         else:
             positions = ops.convert_to_tensor(positions)
-            self._check_positions(inputs, positions)
+            check_positions(positions, inputs)
         angles = ops.expand_dims(ops.cast(positions, "float32"), -1) * self._angles_of(positions)
         for _ in range(len(inputs.shape) - _MIN_RANK):
             angles = ops.expand_dims(angles, 2)
@@ -189,31 +189,6 @@ class RotaryEmbedding(keras.Layer):
         if inputs.shape[-1] == 2 * half:
             return outputs
         return ops.concatenate([outputs, inputs[..., 2 * half :]], axis=-1)
-
-    def _check_length(self, inputs: Any, start_index: Any) -> None:
-        length = inputs.shape[1]
-        if self.max_length is None or length is None:
-            return
-        start = backend.current().read_integer(start_index) or 0
-        if start + length > self.max_length:
-            raise InvalidInputError(
-                f"{self.name!r} has a `max_length` of {self.max_length} positions, received "
-                f"{length} tokens from position {start} on. Shorten the sequence, or raise "
-                f"`max_length` and give a `scaling` that stretches the model to it."
-            )
-
-    def _check_positions(self, inputs: Any, positions: Any) -> None:
-        batch_size, length = inputs.shape[:2]
-        dtype, shape = keras.backend.standardize_dtype(positions.dtype), tuple(positions.shape)
-        allowed = [(None, 1, batch_size), (None, length)]
-        fits = len(shape) == len(allowed) and all(
-            size in sizes or sizes[-1] is None for size, sizes in zip(shape, allowed, strict=True)
-        )
-        if not fits or "int" not in dtype:
-            raise InvalidInputError(
-                f"`positions` must be integers of shape (batch_size, length), for these inputs "
-                f"{(batch_size, length)}, received {dtype} of shape {shape}."
-            )
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)

@@ -1,0 +1,391 @@
+"""The attention of DeepSeek-V4: here over a sliding window alone, and what its kin build upon."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.attention.key_value_cache import (
+    Cache,
+    append_to_cache,
+    check_cache_arguments,
+    check_cache_entries,
+    compute_call_spec,
+    make_cache,
+)
+from keras_deepseek.layers.attention.sink_attention import FarKeys, NearKeys, sink_attention
+from keras_deepseek.layers.attention.token_packing import PackedTokens, join_recent, pack_tokens
+from keras_deepseek.layers.initializers import clone_initializer, stack_initializer
+from keras_deepseek.layers.mask_check import check_mask
+from keras_deepseek.layers.position.position_check import check_length, check_positions
+from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
+from keras_deepseek.layers.size_check import check_size
+
+Shape = tuple[int | None, ...]
+
+_RANK = 3
+_FIXED_SCALINGS = ("default", "linear", "llama3", "yarn")
+"""Those by which a position has one angle, however long the sequence has become."""
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class SlidingWindowAttention(keras.Layer):
+    """Causal self-attention with sinks over the last few tokens, which all heads see as one key.
+
+    Choose it for the layers of a DeepSeek-V4 that look nowhere else, whose layer type is
+    `sliding_attention`; `CompressedSparseAttention` and `HeavilyCompressedAttention` are the same
+    with entries of far away tokens beside the window. For tokens `t` and each head `h`,
+
+    ```
+    q_h = rotary(rms(query_up_h(rms_norm(query_down(x_t)))), t)      the inner norm has a scale
+    k_s = rotary(rms_norm(key_value(x_s)), s)                        one key for all heads
+    a = softmax over t - sliding_window < s <= t of q_h . k_s * head_dim ** -0.5, and sink_h
+    o_h = rotary(sum over s of a_s k_s, -t)                          the key is the value, too
+    output = output(concat over groups g of output_down_g(the o_h of the group))
+    ```
+
+    The sink is a score of no token, that takes weight away. `rotary` turns the last `rope_head_dim`
+    numbers, neighbours as pairs; the rotation by `-t` leaves of a value's own just the distance.
+    The window goes by blocks, so the cost grows with the length, not its square.
+
+    A boolean mask, Keras's or as `mask`, hides padding and passes through; outputs at padded places
+    have no meaning. Tokens are counted without padding, wherever it stands: a window is over the
+    last `sliding_window` real tokens, and where no `positions` are given, a token's position is the
+    number of real ones before it.
+
+    A cache is a dict of `"mask"`, a slot a token, and `"recent_key"`, the last `sliding_window`
+    tokens alone, however long the sequence. It goes forwards: `cache_index` is the number of slots
+    that earlier calls filled, or 0 to begin anew.
+
+    The weights are those of a checkpoint but for their layout: `q_a_proj` is `query_down`,
+    `q_b_proj` `query_up`, `kv_proj` `key_value`, `o_a_proj` `output_down`, `o_b_proj` `output`.
+
+    Args:
+        num_heads: integer. Number of attention heads.
+        head_dim: integer. Size of a head of queries, and of the one key.
+        rope_head_dim: integer. How many of them are rotated by position, the last; an even number.
+        query_lora_rank: integer. Size of the compressed queries.
+        num_output_groups: integer. In how many groups the heads are projected; a divisor of
+            `num_heads`.
+        output_lora_rank: integer. Size of a group's projection.
+        sliding_window: integer. How many tokens a token sees, its own among them. Defaults to
+            `128`.
+        rope_max_wavelength: float. The base of the rotary angles. Defaults to `10000.0`.
+        rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`, of a kind by which angles
+            don't depend on the length. As in DeepSeek-V4, that of `"yarn"` has an
+            `attention_factor` of 1 unless it is given. Defaults to `None`.
+        dropout: float. Rate at which attention weights are dropped in training. Defaults to `0.0`.
+        epsilon: float. Added to the mean squares in the norms. Defaults to `1e-6`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of all
+            kernels. Defaults to `"glorot_uniform"`.
+        max_length: integer or `None`. Number of positions, in tokens, beyond which a call is
+            refused; that of `RotaryEmbedding`. Defaults to `None`.
+        seed: integer or `None`. Seed of the dropout. Defaults to `None`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
+            `None` for the mask that `inputs` carry.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count the real
+            tokens, on from those in the cache.
+        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
+        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+        training: boolean. Whether to drop attention weights.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+
+    Returns:
+        A tensor of the shape of `inputs`; with a cache, the pair of it and the new cache.
+
+    Raises:
+        InvalidInputError: An argument is out of its range, shapes do not fit, or the cache is full.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import SlidingWindowAttention
+    >>> layer = SlidingWindowAttention(
+    ...     4, head_dim=8, rope_head_dim=4, query_lora_rank=8, num_output_groups=2,
+    ...     output_lora_rank=8, sliding_window=4,
+    ... )
+    >>> prompt = np.ones((2, 5, 12), "float32")
+    >>> cache = layer.make_cache(batch_size=2, max_length=10)
+    >>> outputs, cache = layer(prompt, cache=cache, cache_index=0)
+    >>> outputs, cache = layer(prompt[:, :1], cache=cache, cache_index=5)
+    >>> tuple(outputs.shape)
+    (2, 1, 12)
+
+    Reference:
+
+    - [DeepSeek-V4 (DeepSeek-AI, 2026)](https://huggingface.co/deepseek-ai/DeepSeek-V4-Flash-Base)
+    - [Efficient Streaming Language Models with Attention Sinks (Xiao et al., 2023)](
+      https://arxiv.org/abs/2309.17453)
+    """
+
+    def __init__(  # noqa: PLR0913 - a checkpoint has as many
+        self,
+        num_heads: int,
+        *,
+        head_dim: int,
+        rope_head_dim: int,
+        query_lora_rank: int,
+        num_output_groups: int,
+        output_lora_rank: int,
+        sliding_window: int = 128,
+        rope_max_wavelength: float = 10000.0,
+        rope_scaling: dict[str, Any] | None = None,
+        dropout: float = 0.0,
+        epsilon: float = 1e-6,
+        kernel_initializer: Any = "glorot_uniform",
+        max_length: int | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = check_size("num_heads", num_heads)
+        self.head_dim = check_size("head_dim", head_dim)
+        self.rope_head_dim = check_size("rope_head_dim", rope_head_dim)
+        self.query_lora_rank = check_size("query_lora_rank", query_lora_rank)
+        self.num_output_groups = check_size("num_output_groups", num_output_groups)
+        self.output_lora_rank = check_size("output_lora_rank", output_lora_rank)
+        self.sliding_window = check_size("sliding_window", sliding_window)
+        if rope_head_dim % 2 or rope_head_dim > head_dim:
+            raise InvalidInputError(
+                f"`rope_head_dim` must be an even number of the `head_dim` of {head_dim}, received "
+                f"{rope_head_dim}."
+            )
+        if num_heads % num_output_groups:
+            raise InvalidInputError(
+                f"`num_output_groups` must divide `num_heads`, received {num_output_groups} and "
+                f"{num_heads}."
+            )
+        if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
+            raise InvalidInputError(f"`dropout` must be in [0, 1), received {dropout!r}.")
+        self.dropout = dropout
+        self.epsilon = epsilon
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.seed = seed
+        self.rotary = RotaryEmbedding(
+            rope_max_wavelength,
+            use_interleaved_pairs=True,
+            scaling=_complete_scaling(rope_scaling),
+            max_length=max_length,
+            dtype=self.dtype_policy,
+            name="rotary",
+        )
+        _check_scaling(self.rotary.scaling)
+        self.drop = keras.layers.Dropout(dropout, seed=seed, dtype=self.dtype_policy, name="drop")
+        self.supports_masking = True
+
+    def build(self, input_shape: Shape) -> None:
+        if len(input_shape) != _RANK or input_shape[-1] is None:
+            raise InvalidInputError(
+                f"{self.name!r} needs inputs of shape (batch_size, length, dim) with a known dim, "
+                f"received {tuple(input_shape)}."
+            )
+        dim = input_shape[-1]
+        self.input_spec = keras.InputSpec(ndim=_RANK, axes={-1: dim})
+        heads, head_dim = self.num_heads, self.head_dim
+        groups, rank = self.num_output_groups, self.output_lora_rank
+        self.query_down = self._make_dense(
+            "query_down", "btd,dq->btq", (dim,), self.query_lora_rank
+        )
+        self.query_norm = self._make_norm("query_norm", self.query_lora_rank)
+        self.query_up = self._make_dense(
+            "query_up", "btq,qhk->bthk", (self.query_lora_rank,), heads, head_dim
+        )
+        self.key_value = self._make_dense("key_value", "btd,dk->btk", (dim,), head_dim)
+        self.key_value_norm = self._make_norm("key_value_norm", head_dim)
+        self.sinks = self.add_weight(
+            name="sinks", shape=(heads,), initializer="zeros", autocast=False
+        )
+        self.output_down = self._make_dense(
+            "output_down", "btgi,gir->btgr", (groups, heads * head_dim // groups), groups, rank
+        )
+        self.output_projection = self._make_dense("output", "btgr,grd->btd", (groups, rank), dim)
+        self.rotary.build((None, None, self.rope_head_dim))
+
+    def _make_dense(
+        self, name: str, equation: str, input_sizes: tuple[int, ...], *sizes: int
+    ) -> keras.layers.EinsumDense:
+        is_stacked = name == "output_down"  # One kernel a group.
+        initializer = clone_initializer(self.kernel_initializer)
+        dense = keras.layers.EinsumDense(
+            equation,
+            (None, *sizes),
+            kernel_initializer=stack_initializer(initializer, sizes[0])
+            if is_stacked
+            else initializer,
+            dtype=self.dtype_policy,
+            name=name,
+        )
+        dense.supports_masking = True  # It transforms each token alone; Keras's class can't know.
+        dense.build((None, None, *input_sizes))
+        return dense
+
+    def _make_norm(self, name: str, dim: int) -> keras.layers.RMSNormalization:
+        norm = keras.layers.RMSNormalization(
+            epsilon=self.epsilon, dtype=self.dtype_policy, name=name
+        )
+        norm.supports_masking = True
+        norm.build((None, None, dim))
+        return norm
+
+    def make_cache(self, batch_size: int, max_length: int) -> Cache:
+        """Returns an empty cache, for the `cache` of a call.
+
+        Args:
+            batch_size: integer. Number of sequences.
+            max_length: integer. Number of tokens that it has room for, padding included.
+
+        Returns:
+            A dict of tensors.
+        """
+        check_size("max_length", max_length)
+        shapes = self._cache_shapes(max_length)
+        return make_cache(
+            batch_size,
+            max_length,
+            {name: (dim,) for name, (_, dim) in shapes.items()},
+            self.compute_dtype,
+            {name: slots for name, (slots, _) in shapes.items()},
+        )
+
+    def _cache_shapes(self, max_length: int) -> dict[str, tuple[int, int]]:
+        """Returns the slots and the size of each entry of a cache but the mask."""
+        return {"recent_key": (self.sliding_window, self.head_dim)}
+
+    def call(
+        self,
+        inputs: Any,
+        mask: Any = None,
+        positions: Any = None,
+        cache: Cache | None = None,
+        cache_index: Any = None,
+        training: bool | None = None,
+        inputs_mask: Any = None,
+    ) -> Any:
+        check_cache_arguments(cache, cache_index)
+        mask = inputs_mask if mask is None else mask
+        check_mask(mask, inputs)
+        self._check_positions(positions, inputs, 0 if cache is None else cache_index)
+        num_before = None
+        if cache is not None:
+            check_cache_entries(cache, self._cache_shapes(cache["mask"].shape[1]))
+            num_before = _count_before(cache["mask"], cache_index)
+            filled = append_to_cache(
+                {"mask": cache["mask"]}, cache_index, {}, _or_ones(mask, inputs)
+            )
+        if inputs.shape[1] == 0:
+            outputs = ops.cast(inputs, self.compute_dtype)
+            return outputs if cache is None else (outputs, cache)
+
+        tokens = pack_tokens(inputs, mask, positions, num_before)
+        outputs, updates = self._attend(tokens, cache, training)
+        outputs = tokens.unpack(outputs)
+        return outputs if cache is None else (outputs, {**updates, **filled})
+
+    def _attend(
+        self, tokens: PackedTokens, cache: Cache | None, training: bool | None
+    ) -> tuple[Any, Cache]:
+        """Returns the outputs of packed tokens, and the entries of the new cache but the mask."""
+        updates = {}
+        compressed = self.query_norm(self.query_down(tokens.inputs))
+        queries = self.query_up(compressed)
+        queries = ops.rms_normalization(ops.cast(queries, "float32"), epsilon=self.epsilon)
+        queries = ops.cast(queries * self.head_dim**-0.5, self.compute_dtype)
+        keys = self.key_value_norm(self.key_value(tokens.inputs))
+        queries, keys = (self._rotate(x, tokens.positions) for x in (queries, keys))
+        if cache is not None:
+            keys, updates["recent_key"] = join_recent(cache["recent_key"], keys, tokens)
+        far, far_updates = self._find_far(tokens, compressed, cache)
+        heads = sink_attention(
+            queries,
+            NearKeys(keys, tokens.num_before, self.sliding_window),
+            far,
+            self.sinks,
+            lambda weights: self.drop(weights, training=training),
+        )
+        heads = self._rotate(heads, -tokens.positions)
+        batch_size, length = ops.shape(heads)[:2]
+        groups = self.num_output_groups
+        heads = ops.reshape(
+            heads, (batch_size, length, groups, self.num_heads * self.head_dim // groups)
+        )
+        return self.output_projection(self.output_down(heads)), {**updates, **far_updates}
+
+    def _find_far(
+        self, tokens: PackedTokens, queries: Any, cache: Cache | None
+    ) -> tuple[FarKeys | None, Cache]:
+        """Returns what is seen beside the window, here nothing, and what changes in the cache.
+
+        `queries` are the compressed ones.
+        """
+        return None, {}
+
+    def _rotate(self, x: Any, positions: Any) -> Any:
+        first = x.shape[-1] - self.rope_head_dim
+        rotated = self.rotary(x[..., first:], positions=positions)
+        return ops.concatenate([x[..., :first], rotated], axis=-1) if first else rotated
+
+    def _check_positions(self, positions: Any, inputs: Any, start_index: Any) -> None:
+        if positions is None:
+            check_length(self.name, self.rotary.max_length, inputs.shape[1], start_index)
+        else:
+            check_positions(ops.convert_to_tensor(positions), inputs)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return tuple(input_shape)
+
+    def compute_output_spec(
+        self, inputs: Any, *args: Any, cache: Cache | None = None, **kwargs: Any
+    ) -> Any:
+        return compute_call_spec(inputs, self.compute_dtype, cache)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "head_dim": self.head_dim,
+            "rope_head_dim": self.rope_head_dim,
+            "query_lora_rank": self.query_lora_rank,
+            "num_output_groups": self.num_output_groups,
+            "output_lora_rank": self.output_lora_rank,
+            "sliding_window": self.sliding_window,
+            "rope_max_wavelength": self.rotary.max_wavelength,
+            "rope_scaling": self.rotary.scaling,
+            "dropout": self.dropout,
+            "epsilon": self.epsilon,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "max_length": self.rotary.max_length,
+            "seed": self.seed,
+        }
+
+
+def _complete_scaling(scaling: Any) -> Any:
+    """Returns a scaling by which, as in DeepSeek-V4, YaRN does not raise the amplitude."""
+    if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) == "yarn":
+        return {"attention_factor": 1.0, **scaling}
+    return scaling
+
+
+def _check_scaling(scaling: dict[str, Any] | None) -> None:
+    kind = "default" if scaling is None else scaling["rope_type"]
+    if kind not in _FIXED_SCALINGS:
+        raise InvalidInputError(
+            f"`rope_scaling` must be of one of the kinds {', '.join(_FIXED_SCALINGS)}, received "
+            f"{kind!r}: its angles change with the length, and entries that were compressed before "
+            f"would not fit those after."
+        )
+
+
+def _count_before(filled: Any, cache_index: Any) -> Any:
+    """Returns how many real tokens are in the first slots of a cache, of shape (B, 1)."""
+    is_before = ops.arange(filled.shape[1], dtype="int32") < ops.cast(cache_index, "int32")
+    is_before = ops.logical_and(filled, is_before)
+    return ops.sum(ops.cast(is_before, "int32"), axis=1, keepdims=True)
+
+
+def _or_ones(mask: Any, inputs: Any) -> Any:
+    return ops.ones(ops.shape(inputs)[:2], "bool") if mask is None else mask

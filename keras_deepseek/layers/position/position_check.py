@@ -1,0 +1,54 @@
+"""The checks that the positions of tokens go through."""
+
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+
+def check_length(name: str, max_length: int | None, length: int | None, start_index: Any) -> None:
+    """Raises an error where a call reaches beyond the positions that a layer is made for.
+
+    Args:
+        name: string. The layer, as the error names it.
+        max_length: integer, or `None` for no bound.
+        length: integer, or `None` where it is not known.
+        start_index: integer or integer scalar tensor. The position of the first token.
+
+    Raises:
+        InvalidInputError: There are more positions than `max_length`.
+    """
+    if max_length is None or length is None:
+        return
+    start = backend.current().read_integer(start_index) or 0
+    if start + length > max_length:
+        raise InvalidInputError(
+            f"{name!r} has a `max_length` of {max_length} positions, received "
+            f"{length} tokens from position {start} on. Shorten the sequence, or raise "
+            f"`max_length` and give a `scaling` that stretches the model to it."
+        )
+
+
+def check_positions(positions: Any, inputs: Any) -> None:
+    """Raises an error where positions are not those of the inputs.
+
+    Args:
+        positions: Tensor.
+        inputs: Tensor of shape `(batch_size, length, ...)`.
+
+    Raises:
+        InvalidInputError: They are not integers of shape `(batch_size, length)` or `(1, length)`.
+    """
+    batch_size, length = inputs.shape[:2]
+    dtype, shape = keras.backend.standardize_dtype(positions.dtype), tuple(positions.shape)
+    allowed = [(None, 1, batch_size), (None, length)]
+    fits = len(shape) == len(allowed) and all(
+        size in sizes or sizes[-1] is None for size, sizes in zip(shape, allowed, strict=True)
+    )
+    if not fits or "int" not in dtype:
+        raise InvalidInputError(
+            f"`positions` must be integers of shape (batch_size, length), for these inputs "
+            f"{(batch_size, length)}, received {dtype} of shape {shape}."
+        )
