@@ -24,8 +24,9 @@ class CompressedIndexer(keras.Layer):
     ```
 
     where the keys are compressed as those of the attention are, by weights of their own, and the
-    queries come from the same low-rank ones. Scores are in float32. A choice has no gradient, so
-    the weights are not trainable unless their `trainable` is set for a loss of one's own.
+    queries come from the same low-rank ones. Scores are in float32; of equal ones, the backend
+    takes which it likes. A choice has no gradient, so the weights are not trainable unless their
+    `trainable` is set for a loss of one's own.
 
     Args:
         num_heads: integer. J.

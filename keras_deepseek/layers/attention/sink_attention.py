@@ -125,10 +125,11 @@ def _weigh(scores: Sequence[Any], is_shown: Sequence[Any], sinks: Any) -> list[A
         for score, shown in zip(scores, is_shown, strict=True)
     ]
     sinks = ops.cast(sinks, dtype)[:, None]
-    highest = sinks
+    highest = ops.stop_gradient(sinks)
     for score in scores:
-        highest = ops.maximum(highest, ops.max(score, axis=-1, keepdims=True))
-    highest = ops.stop_gradient(highest)
+        # Keras refuses the maximum of an empty batch without an initial one.
+        most = ops.max(ops.stop_gradient(score), axis=-1, keepdims=True, initial=HIDDEN)
+        highest = ops.maximum(highest, most)
     exponents = [ops.exp(score - highest) for score in scores]
     total = ops.exp(sinks - highest)
     for exponent in exponents:

@@ -43,7 +43,7 @@ ODD = {
     "output_lora_rank": 4,
     "sliding_window": 3,
 }
-INDEX = {"index_num_heads": 6, "index_head_dim": 5, "index_top_k": 3}
+INDEX = {"index_num_heads": 16, "index_head_dim": 5, "index_top_k": 3}
 YARN = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 32}
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 CASES = {  # The layer, its arguments, the shape of the inputs, whether their ends are padded.

@@ -1,0 +1,53 @@
+"""Decoding from a cache, whole or padded, to be compared with a call on the whole sequence."""
+
+import itertools
+
+import keras
+import numpy as np
+
+
+def decode(layer, inputs, pieces, max_length, mask=None):
+    """Returns the outputs of the pieces that begin and end at given places, one after another."""
+    cache, outputs = layer.make_cache(len(inputs), max_length), []
+    for start, stop in itertools.pairwise(pieces):
+        given = {} if mask is None else {"mask": mask[:, start:stop]}
+        piece, cache = layer(inputs[:, start:stop], cache=cache, cache_index=start, **given)
+        outputs.append(keras.ops.convert_to_numpy(piece))
+    return np.concatenate(outputs, axis=1)
+
+
+def draw_mask(batch_size, length, side, seed=0):
+    """Returns a mask of sequences of different lengths, the first of them whole.
+
+    The padding stands on the left, on the right, or anywhere.
+    """
+    rng = np.random.default_rng(seed)
+    mask = np.ones((batch_size, length), bool)
+    for row in range(1, batch_size):
+        hidden = row * length // (batch_size + 1) + 1
+        places = {"left": slice(hidden), "right": slice(length - hidden, None)}
+        mask[row, places.get(side, rng.permutation(length)[:hidden])] = False
+    return mask
+
+
+class DecodingStep(keras.Layer):
+    """A step of decoding as a layer whose tensors all are inputs, so that it can be compiled."""
+
+    def __init__(self, layer, **kwargs):
+        super().__init__(**kwargs)
+        self.layer = layer
+
+    def call(self, token, index, **cache):
+        cache = {name.removeprefix("cache_"): tensor for name, tensor in cache.items()}
+        return self.layer(token, cache=cache, cache_index=index[0])[0]
+
+
+def make_step(layer, token, cache, index):
+    """Returns a Functional model of a step, and the arrays that it takes."""
+    given = {f"cache_{name}": keras.ops.convert_to_numpy(tensor) for name, tensor in cache.items()}
+    given.update(token=token, index=np.full(len(token), index, "int32"))
+    symbolic = {
+        name: keras.Input(array.shape[1:], dtype=array.dtype.name, name=name)
+        for name, array in given.items()
+    }
+    return keras.Model(symbolic, DecodingStep(layer)(**symbolic)), given
