@@ -1,7 +1,8 @@
 import keras
 import numpy as np
+import pytest
 
-from keras_deepseek.layers.initializers import clone_initializer
+from keras_deepseek.layers.initializers import clone_initializer, stack_initializer
 
 
 def draw(initializer):
@@ -26,3 +27,14 @@ def test_a_function_is_returned_as_it_is():
         return keras.ops.ones(shape, dtype)
 
     assert clone_initializer(ones) is ones
+
+
+def test_stacked_kernels_are_drawn_as_each_alone():
+    initializer = stack_initializer(keras.initializers.HeNormal(seed=0), 50)
+    kernels = keras.ops.convert_to_numpy(initializer((50, 20, 30), "float32"))
+    assert np.std(kernels) == pytest.approx(np.sqrt(2 / 20), rel=0.05)
+
+
+def test_what_knows_no_fan_is_not_scaled():
+    constant = stack_initializer(keras.initializers.Constant(3.0), 50)
+    assert keras.ops.convert_to_numpy(constant((2, 1, 1))).ravel().tolist() == [3.0, 3.0]

@@ -1,4 +1,4 @@
-"""The attentions of DeepSeek-V4 in float64 NumPy, one sequence, one token and one head at a time."""
+"""The attentions of DeepSeek-V4 in float64 NumPy: one sequence, one token, one head at a time."""
 
 import keras
 import numpy as np

@@ -113,7 +113,8 @@ def _find_near(near: NearKeys, length: Any, num_blocks: Any, size: int) -> tuple
     rows = ops.clip(numbers + (num_tokens - length), 0, num_tokens - 1)
     distance = np.arange(size)[:, None] - np.arange(num_keys) + window - 1
     is_near = (distance >= 0) & (distance < window)
-    is_token = numbers >= -near.num_before[..., None]
+    num_recent = ops.minimum(near.num_before, num_tokens - length)
+    is_token = numbers >= -num_recent[..., None]
     return ops.take(near.keys, rows, axis=1), ops.logical_and(is_near, is_token[:, :, None])
 
 

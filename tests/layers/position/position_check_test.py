@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.layers.position.position_check import check_length, check_positions
+
+
+@pytest.mark.parametrize(
+    ("max_length", "length", "start"), [(None, 9, 9), (4, None, 9), (4, 4, 0), (4, 1, 3)]
+)
+def test_a_call_within_the_positions_passes(max_length, length, start):
+    check_length("layer", max_length, length, start)
+
+
+@pytest.mark.parametrize(("length", "start"), [(5, 0), (1, 4)])
+def test_a_call_beyond_the_positions_is_refused(length, start):
+    message = f"'layer' has a `max_length` of 4 .* {length} tokens from position {start} on"
+    with pytest.raises(InvalidInputError, match=message):
+        check_length("layer", 4, length, start)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 3)])
+def test_positions_of_each_sequence_or_of_all_pass(shape):
+    check_positions(np.zeros(shape, "int32"), np.zeros((2, 3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((2, 4), "int32"), ((3,), "int32"), ((2, 3), "float32")]
+)
+def test_other_positions_are_refused(shape, dtype):
+    with pytest.raises(InvalidInputError, match=rf"for these inputs \(2, 3\), received {dtype}"):
+        check_positions(np.zeros(shape, dtype), np.zeros((2, 3, 4)))
