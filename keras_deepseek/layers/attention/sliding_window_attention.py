@@ -10,7 +10,7 @@ from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
     check_cache_arguments,
-    check_cache_entries,
+    check_states,
     compute_call_spec,
     make_cache,
 )
@@ -243,14 +243,8 @@ class SlidingWindowAttention(keras.Layer):
             A dict of tensors.
         """
         check_size("max_length", max_length)
-        shapes = self._cache_shapes(max_length)
-        return make_cache(
-            batch_size,
-            max_length,
-            {name: (dim,) for name, (_, dim) in shapes.items()},
-            self.compute_dtype,
-            {name: slots for name, (slots, _) in shapes.items()},
-        )
+        states = self._cache_shapes(max_length)
+        return make_cache(batch_size, max_length, {}, self.compute_dtype, states=states)
 
     def _cache_shapes(self, max_length: int) -> dict[str, tuple[int, int]]:
         """Returns the slots and the size of each entry of a cache but the mask."""
@@ -272,11 +266,11 @@ class SlidingWindowAttention(keras.Layer):
         self._check_positions(positions, inputs, 0 if cache is None else cache_index)
         num_before = None
         if cache is not None:
-            check_cache_entries(cache, self._cache_shapes(cache["mask"].shape[1]))
+            batch_size = inputs.shape[0]
+            check_states(cache, {"mask": (batch_size, None)})
+            shapes = self._cache_shapes(cache["mask"].shape[1])
+            check_states(cache, {name: (batch_size, *shape) for name, shape in shapes.items()})
             num_before = _count_before(cache["mask"], cache_index)
-            filled = append_to_cache(
-                {"mask": cache["mask"]}, cache_index, {}, _or_ones(mask, inputs)
-            )
         if inputs.shape[1] == 0:
             outputs = ops.cast(inputs, self.compute_dtype)
             return outputs if cache is None else (outputs, cache)
@@ -284,7 +278,10 @@ class SlidingWindowAttention(keras.Layer):
         tokens = pack_tokens(inputs, mask, positions, num_before)
         outputs, updates = self._attend(tokens, cache, training)
         outputs = tokens.unpack(outputs)
-        return outputs if cache is None else (outputs, {**updates, **filled})
+        if cache is None:
+            return outputs
+        mask = _or_ones(mask, inputs)
+        return outputs, append_to_cache(cache, cache_index, {}, mask, states=updates)
 
     def _attend(
         self, tokens: PackedTokens, cache: Cache | None, training: bool | None
