@@ -58,8 +58,9 @@ def test_the_first_input_is_the_first_as_written(shapes, expected):
 )
 def test_small_inputs_are_an_empty_batch_and_a_sequence_of_one(shapes, dtype, one):
     small = LayerSubject.from_shapes(*DENSE, shapes, dtype).small_inputs(keras.Layer())
-    arrays = [to_arrays(structure)[-1] for structure in small.values()]
-    last = list(shapes.values())[-1] if isinstance(shapes, dict) else shapes
+    arrays, last = list(small.values()), shapes
+    if isinstance(shapes, dict):
+        arrays, last = [list(named.values())[-1] for named in arrays], list(shapes.values())[-1]
     assert [array.shape for array in arrays] == [(0, *last[1:])] + ([one] if one else [])
     assert is_float(arrays[-1]) or not arrays[-1].any()
 
