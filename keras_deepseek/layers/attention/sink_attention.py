@@ -21,6 +21,12 @@ from keras_deepseek.layers.attention.token_packing import take_rows
 _BLOCK_SIZES = (16, 128)
 """The fewest and the most queries in a block: as many as the window has tokens, within these."""
 
+_MOST_GATHERED = 2**24
+"""How many numbers of chosen entries of a sequence are gathered at once, if the parts allow it."""
+
+_MOST_PARTS = 16
+"""How many parts the blocks are computed in at most: each is compiled on its own."""
+
 
 @dataclass(frozen=True, eq=False)
 class NearKeys:
@@ -73,24 +79,52 @@ def sink_attention(
     size = min(max(near.sliding_window, fewest), most, queries.shape[1] or most)
     num_blocks = (length + size - 1) // size
     queries = _to_blocks(queries, num_blocks, size)
-    # For each kind of keys: its equation, the keys and which of them a query sees.
-    kinds = [("bnkd", *_find_near(near, length, num_blocks, size))]
+    near_keys, is_near = _find_near(near, length, num_blocks, size)
+    chosen = num_visible = None
     if far is not None:
         num_visible = _to_blocks(far.num_visible[..., None], num_blocks, size)
-        if far.chosen is None:
-            numbers = ops.arange(ops.shape(far.keys)[1], dtype="int32")
-            kinds.append(("bkd", far.keys, numbers < num_visible))
-        else:
-            chosen = _to_blocks(far.chosen, num_blocks, size)
-            kinds.append(("bntkd", take_rows(far.keys, chosen), chosen < num_visible))
+        chosen = None if far.chosen is None else _to_blocks(far.chosen, num_blocks, size)
+
+    outputs = []
+    for part in _split_blocks(num_blocks, chosen, dim):
+        # For each kind of keys: its equation, the keys and which of them a query sees.
+        kinds = [("bnkd", near_keys[:, part], is_near[:, part])]
+        if far is not None and num_visible is not None:
+            counts = num_visible[:, part]
+            if chosen is None:
+                numbers = ops.arange(ops.shape(far.keys)[1], dtype="int32")
+                kinds.append(("bkd", far.keys, numbers < counts))
+            else:
+                numbers = chosen[:, part]
+                kinds.append(("bntkd", take_rows(far.keys, numbers), numbers < counts))
+        outputs.append(_attend(queries[:, part], kinds, sinks, drop))
+    joined = outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, axis=1)
+    return ops.reshape(joined, (batch_size, num_blocks * size, num_heads, dim))[:, :length]
+
+
+def _split_blocks(num_blocks: Any, chosen: Any, dim: int) -> list[slice]:
+    """Returns in which parts to compute: what is gathered at once should not fill the memory."""
+    if chosen is None or not isinstance(num_blocks, int):
+        return [slice(None)]
+    size, num_chosen = chosen.shape[2:]
+    fitting = max(1, _MOST_GATHERED // (size * num_chosen * dim))
+    width = max(fitting, -(-num_blocks // _MOST_PARTS))
+    return [slice(start, start + width) for start in range(0, num_blocks, width)]
+
+
+def _attend(
+    queries: Any,
+    kinds: Sequence[tuple[str, Any, Any]],
+    sinks: Any,
+    drop: Callable[[Any], Any],
+) -> Any:
+    """Returns the outputs of blocks of queries (B, N, T, H, D) over all kinds of keys."""
     scores = [ops.einsum(f"bnthd,{kind}->bnthk", queries, keys) for kind, keys, _ in kinds]
     weights = _weigh(scores, [is_shown for *_, is_shown in kinds], sinks)
-    outputs = sum(
+    return sum(
         ops.einsum(f"bnthk,{kind}->bnthd", drop(ops.cast(weight, keys.dtype)), keys)
         for weight, (kind, keys, _) in zip(weights, kinds, strict=True)
     )
-    outputs = ops.reshape(outputs, (batch_size, num_blocks * size, num_heads, dim))
-    return outputs[:, :length]
 
 
 def _to_blocks(x: Any, num_blocks: Any, size: int) -> Any:

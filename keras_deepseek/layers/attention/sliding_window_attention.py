@@ -289,9 +289,8 @@ class SlidingWindowAttention(keras.Layer):
         """Returns the outputs of packed tokens, and the entries of the new cache but the mask."""
         updates = {}
         compressed = self.query_norm(self.query_down(tokens.inputs))
-        queries = self.query_up(compressed)
-        queries = ops.rms_normalization(ops.cast(queries, "float32"), epsilon=self.epsilon)
-        queries = ops.cast(queries * self.head_dim**-0.5, self.compute_dtype)
+        queries = ops.rms_normalization(self.query_up(compressed), epsilon=self.epsilon)
+        queries = queries * self.head_dim**-0.5
         keys = self.key_value_norm(self.key_value(tokens.inputs))
         queries, keys = (self._rotate(x, tokens.positions) for x in (queries, keys))
         if cache is not None:

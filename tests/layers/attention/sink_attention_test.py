@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.layers.attention import sink_attention as module
 from keras_deepseek.layers.attention.sink_attention import FarKeys, NearKeys, sink_attention
 from keras_deepseek.testing import assert_close
 
@@ -64,3 +65,18 @@ def test_entries_are_seen_in_one_softmax_with_the_window():
 def test_a_query_that_sees_nothing_gets_zeros():
     near = NearKeys(*as_tensors(draw(1, 3, 4), np.full((1, 1), -3, "int32")), 2)
     assert not run(draw(1, 3, 2, 4), near).any()
+
+
+@pytest.mark.parametrize(("most_parts", "num_parts"), [(16, 3), (2, 2)])
+def test_chosen_entries_are_gathered_in_parts(monkeypatch, most_parts, num_parts):
+    queries, entries, zero = draw(1, 40, 2, 4), draw(1, 9, 4), np.zeros((1, 1), "int32")
+    near = NearKeys(*as_tensors(draw(1, 40, 4), zero), 3)
+    counts = np.arange(40, dtype="int32")[None] // 4
+    chosen = np.random.default_rng(0).permuted(np.tile(np.arange(9), (1, 40, 1)), axis=2)[..., :5]
+    far = FarKeys(*as_tensors(entries, counts, chosen.astype("int32")))
+    whole, calls, take = run(queries, near, far), [], module.take_rows
+    monkeypatch.setattr(module, "_MOST_GATHERED", 1)
+    monkeypatch.setattr(module, "_MOST_PARTS", most_parts)
+    monkeypatch.setattr(module, "take_rows", lambda *args: calls.append(args) or take(*args))
+    assert_close(run(queries, near, far), whole)
+    assert len(calls) == num_parts
