@@ -100,6 +100,8 @@ def take_rows(x: Any, indices: Any) -> Any:
     if indices.shape[0] == 1:
         return ops.take(x, indices[0], axis=1)
     batch_size, length, *row = ops.shape(x)
+    if isinstance(batch_size, int) and batch_size == 0:  # JAX takes nothing in another shape.
+        return ops.zeros((*ops.shape(indices), *row), x.dtype)
     firsts = ops.arange(batch_size, dtype="int32") * length
     firsts = ops.reshape(firsts, (batch_size, *[1] * (len(indices.shape) - 1)))
     return ops.take(ops.reshape(x, (batch_size * length, *row)), indices + firsts, axis=0)

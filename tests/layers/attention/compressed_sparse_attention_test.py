@@ -65,7 +65,7 @@ def test_outputs_and_gradients_are_those_of_transformers(name):
     check_case(CompressedSparseAttention(**read_arguments(case)), case)
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(
     length=st.sampled_from([1, 8, 23]),
     compress_rate=st.integers(1, 5),
@@ -79,7 +79,7 @@ def test_it_computes_the_formula_at_any_shape(length, side, **kwargs):
     assert_close(outputs[mask], deepseek_v4_attention(layer, inputs, mask)[mask])
 
 
-@pytest.mark.parametrize("pieces", [(0, 14), (0, 1, 2, 3, 4, 9, 14), (0, 6, 6, 13, 14)])
+@pytest.mark.parametrize("pieces", [(0, 14), (0, 6, 7, 7, 13, 14)])
 @pytest.mark.parametrize("index_top_k", [2, 8])
 def test_cached_decoding_is_the_full_forward(pieces, index_top_k):
     layer, inputs = make_layer(rope_scaling=YARN, index_top_k=index_top_k), draw(2, 14, 6)
@@ -88,9 +88,9 @@ def test_cached_decoding_is_the_full_forward(pieces, index_top_k):
 
 @pytest.mark.parametrize("side", ["left", "right", "anywhere"])
 def test_sequences_of_different_lengths_decode_as_each_alone(side):
-    layer, inputs = make_layer(), draw(3, 14, 6)
-    mask = np.concatenate([draw_mask(3, 11, side), np.ones((3, 3), bool)], axis=1)
-    outputs = decode(layer, inputs, (0, 5, 11, 12, 13, 14), 16, mask)
+    layer, inputs = make_layer(), draw(2, 14, 6)
+    mask = np.concatenate([draw_mask(2, 12, side), np.ones((2, 2), bool)], axis=1)
+    outputs = decode(layer, inputs, (0, 6, 12, 13, 14), 17, mask)
     assert_close(run(layer, inputs, mask=mask)[mask], outputs[mask])
     assert_close(outputs[mask], deepseek_v4_attention(layer, inputs, mask)[mask])
 
@@ -100,7 +100,7 @@ def test_positions_of_ones_own_shift_nothing_but_distances():
     outputs = run(layer, inputs)
     assert_close(run(layer, inputs, positions=np.arange(9)[None] + 7), outputs)
     cache = layer.make_cache(2, 9)
-    for start, stop in ((0, 5), (5, 9)):
+    for start, stop in ((0, 6), (6, 9)):
         positions = np.arange(start, stop)[None] + 7
         piece, cache = layer(
             inputs[:, start:stop], positions=positions, cache=cache, cache_index=start
@@ -109,12 +109,12 @@ def test_positions_of_ones_own_shift_nothing_but_distances():
 
 
 def test_a_step_of_decoding_works_in_a_compiled_model():
-    layer, inputs = make_layer(), draw(2, 12, 6)
-    _, cache = layer(inputs[:, :11], cache=layer.make_cache(2, 16), cache_index=0)
-    model, given_arrays = make_step(layer, inputs[:, 11:], cache, 11)
+    layer, inputs = make_layer(), draw(2, 7, 6)
+    _, cache = layer(inputs[:, :6], cache=layer.make_cache(2, 17), cache_index=0)
+    model, given_arrays = make_step(layer, inputs[:, 6:], cache, 6)
     infer = backend.current().compile_inference(NamedModel(model))
     (outputs,) = infer(given_arrays).values()
-    assert_close(outputs, run(layer, inputs)[:, 11:])
+    assert_close(outputs, run(layer, inputs)[:, 6:])
 
 
 def test_a_model_takes_sequences_of_any_length():

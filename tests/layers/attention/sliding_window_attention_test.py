@@ -69,7 +69,7 @@ def test_outputs_and_gradients_are_those_of_transformers(name):
     check_case(SlidingWindowAttention(**read_arguments(case)), case)
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(
     length=st.sampled_from([1, 6, 40]),
     sliding_window=st.sampled_from([1, 4, 18]),
@@ -95,7 +95,7 @@ def test_no_token_sees_what_comes_after_it_or_left_the_window():
     assert np.abs(outputs[:, 4:7] - others[:, 4:7]).min() > 0
 
 
-@pytest.mark.parametrize("pieces", [(0, 8), (0, 1, 2, 3, 4, 8), (0, 5, 5, 7, 8)])
+@pytest.mark.parametrize("pieces", [(0, 8), (0, 1, 2, 5, 5, 8)])
 def test_cached_decoding_is_the_full_forward(pieces):
     layer, inputs = make_layer(rope_scaling=YARN), draw(2, 8, 6)
     assert_close(decode(layer, inputs, pieces, max_length=9), run(layer, inputs))
@@ -103,13 +103,12 @@ def test_cached_decoding_is_the_full_forward(pieces):
 
 @pytest.mark.parametrize("side", ["left", "right", "anywhere"])
 def test_sequences_of_different_lengths_decode_as_each_alone(side):
-    layer, inputs = make_layer(), draw(3, 9, 6)
-    mask = np.concatenate([draw_mask(3, 7, side), np.ones((3, 2), bool)], axis=1)
-    outputs = decode(layer, inputs, (0, 4, 7, 8, 9), 10, mask)
+    layer, inputs = make_layer(), draw(2, 8, 6)
+    mask = np.concatenate([draw_mask(2, 6, side), np.ones((2, 2), bool)], axis=1)
+    outputs = decode(layer, inputs, (0, 3, 6, 7, 8), 9, mask)
     assert_close(run(layer, inputs, mask=mask)[mask], outputs[mask])
-    for row in range(3):
-        alone = run(layer, inputs[row : row + 1, mask[row]])
-        assert_close(outputs[row : row + 1, mask[row]], alone)
+    alone = run(layer, inputs[1:, mask[1]])
+    assert_close(outputs[1:, mask[1]], alone)
 
 
 def test_an_index_of_zero_begins_anew():

@@ -60,17 +60,11 @@ CASES = {  # The layer, its arguments, the shape of the inputs, whether their en
     ),
     "csa that sees all entries": (
         SPARSE,
-        {**SMALL, **INDEX, "compress_rate": 2, "index_top_k": 9},
+        {**SMALL, **INDEX, "compress_rate": 2, "index_top_k": 9, "rope_scaling": LINEAR},
         (2, 13, 10),
         False,
     ),
     "csa shorter than a window": (SPARSE, {**SMALL, **INDEX, "compress_rate": 4}, (2, 3, 9), False),
-    "csa one of many": (
-        SPARSE,
-        {**SMALL, **INDEX, "compress_rate": 2, "index_top_k": 1, "rope_scaling": LINEAR},
-        (1, 37, 12),
-        False,
-    ),
     "hca": (HEAVY, {**SMALL, "compress_rate": 8}, (2, 32, 16), False),
     "hca yarn, odd sizes, padding, an open window": (
         HEAVY,
