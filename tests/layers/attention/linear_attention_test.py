@@ -74,7 +74,7 @@ def test_it_passes_the_layer_routine(init_kwargs):
     LayerTestCase().run_layer_test(LinearAttention, arguments, (2, 5, 6), oracle=oracle)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     length=st.sampled_from([1, 7, 30]),
     num_heads=st.integers(1, 3),
@@ -98,7 +98,7 @@ def test_chunks_change_nothing_over_a_long_sequence():
     assert_close(to_numpy(layer(inputs)), to_numpy(whole(inputs)))
 
 
-@pytest.mark.parametrize("now", [1, 4, 6])
+@pytest.mark.parametrize("now", [1, 6])
 def test_a_causal_layer_never_looks_ahead(now):
     layer, inputs = make()
     disturbed = inputs.copy()
@@ -155,7 +155,7 @@ def decode(layer, inputs, pieces, max_length=16, mask=None, positions=None):
 
 
 @pytest.mark.parametrize("rotary", [None, ROTARY])
-@pytest.mark.parametrize("pieces", [(0, 11), (0, *range(6, 12)), (0, 1, 7, 7, 10, 11)])
+@pytest.mark.parametrize("pieces", [(0, 8, 9, 10, 11), (0, 1, 7, 7, 11)])
 def test_cached_decoding_is_the_full_forward(rotary, pieces):
     layer, inputs = make(rotary=rotary, value_dim=3)
     assert_close(decode(layer, inputs, pieces), to_numpy(layer(inputs)))
