@@ -7,9 +7,9 @@ jit, TensorFlow in a graph and under XLA.
 
 Each row is a process of its own, in one thread. The memory is what the process held at the most
 during a step, less what it held before the first; it is exact, for the system counts it (on Linux
-alone), and malloc is told to hand large blocks back at once. The time is the median of the steps.
-The ratios are those to "plain". Computing the logits anew in the backward pass explains four thirds
-of the time: four products of matrices, where there were three.
+alone), and malloc is told to hand large blocks back at once. The time is the median of the steps,
+in seconds of the processor. The ratios are those to "plain". Computing the logits anew in the
+backward pass explains four thirds of the time: four products of matrices, where there were three.
 
     KERAS_BACKEND=jax python benchmarks/memory_of_cross_entropy.py [RESULT.json]
 """
@@ -134,9 +134,9 @@ def measure(kind: str, head: str, form: str) -> dict[str, float]:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # The peak starts anew.
     seconds = []
     for _ in range(RUNS):
-        start = time.perf_counter()
+        start = time.process_time()
         step()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return {"megabytes": read_status("VmHWM") - before, "seconds": statistics.median(seconds)}
 
 

@@ -46,7 +46,8 @@ def differentiate_token_losses(
     # One name for all: where nothing is fused, each of them is as large as the logits.
     gradient = ops.softmax(logits, axis=-1)
     gradient = gradient * scale
-    return ops.where(is_target, gradient - upstream, gradient)
+    chosen = ops.take_along_axis(gradient, ops.expand_dims(targets, -1), axis=-1)
+    return ops.where(is_target, chosen - upstream, gradient)
 
 
 def average_losses(losses: Any, weights: Any) -> Any:
