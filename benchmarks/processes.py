@@ -1,0 +1,67 @@
+"""What starts the processes that measure: one backend in each, in one thread, on one setting.
+
+The scripts beside this file ask here for numbers, and print and judge them; `rivals/` is what runs.
+A fresh process for each setting leaves nothing behind for the next, no memory and no compilation.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+BACKENDS = ("tensorflow", "jax", "torch")
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count=1",
+}
+_FOLDER = Path(__file__).parent
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns a parser of the arguments that all the scripts have."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each, default 5")
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    return parser
+
+
+def find_backends() -> list[str]:
+    """Returns the backend that `KERAS_BACKEND` names, or else all that are installed."""
+    named = os.environ.get("KERAS_BACKEND")
+    return [named] if named else [name for name in BACKENDS if importlib.util.find_spec(name)]
+
+
+def measure(backend: str, rivals: str, rounds: int, **setting: Any) -> Any:
+    """Returns what `rivals/measure.py` measures in a process of its own, or `None` if it fails."""
+    paths = [str(_FOLDER.parent), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        **ONE_THREAD,
+        "KERAS_BACKEND": backend,
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }
+    script = str(_FOLDER / "rivals" / "measure.py")
+    command = [sys.executable, script, rivals, str(rounds), json.dumps(setting)]
+    result = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
+    if result.returncode:  # What went wrong, it has written to stderr.
+        print(f"{backend}, {setting}: failed with {result.returncode}", flush=True)
+        return None
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def write_json(path: Path | None, result: dict[str, Any]) -> None:
+    """Writes the numbers, where a path is given."""
+    if path:
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,82 @@
+"""The process of one backend and one setting: its rivals take turns, and medians go out as JSON.
+
+Started by `processes.measure`. A module beside this one says who competes; its `make_rivals` takes
+the setting. A number is the median process time, in milliseconds: time that other processes take
+from the processor does not count, but what they take from its caches does, hence the turns.
+
+    KERAS_BACKEND=torch python benchmarks/rivals/measure.py attention 3 '{"length": 1024}'
+"""
+
+import importlib
+import json
+import math
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+from compiled import Rival, compile_rival
+
+_LEAST_SECONDS = 0.02
+"""A sample is of so many calls as take this long, or the clock would show."""
+
+
+def measure(
+    rivals: Mapping[str, Rival], rounds: int, *, with_backward: bool, use_torch_compile: bool
+) -> dict[str, float]:
+    """Returns the median milliseconds of a call, by rival."""
+    actions: dict[str, Callable[[], Any]] = {}
+    repeats: dict[str, int] = {}
+    for name, rival in rivals.items():
+        actions[name] = compile_rival(rival, with_backward, use_torch_compile)
+        actions[name]()  # It compiles.
+        seconds = _spend(actions[name])
+        repeats[name] = max(1, math.ceil(_LEAST_SECONDS / max(seconds, 1e-6)))
+    spent: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(rounds):
+        for name, action in actions.items():
+            spent[name].append(_spend(action, repeats[name]) * 1e3)
+    return {name: statistics.median(times) for name, times in spent.items()}
+
+
+def _spend(action: Callable[[], Any], repeats: int = 1) -> float:
+    """Returns the seconds of process time that a call takes."""
+    start = time.process_time()
+    for _ in range(repeats):
+        action()
+    return (time.process_time() - start) / repeats
+
+
+def main() -> int:
+    name, rounds, setting = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+    use_torch_compile = setting.pop("use_torch_compile", False)
+    directions = setting.pop("directions", ["forward", "with backward"])
+    keras.utils.set_random_seed(0)
+    rivals, facts = importlib.import_module(name).make_rivals(**setting)
+    milliseconds = {
+        direction: measure(
+            rivals,
+            rounds,
+            with_backward=direction == "with backward",
+            use_torch_compile=use_torch_compile,
+        )
+        for direction in directions
+    }
+    versions = {"keras": keras.__version__, keras.backend.backend(): _framework_version()}
+    print(json.dumps({"milliseconds": milliseconds, "facts": facts, "versions": versions}))
+    return 0
+
+
+def _framework_version() -> str:
+    return str(importlib.import_module(keras.backend.backend()).__version__)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except MemoryError:
+        traceback.print_exc()
+        sys.exit(3)
