@@ -64,6 +64,9 @@ class Backend(Protocol):
     ) -> "tuple[Any, ...]":
         """Returns the tensors that `state = body(index, *state)` makes, one run after the other."""
 
+    def can_read_shapes(self, value: "Any") -> bool:
+        """Whether a tensor's numbers can be read, and shapes may follow from them at no cost."""
+
     def write_saved_model(self, model: "NamedModel", path: str) -> None:
         """Writes the model as a SavedModel into a folder, or raises `NotSupportedError`."""
 

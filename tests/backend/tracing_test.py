@@ -22,3 +22,20 @@ def test_a_number_that_is_only_traced_reads_as_none():
 
     Reader()(keras.Input((), dtype="int32"))  # Keras infers shapes by tracing.
     assert set(read) == {None}
+
+
+def test_shapes_may_follow_from_numbers_where_they_are_there_and_no_shape_is_compiled():
+    may = backend.current().can_read_shapes(keras.ops.convert_to_tensor([1, 2], "int32"))
+    assert may == (keras.backend.backend() != "jax")
+
+
+def test_shapes_may_not_follow_from_what_is_only_traced():
+    may = []
+
+    class Reader(keras.Layer):
+        def call(self, inputs):
+            may.append(backend.current().can_read_shapes(inputs))
+            return inputs
+
+    Reader()(keras.Input((), dtype="int32"))
+    assert set(may) == {False}

@@ -5,10 +5,11 @@ from keras_deepseek.backend.jax.export import write_onnx, write_saved_model
 from keras_deepseek.backend.jax.gradients import apply_with_gradient, compute_gradients
 from keras_deepseek.backend.jax.inference import compile_inference
 from keras_deepseek.backend.jax.loops import repeat
-from keras_deepseek.backend.jax.tracing import read_integer
+from keras_deepseek.backend.jax.tracing import can_read_shapes, read_integer
 
 __all__ = [
     "apply_with_gradient",
+    "can_read_shapes",
     "compile_inference",
     "compute_gradients",
     "count_devices",

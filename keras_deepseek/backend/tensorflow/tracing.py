@@ -10,3 +10,8 @@ def read_integer(value: Any) -> int | None:
     if isinstance(value, tf.Tensor) and tf.is_symbolic_tensor(value):
         return None
     return int(value)
+
+
+def can_read_shapes(value: Any) -> bool:
+    """Whether a tensor's numbers can be read, and shapes may follow from them at no cost."""
+    return isinstance(value, tf.Tensor) and not tf.is_symbolic_tensor(value)

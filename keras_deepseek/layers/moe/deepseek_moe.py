@@ -1,5 +1,6 @@
 """DeepSeek's mixture of experts: the router, the experts that it chooses, and the shared ones."""
 
+from itertools import accumulate
 from typing import Any
 
 import keras
@@ -182,14 +183,18 @@ class DeepSeekMoE(keras.Layer):
                 num_tokens, num_experts, per_token, self.capacity_factor
             )
             plan = expert_dispatch.dispatch_to_capacity(indices, num_experts, capacity)
-            return self._compute_blocks(tokens, weights, plan)
+            return self._compute_slots(tokens, weights, plan)
+        expert_size = 3 * tokens.shape[-1] * self.intermediate_dim
+        plan = expert_dispatch.dispatch_by_load(indices, num_experts, expert_size)
+        if plan is not None:
+            return self._compute_slots(tokens, weights, plan)
         block_size = expert_dispatch.choose_block_size(
             num_tokens, num_tokens * per_token, num_experts
         )
         if block_size is None:
             return self._compute_all(tokens, weights, indices)
         plan = expert_dispatch.dispatch_to_blocks(indices, num_experts, block_size)
-        return self._compute_blocks(tokens, weights, plan)
+        return self._compute_slots(tokens, weights, plan)
 
     def _compute_all(self, tokens: Any, weights: Any, indices: Any) -> Any:
         """Every expert on every token, with a weight of zero where it was not chosen."""
@@ -200,24 +205,16 @@ class DeepSeekMoE(keras.Layer):
         hidden = gate_activations(gate, up, self.clamp)
         return ops.einsum("enf,efd->nd", hidden * by_expert[..., None], self.down_kernel)
 
-    def _compute_blocks(
+    def _compute_slots(
         self, tokens: Any, weights: Any, plan: expert_dispatch.ExpertDispatch
     ) -> Any:
-        dim = tokens.shape[-1]
         rows = ops.take(tokens, plan.token_of_slot, axis=0)
-        blocks = ops.reshape(rows, (-1, plan.block_size, dim))
-        gate = ops.matmul(blocks, self._kernels_of_blocks(self.gate_kernel, plan))
-        up = ops.matmul(blocks, self._kernels_of_blocks(self.up_kernel, plan))
-        hidden = gate_activations(gate, up, self.clamp)
-        down = ops.matmul(hidden, self._kernels_of_blocks(self.down_kernel, plan))
-        results = ops.take(ops.reshape(down, (-1, dim)), plan.slot_of_choice, axis=0)
+        gate = _multiply(rows, self.gate_kernel, plan)
+        up = _multiply(rows, self.up_kernel, plan)
+        down = _multiply(gate_activations(gate, up, self.clamp), self.down_kernel, plan)
+        results = ops.take(down, plan.slot_of_choice, axis=0)
         weights = ops.where(plan.is_computed, weights, 0.0)
         return ops.einsum("nk,nkd->nd", weights, results)
-
-    def _kernels_of_blocks(self, kernels: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
-        if plan.expert_of_block is None:
-            return kernels
-        return ops.take(kernels, plan.expert_of_block, axis=0)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
@@ -235,3 +232,19 @@ class DeepSeekMoE(keras.Layer):
             "capacity_factor": self.capacity_factor,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+def _multiply(rows: Any, kernels: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
+    """Returns the rows in their slots, each multiplied with the kernel of its expert."""
+    if plan.loads is not None:
+        dtype = keras.backend.result_type(rows.dtype, kernels.dtype)
+        parts = ops.split(ops.cast(rows, dtype), list(accumulate(plan.loads)))
+        # Unstacked at once: a kernel cut out by itself would have a gradient as large as all.
+        pairs = zip(parts, ops.unstack(ops.cast(kernels, dtype)), plan.loads, strict=False)
+        # By operator: what `ops.matmul` does beside it costs more than a small product.
+        return ops.concatenate([part @ kernel for part, kernel, load in pairs if load])
+    kernels = ops.convert_to_tensor(kernels)
+    blocks = ops.reshape(rows, (-1, plan.block_size, rows.shape[-1]))
+    if plan.expert_of_block is not None:
+        kernels = ops.take(kernels, plan.expert_of_block, axis=0)
+    return ops.reshape(ops.matmul(blocks, kernels), (-1, kernels.shape[-1]))

@@ -1,9 +1,13 @@
 """Tokens put in order by expert, so that few large products do the work: the way into the experts.
 
-Every shape is known from the number of tokens alone, as XLA asks, and no token is dropped. A
-counting sort gives each choice of an expert a row, its *slot*. The slots come in blocks of equal
-size, each of one expert: an expert has as many blocks as its load needs, and there are enough for
-any load. The layer then multiplies block by block with the kernels of the blocks' experts.
+The choices of experts are sorted, and each has a row, its *slot*, beside others of its expert. No
+token is dropped. Where the loads of the experts can be read, as in eager PyTorch and TensorFlow,
+the slots are just the choices, and each expert computes its own.
+
+Elsewhere every shape has to be known from the number of tokens alone, as XLA asks. The slots then
+come in blocks of equal size, each of one expert: an expert has as many blocks as its load needs,
+and there are enough for any load. The layer multiplies block by block with the kernels of the
+blocks' experts.
 
 With a fixed capacity instead, every expert has one block, and what does not fit into it is dropped.
 """
@@ -14,14 +18,20 @@ from typing import Any
 
 from keras import ops
 
+from keras_deepseek import backend
+
 _READ_KERNEL = 16
-_COPY_KERNEL = 32
+_COPY_KERNEL = 48
 """What it costs to read and to copy a kernel, in products of it with one row.
 
-Estimates from a CPU's usual memory bandwidth and speed of products, not measurements.
+Numbers whose choices were the cheapest on a CPU, or near them, in graphs of TensorFlow and JAX, for
+8 and 64 experts and 1 to 4,096 tokens.
 """
 
-_BLOCK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_LEAST_WORK = 2**20
+"""With fewer multiplications than these, calling the experts one by one costs more than they do."""
+
+_BLOCK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _DEFAULT_BLOCK_SIZE = 64
 """The size where the number of tokens is not known when the layer is traced."""
 
@@ -31,20 +41,69 @@ class ExpertDispatch:
     """Where the rows go, and where they come back from.
 
     Args:
-        block_size: Rows of a block.
-        token_of_slot: int32 tensor of shape `(num_blocks * block_size,)`. The token that stands in
-            each slot; 0 in an empty one, whose result nothing reads.
-        expert_of_block: int32 tensor of shape `(num_blocks,)`, or `None` where block `i` is
-            expert `i`'s.
+        token_of_slot: int32 tensor of shape `(num_slots,)`. The token that stands in each slot; 0
+            in an empty one, whose result nothing reads.
         slot_of_choice: int32 tensor of shape `(num_tokens, num_experts_per_token)`.
         is_computed: Boolean tensor of that shape. `False` where a choice has no slot.
+        block_size: Rows of a block, or `None` where there are no blocks.
+        expert_of_block: int32 tensor of shape `(num_blocks,)`, or `None` where block `i` is
+            expert `i`'s.
+        loads: List of integers, or `None` where there are blocks. The slots of each expert.
     """
 
-    block_size: Any
     token_of_slot: Any
-    expert_of_block: Any
     slot_of_choice: Any
     is_computed: Any
+    block_size: Any = None
+    expert_of_block: Any = None
+    loads: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """The choices in order of their experts; those of nobody are the last.
+
+    Args:
+        choices: int32 tensor of shape `(num_choices,)`.
+        rank: int32 tensor of that shape, and not in that order: each choice's place among those of
+            its expert.
+        expert: As `rank`. Each choice's expert; that of a choice of nobody is the last.
+        is_some: Boolean tensor. As `rank`. Whether it chooses anybody.
+        loads: int32 tensor of shape `(num_experts,)`. How many choices each expert has.
+        starts: int32 tensor of that shape. The place of its first one in `choices`.
+    """
+
+    choices: Any
+    rank: Any
+    expert: Any
+    is_some: Any
+    loads: Any
+    starts: Any
+
+
+def dispatch_by_load(indices: Any, num_experts: int, expert_size: int) -> ExpertDispatch | None:
+    """Gives each expert as many slots as it has choices.
+
+    Args:
+        indices: int32 tensor of shape `(num_tokens, num_experts_per_token)`. An index of
+            `num_experts` chooses nobody.
+        num_experts: The number of experts.
+        expert_size: How many numbers the kernels of an expert hold.
+
+    Returns:
+        An `ExpertDispatch`, or `None` where the loads can't be read, or are not worth it.
+    """
+    if not backend.current().can_read_shapes(indices):
+        return None
+    if indices.shape[0] * indices.shape[1] * expert_size < _LEAST_WORK:
+        return None
+    order = _sort(indices, num_experts)
+    loads = [int(load) for load in ops.convert_to_numpy(order.loads)]
+    if not sum(loads):
+        return None  # All tokens are hidden, and nothing would be put together.
+    chosen = order.choices[: sum(loads)]
+    slots = ops.take(order.starts, order.expert) + order.rank
+    return _return(indices, chosen // indices.shape[1], slots, order.is_some, loads=loads)
 
 
 def dispatch_to_blocks(indices: Any, num_experts: int, block_size: int) -> ExpertDispatch:
@@ -56,18 +115,37 @@ def dispatch_to_blocks(indices: Any, num_experts: int, block_size: int) -> Exper
         num_experts: The number of experts.
         block_size: Rows of a block.
     """
-    rank, counts = _count(indices, num_experts)
-    num_choices = ops.shape(rank)[0]
-    blocks = (counts + (block_size - 1)) // block_size
+    if block_size == 1:
+        return _dispatch_as_they_are(indices, num_experts)
+    order = _sort(indices, num_experts)
+    blocks = (order.loads + (block_size - 1)) // block_size
     ends = ops.cumsum(blocks)
-    num_blocks = count_blocks(num_choices, num_experts, block_size)
-    expert = ops.cast(ops.searchsorted(ends, _arange(num_blocks), side="right"), "int32")
+    block = _arange(count_blocks(ops.shape(order.choices)[0], num_experts, block_size))
+    expert = ops.cast(ops.searchsorted(ends, block, side="right"), "int32")
     # Blocks that no expert needs stand at the end, and go to the last one.
     expert = ops.minimum(expert, num_experts - 1)
+    first_rank = (block - ops.take(ends - blocks, expert)) * block_size
+    return _return(
+        indices,
+        _fill(indices, order, expert, first_rank, block_size),
+        ops.take((ends - blocks) * block_size, order.expert) + order.rank,
+        order.is_some,
+        block_size=block_size,
+        expert_of_block=expert,
+    )
+
+
+def _dispatch_as_they_are(indices: Any, num_experts: int) -> ExpertDispatch:
+    """Each choice is a block, so that there is nothing to sort."""
     flat = ops.reshape(indices, (-1,))
-    first = ops.take((ends - blocks) * block_size, ops.minimum(flat, num_experts - 1))
-    return _assign(
-        indices, first + rank, flat < num_experts, num_blocks * block_size, block_size, expert
+    slots = _arange(ops.shape(flat)[0])
+    return _return(
+        indices,
+        slots // indices.shape[1],
+        slots,
+        flat < num_experts,
+        block_size=1,
+        expert_of_block=ops.minimum(flat, num_experts - 1),
     )
 
 
@@ -79,10 +157,12 @@ def dispatch_to_capacity(indices: Any, num_experts: int, capacity: Any) -> Exper
         num_experts: The number of experts.
         capacity: Rows of each expert.
     """
-    rank, _ = _count(indices, num_experts)
-    flat = ops.reshape(indices, (-1,))
-    fits = ops.logical_and(rank < capacity, flat < num_experts)
-    return _assign(indices, flat * capacity + rank, fits, num_experts * capacity, capacity, None)
+    order = _sort(indices, num_experts)
+    fits = ops.logical_and(order.rank < capacity, order.is_some)
+    expert = _arange(num_experts)
+    tokens = _fill(indices, order, expert, ops.zeros_like(expert), capacity)
+    slots = order.expert * capacity + order.rank
+    return _return(indices, tokens, slots, fits, block_size=capacity)
 
 
 def choose_block_size(num_tokens: Any, num_choices: Any, num_experts: int) -> int | None:
@@ -123,35 +203,38 @@ def count_capacity(
     return (num_tokens * share.numerator + (share.denominator - 1)) // share.denominator
 
 
-def _count(indices: Any, num_experts: int) -> tuple[Any, Any]:
-    """Returns each choice's rank among those of its expert, and the number of each expert's."""
-    # By sorting, since a table of choices by experts would be large where there are many of both.
+def _sort(indices: Any, num_experts: int) -> _Sorted:
     flat = ops.reshape(indices, (-1,))
-    order = ops.argsort(flat)
-    ordered = ops.take(flat, order)
-    first = ops.cast(ops.searchsorted(ordered, _arange(num_experts + 1)), "int32")
-    rank = _arange(ops.shape(flat)[0]) - ops.take(first, ordered)
-    rank = ops.scatter_update(ops.zeros_like(rank), ops.expand_dims(order, 1), rank)
-    return rank, first[1:] - first[:-1]
+    choices = ops.argsort(flat)
+    # Not by a table of choices and experts, which is large where there are many of both.
+    bounds = ops.searchsorted(ops.take(flat, choices), _arange(num_experts + 1))
+    bounds = ops.cast(bounds, "int32")
+    starts, loads = bounds[:-1], bounds[1:] - bounds[:-1]
+    expert = ops.minimum(flat, num_experts - 1)
+    # The order of an order is its inverse: where in it each choice stands.
+    rank = ops.argsort(choices) - ops.take(starts, expert)
+    return _Sorted(choices, rank, expert, flat < num_experts, loads, starts)
 
 
-def _assign(
-    indices: Any, slots: Any, is_computed: Any, num_slots: Any, block_size: Any, expert: Any
+def _fill(indices: Any, order: _Sorted, expert: Any, first_rank: Any, block_size: Any) -> Any:
+    """Returns the tokens in the slots of blocks, from their experts and their first choices."""
+    rank = ops.expand_dims(first_rank, 1) + ops.expand_dims(_arange(block_size), 0)
+    is_filled = rank < ops.expand_dims(ops.take(order.loads, expert), 1)
+    place = ops.expand_dims(ops.take(order.starts, expert), 1) + rank
+    place = ops.reshape(ops.where(is_filled, place, 0), (-1,))
+    tokens = ops.take(order.choices, place) // indices.shape[1]
+    return ops.where(ops.reshape(is_filled, (-1,)), tokens, 0)
+
+
+def _return(
+    indices: Any, tokens: Any, slots: Any, is_computed: Any, **kwargs: Any
 ) -> ExpertDispatch:
-    num_tokens, per_token = ops.shape(indices)
-    tokens = ops.repeat(_arange(num_tokens), per_token)
-    # The choices without a slot meet in one more, which is cut off again.
-    target = ops.where(is_computed, slots, num_slots)
-    tokens = ops.where(is_computed, tokens, 0)
-    # `ops.scatter` goes through its indices one by one on torch.
-    empty = ops.zeros((num_slots + 1,), "int32")
-    filled = ops.scatter_update(empty, ops.expand_dims(target, 1), tokens)
+    shape = ops.shape(indices)
     return ExpertDispatch(
-        block_size=block_size,
-        token_of_slot=filled[:-1],
-        expert_of_block=expert,
-        slot_of_choice=ops.reshape(ops.where(is_computed, slots, 0), ops.shape(indices)),
-        is_computed=ops.reshape(is_computed, ops.shape(indices)),
+        token_of_slot=tokens,
+        slot_of_choice=ops.reshape(ops.where(is_computed, slots, 0), shape),
+        is_computed=ops.reshape(is_computed, shape),
+        **kwargs,
     )
 
 

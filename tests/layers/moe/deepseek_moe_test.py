@@ -83,10 +83,17 @@ def test_outputs_and_gradients_are_those_of_transformers(name):
     check_case(make_layer(GOLDEN[name]), GOLDEN[name])
 
 
-@pytest.mark.parametrize("block_size", [None, 1, 4, 64])
+def choose_way(monkeypatch, way):
+    """By a block size, by none for all experts, or by the loads where these can be read."""
+    monkeypatch.setattr(expert_dispatch, "_LEAST_WORK", 0 if way == "loads" else float("inf"))
+    if way != "loads":
+        monkeypatch.setattr(expert_dispatch, "choose_block_size", lambda *_: way)
+
+
+@pytest.mark.parametrize("way", ["loads", None, 1, 4, 64])
 @pytest.mark.parametrize("shape", [(3, 8), (2, 21, 8)])
-def test_every_way_of_dispatch_computes_the_loop_over_experts(monkeypatch, block_size, shape):
-    monkeypatch.setattr(expert_dispatch, "choose_block_size", lambda *_: block_size)
+def test_every_way_of_dispatch_computes_the_loop_over_experts(monkeypatch, way, shape):
+    choose_way(monkeypatch, way)
     layer = DeepSeekMoE(ExpertRouter(6, 3), 5, clamp=1.0)
     inputs = draw(*shape)
     outputs = to_numpy(layer(inputs))
@@ -117,13 +124,17 @@ def test_a_capacity_that_suffices_changes_nothing():
     assert_close(to_numpy(layer(inputs)), oracle(layer, inputs))
 
 
-@pytest.mark.parametrize("capacity_factor", [None, 1.0])
-def test_hidden_tokens_use_no_expert_and_take_nobodys_place(capacity_factor):
+@pytest.mark.parametrize(("way", "capacity_factor"), [("loads", None), (4, None), (4, 1.0)])
+@pytest.mark.parametrize("num_hidden", [9, 12])
+def test_hidden_tokens_use_no_expert_and_take_nobodys_place(
+    monkeypatch, way, capacity_factor, num_hidden
+):
+    choose_way(monkeypatch, way)
     layer = DeepSeekMoE(ExpertRouter(4, 1), 4, capacity_factor=capacity_factor)
     layer.build((None, 8))
     layer.router.expert_bias.assign([100.0, 0.0, 0.0, 0.0])
     inputs = draw(12, 8)
-    mask = np.arange(12) >= 9
+    mask = np.arange(12) >= num_hidden
     outputs = to_numpy(layer(inputs, mask=keras.ops.convert_to_tensor(mask)))
     assert_close(outputs[mask], oracle(layer, inputs)[mask])
     assert_close(outputs[~mask], to_numpy(layer.shared_experts(inputs))[~mask])
@@ -161,18 +172,19 @@ def test_a_compiled_fit_writes_the_load_of_its_last_step(jit_compile, capacity_f
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_training_in_blocks_equals_training_all_experts(monkeypatch, optimizer):
-    """The gradients of kernels that were gathered reach the optimizer whole."""
+def test_every_way_of_dispatch_trains_the_same(monkeypatch, optimizer):
+    """The gradients of kernels that were gathered or cut apart reach the optimizer whole."""
     trained = []
-    for block_size in (None, 4):
-        monkeypatch.setattr(expert_dispatch, "choose_block_size", lambda *_, b=block_size: b)
+    for way in (None, 4, "loads"):
+        choose_way(monkeypatch, way)
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((8,)), DeepSeekMoE(ExpertRouter(6, 2), 4)])
         model.compile(keras.optimizers.get(optimizer), "mse")
         model.fit(draw(16, 8), draw(16, 8), batch_size=8, epochs=2, shuffle=False, verbose=0)
         trained.append(model.trainable_weights)
-    for blocks, dense in zip(*trained, strict=True):
-        assert_close(to_numpy(blocks), to_numpy(dense), 1e-4, blocks.path)
+    for dense, *others in zip(*trained, strict=True):
+        for other in others:
+            assert_close(to_numpy(other), to_numpy(dense), 1e-4, dense.path)
 
 
 def test_a_mask_in_a_model_hides_its_tokens_from_the_load():

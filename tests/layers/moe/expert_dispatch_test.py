@@ -9,6 +9,7 @@ from keras_deepseek.layers.moe.expert_dispatch import (
     choose_block_size,
     count_blocks,
     count_capacity,
+    dispatch_by_load,
     dispatch_to_blocks,
     dispatch_to_capacity,
 )
@@ -63,6 +64,27 @@ def test_the_worst_load_fits():
     plan = dispatch_to_blocks(indices, 4, 4)
     assert tuple(plan.token_of_slot.shape) == (5 * 4,)
     check_slots(plan, np.array(flat)[:, None], 4)
+
+
+def test_by_load_every_choice_gets_a_slot_among_those_of_its_expert():
+    indices = draw_indices(30, 2, 5)
+    plan = dispatch_by_load(keras.ops.convert_to_tensor(indices), 5, 2**20)
+    if keras.backend.backend() == "jax":
+        assert plan is None
+        return
+    check_slots(plan, indices, 5)
+    loads = np.bincount(indices.ravel(), minlength=6)[:5]
+    assert plan.loads == loads.tolist()
+    assert len(plan.token_of_slot) == loads.sum()
+    is_computed = to_numpy(plan.is_computed)
+    np.testing.assert_array_equal(is_computed, indices < 5)
+    experts = np.repeat(np.arange(5), loads)[to_numpy(plan.slot_of_choice)[is_computed]]
+    np.testing.assert_array_equal(experts, indices[is_computed])
+
+
+def test_little_work_is_not_done_by_load():
+    indices = keras.ops.convert_to_tensor(draw_indices(30, 2, 5))
+    assert dispatch_by_load(indices, 5, 12) is None
 
 
 def test_a_capacity_keeps_the_first_choices_of_each_expert():
