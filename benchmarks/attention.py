@@ -2,176 +2,107 @@
 
 At 8,192 positions it is at least 12 times faster than dense attention by einsum and 3 times faster
 than `keras.ops.dot_product_attention` (on torch: its flash kernel), and twice the length costs at
-most 2.3 times as much.
+most 2.3 times as much, forward and with backward.
 
 Each backend runs in its usual compiled form: TensorFlow in a graph, JAX under jit, torch eagerly as
-Keras runs it. Only attention is timed, without projections: 1 sequence, 4 heads of 64, causal; ours
-with a window of one block of 64 and one global block. The rivals take turns, and the numbers are
-medians. Prints a table and writes the numbers as JSON:
+Keras runs it. The claims are of attention alone, without projections: 1 sequence, 4 heads of 64,
+causal; `sparse` has a window of one block of 64 and one global block. Below stand whole layers with
+their projections, from 256 numbers to 256: Keras's dense one, and those of this package.
 
-    KERAS_BACKEND=torch python benchmarks/attention.py [--longest 16384] [--json RESULT.json]
+The rivals take turns, and the numbers are medians of process time. What would hold a matrix of
+scores above `--memory` is left out, and counts as met. Prints a table and writes the numbers as
+JSON, for the backend that `KERAS_BACKEND` names or else for all that are installed, each in
+processes of its own:
+
+    python benchmarks/attention.py [--longest 16384] [--rounds 5] [--json RESULT.json] [--quick]
 """
 
-import argparse
-import json
-import os
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["TF_NUM_INTEROP_THREADS"] = "1"
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
-    " --xla_force_host_platform_device_count=1"
-)
+from processes import find_backends, make_parser, measure, write_json
 
-import keras
-import numpy as np
-from keras import ops
-
-from keras_deepseek.layers.attention.block_layout import BlockLayout
-from keras_deepseek.layers.attention.block_plan import plan_blocks
-from keras_deepseek.layers.attention.block_sparse_attention import block_sparse_attention
-
-NUM_HEADS, DIM, BLOCK_SIZE = 4, 64, 64
-LAYOUT = BlockLayout(BLOCK_SIZE, is_causal=True, sliding_window=BLOCK_SIZE + 1, global_blocks=(0,))
-DENSE, KERAS, OURS = "dense einsum", "dot_product_attention", "SparseAttention"
-DIRECTIONS = ("forward", "forward and backward")
+DENSE, KERAS, OURS = "dense einsum", "dot_product_attention", "sparse"
+AT, QUICK_LENGTHS = 8192, (256, 512)
 TARGETS = {"times faster than dense": 12, "times faster than Keras's": 3, "cost of doubling": 2.3}
-Function = Callable[..., Any]
+Results = dict[int, dict[str, Any]]
 
 
-def dense(query: Any, key: Any, value: Any) -> Any:
-    scores = ops.einsum("bqhd,bkhd->bhqk", query * DIM**-0.5, key)
-    positions = np.arange(query.shape[1], dtype="int32")
-    scores = ops.where(ops.less_equal(positions, positions[:, None]), scores, -1e9)
-    return ops.einsum("bhqk,bkhd->bqhd", ops.softmax(scores), value)
+def measure_backend(backend: str, lengths: tuple[int, ...], rounds: int, memory: float) -> Results:
+    """Returns what was measured, by length, and prints it."""
+    results = {}
+    for length in lengths:
+        setting = {"length": length, "most_score_bytes": int(memory * 2**30)}
+        result = measure(backend, "attention", rounds, **setting)
+        if result is None:
+            continue
+        results[length] = result
+        forward, backward = result["milliseconds"].values()
+        for name, reason in result["facts"]["skipped"].items():
+            print(f"{backend:11}{length:>6}  {name:28}{f'left out: {reason}':>36}")
+        for name, milliseconds in forward.items():
+            ratios = "".join(f"{x[name] / x[OURS]:>11.1f}" for x in (forward, backward))
+            print(
+                f"{backend:11}{length:>6}  {name:28}{milliseconds:>12.1f}{backward[name]:>15.1f}"
+                f"{ratios}",
+                flush=True,
+            )
+    return results
 
 
-def by_keras(query: Any, key: Any, value: Any) -> Any:
-    return ops.dot_product_attention(query, key, value, is_causal=True)
-
-
-def sparse(query: Any, key: Any, value: Any) -> Any:
-    return block_sparse_attention(query, key, value, plan_blocks(LAYOUT, query.shape[1]))
-
-
-def compile_tensorflow(function: Function) -> tuple[Function, Function]:
-    import tensorflow as tf
-
-    tf.get_logger().setLevel("ERROR")  # Each length is traced anew, on purpose.
-
-    @tf.function
-    def gradients(*arrays: Any) -> Any:
-        with tf.GradientTape() as tape:
-            tape.watch(arrays)
-            total = ops.sum(ops.square(function(*arrays)))
-        return tape.gradient(total, arrays)
-
-    forward = tf.function(function)
-    return lambda *x: forward(*x).numpy(), lambda *x: [y.numpy() for y in gradients(*x)]
-
-
-def compile_jax(function: Function) -> tuple[Function, Function]:
-    import jax
-
-    forward = jax.jit(function)
-    gradients = jax.jit(jax.grad(lambda arrays: ops.sum(ops.square(function(*arrays)))))
-    return (
-        lambda *x: jax.block_until_ready(forward(*x)),
-        lambda *x: jax.block_until_ready(gradients(x)),
-    )
-
-
-def compile_torch(function: Function) -> tuple[Function, Function]:
-    import torch
-
-    torch.set_num_threads(1)
-
-    def gradients(*arrays: Any) -> Any:
-        leaves = [array.clone().requires_grad_() for array in arrays]
-        return torch.autograd.grad(ops.sum(ops.square(function(*leaves))), leaves)
-
-    return torch.no_grad()(function), gradients
-
-
-COMPILE = {"tensorflow": compile_tensorflow, "jax": compile_jax, "torch": compile_torch}
-
-
-def measure(length: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Returns the median milliseconds of process time, by direction and rival."""
-    rng = np.random.default_rng(0)
-    shape = (1, length, NUM_HEADS, DIM)
-    arrays = [ops.convert_to_tensor(rng.normal(size=shape).astype("float32")) for _ in range(3)]
-    rivals = {DENSE: dense, KERAS: by_keras, OURS: sparse}
-    compiled = {name: COMPILE[keras.backend.backend()](rival) for name, rival in rivals.items()}
-    spent: dict[str, dict[str, list[float]]] = {d: {n: [] for n in rivals} for d in DIRECTIONS}
-    for turn in range(rounds + 1):
-        for name, functions in compiled.items():
-            for direction, function in zip(DIRECTIONS, functions, strict=True):
-                start = time.process_time()
-                function(*arrays)
-                if turn:  # The first compiles.
-                    spent[direction][name].append((time.process_time() - start) * 1e3)
-    return {
-        direction: {name: statistics.median(times) for name, times in by_name.items()}
-        for direction, by_name in spent.items()
-    }
-
-
-def judge(results: dict[int, dict[str, dict[str, float]]], at: int) -> dict[str, dict[str, float]]:
-    """Returns the three claims' numbers at a length, by direction."""
-    claims = {}
-    for direction in DIRECTIONS:
-        here, half = results[at][direction], results[at // 2][direction]
-        numbers = (here[DENSE] / here[OURS], here[KERAS] / here[OURS], here[OURS] / half[OURS])
-        claims[direction] = dict(zip(TARGETS, numbers, strict=True))
+def judge(results: Results, at: int) -> list[dict[str, Any]]:
+    """Returns the claims' numbers at a length, by direction, and whether they hold."""
+    claims = []
+    for direction, here in results[at]["milliseconds"].items():
+        half = results[at // 2]["milliseconds"][direction]
+        numbers = {
+            claim: here[rival] / here[OURS] if rival in here else None
+            for claim, rival in zip(TARGETS, (DENSE, KERAS), strict=False)
+        }
+        numbers["cost of doubling"] = here[OURS] / half[OURS]
+        for claim, number in numbers.items():
+            if number is None:
+                continue
+            is_met = number <= TARGETS[claim] if "cost" in claim else number >= TARGETS[claim]
+            claims.append(
+                {"length": at, "direction": direction, "claim": claim, "number": number}
+                | {"target": TARGETS[claim], "holds": is_met}
+            )
     return claims
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Sparse against dense attention.")
-    parser.add_argument("--longest", type=int, default=8192, help="largest length, a power of two")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    arguments = parser.parse_args()
-    backend = keras.backend.backend()
-    print(
-        f"{backend}, keras {keras.__version__}, Python {platform.python_version()}, one thread, ms"
+    parser = make_parser(__doc__)
+    parser.add_argument("--longest", type=int, default=16384, help="a power of two, 2048 or more")
+    parser.add_argument(
+        "--memory", type=float, default=2.0, help="GiB of the largest matrix of scores, default 2"
     )
-    print(f"{'length':>6}  {'':22}{DENSE:>14}{KERAS:>24}{OURS:>18}{'faster':>18}")
-    results, length = {}, 1024
+    arguments = parser.parse_args()
+    lengths, length = [], 1024
     while length <= arguments.longest:
-        results[length] = measure(length, arguments.rounds)
-        for direction, times in results[length].items():
-            ratios = f"{times[DENSE] / times[OURS]:.1f}, {times[KERAS] / times[OURS]:.1f} times"
+        lengths.append(length)
+        length *= 2
+    if arguments.quick:
+        lengths = list(QUICK_LENGTHS)
+    print(f"{'ms':11}{'length':>6}  {'':28}{'forward':>12}{'with backward':>15}", end="")
+    print(f"{'by sparse':>22}")
+    by_backend, claims = {}, {}
+    for backend in find_backends():
+        results = measure_backend(backend, tuple(lengths), arguments.rounds, arguments.memory)
+        by_backend[backend] = results
+        at = min(AT, lengths[-1])
+        if arguments.quick or not {at, at // 2} <= set(results):
+            continue  # At small sizes nothing is claimed.
+        claims[backend] = judge(results, at)
+        for claim in claims[backend]:
             print(
-                f"{length:>6}  {direction:22}{times[DENSE]:>14.1f}{times[KERAS]:>24.1f}"
-                f"{times[OURS]:>18.1f}{ratios:>18}",
+                f"{backend}, at {claim['length']}, {claim['direction']}: {claim['claim']} "
+                f"{claim['number']:.2f} (target {claim['target']}): "
+                f"{'holds' if claim['holds'] else 'DOES NOT HOLD'}",
                 flush=True,
             )
-        length *= 2
-    at = length // 2
-    claims, holds = judge(results, at), True
-    for direction, numbers in claims.items():
-        for claim, number in numbers.items():
-            target = TARGETS[claim]
-            is_met = number <= target if "cost" in claim else number >= target
-            holds &= is_met
-            print(
-                f"At {at}, {direction}: {claim} {number:.2f} (target {target}): "
-                f"{'holds' if is_met else 'DOES NOT HOLD'}"
-            )
-    if arguments.json:
-        text = {"backend": backend, "milliseconds": results, "claims": claims, "targets": TARGETS}
-        arguments.json.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+    write_json(arguments.json, {"targets": TARGETS, "results": by_backend, "claims": claims})
+    holds = all(claim["holds"] for found in claims.values() for claim in found)
     return 0 if holds else 1
 
 

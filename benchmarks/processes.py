@@ -52,11 +52,10 @@ def measure(backend: str, rivals: str, rounds: int, **setting: Any) -> Any:
     }
     script = str(_FOLDER / "rivals" / "measure.py")
     command = [sys.executable, script, rivals, str(rounds), json.dumps(setting)]
-    result = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, text=True, check=False
-    )
-    if result.returncode:  # What went wrong, it has written to stderr.
-        print(f"{backend}, {setting}: failed with {result.returncode}", flush=True)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        last = result.stderr.strip().splitlines()[-1:]
+        print(f"{backend}, {setting}: failed with {result.returncode}: {last}", flush=True)
         return None
     return json.loads(result.stdout.splitlines()[-1])
 

@@ -13,7 +13,6 @@ import math
 import statistics
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -75,8 +74,4 @@ def _framework_version() -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except MemoryError:
-        traceback.print_exc()
-        sys.exit(3)
+    sys.exit(main())

@@ -9,6 +9,7 @@ from compiled import Rival
 from keras import ops
 
 from keras_deepseek.layers import DeepSeekMoE, ExpertRouter, SwiGLU
+from keras_deepseek.layers.moe.expert_dispatch import choose_block_size, count_blocks
 
 
 def make_rivals(
@@ -39,7 +40,20 @@ def make_rivals(
         "dense": Rival(dense, [tokens], [dense]),
         "loop": Rival(loop_over_experts, [tokens], [mixture]),
     }
-    return rivals, {"largest_load_by_mean": float(load.max() / load.mean())}
+    facts = {"largest_load_by_mean": float(load.max() / load.mean())}
+    facts["rows"] = _count_rows(num_tokens, num_experts, num_experts_per_token)
+    return rivals, facts
+
+
+def _count_rows(num_tokens: int, num_experts: int, num_experts_per_token: int) -> float:
+    """Returns how many rows are computed for each that was chosen."""
+    num_choices = num_tokens * num_experts_per_token
+    if keras.backend.backend() == "torch":
+        return 1.0  # Or a few more, where there is too little work to look.
+    block_size = choose_block_size(num_tokens, num_choices, num_experts)
+    if block_size is None:
+        return num_experts / num_experts_per_token
+    return count_blocks(num_choices, num_experts, block_size) * block_size / num_choices
 
 
 def _loop_in_torch(inputs: Any, weights: Any, indices: Any, kernels: list[Any]) -> Any:
@@ -77,7 +91,7 @@ def _loop_in_tensorflow(inputs: Any, weights: Any, indices: Any, kernels: list[A
 
 
 def _loop_in_jax(inputs: Any, weights: Any, indices: Any, kernels: list[Any]) -> Any:
-    """jit knows no shapes that depend on numbers: every expert computes every token."""
+    """Under jit no shape depends on numbers: every expert computes every token."""
     import jax
     import jax.numpy as jnp
 
