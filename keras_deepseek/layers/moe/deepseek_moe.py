@@ -35,10 +35,11 @@ class DeepSeekMoE(keras.Layer):
     the shared experts, which every token uses, are one `SwiGLU` of `num_shared_experts` times that
     width.
 
-    No token is dropped unless `capacity_factor` is set, and every shape follows from the number of
-    tokens: these are sorted by expert into blocks, and each block is multiplied with the kernels of
-    its expert. Few tokens go through all experts, where that costs less. Tokens that the mask hides
-    use no routed expert and are not counted in the load.
+    No token is dropped unless `capacity_factor` is set. In eager PyTorch and TensorFlow each expert
+    computes just its tokens. Compiled, and in JAX, every shape follows from the number of tokens:
+    these are sorted by expert into blocks, and each block is multiplied with the kernels of its
+    expert. Few tokens go through all experts, where that costs less. Tokens that the mask hides use
+    no routed expert and are not counted in the load.
 
     The kernels are stacked: `.../gate_kernel` and `.../up_kernel` of shape `(num_experts, dim,
     intermediate_dim)`, `.../down_kernel` of `(num_experts, intermediate_dim, dim)`. A
@@ -185,9 +186,9 @@ class DeepSeekMoE(keras.Layer):
             plan = expert_dispatch.dispatch_to_capacity(indices, num_experts, capacity)
             return self._compute_slots(tokens, weights, plan)
         expert_size = 3 * tokens.shape[-1] * self.intermediate_dim
-        plan = expert_dispatch.dispatch_by_load(indices, num_experts, expert_size)
-        if plan is not None:
-            return self._compute_slots(tokens, weights, plan)
+        by_load = expert_dispatch.dispatch_by_load(indices, num_experts, expert_size)
+        if by_load is not None:
+            return self._compute_slots(tokens, weights, by_load)
         block_size = expert_dispatch.choose_block_size(
             num_tokens, num_tokens * per_token, num_experts
         )
