@@ -65,7 +65,7 @@ def test_outputs_and_gradients_are_those_of_transformers(name):
     check_case(CompressedSparseAttention(**read_arguments(case)), case)
 
 
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(
     length=st.sampled_from([1, 8, 23]),
     compress_rate=st.integers(1, 5),
@@ -79,11 +79,10 @@ def test_it_computes_the_formula_at_any_shape(length, side, **kwargs):
     assert_close(outputs[mask], deepseek_v4_attention(layer, inputs, mask)[mask])
 
 
-@pytest.mark.parametrize("pieces", [(0, 14), (0, 6, 7, 7, 13, 14)])
 @pytest.mark.parametrize("index_top_k", [2, 8])
-def test_cached_decoding_is_the_full_forward(pieces, index_top_k):
+def test_cached_decoding_is_the_full_forward(index_top_k):
     layer, inputs = make_layer(rope_scaling=YARN, index_top_k=index_top_k), draw(2, 14, 6)
-    assert_close(decode(layer, inputs, pieces, max_length=17), run(layer, inputs))
+    assert_close(decode(layer, inputs, (0, 6, 7, 7, 13, 14), max_length=17), run(layer, inputs))
 
 
 @pytest.mark.parametrize("side", ["left", "right", "anywhere"])
