@@ -57,6 +57,11 @@ def test_layers_of_keras_pass(layer_class, init_kwargs, input_shape, input_dtype
         def check_config(self, subject):
             """Some of Keras's own layers leave arguments out of their config."""
 
+        def check_small_inputs(self, subject):
+            """On TensorFlow, Keras takes a summand of no rows for a bias, and fails."""
+            if layer_class is not keras.layers.Add:
+                super().check_small_inputs(subject)
+
     has_mask = layer_class not in (keras.layers.Embedding, keras.layers.Add)
     Routine().run_layer_test(
         layer_class, init_kwargs, input_shape, input_dtype, supports_masking=has_mask
