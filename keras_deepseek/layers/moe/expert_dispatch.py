@@ -207,9 +207,8 @@ def _sort(indices: Any, num_experts: int) -> _Sorted:
     flat = ops.reshape(indices, (-1,))
     choices = ops.argsort(flat)
     # Not by a table of choices and experts, which is large where there are many of both.
-    bounds = ops.searchsorted(ops.take(flat, choices), _arange(num_experts + 1))
-    bounds = ops.cast(bounds, "int32")
-    starts, loads = bounds[:-1], bounds[1:] - bounds[:-1]
+    loads = ops.segment_sum(ops.ones_like(flat), flat, num_segments=num_experts + 1)[:-1]
+    starts = ops.cast(ops.cumsum(loads), "int32") - loads
     expert = ops.minimum(flat, num_experts - 1)
     # The order of an order is its inverse: where in it each choice stands.
     rank = ops.argsort(choices) - ops.take(starts, expert)
