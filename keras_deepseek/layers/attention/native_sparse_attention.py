@@ -264,8 +264,7 @@ class NativeSparseAttention(keras.Layer):
         Returns:
             A dict of tensors.
         """
-        check_size("max_length", max_length)  # The shapes below are made from it.
-        shapes = self._state_shapes(max_length)
+        shapes = self._state_shapes(check_size("max_length", max_length))
         return make_cache(batch_size, max_length, {}, self.compute_dtype, states=shapes)
 
     def _state_shapes(self, max_length: int) -> dict[str, tuple[int, ...]]:

@@ -56,20 +56,11 @@ def make(length=29, batch=2, **kwargs):
     return layer, draw(batch, length, 6)
 
 
-@pytest.mark.parametrize(
-    ("init_kwargs", "input_shape"),
-    [
-        ({"num_key_value_heads": None, "num_heads": 2, "num_selected_blocks": 3}, (2, 17, 6)),
-        (
-            {"use_bias": True, "value_head_dim": 3, "compression_hidden_dim": 5, "max_length": 64}
-            | {"num_initial_blocks": 2, "num_local_blocks": 1, "use_interleaved_pairs": True},
-            (2, 7, 6),
-        ),
-    ],
-)
-def test_it_passes_the_layer_routine(init_kwargs, input_shape):
-    arguments = {**SIZES, **init_kwargs}
-    LayerTestCase().run_layer_test(NativeSparseAttention, arguments, input_shape, oracle=oracle)
+def test_it_passes_the_layer_routine():
+    arguments = {**SIZES, "num_selected_blocks": 3, "num_local_blocks": 1, "use_bias": True}
+    arguments |= {"value_head_dim": 3, "compression_hidden_dim": 5, "max_length": 64}
+    arguments |= {"use_interleaved_pairs": True}
+    LayerTestCase().run_layer_test(NativeSparseAttention, arguments, (2, 17, 6), oracle=oracle)
 
 
 @settings(max_examples=4)
@@ -160,10 +151,10 @@ def decode(layer, inputs, pieces, mask=None, max_length=32):
     return np.concatenate(outputs, axis=1)
 
 
-@pytest.mark.parametrize("pieces", [(0, 26, 27, 28, 29), (0, 3, 4, 6, 17, 17, 29)])
+@pytest.mark.parametrize("pieces", [(0, 26, 27, 28, 29), (0, 3, 4, 17, 17, 29)])
 def test_cached_decoding_is_the_full_forward(pieces):
     layer, inputs = make()
-    outputs = decode(layer, inputs, pieces, max_length=29 if len(pieces) > 5 else 32)
+    outputs = decode(layer, inputs, pieces, max_length=29 if pieces[1] == 3 else 32)
     assert_close(outputs, to_numpy(layer(inputs)))
 
 
