@@ -22,6 +22,8 @@ from compiled import Rival, compile_rival
 _LEAST_SECONDS = 0.02
 """A sample is of so many calls as take this long, or the clock would show."""
 
+_QUIET_SECONDS = 0.02
+
 
 def measure(
     rivals: Mapping[str, Rival], rounds: int, *, with_backward: bool, use_torch_compile: bool
@@ -37,8 +39,18 @@ def measure(
     spent: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(rounds):
         for name, action in actions.items():
+            _settle()
             spent[name].append(_spend(action, repeats[name]) * 1e3)
     return {name: statistics.median(times) for name, times in spent.items()}
+
+
+def _settle() -> None:
+    """Waits for the threads that still free what the last rival held: their time counts too."""
+    while True:
+        before = time.process_time()
+        time.sleep(_QUIET_SECONDS)
+        if time.process_time() - before < _QUIET_SECONDS / 10:
+            return
 
 
 def _spend(action: Callable[[], Any], repeats: int = 1) -> float:
