@@ -1,5 +1,6 @@
 """The installed wheel, in an environment of its own outside of the checkout, as a user runs it."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -88,22 +89,32 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def installation(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    """Returns an environment with the wheel, TensorFlow, and what exporting and serving take."""
-    folder = tmp_path_factory.mktemp("outside")
-    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-    programs = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
-    requirement = f"{wheel}[onnx,serving,tensorflow]"
-    _check(
-        subprocess.run(
-            [programs / "python", "-m", "pip", "install", "--quiet", requirement],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
+def install(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Installation]:
+    """Returns a function from extras to an environment with the wheel and them."""
+
+    @functools.cache
+    def run(extras: str) -> Installation:
+        folder = tmp_path_factory.mktemp("outside")
+        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+        programs = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
+        _check(
+            subprocess.run(
+                [programs / "python", "-m", "pip", "install", "--quiet", f"{wheel}[{extras}]"],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         )
-    )
-    return Installation(programs, folder)
+        return Installation(programs, folder)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def installation(install: Callable[[str], Installation]) -> Installation:
+    """Returns an environment with the wheel, TensorFlow, and what exporting and serving take."""
+    return install("onnx,serving,tensorflow")
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,11 @@
-"""The files that travel between processes: bundles and run records."""
+"""The files that travel between processes: bundles, run records and checkpoints."""
 
 from keras_deepseek.artifacts.bundle import Bundle, is_bundle
+from keras_deepseek.artifacts.checkpoint import Checkpoint
+from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 from keras_deepseek.artifacts.errors import (
     BundleError,
+    CheckpointError,
     ExportError,
     InvalidInputError,
     KerasDeepSeekError,
@@ -16,6 +19,9 @@ from keras_deepseek.artifacts.signature import Signature, TensorSpec
 __all__ = [
     "Bundle",
     "BundleError",
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointFolder",
     "ExportError",
     "InvalidInputError",
     "KerasDeepSeekError",

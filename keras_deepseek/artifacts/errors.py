@@ -42,6 +42,10 @@ class BundleError(KerasDeepSeekError):
     """A bundle that is missing, cut short, altered after it was written, or of a newer form."""
 
 
+class CheckpointError(KerasDeepSeekError):
+    """A checkpoint that is torn, or can't be written."""
+
+
 class ExportError(KerasDeepSeekError):
     """An export that failed, or whose artifact does not compute what the model computes."""
 

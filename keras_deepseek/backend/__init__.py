@@ -2,8 +2,9 @@
 
 `current()` is the way in: a module with the same functions whichever framework Keras runs on.
 Beside the three stand `keras_internals` (private names of Keras, each with a canary test),
-`named_model` (a model by the names of its inputs and outputs) and `saved_model` (running a
-SavedModel without Keras).
+`named_model` (a model by the names of its inputs and outputs), `saved_model` (running a SavedModel
+without Keras), `positioned_data` (training data that know how far a training has come) and
+`random_state` (the generators that a process shares).
 """
 
 import importlib
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
     import keras
@@ -55,6 +56,23 @@ class Backend(Protocol):
         Nothing that `function` computes is kept. `gradient(upstream, *tensors, *constants)` returns
         the gradients by `tensors`. Constants are tensors without one, such as integers.
         """
+
+    def feed_batches(
+        self, make_batches: "Callable[[], Iterator[Any]]", specs: "Any"
+    ) -> "Iterable[Any]":
+        """Returns what Keras's training loop goes through once an epoch."""
+
+    def read_buffers(self, model: "keras.Model") -> "dict[str, Array]":
+        """Returns what a model holds beside Keras's variables, as copies by name."""
+
+    def write_buffers(self, model: "keras.Model", buffers: "dict[str, Array]") -> None:
+        """Puts what a model holds beside Keras's variables to what was read before."""
+
+    def read_framework_random_state(self) -> "dict[str, Array]":
+        """Returns the state of the framework's own shared generators, as a copy."""
+
+    def write_framework_random_state(self, state: "dict[str, Array]") -> None:
+        """Puts the framework's own shared generators into a state that was read before."""
 
     def read_integer(self, value: "Any") -> int | None:
         """Returns an integer or integer scalar tensor as a number; `None` while it is traced."""

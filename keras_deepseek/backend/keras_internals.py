@@ -3,9 +3,31 @@
 Each has a canary test that says what broke when a Keras release moves it.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+
+__all__ = [
+    "DataAdapter",
+    "array_slices",
+    "attend",
+    "attention_projections",
+    "batch_specs",
+    "build_for_training",
+    "compile_arguments",
+    "find_data_adapter",
+    "finish_callbacks",
+    "first_call_shapes",
+    "flatten_layers",
+    "global_seed_state",
+    "numpy_batches",
+    "py_dataset_adapter",
+    "split_validation",
+    "tensorflow_specs",
+    "uses_flash_attention",
+]
 
 
 def flatten_layers(model: keras.Model) -> list[keras.Layer]:
@@ -66,6 +88,93 @@ def attend(
 def uses_flash_attention(attention: keras.Layer) -> bool:
     """Returns whether an attention layer of Keras was told to use flash attention alone."""
     return bool(attention._flash_attention)
+
+
+def global_seed_state() -> keras.Variable:
+    """Returns the variable of the seed generator that all of Keras shares."""
+    return keras.src.random.seed_generator.global_seed_generator().state
+
+
+def build_for_training(model: keras.Model, batch: Any) -> None:
+    """Makes the variables of a compiled model, its metrics and its optimizer, for such a batch."""
+    model._symbolic_build(data_batch=batch)
+
+
+def finish_callbacks(callbacks: keras.callbacks.CallbackList) -> None:
+    """Waits for the callbacks that Keras runs in a thread of their own."""
+    callbacks._flush_futures()
+
+
+_KINDS = {
+    "ArrayDataAdapter": "arrays",
+    "GeneratorDataAdapter": "generator",
+    "GrainDatasetAdapter": "Grain",
+    "PyDatasetAdapter": "PyDataset",
+    "TFDatasetAdapter": "tf.data",
+    "TorchDataLoaderAdapter": "DataLoader",
+}
+
+
+def find_data_adapter(x: Any, **arguments: Any) -> tuple[str | None, Any]:
+    """Returns the kind of some training data, and what Keras goes through them by.
+
+    Args:
+        x: Training data as `keras.Model.fit` takes it.
+        **arguments: `y`, `sample_weight`, `batch_size`, `steps_per_epoch`, `shuffle` and
+            `class_weight`, likewise.
+
+    Returns:
+        `"arrays"`, `"generator"`, `"Grain"`, `"PyDataset"`, `"tf.data"` or `"DataLoader"`, and
+        `None` for another; Keras's adapter.
+    """
+    adapter = keras.src.trainers.data_adapters.get_data_adapter(x, **arguments)
+    return _KINDS.get(type(adapter).__name__), adapter
+
+
+def array_slices(adapter: Any) -> tuple[int, Callable[[Any], Any]]:
+    """Returns the number of rows of an adapter's arrays, and a function from indices to a batch."""
+    slicing = keras.src.trainers.data_adapters.array_slicing
+    arrays = slicing.convert_to_sliceable(adapter._inputs, target_backend="numpy")
+
+    def take(indices: Any) -> Any:
+        return keras.tree.map_structure(
+            lambda array: array.convert_to_numpy(array[indices]), arrays, none_is_leaf=False
+        )
+
+    return adapter._num_samples, take
+
+
+def numpy_batches(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yields batches with their tensors, of whichever framework, as NumPy arrays."""
+    utils = keras.src.trainers.data_adapters.data_adapter_utils
+    yield from utils.get_numpy_iterator(batches)
+
+
+def py_dataset_adapter(dataset: keras.utils.PyDataset, class_weight: Any) -> Any:
+    """Returns what Keras goes through a `PyDataset` by, with its workers."""
+    adapters = keras.src.trainers.data_adapters.py_dataset_adapter
+    return adapters.PyDatasetAdapter(dataset, class_weight=class_weight, shuffle=False)
+
+
+def split_validation(arrays: Any, validation_split: float) -> tuple[Any, Any]:
+    """Returns the part of the arrays to train on, and that which `validation_split` sets aside."""
+    slicing = keras.src.trainers.data_adapters.array_slicing
+    train, validation = slicing.train_validation_split(arrays, validation_split=validation_split)
+    return train, validation
+
+
+def batch_specs(batches: list[Any]) -> Any:
+    """Returns the shapes and dtypes of batches as `KerasTensor`s: `None` where the sizes differ."""
+    return keras.src.trainers.data_adapters.data_adapter_utils.get_keras_tensor_spec(batches)
+
+
+def tensorflow_specs(specs: Any) -> Any:
+    """Returns `KerasTensor`s as TensorFlow's specs of batches of any number of rows."""
+    convert = keras.src.trainers.data_adapters.data_adapter_utils.convert_to_tf_tensor_spec
+    return keras.tree.map_structure(
+        lambda spec: convert(spec) if spec is None or isinstance(spec, keras.KerasTensor) else spec,
+        specs,
+    )
 
 
 def _untracked(structure: Any) -> Any:

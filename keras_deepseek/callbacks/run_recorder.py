@@ -18,10 +18,12 @@ class RunRecorder(keras.callbacks.Callback):
     Args:
         path: string or path. The SQLite file of the run record.
         every: integer. Store every so many steps. Defaults to `1`.
+        resume: boolean. Whether the training goes on with the run that the file holds, also where
+            it makes its first steps anew. Defaults to `False`.
 
     Raises:
-        InvalidInputError: `every` is below 1; or, when a training starts at step 0, the file holds
-            an earlier run.
+        InvalidInputError: `every` is below 1; or, when a training starts at step 0 and `resume` is
+            `False`, the file holds an earlier run.
 
     Example:
 
@@ -37,12 +39,15 @@ class RunRecorder(keras.callbacks.Callback):
     [1, 2]
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, every: int = 1) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, every: int = 1, resume: bool = False
+    ) -> None:
         super().__init__()
         if every < 1:
             raise InvalidInputError(f"`every` must be at least 1 step; received {every!r}.")
         self.path = path
         self.every = every
+        self.resume = resume
         self._step = 0
         self._record: RunRecord | None = None
 
@@ -51,7 +56,7 @@ class RunRecorder(keras.callbacks.Callback):
         self.on_train_end()  # Of a training that an error ended.
         self._step = int(self.model.optimizer.iterations)
         self._record = RunRecord(self.path)
-        if self._step == 0 and self._record.names():
+        if self._step == 0 and not self.resume and self._record.names():
             self.on_train_end()
             raise InvalidInputError(
                 f"{os.fspath(self.path)!r} holds an earlier run, and this one starts anew: name "

@@ -12,9 +12,11 @@ from typing import Any, Literal
 import keras
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import compile_arguments
 from keras_deepseek.callbacks.run_recorder import RunRecorder
+from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
 from keras_deepseek.training.device import choose_device
 from keras_deepseek.training.no_loss import RefuseNoLoss, no_loss_error
@@ -23,17 +25,21 @@ from keras_deepseek.training.precision import (
     training_step_in,
     with_loss_scaling,
 )
+from keras_deepseek.training.training_state import write_weights
 
 
 class Trainer:
-    """Trains a Keras model on one device, in half precision where asked.
+    """Trains a Keras model on one device, in half precision and with checkpoints where asked.
 
     Choose it over a bare `model.fit` for half precision that ends with the training: the step
     computes in half precision on float32 master weights, and `predict`, export and serving compute
-    by the model's own policy again.
+    by the model's own policy again. Choose it too for a training that may be killed at any step:
+    with a `checkpoint_dir` and `fit(..., resume=True)` it ends with the very numbers of one that
+    was not.
 
     Args:
-        model: `keras.Model`. It is compiled here, trained in place and stays what it was.
+        model: `keras.Model`, or a function without arguments that builds it, called after `seed`
+            was set. It is compiled here, trained in place and stays what it was.
         optimizer: `keras.optimizers.Optimizer`, or its name. Defaults to `None`, the optimizer that
             the model was compiled with.
         loss: Keras loss, its name, or a structure of them for several outputs. Defaults to `None`,
@@ -54,6 +60,16 @@ class Trainer:
         callbacks: iterable of Keras callbacks. Defaults to `None`.
         run_record: string or path. A file to record the run in, see `artifacts.RunRecord`. Defaults
             to `None`, no record.
+        checkpoint_dir: string or path. The folder of the training's checkpoints. Defaults to
+            `None`: none are taken.
+        checkpoint_every: integer. The steps between two checkpoints. Defaults to `None`: one at the
+            end of each epoch. There is always one at the end of the training.
+        keep_last: integer. How many of the newest checkpoints are kept. Defaults to `2`.
+        keep_best: tuple. Which are kept beside them, as in `("val_loss", "min", 1)`: the epochs'
+            ends with the least `val_loss`, of which one. Defaults to `None`.
+        seed: integer. Seeds Python, NumPy, Keras and the framework, before anything is built, and
+            the order of shuffled data where there is a `checkpoint_dir`. Defaults to `None`: they
+            are left alone.
 
     Raises:
         InvalidInputError: An argument is unknown or contradicts another.
@@ -76,7 +92,7 @@ class Trainer:
 
     def __init__(  # noqa: PLR0913 - one place says all about a training.
         self,
-        model: keras.Model,
+        model: keras.Model | Callable[[], keras.Model],
         *,
         optimizer: keras.optimizers.Optimizer | str | None = None,
         loss: Any = None,
@@ -89,25 +105,38 @@ class Trainer:
         rank: int = 0,
         callbacks: Iterable[keras.callbacks.Callback] | None = None,
         run_record: str | os.PathLike[str] | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+        keep_last: int = 2,
+        keep_best: Best | None = None,
+        seed: int | None = None,
     ) -> None:
-        if not isinstance(model, keras.Model):
-            raise InvalidInputError(
-                f"`model` must be a keras.Model; received {type(model).__name__}: {model!r}."
-            )
         if not isinstance(fp16_enabled, bool):
             raise InvalidInputError(f"`fp16_enabled` is True or False; received {fp16_enabled!r}.")
+        self._checkpoints = None
+        if checkpoint_dir is not None:
+            self._checkpoints = Checkpoints(checkpoint_dir, checkpoint_every, keep_last, keep_best)
+        elif checkpoint_every is not None or keep_best is not None:
+            raise InvalidInputError(
+                "`checkpoint_every` and `keep_best` are for checkpoints: name their folder, "
+                "Trainer(..., checkpoint_dir=...)."
+            )
+        self._resumed: Checkpoint | None = None
         count_devices = backend.current().count_devices
-        self.model = model
         self.cluster = ClusterSpec(distributed_strategy, world_size, rank)
         self.device = choose_device(device_map, count_devices) if device_map else None
         self.policy = training_policy(
             precision, fp16_enabled, (self.device or _default_kind(count_devices)).split(":")[0]
         )
+        self._seed = _set_seed(seed)
+        with self._on_device():
+            self.model = _built(model)
         self._callbacks: list[keras.callbacks.Callback] = []
         for callback in callbacks or ():
             self.add_callback(callback)
-        if run_record is not None:
-            self.add_callback(RunRecorder(run_record))
+        self._recorder = None if run_record is None else RunRecorder(run_record)
+        if self._recorder is not None:
+            self.add_callback(self._recorder)
         self._compile(optimizer, loss, metrics)
 
     def add_callback(self, callback: keras.callbacks.Callback) -> None:
@@ -134,9 +163,14 @@ class Trainer:
         epochs: int = 1,
         verbose: str | int = "auto",
         callbacks: Iterable[keras.callbacks.Callback] | None = None,
+        *,
+        resume: bool = False,
         **options: Any,
     ) -> keras.callbacks.History:
         """Trains the model.
+
+        With a `checkpoint_dir`, SIGTERM ends the process with exit code 0 after the step that is
+        being made, and after a checkpoint of it.
 
         Args:
             x: Training data as `keras.Model.fit` takes it: arrays, `tf.data`, `PyDataset`, a torch
@@ -147,32 +181,74 @@ class Trainer:
             epochs: integer. How often the data are gone through. Defaults to `1`.
             verbose: `"auto"`, `0`, `1` or `2`: Keras's progress display. Defaults to `"auto"`.
             callbacks: Callbacks for this call alone, after the trainer's own. Defaults to `None`.
+            resume: boolean. Whether to go on from the newest checkpoint that is whole, with the
+                same arguments as before. Where there is none, the training begins. Defaults to
+                `False`.
             **options: Further arguments of `keras.Model.fit`: `validation_data`, `shuffle`, ...
 
         Returns:
-            The `History` of `keras.Model.fit`.
+            The `History` of `keras.Model.fit`; of a resumed training, from its very beginning.
 
         Raises:
-            InvalidInputError: The model has no loss.
+            InvalidInputError: The model has no loss; or model or data are not those of the
+                checkpoint; or `checkpoint_dir` holds another training.
+            CheckpointError: A checkpoint can't be written, as on a full disk; or all there are
+                can't be read.
         """
+        if resume and self._resumed is None:
+            self.resume()
+        if self._recorder is not None:
+            self._recorder.resume = resume or self._resumed is not None
         chosen = [*self._callbacks, *(callbacks or ())]
         if self.model.loss is None:  # It may add losses in its layers, or compute its own.
             chosen.append(RefuseNoLoss())
+        arguments = {
+            "x": x,
+            "y": y,
+            "batch_size": batch_size,
+            "epochs": epochs,
+            "verbose": verbose,
+            "callbacks": chosen,
+            **options,
+        }
         try:
-            with self._on_device(), training_step_in(self.model, self.policy):
-                return self.model.fit(
-                    x,
-                    y,
-                    batch_size=batch_size,
-                    epochs=epochs,
-                    verbose=verbose,
-                    callbacks=chosen,
-                    **options,
-                )
+            with (
+                self._on_device(),
+                training_step_in(self.model, self.policy),
+                self._with_checkpoints(arguments) as given,
+            ):
+                return self.model.fit(given.pop("x"), given.pop("y", None), **given)
         except ValueError as error:
             if "No loss to compute" in str(error):
                 raise no_loss_error(self.model) from error
             raise
+
+    def resume(self) -> int | None:
+        """Makes the next `fit` go on from the newest checkpoint that is whole.
+
+        A model that is built has the weights of the checkpoint from here on, to predict with; what
+        else there is, `fit` puts back.
+
+        Returns:
+            The number of steps that were made before; `None` where there is no checkpoint, and the
+            next `fit` begins a training.
+
+        Raises:
+            InvalidInputError: The trainer has no `checkpoint_dir`, or the model is not that of the
+                checkpoint.
+            CheckpointError: There are checkpoints, and none can be read.
+        """
+        if self._checkpoints is None:
+            raise InvalidInputError(
+                "There is nothing to resume from: name the folder of the checkpoints, "
+                "Trainer(..., checkpoint_dir=...)."
+            )
+        self._resumed = self._checkpoints.latest()
+        if self._resumed is None:
+            return None
+        if self.model.built:
+            write_weights(self.model, self._resumed.state["variables"])
+        return self._resumed.step
 
     def evaluate(self, x: Any = None, y: Any = None, **options: Any) -> Any:
         """Returns the loss and the metrics on test data, computed by the model's own policy.
@@ -213,8 +289,38 @@ class Trainer:
         if given or settings["optimizer"] is not compiled:
             self.model.compile(**settings, auto_scale_loss=False)
 
+    def _with_checkpoints(
+        self, arguments: dict[str, Any]
+    ) -> contextlib.AbstractContextManager[dict[str, Any]]:
+        if self._checkpoints is None:
+            return contextlib.nullcontext(arguments)
+        resumed, self._resumed = self._resumed, None
+        return self._checkpoints.training(self.model, arguments, resumed, self._seed)
+
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         return keras.device(self.device) if self.device else contextlib.nullcontext()
+
+
+def _set_seed(seed: int | None) -> int | None:
+    if seed is not None:
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise InvalidInputError(
+                f"`seed` must be an integer from 0 to 2**32 - 1; received {seed!r}."
+            )
+        keras.utils.set_random_seed(seed)
+    return seed
+
+
+def _built(model: keras.Model | Callable[[], keras.Model]) -> keras.Model:
+    made = model
+    if not isinstance(model, keras.Model) and callable(model):
+        made = model()
+    if not isinstance(made, keras.Model):
+        raise InvalidInputError(
+            "`model` must be a keras.Model, or a function that builds one; received "
+            f"{type(made).__name__}: {made!r}."
+        )
+    return made
 
 
 def _known(kind: Literal["optimizer", "loss"], value: Any) -> Any:

@@ -5,11 +5,22 @@ import numpy as np
 import pytest
 
 from keras_deepseek.backend.keras_internals import (
+    DataAdapter,
+    array_slices,
     attend,
     attention_projections,
+    batch_specs,
+    build_for_training,
     compile_arguments,
+    find_data_adapter,
+    finish_callbacks,
     first_call_shapes,
     flatten_layers,
+    global_seed_state,
+    numpy_batches,
+    py_dataset_adapter,
+    split_validation,
+    tensorflow_specs,
     uses_flash_attention,
 )
 
@@ -75,3 +86,84 @@ def test_a_layer_says_whether_it_was_told_to_use_flash_attention():
     for choice in (None, False, True):
         attention = keras.layers.MultiHeadAttention(2, 3, flash_attention=choice)
         assert uses_flash_attention(attention) == bool(choice)
+
+
+def test_the_seed_that_keras_shares_is_a_variable():
+    state = global_seed_state()
+    before = keras.ops.convert_to_numpy(state.value).copy()
+    keras.random.uniform((1,))
+    assert not np.array_equal(keras.ops.convert_to_numpy(global_seed_state().value), before)
+    assert global_seed_state() is state
+
+
+def test_a_compiled_model_is_built_with_its_optimizer_and_metrics():
+    model = keras.Sequential([keras.layers.Dense(2)])
+    model.compile("adam", "mse", metrics=["mae"])
+    build_for_training(model, (keras.KerasTensor((3, 4)), keras.KerasTensor((3, 2))))
+    assert [tuple(weight.shape) for weight in model.weights] == [(4, 2), (2,)]
+    assert model.optimizer.built
+    assert len(model.metrics_variables) == 4
+
+
+def test_callbacks_in_a_thread_of_keras_s_can_be_waited_for():
+    callbacks = keras.callbacks.CallbackList([])
+    finish_callbacks(callbacks)
+
+
+def test_training_data_of_each_kind_have_an_adapter():
+    x = np.arange(6.0)[:, None]
+    arguments = {
+        "y": None,
+        "sample_weight": None,
+        "batch_size": 4,
+        "steps_per_epoch": None,
+        "class_weight": None,
+        "shuffle": False,
+    }
+
+    class Batches(keras.utils.PyDataset):
+        num_batches = 2
+
+        def __getitem__(self, index):
+            return x, x
+
+    class Own(DataAdapter):
+        pass
+
+    kind, adapter = find_data_adapter(x, **arguments)
+    assert kind == "arrays"
+    assert (adapter.batch_size, adapter.num_batches) == (4, 2)
+    assert find_data_adapter(Batches(), **arguments)[0] == "PyDataset"
+    assert find_data_adapter(Own(), **arguments)[0] is None
+
+    num_rows, take = array_slices(adapter)
+    assert num_rows == 6
+    np.testing.assert_array_equal(take(np.array([4, 1])), [[4.0], [1.0]])
+
+    batches = list(py_dataset_adapter(Batches(), None).get_numpy_iterator())
+    assert len(batches) == 2
+    np.testing.assert_array_equal(batches[0][1], x)
+
+
+def test_validation_data_are_set_aside_from_the_end():
+    x = np.arange(8.0)
+    train, validation = split_validation((x, None), 0.25)
+    np.testing.assert_array_equal(train[0], x[:6])
+    np.testing.assert_array_equal(validation[0], x[6:])
+    assert train[1] is None
+
+
+def test_batches_are_told_by_shapes_and_become_arrays():
+    batches = [(keras.ops.ones((2, length)), None) for length in (3, 4)]
+    spec, nothing = batch_specs(batches)
+    assert (spec.shape, spec.dtype, nothing) == ((2, None), "float32", None)
+    assert type(next(numpy_batches(batches))[0]) is np.ndarray
+
+
+def test_tensorflow_s_specs_are_open_in_the_number_of_rows():
+    tf = pytest.importorskip("tensorflow")
+    given = tf.TensorSpec((5, 1))
+    made, kept, nothing = tensorflow_specs((keras.KerasTensor((2, 3), "int32"), given, None))
+    assert made == tf.TensorSpec((None, 3), "int32")
+    assert kept is given
+    assert isinstance(nothing, tf.OptionalSpec)

@@ -61,6 +61,13 @@ def test_another_run_is_not_written_over(tmp_path):
         assert [step for step, _ in record.scalars("loss")] == [1, 2, 3, 4]
 
 
+def test_a_run_that_is_resumed_writes_its_first_steps_again(tmp_path):
+    fit_with(RunRecorder(tmp_path / "run.sqlite"))
+    fit_with(RunRecorder(tmp_path / "run.sqlite", resume=True))
+    with RunRecord(tmp_path / "run.sqlite") as record:
+        assert [step for step, _ in record.scalars("loss")] == [1, 2, 3, 4]
+
+
 def test_every_zero_steps_is_refused():
     with pytest.raises(InvalidInputError, match="at least 1 step"):
         RunRecorder("run.sqlite", every=0)

@@ -222,8 +222,17 @@ def test_what_is_no_callback_is_refused():
 
 
 def test_what_is_no_model_is_refused():
-    with pytest.raises(InvalidInputError, match=r"must be a keras\.Model; received str"):
+    with pytest.raises(InvalidInputError, match=r"must be a keras\.Model.*received str"):
         Trainer("model.keras")
+    with pytest.raises(InvalidInputError, match=r"a function that builds one; received NoneType"):
+        Trainer(lambda: None)
+
+
+def test_a_function_builds_the_model_after_the_seed_was_set():
+    weights = [Trainer(build, optimizer="sgd", seed=3).model.get_weights()[0] for _ in range(2)]
+    np.testing.assert_array_equal(*weights)
+    other = Trainer(build, optimizer="sgd", seed=4).model.get_weights()[0]
+    assert not np.array_equal(other, weights[0])
 
 
 def test_one_process_of_an_all_reduce_trains():

@@ -1,10 +1,16 @@
 """See `keras_deepseek.backend.Backend` for what each of these functions does."""
 
+from keras_deepseek.backend.tensorflow.buffers import read_buffers, write_buffers
+from keras_deepseek.backend.tensorflow.data import feed_batches
 from keras_deepseek.backend.tensorflow.device import count_devices
 from keras_deepseek.backend.tensorflow.export import write_onnx, write_saved_model
 from keras_deepseek.backend.tensorflow.gradients import apply_with_gradient, compute_gradients
 from keras_deepseek.backend.tensorflow.inference import compile_inference
 from keras_deepseek.backend.tensorflow.loops import repeat
+from keras_deepseek.backend.tensorflow.random_state import (
+    read_framework_random_state,
+    write_framework_random_state,
+)
 from keras_deepseek.backend.tensorflow.tracing import can_read_shapes, read_integer
 
 __all__ = [
@@ -13,8 +19,13 @@ __all__ = [
     "compile_inference",
     "compute_gradients",
     "count_devices",
+    "feed_batches",
+    "read_buffers",
+    "read_framework_random_state",
     "read_integer",
     "repeat",
+    "write_buffers",
+    "write_framework_random_state",
     "write_onnx",
     "write_saved_model",
 ]

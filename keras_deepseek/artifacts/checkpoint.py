@@ -1,0 +1,184 @@
+"""A checkpoint: the whole state of a training in one file.
+
+`training` says what the state is; here stands how it lies on disk, so that a file is whole or is
+seen to be torn: a zip of `.npy` arrays and a `state.json`, each with the zip's checksum, written
+under another name, brought to the disk and only then given its own.
+"""
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+
+from keras_deepseek.artifacts.errors import CheckpointError, NotSupportedError
+from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
+from keras_deepseek.artifacts.signature import Array
+
+FORM = 1
+"""The form of the files that this release writes. A reader refuses a higher one."""
+
+PARTIAL = ".partial"
+"""What the name of a file ends in until it is whole."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a training after a step.
+
+    Args:
+        step: integer. The number of steps made before.
+        state: dict. Nested values, see `pack_state`.
+        score: float. By which it is kept as one of the best. Defaults to `None`, not measured.
+
+    Example:
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "first"
+    >>> Checkpoint(step=3, state={"weights": np.ones(2)}).write(path)
+    >>> Checkpoint.read(path).state
+    {'weights': array([1., 1.])}
+    """
+
+    step: int
+    state: dict[str, Any]
+    score: float | None = None
+
+    def write(self, path: Path) -> None:
+        """Writes the file so that under its name there is the whole of it, or what was there.
+
+        Args:
+            path: The file.
+
+        Raises:
+            CheckpointError: The disk is full, or the file can't be written for another reason.
+        """
+        partial = path.with_name(path.name + PARTIAL)
+        try:
+            with partial.open("wb") as file:
+                self._write_to(file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            _sync_folder(path.parent)
+        except (OSError, ValueError) as error:  # The latter of a zip that could not be ended.
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"The checkpoint of step {self.step} can't be written to {str(path)!r}: {error}. "
+                "Those before it are whole: make room, then go on from the last of them with "
+                "fit(..., resume=True)."
+            ) from error
+
+    def _write_to(self, file: IO[bytes]) -> None:
+        packed, arrays = pack_state(self.state)
+        content = {
+            "form": FORM,
+            "step": self.step,
+            "score": self.score,
+            # NumPy's file format knows no dtype from outside of NumPy, as is bfloat16.
+            "dtypes": [str(array.dtype) for array in arrays],
+            "state": packed,
+        }
+        with ZipFile(file, "w") as archive:
+            for index, array in enumerate(arrays):
+                with archive.open(_array_name(index), "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, _plain(array), allow_pickle=False)
+            archive.writestr("state.json", json.dumps(content))
+
+    @classmethod
+    def read(cls, path: Path) -> "Checkpoint":
+        """Returns what `write` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            CheckpointError: The file is torn.
+            NotSupportedError: It is of a newer form.
+        """
+        with _opened(path) as (archive, content):
+            arrays = []
+            for index, dtype in enumerate(content["dtypes"]):
+                with archive.open(_array_name(index)) as member:
+                    array = np.lib.format.read_array(member, allow_pickle=False)
+                    member.read()  # The checksum is compared at the end of the member.
+                arrays.append(array.view(_find_dtype(dtype)))
+            return cls(content["step"], unpack_state(content["state"], arrays), content["score"])
+
+    @classmethod
+    def read_score(cls, path: Path) -> float | None:
+        """Returns the score alone, without reading the arrays.
+
+        Args:
+            path: The file.
+
+        Raises:
+            CheckpointError: The file is torn.
+            NotSupportedError: It is of a newer form.
+        """
+        with _opened(path) as (_, content):
+            score: float | None = content["score"]
+            return score
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[ZipFile, dict[str, Any]]]:
+    """Yields a file and its `state.json`; whatever is wrong in the block says that it is torn."""
+    try:
+        with ZipFile(path) as archive:
+            content = json.loads(archive.read("state.json"))
+            _check_form(path, content["form"])
+            yield archive, content
+    except NotSupportedError:
+        raise
+    except (
+        *(BadZipFile, EOFError, LookupError, NotImplementedError, OSError, RuntimeError),
+        *(OverflowError, TypeError, ValueError, zlib.error),
+    ) as error:
+        raise CheckpointError(f"The checkpoint {str(path)!r} is torn: {error}.") from error
+
+
+def _check_form(path: Path, form: int) -> None:
+    if form > FORM:
+        raise NotSupportedError(
+            f"{str(path)!r} is of form {form}; this release reads up to {FORM}. Upgrade "
+            "keras_deepseek."
+        )
+
+
+def _array_name(index: int) -> str:
+    return f"{index}.npy"
+
+
+def _find_dtype(name: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(name)
+    except TypeError as error:
+        raise NotSupportedError(
+            f"NumPy does not know the dtype {name!r}: `import ml_dtypes` before you read the file."
+        ) from error
+
+
+def _plain(array: Array) -> Array:
+    """Returns the same bytes under a dtype that NumPy's files have."""
+    if array.dtype.isbuiltin == 1:
+        return array
+    return array.view(f"u{array.dtype.itemsize}")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk, where the system lets a folder be opened."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

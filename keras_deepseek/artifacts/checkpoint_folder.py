@@ -1,0 +1,159 @@
+"""The checkpoints of one training: which are kept, and which is the last good one."""
+
+import contextlib
+import logging
+import math
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+from keras_deepseek.artifacts.checkpoint import PARTIAL, Checkpoint
+from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError
+
+_logger = logging.getLogger(__name__)
+_NAME = re.compile(r"step_(\d+)\.checkpoint")
+
+
+class CheckpointFolder:
+    """A folder with one file a checkpoint, `step_0000000120.checkpoint`.
+
+    Args:
+        path: string or path. Made where it is missing, with the first checkpoint.
+        keep_last: integer. How many of the newest are kept. Defaults to `2`: were the newest torn
+            by a fault of the disk, the one before it would be used.
+        keep_best: integer. How many of those with the best scores are kept beside them. Defaults to
+            `0`.
+        best_is: `"min"` or `"max"`. Which score is better. Defaults to `"min"`.
+
+    Raises:
+        InvalidInputError: Something else stands at the path.
+
+    Example:
+
+    >>> import tempfile
+    >>> folder = CheckpointFolder(tempfile.mkdtemp(), keep_last=1)
+    >>> for step in (10, 20):
+    ...     folder.write(Checkpoint(step, {"loss": 0.5}))
+    >>> folder.steps(), folder.latest().step
+    ([20], 20)
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        keep_last: int = 2,
+        keep_best: int = 0,
+        best_is: Literal["min", "max"] = "min",
+    ) -> None:
+        self.path = Path(path)
+        self.keep_last = keep_last
+        self.keep_best = keep_best
+        self.best_is = best_is
+        if self.path.exists() and not self.path.is_dir():
+            raise InvalidInputError(
+                f"{str(self.path)!r} is a file; expected a folder for checkpoints. Name another."
+            )
+        self._scores: dict[int, float] = {}
+        for step in self.steps() if keep_best else ():
+            with contextlib.suppress(CheckpointError):
+                self._remember(step, Checkpoint.read_score(self._file(step)))
+
+    def steps(self) -> list[int]:
+        """Returns the steps that there is a checkpoint of, from the first on."""
+        names = (path.name for path in self.path.iterdir()) if self.path.is_dir() else ()
+        return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
+
+    def read(self, step: int) -> Checkpoint:
+        """Returns the checkpoint of a step.
+
+        Args:
+            step: integer. One of `steps()`.
+
+        Raises:
+            CheckpointError: The file is missing or torn.
+        """
+        return Checkpoint.read(self._file(step))
+
+    def latest(self) -> Checkpoint | None:
+        """Returns the newest checkpoint that is whole; `None` where the folder has none at all.
+
+        Raises:
+            CheckpointError: There are checkpoints, and all of them are torn.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self.read(step)
+            except CheckpointError as error:
+                _logger.warning("%s The one before it is used.", error)
+        if steps:
+            raise CheckpointError(
+                f"None of the checkpoints in {str(self.path)!r} can be read, those of the steps "
+                f"{steps}. Remove them to begin anew."
+            )
+        return None
+
+    def is_among_best(self, score: float) -> bool:
+        """Returns whether a checkpoint with this score would be kept as one of the best."""
+        best = self._best()
+        if len(best) < self.keep_best:
+            return math.isfinite(score)
+        return any(self._loss(score) < self._loss(self._scores[step]) for step in best)
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint, and then removes what is no longer kept.
+
+        Args:
+            checkpoint: `Checkpoint`.
+
+        Raises:
+            CheckpointError: It can't be written. Nothing was removed.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"No folder for checkpoints can be made at {str(self.path)!r}: {error}."
+            ) from error
+        checkpoint.write(self._file(checkpoint.step))
+        self._remember(checkpoint.step, checkpoint.score)
+        self._prune()
+
+    def discard_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps: a training that goes on from here makes its own.
+
+        Args:
+            step: integer.
+        """
+        for later in self.steps():
+            if later > step:
+                self._remove(later)
+
+    def _prune(self) -> None:
+        kept = {*self.steps()[-self.keep_last :], *self._best()}
+        for step in self.steps():
+            if step not in kept:
+                self._remove(step)
+        for leftover in self.path.glob(f"step_*.checkpoint{PARTIAL}"):
+            leftover.unlink(missing_ok=True)  # Of a process that was killed while it wrote.
+
+    def _best(self) -> list[int]:
+        """Returns the steps with the best scores; of equal ones the earlier."""
+        ranked = sorted(self._scores, key=lambda step: (self._loss(self._scores[step]), step))
+        return ranked[: self.keep_best]
+
+    def _loss(self, score: float) -> float:
+        return score if self.best_is == "min" else -score
+
+    def _remember(self, step: int, score: float | None) -> None:
+        if score is not None and math.isfinite(score):
+            self._scores[step] = score
+
+    def _remove(self, step: int) -> None:
+        self._file(step).unlink(missing_ok=True)
+        self._scores.pop(step, None)
+
+    def _file(self, step: int) -> Path:
+        return self.path / f"step_{step:010d}.checkpoint"

@@ -1,0 +1,108 @@
+"""Nested Python values with arrays in them, as one text of JSON and a list of arrays.
+
+A checkpoint holds such values: what a training knows beside its weights is a few numbers here, a
+list there, and now and then an array.
+"""
+
+import base64
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.signature import Array
+
+_KIND = "$kind"
+"""Marks what JSON has no word for. A dict that holds this key itself is kept as a list of pairs."""
+
+_COLLECTIONS: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "dict": dict}
+_MAX_DEPTH = 64
+_MAX_WORD = 2**53
+"""Readers of JSON may round what is beyond it, so longer integers are written in hexadecimal."""
+
+
+def pack_state(state: Any) -> tuple[Any, list[Array]]:
+    """Returns values that JSON can hold, and the arrays that they name by their place.
+
+    Args:
+        state: `None`, booleans, numbers, strings, bytes, NumPy arrays and scalars; dicts, lists,
+            tuples and sets of them.
+
+    Raises:
+        InvalidInputError: Something else is among them.
+
+    Example:
+
+    >>> packed, arrays = pack_state({"step": 3, "weights": (np.ones(2),)})
+    >>> len(arrays)
+    1
+    >>> unpack_state(packed, arrays)
+    {'step': 3, 'weights': (array([1., 1.]),)}
+    """
+    arrays: list[Array] = []
+    return _pack(state, arrays, 0), arrays
+
+
+def unpack_state(packed: Any, arrays: Sequence[Array]) -> Any:
+    """Returns what `pack_state` was called on.
+
+    Args:
+        packed: Values out of JSON.
+        arrays: The arrays beside them.
+    """
+    if isinstance(packed, list):
+        return [unpack_state(value, arrays) for value in packed]
+    if not isinstance(packed, dict):
+        return packed
+    if _KIND not in packed:
+        return {name: unpack_state(value, arrays) for name, value in packed.items()}
+    kind, value = packed[_KIND], packed["value"]
+    if kind in _COLLECTIONS:
+        return _COLLECTIONS[kind](unpack_state(value, arrays))
+    readers: dict[str, Callable[[Any], Any]] = {
+        "array": lambda index: arrays[index],
+        "scalar": lambda index: arrays[index][()],
+        "float": float,
+        "integer": lambda text: int(text, 16),
+        "bytes": base64.b64decode,
+    }
+    return readers[kind](value)
+
+
+def _pack(value: Any, arrays: list[Array], depth: int) -> Any:
+    if depth > _MAX_DEPTH:
+        raise InvalidInputError(f"The state is nested more than {_MAX_DEPTH} levels deep.")
+    if value is None or type(value) in (bool, str):
+        return value
+    if type(value) is int:
+        return value if abs(value) <= _MAX_WORD else _mark("integer", hex(value))
+    if type(value) is float:
+        return value if math.isfinite(value) else _mark("float", repr(value))
+    if type(value) is bytes:
+        return _mark("bytes", base64.b64encode(value).decode("ascii"))
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind != "O":
+        arrays.append(np.asarray(value))
+        kind = "array" if isinstance(value, np.ndarray) else "scalar"
+        return _mark(kind, len(arrays) - 1)
+    return _pack_items(value, arrays, depth)
+
+
+def _pack_items(value: Any, arrays: list[Array], depth: int) -> Any:
+    if isinstance(value, Mapping):
+        if all(type(name) is str for name in value) and _KIND not in value:
+            return {name: _pack(item, arrays, depth + 1) for name, item in value.items()}
+        pairs = [tuple(pair) for pair in value.items()]
+        return _mark("dict", _pack(pairs, arrays, depth + 1))
+    if type(value) in (list, tuple, set):
+        items = [_pack(item, arrays, depth + 1) for item in value]
+        return items if type(value) is list else _mark(type(value).__name__, items)
+    raise InvalidInputError(
+        f"A {type(value).__name__} can't be saved: {value!r:.80}. Expected numbers, strings, NumPy "
+        "arrays, and dicts, lists, tuples and sets of them."
+    )
+
+
+def _mark(kind: str, value: Any) -> dict[str, Any]:
+    return {_KIND: kind, "value": value}

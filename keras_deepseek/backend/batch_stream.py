@@ -1,0 +1,194 @@
+"""The batches of a training in their order, over all of its epochs, and how far it has come.
+
+An epoch is a pass over the data, or `steps_per_epoch` batches of the passes that follow each other.
+A position names the pass, how many batches of it were used and how many were drawn: a generator
+that was asked for one batch more has moved on, and so have the random numbers that it draws.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.batch_source import BatchSource
+from keras_deepseek.backend.random_state import read_random_state, write_random_state
+
+
+class BatchStream:
+    """Batches of a source, epoch by epoch, from any position on.
+
+    Args:
+        source: `BatchSource`.
+        steps_per_epoch: integer, or `None` for a whole pass an epoch.
+    """
+
+    def __init__(self, source: BatchSource, steps_per_epoch: int | None) -> None:
+        self.source = source
+        self.steps_per_epoch = steps_per_epoch
+        self.epoch_length: int | None = None  # Known from the epoch's last batch on.
+        self.error: Exception | None = None  # What going through the data has raised.
+        self._in_epoch = False
+        self._taken_in_epoch = 0
+        self._pass = 0
+        self._begun: dict[str, Any] | None = None  # What the pass began with, while it lasts.
+        self._iterator: Iterator[Any] = iter(())
+        self._buffer: deque[Any] = deque()
+        self._drawn = 0
+        self._is_exhausted = False
+
+    @property
+    def steps(self) -> int | None:
+        """The number of batches of an epoch, as far as it is known."""
+        return self.steps_per_epoch or self.source.num_batches
+
+    def begin_epoch(self, done: int = 0) -> None:
+        """Begins an epoch.
+
+        Args:
+            done: integer. How many batches of it were used before. Defaults to `0`.
+
+        Raises:
+            InvalidInputError: There is no batch.
+        """
+        self._taken_in_epoch = done
+        self.epoch_length = None
+        if not done:
+            self.peek(1)
+        self._in_epoch = True
+
+    def end_epoch(self) -> None:
+        """Ends an epoch, and with it the pass whose last batch was used."""
+        self._in_epoch = False
+        self._taken_in_epoch = 0
+        if self._begun is not None and self._is_pass_over():
+            self._end_pass()
+
+    def batches(self) -> Iterator[Any]:
+        """Yields the rest of the epoch; before one is begun, the batch that it will begin with."""
+        if not self._in_epoch:
+            yield from self.peek(1)
+        while self._in_epoch and self.epoch_length is None:
+            yield self._take()
+
+    def peek(self, count: int) -> list[Any]:
+        """Returns the next batches, which stay the next; fewer where the pass has no more.
+
+        Args:
+            count: integer. How many.
+
+        Raises:
+            InvalidInputError: There is no batch.
+        """
+        if self._begun is None:
+            self._begin_pass()
+        self._fill(count)
+        if not self._buffer and self._taken:  # `steps_per_epoch` ended with the pass.
+            self._end_pass()
+            self._begin_pass()
+            self._fill(count)
+        if not self._buffer:
+            raise InvalidInputError("The training data hold no batch. Give some that do.")
+        return list(self._buffer)[:count]
+
+    def read_position(self, done: int = 0) -> dict[str, Any]:
+        """Returns where the stream stands.
+
+        Args:
+            done: integer. How many batches of the epoch were used: Keras may have taken one ahead.
+                Defaults to `0`, between epochs.
+        """
+        return {
+            "kind": self.source.kind,
+            "num_batches": self.source.num_batches,
+            "steps_per_epoch": self.steps_per_epoch,
+            "pass": self._pass,
+            "taken": self._taken - (self._taken_in_epoch - done),
+            "drawn": self._drawn,
+            "begun": self._begun,
+            "next": None if self._begun else self.source.read_state(),
+        }
+
+    def go_to(self, position: dict[str, Any]) -> None:
+        """Goes to where `read_position` was called, on data that are fresh in this process.
+
+        Changes the random number generators that the process shares, where the data use them.
+
+        Args:
+            position: dict. What `read_position` returned.
+
+        Raises:
+            InvalidInputError: The data are others.
+        """
+        here = self.read_position()
+        for name in ("kind", "num_batches", "steps_per_epoch"):
+            if here[name] != position[name]:
+                raise InvalidInputError(
+                    f"The training data are not those of the checkpoint: {name} is {here[name]!r} "
+                    f"and was {position[name]!r}. Give the same data, or train without resume."
+                )
+        self._pass, self._begun = position["pass"], position["begun"]
+        if self._begun is None:
+            self.source.go_to_pass(self._pass, position["next"])
+            return
+        if self._begun["random"] is not None:
+            write_random_state(self._begun["random"])
+        self.source.go_to_pass(self._pass, self._begun["source"])
+        self._iterator = self.source.batches(self._pass, position["taken"])
+        self._drawn = position["taken"]
+        self._fill(position["drawn"] - position["taken"])
+        if self._drawn < position["drawn"]:
+            raise InvalidInputError(
+                f"The training data end before batch {position['drawn']}, which the checkpoint had "
+                "come to. Give the same data, or train without resume."
+            )
+
+    @property
+    def _taken(self) -> int:
+        return self._drawn - len(self._buffer)
+
+    def _take(self) -> Any:
+        self._fill(1)
+        if not self._buffer:
+            raise InvalidInputError(
+                f"The training data ended after {self._taken} batches; expected "
+                f"{self.source.num_batches}."
+            )
+        batch = self._buffer.popleft()
+        self._taken_in_epoch += 1
+        if self._taken_in_epoch == self.steps_per_epoch or self._is_pass_over():
+            self.epoch_length = self._taken_in_epoch
+        return batch
+
+    def _is_pass_over(self) -> bool:
+        if self.source.is_length_exact:
+            return self._taken == self.source.num_batches
+        self._fill(1)
+        return not self._buffer
+
+    def _fill(self, count: int) -> None:
+        while len(self._buffer) < count and not self._is_exhausted:
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                self._is_exhausted = True
+            except Exception as error:
+                self.error = error  # TensorFlow hides it in one of its own.
+                raise
+            else:
+                self._buffer.append(batch)
+                self._drawn += 1
+
+    def _begin_pass(self) -> None:
+        shares = self.source.uses_shared_generators
+        random = read_random_state() if shares else None
+        self._begun = {"random": random, "source": self.source.read_state()}
+        self._iterator = self.source.batches(self._pass, 0)
+        self._drawn = 0
+        self._is_exhausted = False
+
+    def _end_pass(self) -> None:
+        self.source.end_pass()
+        self._pass += 1
+        self._begun = None
+        self._iterator = iter(())
+        self._drawn = 0

@@ -1,0 +1,105 @@
+"""Training data for `model.fit` that know how far a training has come."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.backend.batch_stream import BatchStream
+from keras_deepseek.backend.keras_internals import DataAdapter, batch_specs
+
+
+class PositionedData(DataAdapter):
+    """A stream of batches in the form in which `model.fit` takes data of any kind.
+
+    Keras is told no number of batches, so that it never runs out of them and never begins a pass by
+    itself: whoever begins the stream's epochs ends those of Keras.
+
+    Args:
+        stream: `BatchStream`.
+    """
+
+    num_batches = None
+    batch_size = None
+    has_partial_batch = None
+    partial_batch_size = None
+
+    def __init__(self, stream: BatchStream) -> None:
+        self.stream = stream
+        self._batch: dict[str, Any] = {}
+
+    def open(self) -> None:
+        """Looks at the first two batches, so that `symbolic_batch` knows what they are like.
+
+        Raises:
+            InvalidInputError: There is no batch.
+        """
+        batches = self.stream.peek(2)
+        specs = keras.tree.flatten(batch_specs(batches))
+        numbers = iter(range(len(specs)))
+        self._batch = {
+            "structure": keras.tree.map_structure(lambda _: next(numbers), batches[0]),
+            "leaves": [
+                None
+                if spec is None
+                else {
+                    "first": list(leaf.shape),
+                    "all": list(spec.shape),  # `None` where the two batches differ.
+                    "dtype": spec.dtype,
+                    "sparse": spec.sparse,
+                }
+                for leaf, spec in zip(keras.tree.flatten(batches[0]), specs, strict=True)
+            ],
+        }
+
+    def read_position(self, done: int = 0) -> dict[str, Any]:
+        """Returns where the data stand.
+
+        Args:
+            done: integer. How many batches of the epoch were used. Defaults to `0`, between epochs.
+        """
+        return {**self.stream.read_position(done), "batch": self._batch}
+
+    def go_to(self, position: dict[str, Any]) -> None:
+        """Goes to where `read_position` was called, on data that are fresh in this process.
+
+        Args:
+            position: dict. What `read_position` returned.
+
+        Raises:
+            InvalidInputError: The data are others.
+        """
+        self.stream.go_to(position)
+        self._batch = position["batch"]
+
+    def symbolic_batch(self, sizes: str = "first") -> Any:
+        """Returns `KerasTensor`s like the very first batch, wherever the data stand now.
+
+        What was traced for other shapes may round otherwise, so that they are part of the position.
+
+        Args:
+            sizes: string. `"first"` for the sizes of that batch, `"all"` for `None` where another
+                one had others. Defaults to `"first"`.
+        """
+
+        def tensor(index: int) -> keras.KerasTensor | None:
+            leaf = self._batch["leaves"][index]
+            return leaf and keras.KerasTensor(leaf[sizes], leaf["dtype"], sparse=leaf["sparse"])
+
+        return keras.tree.map_structure(tensor, self._batch["structure"])
+
+    def get_numpy_iterator(self) -> Iterable[Any]:
+        return self.stream.batches()
+
+    def get_jax_iterator(self) -> Iterable[Any]:
+        return backend.current().feed_batches(self.stream.batches, None)
+
+    def get_torch_dataloader(self) -> Iterable[Any]:
+        return backend.current().feed_batches(self.stream.batches, None)
+
+    def get_tf_dataset(self) -> Iterable[Any]:
+        specs = self.stream.source.specs
+        if specs is None:
+            specs = self.symbolic_batch("all")
+        return backend.current().feed_batches(self.stream.batches, specs)

@@ -1,0 +1,41 @@
+"""The random number generators that a process shares: Python's, NumPy's, Keras's, the framework's.
+
+Generators that belong to a layer, as that of `Dropout`, are variables of the model and not here.
+"""
+
+import random
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek import backend
+from keras_deepseek.backend.keras_internals import global_seed_state
+
+
+def read_random_state() -> dict[str, Any]:
+    """Returns the state of every generator that the process shares, as a copy."""
+    # Keras's first: where there is none yet, it is made by a number of Python's.
+    seed_state = keras.ops.convert_to_numpy(global_seed_state()).copy()
+    version, words, gauss = random.getstate()
+    return {
+        "keras": seed_state,
+        "python": {"version": version, "words": np.array(words, "uint64"), "gauss": gauss},
+        # The modern generators of NumPy are objects; this one alone is shared.
+        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
+        "framework": backend.current().read_framework_random_state(),
+    }
+
+
+def write_random_state(state: dict[str, Any]) -> None:
+    """Puts the generators into a state that `read_random_state` returned.
+
+    Args:
+        state: dict. The state.
+    """
+    python = state["python"]
+    words = tuple(int(word) for word in python["words"])
+    global_seed_state().assign(state["keras"])
+    random.setstate((int(python["version"]), words, python["gauss"]))
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    backend.current().write_framework_random_state(state["framework"])

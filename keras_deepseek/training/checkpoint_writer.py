@@ -1,0 +1,62 @@
+"""Checkpoints brought to the disk while the training goes on."""
+
+import threading
+
+from keras_deepseek.artifacts.checkpoint import Checkpoint
+from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time, in a thread of its own.
+
+    Args:
+        folder: `CheckpointFolder`.
+    """
+
+    def __init__(self, folder: CheckpointFolder) -> None:
+        self.folder = folder
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def submit(self, checkpoint: Checkpoint) -> None:
+        """Begins to write a checkpoint, after waiting for the one before.
+
+        Args:
+            checkpoint: `Checkpoint`, whose arrays nobody changes any more.
+
+        Raises:
+            CheckpointError: The one before could not be written.
+        """
+        self.finish()
+        self._thread = threading.Thread(
+            target=self._write, args=[checkpoint], name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises what went wrong, without waiting.
+
+        Raises:
+            CheckpointError: A checkpoint could not be written.
+        """
+        if self._thread is None or not self._thread.is_alive():
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits until all is on the disk.
+
+        Raises:
+            CheckpointError: A checkpoint could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.folder.write(checkpoint)
+        except Exception as error:  # noqa: BLE001 - it is raised where the training sees it.
+            self._error = error

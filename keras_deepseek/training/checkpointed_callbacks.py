@@ -1,0 +1,179 @@
+"""The one place that Keras's training loop reports to in a training with checkpoints.
+
+It stands between `model.fit` and the callbacks: it counts the steps, ends the epochs where the data
+end, takes the checkpoints, and at the start of a resumed training puts everything back.
+"""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.checkpoint import Checkpoint
+from keras_deepseek.backend.keras_internals import finish_callbacks
+from keras_deepseek.backend.positioned_data import PositionedData
+from keras_deepseek.backend.random_state import read_random_state, write_random_state
+from keras_deepseek.training.callback_states import CallbackStates
+from keras_deepseek.training.checkpoint_writer import CheckpointWriter
+from keras_deepseek.training.stop_signal import StopSignal
+from keras_deepseek.training.training_state import read_variables, write_variables
+
+_logger = logging.getLogger(__name__)
+
+
+class CheckpointedCallbacks(keras.callbacks.CallbackList):
+    """The callbacks of a training, which a checkpoint is taken after.
+
+    Args:
+        callbacks: iterable of Keras callbacks.
+        model: `keras.Model`, built and compiled.
+        data: `PositionedData` that the model is trained on.
+        writer: `CheckpointWriter`.
+        stop_signal: `StopSignal`.
+        every: integer, the steps between two checkpoints, or `None` for one at each epoch's end.
+        monitor: string, the log that scores an epoch, or `None`.
+        resumed: `Checkpoint` to go on from, or `None`.
+        params: dict. `epochs`, `verbose`, and `seed`: what the order of the data was drawn by.
+    """
+
+    def __init__(
+        self,
+        callbacks: Iterable[keras.callbacks.Callback],
+        *,
+        model: keras.Model,
+        data: PositionedData,
+        writer: CheckpointWriter,
+        stop_signal: StopSignal,
+        every: int | None,
+        monitor: str | None,
+        resumed: Checkpoint | None,
+        params: dict[str, Any],
+    ) -> None:
+        verbose = params["verbose"]
+        super().__init__(list(callbacks), add_history=True, add_progbar=verbose != 0)
+        self._trained = model  # Not `self.model`, which on JAX ends the step's own state.
+        self._data = data
+        self._writer = writer
+        self._stop_signal = stop_signal
+        self._every = every
+        self._monitor = monitor
+        self._resumed = resumed
+        self._seed = params["seed"]
+        self._epochs = params["epochs"]
+        self._verbose = verbose
+        self._states = CallbackStates(self.callbacks)
+        self._step = self._saved_step = resumed.step if resumed else 0
+        self._epoch = 0
+        self._first = 0  # The batches of this epoch that an earlier process made.
+        self._done = 0  # Those made by now.
+        self._ends_epoch = False  # Whether the loop was stopped because the epoch is over.
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Shows the callbacks the model as it was left, and then gives them back what they knew."""
+        self.set_model(self._trained)
+        steps = self._data.stream.steps
+        self.set_params({"verbose": self._verbose, "epochs": self._epochs, "steps": steps})
+        self._restore()
+        super().on_train_begin(logs)
+        self._restore()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begins an epoch, or goes on in its middle."""
+        super().on_epoch_begin(epoch, logs)
+        self._epoch = epoch
+        self._first = self._done = self._resumed.state["batch"] if self._resumed else 0
+        if self._done:
+            self._restore()  # The epoch had begun before: that it begins changes nothing.
+        self._resumed = None
+        self._data.stream.begin_epoch(self._done)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_batch_begin(batch + self._first, logs)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Counts the steps made, takes a checkpoint where one is due, and ends the epoch."""
+        done = self._first + batch + 1
+        length = self._data.stream.epoch_length
+        if length is not None:
+            done = min(done, length)  # The last of `steps_per_execution` is cut short.
+        super().on_train_batch_end(done - 1, logs)
+        self._step += done - self._done
+        self._done = done
+        self._writer.check()
+        if self._trained.stop_training:
+            return
+        if done == length:
+            # The checkpoint that is due now is taken after the epoch's end, validation included.
+            self._ends_epoch = self._trained.stop_training = True
+        elif self._stop_signal.received:
+            self._save_and_exit()
+        elif self._is_due():
+            self._save()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Lets the training go on after the epoch's end, with a checkpoint where one is due."""
+        if self._ends_epoch:
+            self._ends_epoch = self._trained.stop_training = False
+        super().on_epoch_end(epoch, logs)
+        self._data.stream.end_epoch()
+        self._epoch = epoch + 1
+        self._first = self._done = 0
+        score = self._score(logs or {})
+        is_last = self._trained.stop_training or self._epoch >= self._epochs
+        if self._stop_signal.received:
+            self._save_and_exit(score)
+        if is_last or self._every is None or self._is_due() or self._is_among_best(score):
+            self._save(score)
+
+    def _restore(self) -> None:
+        if self._resumed is None:
+            return
+        state = self._resumed.state
+        write_variables(self._trained, state["variables"])
+        self._states.write(state["callbacks"])
+        write_random_state(state["random"])
+
+    def _is_due(self) -> bool:
+        return self._every is not None and (
+            self._step // self._every > self._saved_step // self._every
+        )
+
+    def _is_among_best(self, score: float | None) -> bool:
+        if score is None:
+            return False
+        self._writer.finish()  # What is being written has a score as well.
+        return self._writer.folder.is_among_best(score)
+
+    def _score(self, logs: dict[str, Any]) -> float | None:
+        if self._monitor is None:
+            return None
+        if self._monitor not in logs:
+            _logger.warning(
+                "keep_best asks for %r, which epoch %d has not logged: there are %s.",
+                *(self._monitor, self._epoch, sorted(logs)),
+            )
+            return None
+        return float(logs[self._monitor])
+
+    def _save_and_exit(self, score: float | None = None) -> None:
+        self._save(score)
+        self._writer.finish()
+        _logger.info("SIGTERM: the training was saved after step %d.", self._step)
+        raise SystemExit(0)
+
+    def _save(self, score: float | None = None) -> None:
+        finish_callbacks(self)
+        state = {
+            "backend": keras.backend.backend(),
+            "variables": read_variables(self.model),  # On JAX the property brings their values.
+            "random": read_random_state(),
+            "callbacks": self._states.read(),
+            "data": self._data.read_position(self._done),
+            "seed": self._seed,
+            "epoch": self._epoch,
+            "batch": self._done,
+            "is_stopped": bool(self._trained.stop_training),
+        }
+        self._writer.submit(Checkpoint(self._step, state, score))
+        self._saved_step = self._step

@@ -1,0 +1,172 @@
+"""What a trainer knows of its checkpoints: where they are, how often, and how to go on from one."""
+
+import logging
+import os
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import keras
+
+from keras_deepseek.artifacts.checkpoint import Checkpoint
+from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.batch_source import open_batch_source
+from keras_deepseek.backend.batch_stream import BatchStream
+from keras_deepseek.backend.keras_internals import build_for_training, split_validation
+from keras_deepseek.backend.positioned_data import PositionedData
+from keras_deepseek.backend.random_state import read_random_state
+from keras_deepseek.training.checkpoint_writer import CheckpointWriter
+from keras_deepseek.training.checkpointed_callbacks import CheckpointedCallbacks
+from keras_deepseek.training.stop_signal import StopSignal
+
+_logger = logging.getLogger(__name__)
+
+Best = tuple[str, Literal["min", "max"]] | tuple[str, Literal["min", "max"], int]
+
+_OF_THE_DATA = ("x", "y", "sample_weight", "batch_size", "steps_per_epoch", "class_weight")
+
+
+class Checkpoints:
+    """The checkpoints of a trainer; the arguments are those of `Trainer`.
+
+    Raises:
+        InvalidInputError: An argument does not fit.
+    """
+
+    def __init__(
+        self,
+        checkpoint_dir: str | os.PathLike[str],
+        checkpoint_every: int | None,
+        keep_last: int,
+        keep_best: Best | None,
+    ) -> None:
+        counts = {"checkpoint_every": checkpoint_every, "keep_last": keep_last}
+        for name, count in counts.items():
+            if count is not None and (type(count) is not int or count < 1):
+                raise InvalidInputError(
+                    f"`{name}` must be an integer of at least 1; received {count!r}."
+                )
+        monitor, best_is, num_best = _read_best(keep_best)
+        self._every = checkpoint_every
+        self._monitor = monitor
+        self._folder = CheckpointFolder(
+            checkpoint_dir, keep_last=keep_last, keep_best=num_best, best_is=best_is
+        )
+
+    def latest(self) -> Checkpoint | None:
+        """Returns the newest checkpoint that is whole, `None` where there is none.
+
+        Raises:
+            CheckpointError: There are checkpoints, and all of them are torn.
+            InvalidInputError: It was made on another backend.
+        """
+        checkpoint = self._folder.latest()
+        backend = keras.backend.backend()
+        if checkpoint is not None and checkpoint.state["backend"] != backend:
+            raise InvalidInputError(
+                f"The checkpoints in {str(self._folder.path)!r} were made on "
+                f"{checkpoint.state['backend']}, and Keras runs on {backend}. Set KERAS_BACKEND, "
+                "or name another folder."
+            )
+        return checkpoint
+
+    @contextmanager
+    def training(
+        self,
+        model: keras.Model,
+        arguments: Mapping[str, Any],
+        resumed: Checkpoint | None,
+        seed: int | None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yields the arguments for `model.fit` in place of those that a user gave.
+
+        Args:
+            model: `keras.Model`, compiled.
+            arguments: What the user gave to `fit`.
+            resumed: `Checkpoint` to go on from, or `None`.
+            seed: integer. What the order of the data is drawn by, or `None` for any.
+
+        Raises:
+            CheckpointError: A checkpoint could not be written.
+            InvalidInputError: The folder holds a training that this one would mix with, or model or
+                data are not those of the checkpoint.
+        """
+        self._prepare_folder(resumed)
+        # Generators that are made when they are first asked for would be made at another step in a
+        # training that was interrupted.
+        read_random_state()
+        if resumed is not None:
+            seed = resumed.state["seed"]
+        elif seed is None:
+            seed = random.getrandbits(31)
+        options, data = _position(dict(arguments), seed)
+        if resumed is None:
+            data.open()
+        else:
+            data.go_to(resumed.state["data"])
+            is_over = resumed.state["is_stopped"]
+            options["initial_epoch"] = options["epochs"] if is_over else resumed.state["epoch"]
+            _logger.info("The training goes on after step %d.", resumed.step)
+        build_for_training(model, data.symbolic_batch())
+        writer = CheckpointWriter(self._folder)
+        with StopSignal() as stop_signal:
+            options["callbacks"] = CheckpointedCallbacks(
+                options["callbacks"],
+                model=model,
+                data=data,
+                writer=writer,
+                stop_signal=stop_signal,
+                every=self._every,
+                monitor=self._monitor,
+                resumed=resumed,
+                params={**{name: options[name] for name in ("epochs", "verbose")}, "seed": seed},
+            )
+            try:
+                yield options
+            except Exception as error:
+                if data.stream.error in (None, error):
+                    raise
+                raise data.stream.error from error
+            finally:
+                writer.finish()
+            if stop_signal.received:  # After the last step, and all is saved.
+                raise SystemExit(0)
+
+    def _prepare_folder(self, resumed: Checkpoint | None) -> None:
+        if resumed is not None:
+            self._folder.discard_after(resumed.step)  # They are torn.
+        elif steps := self._folder.steps():
+            raise InvalidInputError(
+                f"{str(self._folder.path)!r} holds the checkpoints of a training, the last of step "
+                f"{steps[-1]}. Go on from it with fit(..., resume=True), or name another folder."
+            )
+
+
+def _position(options: dict[str, Any], seed: int) -> tuple[dict[str, Any], PositionedData]:
+    """Returns the arguments of `fit` with its data in a form that knows its position."""
+    split = options.pop("validation_split", 0.0)
+    if split and options.get("validation_data") is None:
+        arrays = tuple(options.get(name) for name in ("x", "y", "sample_weight"))
+        train, options["validation_data"] = split_validation(arrays, split)
+        options.update(zip(("x", "y", "sample_weight"), train, strict=True))
+    given = {name: options.pop(name, None) for name in _OF_THE_DATA}
+    source = open_batch_source(**given, shuffle=options.pop("shuffle", None), seed=seed)
+    data = PositionedData(BatchStream(source, given["steps_per_epoch"]))
+    if given["batch_size"] is not None:
+        options.setdefault("validation_batch_size", given["batch_size"])
+    return {**options, "x": data}, data
+
+
+def _read_best(keep_best: Best | None) -> tuple[str | None, Literal["min", "max"], int]:
+    if keep_best is None:
+        return None, "min", 0
+    monitor, best_is, count = (*keep_best, 1)[:3] if isinstance(keep_best, tuple) else (None,) * 3
+    fits = isinstance(monitor, str) and best_is in ("min", "max") and type(count) is int
+    if not fits or count < 1:
+        raise InvalidInputError(
+            "`keep_best` names a log, whether less or more of it is better, and how many are kept, "
+            f"as in ('val_loss', 'min', 1); received {keep_best!r}."
+        )
+    return monitor, best_is, count

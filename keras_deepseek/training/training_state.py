@@ -1,0 +1,92 @@
+"""The values of everything that a training step changes: the model, its optimizer, its metrics."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+
+def read_variables(model: keras.Model) -> dict[str, Any]:
+    """Returns the values of a compiled model's variables, as copies.
+
+    Weights, states and seeds of the layers; the optimizer's variables with moving averages,
+    accumulated gradients and the scale of the loss; the metrics' sums.
+
+    Args:
+        model: `keras.Model`, built and compiled.
+    """
+    state: dict[str, Any] = {
+        group: {
+            "names": [variable.path for variable in variables],
+            "dtypes": [variable.dtype for variable in variables],
+            # A copy: on the CPU the array may be the very memory that the next step writes to.
+            "values": [
+                np.array(keras.ops.convert_to_numpy(variable.value)) for variable in variables
+            ],
+        }
+        for group, variables in _groups(model).items()
+    }
+    state["buffers"] = backend.current().read_buffers(model)
+    return state
+
+
+def write_variables(model: keras.Model, state: dict[str, Any]) -> None:
+    """Puts a compiled model's variables to what `read_variables` returned.
+
+    Args:
+        model: `keras.Model`, built and compiled as the one that was read.
+        state: dict. The values.
+
+    Raises:
+        InvalidInputError: It is another model, or compiled with another optimizer or metrics.
+    """
+    for group, variables in _groups(model).items():
+        _check(group, variables, state[group])
+    for group, variables in _groups(model).items():
+        for variable, value in zip(variables, state[group]["values"], strict=True):
+            variable.assign(value)
+    backend.current().write_buffers(model, state["buffers"])
+
+
+def write_weights(model: keras.Model, state: dict[str, Any]) -> None:
+    """Puts the variables of a built model alone to what `read_variables` returned.
+
+    Args:
+        model: `keras.Model`, built as the one that was read.
+        state: dict. The values.
+
+    Raises:
+        InvalidInputError: It is another model.
+    """
+    _check("model", model.variables, state["model"])
+    for variable, value in zip(model.variables, state["model"]["values"], strict=True):
+        variable.assign(value)
+    backend.current().write_buffers(model, state["buffers"])
+
+
+def _groups(model: keras.Model) -> dict[str, list[keras.Variable]]:
+    return {
+        "model": model.variables,
+        "optimizer": model.optimizer.variables,
+        "metrics": model.metrics_variables,
+    }
+
+
+def _check(group: str, variables: list[keras.Variable], state: dict[str, Any]) -> None:
+    advice = "Build and compile the model as it was, or train without resume."
+    if len(variables) != len(state["values"]):
+        raise InvalidInputError(
+            f"The checkpoint holds {len(state['values'])} variables of the {group}, and here it "
+            f"has {len(variables)}. {advice}"
+        )
+    for variable, name, dtype, value in zip(
+        variables, state["names"], state["dtypes"], state["values"], strict=True
+    ):
+        if tuple(variable.shape) != value.shape or variable.dtype != dtype:
+            raise InvalidInputError(
+                f"{group} variable {variable.path!r} is {variable.dtype} {tuple(variable.shape)}; "
+                f"the checkpoint has {name!r} there, {dtype} {value.shape}. {advice}"
+            )

@@ -1,0 +1,176 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.batch_source import BatchSource
+from keras_deepseek.backend.batch_stream import BatchStream
+
+
+class Numbers(BatchSource):
+    """Each batch is `(pass, index, a number of NumPy's shared generator)`."""
+
+    kind = "numbers"
+
+    def __init__(self, length, exact=False, known=True):
+        self.length = length
+        self.num_batches = length if known or exact else None
+        self.is_length_exact = exact
+        self.ended = 0
+
+    def batches(self, index, first):
+        numbers = itertools.count() if self.length is None else range(self.length)
+        numbers = itertools.islice(numbers, first if self.is_length_exact else 0, None)
+        batches = ((index, number, np.random.randint(10**9)) for number in numbers)  # noqa: NPY002
+        if not self.is_length_exact:
+            next(itertools.islice(batches, first, first), None)
+        return batches
+
+    def end_pass(self):
+        self.ended += 1
+
+
+KINDS = {
+    "exact": {"length": 5, "exact": True},
+    "counted": {"length": 5},
+    "unknown": {"length": 5, "known": False},
+    "endless": {"length": None},
+}
+
+
+def go_through(stream, epochs, position=None, stop=None):
+    """Returns the batches of the epochs, and the position after `stop` of them."""
+    seen, found = [], None
+    done = 0
+    for _ in range(epochs):
+        stream.begin_epoch(done)
+        for batch in stream.batches():
+            done += 1
+            seen.append(batch)
+            if len(seen) == stop:
+                if done == stream.epoch_length:
+                    stream.end_epoch()
+                    done = 0
+                return seen, (done, stream.read_position(done), np.random.get_state())  # noqa: NPY002
+        assert done == stream.epoch_length
+        stream.end_epoch()
+        done = 0
+    return seen, found
+
+
+@pytest.mark.parametrize("kind", ["exact", "counted", "unknown"])
+def test_an_epoch_is_a_pass(kind):
+    stream = BatchStream(Numbers(**KINDS[kind]), None)
+    seen, _ = go_through(stream, 3)
+    assert [batch[:2] for batch in seen] == [(i, j) for i in range(3) for j in range(5)]
+    assert stream.source.ended == 3
+
+
+@pytest.mark.parametrize("kind", ["exact", "counted", "unknown"])
+def test_epochs_of_so_many_steps_follow_each_other_through_the_passes(kind):
+    stream = BatchStream(Numbers(**KINDS[kind]), 2)
+    assert stream.steps == 2
+    lengths = []
+    for _ in range(4):
+        stream.begin_epoch()
+        lengths.append(len(list(stream.batches())))
+        stream.end_epoch()
+    assert lengths == [2, 2, 1, 2]  # As Keras: a pass that ends early ends the epoch.
+    assert stream.source.ended == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [None, 3])
+def test_it_goes_on_from_any_position(kind, steps):
+    if kind == "endless" and steps is None:
+        pytest.skip("An epoch without end.")
+    np.random.seed(1)  # noqa: NPY002
+    expected, _ = go_through(BatchStream(Numbers(**KINDS[kind]), steps), 3)
+    for stop in range(1, len(expected)):
+        np.random.seed(1)  # noqa: NPY002
+        stream = BatchStream(Numbers(**KINDS[kind]), steps)
+        before, (done, position, state) = go_through(stream, 3, stop=stop)
+        np.random.seed(99)  # noqa: NPY002
+        resumed = BatchStream(Numbers(**KINDS[kind]), steps)
+        resumed.go_to(position)
+        np.random.set_state(state)  # noqa: NPY002
+        resumed.begin_epoch(done)
+        after = list(resumed.batches())
+        assert before + after == expected[: len(before) + len(after)]
+        resumed.end_epoch()
+        if len(before) + len(after) < len(expected):
+            resumed.begin_epoch()
+            assert next(resumed.batches()) == expected[len(before) + len(after)]
+
+
+def test_what_keras_took_ahead_is_not_yet_used():
+    stream = BatchStream(Numbers(5), None)
+    stream.begin_epoch()
+    iterator = stream.batches()
+    taken = [next(iterator) for _ in range(3)]
+    position = stream.read_position(done=2)
+    resumed = BatchStream(Numbers(5), None)
+    resumed.go_to(position)
+    resumed.begin_epoch(2)
+    assert next(resumed.batches()) == taken[2]
+
+
+def test_before_an_epoch_the_next_batch_can_be_looked_at():
+    stream = BatchStream(Numbers(2), None)
+    assert [batch[:2] for batch in stream.peek(3)] == [(0, 0), (0, 1)]
+    assert [batch[:2] for batch in stream.batches()] == [(0, 0)]
+    seen, _ = go_through(stream, 1)
+    assert [batch[:2] for batch in seen] == [(0, 0), (0, 1)]
+
+
+def test_no_data_at_all_are_refused():
+    with pytest.raises(InvalidInputError, match="hold no batch"):
+        BatchStream(Numbers(0), None).begin_epoch()
+
+
+@pytest.mark.parametrize(
+    ("other", "steps", "match"),
+    [
+        (Numbers(4), None, "num_batches is 4 and was 5"),
+        (Numbers(5), 2, "steps_per_epoch is 2 and was None"),
+    ],
+)
+def test_other_data_are_refused(other, steps, match):
+    stream = BatchStream(Numbers(5), None)
+    stream.begin_epoch()
+    next(stream.batches())
+    with pytest.raises(InvalidInputError, match=match):
+        BatchStream(other, steps).go_to(stream.read_position(1))
+
+
+def test_data_that_end_before_the_position_are_refused():
+    stream = BatchStream(Numbers(5, known=False), None)
+    stream.begin_epoch()
+    assert len(list(itertools.islice(stream.batches(), 4))) == 4
+    with pytest.raises(InvalidInputError, match="end before batch 5"):
+        BatchStream(Numbers(2, known=False), None).go_to(stream.read_position(4))
+
+
+def test_data_that_end_before_they_said_are_refused():
+    class Short(Numbers):
+        def batches(self, index, first):
+            return itertools.islice(super().batches(index, first), 2)
+
+    stream = BatchStream(Short(5, exact=True), None)
+    stream.begin_epoch()
+    with pytest.raises(InvalidInputError, match="ended after 2 batches; expected 5"):
+        list(stream.batches())
+
+
+def test_what_the_data_raise_is_kept():
+    class Failing(Numbers):
+        def batches(self, index, first):
+            yield 0
+            raise RuntimeError("no more")
+
+    stream = BatchStream(Failing(5), None)
+    stream.begin_epoch()
+    with pytest.raises(RuntimeError):
+        list(stream.batches())
+    assert str(stream.error) == "no more"

@@ -1,0 +1,39 @@
+import keras
+import numpy as np
+
+from keras_deepseek.backend import current
+
+SPECS = (keras.KerasTensor((2, 3)), {"label": keras.KerasTensor((2,), "int32")}, None)
+
+
+def batches():
+    for index in range(3):
+        rows = 2 if index < 2 else 1
+        x = np.full((rows, 3), index, "float32")
+        yield x, {"label": np.full(rows, index, "int32")}, None
+
+
+def test_keras_is_fed_batch_by_batch_as_often_as_it_begins():
+    fed = [current().feed_batches(batches, SPECS) for _ in range(2)]
+    for iterable in fed:
+        received = [
+            (keras.ops.convert_to_numpy(x), keras.ops.convert_to_numpy(y["label"]))
+            for x, y, *_ in iterable
+        ]
+        assert [x[0, 0] for x, _ in received] == [0, 1, 2]
+        assert [len(y) for _, y in received] == [2, 2, 1]
+
+
+def test_nothing_runs_ahead():
+    drawn = []
+
+    def counted():
+        for batch in batches():
+            drawn.append(batch)
+            yield batch
+
+    iterator = iter(current().feed_batches(counted, SPECS))
+    next(iterator)
+    assert len(drawn) == 1
+    next(iterator)
+    assert len(drawn) == 2

@@ -1,0 +1,63 @@
+import random
+
+import keras
+import numpy as np
+
+from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
+from keras_deepseek.backend import current
+from keras_deepseek.backend.random_state import read_random_state, write_random_state
+
+
+def draw():
+    """Returns numbers of each generator that the process shares."""
+    numbers = [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]  # noqa: NPY002
+    numbers += keras.ops.convert_to_numpy(keras.random.uniform((2,))).tolist()
+    return numbers + draw_of_the_framework()
+
+
+def draw_of_the_framework():
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.rand(3).tolist()
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.random.get_global_generator().normal((3,)).numpy().tolist()
+    return []
+
+
+def test_the_generators_go_on_from_where_they_were_read():
+    draw()  # Also leaves the second number of a pair waiting in Python's and NumPy's `gauss`.
+    state = read_random_state()
+    packed, arrays = pack_state(state)
+    expected = draw()
+    assert draw() != expected
+    write_random_state(unpack_state(packed, arrays))
+    assert draw() == expected
+
+
+def test_reading_changes_nothing():
+    draw()
+    write_random_state(read_random_state())
+    state = read_random_state()
+    first = draw()
+    write_random_state(state)
+    read_random_state()
+    assert draw() == first
+
+
+def test_a_state_is_a_copy():
+    state = read_random_state()
+    before, _ = pack_state(state)
+    arrays = [array.copy() for array in pack_state(state)[1]]
+    draw()
+    assert pack_state(state)[0] == before
+    for array, other in zip(pack_state(state)[1], arrays, strict=True):
+        np.testing.assert_array_equal(array, other)
+
+
+def test_the_framework_has_states_of_arrays():
+    state = current().read_framework_random_state()
+    assert all(isinstance(array, np.ndarray) for array in state.values())
+    current().write_framework_random_state(state)
