@@ -21,10 +21,10 @@ from keras_deepseek.layers.attention.key_value_cache import (
 )
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
+from keras_deepseek.layers.size_check import read_dim
 
 Shape = tuple[int | None, ...]
 
-_RANK = 3
 _WRAPPED = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 
 
@@ -110,12 +110,7 @@ class CachedAttention(keras.Layer):
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
-        if len(input_shape) != _RANK or input_shape[-1] is None:
-            raise InvalidInputError(
-                f"{self.name!r} needs inputs of shape (batch_size, length, dim) with a known dim, "
-                f"received {tuple(input_shape)}."
-            )
-        self.input_spec = keras.InputSpec(ndim=_RANK, axes={-1: input_shape[-1]})
+        read_dim(self, input_shape)
         if not self.attention.built:
             self.attention.build(input_shape, input_shape)
         if self.rotary is not None:

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.layers.attention.head_projection import make_projection, read_dim
+from keras_deepseek.layers.attention.head_projection import make_projection
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
@@ -19,7 +19,7 @@ from keras_deepseek.layers.attention.linear_scan import sum_over_all, sum_over_e
 from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
-from keras_deepseek.layers.size_check import check_size
+from keras_deepseek.layers.size_check import check_size, read_dim
 
 Shape = tuple[int | None, ...]
 

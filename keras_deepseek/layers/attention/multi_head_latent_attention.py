@@ -23,11 +23,10 @@ from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.mask_check import check_attention_mask, check_mask
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
-from keras_deepseek.layers.size_check import check_size
+from keras_deepseek.layers.size_check import check_size, read_dim
+from keras_deepseek.layers.token_norm import make_token_norm
 
 Shape = tuple[int | None, ...]
-
-_RANK = 3
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -187,24 +186,18 @@ class MultiHeadLatentAttention(keras.Layer):
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
-        if len(input_shape) != _RANK or input_shape[-1] is None:
-            raise InvalidInputError(
-                f"{self.name!r} needs inputs of shape (batch_size, length, dim) with a known dim, "
-                f"received {tuple(input_shape)}."
-            )
-        dim = input_shape[-1]
-        self.input_spec = keras.InputSpec(ndim=_RANK, axes={-1: dim})
+        dim = read_dim(self, input_shape)
         heads, rank = self.num_heads, self.key_value_lora_rank
         query_dim = dim
         if self.query_lora_rank is not None:
             query_dim = self.query_lora_rank
             self.query_down = self._make_dense("query_down", dim, query_dim)
-            self.query_norm = self._make_norm("query_norm", query_dim)
+            self.query_norm = make_token_norm(self, "query_norm", query_dim)
         self.query_up = self._make_up(
             "query_up", query_dim, self.nope_head_dim + self.rope_head_dim
         )
         self.key_value_down = self._make_dense("key_value_down", dim, rank)
-        self.key_value_norm = self._make_norm("key_value_norm", rank)
+        self.key_value_norm = make_token_norm(self, "key_value_norm", rank)
         self.key_rope = self._make_dense("key_rope", dim, self.rope_head_dim)
         self.key_up = self._make_up("key_up", rank, self.nope_head_dim)
         self.value_up = self._make_up("value_up", rank, self.value_head_dim)
@@ -236,14 +229,6 @@ class MultiHeadLatentAttention(keras.Layer):
         dense.supports_masking = True  # It transforms each token alone; Keras's class can't know.
         dense.build((None, None, dim))
         return dense
-
-    def _make_norm(self, name: str, dim: int) -> keras.layers.RMSNormalization:
-        norm = keras.layers.RMSNormalization(
-            epsilon=self.epsilon, dtype=self.dtype_policy, name=name
-        )
-        norm.supports_masking = True
-        norm.build((None, None, dim))
-        return norm
 
     def make_cache(self, batch_size: int, max_length: int) -> Cache:
         """Returns an empty cache, for the `cache` of a call.

@@ -8,7 +8,7 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.block_compression import BlockCompression
-from keras_deepseek.layers.attention.head_projection import make_projection, read_dim
+from keras_deepseek.layers.attention.head_projection import make_projection
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
@@ -33,7 +33,7 @@ from keras_deepseek.layers.attention.token_places import (
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
-from keras_deepseek.layers.size_check import check_size
+from keras_deepseek.layers.size_check import check_size, read_dim
 
 Shape = tuple[int | None, ...]
 

@@ -20,11 +20,11 @@ from keras_deepseek.layers.initializers import clone_initializer, stack_initiali
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.position.position_check import check_length, check_positions
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
-from keras_deepseek.layers.size_check import check_size
+from keras_deepseek.layers.size_check import check_size, read_dim
+from keras_deepseek.layers.token_norm import make_token_norm
 
 Shape = tuple[int | None, ...]
 
-_RANK = 3
 _FIXED_SCALINGS = ("default", "linear", "llama3", "yarn")
 """Those by which a position has one angle, however long the sequence has become."""
 
@@ -179,24 +179,18 @@ class SlidingWindowAttention(keras.Layer):
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
-        if len(input_shape) != _RANK or input_shape[-1] is None:
-            raise InvalidInputError(
-                f"{self.name!r} needs inputs of shape (batch_size, length, dim) with a known dim, "
-                f"received {tuple(input_shape)}."
-            )
-        dim = input_shape[-1]
-        self.input_spec = keras.InputSpec(ndim=_RANK, axes={-1: dim})
+        dim = read_dim(self, input_shape)
         heads, head_dim = self.num_heads, self.head_dim
         groups, rank = self.num_output_groups, self.output_lora_rank
         self.query_down = self._make_dense(
             "query_down", "btd,dq->btq", (dim,), self.query_lora_rank
         )
-        self.query_norm = self._make_norm("query_norm", self.query_lora_rank)
+        self.query_norm = make_token_norm(self, "query_norm", self.query_lora_rank)
         self.query_up = self._make_dense(
             "query_up", "btq,qhk->bthk", (self.query_lora_rank,), heads, head_dim
         )
         self.key_value = self._make_dense("key_value", "btd,dk->btk", (dim,), head_dim)
-        self.key_value_norm = self._make_norm("key_value_norm", head_dim)
+        self.key_value_norm = make_token_norm(self, "key_value_norm", head_dim)
         self.sinks = self.add_weight(
             name="sinks", shape=(heads,), initializer="zeros", autocast=False
         )
@@ -223,14 +217,6 @@ class SlidingWindowAttention(keras.Layer):
         dense.supports_masking = True  # It transforms each token alone; Keras's class can't know.
         dense.build((None, None, *input_sizes))
         return dense
-
-    def _make_norm(self, name: str, dim: int) -> keras.layers.RMSNormalization:
-        norm = keras.layers.RMSNormalization(
-            epsilon=self.epsilon, dtype=self.dtype_policy, name=name
-        )
-        norm.supports_masking = True
-        norm.build((None, None, dim))
-        return norm
 
     def make_cache(self, batch_size: int, max_length: int) -> Cache:
         """Returns an empty cache, for the `cache` of a call.

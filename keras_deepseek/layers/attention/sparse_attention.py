@@ -12,7 +12,7 @@ from keras_deepseek.layers.attention.block_layout import BlockLayout
 from keras_deepseek.layers.attention.block_plan import plan_blocks, plan_rows
 from keras_deepseek.layers.attention.block_sparse_attention import block_sparse_attention
 from keras_deepseek.layers.attention.block_sparse_decoding import block_sparse_decoding
-from keras_deepseek.layers.attention.head_projection import make_projection, read_dim
+from keras_deepseek.layers.attention.head_projection import make_projection
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
@@ -21,7 +21,7 @@ from keras_deepseek.layers.attention.key_value_cache import (
     make_cache,
 )
 from keras_deepseek.layers.mask_check import check_mask
-from keras_deepseek.layers.size_check import check_size
+from keras_deepseek.layers.size_check import check_size, read_dim
 
 Shape = tuple[int | None, ...]
 

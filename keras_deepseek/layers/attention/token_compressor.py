@@ -14,6 +14,7 @@ from keras_deepseek.layers.attention.block_sparse_attention import HIDDEN
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.attention.token_packing import PackedTokens, join_recent, take_rows
 from keras_deepseek.layers.initializers import clone_initializer
+from keras_deepseek.layers.token_norm import make_token_norm
 
 Rotate = Callable[[Any, Any], Any]
 
@@ -71,10 +72,7 @@ class TokenCompressor(keras.Layer):
             initializer="zeros",
             autocast=False,
         )
-        self.norm = keras.layers.RMSNormalization(
-            epsilon=self.epsilon, dtype=self.dtype_policy, name="norm"
-        )
-        self.norm.build((None, None, self.entry_dim))
+        self.norm = make_token_norm(self, "norm", self.entry_dim)
 
     def _make_dense(self, name: str) -> keras.layers.Dense:
         return keras.layers.Dense(

@@ -21,11 +21,10 @@ from keras_deepseek.layers.inner_layers import (
     revive_layer,
     serialize_layer,
 )
-from keras_deepseek.layers.size_check import check_size
+from keras_deepseek.layers.size_check import check_size, read_dim
+from keras_deepseek.layers.token_norm import make_token_norm
 
 Shape = tuple[int | None, ...]
-
-_RANK = 3
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -145,19 +144,13 @@ class MultiTokenPrediction(keras.Layer):
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
-        if len(input_shape) != _RANK or input_shape[-1] is None:
-            raise InvalidInputError(
-                f"{self.name!r} needs inputs of shape (batch_size, length, dim) with a known dim, "
-                f"received {tuple(input_shape)}."
-            )
-        dim = input_shape[-1]
-        self.input_spec = keras.InputSpec(ndim=_RANK, axes={-1: dim})
+        dim = read_dim(self, input_shape)
         build_layer(self.token_embedding, (None, None), "int32")
         build_layer(self.output_head, (None, None, dim), self.compute_dtype)
         self.hidden_norms, self.embedding_norms, self.projections = [], [], []
         for index, block in enumerate(self.blocks, 1):
-            self.hidden_norms.append(self._make_norm(f"hidden_norm_{index}", dim))
-            self.embedding_norms.append(self._make_norm(f"embedding_norm_{index}", dim))
+            self.hidden_norms.append(make_token_norm(self, f"hidden_norm_{index}", dim))
+            self.embedding_norms.append(make_token_norm(self, f"embedding_norm_{index}", dim))
             projection = keras.layers.Dense(
                 dim,
                 use_bias=False,
@@ -168,14 +161,6 @@ class MultiTokenPrediction(keras.Layer):
             projection.build((None, None, 2 * dim))
             self.projections.append(projection)
             build_layer(block, (None, None, dim), self.compute_dtype)
-
-    def _make_norm(self, name: str, dim: int) -> keras.layers.RMSNormalization:
-        norm = keras.layers.RMSNormalization(
-            epsilon=self.epsilon, dtype=self.dtype_policy, name=name
-        )
-        norm.supports_masking = True
-        norm.build((None, None, dim))
-        return norm
 
     def call(
         self,

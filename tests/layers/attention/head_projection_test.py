@@ -2,8 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers.attention.head_projection import make_projection, read_dim
+from keras_deepseek.layers.attention.head_projection import make_projection
 
 
 class Projecting(keras.Layer):
@@ -33,12 +32,3 @@ def test_two_projections_start_with_different_kernels():
         projection.build((None, None, 5))
         kernels.append(keras.ops.convert_to_numpy(projection.kernel))
     assert not np.allclose(*kernels)
-
-
-def test_the_dim_of_a_sequence_is_held_to():
-    layer = Projecting()
-    assert read_dim(layer, (None, None, 6)) == 6
-    assert layer.input_spec.axes == {-1: 6}
-    for shape in ((2, 6), (2, 3, 4, 6), (2, 3, None)):
-        with pytest.raises(InvalidInputError, match="'projecting' needs inputs of shape"):
-            read_dim(layer, shape)
