@@ -7,26 +7,33 @@ import keras
 from keras_deepseek.artifacts.errors import InvalidInputError
 
 
-def check_mask(mask: Any, inputs: Any) -> None:
+def check_mask(mask: Any, inputs: Any, name: str = "mask") -> None:
     """Raises an error where a mask is not one of the inputs.
 
     Args:
         mask: Tensor or `None`, which fits always.
-        inputs: Tensor of shape `(batch_size, length, ...)`.
+        inputs: Tensor of shape `(batch_size, ..., dim)`, in most layers with the length between.
+        name: string. The argument, as the error names it. Defaults to `"mask"`.
 
     Raises:
-        InvalidInputError: The mask has another shape than `(batch_size, length)`.
+        InvalidInputError: The mask is no tensor, or not of the shape of the inputs without the
+            last axis.
     """
     if mask is None:
         return
-    received, expected = tuple(mask.shape), tuple(inputs.shape[:2])
+    if not hasattr(mask, "shape"):
+        raise InvalidInputError(
+            f"`{name}` must be a tensor or a NumPy array, received {type(mask).__name__}."
+        )
+    received, expected = tuple(mask.shape), tuple(inputs.shape[:-1])
     fits = len(received) == len(expected) and all(
         None in sizes or sizes[0] == sizes[1] for sizes in zip(received, expected, strict=True)
     )
     if not fits:
+        axes = "length" if len(expected) == 2 else "..."  # noqa: PLR2004
         raise InvalidInputError(
-            f"`mask` must be of shape (batch_size, length), for these inputs {expected}, received "
-            f"{received}."
+            f"`{name}` must be of shape (batch_size, {axes}), for these inputs {expected}, "
+            f"received {received}."
         )
 
 
@@ -44,6 +51,11 @@ def check_attention_mask(attention_mask: Any, queries: Any, keys: Any) -> None:
     """
     if attention_mask is None:
         return
+    if not hasattr(attention_mask, "shape"):
+        raise InvalidInputError(
+            "`attention_mask` must be a tensor or a NumPy array, received "
+            f"{type(attention_mask).__name__}."
+        )
     received, expected = tuple(attention_mask.shape), (*queries.shape[:2], keys.shape[1])
     dtype = keras.backend.standardize_dtype(attention_mask.dtype)
     fits = len(received) == len(expected) and all(

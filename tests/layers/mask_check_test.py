@@ -19,6 +19,20 @@ def test_a_mask_of_another_shape_is_refused(shape):
         check_mask(np.ones(shape, bool), np.ones((2, 3, 4)))
 
 
+def test_a_mask_may_have_more_axes_or_one():
+    check_mask(np.ones((2, 3, 4), bool), np.ones((2, 3, 4, 5)))
+    check_mask(np.ones(2, bool), np.ones((2, 5)))
+    with pytest.raises(InvalidInputError, match=r"`token_ids` must be .*\(batch_size, ...\)"):
+        check_mask(np.ones((2, 1)), np.ones((2, 5)), "token_ids")
+
+
+def test_a_list_is_no_mask():
+    with pytest.raises(InvalidInputError, match="must be a tensor or a NumPy array, received list"):
+        check_mask([[True]], np.ones((1, 1, 4)))
+    with pytest.raises(InvalidInputError, match="must be a tensor or a NumPy array, received list"):
+        check_attention_mask([[True]], np.ones((1, 1, 4)), np.ones((1, 1, 4)))
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 5), (1, 3, 5), (2, 1, 5), (1, 1, 1)])
 def test_an_attention_mask_that_broadcasts_passes(shape):
     queries, keys = np.ones((2, 3, 4)), np.ones((2, 5, 4))

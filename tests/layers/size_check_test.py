@@ -7,6 +7,12 @@ from keras_deepseek.layers.size_check import check_size, read_dim
 
 def test_a_positive_integer_is_returned():
     assert check_size("num_heads", 3) == 3
+    assert check_size("num_heads", None, default=2) == 2
+
+
+def test_zero_is_no_default():
+    with pytest.raises(InvalidInputError, match="`num_heads` must be a positive integer"):
+        check_size("num_heads", 0, default=2)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, "3", None, True])

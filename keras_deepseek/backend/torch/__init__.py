@@ -11,6 +11,7 @@ from keras_deepseek.backend.torch.random_state import (
     read_framework_random_state,
     write_framework_random_state,
 )
+from keras_deepseek.backend.torch.selection import top_k
 from keras_deepseek.backend.torch.tracing import can_read_shapes, read_integer
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "read_framework_random_state",
     "read_integer",
     "repeat",
+    "top_k",
     "write_buffers",
     "write_framework_random_state",
     "write_onnx",

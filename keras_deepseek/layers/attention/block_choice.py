@@ -18,6 +18,7 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend import current
 from keras_deepseek.layers.moe.expert_dispatch import ExpertDispatch, dispatch_to_blocks
 
 _ALWAYS = 1e9
@@ -78,7 +79,7 @@ def choose_blocks(
     is_fixed = ops.logical_or(blocks < num_first, ops.greater(blocks, own - num_local))
     scores = ops.where(is_fixed, ops.cast(_ALWAYS, importance.dtype), importance)
     scores = ops.where(ops.less_equal(blocks, own), scores, ops.cast(-1.0, importance.dtype))
-    _, chosen = ops.top_k(ops.stop_gradient(scores), min(num_chosen, num_blocks))
+    _, chosen = current().top_k(ops.stop_gradient(scores), min(num_chosen, num_blocks))
     return ops.cast(chosen, "int32")
 
 

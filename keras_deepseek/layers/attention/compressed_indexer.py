@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.backend import current
 from keras_deepseek.layers.attention.block_sparse_attention import HIDDEN
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.attention.token_compressor import Rotate, TokenCompressor
@@ -109,4 +110,5 @@ class CompressedIndexer(keras.Layer):
         scores = ops.einsum("btjn,btj->btn", ops.relu(scores), weights)
         numbers = ops.arange(ops.shape(keys)[1], dtype="int32")
         is_seen = numbers < self.compressor.count_visible(tokens)[..., None]
-        return ops.top_k(ops.where(is_seen, scores, HIDDEN), self.top_k)[1], updates
+        scores = ops.where(is_seen, scores, HIDDEN)
+        return current().top_k(scores, self.top_k)[1], updates

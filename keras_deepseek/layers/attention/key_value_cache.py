@@ -245,7 +245,12 @@ def _read_start(cache: Cache, cache_index: Any, length: int | None) -> Any:
     if start is None:
         return ops.cast(cache_index, "int32")
     max_length = cache["mask"].shape[1]
-    if start < 0 or (length is not None and max_length and start + length > max_length):
+    if start < 0:
+        raise InvalidInputError(
+            "`cache_index` must be 0 or more, the number of slots that earlier calls have filled; "
+            f"received {start}."
+        )
+    if length is not None and max_length and start + length > max_length:
         raise InvalidInputError(
             f"The cache has {max_length} slots, received {length} tokens for those from "
             f"{start} on. Make a cache of a larger `max_length`."

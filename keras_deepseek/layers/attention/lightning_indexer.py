@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
@@ -168,7 +169,7 @@ class LightningIndexer(keras.Layer):
         return ops.einsum("bths,bth->bts", ops.cast(products, dtype), ops.cast(weights, dtype))
 
     def choose_keys(self, scores: Any, mask: Any, num_keys: int) -> tuple[Any, Any, Any]:
-        """Returns the keys of the best scores; of equal ones, those that the framework likes.
+        """Returns the keys of the best scores, and of equal ones the first.
 
         Args:
             scores: Tensor of shape `(batch_size, query_length, key_length)`.
@@ -187,8 +188,8 @@ class LightningIndexer(keras.Layer):
             missing = ops.maximum(num_keys - key_length, 0)
             filling = ops.zeros((*ops.shape(scores)[:2], missing), scores.dtype) + _HIDDEN
             scores = ops.concatenate([scores, filling], axis=-1)
-        scores, indices = ops.top_k(scores, num_keys)
-        indices = ops.minimum(ops.cast(indices, "int32"), ops.cast(key_length, "int32") - 1)
+        scores, indices = backend.current().top_k(scores, num_keys)
+        indices = ops.minimum(indices, ops.cast(key_length, "int32") - 1)
         return indices, scores, scores > _HIDDEN / 2
 
     def compute_output_spec(

@@ -175,13 +175,13 @@ class NativeSparseAttention(keras.Layer):
         self.num_heads = check_size("num_heads", num_heads)
         self.head_dim = check_size("head_dim", head_dim)
         self.num_key_value_heads = check_size(
-            "num_key_value_heads", num_key_value_heads or num_heads
+            "num_key_value_heads", num_key_value_heads, default=num_heads
         )
-        self.value_head_dim = check_size("value_head_dim", value_head_dim or head_dim)
+        self.value_head_dim = check_size("value_head_dim", value_head_dim, default=head_dim)
         self.compression_block_size = check_size("compression_block_size", compression_block_size)
         self.compression_stride = check_size("compression_stride", compression_stride)
         self.compression_hidden_dim = check_size(
-            "compression_hidden_dim", compression_hidden_dim or head_dim
+            "compression_hidden_dim", compression_hidden_dim, default=head_dim
         )
         self.selection_block_size = check_size("selection_block_size", selection_block_size)
         self.num_selected_blocks = check_size("num_selected_blocks", num_selected_blocks)

@@ -152,7 +152,7 @@ class SlidingWindowAttention(keras.Layer):
         self.sliding_window = check_size("sliding_window", sliding_window)
         if rope_head_dim % 2 or rope_head_dim > head_dim:
             raise InvalidInputError(
-                f"`rope_head_dim` must be an even number of the `head_dim` of {head_dim}, received "
+                f"`rope_head_dim` must be even and at most `head_dim`, {head_dim}; received "
                 f"{rope_head_dim}."
             )
         if num_heads % num_output_groups:

@@ -66,6 +66,7 @@ class DeepSeekMoE(keras.Layer):
             them.
         mask: Boolean tensor of shape `(batch_size, ...)`, or `None`. `False` hides a token.
         training: boolean. Whether the router writes its load and adds its losses.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
 
     Returns:
         A tensor of the shape of `inputs`, in the layer's compute dtype.
@@ -161,8 +162,14 @@ class DeepSeekMoE(keras.Layer):
         )
 
     def call(
-        self, inputs: Any, token_ids: Any = None, mask: Any = None, training: bool = False
+        self,
+        inputs: Any,
+        token_ids: Any = None,
+        mask: Any = None,
+        training: bool = False,
+        inputs_mask: Any = None,
     ) -> Any:
+        mask = inputs_mask if mask is None else mask
         weights, indices = self.router(inputs, token_ids, mask=mask, training=training)
         if mask is not None:
             indices = ops.where(ops.expand_dims(mask, -1), indices, self.router.num_experts)

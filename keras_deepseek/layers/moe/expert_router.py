@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.moe.balance_losses import router_z_loss, sequence_balance_loss
 from keras_deepseek.layers.moe.expert_scores import (
     GROUP_SCORINGS,
@@ -76,6 +77,7 @@ class ExpertRouter(keras.Layer):
         mask: Boolean tensor of shape `(batch_size, ...)`, or `None`. `False` hides a token from the
             load and from the losses.
         training: boolean. Whether `expert_load` is written and the losses are added.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
 
     Returns:
         Two tensors of shape `(batch_size, ..., num_experts_per_token)`: the weights, in the layer's
@@ -200,8 +202,16 @@ class ExpertRouter(keras.Layer):
         )
 
     def call(
-        self, inputs: Any, token_ids: Any = None, mask: Any = None, training: bool = False
+        self,
+        inputs: Any,
+        token_ids: Any = None,
+        mask: Any = None,
+        training: bool = False,
+        inputs_mask: Any = None,
     ) -> tuple[Any, Any]:
+        mask = inputs_mask if mask is None else mask
+        check_mask(mask, inputs)
+        check_mask(token_ids, inputs, "token_ids")
         logits = self.compute_logits(inputs)
         scores = SCORINGS[self.scoring](logits)
         indices = self.select(scores, token_ids)
@@ -270,9 +280,7 @@ class ExpertRouter(keras.Layer):
         if self.z_loss:
             self.add_loss(self.z_loss * router_z_loss(logits, shown))
 
-    def compute_output_spec(
-        self, inputs: Any, token_ids: Any = None, mask: Any = None, training: bool = False
-    ) -> tuple[Any, Any]:
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         shape = (*inputs.shape[:-1], self.num_experts_per_token)
         return (
             keras.KerasTensor(shape, dtype=self.compute_dtype),

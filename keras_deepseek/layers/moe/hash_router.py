@@ -48,6 +48,7 @@ class HashRouter(ExpertRouter):
         mask: Boolean tensor of shape `(batch_size, ...)`, or `None`. `False` hides a token from the
             load.
         training: boolean. Whether `expert_load` is written.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
 
     Returns:
         Two tensors of shape `(batch_size, ..., num_experts_per_token)`: the weights, in the layer's

@@ -53,9 +53,11 @@ class ManifoldConstrainedHyperConnections(keras.Layer):
     ```
 
     The wrapped layer maps `(batch_size, ..., dim)` to the same shape. A mask, one entry a token, is
-    given to it if it takes one, and passes through. What it returns beside its outputs, as a cache,
-    is returned beside the streams. A block of one's own may instead call the two halves, `collapse`
-    and `merge`.
+    given to it if it takes one, and passes through. A `Sequential` hands it on only through layers
+    that support masks: `keras.layers.RMSNormalization` does where its `supports_masking` is set.
+    What the layer returns beside its outputs, as a cache, is returned beside the streams; no
+    `Sequential` takes one. A block of one's own may instead call the two halves, `collapse` and
+    `merge`.
 
     In a checkpoint, `kernel` is `fn` transposed, `bias` is `base`.
 

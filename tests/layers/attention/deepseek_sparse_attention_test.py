@@ -200,6 +200,15 @@ def test_no_token_sees_what_comes_after_it():
     assert np.abs(outputs[:, 4:] - others[:, 4:]).min() > 0
 
 
+def test_keys_of_equal_scores_are_chosen_alike_with_a_cache():
+    """With one head, most scores are zero."""
+    layer = make_layer(index_num_heads=1, num_keys_per_query=8)
+    inputs = np.random.default_rng(0).normal(size=(1, 40, 6)).astype("float32")
+    outputs = keras.ops.convert_to_numpy(layer(inputs))
+    cached, _ = layer(inputs, cache=layer.make_cache(1, 60), cache_index=0)
+    assert_close(keras.ops.convert_to_numpy(cached), outputs)
+
+
 def test_cached_decoding_is_the_full_forward():
     layer, inputs = make_layer(query_lora_rank=4, rope_scaling=YARN), draw(2, 7, 6)
     cache, outputs = layer.make_cache(2, 9), []

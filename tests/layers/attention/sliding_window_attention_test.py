@@ -217,8 +217,8 @@ def test_an_empty_batch_and_a_sequence_of_one_work(shape):
     [
         ({"num_heads": 0}, "`num_heads` must be a positive integer, received 0"),
         ({"sliding_window": 0}, "`sliding_window` must be a positive integer"),
-        ({"rope_head_dim": 3}, "`rope_head_dim` must be an even number of the `head_dim` of 6"),
-        ({"rope_head_dim": 8}, "`rope_head_dim` must be an even number of the `head_dim` of 6"),
+        ({"rope_head_dim": 3}, "`rope_head_dim` must be even and at most `head_dim`, 6"),
+        ({"rope_head_dim": 8}, "`rope_head_dim` must be even and at most `head_dim`, 6"),
         ({"num_output_groups": 3}, "`num_output_groups` must divide `num_heads`, received 3 and 4"),
         ({"dropout": 1.0}, "`dropout` must be in"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "A yarn scaling needs"),

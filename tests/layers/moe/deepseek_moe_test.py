@@ -253,3 +253,21 @@ def test_wrong_arguments_are_refused(kwargs, message):
 def test_inputs_without_a_batch_or_a_known_dim_are_refused(shape):
     with pytest.raises(InvalidInputError, match=r"needs inputs of shape \(batch_size, ..., dim\)"):
         DeepSeekMoE(ExpertRouter(8, 2), 4).build(shape)
+
+
+@pytest.mark.parametrize("router_class", [ExpertRouter, HashRouter])
+def test_the_mask_of_the_inputs_counts_beside_token_ids(router_class):
+    """Keras fills in the mask of the first of several tensors under another name."""
+    vocabulary = {"vocabulary_size": 20} if router_class is HashRouter else {}
+    layer = DeepSeekMoE(router_class(4, 1, **vocabulary), 3)
+    token_ids = np.array([[0, 0, 5, 6], [0, 7, 8, 9]])
+    embedding = keras.layers.Embedding(20, 8, mask_zero=True)
+    layer(embedding(token_ids), token_ids, training=True)
+    assert to_numpy(layer.router.expert_load).sum() == 5
+
+
+@pytest.mark.parametrize("name", ["mask", "token_ids"])
+def test_what_is_not_of_the_tokens_is_refused(name):
+    layer = DeepSeekMoE(ExpertRouter(4, 1), 3)
+    with pytest.raises(InvalidInputError, match=f"`{name}` must be of shape"):
+        layer(draw(1, 5, 8), **{name: np.ones((1, 1), "int32")})

@@ -1,0 +1,11 @@
+"""The largest numbers of many."""
+
+from typing import Any
+
+import keras
+
+
+def top_k(values: Any, k: int) -> tuple[Any, Any]:
+    """Returns the largest along the last axis and int32 indices; of equals, the first."""
+    largest, indices = keras.ops.top_k(values, k)
+    return largest, keras.ops.cast(indices, "int32")
