@@ -70,14 +70,14 @@ def make_cache(
 
 
 def check_cache_arguments(cache: Cache | None, cache_index: Any) -> None:
-    """Raises an error where a layer is called with one of the two alone.
+    """Raises an error where a layer is called with one of the two alone, or with no such index.
 
     Args:
         cache: dict or `None`.
         cache_index: integer, integer scalar tensor or `None`.
 
     Raises:
-        InvalidInputError: One is `None` and the other is not.
+        InvalidInputError: One is `None` and the other is not, or the index is not one integer.
     """
     if cache is None and cache_index is not None:
         raise InvalidInputError(
@@ -88,6 +88,11 @@ def check_cache_arguments(cache: Cache | None, cache_index: Any) -> None:
         raise InvalidInputError(
             "A `cache` needs a `cache_index`: the number of slots that earlier calls have filled, "
             "0 at first."
+        )
+    if isinstance(cache_index, float) or tuple(getattr(cache_index, "shape", ())):
+        raise InvalidInputError(
+            "`cache_index` must be one integer, the same for all sequences of a batch: pad the "
+            f"shorter ones on the left; received {cache_index!r}."
         )
 
 

@@ -51,7 +51,8 @@ class ChunkedCrossEntropy(VocabularyHead):
 
     The mean is over the tokens that count, each by its sample weight: the sum of weighted losses
     over the sum of weights. A token does not count where the mask is false or its target is
-    `ignore_class`; its loss is returned as 0. The mask passes through.
+    `ignore_class`; its loss is returned as 0. A token that counts and whose target is no class has
+    a loss of NaN, and so has the batch. The mask passes through.
 
     It saves memory eagerly and in every compiled form, with and without XLA. What is left is three
     to four times the logits of a chunk, in float32, and the gradient of the kernel, which is added
@@ -167,6 +168,9 @@ class ChunkedCrossEntropy(VocabularyHead):
         mask = inputs_mask if mask is None else mask
         losses = self.compute_losses(inputs, targets)
         weights = self.weigh_tokens(inputs, targets, sample_weight=sample_weight, mask=mask)
+        # An error would need the numbers, which nobody has while the step is traced.
+        fits = ops.logical_or(self._are_classes(targets), ops.equal(weights, 0))
+        losses = ops.where(fits, losses, math.nan)
         if self.loss_weight:
             self.add_loss(self.loss_weight * average_losses(losses, weights))
         if mask is not None:
@@ -181,10 +185,7 @@ class ChunkedCrossEntropy(VocabularyHead):
             targets: Integer tensor of shape `(batch_size, ...)`.
         """
         check_tokens("targets", targets, inputs, is_integer=True)
-        labels = ops.cast(targets, "int32")
-        if self.ignore_class is not None:
-            labels = ops.where(ops.equal(targets, self.ignore_class), 0, labels)
-
+        labels = ops.cast(ops.where(self._are_classes(targets), targets, 0), "int32")
         losses = map_chunks_with_gradient(
             self._compute_chunk,
             self._differentiate_chunk,
@@ -197,6 +198,9 @@ class ChunkedCrossEntropy(VocabularyHead):
         if self.ignore_class is not None:
             losses = ops.where(ops.equal(targets, self.ignore_class), 0.0, losses)
         return losses
+
+    def _are_classes(self, targets: Any) -> Any:
+        return ops.logical_and(targets >= 0, targets < self.vocabulary_size)
 
     def weigh_tokens(
         self, inputs: Any, targets: Any, *, sample_weight: Any = None, mask: Any = None

@@ -1,5 +1,6 @@
 """Which experts a token goes to, and how much each of them counts: the first half of a mixture."""
 
+import math
 from typing import Any
 
 import keras
@@ -85,8 +86,9 @@ class ExpertRouter(keras.Layer):
 
     Raises:
         InvalidInputError: A number of experts or groups is not positive, does not divide, or leaves
-            fewer experts to choose from than are to be chosen; a scoring is unknown; or the inputs
-            have no axis beside the batch, or a last axis of unknown size.
+            fewer experts to choose from than are to be chosen; a scoring is unknown; a loss has a
+            negative weight; or the inputs have no axis beside the batch, or a last axis of unknown
+            size.
 
     Example:
 
@@ -132,6 +134,11 @@ class ExpertRouter(keras.Layer):
         self.normalize_weights = normalize_weights
         self.routed_scale = routed_scale
         self.use_expert_bias = use_expert_bias
+        for name, weight in (("balance_loss", balance_loss), ("z_loss", z_loss)):
+            if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
+                raise InvalidInputError(
+                    f"`{name}` must be a number that is not negative, received {weight!r}."
+                )
         self.balance_loss = balance_loss
         self.z_loss = z_loss
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

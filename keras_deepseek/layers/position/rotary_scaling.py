@@ -26,6 +26,8 @@ REQUIRED = {
 }
 """What each `rope_type` needs beside its name."""
 
+_LISTS = ("short_factor", "long_factor")
+
 OPTIONAL = {
     "yarn": {
         "attention_factor",
@@ -80,9 +82,12 @@ def check_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
         raise InvalidInputError(
             f"A {kind} scaling needs {', '.join(missing)} as well; received only {sorted(given)}."
         )
-    for name in ("factor", _LENGTH):
-        value = given.get(name, 1)
-        if not (isinstance(value, int | float) and 0 < value < math.inf):
+    for name, value in given.items():
+        is_left_out = value is None and name not in REQUIRED[kind]
+        if name in _LISTS or name == "truncate" or is_left_out:
+            continue
+        least = 0 if name.startswith("mscale") else math.ulp(0)
+        if not (isinstance(value, int | float) and least <= value < math.inf):
             raise InvalidInputError(
                 f"`{name}` of a {kind} scaling must be a positive number, received {value!r}."
             )

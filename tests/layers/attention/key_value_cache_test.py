@@ -188,3 +188,9 @@ def test_the_spec_of_a_call_with_a_cache_has_the_cache_too(cache):
 
 def test_without_padding_and_causality_there_is_no_attention_mask():
     assert make_attention_mask(2, 4) is None
+
+
+@pytest.mark.parametrize("index", [0.5, np.array([0, 1])])
+def test_an_index_is_one_integer(cache, index):
+    with pytest.raises(InvalidInputError, match="`cache_index` must be one integer"):
+        append_to_cache(cache, index, {"latent": draw(1)})

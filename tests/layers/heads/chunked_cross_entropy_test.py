@@ -304,3 +304,16 @@ def test_targets_that_do_not_fit_are_refused():
         head(hidden, targets, mask=np.ones((2, 4), bool))
     with pytest.raises(InvalidInputError, match="make its input by"):
         head(keras.Input((3, 6)), keras.Input((3,)))
+
+
+@pytest.mark.parametrize("target", [-1, -100, VOCABULARY_SIZE, 500])
+def test_a_target_that_is_no_class_shows(target):
+    head = ChunkedCrossEntropy(VOCABULARY_SIZE, chunk_size=2)
+    inputs = np.random.default_rng(0).normal(size=(1, 3, 4)).astype("float32")
+    targets = np.array([[1, target, 0]])
+    losses = keras.ops.convert_to_numpy(head(inputs, targets))
+    assert np.isnan(losses).tolist() == [[False, True, False]]
+    assert np.isnan(keras.ops.convert_to_numpy(head.losses[0]))
+    hidden = ChunkedCrossEntropy(VOCABULARY_SIZE, chunk_size=2)
+    hidden(inputs, targets, mask=np.array([[True, False, True]]))
+    assert np.isfinite(keras.ops.convert_to_numpy(hidden.losses[0]))

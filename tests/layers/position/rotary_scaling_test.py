@@ -80,6 +80,9 @@ def test_the_older_name_of_the_type_is_known():
         ({"rope_type": "yarn", "factor": 2.0}, "needs original_max_position_embeddings as well"),
         ({"rope_type": "linear", "factor": 0}, "`factor` of a linear scaling must be a positive"),
         ({**YARN, "original_max_position_embeddings": None}, "must be a positive number"),
+        ({**YARN, "beta_fast": -1}, "`beta_fast` of a yarn scaling must be a positive number"),
+        ({**YARN, "attention_factor": -3}, "`attention_factor` of a yarn scaling must be"),
+        ({**YARN, "mscale": "a"}, "`mscale` of a yarn scaling must be a positive number"),
         ({**LLAMA3, "high_freq_factor": 1.0}, "must be below `high_freq_factor`"),
     ],
 )
