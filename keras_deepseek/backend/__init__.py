@@ -83,7 +83,7 @@ class Backend(Protocol):
         """Returns the tensors that `state = body(index, *state)` makes, one run after the other."""
 
     def top_k(self, values: "Any", k: int) -> "tuple[Any, Any]":
-        """Returns the largest along the last axis and int32 indices; of equals, the first."""
+        """Returns the largest of the last axis and int32 indices; of the least, the first ones."""
 
     def can_read_shapes(self, value: "Any") -> bool:
         """Whether a tensor's numbers can be read, and shapes may follow from them at no cost."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def top_k(values: Any, k: int) -> tuple[Any, Any]:
-    """Returns the largest along the last axis and int32 indices; of equals, the first."""
+    """Returns the largest of the last axis and int32 indices; of the least, the first ones."""
     # JAX takes a negative zero for less than a zero.
     indices = jax.lax.top_k(jnp.where(values == 0, 0, values), k)[1]
     return jnp.take_along_axis(values, indices, axis=-1), indices

@@ -6,6 +6,6 @@ import keras
 
 
 def top_k(values: Any, k: int) -> tuple[Any, Any]:
-    """Returns the largest along the last axis and int32 indices; of equals, the first."""
+    """Returns the largest of the last axis and int32 indices; of the least, the first ones."""
     largest, indices = keras.ops.top_k(values, k)
     return largest, keras.ops.cast(indices, "int32")

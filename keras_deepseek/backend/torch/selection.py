@@ -4,15 +4,27 @@ from typing import Any
 
 import torch
 
+from keras_deepseek.backend.torch.tracing import can_read_shapes
+
 
 def top_k(values: Any, k: int) -> tuple[Any, Any]:
-    """Returns the largest along the last axis and int32 indices; of equals, the first."""
-    # By `torch.topk` alone, which of equal numbers are taken depends on how many others there are.
-    if values.dtype == torch.float32:
-        indices = torch.topk(_make_keys(values.detach()), k)[1]
-    else:
-        indices = torch.sort(values.detach(), dim=-1, descending=True, stable=True)[1][..., :k]
+    """Returns the largest of the last axis and int32 indices; of the least, the first ones."""
+    indices = _choose(values.detach(), k)
     return torch.gather(values, -1, indices), indices.to(torch.int32)
+
+
+def _choose(values: torch.Tensor, k: int) -> torch.Tensor:
+    # By `torch.topk` alone, which of equal numbers are taken depends on how many others there are.
+    if values.dtype != torch.float32:
+        return torch.sort(values, dim=-1, descending=True, stable=True)[1][..., :k]
+    if not can_read_shapes(values):
+        return torch.topk(_make_keys(values), k)[1]
+    largest, indices = torch.topk(values, k)
+    least = largest[..., -1:]
+    is_tied = (values == least).sum(-1) > (largest == least).sum(-1)
+    if is_tied.any():  # It is so in few rows, and the keys take longer than the rest.
+        indices[is_tied] = torch.topk(_make_keys(values[is_tied]), k)[1]
+    return indices
 
 
 def _make_keys(values: torch.Tensor) -> torch.Tensor:
