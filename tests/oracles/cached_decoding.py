@@ -5,6 +5,9 @@ import itertools
 import keras
 import numpy as np
 
+from keras_deepseek import backend
+from keras_deepseek.backend.named_model import NamedModel
+
 
 def decode(layer, inputs, pieces, max_length, mask=None):
     """Returns the outputs of the pieces that begin and end at given places, one after another."""
@@ -42,12 +45,19 @@ class DecodingStep(keras.Layer):
         return self.layer(token, cache=cache, cache_index=index[0])[0]
 
 
-def make_step(layer, token, cache, index):
-    """Returns a Functional model of a step, and the arrays that it takes."""
+def decode_compiled(layer, inputs, num_cached, max_length):
+    """Returns the outputs of the last tokens, by a compiled model of one step.
+
+    The tokens before them come from a cache that is filled eagerly.
+    """
+    cache = layer.make_cache(len(inputs), max_length)
+    _, cache = layer(inputs[:, :num_cached], cache=cache, cache_index=0)
     given = {f"cache_{name}": keras.ops.convert_to_numpy(tensor) for name, tensor in cache.items()}
-    given.update(token=token, index=np.full(len(token), index, "int32"))
+    given.update(token=inputs[:, num_cached:], index=np.full(len(inputs), num_cached, "int32"))
     symbolic = {
         name: keras.Input(array.shape[1:], dtype=array.dtype.name, name=name)
         for name, array in given.items()
     }
-    return keras.Model(symbolic, DecodingStep(layer)(**symbolic)), given
+    model = NamedModel(keras.Model(symbolic, DecodingStep(layer)(**symbolic)))
+    (outputs,) = backend.current().compile_inference(model)(given).values()
+    return outputs

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers import CachedAttention, RotaryEmbedding
 from keras_deepseek.testing import LayerTestCase, assert_close
+from tests.oracles.cached_decoding import decode_compiled
 
 
 def make_attention(kind, **kwargs):
@@ -148,22 +147,7 @@ def test_sequences_of_different_lengths_decode_as_each_alone(side, rotates):
 
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = CachedAttention(make_attention("grouped"), rotary=make_rotary()), draw(2, 4, 6)
-
-    class Step(keras.Layer):
-        def call(self, token, key, value, filled, index):
-            cache = {"key": key, "value": value, "mask": filled}
-            return layer(token, cache=cache, cache_index=index[0])[0]
-
-    _, cache = layer(inputs[:, :3], cache=layer.make_cache(2, 5), cache_index=0)
-    given = {name: keras.ops.convert_to_numpy(tensor) for name, tensor in cache.items()}
-    given["filled"] = given.pop("mask")
-    given.update(token=inputs[:, 3:], index=np.full(2, 3, "int32"))
-    symbolic = {
-        name: keras.Input(array.shape[1:], dtype=array.dtype.name, name=name)
-        for name, array in given.items()
-    }
-    model = NamedModel(keras.Model(symbolic, Step()(**symbolic)))
-    (outputs,) = backend.current().compile_inference(model)(given).values()
+    outputs = decode_compiled(layer, inputs, 3, 5)
     assert_close(outputs, run(layer, inputs)[:, 3:])
 
 

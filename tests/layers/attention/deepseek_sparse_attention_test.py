@@ -11,6 +11,7 @@ from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers import DeepSeekSparseAttention, MultiHeadLatentAttention
 from keras_deepseek.testing import LayerTestCase, assert_close
+from tests.oracles.cached_decoding import decode_compiled
 from tests.oracles.lightning_indexer import chosen_keys, index_scores
 from tests.oracles.multi_head_latent_attention import multi_head_latent_attention
 from tests.oracles.parity import check_case, named_weights, read_arguments, read_cases
@@ -246,22 +247,7 @@ def test_sequences_of_different_lengths_decode_as_each_alone():
 
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make_layer(query_lora_rank=4), draw(2, 6, 6)
-
-    class Step(keras.Layer):
-        def call(self, token, latent, rotary_key, index_key, filled, index):
-            cache = {"latent": latent, "rotary_key": rotary_key, "index_key": index_key}
-            return layer(token, cache={**cache, "mask": filled}, cache_index=index[0])[0]
-
-    _, cache = layer(inputs[:, :5], cache=layer.make_cache(2, 9), cache_index=0)
-    given = {name: keras.ops.convert_to_numpy(tensor) for name, tensor in cache.items()}
-    given["filled"] = given.pop("mask")
-    given.update(token=inputs[:, 5:], index=np.full(2, 5, "int32"))
-    symbolic = {
-        name: keras.Input(array.shape[1:], dtype=array.dtype.name, name=name)
-        for name, array in given.items()
-    }
-    model = NamedModel(keras.Model(symbolic, Step()(**symbolic)))
-    (outputs,) = backend.current().compile_inference(model)(given).values()
+    outputs = decode_compiled(layer, inputs, 5, 9)
     assert_close(outputs, run(layer, inputs)[:, 5:])
 
 

@@ -11,6 +11,7 @@ from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers import LinearAttention, RotaryEmbedding
 from keras_deepseek.testing import LayerTestCase, assert_close
+from tests.oracles.cached_decoding import decode_compiled
 from tests.oracles.linear_attention import elu_plus_one, linear_attention
 from tests.oracles.parity import named_weights
 
@@ -192,22 +193,7 @@ def test_the_states_are_of_one_size_and_in_float32():
 
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make(length=5, rotary=ROTARY)
-
-    class Step(keras.Layer):
-        def call(self, token, key_value, key, filled, index):
-            cache = {"key_value": key_value, "key": key, "mask": filled}
-            return layer(token, cache=cache, cache_index=index[0])[0]
-
-    _, cache = layer(inputs[:, :4], cache=layer.make_cache(2, 8), cache_index=0)
-    given = {name: to_numpy(tensor) for name, tensor in cache.items()}
-    given["filled"] = given.pop("mask")
-    given.update(token=inputs[:, 4:], index=np.full(2, 4, "int32"))
-    symbolic = {
-        name: keras.Input(array.shape[1:], dtype=array.dtype.name, name=name)
-        for name, array in given.items()
-    }
-    model = NamedModel(keras.Model(symbolic, Step()(**symbolic)))
-    (outputs,) = backend.current().compile_inference(model)(given).values()
+    outputs = decode_compiled(layer, inputs, 4, 8)
     assert_close(outputs, to_numpy(layer(inputs))[:, 4:])
 
 

@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers import MultiHeadLatentAttention
 from keras_deepseek.layers.attention import multi_head_latent_attention as module
 from keras_deepseek.testing import LayerTestCase, assert_close
+from tests.oracles.cached_decoding import decode_compiled
 from tests.oracles.multi_head_latent_attention import multi_head_latent_attention
 from tests.oracles.parity import check_case, named_weights, read_arguments, read_cases
 
@@ -190,22 +189,7 @@ def test_sequences_of_different_lengths_decode_as_each_alone(side):
 
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make_layer(), draw(2, 5, 6)
-
-    class Step(keras.Layer):
-        def call(self, token, latent, rotary_key, filled, index):
-            cache = {"latent": latent, "rotary_key": rotary_key, "mask": filled}
-            return layer(token, cache=cache, cache_index=index[0])[0]
-
-    _, cache = layer(inputs[:, :4], cache=layer.make_cache(2, 8), cache_index=0)
-    given = {name: keras.ops.convert_to_numpy(tensor) for name, tensor in cache.items()}
-    given["filled"] = given.pop("mask")
-    given.update(token=inputs[:, 4:], index=np.full(2, 4, "int32"))
-    symbolic = {
-        name: keras.Input(array.shape[1:], dtype=array.dtype.name, name=name)
-        for name, array in given.items()
-    }
-    model = NamedModel(keras.Model(symbolic, Step()(**symbolic)))
-    (outputs,) = backend.current().compile_inference(model)(given).values()
+    outputs = decode_compiled(layer, inputs, 4, 8)
     assert_close(outputs, run(layer, inputs)[:, 4:])
 
 

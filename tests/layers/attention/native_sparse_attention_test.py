@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers import NativeSparseAttention
 from keras_deepseek.testing import LayerTestCase, assert_close
+from tests.oracles.cached_decoding import decode_compiled
 from tests.oracles.native_sparse_attention import native_sparse_attention
 from tests.oracles.parity import named_weights
 
@@ -179,23 +179,7 @@ def test_a_cache_may_be_gone_back_in():
 
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make(length=18)
-
-    class Step(keras.Layer):
-        def call(self, token, index, **states):
-            cache = {**states, "mask": states["filled"]}
-            del cache["filled"]
-            return layer(token, cache=cache, cache_index=index[0])[0]
-
-    _, cache = layer(inputs[:, :17], cache=layer.make_cache(2, 24), cache_index=0)
-    given = {name: to_numpy(tensor) for name, tensor in cache.items()}
-    given["filled"] = given.pop("mask")
-    given.update(token=inputs[:, 17:], index=np.full(2, 17, "int32"))
-    symbolic = {
-        name: keras.Input(array.shape[1:], dtype=array.dtype.name, name=name)
-        for name, array in given.items()
-    }
-    model = NamedModel(keras.Model(symbolic, Step()(**symbolic)))
-    (outputs,) = backend.current().compile_inference(model)(given).values()
+    outputs = decode_compiled(layer, inputs, 17, 24)
     assert_close(outputs, to_numpy(layer(inputs))[:, 17:])
 
 

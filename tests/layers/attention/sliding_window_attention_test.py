@@ -6,10 +6,9 @@ from hypothesis import strategies as st
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers import SlidingWindowAttention
 from keras_deepseek.testing import LayerTestCase, assert_close
-from tests.oracles.cached_decoding import decode, draw_mask, make_step
+from tests.oracles.cached_decoding import decode, decode_compiled, draw_mask
 from tests.oracles.deepseek_v4_attention import deepseek_v4_attention
 from tests.oracles.parity import check_case, named_weights, read_arguments, read_cases
 
@@ -122,10 +121,7 @@ def test_an_index_of_zero_begins_anew():
 
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make_layer(), draw(2, 5, 6)
-    _, cache = layer(inputs[:, :4], cache=layer.make_cache(2, 8), cache_index=0)
-    model, given_arrays = make_step(layer, inputs[:, 4:], cache, 4)
-    infer = backend.current().compile_inference(NamedModel(model))
-    (outputs,) = infer(given_arrays).values()
+    outputs = decode_compiled(layer, inputs, 4, 8)
     assert_close(outputs, run(layer, inputs)[:, 4:])
 
 

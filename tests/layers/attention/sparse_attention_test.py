@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers import SparseAttention
 from keras_deepseek.testing import LayerTestCase, assert_close
+from tests.oracles.cached_decoding import decode_compiled
 from tests.oracles.parity import check_case, make_layer, read_cases
 from tests.oracles.sparse_attention import shown_pairs, sparse_attention
 
@@ -171,22 +170,7 @@ def test_padded_sequences_decode_as_they_are_computed_whole(side):
 @pytest.mark.parametrize("length", [1, 6])
 def test_a_step_of_decoding_works_in_a_compiled_model(length):
     layer, inputs = make(length=9 + length, use_causal_mask=True, num_key_value_heads=1)
-
-    class Step(keras.Layer):
-        def call(self, token, key, value, filled, index):
-            cache = {"key": key, "value": value, "mask": filled}
-            return layer(token, cache=cache, cache_index=index[0])[0]
-
-    _, cache = layer(inputs[:, :9], cache=layer.make_cache(2, 16), cache_index=0)
-    given = {name: to_numpy(tensor) for name, tensor in cache.items()}
-    given["filled"] = given.pop("mask")
-    given.update(token=inputs[:, 9:], index=np.full(2, 9, "int32"))
-    symbolic = {
-        name: keras.Input(array.shape[1:], dtype=array.dtype.name, name=name)
-        for name, array in given.items()
-    }
-    model = NamedModel(keras.Model(symbolic, Step()(**symbolic)))
-    (outputs,) = backend.current().compile_inference(model)(given).values()
+    outputs = decode_compiled(layer, inputs, 9, 16)
     assert_close(outputs, to_numpy(layer(inputs))[:, 9:])
 
 
