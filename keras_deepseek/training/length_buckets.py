@@ -10,9 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.layers.size_check import check_size
 from keras_deepseek.training.token_features import Features, check_padding, read_features
 
 SHORTEST = 16
@@ -170,8 +170,8 @@ def _count_sequences(
             f"batch_size={batch_size!r} and tokens_per_batch={tokens_per_batch!r}."
         )
     if batch_size is not None:
-        return dict.fromkeys(boundaries, check_size("batch_size", batch_size))
-    if check_size("tokens_per_batch", tokens_per_batch) < boundaries[-1]:
+        return dict.fromkeys(boundaries, check_integer("batch_size", batch_size))
+    if check_integer("tokens_per_batch", tokens_per_batch) < boundaries[-1]:
         raise InvalidInputError(
             f"`tokens_per_batch` must be at least {boundaries[-1]}, the largest boundary, received "
             f"{tokens_per_batch}."

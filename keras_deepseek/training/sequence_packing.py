@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.layers.size_check import check_size
 from keras_deepseek.training.token_features import Features, check_padding, read_features
 
 Piece = tuple[int, int, int]  # A document, and the first and the last but one of its tokens.
@@ -79,7 +79,7 @@ def pack_sequences(
     - [Efficient Sequence Packing without Cross-contamination (Krell et al., 2021)](
       https://arxiv.org/abs/2107.02027)
     """
-    check_size("length", length)
+    check_integer("length", length)
     taken = sorted({"segment_ids", "positions"} & set(features))
     if taken:
         raise InvalidInputError(f"A feature can't be named {taken[0]!r}, which is returned here.")

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.layers.size_check import check_size
 
 DecayShape = Literal["cosine", "linear", "polynomial", "sqrt"]
 
@@ -91,9 +91,9 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
                 raise InvalidInputError(
                     f"`{name}` must be a finite number that is not negative, received {number!r}."
                 )
-        check_size("total_steps", total_steps)
+        check_integer("total_steps", total_steps)
         if decay_steps is not None:
-            check_size("decay_steps", decay_steps)
+            check_integer("decay_steps", decay_steps)
         if isinstance(warmup_steps, bool) or not isinstance(warmup_steps, int) or warmup_steps < 0:
             raise InvalidInputError(
                 f"`warmup_steps` must be an integer of 0 or more, received {warmup_steps!r}."

@@ -21,7 +21,7 @@ from keras_deepseek.layers.attention.key_value_cache import (
 )
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
-from keras_deepseek.layers.size_check import read_dim
+from keras_deepseek.layers.token_dim import read_dim
 
 Shape = tuple[int | None, ...]
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.compressed_indexer import CompressedIndexer
 from keras_deepseek.layers.attention.key_value_cache import Cache
@@ -11,7 +12,6 @@ from keras_deepseek.layers.attention.sink_attention import FarKeys
 from keras_deepseek.layers.attention.sliding_window_attention import SlidingWindowAttention
 from keras_deepseek.layers.attention.token_compressor import TokenCompressor
 from keras_deepseek.layers.attention.token_packing import PackedTokens
-from keras_deepseek.layers.size_check import check_size
 
 Shape = tuple[int | None, ...]
 
@@ -109,10 +109,10 @@ class CompressedSparseAttention(SlidingWindowAttention):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_heads, rope_max_wavelength=rope_max_wavelength, **kwargs)
-        self.index_num_heads = check_size("index_num_heads", index_num_heads)
-        self.index_head_dim = check_size("index_head_dim", index_head_dim)
-        self.index_top_k = check_size("index_top_k", index_top_k)
-        self.compress_rate = check_size("compress_rate", compress_rate)
+        self.index_num_heads = check_integer("index_num_heads", index_num_heads)
+        self.index_head_dim = check_integer("index_head_dim", index_head_dim)
+        self.index_top_k = check_integer("index_top_k", index_top_k)
+        self.compress_rate = check_integer("compress_rate", compress_rate)
         if index_head_dim < self.rope_head_dim:
             raise InvalidInputError(
                 f"`index_head_dim` must not be less than `rope_head_dim`, the part of it that is "

@@ -5,13 +5,13 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.key_value_cache import make_attention_mask
 from keras_deepseek.layers.attention.latent_attention import attend_chosen
 from keras_deepseek.layers.attention.lightning_indexer import LightningIndexer
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.initializers import clone_initializer
-from keras_deepseek.layers.size_check import check_size
 from keras_deepseek.layers.token_chunks import map_chunks
 
 Shape = tuple[int | None, ...]
@@ -121,11 +121,11 @@ class DeepSeekSparseAttention(MultiHeadLatentAttention):
                 f"`indexer_loss_weight` must be a positive number, or None for no loss, received "
                 f"{indexer_loss_weight!r}."
             )
-        self.num_keys_per_query = check_size("num_keys_per_query", num_keys_per_query)
-        self.index_num_heads = check_size("index_num_heads", index_num_heads)
-        self.index_head_dim = check_size("index_head_dim", index_head_dim)
+        self.num_keys_per_query = check_integer("num_keys_per_query", num_keys_per_query)
+        self.index_num_heads = check_integer("index_num_heads", index_num_heads)
+        self.index_head_dim = check_integer("index_head_dim", index_head_dim)
         self.indexer_loss_weight = indexer_loss_weight
-        self.chunk_size = check_size("chunk_size", chunk_size)
+        self.chunk_size = check_integer("chunk_size", chunk_size)
         self.indexer = LightningIndexer(
             index_num_heads,
             index_head_dim,

@@ -4,12 +4,12 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.attention.sink_attention import FarKeys
 from keras_deepseek.layers.attention.sliding_window_attention import SlidingWindowAttention
 from keras_deepseek.layers.attention.token_compressor import TokenCompressor
 from keras_deepseek.layers.attention.token_packing import PackedTokens
-from keras_deepseek.layers.size_check import check_size
 
 Shape = tuple[int | None, ...]
 
@@ -88,7 +88,7 @@ class HeavilyCompressedAttention(SlidingWindowAttention):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_heads, rope_max_wavelength=rope_max_wavelength, **kwargs)
-        self.compress_rate = check_size("compress_rate", compress_rate)
+        self.compress_rate = check_integer("compress_rate", compress_rate)
         self.compressor = TokenCompressor(
             self.head_dim,
             compress_rate,

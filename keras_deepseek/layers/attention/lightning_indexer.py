@@ -6,10 +6,10 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
-from keras_deepseek.layers.size_check import check_size
 
 Shape = tuple[int | None, ...]
 
@@ -95,9 +95,9 @@ class LightningIndexer(keras.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.num_heads = check_size("num_heads", num_heads)
-        self.head_dim = check_size("head_dim", head_dim)
-        self.rope_head_dim = check_size("rope_head_dim", rope_head_dim)
+        self.num_heads = check_integer("num_heads", num_heads)
+        self.head_dim = check_integer("head_dim", head_dim)
+        self.rope_head_dim = check_integer("rope_head_dim", rope_head_dim)
         if rope_head_dim % 2 or rope_head_dim > head_dim:
             raise InvalidInputError(
                 f"`rope_head_dim` must be even and at most the size of a head, {head_dim}, of "

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.head_projection import make_projection
 from keras_deepseek.layers.attention.key_value_cache import (
@@ -19,7 +20,7 @@ from keras_deepseek.layers.attention.linear_scan import sum_over_all, sum_over_e
 from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
-from keras_deepseek.layers.size_check import check_size, read_dim
+from keras_deepseek.layers.token_dim import read_dim
 
 Shape = tuple[int | None, ...]
 
@@ -134,10 +135,10 @@ class LinearAttention(keras.Layer):
     ) -> None:
         # Keras would cast the states of a cache too. The projections cast what they are given.
         super().__init__(**{"autocast": False, **kwargs})
-        self.num_heads = check_size("num_heads", num_heads)
-        self.key_dim = check_size("key_dim", key_dim)
-        self.value_dim = check_size("value_dim", key_dim if value_dim is None else value_dim)
-        self.chunk_size = check_size("chunk_size", chunk_size)
+        self.num_heads = check_integer("num_heads", num_heads)
+        self.key_dim = check_integer("key_dim", key_dim)
+        self.value_dim = check_integer("value_dim", key_dim if value_dim is None else value_dim)
+        self.chunk_size = check_integer("chunk_size", chunk_size)
         if not (isinstance(epsilon, int | float) and epsilon > 0):
             raise InvalidInputError(f"`epsilon` must be a positive number, received {epsilon!r}.")
         self.feature_map = _read_feature_map(feature_map)

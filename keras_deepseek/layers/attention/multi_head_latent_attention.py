@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
@@ -23,7 +24,7 @@ from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.mask_check import check_attention_mask, check_mask
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
-from keras_deepseek.layers.size_check import check_size, read_dim
+from keras_deepseek.layers.token_dim import read_dim
 from keras_deepseek.layers.token_norm import make_token_norm
 
 Shape = tuple[int | None, ...]
@@ -157,7 +158,7 @@ class MultiHeadLatentAttention(keras.Layer):
         }
         if query_lora_rank is not None:
             sizes["query_lora_rank"] = query_lora_rank
-        _check_sizes(sizes)
+        _check_integers(sizes)
         if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
             raise InvalidInputError(f"`dropout` must be in [0, 1), received {dropout!r}.")
         self.num_heads = num_heads
@@ -360,9 +361,9 @@ class MultiHeadLatentAttention(keras.Layer):
         }
 
 
-def _check_sizes(sizes: dict[str, Any]) -> None:
+def _check_integers(sizes: dict[str, Any]) -> None:
     for name, size in sizes.items():
-        check_size(name, size)
+        check_integer(name, size)
     if sizes["rope_head_dim"] % 2:
         raise InvalidInputError(
             f"`rope_head_dim` must be even, for it is rotated in pairs; received "

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.block_compression import BlockCompression
 from keras_deepseek.layers.attention.head_projection import make_projection
@@ -33,7 +34,7 @@ from keras_deepseek.layers.attention.token_places import (
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
-from keras_deepseek.layers.size_check import check_size, read_dim
+from keras_deepseek.layers.token_dim import read_dim
 
 Shape = tuple[int | None, ...]
 
@@ -172,23 +173,25 @@ class NativeSparseAttention(keras.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.num_heads = check_size("num_heads", num_heads)
-        self.head_dim = check_size("head_dim", head_dim)
-        self.num_key_value_heads = check_size(
+        self.num_heads = check_integer("num_heads", num_heads)
+        self.head_dim = check_integer("head_dim", head_dim)
+        self.num_key_value_heads = check_integer(
             "num_key_value_heads", num_key_value_heads, default=num_heads
         )
-        self.value_head_dim = check_size("value_head_dim", value_head_dim, default=head_dim)
-        self.compression_block_size = check_size("compression_block_size", compression_block_size)
-        self.compression_stride = check_size("compression_stride", compression_stride)
-        self.compression_hidden_dim = check_size(
+        self.value_head_dim = check_integer("value_head_dim", value_head_dim, default=head_dim)
+        self.compression_block_size = check_integer(
+            "compression_block_size", compression_block_size
+        )
+        self.compression_stride = check_integer("compression_stride", compression_stride)
+        self.compression_hidden_dim = check_integer(
             "compression_hidden_dim", compression_hidden_dim, default=head_dim
         )
-        self.selection_block_size = check_size("selection_block_size", selection_block_size)
-        self.num_selected_blocks = check_size("num_selected_blocks", num_selected_blocks)
-        self.num_initial_blocks = check_size("num_initial_blocks", num_initial_blocks)
-        self.num_local_blocks = check_size("num_local_blocks", num_local_blocks)
-        self.sliding_window = check_size("sliding_window", sliding_window)
-        self._check_sizes()
+        self.selection_block_size = check_integer("selection_block_size", selection_block_size)
+        self.num_selected_blocks = check_integer("num_selected_blocks", num_selected_blocks)
+        self.num_initial_blocks = check_integer("num_initial_blocks", num_initial_blocks)
+        self.num_local_blocks = check_integer("num_local_blocks", num_local_blocks)
+        self.sliding_window = check_integer("sliding_window", sliding_window)
+        self._check_integers()
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
@@ -211,7 +214,7 @@ class NativeSparseAttention(keras.Layer):
         )
         self.supports_masking = True
 
-    def _check_sizes(self) -> None:
+    def _check_integers(self) -> None:
         if self.num_heads % self.num_key_value_heads:
             raise InvalidInputError(
                 f"`num_key_value_heads` must divide `num_heads`, received "
@@ -264,7 +267,7 @@ class NativeSparseAttention(keras.Layer):
         Returns:
             A dict of tensors.
         """
-        shapes = self._state_shapes(check_size("max_length", max_length))
+        shapes = self._state_shapes(check_integer("max_length", max_length))
         return make_cache(batch_size, max_length, {}, self.compute_dtype, states=shapes)
 
     def _state_shapes(self, max_length: int) -> dict[str, tuple[int, ...]]:

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
@@ -20,7 +21,7 @@ from keras_deepseek.layers.initializers import clone_initializer, stack_initiali
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.position.position_check import check_length, check_positions
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
-from keras_deepseek.layers.size_check import check_size, read_dim
+from keras_deepseek.layers.token_dim import read_dim
 from keras_deepseek.layers.token_norm import make_token_norm
 
 Shape = tuple[int | None, ...]
@@ -143,13 +144,13 @@ class SlidingWindowAttention(keras.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.num_heads = check_size("num_heads", num_heads)
-        self.head_dim = check_size("head_dim", head_dim)
-        self.rope_head_dim = check_size("rope_head_dim", rope_head_dim)
-        self.query_lora_rank = check_size("query_lora_rank", query_lora_rank)
-        self.num_output_groups = check_size("num_output_groups", num_output_groups)
-        self.output_lora_rank = check_size("output_lora_rank", output_lora_rank)
-        self.sliding_window = check_size("sliding_window", sliding_window)
+        self.num_heads = check_integer("num_heads", num_heads)
+        self.head_dim = check_integer("head_dim", head_dim)
+        self.rope_head_dim = check_integer("rope_head_dim", rope_head_dim)
+        self.query_lora_rank = check_integer("query_lora_rank", query_lora_rank)
+        self.num_output_groups = check_integer("num_output_groups", num_output_groups)
+        self.output_lora_rank = check_integer("output_lora_rank", output_lora_rank)
+        self.sliding_window = check_integer("sliding_window", sliding_window)
         if rope_head_dim % 2 or rope_head_dim > head_dim:
             raise InvalidInputError(
                 f"`rope_head_dim` must be even and at most `head_dim`, {head_dim}; received "
@@ -228,7 +229,7 @@ class SlidingWindowAttention(keras.Layer):
         Returns:
             A dict of tensors.
         """
-        check_size("max_length", max_length)
+        check_integer("max_length", max_length)
         states = self._cache_shapes(max_length)
         return make_cache(batch_size, max_length, {}, self.compute_dtype, states=states)
 

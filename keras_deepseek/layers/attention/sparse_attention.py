@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.block_layout import BlockLayout
 from keras_deepseek.layers.attention.block_plan import plan_blocks, plan_rows
@@ -21,7 +22,7 @@ from keras_deepseek.layers.attention.key_value_cache import (
     make_cache,
 )
 from keras_deepseek.layers.mask_check import check_mask
-from keras_deepseek.layers.size_check import check_size, read_dim
+from keras_deepseek.layers.token_dim import read_dim
 
 Shape = tuple[int | None, ...]
 
@@ -156,10 +157,10 @@ class SparseAttention(keras.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.num_heads = check_size("num_heads", num_heads)
-        self.key_dim = check_size("key_dim", key_dim)
-        self.value_dim = check_size("value_dim", key_dim if value_dim is None else value_dim)
-        self.num_key_value_heads = check_size(
+        self.num_heads = check_integer("num_heads", num_heads)
+        self.key_dim = check_integer("key_dim", key_dim)
+        self.value_dim = check_integer("value_dim", key_dim if value_dim is None else value_dim)
+        self.num_key_value_heads = check_integer(
             "num_key_value_heads", num_heads if num_key_value_heads is None else num_key_value_heads
         )
         if num_heads % self.num_key_value_heads:

@@ -6,9 +6,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.initializers import clone_initializer
-from keras_deepseek.layers.size_check import check_size
 
 Shape = tuple[int | None, ...]
 
@@ -81,7 +81,7 @@ class SwiGLU(keras.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_sizes(intermediate_dim, clamp)
+        check_integers(intermediate_dim, clamp)
         self.intermediate_dim = intermediate_dim
         self.use_bias = use_bias
         self.clamp = clamp
@@ -131,9 +131,9 @@ class SwiGLU(keras.Layer):
         }
 
 
-def check_sizes(intermediate_dim: int, clamp: float | None) -> None:
+def check_integers(intermediate_dim: int, clamp: float | None) -> None:
     """Refuses an `intermediate_dim` or a `clamp` that is not positive."""
-    check_size("intermediate_dim", intermediate_dim)
+    check_integer("intermediate_dim", intermediate_dim)
     if clamp is not None and not (isinstance(clamp, int | float) and 0 < clamp < math.inf):
         raise InvalidInputError(
             f"`clamp` must be a positive number, or None for no bound, received {clamp!r}."

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.heads.chunked_gradient import map_chunks_with_gradient
 from keras_deepseek.layers.heads.token_losses import (
@@ -20,7 +21,6 @@ from keras_deepseek.layers.heads.vocabulary_head import (
     differentiate_projection,
     project,
 )
-from keras_deepseek.layers.size_check import check_size
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -137,7 +137,7 @@ class ChunkedCrossEntropy(VocabularyHead):
             bias_initializer=bias_initializer,
             **kwargs,
         )
-        self.chunk_size = check_size("chunk_size", chunk_size)
+        self.chunk_size = check_integer("chunk_size", chunk_size)
         if soft_cap is not None and not (
             isinstance(soft_cap, int | float) and 0 < soft_cap < math.inf
         ):

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.heads.chunked_cross_entropy import ChunkedCrossEntropy
 from keras_deepseek.layers.heads.token_losses import (
@@ -21,7 +22,7 @@ from keras_deepseek.layers.inner_layers import (
     revive_layer,
     serialize_layer,
 )
-from keras_deepseek.layers.size_check import check_size, read_dim
+from keras_deepseek.layers.token_dim import read_dim
 from keras_deepseek.layers.token_norm import make_token_norm
 
 Shape = tuple[int | None, ...]
@@ -129,7 +130,7 @@ class MultiTokenPrediction(keras.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.depth = check_size("depth", depth)
+        self.depth = check_integer("depth", depth)
         if not isinstance(loss_weight, int | float) or not 0 <= loss_weight < math.inf:
             raise InvalidInputError(
                 f"`loss_weight` must be a number that is not negative, received {loss_weight!r}."

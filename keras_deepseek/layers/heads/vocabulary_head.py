@@ -5,9 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
-from keras_deepseek.layers.size_check import check_size
 
 Shape = tuple[int | None, ...]
 
@@ -53,7 +53,7 @@ class VocabularyHead(keras.Layer):
                 "A head needs a `vocabulary_size`, or a `token_embedding` to share the table of; "
                 "received neither."
             )
-        self.vocabulary_size = check_size("vocabulary_size", vocabulary_size)
+        self.vocabulary_size = check_integer("vocabulary_size", vocabulary_size)
         self.token_embedding = token_embedding
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

@@ -9,7 +9,7 @@ from keras import ops
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.feed_forward.swiglu import (
     SwiGLU,
-    check_sizes,
+    check_integers,
     gate_activations,
 )
 from keras_deepseek.layers.initializers import clone_initializer, stack_initializer
@@ -108,7 +108,7 @@ class DeepSeekMoE(keras.Layer):
             router = keras.saving.deserialize_keras_object(router)
         if not isinstance(router, ExpertRouter):
             raise InvalidInputError(f"`router` must be an `ExpertRouter`, received {router!r}.")
-        check_sizes(intermediate_dim, clamp)
+        check_integers(intermediate_dim, clamp)
         if not isinstance(num_shared_experts, int) or num_shared_experts < 0:
             raise InvalidInputError(
                 "`num_shared_experts` must be an integer that is not negative, received "

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.moe.balance_losses import router_z_loss, sequence_balance_loss
@@ -15,7 +16,6 @@ from keras_deepseek.layers.moe.expert_scores import (
     expert_hits,
     hide_other_groups,
 )
-from keras_deepseek.layers.size_check import check_size
 
 Shape = tuple[int | None, ...]
 
@@ -147,7 +147,7 @@ class ExpertRouter(keras.Layer):
 
     def _check_arguments(self) -> None:
         for name in ("num_experts", "num_experts_per_token", "num_groups", "num_groups_per_token"):
-            check_size(name, getattr(self, name))
+            check_integer(name, getattr(self, name))
         for kind, known in (("scoring", SCORINGS), ("group_scoring", GROUP_SCORINGS)):
             if getattr(self, kind) not in known:
                 raise InvalidInputError(unknown_name_message(kind, getattr(self, kind), known))

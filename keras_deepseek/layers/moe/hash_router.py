@@ -6,9 +6,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.moe.expert_router import ExpertRouter, Shape
-from keras_deepseek.layers.size_check import check_size
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -95,7 +95,7 @@ class HashRouter(ExpertRouter):
             kernel_initializer=kernel_initializer,
             **kwargs,
         )
-        self.vocabulary_size = check_size("vocabulary_size", vocabulary_size)
+        self.vocabulary_size = check_integer("vocabulary_size", vocabulary_size)
         self.seed = seed
 
     def build(self, input_shape: Shape) -> None:

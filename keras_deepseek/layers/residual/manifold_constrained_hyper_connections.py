@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.inner_layers import (
     build_layer,
@@ -19,7 +20,6 @@ from keras_deepseek.layers.residual.stream_weights import (
     project_streams,
     sum_streams,
 )
-from keras_deepseek.layers.size_check import check_size
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -115,7 +115,7 @@ class ManifoldConstrainedHyperConnections(keras.Layer):
     ) -> None:
         super().__init__(**kwargs)
         self.layer = revive_layer("layer", layer)
-        self.sinkhorn_iterations = check_size("sinkhorn_iterations", sinkhorn_iterations)
+        self.sinkhorn_iterations = check_integer("sinkhorn_iterations", sinkhorn_iterations)
         self.epsilon = epsilon
         self.norm_epsilon = norm_epsilon
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.layers.size_check import check_size
+from keras_deepseek.artifacts.argument_check import check_integer
 
 Shape = tuple[int | None, ...]
 
@@ -44,7 +44,7 @@ class ResidualStreamExpansion(keras.Layer):
 
     def __init__(self, num_streams: int = 4, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.num_streams = check_size("num_streams", num_streams)
+        self.num_streams = check_integer("num_streams", num_streams)
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:

@@ -1,30 +1,10 @@
-"""The checks that the sizes of every layer go through."""
-
-from typing import Any
+"""The size of each token, which every layer of sequences is built by."""
 
 import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 
 _RANK = 3
-
-
-def check_size(name: str, value: Any, *, default: int | None = None) -> int:
-    """Returns a size, or says what was received in its place.
-
-    Args:
-        name: string. The argument, as the error names it.
-        value: What was given.
-        default: integer. What `None` stands for. Defaults to `None`: `None` is refused.
-
-    Raises:
-        InvalidInputError: It is not an integer of at least 1.
-    """
-    if value is None and default is not None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidInputError(f"`{name}` must be a positive integer, received {value!r}.")
-    return value
 
 
 def read_dim(layer: keras.Layer, input_shape: tuple[int | None, ...]) -> int:

@@ -1,0 +1,59 @@
+"""The checks that the numbers among the arguments of every room go through."""
+
+import math
+import numbers
+from typing import Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+
+def check_integer(name: str, value: Any, *, least: int = 1, default: int | None = None) -> int:
+    """Returns an integer, one of NumPy as Python's, or says what was received in its place.
+
+    Args:
+        name: string. The argument, as the error names it.
+        value: What was given.
+        least: integer. The least that is allowed. Defaults to `1`.
+        default: integer. What `None` stands for. Defaults to `None`: `None` is refused.
+
+    Raises:
+        InvalidInputError: It is no integer, or too small.
+    """
+    if value is None and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise InvalidInputError(f"`{name}` must be {expected}, received {value!r}.")
+    return int(value)
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> float:
+    """Returns a finite number, one of NumPy as Python's, or says what was received in its place.
+
+    Args:
+        name: string. The argument, as the error names it.
+        value: What was given.
+        least: float. The least that is allowed. Defaults to minus infinity: any.
+        above: float. What it must be above. Defaults to minus infinity: any.
+        below: float. What it must be below. Defaults to infinity: any.
+
+    Raises:
+        InvalidInputError: It is no number, not finite, or out of these bounds.
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if is_number and math.isfinite(value) and least <= value and above < value < below:
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    bounds = [
+        f"{words} {bound:g}"
+        for words, bound in (("of at least", least), ("above", above), ("below", below))
+        if math.isfinite(bound)
+    ]
+    expected = " ".join(["a finite number", " and ".join(bounds)]).strip()
+    raise InvalidInputError(f"`{name}` must be {expected}, received {value!r}.")

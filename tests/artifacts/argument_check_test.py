@@ -1,0 +1,53 @@
+import math
+
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
+def test_an_integer_is_returned_as_pythons(value):
+    assert type(check_integer("num_heads", value)) is int
+
+
+def test_a_default_stands_for_none_and_not_for_zero():
+    assert check_integer("num_heads", None, default=2) == 2
+    with pytest.raises(InvalidInputError, match="`num_heads` must be a positive integer"):
+        check_integer("num_heads", 0, default=2)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, "3", None, True, np.array([3])])
+def test_what_is_no_positive_integer_is_refused_by_the_arguments_name(value):
+    with pytest.raises(InvalidInputError, match="`num_heads` must be a positive integer, received"):
+        check_integer("num_heads", value)
+
+
+def test_another_least_is_named():
+    assert check_integer("seed", 0, least=0) == 0
+    with pytest.raises(
+        InvalidInputError, match="`seed` must be an integer of at least 0, received"
+    ):
+        check_integer("seed", -1, least=0)
+
+
+@pytest.mark.parametrize("value", [0, 0.5, np.float32(0.5), np.int32(0)])
+def test_a_number_within_its_bounds_is_returned_as_pythons(value):
+    number = check_number("dropout", value, least=0, below=1)
+    assert number == value
+    assert type(number) in (int, float)
+
+
+@pytest.mark.parametrize("value", [1, -0.1, math.nan, math.inf, "0.5", None, False, [0.5]])
+def test_what_is_no_such_number_is_refused_by_the_arguments_name(value):
+    expected = "`dropout` must be a finite number of at least 0 and below 1, received"
+    with pytest.raises(InvalidInputError, match=expected):
+        check_number("dropout", value, least=0, below=1)
+
+
+def test_bounds_that_are_not_given_are_not_named():
+    with pytest.raises(InvalidInputError, match="`scale` must be a finite number above 0, rec"):
+        check_number("scale", 0.0, above=0)
+    with pytest.raises(InvalidInputError, match="`bias` must be a finite number, received"):
+        check_number("bias", math.inf)
