@@ -1,10 +1,10 @@
 """The only code that names TensorFlow, JAX or PyTorch, and that touches private names of Keras.
 
 `current()` is the way in: a module with the same functions whichever framework Keras runs on.
-Beside the three stand `keras_internals` (private names of Keras, each with a canary test),
-`named_model` (a model by the names of its inputs and outputs), `saved_model` (running a SavedModel
-without Keras), `positioned_data` (training data that know how far a training has come) and
-`random_state` (the generators that a process shares).
+Beside the three stand `keras_internals` and `keras_training` (private names of Keras, each with a
+canary test), `named_model` (a model by the names of its inputs and outputs), `saved_model` (running
+a SavedModel without Keras), `positioned_data` (training data that know how far a training has come)
+and `random_state` (the generators that a process shares).
 """
 
 import importlib
@@ -57,6 +57,35 @@ class Backend(Protocol):
         the gradients by `tensors`. Constants are tensors without one, such as integers.
         """
 
+    def differentiate(
+        self,
+        compute: "Callable[[], tuple[Any, Any]]",
+        variables: "Sequence[keras.Variable]",
+        states: "Sequence[keras.Variable]",
+    ) -> "tuple[Any, list[Any]]":
+        """Returns what `compute` returns beside a scalar, and the scalar's gradients by variables.
+
+        The gradient by a variable that the scalar does not depend on is `None` or zeros. `states`
+        are the variables that `compute` may assign.
+        """
+
+    def make_train_step(
+        self, model: "keras.Model", step: "Callable[[Any], dict[str, Any]]"
+    ) -> "Callable[..., Any]":
+        """Returns what Keras takes as the `train_step` of a model.
+
+        `step` goes from the data of a batch to the logs, and assigns the variables of the model, of
+        its optimizer and its metrics.
+        """
+
+    def apply_update(
+        self,
+        optimizer: "keras.optimizers.Optimizer",
+        gradients: "Sequence[Any]",
+        variables: "Sequence[keras.Variable]",
+    ) -> None:
+        """Does what `optimizer.apply` does, in the fastest way that the framework has."""
+
     def feed_batches(
         self, make_batches: "Callable[[], Iterator[Any]]", specs: "Any"
     ) -> "Iterable[Any]":
@@ -78,9 +107,24 @@ class Backend(Protocol):
         """Returns an integer or integer scalar tensor as a number; `None` while it is traced."""
 
     def repeat(
-        self, body: "Callable[..., Sequence[Any]]", times: "Any", state: "Sequence[Any]"
+        self,
+        body: "Callable[..., Sequence[Any]]",
+        times: "Any",
+        state: "Sequence[Any]",
+        variables: "Sequence[keras.Variable]" = (),
     ) -> "tuple[Any, ...]":
-        """Returns the tensors that `state = body(index, *state)` makes, one run after the other."""
+        """Returns the tensors that `state = body(index, *state)` makes, one run after the other.
+
+        `variables` are those that `body` may assign.
+        """
+
+    def run_if(
+        self,
+        condition: "Any",
+        function: "Callable[[], None]",
+        variables: "Sequence[keras.Variable]",
+    ) -> None:
+        """Runs a function that assigns variables, where a boolean scalar is true."""
 
     def top_k(self, values: "Any", k: int) -> "tuple[Any, Any]":
         """Returns the largest of the last axis and int32 indices; of the least, the first ones."""

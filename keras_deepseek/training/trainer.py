@@ -12,13 +12,22 @@ from typing import Any, Literal
 import keras
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import compile_arguments
+from keras_deepseek.backend.keras_training import (
+    call_for_training,
+    compute_training_loss,
+    own_train_step,
+    update_metrics,
+)
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
 from keras_deepseek.training.device import choose_device
+from keras_deepseek.training.gradient_clip import GradientClip, check_gradient_clip
+from keras_deepseek.training.loss_weight import weigh_loss
 from keras_deepseek.training.no_loss import RefuseNoLoss, no_loss_error
 from keras_deepseek.training.precision import (
     training_policy,
@@ -26,6 +35,7 @@ from keras_deepseek.training.precision import (
     with_loss_scaling,
 )
 from keras_deepseek.training.training_state import write_weights
+from keras_deepseek.training.training_step import TrainingStep, training_step_of
 
 
 class Trainer:
@@ -50,6 +60,12 @@ class Trainer:
             on TPU and CPU. Which of them is logged. Defaults to `False`.
         precision: string. A Keras dtype policy for the training step in place of `fp16_enabled`, as
             in `"mixed_bfloat16"`. Defaults to `None`, the model's own policy.
+        micro_batches: integer. The parts that each batch is computed in, one after the other, to
+            hold the activations of one part alone; the update is that of the whole batch. Defaults
+            to `1`.
+        gradient_clip: tuple. How gradients are clipped, as in `("global_norm", 1.0)`: by `"value"`,
+            the `"norm"` of each variable's, the `"global_norm"` of all, or `"adaptive"`, by the
+            norm of the weights (Brock et al., 2021). Defaults to `None`.
         device_map: dict. The index of the device to use by kind, as in `{"gpu": 0, "tpu": 1}`: the
             first kind that this machine has is used, and the CPU where it has none. Defaults to
             `None`, the device that Keras chooses.
@@ -99,6 +115,8 @@ class Trainer:
         metrics: Any = None,
         fp16_enabled: bool = False,
         precision: str | None = None,
+        micro_batches: int = 1,
+        gradient_clip: GradientClip | None = None,
         device_map: Mapping[str, int] | None = None,
         distributed_strategy: Strategy | None = None,
         world_size: int = 1,
@@ -138,6 +156,9 @@ class Trainer:
         if self._recorder is not None:
             self.add_callback(self._recorder)
         self._compile(optimizer, loss, metrics)
+        self._micro_batches = check_integer("micro_batches", micro_batches)
+        self._gradient_clip = gradient_clip
+        check_gradient_clip(gradient_clip, self.model.optimizer)
 
     def add_callback(self, callback: keras.callbacks.Callback) -> None:
         """Adds a callback to every `fit` from here on.
@@ -200,7 +221,8 @@ class Trainer:
         if self._recorder is not None:
             self._recorder.resume = resume or self._resumed is not None
         chosen = [*self._callbacks, *(callbacks or ())]
-        if self.model.loss is None:  # It may add losses in its layers, or compute its own.
+        is_own_step = type(self).train_step is not Trainer.train_step
+        if self.model.loss is None and not is_own_step:  # Its layers may add losses.
             chosen.append(RefuseNoLoss())
         arguments = {
             "x": x,
@@ -214,6 +236,7 @@ class Trainer:
         try:
             with (
                 self._on_device(),
+                self._with_step(),
                 training_step_in(self.model, self.policy),
                 self._with_checkpoints(arguments) as given,
             ):
@@ -249,6 +272,45 @@ class Trainer:
         if self.model.built:
             write_weights(self.model, self._resumed.state["variables"])
         return self._resumed.step
+
+    def train_step(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Returns the loss of a batch, or of one of its micro-batches.
+
+        Override it for a training of your own: the signature is the same on every backend, and so
+        is what follows, from the gradients by the model's trainable variables to the update. It
+        may assign the variables of the model and of its metrics, and no others. Its loss is that
+        of the model, `self.model.compute_loss`, in an override too, unless it says otherwise.
+
+        Args:
+            x: Inputs of the batch.
+            y: Targets. Defaults to `None`.
+            sample_weight: Weights of the samples. Defaults to `None`.
+
+        Returns:
+            A scalar tensor; or a dict with it as `"loss"`, further scalars to log by name, and
+            `"weight"`: a scalar, what the loss is a mean over, such as the number of tokens, by
+            which micro-batches count. Without it they count alike.
+
+        Example:
+
+        >>> import keras, numpy as np
+        >>> class Penalized(Trainer):
+        ...     def train_step(self, x, y=None, sample_weight=None):
+        ...         outputs = self.model(x, training=True)
+        ...         penalty = 0.01 * keras.ops.mean(keras.ops.square(outputs))
+        ...         loss = self.model.compute_loss(x, y, outputs, sample_weight)
+        ...         return {"loss": loss + penalty, "penalty": penalty}
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> trainer = Penalized(model, optimizer="sgd", loss="mse")
+        >>> sorted(trainer.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0).history)
+        ['loss', 'penalty']
+        """
+        y_pred = call_for_training(self.model, x)
+        loss = compute_training_loss(self.model, x, y, y_pred, sample_weight)
+        update_metrics(self.model, x, y, y_pred, sample_weight)
+        if self._micro_batches == 1:
+            return loss
+        return {"loss": loss, "weight": weigh_loss(self.model.loss, y, y_pred, sample_weight)}
 
     def evaluate(self, x: Any = None, y: Any = None, **options: Any) -> Any:
         """Returns the loss and the metrics on test data, computed by the model's own policy.
@@ -288,6 +350,25 @@ class Trainer:
         _known("loss", settings.get("loss"))
         if given or settings["optimizer"] is not compiled:
             self.model.compile(**settings, auto_scale_loss=False)
+
+    def _with_step(self) -> contextlib.AbstractContextManager[None]:
+        if not own_train_step(self.model):
+            step = TrainingStep(
+                self.model,
+                self.train_step,
+                micro_batches=self._micro_batches,
+                gradient_clip=self._gradient_clip,
+            )
+            return training_step_of(self.model, step)
+        asked = {"micro_batches": self._micro_batches > 1, "gradient_clip": self._gradient_clip}
+        names = [name for name, value in asked.items() if value]
+        if names or type(self).train_step is not Trainer.train_step:
+            raise InvalidInputError(
+                f"Model {self.model.name!r} has a `train_step` of its own, which "
+                f"{' and '.join(names) or 'that of the trainer'} can't reach. Write it as "
+                "`Trainer.train_step`."
+            )
+        return contextlib.nullcontext()
 
     def _with_checkpoints(
         self, arguments: dict[str, Any]

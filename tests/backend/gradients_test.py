@@ -82,3 +82,21 @@ def test_what_is_computed_again_takes_its_gradient_too():
     (by_x, by_y), _ = current().compute_gradients(keras.remat(call_with_gradient), [X, Y], [])
     np.testing.assert_allclose(by_x, DIRECTION + X, rtol=1e-6)
     np.testing.assert_allclose(by_y, DIRECTION * LABELS, rtol=1e-6)
+
+
+def test_the_gradients_of_what_assigns_variables_come_with_its_other_results():
+    weight, count = (
+        keras.Variable(np.array([2.0, 3.0], "float32")),
+        keras.Variable(1.0, trainable=False),
+    )
+    unused = keras.Variable(5.0)
+
+    def compute():
+        count.assign_add(1.0)
+        return ops.sum(weight * weight) * count, {"count": count + 10.0}
+
+    others, (by_weight, by_unused) = current().differentiate(compute, [weight, unused], [count])
+    assert float(others["count"]) == 12.0
+    assert float(count.value) == 2.0
+    np.testing.assert_allclose(ops.convert_to_numpy(by_weight), [8.0, 12.0], rtol=1e-6)
+    assert by_unused is None or float(by_unused) == 0.0

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.keras_training import nested_stateless_scope
 
 
 def compute_gradients(
@@ -25,6 +26,27 @@ def compute_gradients(
     # One compilation: without it JAX compiles each operation of the gradient by itself.
     by_input, by_variable = jax.jit(jax.grad(run, argnums=(0, 1)))(tensors, values)
     return [np.asarray(array) for array in by_input], [np.asarray(array) for array in by_variable]
+
+
+def differentiate(
+    compute: Callable[[], tuple[Any, Any]],
+    variables: Sequence[keras.Variable],
+    states: Sequence[keras.Variable],
+) -> tuple[Any, list[Any]]:
+    """Returns what `compute` returns beside a scalar, and the scalar's gradients by variables."""
+    kept = [(state, state.value) for state in states]
+
+    def run(values: list[jax.Array]) -> tuple[jax.Array, Any]:
+        with nested_stateless_scope([*zip(variables, values, strict=True), *kept]) as scope:
+            scalar, others = compute()
+        return scalar, (others, [scope.get_current_value(state) for state in states])
+
+    gradients, (others, values) = jax.grad(run, has_aux=True)(
+        [variable.value for variable in variables]
+    )
+    for state, value in zip(states, values, strict=True):
+        state.assign(value)
+    return others, gradients
 
 
 def apply_with_gradient(

@@ -1,14 +1,46 @@
-"""Loops whose runs wait for each other."""
+"""Loops whose runs wait for each other, and what is done only on a condition."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import keras
+
+from keras_deepseek.backend.keras_training import nested_stateless_scope
 
 
-def repeat(body: Callable[..., Sequence[Any]], times: Any, state: Sequence[Any]) -> tuple[Any, ...]:
+def repeat(
+    body: Callable[..., Sequence[Any]],
+    times: Any,
+    state: Sequence[Any],
+    variables: Sequence[keras.Variable] = (),
+) -> tuple[Any, ...]:
     """Returns the tensors that `state = body(index, *state)` makes, one run after the other."""
-    final: tuple[Any, ...] = jax.lax.fori_loop(
-        0, times, lambda index, state: tuple(body(index, *state)), tuple(state)
-    )
-    return final
+
+    def run(index: Any, carried: Any) -> Any:
+        state, values = carried
+        with nested_stateless_scope(zip(variables, values, strict=True)) as scope:
+            state = tuple(body(index, *state))
+        return state, [scope.get_current_value(variable) for variable in variables]
+
+    carried = tuple(state), [variable.value for variable in variables]
+    final, values = jax.lax.fori_loop(0, times, run, carried)
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+    return tuple(final)
+
+
+def run_if(
+    condition: Any, function: Callable[[], None], variables: Sequence[keras.Variable]
+) -> None:
+    """Runs a function that assigns variables, where a boolean scalar is true."""
+    values = [variable.value for variable in variables]
+
+    def run() -> list[jax.Array]:
+        with nested_stateless_scope(zip(variables, values, strict=True)) as scope:
+            function()
+        return [scope.get_current_value(variable) for variable in variables]
+
+    results = jax.lax.cond(condition, run, lambda: values)
+    for variable, value in zip(variables, results, strict=True):
+        variable.assign(value)

@@ -4,27 +4,36 @@ from keras_deepseek.backend.tensorflow.buffers import read_buffers, write_buffer
 from keras_deepseek.backend.tensorflow.data import feed_batches
 from keras_deepseek.backend.tensorflow.device import count_devices
 from keras_deepseek.backend.tensorflow.export import write_onnx, write_saved_model
-from keras_deepseek.backend.tensorflow.gradients import apply_with_gradient, compute_gradients
+from keras_deepseek.backend.tensorflow.gradients import (
+    apply_with_gradient,
+    compute_gradients,
+    differentiate,
+)
 from keras_deepseek.backend.tensorflow.inference import compile_inference
-from keras_deepseek.backend.tensorflow.loops import repeat
+from keras_deepseek.backend.tensorflow.loops import repeat, run_if
 from keras_deepseek.backend.tensorflow.random_state import (
     read_framework_random_state,
     write_framework_random_state,
 )
 from keras_deepseek.backend.tensorflow.selection import top_k
 from keras_deepseek.backend.tensorflow.tracing import can_read_shapes, read_integer
+from keras_deepseek.backend.tensorflow.training import apply_update, make_train_step
 
 __all__ = [
+    "apply_update",
     "apply_with_gradient",
     "can_read_shapes",
     "compile_inference",
     "compute_gradients",
     "count_devices",
+    "differentiate",
     "feed_batches",
+    "make_train_step",
     "read_buffers",
     "read_framework_random_state",
     "read_integer",
     "repeat",
+    "run_if",
     "top_k",
     "write_buffers",
     "write_framework_random_state",

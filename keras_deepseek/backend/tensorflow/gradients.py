@@ -24,6 +24,19 @@ def compute_gradients(
     return arrays[: len(tensors)], arrays[len(tensors) :]
 
 
+def differentiate(
+    compute: Callable[[], tuple[Any, Any]],
+    variables: Sequence[keras.Variable],
+    states: Sequence[keras.Variable],
+) -> tuple[Any, list[Any]]:
+    """Returns what `compute` returns beside a scalar, and the scalar's gradients by variables."""
+    sources = [variable.value for variable in variables]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(sources)
+        scalar, others = compute()
+    return others, tape.gradient(scalar, sources)
+
+
 def apply_with_gradient(
     function: Callable[..., Any],
     gradient: Callable[..., Sequence[Any]],

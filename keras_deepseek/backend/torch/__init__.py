@@ -4,27 +4,36 @@ from keras_deepseek.backend.torch.buffers import read_buffers, write_buffers
 from keras_deepseek.backend.torch.data import feed_batches
 from keras_deepseek.backend.torch.device import count_devices
 from keras_deepseek.backend.torch.export import write_onnx, write_saved_model
-from keras_deepseek.backend.torch.gradients import apply_with_gradient, compute_gradients
+from keras_deepseek.backend.torch.gradients import (
+    apply_with_gradient,
+    compute_gradients,
+    differentiate,
+)
 from keras_deepseek.backend.torch.inference import compile_inference
-from keras_deepseek.backend.torch.loops import repeat
+from keras_deepseek.backend.torch.loops import repeat, run_if
 from keras_deepseek.backend.torch.random_state import (
     read_framework_random_state,
     write_framework_random_state,
 )
 from keras_deepseek.backend.torch.selection import top_k
 from keras_deepseek.backend.torch.tracing import can_read_shapes, read_integer
+from keras_deepseek.backend.torch.training import apply_update, make_train_step
 
 __all__ = [
+    "apply_update",
     "apply_with_gradient",
     "can_read_shapes",
     "compile_inference",
     "compute_gradients",
     "count_devices",
+    "differentiate",
     "feed_batches",
+    "make_train_step",
     "read_buffers",
     "read_framework_random_state",
     "read_integer",
     "repeat",
+    "run_if",
     "top_k",
     "write_buffers",
     "write_framework_random_state",

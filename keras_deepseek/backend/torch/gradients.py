@@ -26,6 +26,19 @@ def compute_gradients(
     return arrays[: len(tensors)], arrays[len(tensors) :]
 
 
+def differentiate(
+    compute: Callable[[], tuple[Any, Any]],
+    variables: Sequence[keras.Variable],
+    states: Sequence[keras.Variable],
+) -> tuple[Any, list[Any]]:
+    """Returns what `compute` returns beside a scalar, and the scalar's gradients by variables."""
+    scalar, others = compute()
+    sources = [variable.value for variable in variables]
+    if not scalar.requires_grad:  # It depends on none of them.
+        return others, [None for _ in sources]
+    return others, list(torch.autograd.grad(scalar, sources, allow_unused=True))
+
+
 def apply_with_gradient(
     function: Callable[..., Any],
     gradient: Callable[..., Sequence[Any]],

@@ -1,0 +1,99 @@
+"""Clipping of gradients, after they were unscaled and before the update."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.argument_check import check_number
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+
+GradientClip = tuple[Literal["value", "norm", "global_norm", "adaptive"], float]
+
+_KINDS = ("value", "norm", "global_norm", "adaptive")
+_LEAST_NORM = 1e-3  # Of weights, for the adaptive clip: those that begin at zero may move.
+
+
+def check_gradient_clip(
+    gradient_clip: GradientClip | None, optimizer: keras.optimizers.Optimizer
+) -> None:
+    """Raises an error where a clip is none, or the optimizer clips as well.
+
+    Args:
+        gradient_clip: tuple of the kind and its bound, or `None`.
+        optimizer: `keras.optimizers.Optimizer`.
+
+    Raises:
+        InvalidInputError: The clip is not one, or there are two.
+    """
+    if gradient_clip is None:
+        return
+    if not isinstance(gradient_clip, tuple | list) or len(gradient_clip) != 2:  # noqa: PLR2004
+        raise InvalidInputError(
+            "`gradient_clip` is a kind and its bound, as in ('global_norm', 1.0); received "
+            f"{gradient_clip!r}."
+        )
+    kind, bound = gradient_clip
+    if kind not in _KINDS:
+        raise InvalidInputError(unknown_name_message("gradient clip", kind, _KINDS))
+    check_number("gradient_clip", bound, above=0)
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    for name in ("clipvalue", "clipnorm", "global_clipnorm"):
+        if getattr(inner, name, None) is not None:
+            raise InvalidInputError(
+                f"The optimizer clips by {name}={getattr(inner, name)} and the trainer by "
+                f"gradient_clip={gradient_clip!r}: keep one of the two."
+            )
+
+
+def clip_gradients(
+    gradient_clip: GradientClip, gradients: Sequence[Any], variables: Sequence[Any], norm: Any
+) -> list[Any]:
+    """Returns gradients that were clipped.
+
+    Args:
+        gradient_clip: tuple of the kind and its bound.
+        gradients: Tensors.
+        variables: The variables that they are gradients by.
+        norm: Scalar tensor, the norm of all gradients together.
+    """
+    kind, bound = gradient_clip
+    if kind == "value":
+        return [ops.clip(gradient, -bound, bound) for gradient in gradients]
+    if kind == "global_norm":
+        return [_shrink(gradient, norm, bound) for gradient in gradients]
+    if kind == "norm":
+        return [_shrink(gradient, global_norm([gradient]), bound) for gradient in gradients]
+    return [
+        _shrink(gradient, _unit_norms(gradient), bound * _weight_norms(variable))
+        for gradient, variable in zip(gradients, variables, strict=True)
+    ]
+
+
+def global_norm(gradients: Sequence[Any]) -> Any:
+    """Returns the norm of all gradients together, a float32 scalar.
+
+    Args:
+        gradients: Tensors.
+    """
+    squares = [ops.sum(ops.square(ops.cast(gradient, "float32"))) for gradient in gradients]
+    return ops.sqrt(ops.sum(ops.stack(squares)))
+
+
+def _weight_norms(variable: Any) -> Any:
+    return ops.maximum(_unit_norms(ops.convert_to_tensor(variable)), _LEAST_NORM)
+
+
+def _unit_norms(tensor: Any) -> Any:
+    """Returns the norms over all axes but the last, that of the units; of a vector, its norm."""
+    axes = tuple(range(max(1, len(tensor.shape) - 1))) if len(tensor.shape) else None
+    squares = ops.square(ops.cast(tensor, "float32"))
+    return ops.sqrt(ops.sum(squares, axis=axes, keepdims=True))
+
+
+def _shrink(gradient: Any, norm: Any, most: Any) -> Any:
+    """Returns a gradient whose norm is at most so large."""
+    # A norm of zero would divide by zero: nothing of such a gradient has to be shrunk.
+    factor = ops.where(norm > most, most / ops.maximum(norm, 1e-30), 1.0)
+    return gradient * ops.cast(factor, gradient.dtype)

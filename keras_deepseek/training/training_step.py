@@ -1,0 +1,271 @@
+"""One step of training, in one order on every backend.
+
+Micro-batches, then unscale, finite check, clip, update and moving averages. `Trainer` puts it in
+place of the model's own `train_step` for as long as `fit` runs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.keras_training import track_loss
+from keras_deepseek.training.gradient_clip import GradientClip, clip_gradients, global_norm
+from keras_deepseek.training.loss_weight import find_reduction
+
+Batch = tuple[Any, Any, Any]
+
+
+class TrainingStep:
+    """A step of training, from the data of a batch to the logs.
+
+    Args:
+        model: `keras.Model`, compiled.
+        compute: Function of `x`, `y` and `sample_weight` to the loss, or to a dict of it and what
+            else `Trainer.train_step` may return.
+        micro_batches: integer. The parts that each batch is computed in, one after the other.
+        gradient_clip: tuple of the kind of clip and its bound, or `None`.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        compute: Callable[..., Any],
+        *,
+        micro_batches: int,
+        gradient_clip: GradientClip | None,
+    ) -> None:
+        self._model = model
+        self._compute = compute
+        self._micro_batches = micro_batches
+        self._gradient_clip = gradient_clip
+        self.error: Exception | None = None
+        self._is_sum = micro_batches > 1 and find_reduction(model.loss) == "sum"
+
+    def __call__(self, data: Any) -> dict[str, Any]:
+        """Returns the logs of a step, which it makes."""
+        try:
+            return self._make(data)
+        except Exception as error:
+            self.error = error
+            raise
+
+    def _make(self, data: Any) -> dict[str, Any]:
+        batch = keras.utils.unpack_x_y_sample_weight(data)
+        variables, optimizer = self._model.trainable_variables, self._model.optimizer
+        if not optimizer.built:
+            with keras.name_scope(optimizer.name):
+                optimizer.build(variables)
+        loss, logs, gradients = self._compute_batch(batch, variables)
+        present = [gradient is not None for gradient in gradients]
+        logs |= self._update(
+            [gradient for gradient in gradients if gradient is not None],
+            [variable for variable, is_there in zip(variables, present, strict=True) if is_there],
+        )
+        track_loss(self._model, loss, _count_rows(batch))
+        return {**self._model.get_metrics_result(), **logs}
+
+    def _compute_batch(
+        self, batch: Batch, variables: Sequence[keras.Variable]
+    ) -> tuple[Any, dict[str, Any], list[Any]]:
+        """Returns the loss, what else is logged, and the gradients, by micro-batches if asked."""
+        if self._micro_batches == 1:
+            (loss, _, logs), gradients = self._differentiate(batch, variables)
+            return loss, logs, gradients
+        pieces = _Pieces(batch, self._micro_batches)
+        (loss, weight, logs), gradients = self._differentiate(pieces.take(0), variables)
+        names, present = list(logs), [gradient is not None for gradient in gradients]
+
+        def flatten(loss: Any, weight: Any, logs: Any, gradients: Any) -> list[Any]:
+            """Returns the weight, and all else by its weight."""
+            others = [loss, *(logs[name] for name in names)]
+            others += [gradient for gradient in gradients if gradient is not None]
+            return [weight, *(weight * ops.cast(each, "float32") for each in others)]
+
+        def add(batch: Batch, sums: Sequence[Any]) -> list[Any]:
+            (loss, weight, logs), gradients = self._differentiate(batch, variables)
+            found = flatten(loss, weight, logs, gradients)
+            return [one + other for one, other in zip(sums, found, strict=True)]
+
+        sums: Sequence[Any] = flatten(loss, weight, logs, gradients)
+        sums = backend.current().repeat(
+            lambda index, *sums: add(pieces.take(index + 1), sums),
+            pieces.number - 1,
+            sums,
+            self._states(),
+        )
+        sums = pieces.with_rest(add, sums)
+        divisor = 1.0 if self._is_sum else ops.maximum(sums[0], 1e-30)
+        loss, *means = [each / divisor for each in sums[1:]]
+        left = iter(means[len(names) :])
+        return (
+            loss,
+            dict(zip(names, means, strict=False)),
+            [next(left) if is_there else None for is_there in present],
+        )
+
+    def _differentiate(
+        self, batch: Batch, variables: Sequence[keras.Variable]
+    ) -> tuple[tuple[Any, Any, dict[str, Any]], list[Any]]:
+        optimizer = self._model.optimizer
+
+        def compute() -> tuple[Any, Any]:
+            loss, weight, logs = _read_result(self._compute(*batch))
+            weight = 1.0 if weight is None or self._is_sum else weight
+            weight = ops.cast(weight, "float32")
+            return optimizer.scale_loss(loss), (ops.stop_gradient(loss), weight, logs)
+
+        return backend.current().differentiate(compute, variables, self._states())
+
+    def _states(self) -> list[keras.Variable]:
+        """Returns all variables that the forward pass may assign."""
+        model = self._model
+        return [
+            *model.non_trainable_variables,
+            *model.optimizer.variables,
+            *model.metrics_variables,
+        ]
+
+    def _update(self, gradients: list[Any], variables: Sequence[keras.Variable]) -> dict[str, Any]:
+        """Unscales, checks, clips and applies the gradients; returns what is logged of them."""
+        optimizer, logs = self._model.optimizer, {}
+        scaling = optimizer if _scales(optimizer) else None
+        inner = optimizer if scaling is None else optimizer.inner_optimizer
+        if scaling is not None:
+            gradients = [gradient / scaling.dynamic_scale for gradient in map(_dense, gradients)]
+        if scaling is not None or self._gradient_clip is not None:
+            gradients = [_dense(gradient) for gradient in gradients]
+            norm = global_norm(gradients)
+        if self._gradient_clip is not None:
+            logs["gradient_norm"] = norm
+
+        def apply() -> None:
+            clipped: Sequence[Any] = gradients
+            if self._gradient_clip is not None:
+                clipped = clip_gradients(self._gradient_clip, gradients, variables, norm)
+            backend.current().apply_update(inner, clipped, variables)
+
+        if scaling is None:
+            apply()
+        else:
+            # The norm of gradients that are not all finite is not, either.
+            is_finite = ops.isfinite(norm)
+            backend.current().run_if(is_finite, apply, [*variables, *inner.variables])
+            _adapt_scale(scaling, is_finite)
+        return logs
+
+
+@contextmanager
+def training_step_of(model: keras.Model, step: TrainingStep) -> Iterator[None]:
+    """Makes a model train by a step of ours until the block ends.
+
+    Args:
+        model: `keras.Model`, compiled.
+        step: `TrainingStep`.
+    """
+    model.train_step = backend.current().make_train_step(model, step)
+    model.train_function = None
+    try:
+        yield
+    except Exception as error:
+        if step.error in (None, error):
+            raise
+        # What Keras tidies up after an error may fail by it, as moving averages do on JAX.
+        raise step.error from None
+    finally:
+        del model.train_step
+        model.train_function = None
+
+
+class _Pieces:
+    """The micro-batches of a batch: some of one size, and perhaps a smaller one.
+
+    A micro-batch takes every so many rows. So the rows of each device stay on it, where they are
+    spread over many.
+    """
+
+    def __init__(self, batch: Batch, number: int) -> None:
+        self._batch = batch
+        num_rows = _count_rows(batch)
+        self._size = -(-num_rows // number)
+        if isinstance(num_rows, int):
+            if num_rows < 1:
+                raise InvalidInputError("A batch without rows can't be trained on.")
+            self.number = num_rows // self._size
+        else:
+            self._size = ops.maximum(self._size, 1)
+            self.number = num_rows // self._size
+        self._rest = num_rows - self.number * self._size
+
+    def take(self, index: Any) -> Batch:
+        """Returns one of the micro-batches of one size."""
+
+        def take(array: Any) -> Any:
+            whole = array[: self._size * self.number]
+            shape = ops.shape(whole)[1:]
+            return ops.reshape(whole, (self._size, self.number, *shape))[:, index]
+
+        return _map_arrays(take, self._batch)
+
+    def with_rest(
+        self, add: Callable[[Batch, Sequence[Any]], Sequence[Any]], sums: Sequence[Any]
+    ) -> Sequence[Any]:
+        """Returns what `add` makes of the smaller micro-batch and of sums, where there is one."""
+
+        def add_rest() -> Sequence[Any]:
+            start = self._size * self.number
+            return add(_map_arrays(lambda array: array[start:], self._batch), sums)
+
+        if isinstance(self._rest, int):
+            return add_rest() if self._rest else sums
+        added: Sequence[Any] = ops.cond(self._rest > 0, add_rest, lambda: list(sums))
+        return added
+
+
+def _map_arrays(function: Callable[[Any], Any], batch: Batch) -> Batch:
+    mapped: Batch = keras.tree.map_structure(
+        lambda array: None if array is None else function(ops.convert_to_tensor(array)), batch
+    )
+    return mapped
+
+
+def _count_rows(batch: Batch) -> Any:
+    return ops.shape(next(array for array in keras.tree.flatten(batch[0]) if array is not None))[0]
+
+
+def _read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Returns the loss, its weight or `None`, and further logs, of what a step has returned."""
+    if not isinstance(result, dict):
+        return ops.convert_to_tensor(result), None, {}
+    if "loss" not in result:
+        raise InvalidInputError(
+            "`train_step` must return the loss, or a dict with 'loss'; received one of "
+            f"{', '.join(map(repr, result)) or 'nothing'}."
+        )
+    logs = {name: value for name, value in result.items() if name not in ("loss", "weight")}
+    return ops.convert_to_tensor(result["loss"]), result.get("weight"), logs
+
+
+def _scales(optimizer: keras.optimizers.Optimizer) -> bool:
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def _adapt_scale(optimizer: Any, is_finite: Any) -> None:
+    """Doubles the scale of the loss after many finite steps, and halves it after one that is not.
+
+    As Keras does, but in one form for every backend.
+    """
+    count, scale = optimizer.step_counter, optimizer.dynamic_scale
+    is_full = ops.equal(count, optimizer.dynamic_growth_steps - 1)
+    grown = ops.where(is_full, scale * 2.0, ops.convert_to_tensor(scale))
+    scale.assign(ops.where(is_finite, grown, scale * 0.5))
+    count.assign(ops.where(ops.logical_or(is_full, ops.logical_not(is_finite)), 0, count + 1))
+
+
+def _dense(gradient: Any) -> Any:
+    """Returns a gradient as one tensor: that of an embedding may be sparse."""
+    return ops.convert_to_tensor(gradient)

@@ -1,0 +1,306 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.training import Trainer
+from tests.oracles.training import train
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(26, 6)).astype("float32")
+Y = RNG.integers(0, 3, 26)
+WEIGHT = RNG.uniform(0, 2, 26).astype("float32")
+
+
+def build(seed=1):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(3)]
+    )
+
+
+def crossentropy(**arguments):
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **arguments)
+
+
+def fit(model, x=X, y=Y, sample_weight=None, loss=None, optimizer=None, epochs=2, **arguments):
+    trainer = Trainer(
+        model,
+        optimizer=optimizer or keras.optimizers.SGD(0.1, momentum=0.9),
+        loss=loss or crossentropy(),
+        metrics=["accuracy"],
+        **arguments,
+    )
+    history = trainer.fit(
+        x, y, sample_weight=sample_weight, batch_size=16, epochs=epochs, shuffle=False, verbose=0
+    )
+    return history.history, model.get_weights()
+
+
+def assert_same(found, expected, rtol=2e-5):
+    for name in expected[0]:
+        np.testing.assert_allclose(found[0][name], expected[0][name], rtol=rtol, err_msg=name)
+    for one, other in zip(found[1], expected[1], strict=True):
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=2e-6)
+
+
+OPTIMIZERS = [
+    *("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Ftrl", "Lamb", "Lion"),
+    *("Muon", "Nadam", "RMSprop", "SGD"),
+]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_of_keras_trains_as_in_keras(name):
+    if not hasattr(keras.optimizers, name):
+        pytest.skip(f"Keras {keras.version()} has no {name}.")
+    make = getattr(keras.optimizers, name)
+    plain = build()
+    plain.compile(make(0.01), crossentropy(), metrics=["accuracy"])
+    history = plain.fit(X, Y, batch_size=16, epochs=2, shuffle=False, verbose=0).history
+    assert_same(fit(build(), optimizer=make(0.01)), (history, plain.get_weights()))
+
+
+@pytest.mark.parametrize("number", [3, 100])
+def test_micro_batches_make_the_step_of_the_whole_batch(number):
+    """Batches are of 16 and 10 rows, so that there are micro-batches of two sizes."""
+    assert_same(fit(build(), micro_batches=number), fit(build()))
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight", "sum"])
+def test_micro_batches_weigh_samples_as_the_whole_batch(reduction):
+    results = [
+        fit(
+            build(),
+            sample_weight=WEIGHT,
+            loss=crossentropy(reduction=reduction),
+            optimizer=keras.optimizers.SGD(0.01),
+            micro_batches=number,
+        )
+        for number in (1, 3)
+    ]
+    for name in ("loss", "accuracy"):  # The mean over batches of Keras is by rows.
+        np.testing.assert_allclose(results[1][0][name], results[0][0][name], rtol=2e-5)
+    assert_same(results[1], results[0])
+
+
+def build_masked(seed=1):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [keras.Input((5,)), keras.layers.Embedding(7, 6, mask_zero=True), keras.layers.Dense(3)]
+    )
+
+
+TOKENS = np.where(np.arange(5) < RNG.integers(1, 6, (26, 1)), RNG.integers(1, 7, (26, 5)), 0)
+CLASSES = RNG.integers(0, 3, (26, 5))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        crossentropy(),
+        crossentropy(reduction="mean_with_sample_weight"),
+        crossentropy(ignore_class=2),
+    ],
+)
+def test_micro_batches_weigh_tokens_as_the_whole_batch(loss):
+    """The means of micro-batches with few tokens count little, or the gradient is another."""
+    results = [
+        fit(build_masked(), TOKENS, CLASSES, loss=loss, micro_batches=number) for number in (1, 4)
+    ]
+    assert_same(results[1], results[0])
+
+
+def test_micro_batches_of_dicts_and_several_outputs():
+    def build_two():
+        keras.utils.set_random_seed(1)
+        inputs = {"a": keras.Input((6,), name="a"), "b": keras.Input((6,), name="b")}
+        hidden = keras.layers.Dense(4, activation="tanh")(inputs["a"] - inputs["b"])
+        return keras.Model(
+            inputs,
+            {"p": keras.layers.Dense(3, name="p")(hidden), "q": keras.layers.Dense(1)(hidden)},
+        )
+
+    results = []
+    for number in (1, 2):
+        model = build_two()
+        trainer = Trainer(
+            model,
+            optimizer="adam",
+            loss={"p": crossentropy(), "q": "mse"},
+            micro_batches=number,
+        )
+        x, y = {"a": X[:16], "b": X[:16, ::-1]}, {"p": Y[:16], "q": X[:16, :1]}
+        history = trainer.fit(x, y, batch_size=16, shuffle=False, verbose=0)
+        results.append((history.history, model.get_weights()))
+    assert_same(results[1], results[0])
+
+
+def test_micro_batches_of_masked_outputs_that_can_not_be_weighed_are_refused():
+    tokens = keras.Input((5,))
+    hidden = keras.layers.Embedding(7, 6, mask_zero=True)(tokens)
+    model = keras.Model(tokens, [keras.layers.Dense(3)(hidden), keras.layers.Dense(3)(hidden)])
+    trainer = Trainer(model, optimizer="sgd", loss=[crossentropy()] * 2, micro_batches=2)
+    with pytest.raises(InvalidInputError, match="can't weigh 2 outputs with masks of their own"):
+        trainer.fit(TOKENS, [CLASSES, CLASSES], verbose=0)
+
+
+def test_fifty_steps_have_the_numbers_of_a_reference_in_float64():
+    """So they have the same ones on every backend."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(160, 6)).astype("float32")
+    y = rng.integers(0, 3, 160)
+    model = build()
+    settings = {"learning_rate": 0.02, "weight_decay": 0.01, "ema_momentum": 0.9}
+    expected, average = train(model.get_weights(), x, y, steps=50, clip=0.5, **settings)
+    trainer = Trainer(
+        model,
+        optimizer=keras.optimizers.AdamW(**settings, use_ema=True),
+        loss=crossentropy(),
+        gradient_clip=("global_norm", 0.5),
+        micro_batches=2,
+    )
+    losses = []
+
+    class Losses(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            self.model.reset_metrics()
+
+        def on_train_batch_end(self, batch, logs=None):
+            losses.append(float(logs["loss"]))
+
+    trainer.fit(x, y, batch_size=16, epochs=5, shuffle=False, verbose=0, callbacks=[Losses()])
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    for found, reference in zip(model.get_weights(), average, strict=True):
+        np.testing.assert_allclose(found, reference, rtol=1e-3, atol=1e-4)
+
+
+class Factor(keras.layers.Layer):
+    """Multiplies by a number that can be set, and that lets gradients overflow."""
+
+    def build(self, input_shape):
+        self.factor = self.add_weight(shape=(), initializer="ones", trainable=False)
+
+    def call(self, inputs):
+        return inputs * self.factor
+
+
+@pytest.mark.parametrize("clip", [None, ("global_norm", 1.0)])
+def test_a_step_that_overflows_is_left_out_and_halves_the_scale(clip):
+    model = keras.Sequential(
+        [keras.Input((2,)), keras.layers.Dense(2, use_bias=False), Factor(dtype="float32")]
+    )
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.Adam(0.1), initial_scale=8.0, dynamic_growth_steps=2
+    )
+    trainer = Trainer(model, optimizer=optimizer, loss="mse", gradient_clip=clip)
+    x = np.ones((4, 2), "float32")
+
+    def step():
+        trainer.fit(x, x, batch_size=4, verbose=0)
+        state = float(optimizer.dynamic_scale.value), int(optimizer.iterations.value)
+        return state, model.layers[0].get_weights()[0]
+
+    (first, _), (second, before) = step(), step()
+    assert (first, second) == ((8.0, 1), (16.0, 2))
+    model.layers[1].factor.assign(3e38)
+    state, weights = step()
+    assert state == (8.0, 2)
+    np.testing.assert_array_equal(weights, before)
+    model.layers[1].factor.assign(1.0)
+    state, weights = step()
+    assert state == (8.0, 3)
+    assert np.isfinite(weights).all()
+    assert (weights != before).all()
+
+
+def test_gradients_are_clipped_after_they_were_unscaled():
+    results = []
+    for scales in (False, True):
+        optimizer = keras.optimizers.SGD(0.1)
+        if scales:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=1024.0)
+        results.append(fit(build(), optimizer=optimizer, gradient_clip=("value", 0.05)))
+    assert_same(results[1], results[0])
+
+
+def test_a_step_of_ones_own_is_the_same_on_every_backend():
+    class Distillation(Trainer):
+        def train_step(self, x, y=None, sample_weight=None):
+            outputs = self.model(x, training=True)
+            soft = ops.mean(ops.square(outputs - ops.ones_like(outputs)))
+            hard = self.model.compute_loss(x, y, outputs, sample_weight)
+            return {"loss": 0.5 * hard + 0.5 * soft, "soft": soft}
+
+    logs = {}
+    for number in (1, 2):
+        trainer = Distillation(build(), optimizer="sgd", loss=crossentropy(), micro_batches=number)
+        logs[number] = trainer.fit(X[:16], Y[:16], batch_size=16, epochs=2, verbose=0).history
+    assert set(logs[1]) == {"loss", "soft"}
+    for name in ("loss", "soft"):
+        assert logs[1][name][1] < logs[1][name][0]
+        np.testing.assert_allclose(logs[2][name], logs[1][name], rtol=2e-5)
+
+
+def test_a_step_that_returns_no_loss_says_what_it_returned():
+    class Odd(Trainer):
+        def train_step(self, x, y=None, sample_weight=None):
+            return {"cost": ops.mean(self.model(x))}
+
+    with pytest.raises(InvalidInputError, match="a dict with 'loss'; received one of 'cost'"):
+        Odd(build(), optimizer="sgd", loss=crossentropy()).fit(X, Y, verbose=0)
+
+
+def test_a_step_of_ones_own_needs_no_loss_of_the_models():
+    class Contrastive(Trainer):
+        def train_step(self, x, y=None, sample_weight=None):
+            return ops.mean(ops.square(self.model(x, training=True) - 1.0))
+
+    losses = Contrastive(build(), optimizer="sgd").fit(X, epochs=2, verbose=0).history["loss"]
+    assert losses[1] < losses[0]
+
+
+class OwnStep(keras.Sequential):
+    def train_step(self, *arguments):
+        return super().train_step(*arguments)
+
+
+def test_a_model_with_a_step_of_its_own_keeps_it_and_nothing_is_ignored():
+    def build_own():
+        return OwnStep([keras.Input((6,)), keras.layers.Dense(3)])
+
+    logs, _ = fit(build_own(), epochs=1)
+    assert np.isfinite(logs["loss"]).all()
+    with pytest.raises(InvalidInputError, match="`train_step` of its own, which micro_batches"):
+        fit(build_own(), micro_batches=2)
+
+
+def test_an_error_in_a_step_is_the_one_that_is_raised():
+    """With moving averages, Keras on JAX fails once more while it tidies up."""
+    with pytest.raises(Exception, match=r"expected axis -1|expected shape|incompatible"):
+        fit(build(), x=X[:, :4], optimizer=keras.optimizers.Adam(use_ema=True))
+
+
+def test_layer_losses_and_states_are_those_of_the_batch():
+    """Batch normalisation goes by each micro-batch, so only without them."""
+
+    def build_regularized():
+        keras.utils.set_random_seed(1)
+        return keras.Sequential(
+            [
+                keras.Input((6,)),
+                keras.layers.Dense(8, kernel_regularizer="l2", activity_regularizer="l2"),
+                keras.layers.BatchNormalization(),
+                keras.layers.Dropout(0.5, seed=3),
+                keras.layers.Dense(3),
+            ]
+        )
+
+    plain = build_regularized()
+    plain.compile(keras.optimizers.SGD(0.1), crossentropy(), metrics=["accuracy"])
+    history = plain.fit(X, Y, batch_size=16, epochs=2, shuffle=False, verbose=0).history
+    found = fit(build_regularized(), optimizer=keras.optimizers.SGD(0.1), epochs=2)
+    assert_same(found, (history, plain.get_weights()))
+    logs, _ = fit(build_regularized(), epochs=2, micro_batches=2)
+    assert np.isfinite(logs["loss"]).all()
