@@ -29,6 +29,11 @@ def own_train_step(model: keras.Model) -> bool:
     return "train_step" in vars(model) or type(model).train_step is not keras.Model.train_step
 
 
+def compilation(model: keras.Model) -> object:
+    """Returns what `model.compile` made: another object after each call of it."""
+    return model._compile_config
+
+
 def call_for_training(model: keras.Model, x: Any) -> Any:
     """Returns the outputs of a model on inputs, in training mode where it knows one."""
     return model(x, training=True) if model._call_has_training_arg else model(x)

@@ -6,7 +6,7 @@ checkpoints and everything after `fit` see the model by its own policy.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,40 +63,29 @@ def with_loss_scaling(
     return keras.optimizers.LossScaleOptimizer(optimizer)
 
 
-@contextmanager
-def training_step_in(model: keras.Model, policy: keras.DTypePolicy | None) -> Iterator[None]:
-    """Makes the model's training step compute by `policy` until the block ends.
+def step_in_precision(
+    model: keras.Model, policy: keras.DTypePolicy, train_step: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Returns a training step whose layers compute by another policy than their own.
 
     Args:
         model: `keras.Model`.
-        policy: The policy of the step, or `None` to leave it alone.
+        policy: The policy of the step.
+        train_step: The step, as Keras takes it.
 
     Raises:
-        InvalidInputError: The model's weights are not of the policy's variable dtype.
+        InvalidInputError: When it is called, if the model's weights are not of the policy's
+            variable dtype.
     """
-    if policy is None:
-        yield
-        return
-    own_step = model.train_step
-    overridden = "train_step" in vars(model)
     layers: list[tuple[keras.Layer, keras.DTypePolicy]] = []
 
-    def train_step(*arguments: Any) -> Any:
+    def step(*arguments: Any) -> Any:
         if not layers:  # Now, not earlier: the first step finds every layer built.
             layers.extend(_layers_to_switch(model, policy))
         with _switched(layers, policy):
-            return own_step(*arguments)
+            return train_step(*arguments)
 
-    model.train_step = train_step
-    model.train_function = None  # What was compiled before computes by the other policy.
-    try:
-        yield
-    finally:
-        if overridden:
-            model.train_step = own_step
-        else:
-            del model.train_step
-        model.train_function = None
+    return step
 
 
 @contextmanager

@@ -30,12 +30,13 @@ from keras_deepseek.training.gradient_clip import GradientClip, check_gradient_c
 from keras_deepseek.training.loss_weight import weigh_loss
 from keras_deepseek.training.no_loss import RefuseNoLoss, no_loss_error
 from keras_deepseek.training.precision import (
+    step_in_precision,
     training_policy,
-    training_step_in,
     with_loss_scaling,
 )
+from keras_deepseek.training.step_in_place import StepInPlace
 from keras_deepseek.training.training_state import write_weights
-from keras_deepseek.training.training_step import TrainingStep, training_step_of
+from keras_deepseek.training.training_step import TrainingStep
 
 
 class Trainer:
@@ -159,6 +160,7 @@ class Trainer:
         self._micro_batches = check_integer("micro_batches", micro_batches)
         self._gradient_clip = gradient_clip
         check_gradient_clip(gradient_clip, self.model.optimizer)
+        self._step = self._make_step()
 
     def add_callback(self, callback: keras.callbacks.Callback) -> None:
         """Adds a callback to every `fit` from here on.
@@ -236,8 +238,7 @@ class Trainer:
         try:
             with (
                 self._on_device(),
-                self._with_step(),
-                training_step_in(self.model, self.policy),
+                self._step.use() if self._step else contextlib.nullcontext(),
                 self._with_checkpoints(arguments) as given,
             ):
                 return self.model.fit(given.pop("x"), given.pop("y", None), **given)
@@ -351,24 +352,37 @@ class Trainer:
         if given or settings["optimizer"] is not compiled:
             self.model.compile(**settings, auto_scale_loss=False)
 
-    def _with_step(self) -> contextlib.AbstractContextManager[None]:
-        if not own_train_step(self.model):
+    def _make_step(self) -> StepInPlace | None:
+        """Returns what takes the place of the model's training step, if anything does."""
+        model = self.model
+        if not own_train_step(model):
             step = TrainingStep(
-                self.model,
+                model,
                 self.train_step,
                 micro_batches=self._micro_batches,
                 gradient_clip=self._gradient_clip,
             )
-            return training_step_of(self.model, step)
-        asked = {"micro_batches": self._micro_batches > 1, "gradient_clip": self._gradient_clip}
-        names = [name for name, value in asked.items() if value]
-        if names or type(self).train_step is not Trainer.train_step:
+            train_step = backend.current().make_train_step(model, step)
+        else:
+            self._refuse_what_needs_our_step()
+            if self.policy is None:
+                return None
+            train_step = model.train_step
+        if self.policy is not None:
+            train_step = step_in_precision(model, self.policy, train_step)
+        return StepInPlace(model, train_step)
+
+    def _refuse_what_needs_our_step(self) -> None:
+        asked = {
+            "`micro_batches`": self._micro_batches > 1,
+            "`gradient_clip`": self._gradient_clip is not None,
+            "the trainer's own": type(self).train_step is not Trainer.train_step,
+        }
+        if names := [name for name, is_asked in asked.items() if is_asked]:
             raise InvalidInputError(
-                f"Model {self.model.name!r} has a `train_step` of its own, which "
-                f"{' and '.join(names) or 'that of the trainer'} can't reach. Write it as "
-                "`Trainer.train_step`."
+                f"Model {self.model.name!r} has a `train_step` of its own, which knows nothing of "
+                f"{' and '.join(names)}. Write it as `Trainer.train_step`."
             )
-        return contextlib.nullcontext()
 
     def _with_checkpoints(
         self, arguments: dict[str, Any]

@@ -4,8 +4,7 @@ Micro-batches, then unscale, finite check, clip, update and moving averages. `Tr
 place of the model's own `train_step` for as long as `fit` runs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -43,18 +42,10 @@ class TrainingStep:
         self._compute = compute
         self._micro_batches = micro_batches
         self._gradient_clip = gradient_clip
-        self.error: Exception | None = None
         self._is_sum = micro_batches > 1 and find_reduction(model.loss) == "sum"
 
     def __call__(self, data: Any) -> dict[str, Any]:
-        """Returns the logs of a step, which it makes."""
-        try:
-            return self._make(data)
-        except Exception as error:
-            self.error = error
-            raise
-
-    def _make(self, data: Any) -> dict[str, Any]:
+        """Makes a step and returns its logs."""
         batch = keras.utils.unpack_x_y_sample_weight(data)
         variables, optimizer = self._model.trainable_variables, self._model.optimizer
         if not optimizer.built:
@@ -157,28 +148,6 @@ class TrainingStep:
             backend.current().run_if(is_finite, apply, [*variables, *inner.variables])
             _adapt_scale(scaling, is_finite)
         return logs
-
-
-@contextmanager
-def training_step_of(model: keras.Model, step: TrainingStep) -> Iterator[None]:
-    """Makes a model train by a step of ours until the block ends.
-
-    Args:
-        model: `keras.Model`, compiled.
-        step: `TrainingStep`.
-    """
-    model.train_step = backend.current().make_train_step(model, step)
-    model.train_function = None
-    try:
-        yield
-    except Exception as error:
-        if step.error in (None, error):
-            raise
-        # What Keras tidies up after an error may fail by it, as moving averages do on JAX.
-        raise step.error from None
-    finally:
-        del model.train_step
-        model.train_function = None
 
 
 class _Pieces:

@@ -4,10 +4,15 @@ import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.training.precision import (
+    step_in_precision,
     training_policy,
-    training_step_in,
     with_loss_scaling,
 )
+from keras_deepseek.training.step_in_place import StepInPlace
+
+
+def training_step_in(model, policy):
+    return StepInPlace(model, step_in_precision(model, policy, model.train_step)).use()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+"""A training step in the place of a model's own, for as long as it trains."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from keras_deepseek.backend.keras_training import compilation
+
+
+class StepInPlace:
+    """A training step that a model can be lent, and that is compiled once for all its trainings.
+
+    Args:
+        model: `keras.Model`, compiled.
+        train_step: The step, as Keras takes it.
+    """
+
+    def __init__(self, model: keras.Model, train_step: Callable[..., Any]) -> None:
+        self._model = model
+        self._train_step = train_step
+        self._compilation: Any = None
+        self._function: Any = None
+        self._error: Exception | None = None
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Makes the model train by this step until the block ends."""
+        model, compiled = self._model, compilation(self._model)
+        own_step, own_function = vars(model).get("train_step"), model.train_function
+        model.train_step, self._error = self._run, None
+        model.train_function = self._function if self._compilation is compiled else None
+        try:
+            yield
+        except Exception as error:
+            if self._error in (None, error):
+                raise
+            # What Keras tidies up after an error may fail by it, as moving averages do on JAX.
+            raise self._error from None
+        finally:
+            self._function, self._compilation = model.train_function, compiled
+            if own_step is None:
+                del model.train_step
+            else:
+                model.train_step = own_step
+            model.train_function = own_function if compilation(model) is compiled else None
+
+    def _run(self, *arguments: Any) -> Any:
+        try:
+            return self._train_step(*arguments)
+        except Exception as error:
+            self._error = error
+            raise
