@@ -1,11 +1,11 @@
 """Experts kept evenly loaded without a loss that pulls at the weights."""
 
-import math
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_deepseek.artifacts.argument_check import check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import flatten_layers
 from keras_deepseek.layers.moe.expert_router import ExpertRouter
@@ -60,11 +60,7 @@ class ExpertBalancing(keras.callbacks.Callback):
 
     def __init__(self, update_rate: float = 0.001) -> None:
         super().__init__()
-        if not (isinstance(update_rate, int | float) and 0 <= update_rate < math.inf):
-            raise InvalidInputError(
-                f"`update_rate` must be a number that is not negative, received {update_rate!r}."
-            )
-        self.update_rate = update_rate
+        self.update_rate = check_number("update_rate", update_rate, least=0)
         self._routers: list[ExpertRouter] = []
         self._of_epoch: list[dict[str, float]] = []
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 
 Schedule = Callable[[int, int, float, float], float]
@@ -28,9 +29,9 @@ class LRScheduler(keras.callbacks.Callback):
         final_lr: float. Handed to `func`. Defaults to `0.001`.
 
     Raises:
-        InvalidInputError: `total_steps` is below 1, or `func` returned what is no learning rate.
-            When training starts: the optimizer has a schedule already, or the model's
-            `steps_per_execution` is not 1.
+        InvalidInputError: `total_steps` or a rate is no such number, or `func` returned what is no
+            learning rate. When training starts: the optimizer has a schedule already, or the
+            `steps_per_execution` of the model is not 1.
 
     Example:
 
@@ -55,14 +56,10 @@ class LRScheduler(keras.callbacks.Callback):
                 "`func` must be a function (step, total_steps, initial_lr, final_lr) -> rate; "
                 f"received {func!r}."
             )
-        if type(total_steps) is not int or total_steps < 1:
-            raise InvalidInputError(
-                f"`total_steps` must be an integer of at least 1; received {total_steps!r}."
-            )
         self.func = func
-        self.total_steps = total_steps
-        self.initial_lr = initial_lr
-        self.final_lr = final_lr
+        self.total_steps = check_integer("total_steps", total_steps)
+        self.initial_lr = check_number("initial_lr", initial_lr)
+        self.final_lr = check_number("final_lr", final_lr)
 
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of the update that follows `step` updates.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import keras
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 from keras_deepseek.artifacts.errors import InvalidInputError
@@ -42,12 +43,9 @@ class Checkpoints:
         keep_last: int,
         keep_best: Best | None,
     ) -> None:
-        counts = {"checkpoint_every": checkpoint_every, "keep_last": keep_last}
-        for name, count in counts.items():
-            if count is not None and (type(count) is not int or count < 1):
-                raise InvalidInputError(
-                    f"`{name}` must be an integer of at least 1; received {count!r}."
-                )
+        if checkpoint_every is not None:
+            checkpoint_every = check_integer("checkpoint_every", checkpoint_every)
+        keep_last = check_integer("keep_last", keep_last)
         monitor, best_is, num_best = _read_best(keep_best)
         self._every = checkpoint_every
         self._monitor = monitor
@@ -163,10 +161,9 @@ def _read_best(keep_best: Best | None) -> tuple[str | None, Literal["min", "max"
     if keep_best is None:
         return None, "min", 0
     monitor, best_is, count = (*keep_best, 1)[:3] if isinstance(keep_best, tuple) else (None,) * 3
-    fits = isinstance(monitor, str) and best_is in ("min", "max") and type(count) is int
-    if not fits or count < 1:
+    if not isinstance(monitor, str) or best_is not in ("min", "max"):
         raise InvalidInputError(
             "`keep_best` names a log, whether less or more of it is better, and how many are kept, "
             f"as in ('val_loss', 'min', 1); received {keep_best!r}."
         )
-    return monitor, best_is, count
+    return monitor, best_is, check_integer("keep_best[2]", count)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import (
     InvalidInputError,
     NotSupportedError,
@@ -43,15 +44,13 @@ class ClusterSpec:
             raise InvalidInputError(
                 unknown_name_message("distributed_strategy", self.strategy, known)
             )
-        if type(self.world_size) is not int or type(self.rank) is not int:
+        # So is a frozen class to be written to, and NumPy's integers are not kept.
+        object.__setattr__(self, "world_size", check_integer("world_size", self.world_size))
+        object.__setattr__(self, "rank", check_integer("rank", self.rank, least=0))
+        if self.rank >= self.world_size:
             raise InvalidInputError(
-                f"`world_size` and `rank` must be integers; received {self.world_size!r} and "
-                f"{self.rank!r}."
-            )
-        if self.world_size < 1 or not 0 <= self.rank < self.world_size:
-            raise InvalidInputError(
-                f"Expected world_size >= 1 and 0 <= rank < world_size; received "
-                f"world_size={self.world_size}, rank={self.rank}."
+                f"Expected 0 <= rank < world_size; received world_size={self.world_size}, "
+                f"rank={self.rank}."
             )
         if self.strategy is None and self.world_size > 1:
             raise InvalidInputError(

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 
 _logger = logging.getLogger(__name__)
@@ -28,10 +29,7 @@ def choose_device(device_map: Mapping[str, int], count_devices: Callable[[str], 
     for kind, index in device_map.items():
         if kind not in _KINDS:
             raise InvalidInputError(unknown_name_message("device in device_map", kind, _KINDS))
-        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
-            raise InvalidInputError(
-                f"device_map[{kind!r}] must be an index from 0; received {index!r}."
-            )
+        check_integer(f"device_map[{kind!r}]", index, least=0)
     for kind, index in device_map.items():
         count = count_devices(kind)
         if index < count:

@@ -5,6 +5,7 @@ It stands before `Trainer.fit`, which takes it as any other `keras.utils.PyDatas
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import keras
@@ -87,7 +88,7 @@ class LengthBuckets(keras.utils.PyDataset):
         self.boundaries = _check_boundaries(boundaries, max(self._lengths))
         self._sizes = _count_sequences(self.boundaries, batch_size, tokens_per_batch)
         self.shuffle = shuffle
-        self.seed = seed
+        self.seed = check_integer("seed", seed, least=0)
         self._epoch = 0
         self._batches = self._draw()
 
@@ -150,11 +151,11 @@ def _check_boundaries(boundaries: Sequence[int] | None, longest: int) -> list[in
         boundaries = [SHORTEST]
         while boundaries[-1] < longest:
             boundaries.append(2 * boundaries[-1])
-    lengths = list(boundaries)
-    ascend = all(a < b for a, b in zip([0, *lengths], lengths, strict=False))
+    lengths = [check_integer(f"boundaries[{i}]", size) for i, size in enumerate(boundaries)]
+    ascend = all(a < b for a, b in pairwise(lengths))
     if not lengths or not ascend or lengths[-1] < longest:
         raise InvalidInputError(
-            f"`boundaries` must be positive, ascend, and end at {longest} or more, the length of "
+            f"`boundaries` must ascend, and end at {longest} or more, the length of "
             f"the longest sequence; received {lengths}."
         )
     return lengths

@@ -79,7 +79,9 @@ def pack_sequences(
     - [Efficient Sequence Packing without Cross-contamination (Krell et al., 2021)](
       https://arxiv.org/abs/2107.02027)
     """
-    check_integer("length", length)
+    length = check_integer("length", length)
+    if seed is not None:
+        seed = check_integer("seed", seed, least=0)
     taken = sorted({"segment_ids", "positions"} & set(features))
     if taken:
         raise InvalidInputError(f"A feature can't be named {taken[0]!r}, which is returned here.")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 
 DecayShape = Literal["cosine", "linear", "polynomial", "sqrt"]
@@ -50,7 +50,7 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         power: float. Of the `"polynomial"`. Defaults to `2.0`.
 
     Raises:
-        InvalidInputError: A rate is negative, a number of steps is too, warm-up and decay are
+        InvalidInputError: A rate or a number of steps is no such number, warm-up and decay are
             longer than the training, or the shape is unknown.
 
     Example:
@@ -81,38 +81,23 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         power: float = 2.0,
     ) -> None:
         super().__init__()
-        for name, number in (
-            ("peak_lr", peak_lr),
-            ("initial_lr", initial_lr),
-            ("final_lr", final_lr),
-            ("power", power),
-        ):
-            if not isinstance(number, int | float) or not 0 <= number < math.inf:
-                raise InvalidInputError(
-                    f"`{name}` must be a finite number that is not negative, received {number!r}."
-                )
-        check_integer("total_steps", total_steps)
+        self.peak_lr = check_number("peak_lr", peak_lr, least=0)
+        self.initial_lr = check_number("initial_lr", initial_lr, least=0)
+        self.final_lr = check_number("final_lr", final_lr, least=0)
+        self.power = check_number("power", power, least=0)
+        self.total_steps = check_integer("total_steps", total_steps)
         if decay_steps is not None:
-            check_integer("decay_steps", decay_steps)
-        if isinstance(warmup_steps, bool) or not isinstance(warmup_steps, int) or warmup_steps < 0:
-            raise InvalidInputError(
-                f"`warmup_steps` must be an integer of 0 or more, received {warmup_steps!r}."
-            )
-        if warmup_steps + (decay_steps or 0) > total_steps:
+            decay_steps = check_integer("decay_steps", decay_steps)
+        self.warmup_steps = check_integer("warmup_steps", warmup_steps, least=0)
+        if self.warmup_steps + (decay_steps or 0) > self.total_steps:
             raise InvalidInputError(
                 f"A warm-up of {warmup_steps} and a decay of {decay_steps or 0} steps do not fit "
                 f"into `total_steps`, {total_steps}."
             )
         if decay not in _SHAPES:
             raise InvalidInputError(f"`decay` must be one of {_SHAPES}, received {decay!r}.")
-        self.peak_lr = peak_lr
-        self.total_steps = total_steps
-        self.warmup_steps = warmup_steps
         self.decay_steps = decay_steps
         self.decay = decay
-        self.initial_lr = initial_lr
-        self.final_lr = final_lr
-        self.power = power
 
     def __call__(self, step: Any) -> Any:
         step = ops.cast(step, "float32")

@@ -103,9 +103,9 @@ def test_a_step_that_shows_no_token_moves_nothing():
     assert not to_numpy(layer.router.expert_bias).any()
 
 
-@pytest.mark.parametrize("update_rate", [-0.1, float("nan"), float("inf"), "fast"])
+@pytest.mark.parametrize("update_rate", [-0.1, float("nan"), float("inf"), "fast", True])
 def test_a_rate_that_is_none_is_refused(update_rate):
-    with pytest.raises(InvalidInputError, match="`update_rate` must be a number"):
+    with pytest.raises(InvalidInputError, match="`update_rate` must be a finite number"):
         ExpertBalancing(update_rate)
 
 

@@ -95,6 +95,8 @@ def test_what_is_no_rate_is_refused_with_its_step(returned):
         {"func": warmup_lr},
         {"func": warmup_lr, "total_steps": "10"},
         {"func": warmup_lr, "total_steps": 10.5},
+        {"func": warmup_lr, "total_steps": 10, "initial_lr": "0"},
+        {"func": warmup_lr, "total_steps": 10, "final_lr": float("nan")},
     ],
 )
 def test_wrong_arguments_are_refused(arguments):

@@ -196,13 +196,13 @@ def test_without_a_seed_the_order_of_the_data_is_kept_all_the_same(tmp_path):
     [
         (
             {"checkpoint_every": 0},
-            "`checkpoint_every` must be an integer of at least 1; received 0",
+            "`checkpoint_every` must be a positive integer, received 0",
         ),
-        ({"checkpoint_every": 2.0}, "`checkpoint_every` must be an integer"),
-        ({"keep_last": 0}, "`keep_last` must be an integer of at least 1"),
+        ({"checkpoint_every": 2.0}, "`checkpoint_every` must be a positive integer"),
+        ({"keep_last": 0}, "`keep_last` must be a positive integer"),
         ({"keep_best": "val_loss"}, r"as in \('val_loss', 'min', 1\); received 'val_loss'"),
         ({"keep_best": ("val_loss", "least")}, "`keep_best` names a log"),
-        ({"keep_best": ("val_loss", "min", 0)}, "`keep_best` names a log"),
+        ({"keep_best": ("val_loss", "min", 0)}, r"`keep_best\[2\]` must be a positive integer"),
         (
             {"checkpoint_dir": None, "checkpoint_every": 5},
             r"name their folder, Trainer\(\.\.\., ch",

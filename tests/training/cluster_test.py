@@ -19,9 +19,19 @@ def test_an_unknown_strategy_gets_the_nearest_name():
         ClusterSpec("all_reduce")
 
 
-@pytest.mark.parametrize(("world_size", "rank"), [(0, 0), (2, 2), (1, 1), (4, -1)])
-def test_a_rank_outside_of_the_world_is_refused(world_size, rank):
-    with pytest.raises(InvalidInputError, match="0 <= rank < world_size"):
+@pytest.mark.parametrize(
+    ("world_size", "rank", "message"),
+    [
+        (2, 2, "0 <= rank < world_size"),
+        (1, 1, "0 <= rank < world_size"),
+        (0, 0, "`world_size` must be a positive integer"),
+        (True, 0, "`world_size` must be a positive integer"),
+        (4, -1, "`rank` must be an integer of at least 0"),
+        (4, 0.0, "`rank` must be an integer of at least 0"),
+    ],
+)
+def test_a_rank_outside_of_the_world_is_refused(world_size, rank, message):
+    with pytest.raises(InvalidInputError, match=message):
         ClusterSpec("allreduce", world_size, rank)
 
 

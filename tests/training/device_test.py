@@ -25,7 +25,7 @@ def test_an_index_beyond_the_last_device_is_refused():
 
 @pytest.mark.parametrize("index", [-1, "0", 1.5, True, None])
 def test_what_is_no_index_is_refused(index):
-    with pytest.raises(InvalidInputError, match="must be an index from 0"):
+    with pytest.raises(InvalidInputError, match="must be an integer of at least 0"):
         choose({"gpu": index}, gpu=2)
 
 

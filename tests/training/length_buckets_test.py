@@ -88,6 +88,8 @@ def test_a_model_trains_on_it(is_named):
         ({"tokens_per_batch": 20}, "at least 32, the largest boundary"),
         ({"batch_size": 2, "boundaries": [16]}, "end at 20 or more"),
         ({"batch_size": 2, "boundaries": [16, 8, 32]}, "ascend"),
+        ({"batch_size": 2, "boundaries": [16.0, 32]}, r"`boundaries\[0\]` must be a positive"),
+        ({"batch_size": 2, "seed": -1}, "`seed` must be an integer of at least 0"),
         ({"batch_size": 2, "targets": [1]}, "one for each of the 2 sequences, received 1"),
         ({"batch_size": 2, "padding": {"y": 1}}, r"given for \['y'\]"),
     ],

@@ -103,6 +103,7 @@ def test_a_document_computes_the_same_alone_and_packed():
     ("arguments", "message"),
     [
         ({"length": 0}, "`length` must be a positive integer"),
+        ({"seed": True}, "`seed` must be an integer of at least 0"),
         ({"features": {"positions": [[1]]}}, "can't be named 'positions'"),
         ({"when_longer": "drop"}, "'refuse', 'split' or 'truncate'"),
         ({"padding": {"y": 1}}, r"given for \['y'\]"),

@@ -1,12 +1,11 @@
 """The feed-forward block of the DeepSeek models and of most language models since Llama."""
 
-import math
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.initializers import clone_initializer
 
@@ -81,10 +80,9 @@ class SwiGLU(keras.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_integers(intermediate_dim, clamp)
-        self.intermediate_dim = intermediate_dim
+        self.intermediate_dim = check_integer("intermediate_dim", intermediate_dim)
         self.use_bias = use_bias
-        self.clamp = clamp
+        self.clamp = None if clamp is None else check_number("clamp", clamp, above=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.supports_masking = True
@@ -129,15 +127,6 @@ class SwiGLU(keras.Layer):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }
-
-
-def check_integers(intermediate_dim: int, clamp: float | None) -> None:
-    """Refuses an `intermediate_dim` or a `clamp` that is not positive."""
-    check_integer("intermediate_dim", intermediate_dim)
-    if clamp is not None and not (isinstance(clamp, int | float) and 0 < clamp < math.inf):
-        raise InvalidInputError(
-            f"`clamp` must be a positive number, or None for no bound, received {clamp!r}."
-        )
 
 
 def gate_activations(gate: Any, up: Any, clamp: float | None) -> Any:

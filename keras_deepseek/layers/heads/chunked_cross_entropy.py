@@ -6,8 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.layers.heads.chunked_gradient import map_chunks_with_gradient
 from keras_deepseek.layers.heads.token_losses import (
     average_losses,
@@ -21,6 +20,8 @@ from keras_deepseek.layers.heads.vocabulary_head import (
     differentiate_projection,
     project,
 )
+
+_LEAST_CLASS = -(2**31)  # Of the integers that targets are.
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -92,7 +93,7 @@ class ChunkedCrossEntropy(VocabularyHead):
         `(batch_size, ..., vocabulary_size)`.
 
     Raises:
-        InvalidInputError: A size or a factor is out of its range, there is neither a
+        InvalidInputError: A size, a class or a factor is no such number, there is neither a
             `vocabulary_size` nor a `token_embedding`, targets are no integers, or a shape does not
             fit the inputs.
 
@@ -138,22 +139,12 @@ class ChunkedCrossEntropy(VocabularyHead):
             **kwargs,
         )
         self.chunk_size = check_integer("chunk_size", chunk_size)
-        if soft_cap is not None and not (
-            isinstance(soft_cap, int | float) and 0 < soft_cap < math.inf
-        ):
-            raise InvalidInputError(
-                "`soft_cap` must be a positive number, or None for no bound, received "
-                f"{soft_cap!r}."
-            )
-        for name, factor in (("z_loss", z_loss), ("loss_weight", loss_weight)):
-            if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
-                raise InvalidInputError(
-                    f"`{name}` must be a number that is not negative, received {factor!r}."
-                )
+        if ignore_class is not None:
+            ignore_class = check_integer("ignore_class", ignore_class, least=_LEAST_CLASS)
         self.ignore_class = ignore_class
-        self.z_loss = z_loss
-        self.soft_cap = soft_cap
-        self.loss_weight = loss_weight
+        self.z_loss = check_number("z_loss", z_loss, least=0)
+        self.soft_cap = None if soft_cap is None else check_number("soft_cap", soft_cap, above=0)
+        self.loss_weight = check_number("loss_weight", loss_weight, least=0)
 
     def call(
         self,

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.artifacts.argument_check import check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.heads.token_losses import check_tokens
 from keras_deepseek.layers.heads.vocabulary_head import Shape, VocabularyHead, project
@@ -100,7 +101,7 @@ class MaskedPositionHead(VocabularyHead):
         )
         self.intermediate_activation = keras.activations.get(intermediate_activation)
         self.activation = keras.activations.get(activation)
-        self.layer_norm_epsilon = layer_norm_epsilon
+        self.layer_norm_epsilon = check_number("layer_norm_epsilon", layer_norm_epsilon, least=0)
         self.attach_mask = _AttachMask(name="attach_mask", dtype=self.dtype_policy)
 
     def build(self, input_shape: Shape) -> None:

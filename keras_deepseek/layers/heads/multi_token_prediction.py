@@ -1,13 +1,11 @@
 """What DeepSeek-V3 trains beside its last layer: modules that predict tokens further ahead."""
 
-import math
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.layers.heads.chunked_cross_entropy import ChunkedCrossEntropy
 from keras_deepseek.layers.heads.token_losses import (
     average_losses,
@@ -131,16 +129,12 @@ class MultiTokenPrediction(keras.Layer):
     ) -> None:
         super().__init__(**kwargs)
         self.depth = check_integer("depth", depth)
-        if not isinstance(loss_weight, int | float) or not 0 <= loss_weight < math.inf:
-            raise InvalidInputError(
-                f"`loss_weight` must be a number that is not negative, received {loss_weight!r}."
-            )
-        self.blocks = clone_layers("block", block, depth)
+        self.loss_weight = check_number("loss_weight", loss_weight, least=0)
+        self.epsilon = check_number("epsilon", epsilon, least=0)
+        self.blocks = clone_layers("block", block, self.depth)
         self.token_embedding = revive_layer("token_embedding", token_embedding)
         self.output_head = revive_layer("output_head", output_head)
-        self.loss_weight = loss_weight
         self.return_logits = return_logits
-        self.epsilon = epsilon
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True
 

@@ -6,12 +6,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.layers.feed_forward.swiglu import (
-    SwiGLU,
-    check_integers,
-    gate_activations,
-)
+from keras_deepseek.layers.feed_forward.swiglu import SwiGLU, gate_activations
 from keras_deepseek.layers.initializers import clone_initializer, stack_initializer
 from keras_deepseek.layers.moe import expert_dispatch
 from keras_deepseek.layers.moe.expert_router import ExpertRouter
@@ -108,23 +105,12 @@ class DeepSeekMoE(keras.Layer):
             router = keras.saving.deserialize_keras_object(router)
         if not isinstance(router, ExpertRouter):
             raise InvalidInputError(f"`router` must be an `ExpertRouter`, received {router!r}.")
-        check_integers(intermediate_dim, clamp)
-        if not isinstance(num_shared_experts, int) or num_shared_experts < 0:
-            raise InvalidInputError(
-                "`num_shared_experts` must be an integer that is not negative, received "
-                f"{num_shared_experts!r}."
-            )
-        if capacity_factor is not None and not (
-            isinstance(capacity_factor, int | float) and 0 < capacity_factor < float("inf")
-        ):
-            raise InvalidInputError(
-                "`capacity_factor` must be a positive number, or None to drop nothing, received "
-                f"{capacity_factor!r}."
-            )
+        if capacity_factor is not None:
+            capacity_factor = check_number("capacity_factor", capacity_factor, above=0)
         self.router = router
-        self.intermediate_dim = intermediate_dim
-        self.num_shared_experts = num_shared_experts
-        self.clamp = clamp
+        self.intermediate_dim = check_integer("intermediate_dim", intermediate_dim)
+        self.num_shared_experts = check_integer("num_shared_experts", num_shared_experts, least=0)
+        self.clamp = None if clamp is None else check_number("clamp", clamp, above=0)
         self.capacity_factor = capacity_factor
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True

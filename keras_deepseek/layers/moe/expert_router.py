@@ -1,12 +1,11 @@
 """Which experts a token goes to, and how much each of them counts: the first half of a mixture."""
 
-import math
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.moe.balance_losses import router_z_loss, sequence_balance_loss
@@ -86,9 +85,9 @@ class ExpertRouter(keras.Layer):
 
     Raises:
         InvalidInputError: A number of experts or groups is not positive, does not divide, or leaves
-            fewer experts to choose from than are to be chosen; a scoring is unknown; a loss has a
-            negative weight; or the inputs have no axis beside the batch, or a last axis of unknown
-            size.
+            fewer experts to choose from than are to be chosen; a scoring is unknown; a scale or a
+            weight is no such number; or the inputs have no axis beside the batch, or a last axis of
+            unknown size.
 
     Example:
 
@@ -125,31 +124,24 @@ class ExpertRouter(keras.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.num_experts = num_experts
-        self.num_experts_per_token = num_experts_per_token
+        self.num_experts = check_integer("num_experts", num_experts)
+        self.num_experts_per_token = check_integer("num_experts_per_token", num_experts_per_token)
         self.scoring = scoring
-        self.num_groups = num_groups
-        self.num_groups_per_token = num_groups_per_token
+        self.num_groups = check_integer("num_groups", num_groups)
+        self.num_groups_per_token = check_integer("num_groups_per_token", num_groups_per_token)
         self.group_scoring = group_scoring
         self.normalize_weights = normalize_weights
-        self.routed_scale = routed_scale
+        self.routed_scale = check_number("routed_scale", routed_scale, above=0)
         self.use_expert_bias = use_expert_bias
-        for name, weight in (("balance_loss", balance_loss), ("z_loss", z_loss)):
-            if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
-                raise InvalidInputError(
-                    f"`{name}` must be a number that is not negative, received {weight!r}."
-                )
-        self.balance_loss = balance_loss
-        self.z_loss = z_loss
+        self.balance_loss = check_number("balance_loss", balance_loss, least=0)
+        self.z_loss = check_number("z_loss", z_loss, least=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True
         self._check_arguments()
 
     def _check_arguments(self) -> None:
-        for name in ("num_experts", "num_experts_per_token", "num_groups", "num_groups_per_token"):
-            check_integer(name, getattr(self, name))
         for kind, known in (("scoring", SCORINGS), ("group_scoring", GROUP_SCORINGS)):
-            if getattr(self, kind) not in known:
+            if getattr(self, kind) not in list(known):
                 raise InvalidInputError(unknown_name_message(kind, getattr(self, kind), known))
         if self.num_experts % self.num_groups:
             raise InvalidInputError(

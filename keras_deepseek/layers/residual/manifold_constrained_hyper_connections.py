@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.inner_layers import (
     build_layer,
@@ -116,8 +116,8 @@ class ManifoldConstrainedHyperConnections(keras.Layer):
         super().__init__(**kwargs)
         self.layer = revive_layer("layer", layer)
         self.sinkhorn_iterations = check_integer("sinkhorn_iterations", sinkhorn_iterations)
-        self.epsilon = epsilon
-        self.norm_epsilon = norm_epsilon
+        self.epsilon = check_number("epsilon", epsilon, least=0)
+        self.norm_epsilon = check_number("norm_epsilon", norm_epsilon, least=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True
 

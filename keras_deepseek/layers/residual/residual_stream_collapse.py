@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.artifacts.argument_check import check_number
 from keras_deepseek.layers.residual.stream_weights import (
     Shape,
     check_streams,
@@ -68,8 +69,8 @@ class ResidualStreamCollapse(keras.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.epsilon = epsilon
-        self.norm_epsilon = norm_epsilon
+        self.epsilon = check_number("epsilon", epsilon, least=0)
+        self.norm_epsilon = check_number("norm_epsilon", norm_epsilon, least=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True
 

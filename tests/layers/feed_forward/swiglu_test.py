@@ -112,10 +112,15 @@ def test_an_intermediate_dim_that_is_no_size_is_refused(intermediate_dim):
         SwiGLU(intermediate_dim)
 
 
-@pytest.mark.parametrize("clamp", [0, -1.0, float("nan"), float("inf"), "10"])
+@pytest.mark.parametrize("clamp", [0, -1.0, float("nan"), float("inf"), "10", True])
 def test_a_clamp_that_is_no_bound_is_refused(clamp):
-    with pytest.raises(InvalidInputError, match="`clamp` must be a positive number"):
+    with pytest.raises(InvalidInputError, match="`clamp` must be a finite number above 0"):
         SwiGLU(4, clamp=clamp)
+
+
+def test_numbers_of_numpy_are_taken_as_pythons():
+    config = SwiGLU(np.int64(4), clamp=np.float32(2)).get_config()
+    assert (type(config["intermediate_dim"]), type(config["clamp"])) == (int, float)
 
 
 def test_inputs_of_rank_one_are_refused():

@@ -283,9 +283,11 @@ def test_the_mean_is_in_float32_under_mixed_precision():
     ("kwargs", "message"),
     [
         ({"chunk_size": 0}, "`chunk_size` must be a positive integer, received 0"),
-        ({"soft_cap": 0.0}, "`soft_cap` must be a positive number, or None .* received 0.0"),
-        ({"z_loss": -1.0}, "`z_loss` must be a number that is not negative, received -1.0"),
-        ({"loss_weight": "1"}, "`loss_weight` must be a number that is not negative"),
+        ({"soft_cap": 0.0}, "`soft_cap` must be a finite number above 0, received 0.0"),
+        ({"z_loss": -1.0}, "`z_loss` must be a finite number of at least 0, received -1.0"),
+        ({"loss_weight": "1"}, "`loss_weight` must be a finite number of at least 0"),
+        ({"loss_weight": True}, "`loss_weight` must be a finite number of at least 0"),
+        ({"ignore_class": 0.5}, "`ignore_class` must be an integer"),
     ],
 )
 def test_an_argument_out_of_its_range_is_refused(kwargs, message):

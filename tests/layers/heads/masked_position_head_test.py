@@ -167,3 +167,5 @@ def test_what_does_not_fit_is_refused():
         MaskedPositionHead(5).build((2, 3))
     with pytest.raises(InvalidInputError, match="needs a `vocabulary_size`"):
         MaskedPositionHead()
+    with pytest.raises(InvalidInputError, match="`layer_norm_epsilon` must be a finite number"):
+        MaskedPositionHead(5, layer_norm_epsilon="1e-5")

@@ -265,7 +265,8 @@ def test_an_empty_batch_and_a_sequence_of_one_work(shape):
     ("kwargs", "message"),
     [
         ({"depth": 0}, "`depth` must be a positive integer, received 0"),
-        ({"loss_weight": -0.1}, "`loss_weight` must be a number that is not negative"),
+        ({"loss_weight": -0.1}, "`loss_weight` must be a finite number of at least 0"),
+        ({"epsilon": float("nan")}, "`epsilon` must be a finite number of at least 0"),
         ({"block": "swiglu"}, "`block` must be a Keras layer, received 'swiglu'"),
         ({"head": "dense"}, "`output_head` must be a Keras layer, received 'dense'"),
     ],

@@ -181,8 +181,11 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
         ({"num_groups": 8, "num_experts_per_token": 1}, "needs groups of 2 experts or more"),
         ({"scoring": "sigmod"}, "Unknown scoring 'sigmod': did you mean 'sigmoid'"),
         ({"group_scoring": "sum"}, "Unknown group_scoring 'sum'"),
-        ({"balance_loss": -1.0}, "`balance_loss` must be a number that is not negative"),
-        ({"z_loss": "x"}, "`z_loss` must be a number that is not negative"),
+        ({"balance_loss": -1.0}, "`balance_loss` must be a finite number of at least 0"),
+        ({"routed_scale": float("nan")}, "`routed_scale` must be a finite number above 0"),
+        ({"routed_scale": True}, "`routed_scale` must be a finite number above 0"),
+        ({"scoring": ["sigmoid"]}, "Unknown scoring"),
+        ({"z_loss": "x"}, "`z_loss` must be a finite number of at least 0"),
     ],
 )
 def test_wrong_arguments_are_refused(kwargs, message):

@@ -95,3 +95,9 @@ def test_a_call_without_token_ids_is_refused():
 def test_a_vocabulary_that_is_no_size_is_refused(vocabulary_size):
     with pytest.raises(InvalidInputError, match="`vocabulary_size` must be a positive integer"):
         HashRouter(6, 2, vocabulary_size)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, None, True])
+def test_a_seed_that_is_none_is_refused(seed):
+    with pytest.raises(InvalidInputError, match="`seed` must be an integer of at least 0"):
+        HashRouter(6, 2, 5, seed=seed)

@@ -157,6 +157,9 @@ def test_what_does_not_fit_is_refused():
         ManifoldConstrainedHyperConnections("dense")
     with pytest.raises(InvalidInputError, match="`sinkhorn_iterations` must be a positive integer"):
         ManifoldConstrainedHyperConnections(SwiGLU(3), sinkhorn_iterations=0)
+    for name in ("epsilon", "norm_epsilon"):
+        with pytest.raises(InvalidInputError, match=f"`{name}` must be a finite number"):
+            ManifoldConstrainedHyperConnections(SwiGLU(3), **{name: True})
     with pytest.raises(InvalidInputError, match=r"2 or more streams, received \(2, 3, 1, 5\)"):
         ManifoldConstrainedHyperConnections(SwiGLU(3))(draw(2, 3, 1, 5))
     with pytest.raises(InvalidInputError, match="must keep the size of its inputs, 5, received"):

@@ -44,3 +44,9 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
 def test_inputs_that_are_no_streams_are_refused():
     with pytest.raises(InvalidInputError, match=r"2 or more streams, received \(2, 1, 5\)"):
         ResidualStreamCollapse()(np.ones((2, 1, 5), "float32"))
+
+
+@pytest.mark.parametrize("name", ["epsilon", "norm_epsilon"])
+def test_what_is_no_epsilon_is_refused(name):
+    with pytest.raises(InvalidInputError, match=f"`{name}` must be a finite number of at least 0"):
+        ResidualStreamCollapse(**{name: float("nan")})
