@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.position.position_check import check_length, check_positions
 from keras_deepseek.layers.position.rotary_scaling import check_scaling, compute_frequencies
@@ -109,18 +110,12 @@ class RotaryEmbedding(keras.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not (isinstance(max_wavelength, int | float) and 1 < max_wavelength < float("inf")):
-            raise InvalidInputError(
-                f"`max_wavelength` must be a number above 1, received {max_wavelength!r}."
-            )
         if rotary_dim is not None:
-            _check_rotary_dim(rotary_dim, "`rotary_dim`")
-        if max_length is not None and not (isinstance(max_length, int) and max_length > 0):
-            raise InvalidInputError(
-                f"`max_length` must be a positive integer, or None for no bound, received "
-                f"{max_length!r}."
-            )
-        self.max_wavelength = float(max_wavelength)
+            rotary_dim = check_integer("rotary_dim", rotary_dim)
+            _check_pairs(rotary_dim, "`rotary_dim`")
+        if max_length is not None:
+            max_length = check_integer("max_length", max_length)
+        self.max_wavelength = float(check_number("max_wavelength", max_wavelength, above=1))
         self.rotary_dim = rotary_dim
         self.use_interleaved_pairs = use_interleaved_pairs
         self.scaling = None if scaling is None else check_scaling(scaling)
@@ -135,7 +130,7 @@ class RotaryEmbedding(keras.Layer):
                 f"dim, received {tuple(input_shape)}."
             )
         rotated = dim if self.rotary_dim is None else self.rotary_dim
-        _check_rotary_dim(rotated, "The last axis of the inputs, or `rotary_dim`,")
+        _check_pairs(rotated, "The last axis of the inputs, or `rotary_dim`,")
         if rotated > dim:
             raise InvalidInputError(
                 f"`rotary_dim` is {rotated}, more than the last axis of the inputs, which has the "
@@ -204,6 +199,6 @@ class RotaryEmbedding(keras.Layer):
         }
 
 
-def _check_rotary_dim(dim: Any, name: str) -> None:
-    if not isinstance(dim, int) or dim < 2 or dim % 2:  # noqa: PLR2004 - a pair has two
+def _check_pairs(dim: int, name: str) -> None:
+    if dim < 2 or dim % 2:  # noqa: PLR2004 - a pair has two
         raise InvalidInputError(f"{name} must be an even number of entries, received {dim!r}.")

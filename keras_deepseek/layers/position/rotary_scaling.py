@@ -5,12 +5,13 @@ asks for the factor of its scores. NumPy only.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from keras_deepseek.artifacts.argument_check import check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.artifacts.signature import Array
 
@@ -60,7 +61,14 @@ class RotaryFrequencies:
 
 
 def check_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns a scaling with its `rope_type`, or raises an error for what does not belong."""
+    """Returns a scaling with its `rope_type`, or raises an error for what does not belong.
+
+    Args:
+        scaling: dict, or `None` for none. What a checkpoint has as its `rope_scaling`.
+
+    Raises:
+        InvalidInputError: The type is missing or unknown, a key is, or a value is no such number.
+    """
     if scaling is None:
         return {"rope_type": "default"}
     if not isinstance(scaling, Mapping):
@@ -71,7 +79,12 @@ def check_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
     given = dict(scaling)
     older_name = given.pop("type", None)  # Both stand side by side in some checkpoints.
     kind = given.pop("rope_type", older_name)
-    if kind not in REQUIRED:
+    if kind is None:
+        raise InvalidInputError(
+            f"`scaling` has no 'rope_type', which must be one of {', '.join(sorted(REQUIRED))}; "
+            f"received {dict(scaling)!r}."
+        )
+    if kind not in list(REQUIRED):  # Of a list: what can't be hashed is unknown as well.
         raise InvalidInputError(unknown_name_message("rope_type of `scaling`", kind, REQUIRED))
     known = REQUIRED[kind] | OPTIONAL.get(kind, set())
     for name in given:
@@ -83,20 +96,32 @@ def check_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
             f"A {kind} scaling needs {', '.join(missing)} as well; received only {sorted(given)}."
         )
     for name, value in given.items():
-        is_left_out = value is None and name not in REQUIRED[kind]
-        if name in _LISTS or name == "truncate" or is_left_out:
-            continue
-        least = 0 if name.startswith("mscale") else math.ulp(0)
-        if not (isinstance(value, int | float) and least <= value < math.inf):
-            raise InvalidInputError(
-                f"`{name}` of a {kind} scaling must be a positive number, received {value!r}."
-            )
+        if value is not None or name in REQUIRED[kind]:
+            given[name] = _check_value(f"scaling[{name!r}]", name, value)
     if kind == "llama3" and not given["low_freq_factor"] < given["high_freq_factor"]:
         raise InvalidInputError(
             "`low_freq_factor` of a llama3 scaling must be below `high_freq_factor`, received "
             f"{given['low_freq_factor']!r} and {given['high_freq_factor']!r}."
         )
     return {"rope_type": kind, **given}
+
+
+def _check_value(path: str, name: str, value: Any) -> Any:
+    """Returns a value of a scaling, or says what was received at its path."""
+    if name == "truncate":
+        if not isinstance(value, bool):
+            raise InvalidInputError(f"`{path}` must be True or False, received {value!r}.")
+        return value
+    if name in _LISTS:
+        if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
+            raise InvalidInputError(
+                f"`{path}` must be a list of a number for each pair, received {value!r}."
+            )
+        return [check_number(f"{path}[{i}]", divisor, above=0) for i, divisor in enumerate(value)]
+    if name.startswith("mscale"):
+        return check_number(path, value, least=0)
+    # The logarithm of the length is divided by.
+    return check_number(path, value, above=1 if name == _LENGTH else 0)
 
 
 def compute_frequencies(

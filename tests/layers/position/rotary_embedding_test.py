@@ -147,15 +147,25 @@ def test_a_sequence_beyond_the_maximal_length_is_refused(start):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"max_wavelength": 1.0}, "`max_wavelength` must be a number above 1, received 1.0"),
+        ({"max_wavelength": 1.0}, "`max_wavelength` must be a finite number above 1, received"),
+        ({"max_wavelength": "1e4"}, "`max_wavelength` must be a finite number above 1, received"),
+        ({"rotary_dim": True}, "`rotary_dim` must be a positive integer, received True"),
         ({"rotary_dim": 3}, "`rotary_dim` must be an even number of entries, received 3"),
-        ({"max_length": 0}, "`max_length` must be a positive integer, or None"),
+        ({"max_length": 0}, "`max_length` must be a positive integer, received 0"),
+        ({"max_length": True}, "`max_length` must be a positive integer, received True"),
         ({"scaling": {"rope_type": "ntk"}}, "Unknown rope_type"),
     ],
 )
 def test_an_argument_out_of_its_range_is_refused(kwargs, message):
     with pytest.raises(InvalidInputError, match=message):
         RotaryEmbedding(**kwargs)
+
+
+def test_numbers_of_numpy_are_taken_as_pythons():
+    sizes = {"rotary_dim": np.int64(4), "max_length": np.int32(8)}
+    config = RotaryEmbedding(np.float32(100), **sizes).get_config()
+    kinds = [type(config[name]) for name in ("max_wavelength", *sizes)]
+    assert kinds == [float, int, int]
 
 
 @pytest.mark.parametrize(

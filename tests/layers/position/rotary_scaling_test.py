@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -18,6 +20,13 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "factor": 2.0,
+    "original_max_position_embeddings": 8,
+    "short_factor": [1.0, 1.0],
+    "long_factor": [1.0, 1.0],
 }
 
 
@@ -74,15 +83,29 @@ def test_the_older_name_of_the_type_is_known():
     ("scaling", "message"),
     [
         ("yarn", "must be None or a dict"),
-        ({"factor": 2.0}, "Unknown rope_type of `scaling` None"),
+        (
+            {"factor": 2.0},
+            "`scaling` has no 'rope_type', which must be one of default, dynamic, lin",
+        ),
+        ({"rope_type": ["yarn"]}, "Unknown rope_type of `scaling`"),
         ({"rope_type": "yarnn"}, "did you mean 'yarn'"),
         ({"rope_type": "linear", "faktor": 2.0}, "did you mean 'factor'"),
         ({"rope_type": "yarn", "factor": 2.0}, "needs original_max_position_embeddings as well"),
-        ({"rope_type": "linear", "factor": 0}, "`factor` of a linear scaling must be a positive"),
-        ({**YARN, "original_max_position_embeddings": None}, "must be a positive number"),
-        ({**YARN, "beta_fast": -1}, "`beta_fast` of a yarn scaling must be a positive number"),
-        ({**YARN, "attention_factor": -3}, "`attention_factor` of a yarn scaling must be"),
-        ({**YARN, "mscale": "a"}, "`mscale` of a yarn scaling must be a positive number"),
+        (
+            {"rope_type": "linear", "factor": 0},
+            r"`scaling\['factor'\]` must be a finite number above 0",
+        ),
+        ({"rope_type": "linear", "factor": True}, r"`scaling\['factor'\]` must be a finite"),
+        ({**YARN, "original_max_position_embeddings": None}, "must be a finite number above 1"),
+        ({**YARN, "beta_fast": -1}, r"`scaling\['beta_fast'\]` must be a finite number"),
+        ({**YARN, "attention_factor": -3}, r"`scaling\['attention_factor'\]` must be"),
+        ({**YARN, "mscale": "a"}, r"`scaling\['mscale'\]` must be a finite number of at least 0"),
+        ({**YARN, "truncate": "no"}, r"`scaling\['truncate'\]` must be True or False"),
+        ({**LONGROPE, "long_factor": 2.0}, r"`scaling\['long_factor'\]` must be a list"),
+        ({**LONGROPE, "long_factor": "12"}, r"`scaling\['long_factor'\]` must be a list"),
+        ({**LONGROPE, "long_factor": [1.0, 0.0]}, r"\['long_factor'\]\[1\]` must be a finite"),
+        ({**LONGROPE, "short_factor": [-1.0, 1.0]}, r"\['short_factor'\]\[0\]` must be a finite"),
+        ({**LONGROPE, "short_factor": [1.0, "a"]}, r"\['short_factor'\]\[1\]` must be a finite"),
         ({**LLAMA3, "high_freq_factor": 1.0}, "must be below `high_freq_factor`"),
     ],
 )
@@ -91,13 +114,12 @@ def test_a_scaling_that_makes_no_sense_is_refused(scaling, message):
         check_scaling(scaling)
 
 
+def test_numbers_of_numpy_are_returned_as_pythons():
+    given = {**LONGROPE, "factor": np.float32(2), "long_factor": np.ones(2)}
+    assert json.dumps(check_scaling(given)) == json.dumps(check_scaling(LONGROPE))
+
+
 def test_longrope_needs_a_factor_for_each_pair():
-    scaling = {
-        "rope_type": "longrope",
-        "factor": 2.0,
-        "original_max_position_embeddings": 8,
-        "short_factor": [1.0, 1.0],
-        "long_factor": [1.0, 1.0, 1.0],
-    }
+    scaling = {**LONGROPE, "long_factor": [1.0, 1.0, 1.0]}
     with pytest.raises(InvalidInputError, match=r"`long_factor`.* the 2 pairs, .*\(3,\)"):
         compute_frequencies(4, 10000.0, check_scaling(scaling))
