@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.input_check import check_tensor
 
 
 def check_mask(mask: Any, inputs: Any, name: str = "mask") -> None:
@@ -21,10 +22,7 @@ def check_mask(mask: Any, inputs: Any, name: str = "mask") -> None:
     """
     if mask is None:
         return
-    if not hasattr(mask, "shape"):
-        raise InvalidInputError(
-            f"`{name}` must be a tensor or a NumPy array, received {type(mask).__name__}."
-        )
+    check_tensor(name, mask)
     received, expected = tuple(mask.shape), tuple(inputs.shape[:-1])
     fits = len(received) == len(expected) and all(
         None in sizes or sizes[0] == sizes[1] for sizes in zip(received, expected, strict=True)
@@ -51,11 +49,7 @@ def check_attention_mask(attention_mask: Any, queries: Any, keys: Any) -> None:
     """
     if attention_mask is None:
         return
-    if not hasattr(attention_mask, "shape"):
-        raise InvalidInputError(
-            "`attention_mask` must be a tensor or a NumPy array, received "
-            f"{type(attention_mask).__name__}."
-        )
+    check_tensor("attention_mask", attention_mask)
     received, expected = tuple(attention_mask.shape), (*queries.shape[:2], keys.shape[1])
     dtype = keras.backend.standardize_dtype(attention_mask.dtype)
     fits = len(received) == len(expected) and all(

@@ -7,13 +7,14 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.initializers import clone_initializer
 
 Shape = tuple[int | None, ...]
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class SwiGLU(keras.Layer):
+class SwiGLU(FloatingInputLayer):
     """A feed-forward block whose hidden activations are gated by a SiLU of the same input.
 
     Choose it where a Transformer block has its two-layer perceptron. It has three kernels instead
@@ -52,8 +53,8 @@ class SwiGLU(keras.Layer):
         A tensor of the shape of `inputs`, in the layer's compute dtype.
 
     Raises:
-        InvalidInputError: `intermediate_dim` or `clamp` is not positive, or the inputs have no axis
-            beside the batch, or a last axis of unknown size.
+        InvalidInputError: `intermediate_dim` or `clamp` is not positive, or the inputs are not
+            floating-point, have no axis beside the batch, or a last axis of unknown size.
 
     Example:
 

@@ -94,8 +94,8 @@ class ChunkedCrossEntropy(VocabularyHead):
 
     Raises:
         InvalidInputError: A size, a class or a factor is no such number, there is neither a
-            `vocabulary_size` nor a `token_embedding`, targets are no integers, or a shape does not
-            fit the inputs.
+            `vocabulary_size` nor a `token_embedding`, the inputs are not floating-point, targets
+            are no integers, or a shape does not fit the inputs.
 
     Example:
 

@@ -10,6 +10,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.heads.token_losses import check_tokens
 from keras_deepseek.layers.heads.vocabulary_head import Shape, VocabularyHead, project
 from keras_deepseek.layers.initializers import clone_initializer
+from keras_deepseek.layers.input_check import check_tensor
 
 _RANK = 3
 
@@ -62,8 +63,8 @@ class MaskedPositionHead(VocabularyHead):
         compute dtype.
 
     Raises:
-        InvalidInputError: There is neither a `vocabulary_size` nor a `token_embedding`, positions
-            are no integers, or a shape does not fit.
+        InvalidInputError: There is neither a `vocabulary_size` nor a `token_embedding`, the
+            inputs are not floating-point, positions are no integers, or a shape does not fit.
 
     Example:
 
@@ -174,6 +175,7 @@ class _AttachMask(keras.Layer):
 
 
 def _check_positions(positions: Any, inputs: Any) -> None:
+    check_tensor("mask_positions", positions)
     received, batch_size = tuple(positions.shape), inputs.shape[0]
     dtype = keras.backend.standardize_dtype(positions.dtype)
     fits = len(received) == _RANK - 1 and (

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.heads.chunked_cross_entropy import ChunkedCrossEntropy
 from keras_deepseek.layers.heads.token_losses import (
     average_losses,
@@ -20,6 +21,7 @@ from keras_deepseek.layers.inner_layers import (
     revive_layer,
     serialize_layer,
 )
+from keras_deepseek.layers.input_check import check_tensor
 from keras_deepseek.layers.token_dim import read_dim
 from keras_deepseek.layers.token_norm import make_token_norm
 
@@ -27,7 +29,7 @@ Shape = tuple[int | None, ...]
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class MultiTokenPrediction(keras.Layer):
+class MultiTokenPrediction(FloatingInputLayer):
     """Predicts further tokens from the hidden states of a language model, one module a token.
 
     Choose it in training, for a denser signal; the model beside it stays as it is, and predicts the
@@ -95,7 +97,8 @@ class MultiTokenPrediction(keras.Layer):
 
     Raises:
         InvalidInputError: What must be a layer is none, `depth` or `loss_weight` is out of its
-            range, token ids are no integers, or a shape does not fit.
+            range, the inputs are not floating-point, token ids are no integers, or a shape does
+            not fit.
 
     Example:
 
@@ -166,7 +169,7 @@ class MultiTokenPrediction(keras.Layer):
         inputs_mask: Any = None,
     ) -> list[Any]:
         mask = inputs_mask if mask is None else mask
-        check_tokens("token_ids", token_ids, inputs, is_integer=True)
+        _check_token_ids(token_ids, inputs)
         check_tokens("mask", mask, inputs)
         hidden, shown, outputs, losses = inputs, mask, [], []
         for index in range(self.depth):
@@ -207,7 +210,7 @@ class MultiTokenPrediction(keras.Layer):
     def compute_output_spec(
         self, inputs: Any, token_ids: Any, *args: Any, **kwargs: Any
     ) -> list[Any]:
-        check_tokens("token_ids", token_ids, inputs, is_integer=True)
+        _check_token_ids(token_ids, inputs)
         output = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
         if self.return_logits:
             output = self.output_head.compute_output_spec(output)
@@ -225,6 +228,11 @@ class MultiTokenPrediction(keras.Layer):
             "epsilon": self.epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+def _check_token_ids(token_ids: Any, inputs: Any) -> None:
+    check_tensor("token_ids", token_ids)
+    check_tokens("token_ids", token_ids, inputs, is_integer=True)
 
 
 def shift_tokens(token_ids: Any, mask: Any, places: int) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.input_check import check_integer_tensor, check_tensor
 
 
 def compute_token_losses(logits: Any, targets: Any, z_loss: float = 0.0) -> Any:
@@ -71,10 +72,11 @@ def check_tokens(name: str, tensor: Any, inputs: Any, *, is_integer: bool = Fals
             tokens. Defaults to `False`.
 
     Raises:
-        InvalidInputError: The shape or the dtype does not fit.
+        InvalidInputError: It is no tensor, or the shape or the dtype does not fit.
     """
     if tensor is None:
         return
+    check_tensor(name, tensor)
     received, expected = tuple(tensor.shape), tuple(inputs.shape[:-1])
     if len(received) != len(expected) or any(
         None not in sizes and sizes[0] != sizes[1] for sizes in zip(received, expected, strict=True)
@@ -83,9 +85,5 @@ def check_tokens(name: str, tensor: Any, inputs: Any, *, is_integer: bool = Fals
             f"`{name}` must have one entry for each token, that is for inputs of shape "
             f"{tuple(inputs.shape)} the shape {expected}, received {received}."
         )
-    dtype = keras.backend.standardize_dtype(tensor.dtype)
-    if is_integer and "int" not in dtype:
-        raise InvalidInputError(
-            f"`{name}` must be integers, received {dtype}: make its input by "
-            "keras.Input(..., dtype='int32')."
-        )
+    if is_integer:
+        check_integer_tensor(name, tensor)

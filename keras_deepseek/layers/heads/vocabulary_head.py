@@ -7,12 +7,13 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
 
 Shape = tuple[int | None, ...]
 
 
-class VocabularyHead(keras.Layer):
+class VocabularyHead(FloatingInputLayer):
     """A layer with a kernel of shape `(dim, vocabulary_size)`, its own or an embedding's.
 
     Args:

@@ -9,6 +9,7 @@ from keras import ops
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU, gate_activations
+from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.initializers import clone_initializer, stack_initializer
 from keras_deepseek.layers.moe import expert_dispatch
 from keras_deepseek.layers.moe.expert_router import ExpertRouter
@@ -18,7 +19,7 @@ Shape = tuple[int | None, ...]
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class DeepSeekMoE(keras.Layer):
+class DeepSeekMoE(FloatingInputLayer):
     """A feed-forward block of many experts, of which each token uses a few.
 
     Choose it over `SwiGLU` for more parameters at the same work per token. It computes
@@ -70,8 +71,8 @@ class DeepSeekMoE(keras.Layer):
 
     Raises:
         InvalidInputError: `router` is no `ExpertRouter`; a size, `clamp` or `capacity_factor` is
-            not positive; or the inputs have no axis beside the batch, or a last axis of unknown
-            size.
+            not positive; or the inputs are not floating-point, have no axis beside the batch, or a
+            last axis of unknown size.
 
     Example:
 

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.moe.balance_losses import router_z_loss, sequence_balance_loss
 from keras_deepseek.layers.moe.expert_scores import (
@@ -20,7 +21,7 @@ Shape = tuple[int | None, ...]
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class ExpertRouter(keras.Layer):
+class ExpertRouter(FloatingInputLayer):
     """Chooses `num_experts_per_token` of `num_experts` for each token, and weighs them.
 
     It is the router of `DeepSeekMoE`; choose it alone to route to experts of your own. It computes
@@ -86,8 +87,8 @@ class ExpertRouter(keras.Layer):
     Raises:
         InvalidInputError: A number of experts or groups is not positive, does not divide, or leaves
             fewer experts to choose from than are to be chosen; a scoring is unknown; a scale or a
-            weight is no such number; or the inputs have no axis beside the batch, or a last axis of
-            unknown size.
+            weight is no such number; or the inputs are not floating-point, have no axis beside
+            the batch, or a last axis of unknown size.
 
     Example:
 

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.input_check import check_integer_tensor
 from keras_deepseek.layers.moe.expert_router import ExpertRouter, Shape
 
 
@@ -56,7 +57,8 @@ class HashRouter(ExpertRouter):
 
     Raises:
         InvalidInputError: A size is not positive, more experts are to be chosen than there are, the
-            scoring is unknown, or the call has no `token_ids`.
+            scoring is unknown, the inputs are not floating-point, or the call has no `token_ids`,
+            or ones that are no integers.
 
     Example:
 
@@ -129,6 +131,7 @@ class HashRouter(ExpertRouter):
                 f"{self.name!r} goes by the numbers of the tokens, and received no `token_ids`: "
                 "call it, and the layer around it, with (inputs, token_ids)."
             )
+        check_integer_tensor("token_ids", token_ids)
         return ops.take(self.token_to_experts, token_ids, axis=0)
 
     def get_config(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.position.position_check import check_length, check_positions
 from keras_deepseek.layers.position.rotary_scaling import check_scaling, compute_frequencies
 
@@ -16,7 +17,7 @@ _MIN_RANK = 3
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class RotaryEmbedding(keras.Layer):
+class RotaryEmbedding(FloatingInputLayer):
     """Rotates queries or keys by their positions, pair by pair along the last axis.
 
     Choose it over added position embeddings where attention should see how far apart two tokens
@@ -78,7 +79,8 @@ class RotaryEmbedding(keras.Layer):
 
     Raises:
         InvalidInputError: An argument is out of its range, `scaling` has an unknown or a missing
-            key, the shapes of `inputs` and `positions` do not fit, or a call passes `max_length`.
+            key, the inputs are not floating-point, the shapes of `inputs` and `positions` do not
+            fit, or a call passes `max_length`.
 
     Example:
 

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.inner_layers import (
     build_layer,
     call_layer,
@@ -23,7 +24,7 @@ from keras_deepseek.layers.residual.stream_weights import (
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class ManifoldConstrainedHyperConnections(keras.Layer):
+class ManifoldConstrainedHyperConnections(FloatingInputLayer):
     """Wraps a layer into the hyper-connections of mHC, in place of `x + layer(x)`.
 
     Choose it for deep models. A token has `n` residual streams instead of one vector, and each
@@ -85,8 +86,8 @@ class ManifoldConstrainedHyperConnections(keras.Layer):
 
     Raises:
         InvalidInputError: `layer` is no layer, `sinkhorn_iterations` is not positive, or the inputs
-            are not of the shape above, or have fewer than two streams; or the layer's outputs are
-            of another size than its inputs.
+            are not floating-point, not of the shape above, or have fewer than two streams; or the
+            layer's outputs are of another size than its inputs.
 
     Example:
 

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_number
+from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.residual.stream_weights import (
     Shape,
     check_streams,
@@ -15,7 +16,7 @@ from keras_deepseek.layers.residual.stream_weights import (
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class ResidualStreamCollapse(keras.Layer):
+class ResidualStreamCollapse(FloatingInputLayer):
     """Makes one vector of the residual streams of each token.
 
     Choose it behind the last `ManifoldConstrainedHyperConnections`, before the final norm, as in
@@ -45,7 +46,8 @@ class ResidualStreamCollapse(keras.Layer):
         A tensor of shape `(batch_size, ..., dim)`, in the layer's compute dtype.
 
     Raises:
-        InvalidInputError: The inputs are not of the shape above, or have fewer than two streams.
+        InvalidInputError: The inputs are not floating-point, not of the shape above, or have fewer
+            than two streams.
 
     Example:
 

@@ -6,12 +6,13 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 
 Shape = tuple[int | None, ...]
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class ResidualStreamExpansion(keras.Layer):
+class ResidualStreamExpansion(FloatingInputLayer):
     """Gives each token several residual streams, all equal at first.
 
     Choose it between the embedding of a model and its first `ManifoldConstrainedHyperConnections`.
@@ -28,7 +29,7 @@ class ResidualStreamExpansion(keras.Layer):
         A tensor of shape `(batch_size, ..., num_streams, dim)`.
 
     Raises:
-        InvalidInputError: `num_streams` is not positive.
+        InvalidInputError: `num_streams` is not positive, or the inputs are not floating-point.
 
     Example:
 
