@@ -1,5 +1,6 @@
 """The head of BERT in pre-training: predicts the tokens that were masked, and no others."""
 
+import math
 from typing import Any
 
 import keras
@@ -53,7 +54,8 @@ class MaskedPositionHead(VocabularyHead):
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
         mask_positions: Integer tensor of shape `(batch_size, masks_per_sequence)`, below `length`;
-            negative where a sequence has no more.
+            negative where a sequence has no more. Outputs at a position of `length` or more are
+            NaN, and so is the loss, on every backend.
         mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
             `None` for the mask that `inputs` carry.
         inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
@@ -134,11 +136,14 @@ class MaskedPositionHead(VocabularyHead):
         mask = inputs_mask if mask is None else mask
         _check_positions(mask_positions, inputs)
         check_tokens("mask", mask, inputs)
-        indices = ops.maximum(mask_positions, 0)
+        shown = mask_positions >= 0
+        exists = mask_positions < ops.shape(inputs)[1]
+        indices = ops.where(ops.logical_and(shown, exists), mask_positions, 0)
         hidden = ops.take_along_axis(inputs, ops.expand_dims(indices, -1), axis=1)
         hidden = self.intermediate_layer_norm(self.intermediate_dense(hidden))
         outputs = self.activation(project(hidden, *self.projection()))
-        shown = mask_positions >= 0
+        # An error would need the numbers, which nobody has while the step is traced.
+        outputs = ops.where(ops.expand_dims(exists, -1), outputs, math.nan)
         if mask is not None:
             shown = ops.logical_and(shown, ops.take_along_axis(mask, indices, axis=1))
         return self.attach_mask([outputs, shown])

@@ -1,5 +1,6 @@
 """The router of DeepSeek-V4's first layers: a token's own number says which experts it goes to."""
 
+import math
 from typing import Any
 
 import keras
@@ -45,9 +46,10 @@ class HashRouter(ExpertRouter):
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, ..., dim)`.
-        token_ids: Integer tensor of shape `(batch_size, ...)`.
+        token_ids: Integer tensor of shape `(batch_size, ...)`. The weights of a token outside of
+            the vocabulary are NaN on every backend, and its experts are those of token 0.
         mask: Boolean tensor of shape `(batch_size, ...)`, or `None`. `False` hides a token from the
-            load.
+            load, and its number does not matter.
         training: boolean. Whether `expert_load` is written.
         inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
 
@@ -119,6 +121,25 @@ class HashRouter(ExpertRouter):
         table = dealt.reshape(-1, self.num_experts_per_token)[: self.vocabulary_size]
         return ops.convert_to_tensor(table, dtype=dtype)
 
+    def call(
+        self,
+        inputs: Any,
+        token_ids: Any = None,
+        mask: Any = None,
+        training: bool = False,
+        inputs_mask: Any = None,
+    ) -> tuple[Any, Any]:
+        mask = inputs_mask if mask is None else mask
+        weights, indices = super().call(inputs, token_ids, mask, training)
+        # An error would need the numbers, which nobody has while the step is traced.
+        fits = self._are_tokens(token_ids)
+        if mask is not None:
+            fits = ops.logical_or(fits, ops.logical_not(mask))
+        return ops.where(ops.expand_dims(fits, -1), weights, math.nan), indices
+
+    def _are_tokens(self, token_ids: Any) -> Any:
+        return ops.logical_and(token_ids >= 0, token_ids < self.vocabulary_size)
+
     def select(self, scores: Any, token_ids: Any = None) -> Any:
         """Returns the experts of the tokens.
 
@@ -132,7 +153,8 @@ class HashRouter(ExpertRouter):
                 "call it, and the layer around it, with (inputs, token_ids)."
             )
         check_integer_tensor("token_ids", token_ids)
-        return ops.take(self.token_to_experts, token_ids, axis=0)
+        rows = ops.where(self._are_tokens(token_ids), token_ids, 0)
+        return ops.take(self.token_to_experts, rows, axis=0)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -142,6 +142,21 @@ def test_an_empty_batch_and_no_positions_work(shape):
     assert tuple(outputs.shape) == (*shape, 5)
 
 
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("position", [4, 500])
+def test_a_position_that_is_none_shows(position, is_compiled):
+    head, inputs = MaskedPositionHead(5), draw(2, 4, 3)
+    positions = np.array([[1, position, -1], [3, 0, -1]])
+    if is_compiled:
+        tensors = keras.Input((4, 3)), keras.Input((3,), dtype="int32")
+        outputs = keras.Model(tensors, head(*tensors)).predict([inputs, positions], verbose=0)
+    else:
+        outputs = to_numpy(head(inputs, positions))
+    expected = np.zeros((2, 3, 5), bool)
+    expected[0, 1] = True
+    np.testing.assert_array_equal(np.isnan(outputs), expected)
+
+
 def test_the_variables_have_names_that_a_layout_map_can_match():
     head = MaskedPositionHead(5, name="head")
     head.build((None, None, 3))

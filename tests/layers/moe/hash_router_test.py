@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers import HashRouter
+from keras_deepseek.layers import DeepSeekMoE, HashRouter
 from keras_deepseek.testing import LayerTestCase, assert_close
 from tests.oracles import moe
 
@@ -84,6 +84,31 @@ def test_the_inputs_weigh_and_the_tokens_choose():
     assert len(np.unique(indices, axis=1)[0]) == 1
     assert len(np.unique(weights[0, :, 0])) == 3
     assert_close(weights.sum(-1), np.ones((1, 3)))
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("token_id", [-1, 5, 500])
+def test_a_token_outside_of_the_vocabulary_shows(token_id, is_compiled):
+    router, inputs = HashRouter(6, 2, 5), draw(1, 3, 8)
+    token_ids = np.array([[4, token_id, 0]])
+    if is_compiled:
+        tensors = keras.Input((3, 8)), keras.Input((3,), dtype="int32")
+        model = keras.Model(tensors, router(*tensors))
+        weights, indices = model.predict([inputs, token_ids], verbose=0)
+    else:
+        weights, indices = (to_numpy(tensor) for tensor in router(inputs, token_ids))
+    assert np.isnan(weights).tolist() == [[[False] * 2, [True] * 2, [False] * 2]]
+    np.testing.assert_array_equal(indices[0, 1], indices[0, 2])
+
+
+@pytest.mark.parametrize("num_tokens", [1, 200])
+def test_the_number_of_a_hidden_token_does_not_matter(num_tokens):
+    layer = DeepSeekMoE(HashRouter(6, 2, 5), 4, num_shared_experts=0)
+    inputs, mask = draw(num_tokens, 2, 8), np.array([[True, False]] * num_tokens)
+    token_ids = np.array([[3, -100]] * num_tokens)
+    outputs = to_numpy(layer(inputs, token_ids, mask=mask))
+    assert np.isfinite(outputs).all()
+    assert not outputs[:, 1].any()
 
 
 def test_a_call_without_token_ids_is_refused():
