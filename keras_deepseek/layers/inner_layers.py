@@ -2,11 +2,13 @@
 
 import copy
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.input_check import is_shape
 
 
 def revive_layer(name: str, layer: Any) -> keras.Layer:
@@ -87,7 +89,56 @@ def call_layer(layer: keras.Layer, inputs: Any, mask: Any = None, **kwargs: Any)
         inputs: Tensor.
         mask: Boolean tensor or `None`.
         **kwargs: Further arguments of the call.
+
+    Raises:
+        InvalidInputError: The layer does not take one of these.
     """
+    check_call_arguments(layer, kwargs)
     if mask is not None and "mask" in inspect.signature(layer.call).parameters:
         kwargs["mask"] = mask
     return layer(inputs, **kwargs)
+
+
+def check_call_arguments(layer: keras.Layer, names: Iterable[str]) -> None:
+    """Raises an error where a layer can't be called with an argument.
+
+    Args:
+        layer: `keras.Layer`.
+        names: The arguments beside the inputs.
+
+    Raises:
+        InvalidInputError: The layer does not take one of them.
+    """
+    parameters = inspect.signature(layer.call).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    # Keras's own models take any argument, and drop what none of their layers has registered.
+    drops = isinstance(layer, keras.Model) and type(layer).call.__module__.startswith("keras.")
+    for name in names:
+        if name not in parameters and (drops or not takes_any):
+            raise InvalidInputError(
+                f"{layer.name!r}, a {type(layer).__name__}, takes no `{name}`: leave it out, or "
+                "give a layer whose `call` has such an argument."
+            )
+
+
+def check_kept_shape(
+    name: str, layer: keras.Layer, outputs: Any, expected: tuple[int | None, ...]
+) -> None:
+    """Raises an error where an inner layer has not kept the shape of its inputs.
+
+    Args:
+        name: string. The layer around, as the error names it.
+        layer: `keras.Layer`. The inner layer.
+        outputs: What it returned.
+        expected: tuple. The shape of its inputs, `None` for sizes that are not known.
+
+    Raises:
+        InvalidInputError: It returned no tensor, or one of another shape.
+    """
+    received = tuple(outputs.shape) if hasattr(outputs, "shape") else None
+    if received is None or not is_shape(received, expected):
+        what = type(outputs).__name__ if received is None else f"the shape {received}"
+        raise InvalidInputError(
+            f"{name!r} needs a layer that keeps the shape of its inputs, {tuple(expected)}; "
+            f"{layer.name!r}, a {type(layer).__name__}, returned {what}."
+        )

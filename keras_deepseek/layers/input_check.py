@@ -69,5 +69,17 @@ def check_floating(inputs: Any, name: str) -> None:
         )
 
 
+def is_shape(received: tuple[int | None, ...], expected: tuple[int | None, ...]) -> bool:
+    """Returns whether a shape is the one expected, as far as both are known.
+
+    Args:
+        received: tuple. `None` for sizes that are not known.
+        expected: tuple. Likewise.
+    """
+    return len(received) == len(expected) and all(
+        None in sizes or sizes[0] == sizes[1] for sizes in zip(received, expected, strict=True)
+    )
+
+
 def _describe(value: Any) -> str:
     return "None" if value is None else type(value).__name__

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.layers.input_check import check_tensor
+from keras_deepseek.layers.input_check import check_tensor, is_shape
 
 
 def check_mask(mask: Any, inputs: Any, name: str = "mask") -> None:
@@ -24,10 +24,7 @@ def check_mask(mask: Any, inputs: Any, name: str = "mask") -> None:
         return
     check_tensor(name, mask)
     received, expected = tuple(mask.shape), tuple(inputs.shape[:-1])
-    fits = len(received) == len(expected) and all(
-        None in sizes or sizes[0] == sizes[1] for sizes in zip(received, expected, strict=True)
-    )
-    if not fits:
+    if not is_shape(received, expected):
         axes = "length" if len(expected) == 2 else "..."  # noqa: PLR2004
         raise InvalidInputError(
             f"`{name}` must be of shape (batch_size, {axes}), for these inputs {expected}, "

@@ -7,6 +7,8 @@ from keras_deepseek.layers import DeepSeekMoE, ExpertRouter, SwiGLU
 from keras_deepseek.layers.inner_layers import (
     build_layer,
     call_layer,
+    check_call_arguments,
+    check_kept_shape,
     clone_layers,
     revive_layer,
     serialize_layer,
@@ -71,3 +73,32 @@ def test_a_mask_goes_to_the_layers_that_take_one():
     hidden = keras.ops.convert_to_numpy(call_layer(Hide(), inputs, mask, factor=2.0))
     np.testing.assert_array_equal(hidden[0, :, 0], [2.0, 0.0])
     assert call_layer(SwiGLU(2), inputs, mask).shape == (1, 2, 3)
+
+
+def test_an_argument_that_a_layer_does_not_take_is_refused():
+    class Any(keras.Layer):
+        def call(self, inputs, **kwargs):
+            return inputs
+
+    class OfOnesOwn(keras.Model):
+        def call(self, inputs, **kwargs):
+            return inputs
+
+    for layer in (Any(), OfOnesOwn()):
+        check_call_arguments(layer, ["cache"])
+    with pytest.raises(InvalidInputError, match="'it', a SwiGLU, takes no `cache`: leave it out"):
+        call_layer(SwiGLU(2, name="it"), np.ones((1, 2, 3), "float32"), cache={})
+    # Keras's own models would drop it without a word.
+    with pytest.raises(InvalidInputError, match="'it', a Sequential, takes no `cache`"):
+        check_call_arguments(keras.Sequential(name="it"), ["cache"])
+
+
+def test_a_layer_that_does_not_keep_the_shape_is_refused():
+    layer = SwiGLU(2, name="it")
+    check_kept_shape("block", layer, np.ones((2, 3)), (None, 3))
+    check_kept_shape("block", layer, keras.Input((3,)), (2, 3))
+    for outputs, returned in ((np.ones((2, 4)), r"the shape \(2, 4\)"), ({}, "dict")):
+        with pytest.raises(
+            InvalidInputError, match=f"'block' .* 'it', a SwiGLU, returned {returned}"
+        ):
+            check_kept_shape("block", layer, outputs, (None, 3))

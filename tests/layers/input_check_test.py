@@ -3,7 +3,18 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers.input_check import check_floating, check_integer_tensor, check_tensor
+from keras_deepseek.layers.input_check import (
+    check_floating,
+    check_integer_tensor,
+    check_tensor,
+    is_shape,
+)
+
+
+def test_shapes_are_compared_as_far_as_they_are_known():
+    assert is_shape((2, None, 3), (None, 4, 3))
+    assert not is_shape((2, 3), (2, 4))
+    assert not is_shape((2, 3), (2, 3, 4))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

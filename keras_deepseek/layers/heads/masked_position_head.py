@@ -11,7 +11,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.heads.token_losses import check_tokens
 from keras_deepseek.layers.heads.vocabulary_head import Shape, VocabularyHead, project
 from keras_deepseek.layers.initializers import clone_initializer
-from keras_deepseek.layers.input_check import check_tensor
+from keras_deepseek.layers.input_check import check_tensor, is_shape
 
 _RANK = 3
 
@@ -183,10 +183,7 @@ def _check_positions(positions: Any, inputs: Any) -> None:
     check_tensor("mask_positions", positions)
     received, batch_size = tuple(positions.shape), inputs.shape[0]
     dtype = keras.backend.standardize_dtype(positions.dtype)
-    fits = len(received) == _RANK - 1 and (
-        None in (received[0], batch_size) or received[0] == batch_size
-    )
-    if not fits or "int" not in dtype:
+    if not is_shape(received, (batch_size, None)) or "int" not in dtype:
         raise InvalidInputError(
             f"`mask_positions` must be integers of shape (batch_size, masks_per_sequence), for "
             f"inputs of shape {tuple(inputs.shape)}, received {dtype} of shape {received}."

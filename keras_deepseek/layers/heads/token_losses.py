@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.layers.input_check import check_integer_tensor, check_tensor
+from keras_deepseek.layers.input_check import check_integer_tensor, check_tensor, is_shape
 
 
 def compute_token_losses(logits: Any, targets: Any, z_loss: float = 0.0) -> Any:
@@ -78,9 +78,7 @@ def check_tokens(name: str, tensor: Any, inputs: Any, *, is_integer: bool = Fals
         return
     check_tensor(name, tensor)
     received, expected = tuple(tensor.shape), tuple(inputs.shape[:-1])
-    if len(received) != len(expected) or any(
-        None not in sizes and sizes[0] != sizes[1] for sizes in zip(received, expected, strict=True)
-    ):
+    if not is_shape(received, expected):
         raise InvalidInputError(
             f"`{name}` must have one entry for each token, that is for inputs of shape "
             f"{tuple(inputs.shape)} the shape {expected}, received {received}."

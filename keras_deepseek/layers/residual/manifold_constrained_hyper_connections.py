@@ -6,11 +6,12 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.inner_layers import (
     build_layer,
     call_layer,
+    check_call_arguments,
+    check_kept_shape,
     revive_layer,
     serialize_layer,
 )
@@ -87,7 +88,8 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
     Raises:
         InvalidInputError: `layer` is no layer, `sinkhorn_iterations` is not positive, or the inputs
             are not floating-point, not of the shape above, or have fewer than two streams; or the
-            layer's outputs are of another size than its inputs.
+            layer's outputs are of another shape than its inputs, or it does not take an argument
+            that it was to be given.
 
     Example:
 
@@ -178,11 +180,7 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
             post: Tensor of shape `(batch_size, ..., num_streams)`.
             comb: Tensor of shape `(batch_size, ..., num_streams, num_streams)`.
         """
-        if outputs.shape[-1] != inputs.shape[-1]:
-            raise InvalidInputError(
-                f"{self.name!r} wraps a layer that must keep the size of its inputs, "
-                f"{inputs.shape[-1]}, received outputs of shape {tuple(outputs.shape)}."
-            )
+        check_kept_shape(self.name, self.layer, outputs, _collapsed_shape(inputs))
         outputs, post, comb = (ops.cast(part, inputs.dtype) for part in (outputs, post, comb))
         written = ops.expand_dims(post, -1) * ops.expand_dims(outputs, -2)
         return written + ops.matmul(ops.swapaxes(comb, -1, -2), inputs)
@@ -218,10 +216,14 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
         inputs_mask: Any = None,
     ) -> Any:
         arguments = _given(token_ids, positions, cache, cache_index)
-        collapsed = keras.KerasTensor((*inputs.shape[:-2], inputs.shape[-1]), self.compute_dtype)
+        check_call_arguments(self.layer, arguments)
+        collapsed = keras.KerasTensor(_collapsed_shape(inputs), self.compute_dtype)
         outputs = self.layer.compute_output_spec(collapsed, **arguments)
         streams = keras.KerasTensor(inputs.shape, self.compute_dtype)
-        return (streams, *outputs[1:]) if isinstance(outputs, tuple | list) else streams
+        has_more = isinstance(outputs, tuple | list)
+        read = outputs[0] if has_more else outputs
+        check_kept_shape(self.name, self.layer, read, collapsed.shape)
+        return (streams, *outputs[1:]) if has_more else streams
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -232,6 +234,11 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
             "norm_epsilon": self.norm_epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+def _collapsed_shape(streams: Any) -> Shape:
+    """Returns the shape of what the wrapped layer reads, and has to return."""
+    return (*streams.shape[:-2], streams.shape[-1])
 
 
 def _given(token_ids: Any, positions: Any, cache: Any, cache_index: Any) -> dict[str, Any]:

@@ -162,5 +162,30 @@ def test_what_does_not_fit_is_refused():
             ManifoldConstrainedHyperConnections(SwiGLU(3), **{name: True})
     with pytest.raises(InvalidInputError, match=r"2 or more streams, received \(2, 3, 1, 5\)"):
         ManifoldConstrainedHyperConnections(SwiGLU(3))(draw(2, 3, 1, 5))
-    with pytest.raises(InvalidInputError, match="must keep the size of its inputs, 5, received"):
-        ManifoldConstrainedHyperConnections(keras.layers.Dense(1))(draw(2, 3, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("inner", "returned"),
+    [
+        (keras.layers.Dense(1, name="it"), r"a Dense, returned the shape \(2, 3, 1\)"),
+        (keras.layers.ZeroPadding1D((0, 1), name="it"), r"a \w+1D, returned the shape \(2, 4, 5\)"),
+        (keras.layers.GlobalAveragePooling1D(name="it"), r"a \w+1D, returned the shape \(2, 5\)"),
+    ],
+)
+def test_a_layer_that_changes_the_shape_is_refused(inner, returned):
+    layer = ManifoldConstrainedHyperConnections(inner)
+    message = r"keeps the shape of its inputs, \(2, 3, 5\); 'it', " + returned
+    with pytest.raises(InvalidInputError, match=message):
+        layer(draw(2, 3, 4, 5))
+    with pytest.raises(InvalidInputError, match=message):
+        layer(keras.Input(batch_shape=(2, 3, 4, 5)))
+
+
+@pytest.mark.parametrize("name", ["token_ids", "positions", "cache", "cache_index"])
+def test_an_argument_that_the_layer_does_not_take_is_refused(name):
+    value = np.zeros((2, 3), "int32")
+    for inner in (SwiGLU(3, name="it"), keras.Sequential([SwiGLU(3)], name="it")):
+        layer = ManifoldConstrainedHyperConnections(inner)
+        for streams in (draw(2, 3, 4, 5), keras.Input((3, 4, 5))):
+            with pytest.raises(InvalidInputError, match=f"'it', a .*, takes no `{name}`"):
+                layer(streams, **{name: value})
