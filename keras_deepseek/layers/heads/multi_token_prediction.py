@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.heads.chunked_cross_entropy import ChunkedCrossEntropy
 from keras_deepseek.layers.heads.token_losses import (
@@ -17,11 +18,12 @@ from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.inner_layers import (
     build_layer,
     call_layer,
+    check_kept_shape,
     clone_layers,
     revive_layer,
     serialize_layer,
 )
-from keras_deepseek.layers.input_check import check_tensor
+from keras_deepseek.layers.input_check import check_tensor, is_shape
 from keras_deepseek.layers.token_dim import read_dim
 from keras_deepseek.layers.token_norm import make_token_norm
 
@@ -144,6 +146,7 @@ class MultiTokenPrediction(FloatingInputLayer):
     def build(self, input_shape: Shape) -> None:
         dim = read_dim(self, input_shape)
         build_layer(self.token_embedding, (None, None), "int32")
+        self._check_embedding(input_shape)
         build_layer(self.output_head, (None, None, dim), self.compute_dtype)
         self.hidden_norms, self.embedding_norms, self.projections = [], [], []
         for index, block in enumerate(self.blocks, 1):
@@ -159,6 +162,17 @@ class MultiTokenPrediction(FloatingInputLayer):
             projection.build((None, None, 2 * dim))
             self.projections.append(projection)
             build_layer(block, (None, None, dim), self.compute_dtype)
+
+    def _check_embedding(self, input_shape: Shape) -> None:
+        """Refuses one whose tokens are of another size than the hidden states."""
+        ids = keras.KerasTensor(input_shape[:2], dtype="int32")
+        received = tuple(self.token_embedding.compute_output_spec(ids).shape)
+        if not is_shape(received, input_shape):
+            raise InvalidInputError(
+                f"{self.name!r} needs embeddings of the shape of the hidden states, "
+                f"{tuple(input_shape)}; {self.token_embedding.name!r} makes {received} of the "
+                "token ids. Give the embedding that the model begins with."
+            )
 
     def call(
         self,
@@ -190,7 +204,9 @@ class MultiTokenPrediction(FloatingInputLayer):
         embedded = ops.cast(self.token_embedding(ids), hidden.dtype)
         parts = [self.hidden_norms[index](hidden), self.embedding_norms[index](embedded)]
         hidden = self.projections[index](ops.concatenate(parts, axis=-1))
-        return ops.cast(call_layer(self.blocks[index], hidden, shown), self.compute_dtype)
+        outputs = call_layer(self.blocks[index], hidden, shown)
+        check_kept_shape(self.name, self.blocks[index], outputs, hidden.shape)
+        return ops.cast(outputs, self.compute_dtype)
 
     def _needs_logits(self, training: bool) -> bool:
         is_chunked = isinstance(self.output_head, ChunkedCrossEntropy)

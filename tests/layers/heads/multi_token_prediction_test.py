@@ -288,3 +288,14 @@ def test_inputs_that_do_not_fit_are_refused():
         layer(hidden, tokens.astype("float32"))
     with pytest.raises(InvalidInputError, match="`mask` must have one entry for each token"):
         layer(hidden, tokens, mask=np.ones((2, 4), bool))
+
+
+def test_an_embedding_or_a_block_of_another_size_is_refused():
+    hidden, tokens = draw(2, 3)
+    narrow, head = keras.layers.Embedding(5, 4, name="narrow"), keras.layers.Dense(5)
+    message = r"hidden states, \(2, 3, 6\); 'narrow' makes \(2, 3, 4\) of the token ids"
+    with pytest.raises(InvalidInputError, match=message):
+        MultiTokenPrediction(SwiGLU(3), narrow, head)(hidden, tokens)
+    layer = MultiTokenPrediction(keras.layers.Dense(4), keras.layers.Embedding(5, DIM), head)
+    with pytest.raises(InvalidInputError, match=r"'block_1', a Dense, returned .*\(2, 3, 4\)"):
+        layer(hidden, tokens % 5)
