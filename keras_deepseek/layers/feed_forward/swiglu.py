@@ -1,5 +1,6 @@
 """The feed-forward block of the DeepSeek models and of most language models since Llama."""
 
+import math
 from typing import Any
 
 import keras
@@ -7,6 +8,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.double_precision import call_dense
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.initializers import clone_initializer
 
@@ -114,7 +116,8 @@ class SwiGLU(FloatingInputLayer):
         )
 
     def call(self, inputs: Any) -> Any:
-        return self.down(gate_activations(self.gate(inputs), self.up(inputs), self.clamp))
+        gate, up = call_dense(self.gate, inputs), call_dense(self.up, inputs)
+        return call_dense(self.down, gate_activations(gate, up, self.clamp))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
@@ -133,6 +136,6 @@ class SwiGLU(FloatingInputLayer):
 def gate_activations(gate: Any, up: Any, clamp: float | None) -> Any:
     """Returns the hidden activations from the two projections of the inputs."""
     if clamp is not None:
-        gate = ops.minimum(gate, clamp)
+        gate = ops.clip(gate, -math.inf, clamp)  # Not `minimum`, which ends in float32 on PyTorch.
         up = ops.clip(up, -clamp, clamp)
     return ops.silu(gate) * up

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.heads.chunked_gradient import map_chunks_with_gradient
 from keras_deepseek.layers.heads.token_losses import (
     average_losses,
@@ -207,7 +208,7 @@ class ChunkedCrossEntropy(VocabularyHead):
         """
         check_tokens("sample_weight", sample_weight, inputs)
         check_tokens("mask", mask, inputs)
-        dtype = keras.backend.result_type(self.compute_dtype, "float32")
+        dtype = promote_dtypes(self.compute_dtype, "float32")
         if sample_weight is None:
             weights = ops.ones(ops.shape(targets), dtype=dtype)
         else:

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_deepseek.backend import current
+from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.token_chunks import TokenChunks
 
 
@@ -100,5 +100,4 @@ def _differentiate(
 
 
 def _accumulator_dtype(tensor: Any) -> str:
-    dtype: str = keras.backend.result_type(tensor.dtype, "float32")
-    return dtype
+    return promote_dtypes(tensor.dtype, "float32")

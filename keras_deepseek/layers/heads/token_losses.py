@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.input_check import check_integer_tensor, check_tensor, is_shape
 
 
@@ -17,7 +17,7 @@ def compute_token_losses(logits: Any, targets: Any, z_loss: float = 0.0) -> Any:
         targets: Integer tensor of shape `(...)`, from 0 below `vocabulary_size`.
         z_loss: float. Weight of `logsumexp(logits) ** 2`, which is added. Defaults to `0.0`.
     """
-    logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
+    logits = ops.cast(logits, promote_dtypes(logits.dtype, "float32"))
     normalizer = ops.logsumexp(logits, axis=-1)
     chosen = ops.take_along_axis(logits, ops.expand_dims(targets, -1), axis=-1)
     losses = normalizer - ops.squeeze(chosen, -1)
@@ -37,7 +37,7 @@ def differentiate_token_losses(
         upstream: Tensor of shape `(...)`, the gradient by the losses.
         z_loss: float. As there. Defaults to `0.0`.
     """
-    logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
+    logits = ops.cast(logits, promote_dtypes(logits.dtype, "float32"))
     upstream = ops.expand_dims(ops.cast(upstream, logits.dtype), -1)
     scale = upstream
     if z_loss:
@@ -58,7 +58,9 @@ def average_losses(losses: Any, weights: Any) -> Any:
         losses: Tensor of any shape.
         weights: Tensor of the same shape and dtype. 0 where a token does not count.
     """
-    return ops.divide_no_nan(ops.sum(losses * weights), ops.sum(weights))
+    total, weight = ops.sum(losses * weights), ops.sum(weights)
+    # Not by `divide_no_nan`, which ends in float32 on PyTorch.
+    return ops.where(weight == 0, 0.0, total / ops.where(weight == 0, 1.0, weight))
 
 
 def check_tokens(name: str, tensor: Any, inputs: Any, *, is_integer: bool = False) -> None:

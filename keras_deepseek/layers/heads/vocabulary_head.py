@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.double_precision import multiply_matrices
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
 
@@ -119,7 +120,7 @@ def project(inputs: Any, kernel: Any, bias: Any = None) -> Any:
         kernel: Tensor of shape `(dim, vocabulary_size)`.
         bias: Tensor of shape `(vocabulary_size,)`, or `None`.
     """
-    logits = ops.matmul(inputs, kernel)
+    logits = multiply_matrices(inputs, kernel)
     return logits if bias is None else logits + bias
 
 
@@ -135,8 +136,8 @@ def differentiate_projection(
         bias: Tensor of shape `(vocabulary_size,)`, or `None`.
     """
     by_logits = ops.cast(upstream, kernel.dtype)
-    by_inputs = ops.matmul(by_logits, ops.transpose(kernel))
-    by_kernel = ops.matmul(ops.transpose(inputs), by_logits)
+    by_inputs = multiply_matrices(by_logits, ops.transpose(kernel))
+    by_kernel = multiply_matrices(ops.transpose(inputs), by_logits)
     return (
         (by_inputs, by_kernel)
         if bias is None

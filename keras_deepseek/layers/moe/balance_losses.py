@@ -1,5 +1,6 @@
 """The auxiliary losses of a router, for those who train with them."""
 
+import math
 from typing import Any
 
 from keras import ops
@@ -21,12 +22,12 @@ def sequence_balance_loss(scores: Any, choices: Any, shown: Any) -> Any:
     probabilities = scores / (ops.sum(scores, axis=-1, keepdims=True) + 1e-20)
     tokens = ops.sum(shown, axis=positions)
     per_token = shown[..., None]
-    counted = ops.maximum(tokens, 1.0)[..., None]
+    counted = ops.clip(tokens, 1.0, math.inf)[..., None]
     share = ops.sum(choices * per_token, axis=positions) / counted
     score = ops.sum(probabilities * per_token, axis=positions) / counted
     by_sequence = scores.shape[-1] * ops.sum(share * score, axis=-1)
     num_sequences = ops.sum(ops.cast(tokens > 0, by_sequence.dtype))
-    return ops.sum(by_sequence) / ops.maximum(num_sequences, 1.0)
+    return ops.sum(by_sequence) / ops.clip(num_sequences, 1.0, math.inf)
 
 
 def router_z_loss(logits: Any, shown: Any) -> Any:
@@ -37,4 +38,4 @@ def router_z_loss(logits: Any, shown: Any) -> Any:
         shown: Tensor of shape `(batch_size, ...)`. 1 for a token that counts, 0 for a hidden one.
     """
     squares = ops.square(ops.logsumexp(logits, axis=-1))
-    return ops.sum(squares * shown) / ops.maximum(ops.sum(shown), 1.0)
+    return ops.sum(squares * shown) / ops.clip(ops.sum(shown), 1.0, math.inf)

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU, gate_activations
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.initializers import clone_initializer, stack_initializer
@@ -195,8 +196,8 @@ class DeepSeekMoE(FloatingInputLayer):
         """Every expert on every token, with a weight of zero where it was not chosen."""
         hits = ops.cast(expert_hits(indices, self.router.num_experts), weights.dtype)
         by_expert = ops.einsum("nk,nke->en", weights, hits)
-        gate = ops.matmul(tokens, self.gate_kernel)
-        up = ops.matmul(tokens, self.up_kernel)
+        gate = multiply_matrices(tokens, self.gate_kernel)
+        up = multiply_matrices(tokens, self.up_kernel)
         hidden = gate_activations(gate, up, self.clamp)
         return ops.einsum("enf,efd->nd", hidden * by_expert[..., None], self.down_kernel)
 
@@ -232,7 +233,7 @@ class DeepSeekMoE(FloatingInputLayer):
 def _multiply(rows: Any, kernels: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
     """Returns the rows in their slots, each multiplied with the kernel of its expert."""
     if plan.loads is not None:
-        dtype = keras.backend.result_type(rows.dtype, kernels.dtype)
+        dtype = promote_dtypes(rows.dtype, kernels.dtype)
         parts = ops.split(ops.cast(rows, dtype), list(accumulate(plan.loads)))
         # Unstacked at once: a kernel cut out by itself would have a gradient as large as all.
         pairs = zip(parts, ops.unstack(ops.cast(kernels, dtype)), plan.loads, strict=False)
@@ -242,4 +243,4 @@ def _multiply(rows: Any, kernels: Any, plan: expert_dispatch.ExpertDispatch) -> 
     blocks = ops.reshape(rows, (-1, plan.block_size, rows.shape[-1]))
     if plan.expert_of_block is not None:
         kernels = ops.take(kernels, plan.expert_of_block, axis=0)
-    return ops.reshape(ops.matmul(blocks, kernels), (-1, kernels.shape[-1]))
+    return ops.reshape(multiply_matrices(blocks, kernels), (-1, kernels.shape[-1]))

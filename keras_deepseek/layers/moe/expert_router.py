@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.moe.balance_losses import router_z_loss, sequence_balance_loss
@@ -180,7 +181,7 @@ class ExpertRouter(FloatingInputLayer):
                 f"received {tuple(input_shape)}."
             )
         self.input_spec = keras.InputSpec(min_ndim=2, axes={-1: dim})
-        self.score_dtype = keras.backend.result_type(self.variable_dtype, "float32")
+        self.score_dtype = promote_dtypes(self.variable_dtype, "float32")
         self.kernel = self.add_weight(
             name="kernel",
             shape=(dim, self.num_experts),
@@ -226,7 +227,7 @@ class ExpertRouter(FloatingInputLayer):
             inputs: Tensor of shape `(batch_size, ..., dim)`.
         """
         kernel = ops.cast(self.kernel, self.score_dtype)
-        return ops.matmul(ops.cast(inputs, self.score_dtype), kernel)
+        return multiply_matrices(ops.cast(inputs, self.score_dtype), kernel)
 
     def select(self, scores: Any, token_ids: Any = None) -> Any:
         """Returns the indices of the chosen experts.

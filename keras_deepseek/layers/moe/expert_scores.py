@@ -1,5 +1,6 @@
 """What a router computes on scores: the scores themselves, those of groups, and who was chosen."""
 
+import math
 from typing import Any
 
 from keras import ops
@@ -10,7 +11,9 @@ _LOWEST_LOGIT = -80.0
 SCORINGS = {
     "sigmoid": ops.sigmoid,
     "softmax": lambda logits: ops.softmax(logits, axis=-1),
-    "sqrt_softplus": lambda logits: ops.sqrt(ops.softplus(ops.maximum(logits, _LOWEST_LOGIT))),
+    "sqrt_softplus": lambda logits: ops.sqrt(
+        ops.softplus(ops.clip(logits, _LOWEST_LOGIT, math.inf))
+    ),
 }
 """From the logits of all experts to their scores, all positive."""
 

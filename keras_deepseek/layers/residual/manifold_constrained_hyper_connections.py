@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.inner_layers import (
     build_layer,
@@ -152,7 +153,7 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
             num_streams)`.
         """
         num_streams = inputs.shape[-2]
-        dtype = keras.backend.result_type(self.variable_dtype, "float32")
+        dtype = promote_dtypes(self.variable_dtype, "float32")
         kernel, bias, scale = (
             ops.cast(weight, dtype) for weight in (self.kernel, self.bias, self.scale)
         )
@@ -183,7 +184,7 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
         check_kept_shape(self.name, self.layer, outputs, _collapsed_shape(inputs))
         outputs, post, comb = (ops.cast(part, inputs.dtype) for part in (outputs, post, comb))
         written = ops.expand_dims(post, -1) * ops.expand_dims(outputs, -2)
-        return written + ops.matmul(ops.swapaxes(comb, -1, -2), inputs)
+        return written + multiply_matrices(ops.swapaxes(comb, -1, -2), inputs)
 
     def call(
         self,

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_number
+from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.residual.stream_weights import (
     Shape,
@@ -91,7 +92,7 @@ class ResidualStreamCollapse(FloatingInputLayer):
         self.scale = self.add_weight(name="scale", shape=(1,), initializer="ones", autocast=False)
 
     def call(self, inputs: Any) -> Any:
-        dtype = keras.backend.result_type(self.variable_dtype, "float32")
+        dtype = promote_dtypes(self.variable_dtype, "float32")
         kernel, bias, scale = (
             ops.cast(weight, dtype) for weight in (self.kernel, self.bias, self.scale)
         )

@@ -5,6 +5,7 @@ from typing import Any
 from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.double_precision import multiply_matrices
 
 Shape = tuple[int | None, ...]
 
@@ -41,7 +42,7 @@ def project_streams(streams: Any, kernel: Any, norm_epsilon: float) -> Any:
     """
     flat = ops.reshape(ops.cast(streams, kernel.dtype), (*ops.shape(streams)[:-2], kernel.shape[0]))
     mean_square = ops.mean(ops.square(flat), axis=-1, keepdims=True)
-    return ops.matmul(flat * ops.rsqrt(mean_square + norm_epsilon), kernel)
+    return multiply_matrices(flat * ops.rsqrt(mean_square + norm_epsilon), kernel)
 
 
 def normalize_doubly(matrices: Any, iterations: int, epsilon: float) -> Any:

@@ -1,0 +1,56 @@
+"""What keeps float64 where the dtype policy asks for it.
+
+Keras's promotion of dtypes makes float32 of float64 on all backends but TensorFlow, and with it
+operations of two tensors, or of a tensor and a number, such as `ops.matmul` and `ops.maximum`.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+_WIDEST = "float64"
+
+
+def promote_dtypes(*dtypes: str) -> str:
+    """Returns the dtype that holds numbers of all of these.
+
+    Args:
+        *dtypes: Names of dtypes.
+    """
+    if _WIDEST in map(keras.backend.standardize_dtype, dtypes):
+        return _WIDEST
+    promoted: str = keras.backend.result_type(*dtypes)
+    return promoted
+
+
+def multiply_matrices(left: Any, right: Any) -> Any:
+    """Returns `ops.matmul(left, right)`, in float64 where these are.
+
+    Args:
+        left: Tensor of shape `(..., rows, inner)`.
+        right: Tensor or variable of shape `(..., inner, columns)`.
+    """
+    if _would_be_rounded(left):
+        return left @ ops.convert_to_tensor(right)
+    return ops.matmul(left, right)
+
+
+def call_dense(dense: keras.layers.Dense, inputs: Any) -> Any:
+    """Returns `dense(inputs)`, in float64 where these are.
+
+    Args:
+        dense: `keras.layers.Dense`, built.
+        inputs: Tensor of shape `(..., dim)`.
+    """
+    if not _would_be_rounded(inputs):
+        return dense(inputs)
+    outputs = multiply_matrices(inputs, dense.kernel)
+    if dense.bias is not None:
+        outputs = outputs + ops.convert_to_tensor(dense.bias)
+    return dense.activation(outputs)
+
+
+def _would_be_rounded(tensor: Any) -> bool:
+    is_rounded: bool = keras.backend.result_type(_WIDEST) != _WIDEST
+    return is_rounded and keras.backend.standardize_dtype(tensor.dtype) == _WIDEST

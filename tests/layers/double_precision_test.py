@@ -1,0 +1,57 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.layers.double_precision import call_dense, multiply_matrices, promote_dtypes
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        (("float64", "float32"), "float64"),
+        (("float16", "float32"), "float32"),
+        (("float32", "float64"), "float64"),
+        (("bfloat16", "bfloat16"), "bfloat16"),
+    ],
+)
+def test_the_widest_dtype_holds_all(dtypes, expected):
+    assert promote_dtypes(*dtypes) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_product_is_of_the_dtype_of_its_factors(dtype):
+    if dtype == "float64" and keras.backend.backend() == "jax":
+        pytest.skip("JAX has no float64 unless it is asked to.")
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(2, 3, 4)).astype(dtype), rng.normal(size=(4, 5)).astype(dtype)
+    expected = left @ right
+    variable = keras.Variable(right, dtype=dtype)
+    for factor in (keras.ops.convert_to_tensor(right), variable):
+        product = multiply_matrices(keras.ops.convert_to_tensor(left), factor)
+        assert keras.backend.standardize_dtype(product.dtype) == dtype
+        np.testing.assert_allclose(
+            keras.ops.convert_to_numpy(product),
+            expected,
+            rtol=1e-14 if dtype == "float64" else 1e-5,
+        )
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_dense_layer_is_called_in_the_dtype_of_its_inputs(dtype, use_bias):
+    if dtype == "float64" and keras.backend.backend() == "jax":
+        pytest.skip("JAX has no float64 unless it is asked to.")
+    dense = keras.layers.Dense(
+        5, "relu", use_bias=use_bias, bias_initializer="random_normal", dtype=dtype
+    )
+    dense.build((None, 4))
+    inputs = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(dtype)
+    expected = inputs @ keras.ops.convert_to_numpy(dense.kernel)
+    if use_bias:
+        expected = expected + keras.ops.convert_to_numpy(dense.bias)
+    outputs = call_dense(dense, keras.ops.convert_to_tensor(inputs))
+    assert keras.backend.standardize_dtype(outputs.dtype) == dtype
+    tolerance = 1e-14 if dtype == "float64" else 1e-5
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(outputs), np.maximum(expected, 0), atol=tolerance
+    )
