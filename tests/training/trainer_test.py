@@ -166,9 +166,9 @@ def test_positional_arguments_and_none_are_taken_as_by_keras():
         ({"precision": 16}, "Unknown precision 16"),
         ({"device_map": "gpu"}, "`device_map` must be a dict"),
         ({"device_map": ["gpu"]}, "`device_map` must be a dict"),
-        ({"world_size": "8"}, "must be integers"),
-        ({"world_size": 1.5}, "must be integers"),
-        ({"rank": None}, "must be integers"),
+        ({"world_size": "8"}, "`world_size` must be a positive integer"),
+        ({"world_size": 1.5}, "`world_size` must be a positive integer"),
+        ({"rank": None}, "`rank` must be an integer of at least 0"),
     ],
 )
 def test_a_wrong_argument_is_refused_at_once(arguments, match):
