@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.heads.chunked_gradient import map_chunks_with_gradient
 from keras_deepseek.layers.heads.token_losses import (
@@ -160,8 +161,8 @@ class ChunkedCrossEntropy(VocabularyHead):
         mask = inputs_mask if mask is None else mask
         losses = self.compute_losses(inputs, targets)
         weights = self.weigh_tokens(inputs, targets, sample_weight=sample_weight, mask=mask)
-        # An error would need the numbers, which nobody has while the step is traced.
-        fits = ops.logical_or(self._are_classes(targets), ops.equal(weights, 0))
+        are_classes = bound_indices(targets, self.vocabulary_size)[1]
+        fits = ops.logical_or(are_classes, ops.equal(weights, 0))
         losses = ops.where(fits, losses, math.nan)
         if self.loss_weight:
             self.add_loss(self.loss_weight * average_losses(losses, weights))
@@ -177,7 +178,7 @@ class ChunkedCrossEntropy(VocabularyHead):
             targets: Integer tensor of shape `(batch_size, ...)`.
         """
         check_tokens("targets", targets, inputs, is_integer=True)
-        labels = ops.cast(ops.where(self._are_classes(targets), targets, 0), "int32")
+        labels = bound_indices(targets, self.vocabulary_size)[0]
         losses = map_chunks_with_gradient(
             self._compute_chunk,
             self._differentiate_chunk,
@@ -190,9 +191,6 @@ class ChunkedCrossEntropy(VocabularyHead):
         if self.ignore_class is not None:
             losses = ops.where(ops.equal(targets, self.ignore_class), 0.0, losses)
         return losses
-
-    def _are_classes(self, targets: Any) -> Any:
-        return ops.logical_and(targets >= 0, targets < self.vocabulary_size)
 
     def weigh_tokens(
         self, inputs: Any, targets: Any, *, sample_weight: Any = None, mask: Any = None

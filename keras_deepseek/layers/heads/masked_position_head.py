@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.heads.token_losses import check_tokens
 from keras_deepseek.layers.heads.vocabulary_head import Shape, VocabularyHead, project
 from keras_deepseek.layers.initializers import clone_initializer
@@ -136,14 +137,13 @@ class MaskedPositionHead(VocabularyHead):
         mask = inputs_mask if mask is None else mask
         _check_positions(mask_positions, inputs)
         check_tokens("mask", mask, inputs)
+        indices, exists = bound_indices(mask_positions, ops.shape(inputs)[1])
         shown = mask_positions >= 0
-        exists = mask_positions < ops.shape(inputs)[1]
-        indices = ops.where(ops.logical_and(shown, exists), mask_positions, 0)
         hidden = ops.take_along_axis(inputs, ops.expand_dims(indices, -1), axis=1)
         hidden = self.intermediate_layer_norm(self.intermediate_dense(hidden))
         outputs = self.activation(project(hidden, *self.projection()))
-        # An error would need the numbers, which nobody has while the step is traced.
-        outputs = ops.where(ops.expand_dims(exists, -1), outputs, math.nan)
+        fits = ops.logical_or(exists, ops.logical_not(shown))
+        outputs = ops.where(ops.expand_dims(fits, -1), outputs, math.nan)
         if mask is not None:
             shown = ops.logical_and(shown, ops.take_along_axis(mask, indices, axis=1))
         return self.attach_mask([outputs, shown])

@@ -59,8 +59,9 @@ def average_losses(losses: Any, weights: Any) -> Any:
         weights: Tensor of the same shape and dtype. 0 where a token does not count.
     """
     total, weight = ops.sum(losses * weights), ops.sum(weights)
+    is_empty = ops.equal(weight, 0)
     # Not by `divide_no_nan`, which ends in float32 on PyTorch.
-    return ops.where(weight == 0, 0.0, total / ops.where(weight == 0, 1.0, weight))
+    return ops.where(is_empty, 0.0, total / ops.where(is_empty, 1.0, weight))
 
 
 def check_tokens(name: str, tensor: Any, inputs: Any, *, is_integer: bool = False) -> None:

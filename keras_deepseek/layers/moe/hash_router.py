@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.input_check import check_integer_tensor
 from keras_deepseek.layers.moe.expert_router import ExpertRouter, Shape
 
@@ -131,14 +132,10 @@ class HashRouter(ExpertRouter):
     ) -> tuple[Any, Any]:
         mask = inputs_mask if mask is None else mask
         weights, indices = super().call(inputs, token_ids, mask, training)
-        # An error would need the numbers, which nobody has while the step is traced.
-        fits = self._are_tokens(token_ids)
+        fits = bound_indices(token_ids, self.vocabulary_size)[1]
         if mask is not None:
             fits = ops.logical_or(fits, ops.logical_not(mask))
         return ops.where(ops.expand_dims(fits, -1), weights, math.nan), indices
-
-    def _are_tokens(self, token_ids: Any) -> Any:
-        return ops.logical_and(token_ids >= 0, token_ids < self.vocabulary_size)
 
     def select(self, scores: Any, token_ids: Any = None) -> Any:
         """Returns the experts of the tokens.
@@ -153,7 +150,7 @@ class HashRouter(ExpertRouter):
                 "call it, and the layer around it, with (inputs, token_ids)."
             )
         check_integer_tensor("token_ids", token_ids)
-        rows = ops.where(self._are_tokens(token_ids), token_ids, 0)
+        rows = bound_indices(token_ids, self.vocabulary_size)[0]
         return ops.take(self.token_to_experts, rows, axis=0)
 
     def get_config(self) -> dict[str, Any]:

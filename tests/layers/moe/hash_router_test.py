@@ -101,6 +101,13 @@ def test_a_token_outside_of_the_vocabulary_shows(token_id, is_compiled):
     np.testing.assert_array_equal(indices[0, 1], indices[0, 2])
 
 
+def test_a_vocabulary_of_bytes_is_indexed_by_bytes():
+    router, token_ids = HashRouter(6, 2, 256), np.array([[0, 255]], "uint8")
+    weights, indices = (to_numpy(tensor) for tensor in router(draw(1, 2, 8), token_ids))
+    assert np.isfinite(weights).all()
+    np.testing.assert_array_equal(indices[0], to_numpy(router.token_to_experts)[[0, 255]])
+
+
 @pytest.mark.parametrize("num_tokens", [1, 200])
 def test_the_number_of_a_hidden_token_does_not_matter(num_tokens):
     layer = DeepSeekMoE(HashRouter(6, 2, 5), 4, num_shared_experts=0)
