@@ -11,6 +11,7 @@ from keras_deepseek.artifacts.errors import (
     KerasDeepSeekError,
     MissingExtraError,
     NotSupportedError,
+    TrainingDivergedError,
 )
 from keras_deepseek.artifacts.manifest import Manifest, Verification
 from keras_deepseek.artifacts.run_record import RunRecord
@@ -31,6 +32,7 @@ __all__ = [
     "RunRecord",
     "Signature",
     "TensorSpec",
+    "TrainingDivergedError",
     "Verification",
     "is_bundle",
 ]

@@ -46,6 +46,10 @@ class CheckpointError(KerasDeepSeekError):
     """A checkpoint that is torn, or can't be written."""
 
 
+class TrainingDivergedError(KerasDeepSeekError):
+    """A training whose loss or gradients are not finite, or whose loss leapt."""
+
+
 class ExportError(KerasDeepSeekError):
     """An export that failed, or whose artifact does not compute what the model computes."""
 

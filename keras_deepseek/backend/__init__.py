@@ -78,6 +78,15 @@ class Backend(Protocol):
         its optimizer and its metrics.
         """
 
+    def keep_state(
+        self, model: "keras.Model", train_function: "Callable[..., Any]"
+    ) -> "Callable[..., Any]":
+        """Returns a compiled training function after whose errors a model still has its variables.
+
+        `train_function` is what Keras has made of a `train_step`. On JAX a model has no values
+        while it trains.
+        """
+
     def apply_update(
         self,
         optimizer: "keras.optimizers.Optimizer",

@@ -3,7 +3,8 @@
 Each has a canary test that says what broke when a Keras release moves it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -69,6 +70,26 @@ def update_metrics(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weigh
 def track_loss(model: keras.Model, loss: Any, num_rows: Any) -> None:
     """Tells the mean of a compiled model's loss of a batch."""
     model._loss_tracker.update_state(loss, sample_weight=num_rows)
+
+
+def batch_states(model: keras.Model) -> list[keras.Variable]:
+    """Returns what a batch leaves in the layers of a model, such as moving statistics.
+
+    Weights that are frozen are not among them, nor are the states of random number generators.
+    """
+    return [
+        variable for layer in model._flatten_layers() for variable in layer._non_trainable_variables
+    ]
+
+
+@contextmanager
+def add_metric(model: keras.Model, metric: keras.metrics.Metric) -> Iterator[None]:
+    """Makes a metric one of a model's until the block ends, without the model saving it."""
+    model._metrics.append(metric)
+    try:
+        yield
+    finally:
+        model._metrics[:] = [each for each in model._metrics if each is not metric]
 
 
 def output_masks(y_pred: Any) -> list[Any]:

@@ -3,7 +3,8 @@
 from keras_deepseek.training.cluster import ClusterSpec
 from keras_deepseek.training.length_buckets import LengthBuckets
 from keras_deepseek.training.sequence_packing import pack_sequences
+from keras_deepseek.training.step_guard import StepGuard
 from keras_deepseek.training.trainer import Trainer
 from keras_deepseek.training.warmup_decay import WarmupDecay
 
-__all__ = ["ClusterSpec", "LengthBuckets", "Trainer", "WarmupDecay", "pack_sequences"]
+__all__ = ["ClusterSpec", "LengthBuckets", "StepGuard", "Trainer", "WarmupDecay", "pack_sequences"]

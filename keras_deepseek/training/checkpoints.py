@@ -21,6 +21,7 @@ from keras_deepseek.backend.random_state import read_random_state
 from keras_deepseek.training.checkpoint_writer import CheckpointWriter
 from keras_deepseek.training.checkpointed_callbacks import CheckpointedCallbacks
 from keras_deepseek.training.stop_signal import StopSignal
+from keras_deepseek.training.training_state import write_training
 
 _logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Checkpoints:
         self._folder = CheckpointFolder(
             checkpoint_dir, keep_last=keep_last, keep_best=num_best, best_is=best_is
         )
+        self._writer: CheckpointWriter | None = None
 
     def latest(self) -> Checkpoint | None:
         """Returns the newest checkpoint that is whole, `None` where there is none.
@@ -69,6 +71,20 @@ class Checkpoints:
                 "or name another folder."
             )
         return checkpoint
+
+    def roll_back(self, model: keras.Model) -> int | None:
+        """Puts a model that is trained, and its optimizer, to the newest checkpoint.
+
+        Returns:
+            The step of it; `None` where there is none yet.
+        """
+        if self._writer is not None:
+            self._writer.finish()
+        checkpoint = self.latest()
+        if checkpoint is None:
+            return None
+        write_training(model, checkpoint.state["variables"])
+        return checkpoint.step
 
     @contextmanager
     def training(
@@ -108,7 +124,7 @@ class Checkpoints:
             options["initial_epoch"] = options["epochs"] if is_over else resumed.state["epoch"]
             _logger.info("The training goes on after step %d.", resumed.step)
         build_for_training(model, data.symbolic_batch())
-        writer = CheckpointWriter(self._folder)
+        writer = self._writer = CheckpointWriter(self._folder)
         with StopSignal() as stop_signal:
             options["callbacks"] = CheckpointedCallbacks(
                 options["callbacks"],

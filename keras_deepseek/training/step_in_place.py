@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_deepseek import backend
 from keras_deepseek.backend.keras_training import compilation
 
 
@@ -30,6 +31,7 @@ class StepInPlace:
         model, compiled = self._model, compilation(self._model)
         own_step, own_function = vars(model).get("train_step"), model.train_function
         model.train_step, self._error = self._run, None
+        model.make_train_function = self._make_function
         model.train_function = self._function if self._compilation is compiled else None
         try:
             yield
@@ -40,11 +42,19 @@ class StepInPlace:
             raise self._error from None
         finally:
             self._function, self._compilation = model.train_function, compiled
+            del model.make_train_function
             if own_step is None:
                 del model.train_step
             else:
                 model.train_step = own_step
             model.train_function = own_function if compilation(model) is compiled else None
+
+    def _make_function(self, force: bool = False) -> Any:
+        model = self._model
+        if model.train_function is None or force:
+            type(model).make_train_function(model, force=force)
+            model.train_function = backend.current().keep_state(model, model.train_function)
+        return model.train_function
 
     def _run(self, *arguments: Any) -> Any:
         try:

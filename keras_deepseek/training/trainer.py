@@ -12,31 +12,23 @@ from typing import Any, Literal
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import compile_arguments
-from keras_deepseek.backend.keras_training import (
-    call_for_training,
-    compute_training_loss,
-    own_train_step,
-    update_metrics,
-)
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
 from keras_deepseek.training.device import choose_device
-from keras_deepseek.training.gradient_clip import GradientClip, check_gradient_clip
-from keras_deepseek.training.loss_weight import weigh_loss
+from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.no_loss import RefuseNoLoss, no_loss_error
 from keras_deepseek.training.precision import (
-    step_in_precision,
     training_policy,
     with_loss_scaling,
 )
-from keras_deepseek.training.step_in_place import StepInPlace
+from keras_deepseek.training.step_guard import Action, StepGuard
+from keras_deepseek.training.step_plan import StepPlan
 from keras_deepseek.training.training_state import write_weights
-from keras_deepseek.training.training_step import TrainingStep
+from keras_deepseek.training.training_step import compute_loss
 
 
 class Trainer:
@@ -67,6 +59,8 @@ class Trainer:
         gradient_clip: tuple. How gradients are clipped, as in `("global_norm", 1.0)`: by `"value"`,
             the `"norm"` of each variable's, the `"global_norm"` of all, or `"adaptive"`, by the
             norm of the weights (Brock et al., 2021). Defaults to `None`.
+        guard: `StepGuard`, or its action alone: what is done about a step whose loss or gradients
+            are not finite. `"stop"`, `"skip"` or `"roll_back"`. Defaults to `None`: nothing.
         device_map: dict. The index of the device to use by kind, as in `{"gpu": 0, "tpu": 1}`: the
             first kind that this machine has is used, and the CPU where it has none. Defaults to
             `None`, the device that Keras chooses.
@@ -118,6 +112,7 @@ class Trainer:
         precision: str | None = None,
         micro_batches: int = 1,
         gradient_clip: GradientClip | None = None,
+        guard: StepGuard | Action | None = None,
         device_map: Mapping[str, int] | None = None,
         distributed_strategy: Strategy | None = None,
         world_size: int = 1,
@@ -157,10 +152,18 @@ class Trainer:
         if self._recorder is not None:
             self.add_callback(self._recorder)
         self._compile(optimizer, loss, metrics)
-        self._micro_batches = check_integer("micro_batches", micro_batches)
-        self._gradient_clip = gradient_clip
-        check_gradient_clip(gradient_clip, self.model.optimizer)
-        self._step = self._make_step()
+        is_own_step = type(self).train_step is not Trainer.train_step
+        self._plan = StepPlan(
+            self.model,
+            self.train_step,
+            is_own_compute=is_own_step,
+            policy=self.policy,
+            micro_batches=micro_batches,
+            gradient_clip=gradient_clip,
+            guard=guard,
+            checkpoints=self._checkpoints,
+        )
+        self._computes_loss = is_own_step
 
     def add_callback(self, callback: keras.callbacks.Callback) -> None:
         """Adds a callback to every `fit` from here on.
@@ -222,9 +225,8 @@ class Trainer:
             self.resume()
         if self._recorder is not None:
             self._recorder.resume = resume or self._resumed is not None
-        chosen = [*self._callbacks, *(callbacks or ())]
-        is_own_step = type(self).train_step is not Trainer.train_step
-        if self.model.loss is None and not is_own_step:  # Its layers may add losses.
+        chosen = [*self._plan.callbacks, *self._callbacks, *(callbacks or ())]
+        if self.model.loss is None and not self._computes_loss:  # Its layers may add losses.
             chosen.append(RefuseNoLoss())
         arguments = {
             "x": x,
@@ -238,7 +240,7 @@ class Trainer:
         try:
             with (
                 self._on_device(),
-                self._step.use() if self._step else contextlib.nullcontext(),
+                self._plan.in_use(),
                 self._with_checkpoints(arguments) as given,
             ):
                 return self.model.fit(given.pop("x"), given.pop("y", None), **given)
@@ -306,12 +308,8 @@ class Trainer:
         >>> sorted(trainer.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0).history)
         ['loss', 'penalty']
         """
-        y_pred = call_for_training(self.model, x)
-        loss = compute_training_loss(self.model, x, y, y_pred, sample_weight)
-        update_metrics(self.model, x, y, y_pred, sample_weight)
-        if self._micro_batches == 1:
-            return loss
-        return {"loss": loss, "weight": weigh_loss(self.model.loss, y, y_pred, sample_weight)}
+        with_weight = self._plan.micro_batches > 1
+        return compute_loss(self.model, x, y, sample_weight, with_weight=with_weight)
 
     def evaluate(self, x: Any = None, y: Any = None, **options: Any) -> Any:
         """Returns the loss and the metrics on test data, computed by the model's own policy.
@@ -351,38 +349,6 @@ class Trainer:
         _known("loss", settings.get("loss"))
         if given or settings["optimizer"] is not compiled:
             self.model.compile(**settings, auto_scale_loss=False)
-
-    def _make_step(self) -> StepInPlace | None:
-        """Returns what takes the place of the model's training step, if anything does."""
-        model = self.model
-        if not own_train_step(model):
-            step = TrainingStep(
-                model,
-                self.train_step,
-                micro_batches=self._micro_batches,
-                gradient_clip=self._gradient_clip,
-            )
-            train_step = backend.current().make_train_step(model, step)
-        else:
-            self._refuse_what_needs_our_step()
-            if self.policy is None:
-                return None
-            train_step = model.train_step
-        if self.policy is not None:
-            train_step = step_in_precision(model, self.policy, train_step)
-        return StepInPlace(model, train_step)
-
-    def _refuse_what_needs_our_step(self) -> None:
-        asked = {
-            "`micro_batches`": self._micro_batches > 1,
-            "`gradient_clip`": self._gradient_clip is not None,
-            "the trainer's own": type(self).train_step is not Trainer.train_step,
-        }
-        if names := [name for name, is_asked in asked.items() if is_asked]:
-            raise InvalidInputError(
-                f"Model {self.model.name!r} has a `train_step` of its own, which knows nothing of "
-                f"{' and '.join(names)}. Write it as `Trainer.train_step`."
-            )
 
     def _with_checkpoints(
         self, arguments: dict[str, Any]

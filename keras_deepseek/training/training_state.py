@@ -51,6 +51,19 @@ def write_variables(model: keras.Model, state: dict[str, Any]) -> None:
     backend.current().write_buffers(model, state["buffers"])
 
 
+def write_training(model: keras.Model, state: dict[str, Any]) -> None:
+    """Puts a compiled model and its optimizer, not its metrics, to what `read_variables` returned.
+
+    Args:
+        model: `keras.Model`, built and compiled as the one that was read.
+        state: dict. The values.
+    """
+    for group in ("model", "optimizer"):
+        for variable, value in zip(_groups(model)[group], state[group]["values"], strict=True):
+            variable.assign(value)
+    backend.current().write_buffers(model, state["buffers"])
+
+
 def write_weights(model: keras.Model, state: dict[str, Any]) -> None:
     """Puts the variables of a built model alone to what `read_variables` returned.
 

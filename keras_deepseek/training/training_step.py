@@ -12,9 +12,16 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.keras_training import track_loss
+from keras_deepseek.backend.keras_internals import build_for_training
+from keras_deepseek.backend.keras_training import (
+    call_for_training,
+    compute_training_loss,
+    track_loss,
+    update_metrics,
+)
 from keras_deepseek.training.gradient_clip import GradientClip, clip_gradients, global_norm
-from keras_deepseek.training.loss_weight import find_reduction
+from keras_deepseek.training.guarded_steps import GuardedSteps
+from keras_deepseek.training.loss_weight import find_reduction, weigh_loss
 
 Batch = tuple[Any, Any, Any]
 
@@ -28,6 +35,7 @@ class TrainingStep:
             else `Trainer.train_step` may return.
         micro_batches: integer. The parts that each batch is computed in, one after the other.
         gradient_clip: tuple of the kind of clip and its bound, or `None`.
+        guard: `GuardedSteps`, which says whether a step is good, or `None`.
     """
 
     def __init__(
@@ -37,28 +45,34 @@ class TrainingStep:
         *,
         micro_batches: int,
         gradient_clip: GradientClip | None,
+        guard: GuardedSteps | None,
     ) -> None:
         self._model = model
         self._compute = compute
         self._micro_batches = micro_batches
         self._gradient_clip = gradient_clip
+        self._guard = guard
         self._is_sum = micro_batches > 1 and find_reduction(model.loss) == "sum"
 
     def __call__(self, data: Any) -> dict[str, Any]:
         """Makes a step and returns its logs."""
         batch = keras.utils.unpack_x_y_sample_weight(data)
         variables, optimizer = self._model.trainable_variables, self._model.optimizer
-        if not optimizer.built:
-            with keras.name_scope(optimizer.name):
-                optimizer.build(variables)
+        if not (self._model.built and optimizer.built):
+            build_for_training(self._model, keras.tree.map_structure(_describe, data))
+            variables = self._model.trainable_variables
+        states = self._guard.read_states(self._model) if self._guard else []
         loss, logs, gradients = self._compute_batch(batch, variables)
         present = [gradient is not None for gradient in gradients]
-        logs |= self._update(
+        is_good, update_logs = self._update(
+            loss,
             [gradient for gradient in gradients if gradient is not None],
             [variable for variable, is_there in zip(variables, present, strict=True) if is_there],
         )
         track_loss(self._model, loss, _count_rows(batch))
-        return {**self._model.get_metrics_result(), **logs}
+        for state, before in states:
+            state.assign(ops.where(is_good, state.value, before))
+        return {**self._model.get_metrics_result(), **logs, **update_logs}
 
     def _compute_batch(
         self, batch: Batch, variables: Sequence[keras.Variable]
@@ -121,18 +135,23 @@ class TrainingStep:
             *model.metrics_variables,
         ]
 
-    def _update(self, gradients: list[Any], variables: Sequence[keras.Variable]) -> dict[str, Any]:
-        """Unscales, checks, clips and applies the gradients; returns what is logged of them."""
+    def _update(
+        self, loss: Any, gradients: list[Any], variables: Sequence[keras.Variable]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Unscales, checks, clips and applies the gradients.
+
+        Returns:
+            Whether the step is good, `None` where nothing is checked, and what is logged of it.
+        """
         optimizer, logs = self._model.optimizer, {}
         scaling = optimizer if _scales(optimizer) else None
         inner = optimizer if scaling is None else optimizer.inner_optimizer
         if scaling is not None:
             gradients = [gradient / scaling.dynamic_scale for gradient in map(_dense, gradients)]
-        if scaling is not None or self._gradient_clip is not None:
+        is_checked = scaling is not None or self._guard is not None
+        if is_checked or self._gradient_clip is not None:
             gradients = [_dense(gradient) for gradient in gradients]
             norm = global_norm(gradients)
-        if self._gradient_clip is not None:
-            logs["gradient_norm"] = norm
 
         def apply() -> None:
             clipped: Sequence[Any] = gradients
@@ -140,14 +159,45 @@ class TrainingStep:
                 clipped = clip_gradients(self._gradient_clip, gradients, variables, norm)
             backend.current().apply_update(inner, clipped, variables)
 
-        if scaling is None:
+        if self._gradient_clip is not None:
+            logs["gradient_norm"] = norm
+        if not is_checked:
             apply()
-        else:
-            # The norm of gradients that are not all finite is not, either.
-            is_finite = ops.isfinite(norm)
-            backend.current().run_if(is_finite, apply, [*variables, *inner.variables])
-            _adapt_scale(scaling, is_finite)
-        return logs
+            return None, logs
+        # The norm of gradients that are not all finite is not, either.
+        is_good = is_finite = ops.isfinite(norm)
+        if self._guard is not None:
+            # That float16 overflows now and then is provided for, by the scale of the loss.
+            is_good = self._guard.judge(loss, is_finite if scaling is None else True)
+            logs |= self._guard.logs()
+        backend.current().run_if(
+            ops.logical_and(is_good, is_finite), apply, [*variables, *inner.variables]
+        )
+        if scaling is not None:
+            # A loss that is bad by itself says nothing about its scale.
+            _adapt_scale(scaling, is_finite, True if self._guard is None else is_good)
+        return is_good, logs
+
+
+def compute_loss(
+    model: keras.Model, x: Any, y: Any, sample_weight: Any, *, with_weight: bool
+) -> Any:
+    """Returns the loss that a model was compiled with, and tells its metrics of the batch.
+
+    Args:
+        model: `keras.Model`, compiled.
+        x: Inputs of the batch.
+        y: Targets, or `None`.
+        sample_weight: Weights of the samples, or `None`.
+        with_weight: boolean. Whether to return a dict of the loss and of its weight among
+            micro-batches.
+    """
+    y_pred = call_for_training(model, x)
+    loss = compute_training_loss(model, x, y, y_pred, sample_weight)
+    update_metrics(model, x, y, y_pred, sample_weight)
+    if not with_weight:
+        return loss
+    return {"loss": loss, "weight": weigh_loss(model.loss, y, y_pred, sample_weight)}
 
 
 class _Pieces:
@@ -202,6 +252,10 @@ def _map_arrays(function: Callable[[Any], Any], batch: Batch) -> Batch:
     return mapped
 
 
+def _describe(array: Any) -> keras.KerasTensor | None:
+    return None if array is None else keras.KerasTensor(array.shape, array.dtype)
+
+
 def _count_rows(batch: Batch) -> Any:
     return ops.shape(next(array for array in keras.tree.flatten(batch[0]) if array is not None))[0]
 
@@ -223,7 +277,7 @@ def _scales(optimizer: keras.optimizers.Optimizer) -> bool:
     return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
 
-def _adapt_scale(optimizer: Any, is_finite: Any) -> None:
+def _adapt_scale(optimizer: Any, is_finite: Any, counts: Any) -> None:
     """Doubles the scale of the loss after many finite steps, and halves it after one that is not.
 
     As Keras does, but in one form for every backend.
@@ -231,8 +285,10 @@ def _adapt_scale(optimizer: Any, is_finite: Any) -> None:
     count, scale = optimizer.step_counter, optimizer.dynamic_scale
     is_full = ops.equal(count, optimizer.dynamic_growth_steps - 1)
     grown = ops.where(is_full, scale * 2.0, ops.convert_to_tensor(scale))
-    scale.assign(ops.where(is_finite, grown, scale * 0.5))
-    count.assign(ops.where(ops.logical_or(is_full, ops.logical_not(is_finite)), 0, count + 1))
+    next_scale = ops.where(is_finite, grown, scale * 0.5)
+    next_count = ops.where(ops.logical_or(is_full, ops.logical_not(is_finite)), 0, count + 1)
+    scale.assign(ops.where(counts, next_scale, ops.convert_to_tensor(scale)))
+    count.assign(ops.where(counts, next_count, ops.convert_to_tensor(count)))
 
 
 def _dense(gradient: Any) -> Any:

@@ -78,3 +78,38 @@ def test_an_update_is_that_of_keras(name):
 
 def _apply(optimizer, gradients, variables):
     optimizer.apply(gradients, variables)
+
+
+@pytest.mark.parametrize("fails", ["step", "data"])
+def test_after_an_error_a_model_has_its_weights(fails):
+    model = build()
+    model.fit(X, X[:, :1], verbose=0)
+    before = model.get_weights()
+    make, own_step = type(model).make_train_function, model.train_step
+
+    def make_train_function(force=False):
+        make(model, force)
+        model.train_function = current().keep_state(model, model.train_function)
+
+    def step(*arguments):
+        if fails == "step":
+            raise ArithmeticError("failed")
+        return own_step(*arguments)
+
+    class Callback(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            assert self.model  # On JAX this takes the state out of Keras's loop.
+
+    def batches():
+        yield X, X[:, :1]
+        raise ArithmeticError("failed")
+
+    model.make_train_function, model.train_step = make_train_function, step
+    model.train_function = None
+    with pytest.raises(Exception, match="failed"):
+        model.fit(batches(), verbose=0, shuffle=False, callbacks=[Callback()])
+    after = model.get_weights()
+    if fails == "step":
+        for one, other in zip(after, before, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert np.isfinite(model.predict(X, verbose=0)).all()

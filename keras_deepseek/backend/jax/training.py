@@ -32,6 +32,25 @@ def make_train_step(
     return train_step
 
 
+def keep_state(model: keras.Model, train_function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a compiled training function after whose errors a model still has its variables."""
+
+    def run(state: Any, iterator: Any) -> Any:
+        try:
+            return train_function(state, iterator)
+        except Exception:
+            # Keras has taken the values out of the variables, and puts back what stands here.
+            if not any(value.is_deleted() for values in state for value in values):
+                names = ("trainable", "non_trainable", "optimizer", "metrics")
+                model._jax_state = {
+                    f"{name}_variables": values for name, values in zip(names, state, strict=True)
+                }
+                model._jax_state_synced = False
+            raise
+
+    return run
+
+
 def apply_update(
     optimizer: keras.optimizers.Optimizer,
     gradients: Sequence[Any],

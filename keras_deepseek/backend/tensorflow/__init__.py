@@ -17,7 +17,11 @@ from keras_deepseek.backend.tensorflow.random_state import (
 )
 from keras_deepseek.backend.tensorflow.selection import top_k
 from keras_deepseek.backend.tensorflow.tracing import can_read_shapes, read_integer
-from keras_deepseek.backend.tensorflow.training import apply_update, make_train_step
+from keras_deepseek.backend.tensorflow.training import (
+    apply_update,
+    keep_state,
+    make_train_step,
+)
 
 __all__ = [
     "apply_update",
@@ -28,6 +32,7 @@ __all__ = [
     "count_devices",
     "differentiate",
     "feed_batches",
+    "keep_state",
     "make_train_step",
     "read_buffers",
     "read_framework_random_state",

@@ -1,0 +1,104 @@
+"""Which steps are bad: judged inside of the step, and remembered by variables that it carries."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.backend.keras_training import add_metric, batch_states
+from keras_deepseek.training.step_guard import StepGuard
+
+_DECAY = 0.98  # Of the running mean of the loss: it remembers some fifty steps.
+_SETTLED = 20  # Steps before which a mean of losses says nothing about the next one.
+
+
+class GuardedSteps(keras.metrics.Metric):
+    """What a guard has seen, as variables of the step: a metric, so that Keras carries them along.
+
+    Args:
+        guard: `StepGuard`.
+    """
+
+    def __init__(self, guard: StepGuard) -> None:
+        super().__init__(name="guarded_steps")
+        self._spike = guard.spike
+        self._mean = self.add_weight(name="mean", initializer="zeros")
+        self._variance = self.add_weight(name="variance", initializer="zeros")
+        self._num_good = self.add_weight(name="num_good", initializer="zeros")
+        self._num_bad = self.add_weight(name="num_bad", initializer="zeros")
+        self._num_in_a_row = self.add_weight(name="num_in_a_row", initializer="zeros")
+        self._last_bad = self.add_weight(name="last_bad", initializer="zeros")
+
+    def attach(self, model: keras.Model) -> AbstractContextManager[None]:
+        """Returns a context in which a model's steps carry these variables."""
+        return add_metric(model, self)
+
+    def read_states(self, model: keras.Model) -> list[tuple[keras.Variable, Any]]:
+        """Returns what a batch leaves in metrics and layers beside the update, before it does."""
+        own = {id(variable) for variable in self.variables}
+        states = [*batch_states(model), *model.metrics_variables]
+        return [(state, ops.copy(state.value)) for state in states if id(state) not in own]
+
+    def judge(self, loss: Any, is_finite: Any) -> Any:
+        """Returns whether a step is good, a boolean scalar, and remembers it.
+
+        Args:
+            loss: Scalar tensor.
+            is_finite: Boolean scalar tensor, whether the gradients are.
+        """
+        loss = ops.cast(loss, "float32")
+        is_good = ops.logical_and(ops.isfinite(loss), is_finite)
+        if self._spike is not None:
+            deviation = ops.sqrt(ops.maximum(self._variance, 1e-12))
+            is_spike = ops.logical_and(
+                self._num_good >= _SETTLED, loss > self._mean + self._spike * deviation
+            )
+            is_good = ops.logical_and(is_good, ops.logical_not(is_spike))
+        self._remember(loss, is_good)
+        return is_good
+
+    def _remember(self, loss: Any, is_good: Any) -> None:
+        mean_before, variance_before, last_bad, in_a_row = (
+            ops.convert_to_tensor(variable)
+            for variable in (self._mean, self._variance, self._last_bad, self._num_in_a_row)
+        )
+        # Of the first steps it is the mean of all: a mean that decays would begin at zero.
+        keep = ops.minimum(_DECAY, self._num_good / (self._num_good + 1.0))
+        distance = loss - mean_before
+        mean = mean_before + (1.0 - keep) * distance
+        variance = keep * (variance_before + (1.0 - keep) * ops.square(distance))
+        good = ops.cast(is_good, "float32")
+        self._mean.assign(ops.where(is_good, mean, mean_before))
+        self._variance.assign(ops.where(is_good, variance, variance_before))
+        self._last_bad.assign(ops.where(is_good, last_bad, loss))
+        self._num_good.assign(self._num_good + good)
+        self._num_bad.assign(self._num_bad + (1.0 - good))
+        self._num_in_a_row.assign(ops.where(is_good, 0.0, in_a_row + 1.0))
+
+    def logs(self) -> dict[str, Any]:
+        """Returns what a step logs of it."""
+        return {"skipped_steps": ops.convert_to_tensor(self._num_bad)}
+
+    @property
+    def num_bad(self) -> int:
+        """How many bad steps there were."""
+        return int(ops.convert_to_numpy(self._num_bad.value))
+
+    def read(self) -> tuple[int, float]:
+        """Returns how many bad steps there were in a row, and the loss of the last bad one."""
+        in_a_row, loss = (
+            ops.convert_to_numpy(variable.value)
+            for variable in (self._num_in_a_row, self._last_bad)
+        )
+        return int(in_a_row), float(loss)
+
+    def update_state(self, *arguments: Any, **options: Any) -> None:
+        """Does nothing: the training step tells it of each step."""
+
+    def result(self) -> dict[str, Any]:
+        """Returns nothing: what it has seen is logged by the training step alone."""
+        return {}
+
+    def reset_state(self) -> None:
+        """Does nothing: what was seen in one epoch holds in the next."""

@@ -1,0 +1,114 @@
+"""What the arguments of a trainer make of each step."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.keras_training import own_train_step
+from keras_deepseek.training.checkpoints import Checkpoints
+from keras_deepseek.training.gradient_clip import GradientClip, check_gradient_clip
+from keras_deepseek.training.guarded_steps import GuardedSteps
+from keras_deepseek.training.precision import step_in_precision
+from keras_deepseek.training.step_guard import Action, StepGuard
+from keras_deepseek.training.step_in_place import StepInPlace
+from keras_deepseek.training.training_step import TrainingStep
+from keras_deepseek.training.watch_guarded_steps import WatchGuardedSteps
+
+
+class StepPlan:
+    """How the steps of a trainer are made; the arguments are those of `Trainer`.
+
+    Args:
+        model: `keras.Model`, compiled.
+        compute: The trainer's `train_step`.
+        is_own_compute: boolean. Whether it is another than that of `Trainer`.
+        policy: The dtype policy of the step, or `None` for the model's own.
+        checkpoints: `Checkpoints` to roll back to, or `None`.
+
+    Raises:
+        InvalidInputError: An argument does not fit, or the model has a step of its own, which would
+            ignore one.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        compute: Callable[..., Any],
+        *,
+        is_own_compute: bool,
+        policy: keras.DTypePolicy | None,
+        micro_batches: int,
+        gradient_clip: GradientClip | None,
+        guard: StepGuard | Action | None,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self.micro_batches = check_integer("micro_batches", micro_batches)
+        check_gradient_clip(gradient_clip, model.optimizer)
+        if own_train_step(model):
+            asked = {
+                "`micro_batches`": micro_batches > 1,
+                "`gradient_clip`": gradient_clip is not None,
+                "`guard`": guard is not None,
+                "the trainer's own": is_own_compute,
+            }
+            _refuse_own_step(model, [name for name, is_asked in asked.items() if is_asked])
+        self.callbacks: list[keras.callbacks.Callback] = []
+        self._model = model
+        self._policy = policy
+        self._compute = compute
+        self._gradient_clip = gradient_clip
+        self._guarded_steps: GuardedSteps | None = None
+        if guard is not None:
+            self._watch(guard if isinstance(guard, StepGuard) else StepGuard(guard), checkpoints)
+        self._step = self._make_step()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Makes the model train by such steps until the block ends."""
+        with contextlib.ExitStack() as stack:
+            if self._step is not None:
+                stack.enter_context(self._step.use())
+            if self._guarded_steps is not None:
+                stack.enter_context(self._guarded_steps.attach(self._model))
+            yield
+
+    def _watch(self, guard: StepGuard, checkpoints: Checkpoints | None) -> None:
+        if guard.action == "roll_back" and checkpoints is None:
+            raise InvalidInputError(
+                "guard='roll_back' goes back to a checkpoint: name their folder, "
+                "Trainer(..., checkpoint_dir=...)."
+            )
+        self._guarded_steps = GuardedSteps(guard)
+        roll_back = None if checkpoints is None else checkpoints.roll_back
+        self.callbacks.append(WatchGuardedSteps(guard, self._guarded_steps, roll_back))
+
+    def _make_step(self) -> StepInPlace | None:
+        """Returns what takes the place of the model's training step, if anything does."""
+        model, train_step = self._model, self._model.train_step
+        if not own_train_step(model):
+            step = TrainingStep(
+                model,
+                self._compute,
+                micro_batches=self.micro_batches,
+                gradient_clip=self._gradient_clip,
+                guard=self._guarded_steps,
+            )
+            train_step = backend.current().make_train_step(model, step)
+        elif self._policy is None:
+            return None
+        if self._policy is not None:
+            train_step = step_in_precision(model, self._policy, train_step)
+        return StepInPlace(model, train_step)
+
+
+def _refuse_own_step(model: keras.Model, ignored: list[str]) -> None:
+    if ignored:
+        raise InvalidInputError(
+            f"Model {model.name!r} has a `train_step` of its own, which knows nothing of "
+            f"{' and '.join(ignored)}. Write it as `Trainer.train_step`."
+        )

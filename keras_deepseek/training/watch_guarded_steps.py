@@ -1,0 +1,83 @@
+"""What follows a bad step, outside of the step: an error, a warning, or an earlier checkpoint."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.errors import TrainingDivergedError
+from keras_deepseek.training.guarded_steps import GuardedSteps
+from keras_deepseek.training.step_guard import StepGuard
+
+_logger = logging.getLogger(__name__)
+
+
+class WatchGuardedSteps(keras.callbacks.Callback):
+    """Does what a guard asks for after a bad step.
+
+    It reads the logs of the step before the last one, which are there already: reading those of the
+    last one would make every step wait for its own end.
+
+    Args:
+        guard: `StepGuard`.
+        steps: `GuardedSteps` of the same training.
+        roll_back: Function that puts a model and its optimizer to the newest checkpoint and
+            returns the step of it, or `None` where there is none. `None` if nothing is rolled back.
+    """
+
+    def __init__(
+        self,
+        guard: StepGuard,
+        steps: GuardedSteps,
+        roll_back: Callable[[keras.Model], int | None] | None,
+    ) -> None:
+        super().__init__()
+        self._guard = guard
+        self._steps = steps
+        self._roll_back = roll_back
+        self._unread: tuple[str, Any] | None = None
+        self._epoch = 0
+        self._num_bad = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._read()
+        if logs is not None and "skipped_steps" in logs:
+            self._unread = f"batch {batch} of epoch {self._epoch + 1}", logs["skipped_steps"]
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._read()
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._unread = None
+        self._num_bad = self._steps.num_bad
+
+    def _read(self) -> None:
+        if self._unread is None:
+            return
+        (where, number), self._unread = self._unread, None
+        num_bad = int(number)
+        if num_bad > self._num_bad:
+            self._num_bad = num_bad
+            self._react(where)
+
+    def _react(self, where: str) -> None:
+        model = self.model  # On JAX this brings the variables of the step.
+        in_a_row, loss = self._steps.read()
+        what = f"The loss or the gradients of {where} are not finite, or its loss leapt"
+        what = f"{what} (a loss of {loss:g}); its update was left out"
+        if self._guard.action == "stop" or in_a_row >= self._guard.most_in_a_row:
+            count = f", as {in_a_row} in a row were," if in_a_row > 1 else ""
+            raise TrainingDivergedError(
+                f"{what}{count} and the training stopped. The weights of {model.name!r} are those "
+                "before it. Look at the data of that batch, lower the learning rate, clip the "
+                "gradients (gradient_clip=), or go on without such batches (guard='skip')."
+            )
+        if self._guard.action == "roll_back" and self._roll_back is not None:
+            step = self._roll_back(model)
+            if step is not None:
+                what = f"{what}; weights and optimizer are put to the checkpoint of step {step}"
+        _logger.warning("%s.", what)

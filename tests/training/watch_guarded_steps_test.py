@@ -1,0 +1,105 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import InvalidInputError, TrainingDivergedError
+from keras_deepseek.training import StepGuard, Trainer
+
+X = np.random.default_rng(0).normal(size=(24, 4)).astype("float32")
+Y = X[:, :1]
+BAD = X.copy()
+BAD[9] = np.nan  # In the third batch of four rows.
+
+
+def build():
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(4),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(1),
+        ]
+    )
+
+
+def make(model, guard, **arguments):
+    optimizer = arguments.pop("optimizer", None) or keras.optimizers.Adam(0.01)
+    return Trainer(
+        model, optimizer=optimizer, loss="mse", metrics=["mae"], guard=guard, **arguments
+    )
+
+
+def fit(trainer, x, y=Y, **arguments):
+    return trainer.fit(x, y, batch_size=4, shuffle=False, verbose=0, **arguments).history
+
+
+def test_a_bad_step_stops_the_training_and_leaves_the_weights_before_it():
+    model, reference = build(), build()
+    with pytest.raises(TrainingDivergedError, match=r"batch 2 of epoch 1 .*\(a loss of nan\)"):
+        fit(make(model, "stop"), BAD)
+    # The step after it was made before it was seen, with the batch after it.
+    fit(
+        make(reference, None),
+        np.concatenate([X[:8], X[12:16]]),
+        Y[:12] * 0 + np.nan_to_num(np.concatenate([Y[:8], Y[12:16]])),
+    )
+    for found, expected in zip(model.get_weights(), reference.get_weights(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", [None, "mixed_float16"])
+def test_a_bad_batch_is_skipped_as_if_it_had_not_been_there(precision):
+    keep = np.delete(np.arange(24), np.arange(8, 12))
+    logs, weights = [], []
+    for x, y in ((BAD, Y), (X[keep], Y[keep])):
+        model = build()
+        history = fit(make(model, "skip", precision=precision), x, y, epochs=2)
+        logs.append(history)
+        weights.append(model.get_weights())
+    assert logs[0]["skipped_steps"] == [1.0, 2.0]
+    assert logs[1]["skipped_steps"] == [0.0, 0.0]
+    for name in ("loss", "mae"):
+        np.testing.assert_allclose(logs[0][name], logs[1][name], rtol=1e-5)
+    for found, expected in zip(*weights, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_bad_steps_alone_end_the_training_in_the_end(caplog):
+    nothing = np.full_like(X, np.nan)
+    with pytest.raises(
+        TrainingDivergedError, match="left out, as 4 in a row were, and the training stopped"
+    ):
+        fit(make(build(), StepGuard("skip", most_in_a_row=4)), nothing)
+    assert caplog.text.count("its update was left out") == 2  # It is seen one step later.
+
+
+def test_validation_and_a_later_fit_know_nothing_of_the_guard():
+    model = build()
+    history = fit(make(model, "skip"), X, validation_data=(X, Y))
+    assert set(history) == {"loss", "mae", "skipped_steps", "val_loss", "val_mae"}
+    assert set(model.evaluate(X, Y, verbose=0, return_dict=True)) == {"loss", "mae"}
+    model.fit(X, Y, verbose=0)
+    assert len(model.metrics) == 2
+
+
+def test_a_training_goes_back_to_its_checkpoint(tmp_path, caplog):
+    model = build()
+    trainer = make(model, "roll_back", checkpoint_dir=tmp_path, checkpoint_every=2)
+    history = fit(trainer, BAD)
+    assert "put to the checkpoint of step 2" in caplog.text
+    assert history["skipped_steps"] == [1.0]
+    # Of six steps two were kept, one was bad, one was made before that was seen, and two followed.
+    assert int(model.optimizer.iterations.value) == 4
+
+
+def test_before_the_first_checkpoint_there_is_nothing_to_go_back_to(tmp_path, caplog):
+    trainer = make(build(), "roll_back", checkpoint_dir=tmp_path, checkpoint_every=5)
+    fit(trainer, BAD)
+    assert "its update was left out" in caplog.text
+    assert "put to the checkpoint" not in caplog.text
+
+
+def test_to_go_back_there_must_be_checkpoints():
+    with pytest.raises(InvalidInputError, match="guard='roll_back' goes back to a checkpoint"):
+        make(build(), "roll_back")
