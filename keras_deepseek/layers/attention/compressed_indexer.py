@@ -11,10 +11,10 @@ from keras import ops
 
 from keras_deepseek.backend import current
 from keras_deepseek.layers.attention.block_sparse_attention import HIDDEN
+from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.attention.token_compressor import Rotate, TokenCompressor
 from keras_deepseek.layers.attention.token_packing import PackedTokens
-from keras_deepseek.layers.initializers import clone_initializer
 
 
 class CompressedIndexer(keras.Layer):
@@ -68,20 +68,13 @@ class CompressedIndexer(keras.Layer):
 
     def build(self, input_shape: tuple[int | None, ...], query_dim: int) -> None:
         self.compressor.build(input_shape)
-        common = {"dtype": self.dtype_policy}
         self.query_up = keras.layers.EinsumDense(
             "btd,dji->btji",
             (None, self.num_heads, self.head_dim),
-            kernel_initializer=clone_initializer(self.kernel_initializer),
-            name="query_up",
-            **common,
+            **projection_arguments(self, "query_up"),
         )
         self.head_weight = keras.layers.Dense(
-            self.num_heads,
-            use_bias=False,
-            kernel_initializer=clone_initializer(self.kernel_initializer),
-            name="head_weight",
-            **common,
+            self.num_heads, use_bias=False, **projection_arguments(self, "head_weight")
         )
         self.query_up.build((None, None, query_dim))
         self.head_weight.build(input_shape)

@@ -10,6 +10,20 @@ import keras
 from keras_deepseek.layers.initializers import clone_initializer
 
 
+def projection_arguments(layer: Any, name: str) -> dict[str, Any]:
+    """Returns the arguments of Keras that all projections inside of a layer have in common.
+
+    Args:
+        layer: `keras.Layer` with a `kernel_initializer`.
+        name: string. The name of the projection.
+    """
+    return {
+        "kernel_initializer": clone_initializer(layer.kernel_initializer),
+        "dtype": layer.dtype_policy,
+        "name": name,
+    }
+
+
 def make_projection(
     layer: Any,
     name: str,
@@ -31,10 +45,8 @@ def make_projection(
         equation,
         output_shape=(None, *sizes),
         bias_axes=bias_axes if layer.use_bias else None,
-        kernel_initializer=clone_initializer(layer.kernel_initializer),
         bias_initializer=clone_initializer(layer.bias_initializer),
-        dtype=layer.dtype_policy,
-        name=name,
+        **projection_arguments(layer, name),
     )
     projection.supports_masking = True  # Else Keras warns of the mask, which `call` applies.
     return projection

@@ -8,7 +8,7 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.layers.initializers import clone_initializer
+from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 
 Shape = tuple[int | None, ...]
@@ -122,28 +122,25 @@ class LightningIndexer(keras.Layer):
                     f"dim, received {tuple(shape)}."
                 )
         self.query_up = keras.layers.EinsumDense(
-            "btd,dhn->bthn", (None, self.num_heads, self.head_dim), **self._common("query_up")
+            "btd,dhn->bthn",
+            (None, self.num_heads, self.head_dim),
+            **projection_arguments(self, "query_up"),
         )
         self.query_up.supports_masking = True  # It transforms each token alone.
         self.query_up.build(queries_shape or inputs_shape)
-        self.key = keras.layers.Dense(self.head_dim, use_bias=False, **self._common("key"))
+        self.key = keras.layers.Dense(
+            self.head_dim, use_bias=False, **projection_arguments(self, "key")
+        )
         self.key.build(inputs_shape)
         self.key_norm = keras.layers.LayerNormalization(
             epsilon=self.epsilon, dtype=self.dtype_policy, name="key_norm"
         )
         self.key_norm.build((*inputs_shape[:2], self.head_dim))
         self.head_weight = keras.layers.Dense(
-            self.num_heads, use_bias=False, **self._common("head_weight")
+            self.num_heads, use_bias=False, **projection_arguments(self, "head_weight")
         )
         self.head_weight.build(inputs_shape)
         self.rotary.build((*inputs_shape[:2], self.head_dim))
-
-    def _common(self, name: str) -> dict[str, Any]:
-        return {
-            "kernel_initializer": clone_initializer(self.kernel_initializer),
-            "dtype": self.dtype_policy,
-            "name": name,
-        }
 
     def call(
         self, inputs: Any, queries: Any = None, positions: Any = None, start_index: Any = 0

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
@@ -20,7 +21,6 @@ from keras_deepseek.layers.attention.latent_attention import (
     attend_naive,
     is_absorbed_cheaper,
 )
-from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.mask_check import check_attention_mask, check_mask
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
@@ -206,26 +206,20 @@ class MultiHeadLatentAttention(keras.Layer):
             "bthv,hvd->btd",
             (None, dim),
             bias_axes="d" if self.use_bias else None,
-            **self._common("output"),
+            **projection_arguments(self, "output"),
         )
         self.output_projection.build((None, None, heads, self.value_head_dim))
         self.rotary.build((None, None, self.rope_head_dim))
 
-    def _common(self, name: str) -> dict[str, Any]:
-        return {
-            "kernel_initializer": clone_initializer(self.kernel_initializer),
-            "dtype": self.dtype_policy,
-            "name": name,
-        }
-
     def _make_dense(self, name: str, dim: int, units: int) -> keras.layers.Dense:
-        dense = keras.layers.Dense(units, use_bias=self.use_bias, **self._common(name))
+        arguments = projection_arguments(self, name)
+        dense = keras.layers.Dense(units, use_bias=self.use_bias, **arguments)
         dense.build((None, None, dim))
         return dense
 
     def _make_up(self, name: str, dim: int, head_dim: int) -> keras.layers.EinsumDense:
         dense = keras.layers.EinsumDense(
-            "btd,dhn->bthn", (None, self.num_heads, head_dim), **self._common(name)
+            "btd,dhn->bthn", (None, self.num_heads, head_dim), **projection_arguments(self, name)
         )
         dense.supports_masking = True  # It transforms each token alone; Keras's class can't know.
         dense.build((None, None, dim))

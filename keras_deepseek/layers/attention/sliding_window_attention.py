@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
@@ -17,7 +18,7 @@ from keras_deepseek.layers.attention.key_value_cache import (
 )
 from keras_deepseek.layers.attention.sink_attention import FarKeys, NearKeys, sink_attention
 from keras_deepseek.layers.attention.token_packing import PackedTokens, join_recent, pack_tokens
-from keras_deepseek.layers.initializers import clone_initializer, stack_initializer
+from keras_deepseek.layers.initializers import stack_initializer
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.position.position_check import check_length, check_positions
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
@@ -204,17 +205,11 @@ class SlidingWindowAttention(keras.Layer):
     def _make_dense(
         self, name: str, equation: str, input_sizes: tuple[int, ...], *sizes: int
     ) -> keras.layers.EinsumDense:
-        is_stacked = name == "output_down"  # One kernel a group.
-        initializer = clone_initializer(self.kernel_initializer)
-        dense = keras.layers.EinsumDense(
-            equation,
-            (None, *sizes),
-            kernel_initializer=stack_initializer(initializer, sizes[0])
-            if is_stacked
-            else initializer,
-            dtype=self.dtype_policy,
-            name=name,
-        )
+        arguments = projection_arguments(self, name)
+        if name == "output_down":  # One kernel a group.
+            initializer = stack_initializer(self.kernel_initializer, sizes[0])
+            arguments["kernel_initializer"] = initializer
+        dense = keras.layers.EinsumDense(equation, (None, *sizes), **arguments)
         dense.supports_masking = True  # It transforms each token alone; Keras's class can't know.
         dense.build((None, None, *input_sizes))
         return dense

@@ -11,9 +11,9 @@ import keras
 from keras import ops
 
 from keras_deepseek.layers.attention.block_sparse_attention import HIDDEN
+from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.attention.token_packing import PackedTokens, join_recent, take_rows
-from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.token_norm import make_token_norm
 
 Rotate = Callable[[Any, Any], Any]
@@ -62,8 +62,10 @@ class TokenCompressor(keras.Layer):
         self._num_recent = compress_rate * (1 + use_overlap)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        self.value = self._make_dense("value")
-        self.gate = self._make_dense("gate")
+        self.value, self.gate = (
+            keras.layers.Dense(self._width, use_bias=False, **projection_arguments(self, name))
+            for name in ("value", "gate")
+        )
         for dense in (self.value, self.gate):
             dense.build(input_shape)
         self.position_bias = self.add_weight(
@@ -73,15 +75,6 @@ class TokenCompressor(keras.Layer):
             autocast=False,
         )
         self.norm = make_token_norm(self, "norm", self.entry_dim)
-
-    def _make_dense(self, name: str) -> keras.layers.Dense:
-        return keras.layers.Dense(
-            self._width,
-            use_bias=False,
-            kernel_initializer=clone_initializer(self.kernel_initializer),
-            dtype=self.dtype_policy,
-            name=name,
-        )
 
     def cache_shapes(self, max_length: int) -> dict[str, tuple[int, int]]:
         """Returns the slots and the size of each entry of a cache.

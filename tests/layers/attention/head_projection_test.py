@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.layers.attention.head_projection import make_projection
+from keras_deepseek.layers.attention.head_projection import make_projection, projection_arguments
 
 
 class Projecting(keras.Layer):
@@ -32,3 +32,13 @@ def test_two_projections_start_with_different_kernels():
         projection.build((None, None, 5))
         kernels.append(keras.ops.convert_to_numpy(projection.kernel))
     assert not np.allclose(*kernels)
+
+
+def test_projections_of_one_layer_share_its_dtype_and_no_initializer():
+    layer = Projecting()
+    arguments = [projection_arguments(layer, name) for name in ("query", "key")]
+    assert [each.pop("name") for each in arguments] == ["query", "key"]
+    assert all(each.pop("dtype") is layer.dtype_policy for each in arguments)
+    one, other = (each.pop("kernel_initializer") for each in arguments)
+    assert len({id(one), id(other), id(layer.kernel_initializer)}) == 3
+    assert arguments == [{}, {}]
