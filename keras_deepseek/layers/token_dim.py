@@ -1,4 +1,6 @@
-"""The size of each token, which every layer of sequences is built by."""
+"""What every layer of sequences is given: tokens that are vectors of one known size."""
+
+from typing import Any
 
 import keras
 
@@ -17,10 +19,43 @@ def read_dim(layer: keras.Layer, input_shape: tuple[int | None, ...]) -> int:
     Raises:
         InvalidInputError: It is not `(batch_size, length, dim)`, or the dim is not known.
     """
-    if len(input_shape) != _RANK or input_shape[-1] is None:
+    dim = check_shape(layer.name, input_shape)
+    layer.input_spec = keras.InputSpec(ndim=_RANK, axes={-1: dim})
+    return dim
+
+
+def check_shape(name: str, shape: tuple[int | None, ...] | None) -> int:
+    """Returns the size of each token, or raises an error where a shape is not that of a sequence.
+
+    Args:
+        name: string. The layer, as the error names it.
+        shape: tuple, or `None` where the inputs have none.
+
+    Raises:
+        InvalidInputError: It is not `(batch_size, length, dim)`, or the dim is not known.
+    """
+    if shape is None or len(shape) != _RANK or shape[-1] is None:
+        received = None if shape is None else tuple(shape)
         raise InvalidInputError(
-            f"{layer.name!r} needs inputs of shape (batch_size, length, dim) with a known dim, "
-            f"received {tuple(input_shape)}."
+            f"{name!r} needs inputs of shape (batch_size, length, dim) with a known dim, "
+            f"received {received}."
         )
-    layer.input_spec = keras.InputSpec(ndim=_RANK, axes={-1: input_shape[-1]})
-    return input_shape[-1]
+    return shape[-1]
+
+
+def check_floats(name: str, inputs: Any) -> None:
+    """Raises an error where a layer of vectors is given the ids of tokens, or a mask.
+
+    Args:
+        name: string. The layer, as the error names it.
+        inputs: Tensor.
+
+    Raises:
+        InvalidInputError: The inputs hold no floating-point numbers.
+    """
+    dtype = keras.backend.standardize_dtype(inputs.dtype)
+    if not keras.backend.is_float_dtype(dtype):
+        raise InvalidInputError(
+            f"{name!r} expects floating-point inputs, received {dtype} of shape "
+            f"{tuple(inputs.shape)}. Embed them first, with `keras.layers.Embedding`, or cast them."
+        )

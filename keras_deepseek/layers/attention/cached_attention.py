@@ -11,15 +11,17 @@ from keras_deepseek.backend.keras_internals import (
     attention_projections,
     uses_flash_attention,
 )
+from keras_deepseek.layers.attention.call_check import (
+    check_call,
+    check_room,
+    compute_call_spec,
+)
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
-    check_cache_arguments,
-    compute_call_spec,
     make_attention_mask,
     make_cache,
 )
-from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.token_dim import read_dim
 
@@ -143,14 +145,8 @@ class CachedAttention(keras.Layer):
         training: bool | None = None,
         inputs_mask: Any = None,
     ) -> Any:
-        check_cache_arguments(cache, cache_index)
-        mask = inputs_mask if mask is None else mask
-        check_mask(mask, inputs)
-        if positions is not None and self.rotary is None:
-            raise InvalidInputError(
-                f"{self.name!r} received `positions`, which only a rotary embedding takes: make "
-                f"the layer with `rotary=RotaryEmbedding(...)`, or leave them out."
-            )
+        mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
+        check_room(self, inputs, positions, cache_index)
         if cache is None and mask is None and self.rotary is None:
             # Nothing is added here, and Keras may have a kernel that needs no mask.
             outputs = self.attention(inputs, inputs, use_causal_mask=True, training=training)
@@ -186,10 +182,16 @@ class CachedAttention(keras.Layer):
         return tuple(self.attention.compute_output_shape(input_shape, input_shape))
 
     def compute_output_spec(
-        self, inputs: Any, *args: Any, cache: Cache | None = None, **kwargs: Any
+        self,
+        inputs: Any,
+        mask: Any = None,
+        positions: Any = None,
+        cache: Cache | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        outputs = keras.KerasTensor(self.compute_output_shape(inputs.shape), self.compute_dtype)
-        return compute_call_spec(outputs, self.compute_dtype, cache)
+        shape = self.compute_output_shape(inputs.shape)
+        return compute_call_spec(self, inputs, cache, positions=positions, output_shape=shape)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -70,14 +70,15 @@ def make_cache(
 
 
 def check_cache_arguments(cache: Cache | None, cache_index: Any) -> None:
-    """Raises an error where a layer is called with one of the two alone, or with no such index.
+    """Raises an error where a layer is called with one of the two alone, or with no such ones.
 
     Args:
         cache: dict or `None`.
         cache_index: integer, integer scalar tensor or `None`.
 
     Raises:
-        InvalidInputError: One is `None` and the other is not, or the index is not one integer.
+        InvalidInputError: One is `None` and the other is not, the cache is no dict of tensors of
+            its kinds, or the index is not one integer.
     """
     if cache is None and cache_index is not None:
         raise InvalidInputError(
@@ -89,7 +90,10 @@ def check_cache_arguments(cache: Cache | None, cache_index: Any) -> None:
             "A `cache` needs a `cache_index`: the number of slots that earlier calls have filled, "
             "0 at first."
         )
-    if isinstance(cache_index, float) or tuple(getattr(cache_index, "shape", ())):
+    if cache is None:
+        return
+    _check_kinds(cache)
+    if tuple(getattr(cache_index, "shape", ())) or not _is_integer(cache_index):
         raise InvalidInputError(
             "`cache_index` must be one integer, the same for all sequences of a batch: pad the "
             f"shorter ones on the left; received {cache_index!r}."
@@ -206,20 +210,30 @@ def make_attention_mask(
     return mask
 
 
-def compute_call_spec(inputs: Any, dtype: str, cache: Cache | None) -> Any:
-    """Returns what `compute_output_spec` of a layer gives: outputs, and with a cache the pair.
+def _check_kinds(cache: Any) -> None:
+    if not isinstance(cache, Mapping):
+        raise InvalidInputError(
+            f"`cache` must be a dict of tensors, received {type(cache).__name__}. Make it with the "
+            f"layer's own `make_cache`."
+        )
+    for name, tensor in cache.items():
+        if hasattr(tensor, "dtype"):
+            received = keras.backend.standardize_dtype(tensor.dtype)
+            fits = received == "bool" if name == "mask" else keras.backend.is_float_dtype(received)
+        else:
+            received, fits = type(tensor).__name__, False
+        if not fits:
+            raise InvalidInputError(
+                f"The cache's {name!r} must be a "
+                f"{'boolean' if name == 'mask' else 'floating-point'} tensor, received {received}. "
+                f"Make it with the layer's own `make_cache`."
+            )
 
-    Args:
-        inputs: `keras.KerasTensor` of the shape of the outputs.
-        dtype: string. The dtype of the outputs.
-        cache: dict or `None`.
-    """
-    outputs = keras.KerasTensor(inputs.shape, dtype)
-    if cache is None:
-        return outputs
-    return outputs, {
-        name: keras.KerasTensor(tensor.shape, tensor.dtype) for name, tensor in cache.items()
-    }
+
+def _is_integer(value: Any) -> bool:
+    if hasattr(value, "dtype"):
+        return "int" in keras.backend.standardize_dtype(value.dtype)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_shapes(cache: Cache, updates: Mapping[str, Any], states: Mapping[str, Any]) -> None:

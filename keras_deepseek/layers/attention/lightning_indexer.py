@@ -10,6 +10,7 @@ from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
+from keras_deepseek.layers.token_dim import check_floats, check_shape
 
 Shape = tuple[int | None, ...]
 
@@ -116,11 +117,7 @@ class LightningIndexer(keras.Layer):
 
     def build(self, inputs_shape: Shape, queries_shape: Shape | None = None) -> None:
         for shape in (inputs_shape, queries_shape or inputs_shape):
-            if len(shape) != 3 or shape[-1] is None:  # noqa: PLR2004
-                raise InvalidInputError(
-                    f"{self.name!r} needs inputs of shape (batch_size, length, dim) with a known "
-                    f"dim, received {tuple(shape)}."
-                )
+            check_shape(self.name, shape)
         self.query_up = keras.layers.EinsumDense(
             "btd,dhn->bthn",
             (None, self.num_heads, self.head_dim),
@@ -145,6 +142,9 @@ class LightningIndexer(keras.Layer):
     def call(
         self, inputs: Any, queries: Any = None, positions: Any = None, start_index: Any = 0
     ) -> tuple[Any, Any, Any]:
+        check_floats(self.name, inputs)
+        if queries is not None:
+            check_floats(self.name, queries)
         turn = {"positions": positions, "start_index": start_index}
         query = self.rotary(self.query_up(inputs if queries is None else queries), **turn)
         weights = self.head_weight(inputs) * (self.num_heads * self.head_dim) ** -0.5
@@ -192,6 +192,7 @@ class LightningIndexer(keras.Layer):
     def compute_output_spec(
         self, inputs: Any, *args: Any, **kwargs: Any
     ) -> tuple[keras.KerasTensor, keras.KerasTensor, keras.KerasTensor]:
+        check_floats(self.name, inputs)
         shapes = ((self.num_heads, self.head_dim), (self.num_heads,), (self.head_dim,))
         query, weights, key = (
             keras.KerasTensor((*inputs.shape[:2], *shape), self.compute_dtype) for shape in shapes

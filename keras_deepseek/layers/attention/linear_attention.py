@@ -7,18 +7,20 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.attention.call_check import (
+    check_call,
+    check_room,
+    compute_call_spec,
+)
 from keras_deepseek.layers.attention.head_projection import make_projection
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
-    check_cache_arguments,
     check_states,
-    compute_call_spec,
     make_cache,
 )
 from keras_deepseek.layers.attention.linear_scan import sum_over_all, sum_over_earlier
 from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
-from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.token_dim import read_dim
 
@@ -206,9 +208,8 @@ class LinearAttention(keras.Layer):
         cache_index: Any = None,
         inputs_mask: Any = None,
     ) -> Any:
-        self._check_call(positions, cache, cache_index)
-        mask = inputs_mask if mask is None else mask
-        check_mask(mask, inputs)
+        mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
+        check_room(self, inputs, positions, cache_index)
         query = self._map_features(self.query_dense(inputs))
         key = self._map_features(self.key_dense(inputs))
         value = ops.cast(self.value_dense(inputs), self._state_dtype)
@@ -269,26 +270,19 @@ class LinearAttention(keras.Layer):
         new = {"key_value": states[0], "key": ops.squeeze(states[1], -1)}
         return sums / (total + self.epsilon), new
 
-    def _check_call(self, positions: Any, cache: Cache | None, cache_index: Any) -> None:
-        check_cache_arguments(cache, cache_index)
-        if cache is not None and not self.use_causal_mask:
-            raise InvalidInputError(
-                f"{self.name!r} received a `cache`, which needs `use_causal_mask=True`: without it "
-                f"earlier outputs would change with every token."
-            )
-        if positions is not None and self.rotary is None:
-            raise InvalidInputError(
-                f"{self.name!r} received `positions`, which only a rotary embedding takes: make "
-                f"the layer with `rotary=RotaryEmbedding(...)`, or leave them out."
-            )
-
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
 
     def compute_output_spec(
-        self, inputs: Any, *args: Any, cache: Cache | None = None, **kwargs: Any
+        self,
+        inputs: Any,
+        mask: Any = None,
+        positions: Any = None,
+        cache: Cache | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        return compute_call_spec(inputs, self.compute_dtype, cache)
+        return compute_call_spec(self, inputs, cache, positions=positions)
 
     def get_config(self) -> dict[str, Any]:
         feature_map = self.feature_map

@@ -7,12 +7,11 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.attention.call_check import check_call, compute_call_spec
 from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
-    check_cache_arguments,
-    compute_call_spec,
     make_attention_mask,
     make_cache,
 )
@@ -21,7 +20,7 @@ from keras_deepseek.layers.attention.latent_attention import (
     attend_naive,
     is_absorbed_cheaper,
 )
-from keras_deepseek.layers.mask_check import check_attention_mask, check_mask
+from keras_deepseek.layers.mask_check import check_attention_mask
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
 from keras_deepseek.layers.token_dim import read_dim
@@ -252,9 +251,7 @@ class MultiHeadLatentAttention(keras.Layer):
         training: bool | None = None,
         inputs_mask: Any = None,
     ) -> Any:
-        self._check_cache(cache, cache_index)
-        mask = inputs_mask if mask is None else mask
-        check_mask(mask, inputs)
+        mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
         start = 0 if cache is None else cache_index
         compressed = inputs
         if self.query_lora_rank is not None:
@@ -317,21 +314,19 @@ class MultiHeadLatentAttention(keras.Layer):
             return attend_absorbed(*parts, mask, kernels, drop)
         return attend_naive(*parts, mask, ups, drop)
 
-    def _check_cache(self, cache: Cache | None, cache_index: Any) -> None:
-        check_cache_arguments(cache, cache_index)
-        if cache is not None and not self.use_causal_mask:
-            raise InvalidInputError(
-                f"{self.name!r} received a `cache`, which needs `use_causal_mask=True`: without it "
-                f"earlier outputs would change with every token."
-            )
-
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
 
     def compute_output_spec(
-        self, inputs: Any, *args: Any, cache: Cache | None = None, **kwargs: Any
+        self,
+        inputs: Any,
+        mask: Any = None,
+        positions: Any = None,
+        cache: Cache | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        return compute_call_spec(inputs, self.compute_dtype, cache)
+        return compute_call_spec(self, inputs, cache, positions=positions)
 
     def get_config(self) -> dict[str, Any]:
         return {

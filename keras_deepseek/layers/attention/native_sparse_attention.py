@@ -9,13 +9,17 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.block_compression import BlockCompression
+from keras_deepseek.layers.attention.call_check import (
+    check_call,
+    check_room,
+    compute_call_spec,
+    read_length,
+)
 from keras_deepseek.layers.attention.head_projection import make_projection
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
-    check_cache_arguments,
     check_states,
-    compute_call_spec,
     make_cache,
 )
 from keras_deepseek.layers.attention.native_sparse_branches import (
@@ -31,7 +35,6 @@ from keras_deepseek.layers.attention.token_places import (
     take_places,
     take_tokens,
 )
-from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
 from keras_deepseek.layers.token_dim import read_dim
@@ -113,8 +116,8 @@ class NativeSparseAttention(keras.Layer):
             kernels. Defaults to `"glorot_uniform"`.
         bias_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
             biases. Defaults to `"zeros"`.
-        max_length: integer or `None`. Number of positions, in tokens, beyond which a call without
-            mask and cache is refused; that of `RotaryEmbedding`. Defaults to `None`.
+        max_length: integer or `None`. Number of positions, in tokens and padding included, beyond
+            which a call is refused; that of `RotaryEmbedding`. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:
@@ -290,15 +293,9 @@ class NativeSparseAttention(keras.Layer):
         cache_index: Any = None,
         inputs_mask: Any = None,
     ) -> Any:
-        check_cache_arguments(cache, cache_index)
-        mask = inputs_mask if mask is None else mask
-        check_mask(mask, inputs)
-        length = inputs.shape[1]
-        if length is None:
-            raise InvalidInputError(
-                f"{self.name!r} counts blocks of a known length, received inputs of shape "
-                f"{tuple(inputs.shape)}. Pad them to a fixed length, and mask the padding."
-            )
+        mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
+        check_room(self, inputs, None, cache_index)
+        length = read_length(self, inputs)
         if 0 in inputs.shape[:2]:  # Nothing has no maximum.
             outputs = ops.cast(inputs, self.compute_dtype)
             return outputs if cache is None else (outputs, cache)
@@ -356,7 +353,7 @@ class NativeSparseAttention(keras.Layer):
         shapes = self._state_shapes(cache["mask"].shape[1])
         check_states(cache, {name: (inputs.shape[0], *shape) for name, shape in shapes.items()})
         mask = ops.ones(ops.shape(inputs)[:2], "bool") if mask is None else mask
-        states = {name: tensor for name, tensor in cache.items() if name != "mask"}
+        states = {name: cache[name] for name in shapes}
         cache = append_to_cache(cache, index, {}, mask, states=states)
         return cache, count_tokens(cache["mask"], index)
 
@@ -374,9 +371,14 @@ class NativeSparseAttention(keras.Layer):
         return tuple(input_shape)
 
     def compute_output_spec(
-        self, inputs: Any, *args: Any, cache: Cache | None = None, **kwargs: Any
+        self,
+        inputs: Any,
+        mask: Any = None,
+        cache: Cache | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        return compute_call_spec(inputs, self.compute_dtype, cache)
+        return compute_call_spec(self, inputs, cache)
 
     def get_config(self) -> dict[str, Any]:
         return {

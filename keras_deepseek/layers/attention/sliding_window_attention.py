@@ -7,20 +7,22 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.attention.call_check import (
+    check_call,
+    check_room,
+    compute_call_spec,
+)
 from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
-    check_cache_arguments,
     check_states,
-    compute_call_spec,
     make_cache,
 )
 from keras_deepseek.layers.attention.sink_attention import FarKeys, NearKeys, sink_attention
 from keras_deepseek.layers.attention.token_packing import PackedTokens, join_recent, pack_tokens
 from keras_deepseek.layers.initializers import stack_initializer
-from keras_deepseek.layers.mask_check import check_mask
-from keras_deepseek.layers.position.position_check import check_length, check_positions
+from keras_deepseek.layers.position.position_check import check_positions
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.token_dim import read_dim
 from keras_deepseek.layers.token_norm import make_token_norm
@@ -242,10 +244,10 @@ class SlidingWindowAttention(keras.Layer):
         training: bool | None = None,
         inputs_mask: Any = None,
     ) -> Any:
-        check_cache_arguments(cache, cache_index)
-        mask = inputs_mask if mask is None else mask
-        check_mask(mask, inputs)
-        self._check_positions(positions, inputs, 0 if cache is None else cache_index)
+        mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
+        check_room(self, inputs, positions, cache_index)
+        if positions is not None:
+            check_positions(ops.convert_to_tensor(positions), inputs)
         num_before = None
         if cache is not None:
             batch_size = inputs.shape[0]
@@ -307,19 +309,19 @@ class SlidingWindowAttention(keras.Layer):
         rotated = self.rotary(x[..., first:], positions=positions)
         return ops.concatenate([x[..., :first], rotated], axis=-1) if first else rotated
 
-    def _check_positions(self, positions: Any, inputs: Any, start_index: Any) -> None:
-        if positions is None:
-            check_length(self.name, self.rotary.max_length, inputs.shape[1], start_index)
-        else:
-            check_positions(ops.convert_to_tensor(positions), inputs)
-
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
 
     def compute_output_spec(
-        self, inputs: Any, *args: Any, cache: Cache | None = None, **kwargs: Any
+        self,
+        inputs: Any,
+        mask: Any = None,
+        positions: Any = None,
+        cache: Cache | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        return compute_call_spec(inputs, self.compute_dtype, cache)
+        return compute_call_spec(self, inputs, cache, positions=positions)
 
     def get_config(self) -> dict[str, Any]:
         return {

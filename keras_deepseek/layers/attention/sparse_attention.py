@@ -13,15 +13,17 @@ from keras_deepseek.layers.attention.block_layout import BlockLayout
 from keras_deepseek.layers.attention.block_plan import plan_blocks, plan_rows
 from keras_deepseek.layers.attention.block_sparse_attention import block_sparse_attention
 from keras_deepseek.layers.attention.block_sparse_decoding import block_sparse_decoding
+from keras_deepseek.layers.attention.call_check import (
+    check_call,
+    compute_call_spec,
+    read_length,
+)
 from keras_deepseek.layers.attention.head_projection import make_projection
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
-    check_cache_arguments,
-    compute_call_spec,
     make_cache,
 )
-from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.token_dim import read_dim
 
 Shape = tuple[int | None, ...]
@@ -184,6 +186,7 @@ class SparseAttention(keras.Layer):
             layout_seed=layout_seed,
             given=None if block_layout is None else np.array(block_layout),
         )
+        self.use_causal_mask = use_causal_mask
         self.dropout = dropout
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -233,15 +236,10 @@ class SparseAttention(keras.Layer):
         training: bool | None = None,
         inputs_mask: Any = None,
     ) -> Any:
-        self._check_cache(cache, cache_index)
-        mask = inputs_mask if mask is None else mask
-        check_mask(mask, inputs)
-        length = inputs.shape[1]
-        if length is None:
-            raise InvalidInputError(
-                f"{self.name!r} lays out blocks for a known length, received inputs of shape "
-                f"{tuple(inputs.shape)}. Pad them to a fixed length, and mask the padding."
-            )
+        mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
+        if cache is not None:
+            self._check_global_blocks()
+        length = read_length(self, inputs)
 
         def drop(weights: Any) -> Any:
             return self.dropout_layer(weights, training=training)
@@ -261,15 +259,7 @@ class SparseAttention(keras.Layer):
         outputs = self.output_dense(heads)
         return outputs if cache is None else (outputs, cache)
 
-    def _check_cache(self, cache: Cache | None, cache_index: Any) -> None:
-        check_cache_arguments(cache, cache_index)
-        if cache is None:
-            return
-        if not self._layout.is_causal:
-            raise InvalidInputError(
-                f"{self.name!r} received a `cache`, which needs `use_causal_mask=True`: without it "
-                f"earlier outputs would change with every token."
-            )
+    def _check_global_blocks(self) -> None:
         if any(block < 0 for block in self._layout.global_blocks):
             raise InvalidInputError(
                 f"{self.name!r} received a `cache`, but its `global_blocks` "
@@ -281,9 +271,14 @@ class SparseAttention(keras.Layer):
         return tuple(input_shape)
 
     def compute_output_spec(
-        self, inputs: Any, *args: Any, cache: Cache | None = None, **kwargs: Any
+        self,
+        inputs: Any,
+        mask: Any = None,
+        cache: Cache | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        return compute_call_spec(inputs, self.compute_dtype, cache)
+        return compute_call_spec(self, inputs, cache)
 
     def get_config(self) -> dict[str, Any]:
         layout = self._layout
@@ -294,7 +289,7 @@ class SparseAttention(keras.Layer):
             "value_dim": self.value_dim,
             "num_key_value_heads": self.num_key_value_heads,
             "block_size": layout.block_size,
-            "use_causal_mask": layout.is_causal,
+            "use_causal_mask": self.use_causal_mask,
             "sliding_window": layout.sliding_window,
             "global_blocks": list(layout.global_blocks),
             "block_stride": layout.block_stride,

@@ -8,7 +8,6 @@ from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers.attention.key_value_cache import (
     append_to_cache,
     check_states,
-    compute_call_spec,
     make_attention_mask,
     make_cache,
 )
@@ -175,22 +174,26 @@ def test_queries_may_stand_anywhere_and_a_further_rule_joins_the_others():
     assert keras.ops.convert_to_numpy(mask).astype(int).tolist() == [[[1, 1, 0, 1], [1, 1, 0, 0]]]
 
 
-def test_the_spec_of_a_call_with_a_cache_has_the_cache_too(cache):
-    inputs = keras.KerasTensor((2, 1, 7), "float32")
-    assert compute_call_spec(inputs, "float16", None).dtype == "float16"
-    outputs, spec = compute_call_spec(inputs, "float32", cache)
-    assert outputs.shape == (2, 1, 7)
-    assert {name: tensor.shape for name, tensor in spec.items()} == {
-        "latent": (2, 5, 3),
-        "mask": (2, 5),
-    }
-
-
 def test_without_padding_and_causality_there_is_no_attention_mask():
     assert make_attention_mask(2, 4) is None
 
 
-@pytest.mark.parametrize("index", [0.5, np.array([0, 1])])
+@pytest.mark.parametrize("index", [0.5, np.float32(1), np.array([0, 1]), True, "1"])
 def test_an_index_is_one_integer(cache, index):
     with pytest.raises(InvalidInputError, match="`cache_index` must be one integer"):
         append_to_cache(cache, index, {"latent": draw(1)})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ([1], "`cache` must be a dict of tensors, received list"),
+        ({"latent": np.zeros((2, 5, 3), "int32")}, "'latent' must be a floating-point .* int32"),
+        ({"latent": [0.0]}, "'latent' must be a floating-point tensor, received list"),
+        ({"mask": np.zeros((2, 5), "float32")}, "'mask' must be a boolean tensor, .* float32"),
+    ],
+)
+def test_what_is_no_cache_of_tensors_of_its_kinds_is_refused(cache, wrong, message):
+    wrong = cache | wrong if isinstance(wrong, dict) else wrong
+    with pytest.raises(InvalidInputError, match=message):
+        append_to_cache(wrong, 0, {"latent": draw(1)})

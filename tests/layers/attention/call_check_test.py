@@ -1,0 +1,148 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.layers import LightningIndexer, RotaryEmbedding
+from keras_deepseek.layers.attention.call_check import (
+    check_call,
+    check_room,
+    compute_call_spec,
+    read_length,
+)
+from tests.oracles.attention_layers import ATTENTIONS, DIM, make_attention
+
+TOKENS = np.ones((2, 3, DIM), "float32")
+WITH_MAX_LENGTH = sorted(set(ATTENTIONS) - {"SparseAttention", "LinearAttention"})
+
+
+class Attending(keras.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(name="attending")
+        for name, value in kwargs.items():
+            setattr(self, name, value)
+
+
+def give_max_length(name):
+    """Returns arguments of a layer of four positions."""
+    if name == "CachedAttention":
+        return {"rotary": RotaryEmbedding(max_length=4)}
+    return {"max_length": 4}
+
+
+def test_the_mask_that_is_given_goes_before_the_one_that_keras_fills_in():
+    one, other = np.ones((2, 3), bool), np.zeros((2, 3), bool)
+    for masks, expected in (((one, other), one), ((None, other), other), ((None, None), None)):
+        assert check_call(Attending(), TOKENS, masks, None, None) is expected
+    with pytest.raises(InvalidInputError, match=r"`mask` must be .* \(2, 3\), received \(2, 4\)"):
+        check_call(Attending(), TOKENS, (None, np.ones((2, 4), bool)), None, None)
+
+
+def test_a_layer_without_a_causal_mask_has_no_cache():
+    cache = {"mask": np.zeros((2, 3), bool)}
+    assert check_call(Attending(use_causal_mask=True), TOKENS, (None, None), cache, 0) is None
+    with pytest.raises(InvalidInputError, match=r"'attending' .* needs `use_causal_mask=True`"):
+        check_call(Attending(use_causal_mask=False), TOKENS, (None, None), cache, 0)
+
+
+def test_the_room_is_that_of_the_rotary_embedding():
+    layer = Attending(rotary=RotaryEmbedding(max_length=4))
+    check_room(layer, TOKENS, None, 1)
+    check_room(layer, TOKENS, np.array([[7, 8, 9]]), 2)
+    with pytest.raises(InvalidInputError, match="'attending' has a `max_length` of 4 positions"):
+        check_room(layer, TOKENS, None, 2)
+    check_room(Attending(rotary=None), TOKENS, None, 99)
+    with pytest.raises(InvalidInputError, match="which only a rotary embedding takes"):
+        check_room(Attending(rotary=None), TOKENS, np.zeros((2, 3), "int32"), None)
+
+
+def test_a_length_that_is_not_known_is_refused():
+    assert read_length(Attending(), keras.KerasTensor((None, 3, DIM))) == 3
+    with pytest.raises(InvalidInputError, match="Pad them to a fixed length, and mask the padding"):
+        read_length(Attending(), keras.KerasTensor((2, None, DIM)))
+
+
+def test_the_spec_of_a_call_with_a_cache_has_the_cache_too():
+    inputs = keras.KerasTensor((2, 1, 7), "float32")
+    layer = keras.Layer(dtype="mixed_float16")
+    spec = compute_call_spec(layer, inputs, None, output_shape=(2, 1, 9))
+    assert (spec.shape, spec.dtype) == ((2, 1, 9), "float16")
+    cache = {"latent": np.zeros((2, 5, 3), "float32"), "mask": np.zeros((2, 5), bool)}
+    outputs, spec = compute_call_spec(layer, inputs, cache)
+    assert outputs.shape == (2, 1, 7)
+    assert {name: tensor.shape for name, tensor in spec.items()} == {
+        "latent": (2, 5, 3),
+        "mask": (2, 5),
+    }
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool"])
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_ids_in_the_place_of_vectors_are_refused_eagerly_and_in_a_model(name, dtype):
+    layer = make_attention(name)
+    message = f"expects floating-point inputs, received {dtype} of shape .*Embed them first"
+    with pytest.raises(InvalidInputError, match=message):
+        layer(TOKENS.astype(dtype))
+    with pytest.raises(InvalidInputError, match=message):
+        layer(keras.Input((3, DIM), dtype=dtype))
+
+
+def test_a_rotary_embedding_and_an_indexer_refuse_them_too():
+    ids = TOKENS.astype("int32")
+    with pytest.raises(InvalidInputError, match="expects floating-point inputs, received int32"):
+        RotaryEmbedding()(ids)
+    indexer = LightningIndexer(2, 4, rope_head_dim=2)
+    for given in ({"inputs": ids}, {"inputs": TOKENS, "queries": ids}):
+        with pytest.raises(InvalidInputError, match=r"'lightning_indexer.*received int32"):
+            indexer(**given)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_a_layer_that_is_given_nothing_says_so(name):
+    layer = make_attention(name)
+    with pytest.raises(InvalidInputError, match=r"\(batch_size, length, dim\) .* received None"):
+        type(layer).from_config(layer.get_config())(None)
+    with pytest.raises(ValueError, match="Got 'None'"):  # Of Keras, once there are weights.
+        layer(None)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_a_cache_and_an_index_that_do_not_fit_are_refused(name):
+    layer = make_attention(name)
+    cache = layer.make_cache(2, 5)
+    entry = next(iter(cache))
+
+    def refuse(message, cache, index=0):
+        with pytest.raises(InvalidInputError, match=message):
+            layer(TOKENS, cache=cache, cache_index=index)
+
+    refuse(r"must have the shape .*received \(3, ", layer.make_cache(3, 5))
+    refuse("must hold .*received|must have the shape .*received None", {"mask": cache["mask"]})
+    refuse("must hold .*received|must have the shape .*received None", {entry: cache[entry]})
+    refuse(r"must hold .*received .*'other'", {**cache, "other": cache[entry]})
+    refuse("floating-point tensor, received int", cache | {entry: np.zeros((2, 5), "int32")})
+    refuse("'mask' must be a boolean tensor", cache | {"mask": np.zeros((2, 5), "float32")})
+    refuse("must be a dict of tensors, received list", [cache])
+    refuse("must be one integer, .* received 1.5", cache, 1.5)
+    refuse("must be 0 or more, .* received -1", cache, -1)
+    refuse("5 slots, received 3 tokens for those from 3 on", cache, 3)
+    refuse("5 slots, received 3 tokens for those from 9 on", cache, keras.ops.convert_to_tensor(9))
+    refuse("needs a `cache_index`", cache, None)
+    refuse("needs a `cache`: that of", None, 0)
+
+
+@pytest.mark.parametrize("name", WITH_MAX_LENGTH)
+def test_more_tokens_than_positions_are_refused_whatever_else_is_given(name):
+    layer = make_attention(name, **give_max_length(name))
+    inputs, mask = np.ones((2, 5, DIM), "float32"), np.ones((2, 5), bool)
+    mask[:, :3] = False
+    for kwargs in ({}, {"mask": mask}):
+        with pytest.raises(InvalidInputError, match="of 4 positions, received 5 tokens"):
+            layer(inputs, **kwargs)
+    with pytest.raises(
+        InvalidInputError, match="of 4 positions, received 3 tokens from position 2"
+    ):
+        layer(TOKENS, cache=layer.make_cache(2, 9), cache_index=2)
+    with pytest.raises(InvalidInputError, match="of 4 positions, received 5 tokens"):
+        layer(keras.Input((5, DIM)))
+    assert layer(keras.Input((4, DIM))).shape == (None, 4, DIM)

@@ -1,0 +1,63 @@
+"""A small layer of each kind of attention, causal, for what holds for all of them."""
+
+import keras
+
+from keras_deepseek import layers
+
+DIM = 6
+
+_LATENT = {
+    "num_heads": 2,
+    "nope_head_dim": 3,
+    "rope_head_dim": 2,
+    "value_head_dim": 4,
+    "key_value_lora_rank": 5,
+}
+_WINDOW = {
+    "num_heads": 4,
+    "head_dim": 6,
+    "rope_head_dim": 4,
+    "query_lora_rank": 5,
+    "num_output_groups": 2,
+    "output_lora_rank": 3,
+    "sliding_window": 3,
+}
+
+ATTENTIONS = {
+    "MultiHeadLatentAttention": _LATENT,
+    "DeepSeekSparseAttention": _LATENT
+    | {"num_keys_per_query": 3, "index_num_heads": 6, "index_head_dim": 4},
+    "SparseAttention": {
+        "num_heads": 2,
+        "key_dim": 4,
+        "block_size": 4,
+        "sliding_window": 3,
+        "use_causal_mask": True,
+    },
+    "NativeSparseAttention": {
+        "num_heads": 4,
+        "head_dim": 4,
+        "num_key_value_heads": 2,
+        "compression_block_size": 4,
+        "compression_stride": 2,
+        "selection_block_size": 4,
+        "num_selected_blocks": 4,
+        "sliding_window": 5,
+    },
+    "LinearAttention": {"num_heads": 2, "key_dim": 4, "use_causal_mask": True},
+    "SlidingWindowAttention": _WINDOW,
+    "CompressedSparseAttention": _WINDOW
+    | {"index_num_heads": 2, "index_head_dim": 4, "index_top_k": 2, "compress_rate": 2},
+    "HeavilyCompressedAttention": _WINDOW | {"compress_rate": 4},
+    "CachedAttention": {},
+}
+
+
+def make_attention(name, **kwargs):
+    """Returns a layer of a class of `ATTENTIONS`, built for tokens of `DIM` numbers."""
+    kwargs = {**ATTENTIONS[name], **kwargs}
+    if name == "CachedAttention":
+        kwargs["attention"] = keras.layers.MultiHeadAttention(2, 4)
+    layer = getattr(layers, name)(**kwargs)
+    layer.build((None, None, DIM))
+    return layer
