@@ -78,8 +78,9 @@ class MultiHeadLatentAttention(keras.Layer):
         epsilon: float. Added to the mean squares in the norms. Defaults to `1e-6`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of all
             kernels. Defaults to `"glorot_uniform"`.
-        max_length: integer or `None`. Number of positions, in tokens, beyond which a call is
-            refused; that of `RotaryEmbedding`. Defaults to `None`.
+        max_length: integer or `None`. Number of positions, in tokens, beyond which a call, or a
+            model of a known length, is refused unless it is given `positions`; that of
+            `RotaryEmbedding`. Defaults to `None`.
         seed: integer or `None`. Seed of the dropout. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 

@@ -75,8 +75,10 @@ class NativeSparseAttention(keras.Layer):
     A boolean mask, Keras's or as `mask`, hides padding, anywhere, and passes through; the outputs
     at padded places have no meaning. Blocks and positions count the real tokens of a sequence
     alone: the same tokens give the same outputs however they are padded. There is no `positions`
-    argument therefore. The length must be known when the layer is called, and need not be a
-    multiple of any block.
+    argument therefore. The length need not be a multiple of any block, and must be known when the
+    layer computes. A Functional model may be made for an unknown length and be called with any, but
+    a graph of an unknown one is refused where it is traced: an export's, or that of TensorFlow's
+    `fit` and `predict` from the second length on.
 
     A cache is a dict of `"mask"`, of shape `(batch_size, max_length)`, and of states of shape
     `(batch_size, num_key_value_heads, places, dim)`: `"BRANCH_key"` and `"BRANCH_value"` of the
@@ -117,7 +119,8 @@ class NativeSparseAttention(keras.Layer):
         bias_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
             biases. Defaults to `"zeros"`.
         max_length: integer or `None`. Number of positions, in tokens and padding included, beyond
-            which a call is refused; that of `RotaryEmbedding`. Defaults to `None`.
+            which a call, or a model of a known length, is refused; that of `RotaryEmbedding`.
+            Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:
@@ -296,6 +299,8 @@ class NativeSparseAttention(keras.Layer):
         mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
         check_room(self, inputs, None, cache_index)
         length = read_length(self, inputs)
+        if cache is not None:
+            self._check_states(cache, inputs.shape[0])
         if 0 in inputs.shape[:2]:  # Nothing has no maximum.
             outputs = ops.cast(inputs, self.compute_dtype)
             return outputs if cache is None else (outputs, cache)
@@ -347,13 +352,15 @@ class NativeSparseAttention(keras.Layer):
         compressed["key"] = self.rotary(compressed["key"], positions=first)
         return {f"compressed_{kind}": swap_heads(x) for kind, x in compressed.items()}
 
+    def _check_states(self, cache: Cache, batch_size: int | None) -> None:
+        check_states(cache, {"mask": (batch_size, None)})
+        shapes = self._state_shapes(cache["mask"].shape[1])
+        check_states(cache, {name: (batch_size, *shape) for name, shape in shapes.items()})
+
     def _open_cache(self, cache: Cache, index: Any, inputs: Any, mask: Any) -> tuple[Cache, Any]:
         """Returns the cache with the new slots in its mask, and how many tokens came before."""
-        check_states(cache, {"mask": (inputs.shape[0], None)})
-        shapes = self._state_shapes(cache["mask"].shape[1])
-        check_states(cache, {name: (inputs.shape[0], *shape) for name, shape in shapes.items()})
         mask = ops.ones(ops.shape(inputs)[:2], "bool") if mask is None else mask
-        states = {name: cache[name] for name in shapes}
+        states = {name: cache[name] for name in self._state_shapes(cache["mask"].shape[1])}
         cache = append_to_cache(cache, index, {}, mask, states=states)
         return cache, count_tokens(cache["mask"], index)
 

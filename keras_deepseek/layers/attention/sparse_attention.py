@@ -58,7 +58,10 @@ class SparseAttention(keras.Layer):
     A mask that comes with the inputs hides positions from all others and passes through; the mask
     may be false anywhere, so padding may stand on either side. Scores and softmax are in float32
     whatever the dtype policy. A position that sees nothing gets zeros for its heads. The length
-    must be known when the layer is called, and need not be a multiple of `block_size`.
+    need not be a multiple of `block_size`, and must be known when the layer computes. A Functional
+    model may be made for an unknown length and be called with any, but a graph of an unknown one is
+    refused where it is traced: an export's, or that of TensorFlow's `fit` and `predict` from the
+    second length on.
 
     With `use_causal_mask` there is a cache: a dict of `"key"`, `"value"` and `"mask"`, each of
     shape `(batch_size, max_length, ...)`. A new token gathers as many blocks of it as the row of
@@ -278,6 +281,8 @@ class SparseAttention(keras.Layer):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        if inputs.shape[1] is not None:
+            plan_blocks(self._layout, inputs.shape[1])  # A layout that is given may be too small.
         return compute_call_spec(self, inputs, cache)
 
     def get_config(self) -> dict[str, Any]:

@@ -282,9 +282,15 @@ def test_training_drops_weights_and_inference_does_not():
     assert not np.allclose(to_numpy(layer(inputs, training=True)), oracle(layer, inputs))
 
 
-def test_the_symbolic_output_keeps_an_unknown_length():
+def test_a_model_for_an_unknown_length_is_called_with_known_ones():
     layer, _ = make()
-    assert layer(keras.Input((None, 6))).shape == (None, None, 6)
+    symbolic = keras.Input((None, 6))
+    model = keras.Model(symbolic, layer(symbolic))
+    assert model.output_shape == (None, None, 6)
+    for length in (3, 9):
+        _, inputs = make(length)
+        assert_close(to_numpy(model(inputs)), oracle(layer, inputs))
+    assert_close(model.predict(inputs, verbose=0), oracle(layer, inputs))
 
 
 def test_the_variables_have_names_that_a_layout_map_can_match():
@@ -349,3 +355,5 @@ def test_a_sequence_beyond_the_given_layout_is_refused():
     layer = SparseAttention(1, 4, block_size=4, block_layout=GIVEN)
     with pytest.raises(InvalidInputError, match=r"sequence of 4 blocks\. Give a larger layout"):
         layer(np.ones((1, 13, 4), "float32"))
+    with pytest.raises(InvalidInputError, match=r"sequence of 4 blocks\. Give a larger layout"):
+        layer(keras.Input((13, 4)))
