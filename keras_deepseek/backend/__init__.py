@@ -115,6 +115,9 @@ class Backend(Protocol):
     def read_integer(self, value: "Any") -> int | None:
         """Returns an integer or integer scalar tensor as a number; `None` while it is traced."""
 
+    def read_array(self, value: "Any") -> "Array | None":
+        """Returns a tensor's numbers where the host holds them; `None` where it must wait."""
+
     def repeat(
         self,
         body: "Callable[..., Sequence[Any]]",

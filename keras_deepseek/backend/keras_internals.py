@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
+from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "first_call_shapes",
     "flatten_layers",
     "global_seed_state",
+    "infers_shapes",
     "numpy_batches",
     "py_dataset_adapter",
     "split_validation",
@@ -37,6 +39,14 @@ def flatten_layers(model: keras.Model) -> list[keras.Layer]:
     inside a recurrent one, are found here alone.
     """
     return list(model._flatten_layers())
+
+
+def infers_shapes() -> bool:
+    """Whether Keras calls layers to learn the shapes of their outputs, maybe on made-up numbers.
+
+    On PyTorch these are ones in every place, of tensors that look like any other.
+    """
+    return bool(in_symbolic_scope())
 
 
 def first_call_shapes(model: keras.Model) -> dict[str, Any]:

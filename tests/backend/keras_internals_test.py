@@ -17,6 +17,7 @@ from keras_deepseek.backend.keras_internals import (
     first_call_shapes,
     flatten_layers,
     global_seed_state,
+    infers_shapes,
     numpy_batches,
     py_dataset_adapter,
     split_validation,
@@ -34,6 +35,20 @@ def test_layers_inside_layers_are_found():
     assert model in found
     assert recurrent.cell in found
     assert "query" in [layer.name for layer in found]
+
+
+def test_it_is_known_when_keras_infers_shapes():
+    known = []
+
+    class Asking(keras.Layer):
+        def call(self, inputs):
+            known.append(infers_shapes())
+            return inputs
+
+    Asking()(keras.Input((2,)))
+    assert set(known) == {True}
+    Asking()(np.ones((1, 2), "float32"))
+    assert known[-1] is False
 
 
 def test_the_shapes_of_the_first_call_are_kept():

@@ -16,7 +16,7 @@ from keras_deepseek.backend.jax.random_state import (
     write_framework_random_state,
 )
 from keras_deepseek.backend.jax.selection import top_k
-from keras_deepseek.backend.jax.tracing import can_read_shapes, read_integer
+from keras_deepseek.backend.jax.tracing import can_read_shapes, read_array, read_integer
 from keras_deepseek.backend.jax.training import (
     apply_update,
     keep_state,
@@ -34,6 +34,7 @@ __all__ = [
     "feed_batches",
     "keep_state",
     "make_train_step",
+    "read_array",
     "read_buffers",
     "read_framework_random_state",
     "read_integer",

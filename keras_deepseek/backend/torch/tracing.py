@@ -4,12 +4,25 @@ from typing import Any
 
 import torch
 
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.keras_internals import infers_shapes
+
 
 def read_integer(value: Any) -> int | None:
     """Returns an integer or integer scalar tensor as a number; `None` while it is traced."""
-    if isinstance(value, torch.Tensor) and (value.is_meta or torch.compiler.is_compiling()):
-        return None
-    return int(value)
+    if not isinstance(value, torch.Tensor):
+        return int(value)
+    is_traced = value.is_meta or torch.compiler.is_compiling() or infers_shapes()
+    return None if is_traced else int(value)
+
+
+def read_array(value: Any) -> Array | None:
+    """Returns a tensor's numbers where the host holds them; `None` where it must wait.
+
+    A number that is only traced, or that an accelerator has yet to compute, is waited for.
+    """
+    is_here = can_read_shapes(value) and value.device.type == "cpu" and not infers_shapes()
+    return value.detach().numpy() if is_here else None
 
 
 def can_read_shapes(value: Any) -> bool:

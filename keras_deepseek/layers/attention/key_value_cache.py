@@ -14,17 +14,26 @@ padded, give each token's own number as `positions`, here counted from a boolean
 
     positions = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)
 
+`cache_index` is the number of slots that earlier calls have filled. Slots that are skipped are as
+padding. A layer that keeps all tokens may be called with a smaller index, and overwrites those from
+there on.
+
 A layer may keep states beside the slots: what it needs of a sequence as a whole, such as a sum
-over its tokens. A call replaces them, so they know the tokens of the calls before and no others: a
-call goes on where the last one ended, or begins anew from an empty cache.
+over its tokens. A call replaces them, so they know the tokens of the calls before and no others.
+Where a layer can't tell them apart again, as `LinearAttention` and the layers of DeepSeek-V4, a
+call goes on behind the last token, or begins anew at 0, whatever the cache holds. A smaller index
+is an error where the mask can be read at no cost: eagerly, on a CPU. It is not looked for under
+jit, where no number can be read, nor on a GPU or TPU, whose work each token would have to wait for:
+there the outputs are then wrong, so keep count.
 
 The functions below are what such layers are written with.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
@@ -100,16 +109,61 @@ def check_cache_arguments(cache: Cache | None, cache_index: Any) -> None:
         )
 
 
-def check_states(cache: Cache, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+def check_states(
+    cache: Cache,
+    batch_size: int | None,
+    make_shapes: Callable[[int], Mapping[str, tuple[int, ...]]],
+) -> None:
     """Raises an error where a layer that reads states is given the cache of another one.
 
     Args:
         cache: dict.
-        shapes: dict. For each name of a state its shape, that of the batch included.
+        batch_size: integer, or `None` where it is not known.
+        make_shapes: Function of the number of slots that returns, for each name of a state, its
+            shape without the batch.
 
     Raises:
         InvalidInputError: A state is missing or of another shape.
     """
+    _check_shapes_of(cache, {"mask": (batch_size, None)})
+    shapes = make_shapes(cache["mask"].shape[1])
+    _check_shapes_of(cache, {name: (batch_size, *shape) for name, shape in shapes.items()})
+
+
+def go_on(cache: Cache, cache_index: Any, resets: Sequence[str] = ()) -> Cache:
+    """Returns the cache of a layer that can't go back: an empty one where a call begins anew.
+
+    Args:
+        cache: dict.
+        cache_index: integer or integer scalar tensor.
+        resets: sequence of strings. The states that are set to zeros where a call begins anew, as
+            the mask always is. Defaults to `()`.
+
+    Raises:
+        InvalidInputError: The cache holds tokens from the index on, and that can be read at no
+            cost.
+    """
+    start = backend.current().read_integer(cache_index)
+    changed = {name: cache[name] for name in ("mask", *resets)}
+    if start == 0:
+        return cache | {name: ops.zeros_like(x) for name, x in changed.items()}
+    if start is None:
+        goes_on = ops.cast(cache_index, "int32") > 0
+        return cache | {
+            name: ops.where(goes_on, x, ops.zeros_like(x)) for name, x in changed.items()
+        }
+    mask = backend.current().read_array(cache["mask"])
+    if mask is not None and start > 0 and mask[:, start:].any():
+        last = int(np.flatnonzero(mask.any(axis=0))[-1])
+        raise InvalidInputError(
+            f"`cache_index` goes backwards: received {start}, where the cache has tokens up to "
+            f"slot {last}. A token can't be taken out of it again: go on from {last + 1}, begin "
+            f"anew at 0, or keep the cache that was returned before these tokens."
+        )
+    return cache
+
+
+def _check_shapes_of(cache: Cache, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
     for name, shape in shapes.items():
         received = tuple(cache[name].shape) if name in cache else None
         if received is None or not _fits(received, shape):
@@ -249,7 +303,7 @@ def _check_shapes(cache: Cache, updates: Mapping[str, Any], states: Mapping[str,
                 f"The cache's {name!r} must have the shape (batch_size, max_length, ...) for new "
                 f"tokens of shape {new}, received {kept}."
             )
-    check_states(cache, {name: tuple(state.shape) for name, state in states.items()})
+    _check_shapes_of(cache, {name: tuple(state.shape) for name, state in states.items()})
 
 
 def _fits(one: tuple[int | None, ...], other: tuple[int | None, ...]) -> bool:

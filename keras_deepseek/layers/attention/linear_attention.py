@@ -17,6 +17,7 @@ from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
     check_states,
+    go_on,
     make_cache,
 )
 from keras_deepseek.layers.attention.linear_scan import sum_over_all, sum_over_earlier
@@ -59,7 +60,9 @@ class LinearAttention(keras.Layer):
     `(batch_size, num_heads, key_dim)`, and of `"mask"`, of shape `(batch_size, max_length)`. The
     states are of one size however many tokens they sum up: `max_length` is the number of tokens to
     be counted in `"mask"`, a byte each, and costs nothing else. A token can't be taken out of a sum
-    again, so `cache_index` is always where the call that returned the cache has ended.
+    again: `cache_index` is where the call that returned the cache has ended, or 0 to begin anew;
+    slots that are skipped are as padding. A smaller one is refused where that costs nothing to see,
+    eagerly on a CPU, and else gives wrong outputs.
 
     Args:
         num_heads: integer. Number of heads.
@@ -210,6 +213,9 @@ class LinearAttention(keras.Layer):
     ) -> Any:
         mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
         check_room(self, inputs, positions, cache_index)
+        if cache is not None:
+            check_states(cache, inputs.shape[0], lambda _: self._state_shapes())
+            cache = go_on(cache, cache_index, ("key_value", "key"))
         query = self._map_features(self.query_dense(inputs))
         key = self._map_features(self.key_dense(inputs))
         value = ops.cast(self.value_dense(inputs), self._state_dtype)
@@ -249,13 +255,11 @@ class LinearAttention(keras.Layer):
         self, query: Any, key: Any, value: Any, turned: Any, cache: Cache | None
     ) -> tuple[Any, dict[str, Any]]:
         """Returns the outputs of heads, and the states after the last token."""
-        shapes = self._state_shapes()
         if cache is None:
             cache = {
                 name: ops.zeros((ops.shape(query)[0], *shape), query.dtype)
-                for name, shape in shapes.items()
+                for name, shape in self._state_shapes().items()
             }
-        check_states(cache, {name: (query.shape[0], *shape) for name, shape in shapes.items()})
         ones = ops.ones_like(value[..., :1])
         states = (cache["key_value"], ops.expand_dims(cache["key"], -1))
         if turned is None:

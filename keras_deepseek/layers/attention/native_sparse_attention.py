@@ -300,7 +300,7 @@ class NativeSparseAttention(keras.Layer):
         check_room(self, inputs, None, cache_index)
         length = read_length(self, inputs)
         if cache is not None:
-            self._check_states(cache, inputs.shape[0])
+            check_states(cache, inputs.shape[0], self._state_shapes)
         if 0 in inputs.shape[:2]:  # Nothing has no maximum.
             outputs = ops.cast(inputs, self.compute_dtype)
             return outputs if cache is None else (outputs, cache)
@@ -351,11 +351,6 @@ class NativeSparseAttention(keras.Layer):
             compressed[kind] = compress(ops.reshape(x, (-1, self.num_key_value_heads, *sizes)))
         compressed["key"] = self.rotary(compressed["key"], positions=first)
         return {f"compressed_{kind}": swap_heads(x) for kind, x in compressed.items()}
-
-    def _check_states(self, cache: Cache, batch_size: int | None) -> None:
-        check_states(cache, {"mask": (batch_size, None)})
-        shapes = self._state_shapes(cache["mask"].shape[1])
-        check_states(cache, {name: (batch_size, *shape) for name, shape in shapes.items()})
 
     def _open_cache(self, cache: Cache, index: Any, inputs: Any, mask: Any) -> tuple[Cache, Any]:
         """Returns the cache with the new slots in its mask, and how many tokens came before."""

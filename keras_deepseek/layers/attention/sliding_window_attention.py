@@ -17,6 +17,7 @@ from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
     check_states,
+    go_on,
     make_cache,
 )
 from keras_deepseek.layers.attention.sink_attention import FarKeys, NearKeys, sink_attention
@@ -60,7 +61,8 @@ class SlidingWindowAttention(keras.Layer):
 
     A cache is a dict of `"mask"`, a slot a token, and `"recent_key"`, the last `sliding_window`
     tokens alone, however long the sequence. It goes forwards: `cache_index` is the number of slots
-    that earlier calls filled, or 0 to begin anew.
+    that earlier calls filled, or 0 to begin anew; slots that are skipped are as padding. A smaller
+    one is refused where that costs nothing to see, eagerly on a CPU, and else gives wrong outputs.
 
     The weights are those of a checkpoint but for their layout: `q_a_proj` is `query_down`,
     `q_b_proj` `query_up`, `kv_proj` `key_value`, `o_a_proj` `output_down`, `o_b_proj` `output`.
@@ -251,10 +253,8 @@ class SlidingWindowAttention(keras.Layer):
             check_positions(ops.convert_to_tensor(positions), inputs)
         num_before = None
         if cache is not None:
-            batch_size = inputs.shape[0]
-            check_states(cache, {"mask": (batch_size, None)})
-            shapes = self._cache_shapes(cache["mask"].shape[1])
-            check_states(cache, {name: (batch_size, *shape) for name, shape in shapes.items()})
+            check_states(cache, inputs.shape[0], self._cache_shapes)
+            cache = go_on(cache, cache_index)
             num_before = _count_before(cache["mask"], cache_index)
         if inputs.shape[1] == 0:
             outputs = ops.cast(inputs, self.compute_dtype)

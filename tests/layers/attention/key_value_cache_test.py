@@ -8,9 +8,19 @@ from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers.attention.key_value_cache import (
     append_to_cache,
     check_states,
+    go_on,
     make_attention_mask,
     make_cache,
 )
+from keras_deepseek.testing import assert_close
+from tests.oracles.attention_layers import DIM, make_attention
+
+WITHOUT_A_WAY_BACK = [
+    "LinearAttention",
+    "SlidingWindowAttention",
+    "CompressedSparseAttention",
+    "HeavilyCompressedAttention",
+]
 
 
 def to_numpy(cache):
@@ -77,11 +87,12 @@ def test_a_state_that_is_missing_or_of_another_shape_is_refused():
         InvalidInputError, match=r"'sum' must have the shape \(2, 3\), received \(2, 4"
     ):
         append_to_cache(cache, 0, {}, np.ones((2, 1), bool), states={"sum": np.ones((2, 3))})
-    check_states(cache, {"sum": (None, 4)})
+    check_states(cache, None, lambda _: {"sum": (4,)})
     with pytest.raises(
         InvalidInputError, match=r"'key' must have the shape \(2, 4\), received None"
     ):
-        check_states(cache, {"key": (2, 4)})
+        check_states(cache, 2, lambda _: {"key": (4,)})
+    check_states(cache, 2, lambda max_length: {"mask": (max_length,)})
 
 
 def test_it_works_in_a_compiled_function():
@@ -110,6 +121,44 @@ def test_it_works_in_a_compiled_function():
         (latent,) = outputs.values()
         np.testing.assert_array_equal(latent[:, index : index + 2], draw(2))
         assert np.count_nonzero(latent) == draw(2).size
+
+
+def test_a_compiled_step_begins_anew_at_zero_too():
+    class GoOn(keras.Layer):
+        def call(self, filled, state, index):
+            cache = go_on({"mask": filled, "state": state}, index[0], ["state"])
+            return cache["state"] + keras.ops.cast(cache["mask"], "float32")
+
+    inputs = {
+        "filled": keras.Input((3,), dtype="bool", name="filled"),
+        "state": keras.Input((3,), name="state"),
+        "index": keras.Input((), dtype="int32", name="index"),
+    }
+    model = NamedModel(keras.Model(inputs, {"sum": GoOn()(**inputs)}))
+    infer = backend.current().compile_inference(model)
+    given = {"filled": np.ones((2, 3), bool), "state": np.ones((2, 3), "float32")}
+    for index, total in ((0, 0), (3, 2)):
+        (outputs,) = infer({**given, "index": np.full(2, index, "int32")}).values()
+        assert outputs.tolist() == [[total] * 3] * 2
+
+
+@pytest.mark.parametrize("name", WITHOUT_A_WAY_BACK)
+def test_a_layer_without_a_way_back_begins_anew_or_goes_on(name):
+    layer = make_attention(name)
+    inputs = np.random.default_rng(0).normal(size=(2, 4, DIM)).astype("float32")
+    _, cache = layer(inputs + 1, cache=layer.make_cache(2, 8), cache_index=0)
+    with pytest.raises(InvalidInputError, match=r"backwards: received 3, .* slot 3\..* from 4"):
+        layer(inputs, cache=cache, cache_index=3)
+    outputs, anew = layer(inputs, cache=cache, cache_index=0)
+    expected, fresh = layer(inputs, cache=layer.make_cache(2, 8), cache_index=0)
+    assert_close(keras.ops.convert_to_numpy(outputs), keras.ops.convert_to_numpy(expected))
+    np.testing.assert_array_equal(to_numpy(anew)["mask"], to_numpy(fresh)["mask"])
+
+    mask = np.array([[False, True, True, True]] * 2)
+    padded, _ = layer(inputs, mask=mask, cache=anew, cache_index=4)
+    skipping, _ = layer(inputs[:, 1:], cache=anew, cache_index=5)
+    padded, skipping = (keras.ops.convert_to_numpy(each) for each in (padded, skipping))
+    assert_close(skipping, padded[:, 1:])
 
 
 @pytest.mark.parametrize(("index", "length"), [(0, 6), (4, 2), (5, 1)])

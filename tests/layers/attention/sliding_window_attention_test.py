@@ -110,15 +110,6 @@ def test_sequences_of_different_lengths_decode_as_each_alone(side):
     assert_close(outputs[1:, mask[1]], alone)
 
 
-def test_an_index_of_zero_begins_anew():
-    layer, inputs = make_layer(), draw(2, 6, 6)
-    _, cache = layer(inputs + 1.0, cache=layer.make_cache(2, 8), cache_index=0)
-    outputs, cache = layer(inputs[:, :4], cache=cache, cache_index=0)
-    later, _ = layer(inputs[:, 4:], cache=cache, cache_index=4)
-    outputs = [keras.ops.convert_to_numpy(piece) for piece in (outputs, later)]
-    assert_close(np.concatenate(outputs, axis=1), run(layer, inputs))
-
-
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make_layer(), draw(2, 5, 6)
     outputs = decode_compiled(layer, inputs, 4, 8)
