@@ -3,13 +3,25 @@
 NumPy alone. `block_plan` turns a layout into the tables that the computation goes by.
 """
 
+import numbers
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
+
+_LEAST = {
+    "block_size": 1,
+    "sliding_window": 1,
+    "block_stride": 1,
+    "num_random_blocks": 0,
+    "layout_seed": 0,
+}
+_OPTIONAL = ("sliding_window", "block_stride")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +32,8 @@ class BlockLayout:
         block_size: integer. Positions in a block.
         is_causal: boolean. Whether no position sees a later one.
         sliding_window: integer or `None`. A position sees those less than so many positions away.
-        global_blocks: tuple of integers. Blocks that see all and are seen by all; negative ones
-            count from the end.
+        global_blocks: iterable of integers. Blocks that see all and are seen by all; negative ones
+            count from the end. A sequence that does not reach one is without it.
         block_stride: integer or `None`. A block sees those at a multiple of so many blocks.
         num_random_blocks: integer. How many blocks more, drawn at random, each block sees.
         layout_seed: integer. What they are drawn with.
@@ -34,24 +46,18 @@ class BlockLayout:
     block_size: int
     is_causal: bool = False
     sliding_window: int | None = None
-    global_blocks: tuple[int, ...] = ()
+    global_blocks: Iterable[int] = ()
     block_stride: int | None = None
     num_random_blocks: int = 0
     layout_seed: int = 0
     given: Array | None = None
 
     def __post_init__(self) -> None:
-        _check_count("block_size", self.block_size, 1)
-        _check_count("num_random_blocks", self.num_random_blocks, 0)
-        _check_count("layout_seed", self.layout_seed, 0)
-        for name in ("sliding_window", "block_stride"):
-            if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name), 1)
-        for block in self.global_blocks:
-            if isinstance(block, bool) or not isinstance(block, int):
-                raise InvalidInputError(
-                    f"`global_blocks` must hold integers, received {list(self.global_blocks)!r}."
-                )
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                object.__setattr__(self, name, check_integer(name, value, least=least))
+        object.__setattr__(self, "global_blocks", _read_blocks(self.global_blocks))
         if self.given is not None:
             _check_given(self.given)
         patterns = (self.sliding_window, self.global_blocks, self.block_stride)
@@ -104,11 +110,18 @@ class BlockLayout:
         return np.tril(pairs) if self.is_causal else pairs
 
 
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def _read_blocks(blocks: Any) -> tuple[int, ...]:
+    """Returns the numbers of blocks, NumPy's as Python's."""
+    try:
+        found = tuple(blocks)
+    except TypeError:
+        found = (None,)
+    if not all(isinstance(x, numbers.Integral) and not isinstance(x, bool) for x in found):
         raise InvalidInputError(
-            f"`{name}` must be an integer of at least {least}, received {value!r}."
+            f"`global_blocks` must be a list of integers, or an array or range of them, received "
+            f"{blocks!r}."
         )
+    return tuple(int(x) for x in found)
 
 
 def _check_given(given: Array) -> None:

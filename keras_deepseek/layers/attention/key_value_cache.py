@@ -37,6 +37,7 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 
 Cache = dict[str, Any]
@@ -66,12 +67,8 @@ def make_cache(
     Raises:
         InvalidInputError: A size is not a positive integer; of a batch, zero is one.
     """
-    for name, size, least in (("batch_size", batch_size, 0), ("max_length", max_length, 1)):
-        if not isinstance(size, int) or size < least:
-            raise InvalidInputError(
-                f"`{name}` of a cache must be an integer of {least} or more, received {size!r}."
-            )
-    slots = (batch_size, max_length)
+    batch_size = check_integer("batch_size", batch_size, least=0)
+    slots = (batch_size, check_integer("max_length", max_length))
     cache = {name: ops.zeros((*slots, *shape), dtype) for name, shape in entries.items()}
     for name, shape in (states or {}).items():
         cache[name] = ops.zeros((batch_size, *shape), dtype)

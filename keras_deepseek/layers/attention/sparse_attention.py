@@ -1,6 +1,6 @@
 """Multi-head attention over chosen blocks: a cost that grows with the length, not its square."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -83,8 +83,10 @@ class SparseAttention(keras.Layer):
         use_causal_mask: boolean. Whether no position sees a later one. Defaults to `False`.
         sliding_window: integer or `None`. Positions less than so many away are seen. Defaults to
             `None`.
-        global_blocks: sequence of integers. Blocks that see all and that all see. Negative ones
-            count from the end. Defaults to `()`.
+        global_blocks: iterable of integers, such as a list, a range or a NumPy array. Blocks that
+            see all and that all see. Negative ones count from the end. A sequence that does not
+            reach a block is without it: one layer serves any length, and the beginning of a
+            sequence is computed as in the whole of it. Defaults to `()`.
         block_stride: integer or `None`. Distance, in blocks, of the blocks that are seen, the own
             block among them. Defaults to `None`.
         num_random_blocks: integer. Number of blocks, seen for no other reason, that are drawn for
@@ -149,7 +151,7 @@ class SparseAttention(keras.Layer):
         block_size: int = 64,
         use_causal_mask: bool = False,
         sliding_window: int | None = None,
-        global_blocks: Sequence[int] = (),
+        global_blocks: Iterable[int] = (),
         block_stride: int | None = None,
         num_random_blocks: int = 0,
         layout_seed: int = 0,
@@ -168,22 +170,18 @@ class SparseAttention(keras.Layer):
         self.num_key_value_heads = check_integer(
             "num_key_value_heads", num_heads if num_key_value_heads is None else num_key_value_heads
         )
-        if num_heads % self.num_key_value_heads:
+        if self.num_heads % self.num_key_value_heads:
             raise InvalidInputError(
                 f"`num_key_value_heads` must divide `num_heads`, received "
                 f"{num_key_value_heads} and {num_heads}."
             )
         if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
             raise InvalidInputError(f"`dropout` must be in [0, 1), received {dropout!r}.")
-        if not isinstance(global_blocks, list | tuple):
-            raise InvalidInputError(
-                f"`global_blocks` must be a list of integers, received {global_blocks!r}."
-            )
         self._layout = BlockLayout(
             block_size=block_size,
             is_causal=use_causal_mask,
             sliding_window=sliding_window,
-            global_blocks=tuple(global_blocks),
+            global_blocks=global_blocks,
             block_stride=block_stride,
             num_random_blocks=num_random_blocks,
             layout_seed=layout_seed,
@@ -227,7 +225,7 @@ class SparseAttention(keras.Layer):
         heads = self.num_key_value_heads
         entries = {"key": (heads, self.key_dim), "value": (heads, self.value_dim)}
         cache = make_cache(batch_size, max_length, entries, self.compute_dtype)
-        plan_rows(self._layout, max_length)  # A layout that is given may be too small.
+        plan_rows(self._layout, int(max_length))  # A layout that is given may be too small.
         return cache
 
     def call(

@@ -85,14 +85,17 @@ def test_global_blocks_that_a_short_sequence_lacks_are_left_out():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"block_size": 0}, "`block_size` must be an integer of at least 1, received 0"),
-        ({"block_size": 8.0}, r"`block_size` must be an integer of at least 1, received 8\.0"),
-        ({"sliding_window": 0}, "`sliding_window` must be an integer of at least 1"),
-        ({"sliding_window": True}, "`sliding_window` must be an integer"),
-        ({"block_stride": -2}, "`block_stride` must be an integer of at least 1, received -2"),
+        ({"block_size": 0}, "`block_size` must be a positive integer, received 0"),
+        ({"block_size": 8.0}, r"`block_size` must be a positive integer, received 8\.0"),
+        ({"sliding_window": 0}, "`sliding_window` must be a positive integer"),
+        ({"sliding_window": True}, "`sliding_window` must be a positive integer"),
+        ({"block_stride": -2}, "`block_stride` must be a positive integer, received -2"),
         ({"num_random_blocks": -1}, "`num_random_blocks` must be an integer of at least 0"),
         ({"layout_seed": None}, "`layout_seed` must be an integer of at least 0, received None"),
-        ({"global_blocks": (0.5,)}, r"`global_blocks` must hold integers, received \[0\.5\]"),
+        ({"global_blocks": (0.5,)}, r"`global_blocks` must be .* integers, .* received \(0\.5,\)"),
+        ({"global_blocks": [True]}, r"`global_blocks` must be .* received \[True\]"),
+        ({"global_blocks": 3}, "`global_blocks` must be .* received 3"),
+        ({"global_blocks": "01"}, "`global_blocks` must be .* received '01'"),
         ({"given": np.eye(3)}, "`block_layout` must hold booleans, received float64"),
         ({"given": np.ones((2, 3), bool)}, r"\(num_blocks, num_blocks\), received \(2, 3\)"),
         ({"given": np.ones((0, 0), bool)}, r"received \(0, 0\)"),
@@ -103,3 +106,17 @@ def test_global_blocks_that_a_short_sequence_lacks_are_left_out():
 def test_what_is_no_layout_is_refused(arguments, message):
     with pytest.raises(InvalidInputError, match=message):
         BlockLayout(**{"block_size": 4, **arguments})
+
+
+def test_numbers_of_numpy_and_any_iterable_of_blocks_are_taken():
+    for blocks in ([0, 2], (0, 2), range(0, 3, 2), np.array([0, 2]), iter([0, np.int32(2)])):
+        layout = BlockLayout(np.int64(4), global_blocks=blocks, block_stride=np.uint8(7))
+        assert layout.global_blocks == (0, 2)
+        assert [type(block) for block in layout.global_blocks] == [int, int]
+        assert (type(layout.block_size), type(layout.block_stride)) == (int, int)
+
+
+def test_a_sequence_that_does_not_reach_a_global_block_is_without_it():
+    layout = BlockLayout(4, global_blocks=(0, 3, -4))
+    assert picture(layout.whole(2)) == ["xx", "x."]
+    assert picture(layout.whole(4)) == ["xxxx", "x..x", "x..x", "xxxx"]
