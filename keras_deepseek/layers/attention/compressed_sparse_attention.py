@@ -113,13 +113,13 @@ class CompressedSparseAttention(SlidingWindowAttention):
         self.index_head_dim = check_integer("index_head_dim", index_head_dim)
         self.index_top_k = check_integer("index_top_k", index_top_k)
         self.compress_rate = check_integer("compress_rate", compress_rate)
-        if index_head_dim < self.rope_head_dim:
+        if self.index_head_dim < self.rope_head_dim:
             raise InvalidInputError(
                 f"`index_head_dim` must not be less than `rope_head_dim`, the part of it that is "
                 f"rotated; received {index_head_dim} and {self.rope_head_dim}."
             )
         common = {
-            "compress_rate": compress_rate,
+            "compress_rate": self.compress_rate,
             "epsilon": self.epsilon,
             "kernel_initializer": self.kernel_initializer,
             "dtype": self.dtype_policy,
@@ -128,7 +128,11 @@ class CompressedSparseAttention(SlidingWindowAttention):
             self.head_dim, use_overlap=True, name="compressor", **common
         )
         self.indexer = CompressedIndexer(
-            index_num_heads, index_head_dim, index_top_k, name="indexer", **common
+            self.index_num_heads,
+            self.index_head_dim,
+            self.index_top_k,
+            name="indexer",
+            **common,
         )
 
     def build(self, input_shape: Shape) -> None:

@@ -5,8 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.layers.attention.key_value_cache import make_attention_mask
 from keras_deepseek.layers.attention.latent_attention import attend_chosen
 from keras_deepseek.layers.attention.lightning_indexer import LightningIndexer
@@ -114,21 +113,18 @@ class DeepSeekSparseAttention(MultiHeadLatentAttention):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_heads, **kwargs)
-        if indexer_loss_weight is not None and not (
-            isinstance(indexer_loss_weight, int | float) and 0 < indexer_loss_weight < float("inf")
-        ):
-            raise InvalidInputError(
-                f"`indexer_loss_weight` must be a positive number, or None for no loss, received "
-                f"{indexer_loss_weight!r}."
-            )
         self.num_keys_per_query = check_integer("num_keys_per_query", num_keys_per_query)
         self.index_num_heads = check_integer("index_num_heads", index_num_heads)
         self.index_head_dim = check_integer("index_head_dim", index_head_dim)
         self.indexer_loss_weight = indexer_loss_weight
+        if indexer_loss_weight is not None:
+            self.indexer_loss_weight = check_number(
+                "indexer_loss_weight", indexer_loss_weight, above=0
+            )
         self.chunk_size = check_integer("chunk_size", chunk_size)
         self.indexer = LightningIndexer(
-            index_num_heads,
-            index_head_dim,
+            self.index_num_heads,
+            self.index_head_dim,
             rope_head_dim=self.rope_head_dim,
             rope_max_wavelength=self.rotary.max_wavelength,
             rope_scaling=self.rotary.scaling,

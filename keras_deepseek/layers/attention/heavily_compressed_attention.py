@@ -91,7 +91,7 @@ class HeavilyCompressedAttention(SlidingWindowAttention):
         self.compress_rate = check_integer("compress_rate", compress_rate)
         self.compressor = TokenCompressor(
             self.head_dim,
-            compress_rate,
+            self.compress_rate,
             use_overlap=False,
             epsilon=self.epsilon,
             kernel_initializer=self.kernel_initializer,

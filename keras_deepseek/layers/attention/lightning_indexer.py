@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
@@ -99,16 +99,16 @@ class LightningIndexer(keras.Layer):
         self.num_heads = check_integer("num_heads", num_heads)
         self.head_dim = check_integer("head_dim", head_dim)
         self.rope_head_dim = check_integer("rope_head_dim", rope_head_dim)
-        if rope_head_dim % 2 or rope_head_dim > head_dim:
+        if self.rope_head_dim % 2 or self.rope_head_dim > self.head_dim:
             raise InvalidInputError(
                 f"`rope_head_dim` must be even and at most the size of a head, {head_dim}, of "
                 f"which it is a part; received {rope_head_dim}."
             )
-        self.epsilon = epsilon
+        self.epsilon = check_number("epsilon", epsilon, least=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.rotary = RotaryEmbedding(
             rope_max_wavelength,
-            rotary_dim=rope_head_dim,
+            rotary_dim=self.rope_head_dim,
             scaling=rope_scaling,
             dtype=self.dtype_policy,
             name="rotary",

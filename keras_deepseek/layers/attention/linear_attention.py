@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.call_check import (
     check_call,
@@ -144,8 +144,6 @@ class LinearAttention(keras.Layer):
         self.key_dim = check_integer("key_dim", key_dim)
         self.value_dim = check_integer("value_dim", key_dim if value_dim is None else value_dim)
         self.chunk_size = check_integer("chunk_size", chunk_size)
-        if not (isinstance(epsilon, int | float) and epsilon > 0):
-            raise InvalidInputError(f"`epsilon` must be a positive number, received {epsilon!r}.")
         self.feature_map = _read_feature_map(feature_map)
         rotary = None if rotary is None else revive_layer("rotary", rotary)
         if rotary is not None and not isinstance(rotary, RotaryEmbedding):
@@ -154,7 +152,7 @@ class LinearAttention(keras.Layer):
             )
         self.rotary: Any = rotary
         self.use_causal_mask = use_causal_mask
-        self.epsilon = epsilon
+        self.epsilon = check_number("epsilon", epsilon, above=0)
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.call_check import check_call, compute_call_spec
 from keras_deepseek.layers.attention.head_projection import projection_arguments
@@ -149,28 +149,23 @@ class MultiHeadLatentAttention(keras.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        sizes = {
-            "num_heads": num_heads,
-            "nope_head_dim": nope_head_dim,
-            "rope_head_dim": rope_head_dim,
-            "value_head_dim": value_head_dim,
-            "key_value_lora_rank": key_value_lora_rank,
-        }
-        if query_lora_rank is not None:
-            sizes["query_lora_rank"] = query_lora_rank
-        _check_integers(sizes)
-        if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
-            raise InvalidInputError(f"`dropout` must be in [0, 1), received {dropout!r}.")
-        self.num_heads = num_heads
-        self.nope_head_dim = nope_head_dim
-        self.rope_head_dim = rope_head_dim
-        self.value_head_dim = value_head_dim
-        self.key_value_lora_rank = key_value_lora_rank
+        self.num_heads = check_integer("num_heads", num_heads)
+        self.nope_head_dim = check_integer("nope_head_dim", nope_head_dim)
+        self.rope_head_dim = check_integer("rope_head_dim", rope_head_dim)
+        self.value_head_dim = check_integer("value_head_dim", value_head_dim)
+        self.key_value_lora_rank = check_integer("key_value_lora_rank", key_value_lora_rank)
         self.query_lora_rank = query_lora_rank
+        if query_lora_rank is not None:
+            self.query_lora_rank = check_integer("query_lora_rank", query_lora_rank)
+        if self.rope_head_dim % 2:
+            raise InvalidInputError(
+                f"`rope_head_dim` must be even, for it is rotated in pairs; received "
+                f"{self.rope_head_dim}."
+            )
         self.use_causal_mask = use_causal_mask
         self.use_bias = use_bias
-        self.dropout = dropout
-        self.epsilon = epsilon
+        self.dropout = check_number("dropout", dropout, least=0, below=1)
+        self.epsilon = check_number("epsilon", epsilon, least=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.seed = seed
         self.rotary = RotaryEmbedding(
@@ -181,8 +176,10 @@ class MultiHeadLatentAttention(keras.Layer):
             dtype=self.dtype_policy,
             name="rotary",
         )
-        self.drop = keras.layers.Dropout(dropout, seed=seed, dtype=self.dtype_policy, name="drop")
-        self._scale = (nope_head_dim + rope_head_dim) ** -0.5
+        self.drop = keras.layers.Dropout(
+            self.dropout, seed=seed, dtype=self.dtype_policy, name="drop"
+        )
+        self._scale = (self.nope_head_dim + self.rope_head_dim) ** -0.5
         self._scale *= compute_score_factor(self.rotary.scaling)
         self.supports_masking = True
 
@@ -349,13 +346,3 @@ class MultiHeadLatentAttention(keras.Layer):
             "max_length": self.rotary.max_length,
             "seed": self.seed,
         }
-
-
-def _check_integers(sizes: dict[str, Any]) -> None:
-    for name, size in sizes.items():
-        check_integer(name, size)
-    if sizes["rope_head_dim"] % 2:
-        raise InvalidInputError(
-            f"`rope_head_dim` must be even, for it is rotated in pairs; received "
-            f"{sizes['rope_head_dim']}."
-        )

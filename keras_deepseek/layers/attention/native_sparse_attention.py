@@ -182,15 +182,15 @@ class NativeSparseAttention(keras.Layer):
         self.num_heads = check_integer("num_heads", num_heads)
         self.head_dim = check_integer("head_dim", head_dim)
         self.num_key_value_heads = check_integer(
-            "num_key_value_heads", num_key_value_heads, default=num_heads
+            "num_key_value_heads", num_key_value_heads, default=self.num_heads
         )
-        self.value_head_dim = check_integer("value_head_dim", value_head_dim, default=head_dim)
+        self.value_head_dim = check_integer("value_head_dim", value_head_dim, default=self.head_dim)
         self.compression_block_size = check_integer(
             "compression_block_size", compression_block_size
         )
         self.compression_stride = check_integer("compression_stride", compression_stride)
         self.compression_hidden_dim = check_integer(
-            "compression_hidden_dim", compression_hidden_dim, default=head_dim
+            "compression_hidden_dim", compression_hidden_dim, default=self.head_dim
         )
         self.selection_block_size = check_integer("selection_block_size", selection_block_size)
         self.num_selected_blocks = check_integer("num_selected_blocks", num_selected_blocks)

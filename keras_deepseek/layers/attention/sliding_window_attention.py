@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.call_check import (
     check_call,
@@ -157,20 +157,18 @@ class SlidingWindowAttention(keras.Layer):
         self.num_output_groups = check_integer("num_output_groups", num_output_groups)
         self.output_lora_rank = check_integer("output_lora_rank", output_lora_rank)
         self.sliding_window = check_integer("sliding_window", sliding_window)
-        if rope_head_dim % 2 or rope_head_dim > head_dim:
+        if self.rope_head_dim % 2 or self.rope_head_dim > self.head_dim:
             raise InvalidInputError(
                 f"`rope_head_dim` must be even and at most `head_dim`, {head_dim}; received "
                 f"{rope_head_dim}."
             )
-        if num_heads % num_output_groups:
+        if self.num_heads % self.num_output_groups:
             raise InvalidInputError(
                 f"`num_output_groups` must divide `num_heads`, received {num_output_groups} and "
                 f"{num_heads}."
             )
-        if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
-            raise InvalidInputError(f"`dropout` must be in [0, 1), received {dropout!r}.")
-        self.dropout = dropout
-        self.epsilon = epsilon
+        self.dropout = check_number("dropout", dropout, least=0, below=1)
+        self.epsilon = check_number("epsilon", epsilon, least=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.seed = seed
         self.rotary = RotaryEmbedding(
@@ -182,7 +180,9 @@ class SlidingWindowAttention(keras.Layer):
             name="rotary",
         )
         _check_scaling(self.rotary.scaling)
-        self.drop = keras.layers.Dropout(dropout, seed=seed, dtype=self.dtype_policy, name="drop")
+        self.drop = keras.layers.Dropout(
+            self.dropout, seed=seed, dtype=self.dtype_policy, name="drop"
+        )
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:

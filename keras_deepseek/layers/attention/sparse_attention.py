@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.block_layout import BlockLayout
 from keras_deepseek.layers.attention.block_plan import plan_blocks, plan_rows
@@ -175,8 +175,6 @@ class SparseAttention(keras.Layer):
                 f"`num_key_value_heads` must divide `num_heads`, received "
                 f"{num_key_value_heads} and {num_heads}."
             )
-        if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
-            raise InvalidInputError(f"`dropout` must be in [0, 1), received {dropout!r}.")
         self._layout = BlockLayout(
             block_size=block_size,
             is_causal=use_causal_mask,
@@ -188,7 +186,7 @@ class SparseAttention(keras.Layer):
             given=None if block_layout is None else np.array(block_layout),
         )
         self.use_causal_mask = use_causal_mask
-        self.dropout = dropout
+        self.dropout = check_number("dropout", dropout, least=0, below=1)
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)

@@ -1,3 +1,5 @@
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -74,6 +76,32 @@ def test_the_spec_of_a_call_with_a_cache_has_the_cache_too():
         "latent": (2, 5, 3),
         "mask": (2, 5),
     }
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_numbers_are_finite_numbers_of_python_or_numpy(name):
+    config = make_attention(name).get_config()
+    for argument in {"dropout", "epsilon", "indexer_loss_weight"} & set(config):
+        for value in (np.nan, np.inf, -1, True, "0.1", [0.1]):
+            with pytest.raises(InvalidInputError, match=f"`{argument}` must be a finite number"):
+                make_attention(name, **{argument: value})
+        given = make_attention(name, **{argument: np.float32(0.5)}).get_config()[argument]
+        assert (type(given), given) == (float, 0.5)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_sizes_of_numpy_are_in_the_config_as_those_of_python(name):
+    sizes = {key: np.int64(x) for key, x in ATTENTIONS[name].items() if type(x) is int}
+    layer = make_attention(name, **sizes)
+    given, expected = layer.get_config(), make_attention(name).get_config()
+    if name != "CachedAttention":  # Which holds a layer with a name of its own.
+        assert json.dumps(given | {"name": ""}) == json.dumps(expected | {"name": ""})
+    cache = layer.make_cache(np.int32(2), np.int64(5))
+    assert tuple(cache["mask"].shape) == (2, 5)
+    with pytest.raises(InvalidInputError, match="`max_length` must be a positive integer"):
+        layer.make_cache(2, 5.0)
+    with pytest.raises(InvalidInputError, match="`batch_size` must be an integer of at least 0"):
+        layer.make_cache(-1, 5)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "bool"])

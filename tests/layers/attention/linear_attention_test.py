@@ -282,7 +282,7 @@ def test_an_empty_batch_and_sequences_of_one_and_none_work(shape, use_causal_mas
     [
         ({"num_heads": 0}, "`num_heads` must be a positive integer, received 0"),
         ({"chunk_size": 0}, "`chunk_size` must be a positive integer, received 0"),
-        ({"epsilon": 0.0}, "`epsilon` must be a positive number"),
+        ({"epsilon": 0.0}, "`epsilon` must be a finite number above 0"),
         ({"feature_map": "cosine"}, "`feature_map` must be 'elu_plus_one', .* received 'cosine'"),
         ({"feature_map": None}, "`feature_map` must be .* received None"),
         ({"rotary": keras.layers.Dense(2)}, "`rotary` must be a `RotaryEmbedding`"),
