@@ -148,6 +148,7 @@ class LightningIndexer(keras.Layer):
         turn = {"positions": positions, "start_index": start_index}
         query = self.rotary(self.query_up(inputs if queries is None else queries), **turn)
         weights = self.head_weight(inputs) * (self.num_heads * self.head_dim) ** -0.5
+        weights = ops.cast(weights, self.compute_dtype)  # PyTorch's is float32 beside a number.
         return query, weights, self.rotary(self.key_norm(self.key(inputs)), **turn)
 
     def score_keys(self, query: Any, weights: Any, key: Any) -> Any:

@@ -174,3 +174,17 @@ def test_more_tokens_than_positions_are_refused_whatever_else_is_given(name):
     with pytest.raises(InvalidInputError, match="of 4 positions, received 5 tokens"):
         layer(keras.Input((5, DIM)))
     assert layer(keras.Input((4, DIM))).shape == (None, 4, DIM)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has no float64 unless told to")
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_in_float64_outputs_are_what_the_spec_says(name):
+    layer = make_attention(name, dtype="float64")
+    cache = layer.make_cache(2, 5)
+    outputs, cache = layer(TOKENS, cache=cache, cache_index=0)
+    outputs = (outputs, layer(TOKENS), layer(TOKENS[:, :1], cache=cache, cache_index=3)[0])
+    assert {keras.backend.standardize_dtype(each.dtype) for each in outputs} == {"float64"}
+    if name == "DeepSeekSparseAttention":
+        spec = layer.indexer(keras.Input((3, DIM), dtype="float64"))
+        for received, expected in zip(layer.indexer(TOKENS), spec, strict=True):
+            assert keras.backend.standardize_dtype(received.dtype) == expected.dtype
