@@ -3,8 +3,7 @@
 import keras
 
 from keras_deepseek import layers
-
-DIM = 6
+from tests.oracles.deepseek_v4_layers import DIM, SIZES
 
 _LATENT = {
     "num_heads": 2,
@@ -12,15 +11,6 @@ _LATENT = {
     "rope_head_dim": 2,
     "value_head_dim": 4,
     "key_value_lora_rank": 5,
-}
-_WINDOW = {
-    "num_heads": 4,
-    "head_dim": 6,
-    "rope_head_dim": 4,
-    "query_lora_rank": 5,
-    "num_output_groups": 2,
-    "output_lora_rank": 3,
-    "sliding_window": 3,
 }
 
 ATTENTIONS = {
@@ -45,19 +35,16 @@ ATTENTIONS = {
         "sliding_window": 5,
     },
     "LinearAttention": {"num_heads": 2, "key_dim": 4, "use_causal_mask": True},
-    "SlidingWindowAttention": _WINDOW,
-    "CompressedSparseAttention": _WINDOW
-    | {"index_num_heads": 2, "index_head_dim": 4, "index_top_k": 2, "compress_rate": 2},
-    "HeavilyCompressedAttention": _WINDOW | {"compress_rate": 4},
+    **SIZES,
     "CachedAttention": {},
 }
 
 
-def make_attention(name, **kwargs):
+def make_attention(kind, /, **kwargs):
     """Returns a layer of a class of `ATTENTIONS`, built for tokens of `DIM` numbers."""
-    kwargs = {**ATTENTIONS[name], **kwargs}
-    if name == "CachedAttention":
+    kwargs = {**ATTENTIONS[kind], **kwargs}
+    if kind == "CachedAttention":
         kwargs["attention"] = keras.layers.MultiHeadAttention(2, 4)
-    layer = getattr(layers, name)(**kwargs)
+    layer = getattr(layers, kind)(**kwargs)
     layer.build((None, None, DIM))
     return layer

@@ -9,11 +9,12 @@ from keras_deepseek import backend
 from keras_deepseek.backend.named_model import NamedModel
 
 
-def decode(layer, inputs, pieces, max_length, mask=None):
+def decode(layer, inputs, pieces, max_length, mask=None, positions=None):
     """Returns the outputs of the pieces that begin and end at given places, one after another."""
     cache, outputs = layer.make_cache(len(inputs), max_length), []
     for start, stop in itertools.pairwise(pieces):
-        given = {} if mask is None else {"mask": mask[:, start:stop]}
+        given = {"mask": mask, "positions": positions}
+        given = {name: x[:, start:stop] for name, x in given.items() if x is not None}
         piece, cache = layer(inputs[:, start:stop], cache=cache, cache_index=start, **given)
         outputs.append(keras.ops.convert_to_numpy(piece))
     return np.concatenate(outputs, axis=1)

@@ -197,7 +197,15 @@ class NativeSparseAttention(keras.Layer):
         self.num_initial_blocks = check_integer("num_initial_blocks", num_initial_blocks)
         self.num_local_blocks = check_integer("num_local_blocks", num_local_blocks)
         self.sliding_window = check_integer("sliding_window", sliding_window)
-        self._check_integers()
+        if self.num_heads % self.num_key_value_heads:
+            raise InvalidInputError(
+                f"`num_key_value_heads` must divide `num_heads`, received "
+                f"{self.num_key_value_heads} and {self.num_heads}."
+            )
+        if self.head_dim % 2:
+            raise InvalidInputError(
+                f"`head_dim` must be even, for it is rotated in pairs; received {self.head_dim}."
+            )
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
@@ -219,17 +227,6 @@ class NativeSparseAttention(keras.Layer):
             self.sliding_window,
         )
         self.supports_masking = True
-
-    def _check_integers(self) -> None:
-        if self.num_heads % self.num_key_value_heads:
-            raise InvalidInputError(
-                f"`num_key_value_heads` must divide `num_heads`, received "
-                f"{self.num_key_value_heads} and {self.num_heads}."
-            )
-        if self.head_dim % 2:
-            raise InvalidInputError(
-                f"`head_dim` must be even, for it is rotated in pairs; received {self.head_dim}."
-            )
 
     def build(self, input_shape: Shape) -> None:
         dim = read_dim(self, input_shape)
@@ -373,12 +370,7 @@ class NativeSparseAttention(keras.Layer):
         return tuple(input_shape)
 
     def compute_output_spec(
-        self,
-        inputs: Any,
-        mask: Any = None,
-        cache: Cache | None = None,
-        *args: Any,
-        **kwargs: Any,
+        self, inputs: Any, mask: Any = None, cache: Cache | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         return compute_call_spec(self, inputs, cache)
 

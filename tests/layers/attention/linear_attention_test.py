@@ -1,5 +1,3 @@
-import itertools
-
 import keras
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers import LinearAttention, RotaryEmbedding
 from keras_deepseek.testing import LayerTestCase, assert_close
-from tests.oracles.cached_decoding import decode_compiled
+from tests.oracles.cached_decoding import decode, decode_compiled
 from tests.oracles.linear_attention import elu_plus_one, linear_attention
 from tests.oracles.parity import named_weights
 
@@ -145,21 +143,11 @@ def test_where_all_is_hidden_outputs_and_gradients_are_finite(use_causal_mask, f
     np.testing.assert_array_equal(by_input[0][0], 0)
 
 
-def decode(layer, inputs, pieces, max_length=16, mask=None, positions=None):
-    cache, outputs = layer.make_cache(len(inputs), max_length), []
-    for start, stop in itertools.pairwise(pieces):
-        given = {"mask": mask, "positions": positions}
-        given = {k: x[:, start:stop] for k, x in given.items() if x is not None}
-        piece, cache = layer(inputs[:, start:stop], cache=cache, cache_index=start, **given)
-        outputs.append(to_numpy(piece))
-    return np.concatenate(outputs, axis=1)
-
-
 @pytest.mark.parametrize("rotary", [None, ROTARY])
 @pytest.mark.parametrize("pieces", [(0, 8, 9, 10, 11), (0, 1, 7, 7, 11)])
 def test_cached_decoding_is_the_full_forward(rotary, pieces):
     layer, inputs = make(rotary=rotary, value_dim=3)
-    assert_close(decode(layer, inputs, pieces), to_numpy(layer(inputs)))
+    assert_close(decode(layer, inputs, pieces, max_length=16), to_numpy(layer(inputs)))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -171,7 +159,7 @@ def test_sequences_of_different_lengths_decode_as_each_alone(side):
     if side == "left":
         mask[2, :6] = False
     positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype("int32")
-    outputs = decode(layer, inputs, (0, 7, 8, 9), mask=mask, positions=positions)
+    outputs = decode(layer, inputs, (0, 7, 8, 9), 16, mask, positions)
     for row in range(3):
         alone = to_numpy(layer(inputs[row : row + 1, mask[row]]))
         assert_close(outputs[row : row + 1, mask[row]], alone)

@@ -1,5 +1,3 @@
-import itertools
-
 import keras
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import NativeSparseAttention
 from keras_deepseek.testing import LayerTestCase, assert_close
-from tests.oracles.cached_decoding import decode_compiled
+from tests.oracles.cached_decoding import decode, decode_compiled
 from tests.oracles.native_sparse_attention import native_sparse_attention
 from tests.oracles.parity import named_weights
 
@@ -142,15 +140,6 @@ def test_where_all_is_hidden_outputs_and_gradients_are_finite():
     assert all(np.isfinite(gradient).all() for gradient in (*by_input, *by_variable))
 
 
-def decode(layer, inputs, pieces, mask=None, max_length=32):
-    cache, outputs = layer.make_cache(len(inputs), max_length), []
-    for start, stop in itertools.pairwise(pieces):
-        given = {} if mask is None else {"mask": mask[:, start:stop]}
-        piece, cache = layer(inputs[:, start:stop], cache=cache, cache_index=start, **given)
-        outputs.append(to_numpy(piece))
-    return np.concatenate(outputs, axis=1)
-
-
 @pytest.mark.parametrize("pieces", [(0, 26, 27, 28, 29), (0, 3, 4, 17, 17, 29)])
 def test_cached_decoding_is_the_full_forward(pieces):
     layer, inputs = make()
@@ -162,7 +151,7 @@ def test_cached_decoding_is_the_full_forward(pieces):
 def test_sequences_of_different_lengths_decode_as_each_alone(side):
     layer, inputs = make(length=22, batch=3)
     mask = np.concatenate([pad((19, 12, 2), 19, side), np.ones((3, 3), bool)], axis=1)
-    outputs = decode(layer, inputs, (0, 19, 20, 21, 22), mask)
+    outputs = decode(layer, inputs, (0, 19, 20, 21, 22), 32, mask)
     for row in range(3):
         alone = to_numpy(layer(inputs[row : row + 1, mask[row]]))
         assert_close(outputs[row : row + 1, mask[row]], alone)

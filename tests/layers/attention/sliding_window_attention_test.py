@@ -4,36 +4,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_deepseek import backend
+from keras_deepseek import backend, layers
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import SlidingWindowAttention
 from keras_deepseek.testing import LayerTestCase, assert_close
 from tests.oracles.cached_decoding import decode, decode_compiled, draw_mask
 from tests.oracles.deepseek_v4_attention import deepseek_v4_attention
-from tests.oracles.parity import check_case, named_weights, read_arguments, read_cases
+from tests.oracles.deepseek_v4_layers import GOLDEN, SIZES, YARN, make_v4_layer
+from tests.oracles.parity import check_case, named_weights, read_arguments
 
-GOLDEN = {
-    name: case
-    for name, case in read_cases("deepseek_v4_attention").items()
-    if case["layer"] == "SlidingWindowAttention"
-}
-SIZES = {
-    "num_heads": 4,
-    "head_dim": 6,
-    "rope_head_dim": 4,
-    "query_lora_rank": 5,
-    "num_output_groups": 2,
-    "output_lora_rank": 3,
-    "sliding_window": 3,
-}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+WINDOW = SIZES["SlidingWindowAttention"]
+for_each_kind = pytest.mark.parametrize("kind", SIZES)
+"""Marks what holds for the layers that build upon this one, too."""
 
 
-def make_layer(**kwargs):
-    layer = SlidingWindowAttention(**{**SIZES, **kwargs})
-    layer.build((None, None, 6))
-    layer.sinks.assign(np.random.default_rng(0).normal(size=layer.sinks.shape))
-    return layer
+def make_layer(kind="SlidingWindowAttention", /, **kwargs):
+    return make_v4_layer(kind, **kwargs)
 
 
 def draw(*shape):
@@ -45,14 +31,14 @@ def run(layer, *args, **kwargs):
 
 
 def test_it_passes_the_layer_routine():
-    arguments = {**SIZES, "kernel_initializer": "he_normal", "epsilon": 1e-3}
+    arguments = {**WINDOW, "kernel_initializer": "he_normal", "epsilon": 1e-3}
     LayerTestCase().run_layer_test(
         SlidingWindowAttention, arguments, (2, 5, 6), oracle=deepseek_v4_attention
     )
 
 
 def test_it_passes_the_layer_routine_with_yarn_dropout_and_positions():
-    arguments = {**SIZES, "rope_scaling": YARN, "dropout": 0.2, "seed": 3, "max_length": 64}
+    arguments = {**WINDOW, "rope_scaling": YARN, "dropout": 0.2, "seed": 3, "max_length": 64}
     arguments = {**arguments, "head_dim": 4, "rope_max_wavelength": 50.0}
     LayerTestCase().run_layer_test(
         SlidingWindowAttention,
@@ -65,7 +51,7 @@ def test_it_passes_the_layer_routine_with_yarn_dropout_and_positions():
 @pytest.mark.parametrize("name", GOLDEN)
 def test_outputs_and_gradients_are_those_of_transformers(name):
     case = GOLDEN[name]
-    check_case(SlidingWindowAttention(**read_arguments(case)), case)
+    check_case(getattr(layers, str(case["layer"]))(**read_arguments(case)), case)
 
 
 @settings(max_examples=3)
@@ -94,32 +80,53 @@ def test_no_token_sees_what_comes_after_it_or_left_the_window():
     assert np.abs(outputs[:, 4:7] - others[:, 4:7]).min() > 0
 
 
-@pytest.mark.parametrize("pieces", [(0, 8), (0, 1, 2, 5, 5, 8)])
-def test_cached_decoding_is_the_full_forward(pieces):
-    layer, inputs = make_layer(rope_scaling=YARN), draw(2, 8, 6)
-    assert_close(decode(layer, inputs, pieces, max_length=9), run(layer, inputs))
+@for_each_kind
+def test_cached_decoding_is_the_full_forward(kind):
+    layer, inputs = make_layer(kind, rope_scaling=YARN), draw(2, 14, 6)
+    assert_close(decode(layer, inputs, (0, 6, 7, 7, 13, 14), max_length=17), run(layer, inputs))
 
 
+def test_a_cache_of_as_many_entries_as_are_seen_needs_no_choice():
+    layer, inputs = make_layer("CompressedSparseAttention", index_top_k=8), draw(2, 14, 6)
+    assert_close(decode(layer, inputs, (0, 6, 7, 7, 13, 14), max_length=17), run(layer, inputs))
+
+
+@for_each_kind
 @pytest.mark.parametrize("side", ["left", "right", "anywhere"])
-def test_sequences_of_different_lengths_decode_as_each_alone(side):
-    layer, inputs = make_layer(), draw(2, 8, 6)
-    mask = np.concatenate([draw_mask(2, 6, side), np.ones((2, 2), bool)], axis=1)
-    outputs = decode(layer, inputs, (0, 3, 6, 7, 8), 9, mask)
+def test_sequences_of_different_lengths_decode_as_each_alone(side, kind):
+    layer, inputs = make_layer(kind), draw(2, 14, 6)
+    mask = np.concatenate([draw_mask(2, 12, side), np.ones((2, 2), bool)], axis=1)
+    outputs = decode(layer, inputs, (0, 6, 12, 13, 14), 17, mask)
     assert_close(run(layer, inputs, mask=mask)[mask], outputs[mask])
-    alone = run(layer, inputs[1:, mask[1]])
-    assert_close(outputs[1:, mask[1]], alone)
+    assert_close(outputs[mask], deepseek_v4_attention(layer, inputs, mask)[mask])
 
 
-def test_a_step_of_decoding_works_in_a_compiled_model():
-    layer, inputs = make_layer(), draw(2, 5, 6)
-    outputs = decode_compiled(layer, inputs, 4, 8)
-    assert_close(outputs, run(layer, inputs)[:, 4:])
+@for_each_kind
+def test_positions_of_ones_own_shift_nothing_but_distances(kind):
+    layer, inputs = make_layer(kind), draw(2, 9, 6)
+    outputs = run(layer, inputs)
+    assert_close(run(layer, inputs, positions=np.arange(9)[None] + 7), outputs)
+    cache = layer.make_cache(2, 9)
+    for start, stop in ((0, 6), (6, 9)):
+        positions = np.arange(start, stop)[None] + 7
+        piece, cache = layer(
+            inputs[:, start:stop], positions=positions, cache=cache, cache_index=start
+        )
+        assert_close(keras.ops.convert_to_numpy(piece), outputs[:, start:stop])
 
 
-def test_a_model_takes_sequences_of_any_length():
-    layer, inputs = make_layer(), keras.Input((None, 6))
+@for_each_kind
+def test_a_step_of_decoding_works_in_a_compiled_model(kind):
+    layer, inputs = make_layer(kind), draw(2, 7, 6)
+    outputs = decode_compiled(layer, inputs, 6, 17)
+    assert_close(outputs, run(layer, inputs)[:, 6:])
+
+
+@for_each_kind
+def test_a_model_takes_sequences_of_any_length(kind):
+    layer, inputs = make_layer(kind), keras.Input((None, 6))
     model = keras.Model(inputs, layer(inputs))
-    for length in (1, 5):
+    for length in (1, 11):
         given_array = draw(2, length, 6)
         assert_close(model.predict(given_array, verbose=0), run(layer, given_array))
 
@@ -160,9 +167,10 @@ def test_the_mask_that_the_inputs_carry_hides_padding():
     assert_close(outputs[:, 2:], run(layer, embedding(np.array([[3, 4]]))))
 
 
-def test_sequences_of_padding_alone_have_finite_outputs_and_gradients():
-    layer, inputs, mask = make_layer(), draw(2, 5, 6), np.zeros((2, 5), bool)
-    outputs, _ = layer(inputs, mask=mask, cache=layer.make_cache(2, 5), cache_index=0)
+@for_each_kind
+def test_sequences_of_padding_alone_have_finite_outputs_and_gradients(kind):
+    layer, inputs, mask = make_layer(kind), draw(2, 9, 6), np.zeros((2, 9), bool)
+    outputs, _ = layer(inputs, mask=mask, cache=layer.make_cache(2, 9), cache_index=0)
     assert np.isfinite(keras.ops.convert_to_numpy(outputs)).all()
 
     def total(tensor):
@@ -191,11 +199,12 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
     ]
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 6), (2, 0, 6), (1, 1, 6)])
-def test_an_empty_batch_and_a_sequence_of_one_work(shape):
-    layer = make_layer()
+@for_each_kind
+@pytest.mark.parametrize("shape", [(0, 9, 6), (2, 0, 6), (1, 1, 6)])
+def test_an_empty_batch_and_a_sequence_of_one_work(shape, kind):
+    layer = make_layer(kind)
     assert run(layer, draw(*shape)).shape == shape
-    outputs, _ = layer(draw(*shape), cache=layer.make_cache(shape[0], 4), cache_index=0)
+    outputs, _ = layer(draw(*shape), cache=layer.make_cache(shape[0], 9), cache_index=0)
     assert tuple(outputs.shape) == shape
 
 
@@ -223,7 +232,7 @@ def test_an_argument_out_of_its_range_is_refused(kwargs, message):
 @pytest.mark.parametrize("shape", [(2, 6), (2, 3, 4, 6), (2, 3, None)])
 def test_inputs_of_another_shape_are_refused(shape):
     with pytest.raises(InvalidInputError, match=r"needs inputs of shape \(batch_size, length, dim"):
-        SlidingWindowAttention(**SIZES).build(shape)
+        SlidingWindowAttention(**WINDOW).build(shape)
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (3, 3), (2, 3, 3)])

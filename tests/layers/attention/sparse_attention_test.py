@@ -1,5 +1,3 @@
-import itertools
-
 import keras
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ from hypothesis import strategies as st
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import SparseAttention
 from keras_deepseek.testing import LayerTestCase, assert_close
-from tests.oracles.cached_decoding import decode_compiled
+from tests.oracles.cached_decoding import decode, decode_compiled
 from tests.oracles.parity import check_case, make_layer, read_cases
 from tests.oracles.sparse_attention import shown_pairs, sparse_attention
 
@@ -133,20 +131,11 @@ LAYOUTS = {
 }
 
 
-def decode(layer, inputs, pieces, max_length=16, **kwargs):
-    cache, outputs = layer.make_cache(len(inputs), max_length), []
-    for start, stop in itertools.pairwise(pieces):
-        piece, cache = layer(inputs[:, start:stop], cache=cache, cache_index=start, **kwargs)
-        outputs.append(to_numpy(piece))
-        kwargs = {}
-    return np.concatenate(outputs, axis=1)
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("pieces", [(0, *range(7, 15)), (0, 3, 8, 13, 14)])
 def test_cached_decoding_is_the_full_forward(layout, pieces):
     layer, inputs = make(length=14, use_causal_mask=True, **LAYOUTS[layout])
-    assert_close(decode(layer, inputs, pieces), to_numpy(layer(inputs)))
+    assert_close(decode(layer, inputs, pieces, max_length=16), to_numpy(layer(inputs)))
 
 
 @pytest.mark.parametrize("max_length", [14, 16])
@@ -162,7 +151,7 @@ def test_padded_sequences_decode_as_they_are_computed_whole(side):
     mask = np.ones((2, 12), bool)
     mask[1, :5] = side == "right"
     mask[1, 5:10] = side == "left"
-    outputs = decode(layer, inputs, (0, 10, 11, 12), mask=mask[:, :10])
+    outputs = decode(layer, inputs, (0, 10, 11, 12), 16, mask)
     assert_close(outputs[mask], to_numpy(layer(inputs, mask=mask))[mask])
     assert np.isfinite(outputs).all()
 
