@@ -5,6 +5,7 @@ go by tensors of the right kind. What a cache holds beyond that, `key_value_cach
 is written.
 """
 
+import inspect
 from typing import Any
 
 import keras
@@ -90,31 +91,24 @@ def read_length(layer: Any, inputs: Any) -> int:
     return int(inputs.shape[1])
 
 
-def compute_call_spec(
-    layer: Any,
-    inputs: Any,
-    cache: Cache | None,
-    *,
-    positions: Any = None,
-    output_shape: tuple[int | None, ...] | None = None,
-) -> Any:
+def compute_call_spec(layer: Any, *args: Any, **kwargs: Any) -> Any:
     """Returns what `compute_output_spec` of a layer gives: outputs, and with a cache the pair.
 
     So a Functional model that can't be called is refused while it is made.
 
     Args:
-        layer: `keras.Layer`.
-        inputs: `keras.KerasTensor`.
-        cache: dict or `None`.
-        positions: Tensor or `None`. Those of the call. Defaults to `None`.
-        output_shape: tuple. That of the outputs. Defaults to `None`: that of the inputs.
+        layer: `keras.Layer` whose `call` takes `inputs`, and may take `positions` and a `cache`.
+        *args: Those of its `call`.
+        **kwargs: Those of its `call`.
 
     Raises:
         InvalidInputError: The inputs are not floating, or longer than the layer's `max_length`.
     """
+    given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
+    inputs, cache = given["inputs"], given.get("cache")
     check_floats(layer.name, inputs)
-    check_room(layer, inputs, positions, None)
-    outputs = keras.KerasTensor(output_shape or inputs.shape, layer.compute_dtype)
+    check_room(layer, inputs, given.get("positions"), None)
+    outputs = keras.KerasTensor(layer.compute_output_shape(inputs.shape), layer.compute_dtype)
     if cache is None:
         return outputs
     return outputs, {

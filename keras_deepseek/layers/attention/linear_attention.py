@@ -275,16 +275,8 @@ class LinearAttention(keras.Layer):
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
 
-    def compute_output_spec(
-        self,
-        inputs: Any,
-        mask: Any = None,
-        positions: Any = None,
-        cache: Cache | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        return compute_call_spec(self, inputs, cache, positions=positions)
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        return compute_call_spec(self, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         feature_map = self.feature_map

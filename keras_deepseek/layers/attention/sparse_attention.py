@@ -269,17 +269,10 @@ class SparseAttention(keras.Layer):
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
 
-    def compute_output_spec(
-        self,
-        inputs: Any,
-        mask: Any = None,
-        cache: Cache | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if inputs.shape[1] is not None:
             plan_blocks(self._layout, inputs.shape[1])  # A layout that is given may be too small.
-        return compute_call_spec(self, inputs, cache)
+        return compute_call_spec(self, inputs, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         layout = self._layout

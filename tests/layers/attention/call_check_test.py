@@ -65,17 +65,22 @@ def test_a_length_that_is_not_known_is_refused():
 
 
 def test_the_spec_of_a_call_with_a_cache_has_the_cache_too():
-    inputs = keras.KerasTensor((2, 1, 7), "float32")
-    layer = keras.Layer(dtype="mixed_float16")
-    spec = compute_call_spec(layer, inputs, None, output_shape=(2, 1, 9))
-    assert (spec.shape, spec.dtype) == ((2, 1, 9), "float16")
-    cache = {"latent": np.zeros((2, 5, 3), "float32"), "mask": np.zeros((2, 5), bool)}
-    outputs, spec = compute_call_spec(layer, inputs, cache)
-    assert outputs.shape == (2, 1, 7)
-    assert {name: tensor.shape for name, tensor in spec.items()} == {
-        "latent": (2, 5, 3),
-        "mask": (2, 5),
+    layer, inputs = (
+        make_attention("SlidingWindowAttention", dtype="mixed_float16", max_length=4),
+        keras.KerasTensor((2, 5, DIM), "float32"),
+    )
+    cache = layer.make_cache(2, 9)
+    positions = keras.KerasTensor((2, 5), "int32")
+    spec = compute_call_spec(layer, inputs, None, positions)  # As `call` takes them, one by one.
+    assert (spec.shape, spec.dtype) == ((2, 5, DIM), "float16")
+    outputs, spec = compute_call_spec(layer, inputs, positions=positions, cache=cache)
+    assert outputs.shape == (2, 5, DIM)
+    assert {name: tuple(tensor.shape) for name, tensor in spec.items()} == {
+        "recent_key": (2, 3, DIM),
+        "mask": (2, 9),
     }
+    with pytest.raises(InvalidInputError, match="of 4 positions, received 5 tokens"):
+        compute_call_spec(layer, inputs)
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
