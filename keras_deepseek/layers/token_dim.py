@@ -1,7 +1,5 @@
 """What every layer of sequences is given: tokens that are vectors of one known size."""
 
-from typing import Any
-
 import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
@@ -41,21 +39,3 @@ def check_shape(name: str, shape: tuple[int | None, ...] | None) -> int:
             f"received {received}."
         )
     return shape[-1]
-
-
-def check_floats(name: str, inputs: Any) -> None:
-    """Raises an error where a layer of vectors is given the ids of tokens, or a mask.
-
-    Args:
-        name: string. The layer, as the error names it.
-        inputs: Tensor.
-
-    Raises:
-        InvalidInputError: The inputs hold no floating-point numbers.
-    """
-    dtype = keras.backend.standardize_dtype(inputs.dtype)
-    if not keras.backend.is_float_dtype(dtype):
-        raise InvalidInputError(
-            f"{name!r} expects floating-point inputs, received {dtype} of shape "
-            f"{tuple(inputs.shape)}. Embed them first, with `keras.layers.Embedding`, or cast them."
-        )

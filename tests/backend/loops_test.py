@@ -28,7 +28,7 @@ def in_a_step(function, variables):
     """Runs a function as Keras's loop runs a step, and returns the values of variables."""
     if keras.backend.backend() != "jax":
         function()
-        return [float(variable.value) for variable in variables]
+        return [float(ops.convert_to_numpy(variable.value)) for variable in variables]
     import jax
 
     @jax.jit

@@ -1,9 +1,8 @@
 import keras
-import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.layers.token_dim import check_floats, check_shape, read_dim
+from keras_deepseek.layers.token_dim import check_shape, read_dim
 
 
 def test_the_dim_of_a_sequence_is_held_to():
@@ -19,14 +18,3 @@ def test_nothing_has_no_shape_of_a_sequence():
     assert check_shape("projecting", (None, None, 6)) == 6
     with pytest.raises(InvalidInputError, match=r"'projecting' needs .* received None"):
         check_shape("projecting", None)
-
-
-@pytest.mark.parametrize("dtype", ["int32", "bool"])
-def test_ids_of_tokens_are_told_to_be_embedded(dtype):
-    inputs = np.ones((2, 3), dtype)
-    with pytest.raises(
-        InvalidInputError,
-        match=rf"'projecting' expects floating-point inputs, received {dtype} of shape \(2, 3\)",
-    ):
-        check_floats("projecting", inputs)
-    check_floats("projecting", keras.KerasTensor((2, 3), "bfloat16"))

@@ -12,9 +12,9 @@ import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.key_value_cache import Cache, check_cache_arguments
+from keras_deepseek.layers.input_check import check_floating
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.position.position_check import check_length
-from keras_deepseek.layers.token_dim import check_floats
 
 
 def check_call(
@@ -37,7 +37,7 @@ def check_call(
         InvalidInputError: The inputs are not floating, the mask is not of their shape, cache and
             index do not belong together, or the layer is not causal and has a cache.
     """
-    check_floats(layer.name, inputs)
+    check_floating(inputs, layer.name)
     check_cache_arguments(cache, cache_index)
     if cache is not None and not getattr(layer, "use_causal_mask", True):
         raise InvalidInputError(
@@ -106,7 +106,7 @@ def compute_call_spec(layer: Any, *args: Any, **kwargs: Any) -> Any:
     """
     given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
     inputs, cache = given["inputs"], given.get("cache")
-    check_floats(layer.name, inputs)
+    check_floating(inputs, layer.name)
     check_room(layer, inputs, given.get("positions"), None)
     outputs = keras.KerasTensor(layer.compute_output_shape(inputs.shape), layer.compute_dtype)
     if cache is None:

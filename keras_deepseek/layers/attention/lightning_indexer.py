@@ -9,8 +9,9 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.input_check import check_floating
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
-from keras_deepseek.layers.token_dim import check_floats, check_shape
+from keras_deepseek.layers.token_dim import check_shape
 
 Shape = tuple[int | None, ...]
 
@@ -142,9 +143,9 @@ class LightningIndexer(keras.Layer):
     def call(
         self, inputs: Any, queries: Any = None, positions: Any = None, start_index: Any = 0
     ) -> tuple[Any, Any, Any]:
-        check_floats(self.name, inputs)
+        check_floating(inputs, self.name)
         if queries is not None:
-            check_floats(self.name, queries)
+            check_floating(queries, self.name)
         turn = {"positions": positions, "start_index": start_index}
         query = self.rotary(self.query_up(inputs if queries is None else queries), **turn)
         weights = self.head_weight(inputs) * (self.num_heads * self.head_dim) ** -0.5
@@ -193,7 +194,7 @@ class LightningIndexer(keras.Layer):
     def compute_output_spec(
         self, inputs: Any, *args: Any, **kwargs: Any
     ) -> tuple[keras.KerasTensor, keras.KerasTensor, keras.KerasTensor]:
-        check_floats(self.name, inputs)
+        check_floating(inputs, self.name)
         shapes = ((self.num_heads, self.head_dim), (self.num_heads,), (self.head_dim,))
         query, weights, key = (
             keras.KerasTensor((*inputs.shape[:2], *shape), self.compute_dtype) for shape in shapes

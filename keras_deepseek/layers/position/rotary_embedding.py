@@ -10,7 +10,6 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.position.position_check import check_length, check_positions
 from keras_deepseek.layers.position.rotary_scaling import check_scaling, compute_frequencies
-from keras_deepseek.layers.token_dim import check_floats
 
 Shape = tuple[int | None, ...]
 
@@ -144,7 +143,6 @@ class RotaryEmbedding(FloatingInputLayer):
         self._frequencies = compute_frequencies(rotated, self.max_wavelength, self._scaling)
 
     def call(self, inputs: Any, positions: Any = None, start_index: Any = 0) -> Any:
-        check_floats(self.name, inputs)
         if positions is None:
             check_length(self.name, self.max_length, inputs.shape[1], start_index)
             positions = ops.expand_dims(ops.arange(ops.shape(inputs)[1], dtype="int32"), 0)
