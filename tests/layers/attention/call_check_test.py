@@ -113,7 +113,7 @@ def test_sizes_of_numpy_are_in_the_config_as_those_of_python(name):
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_ids_in_the_place_of_vectors_are_refused_eagerly_and_in_a_model(name, dtype):
     layer = make_attention(name)
-    message = f"expects floating-point inputs, received {dtype} of shape .*Embed them first"
+    message = f"expects floating-point inputs, received {dtype} of shape .*embed them first"
     with pytest.raises(InvalidInputError, match=message):
         layer(TOKENS.astype(dtype))
     with pytest.raises(InvalidInputError, match=message):
