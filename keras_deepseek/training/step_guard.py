@@ -27,6 +27,17 @@ class StepGuard:
 
     Raises:
         InvalidInputError: An argument does not fit.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_deepseek.training import StepGuard, Trainer
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> guard = StepGuard("skip", spike=6.0)
+    >>> trainer = Trainer(model, optimizer="sgd", loss="mse", guard=guard)
+    >>> x = np.array([[1.0, 1.0], [np.nan, 1.0], [1.0, 1.0]])
+    >>> trainer.fit(x, x[:, 1:], batch_size=1, verbose=0).history["skipped_steps"]
+    [1.0]
     """
 
     def __init__(

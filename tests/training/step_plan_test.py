@@ -1,0 +1,77 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.training.step_guard import StepGuard
+from keras_deepseek.training.step_plan import StepPlan
+
+X = np.ones((4, 2), "float32")
+
+
+def build(model_class=keras.Sequential):
+    model = model_class([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    return model
+
+
+def plan(model, compute=None, **arguments):
+    defaults = {
+        "is_own_compute": False,
+        "policy": None,
+        "micro_batches": 1,
+        "gradient_clip": None,
+        "guard": None,
+        "checkpoints": None,
+    }
+    return StepPlan(model, compute or model.compute_loss, **{**defaults, **arguments})
+
+
+class OwnStep(keras.Sequential):
+    def train_step(self, *arguments):
+        return super().train_step(*arguments)
+
+
+def test_steps_are_of_the_plan_while_it_is_in_use_and_no_longer():
+    model = build()
+
+    def compute(x, y, sample_weight):
+        return keras.ops.sum(model(x)) * 0.0 + 7.0
+
+    with plan(model, compute, guard="skip").in_use():
+        history = model.fit(X, X[:, :1], verbose=0).history
+    assert history == {"loss": [7.0], "skipped_steps": [0.0]}
+    assert model.fit(X, X[:, :1], verbose=0).history["loss"] != [7.0]
+    assert "train_step" not in vars(model)
+
+
+@pytest.mark.parametrize("policy", [None, keras.DTypePolicy("mixed_bfloat16")])
+def test_a_model_with_a_step_of_its_own_keeps_it(policy):
+    model = build(OwnStep)
+    with plan(model, policy=policy).in_use():
+        assert np.isfinite(model.fit(X, X[:, :1], verbose=0).history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"micro_batches": 2}, "`micro_batches`"),
+        ({"gradient_clip": ("norm", 1.0)}, "`gradient_clip`"),
+        ({"guard": "stop", "is_own_compute": True}, "`guard` and the trainer's own"),
+    ],
+)
+def test_what_such_a_model_would_ignore_is_refused(asked, named):
+    with pytest.raises(InvalidInputError, match=f"which knows nothing of {named}"):
+        plan(build(OwnStep), **asked)
+
+
+def test_a_guard_is_watched_and_a_name_stands_for_its_action():
+    for guard in ("skip", StepGuard("skip")):
+        assert len(plan(build(), guard=guard).callbacks) == 1
+    assert plan(build()).callbacks == []
+
+
+@pytest.mark.parametrize("number", [0, 1.5, True])
+def test_micro_batches_are_a_positive_number(number):
+    with pytest.raises(InvalidInputError, match="`micro_batches` must be a positive integer"):
+        plan(build(), micro_batches=number)
