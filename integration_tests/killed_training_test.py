@@ -47,7 +47,10 @@ def schedule(step, total_steps, initial_lr, final_lr):
 
 trainer = Trainer(
     build,
-    optimizer=keras.optimizers.AdamW(use_ema=True, ema_momentum=0.9, gradient_accumulation_steps=2),
+    optimizer=keras.optimizers.AdamW(use_ema=True, ema_momentum=0.9),
+    micro_batches=2,
+    gradient_clip=("global_norm", 1.0),
+    guard="skip",
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     metrics=["accuracy"],
     precision="mixed_float16",

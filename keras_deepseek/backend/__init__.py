@@ -78,6 +78,12 @@ class Backend(Protocol):
         its optimizer and its metrics.
         """
 
+    def run_step(self, model: "keras.Model", batch: "Any") -> "dict[str, Any]":
+        """Trains a model, whose training function was made, on one batch, and returns the logs.
+
+        `batch` is a tuple of `x`, or `x` and `y`, or these and weights, as arrays or tensors.
+        """
+
     def keep_state(
         self, model: "keras.Model", train_function: "Callable[..., Any]"
     ) -> "Callable[..., Any]":

@@ -13,21 +13,17 @@ from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.batch_source import open_batch_source
-from keras_deepseek.backend.batch_stream import BatchStream
-from keras_deepseek.backend.keras_internals import build_for_training, split_validation
-from keras_deepseek.backend.positioned_data import PositionedData
+from keras_deepseek.backend.keras_internals import build_for_training
 from keras_deepseek.backend.random_state import read_random_state
 from keras_deepseek.training.checkpoint_writer import CheckpointWriter
 from keras_deepseek.training.checkpointed_callbacks import CheckpointedCallbacks
+from keras_deepseek.training.position_data import position_data
 from keras_deepseek.training.stop_signal import StopSignal
 from keras_deepseek.training.training_state import write_training
 
 _logger = logging.getLogger(__name__)
 
 Best = tuple[str, Literal["min", "max"]] | tuple[str, Literal["min", "max"], int]
-
-_OF_THE_DATA = ("x", "y", "sample_weight", "batch_size", "steps_per_epoch", "class_weight")
 
 
 class Checkpoints:
@@ -115,7 +111,7 @@ class Checkpoints:
             seed = resumed.state["seed"]
         elif seed is None:
             seed = random.getrandbits(31)
-        options, data = _position(dict(arguments), seed)
+        options, data = position_data(dict(arguments), seed)
         if resumed is None:
             data.open()
         else:
@@ -156,21 +152,6 @@ class Checkpoints:
                 f"{str(self._folder.path)!r} holds the checkpoints of a training, the last of step "
                 f"{steps[-1]}. Go on from it with fit(..., resume=True), or name another folder."
             )
-
-
-def _position(options: dict[str, Any], seed: int) -> tuple[dict[str, Any], PositionedData]:
-    """Returns the arguments of `fit` with its data in a form that knows its position."""
-    split = options.pop("validation_split", 0.0)
-    if split and options.get("validation_data") is None:
-        arrays = tuple(options.get(name) for name in ("x", "y", "sample_weight"))
-        train, options["validation_data"] = split_validation(arrays, split)
-        options.update(zip(("x", "y", "sample_weight"), train, strict=True))
-    given = {name: options.pop(name, None) for name in _OF_THE_DATA}
-    source = open_batch_source(**given, shuffle=options.pop("shuffle", None), seed=seed)
-    data = PositionedData(BatchStream(source, given["steps_per_epoch"]))
-    if given["batch_size"] is not None:
-        options.setdefault("validation_batch_size", given["batch_size"])
-    return {**options, "x": data}, data
 
 
 def _read_best(keep_best: Best | None) -> tuple[str | None, Literal["min", "max"], int]:

@@ -6,29 +6,30 @@ follow. What goes in is a `keras.Model`, and it stays one.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import keras
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.checkpoint import Checkpoint
-from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.keras_internals import compile_arguments
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
+from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
 from keras_deepseek.training.device import choose_device
 from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.no_loss import RefuseNoLoss, no_loss_error
-from keras_deepseek.training.precision import (
-    training_policy,
-    with_loss_scaling,
-)
+from keras_deepseek.training.position_data import position_data
+from keras_deepseek.training.precision import training_policy
 from keras_deepseek.training.step_guard import Action, StepGuard
+from keras_deepseek.training.step_loop import Step, make_steps
 from keras_deepseek.training.step_plan import StepPlan
 from keras_deepseek.training.training_state import write_weights
 from keras_deepseek.training.training_step import compute_loss
+
+_OPTIONS_OF_STEPS = {"sample_weight", "class_weight", "shuffle", "steps_per_epoch"}
 
 
 class Trainer:
@@ -142,16 +143,16 @@ class Trainer:
         self.policy = training_policy(
             precision, fp16_enabled, (self.device or _default_kind(count_devices)).split(":")[0]
         )
-        self._seed = _set_seed(seed)
+        self._seed = set_seed(seed)
         with self._on_device():
-            self.model = _built(model)
+            self.model = build_model(model)
         self._callbacks: list[keras.callbacks.Callback] = []
         for callback in callbacks or ():
             self.add_callback(callback)
         self._recorder = None if run_record is None else RunRecorder(run_record)
         if self._recorder is not None:
             self.add_callback(self._recorder)
-        self._compile(optimizer, loss, metrics)
+        compile_model(self.model, optimizer, loss, metrics, self.policy)
         is_own_step = type(self).train_step is not Trainer.train_step
         self._plan = StepPlan(
             self.model,
@@ -221,20 +222,13 @@ class Trainer:
             CheckpointError: A checkpoint can't be written, as on a full disk; or all there are
                 can't be read.
         """
-        if resume and self._resumed is None:
-            self.resume()
-        if self._recorder is not None:
-            self._recorder.resume = resume or self._resumed is not None
-        chosen = [*self._plan.callbacks, *self._callbacks, *(callbacks or ())]
-        if self.model.loss is None and not self._computes_loss:  # Its layers may add losses.
-            chosen.append(RefuseNoLoss())
         arguments = {
             "x": x,
             "y": y,
             "batch_size": batch_size,
             "epochs": epochs,
             "verbose": verbose,
-            "callbacks": chosen,
+            "callbacks": self._prepare(resume, callbacks),
             **options,
         }
         try:
@@ -248,6 +242,87 @@ class Trainer:
             if "No loss to compute" in str(error):
                 raise no_loss_error(self.model) from error
             raise
+
+    def steps(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        callbacks: Iterable[keras.callbacks.Callback] | None = None,
+        *,
+        resume: bool = False,
+        **options: Any,
+    ) -> Iterator[Step]:
+        """Trains the model as `fit` does, step by step, for a loop of your own.
+
+        What happens between two steps may read and change the model, its optimizer and its data.
+        Leaving the loop ends the training. There is no validation: call `evaluate`, which begins
+        the means of the logs anew.
+
+        Args:
+            x: Training data, as for `fit`. Defaults to `None`.
+            y: Targets, where `x` does not hold them. Defaults to `None`.
+            batch_size: integer. Rows of a batch, where `x` does not come in batches. Defaults to
+                `None`: 32.
+            epochs: integer. How often the data are gone through. Defaults to `1`.
+            callbacks: Callbacks for this call alone, after the trainer's own. Defaults to `None`.
+            resume: boolean. Whether to go on from the newest checkpoint, as for `fit`. Defaults to
+                `False`.
+            **options: `sample_weight`, `class_weight`, `shuffle` and `steps_per_epoch`.
+
+        Yields:
+            A `Step` after each: its `number` in its `epoch`, and its `logs`.
+
+        Example:
+
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> trainer = Trainer(model, optimizer="sgd", loss="mse")
+        >>> for step in trainer.steps(np.ones((64, 4)), np.ones((64, 1))):
+        ...     if step.logs["loss"] < 0.01:
+        ...         break
+        """
+        if unknown := set(options) - _OPTIONS_OF_STEPS:
+            raise InvalidInputError(
+                unknown_name_message("argument of steps()", min(unknown), _OPTIONS_OF_STEPS)
+            )
+        arguments = {
+            "x": x,
+            "y": y,
+            "batch_size": batch_size,
+            "epochs": epochs,
+            "verbose": 0,
+            "callbacks": self._prepare(resume, callbacks),
+            **options,
+        }
+        with contextlib.ExitStack() as stack:
+            for context in (self._on_device(), self._plan.in_use()):
+                stack.enter_context(context)
+            given = stack.enter_context(self._with_checkpoints(arguments))
+            if self._checkpoints is None:
+                given, data = position_data(dict(given), self._seed or 0)
+                data.open()
+            yield from make_steps(
+                self.model,
+                given["x"],
+                given["callbacks"],
+                epochs=epochs,
+                initial_epoch=given.get("initial_epoch", 0),
+            )
+
+    def _prepare(
+        self, resume: bool, callbacks: Iterable[keras.callbacks.Callback] | None
+    ) -> list[keras.callbacks.Callback]:
+        """Gets ready to go on from a checkpoint, if asked, and returns all callbacks."""
+        if resume and self._resumed is None:
+            self.resume()
+        if self._recorder is not None:
+            self._recorder.resume = resume or self._resumed is not None
+        chosen = [*self._plan.callbacks, *self._callbacks, *(callbacks or ())]
+        if self.model.loss is None and not self._computes_loss:  # Its layers may add losses.
+            chosen.append(RefuseNoLoss())
+        return chosen
 
     def resume(self) -> int | None:
         """Makes the next `fit` go on from the newest checkpoint that is whole.
@@ -332,24 +407,6 @@ class Trainer:
         with self._on_device():
             return self.model.predict(x, **options)
 
-    def _compile(self, optimizer: Any, loss: Any, metrics: Any) -> None:
-        given = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
-        given = {name: value for name, value in given.items() if value is not None}
-        settings = compile_arguments(self.model) if self.model.compiled else {}
-        if self.model.compiled:
-            settings["optimizer"] = self.model.optimizer  # The object, with its state.
-        settings.update(given)
-        if settings.get("optimizer") is None:
-            raise InvalidInputError(
-                f"Model {self.model.name!r} was not compiled with an optimizer: pass "
-                "Trainer(..., optimizer=...), as in optimizer='adam'."
-            )
-        compiled = settings["optimizer"]
-        settings["optimizer"] = with_loss_scaling(_known("optimizer", compiled), self.policy)
-        _known("loss", settings.get("loss"))
-        if given or settings["optimizer"] is not compiled:
-            self.model.compile(**settings, auto_scale_loss=False)
-
     def _with_checkpoints(
         self, arguments: dict[str, Any]
     ) -> contextlib.AbstractContextManager[dict[str, Any]]:
@@ -360,41 +417,6 @@ class Trainer:
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         return keras.device(self.device) if self.device else contextlib.nullcontext()
-
-
-def _set_seed(seed: int | None) -> int | None:
-    if seed is not None:
-        if type(seed) is not int or not 0 <= seed < 2**32:
-            raise InvalidInputError(
-                f"`seed` must be an integer from 0 to 2**32 - 1; received {seed!r}."
-            )
-        keras.utils.set_random_seed(seed)
-    return seed
-
-
-def _built(model: keras.Model | Callable[[], keras.Model]) -> keras.Model:
-    made = model
-    if not isinstance(model, keras.Model) and callable(model):
-        made = model()
-    if not isinstance(made, keras.Model):
-        raise InvalidInputError(
-            "`model` must be a keras.Model, or a function that builds one; received "
-            f"{type(made).__name__}: {made!r}."
-        )
-    return made
-
-
-def _known(kind: Literal["optimizer", "loss"], value: Any) -> Any:
-    """Returns what a name or a config stands for, or says that it is unknown."""
-    if not isinstance(value, str) and not (kind == "optimizer" and isinstance(value, dict)):
-        return value
-    find = keras.optimizers.get if kind == "optimizer" else keras.losses.get
-    try:
-        return find(value)
-    except (ValueError, TypeError) as error:
-        raise InvalidInputError(
-            f"Unknown {kind} {value!r}: expected an object of Keras's, or its name."
-        ) from error
 
 
 def _default_kind(count_devices: Callable[[str], int]) -> str:

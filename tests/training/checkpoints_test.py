@@ -49,6 +49,9 @@ def schedule(step, total_steps, initial_lr, final_lr):
 trainer = Trainer(
     build,
     optimizer=keras.optimizers.Adam(use_ema=True, gradient_accumulation_steps=2),
+    micro_batches=2,
+    gradient_clip=("global_norm", 1.0),
+    guard="skip",
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     metrics=["accuracy"],
     precision="mixed_float16",

@@ -32,6 +32,19 @@ def make_train_step(
     return train_step
 
 
+def run_step(model: keras.Model, batch: Any) -> dict[str, Any]:
+    """Trains a model, whose training function was made, on one batch, and returns the logs."""
+    groups = ("trainable", "non_trainable", "optimizer", "metrics")
+    state = model._get_jax_state(**{f"{group}_variables": True for group in groups})
+    logs, state = model.train_function(state, iter([batch]))
+    model._jax_state = {
+        f"{group}_variables": values for group, values in zip(groups, state, strict=True)
+    }
+    model._jax_state_synced = False
+    model.jax_state_sync()
+    return dict(logs)
+
+
 def keep_state(model: keras.Model, train_function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a compiled training function after whose errors a model still has its variables."""
 

@@ -21,6 +21,7 @@ from keras_deepseek.backend.tensorflow.training import (
     apply_update,
     keep_state,
     make_train_step,
+    run_step,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "read_integer",
     "repeat",
     "run_if",
+    "run_step",
     "top_k",
     "write_buffers",
     "write_framework_random_state",

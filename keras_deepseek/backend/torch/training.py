@@ -17,6 +17,11 @@ def make_train_step(
     return step
 
 
+def run_step(model: keras.Model, batch: Any) -> dict[str, Any]:
+    """Trains a model, whose training function was made, on one batch, and returns the logs."""
+    return dict(model.train_function([batch]))
+
+
 def keep_state(model: keras.Model, train_function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a compiled training function after whose errors a model still has its variables."""
     return train_function

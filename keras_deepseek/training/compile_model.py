@@ -1,0 +1,98 @@
+"""From what a user gives a trainer to a model that is compiled."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import keras
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.keras_internals import compile_arguments
+from keras_deepseek.training.precision import with_loss_scaling
+
+
+def set_seed(seed: int | None) -> int | None:
+    """Seeds Python, NumPy, Keras and the framework, unless the seed is `None`, and returns it.
+
+    Args:
+        seed: integer, or `None`.
+
+    Raises:
+        InvalidInputError: It is no integer from 0 to 2**32 - 1.
+    """
+    if seed is not None:
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise InvalidInputError(
+                f"`seed` must be an integer from 0 to 2**32 - 1; received {seed!r}."
+            )
+        keras.utils.set_random_seed(seed)
+    return seed
+
+
+def build_model(model: keras.Model | Callable[[], keras.Model]) -> keras.Model:
+    """Returns a model, or the one that a function builds.
+
+    Args:
+        model: `keras.Model`, or a function without arguments.
+
+    Raises:
+        InvalidInputError: There is no model.
+    """
+    made = model
+    if not isinstance(model, keras.Model) and callable(model):
+        made = model()
+    if not isinstance(made, keras.Model):
+        raise InvalidInputError(
+            "`model` must be a keras.Model, or a function that builds one; received "
+            f"{type(made).__name__}: {made!r}."
+        )
+    return made
+
+
+def compile_model(
+    model: keras.Model,
+    optimizer: Any,
+    loss: Any,
+    metrics: Any,
+    policy: keras.DTypePolicy | None,
+) -> None:
+    """Compiles a model with what is given, and with what it was compiled with for the rest.
+
+    Args:
+        model: `keras.Model`.
+        optimizer: `keras.optimizers.Optimizer`, its name or config, or `None`.
+        loss: Keras loss, its name, or a structure of them, or `None`.
+        metrics: list of Keras metrics or names, or `None`.
+        policy: The dtype policy of the training step, or `None` for the model's own.
+
+    Raises:
+        InvalidInputError: A name is unknown, or there is no optimizer.
+    """
+    given = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = compile_arguments(model) if model.compiled else {}
+    if model.compiled:
+        settings["optimizer"] = model.optimizer  # The object, with its state.
+    settings.update(given)
+    if settings.get("optimizer") is None:
+        raise InvalidInputError(
+            f"Model {model.name!r} was not compiled with an optimizer: pass "
+            "Trainer(..., optimizer=...), as in optimizer='adam'."
+        )
+    compiled = settings["optimizer"]
+    settings["optimizer"] = with_loss_scaling(_find("optimizer", compiled), policy)
+    _find("loss", settings.get("loss"))
+    if given or settings["optimizer"] is not compiled:
+        model.compile(**settings, auto_scale_loss=False)
+
+
+def _find(kind: Literal["optimizer", "loss"], value: Any) -> Any:
+    """Returns what a name or a config stands for, or says that it is unknown."""
+    if not isinstance(value, str) and not (kind == "optimizer" and isinstance(value, dict)):
+        return value
+    find = keras.optimizers.get if kind == "optimizer" else keras.losses.get
+    try:
+        return find(value)
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(
+            f"Unknown {kind} {value!r}: expected an object of Keras's, or its name."
+        ) from error

@@ -1,0 +1,30 @@
+"""The data among the arguments of `fit`, in a form that knows how far a training has come."""
+
+from typing import Any
+
+from keras_deepseek.backend.batch_source import open_batch_source
+from keras_deepseek.backend.batch_stream import BatchStream
+from keras_deepseek.backend.keras_internals import split_validation
+from keras_deepseek.backend.positioned_data import PositionedData
+
+_OF_THE_DATA = ("x", "y", "sample_weight", "batch_size", "steps_per_epoch", "class_weight")
+
+
+def position_data(options: dict[str, Any], seed: int) -> tuple[dict[str, Any], PositionedData]:
+    """Returns the arguments of `fit` with its data in one that knows its position, and that one.
+
+    Args:
+        options: dict. The arguments, of which those of the data are taken out.
+        seed: integer. What the order of shuffled arrays is drawn by.
+    """
+    split = options.pop("validation_split", 0.0)
+    if split and options.get("validation_data") is None:
+        arrays = tuple(options.get(name) for name in ("x", "y", "sample_weight"))
+        train, options["validation_data"] = split_validation(arrays, split)
+        options.update(zip(("x", "y", "sample_weight"), train, strict=True))
+    given = {name: options.pop(name, None) for name in _OF_THE_DATA}
+    source = open_batch_source(**given, shuffle=options.pop("shuffle", None), seed=seed)
+    data = PositionedData(BatchStream(source, given["steps_per_epoch"]))
+    if given["batch_size"] is not None:
+        options.setdefault("validation_batch_size", given["batch_size"])
+    return {**options, "x": data}, data

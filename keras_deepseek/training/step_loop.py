@@ -1,0 +1,86 @@
+"""The steps of a training one by one, for a loop of one's own around them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.backend.keras_internals import build_for_training
+from keras_deepseek.backend.positioned_data import PositionedData
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was made.
+
+    Args:
+        number: integer. Which step of its epoch it is, from 0.
+        epoch: integer. Which epoch, from 0.
+        raw_logs: dict. The logs as tensors of the framework.
+    """
+
+    number: int
+    epoch: int
+    raw_logs: dict[str, Any]
+
+    @property
+    def logs(self) -> dict[str, float]:
+        """The loss and the metrics, means of the epoch so far, as numbers: waits for the step."""
+        return {
+            name: float(keras.ops.convert_to_numpy(value)) for name, value in self.raw_logs.items()
+        }
+
+
+def make_steps(
+    model: keras.Model,
+    data: PositionedData,
+    callbacks: keras.callbacks.CallbackList | Iterable[keras.callbacks.Callback],
+    *,
+    epochs: int,
+    initial_epoch: int = 0,
+) -> Iterator[Step]:
+    """Trains a model, and yields after each step.
+
+    Args:
+        model: `keras.Model`, compiled.
+        data: `PositionedData`, open.
+        callbacks: Keras callbacks, or the list of them that begins and ends the data's epochs.
+        epochs: integer. The last epoch, counted from 1.
+        initial_epoch: integer. The first one, counted from 0. Defaults to `0`.
+    """
+    stream = data.stream
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        begins_epochs, told = False, callbacks
+    else:
+        begins_epochs = True
+        told = keras.callbacks.CallbackList(
+            list(callbacks), add_history=True, model=model, epochs=epochs, steps=stream.steps
+        )
+    build_for_training(model, data.symbolic_batch())
+    model.make_train_function()
+    model.stop_training = False
+    logs: dict[str, Any] = {}
+    told.on_train_begin()
+    try:
+        for epoch in range(initial_epoch, epochs):
+            model.reset_metrics()
+            told.on_epoch_begin(epoch)
+            if begins_epochs:
+                stream.begin_epoch()
+            for number, batch in enumerate(stream.batches()):
+                told.on_train_batch_begin(number)
+                logs = backend.current().run_step(model, batch)
+                told.on_train_batch_end(number, logs)
+                yield Step(number, epoch, logs)
+                if model.stop_training:
+                    break
+            told.on_epoch_end(epoch, dict(model.get_metrics_result()))
+            if begins_epochs:
+                stream.end_epoch()
+            if model.stop_training:
+                break
+    finally:  # Who leaves the loop has ended the training.
+        model.optimizer.finalize_variable_values(model.trainable_weights)
+        told.on_train_end(logs)

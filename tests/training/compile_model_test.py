@@ -1,0 +1,54 @@
+import keras
+import pytest
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
+
+
+def build():
+    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+
+
+def test_a_model_is_taken_as_it_is_and_a_function_is_called():
+    model = build()
+    assert build_model(model) is model
+    assert isinstance(build_model(build), keras.Model)
+    for other in ("model", lambda: "model", None):
+        with pytest.raises(InvalidInputError, match=r"a keras\.Model, or a function that builds"):
+            build_model(other)
+
+
+def test_a_seed_is_set_unless_there_is_none():
+    assert set_seed(None) is None
+    first = set_seed(3), keras.random.uniform((2,))
+    again = set_seed(3), keras.random.uniform((2,))
+    assert keras.ops.convert_to_numpy(first[1]).tolist() == (
+        keras.ops.convert_to_numpy(again[1]).tolist()
+    )
+    for seed in (-1, 2**32, 1.5, "1"):
+        with pytest.raises(InvalidInputError, match="`seed` must be an integer from 0 to"):
+            set_seed(seed)
+
+
+def test_what_is_given_goes_before_what_was_compiled():
+    model = build()
+    compile_model(model, "adam", "mse", None, None)
+    optimizer = model.optimizer
+    compile_model(model, None, "mae", None, None)
+    assert model.optimizer is optimizer
+    assert model.loss == "mae"
+    compile_model(model, None, None, None, keras.DTypePolicy("mixed_float16"))
+    assert model.optimizer.inner_optimizer is optimizer
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "loss", "message"),
+    [
+        ("adm", "mse", "Unknown optimizer 'adm'"),
+        ("adam", "msse", "Unknown loss 'msse'"),
+        (None, "mse", "was not compiled with an optimizer"),
+    ],
+)
+def test_what_is_unknown_or_missing_is_named(optimizer, loss, message):
+    with pytest.raises(InvalidInputError, match=message):
+        compile_model(build(), optimizer, loss, None, None)

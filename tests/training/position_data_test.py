@@ -1,0 +1,33 @@
+import numpy as np
+
+from keras_deepseek.training.position_data import position_data
+
+X = np.arange(12.0).reshape(6, 2)
+
+
+def test_the_data_go_into_a_stream_and_the_rest_stays():
+    options, data = position_data(
+        {"x": X, "y": X[:, :1], "batch_size": 4, "epochs": 3, "shuffle": False}, seed=0
+    )
+    assert options == {"x": data, "epochs": 3, "validation_batch_size": 4}
+    data.open()
+    data.stream.begin_epoch()
+    batches = list(data.stream.batches())
+    assert [len(x) for x, _ in batches] == [4, 2]
+    np.testing.assert_array_equal(batches[0][0], X[:4])
+
+
+def test_the_order_is_drawn_by_the_seed():
+    orders = []
+    for seed in (0, 0, 1):
+        _, data = position_data({"x": X, "batch_size": 6}, seed=seed)
+        data.open()
+        data.stream.begin_epoch()
+        orders.append(next(iter(data.stream.batches()))[:, 0].tolist())
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_a_share_is_set_aside_for_validation():
+    options, data = position_data({"x": X, "y": X, "validation_split": 0.5}, seed=0)
+    np.testing.assert_array_equal(options["validation_data"][0], X[3:])
+    assert data.stream.steps == 1
