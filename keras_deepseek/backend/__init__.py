@@ -69,6 +69,17 @@ class Backend(Protocol):
         are the variables that `compute` may assign.
         """
 
+    def rematerialize(
+        self,
+        layer: "keras.Layer",
+        call: "Callable[..., Any]",
+        states: "Sequence[keras.Variable]",
+    ) -> "Callable[..., Any]":
+        """Returns a layer's `call` that keeps nothing for the gradient, and computes it anew there.
+
+        `states` are the variables that it may assign: those of the second time are not kept.
+        """
+
     def make_train_step(
         self, model: "keras.Model", step: "Callable[[Any], dict[str, Any]]"
     ) -> "Callable[..., Any]":

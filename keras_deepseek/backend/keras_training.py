@@ -3,7 +3,7 @@
 Each has a canary test that says what broke when a Keras release moves it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,6 +90,110 @@ def add_metric(model: keras.Model, metric: keras.metrics.Metric) -> Iterator[Non
         yield
     finally:
         model._metrics[:] = [each for each in model._metrics if each is not metric]
+
+
+def block_states(layer: keras.Layer) -> list[keras.Variable]:
+    """Returns all that a call of a layer may assign: moving statistics, seeds, and the like.
+
+    Weights that are frozen are not among them.
+    """
+    weights = {
+        id(variable) for inner in layer._flatten_layers() for variable in inner._trainable_variables
+    }
+    return [each for each in layer.non_trainable_variables if id(each) not in weights]
+
+
+def remember_call(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that does, whenever it is called, what it would do if called now.
+
+    In training mode or not, and with variables in half precision or not: layers take both from the
+    layer that calls them.
+    """
+    state = keras.src.backend.common.global_state
+    names = ("current_call_ctx", "autocast_scope")
+    remembered = [state.get_global_attribute(name) for name in names]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        now = [state.get_global_attribute(name) for name in names]
+        for name, value in zip(names, remembered, strict=True):
+            state.set_global_attribute(name, value)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            for name, value in zip(names, now, strict=True):
+                state.set_global_attribute(name, value)
+
+    return run
+
+
+def repeatable(call: Callable[..., Any], states: Sequence[keras.Variable]) -> Callable[..., Any]:
+    """Returns a function that, called again, does what it did at first, and assigns nothing.
+
+    Args:
+        call: Function.
+        states: The variables that it assigns, such as the seed of a dropout.
+    """
+    first: list[Any] = []
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        now = [keras.ops.copy(state.value) for state in states]
+        if not first:
+            first.append(now)
+            return call(*args, **kwargs)
+        for state, value in zip(states, first[0], strict=True):
+            state.assign(value)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            for state, value in zip(states, now, strict=True):
+                state.assign(value)
+
+    return run
+
+
+def take_losses(layer: keras.Layer, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function of the outputs of a call, and of the losses that it adds, which it takes.
+
+    Args:
+        layer: `keras.Layer`.
+        call: Its `call`, or what stands for it.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        layers = layer._flatten_layers()
+        kept = [(inner, list(inner._losses)) for inner in layers]
+        outputs = call(*args, **kwargs)
+        losses = [loss for inner, before in kept for loss in inner._losses[len(before) :]]
+        for inner, before in kept:
+            inner._losses = before
+        return outputs, losses
+
+    return run
+
+
+def split_floats(arguments: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """Returns the floating-point tensors among arguments, and what puts others in their place.
+
+    Those others get the masks that Keras has put on these.
+    """
+
+    def is_float(leaf: Any) -> bool:
+        return hasattr(leaf, "dtype") and keras.backend.is_float_dtype(
+            keras.backend.standardize_dtype(leaf.dtype)
+        )
+
+    leaves = keras.tree.flatten(arguments)
+    masks = output_masks(leaves)  # Now: Keras may take them off again.
+
+    def put(floats: Sequence[Any]) -> Any:
+        left = iter(floats)
+        replaced = [next(left) if is_float(leaf) else leaf for leaf in leaves]
+        for mask, leaf in zip(masks, replaced, strict=True):
+            if mask is not None:
+                keras.src.backend.set_keras_mask(leaf, mask)
+        return keras.tree.pack_sequence_as(arguments, replaced)
+
+    return [leaf for leaf in leaves if is_float(leaf)], put
 
 
 def output_masks(y_pred: Any) -> list[Any]:

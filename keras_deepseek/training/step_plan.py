@@ -14,6 +14,7 @@ from keras_deepseek.training.checkpoints import Checkpoints
 from keras_deepseek.training.gradient_clip import GradientClip, check_gradient_clip
 from keras_deepseek.training.guarded_steps import GuardedSteps
 from keras_deepseek.training.precision import step_in_precision
+from keras_deepseek.training.rematerialization import Remat, check_remat
 from keras_deepseek.training.step_guard import Action, StepGuard
 from keras_deepseek.training.step_in_place import StepInPlace
 from keras_deepseek.training.training_step import TrainingStep
@@ -45,15 +46,18 @@ class StepPlan:
         micro_batches: int,
         gradient_clip: GradientClip | None,
         guard: StepGuard | Action | None,
+        remat: Remat,
         checkpoints: Checkpoints | None,
     ) -> None:
         self.micro_batches = check_integer("micro_batches", micro_batches)
         check_gradient_clip(gradient_clip, model.optimizer)
+        check_remat(remat)
         if own_train_step(model):
             asked = {
                 "`micro_batches`": micro_batches > 1,
                 "`gradient_clip`": gradient_clip is not None,
                 "`guard`": guard is not None,
+                "`remat`": bool(remat),
                 "the trainer's own": is_own_compute,
             }
             _refuse_own_step(model, [name for name, is_asked in asked.items() if is_asked])
@@ -62,6 +66,7 @@ class StepPlan:
         self._policy = policy
         self._compute = compute
         self._gradient_clip = gradient_clip
+        self._remat = remat
         self._guarded_steps: GuardedSteps | None = None
         if guard is not None:
             self._watch(guard if isinstance(guard, StepGuard) else StepGuard(guard), checkpoints)
@@ -97,6 +102,7 @@ class StepPlan:
                 micro_batches=self.micro_batches,
                 gradient_clip=self._gradient_clip,
                 guard=self._guarded_steps,
+                remat=self._remat,
             )
             train_step = backend.current().make_train_step(model, step)
         elif self._policy is None:

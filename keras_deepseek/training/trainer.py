@@ -23,6 +23,7 @@ from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.no_loss import RefuseNoLoss, no_loss_error
 from keras_deepseek.training.position_data import position_data
 from keras_deepseek.training.precision import training_policy
+from keras_deepseek.training.rematerialization import Remat
 from keras_deepseek.training.step_guard import Action, StepGuard
 from keras_deepseek.training.step_loop import Step, make_steps
 from keras_deepseek.training.step_plan import StepPlan
@@ -62,6 +63,9 @@ class Trainer:
             norm of the weights (Brock et al., 2021). Defaults to `None`.
         guard: `StepGuard`, or its action alone: what is done about a step whose loss or gradients
             are not finite. `"stop"`, `"skip"` or `"roll_back"`. Defaults to `None`: nothing.
+        remat: boolean or list of strings. The blocks whose inputs alone are kept for the backward
+            pass, which computes them anew: by the names of layers, as in `["block_*"]`, or `True`
+            for the model's own layers that hold layers. Defaults to `False`.
         device_map: dict. The index of the device to use by kind, as in `{"gpu": 0, "tpu": 1}`: the
             first kind that this machine has is used, and the CPU where it has none. Defaults to
             `None`, the device that Keras chooses.
@@ -114,6 +118,7 @@ class Trainer:
         micro_batches: int = 1,
         gradient_clip: GradientClip | None = None,
         guard: StepGuard | Action | None = None,
+        remat: Remat = False,
         device_map: Mapping[str, int] | None = None,
         distributed_strategy: Strategy | None = None,
         world_size: int = 1,
@@ -162,6 +167,7 @@ class Trainer:
             micro_batches=micro_batches,
             gradient_clip=gradient_clip,
             guard=guard,
+            remat=remat,
             checkpoints=self._checkpoints,
         )
         self._computes_loss = is_own_step

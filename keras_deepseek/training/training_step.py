@@ -22,6 +22,7 @@ from keras_deepseek.backend.keras_training import (
 from keras_deepseek.training.gradient_clip import GradientClip, clip_gradients, global_norm
 from keras_deepseek.training.guarded_steps import GuardedSteps
 from keras_deepseek.training.loss_weight import find_reduction, weigh_loss
+from keras_deepseek.training.rematerialization import Remat, find_blocks, rematerialized
 
 Batch = tuple[Any, Any, Any]
 
@@ -36,6 +37,7 @@ class TrainingStep:
         micro_batches: integer. The parts that each batch is computed in, one after the other.
         gradient_clip: tuple of the kind of clip and its bound, or `None`.
         guard: `GuardedSteps`, which says whether a step is good, or `None`.
+        remat: boolean or names of layers: the blocks that are computed anew for the backward pass.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class TrainingStep:
         micro_batches: int,
         gradient_clip: GradientClip | None,
         guard: GuardedSteps | None,
+        remat: Remat,
     ) -> None:
         self._model = model
         self._compute = compute
         self._micro_batches = micro_batches
         self._gradient_clip = gradient_clip
         self._guard = guard
+        self._remat = remat
         self._is_sum = micro_batches > 1 and find_reduction(model.loss) == "sum"
 
     def __call__(self, data: Any) -> dict[str, Any]:
@@ -62,7 +66,8 @@ class TrainingStep:
             build_for_training(self._model, keras.tree.map_structure(_describe, data))
             variables = self._model.trainable_variables
         states = self._guard.read_states(self._model) if self._guard else []
-        loss, logs, gradients = self._compute_batch(batch, variables)
+        with rematerialized(find_blocks(self._model, self._remat)):
+            loss, logs, gradients = self._compute_batch(batch, variables)
         present = [gradient is not None for gradient in gradients]
         is_good, update_logs = self._update(
             loss,

@@ -5,11 +5,19 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek.backend.keras_training import (
+    add_metric,
+    batch_states,
+    block_states,
     call_for_training,
+    compilation,
     compute_training_loss,
     nested_stateless_scope,
     output_masks,
     own_train_step,
+    remember_call,
+    repeatable,
+    split_floats,
+    take_losses,
     track_loss,
     update_metrics,
 )
@@ -116,3 +124,106 @@ def test_metrics_see_the_mask_of_an_output():
 
 def test_an_output_without_a_mask_has_none():
     assert output_masks({"a": ops.ones((2,)), "b": [ops.ones((2,))]}) == [None, None]
+
+
+def test_what_a_call_of_a_block_assigns_is_found():
+    block = keras.Sequential(
+        [keras.Input((2,)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5, seed=1)]
+    )
+    frozen = keras.layers.Dense(1)
+    block.add(frozen)
+    frozen.trainable = False
+    names = [variable.path.split("/")[-1] for variable in block_states(block)]
+    assert sorted(names) == ["moving_mean", "moving_variance", "seed_generator_state"]
+
+
+def test_a_call_that_is_remembered_is_in_training_mode_and_half_precision_again():
+    seen = []
+
+    class Inner(keras.layers.Layer):
+        def call(self, inputs, training=False):
+            seen.append(training)
+            return inputs
+
+    class Outer(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(dtype="mixed_bfloat16")
+            self.inner = Inner(dtype="mixed_bfloat16")
+            self.again = None
+
+        def build(self, input_shape):
+            self.scale = self.add_weight(shape=())
+
+        def call(self, inputs):
+            def compute():
+                return self.inner(inputs) * self.scale
+
+            self.again = remember_call(compute)
+            return compute()
+
+    layer = Outer()
+    layer(ops.ones((2,)), training=True)
+    assert keras.backend.standardize_dtype(layer.again().dtype) == "bfloat16"
+    assert seen == [True, True]
+
+
+def test_what_is_repeated_assigns_nothing_the_second_time():
+    state = keras.Variable(1.0, trainable=False)
+
+    def add():
+        state.assign_add(1.0)
+        return ops.convert_to_numpy(state.value).item()
+
+    again = repeatable(add, [state])
+    assert again() == 2.0
+    state.assign(10.0)
+    assert again() == 2.0
+    assert ops.convert_to_numpy(state.value) == 10.0
+
+
+def test_the_losses_of_a_call_are_taken():
+    outer = keras.Sequential([keras.layers.Identity()])
+
+    def call():
+        outer.add_loss(ops.ones(()))
+        return 7
+
+    outputs, (loss,) = take_losses(outer, call)()
+    assert (outputs, float(loss)) == (7, 1.0)
+    assert outer.losses == []
+
+
+def test_floats_are_split_from_other_arguments_and_keep_their_masks():
+    tokens = np.array([[1, 2, 0]])
+    embedded = keras.layers.Embedding(4, 2, mask_zero=True)(tokens)
+    floats, put = split_floats(((embedded, ops.convert_to_tensor(tokens)), {"training": True}))
+    assert len(floats) == 1
+    (other, ids), named = put([embedded * 2.0])
+    assert named == {"training": True}
+    np.testing.assert_array_equal(ops.convert_to_numpy(ids), tokens)
+    np.testing.assert_allclose(ops.convert_to_numpy(other), 2 * ops.convert_to_numpy(embedded))
+    np.testing.assert_array_equal(ops.convert_to_numpy(output_masks(other)[0]), tokens != 0)
+
+
+def test_each_compilation_of_a_model_is_another():
+    model = build()
+    first = compilation(model)
+    assert compilation(model) is first
+    model.compile("adam", "mse")
+    assert compilation(model) is not first
+
+
+def test_a_metric_is_a_models_for_as_long_as_it_is_lent():
+    model, metric = build(), keras.metrics.Mean(name="lent")
+    with add_metric(model, metric):
+        assert metric in model.metrics
+        assert len(model.metrics_variables) == 2 + 2 + 2
+    assert metric not in model.metrics
+
+
+def test_what_a_batch_leaves_in_layers_are_statistics_and_no_seeds():
+    model = keras.Sequential(
+        [keras.Input((2,)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5, seed=1)]
+    )
+    names = [variable.path.split("/")[-1] for variable in batch_states(model)]
+    assert sorted(names) == ["moving_mean", "moving_variance"]

@@ -22,6 +22,7 @@ def plan(model, compute=None, **arguments):
         "micro_batches": 1,
         "gradient_clip": None,
         "guard": None,
+        "remat": False,
         "checkpoints": None,
     }
     return StepPlan(model, compute or model.compute_loss, **{**defaults, **arguments})

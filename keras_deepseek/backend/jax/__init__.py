@@ -8,6 +8,7 @@ from keras_deepseek.backend.jax.gradients import (
     apply_with_gradient,
     compute_gradients,
     differentiate,
+    rematerialize,
 )
 from keras_deepseek.backend.jax.inference import compile_inference
 from keras_deepseek.backend.jax.loops import repeat, run_if
@@ -39,6 +40,7 @@ __all__ = [
     "read_buffers",
     "read_framework_random_state",
     "read_integer",
+    "rematerialize",
     "repeat",
     "run_if",
     "run_step",

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_training import nested_stateless_scope
+from keras_deepseek.backend.keras_training import nested_stateless_scope, split_floats
 
 
 def compute_gradients(
@@ -47,6 +47,31 @@ def differentiate(
     for state, value in zip(states, values, strict=True):
         state.assign(value)
     return others, gradients
+
+
+def rematerialize(
+    layer: keras.Layer, call: Callable[..., Any], states: Sequence[keras.Variable]
+) -> Callable[..., Any]:
+    """Returns a layer's `call` that keeps nothing for the gradient, and computes it anew there."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        floats, put = split_floats((args, kwargs))
+
+        def compute(floats: list[jax.Array], values: list[jax.Array]) -> Any:
+            with nested_stateless_scope(zip(states, values, strict=True)) as scope:
+                given, named = put(floats)
+                outputs = call(*given, **named)
+            return outputs, [scope.get_current_value(state) for state in states], scope.losses
+
+        values = [state.value for state in states]
+        outputs, values, losses = jax.checkpoint(compute)(floats, values)
+        for state, value in zip(states, values, strict=True):
+            state.assign(value)
+        for loss in losses:
+            layer.add_loss(loss)
+        return outputs
+
+    return run
 
 
 def apply_with_gradient(

@@ -7,6 +7,12 @@ import keras
 import tensorflow as tf
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.keras_training import (
+    remember_call,
+    repeatable,
+    split_floats,
+    take_losses,
+)
 
 
 def compute_gradients(
@@ -35,6 +41,27 @@ def differentiate(
         tape.watch(sources)
         scalar, others = compute()
     return others, tape.gradient(scalar, sources)
+
+
+def rematerialize(
+    layer: keras.Layer, call: Callable[..., Any], states: Sequence[keras.Variable]
+) -> Callable[..., Any]:
+    """Returns a layer's `call` that keeps nothing for the gradient, and computes it anew there."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        floats, put = split_floats((args, kwargs))
+        again = remember_call(take_losses(layer, repeatable(call, states)))
+
+        def compute(*floats: tf.Tensor) -> Any:
+            given, named = put(floats)
+            return again(*given, **named)
+
+        outputs, losses = tf.recompute_grad(compute)(*floats)
+        for loss in losses:
+            layer.add_loss(loss)
+        return outputs
+
+    return run
 
 
 def apply_with_gradient(

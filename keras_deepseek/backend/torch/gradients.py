@@ -5,8 +5,15 @@ from typing import Any
 
 import keras
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.keras_training import (
+    remember_call,
+    repeatable,
+    split_floats,
+    take_losses,
+)
 
 
 def compute_gradients(
@@ -37,6 +44,27 @@ def differentiate(
     if not scalar.requires_grad:  # It depends on none of them.
         return others, [None for _ in sources]
     return others, list(torch.autograd.grad(scalar, sources, allow_unused=True))
+
+
+def rematerialize(
+    layer: keras.Layer, call: Callable[..., Any], states: Sequence[keras.Variable]
+) -> Callable[..., Any]:
+    """Returns a layer's `call` that keeps nothing for the gradient, and computes it anew there."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        floats, put = split_floats((args, kwargs))
+        again = remember_call(take_losses(layer, repeatable(call, states)))
+
+        def compute(*floats: torch.Tensor) -> Any:
+            given, named = put(floats)
+            return again(*given, **named)
+
+        outputs, losses = checkpoint(compute, *floats, use_reentrant=False)
+        for loss in losses:
+            layer.add_loss(loss)
+        return outputs
+
+    return run
 
 
 def apply_with_gradient(

@@ -1,0 +1,83 @@
+"""Blocks of a model that keep nothing for the backward pass but their inputs."""
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_training import block_states
+
+Remat = bool | Sequence[str]
+
+
+def check_remat(remat: Remat) -> None:
+    """Raises an error where nothing says which blocks are meant.
+
+    Args:
+        remat: boolean, or names of layers, which may hold `*` and `?`.
+
+    Raises:
+        InvalidInputError: It is neither.
+    """
+    is_list = isinstance(remat, list | tuple) and all(isinstance(name, str) for name in remat)
+    if not isinstance(remat, bool) and not is_list:
+        raise InvalidInputError(
+            "`remat` is True, False or a list of layers' names, as in ['block_*']; received "
+            f"{remat!r}."
+        )
+
+
+def find_blocks(model: keras.Model, remat: Remat) -> list[keras.Layer]:
+    """Returns the layers that are meant, and of layers inside each other the outer ones.
+
+    Args:
+        model: `keras.Model`, built.
+        remat: boolean, or names. `True` stands for the model's own layers that hold layers.
+
+    Raises:
+        InvalidInputError: A name, or `True`, stands for no layer.
+    """
+    if not remat:
+        return []
+    if remat is True:
+        blocks = [layer for layer in model.layers if len(flatten_layers(layer)) > 1]
+        if not blocks:
+            raise InvalidInputError(
+                f"remat=True is for blocks, layers that hold layers, and {model.name!r} has none. "
+                "Name the layers, as in remat=['dense_*']."
+            )
+        return blocks
+    layers = [layer for layer in flatten_layers(model) if layer is not model]
+    for pattern in remat:
+        if not fnmatch.filter([layer.name for layer in layers], pattern):
+            names = ", ".join(sorted({layer.name for layer in layers})[:20])
+            raise InvalidInputError(
+                f"remat={pattern!r} names no layer of {model.name!r}. It has {names}."
+            )
+    chosen = [layer for layer in layers if any(fnmatch.fnmatch(layer.name, each) for each in remat)]
+    inner = {id(each) for layer in chosen for each in flatten_layers(layer) if each is not layer}
+    return [layer for layer in chosen if id(layer) not in inner]
+
+
+@contextmanager
+def rematerialized(blocks: Sequence[keras.Layer]) -> Iterator[None]:
+    """Makes layers compute anew for the backward pass, until the block ends.
+
+    Args:
+        blocks: Layers, built.
+    """
+    own_calls = [vars(layer).get("call") for layer in blocks]
+    for layer in blocks:
+        layer.call = backend.current().rematerialize(layer, layer.call, block_states(layer))
+    try:
+        yield
+    finally:
+        for layer, own_call in zip(blocks, own_calls, strict=True):
+            if own_call is None:
+                del layer.call
+            else:
+                layer.call = own_call
