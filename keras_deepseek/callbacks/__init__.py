@@ -2,6 +2,7 @@
 
 from keras_deepseek.callbacks.expert_balancing import ExpertBalancing
 from keras_deepseek.callbacks.lr_scheduler import LRScheduler
+from keras_deepseek.callbacks.progress_display import ProgressDisplay
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 
-__all__ = ["ExpertBalancing", "LRScheduler", "RunRecorder"]
+__all__ = ["ExpertBalancing", "LRScheduler", "ProgressDisplay", "RunRecorder"]

@@ -15,6 +15,7 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import compile_arguments
+from keras_deepseek.callbacks.progress_display import ProgressDisplay
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
@@ -26,6 +27,14 @@ from keras_deepseek.training.precision import (
     with_loss_scaling,
 )
 from keras_deepseek.training.training_state import write_weights
+
+_STYLES: dict[str | int, Literal["auto", "lines"] | None] = {
+    "auto": "auto",
+    0: None,
+    1: "auto",
+    2: "lines",
+}
+"""The style of a `ProgressDisplay`, by `verbose`."""
 
 
 class Trainer:
@@ -179,7 +188,8 @@ class Trainer:
             batch_size: integer. Rows of a batch, where `x` does not come in batches. Defaults to
                 `None`: 32.
             epochs: integer. How often the data are gone through. Defaults to `1`.
-            verbose: `"auto"`, `0`, `1` or `2`: Keras's progress display. Defaults to `"auto"`.
+            verbose: `"auto"` or `1` for a `callbacks.ProgressDisplay`, `2` for its plain lines, `0`
+                for nothing. Defaults to `"auto"`.
             callbacks: Callbacks for this call alone, after the trainer's own. Defaults to `None`.
             resume: boolean. Whether to go on from the newest checkpoint that is whole, with the
                 same arguments as before. Where there is none, the training begins. Defaults to
@@ -202,6 +212,7 @@ class Trainer:
         chosen = [*self._callbacks, *(callbacks or ())]
         if self.model.loss is None:  # It may add losses in its layers, or compute its own.
             chosen.append(RefuseNoLoss())
+        verbose = _add_display(chosen, verbose)
         arguments = {
             "x": x,
             "y": y,
@@ -222,6 +233,10 @@ class Trainer:
             if "No loss to compute" in str(error):
                 raise no_loss_error(self.model) from error
             raise
+        finally:
+            for callback in chosen:
+                if isinstance(callback, ProgressDisplay):
+                    callback.close()  # Keras does not say that a training has ended in an error.
 
     def resume(self) -> int | None:
         """Makes the next `fit` go on from the newest checkpoint that is whole.
@@ -334,6 +349,18 @@ def _known(kind: Literal["optimizer", "loss"], value: Any) -> Any:
         raise InvalidInputError(
             f"Unknown {kind} {value!r}: expected an object of Keras's, or its name."
         ) from error
+
+
+def _add_display(callbacks: list[keras.callbacks.Callback], verbose: str | int) -> str | int:
+    """Adds a display, where the user has none of his own; returns the `verbose` for Keras."""
+    if verbose not in _STYLES:
+        raise InvalidInputError(f'`verbose` is "auto", 0, 1 or 2; received {verbose!r}.')
+    if any(isinstance(callback, keras.callbacks.ProgbarLogger) for callback in callbacks):
+        return verbose
+    style = _STYLES[verbose]
+    if style and not any(isinstance(callback, ProgressDisplay) for callback in callbacks):
+        callbacks.append(ProgressDisplay(style))
+    return 0
 
 
 def _default_kind(count_devices: Callable[[str], int]) -> str:

@@ -12,6 +12,8 @@ from keras_deepseek.backend.keras_internals import (
     batch_specs,
     build_for_training,
     compile_arguments,
+    count_samples,
+    count_train_steps,
     find_data_adapter,
     finish_callbacks,
     first_call_shapes,
@@ -19,6 +21,7 @@ from keras_deepseek.backend.keras_internals import (
     global_seed_state,
     numpy_batches,
     py_dataset_adapter,
+    read_learning_rate,
     split_validation,
     tensorflow_specs,
     uses_flash_attention,
@@ -167,3 +170,17 @@ def test_tensorflow_s_specs_are_open_in_the_number_of_rows():
     assert made == tf.TensorSpec((None, 3), "int32")
     assert kept is given
     assert isinstance(nothing, tf.OptionalSpec)
+
+
+def test_steps_samples_and_the_rate_are_read_while_a_training_goes_on():
+    class Reading(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            found.append((batch, count_samples(self._model), read_learning_rate(self._model)))
+
+    found = []
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.25, gradient_accumulation_steps=2), "mse")
+    data = (np.ones((7, 2), "float32"), np.ones((7, 1), "float32"))
+    model.fit(*data, batch_size=3, epochs=2, verbose=0, callbacks=[Reading()])
+    assert found == [(0, None, 0.25), (1, 3.0, 0.25), (2, 6.0, 0.25)] * 2
+    assert count_train_steps(model) == 6
