@@ -17,6 +17,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import compile_arguments
 from keras_deepseek.callbacks.progress_display import ProgressDisplay
 from keras_deepseek.callbacks.run_recorder import RunRecorder
+from keras_deepseek.callbacks.step_logger import StepLogger
 from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
 from keras_deepseek.training.device import choose_device
@@ -143,9 +144,8 @@ class Trainer:
         self._callbacks: list[keras.callbacks.Callback] = []
         for callback in callbacks or ():
             self.add_callback(callback)
-        self._recorder = None if run_record is None else RunRecorder(run_record)
-        if self._recorder is not None:
-            self.add_callback(self._recorder)
+        if run_record is not None:
+            self.add_callback(RunRecorder(run_record))
         self._compile(optimizer, loss, metrics)
 
     def add_callback(self, callback: keras.callbacks.Callback) -> None:
@@ -207,9 +207,10 @@ class Trainer:
         """
         if resume and self._resumed is None:
             self.resume()
-        if self._recorder is not None:
-            self._recorder.resume = resume or self._resumed is not None
         chosen = [*self._callbacks, *(callbacks or ())]
+        for callback in chosen:
+            if isinstance(callback, StepLogger):
+                callback.resume = resume or self._resumed is not None
         if self.model.loss is None:  # It may add losses in its layers, or compute its own.
             chosen.append(RefuseNoLoss())
         verbose = _add_display(chosen, verbose)
@@ -235,7 +236,7 @@ class Trainer:
             raise
         finally:
             for callback in chosen:
-                if isinstance(callback, ProgressDisplay):
+                if isinstance(callback, ProgressDisplay | StepLogger):
                     callback.close()  # Keras does not say that a training has ended in an error.
 
     def resume(self) -> int | None:
