@@ -4,5 +4,6 @@ from keras_deepseek.callbacks.expert_balancing import ExpertBalancing
 from keras_deepseek.callbacks.lr_scheduler import LRScheduler
 from keras_deepseek.callbacks.progress_display import ProgressDisplay
 from keras_deepseek.callbacks.run_recorder import RunRecorder
+from keras_deepseek.callbacks.tensorboard_events import TensorBoardEvents
 
-__all__ = ["ExpertBalancing", "LRScheduler", "ProgressDisplay", "RunRecorder"]
+__all__ = ["ExpertBalancing", "LRScheduler", "ProgressDisplay", "RunRecorder", "TensorBoardEvents"]

@@ -27,10 +27,10 @@ class Row(NamedTuple):
 
     step: int
     epoch: int
-    logs: dict[str, float]
-    ends_epoch: bool
+    logs: dict[str, Any]
     time: float
     """Seconds since 1970."""
+    ends_epoch: bool
 
 
 class StepLogger(keras.callbacks.Callback):
@@ -112,7 +112,9 @@ class StepLogger(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Writes the logs of the epoch, validation among them."""
         with self._lock:
-            self._rows.append(Row(self._step, epoch, dict(logs or {}), True, time.time()))
+            self._rows.append(
+                Row(self._step, epoch, dict(logs or {}), time.time(), ends_epoch=True)
+            )
             self._flush()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -168,7 +170,7 @@ class StepLogger(keras.callbacks.Callback):
     def _add(self, batch: int, logs: dict[str, float]) -> None:
         before, self._step = self._step, self._before_epoch + batch + 1
         if self.every and self._step // self.every > before // self.every:
-            self._rows.append(Row(self._step, self._epoch, logs, False, time.time()))
+            self._rows.append(Row(self._step, self._epoch, logs, time.time(), ends_epoch=False))
 
     def _flush(self) -> None:
         if self._rows and self._is_open:
