@@ -19,7 +19,7 @@ from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import count_train_steps
 
-_SHARE_OF_TIME = 0.02  # That writing may take, as long as what waits is no more than a second's.
+_SHARE_OF_TIME = 0.02  # That writing may take, up to `_longest_wait`.
 
 
 class Row(NamedTuple):
@@ -53,6 +53,7 @@ class StepLogger(keras.callbacks.Callback):
     """
 
     async_safe = True  # Keras then reads the logs without making the next step wait.
+    _longest_wait = 1.0  # Seconds between two writes.
 
     def __init__(self, *, every: int = 1, resume: bool = False) -> None:
         super().__init__()
@@ -178,7 +179,7 @@ class StepLogger(keras.callbacks.Callback):
             self._write(self._rows)
             self._rows = []
             took = time.monotonic() - started
-            self._next_write = started + min(took / _SHARE_OF_TIME, 1.0)
+            self._next_write = started + min(took / _SHARE_OF_TIME, self._longest_wait)
 
 
 def numbers(logs: Mapping[str, Any]) -> dict[str, float]:
