@@ -101,6 +101,7 @@ def test_wandb_itself(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_CONSOLE", "off")  # Or it takes what pytest has taken.
     fit(WandbLogger("digits", dir=str(tmp_path)))
     (written,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert b"epoch/val_loss" in written.read_bytes()
