@@ -19,6 +19,7 @@ __all__ = [
     "compile_arguments",
     "count_samples",
     "count_train_steps",
+    "example_inputs",
     "find_data_adapter",
     "finish_callbacks",
     "first_call_shapes",
@@ -144,6 +145,20 @@ def read_learning_rate(model: keras.Model) -> float | None:
     if isinstance(rate, keras.Variable):
         return _value_during_step(model, rate)
     return None
+
+
+def example_inputs(model: keras.Model) -> Any:
+    """Returns one sample of zeros for a model; `None` where it does not say its inputs' shapes."""
+    functional = getattr(model, "_functional", model)  # That of a `Sequential`.
+    structure = getattr(functional, "_inputs_struct", None)
+    if structure is None or any(
+        None in tuple(tensor.shape)[1:] for tensor in keras.tree.flatten(structure)
+    ):
+        return None
+    return keras.tree.map_structure(
+        lambda tensor: keras.ops.zeros((1, *tuple(tensor.shape)[1:]), tensor.dtype),
+        _untracked(structure),
+    )
 
 
 def _value_during_step(model: keras.Model, variable: keras.Variable) -> float:

@@ -7,6 +7,8 @@ from keras_deepseek.callbacks.mlflow_logger import MlflowLogger
 from keras_deepseek.callbacks.progress_display import ProgressDisplay
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.callbacks.tensorboard_events import TensorBoardEvents
+from keras_deepseek.callbacks.throughput_meter import ThroughputMeter
+from keras_deepseek.callbacks.training_flops import count_training_flops, estimate_training_flops
 from keras_deepseek.callbacks.wandb_logger import WandbLogger
 
 __all__ = [
@@ -17,5 +19,8 @@ __all__ = [
     "ProgressDisplay",
     "RunRecorder",
     "TensorBoardEvents",
+    "ThroughputMeter",
     "WandbLogger",
+    "count_training_flops",
+    "estimate_training_flops",
 ]

@@ -49,7 +49,7 @@ class ExperimentLogger(StepLogger):
         optimizer = self.model.optimizer
         found = {
             "model": self.model.name,
-            "parameters": self.model.count_params(),
+            "parameters": self.model.count_params() if self.model.built else None,
             "optimizer": type(getattr(optimizer, "inner_optimizer", optimizer)).__name__,
             "precision": self.model.dtype_policy.name,
             "backend": keras.backend.backend(),

@@ -60,7 +60,7 @@ class RunRecorder(StepLogger):
             self._record.describe(
                 {
                     "model": self.model.name,
-                    "parameters": self.model.count_params(),
+                    "parameters": self.model.count_params() if self.model.built else None,
                     "backend": keras.backend.backend(),
                     "keras": keras.__version__,
                     "epochs": self.params.get("epochs"),

@@ -11,9 +11,10 @@ import keras
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
 from keras_deepseek.callbacks.progress_display import ProgressDisplay
+from keras_deepseek.callbacks.throughput_meter import ThroughputMeter
 
 _logger = logging.getLogger(__name__)
-_SHOW_NO_MORE = (keras.callbacks.ProgbarLogger, ProgressDisplay)
+_SHOW_NO_MORE = (keras.callbacks.ProgbarLogger, ProgressDisplay, ThroughputMeter)
 _KERAS_SETS = ("_model", "params")
 
 

@@ -14,6 +14,7 @@ from keras_deepseek.backend.keras_internals import (
     compile_arguments,
     count_samples,
     count_train_steps,
+    example_inputs,
     find_data_adapter,
     finish_callbacks,
     first_call_shapes,
@@ -184,3 +185,15 @@ def test_steps_samples_and_the_rate_are_read_while_a_training_goes_on():
     model.fit(*data, batch_size=3, epochs=2, verbose=0, callbacks=[Reading()])
     assert found == [(0, None, 0.25), (1, 3.0, 0.25), (2, 6.0, 0.25)] * 2
     assert count_train_steps(model) == 6
+
+
+def test_one_sample_is_made_of_the_shapes_that_a_model_says():
+    sequential = keras.Sequential([keras.Input((2, 3)), keras.layers.Dense(1)])
+    assert example_inputs(sequential).shape == (1, 2, 3)
+    inputs = {"a": keras.Input((3,), name="a"), "b": keras.Input((), dtype="int32", name="b")}
+    made = example_inputs(keras.Model(inputs, inputs["a"] + 1.0))
+    assert {name: tuple(value.shape) for name, value in made.items()} == {"a": (1, 3), "b": (1,)}
+    assert keras.backend.standardize_dtype(made["b"].dtype) == "int32"
+    unknown = keras.Input((None, 3))
+    assert example_inputs(keras.Model(unknown, unknown + 1.0)) is None
+    assert example_inputs(keras.Sequential([keras.layers.Dense(1)])) is None

@@ -80,3 +80,12 @@ def test_pace_memory_and_learning_rate_are_recorded(tmp_path):
         names = {"steps_per_second", "samples_per_second", "learning_rate", "process_memory_bytes"}
         assert names <= set(record.names())
         assert record.scalars("learning_rate")[-1] == (8, pytest.approx(0.01))
+
+
+def test_a_model_that_its_first_step_builds_is_recorded(tmp_path):
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    recorder = RunRecorder(tmp_path / "run.sqlite")
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0, callbacks=[recorder])
+    with RunRecord(tmp_path / "run.sqlite") as record:
+        assert record.properties()["parameters"] in (3, None)
