@@ -37,7 +37,7 @@ class TableFile:
     >>> with TableFile(path) as table:
     ...     table.append([{"step": 1, "loss": 0.5}])
     ...     table.append([{"step": 2, "loss": 0.25, "val_loss": 0.75}])
-    >>> open(path).read().splitlines()
+    >>> Path(path).read_text().splitlines()
     ['step,loss,val_loss', '1,0.5,', '2,0.25,0.75']
     """
 

@@ -43,8 +43,9 @@ class MetricsLog(StepLogger):
     >>> path = tempfile.mkdtemp() + "/log.jsonl"
     >>> x, y = np.ones((8, 2)), np.ones((8, 1))
     >>> history = model.fit(x, y, batch_size=4, verbose=0, callbacks=[MetricsLog(path)])
-    >>> import json
-    >>> [(row["kind"], row["step"]) for row in map(json.loads, open(path))]
+    >>> import json, pathlib
+    >>> lines = pathlib.Path(path).read_text().splitlines()
+    >>> [(row["kind"], row["step"]) for row in map(json.loads, lines)]
     [('step', 1), ('step', 2), ('epoch', 2)]
     """
 

@@ -35,9 +35,8 @@ class MlflowLogger(ExperimentLogger):
 
     Example:
 
-    ```python
-    model.fit(x, y, callbacks=[MlflowLogger("digits", tracking_uri="sqlite:///runs.db")])
-    ```
+    >>> logger = MlflowLogger("digits", tracking_uri="sqlite:///runs.db")  # doctest: +SKIP
+    >>> history = model.fit(x, y, callbacks=[logger])  # doctest: +SKIP
     """
 
     def __init__(

@@ -33,9 +33,8 @@ class WandbLogger(ExperimentLogger):
 
     Example:
 
-    ```python
-    model.fit(x, y, callbacks=[WandbLogger("digits", config={"width": 64})])
-    ```
+    >>> logger = WandbLogger("digits", config={"width": 64})  # doctest: +SKIP
+    >>> history = model.fit(x, y, callbacks=[logger])  # doctest: +SKIP
     """
 
     def __init__(

@@ -15,9 +15,7 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import compile_arguments
-from keras_deepseek.callbacks.progress_display import ProgressDisplay
 from keras_deepseek.callbacks.run_recorder import RunRecorder
-from keras_deepseek.callbacks.step_logger import StepLogger
 from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
 from keras_deepseek.training.device import choose_device
@@ -28,14 +26,7 @@ from keras_deepseek.training.precision import (
     with_loss_scaling,
 )
 from keras_deepseek.training.training_state import write_weights
-
-_STYLES: dict[str | int, Literal["auto", "lines"] | None] = {
-    "auto": "auto",
-    0: None,
-    1: "auto",
-    2: "lines",
-}
-"""The style of a `ProgressDisplay`, by `verbose`."""
+from keras_deepseek.training.watching import watched
 
 
 class Trainer:
@@ -208,23 +199,20 @@ class Trainer:
         if resume and self._resumed is None:
             self.resume()
         chosen = [*self._callbacks, *(callbacks or ())]
-        for callback in chosen:
-            if isinstance(callback, StepLogger):
-                callback.resume = resume or self._resumed is not None
         if self.model.loss is None:  # It may add losses in its layers, or compute its own.
             chosen.append(RefuseNoLoss())
-        verbose = _add_display(chosen, verbose)
         arguments = {
             "x": x,
             "y": y,
             "batch_size": batch_size,
             "epochs": epochs,
-            "verbose": verbose,
             "callbacks": chosen,
             **options,
         }
+        goes_on = resume or self._resumed is not None
         try:
             with (
+                watched(chosen, verbose, resume=goes_on) as arguments["verbose"],
                 self._on_device(),
                 training_step_in(self.model, self.policy),
                 self._with_checkpoints(arguments) as given,
@@ -234,10 +222,6 @@ class Trainer:
             if "No loss to compute" in str(error):
                 raise no_loss_error(self.model) from error
             raise
-        finally:
-            for callback in chosen:
-                if isinstance(callback, ProgressDisplay | StepLogger):
-                    callback.close()  # Keras does not say that a training has ended in an error.
 
     def resume(self) -> int | None:
         """Makes the next `fit` go on from the newest checkpoint that is whole.
@@ -350,18 +334,6 @@ def _known(kind: Literal["optimizer", "loss"], value: Any) -> Any:
         raise InvalidInputError(
             f"Unknown {kind} {value!r}: expected an object of Keras's, or its name."
         ) from error
-
-
-def _add_display(callbacks: list[keras.callbacks.Callback], verbose: str | int) -> str | int:
-    """Adds a display, where the user has none of his own; returns the `verbose` for Keras."""
-    if verbose not in _STYLES:
-        raise InvalidInputError(f'`verbose` is "auto", 0, 1 or 2; received {verbose!r}.')
-    if any(isinstance(callback, keras.callbacks.ProgbarLogger) for callback in callbacks):
-        return verbose
-    style = _STYLES[verbose]
-    if style and not any(isinstance(callback, ProgressDisplay) for callback in callbacks):
-        callbacks.append(ProgressDisplay(style))
-    return 0
 
 
 def _default_kind(count_devices: Callable[[str], int]) -> str:

@@ -4,7 +4,7 @@ import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.run_record import RunRecord
-from keras_deepseek.callbacks import LRScheduler, ProgressDisplay
+from keras_deepseek.callbacks import LRScheduler
 from keras_deepseek.training import Trainer
 
 X = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
@@ -290,40 +290,3 @@ def test_an_unbuilt_model_trains():
     trainer = Trainer(model, optimizer="adam", loss=loss, fp16_enabled=True)
     assert np.isfinite(trainer.fit(X, Y, verbose=0).history["loss"][-1])
     assert trainer.predict(X, verbose=0).dtype == np.float32
-
-
-def test_progress_is_shown_by_its_own_display(capsys):
-    trainer = Trainer(build(compiled=True))
-    trainer.fit(X, Y, epochs=2)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines] == ["Epoch 1/2 2/2", "Epoch 2/2 2/2"]
-    trainer.fit(X, Y, verbose=2)
-    assert capsys.readouterr().out.startswith("Epoch 1/1 2/2  ")
-    trainer.fit(X, Y, verbose=0)
-    assert capsys.readouterr().out == ""
-    with pytest.raises(InvalidInputError, match=r'`verbose` is "auto", 0, 1 or 2'):
-        trainer.fit(X, Y, verbose="loud")
-
-
-def test_a_display_of_ones_own_is_the_only_one(capsys):
-    Trainer(build(compiled=True)).fit(X, Y, callbacks=[ProgressDisplay("lines")])
-    assert capsys.readouterr().out.count("Epoch") == 1
-    Trainer(build(compiled=True)).fit(X, Y, callbacks=[keras.callbacks.ProgbarLogger()], verbose=2)
-    assert "2/2 - " in capsys.readouterr().out
-
-
-def test_the_display_is_taken_away_where_a_training_fails():
-    class Failing(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            raise RuntimeError("power cut")
-
-    class Display(ProgressDisplay):
-        closed = 0
-
-        def close(self):
-            self.closed += 1
-
-    display = Display()
-    with pytest.raises(RuntimeError, match="power cut"):
-        Trainer(build(compiled=True)).fit(X, Y, callbacks=[display, Failing()])
-    assert display.closed == 2  # As it began, too.
