@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from keras_deepseek.artifacts.appending import append_whole
 from keras_deepseek.artifacts.errors import InvalidInputError
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # How a field is laid out.
@@ -79,7 +80,8 @@ class EventFile:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             self.path = _free_path(Path(folder), now)
-            unfinished = self.path.with_name(f"unfinished.{self.path.name}")
+            # TensorBoard reads whatever has "tfevents" in its name.
+            unfinished = self.path.with_name(f"unfinished.{os.getpid()}")
             unfinished.write_bytes(b"".join(head))
             unfinished.rename(self.path)
             # Unbuffered: what `write` has returned from outlives the process.
@@ -97,7 +99,7 @@ class EventFile:
         Args:
             scalars: `Scalar`s, of any tags.
         """
-        self._file.write(b"".join(_record(_scalar_event(scalar)) for scalar in scalars))
+        append_whole(self._file, b"".join(_record(_scalar_event(scalar)) for scalar in scalars))
 
     def close(self) -> None:
         """Closes the file. What was written is in it."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_deepseek.artifacts.appending import append_whole
 from keras_deepseek.artifacts.errors import InvalidInputError
 
 Cells = Mapping[str, str | float | None]
@@ -71,7 +72,7 @@ class TableFile:
             if new:
                 self._write_anew([*self.read(), *rows], [*self._columns, *new])
                 return
-        self._file.write(self._encode(rows))
+        append_whole(self._file, self._encode(rows))
 
     def read(self) -> list[dict[str, Any]]:
         """Returns the rows; of a `.csv`, all cells are texts."""

@@ -31,13 +31,13 @@ def describe(pace: TrainingPace, logs: Mapping[str, float], *, of_epoch: bool = 
         if f"{unit}_per_second" in figures:
             parts.append(f"{count(figures[f'{unit}_per_second'])} {unit}/s")
             break
+    if "model_flops_utilization" in figures:
+        parts.append(f"MFU: {figures['model_flops_utilization']:.1%}")
     parts += [
         f"{name}: {number(value)}" for name, value in logs.items() if name not in _SHOWN_APART
     ]
     if "learning_rate" in figures:
         parts.append(f"learning_rate: {number(figures['learning_rate'])}")
-    if "model_flops_utilization" in figures:
-        parts.append(f"MFU: {figures['model_flops_utilization']:.1%}")
     for name, words in (("process_memory_bytes", "memory"), ("device_memory_bytes", "device")):
         if name in figures:
             parts.append(f"{words}: {figures[name] / 2**30:.2f} GiB")

@@ -63,6 +63,7 @@ class StepLogger(keras.callbacks.Callback):
         self._is_open = False
         self._logged_model: keras.Model | None = None
         self._step = self._before_epoch = self._epoch = 0
+        self._begins_epoch = False
         self._begun: deque[int] = deque()  # Batches whose end has not been told yet.
         self._early: list[tuple[int, dict[str, float]]] = []  # Ends that came before others.
         self._rows: list[Row] = []
@@ -75,7 +76,7 @@ class StepLogger(keras.callbacks.Callback):
         if self._logged_model is self._model:
             step = max(step, self._step)  # Steps that made no update count too.
         self._logged_model = self._model
-        self._step = self._before_epoch = step
+        self._step = step
         self._open()
         self._is_open = True
         atexit.register(self.close)
@@ -89,13 +90,16 @@ class StepLogger(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begins to count the steps of an epoch."""
         self._epoch = epoch
-        self._before_epoch = self._step
+        self._begins_epoch = True
         self._begun.clear()
         self._early.clear()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Remembers which step comes next."""
         with self._lock:
+            if self._begins_epoch:  # Maybe in its middle, where a training is resumed.
+                self._begins_epoch = False
+                self._before_epoch = self._step - batch
             self._begun.append(batch)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -135,12 +139,12 @@ class StepLogger(keras.callbacks.Callback):
         """Returns what a checkpoint holds of it; all that was logged is written by then."""
         with self._lock:
             self._flush()
-        return {"step": self._step, "before_epoch": self._before_epoch}
+        return {"step": self._step}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on after the step of a checkpoint; what was written of later ones is discarded."""
         with self._lock:
-            self._step, self._before_epoch = state["step"], state["before_epoch"]
+            self._step = state["step"]
             self._rows.clear()
             if self._is_open and (self._last_step() or 0) > self._step:
                 self._discard_after(self._step)

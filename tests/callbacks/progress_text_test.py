@@ -33,7 +33,7 @@ def test_samples_the_rate_and_the_memory_have_their_units(pace):
 def test_what_a_callback_logged_goes_before(pace):
     pace.samples_per_step = 8.0
     logs = {"tokens_per_second": 1.5e6, "model_flops_utilization": 0.4125, "learning_rate": 0.5}
-    assert describe(pace, logs) == ["1.5M tokens/s", "learning_rate: 0.5", "MFU: 41.2%"]
+    assert describe(pace, logs) == ["1.5M tokens/s", "MFU: 41.2%", "learning_rate: 0.5"]
 
 
 @pytest.mark.parametrize(

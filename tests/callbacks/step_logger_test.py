@@ -153,6 +153,19 @@ def test_a_training_that_is_resumed_writes_no_step_twice(tmp_path, end):
     assert [row._replace(time=0) for row in rows] == [row._replace(time=0) for row in expected]
 
 
+def test_one_that_is_new_in_a_resumed_training_knows_the_step(tmp_path):
+    def train(*callbacks):
+        trainer = Trainer(build, checkpoint_dir=tmp_path, checkpoint_every=2, seed=1)
+        trainer.fit(X, Y, 4, 3, verbose=0, callbacks=list(callbacks), resume=True)
+
+    with pytest.raises(EndAtError):
+        train(EndAt(6))
+    logger = Written()
+    train(logger)
+    assert logger.steps == [5, 6, 7, 8, 9]
+    assert logger.epochs == [(1, 6), (2, 9)]
+
+
 SCRIPT = """
 import keras, numpy as np, sys
 from keras_deepseek.callbacks import RunRecorder

@@ -76,7 +76,7 @@ def test_an_active_run_is_used_and_not_finished(wandb):
 
 def test_a_run_that_is_gone_on_with_takes_no_earlier_step(wandb, monkeypatch):
     logger = WandbLogger(run_id="first")
-    logger.set_state({"step": 0, "before_epoch": 0, "run_id": "second"})
+    logger.set_state({"step": 0, "run_id": "second"})
     monkeypatch.setattr(Run, "step", 4, raising=False)
     original = Run.__init__
 
