@@ -42,7 +42,7 @@ class EventFile:
     Args:
         folder: The folder of the run, made where it is missing.
         keep: Function of a tag and a step. The events of the folder's other files that it says
-            true of are taken over into this file, the others dropped, and the files removed; a
+            true of are taken over into this file, the others dropped, and the files emptied; a
             TensorBoard that looks on forgets what it read of them. Defaults to `None`: they are
             left alone.
         clock: Function that returns the time in seconds. Defaults to `time.time`.
@@ -56,7 +56,7 @@ class EventFile:
     >>> with EventFile(tempfile.mkdtemp()) as events:
     ...     events.write([Scalar("epoch_loss", 0, 0.5, 1700000000.0)])
     ...     [tag for tag, step, record in read_events(events.path)]
-    ['', 'epoch_loss']
+    ['', '', 'epoch_loss']
     """
 
     def __init__(
@@ -67,16 +67,19 @@ class EventFile:
     ) -> None:
         now = clock()
         head = [_record(_event(now, 0, _field(_VERSION, b"brain.Event:2")))]
-        others: list[Path] = []
-        if keep is not None and (others := find_event_files(folder)):
-            started = _field(_SESSION_LOG, _key(1, _VARINT) + b"\x01")  # Its status is START.
-            head.append(_record(_event(now, 0, started)))
-            head += [
-                record
-                for path in others
-                for tag, step, record in read_events(path)
-                if tag and keep(tag, step)
-            ]
+        others = find_event_files(folder)
+        if keep is not None or not others:
+            # A `SessionLog` whose status is START: TensorBoard forgets what it read of the run
+            # before, from this step on, where it has seen another one.
+            head.append(_record(_event(now, 0, _field(_SESSION_LOG, _key(1, _VARINT) + b"\x01"))))
+        if keep is None:
+            others = []
+        head += [
+            record
+            for path in others
+            for tag, step, record in read_events(path)
+            if tag and keep is not None and keep(tag, step)
+        ]
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             self.path = _free_path(Path(folder), now)
@@ -91,7 +94,11 @@ class EventFile:
                 f"No event file can be made in {os.fspath(folder)!r}: {error}. Name another folder."
             ) from error
         for path in others:
-            path.unlink()
+            # A TensorBoard that looks on goes on to the next file from one that is there alone.
+            if path.stat().st_size:
+                os.truncate(path, 0)
+            else:
+                path.unlink()
 
     def write(self, scalars: Iterable[Scalar]) -> None:
         """Appends scalars.

@@ -40,20 +40,17 @@ def write(folder, scalars, **options):
     return events.path
 
 
+HEAD, SESSION = 16 + 0x18, 16 + 0x0D  # The lengths of the version's record, and of the session's.
+
+
 def test_the_bytes_are_those_that_tensorboard_writes(tmp_path):
-    path = write(tmp_path / "run", SCALARS)
-    head = 16 + 0x18  # The length of the version's record.
-    session = 16 + 0x0D
-    assert path.read_bytes() == GOLDEN[:-session]
-    write(tmp_path / "run", SCALARS, keep=lambda tag, step: False)
-    assert (
-        read_sessions(tmp_path / "run") == GOLDEN[:head] + GOLDEN[-session:] + GOLDEN[head:-session]
-    )
-
-
-def read_sessions(folder):
-    (path,) = find_event_files(folder)
-    return path.read_bytes()
+    version, scalars, session = GOLDEN[:HEAD], GOLDEN[HEAD:-SESSION], GOLDEN[-SESSION:]
+    path = write(tmp_path, SCALARS)
+    assert path.read_bytes() == version + session + scalars
+    # A second one starts no session: TensorBoard would forget the first.
+    assert write(tmp_path, SCALARS).read_bytes() == version + scalars
+    path = write(tmp_path, [], keep=lambda tag, step: True)
+    assert path.read_bytes() == version + session + 2 * scalars
 
 
 def test_the_checksum_is_that_of_the_published_vectors():
@@ -86,7 +83,7 @@ def test_any_scalars_are_read_as_they_were_written(tmp_path_factory, scalars):
     for scalar in scalars:
         expected.setdefault(scalar.tag, []).append((scalar.step, scalar.value))
     assert read_scalars(folder) == expected
-    assert [(tag, step) for tag, step, _ in read_events(path)][1:] == [
+    assert [(tag, step) for tag, step, _ in read_events(path)][2:] == [
         (scalar.tag, scalar.step) for scalar in scalars
     ]
 
@@ -102,7 +99,7 @@ def test_what_a_later_file_takes_over_is_in_it_alone(tmp_path):
     write(tmp_path, SCALARS)
     write(tmp_path, [Scalar("batch_loss", 301, 0.25, 0.0)])
     write(tmp_path, [Scalar("batch_loss", 301, 0.75, 0.0)], keep=lambda tag, step: step <= 300)
-    assert len(find_event_files(tmp_path)) == 1
+    assert sorted(path.stat().st_size > 0 for path in find_event_files(tmp_path)) == [0, 0, 1]
     assert read_scalars(tmp_path) == {
         "batch_loss": [(300, 0.5), (301, 0.75)],
         "epoch_loss": [(0, 0.0)],
@@ -113,7 +110,7 @@ def test_what_a_later_file_takes_over_is_in_it_alone(tmp_path):
 def test_a_record_that_was_cut_short_is_left_out(tmp_path, cut):
     path = write(tmp_path, SCALARS)
     path.write_bytes(path.read_bytes()[:-cut])
-    assert [tag for tag, *_ in read_events(path)] == ["", "batch_loss", "epoch_loss"]
+    assert [tag for tag, *_ in read_events(path)] == ["", "", "batch_loss", "epoch_loss"]
     write(tmp_path, [], keep=lambda tag, step: True)
     assert sorted(read_scalars(tmp_path)) == ["batch_loss", "epoch_loss"]
 
@@ -130,13 +127,26 @@ def test_a_place_where_no_folder_can_be_is_refused(tmp_path):
         EventFile(tmp_path / "file" / "run")
 
 
-def test_tensorboard_reads_it(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    write(tmp_path, SCALARS)
-    write(tmp_path, [Scalar("batch_loss", 301, 0.25, 0.0)], keep=lambda tag, step: True)
-    found = accumulator.EventAccumulator(str(tmp_path)).Reload()
-    assert sorted(found.Tags()["scalars"]) == ["batch_loss", "epoch_größe", "epoch_loss"]
-    assert [(event.step, event.value) for event in found.Scalars("batch_loss")] == [
-        (300, 0.5),
-        (301, 0.25),
-    ]
+def test_a_tensorboard_that_looks_on_forgets_what_was_dropped(tmp_path):
+    multiplexer = pytest.importorskip(
+        "tensorboard.backend.event_processing.plugin_event_multiplexer"
+    )
+
+    def read():
+        board.Reload()
+        return {
+            tag: [event.step for event in board.Tensors("run", tag)]
+            for tag in board.GetAccumulator("run").Tags()["tensors"]
+        }
+
+    board = multiplexer.EventMultiplexer()
+    write(tmp_path / "run", SCALARS)
+    board.AddRunsFromDirectory(str(tmp_path))
+    assert read() == {"batch_loss": [300], "epoch_loss": [0], "epoch_größe": [2**40]}
+    for step in (301, 302):
+        write(
+            tmp_path / "run",
+            [Scalar("batch_loss", step, 0.25, 0.0)],
+            keep=lambda tag, step: step <= 300,
+        )
+        assert read() == {"batch_loss": [300, step], "epoch_loss": [0], "epoch_größe": []}

@@ -13,6 +13,8 @@ def read_scalars(folder):
     """
     found = defaultdict(list)
     for path in sorted(Path(folder).glob("*")):
+        if not path.stat().st_size:
+            continue  # Another file has taken over what it held.
         version, *messages = _messages(path.read_bytes())
         if version.get(3) != [b"brain.Event:2"]:
             raise ValueError(f"{path} does not begin with its version: {version}")
