@@ -191,7 +191,7 @@ def test_one_sample_is_made_of_the_shapes_that_a_model_says():
     sequential = keras.Sequential([keras.Input((2, 3)), keras.layers.Dense(1)])
     assert example_inputs(sequential).shape == (1, 2, 3)
     inputs = {"a": keras.Input((3,), name="a"), "b": keras.Input((), dtype="int32", name="b")}
-    made = example_inputs(keras.Model(inputs, inputs["a"] + 1.0))
+    made = example_inputs(keras.Model(inputs, [inputs["a"] + 1.0, inputs["b"] + 1]))
     assert {name: tuple(value.shape) for name, value in made.items()} == {"a": (1, 3), "b": (1,)}
     assert keras.backend.standardize_dtype(made["b"].dtype) == "int32"
     unknown = keras.Input((None, 3))
