@@ -33,6 +33,15 @@ class Backend(Protocol):
     def count_devices(self, kind: str) -> int:
         """Returns how many devices of a kind (`"cpu"`, `"gpu"`, `"tpu"`) there are."""
 
+    def read_device_memory(self) -> dict[str, int] | None:
+        """Returns the bytes that the accelerator's allocator holds; `None` where none counts."""
+
+    def read_device_name(self) -> str | None:
+        """Returns the name that the maker gave the accelerator; `None` on a CPU."""
+
+    def count_flops(self, function: "Callable[..., Any]", *args: "Any") -> int:
+        """Returns the floating-point operations of `function(*args)`, a multiply-add as two."""
+
     def compile_inference(self, model: "NamedModel") -> "InferenceFunction":
         """Returns the model as a compiled function of NumPy arrays, from and to dicts by name."""
 

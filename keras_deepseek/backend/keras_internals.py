@@ -18,6 +18,9 @@ __all__ = [
     "batch_specs",
     "build_for_training",
     "compile_arguments",
+    "count_samples",
+    "count_train_steps",
+    "example_inputs",
     "find_data_adapter",
     "finish_callbacks",
     "first_call_shapes",
@@ -26,6 +29,7 @@ __all__ = [
     "infers_shapes",
     "numpy_batches",
     "py_dataset_adapter",
+    "read_learning_rate",
     "split_validation",
     "tensorflow_specs",
     "uses_flash_attention",
@@ -113,6 +117,77 @@ def build_for_training(model: keras.Model, batch: Any) -> None:
 def finish_callbacks(callbacks: keras.callbacks.CallbackList) -> None:
     """Waits for the callbacks that Keras runs in a thread of their own."""
     callbacks._flush_futures()
+
+
+def count_train_steps(model: keras.Model) -> int:
+    """Returns the steps that a model's optimizer has been asked to make, as a training begins.
+
+    Its public count leaves out those that only added to accumulated gradients.
+    """
+    optimizer = model.optimizer
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return int(optimizer._iterations)
+
+
+def count_samples(model: keras.Model) -> float | None:
+    """Returns the samples that a model has been trained on since the epoch began.
+
+    Keras weighs the loss of each batch by its samples, so its mean loss counts them. `None` where
+    the model's own `train_step` does without that. See `_value_during_step`.
+    """
+    count = getattr(getattr(model, "_loss_tracker", None), "count", None)
+    return None if count is None else (_value_during_step(model, count) or None)
+
+
+def read_learning_rate(model: keras.Model) -> float | None:
+    """Returns the learning rate of a training that is under way; `None` where it has no number.
+
+    See `_value_during_step`.
+    """
+    optimizer = model.optimizer
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    rate = getattr(optimizer, "_learning_rate", None)
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        step = keras.ops.convert_to_tensor(
+            int(_value_during_step(model, optimizer._iterations)), "int32"
+        )
+        return float(keras.ops.convert_to_numpy(rate(step)))
+    if isinstance(rate, keras.Variable):
+        return _value_during_step(model, rate)
+    return None
+
+
+def example_inputs(model: keras.Model) -> Any:
+    """Returns one sample of zeros for a model; `None` where it does not say its inputs' shapes."""
+    functional = getattr(model, "_functional", model)  # That of a `Sequential`.
+    structure = getattr(functional, "_inputs_struct", None)
+    if structure is None or any(
+        None in tuple(tensor.shape)[1:] for tensor in keras.tree.flatten(structure)
+    ):
+        return None
+    return keras.tree.map_structure(
+        lambda tensor: keras.ops.zeros((1, *tuple(tensor.shape)[1:]), tensor.dtype),
+        _untracked(structure),
+    )
+
+
+def _value_during_step(model: keras.Model, variable: keras.Variable) -> float:
+    """Returns a number that the training step changes, to be asked for before a step begins.
+
+    On JAX the values live outside of the variables during an epoch, and Keras's own way to them
+    brings back all there are, which costs the next step dearly.
+    """
+    state = getattr(model, "_jax_state", None)
+    if state and not model._jax_state_synced:
+        groups = {
+            "metrics_variables": model.metrics_variables,
+            "optimizer_variables": model.optimizer.variables,
+        }
+        for group, variables in groups.items():
+            for known, value in zip(variables, state[group], strict=True):
+                if known is variable:
+                    return float(value)
+    return float(keras.ops.convert_to_numpy(variable.value))
 
 
 _KINDS = {

@@ -1,28 +1,32 @@
 """Writes what training logs into a run record."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.run_record import RunRecord
+from keras_deepseek.callbacks.step_logger import Row, StepLogger, numbers
+from keras_deepseek.callbacks.training_pace import TrainingPace
 
 
-class RunRecorder(keras.callbacks.Callback):
+class RunRecorder(StepLogger):
     """Stores the logs of a training run in a `RunRecord`.
 
     What Keras logs for a batch is the mean since the start of the epoch. Validation is stored with
-    the epoch's last step, under Keras's names (`val_loss`, ...).
+    the epoch's last step, under Keras's names (`val_loss`, ...). About once a second it adds, where
+    no other callback logs them, `steps_per_second`, `samples_per_second`, `learning_rate`,
+    `process_memory_bytes` and, on an accelerator, `device_memory_bytes`.
 
     Args:
         path: string or path. The SQLite file of the run record.
-        every: integer. Store every so many steps. Defaults to `1`.
+        every: integer. Store every so many steps; 0 for the ends of epochs alone. Defaults to `1`.
         resume: boolean. Whether the training goes on with the run that the file holds, also where
             it makes its first steps anew. Defaults to `False`.
 
     Raises:
-        InvalidInputError: `every` is below 1; or, when a training starts at step 0 and `resume` is
+        InvalidInputError: `every` is negative; or, when a training starts at step 0 and `resume` is
             `False`, the file holds an earlier run.
 
     Example:
@@ -42,53 +46,70 @@ class RunRecorder(keras.callbacks.Callback):
     def __init__(
         self, path: str | os.PathLike[str], *, every: int = 1, resume: bool = False
     ) -> None:
-        super().__init__()
-        if every < 1:
-            raise InvalidInputError(f"`every` must be at least 1 step; received {every!r}.")
+        super().__init__(every=every, resume=resume)
         self.path = path
-        self.every = every
-        self.resume = resume
-        self._step = 0
+        self._pace = TrainingPace()
         self._record: RunRecord | None = None
+        self._next_figures = 0.0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Opens the record and describes the run."""
-        self.on_train_end()  # Of a training that an error ended.
-        self._step = int(self.model.optimizer.iterations)
-        self._record = RunRecord(self.path)
-        if self._step == 0 and not self.resume and self._record.names():
-            self.on_train_end()
-            raise InvalidInputError(
-                f"{os.fspath(self.path)!r} holds an earlier run, and this one starts anew: name "
-                "another file, or remove that one."
+        super().on_train_begin(logs)
+        self._pace = TrainingPace()
+        if self._record is not None:
+            self._record.describe(
+                {
+                    "model": self.model.name,
+                    "parameters": self.model.count_params() if self.model.built else None,
+                    "backend": keras.backend.backend(),
+                    "keras": keras.__version__,
+                    "epochs": self.params.get("epochs"),
+                    "steps_per_epoch": self.params.get("steps"),
+                }
             )
-        self._record.describe(
-            {
-                "model": self.model.name,
-                "parameters": self.model.count_params(),
-                "backend": keras.backend.backend(),
-                "keras": keras.__version__,
-                "epochs": self.params.get("epochs"),
-                "steps_per_epoch": self.params.get("steps"),
-            }
-        )
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Stores the logs of the step."""
-        self._step += 1
-        if self._step % self.every == 0:
-            self._log(logs)
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begins to count the steps of an epoch."""
+        super().on_epoch_begin(epoch, logs)
+        self._pace.begin_epoch()
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Reads what may be read before a step alone."""
+        super().on_train_batch_begin(batch, logs)
+        self._pace.before_step(self._model, batch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Stores the logs of the epoch, validation among them."""
-        self._log(logs)
+        super().on_epoch_end(epoch, {**self._pace.figures(of_epoch=True), **(logs or {})})
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Closes the record."""
+    def _add(self, batch: int, logs: dict[str, float]) -> None:
+        now = self._pace.after_step(batch)
+        if now >= self._next_figures:
+            self._next_figures = now + 1.0
+            logs = {**self._pace.figures(), **logs}
+        super()._add(batch, logs)
+
+    def _open(self) -> None:
+        self._record = RunRecord(self.path)
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        if self._record is not None:
+            self._record.log_steps([(row.step, numbers(row.logs)) for row in rows])
+
+    def _close(self) -> None:
         if self._record is not None:
             self._record.close()
             self._record = None
 
-    def _log(self, logs: dict[str, Any] | None) -> None:
-        if self._record is not None and logs:
-            self._record.log(self._step, {name: float(value) for name, value in logs.items()})
+    def _last_step(self) -> int | None:
+        return None if self._record is None else self._record.last_step()
+
+    def _discard_after(self, step: int) -> None:
+        if self._record is not None:
+            self._record.discard_after(step)
+
+    def _earlier_run_message(self) -> str:
+        return (
+            f"{os.fspath(self.path)!r} holds an earlier run, and this one starts anew: name "
+            "another file, or remove that one."
+        )

@@ -10,8 +10,11 @@ import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
+from keras_deepseek.callbacks.progress_display import ProgressDisplay
+from keras_deepseek.callbacks.throughput_meter import ThroughputMeter
 
 _logger = logging.getLogger(__name__)
+_SHOW_NO_MORE = (keras.callbacks.ProgbarLogger, ProgressDisplay, ThroughputMeter)
 _KERAS_SETS = ("_model", "params")
 
 
@@ -28,9 +31,7 @@ class CallbackStates:
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
         self._callbacks = [
-            callback
-            for callback in callbacks
-            if not isinstance(callback, keras.callbacks.ProgbarLogger)  # It shows, no more.
+            callback for callback in callbacks if not isinstance(callback, _SHOW_NO_MORE)
         ]
         self._at_start = [
             {name: _digest(*packed) for name, packed in _pack_attributes(callback).items()}

@@ -29,6 +29,7 @@ from keras_deepseek.training.step_loop import Step, make_steps
 from keras_deepseek.training.step_plan import StepPlan
 from keras_deepseek.training.training_state import write_weights
 from keras_deepseek.training.training_step import compute_loss
+from keras_deepseek.training.watching import watched
 
 _OPTIONS_OF_STEPS = {"sample_weight", "class_weight", "shuffle", "steps_per_epoch"}
 
@@ -154,9 +155,8 @@ class Trainer:
         self._callbacks: list[keras.callbacks.Callback] = []
         for callback in callbacks or ():
             self.add_callback(callback)
-        self._recorder = None if run_record is None else RunRecorder(run_record)
-        if self._recorder is not None:
-            self.add_callback(self._recorder)
+        if run_record is not None:
+            self.add_callback(RunRecorder(run_record))
         compile_model(self.model, optimizer, loss, metrics, self.policy)
         is_own_step = type(self).train_step is not Trainer.train_step
         self._plan = StepPlan(
@@ -212,7 +212,8 @@ class Trainer:
             batch_size: integer. Rows of a batch, where `x` does not come in batches. Defaults to
                 `None`: 32.
             epochs: integer. How often the data are gone through. Defaults to `1`.
-            verbose: `"auto"`, `0`, `1` or `2`: Keras's progress display. Defaults to `"auto"`.
+            verbose: `"auto"` or `1` for a `callbacks.ProgressDisplay`, `2` for its plain lines, `0`
+                for nothing. Defaults to `"auto"`.
             callbacks: Callbacks for this call alone, after the trainer's own. Defaults to `None`.
             resume: boolean. Whether to go on from the newest checkpoint that is whole, with the
                 same arguments as before. Where there is none, the training begins. Defaults to
@@ -228,17 +229,19 @@ class Trainer:
             CheckpointError: A checkpoint can't be written, as on a full disk; or all there are
                 can't be read.
         """
+        chosen = self._prepare(resume, callbacks)
         arguments = {
             "x": x,
             "y": y,
             "batch_size": batch_size,
             "epochs": epochs,
-            "verbose": verbose,
-            "callbacks": self._prepare(resume, callbacks),
+            "callbacks": chosen,
             **options,
         }
+        goes_on = resume or self._resumed is not None
         try:
             with (
+                watched(chosen, verbose, resume=goes_on) as arguments["verbose"],
                 self._on_device(),
                 self._plan.in_use(),
                 self._with_checkpoints(arguments) as given,
@@ -293,21 +296,26 @@ class Trainer:
             raise InvalidInputError(
                 unknown_name_message("argument of steps()", min(unknown), _OPTIONS_OF_STEPS)
             )
+        chosen = self._prepare(resume, callbacks)
         arguments = {
             "x": x,
             "y": y,
             "batch_size": batch_size,
             "epochs": epochs,
             "verbose": 0,
-            "callbacks": self._prepare(resume, callbacks),
+            "callbacks": chosen,
             **options,
         }
-        with contextlib.ExitStack() as stack:
-            for context in (self._on_device(), self._plan.in_use()):
-                stack.enter_context(context)
-            given = stack.enter_context(self._with_checkpoints(arguments))
+        goes_on = resume or self._resumed is not None
+        with (
+            watched(chosen, verbose=0, resume=goes_on),
+            self._on_device(),
+            self._plan.in_use(),
+            self._with_checkpoints(arguments) as checkpointed,
+        ):
+            given = checkpointed
             if self._checkpoints is None:
-                given, data = position_data(dict(given), self._seed or 0)
+                given, data = position_data(dict(arguments), self._seed or 0)
                 data.open()
             yield from make_steps(
                 self.model,
@@ -323,8 +331,6 @@ class Trainer:
         """Gets ready to go on from a checkpoint, if asked, and returns all callbacks."""
         if resume and self._resumed is None:
             self.resume()
-        if self._recorder is not None:
-            self._recorder.resume = resume or self._resumed is not None
         chosen = [*self._plan.callbacks, *self._callbacks, *(callbacks or ())]
         if self.model.loss is None and not self._computes_loss:  # Its layers may add losses.
             chosen.append(RefuseNoLoss())

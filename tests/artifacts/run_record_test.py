@@ -32,6 +32,16 @@ def test_a_step_that_is_logged_again_is_replaced(tmp_path):
         assert record.scalars("loss") == [(1, 2.0)]
 
 
+def test_many_steps_are_logged_at_once_and_later_ones_discarded(tmp_path):
+    with RunRecord(tmp_path / "run.sqlite") as record:
+        assert record.last_step() is None
+        record.log_steps([(1, {"loss": 1.0}), (2, {"loss": 0.5}), (2, {"val_loss": 0.75})])
+        assert record.last_step() == 2
+        record.discard_after(1)
+        assert record.scalars("loss") == [(1, 1.0)]
+        assert record.scalars("val_loss") == []
+
+
 def test_nan_is_stored_as_missing(tmp_path):
     with RunRecord(tmp_path / "run.sqlite") as record:
         record.log(1, {"loss": math.nan})

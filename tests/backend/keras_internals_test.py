@@ -12,6 +12,9 @@ from keras_deepseek.backend.keras_internals import (
     batch_specs,
     build_for_training,
     compile_arguments,
+    count_samples,
+    count_train_steps,
+    example_inputs,
     find_data_adapter,
     finish_callbacks,
     first_call_shapes,
@@ -20,6 +23,7 @@ from keras_deepseek.backend.keras_internals import (
     infers_shapes,
     numpy_batches,
     py_dataset_adapter,
+    read_learning_rate,
     split_validation,
     tensorflow_specs,
     uses_flash_attention,
@@ -182,3 +186,29 @@ def test_tensorflow_s_specs_are_open_in_the_number_of_rows():
     assert made == tf.TensorSpec((None, 3), "int32")
     assert kept is given
     assert isinstance(nothing, tf.OptionalSpec)
+
+
+def test_steps_samples_and_the_rate_are_read_while_a_training_goes_on():
+    class Reading(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            found.append((batch, count_samples(self._model), read_learning_rate(self._model)))
+
+    found = []
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.25, gradient_accumulation_steps=2), "mse")
+    data = (np.ones((7, 2), "float32"), np.ones((7, 1), "float32"))
+    model.fit(*data, batch_size=3, epochs=2, verbose=0, callbacks=[Reading()])
+    assert found == [(0, None, 0.25), (1, 3.0, 0.25), (2, 6.0, 0.25)] * 2
+    assert count_train_steps(model) == 6
+
+
+def test_one_sample_is_made_of_the_shapes_that_a_model_says():
+    sequential = keras.Sequential([keras.Input((2, 3)), keras.layers.Dense(1)])
+    assert example_inputs(sequential).shape == (1, 2, 3)
+    inputs = {"a": keras.Input((3,), name="a"), "b": keras.Input((), dtype="int32", name="b")}
+    made = example_inputs(keras.Model(inputs, [inputs["a"] + 1.0, inputs["b"] + 1]))
+    assert {name: tuple(value.shape) for name, value in made.items()} == {"a": (1, 3), "b": (1,)}
+    assert keras.backend.standardize_dtype(made["b"].dtype) == "int32"
+    unknown = keras.Input((None, 3))
+    assert example_inputs(keras.Model(unknown, unknown + 1.0)) is None
+    assert example_inputs(keras.Sequential([keras.layers.Dense(1)])) is None

@@ -49,6 +49,7 @@ def test_a_training_that_fails_leaves_what_was_recorded(tmp_path):
     recorder = RunRecorder(tmp_path / "run.sqlite")
     with pytest.raises(RuntimeError, match="power cut"):
         fit_with(recorder, Failing())
+    recorder.close()
     with RunRecord(tmp_path / "run.sqlite") as record:
         assert [step for step, _ in record.scalars("loss")] == [1, 2, 3]
 
@@ -68,6 +69,23 @@ def test_a_run_that_is_resumed_writes_its_first_steps_again(tmp_path):
         assert [step for step, _ in record.scalars("loss")] == [1, 2, 3, 4]
 
 
-def test_every_zero_steps_is_refused():
-    with pytest.raises(InvalidInputError, match="at least 1 step"):
-        RunRecorder("run.sqlite", every=0)
+def test_a_negative_number_of_steps_is_refused():
+    with pytest.raises(InvalidInputError, match="`every` must be an integer of at least 0"):
+        RunRecorder("run.sqlite", every=-1)
+
+
+def test_pace_memory_and_learning_rate_are_recorded(tmp_path):
+    fit_with(RunRecorder(tmp_path / "run.sqlite"), epochs=2)
+    with RunRecord(tmp_path / "run.sqlite") as record:
+        names = {"steps_per_second", "samples_per_second", "learning_rate", "process_memory_bytes"}
+        assert names <= set(record.names())
+        assert record.scalars("learning_rate")[-1] == (8, pytest.approx(0.01))
+
+
+def test_a_model_that_its_first_step_builds_is_recorded(tmp_path):
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    recorder = RunRecorder(tmp_path / "run.sqlite")
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0, callbacks=[recorder])
+    with RunRecord(tmp_path / "run.sqlite") as record:
+        assert record.properties()["parameters"] in (3, None)

@@ -2,8 +2,13 @@
 
 from keras_deepseek.backend.torch.buffers import read_buffers, write_buffers
 from keras_deepseek.backend.torch.data import feed_batches
-from keras_deepseek.backend.torch.device import count_devices
+from keras_deepseek.backend.torch.device import (
+    count_devices,
+    read_device_memory,
+    read_device_name,
+)
 from keras_deepseek.backend.torch.export import write_onnx, write_saved_model
+from keras_deepseek.backend.torch.flops import count_flops
 from keras_deepseek.backend.torch.gradients import (
     apply_with_gradient,
     compute_gradients,
@@ -32,12 +37,15 @@ __all__ = [
     "compile_inference",
     "compute_gradients",
     "count_devices",
+    "count_flops",
     "differentiate",
     "feed_batches",
     "keep_state",
     "make_train_step",
     "read_array",
     "read_buffers",
+    "read_device_memory",
+    "read_device_name",
     "read_framework_random_state",
     "read_integer",
     "rematerialize",

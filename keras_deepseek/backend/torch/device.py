@@ -8,3 +8,19 @@ def count_devices(kind: str) -> int:
     if kind == "gpu":
         return int(torch.cuda.device_count())
     return 1 if kind == "cpu" else 0
+
+
+def read_device_memory() -> dict[str, int] | None:
+    """Returns the bytes that the accelerator's allocator holds; `None` where none counts."""
+    if not torch.cuda.is_available():
+        return None
+    return {
+        "in_use": int(torch.cuda.memory_allocated()),
+        "peak": int(torch.cuda.max_memory_allocated()),
+        "limit": int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory),
+    }
+
+
+def read_device_name() -> str | None:
+    """Returns the name that the maker gave the accelerator; `None` on a CPU."""
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else None

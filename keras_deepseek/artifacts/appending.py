@@ -1,0 +1,24 @@
+"""Bytes that are appended to a file wholly or not at all."""
+
+import io
+import os
+
+
+def append_whole(file: io.FileIO, data: bytes) -> None:
+    """Appends data to an unbuffered file; where it does not fit, the file stays as it was.
+
+    Args:
+        file: A file that was opened with `open(path, "ab", buffering=0)`.
+        data: The bytes.
+
+    Raises:
+        OSError: Not all of it could be written, as on a full disk.
+    """
+    start = os.fstat(file.fileno()).st_size
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) or 0 :]
+    except OSError as error:
+        file.truncate(start)
+        raise OSError(error.errno, error.strerror, os.fspath(file.name)) from error

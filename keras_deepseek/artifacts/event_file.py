@@ -1,0 +1,258 @@
+"""TensorBoard's event files, written without TensorBoard.
+
+A file is a row of records: the length in 8 bytes, its checksum, an `Event` message, its checksum.
+Checksums are CRC-32C, masked as TFRecord has it; messages are in the wire format of protocol
+buffers, with the field numbers of TensorFlow's public `event.proto` and `summary.proto`.
+"""
+
+import functools
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from keras_deepseek.artifacts.appending import append_whole
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # How a field is laid out.
+_TIME, _STEP, _VERSION, _SUMMARY, _SESSION_LOG = 1, 2, 3, 5, 7  # Fields of an `Event`.
+_HEAD = struct.Struct("<QI")
+_SUM = struct.Struct("<I")
+
+
+class Scalar(NamedTuple):
+    """A number of one step, by its tag."""
+
+    tag: str
+    step: int
+    value: float
+    time: float
+    """Seconds since 1970."""
+
+
+class EventFile:
+    """Writes scalars to a new event file of a folder.
+
+    Readers may look on: each `write` appends whole records at once.
+
+    Args:
+        folder: The folder of the run, made where it is missing.
+        keep: Function of a tag and a step. The events of the folder's other files that it says
+            true of are taken over into this file, the others dropped, and the files emptied; a
+            TensorBoard that looks on forgets what it read of them. Defaults to `None`: they are
+            left alone.
+        clock: Function that returns the time in seconds. Defaults to `time.time`.
+
+    Raises:
+        InvalidInputError: No file can be made there.
+
+    Example:
+
+    >>> import tempfile
+    >>> with EventFile(tempfile.mkdtemp()) as events:
+    ...     events.write([Scalar("epoch_loss", 0, 0.5, 1700000000.0)])
+    ...     [tag for tag, step, record in read_events(events.path)]
+    ['', '', 'epoch_loss']
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        keep: Callable[[str, int], bool] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        now = clock()
+        head = [_record(_event(now, 0, _field(_VERSION, b"brain.Event:2")))]
+        others = find_event_files(folder)
+        if keep is not None or not others:
+            # A `SessionLog` whose status is START: TensorBoard forgets what it read of the run
+            # before, from this step on, where it has seen another one.
+            head.append(_record(_event(now, 0, _field(_SESSION_LOG, _key(1, _VARINT) + b"\x01"))))
+        if keep is None:
+            others = []
+        head += [
+            record
+            for path in others
+            for tag, step, record in read_events(path)
+            if tag and keep is not None and keep(tag, step)
+        ]
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.path = _free_path(Path(folder), now)
+            # TensorBoard reads whatever has "tfevents" in its name.
+            unfinished = self.path.with_name(f"unfinished.{os.getpid()}")
+            unfinished.write_bytes(b"".join(head))
+            unfinished.rename(self.path)
+            # Unbuffered: what `write` has returned from outlives the process.
+            self._file = self.path.open("ab", buffering=0)
+        except OSError as error:
+            raise InvalidInputError(
+                f"No event file can be made in {os.fspath(folder)!r}: {error}. Name another folder."
+            ) from error
+        for path in others:
+            # A TensorBoard that looks on goes on to the next file from one that is there alone.
+            if path.stat().st_size:
+                os.truncate(path, 0)
+            else:
+                path.unlink()
+
+    def write(self, scalars: Iterable[Scalar]) -> None:
+        """Appends scalars.
+
+        Args:
+            scalars: `Scalar`s, of any tags.
+        """
+        append_whole(self._file, b"".join(_record(_scalar_event(scalar)) for scalar in scalars))
+
+    def close(self) -> None:
+        """Closes the file. What was written is in it."""
+        self._file.close()
+
+    def __enter__(self) -> "EventFile":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def find_event_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Returns the event files of a folder, in the order in which they were begun.
+
+    Args:
+        folder: The folder of a run. It may be missing.
+    """
+    return sorted(Path(folder).glob("events.out.tfevents.*"))
+
+
+def read_events(path: str | os.PathLike[str]) -> Iterator[tuple[str, int, bytes]]:
+    """Yields the tag, the step and the whole record of each event; `""` where it has no tag.
+
+    A record that was cut short, as by a crash, ends the file.
+
+    Args:
+        path: An event file.
+    """
+    data = Path(path).read_bytes()
+    start = 0
+    while start + _HEAD.size <= len(data):
+        length, checksum = _HEAD.unpack_from(data, start)
+        end = start + _HEAD.size + length + _SUM.size
+        if checksum != masked_crc32c(data[start : start + 8]) or end > len(data):
+            return
+        message = data[start + _HEAD.size : end - _SUM.size]
+        fields = dict(_fields(message))
+        values = dict(_fields(dict(_fields(fields.get(_SUMMARY, b""))).get(1, b"")))
+        yield values.get(1, b"").decode(), fields.get(_STEP, 0), data[start:end]
+        start = end
+
+
+def masked_crc32c(data: bytes) -> int:
+    """Returns the checksum of a TFRecord.
+
+    Args:
+        data: Any bytes.
+    """
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = (crc >> 8) ^ _TABLE[(crc ^ byte) & 0xFF]
+    crc ^= 0xFFFFFFFF
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _make_table() -> list[int]:
+    table = []
+    for byte in range(256):
+        crc = byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+        table.append(crc)
+    return table
+
+
+_TABLE = _make_table()
+
+
+def _free_path(folder: Path, now: float) -> Path:
+    """Returns a name that sorts after those of older files, as TensorBoard reads them."""
+    stem = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}"
+    number = 0
+    while (path := folder / f"{stem}.{number:05d}.v2").exists():
+        number += 1
+    return path
+
+
+@functools.lru_cache(256)
+def _head(length: int) -> bytes:
+    return _HEAD.pack(length, masked_crc32c(struct.pack("<Q", length)))
+
+
+def _record(message: bytes) -> bytes:
+    return _head(len(message)) + message + _SUM.pack(masked_crc32c(message))
+
+
+def _event(seconds: float, step: int, what: bytes) -> bytes:
+    head = _key(_TIME, _FIXED64) + struct.pack("<d", seconds)
+    # A number that is 0 is not written.
+    return head + (_key(_STEP, _VARINT) + _varint(step) if step else b"") + what
+
+
+def _scalar_event(scalar: Scalar) -> bytes:
+    try:
+        number = struct.pack("<f", scalar.value)
+    except OverflowError:  # Beyond what 32 bits hold.
+        number = struct.pack("<f", float("inf") if scalar.value > 0 else float("-inf"))
+    value = _field(1, scalar.tag.encode()) + _key(2, _FIXED32) + number
+    return _event(scalar.time, scalar.step, _field(_SUMMARY, _field(1, value)))
+
+
+def _key(field: int, layout: int) -> bytes:
+    return _varint(field << 3 | layout)
+
+
+def _field(field: int, content: bytes) -> bytes:
+    return _key(field, _BYTES) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value >> 7:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """Yields the number and the content of each field, bytes or an integer."""
+    start = 0
+    while start < len(message):
+        key, start = _read_varint(message, start)
+        layout = key & 7
+        if layout == _VARINT:
+            number, start = _read_varint(message, start)
+            yield key >> 3, number
+            continue
+        length = {_FIXED64: 8, _FIXED32: 4}.get(layout)
+        if length is None:
+            length, start = _read_varint(message, start)
+        yield key >> 3, message[start : start + length]
+        start += length
+
+
+def _read_varint(message: bytes, start: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[start]
+        value |= (byte & 0x7F) << shift
+        start, shift = start + 1, shift + 7
+        if not byte & 0x80:
+            return value, start

@@ -1,0 +1,37 @@
+"""How much memory a training holds at this moment."""
+
+import sys
+from pathlib import Path
+
+from keras_deepseek import backend
+
+_STATUS = Path("/proc/self/statm")
+
+
+def read_memory() -> dict[str, int]:
+    """Returns the bytes that the process holds, and those that an accelerator has in use.
+
+    Returns:
+        A dict with `process_memory_bytes`, the resident memory (on macOS its peak; on Windows
+        nothing), and with `device_memory_bytes` where the framework's allocator counts them.
+    """
+    found = {}
+    process = _read_process()
+    if process is not None:
+        found["process_memory_bytes"] = process
+    device = backend.current().read_device_memory()
+    if device is not None:
+        found["device_memory_bytes"] = device["in_use"]
+    return found
+
+
+def _read_process() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows has no such module.
+        return None
+    try:
+        return int(_STATUS.read_bytes().split()[1]) * resource.getpagesize()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,113 @@
+"""Reports a training to MLflow."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keras_deepseek.artifacts.errors import MissingExtraError
+from keras_deepseek.callbacks.experiment_logger import ExperimentLogger
+from keras_deepseek.callbacks.step_logger import Row
+
+_METRICS_A_CALL = 1000  # What MLflow's server takes at once.
+
+
+class MlflowLogger(ExperimentLogger):
+    """Reports the logs of a training to MLflow.
+
+    Metrics are named `batch/loss` and so on, `epoch/loss` and `epoch/val_loss`, all by step. The
+    model's name, its size, the optimizer and the length of the training are the run's parameters. A
+    run that is active when a training begins (`with mlflow.start_run():`) is used, and not ended.
+    Else one is made and, at the end, marked as finished, or as failed; a training that `Trainer`
+    resumes from a checkpoint goes on with the same run. Metrics are sent many at once.
+
+    Args:
+        experiment: string. Its name; made where it is missing. Defaults to `None`, MLflow's own.
+        name: string. The run's name. Defaults to `None`, one that MLflow makes.
+        run_id: string. The run to go on with. Defaults to `None`, a new one.
+        config: dict. Parameters to report beside those above. Defaults to `None`.
+        every: integer. Report every so many steps; 0 for epochs alone. Defaults to `1`.
+        tracking_uri: string. Where MLflow writes to, as in `"sqlite:///runs.db"`. Defaults to
+            `None`, what `mlflow.set_tracking_uri` or `MLFLOW_TRACKING_URI` say.
+
+    Raises:
+        MissingExtraError: `mlflow` is not installed.
+        InvalidInputError: `every` is negative.
+
+    Example:
+
+    >>> logger = MlflowLogger("digits", tracking_uri="sqlite:///runs.db")  # doctest: +SKIP
+    >>> history = model.fit(x, y, callbacks=[logger])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        experiment: str | None = None,
+        *,
+        name: str | None = None,
+        run_id: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        every: int = 1,
+        tracking_uri: str | None = None,
+    ) -> None:
+        super().__init__(run_id=run_id, config=config, every=every)
+        try:
+            self._mlflow: Any = importlib.import_module("mlflow")
+            self._entities: Any = importlib.import_module("mlflow.entities")
+        except ImportError as error:
+            raise MissingExtraError("mlflow", "mlflow", "to report to MLflow") from error
+        self.experiment = experiment
+        self.name = name
+        self.tracking_uri = tracking_uri
+        self._client: Any = None
+        self._is_ours = False
+        self._sent: dict[bool, int] = {}  # The last step, of rows that end an epoch and others.
+
+    def _start(self, config: dict[str, Any]) -> str:
+        self._client = self._mlflow.MlflowClient(self.tracking_uri)
+        active = self._mlflow.active_run()
+        self._is_ours = active is None
+        run_id = self.run_id if active is None else active.info.run_id
+        if self.run_id == run_id and run_id is not None:
+            self._go_on(run_id)
+            return str(run_id)
+        if run_id is None:
+            run_id = self._client.create_run(self._experiment_id(), run_name=self.name).info.run_id
+        self._sent = {}
+        params = [self._entities.Param(name, str(value)) for name, value in config.items()]
+        self._client.log_batch(run_id, params=params)
+        return str(run_id)
+
+    def _go_on(self, run_id: str) -> None:
+        """Finds what an earlier process has sent."""
+        self._sent = {}
+        for name in self._client.get_run(run_id).data.metrics:
+            ends_epoch = name.startswith("epoch/")
+            if ends_epoch not in self._sent and name.startswith(("epoch/", "batch/")):
+                history = self._client.get_metric_history(run_id, name)
+                self._sent[ends_epoch] = max(metric.step for metric in history)
+        if self._is_ours:
+            self._client.update_run(run_id, status="RUNNING")
+
+    def _experiment_id(self) -> str:
+        if self.experiment is None:
+            return "0"
+        found = self._client.get_experiment_by_name(self.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        return str(self._client.create_experiment(self.experiment))
+
+    def _send(self, values: Sequence[tuple[Row, dict[str, float]]]) -> None:
+        metrics = [
+            self._entities.Metric(name, value, round(row.time * 1000), row.step)
+            for row, named in values
+            for name, value in named.items()
+        ]
+        for start in range(0, len(metrics), _METRICS_A_CALL):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS_A_CALL])
+
+    def _finish(self, *, has_ended: bool) -> None:
+        if self._is_ours:
+            self._client.set_terminated(self.run_id, status="FINISHED" if has_ended else "FAILED")
+
+    def _is_sent(self, row: Row) -> bool:
+        return row.step <= self._sent.get(row.ends_epoch, 0)

@@ -1,0 +1,53 @@
+"""What well-known accelerators compute at best."""
+
+import re
+
+# Floating-point operations a second in bfloat16 or float16 with float32 sums, dense (the makers'
+# larger figures are for sparse matrices), of what a framework calls one device. From the makers'
+# data sheets: NVIDIA's of each product, and its white papers of the Ampere, Ada and Blackwell
+# architectures for GeForce; AMD's of the MI300X; Google's "System architecture" of Cloud TPU, where
+# a device of v2 and v3 is one of the chip's two cores. The first that fits counts.
+_PEAKS = {
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "A40": 149.7e12,
+    "A30": 165e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "T4": 65e12,
+    "V100-PCIE": 112e12,
+    "V100": 125e12,
+    "RTX 5090": 209.5e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+    "MI300X": 1307e12,
+    "TPU v6 lite": 918e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+    "TPU v3": 61.5e12,
+    "TPU v2": 22.5e12,
+}
+
+
+def find_peak_flops(device_name: str | None) -> float | None:
+    """Returns an accelerator's peak in half precision, in operations a second.
+
+    Args:
+        device_name: string, as the framework gives it, or `None` for a CPU.
+
+    Returns:
+        A float; `None` for a CPU and for what is not in the table.
+    """
+    for name, peak in _PEAKS.items():
+        # Whole words: an A10G is no A10, and a notebook's RTX 4090 is not a desktop's.
+        if re.search(rf"(?<!\w){re.escape(name)}(?!\w| Laptop| Max-Q| D\b)", device_name or ""):
+            return peak
+    return None

@@ -1,0 +1,175 @@
+"""A progress display that costs a training next to nothing."""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import keras
+
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.callbacks.progress_screen import PlainScreen, Screen, choose_screen
+from keras_deepseek.callbacks.progress_text import describe, duration
+from keras_deepseek.callbacks.training_pace import TrainingPace
+
+_STYLES = ("auto", "lines")
+_LINES_AN_EPOCH = 4
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class ProgressDisplay(keras.callbacks.Callback):
+    """Shows how a training goes: where it is, how fast, its logs, its learning rate, its memory.
+
+    Choose it over the bar of `model.fit`, which it stands in for in `Trainer.fit`; with a bare
+    `model.fit` pass `verbose=0`. In a terminal and in a notebook it is a line that is written over,
+    at most ten times a second; anywhere else plain lines, of which an epoch gets four at most and
+    no sooner than ten seconds after the last. At the end of an epoch a line stays that has the
+    validation's logs too.
+
+    Samples a second are counted by Keras's own mean loss, so any data will do; a model whose own
+    `train_step` does without that mean gets steps a second. Tokens a second and the use of the
+    device's peak (MFU) come from a `ThroughputMeter` before it in the list of callbacks. The pace
+    is that of the last five seconds, on the epoch's line that of the epoch, without its first step.
+
+    Logs are read when Keras has them as numbers, in the thread that Keras reads them in, so that
+    the device is never waited for; the learning rate and the samples are asked for once a second.
+
+    Args:
+        style: `"auto"`, or `"lines"` for plain lines anywhere. Defaults to `"auto"`.
+        clock: Function that returns the time in seconds. Defaults to `time.perf_counter`.
+
+    Raises:
+        InvalidInputError: `style` is unknown.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> display = ProgressDisplay(style="lines")
+    >>> x, y = np.ones((8, 2)), np.ones((8, 1))
+    >>> history = model.fit(x, y, verbose=0, callbacks=[display])  # doctest: +ELLIPSIS
+    Epoch 1/1 1/1 ...
+    """
+
+    async_safe = True  # Keras then reads the logs without making the next step wait.
+
+    def __init__(
+        self,
+        style: Literal["auto", "lines"] = "auto",
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        super().__init__()
+        if style not in _STYLES:
+            raise InvalidInputError(unknown_name_message("style", style, _STYLES))
+        self.style = style
+        self._clock = clock
+        self._pace = TrainingPace(clock)
+        self._lock = threading.Lock()
+        self._screen: Screen = PlainScreen()
+        self._is_training = False
+        self._epoch = 0
+        self._steps: int | None = None
+        self._next_update = self._next_line = 0.0
+        self._lines_left = 0
+        self._validation_began_at = 0.0
+        self._validation_seconds = 0.0
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Looks where the output goes."""
+        self.close()
+        self._screen = choose_screen(self.style)
+        self._pace = TrainingPace(self._clock)
+        self._is_training = True
+        self._steps = None
+        self._validation_seconds = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begins the epoch's line."""
+        self._epoch = epoch
+        # Where Keras does not know the length beforehand, the epoch before tells.
+        self._steps = (self.params or {}).get("steps") or self._pace.done or self._steps
+        self._pace.begin_epoch()
+        self._next_update = self._pace.began_at
+        self._next_line = self._pace.began_at + _SECONDS_BETWEEN_LINES
+        self._lines_left = _LINES_AN_EPOCH - 1
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Reads what may be read before a step alone."""
+        self._pace.before_step(self._model, batch)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Shows the step, where it is time to."""
+        with self._lock:  # On some backends Keras calls from several threads.
+            now = self._pace.after_step(batch)
+            between = self._screen.seconds_between_updates
+            if between is not None:
+                if now >= self._next_update:
+                    self._next_update = now + between
+                    self._screen.update(*self._status(logs or {}))
+            elif now >= self._next_line and self._is_line_due():
+                self._next_line = now + _SECONDS_BETWEEN_LINES
+                self._lines_left -= 1
+                head, _, parts = self._status(logs or {})
+                self._screen.write("  ".join([head, *parts]))
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Says that the validation has begun."""
+        self._validation_began_at = self._pace.clock()
+        if self._is_training:
+            with self._lock:
+                self._next_update = math.inf  # Steps that Keras tells of late are over.
+                self._screen.update(f"{self._head()} validating", None, [])
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Remembers what a validation takes."""
+        self._validation_seconds = self._pace.clock() - self._validation_began_at
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the line of the epoch, validation included."""
+        with self._lock:
+            self._steps = self._pace.done
+            took = duration(self._pace.clock() - self._pace.began_at)
+            parts = describe(self._pace, logs or {}, of_epoch=True)
+            self._screen.write("  ".join([self._head(), took, *parts]))
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Takes away what is left of the display."""
+        self.close()
+
+    def close(self) -> None:
+        """Takes away the line of the step; for a training that an error has ended."""
+        self._is_training = False
+        self._screen.close()
+
+    def _is_line_due(self) -> bool:
+        """Whether a quarter of the epoch is done; of one of unknown length, more and more time."""
+        if self._lines_left <= 0:
+            return False
+        if self._steps is None:
+            waits = (1, 6, 36)[_LINES_AN_EPOCH - 1 - self._lines_left]  # 10 seconds, 1 minute, 6.
+            return self._pace.clock() >= self._pace.began_at + _SECONDS_BETWEEN_LINES * waits
+        return self._pace.done >= self._steps * (1 - self._lines_left / _LINES_AN_EPOCH)
+
+    def _head(self) -> str:
+        epochs = (self.params or {}).get("epochs") or 1
+        steps = "" if self._steps is None else f"/{self._steps}"
+        return f"Epoch {self._epoch + 1}/{epochs} {self._pace.done}{steps}"
+
+    def _status(self, logs: dict[str, Any]) -> tuple[str, float | None, list[str]]:
+        parts = describe(self._pace, logs)
+        if self._steps is None:
+            return self._head(), None, parts
+        pace = self._pace.steps_per_second()
+        if pace:
+            left = max(self._steps - self._pace.done, 0) / pace
+            epochs = ((self.params or {}).get("epochs") or 1) - self._epoch
+            time_left = f"ETA {duration(left)}"
+            if epochs > 1:
+                an_epoch = self._steps / pace + self._validation_seconds
+                all_of_it = left + (epochs - 1) * an_epoch + self._validation_seconds
+                time_left += f", {duration(all_of_it)} in all"
+            parts.insert(0, time_left)
+        return self._head(), self._pace.done / self._steps, parts

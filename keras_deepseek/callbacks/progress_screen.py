@@ -1,0 +1,142 @@
+"""Where the progress display writes: a terminal, a notebook, or a file that is read later.
+
+Nothing is left behind where a training ends in an error: the cursor stays visible, and `sys.stdout`
+is whoever's it was.
+"""
+
+import html
+import sys
+from typing import Any, Protocol
+
+from rich.console import Console
+
+_BAR_WIDTH = 24
+_GREEN, _GREY, _PLAIN, _ERASE_TO_END = "\x1b[32m", "\x1b[90m", "\x1b[0m", "\x1b[K"
+
+
+class Screen(Protocol):
+    """What a training's progress is shown on."""
+
+    seconds_between_updates: float | None
+    """`None` where nothing can be written over."""
+
+    def update(self, head: str, share: float | None, parts: list[str]) -> None:
+        """Shows where the training is, in place of what stood there.
+
+        Args:
+            head: Which step of which epoch.
+            share: How much of the epoch is done, or `None` where its length is not known.
+            parts: What else there is to say, the most important first.
+        """
+
+    def write(self, line: str) -> None:
+        """Writes a line that stays."""
+
+    def close(self) -> None:
+        """Takes away what `update` showed."""
+
+
+class PlainScreen:
+    """Lines that stay, for files, pipes and terminals that can do no more."""
+
+    seconds_between_updates: float | None = None
+
+    def update(self, head: str, share: float | None, parts: list[str]) -> None:
+        """Shows nothing: what is written here stays."""
+
+    def write(self, line: str) -> None:
+        print(line, flush=True)
+
+    def close(self) -> None:
+        """Has nothing to take away."""
+
+
+class TerminalScreen:
+    """A line at the bottom of a terminal that is written over.
+
+    Args:
+        console: `rich.console.Console` of the terminal.
+    """
+
+    seconds_between_updates: float | None = 0.1
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        is_unicode = console.encoding.startswith("utf")
+        self._full, self._empty, self._cut = ("━", "─", "…") if is_unicode else ("=", "-", ".")
+        self._is_shown = False
+
+    def update(self, head: str, share: float | None, parts: list[str]) -> None:
+        # Put together by hand: rich takes ten times as long, and as long as a short step.
+        full = None if share is None else round(min(share, 1.0) * _BAR_WIDTH)
+        bar = "" if full is None else " " + self._full * full + self._empty * (_BAR_WIDTH - full)
+        text = "  ".join([head + bar, *parts])
+        # One column is left, or the cursor would stand on a line of its own.
+        room = self._console.width - 1
+        if len(text) > room:
+            text = text[: room - 1] + self._cut
+        start = len(head) + 1
+        if full is not None and self._console.color_system and start + _BAR_WIDTH < room:
+            middle, end = start + full, start + _BAR_WIDTH
+            coloured = f"{_GREEN}{text[start:middle]}{_GREY}{text[middle:end]}{_PLAIN}"
+            text = text[:start] + coloured + text[end:]
+        self._send(f"\r{text}{_ERASE_TO_END}")
+        self._is_shown = True
+
+    def write(self, line: str) -> None:
+        self.close()
+        print(line, flush=True)
+
+    def close(self) -> None:
+        if self._is_shown:
+            self._send(f"\r{_ERASE_TO_END}")
+            self._is_shown = False
+
+    def _send(self, text: str) -> None:
+        self._console.file.write(text)
+        self._console.file.flush()
+
+
+class NotebookScreen:
+    """An output of a notebook's cell that is written over, above the lines that stay."""
+
+    seconds_between_updates: float | None = 0.25
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def update(self, head: str, share: float | None, parts: list[str]) -> None:
+        bar = "" if share is None else f'<progress value="{share:.3f}" max="1"></progress> '
+        plain = "  ".join([head, *parts])
+        self._show(f"<pre>{bar}{html.escape(plain)}</pre>", plain)
+
+    def write(self, line: str) -> None:
+        print(line, flush=True)
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._show("", "")
+
+    def _show(self, rich: str, plain: str) -> None:
+        from IPython.display import display
+
+        bundle = {"text/html": rich, "text/plain": plain}
+        if self._handle is None:
+            self._handle = display(bundle, raw=True, display_id=True)
+        else:
+            self._handle.update(bundle, raw=True)
+
+
+def choose_screen(style: str) -> Screen:
+    """Returns what suits the place that `sys.stdout` leads to now.
+
+    Args:
+        style: `"auto"`, or `"lines"` for plain lines anywhere.
+    """
+    console = Console(file=sys.stdout)
+    if style == "auto" and console.is_jupyter:
+        return NotebookScreen()
+    # Neither a file, nor a dumb terminal, nor one of Windows that knows no control codes.
+    if style == "auto" and console.is_interactive and not console.legacy_windows:
+        return TerminalScreen(console)
+    return PlainScreen()

@@ -1,0 +1,128 @@
+"""Writes what training logs for TensorBoard to show, without TensorBoard."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_deepseek.artifacts.event_file import EventFile, Scalar, find_event_files
+from keras_deepseek.backend.keras_internals import read_learning_rate
+from keras_deepseek.callbacks.step_logger import Row, StepLogger, numbers
+
+
+class TensorBoardEvents(StepLogger):
+    """Writes the logs of a training as event files that TensorBoard reads.
+
+    Choose it over `keras.callbacks.TensorBoard`, which needs TensorFlow and TensorBoard where the
+    training runs, and which a training that is resumed writes its steps twice with. Runs and tags
+    are the same, so that both can be looked at side by side:
+
+    | run | tag | by |
+    |---|---|---|
+    | `train` | `batch_loss`, and so on for each log of a step | step |
+    | `train` | `epoch_loss`, ..., `epoch_learning_rate` | epoch |
+    | `validation` | `epoch_loss`, ... | epoch |
+    | `validation` | `evaluation_loss_vs_iterations`, ... | step |
+
+    Pace, memory and the use of the device are there with a `ThroughputMeter` before it in the list
+    of callbacks. `tensorboard --logdir` on the folder, or on one above it, shows them, also while
+    the training goes on.
+
+    Args:
+        log_dir: string or path. The folder of the run.
+        every: integer. Write every so many steps; 0 for epochs alone. Defaults to `1`.
+        resume: boolean. Whether the training goes on with the run that the folder holds, also where
+            it makes its first steps anew. `Trainer.fit(resume=True)` sees to it. Defaults to
+            `False`.
+
+    Raises:
+        InvalidInputError: `every` is negative; or no file can be made in `log_dir`. When a training
+            starts at step 0 and `resume` is `False`: the folder holds an earlier run.
+
+    Example:
+
+    >>> import os, tempfile, keras, numpy as np
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> folder = tempfile.mkdtemp()
+    >>> x, y = np.ones((8, 2)), np.ones((8, 1))
+    >>> history = model.fit(
+    ...     x, y, validation_data=(x, y), verbose=0, callbacks=[TensorBoardEvents(folder)]
+    ... )
+    >>> sorted(os.listdir(folder))
+    ['train', 'validation']
+    """
+
+    def __init__(
+        self, log_dir: str | os.PathLike[str], *, every: int = 1, resume: bool = False
+    ) -> None:
+        super().__init__(every=every, resume=resume)
+        self.log_dir = log_dir
+        self._files: dict[str, EventFile] = {}
+        self._goes_on = False
+        self._first: tuple[int, int] | None = None  # The step and the epoch that it goes on at.
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begins to count the steps of an epoch."""
+        super().on_epoch_begin(epoch, logs)
+        if self._first is None:
+            self._first = (self._step, epoch)
+            self._file("train")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the logs of the epoch, validation among them."""
+        rate = read_learning_rate(self.model)
+        known = {} if rate is None else {"learning_rate": rate}
+        super().on_epoch_end(epoch, {**known, **(logs or {})})
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on after the step of a checkpoint; what was written of later ones is discarded."""
+        super().set_state(state)
+        self._goes_on = True
+
+    def _open(self) -> None:
+        self._goes_on = self._goes_on or self.resume
+        self._first = None
+
+    def _file(self, run: str) -> EventFile:
+        if run not in self._files:
+            keep = self._is_kept if self._goes_on else None
+            self._files[run] = EventFile(Path(self.log_dir) / run, keep)
+        return self._files[run]
+
+    def _is_kept(self, tag: str, step: int) -> bool:
+        first_step, first_epoch = self._first or (0, 0)
+        return step < first_epoch if tag.startswith("epoch_") else step <= first_step
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        scalars: dict[str, list[Scalar]] = {"train": [], "validation": []}
+        for row in rows:
+            for name, value in numbers(row.logs).items():
+                if not row.ends_epoch:
+                    scalars["train"].append(Scalar(f"batch_{name}", row.step, value, row.time))
+                    continue
+                run, own = ("train", name)
+                if name.startswith("val_"):
+                    run, own = ("validation", name.removeprefix("val_"))
+                    tag = f"evaluation_{own}_vs_iterations"
+                    scalars[run].append(Scalar(tag, row.step, value, row.time))
+                scalars[run].append(Scalar(f"epoch_{own}", row.epoch, value, row.time))
+        for run, found in scalars.items():
+            if found:
+                self._file(run).write(found)
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files = {}
+        self._goes_on = False
+
+    def _last_step(self) -> int | None:
+        # What is later than the step that the training goes on at, `_is_kept` drops.
+        return 0 if find_event_files(Path(self.log_dir) / "train") else None
+
+    def _earlier_run_message(self) -> str:
+        return (
+            f"{os.fspath(self.log_dir)!r} holds the event files of an earlier run, and this one "
+            "starts anew: name another folder, or remove that one."
+        )

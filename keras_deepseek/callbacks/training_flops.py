@@ -1,0 +1,77 @@
+"""What a training step costs in floating-point operations."""
+
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.argument_check import check_number
+from keras_deepseek.backend.keras_internals import example_inputs
+
+_PASSES = 3  # Forward, and backward by inputs and by weights: each as many as forward.
+
+
+def count_training_flops(model: keras.Model, x: Any = None) -> int | None:
+    """Returns the floating-point operations of a training step, counted.
+
+    Those of the matrix products, convolutions and attention of a forward pass, a multiply-add as
+    two, times three: the backward pass takes twice as many. That is what the definition of MFU
+    counts: no element-wise operation, and nothing that rematerialisation computes again. A loop
+    whose length is not known as it is compiled counts once, on TensorFlow any loop.
+
+    Args:
+        model: `keras.Model`, built.
+        x: A batch of inputs. Defaults to `None`: one sample of zeros, where the model says the
+            shapes of its inputs.
+
+    Returns:
+        An integer; `None` where `x` is `None` and the model has no inputs of known shapes.
+
+    Example:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+    >>> count_training_flops(model) == 3 * 2 * 4 * 5
+    True
+    """
+    if x is None:
+        x = example_inputs(model)
+        if x is None:
+            return None
+
+    def forward(trainable: Any, other: Any, inputs: Any) -> Any:
+        return model.stateless_call(trainable, other, inputs, training=False)[0]
+
+    tensors = keras.tree.map_structure(keras.ops.convert_to_tensor, x)
+    values = [
+        [variable.value for variable in variables]
+        for variables in (model.trainable_variables, model.non_trainable_variables)
+    ]
+    return _PASSES * backend.current().count_flops(forward, *values, tensors)
+
+
+def estimate_training_flops(num_parameters: int, num_tokens: float) -> float:
+    """Returns the floating-point operations of training on so many tokens, by the usual estimate.
+
+    `6 * num_parameters * num_tokens`: two for each parameter's multiply-add, times three as in
+    `count_training_flops`. It leaves out what attention adds with the length, and takes embeddings
+    for matrix products.
+
+    Args:
+        num_parameters: integer. The parameters that a token goes through.
+        num_tokens: float. The tokens.
+
+    Raises:
+        InvalidInputError: One of them is negative or no number.
+
+    Example:
+
+    >>> estimate_training_flops(1_000_000, 512)
+    3072000000.0
+
+    Reference:
+
+    - [Scaling Laws for Neural Language Models (Kaplan et al., 2020)](https://arxiv.org/abs/2001.08361)
+    """
+    parameters = check_number("num_parameters", num_parameters, least=0)
+    return 2.0 * _PASSES * parameters * check_number("num_tokens", num_tokens, least=0)

@@ -1,0 +1,98 @@
+"""How fast a training goes, and what else there is to say of it beside its logs.
+
+Callbacks that show or log it hold one each. What asks the device for a number does so before a step
+and about once a second: asking waits for the step that is being made.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import keras
+
+from keras_deepseek.backend.keras_internals import count_samples, read_learning_rate
+from keras_deepseek.callbacks.memory import read_memory
+
+_SECONDS_BETWEEN_READINGS = 1.0
+_SECONDS_BETWEEN_MARKS = 0.1
+_MARKS = 50  # The pace is that of the last five seconds.
+
+
+class TrainingPace:
+    """Follows the steps of a training.
+
+    `before_step` is for `on_train_batch_begin`, in the thread that trains; `after_step` for
+    `on_train_batch_end`, in any, one at a time.
+
+    Args:
+        clock: Function that returns the time in seconds. Defaults to `time.perf_counter`.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self.samples_per_step: float | None = None
+        self.learning_rate: float | None = None
+        self.memory: dict[str, int] = {}
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """Forgets the steps of the epoch before. Its last readings stay until there are others."""
+        self.done = 0  # Of the epoch's steps.
+        self.began_at = self.clock()
+        self._last = self.began_at
+        # The first step is left out of all paces: it may have waited for a compilation.
+        self._first: tuple[float, int] | None = None
+        self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)
+        self._next_mark = 0.0
+        self._next_reading: float | None = None
+
+    def before_step(self, model: keras.Model, batch: int) -> None:
+        """Reads what the device knows, where a second has gone by.
+
+        Args:
+            model: `keras.Model` that is trained; in a callback `self._model`, which brings nothing.
+            batch: integer. The number of the epoch's step.
+        """
+        if batch == 0:
+            return  # No step is made yet.
+        now = self.clock()
+        if self._next_reading is None or now >= self._next_reading:
+            self._next_reading = now + _SECONDS_BETWEEN_READINGS
+            samples = count_samples(model)
+            self.samples_per_step = None if samples is None else samples / batch
+            self.learning_rate = read_learning_rate(model)
+            self.memory = read_memory()
+
+    def after_step(self, batch: int) -> float:
+        """Counts a step, and returns the time.
+
+        Args:
+            batch: integer. The number of the epoch's step. One that comes late changes nothing.
+        """
+        now = self.clock()
+        if batch >= self.done:
+            self.done, self._last = batch + 1, now
+            if now >= self._next_mark:
+                self._marks.append((now, self.done))
+                self._next_mark = now + _SECONDS_BETWEEN_MARKS
+                self._first = self._first or self._marks[0]
+        return now
+
+    def steps_per_second(self, *, of_epoch: bool = False) -> float | None:
+        """Returns the pace of the last seconds, or of the epoch; `None` before its second step."""
+        start = self._first if of_epoch else next(iter(self._marks), None)
+        if start is None or self._last <= start[0]:
+            return None
+        return (self.done - start[1]) / (self._last - start[0])
+
+    def figures(self, *, of_epoch: bool = False) -> dict[str, float]:
+        """Returns what is known, by the names that logs have for it."""
+        pace = self.steps_per_second(of_epoch=of_epoch)
+        found: dict[str, float] = {}
+        if pace is not None:
+            found["steps_per_second"] = pace
+            if self.samples_per_step is not None:
+                found["samples_per_second"] = pace * self.samples_per_step
+        if self.learning_rate is not None:
+            found["learning_rate"] = self.learning_rate
+        return {**found, **self.memory}

@@ -1,0 +1,61 @@
+"""What a training is watched by while `Trainer.fit` lasts."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import keras
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.callbacks.progress_display import ProgressDisplay
+from keras_deepseek.callbacks.step_logger import StepLogger
+
+_STYLES: dict[str | int, Literal["auto", "lines"] | None] = {
+    "auto": "auto",
+    0: None,
+    1: "auto",
+    2: "lines",
+}
+
+
+@contextmanager
+def watched(
+    callbacks: list[keras.callbacks.Callback], verbose: str | int, *, resume: bool
+) -> Iterator[str | int]:
+    """Yields the `verbose` for Keras, and afterwards closes what has to be, an error or not.
+
+    Args:
+        callbacks: list of Keras callbacks. A `ProgressDisplay` is added where it has no display.
+            Those that write a run down go on with it where the training is resumed.
+        verbose: string or integer, as `Trainer.fit` takes it.
+        resume: boolean. Whether the training is resumed.
+
+    Raises:
+        InvalidInputError: `verbose` is none of those that there are.
+    """
+    if verbose not in _STYLES:
+        raise InvalidInputError(f'`verbose` is "auto", 0, 1 or 2; received {verbose!r}.')
+    style = _STYLES[verbose]
+    if _has(callbacks, keras.callbacks.ProgbarLogger):
+        for_keras = verbose
+    else:
+        for_keras = 0
+        if style is not None and not _has(callbacks, ProgressDisplay):
+            callbacks.append(ProgressDisplay(style))
+    loggers = {
+        callback: callback.resume for callback in callbacks if isinstance(callback, StepLogger)
+    }
+    for logger in loggers:
+        logger.resume = logger.resume or resume
+    try:
+        yield for_keras
+    finally:  # Keras does not tell its callbacks that a training has ended in an error.
+        for callback in callbacks:
+            if isinstance(callback, ProgressDisplay | StepLogger):
+                callback.close()
+        for logger, before in loggers.items():
+            logger.resume = before
+
+
+def _has(callbacks: list[keras.callbacks.Callback], kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
