@@ -26,13 +26,19 @@ _QUIET_SECONDS = 0.02
 
 
 def measure(
-    rivals: Mapping[str, Rival], rounds: int, *, with_backward: bool, use_torch_compile: bool
+    rivals: Mapping[str, Rival | Callable[[], Any]],
+    rounds: int,
+    *,
+    with_backward: bool,
+    use_torch_compile: bool,
 ) -> dict[str, float]:
     """Returns the median milliseconds of a call, by rival."""
     actions: dict[str, Callable[[], Any]] = {}
     repeats: dict[str, int] = {}
     for name, rival in rivals.items():
-        actions[name] = compile_rival(rival, with_backward, use_torch_compile)
+        actions[name] = rival
+        if isinstance(rival, Rival):
+            actions[name] = compile_rival(rival, with_backward, use_torch_compile)
         actions[name]()  # It compiles.
         seconds = _spend(actions[name])
         repeats[name] = max(1, math.ceil(_LEAST_SECONDS / max(seconds, 1e-6)))
