@@ -2,12 +2,35 @@
 
 from typing import Any
 
+import keras
+
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.batch_source import open_batch_source
 from keras_deepseek.backend.batch_stream import BatchStream
 from keras_deepseek.backend.keras_internals import split_validation
 from keras_deepseek.backend.positioned_data import PositionedData
 
 _OF_THE_DATA = ("x", "y", "sample_weight", "batch_size", "steps_per_epoch", "class_weight")
+
+
+def no_data_error() -> InvalidInputError:
+    """Returns the error of data without a batch."""
+    return InvalidInputError("The training data hold no batch. Give some that do.")
+
+
+def check_rows(x: Any) -> None:
+    """Raises an error where training data are arrays without rows.
+
+    Args:
+        x: Training data as `keras.Model.fit` takes it.
+
+    Raises:
+        InvalidInputError: There is no row.
+    """
+    if isinstance(x, dict | list | tuple) or hasattr(x, "shape"):
+        for array in keras.tree.flatten(x):
+            if len(getattr(array, "shape", ())) and array.shape[0] == 0:
+                raise no_data_error()
 
 
 def position_data(options: dict[str, Any], seed: int) -> tuple[dict[str, Any], PositionedData]:

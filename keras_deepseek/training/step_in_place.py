@@ -24,13 +24,15 @@ class StepInPlace:
         self._compilation: Any = None
         self._function: Any = None
         self._error: Exception | None = None
+        self.num_made = 0
+        """How often the compiled function has returned in this training."""
 
     @contextmanager
     def use(self) -> Iterator[None]:
         """Makes the model train by this step until the block ends."""
         model, compiled = self._model, compilation(self._model)
         own_step, own_function = vars(model).get("train_step"), model.train_function
-        model.train_step, self._error = self._run, None
+        model.train_step, self._error, self.num_made = self._run, None, 0
         model.make_train_function = self._make_function
         model.train_function = self._function if self._compilation is compiled else None
         try:
@@ -53,8 +55,18 @@ class StepInPlace:
         model = self._model
         if model.train_function is None or force:
             type(model).make_train_function(model, force=force)
-            model.train_function = backend.current().keep_state(model, model.train_function)
+            model.train_function = self._count(
+                backend.current().keep_state(model, model.train_function)
+            )
         return model.train_function
+
+    def _count(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            logs = function(*arguments)
+            self.num_made += 1
+            return logs
+
+        return run
 
     def _run(self, *arguments: Any) -> Any:
         try:

@@ -13,6 +13,7 @@ from keras_deepseek.backend.keras_training import own_train_step
 from keras_deepseek.training.checkpoints import Checkpoints
 from keras_deepseek.training.gradient_clip import GradientClip, check_gradient_clip
 from keras_deepseek.training.guarded_steps import GuardedSteps
+from keras_deepseek.training.loss_watch import LossWatch
 from keras_deepseek.training.precision import step_in_precision
 from keras_deepseek.training.rematerialization import Remat, check_remat
 from keras_deepseek.training.step_guard import Action, StepGuard
@@ -70,14 +71,15 @@ class StepPlan:
         self._guarded_steps: GuardedSteps | None = None
         if guard is not None:
             self._watch(guard if isinstance(guard, StepGuard) else StepGuard(guard), checkpoints)
+        else:
+            self.callbacks.append(LossWatch())
         self._step = self._make_step()
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """Makes the model train by such steps until the block ends."""
         with contextlib.ExitStack() as stack:
-            if self._step is not None:
-                stack.enter_context(self._step.use())
+            stack.enter_context(self._step.use())
             if self._guarded_steps is not None:
                 stack.enter_context(self._guarded_steps.attach(self._model))
             yield
@@ -92,8 +94,13 @@ class StepPlan:
         roll_back = None if checkpoints is None else checkpoints.roll_back
         self.callbacks.append(WatchGuardedSteps(guard, self._guarded_steps, roll_back))
 
-    def _make_step(self) -> StepInPlace | None:
-        """Returns what takes the place of the model's training step, if anything does."""
+    @property
+    def num_made(self) -> int:
+        """How many steps were made since the plan came into use."""
+        return self._step.num_made * int(self._model.steps_per_execution)
+
+    def _make_step(self) -> StepInPlace:
+        """Returns what takes the place of the model's training step."""
         model, train_step = self._model, self._model.train_step
         if not own_train_step(model):
             step = TrainingStep(
@@ -105,8 +112,6 @@ class StepPlan:
                 remat=self._remat,
             )
             train_step = backend.current().make_train_step(model, step)
-        elif self._policy is None:
-            return None
         if self._policy is not None:
             train_step = step_in_precision(model, self._policy, train_step)
         return StepInPlace(model, train_step)

@@ -13,7 +13,11 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.checkpoint import Checkpoint
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.errors import (
+    InvalidInputError,
+    KerasDeepSeekError,
+    unknown_name_message,
+)
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
@@ -21,7 +25,7 @@ from keras_deepseek.training.compile_model import build_model, compile_model, se
 from keras_deepseek.training.device import choose_device
 from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.no_loss import RefuseNoLoss, no_loss_error
-from keras_deepseek.training.position_data import position_data
+from keras_deepseek.training.position_data import check_rows, no_data_error, position_data
 from keras_deepseek.training.precision import training_policy
 from keras_deepseek.training.rematerialization import Remat
 from keras_deepseek.training.step_guard import Action, StepGuard
@@ -230,6 +234,7 @@ class Trainer:
                 can't be read.
         """
         chosen = self._prepare(resume, callbacks)
+        check_rows(x)
         arguments = {
             "x": x,
             "y": y,
@@ -246,11 +251,21 @@ class Trainer:
                 self._plan.in_use(),
                 self._with_checkpoints(arguments) as given,
             ):
-                return self.model.fit(given.pop("x"), given.pop("y", None), **given)
-        except ValueError as error:
+                history = self.model.fit(given.pop("x"), given.pop("y", None), **given)
+        except Exception as error:
             if "No loss to compute" in str(error):
                 raise no_loss_error(self.model) from error
+            if isinstance(error, StopIteration):  # Of Keras on JAX, where there is no batch.
+                raise no_data_error() from error
+            if not isinstance(error, KerasDeepSeekError):
+                error.add_note(
+                    f"It came with batch {self._plan.num_made + 1} of this training, counted from "
+                    "1 over all epochs."
+                )
             raise
+        if not self._plan.num_made and not goes_on:  # Keras on TensorFlow says nothing.
+            raise no_data_error()
+        return history
 
     def steps(
         self,

@@ -21,6 +21,7 @@ from keras_deepseek.backend.keras_training import (
 )
 from keras_deepseek.training.gradient_clip import GradientClip, clip_gradients, global_norm
 from keras_deepseek.training.guarded_steps import GuardedSteps
+from keras_deepseek.training.label_check import mark_wrong_labels
 from keras_deepseek.training.loss_weight import find_reduction, weigh_loss
 from keras_deepseek.training.rematerialization import Remat, find_blocks, rematerialized
 
@@ -199,6 +200,7 @@ def compute_loss(
     """
     y_pred = call_for_training(model, x)
     loss = compute_training_loss(model, x, y, y_pred, sample_weight)
+    loss = mark_wrong_labels(loss, model.loss, y, y_pred)
     update_metrics(model, x, y, y_pred, sample_weight)
     if not with_weight:
         return loss
@@ -267,6 +269,8 @@ def _count_rows(batch: Batch) -> Any:
 
 def _read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Returns the loss, its weight or `None`, and further logs, of what a step has returned."""
+    if result is None:
+        raise InvalidInputError("`train_step` must return the loss; it returned nothing.")
     if not isinstance(result, dict):
         return ops.convert_to_tensor(result), None, {}
     if "loss" not in result:

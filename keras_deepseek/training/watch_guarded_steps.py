@@ -46,7 +46,7 @@ class WatchGuardedSteps(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._read()
         if logs is not None and "skipped_steps" in logs:
-            self._unread = f"batch {batch} of epoch {self._epoch + 1}", logs["skipped_steps"]
+            self._unread = f"batch {batch + 1} of epoch {self._epoch + 1}", logs["skipped_steps"]
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._read()

@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 
-from keras_deepseek.training.position_data import position_data
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.training.position_data import check_rows, position_data
 
 X = np.arange(12.0).reshape(6, 2)
 
@@ -31,3 +33,14 @@ def test_a_share_is_set_aside_for_validation():
     options, data = position_data({"x": X, "y": X, "validation_split": 0.5}, seed=0)
     np.testing.assert_array_equal(options["validation_data"][0], X[3:])
     assert data.stream.steps == 1
+
+
+@pytest.mark.parametrize("x", [X[:0], {"a": X[:0]}, [X[:0], X[:0]]])
+def test_arrays_without_rows_are_refused(x):
+    with pytest.raises(InvalidInputError, match="The training data hold no batch"):
+        check_rows(x)
+
+
+def test_other_data_may_have_rows():
+    for x in (X, {"a": X}, iter([X]), None):
+        check_rows(x)

@@ -68,8 +68,22 @@ def test_what_such_a_model_would_ignore_is_refused(asked, named):
 
 def test_a_guard_is_watched_and_a_name_stands_for_its_action():
     for guard in ("skip", StepGuard("skip")):
-        assert len(plan(build(), guard=guard).callbacks) == 1
-    assert plan(build()).callbacks == []
+        assert [type(each).__name__ for each in plan(build(), guard=guard).callbacks] == [
+            "WatchGuardedSteps"
+        ]
+
+
+def test_without_a_guard_the_loss_is_watched():
+    assert [type(each).__name__ for each in plan(build()).callbacks] == ["LossWatch"]
+
+
+def test_steps_are_counted_from_the_start_of_a_training():
+    model = build()
+    made = plan(model, lambda x, y, sample_weight: keras.ops.mean(model(x)))
+    for _ in range(2):
+        with made.in_use():
+            model.fit(X, X[:, :1], batch_size=2, verbose=0)
+        assert made.num_made == 2
 
 
 @pytest.mark.parametrize("number", [0, 1.5, True])

@@ -290,3 +290,24 @@ def test_an_unbuilt_model_trains():
     trainer = Trainer(model, optimizer="adam", loss=loss, fp16_enabled=True)
     assert np.isfinite(trainer.fit(X, Y, verbose=0).history["loss"][-1])
     assert trainer.predict(X, verbose=0).dtype == np.float32
+
+
+def test_an_error_in_the_data_or_the_step_says_with_which_batch_it_came():
+    def batches(last):
+        yield X[:8], Y[:8]
+        yield X[8:16], Y[8:16]
+        if last is None:
+            raise ArithmeticError("no third batch")
+        yield last
+
+    for last in (None, (X[:8, :3], Y[:8])):
+        trainer = Trainer(build(), optimizer="sgd", loss="sparse_categorical_crossentropy")
+        with pytest.raises(Exception, match=r".+") as caught:
+            trainer.fit(batches(last), shuffle=False, verbose=0)
+        assert "batch 3 of this training" in "".join(caught.value.__notes__)
+
+
+def test_data_without_a_batch_are_refused():
+    trainer = Trainer(build(), optimizer="sgd", loss="sparse_categorical_crossentropy")
+    with pytest.raises(InvalidInputError, match="The training data hold no batch"):
+        trainer.fit(X[:0], Y[:0], verbose=0)

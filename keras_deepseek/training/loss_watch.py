@@ -1,0 +1,70 @@
+"""An error in place of a training that goes on with a loss that is no number."""
+
+import math
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.errors import TrainingDivergedError
+
+
+class LossWatch(keras.callbacks.Callback):
+    """Ends a training whose loss is not finite, by name of the first batch with such a loss.
+
+    It looks at the logs where Keras has read them already, so that no step waits for it. The
+    weights are spoilt by then, and no checkpoint is taken of them. A `StepGuard` keeps them.
+    """
+
+    async_safe = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watched: keras.Model | None = None
+        self._epoch = 0
+        self._found: tuple[int, int, float] | None = None
+
+    def set_model(self, model: keras.Model) -> None:
+        """Keeps the model itself: on JAX, Keras's own property stops the training to read it."""
+        super().set_model(model)
+        self._watched = model
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._found = None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Remembers the first loss that is not finite, and asks for the end of the epoch."""
+        loss = (logs or {}).get("loss")
+        if loss is None or math.isfinite(loss):
+            return
+        # Keras may tell of steps in another order than they were made.
+        found = (self._epoch, batch, float(loss))
+        if self._found is None or found < self._found:
+            self._found = found
+        if self._watched is not None:
+            self._watched.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._check()
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns nothing, and lets no checkpoint be taken of weights that are spoilt."""
+        self._check()
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Does nothing: there is nothing to remember."""
+
+    def _check(self) -> None:
+        if self._found is None:
+            return
+        epoch, batch, loss = self._found
+        raise TrainingDivergedError(
+            f"The loss is {loss:g} from batch {batch + 1} of epoch {epoch + 1} on, and the "
+            "training stopped. Look at the inputs of that batch, and at its labels: those that are no class "
+            "make it so. Lower the learning rate or clip the gradients (gradient_clip=) where it "
+            "grew; guard='skip' leaves such batches out. The weights are spoilt: go on from a "
+            "checkpoint."
+        )
