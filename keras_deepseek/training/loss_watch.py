@@ -63,8 +63,8 @@ class LossWatch(keras.callbacks.Callback):
         epoch, batch, loss = self._found
         raise TrainingDivergedError(
             f"The loss is {loss:g} from batch {batch + 1} of epoch {epoch + 1} on, and the "
-            "training stopped. Look at the inputs of that batch, and at its labels: those that are no class "
-            "make it so. Lower the learning rate or clip the gradients (gradient_clip=) where it "
-            "grew; guard='skip' leaves such batches out. The weights are spoilt: go on from a "
-            "checkpoint."
+            "training stopped. Look at the inputs of that batch, and at its labels: those that are "
+            "no class make it so. Lower the learning rate or clip the gradients (gradient_clip=) "
+            "where it grew; guard='skip' leaves such batches out. The weights are spoilt: go on "
+            "from a checkpoint."
         )

@@ -192,7 +192,7 @@ def test_a_step_that_overflows_is_left_out_and_halves_the_scale(clip):
         [keras.Input((2,)), keras.layers.Dense(2, use_bias=False), Factor(dtype="float32")]
     )
     optimizer = keras.optimizers.LossScaleOptimizer(
-        keras.optimizers.Adam(0.1), initial_scale=8.0, dynamic_growth_steps=2
+        keras.optimizers.Adam(0.1), initial_scale=2.0**20, dynamic_growth_steps=2
     )
     trainer = Trainer(model, optimizer=optimizer, loss="mse", gradient_clip=clip)
     x = np.ones((4, 2), "float32")
@@ -203,14 +203,14 @@ def test_a_step_that_overflows_is_left_out_and_halves_the_scale(clip):
         return state, model.layers[0].get_weights()[0]
 
     (first, _), (second, before) = step(), step()
-    assert (first, second) == ((8.0, 1), (16.0, 2))
-    model.layers[1].factor.assign(3e38)
+    assert (first, second) == ((2.0**20, 1), (2.0**21, 2))
+    model.layers[1].factor.assign(5e18)  # The loss is finite, and its gradients are not.
     state, weights = step()
-    assert state == (8.0, 2)
+    assert state == (2.0**20, 2)
     np.testing.assert_array_equal(weights, before)
     model.layers[1].factor.assign(1.0)
     state, weights = step()
-    assert state == (8.0, 3)
+    assert state == (2.0**20, 3)
     assert np.isfinite(weights).all()
     assert (weights != before).all()
 
