@@ -78,6 +78,18 @@ class Backend(Protocol):
         its optimizer and its metrics.
         """
 
+    def run_before_step(
+        self,
+        model: "keras.Model",
+        train_step: "Callable[..., Any]",
+        prepare: "Callable[[], None]",
+    ) -> "Callable[..., Any] | None":
+        """Returns a `train_step` that begins with `prepare()`; `None` where no step is compiled.
+
+        `prepare` may assign the variables of the optimizer. The result is another function each
+        time, so that nothing which was compiled before stands for it.
+        """
+
     def apply_update(
         self,
         optimizer: "keras.optimizers.Optimizer",

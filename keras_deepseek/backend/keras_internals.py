@@ -3,6 +3,7 @@
 Each has a canary test that says what broke when a Keras release moves it.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "attention_projections",
     "batch_specs",
     "build_for_training",
+    "callbacks_beside",
     "compile_arguments",
     "find_data_adapter",
     "finish_callbacks",
@@ -103,6 +105,23 @@ def build_for_training(model: keras.Model, batch: Any) -> None:
 def finish_callbacks(callbacks: keras.callbacks.CallbackList) -> None:
     """Waits for the callbacks that Keras runs in a thread of their own."""
     callbacks._flush_futures()
+
+
+def callbacks_beside(callback: keras.callbacks.Callback) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks of the training that is calling one of them, that one included.
+
+    Keras tells a callback nothing of the others, so the call itself is asked: it goes through the
+    list of them.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList) and any(
+            each is callback for each in caller.callbacks
+        ):
+            return list(caller.callbacks)
+        frame = frame.f_back
+    return [callback]
 
 
 _KINDS = {

@@ -3,7 +3,8 @@
 Each has a canary test that says what broke when a Keras release moves it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -27,6 +28,20 @@ def nested_stateless_scope(
 def own_train_step(model: keras.Model) -> bool:
     """Returns whether a model's class, or the model itself, has a training step of its own."""
     return "train_step" in vars(model) or type(model).train_step is not keras.Model.train_step
+
+
+@contextmanager
+def lent_train_step(model: keras.Model, train_step: Callable[..., Any]) -> Iterator[None]:
+    """Makes a model have another training step until the block ends."""
+    own = vars(model).get("train_step")
+    model.train_step = train_step
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.train_step
+        else:
+            model.train_step = own
 
 
 def compilation(model: keras.Model) -> object:

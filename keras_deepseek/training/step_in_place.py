@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_training import compilation
+from keras_deepseek.backend.keras_training import compilation, lent_train_step
 
 
 class StepInPlace:
@@ -28,11 +28,11 @@ class StepInPlace:
     def use(self) -> Iterator[None]:
         """Makes the model train by this step until the block ends."""
         model, compiled = self._model, compilation(self._model)
-        own_step, own_function = vars(model).get("train_step"), model.train_function
-        model.train_step, self._error = self._run, None
+        own_function, self._error = model.train_function, None
         model.train_function = self._function if self._compilation is compiled else None
         try:
-            yield
+            with lent_train_step(model, self._run):
+                yield
         except Exception as error:
             if self._error in (None, error):
                 raise
@@ -40,10 +40,6 @@ class StepInPlace:
             raise self._error from None
         finally:
             self._function, self._compilation = model.train_function, compiled
-            if own_step is None:
-                del model.train_step
-            else:
-                model.train_step = own_step
             model.train_function = own_function if compilation(model) is compiled else None
 
     def _run(self, *arguments: Any) -> Any:

@@ -22,6 +22,7 @@ from keras_deepseek.backend.keras_training import (
     own_train_step,
     update_metrics,
 )
+from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
@@ -213,8 +214,8 @@ class Trainer:
             The `History` of `keras.Model.fit`; of a resumed training, from its very beginning.
 
         Raises:
-            InvalidInputError: The model has no loss; or model or data are not those of the
-                checkpoint; or `checkpoint_dir` holds another training.
+            InvalidInputError: The model has no loss; or there are two schedules; or model or data
+                are not those of the checkpoint; or `checkpoint_dir` holds another training.
             CheckpointError: A checkpoint can't be written, as on a full disk; or all there are
                 can't be read.
         """
@@ -223,6 +224,7 @@ class Trainer:
         if self._recorder is not None:
             self._recorder.resume = resume or self._resumed is not None
         chosen = [*self._callbacks, *(callbacks or ())]
+        refuse_two_schedules(self.model.optimizer, chosen)
         is_own_step = type(self).train_step is not Trainer.train_step
         if self.model.loss is None and not is_own_step:  # Its layers may add losses.
             chosen.append(RefuseNoLoss())

@@ -11,6 +11,7 @@ from keras_deepseek.backend.keras_internals import (
     attention_projections,
     batch_specs,
     build_for_training,
+    callbacks_beside,
     compile_arguments,
     find_data_adapter,
     finish_callbacks,
@@ -167,3 +168,17 @@ def test_tensorflow_s_specs_are_open_in_the_number_of_rows():
     assert made == tf.TensorSpec((None, 3), "int32")
     assert kept is given
     assert isinstance(nothing, tf.OptionalSpec)
+
+
+def test_a_callback_finds_those_beside_it():
+    class Curious(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.found = callbacks_beside(self)
+
+    curious, other = Curious(), keras.callbacks.Callback()
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(np.ones((2, 1)), np.ones(2), verbose=0, callbacks=[other, curious])
+    assert curious in curious.found
+    assert other in curious.found
+    assert callbacks_beside(other) == [other]

@@ -290,3 +290,12 @@ def test_an_unbuilt_model_trains():
     trainer = Trainer(model, optimizer="adam", loss=loss, fp16_enabled=True)
     assert np.isfinite(trainer.fit(X, Y, verbose=0).history["loss"][-1])
     assert trainer.predict(X, verbose=0).dtype == np.float32
+
+
+def test_two_schedules_are_refused():
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    trainer = Trainer(model, optimizer=keras.optimizers.SGD(schedule), loss="mse")
+    trainer.add_callback(keras.callbacks.ReduceLROnPlateau("loss"))
+    with pytest.raises(InvalidInputError, match="has one schedule, and here are 2"):
+        trainer.fit(np.ones((4, 4)), np.ones((4, 1)), verbose=0)

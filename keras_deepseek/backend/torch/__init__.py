@@ -17,7 +17,11 @@ from keras_deepseek.backend.torch.random_state import (
 )
 from keras_deepseek.backend.torch.selection import top_k
 from keras_deepseek.backend.torch.tracing import can_read_shapes, read_integer
-from keras_deepseek.backend.torch.training import apply_update, make_train_step
+from keras_deepseek.backend.torch.training import (
+    apply_update,
+    make_train_step,
+    run_before_step,
+)
 
 __all__ = [
     "apply_update",
@@ -33,6 +37,7 @@ __all__ = [
     "read_framework_random_state",
     "read_integer",
     "repeat",
+    "run_before_step",
     "run_if",
     "top_k",
     "write_buffers",
