@@ -1,9 +1,17 @@
 """Training: the `Trainer` around `model.fit`, its schedules, and its sequences as batches."""
 
 from keras_deepseek.training.cluster import ClusterSpec
+from keras_deepseek.training.learning_rate_search import LearningRateSearch
 from keras_deepseek.training.length_buckets import LengthBuckets
 from keras_deepseek.training.sequence_packing import pack_sequences
 from keras_deepseek.training.trainer import Trainer
 from keras_deepseek.training.warmup_decay import WarmupDecay
 
-__all__ = ["ClusterSpec", "LengthBuckets", "Trainer", "WarmupDecay", "pack_sequences"]
+__all__ = [
+    "ClusterSpec",
+    "LearningRateSearch",
+    "LengthBuckets",
+    "Trainer",
+    "WarmupDecay",
+    "pack_sequences",
+]

@@ -39,6 +39,7 @@ class StepInPlace:
             # What Keras tidies up after an error may fail by it, as moving averages do on JAX.
             raise self._error from None
         finally:
+            self._error = None  # It would hold all that the step had computed.
             self._function, self._compilation = model.train_function, compiled
             model.train_function = own_function if compilation(model) is compiled else None
 

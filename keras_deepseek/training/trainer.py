@@ -6,7 +6,7 @@ follow. What goes in is a `keras.Model`, and it stays one.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import keras
@@ -28,6 +28,10 @@ from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
 from keras_deepseek.training.device import choose_device
 from keras_deepseek.training.gradient_clip import GradientClip, check_gradient_clip
+from keras_deepseek.training.learning_rate_search import (
+    LearningRateSearch,
+    search_learning_rate,
+)
 from keras_deepseek.training.loss_weight import weigh_loss
 from keras_deepseek.training.no_loss import RefuseNoLoss, no_loss_error
 from keras_deepseek.training.precision import (
@@ -35,6 +39,7 @@ from keras_deepseek.training.precision import (
     training_policy,
     with_loss_scaling,
 )
+from keras_deepseek.training.short_training import ShortTraining
 from keras_deepseek.training.step_in_place import StepInPlace
 from keras_deepseek.training.training_state import write_weights
 from keras_deepseek.training.training_step import TrainingStep
@@ -239,8 +244,7 @@ class Trainer:
         }
         try:
             with (
-                self._on_device(),
-                self._step.use() if self._step else contextlib.nullcontext(),
+                self._lent_step(),
                 self._with_checkpoints(arguments) as given,
             ):
                 return self.model.fit(given.pop("x"), given.pop("y", None), **given)
@@ -314,6 +318,51 @@ class Trainer:
         if self._micro_batches == 1:
             return loss
         return {"loss": loss, "weight": weigh_loss(self.model.loss, y, y_pred, sample_weight)}
+
+    def find_learning_rate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        *,
+        lowest: float = 1e-7,
+        highest: float = 10.0,
+        num_steps: int = 100,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+    ) -> LearningRateSearch:
+        """Returns which learning rate to train with, by a short training whose rate grows.
+
+        It ends early when the loss explodes, calls no callbacks, and leaves no trace: weights,
+        optimizer, metrics and random numbers are what they were. A generator moves on.
+
+        Args:
+            x: Training data, as `fit` takes them. Defaults to `None`.
+            y: Targets, where `x` does not hold them. Defaults to `None`.
+            batch_size: integer. Rows of a batch: those of the training that is to come. Defaults to
+                `None`: 32.
+            lowest: float. The rate of the first step. Defaults to `1e-7`.
+            highest: float. The rate of the last step. Defaults to `10.0`.
+            num_steps: integer. The number of steps. Defaults to `100`.
+            sample_weight: Weights of the samples, beside arrays. Defaults to `None`.
+            class_weight: dict. Weights by class. Defaults to `None`.
+
+        Raises:
+            InvalidInputError: A number does not fit, the optimizer has a schedule, or the model's
+                `steps_per_execution` is not 1.
+        """
+        return search_learning_rate(
+            self.model,
+            ShortTraining(self.model, self._lent_step),
+            lowest=lowest,
+            highest=highest,
+            num_steps=num_steps,
+            x=x,
+            y=y,
+            batch_size=batch_size,
+            sample_weight=sample_weight,
+            class_weight=class_weight,
+        )
 
     def evaluate(self, x: Any = None, y: Any = None, **options: Any) -> Any:
         """Returns the loss and the metrics on test data, computed by the model's own policy.
@@ -393,6 +442,11 @@ class Trainer:
             return contextlib.nullcontext(arguments)
         resumed, self._resumed = self._resumed, None
         return self._checkpoints.training(self.model, arguments, resumed, self._seed)
+
+    @contextlib.contextmanager
+    def _lent_step(self) -> Iterator[None]:
+        with self._on_device(), self._step.use() if self._step else contextlib.nullcontext():
+            yield
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         return keras.device(self.device) if self.device else contextlib.nullcontext()
