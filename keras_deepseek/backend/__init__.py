@@ -98,6 +98,12 @@ class Backend(Protocol):
     ) -> None:
         """Does what `optimizer.apply` does, in the fastest way that the framework has."""
 
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Returns whether an error says that the memory of a device, or the machine's, ran out."""
+
+    def release_memory(self) -> None:
+        """Gives back the memory that nothing uses and that the framework holds in reserve."""
+
     def feed_batches(
         self, make_batches: "Callable[[], Iterator[Any]]", specs: "Any"
     ) -> "Iterable[Any]":

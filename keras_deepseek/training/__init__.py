@@ -1,5 +1,6 @@
 """Training: the `Trainer` around `model.fit`, its schedules, and its sequences as batches."""
 
+from keras_deepseek.training.batch_size_search import BatchSizeSearch
 from keras_deepseek.training.cluster import ClusterSpec
 from keras_deepseek.training.learning_rate_search import LearningRateSearch
 from keras_deepseek.training.length_buckets import LengthBuckets
@@ -8,6 +9,7 @@ from keras_deepseek.training.trainer import Trainer
 from keras_deepseek.training.warmup_decay import WarmupDecay
 
 __all__ = [
+    "BatchSizeSearch",
     "ClusterSpec",
     "LearningRateSearch",
     "LengthBuckets",

@@ -24,6 +24,7 @@ from keras_deepseek.backend.keras_training import (
 )
 from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.callbacks.run_recorder import RunRecorder
+from keras_deepseek.training.batch_size_search import BatchSizeSearch, search_batch_size
 from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
 from keras_deepseek.training.device import choose_device
@@ -363,6 +364,37 @@ class Trainer:
             sample_weight=sample_weight,
             class_weight=class_weight,
         )
+
+    def find_batch_size(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        start: int = 8,
+        most: int | None = None,
+    ) -> BatchSizeSearch:
+        """Returns which batch size to train with, by timing steps of growing sizes.
+
+        The size is doubled until memory runs out, and then narrowed down, or until twice the size
+        brings less than 5 % more samples a second. It calls no callbacks and leaves no trace, as
+        `find_learning_rate`.
+
+        Args:
+            x: Arrays, whose rows are repeated where there are too few; or a function from a batch
+                size to a `PyDataset`, or to a tuple of arrays, of that size.
+            y: Targets, beside arrays. Defaults to `None`.
+            sample_weight: Weights of the samples, beside arrays. Defaults to `None`.
+            start: integer. The first size. Defaults to `8`.
+            most: integer. The largest size. Defaults to `None`: the number of rows of arrays, and
+                no limit where `x` is a function.
+
+        Raises:
+            InvalidInputError: The data are of one batch size, a number does not fit, or the model's
+                `steps_per_execution` is not 1.
+        """
+        training = ShortTraining(self.model, self._lent_step)
+        return search_batch_size(training, x, y, sample_weight, start=start, most=most)
 
     def evaluate(self, x: Any = None, y: Any = None, **options: Any) -> Any:
         """Returns the loss and the metrics on test data, computed by the model's own policy.

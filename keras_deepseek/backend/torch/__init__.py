@@ -11,6 +11,7 @@ from keras_deepseek.backend.torch.gradients import (
 )
 from keras_deepseek.backend.torch.inference import compile_inference
 from keras_deepseek.backend.torch.loops import repeat, run_if
+from keras_deepseek.backend.torch.memory import is_out_of_memory, release_memory
 from keras_deepseek.backend.torch.random_state import (
     read_framework_random_state,
     write_framework_random_state,
@@ -32,10 +33,12 @@ __all__ = [
     "count_devices",
     "differentiate",
     "feed_batches",
+    "is_out_of_memory",
     "make_train_step",
     "read_buffers",
     "read_framework_random_state",
     "read_integer",
+    "release_memory",
     "repeat",
     "run_before_step",
     "run_if",
