@@ -113,6 +113,18 @@ class Backend(Protocol):
         while it trains.
         """
 
+    def run_before_step(
+        self,
+        model: "keras.Model",
+        train_step: "Callable[..., Any]",
+        prepare: "Callable[[], None]",
+    ) -> "Callable[..., Any] | None":
+        """Returns a `train_step` that begins with `prepare()`; `None` where no step is compiled.
+
+        `prepare` may assign the variables of the optimizer. The result is another function each
+        time, so that nothing which was compiled before stands for it.
+        """
+
     def apply_update(
         self,
         optimizer: "keras.optimizers.Optimizer",
@@ -120,6 +132,12 @@ class Backend(Protocol):
         variables: "Sequence[keras.Variable]",
     ) -> None:
         """Does what `optimizer.apply` does, in the fastest way that the framework has."""
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Returns whether an error says that the memory of a device, or the machine's, ran out."""
+
+    def release_memory(self) -> None:
+        """Gives back the memory that nothing uses and that the framework holds in reserve."""
 
     def feed_batches(
         self, make_batches: "Callable[[], Iterator[Any]]", specs: "Any"

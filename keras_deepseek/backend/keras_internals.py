@@ -3,6 +3,7 @@
 Each has a canary test that says what broke when a Keras release moves it.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "attention_projections",
     "batch_specs",
     "build_for_training",
+    "callbacks_beside",
     "compile_arguments",
     "count_samples",
     "count_train_steps",
@@ -188,6 +190,23 @@ def _value_during_step(model: keras.Model, variable: keras.Variable) -> float:
                 if known is variable:
                     return float(value)
     return float(keras.ops.convert_to_numpy(variable.value))
+
+
+def callbacks_beside(callback: keras.callbacks.Callback) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks of the training that is calling one of them, that one included.
+
+    Keras tells a callback nothing of the others, so the call itself is asked: it goes through the
+    list of them.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList) and any(
+            each is callback for each in caller.callbacks
+        ):
+            return list(caller.callbacks)
+        frame = frame.f_back
+    return [callback]
 
 
 _KINDS = {

@@ -30,6 +30,20 @@ def own_train_step(model: keras.Model) -> bool:
     return "train_step" in vars(model) or type(model).train_step is not keras.Model.train_step
 
 
+@contextmanager
+def lent_train_step(model: keras.Model, train_step: Callable[..., Any]) -> Iterator[None]:
+    """Makes a model have another training step until the block ends."""
+    own = vars(model).get("train_step")
+    model.train_step = train_step
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.train_step
+        else:
+            model.train_step = own
+
+
 def compilation(model: keras.Model) -> object:
     """Returns what `model.compile` made: another object after each call of it."""
     return model._compile_config

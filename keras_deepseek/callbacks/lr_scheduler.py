@@ -1,24 +1,37 @@
 """The learning rate as a function of the optimizer's step."""
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.keras_internals import callbacks_beside
+from keras_deepseek.callbacks.rate_in_step import RateInStep
 
 Schedule = Callable[[int, int, float, float], float]
 
+_logger = logging.getLogger(__name__)
+
+_MOST_IN_STEP = 1_000_000  # Rates that become part of the step: 4 MB, and a second to compute.
+
 
 class LRScheduler(keras.callbacks.Callback):
-    """Sets the learning rate before every step.
+    """Makes every step with its own learning rate.
 
     Choose it over `keras.optimizers.schedules` when the schedule is a Python function of your own,
     and over `keras.callbacks.LearningRateScheduler`, which knows epochs alone, for a warm-up. The
     step is the optimizer's own count of updates, so a second `fit`, or a model that was loaded with
     its optimizer, goes on where the first stopped.
+
+    On TensorFlow and JAX the rates become part of the compiled step, so that nothing is assigned
+    between the steps, and `steps_per_execution` may be above 1: `func` is asked for all of them as
+    the training begins, and has to go by its arguments alone. On PyTorch, where each step is made
+    from Python, and for more than a million steps, it is called before each of them.
 
     Args:
         func: function. Called with `(step, total_steps, initial_lr, final_lr)`, returns the
@@ -29,9 +42,9 @@ class LRScheduler(keras.callbacks.Callback):
         final_lr: float. Handed to `func`. Defaults to `0.001`.
 
     Raises:
-        InvalidInputError: `total_steps` or a rate is no such number, or `func` returned what is no
-            learning rate. When training starts: the optimizer has a schedule already, or the
-            `steps_per_execution` of the model is not 1.
+        InvalidInputError: `total_steps` is below 1, or `func` returned what is no learning rate.
+            When training starts: the optimizer or another callback has a schedule as well, or the
+            model's `steps_per_execution` is not 1 where `func` is called before each step.
 
     Example:
 
@@ -60,6 +73,8 @@ class LRScheduler(keras.callbacks.Callback):
         self.total_steps = check_integer("total_steps", total_steps)
         self.initial_lr = check_number("initial_lr", initial_lr)
         self.final_lr = check_number("final_lr", final_lr)
+        self._rate_in_step: RateInStep | None = None
+        self._is_in_step = False
 
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of the update that follows `step` updates.
@@ -84,23 +99,27 @@ class LRScheduler(keras.callbacks.Callback):
         return rate
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Refuses an optimizer with a schedule of its own, and steps that nobody is told of."""
-        if self.model.steps_per_execution != 1:
+        """Makes the rates part of the step, where it is compiled; refuses a second schedule."""
+        model = self.model
+        refuse_two_schedules(model.optimizer, callbacks_beside(self))
+        self._is_in_step = self.total_steps <= _MOST_IN_STEP and self._install()
+        if not self._is_in_step and model.steps_per_execution != 1:
             raise InvalidInputError(
-                f"The model runs {self.model.steps_per_execution} steps before its callbacks are "
-                "called, so their rates can't be set one by one. Compile it with "
-                "steps_per_execution=1, or give the optimizer a keras.optimizers.schedules object."
+                f"The model runs {model.steps_per_execution} steps before its callbacks are "
+                f"called, so that the rates of {self.total_steps} steps can't be set one by one. "
+                "Compile it with steps_per_execution=1, or give the optimizer a "
+                "keras.optimizers.schedules object."
             )
-        optimizer = self.model.optimizer
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        if isinstance(inner.get_config()["learning_rate"], dict):
-            raise InvalidInputError(
-                "The optimizer already has a schedule as its learning_rate, and one schedule is "
-                "enough: give it a number, or leave LRScheduler out."
-            )
+        _logger.debug(
+            "LRScheduler: the rates are %s.",
+            "part of the compiled step" if self._is_in_step else "set before each step",
+        )
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Sets the rate of the coming step."""
+        """Sees to the rate of the coming step."""
+        if self._is_in_step and self._rate_in_step is not None:
+            self._rate_in_step.announce()
+            return
         # On JAX the training state lives outside of the variables during an epoch: reading
         # `self.model`, and nothing that was stored before, brings it back so that the assignment
         # holds.
@@ -113,3 +132,41 @@ class LRScheduler(keras.callbacks.Callback):
             logs["learning_rate"] = float(
                 keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
             )
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Leaves the model its own step; the optimizer keeps the last rate."""
+        if self._rate_in_step is not None:
+            self._rate_in_step.remove(self.model)
+
+    def _install(self) -> bool:
+        if self._rate_in_step is None:
+            rates = [self.learning_rate(step) for step in range(self.total_steps + 1)]
+            self._rate_in_step = RateInStep(np.array(rates))
+        return self._rate_in_step.install(self.model)
+
+
+def refuse_two_schedules(
+    optimizer: keras.optimizers.Optimizer, callbacks: Iterable[keras.callbacks.Callback]
+) -> None:
+    """Raises where more than one schedule would set the learning rate of a training.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer` of the training, with a schedule or without.
+        callbacks: iterable of the callbacks of the training.
+
+    Raises:
+        InvalidInputError: There are two or more.
+    """
+    classes = (
+        LRScheduler,
+        keras.callbacks.LearningRateScheduler,
+        keras.callbacks.ReduceLROnPlateau,
+    )
+    names = [type(each).__name__ for each in callbacks if isinstance(each, classes)]
+    if names and not isinstance(optimizer.learning_rate, keras.Variable):
+        names.insert(0, "that which the optimizer has as its learning_rate")
+    if len(names) > 1:
+        raise InvalidInputError(
+            f"A training has one schedule, and here are {len(names)}: {', '.join(names)}. Give the "
+            "optimizer a number, or leave out the callbacks that are too many."
+        )

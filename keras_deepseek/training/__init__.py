@@ -1,10 +1,21 @@
 """Training: the `Trainer` around `model.fit`, its schedules, and its sequences as batches."""
 
+from keras_deepseek.training.batch_size_search import BatchSizeSearch
 from keras_deepseek.training.cluster import ClusterSpec
+from keras_deepseek.training.learning_rate_search import LearningRateSearch
 from keras_deepseek.training.length_buckets import LengthBuckets
 from keras_deepseek.training.sequence_packing import pack_sequences
 from keras_deepseek.training.step_guard import StepGuard
 from keras_deepseek.training.trainer import Trainer
 from keras_deepseek.training.warmup_decay import WarmupDecay
 
-__all__ = ["ClusterSpec", "LengthBuckets", "StepGuard", "Trainer", "WarmupDecay", "pack_sequences"]
+__all__ = [
+    "BatchSizeSearch",
+    "ClusterSpec",
+    "LearningRateSearch",
+    "LengthBuckets",
+    "StepGuard",
+    "Trainer",
+    "WarmupDecay",
+    "pack_sequences",
+]

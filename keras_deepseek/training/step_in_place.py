@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_training import compilation
+from keras_deepseek.backend.keras_training import compilation, lent_train_step
 
 
 class StepInPlace:
@@ -31,24 +31,21 @@ class StepInPlace:
     def use(self) -> Iterator[None]:
         """Makes the model train by this step until the block ends."""
         model, compiled = self._model, compilation(self._model)
-        own_step, own_function = vars(model).get("train_step"), model.train_function
-        model.train_step, self._error, self.num_made = self._run, None, 0
+        own_function, self._error, self.num_made = model.train_function, None, 0
         model.make_train_function = self._make_function
         model.train_function = self._function if self._compilation is compiled else None
         try:
-            yield
+            with lent_train_step(model, self._run):
+                yield
         except Exception as error:
             if self._error in (None, error):
                 raise
             # What Keras tidies up after an error may fail by it, as moving averages do on JAX.
             raise self._error from None
         finally:
+            self._error = None  # It would hold all that the step had computed.
             self._function, self._compilation = model.train_function, compiled
             del model.make_train_function
-            if own_step is None:
-                del model.train_step
-            else:
-                model.train_step = own_step
             model.train_function = own_function if compilation(model) is compiled else None
 
     def _make_function(self, force: bool = False) -> Any:

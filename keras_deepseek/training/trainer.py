@@ -18,16 +18,23 @@ from keras_deepseek.artifacts.errors import (
     KerasDeepSeekError,
     unknown_name_message,
 )
+from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.callbacks.run_recorder import RunRecorder
+from keras_deepseek.training.batch_size_search import BatchSizeSearch, search_batch_size
 from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
 from keras_deepseek.training.device import choose_device
 from keras_deepseek.training.gradient_clip import GradientClip
+from keras_deepseek.training.learning_rate_search import (
+    LearningRateSearch,
+    search_learning_rate,
+)
 from keras_deepseek.training.no_loss import RefuseNoLoss, no_loss_error
 from keras_deepseek.training.position_data import check_rows, no_data_error, position_data
 from keras_deepseek.training.precision import training_policy
 from keras_deepseek.training.rematerialization import Remat
+from keras_deepseek.training.short_training import ShortTraining
 from keras_deepseek.training.step_guard import Action, StepGuard
 from keras_deepseek.training.step_loop import Step, make_steps
 from keras_deepseek.training.step_plan import StepPlan
@@ -228,8 +235,8 @@ class Trainer:
             The `History` of `keras.Model.fit`; of a resumed training, from its very beginning.
 
         Raises:
-            InvalidInputError: The model has no loss; or model or data are not those of the
-                checkpoint; or `checkpoint_dir` holds another training.
+            InvalidInputError: The model has no loss; or there are two schedules; or model or data
+                are not those of the checkpoint; or `checkpoint_dir` holds another training.
             CheckpointError: A checkpoint can't be written, as on a full disk; or all there are
                 can't be read.
         """
@@ -347,6 +354,7 @@ class Trainer:
         if resume and self._resumed is None:
             self.resume()
         chosen = [*self._plan.callbacks, *self._callbacks, *(callbacks or ())]
+        refuse_two_schedules(self.model.optimizer, chosen)
         if self.model.loss is None and not self._computes_loss:  # Its layers may add losses.
             chosen.append(RefuseNoLoss())
         return chosen
@@ -413,6 +421,82 @@ class Trainer:
         with_weight = self._plan.micro_batches > 1
         return compute_loss(self.model, x, y, sample_weight, with_weight=with_weight)
 
+    def find_learning_rate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        *,
+        lowest: float = 1e-7,
+        highest: float = 10.0,
+        num_steps: int = 100,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+    ) -> LearningRateSearch:
+        """Returns which learning rate to train with, by a short training whose rate grows.
+
+        It ends early when the loss explodes, calls no callbacks, and leaves no trace: weights,
+        optimizer, metrics and random numbers are what they were. A generator moves on.
+
+        Args:
+            x: Training data, as `fit` takes them. Defaults to `None`.
+            y: Targets, where `x` does not hold them. Defaults to `None`.
+            batch_size: integer. Rows of a batch: those of the training that is to come. Defaults to
+                `None`: 32.
+            lowest: float. The rate of the first step. Defaults to `1e-7`.
+            highest: float. The rate of the last step. Defaults to `10.0`.
+            num_steps: integer. The number of steps. Defaults to `100`.
+            sample_weight: Weights of the samples, beside arrays. Defaults to `None`.
+            class_weight: dict. Weights by class. Defaults to `None`.
+
+        Raises:
+            InvalidInputError: A number does not fit, the optimizer has a schedule, or the model's
+                `steps_per_execution` is not 1.
+        """
+        return search_learning_rate(
+            self.model,
+            ShortTraining(self.model, self._in_training),
+            lowest=lowest,
+            highest=highest,
+            num_steps=num_steps,
+            x=x,
+            y=y,
+            batch_size=batch_size,
+            sample_weight=sample_weight,
+            class_weight=class_weight,
+        )
+
+    def find_batch_size(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        start: int = 8,
+        most: int | None = None,
+    ) -> BatchSizeSearch:
+        """Returns which batch size to train with, by timing steps of growing sizes.
+
+        The size is doubled until memory runs out, and then narrowed down, or until twice the size
+        brings less than 5 % more samples a second. It calls no callbacks and leaves no trace, as
+        `find_learning_rate`.
+
+        Args:
+            x: Arrays, whose rows are repeated where there are too few; or a function from a batch
+                size to a `PyDataset`, or to a tuple of arrays, of that size.
+            y: Targets, beside arrays. Defaults to `None`.
+            sample_weight: Weights of the samples, beside arrays. Defaults to `None`.
+            start: integer. The first size. Defaults to `8`.
+            most: integer. The largest size. Defaults to `None`: the number of rows of arrays, and
+                no limit where `x` is a function.
+
+        Raises:
+            InvalidInputError: The data are of one batch size, a number does not fit, or the model's
+                `steps_per_execution` is not 1.
+        """
+        training = ShortTraining(self.model, self._in_training)
+        return search_batch_size(training, x, y, sample_weight, start=start, most=most)
+
     def evaluate(self, x: Any = None, y: Any = None, **options: Any) -> Any:
         """Returns the loss and the metrics on test data, computed by the model's own policy.
 
@@ -441,6 +525,11 @@ class Trainer:
             return contextlib.nullcontext(arguments)
         resumed, self._resumed = self._resumed, None
         return self._checkpoints.training(self.model, arguments, resumed, self._seed)
+
+    @contextlib.contextmanager
+    def _in_training(self) -> Iterator[None]:
+        with self._on_device(), self._plan.in_use():
+            yield
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         return keras.device(self.device) if self.device else contextlib.nullcontext()

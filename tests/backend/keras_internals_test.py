@@ -11,6 +11,7 @@ from keras_deepseek.backend.keras_internals import (
     attention_projections,
     batch_specs,
     build_for_training,
+    callbacks_beside,
     compile_arguments,
     count_samples,
     count_train_steps,
@@ -212,3 +213,17 @@ def test_one_sample_is_made_of_the_shapes_that_a_model_says():
     unknown = keras.Input((None, 3))
     assert example_inputs(keras.Model(unknown, unknown + 1.0)) is None
     assert example_inputs(keras.Sequential([keras.layers.Dense(1)])) is None
+
+
+def test_a_callback_finds_those_beside_it():
+    class Curious(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.found = callbacks_beside(self)
+
+    curious, other = Curious(), keras.callbacks.Callback()
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(np.ones((2, 1)), np.ones(2), verbose=0, callbacks=[other, curious])
+    assert curious in curious.found
+    assert other in curious.found
+    assert callbacks_beside(other) == [other]

@@ -11,6 +11,7 @@ from keras_deepseek.backend.keras_training import (
     call_for_training,
     compilation,
     compute_training_loss,
+    lent_train_step,
     nested_stateless_scope,
     output_masks,
     own_train_step,
@@ -55,6 +56,16 @@ def test_a_step_of_the_models_own_is_seen():
     model.train_step = print
     assert own_train_step(model)
     assert own_train_step(build(OwnStep))
+
+
+def test_a_step_is_lent():
+    model = build()
+    with lent_train_step(model, print):
+        assert model.train_step is print
+        with lent_train_step(model, repr):
+            assert model.train_step is repr
+        assert model.train_step is print
+    assert "train_step" not in vars(model)
 
 
 def test_a_model_is_called_in_training_mode_where_it_knows_one():

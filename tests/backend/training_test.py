@@ -35,6 +35,19 @@ def test_a_step_takes_the_place_of_keras_s_own():
     assert float(model.metrics_variables[0].value) == 2.0
 
 
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="On torch no step is compiled.")
+def test_what_is_run_before_a_step_may_assign_the_optimizer_s_variables():
+    model = build()
+
+    def double():
+        model.optimizer.learning_rate = 2.0 * ops.convert_to_tensor(model.optimizer.learning_rate)
+
+    model.train_step = current().run_before_step(model, model.train_step, double)
+    model.fit(X, X[:, :1], batch_size=3, epochs=2, verbose=0)
+    assert float(ops.convert_to_numpy(model.optimizer.learning_rate)) == pytest.approx(1.6)
+    assert int(model.optimizer.iterations) == 4
+
+
 OPTIMIZERS = {
     "adam": lambda: keras.optimizers.Adam(0.01),
     "amsgrad": lambda: keras.optimizers.Adam(0.01, amsgrad=True),

@@ -61,7 +61,7 @@ trainer = Trainer(
     seed=11,
     callbacks=[
         LRScheduler(func=schedule, total_steps=30, final_lr=0.01),
-        keras.callbacks.EarlyStopping(patience=20),
+        keras.callbacks.EarlyStopping(patience=20, restore_best_weights=True),
         Handshake(),
     ],
 )

@@ -311,3 +311,12 @@ def test_data_without_a_batch_are_refused():
     trainer = Trainer(build(), optimizer="sgd", loss="sparse_categorical_crossentropy")
     with pytest.raises(InvalidInputError, match="The training data hold no batch"):
         trainer.fit(X[:0], Y[:0], verbose=0)
+
+
+def test_two_schedules_are_refused():
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    trainer = Trainer(model, optimizer=keras.optimizers.SGD(schedule), loss="mse")
+    trainer.add_callback(keras.callbacks.ReduceLROnPlateau("loss"))
+    with pytest.raises(InvalidInputError, match="has one schedule, and here are 2"):
+        trainer.fit(np.ones((4, 4)), np.ones((4, 1)), verbose=0)

@@ -17,6 +17,7 @@ from keras_deepseek.backend.jax.gradients import (
 )
 from keras_deepseek.backend.jax.inference import compile_inference
 from keras_deepseek.backend.jax.loops import repeat, run_if
+from keras_deepseek.backend.jax.memory import is_out_of_memory, release_memory
 from keras_deepseek.backend.jax.random_state import (
     read_framework_random_state,
     write_framework_random_state,
@@ -27,6 +28,7 @@ from keras_deepseek.backend.jax.training import (
     apply_update,
     keep_state,
     make_train_step,
+    run_before_step,
     run_step,
 )
 
@@ -40,6 +42,7 @@ __all__ = [
     "count_flops",
     "differentiate",
     "feed_batches",
+    "is_out_of_memory",
     "keep_state",
     "make_train_step",
     "read_array",
@@ -48,8 +51,10 @@ __all__ = [
     "read_device_name",
     "read_framework_random_state",
     "read_integer",
+    "release_memory",
     "rematerialize",
     "repeat",
+    "run_before_step",
     "run_if",
     "run_step",
     "top_k",

@@ -64,6 +64,22 @@ def keep_state(model: keras.Model, train_function: Callable[..., Any]) -> Callab
     return run
 
 
+def run_before_step(
+    model: keras.Model, train_step: Callable[..., Any], prepare: Callable[[], None]
+) -> Callable[..., Any] | None:
+    """Returns a `train_step` that begins with `prepare()`; `None` where no step is compiled."""
+
+    def run(state: Any, data: Any) -> Any:
+        trainable, non_trainable, values, metrics = state
+        variables = model.optimizer.variables
+        with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
+            prepare()
+        values = [scope.get_current_value(variable) for variable in variables]
+        return train_step((trainable, non_trainable, values, metrics), data)
+
+    return run
+
+
 def apply_update(
     optimizer: keras.optimizers.Optimizer,
     gradients: Sequence[Any],

@@ -23,6 +23,18 @@ def keep_state(model: keras.Model, train_function: Callable[..., Any]) -> Callab
     return train_function
 
 
+def run_before_step(
+    model: keras.Model, train_step: Callable[..., Any], prepare: Callable[[], None]
+) -> Callable[..., Any] | None:
+    """Returns a `train_step` that begins with `prepare()`; `None` where no step is compiled."""
+
+    def run(data: Any) -> Any:
+        prepare()
+        return train_step(data)
+
+    return run
+
+
 def apply_update(
     optimizer: keras.optimizers.Optimizer,
     gradients: Sequence[Any],

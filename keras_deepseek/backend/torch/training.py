@@ -27,6 +27,13 @@ def keep_state(model: keras.Model, train_function: Callable[..., Any]) -> Callab
     return train_function
 
 
+def run_before_step(
+    model: keras.Model, train_step: Callable[..., Any], prepare: Callable[[], None]
+) -> Callable[..., Any] | None:
+    """Returns a `train_step` that begins with `prepare()`; `None` where no step is compiled."""
+    return None  # And Keras looks a step up each time that it makes one.
+
+
 def apply_update(
     optimizer: keras.optimizers.Optimizer,
     gradients: Sequence[Any],

@@ -1,0 +1,95 @@
+"""The learning rates of a schedule inside of the compiled step, where nobody need set them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.keras_training import compilation, lent_train_step
+
+
+class RateInStep:
+    """Puts learning rates into a model's step, each chosen by the optimizer's count of updates.
+
+    The model keeps the step that it has; this one stands beside it, and makes those steps alone
+    that were announced by `announce`. So whatever ends a training, the next one has no schedule but
+    its own. The optimizer's variable holds the rate of each step, as if it had been assigned.
+
+    Args:
+        rates: NumPy array. The rate by step; beyond its end, the last.
+    """
+
+    def __init__(self, rates: Array) -> None:
+        self._rates = rates
+        self._model: Any = None
+        self._made_for: tuple[Any, Any] = (None, None)
+        self._function: Any = None
+        self._switch: _Switch | None = None
+
+    def install(self, model: keras.Model) -> bool:
+        """Puts the rates beside the model's step; returns whether they are part of it now.
+
+        Args:
+            model: `keras.Model`, compiled, whose training is about to begin.
+        """
+        compiled, train_step = self._made_for
+        # A step is compiled once for all its trainings.
+        if compiled is not compilation(model) or train_step != model.train_step:
+            self._made_for, self._function = (None, None), self._compile(model)
+            self._made_for = (compilation(model), model.train_step)
+        if self._function is None:
+            return False
+        plain = model.train_function
+        if isinstance(plain, _Switch):  # Of a training that has failed.
+            plain = plain.plain
+        model.train_function = self._switch = _Switch(plain, self._function)
+        return True
+
+    def announce(self) -> None:
+        """Says that the next step is to be made with its rate."""
+        if self._switch is not None:
+            self._switch.is_on = True
+
+    def remove(self, model: keras.Model) -> None:
+        """Leaves the model its own step alone.
+
+        Args:
+            model: `keras.Model` that has the rates beside its step.
+        """
+        if self._switch is not None and model.train_function is self._switch:
+            model.train_function = self._switch.plain
+        self._switch = None
+
+    def _compile(self, model: keras.Model) -> Any:
+        self._model = model
+        step = backend.current().run_before_step(model, model.train_step, self._set_rate)
+        if step is None:
+            return None
+        plain = model.train_function
+        with lent_train_step(model, step):
+            model.make_train_function(force=True)
+        function, model.train_function = model.train_function, plain
+        return function
+
+    def _set_rate(self) -> None:
+        optimizer = self._model.optimizer
+        step = ops.minimum(optimizer.iterations, len(self._rates) - 1)
+        rates = ops.convert_to_tensor(self._rates, dtype=optimizer.learning_rate.dtype)
+        optimizer.learning_rate = ops.take(rates, step)
+
+
+class _Switch:
+    """A training function that is one function when told so before the call, and else another."""
+
+    def __init__(self, plain: Callable[..., Any], other: Callable[..., Any]) -> None:
+        self.plain = plain
+        self.is_on = False
+        self._other = other
+
+    def __call__(self, *arguments: Any) -> Any:
+        function = self._other if self.is_on else self.plain
+        self.is_on = False
+        return function(*arguments)

@@ -1,0 +1,142 @@
+"""A training of a few steps that leaves no trace: what the searches try a rate or a size in."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.batch_source import open_batch_source
+from keras_deepseek.backend.batch_stream import BatchStream
+from keras_deepseek.backend.keras_internals import build_for_training
+from keras_deepseek.backend.positioned_data import PositionedData
+from keras_deepseek.backend.random_state import read_random_state, write_random_state
+from keras_deepseek.training.no_loss import RefuseNoLoss, no_loss_error
+from keras_deepseek.training.training_state import read_variables, write_variables
+
+
+class ShortTraining:
+    """Trains a model for some steps, and puts everything back.
+
+    Weights and states of the layers, the optimizer, the metrics and the random number generators
+    are afterwards, to the bit, what they were. A model that was not built is.
+
+    Args:
+        model: `keras.Model`, compiled.
+        lend_step: Function without arguments that returns a context, in which the model trains as
+            its trainer wants it to.
+
+    Raises:
+        InvalidInputError: The model makes several steps before it tells of them.
+    """
+
+    def __init__(
+        self, model: keras.Model, lend_step: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        if model.steps_per_execution != 1:
+            raise InvalidInputError(
+                "A search looks at each step, and the model makes "
+                f"{model.steps_per_execution} at once: compile it with steps_per_execution=1."
+            )
+        self._model = model
+        self._lend_step = lend_step
+        self._state: dict[str, Any] | None = None
+
+    @contextmanager
+    def leaving_no_trace(self) -> Iterator[None]:
+        """Puts back, when the block ends, all that the trainings in it have changed."""
+        random = read_random_state()
+        try:
+            yield
+        finally:
+            self.restore()
+            self._state = None
+            write_random_state(random)
+
+    def restore(self) -> None:
+        """Gives the variables the values that they had before the first training."""
+        if self._state is not None:
+            write_variables(self._model, self._state)
+
+    def fit(
+        self,
+        steps: int,
+        callbacks: Iterable[keras.callbacks.Callback],
+        *,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        batch_size: int | None = None,
+        class_weight: Any = None,
+    ) -> None:
+        """Trains for so many steps, or fewer where a generator or a callback ends it.
+
+        Args:
+            steps: integer. The most steps; the data are gone through as often as it takes.
+            callbacks: iterable of Keras callbacks.
+            x: The data, as `keras.Model.fit` takes them.
+            y: Likewise. Defaults to `None`.
+            sample_weight: Likewise. Defaults to `None`.
+            batch_size: Likewise. Defaults to `None`.
+            class_weight: Likewise. Defaults to `None`.
+
+        Raises:
+            InvalidInputError: The model has no loss, or there is no batch.
+        """
+        source = open_batch_source(
+            x,
+            y=y,
+            sample_weight=sample_weight,
+            batch_size=batch_size,
+            steps_per_epoch=None,
+            class_weight=class_weight,
+            shuffle=None,
+            seed=0,
+        )
+        stream = BatchStream(source, None)
+        positioned = PositionedData(stream)
+        positioned.open()
+        chosen = [*callbacks, _Steps(steps, stream)]
+        if self._model.loss is None:
+            chosen.append(RefuseNoLoss())
+        try:
+            with self._lend_step():
+                if self._state is None:
+                    build_for_training(self._model, positioned.symbolic_batch())
+                    self._state = read_variables(self._model)
+                # Also the first time: with moving averages, Keras leaves two variables one memory
+                # behind, which JAX does not take twice.
+                self.restore()
+                self._model.fit(positioned, epochs=steps, verbose=0, callbacks=chosen)
+        except ValueError as error:
+            if "No loss to compute" in str(error):
+                raise no_loss_error(self._model) from error
+            raise
+
+
+class _Steps(keras.callbacks.Callback):
+    """Ends a training after so many steps, and the epochs where the data end."""
+
+    def __init__(self, steps: int, stream: BatchStream) -> None:
+        super().__init__()
+        self._left = steps
+        self._stream = stream
+        self._ends_epoch = False
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._stream.begin_epoch()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._left -= 1
+        if self.model.stop_training:
+            return
+        is_last = batch + 1 == self._stream.epoch_length
+        self._ends_epoch = is_last and self._left > 0 and self._stream.source.kind != "generator"
+        if is_last or self._left == 0:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._stream.end_epoch()
+        if self._ends_epoch:
+            self._ends_epoch = self.model.stop_training = False
