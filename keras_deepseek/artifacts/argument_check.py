@@ -4,6 +4,8 @@ import math
 import numbers
 from typing import Any
 
+import numpy as np
+
 from keras_deepseek.artifacts.errors import InvalidInputError
 
 
@@ -25,6 +27,21 @@ def check_integer(name: str, value: Any, *, least: int = 1, default: int | None 
         expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise InvalidInputError(f"`{name}` must be {expected}, received {value!r}.")
     return int(value)
+
+
+def check_boolean(name: str, value: Any) -> bool:
+    """Returns a boolean, one of NumPy as Python's, or says what was received in its place.
+
+    Args:
+        name: string. The argument, as the error names it.
+        value: What was given.
+
+    Raises:
+        InvalidInputError: It is neither true nor false.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidInputError(f"`{name}` must be True or False, received {value!r}.")
+    return bool(value)
 
 
 def check_number(

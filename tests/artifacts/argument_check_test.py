@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 
 
@@ -51,3 +51,14 @@ def test_bounds_that_are_not_given_are_not_named():
         check_number("scale", 0.0, above=0)
     with pytest.raises(InvalidInputError, match="`bias` must be a finite number, received"):
         check_number("bias", math.inf)
+
+
+@pytest.mark.parametrize("value", [True, False, np.True_])
+def test_a_boolean_is_returned_as_pythons(value):
+    assert check_boolean("use_bias", value) is bool(value)
+
+
+@pytest.mark.parametrize("value", ["no", None, 1, 0.0, math.nan, [True]])
+def test_what_is_neither_true_nor_false_is_refused(value):
+    with pytest.raises(InvalidInputError, match="`use_bias` must be True or False, received"):
+        check_boolean("use_bias", value)

@@ -104,6 +104,11 @@ def check_cache_arguments(cache: Cache | None, cache_index: Any) -> None:
             "`cache_index` must be one integer, the same for all sequences of a batch: pad the "
             f"shorter ones on the left; received {cache_index!r}."
         )
+    if isinstance(cache_index, int) and cache_index < 0:
+        raise InvalidInputError(
+            "`cache_index` must be 0 or more, the number of slots that earlier calls have filled; "
+            f"received {cache_index}."
+        )
 
 
 def check_states(

@@ -1,6 +1,5 @@
 """The last layer of a language model in training: hidden states to losses, with few logits."""
 
-import math
 from typing import Any
 
 import keras
@@ -15,6 +14,7 @@ from keras_deepseek.layers.heads.token_losses import (
     check_tokens,
     compute_token_losses,
     differentiate_token_losses,
+    mark_unknown_classes,
 )
 from keras_deepseek.layers.heads.vocabulary_head import (
     Shape,
@@ -161,9 +161,7 @@ class ChunkedCrossEntropy(VocabularyHead):
         mask = inputs_mask if mask is None else mask
         losses = self.compute_losses(inputs, targets)
         weights = self.weigh_tokens(inputs, targets, sample_weight=sample_weight, mask=mask)
-        are_classes = bound_indices(targets, self.vocabulary_size)[1]
-        fits = ops.logical_or(are_classes, ops.equal(weights, 0))
-        losses = ops.where(fits, losses, math.nan)
+        losses = mark_unknown_classes(losses, targets, weights, self.vocabulary_size)
         if self.loss_weight:
             self.add_loss(self.loss_weight * average_losses(losses, weights))
         if mask is not None:

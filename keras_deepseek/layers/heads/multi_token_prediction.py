@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.heads.chunked_cross_entropy import ChunkedCrossEntropy
@@ -13,6 +13,7 @@ from keras_deepseek.layers.heads.token_losses import (
     average_losses,
     check_tokens,
     compute_token_losses,
+    mark_unknown_classes,
 )
 from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.inner_layers import (
@@ -139,7 +140,7 @@ class MultiTokenPrediction(FloatingInputLayer):
         self.blocks = clone_layers("block", block, self.depth)
         self.token_embedding = revive_layer("token_embedding", token_embedding)
         self.output_head = revive_layer("output_head", output_head)
-        self.return_logits = return_logits
+        self.return_logits = check_boolean("return_logits", return_logits)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True
 
@@ -215,10 +216,12 @@ class MultiTokenPrediction(FloatingInputLayer):
     def _compute_loss(self, hidden: Any, logits: Any, targets: Any, counted: Any) -> Any:
         head = self.output_head
         if isinstance(head, ChunkedCrossEntropy):
-            losses = head.compute_losses(hidden, targets)
-            return average_losses(losses, head.weigh_tokens(hidden, targets, mask=counted))
-        losses = compute_token_losses(logits, targets)
-        return average_losses(losses, ops.cast(counted, losses.dtype))
+            losses, count = head.compute_losses(hidden, targets), head.vocabulary_size
+            weights = head.weigh_tokens(hidden, targets, mask=counted)
+        else:
+            losses, count = compute_token_losses(logits, targets), logits.shape[-1]
+            weights = ops.cast(counted, losses.dtype)
+        return average_losses(mark_unknown_classes(losses, targets, weights, count), weights)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         return None if previous_mask is None else [previous_mask] * self.depth

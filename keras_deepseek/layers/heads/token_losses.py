@@ -1,10 +1,12 @@
 """Cross entropy of single tokens, and which of them count: what the heads that train share."""
 
+import math
 from typing import Any
 
 from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.input_check import check_integer_tensor, check_tensor, is_shape
 
@@ -14,12 +16,14 @@ def compute_token_losses(logits: Any, targets: Any, z_loss: float = 0.0) -> Any:
 
     Args:
         logits: Tensor of shape `(..., vocabulary_size)`.
-        targets: Integer tensor of shape `(...)`, from 0 below `vocabulary_size`.
+        targets: Integer tensor of shape `(...)`. What stands for those that are no class, from 0
+            below `vocabulary_size`, says `mark_unknown_classes`.
         z_loss: float. Weight of `logsumexp(logits) ** 2`, which is added. Defaults to `0.0`.
     """
     logits = ops.cast(logits, promote_dtypes(logits.dtype, "float32"))
     normalizer = ops.logsumexp(logits, axis=-1)
-    chosen = ops.take_along_axis(logits, ops.expand_dims(targets, -1), axis=-1)
+    labels = bound_indices(targets, logits.shape[-1])[0]
+    chosen = ops.take_along_axis(logits, ops.expand_dims(labels, -1), axis=-1)
     losses = normalizer - ops.squeeze(chosen, -1)
     if z_loss:
         losses = losses + z_loss * ops.square(normalizer)
@@ -49,6 +53,19 @@ def differentiate_token_losses(
     gradient = gradient * scale
     chosen = ops.take_along_axis(gradient, ops.expand_dims(targets, -1), axis=-1)
     return ops.where(is_target, chosen - upstream, gradient)
+
+
+def mark_unknown_classes(losses: Any, targets: Any, weights: Any, count: int) -> Any:
+    """Returns losses that are NaN where a token counts and its target is no class.
+
+    Args:
+        losses: Tensor of any shape.
+        targets: Integer tensor of the same shape.
+        weights: Tensor of the same shape. 0 where a token does not count.
+        count: integer. The number of classes.
+    """
+    are_classes = bound_indices(targets, count)[1]
+    return ops.where(ops.logical_or(are_classes, ops.equal(weights, 0)), losses, math.nan)
 
 
 def average_losses(losses: Any, weights: Any) -> Any:

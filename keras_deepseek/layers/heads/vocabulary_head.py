@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.double_precision import multiply_matrices
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
@@ -57,7 +57,7 @@ class VocabularyHead(FloatingInputLayer):
             )
         self.vocabulary_size = check_integer("vocabulary_size", vocabulary_size)
         self.token_embedding = token_embedding
-        self.use_bias = use_bias
+        self.use_bias = check_boolean("use_bias", use_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.supports_masking = True

@@ -107,9 +107,15 @@ class DeepSeekMoE(FloatingInputLayer):
             router = keras.saving.deserialize_keras_object(router)
         if not isinstance(router, ExpertRouter):
             raise InvalidInputError(f"`router` must be an `ExpertRouter`, received {router!r}.")
+        if getattr(router, "mixture_name", None) is not None:
+            raise InvalidInputError(
+                f"The `router` {router.name!r} is that of {router.mixture_name!r}, and each "
+                "mixture needs one of its own."
+            )
         if capacity_factor is not None:
             capacity_factor = check_number("capacity_factor", capacity_factor, above=0)
         self.router = router
+        router.mixture_name = self.name
         self.intermediate_dim = check_integer("intermediate_dim", intermediate_dim)
         self.num_shared_experts = check_integer("num_shared_experts", num_shared_experts, least=0)
         self.clamp = None if clamp is None else check_number("clamp", clamp, above=0)

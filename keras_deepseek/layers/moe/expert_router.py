@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
@@ -132,9 +132,9 @@ class ExpertRouter(FloatingInputLayer):
         self.num_groups = check_integer("num_groups", num_groups)
         self.num_groups_per_token = check_integer("num_groups_per_token", num_groups_per_token)
         self.group_scoring = group_scoring
-        self.normalize_weights = normalize_weights
+        self.normalize_weights = check_boolean("normalize_weights", normalize_weights)
         self.routed_scale = check_number("routed_scale", routed_scale, above=0)
-        self.use_expert_bias = use_expert_bias
+        self.use_expert_bias = check_boolean("use_expert_bias", use_expert_bias)
         self.balance_loss = check_number("balance_loss", balance_loss, least=0)
         self.z_loss = check_number("z_loss", z_loss, least=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

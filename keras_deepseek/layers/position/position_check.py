@@ -31,6 +31,29 @@ def check_length(name: str, max_length: int | None, length: int | None, start_in
         )
 
 
+def check_start(start_index: Any) -> None:
+    """Raises an error where the position of the first token is none.
+
+    Args:
+        start_index: integer, or integer scalar tensor.
+
+    Raises:
+        InvalidInputError: It is something else, or known to be negative.
+    """
+    is_tensor = hasattr(start_index, "dtype") and hasattr(start_index, "shape")
+    if is_tensor:
+        dtype = keras.backend.standardize_dtype(start_index.dtype)
+        fits, received = "int" in dtype and not start_index.shape, f"{dtype} {start_index.shape}"
+    else:
+        fits = isinstance(start_index, int) and not isinstance(start_index, bool)
+        received = repr(start_index)
+    if not fits or (not is_tensor and start_index < 0):
+        raise InvalidInputError(
+            "`start_index` must be an integer of at least 0, or an integer scalar tensor, received "
+            f"{received}."
+        )
+
+
 def check_positions(positions: Any, inputs: Any) -> None:
     """Raises an error where positions are not those of the inputs.
 

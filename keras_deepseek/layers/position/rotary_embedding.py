@@ -5,10 +5,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
-from keras_deepseek.layers.position.position_check import check_length, check_positions
+from keras_deepseek.layers.position.position_check import (
+    check_length,
+    check_positions,
+    check_start,
+)
 from keras_deepseek.layers.position.rotary_scaling import check_scaling, compute_frequencies
 
 Shape = tuple[int | None, ...]
@@ -119,7 +123,7 @@ class RotaryEmbedding(FloatingInputLayer):
             max_length = check_integer("max_length", max_length)
         self.max_wavelength = float(check_number("max_wavelength", max_wavelength, above=1))
         self.rotary_dim = rotary_dim
-        self.use_interleaved_pairs = use_interleaved_pairs
+        self.use_interleaved_pairs = check_boolean("use_interleaved_pairs", use_interleaved_pairs)
         self.scaling = None if scaling is None else check_scaling(scaling)
         self.max_length = max_length
         self.supports_masking = True
@@ -144,6 +148,7 @@ class RotaryEmbedding(FloatingInputLayer):
 
     def call(self, inputs: Any, positions: Any = None, start_index: Any = 0) -> Any:
         if positions is None:
+            check_start(start_index)
             check_length(self.name, self.max_length, inputs.shape[1], start_index)
             positions = ops.expand_dims(ops.arange(ops.shape(inputs)[1], dtype="int32"), 0)
             positions = positions + ops.cast(start_index, "int32")

@@ -299,3 +299,15 @@ def test_an_embedding_or_a_block_of_another_size_is_refused():
     layer = MultiTokenPrediction(keras.layers.Dense(4), keras.layers.Embedding(5, DIM), head)
     with pytest.raises(InvalidInputError, match=r"'block_1', a Dense, returned .*\(2, 3, 4\)"):
         layer(hidden, tokens % 5)
+
+
+@pytest.mark.parametrize("head_class", [keras.layers.Dense, ChunkedCrossEntropy])
+def test_a_token_that_is_no_class_shows_in_the_loss_unless_it_is_hidden(head_class):
+    hidden, tokens = draw(2, 6)
+    tokens = np.minimum(tokens, VOCABULARY_SIZE - 3)
+    tokens[0, 4] = VOCABULARY_SIZE - 1  # The embedding has it, the head has not.
+    first_four = np.tile(np.arange(6) < 4, (2, 1))
+    for mask, shows in ((None, True), (first_four, False)):
+        layer = make_layer(head=head_class(VOCABULARY_SIZE - 2), return_logits=False)
+        layer(hidden, tokens, mask=mask, training=True)
+        assert np.isnan(to_numpy(layer.losses[0])) == shows

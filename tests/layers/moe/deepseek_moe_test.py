@@ -274,3 +274,10 @@ def test_what_is_not_of_the_tokens_is_refused(name):
     layer = DeepSeekMoE(ExpertRouter(4, 1), 3)
     with pytest.raises(InvalidInputError, match=f"`{name}` must be of shape"):
         layer(draw(1, 5, 8), **{name: np.ones((1, 1), "int32")})
+
+
+def test_a_router_is_that_of_one_mixture():
+    router = ExpertRouter(4, 2)
+    DeepSeekMoE(router, 6, name="first")
+    with pytest.raises(InvalidInputError, match="is that of 'first', and each mixture needs one"):
+        DeepSeekMoE(router, 6)

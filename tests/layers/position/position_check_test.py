@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers.position.position_check import check_length, check_positions
+from keras_deepseek.layers.position.position_check import check_length, check_positions, check_start
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,14 @@ def test_positions_of_each_sequence_or_of_all_pass(shape):
 def test_other_positions_are_refused(shape, dtype):
     with pytest.raises(InvalidInputError, match=rf"for these inputs \(2, 3\), received {dtype}"):
         check_positions(np.zeros(shape, dtype), np.zeros((2, 3, 4)))
+
+
+@pytest.mark.parametrize("start_index", [0, 3, np.int64(2), np.array(2)])
+def test_a_start_is_an_integer(start_index):
+    check_start(start_index)
+
+
+@pytest.mark.parametrize("start_index", [1.5, -3, True, "1", None, np.nan, np.array([1, 2])])
+def test_what_is_no_start_is_refused(start_index):
+    with pytest.raises(InvalidInputError, match="`start_index` must be an integer of at least 0"):
+        check_start(start_index)
