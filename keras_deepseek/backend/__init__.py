@@ -78,6 +78,18 @@ class Backend(Protocol):
         are the variables that `compute` may assign.
         """
 
+    def count_kept_bytes(
+        self,
+        compute: "Callable[[], tuple[Any, Any]]",
+        variables: "Sequence[keras.Variable]",
+        states: "Sequence[keras.Variable]",
+        batch: "Any",
+    ) -> int:
+        """Returns the bytes that `differentiate` keeps from its forward for its backward pass.
+
+        Variables and the arrays of `batch`, which are there anyway, do not count.
+        """
+
     def rematerialize(
         self,
         layer: "keras.Layer",

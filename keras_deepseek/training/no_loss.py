@@ -1,5 +1,7 @@
 """A training without any loss is refused on every backend."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -17,6 +19,21 @@ def no_loss_error(model: keras.Model) -> InvalidInputError:
         f"Model {model.name!r} has no loss: pass Trainer(..., loss=...), as in "
         "loss='sparse_categorical_crossentropy'."
     )
+
+
+@contextmanager
+def refusing_no_loss(model: keras.Model) -> Iterator[None]:
+    """Says what to pass, in place of what Keras says of a model without a loss.
+
+    Args:
+        model: `keras.Model`, compiled.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "No loss to compute" in str(error):
+            raise no_loss_error(model) from error
+        raise
 
 
 class RefuseNoLoss(keras.callbacks.Callback):

@@ -12,7 +12,7 @@ from keras_deepseek.backend.batch_stream import BatchStream
 from keras_deepseek.backend.keras_internals import build_for_training
 from keras_deepseek.backend.positioned_data import PositionedData
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
-from keras_deepseek.training.no_loss import RefuseNoLoss, no_loss_error
+from keras_deepseek.training.no_loss import RefuseNoLoss, refusing_no_loss
 from keras_deepseek.training.training_state import read_variables, write_variables
 
 
@@ -26,19 +26,11 @@ class ShortTraining:
         model: `keras.Model`, compiled.
         lend_step: Function without arguments that returns a context, in which the model trains as
             its trainer wants it to.
-
-    Raises:
-        InvalidInputError: The model makes several steps before it tells of them.
     """
 
     def __init__(
         self, model: keras.Model, lend_step: Callable[[], AbstractContextManager[Any]]
     ) -> None:
-        if model.steps_per_execution != 1:
-            raise InvalidInputError(
-                "A search looks at each step, and the model makes "
-                f"{model.steps_per_execution} at once: compile it with steps_per_execution=1."
-            )
         self._model = model
         self._lend_step = lend_step
         self._state: dict[str, Any] | None = None
@@ -82,37 +74,76 @@ class ShortTraining:
             class_weight: Likewise. Defaults to `None`.
 
         Raises:
-            InvalidInputError: The model has no loss, or there is no batch.
+            InvalidInputError: The model has no loss, or makes several steps before it tells of
+                them; or there is no batch.
         """
-        source = open_batch_source(
-            x,
-            y=y,
-            sample_weight=sample_weight,
-            batch_size=batch_size,
-            steps_per_epoch=None,
-            class_weight=class_weight,
-            shuffle=None,
-            seed=0,
-        )
-        stream = BatchStream(source, None)
-        positioned = PositionedData(stream)
-        positioned.open()
+        if self._model.steps_per_execution != 1:
+            raise InvalidInputError(
+                "A search looks at each step, and the model makes "
+                f"{self._model.steps_per_execution} at once: compile it with steps_per_execution=1."
+            )
+        positioned = _position(x, y, sample_weight, batch_size, class_weight)
+        stream = positioned.stream
         chosen = [*callbacks, _Steps(steps, stream)]
         if self._model.loss is None:
             chosen.append(RefuseNoLoss())
-        try:
-            with self._lend_step():
-                if self._state is None:
-                    build_for_training(self._model, positioned.symbolic_batch())
-                    self._state = read_variables(self._model)
-                # Also the first time: with moving averages, Keras leaves two variables one memory
-                # behind, which JAX does not take twice.
-                self.restore()
-                self._model.fit(positioned, epochs=steps, verbose=0, callbacks=chosen)
-        except ValueError as error:
-            if "No loss to compute" in str(error):
-                raise no_loss_error(self._model) from error
-            raise
+        with refusing_no_loss(self._model), self._lend_step():
+            self._build(positioned)
+            # Also the first time: with moving averages, Keras leaves two variables one memory
+            # behind, which JAX does not take twice.
+            self.restore()
+            self._model.fit(positioned, epochs=steps, verbose=0, callbacks=chosen)
+
+    def first_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        batch_size: int | None = None,
+        class_weight: Any = None,
+    ) -> Any:
+        """Returns tensors of the first batch that a training would be made on; the model is built.
+
+        Args:
+            x: The data, as `keras.Model.fit` takes them.
+            y: Likewise. Defaults to `None`.
+            sample_weight: Likewise. Defaults to `None`.
+            batch_size: Likewise. Defaults to `None`.
+            class_weight: Likewise. Defaults to `None`.
+
+        Raises:
+            InvalidInputError: There is no batch.
+        """
+        positioned = _position(x, y, sample_weight, batch_size, class_weight)
+        with refusing_no_loss(self._model), self._lend_step():
+            self._build(positioned)
+        (batch,) = positioned.stream.peek(1)
+        return keras.tree.map_structure(
+            lambda array: None if array is None else keras.ops.convert_to_tensor(array), batch
+        )
+
+    def _build(self, data: PositionedData) -> None:
+        if self._state is None:
+            build_for_training(self._model, data.symbolic_batch())
+            self._state = read_variables(self._model)
+
+
+def _position(
+    x: Any, y: Any, sample_weight: Any, batch_size: int | None, class_weight: Any
+) -> PositionedData:
+    source = open_batch_source(
+        x,
+        y=y,
+        sample_weight=sample_weight,
+        batch_size=batch_size,
+        steps_per_epoch=None,
+        class_weight=class_weight,
+        shuffle=None,
+        seed=0,
+    )
+    positioned = PositionedData(BatchStream(source, None))
+    positioned.open()
+    return positioned
 
 
 class _Steps(keras.callbacks.Callback):

@@ -99,22 +99,39 @@ class StepPlan:
         """How many steps were made since the plan came into use."""
         return self._step.num_made * int(self._model.steps_per_execution)
 
+    def count_kept_bytes(self, data: Any) -> int:
+        """Returns the bytes that a step on a batch keeps for its backward pass.
+
+        Args:
+            data: Tensors of a batch, as Keras gives them to a step.
+
+        Raises:
+            InvalidInputError: The model has a step of its own, and nobody can look into it.
+        """
+        if own_train_step(self._model):
+            _refuse_own_step(self._model, ["measuring memory"])
+        count = self._make_training_step().count_kept_bytes
+        return int(self._in_precision(count)(data))
+
     def _make_step(self) -> StepInPlace:
         """Returns what takes the place of the model's training step."""
         model, train_step = self._model, self._model.train_step
         if not own_train_step(model):
-            step = TrainingStep(
-                model,
-                self._compute,
-                micro_batches=self.micro_batches,
-                gradient_clip=self._gradient_clip,
-                guard=self._guarded_steps,
-                remat=self._remat,
-            )
-            train_step = backend.current().make_train_step(model, step)
-        if self._policy is not None:
-            train_step = step_in_precision(model, self._policy, train_step)
-        return StepInPlace(model, train_step)
+            train_step = backend.current().make_train_step(model, self._make_training_step())
+        return StepInPlace(model, self._in_precision(train_step))
+
+    def _make_training_step(self) -> TrainingStep:
+        return TrainingStep(
+            self._model,
+            self._compute,
+            micro_batches=self.micro_batches,
+            gradient_clip=self._gradient_clip,
+            guard=self._guarded_steps,
+            remat=self._remat,
+        )
+
+    def _in_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        return step if self._policy is None else step_in_precision(self._model, self._policy, step)
 
 
 def _refuse_own_step(model: keras.Model, ignored: list[str]) -> None:

@@ -30,6 +30,7 @@ from keras_deepseek.training.learning_rate_search import (
     LearningRateSearch,
     search_learning_rate,
 )
+from keras_deepseek.training.memory_report import MemoryReport, measure_memory
 from keras_deepseek.training.no_loss import RefuseNoLoss, no_loss_error
 from keras_deepseek.training.position_data import check_rows, no_data_error, position_data
 from keras_deepseek.training.precision import training_policy
@@ -496,6 +497,42 @@ class Trainer:
         """
         training = ShortTraining(self.model, self._in_training)
         return search_batch_size(training, x, y, sample_weight, start=start, most=most)
+
+    def measure_memory(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        *,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+    ) -> MemoryReport:
+        """Returns the bytes that a step holds: of weights, gradients, optimizer and activations.
+
+        They are counted for the first batch, with the trainer's precision, micro-batches and
+        `remat`, and no step is made. It leaves no trace, as `find_learning_rate`.
+
+        Args:
+            x: Training data, as `fit` takes them. Defaults to `None`.
+            y: Targets, where `x` does not hold them. Defaults to `None`.
+            batch_size: integer. Rows of a batch, where `x` does not come in batches. Defaults to
+                `None`: 32.
+            sample_weight: Weights of the samples, beside arrays. Defaults to `None`.
+            class_weight: dict. Weights by class. Defaults to `None`.
+
+        Raises:
+            InvalidInputError: There is no batch, the model has no loss, or it has a `train_step` of
+                its own.
+        """
+        data = {
+            "x": x,
+            "y": y,
+            "batch_size": batch_size,
+            "sample_weight": sample_weight,
+            "class_weight": class_weight,
+        }
+        training = ShortTraining(self.model, self._in_training)
+        return measure_memory(self.model, self._plan, training, data)
 
     def evaluate(self, x: Any = None, y: Any = None, **options: Any) -> Any:
         """Returns the loss and the metrics on test data, computed by the model's own policy.

@@ -80,6 +80,20 @@ class TrainingStep:
             state.assign(ops.where(is_good, state.value, before))
         return {**self._model.get_metrics_result(), **logs, **update_logs}
 
+    def count_kept_bytes(self, data: Any) -> int:
+        """Returns the bytes that a step on a batch keeps for its backward pass.
+
+        Args:
+            data: Tensors of a batch, as Keras gives them to a step.
+        """
+        batch = keras.utils.unpack_x_y_sample_weight(data)
+        if self._micro_batches > 1:
+            batch = _Pieces(batch, self._micro_batches).take(0)
+        with rematerialized(find_blocks(self._model, self._remat)):
+            return backend.current().count_kept_bytes(
+                self._bind(batch), self._model.trainable_variables, self._states(), batch
+            )
+
     def _compute_batch(
         self, batch: Batch, variables: Sequence[keras.Variable]
     ) -> tuple[Any, dict[str, Any], list[Any]]:
@@ -122,15 +136,19 @@ class TrainingStep:
     def _differentiate(
         self, batch: Batch, variables: Sequence[keras.Variable]
     ) -> tuple[tuple[Any, Any, dict[str, Any]], list[Any]]:
-        optimizer = self._model.optimizer
+        return backend.current().differentiate(self._bind(batch), variables, self._states())
+
+    def _bind(self, batch: Batch) -> Callable[[], tuple[Any, Any]]:
+        """Returns the computation of a batch: what is differentiated, and what else is found."""
 
         def compute() -> tuple[Any, Any]:
             loss, weight, logs = _read_result(self._compute(*batch))
             weight = 1.0 if weight is None or self._is_sum else weight
             weight = ops.cast(weight, "float32")
-            return optimizer.scale_loss(loss), (ops.stop_gradient(loss), weight, logs)
+            scaled = self._model.optimizer.scale_loss(loss)
+            return scaled, (ops.stop_gradient(loss), weight, logs)
 
-        return backend.current().differentiate(compute, variables, self._states())
+        return compute
 
     def _states(self) -> list[keras.Variable]:
         """Returns all variables that the forward pass may assign."""

@@ -83,4 +83,4 @@ def test_a_model_without_a_loss_is_refused():
 
 def test_several_steps_in_one_execution_are_refused():
     with pytest.raises(InvalidInputError, match="the model makes 3 at once"):
-        ShortTraining(build(steps_per_execution=3), contextlib.nullcontext)
+        ShortTraining(build(steps_per_execution=3), contextlib.nullcontext).fit(3, [], x=X)

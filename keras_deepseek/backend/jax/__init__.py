@@ -17,7 +17,7 @@ from keras_deepseek.backend.jax.gradients import (
 )
 from keras_deepseek.backend.jax.inference import compile_inference
 from keras_deepseek.backend.jax.loops import repeat, run_if
-from keras_deepseek.backend.jax.memory import is_out_of_memory, release_memory
+from keras_deepseek.backend.jax.memory import count_kept_bytes, is_out_of_memory, release_memory
 from keras_deepseek.backend.jax.random_state import (
     read_framework_random_state,
     write_framework_random_state,
@@ -40,6 +40,7 @@ __all__ = [
     "compute_gradients",
     "count_devices",
     "count_flops",
+    "count_kept_bytes",
     "differentiate",
     "feed_batches",
     "is_out_of_memory",
