@@ -116,6 +116,12 @@ class Backend(Protocol):
         `batch` is a tuple of `x`, or `x` and `y`, or these and weights, as arrays or tensors.
         """
 
+    def separate_variables(self, model: "keras.Model") -> None:
+        """Gives each variable of a model, its optimizer and its metrics memory of its own.
+
+        Moving averages that have become the weights share theirs, which JAX does not take.
+        """
+
     def keep_state(
         self, model: "keras.Model", train_function: "Callable[..., Any]"
     ) -> "Callable[..., Any]":

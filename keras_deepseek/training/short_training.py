@@ -89,8 +89,6 @@ class ShortTraining:
             chosen.append(RefuseNoLoss())
         with refusing_no_loss(self._model), self._lend_step():
             self._build(positioned)
-            # Also the first time: with moving averages, Keras leaves two variables one memory
-            # behind, which JAX does not take twice.
             self.restore()
             self._model.fit(positioned, epochs=steps, verbose=0, callbacks=chosen)
 

@@ -32,6 +32,7 @@ class StepInPlace:
         """Makes the model train by this step until the block ends."""
         model, compiled = self._model, compilation(self._model)
         own_function, self._error, self.num_made = model.train_function, None, 0
+        backend.current().separate_variables(model)
         model.make_train_function = self._make_function
         model.train_function = self._function if self._compilation is compiled else None
         try:

@@ -126,3 +126,17 @@ def test_after_an_error_a_model_has_its_weights(fails):
         for one, other in zip(after, before, strict=True):
             np.testing.assert_array_equal(one, other)
     assert np.isfinite(model.predict(X, verbose=0)).all()
+
+
+def test_variables_that_share_their_memory_get_their_own():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(use_ema=True), "mse")
+    x = np.ones((8, 4), "float32")
+    model.fit(x, x[:, :1], verbose=0)  # Moving averages have become the weights.
+    before = model.get_weights()
+    current().separate_variables(model)
+    values = [variable.value for variable in (*model.variables, *model.optimizer.variables)]
+    assert len({id(value) for value in values}) == len(values)
+    for found, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    model.fit(x, x[:, :1], verbose=0)

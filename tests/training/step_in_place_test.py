@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.training import Trainer
 from keras_deepseek.training.step_in_place import StepInPlace
 
 X = np.ones((4, 2), "float32")
@@ -85,3 +86,12 @@ def test_an_error_of_the_step_is_raised_and_everything_put_back():
         fit_and_fail_once_more()
     assert "train_step" not in vars(model)
     fit(model)
+
+
+def test_moving_averages_that_became_the_weights_are_trained_on():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    trainer = Trainer(model, optimizer=keras.optimizers.Adam(use_ema=True), loss="mse")
+    for _ in range(3):
+        history = trainer.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0)
+    assert np.isfinite(history.history["loss"][0])
+    assert int(model.optimizer.iterations) == 3

@@ -30,6 +30,7 @@ from keras_deepseek.backend.jax.training import (
     make_train_step,
     run_before_step,
     run_step,
+    separate_variables,
 )
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "run_before_step",
     "run_if",
     "run_step",
+    "separate_variables",
     "top_k",
     "write_buffers",
     "write_framework_random_state",

@@ -45,6 +45,16 @@ def run_step(model: keras.Model, batch: Any) -> dict[str, Any]:
     return dict(logs)
 
 
+def separate_variables(model: keras.Model) -> None:
+    """Gives each variable of a model, its optimizer and its metrics memory of its own."""
+    optimizer = [] if model.optimizer is None else model.optimizer.variables
+    seen: set[int] = set()
+    for variable in (*model.variables, *optimizer, *model.metrics_variables):
+        if id(variable.value) in seen:
+            variable.assign(keras.ops.copy(variable.value))
+        seen.add(id(variable.value))
+
+
 def keep_state(model: keras.Model, train_function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a compiled training function after whose errors a model still has its variables."""
 

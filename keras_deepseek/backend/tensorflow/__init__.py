@@ -34,6 +34,7 @@ from keras_deepseek.backend.tensorflow.training import (
     make_train_step,
     run_before_step,
     run_step,
+    separate_variables,
 )
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "run_before_step",
     "run_if",
     "run_step",
+    "separate_variables",
     "top_k",
     "write_buffers",
     "write_framework_random_state",

