@@ -167,6 +167,12 @@ def data_loader():
     return {"x": torch.utils.data.DataLoader(data, 4, shuffle=True)}
 
 
+def grain_data():
+    grain = pytest.importorskip("grain")
+    rows = [(X[index], Y[index]) for index in range(len(X))]
+    return {"x": grain.MapDataset.source(rows).shuffle(seed=1).batch(4)}
+
+
 STOPPED = (4, signal.SIGTERM)
 AT_THE_END_OF_AN_EPOCH = (2, signal.SIGTERM)
 DIED = (3, KilledError)
@@ -186,8 +192,9 @@ def test_arrays_with_validation_and_callbacks_that_remember(tmp_path):
         lambda: {**arrays(), "steps_per_epoch": 4, "shuffle": "batch"},
         tensorflow_data,
         data_loader,
+        grain_data,
     ],
-    ids=["PyDataset", "generator", "steps_per_epoch", "tf.data", "DataLoader"],
+    ids=["PyDataset", "generator", "steps_per_epoch", "tf.data", "DataLoader", "Grain"],
 )
 def test_data_of_each_kind(tmp_path, data, small):
     assert_resumes(tmp_path, data, STOPPED, AT_THE_END_OF_AN_EPOCH, DIED, model=small)
@@ -255,7 +262,9 @@ def test_a_training_that_was_over_may_go_on_for_longer(tmp_path):
 
 def test_early_stopping_stops_a_resumed_training_where_it_would_have(tmp_path, small):
     def options():
-        stopping = keras.callbacks.EarlyStopping("accuracy", mode="min", patience=1)
+        stopping = keras.callbacks.EarlyStopping(
+            "accuracy", mode="min", patience=1, restore_best_weights=True
+        )
         return {"callbacks": [stopping], "model": small}
 
     expected = train(tmp_path / "left_alone", arrays, epochs=9, **options())
