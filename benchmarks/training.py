@@ -1,0 +1,142 @@
+"""What a pretraining of BERT's shape on masked text costs, against those that people run.
+
+Real paragraphs of 7 to 128 tokens, a vocabulary of 30,522, hidden states of 768 and 12 heads. Every
+rival goes once through the same documents, so that all train on the same tokens and predict the
+same masked ones; AdamW, a clip by the global norm and dropout are the same.
+
+- torch, bfloat16: `Trainer` with `LengthBuckets` or packed rows, and the head on masked positions,
+  against Hugging Face's trainer (as people run it, with length grouping, and with torch.compile),
+  Lightning, Keras's `fit`, padded and packed, and the bare step.
+- TensorFlow and JAX, float32: against Keras's `fit`, padded and packed, and the bare compiled step;
+  bfloat16 for comparison.
+
+Each backend runs in one thread. The rivals take turns in one process for each setting; numbers are
+medians of process time. Prints a table and writes the numbers as JSON:
+
+    python benchmarks/training.py [--rounds 3] [--json RESULT.json] [--quick]
+"""
+
+import sys
+from typing import Any
+
+from processes import find_backends, make_parser, measure, write_json
+
+HF, GROUPED, COMPILED = "HF Trainer", "HF, grouped", "HF, grouped, compiled"
+LIGHTNING, BARE = "Lightning", "bare step"
+OURS, OURS_PACKED = "Trainer, grouped", "Trainer, packed"
+KERAS_PADDED, KERAS_PACKED = "Keras fit, padded", "Keras fit, packed"
+
+Setting = dict[str, Any]
+OF_KERAS = [KERAS_PADDED, KERAS_PACKED, BARE, OURS_PACKED]
+ALL_OF_TORCH = [HF, GROUPED, COMPILED, LIGHTNING, *OF_KERAS, OURS]
+SETTINGS: dict[str, list[Setting]] = {
+    "torch": [
+        {"num_layers": 4, "batch_size": 8, "num_steps": 40, "names": ALL_OF_TORCH},
+        {
+            "num_layers": 4,
+            "batch_size": 32,
+            "num_steps": 15,
+            "names": [HF, GROUPED, COMPILED, OURS],
+        },
+        {"num_layers": 12, "batch_size": 8, "num_steps": 20, "names": [GROUPED, COMPILED, OURS]},
+    ],
+    "tensorflow": [
+        {"num_layers": 4, "batch_size": 8, "num_steps": 16, "names": OF_KERAS},
+        {"num_layers": 4, "batch_size": 8, "num_steps": 16, "names": [OURS_PACKED], "half": True},
+    ],
+}
+SETTINGS["jax"] = SETTINGS["tensorflow"]
+QUICK = {"num_steps": 3, "hidden_dim": 24, "num_layers": 1, "vocabulary_size": 5_000}
+
+TARGETS: dict[tuple[str, int, int], list[tuple[str, str, float]]] = {
+    ("torch", 4, 8): [
+        (OURS, COMPILED, 1.18),
+        (OURS, HF, 2.0),
+        (OURS_PACKED, KERAS_PACKED, 1.6),
+    ],
+    ("torch", 4, 32): [(OURS, COMPILED, 1.30), (OURS, HF, 2.0)],
+    ("torch", 12, 8): [(OURS, COMPILED, 1.0)],
+    ("tensorflow", 4, 8): [(OURS_PACKED, KERAS_PADDED, 3.0), (OURS_PACKED, BARE, 0.95)],
+    ("jax", 4, 8): [(OURS_PACKED, KERAS_PADDED, 3.0), (OURS_PACKED, BARE, 0.95)],
+}
+"""By backend, layers and batch: how many times as fast the first is to be as the second."""
+
+
+def main() -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--only", help="layers and batch size of the one setting, as in 4x32")
+    arguments = parser.parse_args()
+    print(f"{'':36}{'tokens/s':>9}{'ms a step':>11}{'first loss':>12}{'last':>7}")
+    results, claims = [], []
+    for backend in find_backends():
+        for setting in SETTINGS[backend]:
+            if arguments.only not in (None, f"{setting['num_layers']}x{setting['batch_size']}"):
+                continue
+            result = run(backend, setting, arguments.rounds, is_quick=arguments.quick)
+            if result is None:
+                continue
+            results.append(result)
+            if not arguments.quick:
+                claims += judge(result)
+    for claim in claims:
+        print(claim)
+    write_json(arguments.json, {"results": results, "claims": claims})
+    return 0 if all(claim.endswith("holds") for claim in claims) else 1
+
+
+def run(backend: str, setting: Setting, rounds: int, *, is_quick: bool) -> dict[str, Any] | None:
+    """Returns what was measured in a setting, and prints it."""
+    given = {**setting, **QUICK} if is_quick else dict(setting)
+    precision = "bfloat16" if backend == "torch" or given.pop("half", False) else "float32"
+    result = measure(
+        backend, "training", rounds, **given, precision=precision, directions=["forward"]
+    )
+    if result is None:
+        return None
+    facts = result["facts"]
+    title = f"{backend}, {precision}, {given['num_layers']} layers, batch {given['batch_size']}"
+    print(f"{title}, {facts['tokens']:,} tokens")
+    for name, reason in facts["skipped"].items():
+        print(f"    {name:32}left out: {reason}")
+    tokens_per_second = {}
+    for name, milliseconds in result["milliseconds"]["forward"].items():
+        tokens_per_second[name] = facts["tokens"] / milliseconds * 1e3
+        a_step = milliseconds / given["num_steps"]
+        losses = facts["losses"][name]
+        print(
+            f"    {name:32}{tokens_per_second[name]:>9.0f}{a_step:>11.0f}"
+            f"{losses[0]:>12.3f}{losses[-1]:>7.3f}",
+            flush=True,
+        )
+    return {
+        "backend": backend,
+        "precision": precision,
+        **given,
+        "tokens_per_second": tokens_per_second,
+        "losses": facts["losses"],
+        "versions": result["versions"],
+    }
+
+
+def judge(result: dict[str, Any]) -> list[str]:
+    """Returns the claims of a setting, and whether they hold."""
+    speeds = result["tokens_per_second"]
+    backend, num_layers, batch_size = key = (
+        result["backend"],
+        result["num_layers"],
+        result["batch_size"],
+    )
+    claims = []
+    for one, other, least in TARGETS.get(key, []):
+        if one in speeds and other in speeds:
+            ratio = speeds[one] / speeds[other]
+            verdict = "holds" if ratio >= least else "DOES NOT HOLD"
+            claims.append(
+                f"{backend}, {num_layers} layers, batch {batch_size}: {one} / {other} = "
+                f"{ratio:.2f}, at least {least}: {verdict}"
+            )
+    return claims
+
+
+if __name__ == "__main__":
+    sys.exit(main())
