@@ -46,15 +46,10 @@ class DecodingStep(keras.Layer):
         return self.layer(token, cache=cache, cache_index=index[0])[0]
 
 
-def decode_compiled(layer, inputs, num_cached, max_length):
-    """Returns the outputs of the last tokens, by a compiled model of one step.
-
-    The tokens before them come from a cache that is filled eagerly.
-    """
-    cache = layer.make_cache(len(inputs), max_length)
-    _, cache = layer(inputs[:, :num_cached], cache=cache, cache_index=0)
+def decode_compiled(layer, inputs, cache, cache_index):
+    """Returns the outputs of tokens that go on from a cache, by a compiled model of one step."""
     given = {f"cache_{name}": keras.ops.convert_to_numpy(tensor) for name, tensor in cache.items()}
-    given.update(token=inputs[:, num_cached:], index=np.full(len(inputs), num_cached, "int32"))
+    given.update(token=inputs, index=np.full(len(inputs), cache_index, "int32"))
     symbolic = {
         name: keras.Input(array.shape[1:], dtype=array.dtype.name, name=name)
         for name, array in given.items()
@@ -62,3 +57,10 @@ def decode_compiled(layer, inputs, num_cached, max_length):
     model = NamedModel(keras.Model(symbolic, DecodingStep(layer)(**symbolic)))
     (outputs,) = backend.current().compile_inference(model)(given).values()
     return outputs
+
+
+def decode_last_compiled(layer, inputs, num_cached, max_length):
+    """Returns the outputs of the last tokens likewise; those before them are cached eagerly."""
+    cache = layer.make_cache(len(inputs), max_length)
+    _, cache = layer(inputs[:, :num_cached], cache=cache, cache_index=0)
+    return decode_compiled(layer, inputs[:, num_cached:], cache, num_cached)

@@ -15,8 +15,8 @@ padded, give each token's own number as `positions`, here counted from a boolean
     positions = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)
 
 `cache_index` is the number of slots that earlier calls have filled. Slots that are skipped are as
-padding. A layer that keeps all tokens may be called with a smaller index, and overwrites those from
-there on.
+padding. A layer that keeps all tokens may be called with a smaller index: it overwrites those from
+there on, and forgets what lies behind the tokens of the call.
 
 A layer may keep states beside the slots: what it needs of a sequence as a whole, such as a sum
 over its tokens. A call replaces them, so they know the tokens of the calls before and no others.
@@ -183,7 +183,7 @@ def append_to_cache(
     *,
     states: Mapping[str, Any] | None = None,
 ) -> Cache:
-    """Returns a cache with the tokens of a call written into its slots.
+    """Returns a cache with the tokens of a call written into its slots, and none behind them.
 
     Args:
         cache: dict. As `make_cache` returns it.
@@ -208,6 +208,7 @@ def append_to_cache(
     updates, states = {**updates, "mask": mask}, states or {}
     _check_shapes(cache, updates, states)
     start = _read_start(cache, cache_index, updates["mask"].shape[1])
+    stop = start + ops.shape(updates["mask"])[1]
     written = {
         name: ops.slice_update(
             cache[name],
@@ -216,6 +217,9 @@ def append_to_cache(
         )
         for name, update in updates.items()
     }
+    # What an earlier continuation left there would be seen once slots are skipped.
+    slots = ops.arange(ops.shape(cache["mask"])[1], dtype="int32")
+    written["mask"] = ops.logical_and(written["mask"], slots < stop)
     return {name: ops.cast(x, cache[name].dtype) for name, x in states.items()} | written
 
 

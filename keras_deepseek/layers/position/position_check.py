@@ -40,14 +40,14 @@ def check_start(start_index: Any) -> None:
     Raises:
         InvalidInputError: It is something else, or known to be negative.
     """
-    is_tensor = hasattr(start_index, "dtype") and hasattr(start_index, "shape")
-    if is_tensor:
+    if hasattr(start_index, "dtype") and hasattr(start_index, "shape"):
         dtype = keras.backend.standardize_dtype(start_index.dtype)
-        fits, received = "int" in dtype and not start_index.shape, f"{dtype} {start_index.shape}"
+        shape = tuple(start_index.shape)  # That of TensorFlow is true where it has no axes.
+        fits, received = "int" in dtype and not shape, f"{dtype} of shape {shape}"
     else:
         fits = isinstance(start_index, int) and not isinstance(start_index, bool)
         received = repr(start_index)
-    if not fits or (not is_tensor and start_index < 0):
+    if not fits or (backend.current().read_integer(start_index) or 0) < 0:
         raise InvalidInputError(
             "`start_index` must be an integer of at least 0, or an integer scalar tensor, received "
             f"{received}."

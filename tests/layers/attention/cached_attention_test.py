@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import CachedAttention, RotaryEmbedding
 from keras_deepseek.testing import LayerTestCase, assert_close
-from tests.oracles.cached_decoding import decode_compiled
+from tests.oracles.cached_decoding import decode_last_compiled
 
 
 def make_attention(kind, **kwargs):
@@ -147,7 +147,7 @@ def test_sequences_of_different_lengths_decode_as_each_alone(side, rotates):
 
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = CachedAttention(make_attention("grouped"), rotary=make_rotary()), draw(2, 4, 6)
-    outputs = decode_compiled(layer, inputs, 3, 5)
+    outputs = decode_last_compiled(layer, inputs, 3, 5)
     assert_close(outputs, run(layer, inputs)[:, 3:])
 
 

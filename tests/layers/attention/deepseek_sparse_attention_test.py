@@ -9,7 +9,7 @@ from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers import DeepSeekSparseAttention, MultiHeadLatentAttention
 from keras_deepseek.testing import LayerTestCase, assert_close
-from tests.oracles.cached_decoding import decode, decode_compiled
+from tests.oracles.cached_decoding import decode, decode_last_compiled
 from tests.oracles.lightning_indexer import chosen_keys, index_scores
 from tests.oracles.multi_head_latent_attention import multi_head_latent_attention
 from tests.oracles.parity import check_case, named_weights, read_arguments, read_cases
@@ -220,7 +220,7 @@ def test_sequences_of_different_lengths_decode_as_each_alone():
 
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make_layer(query_lora_rank=4), draw(2, 6, 6)
-    outputs = decode_compiled(layer, inputs, 5, 9)
+    outputs = decode_last_compiled(layer, inputs, 5, 9)
     assert_close(outputs, run(layer, inputs)[:, 5:])
 
 

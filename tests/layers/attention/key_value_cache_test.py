@@ -13,9 +13,15 @@ from keras_deepseek.layers.attention.key_value_cache import (
     make_cache,
 )
 from keras_deepseek.testing import assert_close
-from tests.oracles.attention_layers import DIM, make_attention
+from tests.oracles.attention_layers import ATTENTIONS, DIM, make_attention
+from tests.oracles.cached_decoding import decode_compiled
 
-WITHOUT_A_WAY_BACK = ["LinearAttention", "SlidingWindowAttention", "HeavilyCompressedAttention"]
+WITHOUT_A_WAY_BACK = [
+    "LinearAttention",
+    "SlidingWindowAttention",
+    "CompressedSparseAttention",
+    "HeavilyCompressedAttention",
+]
 
 
 def to_numpy(cache):
@@ -90,6 +96,15 @@ def test_a_state_that_is_missing_or_of_another_shape_is_refused():
     check_states(cache, 2, lambda max_length: {"mask": (max_length,)})
 
 
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_what_lies_behind_the_tokens_of_a_call_is_hidden(cache, as_tensor):
+    index = keras.ops.convert_to_tensor(1, "int32") if as_tensor else 1
+    filled = append_to_cache(cache, 0, {"latent": draw(5)})
+    again = to_numpy(append_to_cache(filled, index, {"latent": draw(2)}))
+    assert again["mask"].tolist() == [[True, True, True, False, False]] * 2
+    assert to_numpy(filled)["mask"].all()
+
+
 def test_it_works_in_a_compiled_function():
     class Append(keras.Layer):
         def call(self, latent, filled, update, index):
@@ -153,6 +168,49 @@ def test_a_layer_without_a_way_back_begins_anew_or_goes_on(name):
     next_ones = (layer(inputs, cache=anew, cache_index=index)[0] for index in (4, 5))
     going_on, skipping = (keras.ops.convert_to_numpy(each) for each in next_ones)
     assert_close(skipping, going_on)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_a_stale_cache_is_a_fresh_one(name):
+    layer, rng = make_attention(name), np.random.default_rng(0)
+    inputs, stale = rng.normal(size=(2, 2, 10, DIM)).astype("float32")
+    mask = np.array([[True] * 10, [False, True, True, False] + [True] * 6])
+    back = 0 if name in WITHOUT_A_WAY_BACK else 4
+    # Pieces of the sequence behind slots that are kept, the last of them behind skipped ones.
+    pieces = [(back, back + 3), (back + 3, back + 4), (back + 5, 10)]
+
+    def go_on_from(cache):
+        outputs = []
+        for start, stop in pieces:
+            shown = mask[:, start:stop]
+            output, cache = layer(inputs[:, start:stop], mask=shown, cache=cache, cache_index=start)
+            outputs.append(keras.ops.convert_to_numpy(output)[shown])
+        return outputs, to_numpy(cache)["mask"]
+
+    fresh = overfull = layer.make_cache(2, 10)
+    if back:
+        _, fresh = layer(inputs[:, :back], mask=mask[:, :back], cache=fresh, cache_index=0)
+        overfull = fresh
+    _, overfull = layer(stale[:, back:], cache=overfull, cache_index=back)
+    (expected, expected_mask), (outputs, filled) = go_on_from(fresh), go_on_from(overfull)
+    for output, other in zip(outputs, expected, strict=True):
+        assert_close(output, other)
+    np.testing.assert_array_equal(filled, expected_mask)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_a_compiled_step_hides_what_is_stale_too(name):
+    layer, rng = make_attention(name), np.random.default_rng(0)
+    inputs, stale = rng.normal(size=(2, 2, 10, DIM)).astype("float32")
+    back = 0 if name in WITHOUT_A_WAY_BACK else 4
+    cache = layer.make_cache(2, 10)
+    if back:
+        _, cache = layer(inputs[:, :back], cache=cache, cache_index=0)
+    _, overfull = layer(stale[:, back:], cache=cache, cache_index=back)
+    tokens = inputs[:, back : back + 2]
+    expected, _ = layer(tokens, cache=cache, cache_index=back)
+    outputs = decode_compiled(layer, tokens, overfull, back)
+    assert_close(outputs, keras.ops.convert_to_numpy(expected))
 
 
 @pytest.mark.parametrize(("index", "length"), [(0, 6), (4, 2), (5, 1)])

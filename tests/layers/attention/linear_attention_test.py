@@ -9,7 +9,7 @@ from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers import LinearAttention, RotaryEmbedding
 from keras_deepseek.testing import LayerTestCase, assert_close
-from tests.oracles.cached_decoding import decode, decode_compiled
+from tests.oracles.cached_decoding import decode, decode_last_compiled
 from tests.oracles.linear_attention import elu_plus_one, linear_attention
 from tests.oracles.parity import named_weights
 
@@ -181,7 +181,7 @@ def test_the_states_are_of_one_size_and_in_float32():
 
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make(length=5, rotary=ROTARY)
-    outputs = decode_compiled(layer, inputs, 4, 8)
+    outputs = decode_last_compiled(layer, inputs, 4, 8)
     assert_close(outputs, to_numpy(layer(inputs))[:, 4:])
 
 

@@ -10,7 +10,7 @@ from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import MultiHeadLatentAttention
 from keras_deepseek.layers.attention import multi_head_latent_attention as module
 from keras_deepseek.testing import LayerTestCase, assert_close
-from tests.oracles.cached_decoding import decode_compiled
+from tests.oracles.cached_decoding import decode_last_compiled
 from tests.oracles.multi_head_latent_attention import multi_head_latent_attention
 from tests.oracles.parity import check_case, named_weights, read_arguments, read_cases
 
@@ -189,7 +189,7 @@ def test_sequences_of_different_lengths_decode_as_each_alone(side):
 
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make_layer(), draw(2, 5, 6)
-    outputs = decode_compiled(layer, inputs, 4, 8)
+    outputs = decode_last_compiled(layer, inputs, 4, 8)
     assert_close(outputs, run(layer, inputs)[:, 4:])
 
 

@@ -8,7 +8,7 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import NativeSparseAttention
 from keras_deepseek.testing import LayerTestCase, assert_close
-from tests.oracles.cached_decoding import decode, decode_compiled
+from tests.oracles.cached_decoding import decode, decode_last_compiled
 from tests.oracles.native_sparse_attention import native_sparse_attention
 from tests.oracles.parity import named_weights
 
@@ -168,7 +168,7 @@ def test_a_cache_may_be_gone_back_in():
 
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make(length=18)
-    outputs = decode_compiled(layer, inputs, 17, 24)
+    outputs = decode_last_compiled(layer, inputs, 17, 24)
     assert_close(outputs, to_numpy(layer(inputs))[:, 17:])
 
 

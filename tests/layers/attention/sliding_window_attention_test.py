@@ -8,7 +8,7 @@ from keras_deepseek import backend, layers
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import SlidingWindowAttention
 from keras_deepseek.testing import LayerTestCase, assert_close
-from tests.oracles.cached_decoding import decode, decode_compiled, draw_mask
+from tests.oracles.cached_decoding import decode, decode_last_compiled, draw_mask
 from tests.oracles.deepseek_v4_attention import deepseek_v4_attention
 from tests.oracles.deepseek_v4_layers import GOLDEN, SIZES, YARN, make_v4_layer
 from tests.oracles.parity import check_case, named_weights, read_arguments
@@ -118,7 +118,7 @@ def test_positions_of_ones_own_shift_nothing_but_distances(kind):
 @for_each_kind
 def test_a_step_of_decoding_works_in_a_compiled_model(kind):
     layer, inputs = make_layer(kind), draw(2, 7, 6)
-    outputs = decode_compiled(layer, inputs, 6, 17)
+    outputs = decode_last_compiled(layer, inputs, 6, 17)
     assert_close(outputs, run(layer, inputs)[:, 6:])
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import SparseAttention
 from keras_deepseek.testing import LayerTestCase, assert_close
-from tests.oracles.cached_decoding import decode, decode_compiled
+from tests.oracles.cached_decoding import decode, decode_last_compiled
 from tests.oracles.parity import check_case, make_layer, read_cases
 from tests.oracles.sparse_attention import shown_pairs, sparse_attention
 
@@ -159,7 +159,7 @@ def test_padded_sequences_decode_as_they_are_computed_whole(side):
 @pytest.mark.parametrize("length", [1, 6])
 def test_a_step_of_decoding_works_in_a_compiled_model(length):
     layer, inputs = make(length=9 + length, use_causal_mask=True, num_key_value_heads=1)
-    outputs = decode_compiled(layer, inputs, 9, 16)
+    outputs = decode_last_compiled(layer, inputs, 9, 16)
     assert_close(outputs, to_numpy(layer(inputs))[:, 9:])
 
 

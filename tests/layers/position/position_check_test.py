@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 
@@ -35,9 +36,12 @@ def test_other_positions_are_refused(shape, dtype):
 @pytest.mark.parametrize("start_index", [0, 3, np.int64(2), np.array(2)])
 def test_a_start_is_an_integer(start_index):
     check_start(start_index)
+    check_start(keras.ops.convert_to_tensor(start_index))
 
 
-@pytest.mark.parametrize("start_index", [1.5, -3, True, "1", None, np.nan, np.array([1, 2])])
+@pytest.mark.parametrize(
+    "start_index", [1.5, -3, np.int64(-3), True, "1", None, np.nan, np.array([1, 2])]
+)
 def test_what_is_no_start_is_refused(start_index):
     with pytest.raises(InvalidInputError, match="`start_index` must be an integer of at least 0"):
         check_start(start_index)
