@@ -65,21 +65,8 @@ def build(shape: Shape, *, has_masked_head: bool, dtype: str | None = None) -> k
     hidden = drop(normalize(hidden))
     segments = inputs["segment_ids"]
     sees = ops.equal(ops.expand_dims(segments, 2), ops.expand_dims(segments, 1))
-    for _ in range(shape.num_layers):
-        attention = layers.MultiHeadAttention(
-            shape.num_heads,
-            shape.hidden_dim // shape.num_heads,
-            dropout=shape.dropout,
-            kernel_initializer=normal,
-            dtype=dtype,
-        )
-        attended = attention(hidden, hidden, attention_mask=sees)
-        hidden = normalize(hidden + drop(attended))
-        inner = layers.Dense(
-            shape.intermediate_dim, "gelu", kernel_initializer=normal, dtype=dtype
-        )(hidden)
-        inner = layers.Dense(shape.hidden_dim, kernel_initializer=normal, dtype=dtype)(inner)
-        hidden = normalize(hidden + drop(inner))
+    for index in range(shape.num_layers):
+        hidden = _Block(shape, normal, name=f"block_{index}", dtype=dtype)(hidden, sees)
     if has_masked_head:
         head = MaskedPositionHead(
             token_embedding=tokens,
@@ -97,6 +84,32 @@ def build(shape: Shape, *, has_masked_head: bool, dtype: str | None = None) -> k
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=IGNORED)
     )
     return model
+
+
+class _Block(keras.layers.Layer):
+    """Attention and a feed-forward network, each with dropout, a sum and a normalization."""
+
+    def __init__(self, shape: Shape, initializer: Any, **options: Any) -> None:
+        super().__init__(**options)
+        layers, dtype = keras.layers, self.dtype_policy
+        self.attention = layers.MultiHeadAttention(
+            shape.num_heads,
+            shape.hidden_dim // shape.num_heads,
+            dropout=shape.dropout,
+            kernel_initializer=initializer,
+            dtype=dtype,
+        )
+        self.inner = layers.Dense(
+            shape.intermediate_dim, "gelu", kernel_initializer=initializer, dtype=dtype
+        )
+        self.outer = layers.Dense(shape.hidden_dim, kernel_initializer=initializer, dtype=dtype)
+        self.dropouts = [layers.Dropout(shape.dropout, dtype=dtype) for _ in range(2)]
+        self.norms = [layers.LayerNormalization(epsilon=1e-12, dtype=dtype) for _ in range(2)]
+
+    def call(self, hidden: Any, sees: Any) -> Any:
+        attended = self.attention(hidden, hidden, attention_mask=sees)
+        hidden = self.norms[0](hidden + self.dropouts[0](attended))
+        return self.norms[1](hidden + self.dropouts[1](self.outer(self.inner(hidden))))
 
 
 class _AddBias(keras.layers.Layer):
