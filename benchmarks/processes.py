@@ -21,15 +21,21 @@ ONE_THREAD = {
     "TF_NUM_INTRAOP_THREADS": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count=1",
 }
+RETURN_LARGE_BLOCKS = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(2**20),
+}
+"""Variables of a process whose malloc hands large blocks back at once: it holds what it uses."""
 _FOLDER = Path(__file__).parent
 
 
-def make_parser(description: str | None) -> argparse.ArgumentParser:
+def make_parser(description: str | None, *, has_quick: bool = True) -> argparse.ArgumentParser:
     """Returns a parser of the arguments that all the scripts have."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    if has_quick:
+        parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each, default 5")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     return parser
@@ -43,19 +49,31 @@ def find_backends() -> list[str]:
 
 def measure(backend: str, rivals: str, rounds: int, **setting: Any) -> Any:
     """Returns what `rivals/measure.py` measures in a process of its own, or `None` if it fails."""
+    return run_script("measure.py", backend, rivals, str(rounds), json.dumps(setting))
+
+
+def run_script(name: str, backend: str, *arguments: str, **variables: str) -> Any:
+    """Returns what a script of `rivals/` prints last, as JSON, or `None` if it fails.
+
+    Args:
+        name: string. The script.
+        backend: string. The backend of its process, which has one thread.
+        *arguments: Those of the script.
+        **variables: Further environment variables.
+    """
     paths = [str(_FOLDER.parent), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
         **ONE_THREAD,
+        **variables,
         "KERAS_BACKEND": backend,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
     }
-    script = str(_FOLDER / "rivals" / "measure.py")
-    command = [sys.executable, script, rivals, str(rounds), json.dumps(setting)]
+    command = [sys.executable, str(_FOLDER / "rivals" / name), *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         last = result.stderr.strip().splitlines()[-1:]
-        print(f"{backend}, {setting}: failed with {result.returncode}: {last}", flush=True)
+        print(f"{backend}, {arguments}: failed with {result.returncode}: {last}", flush=True)
         return None
     return json.loads(result.stdout.splitlines()[-1])
 

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 from masked_text import IGNORED, VOCABULARY_SIZE
 
-from keras_deepseek.layers import MaskedPositionHead
+from keras_deepseek.layers import ChunkedCrossEntropy, MaskedPositionHead
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,13 @@ class Shape:
         return 4 * self.hidden_dim
 
 
-def build(shape: Shape, *, has_masked_head: bool, dtype: str | None = None) -> keras.Model:
+def build(
+    shape: Shape,
+    *,
+    has_masked_head: bool,
+    has_chunked_loss: bool = False,
+    dtype: str | None = None,
+) -> keras.Model:
     """Returns an encoder with a head of BERT in pretraining: logits of tokens.
 
     It is compiled with the loss alone, the mean over masked tokens.
@@ -35,6 +41,8 @@ def build(shape: Shape, *, has_masked_head: bool, dtype: str | None = None) -> k
     Args:
         shape: `Shape`.
         has_masked_head: boolean. Whether the head sees the `mask_positions` alone, an input then.
+        has_chunked_loss: boolean. Whether the head computes the loss as well, chunk by chunk; then
+            `targets` are an input. Defaults to `False`.
         dtype: string. The dtype policy. Defaults to `None`, Keras's own.
     """
     layers = keras.layers
@@ -76,6 +84,15 @@ def build(shape: Shape, *, has_masked_head: bool, dtype: str | None = None) -> k
             dtype=dtype,
         )
         logits = head(hidden, inputs["mask_positions"])
+    elif has_chunked_loss:
+        inputs["targets"] = keras.Input((None,), dtype="int32", name="targets")
+        dense = layers.Dense(shape.hidden_dim, "gelu", kernel_initializer=normal, dtype=dtype)
+        loss = ChunkedCrossEntropy(
+            token_embedding=tokens, ignore_class=IGNORED, use_bias=True, dtype=dtype
+        )
+        model = keras.Model(inputs, loss(normalize(dense(hidden)), inputs["targets"]))
+        model.compile()
+        return model
     else:
         dense = layers.Dense(shape.hidden_dim, "gelu", kernel_initializer=normal, dtype=dtype)
         logits = _AddBias(dtype=dtype)(tokens(normalize(dense(hidden)), reverse=True))

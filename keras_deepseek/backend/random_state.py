@@ -4,6 +4,7 @@ Generators that belong to a layer, as that of `Dropout`, are variables of the mo
 """
 
 import random
+import sys
 from typing import Any
 
 import keras
@@ -11,6 +12,20 @@ import numpy as np
 
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_internals import global_seed_state
+
+
+def seed_generators(seed: int) -> None:
+    """Seeds every generator that the process shares.
+
+    PyTorch's as well where it is imported and Keras runs on another framework: its `DataLoader`
+    draws the order of the data by it.
+
+    Args:
+        seed: integer from 0 to 2**32 - 1.
+    """
+    keras.utils.set_random_seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
 
 
 def read_random_state() -> dict[str, Any]:

@@ -7,6 +7,7 @@ import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import compile_arguments
+from keras_deepseek.backend.random_state import seed_generators
 from keras_deepseek.training.precision import with_loss_scaling
 
 
@@ -24,7 +25,7 @@ def set_seed(seed: int | None) -> int | None:
             raise InvalidInputError(
                 f"`seed` must be an integer from 0 to 2**32 - 1; received {seed!r}."
             )
-        keras.utils.set_random_seed(seed)
+        seed_generators(seed)
     return seed
 
 

@@ -12,6 +12,11 @@ from keras_deepseek.callbacks import LRScheduler
 from keras_deepseek.training import Trainer
 from keras_deepseek.training.training_state import read_variables, write_variables
 
+try:
+    import torch  # Before a trainer is made: `seed` reaches what is imported.
+except ImportError:
+    torch = None
+
 X = np.random.default_rng(0).normal(size=(22, 4)).astype("float32")
 Y = (X.sum(axis=1) > 0).astype("int32")
 EPOCHS, BATCHES = 4, 6
@@ -162,7 +167,8 @@ def tensorflow_data():
 
 
 def data_loader():
-    torch = pytest.importorskip("torch")
+    if torch is None:
+        pytest.skip("PyTorch is not installed.")
     data = torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
     return {"x": torch.utils.data.DataLoader(data, 4, shuffle=True)}
 

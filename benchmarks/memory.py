@@ -1,0 +1,138 @@
+"""What a training of BERT's shape holds in memory at the most, and what each remedy costs in time.
+
+Four layers, 32 documents of real text a batch, AdamW. The rows add one remedy after the other: half
+precision, the loss in chunks, packed rows with the head on masked positions, blocks that are
+computed anew; on torch Hugging Face's trainer is beside them.
+
+- "peak" is what the process held at the most in its steps, less what it held before there was a
+  model; it is exact, for the system counts it (on Linux alone), and malloc is told to hand large
+  blocks back at once.
+- "in between" is the peak less weights, moments and gradients: activations and temporary memory.
+  On JAX it is what XLA plans for one step.
+- "kept" is what `Trainer.measure_memory` counts as activations.
+- The time is the median of process time, "times" its ratio to the first row's. Each row is a process
+  of its own, in one thread.
+
+Then a real task, handwritten digits, in float32 and in half precision, with three seeds.
+
+    python benchmarks/memory.py [--rounds 3] [--json RESULT.json] [--quick]
+"""
+
+import json
+import statistics
+import sys
+from typing import Any
+
+from processes import RETURN_LARGE_BLOCKS, find_backends, make_parser, run_script, write_json
+
+HALF = {"precision": "mixed_bfloat16"}
+FLOAT32, BFLOAT16, CHUNKED = "float32", "bfloat16", "bfloat16, chunked loss"
+MASKED, REMAT = "bfloat16, packed, masked", "bfloat16, packed, masked, remat"
+CHUNKED_REMAT = "bfloat16, chunked loss, remat"
+HF_FLOAT32, HF_HALF = "HF Trainer, float32", "HF Trainer, bfloat16"
+BLOCKS = {"remat": ["block_*"]}
+ROWS: dict[str, dict[str, Any]] = {
+    FLOAT32: {},
+    HF_FLOAT32: {"trains_by": "HF Trainer"},
+    HF_HALF: {"trains_by": "HF Trainer", **HALF},
+    BFLOAT16: HALF,
+    CHUNKED: {**HALF, "head": "chunked"},
+    CHUNKED_REMAT: {**HALF, "head": "chunked", **BLOCKS},
+    MASKED: {**HALF, "head": "masked"},
+    REMAT: {**HALF, "head": "masked", **BLOCKS},
+}
+FULL = {"num_layers": 4, "batch_size": 32, "sizes": {}}
+QUICK = {
+    "num_layers": 1,
+    "batch_size": 8,
+    "sizes": {"hidden_dim": 24, "vocabulary_size": 5_000},
+}
+SEEDS = range(3)
+
+Numbers = dict[str, Any]
+
+
+def main() -> int:
+    arguments = make_parser(__doc__).parse_args()
+    heads = ("peak MB", "in between", "kept", "s a step", "times")
+    print(f"{'':44}" + "".join(f"{head:>11}" for head in heads))
+    results, claims = [], []
+    for backend in find_backends():
+        rows: dict[str, Numbers] = {}
+        for name, row in ROWS.items():
+            if backend != "torch" and "trains_by" in row:
+                continue
+            numbers = run_row(backend, name, row, arguments.rounds, is_quick=arguments.quick)
+            if numbers:
+                rows[name] = numbers
+                show(backend, name, numbers, rows[FLOAT32]["seconds"])
+        accuracies = compare_accuracies(backend)
+        results.append({"backend": backend, "rows": rows, "accuracies": accuracies})
+        if not arguments.quick:
+            claims += judge(backend, rows, accuracies)
+    for claim in claims:
+        print(claim)
+    write_json(arguments.json, {"results": results, "claims": claims})
+    return 0 if all(claim.endswith("holds") for claim in claims) else 1
+
+
+def run_row(backend: str, name: str, row: Numbers, rounds: int, *, is_quick: bool) -> Numbers:
+    """Returns the numbers of a row; nothing where it was left out."""
+    setting = {"trains_by": "Trainer", "rounds": rounds, **(QUICK if is_quick else FULL), **row}
+    numbers = run_script(
+        "memory.py", backend, "pretraining", json.dumps(setting), **RETURN_LARGE_BLOCKS
+    )
+    if not numbers or "left_out" in numbers:
+        print(f"{backend:11}{name:33}left out: {(numbers or {}).get('left_out', 'it failed')}")
+        return {}
+    if "kept" in numbers:
+        there = numbers["kept"] + numbers["gradients"]
+        planned = numbers["temporary"]
+        numbers["between"] = numbers["megabytes"] - there if planned is None else planned
+    return dict(numbers)
+
+
+def show(backend: str, name: str, numbers: Numbers, seconds: float) -> None:
+    """Prints a row, and its time by that of the float32 row."""
+    figures = [numbers.get(each) for each in ("megabytes", "between", "activations", "seconds")]
+    cells = [
+        "" if figure is None else f"{figure:,.{digits}f}"
+        for figure, digits in zip(figures, (0, 0, 0, 2), strict=True)
+    ]
+    cells.append(f"{numbers['seconds'] / seconds:.2f}")
+    print(f"{backend:11}{name:33}" + "".join(f"{cell:>11}" for cell in cells), flush=True)
+
+
+def compare_accuracies(backend: str) -> dict[str, list[float]]:
+    """Returns the accuracies on digits by precision, and prints them."""
+    found = {}
+    for name, precision in ((FLOAT32, None), (BFLOAT16, HALF["precision"])):
+        settings = [json.dumps({"precision": precision, "seed": seed}) for seed in SEEDS]
+        rows = [run_script("memory.py", backend, "accuracy", setting) for setting in settings]
+        found[name] = [row["accuracy"] for row in rows if row]
+        print(f"{backend:11}digits, {name:25}" + "".join(f"{each:11.3f}" for each in found[name]))
+    return found
+
+
+def judge(backend: str, rows: dict[str, Numbers], accuracies: dict[str, list[float]]) -> list[str]:
+    """Returns the claims of a backend, and whether they hold."""
+    claims = []
+
+    def claim(words: str, share: float, most: float) -> None:
+        verdict = "holds" if share <= most else "DOES NOT HOLD"
+        claims.append(f"{backend}: {words}: {share:.2f}, at most {most}: {verdict}")
+
+    if FLOAT32 in rows and BFLOAT16 in rows:
+        share = rows[BFLOAT16]["between"] / rows[FLOAT32]["between"]
+        claim("in between, bfloat16 by float32", share, 0.7)
+    if HF_HALF in rows and MASKED in rows:
+        share = rows[MASKED]["megabytes"] / rows[HF_HALF]["megabytes"]
+        claim("peak, packed and masked by HF Trainer", share, 0.7)
+    means = {name: statistics.mean(each) for name, each in accuracies.items() if each}
+    if len(means) == len(accuracies):
+        claim("errors on digits, bfloat16 less float32", means[FLOAT32] - means[BFLOAT16], 0.005)
+    return claims
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""What a process held at the most while it made some steps, as Linux counts it, and their time."""
+
+import gc
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def measure_peak(
+    make_step: Callable[[], Callable[[], Any]], runs: int, *, counts_model: bool
+) -> dict[str, float]:
+    """Returns the megabytes at the peak, and the median of the steps' seconds of process time.
+
+    Args:
+        make_step: Function that makes the model, and returns a function that makes a step.
+        runs: integer. The steps that are timed, after one that compiles.
+        counts_model: boolean. Whether what `make_step` leaves behind counts, or a step's own alone.
+    """
+    gc.collect()
+    before = _read_status("VmRSS")
+    step = make_step()
+    if not counts_model:
+        gc.collect()
+        before = _read_status("VmRSS")
+    step()  # Compiles. What it leaves behind counts: TensorFlow keeps its memory for the next step.
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # The peak starts anew.
+    seconds = []
+    for _ in range(runs):
+        start = time.process_time()
+        step()
+        seconds.append(time.process_time() - start)
+    return {"megabytes": _read_status("VmHWM") - before, "seconds": statistics.median(seconds)}
+
+
+def _read_status(name: str) -> float:
+    """Returns a figure that Linux has on this process, in MB."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (kibibytes,) = re.findall(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
+    return int(kibibytes) / 1024
