@@ -1,7 +1,8 @@
 """What keeps float64 where the dtype policy asks for it.
 
 Keras's promotion of dtypes makes float32 of float64 on all backends but TensorFlow, and with it
-operations of two tensors, or of a tensor and a number, such as `ops.matmul` and `ops.maximum`.
+some operations: those of two tensors, or of a tensor and a number, such as `ops.matmul` and
+`ops.maximum`, and `ops.cumsum`.
 """
 
 from typing import Any
@@ -34,6 +35,18 @@ def multiply_matrices(left: Any, right: Any) -> Any:
     if _would_be_rounded(left):
         return left @ ops.convert_to_tensor(right)
     return ops.matmul(left, right)
+
+
+def accumulate(tensor: Any, axis: int) -> Any:
+    """Returns `ops.cumsum(tensor, axis)`, in float64 where it is.
+
+    Args:
+        tensor: Tensor.
+        axis: integer. The axis along which to add up.
+    """
+    if _would_be_rounded(tensor):
+        return tensor.cumsum(axis)  # Of that name on PyTorch and JAX, which alone come here.
+    return ops.cumsum(tensor, axis=axis)
 
 
 def call_dense(dense: keras.layers.Dense, inputs: Any) -> Any:

@@ -2,7 +2,14 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.layers.double_precision import call_dense, multiply_matrices, promote_dtypes
+from keras_deepseek.layers.double_precision import (
+    accumulate,
+    call_dense,
+    multiply_matrices,
+    promote_dtypes,
+)
+from keras_deepseek.testing import assert_close
+from tests.oracles.precisions import PRECISIONS
 
 
 @pytest.mark.parametrize(
@@ -18,10 +25,16 @@ def test_the_widest_dtype_holds_all(dtypes, expected):
     assert promote_dtypes(*dtypes) == expected
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_sums_are_of_the_dtype_of_what_is_added_up(dtype):
+    x = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(dtype)
+    sums = keras.ops.convert_to_numpy(accumulate(keras.ops.convert_to_tensor(x), 1))
+    assert sums.dtype == dtype
+    assert_close(sums, np.cumsum(x, axis=1), dtype)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
 def test_a_product_is_of_the_dtype_of_its_factors(dtype):
-    if dtype == "float64" and keras.backend.backend() == "jax":
-        pytest.skip("JAX has no float64 unless it is asked to.")
     rng = np.random.default_rng(0)
     left, right = rng.normal(size=(2, 3, 4)).astype(dtype), rng.normal(size=(4, 5)).astype(dtype)
     expected = left @ right
@@ -37,10 +50,8 @@ def test_a_product_is_of_the_dtype_of_its_factors(dtype):
 
 
 @pytest.mark.parametrize("use_bias", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", PRECISIONS)
 def test_a_dense_layer_is_called_in_the_dtype_of_its_inputs(dtype, use_bias):
-    if dtype == "float64" and keras.backend.backend() == "jax":
-        pytest.skip("JAX has no float64 unless it is asked to.")
     dense = keras.layers.Dense(
         5, "relu", use_bias=use_bias, bias_initializer="random_normal", dtype=dtype
     )

@@ -13,12 +13,12 @@ sequences and groups in a row, S places for queries in tiles, c of them in one t
 
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend import current
+from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.moe.expert_dispatch import ExpertDispatch, dispatch_to_blocks
 
 _ALWAYS = 1e9
@@ -161,8 +161,8 @@ def _attend_tiles(
         )
         for x in (keys, values)
     )
-    scores = ops.matmul(rows, ops.transpose(key, (0, 2, 1)))
-    dtype = keras.backend.result_type(scores.dtype, "float32")
+    scores = multiply_matrices(rows, ops.transpose(key, (0, 2, 1)))
+    dtype = promote_dtypes(scores.dtype, "float32")
     scores = ops.reshape(ops.cast(scores, dtype), (-1, size, ratio, block_size))
     is_seen = ops.less_equal(
         np.arange(block_size, dtype="int32"), ops.reshape(reach, (-1, size, 1, 1))
@@ -172,7 +172,7 @@ def _attend_tiles(
     weights = ops.exp(scores - highest)
     total = ops.sum(weights, axis=-1)
     weights = ops.reshape(ops.cast(weights, value.dtype), (-1, size * ratio, block_size))
-    sums = ops.cast(ops.matmul(weights, value), dtype)
+    sums = ops.cast(multiply_matrices(weights, value), dtype)
     return (
         ops.reshape(sums, (-1, ratio, value.shape[-1])),
         ops.reshape(total, (-1, ratio)),

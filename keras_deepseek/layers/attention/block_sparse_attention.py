@@ -11,12 +11,12 @@ T positions in a block, and, of a group of rows, R rows, Q queries in a row, K k
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.layers.attention.block_plan import BlockPlan, RowGroup
+from keras_deepseek.layers.double_precision import promote_dtypes
 
 HIDDEN = -1e9
 """Added to a score in float32, it leaves a weight of exactly zero beside any that is shown."""
@@ -152,7 +152,7 @@ def weigh_keys(scores: Any, is_shown: Any) -> Any:
         scores: Tensor, with the keys on its last axis.
         is_shown: Boolean tensor that broadcasts to its shape.
     """
-    scores = ops.cast(scores, keras.backend.result_type(scores.dtype, "float32"))
+    scores = ops.cast(scores, promote_dtypes(scores.dtype, "float32"))
     scores = scores + HIDDEN * ops.cast(ops.logical_not(is_shown), scores.dtype)
     # Keras warns of a softmax over a single key.
     return ops.softmax(scores) if scores.shape[-1] > 1 else ops.ones_like(scores)

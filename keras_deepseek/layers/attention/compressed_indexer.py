@@ -15,6 +15,7 @@ from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.attention.token_compressor import Rotate, TokenCompressor
 from keras_deepseek.layers.attention.token_packing import PackedTokens
+from keras_deepseek.layers.double_precision import call_dense, promote_dtypes
 
 
 class CompressedIndexer(keras.Layer):
@@ -96,8 +97,8 @@ class CompressedIndexer(keras.Layer):
         """
         keys, updates = self.compressor.compress(tokens, cache, rotate, self.top_k)
         queries = rotate(self.query_up(queries), tokens.positions)
-        dtype = keras.backend.result_type(self.compute_dtype, "float32")
-        weights = ops.cast(self.head_weight(tokens.inputs), dtype)
+        dtype = promote_dtypes(self.compute_dtype, "float32")
+        weights = ops.cast(call_dense(self.head_weight, tokens.inputs), dtype)
         weights = weights * (self.head_dim * self.num_heads) ** -0.5
         scores = ops.einsum("btji,bni->btjn", ops.cast(queries, dtype), ops.cast(keys, dtype))
         scores = ops.einsum("btjn,btj->btn", ops.relu(scores), weights)

@@ -10,10 +10,14 @@ from keras_deepseek.layers.attention.key_value_cache import make_attention_mask
 from keras_deepseek.layers.attention.latent_attention import attend_chosen
 from keras_deepseek.layers.attention.lightning_indexer import LightningIndexer
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
+from keras_deepseek.layers.heads.token_losses import average_losses
 from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.token_chunks import map_chunks
 
 Shape = tuple[int | None, ...]
+
+_LEAST = 1e-30
+"""What stands for an attention weight of zero, of which a logarithm is taken."""
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -200,7 +204,9 @@ class DeepSeekSparseAttention(MultiHeadLatentAttention):
             compute, rows, fixed, shared, self.chunk_size, axis=1, recomputes=bool(training)
         )
         if adds_loss:
-            self.add_loss(self.indexer_loss_weight * _average(losses, visibility["key_mask"]))
+            mask = visibility["key_mask"]
+            shown = ops.ones_like(losses) if mask is None else ops.cast(mask, losses.dtype)
+            self.add_loss(self.indexer_loss_weight * average_losses(losses, shown))
         return outputs
 
     def _attend_chunk(
@@ -253,11 +259,6 @@ def _divergence(weights: Any, scores: Any, is_chosen: Any) -> Any:
     target = ops.mean(ops.cast(ops.stop_gradient(weights), scores.dtype), axis=2)
     target = ops.where(is_chosen, target, 0.0)
     scores = scores - ops.logsumexp(scores, axis=-1, keepdims=True)
-    logs = ops.log(ops.maximum(target, 1e-30)) - ops.where(is_chosen, scores, 0.0)
+    # Not by `maximum`, which ends in float32 on PyTorch.
+    logs = ops.log(ops.where(target > _LEAST, target, _LEAST)) - ops.where(is_chosen, scores, 0.0)
     return ops.sum(target * logs, axis=-1)
-
-
-def _average(losses: Any, mask: Any) -> Any:
-    """Returns the mean over the tokens that the mask shows."""
-    shown = ops.ones_like(losses) if mask is None else ops.cast(mask, losses.dtype)
-    return ops.sum(losses * shown) / ops.maximum(ops.sum(shown), 1.0)

@@ -11,8 +11,9 @@ bsr).
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 from keras import ops
+
+from keras_deepseek.layers.double_precision import promote_dtypes
 
 _HIDDEN = -1e30
 """The score of a key not to look at: finite, so that a query that sees no key stays finite too."""
@@ -154,7 +155,7 @@ def _softmax(scores: Any, query_rope: Any, rotary_key: Any, mask: Any) -> Any:
     """Returns the attention weights (bhts), of a softmax in float32."""
     scores = scores + ops.einsum("bthr,bsr->bhts", query_rope, rotary_key)
     dtype = scores.dtype
-    scores = ops.cast(scores, keras.backend.result_type(dtype, "float32"))
+    scores = ops.cast(scores, promote_dtypes(dtype, "float32"))
     if mask is not None:
         scores = ops.where(ops.expand_dims(mask, 1), scores, _HIDDEN)
     if scores.shape[-1] == 1:  # Keras warns of a softmax over one key, which has all the weight.

@@ -9,6 +9,7 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.double_precision import call_dense, promote_dtypes
 from keras_deepseek.layers.input_check import check_floating
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.token_dim import check_shape
@@ -148,8 +149,8 @@ class LightningIndexer(keras.Layer):
             check_floating(queries, self.name)
         turn = {"positions": positions, "start_index": start_index}
         query = self.rotary(self.query_up(inputs if queries is None else queries), **turn)
-        weights = self.head_weight(inputs) * (self.num_heads * self.head_dim) ** -0.5
-        weights = ops.cast(weights, self.compute_dtype)  # PyTorch's is float32 beside a number.
+        weights = call_dense(self.head_weight, inputs)
+        weights = weights * (self.num_heads * self.head_dim) ** -0.5
         return query, weights, self.rotary(self.key_norm(self.key(inputs)), **turn)
 
     def score_keys(self, query: Any, weights: Any, key: Any) -> Any:
@@ -164,7 +165,7 @@ class LightningIndexer(keras.Layer):
             A tensor of shape `(batch_size, query_length, key_length)`.
         """
         products = ops.relu(ops.einsum("bthd,bsd->bths", query, key))
-        dtype = keras.backend.result_type(products.dtype, "float32")
+        dtype = promote_dtypes(products.dtype, "float32")
         return ops.einsum("bths,bth->bts", ops.cast(products, dtype), ops.cast(weights, dtype))
 
     def choose_keys(self, scores: Any, mask: Any, num_keys: int) -> tuple[Any, Any, Any]:

@@ -21,6 +21,7 @@ from keras_deepseek.layers.attention.key_value_cache import (
     make_cache,
 )
 from keras_deepseek.layers.attention.linear_scan import sum_over_all, sum_over_earlier
+from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.token_dim import read_dim
@@ -179,7 +180,7 @@ class LinearAttention(keras.Layer):
 
     @property
     def _state_dtype(self) -> str:
-        return str(keras.backend.result_type(self.compute_dtype, "float32"))
+        return promote_dtypes(self.compute_dtype, "float32")
 
     def make_cache(self, batch_size: int, max_length: int) -> Cache:
         """Returns an empty cache, for the `cache` of a call.

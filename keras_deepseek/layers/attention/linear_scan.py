@@ -12,6 +12,8 @@ from typing import Any
 
 from keras import ops
 
+from keras_deepseek.layers.double_precision import accumulate
+
 
 def sum_over_all(query: Any, key: Any, value: Any) -> Any:
     """Returns the sum over all tokens j of (query_i . key_j) value_j.
@@ -49,7 +51,7 @@ def sum_over_earlier(
     sums = ops.einsum("bnhij,bnjhv->bnihv", scores, value)
 
     by_chunk = ops.einsum("bnjhd,bnjhv->bnhdv", key, value)
-    states = ops.cumsum(ops.concatenate([ops.expand_dims(state, 1), by_chunk], axis=1), axis=1)
+    states = accumulate(ops.concatenate([ops.expand_dims(state, 1), by_chunk], axis=1), axis=1)
     sums = sums + ops.einsum("bnihd,bnhdv->bnihv", query, states[:, :-1])
     batch_size, num_chunks = ops.shape(sums)[:2]
     sums = ops.reshape(sums, (batch_size, num_chunks * size, *sums.shape[3:]))

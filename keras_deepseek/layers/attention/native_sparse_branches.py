@@ -31,6 +31,7 @@ from keras_deepseek.layers.attention.block_sparse_attention import (
     weigh_keys,
 )
 from keras_deepseek.layers.attention.token_places import take_places
+from keras_deepseek.layers.double_precision import multiply_matrices
 
 BRANCHES = ("compression", "selection", "window")
 KINDS = ("key", "value")
@@ -149,7 +150,7 @@ class NativeSparseBranches:
         )
         shares = share_blocks(weights.shape[-1], *sizes, num_blocks, self.selection_block_size)
         blocks = choose_blocks(
-            ops.matmul(ops.stop_gradient(weights), ops.cast(shares, weights.dtype)),
+            multiply_matrices(ops.stop_gradient(weights), ops.cast(shares, weights.dtype)),
             numbers,
             self.selection_block_size,
             self.num_selected_blocks,

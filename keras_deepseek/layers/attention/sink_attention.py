@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_deepseek.layers.attention.block_sparse_attention import HIDDEN
 from keras_deepseek.layers.attention.token_packing import take_rows
+from keras_deepseek.layers.double_precision import promote_dtypes
 
 _BLOCK_SIZES = (16, 128)
 """The fewest and the most queries in a block: as many as the window has tokens, within these."""
@@ -154,7 +154,7 @@ def _find_near(near: NearKeys, length: Any, num_blocks: Any, size: int) -> tuple
 
 def _weigh(scores: Sequence[Any], is_shown: Sequence[Any], sinks: Any) -> list[Any]:
     """Returns the attention weights, of one softmax in float32 over all kinds and the sinks."""
-    dtype = keras.backend.result_type(scores[0].dtype, "float32")
+    dtype = promote_dtypes(scores[0].dtype, "float32")
     scores = [
         ops.where(shown[..., None, :], ops.cast(score, dtype), HIDDEN)
         for score, shown in zip(scores, is_shown, strict=True)

@@ -14,6 +14,7 @@ from keras_deepseek.layers.attention.block_sparse_attention import HIDDEN
 from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.attention.token_packing import PackedTokens, join_recent, take_rows
+from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.token_norm import make_token_norm
 
 Rotate = Callable[[Any, Any], Any]
@@ -166,7 +167,7 @@ class TokenCompressor(keras.Layer):
         return self.norm(ops.sum(values * weights, axis=2))
 
     def _score_dtype(self) -> str:
-        return str(keras.backend.result_type(self.compute_dtype, "float32"))
+        return promote_dtypes(self.compute_dtype, "float32")
 
     def _store(self, kept: Any, entries: Any, windows: Any, tokens: PackedTokens) -> Any:
         """Returns the entries of a cache with those of full windows among new ones."""

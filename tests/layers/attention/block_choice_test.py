@@ -11,6 +11,7 @@ from keras_deepseek.layers.attention.block_choice import (
 )
 from keras_deepseek.testing import assert_close
 from tests.oracles.native_sparse_attention import choose, find_importance
+from tests.oracles.precisions import PRECISIONS
 from tests.oracles.sparse_attention import masked_attention
 
 LENGTH, BLOCK_SIZE = 37, 4
@@ -20,8 +21,8 @@ def to_numpy(tensor):
     return keras.ops.convert_to_numpy(tensor)
 
 
-def draw(*shape):
-    return np.random.default_rng(sum(shape)).normal(size=shape).astype("float32")
+def draw(*shape, dtype="float32"):
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(dtype)
 
 
 @pytest.mark.parametrize(("size", "stride", "chosen_size"), [(4, 2, 4), (6, 2, 4), (3, 3, 6)])
@@ -42,12 +43,12 @@ def test_the_first_the_last_and_the_most_important_blocks_are_chosen():
         assert visible == expected
 
 
-def make(num_chosen, batch=2):
+def make(num_chosen, batch=2, dtype="float32"):
     """Returns what is attended to, from (B, L, H, D), and which blocks by chance."""
     query, key, value = (
-        draw(batch, LENGTH, 4, 6),
-        draw(batch, LENGTH, 2, 6),
-        draw(batch, LENGTH, 2, 3),
+        draw(batch, LENGTH, 4, 6, dtype=dtype),
+        draw(batch, LENGTH, 2, 6, dtype=dtype),
+        draw(batch, LENGTH, 2, 3, dtype=dtype),
     )
     rng = np.random.default_rng(1)
     chosen = np.zeros((batch, 2, LENGTH, num_chosen), "int32")
@@ -90,11 +91,13 @@ def test_gathered_is_masked_dense(num_chosen, tile, monkeypatch):
         assert_close(outputs[:, :, group], expected)
 
 
-def test_with_all_blocks_it_is_full_causal_attention():
-    query, key, value, chosen = make(10)
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_with_all_blocks_it_is_full_causal_attention(dtype):
+    query, key, value, chosen = make(10, dtype=dtype)
     expected = masked_attention(query, key, value, np.tri(LENGTH, dtype=bool))
     outputs = attend(query, key, value, chosen)
-    assert_close(outputs.reshape(expected.shape), expected)
+    assert outputs.dtype == dtype
+    assert_close(outputs.reshape(expected.shape), expected, dtype)
 
 
 def test_the_gradient_passes_the_choice_by():

@@ -10,13 +10,14 @@ from keras_deepseek.layers.attention.block_layout import BlockLayout
 from keras_deepseek.layers.attention.block_plan import plan_blocks
 from keras_deepseek.layers.attention.block_sparse_attention import block_sparse_attention
 from keras_deepseek.testing import assert_close
+from tests.oracles.precisions import PRECISIONS
 from tests.oracles.sparse_attention import masked_attention
 
 
-def draw(length, *, batch=2, num_heads=2, num_groups=2, dim=4, value_dim=3):
+def draw(length, *, batch=2, num_heads=2, num_groups=2, dim=4, value_dim=3, dtype="float32"):
     rng = np.random.default_rng(0)
     shapes = [(num_heads, dim), (num_groups, dim), (num_groups, value_dim)]
-    return [rng.normal(size=(batch, length, *shape)).astype("float32") for shape in shapes]
+    return [rng.normal(size=(batch, length, *shape)).astype(dtype) for shape in shapes]
 
 
 def shown_by(layout, length):
@@ -71,6 +72,14 @@ def test_it_equals_attention_under_a_mask_over_all_pairs(layout, length, num_gro
         shown = shown & key_mask[:, None]
     outputs = attend(layout, arrays, key_mask=key_mask)
     assert_close(outputs, masked_attention(*arrays, shown))
+
+
+@pytest.mark.skipif(PRECISIONS == ["float32"], reason="JAX has no float64 unless it is asked to")
+def test_it_computes_in_float64_what_is_given_so():
+    layout, arrays = BlockLayout(4, True, 6, (0,)), draw(22, num_heads=4, dtype="float64")
+    outputs = attend(layout, arrays)
+    assert outputs.dtype == "float64"
+    assert_close(outputs, masked_attention(*arrays, shown_by(layout, 22)), "float64")
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

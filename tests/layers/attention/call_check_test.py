@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import LightningIndexer, RotaryEmbedding
 from keras_deepseek.layers.attention.call_check import (
@@ -12,10 +13,18 @@ from keras_deepseek.layers.attention.call_check import (
     compute_call_spec,
     read_length,
 )
+from keras_deepseek.testing import assert_close
 from tests.oracles.attention_layers import ATTENTIONS, DIM, make_attention
+from tests.oracles.precisions import PRECISIONS
 
 TOKENS = np.ones((2, 3, DIM), "float32")
+WITHOUT_FLOAT32 = ("SparseAttention", "LinearAttention")
+"""Those that have neither a rotary embedding nor a layer of Keras that computes in float32."""
 WITH_MAX_LENGTH = sorted(set(ATTENTIONS) - {"SparseAttention", "LinearAttention"})
+
+
+def draw_tokens(length):
+    return np.random.default_rng(0).normal(size=(2, length, DIM))
 
 
 class Attending(keras.Layer):
@@ -181,15 +190,48 @@ def test_more_tokens_than_positions_are_refused_whatever_else_is_given(name):
     assert layer(keras.Input((4, DIM))).shape == (None, 4, DIM)
 
 
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has no float64 unless told to")
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # JAX has none unless told to.
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_in_float64_outputs_are_what_the_spec_says(name):
-    layer = make_attention(name, dtype="float64")
-    cache = layer.make_cache(2, 5)
-    outputs, cache = layer(TOKENS, cache=cache, cache_index=0)
-    outputs = (outputs, layer(TOKENS), layer(TOKENS[:, :1], cache=cache, cache_index=3)[0])
-    assert {keras.backend.standardize_dtype(each.dtype) for each in outputs} == {"float64"}
-    if name == "DeepSeekSparseAttention":
-        spec = layer.indexer(keras.Input((3, DIM), dtype="float64"))
-        for received, expected in zip(layer.indexer(TOKENS), spec, strict=True):
-            assert keras.backend.standardize_dtype(received.dtype) == expected.dtype
+def test_in_float64_all_is_float64_where_there_is_one(name):
+    def dtypes(tensors):
+        return {keras.backend.standardize_dtype(each.dtype) for each in tensors}
+
+    options = dict.fromkeys(("dropout", "indexer_loss_weight"), 0.5)
+    config = make_attention(name).get_config()
+    options = {argument: x for argument, x in options.items() if argument in config}
+    layer, inputs = make_attention(name, dtype="float64", **options), draw_tokens(9)
+    widest = dtypes([keras.ops.zeros(1, "float64")])
+    cache, mask = layer.make_cache(2, 9), np.arange(9) != np.array([[3], [9]])
+    first, cache = layer(inputs[:, :5], mask=mask[:, :5], cache=cache, cache_index=0)
+    more, cache = layer(inputs[:, 5:8], cache=cache, cache_index=5)
+    last, cache = layer(inputs[:, 8:], cache=cache, cache_index=8)
+    masked, plain = layer(inputs, mask=mask), layer(inputs, training=True)
+    entries = [tensor for entry, tensor in cache.items() if entry != "mask"]
+    assert dtypes([first, more, last, masked, plain, *layer.losses, *entries]) == widest
+    pieces = keras.ops.convert_to_numpy(keras.ops.concatenate([first, more, last], axis=1))
+    precision = widest.pop() if name in WITHOUT_FLOAT32 else "float32"
+    assert_close(pieces[mask], keras.ops.convert_to_numpy(masked)[mask], precision)
+    other = make_attention(name)
+    other.set_weights(layer.get_weights())
+    expected = keras.ops.convert_to_numpy(other(inputs.astype("float32"), mask=mask))
+    assert_close(pieces[mask], expected[mask])
+    gradients, _ = backend.current().compute_gradients(
+        lambda x: keras.ops.sum(layer(x)), [inputs], []
+    )
+    assert np.isfinite(gradients[0]).all()
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_inputs_in_float64_are_computed_in_the_dtype_of_the_policy(name):
+    layer, inputs = make_attention(name), draw_tokens(5)
+    outputs = keras.ops.convert_to_numpy(layer(inputs))
+    assert outputs.dtype == "float32"
+    assert_close(outputs, keras.ops.convert_to_numpy(layer(inputs.astype("float32"))))
+
+
+@pytest.mark.skipif(PRECISIONS == ["float32"], reason="JAX has no float64 unless it is asked to")
+def test_an_indexer_in_float64_is_what_its_spec_says():
+    indexer = LightningIndexer(2, 4, rope_head_dim=2, dtype="float64")
+    spec = indexer(keras.Input((3, DIM), dtype="float64"))
+    for received, expected in zip(indexer(TOKENS), spec, strict=True):
+        assert keras.backend.standardize_dtype(received.dtype) == expected.dtype

@@ -11,10 +11,11 @@ from keras_deepseek.layers.attention.latent_attention import (
     is_absorbed_cheaper,
 )
 from keras_deepseek.testing import assert_close
+from tests.oracles.precisions import PRECISIONS
 
 
-def draw(*shape):
-    return np.random.default_rng(sum(shape)).normal(size=shape).astype("float32")
+def draw(*shape, dtype="float32"):
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(dtype)
 
 
 def attend_both_ways(queries, keys, mask, kernels, drop=lambda weights: weights):
@@ -31,25 +32,32 @@ def attend_both_ways(queries, keys, mask, kernels, drop=lambda weights: weights)
     return [keras.ops.convert_to_numpy(outputs) for outputs in (naive, absorbed)]
 
 
-def draw_case(batch, queries, keys, heads, nope, rope, value, rank):
+def draw_case(batch, queries, keys, heads, nope, rope, value, rank, dtype="float32"):
     tensors = [
         (draw(batch, queries, heads, nope), draw(batch, queries, heads, rope)),
         (draw(batch, keys, rank), draw(batch, keys, rope)),
         (draw(rank, heads, nope), draw(rank, heads, value)),
     ]
-    return keras.tree.map_structure(keras.ops.convert_to_tensor, tensors)
+    return keras.tree.map_structure(
+        lambda array: keras.ops.convert_to_tensor(array.astype(dtype)), tensors
+    )
 
 
 @settings(max_examples=5)
-@given(sizes=st.tuples(*[st.integers(1, 5)] * 8), masked=st.booleans())
-def test_the_two_ways_give_the_same_at_any_shape(sizes, masked):
-    queries, keys, kernels = draw_case(*sizes)
+@given(
+    sizes=st.tuples(*[st.integers(1, 5)] * 8),
+    masked=st.booleans(),
+    dtype=st.sampled_from(PRECISIONS),
+)
+def test_the_two_ways_give_the_same_at_any_shape(sizes, masked, dtype):
+    queries, keys, kernels = draw_case(*sizes, dtype=dtype)
     mask = None
     if masked:
         mask = np.random.default_rng(0).integers(0, 2, (sizes[0], sizes[1], sizes[2])) > 0
         mask[..., 0] = True
     naive, absorbed = attend_both_ways(queries, keys, mask, kernels)
-    assert_close(absorbed, naive)
+    assert naive.dtype == absorbed.dtype == dtype
+    assert_close(absorbed, naive, dtype)
 
 
 def test_equal_scores_give_the_mean_of_what_is_seen():

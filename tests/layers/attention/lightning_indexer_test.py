@@ -10,13 +10,14 @@ from keras_deepseek.layers.position.rotary_scaling import compute_frequencies
 from keras_deepseek.testing import LayerTestCase, assert_close
 from tests.oracles.lightning_indexer import chosen_keys, index_scores
 from tests.oracles.parity import named_weights
+from tests.oracles.precisions import PRECISIONS
 
 SIZES = {"num_heads": 3, "head_dim": 6, "rope_head_dim": 4}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 
-def draw(*shape):
-    return np.random.default_rng(sum(shape)).normal(size=shape).astype("float32")
+def draw(*shape, dtype="float32"):
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(dtype)
 
 
 def score(layer, *args, **kwargs):
@@ -70,6 +71,17 @@ def test_the_scores_are_those_of_the_formula(length, num_heads, half_rope, more,
     arguments = [draw(2, length, 5), draw(2, length, 3)][: 1 + compresses]
     scores = score(layer, *arguments)
     assert_close(scores, oracle(layer, *arguments))
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_scores_are_in_the_precision_of_queries_and_keys(dtype):
+    shapes = ((2, 3, 4, 5), (2, 3, 4), (2, 6, 5))
+    query, weights, key = (draw(*shape, dtype=dtype) for shape in shapes)
+    tensors = [keras.ops.convert_to_tensor(x) for x in (query, weights, key)]
+    scores = keras.ops.convert_to_numpy(LightningIndexer(**SIZES).score_keys(*tensors))
+    products = np.maximum(np.einsum("bthd,bsd->bths", query, key), 0)
+    assert scores.dtype == dtype
+    assert_close(scores, np.einsum("bths,bth->bts", products, weights), dtype)
 
 
 def test_scores_are_in_float32_whatever_the_policy():

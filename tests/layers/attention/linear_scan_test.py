@@ -4,6 +4,7 @@ import pytest
 
 from keras_deepseek.layers.attention.linear_scan import sum_over_all, sum_over_earlier
 from keras_deepseek.testing import assert_close
+from tests.oracles.precisions import PRECISIONS
 
 
 def draw(*shape):
@@ -23,12 +24,15 @@ def test_a_sum_is_over_all_tokens():
     assert_close(keras.ops.convert_to_numpy(sum_over_all(QUERY, KEY, VALUE)), expected)
 
 
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 64])
-def test_a_sum_is_over_a_state_and_the_tokens_so_far(chunk_size):
-    tensors = [keras.ops.convert_to_tensor(x) for x in (QUERY, KEY, VALUE, STATE)]
+def test_a_sum_is_over_a_state_and_the_tokens_so_far(chunk_size, dtype):
+    arrays = [x.astype(dtype) for x in (QUERY, KEY, VALUE, STATE)]
+    query, key, value, first_state = arrays
+    tensors = [keras.ops.convert_to_tensor(x) for x in arrays]
     sums, state = sum_over_earlier(*tensors, chunk_size)
-    expected = np.einsum("bihd,bjhd,bjhv,ij->bihv", QUERY, KEY, VALUE, np.tri(7))
-    expected += np.einsum("bihd,bhdv->bihv", QUERY, STATE)
-    assert_close(keras.ops.convert_to_numpy(sums), expected)
-    added = np.einsum("bjhd,bjhv->bhdv", KEY, VALUE)
-    assert_close(keras.ops.convert_to_numpy(state), STATE + added)
+    expected = np.einsum("bihd,bjhd,bjhv,ij->bihv", query, key, value, np.tri(7))
+    expected += np.einsum("bihd,bhdv->bihv", query, first_state)
+    assert_close(keras.ops.convert_to_numpy(sums), expected, dtype)
+    added = np.einsum("bjhd,bjhv->bhdv", key, value)
+    assert_close(keras.ops.convert_to_numpy(state), first_state + added, dtype)

@@ -10,6 +10,7 @@ from keras_deepseek.layers.attention.native_sparse_branches import (
     swap_heads,
 )
 from keras_deepseek.testing import assert_close
+from tests.oracles.precisions import PRECISIONS
 from tests.oracles.sparse_attention import masked_attention
 
 
@@ -17,9 +18,9 @@ def to_numpy(tensor):
     return keras.ops.convert_to_numpy(tensor)
 
 
-def draw(*shape):
+def draw(*shape, dtype="float32"):
     return keras.ops.convert_to_tensor(
-        np.random.default_rng(sum(shape)).normal(size=shape).astype("float32")
+        np.random.default_rng(sum(shape)).normal(size=shape).astype(dtype)
     )
 
 
@@ -33,14 +34,18 @@ def expect(query, key, value, shown):
     return masked_attention(places, key, value, padded)[:, : query.shape[1]]
 
 
-def test_compressed_blocks_are_seen_once_they_have_ended():
-    query, key, value = draw(2, 7, 4, 6), draw(2, 2, 9, 6), draw(2, 2, 9, 3)
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_compressed_blocks_are_seen_once_they_have_ended(dtype):
+    query, key, value = (
+        draw(*shape, dtype=dtype) for shape in ((2, 7, 4, 6), (2, 2, 9, 6), (2, 2, 9, 3))
+    )
     numbers = keras.ops.convert_to_tensor(
         np.arange(7, dtype="int32") + np.array([[0], [5]], "int32")
     )
     outputs, weights = attend_to_compressed(query, key, value, numbers, 4, 2)
     shown = np.arange(9) * 2 + 3 <= to_numpy(numbers)[..., None]
-    assert_close(to_numpy(outputs), expect(query, key, value, shown))
+    assert to_numpy(outputs).dtype == dtype
+    assert_close(to_numpy(outputs), expect(query, key, value, shown), dtype)
     np.testing.assert_array_equal(to_numpy(outputs)[0, :3], 0)
     weights = to_numpy(weights)
     np.testing.assert_allclose(weights.sum(-1)[1], 2, rtol=1e-5)  # Two heads to each head of keys.

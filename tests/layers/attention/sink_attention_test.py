@@ -5,12 +5,13 @@ import pytest
 from keras_deepseek.layers.attention import sink_attention as module
 from keras_deepseek.layers.attention.sink_attention import FarKeys, NearKeys, sink_attention
 from keras_deepseek.testing import assert_close
+from tests.oracles.precisions import PRECISIONS
 
 SINKS = np.array([0.3, -1.0], "float32")
 
 
-def draw(*shape):
-    return np.random.default_rng(sum(shape)).normal(size=shape).astype("float32")
+def draw(*shape, dtype="float32"):
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(dtype)
 
 
 def attend(query, keys, sink):
@@ -29,9 +30,10 @@ def as_tensors(*arrays):
     return [keras.ops.convert_to_tensor(array) for array in arrays]
 
 
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize(("length", "window"), [(5, 3), (21, 1), (37, 19)])
-def test_a_window_reaches_over_blocks_and_recent_tokens(length, window):
-    queries, keys = draw(2, length, 2, 4), draw(2, 6 + length, 4)
+def test_a_window_reaches_over_blocks_and_recent_tokens(length, window, dtype):
+    queries, keys = draw(2, length, 2, 4, dtype=dtype), draw(2, 6 + length, 4, dtype=dtype)
     num_before = np.array([[0], [9]], "int32")  # Of the nine the last six are there.
     outputs = run(queries, NearKeys(*as_tensors(keys, num_before), window))
     expected = np.zeros_like(queries)
@@ -40,7 +42,8 @@ def test_a_window_reaches_over_blocks_and_recent_tokens(length, window):
             seen = keys[row, max(6 - recent, 7 + t - window) : 7 + t]
             for head in range(2):
                 expected[row, t, head] = attend(queries[row, t, head], seen, SINKS[head])
-    assert_close(outputs, expected)
+    assert outputs.dtype == dtype
+    assert_close(outputs, expected, dtype)
 
 
 def test_entries_are_seen_in_one_softmax_with_the_window():
