@@ -13,7 +13,9 @@ def make_token_norm(layer: Any, name: str, dim: int) -> keras.layers.RMSNormaliz
         name: string. The name of the norm.
         dim: integer. The size of a token.
     """
-    norm = keras.layers.RMSNormalization(epsilon=layer.epsilon, dtype=layer.dtype_policy, name=name)
+    norm = keras.layers.RMSNormalization(
+        epsilon=layer.epsilon, dtype=layer.dtype_policy, trainable=layer.trainable, name=name
+    )
     norm.supports_masking = True  # It transforms each token alone; Keras's class can't know.
     norm.build((None, None, dim))
     return norm

@@ -64,6 +64,7 @@ class CompressedIndexer(keras.Layer):
             kernel_initializer=kernel_initializer,
             prefix="index_",
             dtype=self.dtype_policy,
+            trainable=self.trainable,
             name="compressor",
         )
 

@@ -4,9 +4,10 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.compressed_indexer import CompressedIndexer
+from keras_deepseek.layers.attention.indexer_training import IndexerTraining
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.attention.sink_attention import FarKeys
 from keras_deepseek.layers.attention.sliding_window_attention import SlidingWindowAttention
@@ -17,7 +18,7 @@ Shape = tuple[int | None, ...]
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class CompressedSparseAttention(SlidingWindowAttention):
+class CompressedSparseAttention(IndexerTraining, SlidingWindowAttention):
     """`SlidingWindowAttention` that also sees chosen entries, each made of a few earlier tokens.
 
     Choose it for long sequences in which a token should look up details far away: of one entry for
@@ -40,8 +41,8 @@ class CompressedSparseAttention(SlidingWindowAttention):
     square of the length. Windows are counted over real tokens: padding is in none, wherever it
     stands. Where positions are given, they must run on within a window.
 
-    The choice has no gradient, so `indexer` is not trainable. To train it by a loss of your own,
-    set its `trainable`.
+    The choice has no gradient, so `indexer` is not trainable unless `train_indexer`, or
+    `indexer.trainable` later on, says so for a loss of your own; both are saved.
 
     Beside what `SlidingWindowAttention` keeps, a cache holds the entries, `"compressed_key"`, with
     `max_length // compress_rate + 1` slots, in `"recent_value"` and `"recent_gate"` the tokens that
@@ -59,6 +60,8 @@ class CompressedSparseAttention(SlidingWindowAttention):
         index_head_dim: integer. Size of such a head, `rope_head_dim` or more.
         index_top_k: integer. How many entries a token sees. Defaults to `512`.
         compress_rate: integer. How many tokens an entry stands for. Defaults to `4`.
+        train_indexer: boolean. Whether the weights of the indexer are trainable. Defaults to
+            `False`.
         rope_max_wavelength: float. The base of the rotary angles. Defaults to `160000.0`.
         **kwargs: Arguments of `SlidingWindowAttention`, of which `head_dim`, `rope_head_dim`,
             `query_lora_rank`, `num_output_groups` and `output_lora_rank` must be given.
@@ -105,6 +108,7 @@ class CompressedSparseAttention(SlidingWindowAttention):
         index_head_dim: int,
         index_top_k: int = 512,
         compress_rate: int = 4,
+        train_indexer: bool = False,
         rope_max_wavelength: float = 160000.0,
         **kwargs: Any,
     ) -> None:
@@ -123,6 +127,7 @@ class CompressedSparseAttention(SlidingWindowAttention):
             "epsilon": self.epsilon,
             "kernel_initializer": self.kernel_initializer,
             "dtype": self.dtype_policy,
+            "trainable": self.trainable,
         }
         self.compressor = TokenCompressor(
             self.head_dim, use_overlap=True, name="compressor", **common
@@ -134,12 +139,12 @@ class CompressedSparseAttention(SlidingWindowAttention):
             name="indexer",
             **common,
         )
+        self._set_indexer_training(check_boolean("train_indexer", train_indexer))
 
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
         self.compressor.build(input_shape)
         self.indexer.build(input_shape, self.query_lora_rank)
-        self.indexer.trainable = False
 
     def _cache_shapes(self, max_length: int) -> dict[str, tuple[int, int]]:
         shapes = {**super()._cache_shapes(max_length), **self.compressor.cache_shapes(max_length)}

@@ -5,7 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
+from keras_deepseek.layers.attention.indexer_training import IndexerTraining
 from keras_deepseek.layers.attention.key_value_cache import make_attention_mask
 from keras_deepseek.layers.attention.latent_attention import attend_chosen
 from keras_deepseek.layers.attention.lightning_indexer import LightningIndexer
@@ -21,7 +22,7 @@ _LEAST = 1e-30
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class DeepSeekSparseAttention(MultiHeadLatentAttention):
+class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
     """Multi-head latent attention in which each token looks at its best keys alone.
 
     Choose it over `MultiHeadLatentAttention` for sequences many times longer than
@@ -52,7 +53,8 @@ class DeepSeekSparseAttention(MultiHeadLatentAttention):
     where `p_t` is the mean of the heads' attention weights. The gradient of this loss reaches the
     indexer alone, and the indexer has no other. A `num_keys_per_query` of the whole length makes it
     the dense warm-up of the paper. Padding does not count, and a call with a cache adds no loss.
-    Without `indexer_loss_weight` the indexer's weights are not trainable.
+    Without `indexer_loss_weight` the indexer's weights are not trainable, unless `train_indexer`,
+    or `indexer.trainable` later on, says so for a loss of your own; both are saved.
 
     Args:
         num_heads: integer. Number of attention heads.
@@ -61,6 +63,8 @@ class DeepSeekSparseAttention(MultiHeadLatentAttention):
         index_head_dim: integer. Size of a head of the indexer, at least `rope_head_dim`.
         indexer_loss_weight: float or `None`. Weight of the indexer's loss; `None` for none.
             Defaults to `None`.
+        train_indexer: boolean or `None`. Whether the indexer's weights are trainable. `None` is for
+            those that have a loss by `indexer_loss_weight`. Defaults to `None`.
         chunk_size: integer. The most queries that are computed at once. Defaults to `128`.
         **kwargs: The other arguments of `MultiHeadLatentAttention`, among them the sizes, and those
             of `keras.Layer`.
@@ -113,6 +117,7 @@ class DeepSeekSparseAttention(MultiHeadLatentAttention):
         index_num_heads: int,
         index_head_dim: int,
         indexer_loss_weight: float | None = None,
+        train_indexer: bool | None = None,
         chunk_size: int = 128,
         **kwargs: Any,
     ) -> None:
@@ -137,13 +142,14 @@ class DeepSeekSparseAttention(MultiHeadLatentAttention):
             dtype=self.dtype_policy,
             name="indexer",
         )
+        if train_indexer is None:
+            train_indexer = indexer_loss_weight is not None
+        self._set_indexer_training(check_boolean("train_indexer", train_indexer))
 
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
         query_dim = self.query_lora_rank or input_shape[-1]
         self.indexer.build(input_shape, (*input_shape[:-1], query_dim))
-        if self.indexer_loss_weight is None:
-            self.indexer.trainable = False  # Else Keras warns that it has no gradient.
 
     @property
     def _cache_entries(self) -> dict[str, tuple[int, ...]]:

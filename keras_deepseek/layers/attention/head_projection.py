@@ -13,6 +13,8 @@ from keras_deepseek.layers.initializers import clone_initializer
 def projection_arguments(layer: Any, name: str) -> dict[str, Any]:
     """Returns the arguments of Keras that all projections inside of a layer have in common.
 
+    A layer that was frozen before has frozen ones: Keras hands on what is set later alone.
+
     Args:
         layer: `keras.Layer` with a `kernel_initializer`.
         name: string. The name of the projection.
@@ -20,6 +22,7 @@ def projection_arguments(layer: Any, name: str) -> dict[str, Any]:
     return {
         "kernel_initializer": clone_initializer(layer.kernel_initializer),
         "dtype": layer.dtype_policy,
+        "trainable": layer.trainable,
         "name": name,
     }
 

@@ -96,6 +96,7 @@ class HeavilyCompressedAttention(SlidingWindowAttention):
             epsilon=self.epsilon,
             kernel_initializer=self.kernel_initializer,
             dtype=self.dtype_policy,
+            trainable=self.trainable,
             name="compressor",
         )
 

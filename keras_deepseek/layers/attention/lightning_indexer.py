@@ -132,7 +132,10 @@ class LightningIndexer(keras.Layer):
         )
         self.key.build(inputs_shape)
         self.key_norm = keras.layers.LayerNormalization(
-            epsilon=self.epsilon, dtype=self.dtype_policy, name="key_norm"
+            epsilon=self.epsilon,
+            dtype=self.dtype_policy,
+            trainable=self.trainable,
+            name="key_norm",
         )
         self.key_norm.build((*inputs_shape[:2], self.head_dim))
         self.head_weight = keras.layers.Dense(

@@ -248,6 +248,7 @@ class NativeSparseAttention(keras.Layer):
                 kernel_initializer=self.kernel_initializer,
                 bias_initializer=self.bias_initializer,
                 dtype=self.dtype_policy,
+                trainable=self.trainable,
                 name=f"compress_{kind}",
             )
             for kind in KINDS

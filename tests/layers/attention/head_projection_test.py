@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.layers.attention.head_projection import make_projection, projection_arguments
+from tests.oracles.attention_layers import ATTENTIONS, DIM, make_attention
 
 
 class Projecting(keras.Layer):
@@ -41,4 +42,14 @@ def test_projections_of_one_layer_share_its_dtype_and_no_initializer():
     assert all(each.pop("dtype") is layer.dtype_policy for each in arguments)
     one, other = (each.pop("kernel_initializer") for each in arguments)
     assert len({id(one), id(other), id(layer.kernel_initializer)}) == 3
-    assert arguments == [{}, {}]
+    assert arguments == [{"trainable": True}] * 2
+
+
+@pytest.mark.parametrize("name", sorted(set(ATTENTIONS) - {"CachedAttention"}))
+def test_a_layer_that_is_made_frozen_is_frozen_in_a_model_until_it_is_thawed(name):
+    layer, inputs = make_attention(name, trainable=False), keras.Input((5, DIM))
+    model = keras.Model(inputs, layer(inputs))
+    assert not model.trainable_weights
+    layer.trainable = True
+    expected = [weight.path for weight in make_attention(name, name=layer.name).trainable_weights]
+    assert [weight.path for weight in model.trainable_weights] == expected
