@@ -148,8 +148,15 @@ class Backend(Protocol):
         optimizer: "keras.optimizers.Optimizer",
         gradients: "Sequence[Any]",
         variables: "Sequence[keras.Variable]",
+        factor: "Any" = None,
     ) -> None:
-        """Does what `optimizer.apply` does, in the fastest way that the framework has."""
+        """Does what `optimizer.apply` does, in the fastest way that the framework has.
+
+        `factor` is a scalar that all gradients are multiplied with first, or `None`.
+        """
+
+    def global_norm(self, gradients: "Sequence[Any]") -> "Any":
+        """Returns the norm of all gradients together, a float32 scalar."""
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Returns whether an error says that the memory of a device, or the machine's, ran out."""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 
@@ -49,8 +50,11 @@ def check_gradient_clip(
 
 def clip_gradients(
     gradient_clip: GradientClip, gradients: Sequence[Any], variables: Sequence[Any], norm: Any
-) -> list[Any]:
-    """Returns gradients that were clipped.
+) -> tuple[list[Any], Any]:
+    """Returns gradients, and the scalar that all of them are still to be multiplied with.
+
+    That scalar, `None` but for a clip by the global norm, is left to the update, which goes through
+    all the numbers anyway.
 
     Args:
         gradient_clip: tuple of the kind and its bound.
@@ -59,26 +63,21 @@ def clip_gradients(
         norm: Scalar tensor, the norm of all gradients together.
     """
     kind, bound = gradient_clip
-    if kind == "value":
-        return [ops.clip(gradient, -bound, bound) for gradient in gradients]
     if kind == "global_norm":
-        return [_shrink(gradient, norm, bound) for gradient in gradients]
+        return list(gradients), _factor(norm, bound)
+    if kind == "value":
+        return [ops.clip(gradient, -bound, bound) for gradient in gradients], None
     if kind == "norm":
-        return [_shrink(gradient, global_norm([gradient]), bound) for gradient in gradients]
+        return [_shrink(gradient, _norm(gradient), bound) for gradient in gradients], None
+    pairs = zip(gradients, variables, strict=True)
     return [
         _shrink(gradient, _unit_norms(gradient), bound * _weight_norms(variable))
-        for gradient, variable in zip(gradients, variables, strict=True)
-    ]
+        for gradient, variable in pairs
+    ], None
 
 
-def global_norm(gradients: Sequence[Any]) -> Any:
-    """Returns the norm of all gradients together, a float32 scalar.
-
-    Args:
-        gradients: Tensors.
-    """
-    squares = [ops.sum(ops.square(ops.cast(gradient, "float32"))) for gradient in gradients]
-    return ops.sqrt(ops.sum(ops.stack(squares)))
+def _norm(gradient: Any) -> Any:
+    return backend.current().global_norm([gradient])
 
 
 def _weight_norms(variable: Any) -> Any:
@@ -94,6 +93,10 @@ def _unit_norms(tensor: Any) -> Any:
 
 def _shrink(gradient: Any, norm: Any, most: Any) -> Any:
     """Returns a gradient whose norm is at most so large."""
+    return gradient * ops.cast(_factor(norm, most), gradient.dtype)
+
+
+def _factor(norm: Any, most: Any) -> Any:
+    """Returns what makes a norm at most so large."""
     # A norm of zero would divide by zero: nothing of such a gradient has to be shrunk.
-    factor = ops.where(norm > most, most / ops.maximum(norm, 1e-30), 1.0)
-    return gradient * ops.cast(factor, gradient.dtype)
+    return ops.where(norm > most, most / ops.maximum(norm, 1e-30), 1.0)

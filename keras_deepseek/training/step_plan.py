@@ -13,6 +13,7 @@ from keras_deepseek.backend.keras_training import own_train_step
 from keras_deepseek.training.checkpoints import Checkpoints
 from keras_deepseek.training.gradient_clip import GradientClip, check_gradient_clip
 from keras_deepseek.training.guarded_steps import GuardedSteps
+from keras_deepseek.training.kept_memory import kept_memory
 from keras_deepseek.training.loss_watch import LossWatch
 from keras_deepseek.training.precision import step_in_precision
 from keras_deepseek.training.rematerialization import Remat, check_remat
@@ -79,6 +80,7 @@ class StepPlan:
     def in_use(self) -> Iterator[None]:
         """Makes the model train by such steps until the block ends."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(kept_memory())
             stack.enter_context(self._step.use())
             if self._guarded_steps is not None:
                 stack.enter_context(self._guarded_steps.attach(self._model))

@@ -19,7 +19,7 @@ from keras_deepseek.backend.keras_training import (
     track_loss,
     update_metrics,
 )
-from keras_deepseek.training.gradient_clip import GradientClip, clip_gradients, global_norm
+from keras_deepseek.training.gradient_clip import GradientClip, clip_gradients
 from keras_deepseek.training.guarded_steps import GuardedSteps
 from keras_deepseek.training.label_check import mark_wrong_labels
 from keras_deepseek.training.loss_weight import find_reduction, weigh_loss
@@ -175,13 +175,13 @@ class TrainingStep:
         is_checked = scaling is not None or self._guard is not None
         if is_checked or self._gradient_clip is not None:
             gradients = [_dense(gradient) for gradient in gradients]
-            norm = global_norm(gradients)
+            norm = backend.current().global_norm(gradients)
 
         def apply() -> None:
-            clipped: Sequence[Any] = gradients
+            clipped, factor = gradients, None
             if self._gradient_clip is not None:
-                clipped = clip_gradients(self._gradient_clip, gradients, variables, norm)
-            backend.current().apply_update(inner, clipped, variables)
+                clipped, factor = clip_gradients(self._gradient_clip, gradients, variables, norm)
+            backend.current().apply_update(inner, clipped, variables, factor)
 
         if self._gradient_clip is not None:
             logs["gradient_norm"] = norm

@@ -1,5 +1,3 @@
-import warnings
-
 import keras
 import numpy as np
 import pytest
@@ -46,51 +44,6 @@ def test_what_is_run_before_a_step_may_assign_the_optimizer_s_variables():
     model.fit(X, X[:, :1], batch_size=3, epochs=2, verbose=0)
     assert float(ops.convert_to_numpy(model.optimizer.learning_rate)) == pytest.approx(1.6)
     assert int(model.optimizer.iterations) == 4
-
-
-OPTIMIZERS = {
-    "adam": lambda: keras.optimizers.Adam(0.01),
-    "amsgrad": lambda: keras.optimizers.Adam(0.01, amsgrad=True),
-    "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1, beta_1=0.8, epsilon=1e-3),
-    "decay": lambda: keras.optimizers.Adam(0.01, weight_decay=0.1),
-    "clip": lambda: keras.optimizers.AdamW(0.01, global_clipnorm=0.5),
-    "average": lambda: keras.optimizers.AdamW(0.01, use_ema=True, ema_overwrite_frequency=3),
-    "accumulate": lambda: keras.optimizers.AdamW(0.01, gradient_accumulation_steps=2),
-    "schedule": lambda: keras.optimizers.AdamW(
-        keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
-    ),
-    "sgd": lambda: keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
-}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_update_is_that_of_keras(name):
-    rng = np.random.default_rng(0)
-    gradients = rng.normal(size=(5, 12)).astype("float32")
-    results = []
-    for use_ours in (False, True):
-        optimizer = OPTIMIZERS[name]()
-        variables = [
-            keras.Variable(np.ones((3, 4), "float32"), name="kernel"),
-            keras.Variable(np.ones((12,), "float32"), name="bias"),
-            keras.Variable(np.ones((2,), "float32"), name="unused"),
-        ]
-        optimizer.build(variables)
-        if optimizer.weight_decay:
-            optimizer.exclude_from_weight_decay(var_names=["bias"])
-        apply = current().apply_update if use_ours else _apply
-        for step in gradients:
-            given = [ops.convert_to_tensor(step.reshape(3, 4)), ops.convert_to_tensor(step), None]
-            with warnings.catch_warnings():  # Keras warns of what has no gradient.
-                warnings.simplefilter("ignore")
-                apply(optimizer, given, variables)
-        results.append([ops.convert_to_numpy(v) for v in [*variables, *optimizer.variables]])
-    for one, other in zip(*results, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
-
-
-def _apply(optimizer, gradients, variables):
-    optimizer.apply(gradients, variables)
 
 
 @pytest.mark.parametrize("fails", ["step", "data"])

@@ -3,10 +3,11 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend import current
+from keras_deepseek.backend.gradient_scale import multiply_gradients
 from keras_deepseek.training.gradient_clip import (
     check_gradient_clip,
     clip_gradients,
-    global_norm,
 )
 
 RNG = np.random.default_rng(0)
@@ -16,8 +17,10 @@ WEIGHTS = [RNG.normal(size=array.shape).astype("float32") for array in GRADIENTS
 
 def clip(kind, bound, gradients=GRADIENTS, weights=WEIGHTS):
     tensors = [keras.ops.convert_to_tensor(array) for array in gradients]
-    norm = global_norm(tensors)
-    clipped = clip_gradients((kind, bound), tensors, weights, norm)
+    norm = current().global_norm(tensors)
+    clipped, factor = clip_gradients((kind, bound), tensors, weights, norm)
+    assert (factor is None) == (kind != "global_norm")
+    clipped = multiply_gradients(clipped, factor)
     return [keras.ops.convert_to_numpy(tensor) for tensor in clipped]
 
 

@@ -25,13 +25,13 @@ from keras_deepseek.backend.jax.random_state import (
 from keras_deepseek.backend.jax.selection import top_k
 from keras_deepseek.backend.jax.tracing import can_read_shapes, read_array, read_integer
 from keras_deepseek.backend.jax.training import (
-    apply_update,
     keep_state,
     make_train_step,
     run_before_step,
     run_step,
     separate_variables,
 )
+from keras_deepseek.backend.jax.update import apply_update, global_norm
 
 __all__ = [
     "apply_update",
@@ -44,6 +44,7 @@ __all__ = [
     "count_kept_bytes",
     "differentiate",
     "feed_batches",
+    "global_norm",
     "is_out_of_memory",
     "keep_state",
     "make_train_step",

@@ -1,6 +1,6 @@
 """One step of training, as Keras's loop on JAX takes it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -88,12 +88,3 @@ def run_before_step(
         return train_step((trainable, non_trainable, values, metrics), data)
 
     return run
-
-
-def apply_update(
-    optimizer: keras.optimizers.Optimizer,
-    gradients: Sequence[Any],
-    variables: Sequence[keras.Variable],
-) -> None:
-    """Does what `optimizer.apply` does, in the fastest way that the framework has."""
-    optimizer.apply(gradients, variables)

@@ -1,0 +1,85 @@
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_deepseek.backend import current
+
+OPTIMIZERS = {
+    "adam": lambda: keras.optimizers.Adam(0.01),
+    "amsgrad": lambda: keras.optimizers.Adam(0.01, amsgrad=True),
+    "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1, beta_1=0.8, epsilon=1e-3),
+    "decay": lambda: keras.optimizers.Adam(0.01, weight_decay=0.1),
+    "clip": lambda: keras.optimizers.AdamW(0.01, global_clipnorm=0.5),
+    "average": lambda: keras.optimizers.AdamW(0.01, use_ema=True, ema_overwrite_frequency=3),
+    "accumulate": lambda: keras.optimizers.AdamW(0.01, gradient_accumulation_steps=2),
+    "schedule": lambda: keras.optimizers.AdamW(
+        keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
+    ),
+    "sgd": lambda: keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
+}
+
+
+@pytest.mark.parametrize("factor", [None, 0.25])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_update_is_that_of_keras(name, factor):
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(5, 12)).astype("float32")
+    results = []
+    for use_ours in (False, True):
+        optimizer = OPTIMIZERS[name]()
+        variables = [
+            keras.Variable(np.ones((3, 4), "float32"), name="kernel"),
+            keras.Variable(np.ones((12,), "float32"), name="bias"),
+            keras.Variable(np.ones((2,), "float32"), name="unused"),
+        ]
+        optimizer.build(variables)
+        if optimizer.weight_decay:
+            optimizer.exclude_from_weight_decay(var_names=["bias"])
+        for step in gradients:
+            given = [ops.convert_to_tensor(step.reshape(3, 4)), ops.convert_to_tensor(step), None]
+            with warnings.catch_warnings():  # Keras warns of what has no gradient.
+                warnings.simplefilter("ignore")
+                if use_ours:
+                    scale = None if factor is None else ops.convert_to_tensor(factor, "float32")
+                    current().apply_update(optimizer, given, variables, scale)
+                else:
+                    optimizer.apply([_multiply(each, factor) for each in given], variables)
+        results.append([ops.convert_to_numpy(v) for v in [*variables, *optimizer.variables]])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def _multiply(gradient, factor):
+    return gradient if gradient is None or factor is None else gradient * factor
+
+
+def test_gradients_that_are_one_tensor_are_multiplied_once():
+    variables = [keras.Variable(np.ones((4,), "float32")) for _ in range(2)]
+    optimizer = keras.optimizers.Adam(0.01)
+    optimizer.build(variables)
+    gradient = ops.convert_to_tensor(np.array([1.0, -2.0, 3.0, 0.5], "float32"))
+    current().apply_update(optimizer, [gradient, gradient], variables, ops.convert_to_tensor(0.5))
+    first, second = (ops.convert_to_numpy(each) for each in optimizer._momentums)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, [0.05, -0.1, 0.15, 0.025], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_the_norm_of_all_gradients(dtype):
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype("float32") for shape in ((3, 4), (5,), (2, 3, 4), ())]
+    tensors = [ops.cast(ops.convert_to_tensor(array), dtype) for array in arrays]
+    squares = [np.square(ops.convert_to_numpy(each).astype("float64")).sum() for each in tensors]
+    norm = current().global_norm(tensors)
+    assert keras.backend.standardize_dtype(norm.dtype) == "float32"
+    np.testing.assert_allclose(ops.convert_to_numpy(norm), np.sqrt(sum(squares)), rtol=1e-6)
+
+
+def test_the_norm_of_many_numbers_is_exact():
+    array = np.random.default_rng(0).normal(size=(20_000, 256)).astype("float32")
+    norm = ops.convert_to_numpy(current().global_norm([ops.convert_to_tensor(array)]))
+    expected = np.sqrt(np.square(array.astype("float64")).sum())
+    np.testing.assert_allclose(norm, expected, rtol=2e-5)
