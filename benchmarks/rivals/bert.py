@@ -60,7 +60,8 @@ def build(
     def drop(tensor: Any) -> Any:
         return layers.Dropout(shape.dropout, dtype=dtype)(tensor)
 
-    tokens = layers.ReversibleEmbedding(
+    embedding = layers.Embedding if has_masked_head else layers.ReversibleEmbedding
+    tokens = embedding(
         shape.vocabulary_size,
         shape.hidden_dim,
         embeddings_initializer=normal,

@@ -27,8 +27,9 @@ class LengthBuckets(keras.utils.PyDataset):
 
     Choose it over `pack_sequences` where a model takes no mask by document, or one target belongs
     to each sequence. The boundaries are the only lengths that a model sees, so that XLA compiles
-    one program for each. With `tokens_per_batch`, batches of short sequences have more of them and
-    the work of a step stays about the same.
+    one program for each. With `batch_size`, sequences that do not fill a batch join those of the
+    next bucket, so that all batches but the last have as many. With `tokens_per_batch`, batches of
+    short sequences have more of them and the work of a step stays about the same.
 
     Args:
         features: list of arrays, one a sequence, of shape `(num_tokens, ...)`; or a dict of such
@@ -125,15 +126,27 @@ class LengthBuckets(keras.utils.PyDataset):
             rng.shuffle(order)
         buckets: dict[int, list[int]] = {length: [] for length in self.boundaries}
         for i in order:
-            bucket = self.boundaries[bisect_left(self.boundaries, self._lengths[i])]
-            buckets[bucket].append(int(i))
+            buckets[self._find_bucket(int(i))].append(int(i))
         batches = [
-            (length, members[start : start + self._sizes[length]])
-            for length, members in buckets.items()
-            for start in range(0, len(members), self._sizes[length])
+            (max(map(self._find_bucket, members)), members) for members in self._fill(buckets)
         ]
         if self.shuffle:
             rng.shuffle(batches)
+        return batches
+
+    def _find_bucket(self, sequence: int) -> int:
+        return self.boundaries[bisect_left(self.boundaries, self._lengths[sequence])]
+
+    def _fill(self, buckets: dict[int, list[int]]) -> list[list[int]]:
+        """Returns the sequences of each batch; those that don't fill one join the next bucket."""
+        batches: list[list[int]] = []
+        rest: list[int] = []
+        for length, longer in zip(self.boundaries, [*self.boundaries[1:], None], strict=True):
+            members, size = rest + buckets[length], self._sizes[length]
+            moves_up = longer is not None and self._sizes[longer] == size
+            end = len(members) - len(members) % size if moves_up else len(members)
+            batches += [members[i : min(i + size, end)] for i in range(0, end, size)]
+            rest = members[end:]
         return batches
 
 

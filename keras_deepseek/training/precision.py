@@ -6,14 +6,14 @@ checkpoints and everything after `fit` see the model by its own policy.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import flatten_layers
+from keras_deepseek.backend.layer_precision import lent_policy
 
 _logger = logging.getLogger(__name__)
 
@@ -77,34 +77,19 @@ def step_in_precision(
         InvalidInputError: When it is called, if the model's weights are not of the policy's
             variable dtype.
     """
-    layers: list[tuple[keras.Layer, keras.DTypePolicy]] = []
+    layers: list[keras.Layer] = []
 
     def step(*arguments: Any) -> Any:
         if not layers:  # Now, not earlier: the first step finds every layer built.
             layers.extend(_layers_to_switch(model, policy))
-        with _switched(layers, policy):
+        with lent_policy(layers, policy):
             return train_step(*arguments)
 
     return step
 
 
-@contextmanager
-def _switched(
-    layers: list[tuple[keras.Layer, keras.DTypePolicy]], policy: keras.DTypePolicy
-) -> Iterator[None]:
-    for layer, _ in layers:
-        layer.dtype_policy = policy
-    try:
-        yield
-    finally:
-        for layer, own_policy in layers:
-            layer.dtype_policy = own_policy
-
-
-def _layers_to_switch(
-    model: keras.Model, policy: keras.DTypePolicy
-) -> list[tuple[keras.Layer, keras.DTypePolicy]]:
-    """Returns the layers that `policy` is for, each with its own policy.
+def _layers_to_switch(model: keras.Model, policy: keras.DTypePolicy) -> list[keras.Layer]:
+    """Returns the layers that `policy` is for.
 
     Quantized layers keep theirs. So does an output layer that ends in softmax or sigmoid: a
     probability in half precision rounds to 1 and its loss to 0 (Keras's guide on mixed precision
@@ -125,7 +110,7 @@ def _layers_to_switch(
         if isinstance(layer, keras.layers.Softmax)
         or getattr(layer, "activation", None) in probabilities
     }
-    return [(layer, layer.dtype_policy) for layer in layers if id(layer) not in keep]
+    return [layer for layer in layers if id(layer) not in keep]
 
 
 def _output_layers(model: keras.Model) -> list[keras.Layer]:
