@@ -9,6 +9,8 @@ from masked_text import IGNORED, VOCABULARY_SIZE
 
 from keras_deepseek.layers import ChunkedCrossEntropy, MaskedPositionHead
 
+LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-4, 0.01, 1.0
+
 
 @dataclass(frozen=True)
 class Shape:

@@ -45,7 +45,7 @@ class Documents:
 
 
 def read_documents(number: int, seed: int = 0) -> Documents:
-    """Returns documents in a random order, again from the first where there are too few.
+    """Returns documents in a random order, again from the first where there are not as many.
 
     Args:
         number: integer. How many.
@@ -70,6 +70,20 @@ def read_documents(number: int, seed: int = 0) -> Documents:
         documents.token_ids.append(token_ids)
         documents.targets.append(targets)
     return documents
+
+
+def split(documents: Documents, number: int) -> tuple[Documents, Documents]:
+    """Returns documents without the last so many, and those.
+
+    Args:
+        documents: `Documents`.
+        number: integer.
+    """
+    ids, targets = documents.token_ids, documents.targets
+    return (
+        Documents(ids[:-number], targets[:-number]),
+        Documents(ids[-number:], targets[-number:]),
+    )
 
 
 def count_masked(num_tokens: int) -> int:

@@ -5,17 +5,17 @@ Hugging Face's model in its own trainer and in Lightning. All clip by the global
 AdamW at a constant rate, and drop a tenth.
 """
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import masked_text
-from bert import Shape, build
+from bert import CLIP, LEARNING_RATE, WEIGHT_DECAY, Shape, build
 from masked_text import Documents, read_documents
 
 from keras_deepseek.training import Trainer
 
-LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-4, 0.01, 1.0
 BARE, OURS, OURS_PACKED = "bare step", "Trainer, grouped", "Trainer, packed"
 KERAS_PADDED, KERAS_PACKED = "Keras fit, padded", "Keras fit, packed"
 
@@ -52,6 +52,7 @@ def make_rivals(
         makers |= training_torch.MAKERS
         skipped = training_torch.missing()
     rivals = {name: makers[name](setting) for name in names if name not in skipped}
+    gc.freeze()  # Or trainers that collect garbage would go through the objects of all the others.
     facts = {
         "tokens": documents.num_tokens,
         "losses": setting.losses,
@@ -85,7 +86,9 @@ class _Setting:
 
 
 def _optimizer(**options: Any) -> keras.optimizers.Optimizer:
-    return keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY, **options)
+    optimizer = keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY, **options)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])  # As the others do.
+    return optimizer
 
 
 def _trainer(setting: _Setting) -> Trainer:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from bert import CLIP, LEARNING_RATE, WEIGHT_DECAY, Shape
 from masked_text import Documents, pad
 
 HF, GROUPED, COMPILED = "HF Trainer", "HF, grouped", "HF, grouped, compiled"
@@ -30,10 +31,9 @@ def missing() -> dict[str, str]:
     }
 
 
-def _model(setting: Any) -> Any:
+def _model(shape: Shape) -> Any:
     import transformers
 
-    shape = setting.shape
     return transformers.BertForMaskedLM(
         transformers.BertConfig(
             vocab_size=shape.vocabulary_size,
@@ -68,34 +68,61 @@ def _collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _trainer(
+    model: Any,
+    documents: Documents,
+    folder: str,
+    *,
+    batch_size: int,
+    epochs: int,
+    learning_rate: float,
+    weight_decay: float,
+    is_half: bool,
+    **options: Any,
+) -> Any:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return transformers.Trainer(
+        model,
+        transformers.TrainingArguments(
+            folder,
+            per_device_train_batch_size=batch_size,
+            num_train_epochs=epochs,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            max_grad_norm=CLIP,
+            lr_scheduler_type="constant",
+            bf16=is_half,
+            use_cpu=True,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            logging_strategy="no",
+            **options,
+        ),
+        data_collator=_collate,
+        train_dataset=_rows(documents),
+    )
+
+
 def _hugging_face(name: str, **options: Any) -> Callable[[Any], Callable[[], Any]]:
     def make(setting: Any) -> Callable[[], Any]:
-        import transformers
-        from training import CLIP, LEARNING_RATE, WEIGHT_DECAY
+        from transformers.trainer_callback import PrinterCallback
 
-        transformers.logging.set_verbosity_error()
         folder = tempfile.TemporaryDirectory()
-        trainer = transformers.Trainer(
-            _model(setting),
-            transformers.TrainingArguments(
-                folder.name,
-                per_device_train_batch_size=setting.batch_size,
-                num_train_epochs=1,
-                learning_rate=LEARNING_RATE,
-                weight_decay=WEIGHT_DECAY,
-                max_grad_norm=CLIP,
-                lr_scheduler_type="constant",
-                bf16=setting.is_half,
-                use_cpu=True,
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-                logging_strategy="no",
-                **options,
-            ),
-            data_collator=_collate,
-            train_dataset=_rows(setting.documents),
+        trainer = _trainer(
+            _model(setting.shape),
+            setting.documents,
+            folder.name,
+            batch_size=setting.batch_size,
+            epochs=1,
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            is_half=setting.is_half,
+            **options,
         )
+        trainer.remove_callback(PrinterCallback)
 
         def run() -> None:
             assert folder.name  # It lives as long as the trainer.
@@ -106,10 +133,63 @@ def _hugging_face(name: str, **options: Any) -> Callable[[Any], Callable[[], Any
     return make
 
 
+def train_hugging_face(
+    shape: Shape,
+    seen: Documents,
+    unseen: Documents,
+    *,
+    batch_size: int,
+    epochs: int,
+    learning_rate: float,
+    seed: int,
+) -> list[float]:
+    """Returns the mean loss of masked tokens in unseen documents after each epoch.
+
+    Args:
+        shape: `Shape` of the model.
+        seen: `Documents` to train on, grouped by length.
+        unseen: `Documents` to evaluate with.
+        batch_size: integer. Documents of a batch.
+        epochs: integer.
+        learning_rate: float.
+        seed: integer. What the weights and the order are drawn by.
+    """
+    import torch
+    import transformers
+
+    transformers.set_seed(seed)
+    model, losses = _model(shape), []
+    batch = _collate(_rows(unseen))
+
+    class Watch(transformers.TrainerCallback):
+        def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+            model.eval()
+            with torch.no_grad():
+                losses.append(float(model(**batch).loss))
+            model.train()
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer(
+            model,
+            seen,
+            folder,
+            batch_size=batch_size,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            weight_decay=0.0,
+            is_half=True,
+            train_sampling_strategy="group_by_length",
+            seed=seed,
+        )
+        trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+        trainer.add_callback(Watch())
+        trainer.train()
+    return losses
+
+
 def _lightning(setting: Any) -> Callable[[], Any]:
     import lightning
     import torch
-    from training import CLIP, LEARNING_RATE, WEIGHT_DECAY
 
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -117,7 +197,7 @@ def _lightning(setting: Any) -> Callable[[], Any]:
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.model = _model(setting).train()
+            self.model = _model(setting.shape).train()
             self.losses: list[Any] = []
 
         def training_step(self, batch: Any, index: int) -> Any:

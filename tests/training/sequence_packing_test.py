@@ -3,9 +3,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.training import pack_sequences
+from keras_deepseek.layers import MaskedPositionHead
+from keras_deepseek.training import Trainer, pack_sequences
 
 
 def unpack(packed):
@@ -112,3 +114,75 @@ def test_a_document_computes_the_same_alone_and_packed():
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(InvalidInputError, match=message):
         pack_sequences(**{"features": {"token_ids": [[1, 2]]}, "length": 4, **arguments})
+
+
+VOCABULARY_SIZE, DIM, LONGEST = 40, 8, 12
+
+
+def build_encoder(*, has_masked_head):
+    """Returns an encoder with a head over the vocabulary: at masked positions, or at all."""
+    layers = keras.layers
+    names = ["token_ids", "segment_ids", "positions"]
+    names += ["mask_positions"] if has_masked_head else []
+    inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in names}
+    hidden = layers.Embedding(VOCABULARY_SIZE, DIM)(inputs["token_ids"])
+    hidden = hidden + layers.Embedding(LONGEST, DIM)(inputs["positions"])
+    segments = inputs["segment_ids"]
+    sees = ops.equal(segments[:, :, None], segments[:, None, :])
+    hidden = hidden + layers.MultiHeadAttention(2, 4)(hidden, hidden, attention_mask=sees)
+    hidden = layers.LayerNormalization()(hidden)
+    if has_masked_head:
+        head = MaskedPositionHead(VOCABULARY_SIZE, intermediate_activation="gelu", name="head")
+        return keras.Model(inputs, head(hidden, inputs["mask_positions"]))
+    hidden = layers.Dense(DIM, "gelu", name="dense")(hidden)
+    hidden = layers.LayerNormalization(epsilon=1e-5, name="norm")(hidden)
+    return keras.Model(inputs, layers.Dense(VOCABULARY_SIZE, name="logits")(hidden))
+
+
+def copy_weights(full, masked):
+    before_head = len(full.layers) - 3
+    for one, other in zip(full.layers[:before_head], masked.layers[:before_head], strict=True):
+        other.set_weights(one.get_weights())
+    head = masked.get_layer("head")
+    head.intermediate_dense.set_weights(full.get_layer("dense").get_weights())
+    head.intermediate_layer_norm.set_weights(full.get_layer("norm").get_weights())
+    kernel, bias = full.get_layer("logits").get_weights()
+    head.kernel.assign(kernel)
+    head.bias.assign(bias)
+
+
+def test_packed_with_a_masked_head_trains_as_padded_with_a_full_one():
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(1, VOCABULARY_SIZE, n) for n in (12, 3, 7, 4, 9, 5, 8)]
+    targets = [np.where(rng.random(len(ids)) < 0.3, ids, -100) for ids in documents]
+    shape = (len(documents), LONGEST)
+    padded = {name: np.zeros(shape, "int32") for name in ("token_ids", "segment_ids")}
+    padded["positions"] = np.tile(np.arange(LONGEST), (len(documents), 1))
+    at_all = np.full(shape, -100)
+    for row, (ids, of_one) in enumerate(zip(documents, targets, strict=True)):
+        padded["token_ids"][row, : len(ids)], at_all[row, : len(ids)] = ids, of_one
+        padded["segment_ids"][row, : len(ids)] = 1
+    packed = pack_sequences(
+        {"token_ids": documents, "targets": targets}, 24, padding={"targets": -100}
+    )
+    in_rows = packed.pop("targets")
+    most = (in_rows != -100).sum(axis=1).max()
+    at = np.argsort(in_rows == -100, axis=1, kind="stable")[:, :most]
+    masked_targets = np.take_along_axis(in_rows, at, axis=1)
+    packed["mask_positions"] = np.where(masked_targets == -100, -1, at)
+    assert len(in_rows) < len(documents)
+
+    full, masked = build_encoder(has_masked_head=False), build_encoder(has_masked_head=True)
+    copy_weights(full, masked)
+    losses = []
+    for model, x, y in ((full, padded, at_all), (masked, packed, masked_targets)):
+        trainer = Trainer(
+            model,
+            optimizer=keras.optimizers.Adam(0.01),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-100),
+            gradient_clip=("global_norm", 1.0),
+        )
+        history = trainer.fit(x, y, batch_size=len(y), epochs=8, verbose=0).history
+        losses.append(history["loss"])
+    np.testing.assert_allclose(*losses, rtol=0, atol=5e-5)
+    assert losses[0][-1] < losses[0][0] - 0.3
