@@ -10,8 +10,8 @@ computed anew; on torch Hugging Face's trainer is beside them.
 - "in between" is the peak less weights, moments and gradients: activations and temporary memory.
   On JAX it is what XLA plans for one step.
 - "kept" is what `Trainer.measure_memory` counts as activations.
-- The time is the median of process time, "times" its ratio to the first row's. Each row is a process
-  of its own, in one thread.
+- The time is the median of process time, "times" its ratio to the first row's. Each row is a
+  process of its own, in one thread.
 
 Then a real task, handwritten digits, in float32 and in half precision, with three seeds.
 
