@@ -28,16 +28,13 @@ from processes import RETURN_LARGE_BLOCKS, find_backends, make_parser, run_scrip
 HALF = {"precision": "mixed_bfloat16"}
 FLOAT32, BFLOAT16, CHUNKED = "float32", "bfloat16", "bfloat16, chunked loss"
 MASKED, REMAT = "bfloat16, packed, masked", "bfloat16, packed, masked, remat"
-CHUNKED_REMAT = "bfloat16, chunked loss, remat"
-HF_FLOAT32, HF_HALF = "HF Trainer, float32", "HF Trainer, bfloat16"
+HF_HALF = "HF Trainer, bfloat16"
 BLOCKS = {"remat": ["block_*"]}
 ROWS: dict[str, dict[str, Any]] = {
     FLOAT32: {},
-    HF_FLOAT32: {"trains_by": "HF Trainer"},
     HF_HALF: {"trains_by": "HF Trainer", **HALF},
     BFLOAT16: HALF,
     CHUNKED: {**HALF, "head": "chunked"},
-    CHUNKED_REMAT: {**HALF, "head": "chunked", **BLOCKS},
     MASKED: {**HALF, "head": "masked"},
     REMAT: {**HALF, "head": "masked", **BLOCKS},
 }

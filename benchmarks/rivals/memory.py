@@ -20,7 +20,7 @@ from peak_memory import measure_peak
 
 from keras_deepseek.training import Trainer
 
-NUM_STEPS = 3
+NUM_STEPS = 2
 LEARNING_RATE = 1e-4
 
 

@@ -37,9 +37,9 @@ class PositionedData(DataAdapter):
         """
         batches = self.stream.peek(2)
         specs = keras.tree.flatten(batch_specs(batches))
-        numbers = iter(range(len(specs)))
         self._batch = {
-            "structure": keras.tree.map_structure(lambda _: next(numbers), batches[0]),
+            # In the order of `flatten`, which that of `map_structure` is not on PyTorch.
+            "structure": keras.tree.pack_sequence_as(batches[0], list(range(len(specs)))),
             "leaves": [
                 None
                 if spec is None

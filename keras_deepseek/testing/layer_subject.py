@@ -119,8 +119,9 @@ class LayerSubject:
 
         def weigh_outputs(float_inputs: Sequence[Any]) -> list[Any]:
             given = iter(float_inputs)
-            inputs = keras.tree.map_structure(
-                lambda array: next(given) if is_float(array) else array, self.inputs
+            arrays = keras.tree.flatten(self.inputs)
+            inputs = keras.tree.pack_sequence_as(
+                self.inputs, [next(given) if is_float(array) else array for array in arrays]
             )
             outputs = keras.tree.flatten(self.call(layer, to_tensors(inputs)))
             return [

@@ -4,6 +4,7 @@ from keras_deepseek.training.batch_size_search import BatchSizeSearch
 from keras_deepseek.training.cluster import ClusterSpec
 from keras_deepseek.training.learning_rate_search import LearningRateSearch
 from keras_deepseek.training.length_buckets import LengthBuckets
+from keras_deepseek.training.masked_positions import gather_masked_positions
 from keras_deepseek.training.memory_report import MemoryReport
 from keras_deepseek.training.sequence_packing import pack_sequences
 from keras_deepseek.training.step_guard import StepGuard
@@ -19,5 +20,6 @@ __all__ = [
     "StepGuard",
     "Trainer",
     "WarmupDecay",
+    "gather_masked_positions",
     "pack_sequences",
 ]

@@ -37,6 +37,7 @@ class CallbackStates:
             {name: _digest(*packed) for name, packed in _pack_attributes(callback).items()}
             for callback in self._callbacks
         ]
+        self._missing: list[str] = []
 
     def read(self) -> list[dict[str, Any]]:
         """Returns the states, as copies."""
@@ -58,9 +59,10 @@ class CallbackStates:
             if found is not None:
                 waiting.remove(found)
                 _write(callback, found["state"])
-        if waiting:
-            names = [state["class"] for state in waiting]
+        names = [state["class"] for state in waiting]
+        if names and names != self._missing:  # It is written several times as a training begins.
             _logger.warning("The checkpoint has states of callbacks that are not here: %s.", names)
+        self._missing = names
 
 
 def _keeps_state(callback: keras.callbacks.Callback) -> bool:

@@ -42,7 +42,8 @@ class ShortTraining:
         try:
             yield
         finally:
-            self.restore()
+            with self._lend_step():  # Which may lend the model metrics, too.
+                self.restore()
             self._state = None
             write_random_state(random)
 

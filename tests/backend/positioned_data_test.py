@@ -99,3 +99,12 @@ def test_data_without_a_batch_are_refused():
 
 def iter_of_nothing():
     yield from ()
+
+
+def test_inputs_keep_their_names_in_whichever_order_they_come():
+    data = open_data({"second": X, "first": np.tile(X, 3)}, y=None)
+    (inputs,) = data.symbolic_batch()
+    assert {name: tensor.shape for name, tensor in inputs.items()} == {
+        "first": (4, 3),
+        "second": (4, 1),
+    }

@@ -117,3 +117,10 @@ def test_what_has_no_loss_no_batch_or_its_own_step_is_refused():
     trainer = Trainer(Own(inputs, keras.layers.Dense(1)(inputs)), optimizer="sgd", loss="mse")
     with pytest.raises(InvalidInputError, match="`train_step` of its own"):
         trainer.measure_memory(X, X[:, :1])
+
+
+def test_a_guard_is_there_as_in_a_training():
+    trainer = build(guard="skip")
+    before = trainer.measure_memory(X, Y).activations
+    assert before == build().measure_memory(X, Y).activations
+    assert len(trainer.model.metrics_variables) == 2
