@@ -43,6 +43,32 @@ def check_integer_tensor(name: str, value: Any) -> None:
         )
 
 
+def check_tokens(name: str, tensor: Any, inputs: Any, *, is_integer: bool = False) -> None:
+    """Refuses a tensor that has not one entry for each token of the inputs.
+
+    Args:
+        name: string. The argument, as the error names it.
+        tensor: Tensor or `None`, which passes.
+        inputs: Tensor of shape `(batch_size, ..., dim)`.
+        is_integer: boolean. Whether floats are refused: half precision would round them to other
+            tokens. Defaults to `False`.
+
+    Raises:
+        InvalidInputError: It is no tensor, or the shape or the dtype does not fit.
+    """
+    if tensor is None:
+        return
+    check_tensor(name, tensor)
+    received, expected = tuple(tensor.shape), tuple(inputs.shape[:-1])
+    if not is_shape(received, expected):
+        raise InvalidInputError(
+            f"`{name}` must have one entry for each token, that is for inputs of shape "
+            f"{tuple(inputs.shape)} the shape {expected}, received {received}."
+        )
+    if is_integer:
+        check_integer_tensor(name, tensor)
+
+
 def check_floating(inputs: Any, name: str) -> None:
     """Raises an error where the inputs of a layer are not floating-point numbers.
 

@@ -5,30 +5,28 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.layers.input_check import check_tensor, is_shape
+from keras_deepseek.layers.input_check import check_tensor, check_tokens
 
 
-def check_mask(mask: Any, inputs: Any, name: str = "mask") -> None:
+def check_mask(mask: Any, inputs: Any) -> None:
     """Raises an error where a mask is not one of the inputs.
 
     Args:
         mask: Tensor or `None`, which fits always.
         inputs: Tensor of shape `(batch_size, ..., dim)`, in most layers with the length between.
-        name: string. The argument, as the error names it. Defaults to `"mask"`.
 
     Raises:
-        InvalidInputError: The mask is no tensor, or not of the shape of the inputs without the
-            last axis.
+        InvalidInputError: The mask is no tensor, not boolean, or not of the shape of the inputs
+            without the last axis.
     """
     if mask is None:
         return
-    check_tensor(name, mask)
-    received, expected = tuple(mask.shape), tuple(inputs.shape[:-1])
-    if not is_shape(received, expected):
-        axes = "length" if len(expected) == 2 else "..."  # noqa: PLR2004
+    check_tokens("mask", mask, inputs)
+    dtype = keras.backend.standardize_dtype(mask.dtype)
+    if dtype != "bool":
         raise InvalidInputError(
-            f"`{name}` must be of shape (batch_size, {axes}), for these inputs {expected}, "
-            f"received {received}."
+            f"`mask` must be boolean, true where a token is real, received {dtype}: write `mask != "
+            f"0`. What is added to scores is no such mask."
         )
 
 

@@ -7,6 +7,7 @@ from keras_deepseek.layers.input_check import (
     check_floating,
     check_integer_tensor,
     check_tensor,
+    check_tokens,
     is_shape,
 )
 
@@ -56,3 +57,17 @@ def test_integers_alone_are_integers():
     check_integer_tensor("token_ids", keras.Input((3,), dtype="int32"))
     with pytest.raises(InvalidInputError, match="`token_ids` must be integers, received float32"):
         check_integer_tensor("token_ids", np.ones((2, 3), "float32"))
+
+
+def test_a_shape_that_does_not_fit_is_refused():
+    inputs = keras.KerasTensor((None, 3, 4))
+    check_tokens("mask", None, inputs)
+    check_tokens("mask", keras.KerasTensor((2, None)), inputs)
+    for shape in [(2, 4), (3,), (2, 3, 4)]:
+        with pytest.raises(InvalidInputError, match=r"`mask` must have .* \(None, 3\), received"):
+            check_tokens("mask", keras.KerasTensor(shape), inputs)
+
+
+def test_floats_are_refused_where_integers_are_needed():
+    with pytest.raises(InvalidInputError, match=r"`targets` must be integers, received float32"):
+        check_tokens("targets", np.ones((2, 3), "float32"), np.ones((2, 3, 4)), is_integer=True)

@@ -15,6 +15,7 @@ from keras_deepseek.layers.attention.key_value_cache import Cache, check_cache_a
 from keras_deepseek.layers.input_check import check_floating
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.position.position_check import check_length
+from keras_deepseek.layers.token_dim import check_shape
 
 
 def check_call(
@@ -34,8 +35,9 @@ def check_call(
         A tensor of shape `(batch_size, length)`, or `None`.
 
     Raises:
-        InvalidInputError: The inputs are not floating, the mask is not of their shape, cache and
-            index do not belong together, or the layer is not causal and has a cache.
+        InvalidInputError: The inputs are not floating, the mask is not boolean or not of their
+            shape, cache and index do not belong together, or the layer is not causal and has a
+            cache.
     """
     check_floating(inputs, layer.name)
     check_cache_arguments(cache, cache_index)
@@ -102,12 +104,15 @@ def compute_call_spec(layer: Any, *args: Any, **kwargs: Any) -> Any:
         **kwargs: Those of its `call`.
 
     Raises:
-        InvalidInputError: The inputs are not floating, or longer than the layer's `max_length`.
+        InvalidInputError: The inputs are not floating, of another rank, or longer than the layer's
+            `max_length`; or what is given beside them does not fit.
     """
     given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
-    inputs, cache = given["inputs"], given.get("cache")
-    check_floating(inputs, layer.name)
-    check_room(layer, inputs, given.get("positions"), None)
+    inputs, cache, index = given["inputs"], given.get("cache"), given.get("cache_index")
+    check_call(layer, inputs, (given.get("mask"), given.get("inputs_mask")), cache, index)
+    check_shape(layer.name, inputs.shape)
+    index = None if isinstance(index, keras.KerasTensor) else index
+    check_room(layer, inputs, given.get("positions"), index)
     outputs = keras.KerasTensor(layer.compute_output_shape(inputs.shape), layer.compute_dtype)
     if cache is None:
         return outputs

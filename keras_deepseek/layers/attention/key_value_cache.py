@@ -29,7 +29,7 @@ there the outputs are then wrong, so keep count.
 The functions below are what such layers are written with.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import keras
@@ -39,6 +39,7 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.input_check import is_shape
 
 Cache = dict[str, Any]
 
@@ -116,7 +117,7 @@ def check_states(
     batch_size: int | None,
     make_shapes: Callable[[int], Mapping[str, tuple[int, ...]]],
 ) -> None:
-    """Raises an error where a layer that reads states is given the cache of another one.
+    """Raises an error where a layer that keeps nothing but states is given another one's cache.
 
     Args:
         cache: dict.
@@ -125,10 +126,12 @@ def check_states(
             shape without the batch.
 
     Raises:
-        InvalidInputError: A state is missing or of another shape.
+        InvalidInputError: A state is missing, there are others, or one is of another shape.
     """
+    has_slots = "mask" in cache and len(cache["mask"].shape) > 1
+    shapes = make_shapes((cache["mask"].shape[1] if has_slots else None) or 1)
+    _check_names(cache, {"mask", *shapes})
     _check_shapes_of(cache, {"mask": (batch_size, None)})
-    shapes = make_shapes(cache["mask"].shape[1])
     _check_shapes_of(cache, {name: (batch_size, *shape) for name, shape in shapes.items()})
 
 
@@ -167,8 +170,8 @@ def go_on(cache: Cache, cache_index: Any, resets: Sequence[str] = ()) -> Cache:
 
 def _check_shapes_of(cache: Cache, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
     for name, shape in shapes.items():
-        received = tuple(cache[name].shape) if name in cache else None
-        if received is None or not _fits(received, shape):
+        received = tuple(cache[name].shape)
+        if not is_shape(received, shape):
             raise InvalidInputError(
                 f"The cache's {name!r} must have the shape {shape}, received {received}. Make it "
                 f"with the layer's own `make_cache`."
@@ -296,26 +299,24 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_shapes(cache: Cache, updates: Mapping[str, Any], states: Mapping[str, Any]) -> None:
-    if set(cache) != {*updates, *states}:
+def _check_names(cache: Cache, names: Set[str]) -> None:
+    if set(cache) != names:
         raise InvalidInputError(
-            f"The cache must hold {sorted({*updates, *states})}, received {sorted(cache)}. Make it "
-            f"with the layer's own `make_cache`."
+            f"The cache must hold {sorted(names)}, received {sorted(cache)}. Make it with the "
+            f"layer's own `make_cache`."
         )
+
+
+def _check_shapes(cache: Cache, updates: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+    _check_names(cache, {*updates, *states})
     for name, update in updates.items():
         kept, new = tuple(cache[name].shape), tuple(update.shape)
-        if not _fits((kept[0], *kept[2:]), (new[0], *new[2:])):
+        if not is_shape((kept[0], *kept[2:]), (new[0], *new[2:])):
             raise InvalidInputError(
                 f"The cache's {name!r} must have the shape (batch_size, max_length, ...) for new "
                 f"tokens of shape {new}, received {kept}."
             )
     _check_shapes_of(cache, {name: tuple(state.shape) for name, state in states.items()})
-
-
-def _fits(one: tuple[int | None, ...], other: tuple[int | None, ...]) -> bool:
-    return len(one) == len(other) and all(
-        None in sizes or sizes[0] == sizes[1] for sizes in zip(one, other, strict=True)
-    )
 
 
 def _read_start(cache: Cache, cache_index: Any, length: int | None) -> Any:

@@ -10,7 +10,7 @@ from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.double_precision import call_dense, promote_dtypes
-from keras_deepseek.layers.input_check import check_floating
+from keras_deepseek.layers.input_check import check_floating, is_shape
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.token_dim import check_shape
 
@@ -69,7 +69,7 @@ class LightningIndexer(keras.Layer):
 
     Raises:
         InvalidInputError: A size is not a positive integer, `rope_head_dim` is odd or larger than
-            `head_dim`, or the inputs are of another shape.
+            `head_dim`, or the inputs are of another shape, or `queries` of other tokens.
 
     Example:
 
@@ -147,14 +147,25 @@ class LightningIndexer(keras.Layer):
     def call(
         self, inputs: Any, queries: Any = None, positions: Any = None, start_index: Any = 0
     ) -> tuple[Any, Any, Any]:
-        check_floating(inputs, self.name)
-        if queries is not None:
-            check_floating(queries, self.name)
+        self._check_call(inputs, queries)
         turn = {"positions": positions, "start_index": start_index}
         query = self.rotary(self.query_up(inputs if queries is None else queries), **turn)
         weights = call_dense(self.head_weight, inputs)
         weights = weights * (self.num_heads * self.head_dim) ** -0.5
         return query, weights, self.rotary(self.key_norm(self.key(inputs)), **turn)
+
+    def _check_call(self, inputs: Any, queries: Any) -> None:
+        check_floating(inputs, self.name)
+        if queries is None:
+            return
+        check_floating(queries, self.name)
+        received, expected = tuple(queries.shape), (*inputs.shape[:2], None)
+        if not is_shape(received, expected):
+            raise InvalidInputError(
+                f"{self.name!r} needs `queries` of shape (batch_size, length, query_dim) for the "
+                f"tokens of the inputs, here {expected}, received {received}. Keys of other tokens "
+                f"come from a call of their own: `score_keys` takes any number of them."
+            )
 
     def score_keys(self, query: Any, weights: Any, key: Any) -> Any:
         """Returns how much each query wants each key, in float32 or better.
@@ -196,9 +207,9 @@ class LightningIndexer(keras.Layer):
         return indices, scores, scores > _HIDDEN / 2
 
     def compute_output_spec(
-        self, inputs: Any, *args: Any, **kwargs: Any
+        self, inputs: Any, queries: Any = None, *args: Any, **kwargs: Any
     ) -> tuple[keras.KerasTensor, keras.KerasTensor, keras.KerasTensor]:
-        check_floating(inputs, self.name)
+        self._check_call(inputs, queries)
         shapes = ((self.num_heads, self.head_dim), (self.num_heads,), (self.head_dim,))
         query, weights, key = (
             keras.KerasTensor((*inputs.shape[:2], *shape), self.compute_dtype) for shape in shapes

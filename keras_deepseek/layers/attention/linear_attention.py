@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.call_check import (
     check_call,
@@ -152,9 +152,9 @@ class LinearAttention(keras.Layer):
                 f"`rotary` must be a `RotaryEmbedding` or None, received {rotary!r}."
             )
         self.rotary: Any = rotary
-        self.use_causal_mask = use_causal_mask
+        self.use_causal_mask = check_boolean("use_causal_mask", use_causal_mask)
         self.epsilon = check_number("epsilon", epsilon, above=0)
-        self.use_bias = use_bias
+        self.use_bias = check_boolean("use_bias", use_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.supports_masking = True

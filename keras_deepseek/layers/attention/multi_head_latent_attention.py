@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.call_check import check_call, compute_call_spec
 from keras_deepseek.layers.attention.head_projection import projection_arguments
@@ -162,8 +162,8 @@ class MultiHeadLatentAttention(keras.Layer):
                 f"`rope_head_dim` must be even, for it is rotated in pairs; received "
                 f"{self.rope_head_dim}."
             )
-        self.use_causal_mask = use_causal_mask
-        self.use_bias = use_bias
+        self.use_causal_mask = check_boolean("use_causal_mask", use_causal_mask)
+        self.use_bias = check_boolean("use_bias", use_bias)
         self.dropout = check_number("dropout", dropout, least=0, below=1)
         self.epsilon = check_number("epsilon", epsilon, least=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.block_compression import BlockCompression
 from keras_deepseek.layers.attention.call_check import (
@@ -206,7 +206,7 @@ class NativeSparseAttention(keras.Layer):
             raise InvalidInputError(
                 f"`head_dim` must be even, for it is rotated in pairs; received {self.head_dim}."
             )
-        self.use_bias = use_bias
+        self.use_bias = check_boolean("use_bias", use_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.rotary = RotaryEmbedding(

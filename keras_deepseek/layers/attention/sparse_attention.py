@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.block_layout import BlockLayout
 from keras_deepseek.layers.attention.block_plan import plan_blocks, plan_rows
@@ -175,9 +175,10 @@ class SparseAttention(keras.Layer):
                 f"`num_key_value_heads` must divide `num_heads`, received "
                 f"{num_key_value_heads} and {num_heads}."
             )
+        self.use_causal_mask = check_boolean("use_causal_mask", use_causal_mask)
         self._layout = BlockLayout(
             block_size=block_size,
-            is_causal=use_causal_mask,
+            is_causal=self.use_causal_mask,
             sliding_window=sliding_window,
             global_blocks=global_blocks,
             block_stride=block_stride,
@@ -185,9 +186,8 @@ class SparseAttention(keras.Layer):
             layout_seed=layout_seed,
             given=None if block_layout is None else np.array(block_layout),
         )
-        self.use_causal_mask = use_causal_mask
         self.dropout = check_number("dropout", dropout, least=0, below=1)
-        self.use_bias = use_bias
+        self.use_bias = check_boolean("use_bias", use_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.seed = seed
@@ -270,9 +270,10 @@ class SparseAttention(keras.Layer):
         return tuple(input_shape)
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        spec = compute_call_spec(self, inputs, *args, **kwargs)
         if inputs.shape[1] is not None:
             plan_blocks(self._layout, inputs.shape[1])  # A layout that is given may be too small.
-        return compute_call_spec(self, inputs, *args, **kwargs)
+        return spec
 
     def get_config(self) -> dict[str, Any]:
         layout = self._layout

@@ -11,7 +11,6 @@ from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.heads.chunked_gradient import map_chunks_with_gradient
 from keras_deepseek.layers.heads.token_losses import (
     average_losses,
-    check_tokens,
     compute_token_losses,
     differentiate_token_losses,
     mark_unknown_classes,
@@ -22,6 +21,8 @@ from keras_deepseek.layers.heads.vocabulary_head import (
     differentiate_projection,
     project,
 )
+from keras_deepseek.layers.input_check import check_tokens
+from keras_deepseek.layers.mask_check import check_mask
 
 _LEAST_CLASS = -(2**31)  # Of the integers that targets are.
 
@@ -203,7 +204,7 @@ class ChunkedCrossEntropy(VocabularyHead):
             mask: Boolean tensor of shape `(batch_size, ...)`, or `None`. Defaults to `None`.
         """
         check_tokens("sample_weight", sample_weight, inputs)
-        check_tokens("mask", mask, inputs)
+        check_mask(mask, inputs)
         dtype = promote_dtypes(self.compute_dtype, "float32")
         if sample_weight is None:
             weights = ops.ones(ops.shape(targets), dtype=dtype)

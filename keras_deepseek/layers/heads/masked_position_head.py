@@ -9,10 +9,10 @@ from keras import ops
 from keras_deepseek.artifacts.argument_check import check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.bounded_indices import bound_indices
-from keras_deepseek.layers.heads.token_losses import check_tokens
 from keras_deepseek.layers.heads.vocabulary_head import Shape, VocabularyHead, project
 from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.input_check import check_tensor, is_shape
+from keras_deepseek.layers.mask_check import check_mask
 
 _RANK = 3
 
@@ -136,7 +136,7 @@ class MaskedPositionHead(VocabularyHead):
     ) -> Any:
         mask = inputs_mask if mask is None else mask
         _check_positions(mask_positions, inputs)
-        check_tokens("mask", mask, inputs)
+        check_mask(mask, inputs)
         indices, exists = bound_indices(mask_positions, ops.shape(inputs)[1])
         shown = mask_positions >= 0
         hidden = ops.take_along_axis(inputs, ops.expand_dims(indices, -1), axis=1)

@@ -11,7 +11,6 @@ from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.heads.chunked_cross_entropy import ChunkedCrossEntropy
 from keras_deepseek.layers.heads.token_losses import (
     average_losses,
-    check_tokens,
     compute_token_losses,
     mark_unknown_classes,
 )
@@ -24,7 +23,8 @@ from keras_deepseek.layers.inner_layers import (
     revive_layer,
     serialize_layer,
 )
-from keras_deepseek.layers.input_check import check_tensor, is_shape
+from keras_deepseek.layers.input_check import check_tensor, check_tokens, is_shape
+from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.token_dim import read_dim
 from keras_deepseek.layers.token_norm import make_token_norm
 
@@ -185,7 +185,7 @@ class MultiTokenPrediction(FloatingInputLayer):
     ) -> list[Any]:
         mask = inputs_mask if mask is None else mask
         _check_token_ids(token_ids, inputs)
-        check_tokens("mask", mask, inputs)
+        check_mask(mask, inputs)
         hidden, shown, outputs, losses = inputs, mask, [], []
         for index in range(self.depth):
             ids, exists = shift_tokens(token_ids, mask, index + 1)

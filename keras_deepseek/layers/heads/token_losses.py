@@ -5,10 +5,8 @@ from typing import Any
 
 from keras import ops
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.double_precision import promote_dtypes
-from keras_deepseek.layers.input_check import check_integer_tensor, check_tensor, is_shape
 
 
 def compute_token_losses(logits: Any, targets: Any, z_loss: float = 0.0) -> Any:
@@ -79,29 +77,3 @@ def average_losses(losses: Any, weights: Any) -> Any:
     is_empty = ops.equal(weight, 0)
     # Not by `divide_no_nan`, which ends in float32 on PyTorch.
     return ops.where(is_empty, 0.0, total / ops.where(is_empty, 1.0, weight))
-
-
-def check_tokens(name: str, tensor: Any, inputs: Any, *, is_integer: bool = False) -> None:
-    """Refuses a tensor that has not one entry for each token of the inputs.
-
-    Args:
-        name: string. The argument, as the error names it.
-        tensor: Tensor or `None`, which passes.
-        inputs: Tensor of shape `(batch_size, ..., dim)`.
-        is_integer: boolean. Whether floats are refused: half precision would round them to other
-            tokens. Defaults to `False`.
-
-    Raises:
-        InvalidInputError: It is no tensor, or the shape or the dtype does not fit.
-    """
-    if tensor is None:
-        return
-    check_tensor(name, tensor)
-    received, expected = tuple(tensor.shape), tuple(inputs.shape[:-1])
-    if not is_shape(received, expected):
-        raise InvalidInputError(
-            f"`{name}` must have one entry for each token, that is for inputs of shape "
-            f"{tuple(inputs.shape)} the shape {expected}, received {received}."
-        )
-    if is_integer:
-        check_integer_tensor(name, tensor)

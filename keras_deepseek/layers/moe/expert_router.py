@@ -9,6 +9,7 @@ from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
+from keras_deepseek.layers.input_check import check_tokens
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.moe.balance_losses import router_z_loss, sequence_balance_loss
 from keras_deepseek.layers.moe.expert_scores import (
@@ -212,7 +213,7 @@ class ExpertRouter(FloatingInputLayer):
     ) -> tuple[Any, Any]:
         mask = inputs_mask if mask is None else mask
         check_mask(mask, inputs)
-        check_mask(token_ids, inputs, "token_ids")
+        check_tokens("token_ids", token_ids, inputs)
         logits = self.compute_logits(inputs)
         scores = SCORINGS[self.scoring](logits)
         indices = self.select(scores, token_ids)

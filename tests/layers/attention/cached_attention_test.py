@@ -268,7 +268,7 @@ def test_inputs_of_another_shape_are_refused(shape):
 
 def test_arguments_of_a_call_that_do_not_fit_are_refused():
     layer, inputs = CachedAttention(make_attention("grouped")), draw(2, 3, 6)
-    with pytest.raises(InvalidInputError, match=r"`mask` must be .* received \(2, 4\)"):
+    with pytest.raises(InvalidInputError, match=r"`mask` must have .* received \(2, 4\)"):
         layer(inputs, mask=np.ones((2, 4), bool))
     with pytest.raises(InvalidInputError, match="2 slots, received 3 tokens"):
         layer(inputs, cache=layer.make_cache(2, 2), cache_index=0)

@@ -1,4 +1,5 @@
 import json
+import re
 
 import keras
 import numpy as np
@@ -45,7 +46,7 @@ def test_the_mask_that_is_given_goes_before_the_one_that_keras_fills_in():
     one, other = np.ones((2, 3), bool), np.zeros((2, 3), bool)
     for masks, expected in (((one, other), one), ((None, other), other), ((None, None), None)):
         assert check_call(Attending(), TOKENS, masks, None, None) is expected
-    with pytest.raises(InvalidInputError, match=r"`mask` must be .* \(2, 3\), received \(2, 4\)"):
+    with pytest.raises(InvalidInputError, match=r"`mask` must have .* \(2, 3\), received \(2, 4\)"):
         check_call(Attending(), TOKENS, (None, np.ones((2, 4), bool)), None, None)
 
 
@@ -82,7 +83,9 @@ def test_the_spec_of_a_call_with_a_cache_has_the_cache_too():
     positions = keras.KerasTensor((2, 5), "int32")
     spec = compute_call_spec(layer, inputs, None, positions)  # As `call` takes them, one by one.
     assert (spec.shape, spec.dtype) == ((2, 5, DIM), "float16")
-    outputs, spec = compute_call_spec(layer, inputs, positions=positions, cache=cache)
+    outputs, spec = compute_call_spec(
+        layer, inputs, positions=positions, cache=cache, cache_index=0
+    )
     assert outputs.shape == (2, 5, DIM)
     assert {name: tuple(tensor.shape) for name, tensor in spec.items()} == {
         "recent_key": (2, 3, DIM),
@@ -90,6 +93,45 @@ def test_the_spec_of_a_call_with_a_cache_has_the_cache_too():
     }
     with pytest.raises(InvalidInputError, match="of 4 positions, received 5 tokens"):
         compute_call_spec(layer, inputs)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_a_spec_is_refused_where_the_call_would_be(name):
+    layer, inputs = make_attention(name), keras.KerasTensor((2, 5, DIM))
+    cache = layer.make_cache(2, 9)
+
+    def refuse(message, inputs=inputs, **kwargs):
+        with pytest.raises(InvalidInputError, match=message):
+            layer.compute_output_spec(inputs, **kwargs)
+
+    refuse(r"\(batch_size, length, dim\) .*received \(2, 6\)", keras.KerasTensor((2, DIM)))
+    refuse("`mask` must be boolean, .* received float32", mask=keras.KerasTensor((2, 5)))
+    refuse(r"`mask` must have .* \(2, 5\), received", mask=keras.KerasTensor((2, 4), "bool"))
+    refuse("needs a `cache_index`", cache=cache)
+    refuse("must be one integer", cache=cache, cache_index=keras.KerasTensor((2,), "int32"))
+    index = keras.KerasTensor((), "int32")
+    outputs, _ = layer.compute_output_spec(inputs, cache=cache, cache_index=index)
+    assert outputs.shape == (2, 5, DIM)
+
+
+@pytest.mark.parametrize("name", WITH_MAX_LENGTH)
+def test_a_spec_counts_the_positions_from_the_index_on(name):
+    layer, inputs = make_attention(name, **give_max_length(name)), keras.KerasTensor((2, 3, DIM))
+    given = {"cache": layer.make_cache(2, 9)}
+    layer.compute_output_spec(inputs, **given, cache_index=1)
+    with pytest.raises(InvalidInputError, match=r"of 4 positions, received 3 tokens from .* 2 on"):
+        layer.compute_output_spec(inputs, **given, cache_index=2)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_what_is_no_boolean_is_refused(name):
+    config = make_attention(name).get_config()
+    for argument in {name for name in config if name.startswith("use_")}:
+        for value in (1, 0.0, "yes", None):
+            with pytest.raises(InvalidInputError, match=f"`{argument}` must be True or False"):
+                make_attention(name, **{argument: value})
+        given = make_attention(name, **{argument: np.True_}).get_config()[argument]
+        assert given is True
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
@@ -159,9 +201,15 @@ def test_a_cache_and_an_index_that_do_not_fit_are_refused(name):
             layer(TOKENS, cache=cache, cache_index=index)
 
     refuse(r"must have the shape .*received \(3, ", layer.make_cache(3, 5))
-    refuse("must hold .*received|must have the shape .*received None", {"mask": cache["mask"]})
-    refuse("must hold .*received|must have the shape .*received None", {entry: cache[entry]})
-    refuse(r"must hold .*received .*'other'", {**cache, "other": cache[entry]})
+    names = re.escape(str(sorted(cache)))
+    refuse(rf"must hold {names}, received \['mask'\]", {"mask": cache["mask"]})
+    refuse(rf"must hold .*, received \['{entry}'\]", {entry: cache[entry]})
+    refuse(rf"must hold {names}, received .*'other'", {**cache, "other": cache[entry]})
+    for other in ATTENTIONS:
+        received = make_attention(other).make_cache(2, 5)
+        if set(received) != set(cache):
+            theirs = re.escape(str(sorted(received)))
+            refuse(f"must hold {names}, received {theirs}. Make it with", received)
     refuse("floating-point tensor, received int", cache | {entry: np.zeros((2, 5), "int32")})
     refuse("'mask' must be a boolean tensor", cache | {"mask": np.zeros((2, 5), "float32")})
     refuse("must be a dict of tensors, received list", [cache])

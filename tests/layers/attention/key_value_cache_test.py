@@ -90,10 +90,14 @@ def test_a_state_that_is_missing_or_of_another_shape_is_refused():
         append_to_cache(cache, 0, {}, np.ones((2, 1), bool), states={"sum": np.ones((2, 3))})
     check_states(cache, None, lambda _: {"sum": (4,)})
     with pytest.raises(
-        InvalidInputError, match=r"'key' must have the shape \(2, 4\), received None"
+        InvalidInputError, match=r"must hold \['key', 'mask'\], received \['mask', 'sum'\]"
     ):
         check_states(cache, 2, lambda _: {"key": (4,)})
-    check_states(cache, 2, lambda max_length: {"mask": (max_length,)})
+    with pytest.raises(InvalidInputError, match=r"must hold \['mask', 'sum'\], received \['sum'\]"):
+        check_states({"sum": cache["sum"]}, 2, lambda _: {"sum": (4,)})
+    with pytest.raises(InvalidInputError, match=r"'mask' must .*\(2, None\), received \(2,\)"):
+        check_states({**cache, "mask": np.ones(2, bool)}, 2, lambda _: {"sum": (4,)})
+    check_states(cache, 2, lambda max_length: {"sum": (max_length - 1,)})
 
 
 @pytest.mark.parametrize("as_tensor", [False, True])

@@ -144,3 +144,12 @@ def test_an_argument_out_of_its_range_is_refused(kwargs, message):
 def test_inputs_of_another_shape_are_refused(shape):
     with pytest.raises(InvalidInputError, match=r"needs inputs of shape \(batch_size, length, dim"):
         LightningIndexer(**SIZES).build(shape)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3), (1, 5, 3)])
+def test_queries_of_other_tokens_are_refused(shape):
+    layer = LightningIndexer(**SIZES)
+    layer.build((None, None, 6), (None, None, 3))
+    for make in (keras.KerasTensor, np.ones):
+        with pytest.raises(InvalidInputError, match=r"needs `queries` .* \(2, 5, None\), received"):
+            layer(make((2, 5, 6)), make(shape))

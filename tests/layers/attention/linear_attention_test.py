@@ -283,7 +283,7 @@ def test_arguments_that_do_not_fit_are_refused(arguments, message):
 
 def test_a_call_that_does_not_fit_is_refused():
     layer, inputs = make(length=3)
-    with pytest.raises(InvalidInputError, match=r"`mask` must be .* \(2, 3\), received \(2, 4\)"):
+    with pytest.raises(InvalidInputError, match=r"`mask` must have .* \(2, 3\), received \(2, 4\)"):
         layer(inputs, mask=np.ones((2, 4), bool))
     with pytest.raises(InvalidInputError, match="which only a rotary embedding takes"):
         layer(inputs, positions=np.zeros((2, 3), "int32"))

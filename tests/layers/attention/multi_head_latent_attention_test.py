@@ -341,7 +341,7 @@ def test_inputs_of_another_shape_are_refused(shape):
 
 @pytest.mark.parametrize("shape", [(2, 4), (3, 3), (2, 3, 3)])
 def test_a_mask_of_another_shape_is_refused(shape):
-    with pytest.raises(InvalidInputError, match=r"`mask` must be .* \(2, 3\), received"):
+    with pytest.raises(InvalidInputError, match=r"`mask` must have .* \(2, 3\), received"):
         make_layer()(draw(2, 3, 6), mask=np.ones(shape, bool))
 
 

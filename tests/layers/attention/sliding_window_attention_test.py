@@ -238,7 +238,7 @@ def test_inputs_of_another_shape_are_refused(shape):
 @pytest.mark.parametrize("shape", [(2, 4), (3, 3), (2, 3, 3)])
 def test_a_mask_and_positions_of_another_shape_are_refused(shape):
     layer, inputs = make_layer(), draw(2, 3, 6)
-    with pytest.raises(InvalidInputError, match=r"`mask` must be .* \(2, 3\), received"):
+    with pytest.raises(InvalidInputError, match=r"`mask` must have .* \(2, 3\), received"):
         layer(inputs, mask=np.ones(shape, bool))
     with pytest.raises(InvalidInputError, match=r"`positions` must be .* \(2, 3\), received"):
         layer(inputs, positions=np.ones(shape, "int32"))

@@ -336,7 +336,7 @@ def test_inputs_of_another_rank_or_an_unknown_dim_are_refused(shape):
 
 def test_a_mask_of_another_shape_is_refused():
     layer, inputs = make(length=8)
-    with pytest.raises(InvalidInputError, match=r"`mask` must be .* \(2, 8\), received \(2, 7\)"):
+    with pytest.raises(InvalidInputError, match=r"`mask` must have .* \(2, 8\), received \(2, 7\)"):
         layer(inputs, mask=np.ones((2, 7), bool))
 
 

@@ -272,7 +272,7 @@ def test_the_mask_of_the_inputs_counts_beside_token_ids(router_class):
 @pytest.mark.parametrize("name", ["mask", "token_ids"])
 def test_what_is_not_of_the_tokens_is_refused(name):
     layer = DeepSeekMoE(ExpertRouter(4, 1), 3)
-    with pytest.raises(InvalidInputError, match=f"`{name}` must be of shape"):
+    with pytest.raises(InvalidInputError, match=f"`{name}` must have one entry"):
         layer(draw(1, 5, 8), **{name: np.ones((1, 1), "int32")})
 
 
