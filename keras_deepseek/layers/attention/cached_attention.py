@@ -22,7 +22,8 @@ from keras_deepseek.layers.attention.key_value_cache import (
     make_attention_mask,
     make_cache,
 )
-from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
+from keras_deepseek.layers.inner_layers import serialize_layer
+from keras_deepseek.layers.position.inner_rotary import read_rotary
 from keras_deepseek.layers.token_dim import read_dim
 
 Shape = tuple[int | None, ...]
@@ -90,15 +91,12 @@ class CachedAttention(keras.Layer):
     """
 
     def __init__(self, attention: Any, *, rotary: Any = None, **kwargs: Any) -> None:
-        attention, rotary = _revive(attention), _revive(rotary)
+        if isinstance(attention, dict):
+            attention = keras.saving.deserialize_keras_object(attention)
         _check_attention(attention)
         super().__init__(**{"dtype": attention.dtype_policy, **kwargs})
-        if rotary is not None and not isinstance(rotary, RotaryEmbedding):
-            raise InvalidInputError(
-                f"`rotary` must be a `RotaryEmbedding` or None, received {rotary!r}."
-            )
         self.attention = attention
-        self.rotary: Any = rotary
+        self.rotary: Any = read_rotary(rotary)
         config = attention.get_config()
         self._sliding_window = config.get("sliding_window")  # Keras 3.13 has none.
         if isinstance(attention, keras.layers.GroupQueryAttention):
@@ -119,9 +117,7 @@ class CachedAttention(keras.Layer):
             self.rotary.build((None, None, *self._entries["key"]))
         self._projections = attention_projections(self.attention)
         for projection in self._projections.values():
-            projection.supports_masking = (
-                True  # Else Keras warns of the mask, which `call` applies.
-            )
+            projection.supports_masking = True  # Else Keras warns of the mask that `call` applies.
 
     def make_cache(self, batch_size: int, max_length: int) -> Cache:
         """Returns an empty cache, for the `cache` of a call.
@@ -187,20 +183,9 @@ class CachedAttention(keras.Layer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "attention": _serialize(self.attention),
-            "rotary": None if self.rotary is None else _serialize(self.rotary),
+            "attention": serialize_layer(self.attention),
+            "rotary": None if self.rotary is None else serialize_layer(self.rotary),
         }
-
-
-def _revive(layer: Any) -> Any:
-    return keras.saving.deserialize_keras_object(layer) if isinstance(layer, dict) else layer
-
-
-def _serialize(layer: keras.Layer) -> dict[str, Any]:
-    config: dict[str, Any] = keras.saving.serialize_keras_object(layer)
-    # `build` builds it, so that the paths of the variables are as they were.
-    config.pop("build_config", None)
-    return config
 
 
 def _check_attention(attention: Any) -> None:

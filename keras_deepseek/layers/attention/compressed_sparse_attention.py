@@ -5,10 +5,10 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.compressed_indexer import CompressedIndexer
 from keras_deepseek.layers.attention.indexer_training import IndexerTraining
 from keras_deepseek.layers.attention.key_value_cache import Cache
+from keras_deepseek.layers.attention.lightning_indexer import check_index_head_dim
 from keras_deepseek.layers.attention.sink_attention import FarKeys
 from keras_deepseek.layers.attention.sliding_window_attention import SlidingWindowAttention
 from keras_deepseek.layers.attention.token_compressor import TokenCompressor
@@ -114,14 +114,9 @@ class CompressedSparseAttention(IndexerTraining, SlidingWindowAttention):
     ) -> None:
         super().__init__(num_heads, rope_max_wavelength=rope_max_wavelength, **kwargs)
         self.index_num_heads = check_integer("index_num_heads", index_num_heads)
-        self.index_head_dim = check_integer("index_head_dim", index_head_dim)
+        self.index_head_dim = check_index_head_dim(index_head_dim, self.rope_head_dim)
         self.index_top_k = check_integer("index_top_k", index_top_k)
         self.compress_rate = check_integer("compress_rate", compress_rate)
-        if self.index_head_dim < self.rope_head_dim:
-            raise InvalidInputError(
-                f"`index_head_dim` must not be less than `rope_head_dim`, the part of it that is "
-                f"rotated; received {index_head_dim} and {self.rope_head_dim}."
-            )
         common = {
             "compress_rate": self.compress_rate,
             "epsilon": self.epsilon,

@@ -9,7 +9,7 @@ from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
 from keras_deepseek.layers.attention.indexer_training import IndexerTraining
 from keras_deepseek.layers.attention.key_value_cache import make_attention_mask
 from keras_deepseek.layers.attention.latent_attention import attend_chosen
-from keras_deepseek.layers.attention.lightning_indexer import LightningIndexer
+from keras_deepseek.layers.attention.lightning_indexer import LightningIndexer, check_index_head_dim
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.heads.token_losses import average_losses
 from keras_deepseek.layers.initializers import clone_initializer
@@ -124,7 +124,7 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         super().__init__(num_heads, **kwargs)
         self.num_keys_per_query = check_integer("num_keys_per_query", num_keys_per_query)
         self.index_num_heads = check_integer("index_num_heads", index_num_heads)
-        self.index_head_dim = check_integer("index_head_dim", index_head_dim)
+        self.index_head_dim = check_index_head_dim(index_head_dim, self.rope_head_dim)
         self.indexer_loss_weight = indexer_loss_weight
         if indexer_loss_weight is not None:
             self.indexer_loss_weight = check_number(

@@ -11,7 +11,8 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.double_precision import call_dense, promote_dtypes
 from keras_deepseek.layers.input_check import check_floating, is_shape
-from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
+from keras_deepseek.layers.position.inner_rotary import make_rotary
+from keras_deepseek.layers.position.position_check import check_no_theta
 from keras_deepseek.layers.token_dim import check_shape
 
 Shape = tuple[int | None, ...]
@@ -97,23 +98,20 @@ class LightningIndexer(keras.Layer):
         kernel_initializer: Any = "glorot_uniform",
         **kwargs: Any,
     ) -> None:
+        check_no_theta(kwargs, "rope_max_wavelength")
         super().__init__(**kwargs)
         self.num_heads = check_integer("num_heads", num_heads)
         self.head_dim = check_integer("head_dim", head_dim)
         self.rope_head_dim = check_integer("rope_head_dim", rope_head_dim)
         if self.rope_head_dim % 2 or self.rope_head_dim > self.head_dim:
             raise InvalidInputError(
-                f"`rope_head_dim` must be even and at most the size of a head, {head_dim}, of "
-                f"which it is a part; received {rope_head_dim}."
+                f"`rope_head_dim` must be even and at most `head_dim`, {head_dim}, of which it is "
+                f"a part; received {rope_head_dim}."
             )
         self.epsilon = check_number("epsilon", epsilon, least=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.rotary = RotaryEmbedding(
-            rope_max_wavelength,
-            rotary_dim=self.rope_head_dim,
-            scaling=rope_scaling,
-            dtype=self.dtype_policy,
-            name="rotary",
+        self.rotary = make_rotary(
+            self, rope_max_wavelength, rope_scaling, rotary_dim=self.rope_head_dim
         )
         self.supports_masking = True
 
@@ -227,3 +225,22 @@ class LightningIndexer(keras.Layer):
             "epsilon": self.epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+def check_index_head_dim(index_head_dim: Any, rope_head_dim: int) -> int:
+    """Returns the size of a head of the indexer in an attention layer.
+
+    Args:
+        index_head_dim: What was given.
+        rope_head_dim: integer. The part of a head that is rotated, in the layer as in its indexer.
+
+    Raises:
+        InvalidInputError: It is no positive integer, or less than that part.
+    """
+    size = check_integer("index_head_dim", index_head_dim)
+    if size < rope_head_dim:
+        raise InvalidInputError(
+            f"`index_head_dim` must not be less than `rope_head_dim`, the part of it that is "
+            f"rotated; received {size} and {rope_head_dim}."
+        )
+    return size

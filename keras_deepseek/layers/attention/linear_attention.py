@@ -22,8 +22,8 @@ from keras_deepseek.layers.attention.key_value_cache import (
 )
 from keras_deepseek.layers.attention.linear_scan import sum_over_all, sum_over_earlier
 from keras_deepseek.layers.double_precision import promote_dtypes
-from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
-from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
+from keras_deepseek.layers.inner_layers import serialize_layer
+from keras_deepseek.layers.position.inner_rotary import read_rotary
 from keras_deepseek.layers.token_dim import read_dim
 
 Shape = tuple[int | None, ...]
@@ -146,12 +146,7 @@ class LinearAttention(keras.Layer):
         self.value_dim = check_integer("value_dim", key_dim if value_dim is None else value_dim)
         self.chunk_size = check_integer("chunk_size", chunk_size)
         self.feature_map = _read_feature_map(feature_map)
-        rotary = None if rotary is None else revive_layer("rotary", rotary)
-        if rotary is not None and not isinstance(rotary, RotaryEmbedding):
-            raise InvalidInputError(
-                f"`rotary` must be a `RotaryEmbedding` or None, received {rotary!r}."
-            )
-        self.rotary: Any = rotary
+        self.rotary: Any = read_rotary(rotary)
         self.use_causal_mask = check_boolean("use_causal_mask", use_causal_mask)
         self.epsilon = check_number("epsilon", epsilon, above=0)
         self.use_bias = check_boolean("use_bias", use_bias)

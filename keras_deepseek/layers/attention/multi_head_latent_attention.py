@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.layers.attention.call_check import check_call, compute_call_spec
+from keras_deepseek.layers.attention.call_check import check_call, check_room, compute_call_spec
 from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
@@ -21,7 +21,8 @@ from keras_deepseek.layers.attention.latent_attention import (
     is_absorbed_cheaper,
 )
 from keras_deepseek.layers.mask_check import check_attention_mask
-from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
+from keras_deepseek.layers.position.inner_rotary import make_rotary
+from keras_deepseek.layers.position.position_check import check_no_theta
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
 from keras_deepseek.layers.token_dim import read_dim
 from keras_deepseek.layers.token_norm import make_token_norm
@@ -148,6 +149,7 @@ class MultiHeadLatentAttention(keras.Layer):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        check_no_theta(kwargs, "rope_max_wavelength")
         super().__init__(**kwargs)
         self.num_heads = check_integer("num_heads", num_heads)
         self.nope_head_dim = check_integer("nope_head_dim", nope_head_dim)
@@ -168,13 +170,12 @@ class MultiHeadLatentAttention(keras.Layer):
         self.epsilon = check_number("epsilon", epsilon, least=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.seed = seed
-        self.rotary = RotaryEmbedding(
+        self.rotary = make_rotary(
+            self,
             rope_max_wavelength,
+            rope_scaling,
             use_interleaved_pairs=use_interleaved_pairs,
-            scaling=rope_scaling,
             max_length=max_length,
-            dtype=self.dtype_policy,
-            name="rotary",
         )
         self.drop = keras.layers.Dropout(
             self.dropout, seed=seed, dtype=self.dtype_policy, name="drop"
@@ -250,6 +251,7 @@ class MultiHeadLatentAttention(keras.Layer):
         inputs_mask: Any = None,
     ) -> Any:
         mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
+        check_room(self, inputs, positions, cache_index)
         start = 0 if cache is None else cache_index
         compressed = inputs
         if self.query_lora_rank is not None:

@@ -35,7 +35,8 @@ from keras_deepseek.layers.attention.token_places import (
     take_places,
     take_tokens,
 )
-from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
+from keras_deepseek.layers.position.inner_rotary import make_rotary
+from keras_deepseek.layers.position.position_check import check_no_theta
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
 from keras_deepseek.layers.token_dim import read_dim
 
@@ -178,6 +179,7 @@ class NativeSparseAttention(keras.Layer):
         max_length: int | None = None,
         **kwargs: Any,
     ) -> None:
+        check_no_theta(kwargs, "rope_max_wavelength")
         super().__init__(**kwargs)
         self.num_heads = check_integer("num_heads", num_heads)
         self.head_dim = check_integer("head_dim", head_dim)
@@ -209,13 +211,12 @@ class NativeSparseAttention(keras.Layer):
         self.use_bias = check_boolean("use_bias", use_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.rotary = RotaryEmbedding(
+        self.rotary = make_rotary(
+            self,
             rope_max_wavelength,
+            rope_scaling,
             use_interleaved_pairs=use_interleaved_pairs,
-            scaling=rope_scaling,
             max_length=max_length,
-            dtype=self.dtype_policy,
-            name="rotary",
         )
         self._branches = NativeSparseBranches(
             self.compression_block_size,

@@ -23,8 +23,8 @@ from keras_deepseek.layers.attention.key_value_cache import (
 from keras_deepseek.layers.attention.sink_attention import FarKeys, NearKeys, sink_attention
 from keras_deepseek.layers.attention.token_packing import PackedTokens, join_recent, pack_tokens
 from keras_deepseek.layers.initializers import stack_initializer
-from keras_deepseek.layers.position.position_check import check_positions
-from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
+from keras_deepseek.layers.position.inner_rotary import make_rotary
+from keras_deepseek.layers.position.position_check import check_no_theta, check_positions
 from keras_deepseek.layers.token_dim import read_dim
 from keras_deepseek.layers.token_norm import make_token_norm
 
@@ -149,6 +149,7 @@ class SlidingWindowAttention(keras.Layer):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        check_no_theta(kwargs, "rope_max_wavelength")
         super().__init__(**kwargs)
         self.num_heads = check_integer("num_heads", num_heads)
         self.head_dim = check_integer("head_dim", head_dim)
@@ -171,13 +172,12 @@ class SlidingWindowAttention(keras.Layer):
         self.epsilon = check_number("epsilon", epsilon, least=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.seed = seed
-        self.rotary = RotaryEmbedding(
+        self.rotary = make_rotary(
+            self,
             rope_max_wavelength,
+            _complete_scaling(rope_scaling),
             use_interleaved_pairs=True,
-            scaling=_complete_scaling(rope_scaling),
             max_length=max_length,
-            dtype=self.dtype_policy,
-            name="rotary",
         )
         _check_scaling(self.rotary.scaling)
         self.drop = keras.layers.Dropout(

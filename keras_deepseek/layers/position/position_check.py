@@ -1,5 +1,6 @@
 """The checks that the positions of tokens go through."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -28,6 +29,23 @@ def check_length(name: str, max_length: int | None, length: int | None, start_in
             f"{name!r} has a `max_length` of {max_length} positions, received "
             f"{length} tokens from position {start} on. Shorten the sequence, or raise "
             f"`max_length` and give a `scaling` that stretches the model to it."
+        )
+
+
+def check_no_theta(arguments: Mapping[str, Any], name: str) -> None:
+    """Raises an error where the base of the angles goes by the name that checkpoints give it.
+
+    Args:
+        arguments: dict. Those that a layer does not know.
+        name: string. What the layer calls it.
+
+    Raises:
+        InvalidInputError: `rope_theta` is among them.
+    """
+    if "rope_theta" in arguments:
+        raise InvalidInputError(
+            f"`rope_theta`, the base of the rotary angles, is `{name}` here: pass "
+            f"{name}={arguments['rope_theta']!r}."
         )
 
 

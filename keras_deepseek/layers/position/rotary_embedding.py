@@ -10,6 +10,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.position.position_check import (
     check_length,
+    check_no_theta,
     check_positions,
     check_start,
 )
@@ -115,6 +116,7 @@ class RotaryEmbedding(FloatingInputLayer):
         max_length: int | None = None,
         **kwargs: Any,
     ) -> None:
+        check_no_theta(kwargs, "max_wavelength")
         super().__init__(**kwargs)
         if rotary_dim is not None:
             rotary_dim = check_integer("rotary_dim", rotary_dim)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.argument_check import check_number
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.artifacts.signature import Array
 
@@ -60,20 +60,22 @@ class RotaryFrequencies:
     amplitude: float = 1.0
 
 
-def check_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+def check_scaling(scaling: Mapping[str, Any] | None, argument: str = "scaling") -> dict[str, Any]:
     """Returns a scaling with its `rope_type`, or raises an error for what does not belong.
 
     Args:
         scaling: dict, or `None` for none. What a checkpoint has as its `rope_scaling`.
+        argument: string. The argument, as the error names it. Defaults to `"scaling"`.
 
     Raises:
-        InvalidInputError: The type is missing or unknown, a key is, or a value is no such number.
+        InvalidInputError: The type is missing or unknown, a key is, a value is no such number, or
+            two of them do not go together.
     """
     if scaling is None:
         return {"rope_type": "default"}
     if not isinstance(scaling, Mapping):
         raise InvalidInputError(
-            f"`scaling` must be None or a dict such as a checkpoint's `rope_scaling`, received "
+            f"`{argument}` must be None or a dict such as a checkpoint's `rope_scaling`, received "
             f"{scaling!r}."
         )
     given = dict(scaling)
@@ -81,27 +83,34 @@ def check_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
     kind = given.pop("rope_type", older_name)
     if kind is None:
         raise InvalidInputError(
-            f"`scaling` has no 'rope_type', which must be one of {', '.join(sorted(REQUIRED))}; "
+            f"`{argument}` has no 'rope_type', which must be one of {', '.join(sorted(REQUIRED))}; "
             f"received {dict(scaling)!r}."
         )
     if kind not in list(REQUIRED):  # Of a list: what can't be hashed is unknown as well.
-        raise InvalidInputError(unknown_name_message("rope_type of `scaling`", kind, REQUIRED))
+        raise InvalidInputError(unknown_name_message(f"rope_type of `{argument}`", kind, REQUIRED))
     known = REQUIRED[kind] | OPTIONAL.get(kind, set())
     for name in given:
         if name not in known:
-            raise InvalidInputError(unknown_name_message(f"key of a {kind} scaling", name, known))
+            raise InvalidInputError(
+                unknown_name_message(f"key of a {kind} `{argument}`", name, known)
+            )
     missing = sorted(REQUIRED[kind] - set(given))
     if missing:
         raise InvalidInputError(
-            f"A {kind} scaling needs {', '.join(missing)} as well; received only {sorted(given)}."
+            f"A {kind} `{argument}` needs {', '.join(missing)} as well; received {dict(scaling)!r}."
         )
     for name, value in given.items():
         if value is not None or name in REQUIRED[kind]:
-            given[name] = _check_value(f"scaling[{name!r}]", name, value)
+            given[name] = _check_value(f"{argument}[{name!r}]", name, value)
     if kind == "llama3" and not given["low_freq_factor"] < given["high_freq_factor"]:
         raise InvalidInputError(
-            "`low_freq_factor` of a llama3 scaling must be below `high_freq_factor`, received "
-            f"{given['low_freq_factor']!r} and {given['high_freq_factor']!r}."
+            f"`low_freq_factor` of a llama3 `{argument}` must be below `high_freq_factor`, "
+            f"received {given['low_freq_factor']!r} and {given['high_freq_factor']!r}."
+        )
+    if kind == "yarn" and _beta_fast(given) < _beta_slow(given):
+        raise InvalidInputError(
+            f"`beta_fast` of a yarn `{argument}`, by default 32, must not be below `beta_slow`, by "
+            f"default 1, received {_beta_fast(given)!r} and {_beta_slow(given)!r}."
         )
     return {"rope_type": kind, **given}
 
@@ -109,9 +118,7 @@ def check_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
 def _check_value(path: str, name: str, value: Any) -> Any:
     """Returns a value of a scaling, or says what was received at its path."""
     if name == "truncate":
-        if not isinstance(value, bool):
-            raise InvalidInputError(f"`{path}` must be True or False, received {value!r}.")
-        return value
+        return check_boolean(path, value)
     if name in _LISTS:
         if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
             raise InvalidInputError(
@@ -120,8 +127,17 @@ def _check_value(path: str, name: str, value: Any) -> Any:
         return [check_number(f"{path}[{i}]", divisor, above=0) for i, divisor in enumerate(value)]
     if name.startswith("mscale"):
         return check_number(path, value, least=0)
-    # The logarithm of the length is divided by.
-    return check_number(path, value, above=1 if name == _LENGTH else 0)
+    if name == _LENGTH:
+        return check_integer(path, value, least=2)  # Its logarithm is divided by.
+    return check_number(path, value, above=0)
+
+
+def _beta_fast(scaling: Mapping[str, Any]) -> float:
+    return scaling.get("beta_fast") or 32
+
+
+def _beta_slow(scaling: Mapping[str, Any]) -> float:
+    return scaling.get("beta_slow") or 1
 
 
 def compute_frequencies(
@@ -164,8 +180,8 @@ def _yarn(base: Array, max_wavelength: float, scaling: Mapping[str, Any]) -> Rot
         angle = 2 * math.pi * times / scaling[_LENGTH]
         return -half * math.log(angle) / math.log(max_wavelength)
 
-    first = pair_that_turns(scaling.get("beta_fast") or 32)
-    last = pair_that_turns(scaling.get("beta_slow") or 1)
+    first = pair_that_turns(_beta_fast(scaling))
+    last = pair_that_turns(_beta_slow(scaling))
     if scaling.get("truncate", True):
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, 2 * half - 1)

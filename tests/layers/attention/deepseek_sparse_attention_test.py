@@ -380,7 +380,7 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
     [
         ({"num_keys_per_query": 0}, "`num_keys_per_query` must be a positive integer, received 0"),
         ({"index_num_heads": 1.5}, "`index_num_heads` must be a positive integer"),
-        ({"index_head_dim": 1}, "`rope_head_dim` must be even and at most the size of a head, 1"),
+        ({"index_head_dim": 1}, "`index_head_dim` must not be less than `rope_head_dim`"),
         ({"indexer_loss_weight": -1.0}, "`indexer_loss_weight` must be a finite number above 0"),
         ({"chunk_size": 0}, "`chunk_size` must be a positive integer"),
         ({"value_head_dim": 0}, "`value_head_dim` must be a positive integer"),

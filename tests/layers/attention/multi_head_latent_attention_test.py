@@ -325,7 +325,7 @@ def test_an_empty_batch_and_a_sequence_of_one_work(shape):
         ({"key_value_lora_rank": 2.5}, "`key_value_lora_rank` must be a positive integer"),
         ({"rope_head_dim": 3}, "`rope_head_dim` must be even"),
         ({"dropout": 1.0}, "`dropout` must be a finite number of at least 0 and below 1"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "A yarn scaling needs"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "A yarn `rope_scaling` needs"),
     ],
 )
 def test_an_argument_out_of_its_range_is_refused(kwargs, message):

@@ -217,7 +217,7 @@ def test_an_empty_batch_and_a_sequence_of_one_work(shape, kind):
         ({"rope_head_dim": 8}, "`rope_head_dim` must be even and at most `head_dim`, 6"),
         ({"num_output_groups": 3}, "`num_output_groups` must divide `num_heads`, received 3 and 4"),
         ({"dropout": 1.0}, "`dropout` must be a finite number of at least 0 and below 1"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "A yarn scaling needs"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "A yarn `rope_scaling` needs"),
         (
             {"rope_scaling": {**YARN, "rope_type": "dynamic"}},
             "kinds default, linear, llama3, yarn, received 'dynamic'",

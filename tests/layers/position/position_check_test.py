@@ -3,7 +3,12 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers.position.position_check import check_length, check_positions, check_start
+from keras_deepseek.layers.position.position_check import (
+    check_length,
+    check_no_theta,
+    check_positions,
+    check_start,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,3 +50,9 @@ def test_a_start_is_an_integer(start_index):
 def test_what_is_no_start_is_refused(start_index):
     with pytest.raises(InvalidInputError, match="`start_index` must be an integer of at least 0"):
         check_start(start_index)
+
+
+def test_the_name_that_checkpoints_give_the_base_has_a_hint():
+    check_no_theta({"name": "layer"}, "max_wavelength")
+    with pytest.raises(InvalidInputError, match="is `max_wavelength` here: pass max_wavelength=2"):
+        check_no_theta({"rope_theta": 2}, "max_wavelength")

@@ -96,7 +96,16 @@ def test_the_older_name_of_the_type_is_known():
             r"`scaling\['factor'\]` must be a finite number above 0",
         ),
         ({"rope_type": "linear", "factor": True}, r"`scaling\['factor'\]` must be a finite"),
-        ({**YARN, "original_max_position_embeddings": None}, "must be a finite number above 1"),
+        ({**YARN, "original_max_position_embeddings": None}, "must be an integer of at least 2"),
+        ({**YARN, "original_max_position_embeddings": 4096.5}, "must be an integer of at least 2"),
+        ({**YARN, "original_max_position_embeddings": 1}, "must be an integer of at least 2"),
+        (
+            {**YARN, "beta_fast": 2, "beta_slow": 3},
+            "`beta_fast` .*not be below .* received 2 and 3",
+        ),
+        ({**YARN, "beta_slow": 33}, "`beta_fast` .* received 32 and 33"),
+        ({**YARN, "beta_fast": 0.5}, "`beta_fast` .* received 0.5 and 1"),
+        ({"rope_type": "yarn"}, r"needs factor, orig.* received \{'rope_type': 'yarn'\}"),
         ({**YARN, "beta_fast": -1}, r"`scaling\['beta_fast'\]` must be a finite number"),
         ({**YARN, "attention_factor": -3}, r"`scaling\['attention_factor'\]` must be"),
         ({**YARN, "mscale": "a"}, r"`scaling\['mscale'\]` must be a finite number of at least 0"),
@@ -112,6 +121,11 @@ def test_the_older_name_of_the_type_is_known():
 def test_a_scaling_that_makes_no_sense_is_refused(scaling, message):
     with pytest.raises(InvalidInputError, match=message):
         check_scaling(scaling)
+
+
+def test_errors_name_the_argument_that_was_given():
+    with pytest.raises(InvalidInputError, match=r"`rope_scaling\['factor'\]` must be a finite"):
+        check_scaling({**YARN, "factor": 0}, "rope_scaling")
 
 
 def test_numbers_of_numpy_are_returned_as_pythons():
