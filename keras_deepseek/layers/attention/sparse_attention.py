@@ -65,7 +65,8 @@ class SparseAttention(keras.Layer):
 
     With `use_causal_mask` there is a cache: a dict of `"key"`, `"value"` and `"mask"`, each of
     shape `(batch_size, max_length, ...)`. A new token gathers as many blocks of it as the row of
-    blocks that sees most, and no more. Blocks are counted by slots, padding included.
+    blocks that sees most, and no more. Blocks are counted by slots, padding included: pad on the
+    right where more than a window is shown.
 
     `query_dense`, `key_dense`, `value_dense` and `output_dense` are `keras.layers.EinsumDense`,
     with the names and shapes of those in `keras.layers.MultiHeadAttention`: weights can be set from
