@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.layers.input_check import is_shape
+from keras_deepseek.layers.input_check import Shape, is_shape
 
 
 def revive_layer(name: str, layer: Any) -> keras.Layer:
@@ -69,7 +69,7 @@ def clone_layers(name: str, layer: Any, count: int) -> list[keras.Layer]:
     return clones
 
 
-def build_layer(layer: keras.Layer, input_shape: tuple[int | None, ...], dtype: str) -> None:
+def build_layer(layer: keras.Layer, input_shape: Shape, dtype: str) -> None:
     """Builds a layer by a symbolic call, which also builds one without a `build` of its own.
 
     Args:
@@ -121,9 +121,7 @@ def check_call_arguments(layer: keras.Layer, names: Iterable[str]) -> None:
             )
 
 
-def check_kept_shape(
-    name: str, layer: keras.Layer, outputs: Any, expected: tuple[int | None, ...]
-) -> None:
+def check_kept_shape(name: str, layer: keras.Layer, outputs: Any, expected: Shape) -> None:
     """Raises an error where an inner layer has not kept the shape of its inputs.
 
     Args:

@@ -6,6 +6,9 @@ import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 
+Shape = tuple[int | None, ...]
+"""The sizes of a tensor, `None` where one is not known."""
+
 
 def check_tensor(name: str, value: Any) -> None:
     """Raises an error where a tensor is needed and something else was given.
@@ -95,7 +98,7 @@ def check_floating(inputs: Any, name: str) -> None:
         )
 
 
-def is_shape(received: tuple[int | None, ...], expected: tuple[int | None, ...]) -> bool:
+def is_shape(received: Shape, expected: Shape) -> bool:
     """Returns whether a shape is the one expected, as far as both are known.
 
     Args:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.input_check import check_tensor, check_tokens
@@ -28,6 +29,16 @@ def check_mask(mask: Any, inputs: Any) -> None:
             f"`mask` must be boolean, true where a token is real, received {dtype}: write `mask != "
             f"0`. What is added to scores is no such mask."
         )
+
+
+def complete_mask(mask: Any, inputs: Any) -> Any:
+    """Returns a mask, of ones where there is none.
+
+    Args:
+        mask: Tensor of shape `(batch_size, length)`, or `None`.
+        inputs: Tensor of shape `(batch_size, length, dim)`.
+    """
+    return ops.ones(ops.shape(inputs)[:2], "bool") if mask is None else mask
 
 
 def check_attention_mask(attention_mask: Any, queries: Any, keys: Any) -> None:

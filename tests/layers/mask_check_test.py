@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.layers.mask_check import check_attention_mask, check_mask
+from keras_deepseek.layers.mask_check import check_attention_mask, check_mask, complete_mask
 
 
 def test_a_mask_of_the_inputs_and_none_pass():
@@ -53,3 +53,10 @@ def test_an_attention_mask_that_broadcasts_passes(shape):
 def test_another_attention_mask_is_refused(shape, dtype):
     with pytest.raises(InvalidInputError, match=r"`attention_mask` must .* \(2, 3, 5\), received"):
         check_attention_mask(np.ones(shape, dtype), np.ones((2, 3, 4)), np.ones((2, 5, 4)))
+
+
+def test_no_mask_is_one_that_shows_all():
+    mask = np.array([[True, False, True]])
+    assert complete_mask(mask, np.ones((1, 3, 4))) is mask
+    ones = keras.ops.convert_to_numpy(complete_mask(None, np.ones((1, 3, 4))))
+    assert ones.tolist() == [[True] * 3]

@@ -2,7 +2,7 @@ import keras
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.layers.token_dim import check_shape, read_dim
+from keras_deepseek.layers.token_dim import check_shape, read_dim, read_last_dim
 
 
 def test_the_dim_of_a_sequence_is_held_to():
@@ -18,3 +18,15 @@ def test_nothing_has_no_shape_of_a_sequence():
     assert check_shape("projecting", (None, None, 6)) == 6
     with pytest.raises(InvalidInputError, match=r"'projecting' needs .* received None"):
         check_shape("projecting", None)
+
+
+def test_vectors_may_have_any_number_of_axes_before_them():
+    layer = keras.Layer(name="projecting")
+    for shape in ((None, 6), (2, 3, 4, 6)):
+        assert read_last_dim(layer, shape) == 6
+    assert (layer.input_spec.min_ndim, layer.input_spec.axes) == (2, {-1: 6})
+    for shape in ((6,), (2, None)):
+        with pytest.raises(InvalidInputError, match=r"'projecting' .* \(batch_size, ..., dim\) .*"):
+            read_last_dim(layer, shape)
+    with pytest.raises(InvalidInputError, match=r"shape \(rows, dim\) .* received \(2, 6\)"):
+        read_last_dim(layer, (2, 6), min_rank=3, axes="(rows, dim)")

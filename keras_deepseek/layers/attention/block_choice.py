@@ -18,14 +18,12 @@ from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend import current
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.moe.expert_dispatch import ExpertDispatch, dispatch_to_blocks
 
 _ALWAYS = 1e9
 """More than any sum of attention weights."""
-
-_HIDDEN = -1e30
-"""The score of what is not seen: finite, so that a row without any stays finite too."""
 
 _LARGEST_TILE = 128
 
@@ -167,7 +165,7 @@ def _attend_tiles(
     is_seen = ops.less_equal(
         np.arange(block_size, dtype="int32"), ops.reshape(reach, (-1, size, 1, 1))
     )
-    scores = ops.where(is_seen, scores, ops.cast(_HIDDEN, dtype))
+    scores = ops.where(is_seen, scores, ops.cast(HIDDEN, dtype))
     highest = ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True))
     weights = ops.exp(scores - highest)
     total = ops.sum(weights, axis=-1)
@@ -189,7 +187,7 @@ def _join_parts(sums: Any, total: Any, highest: Any, plan: ExpertDispatch) -> An
         ops.reshape(ops.take(x, slots, axis=0), (-1, num_chosen, ratio)) for x in (total, highest)
     )
     is_computed = ops.expand_dims(plan.is_computed, -1)
-    highest = ops.where(is_computed, highest, ops.cast(_HIDDEN, highest.dtype))
+    highest = ops.where(is_computed, highest, ops.cast(HIDDEN, highest.dtype))
     share = ops.exp(highest - ops.max(highest, axis=1, keepdims=True))
     share = share / ops.sum(share * total, axis=1, keepdims=True)
     sums = ops.reshape(

@@ -6,8 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.layers.attention.head_projection import make_projection
-
-Shape = tuple[int | None, ...]
+from keras_deepseek.layers.input_check import Shape
 
 
 class BlockCompression(keras.Layer):

@@ -16,10 +16,8 @@ from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.layers.attention.block_plan import BlockPlan, RowGroup
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import promote_dtypes
-
-HIDDEN = -1e9
-"""Added to a score in float32, it leaves a weight of exactly zero beside any that is shown."""
 
 
 def block_sparse_attention(

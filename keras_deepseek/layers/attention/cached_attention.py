@@ -23,10 +23,9 @@ from keras_deepseek.layers.attention.key_value_cache import (
     make_cache,
 )
 from keras_deepseek.layers.inner_layers import serialize_layer
+from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.position.inner_rotary import read_rotary
 from keras_deepseek.layers.token_dim import read_dim
-
-Shape = tuple[int | None, ...]
 
 _WRAPPED = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 
@@ -128,6 +127,9 @@ class CachedAttention(keras.Layer):
 
         Returns:
             A dict of tensors.
+
+        Raises:
+            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
         """
         return make_cache(batch_size, max_length, self._entries, self.attention.compute_dtype)
 

@@ -10,12 +10,13 @@ import keras
 from keras import ops
 
 from keras_deepseek.backend import current
-from keras_deepseek.layers.attention.block_sparse_attention import HIDDEN
 from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.attention.token_compressor import Rotate, TokenCompressor
 from keras_deepseek.layers.attention.token_packing import PackedTokens
 from keras_deepseek.layers.double_precision import call_dense, promote_dtypes
+from keras_deepseek.layers.input_check import Shape
 
 
 class CompressedIndexer(keras.Layer):
@@ -68,7 +69,7 @@ class CompressedIndexer(keras.Layer):
             name="compressor",
         )
 
-    def build(self, input_shape: tuple[int | None, ...], query_dim: int) -> None:
+    def build(self, input_shape: Shape, query_dim: int) -> None:
         self.compressor.build(input_shape)
         self.query_up = keras.layers.EinsumDense(
             "btd,dji->btji",

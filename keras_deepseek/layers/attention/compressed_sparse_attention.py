@@ -13,8 +13,7 @@ from keras_deepseek.layers.attention.sink_attention import FarKeys
 from keras_deepseek.layers.attention.sliding_window_attention import SlidingWindowAttention
 from keras_deepseek.layers.attention.token_compressor import TokenCompressor
 from keras_deepseek.layers.attention.token_packing import PackedTokens
-
-Shape = tuple[int | None, ...]
+from keras_deepseek.layers.input_check import Shape
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

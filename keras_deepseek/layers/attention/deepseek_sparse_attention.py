@@ -13,9 +13,8 @@ from keras_deepseek.layers.attention.lightning_indexer import LightningIndexer, 
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
 from keras_deepseek.layers.heads.token_losses import average_losses
 from keras_deepseek.layers.initializers import clone_initializer
+from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.token_chunks import map_chunks
-
-Shape = tuple[int | None, ...]
 
 _LEAST = 1e-30
 """What stands for an attention weight of zero, of which a logarithm is taken."""
@@ -182,32 +181,42 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
             return super()._attend(queries, keys, visibility, training)
 
         batch_size, length = ops.shape(queries["nope"])[:2]
-        rows = [queries[name] for name in ("nope", "rope", "index_query", "index_weights")]
+        rows = {name: queries[name] for name in ("nope", "rope", "index_query", "index_weights")}
         if training and self.dropout:
             # Drawn ahead: random numbers have a state, which a loop can't change everywhere.
             shape = (batch_size, length, self.num_heads, num_keys)
-            rows.append(self.drop(ops.ones(shape, self.compute_dtype), training=training))
-        fixed = [ops.expand_dims(ops.arange(length, dtype="int32"), 0)]
+            ones = ops.ones(shape, self.compute_dtype)
+            rows["dropout_factor"] = self.drop(ones, training=training)
+        fixed = {"slots": ops.expand_dims(ops.arange(length, dtype="int32"), 0)}
         visibility = dict(visibility)
         attention_mask = visibility.pop("attention_mask")
         if attention_mask is not None:
-            fixed.append(ops.logical_and(attention_mask, ops.ones((1, length, 1), "bool")))
-        shared = [keys[name] for name in ("latent", "rotary_key", "index_key")]
-        shared += [self._read_kernel(up) for up in (self.key_up, self.value_up)]
+            whole = ops.logical_and(attention_mask, ops.ones((1, length, 1), "bool"))
+            fixed["attention_mask"] = whole
+        shared = {name: keys[name] for name in ("latent", "rotary_key", "index_key")}
+        for name, up in (("key_kernel", self.key_up), ("value_kernel", self.value_up)):
+            shared[name] = self._read_kernel(up)
+        names = [*rows, *fixed, *shared]
 
         def compute(*tensors: Any) -> Any:
-            chunk, places = tensors[: len(rows)], tensors[len(rows) : -len(shared)]
+            chunk = dict(zip(names, tensors, strict=True))
             mask = make_attention_mask(
                 None,
                 ops.shape(keys["latent"])[1],
-                query_slots=places[0][0],
-                attention_mask=places[1] if len(places) > 1 else None,
+                query_slots=chunk["slots"][0],
+                attention_mask=chunk.get("attention_mask"),
                 **visibility,
             )
-            return self._attend_chunk(chunk, tensors[-len(shared) :], mask, num_keys, adds_loss)
+            return self._attend_chunk(chunk, mask, num_keys, adds_loss)
 
         outputs, losses = map_chunks(
-            compute, rows, fixed, shared, self.chunk_size, axis=1, recomputes=bool(training)
+            compute,
+            list(rows.values()),
+            list(fixed.values()),
+            list(shared.values()),
+            self.chunk_size,
+            axis=1,
+            recomputes=bool(training),
         )
         if adds_loss:
             mask = visibility["key_mask"]
@@ -216,20 +225,25 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         return outputs
 
     def _attend_chunk(
-        self, rows: Any, shared: Any, mask: Any, num_keys: int, adds_loss: bool
+        self, chunk: dict[str, Any], mask: Any, num_keys: int, adds_loss: bool
     ) -> tuple[Any, Any]:
         """Returns the heads of a chunk of queries, and the indexer's loss of each query."""
-        nope, rope, index_query, index_weights, *factor = rows
-        latent, rotary_key, index_key, *kernels = shared
 
         def drop(weights: Any) -> Any:
-            return weights * factor[0] if factor else weights
+            return weights * chunk["dropout_factor"] if "dropout_factor" in chunk else weights
 
-        scores = self.indexer.score_keys(index_query, index_weights, index_key)
+        scores = self.indexer.score_keys(
+            chunk["index_query"], chunk["index_weights"], chunk["index_key"]
+        )
         scores = scores if adds_loss else ops.stop_gradient(scores)
         indices, scores, is_chosen = self.indexer.choose_keys(scores, mask, num_keys)
         outputs, weights = attend_chosen(
-            (nope, rope), (latent, rotary_key), indices, is_chosen, kernels, drop
+            (chunk["nope"], chunk["rope"]),
+            (chunk["latent"], chunk["rotary_key"]),
+            indices,
+            is_chosen,
+            (chunk["key_kernel"], chunk["value_kernel"]),
+            drop,
         )
         if not adds_loss:
             return outputs, scores[..., 0]

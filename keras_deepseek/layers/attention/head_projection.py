@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.layers.initializers import clone_initializer
+from keras_deepseek.layers.input_check import Shape
 
 
 def projection_arguments(layer: Any, name: str) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def projection_arguments(layer: Any, name: str) -> dict[str, Any]:
 def make_projection(
     layer: Any,
     name: str,
-    sizes: tuple[int | None, ...],
+    sizes: Shape,
     *,
     equation: str = "btd,dhk->bthk",
     bias_axes: str = "hk",

@@ -39,7 +39,7 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.layers.input_check import is_shape
+from keras_deepseek.layers.input_check import Shape, is_shape
 
 Cache = dict[str, Any]
 
@@ -168,7 +168,7 @@ def go_on(cache: Cache, cache_index: Any, resets: Sequence[str] = ()) -> Cache:
     return cache
 
 
-def _check_shapes_of(cache: Cache, shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+def _check_shapes_of(cache: Cache, shapes: Mapping[str, Shape]) -> None:
     for name, shape in shapes.items():
         received = tuple(cache[name].shape)
         if not is_shape(received, shape):

@@ -13,10 +13,8 @@ from typing import Any
 
 from keras import ops
 
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import promote_dtypes
-
-_HIDDEN = -1e30
-"""The score of a key not to look at: finite, so that a query that sees no key stays finite too."""
 
 
 def is_absorbed_cheaper(
@@ -157,7 +155,7 @@ def _softmax(scores: Any, query_rope: Any, rotary_key: Any, mask: Any) -> Any:
     dtype = scores.dtype
     scores = ops.cast(scores, promote_dtypes(dtype, "float32"))
     if mask is not None:
-        scores = ops.where(ops.expand_dims(mask, 1), scores, _HIDDEN)
+        scores = ops.where(ops.expand_dims(mask, 1), scores, HIDDEN)
     if scores.shape[-1] == 1:  # Keras warns of a softmax over one key, which has all the weight.
         return ops.cast(ops.exp(scores - scores), dtype)
     return ops.cast(ops.softmax(scores, axis=-1), dtype)

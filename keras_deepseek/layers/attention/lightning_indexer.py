@@ -9,16 +9,12 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import call_dense, promote_dtypes
-from keras_deepseek.layers.input_check import check_floating, is_shape
+from keras_deepseek.layers.input_check import Shape, check_floating, is_shape
 from keras_deepseek.layers.position.inner_rotary import make_rotary
 from keras_deepseek.layers.position.position_check import check_no_theta
 from keras_deepseek.layers.token_dim import check_shape
-
-Shape = tuple[int | None, ...]
-
-_HIDDEN = -1e30
-"""The score of a key that must not be looked at: finite, as a gradient wants it."""
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -194,15 +190,15 @@ class LightningIndexer(keras.Layer):
             their scores, and whether each was chosen, false where no further key was left.
         """
         if mask is not None:
-            scores = ops.where(mask, scores, _HIDDEN)
+            scores = ops.where(mask, scores, HIDDEN)
         key_length = ops.shape(scores)[2]
         if not isinstance(key_length, int):  # There may be fewer.
             missing = ops.maximum(num_keys - key_length, 0)
-            filling = ops.zeros((*ops.shape(scores)[:2], missing), scores.dtype) + _HIDDEN
+            filling = ops.zeros((*ops.shape(scores)[:2], missing), scores.dtype) + HIDDEN
             scores = ops.concatenate([scores, filling], axis=-1)
         scores, indices = backend.current().top_k(scores, num_keys)
         indices = ops.minimum(indices, ops.cast(key_length, "int32") - 1)
-        return indices, scores, scores > _HIDDEN / 2
+        return indices, scores, scores > HIDDEN / 2
 
     def compute_output_spec(
         self, inputs: Any, queries: Any = None, *args: Any, **kwargs: Any

@@ -23,10 +23,10 @@ from keras_deepseek.layers.attention.key_value_cache import (
 from keras_deepseek.layers.attention.linear_scan import sum_over_all, sum_over_earlier
 from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.inner_layers import serialize_layer
+from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.mask_check import complete_mask
 from keras_deepseek.layers.position.inner_rotary import read_rotary
 from keras_deepseek.layers.token_dim import read_dim
-
-Shape = tuple[int | None, ...]
 
 _ELU_PLUS_ONE = "elu_plus_one"
 
@@ -187,6 +187,9 @@ class LinearAttention(keras.Layer):
 
         Returns:
             A dict of tensors.
+
+        Raises:
+            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
         """
         return make_cache(
             batch_size, max_length, {}, self._state_dtype, states=self._state_shapes()
@@ -229,8 +232,7 @@ class LinearAttention(keras.Layer):
         outputs = self.output_dense(ops.cast(heads, self.compute_dtype))
         if cache is None:
             return outputs
-        if mask is None:
-            mask = ops.ones(ops.shape(inputs)[:2], "bool")
+        mask = complete_mask(mask, inputs)
         return outputs, append_to_cache(cache, cache_index, {}, mask, states=states)
 
     def _map_features(self, x: Any) -> Any:

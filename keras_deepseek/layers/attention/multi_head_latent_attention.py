@@ -20,14 +20,13 @@ from keras_deepseek.layers.attention.latent_attention import (
     attend_naive,
     is_absorbed_cheaper,
 )
+from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.mask_check import check_attention_mask
 from keras_deepseek.layers.position.inner_rotary import make_rotary
 from keras_deepseek.layers.position.position_check import check_no_theta
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
 from keras_deepseek.layers.token_dim import read_dim
 from keras_deepseek.layers.token_norm import make_token_norm
-
-Shape = tuple[int | None, ...]
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -232,6 +231,9 @@ class MultiHeadLatentAttention(keras.Layer):
 
         Returns:
             A dict of tensors.
+
+        Raises:
+            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
         """
         return make_cache(batch_size, max_length, self._cache_entries, self.compute_dtype)
 

@@ -35,12 +35,12 @@ from keras_deepseek.layers.attention.token_places import (
     take_places,
     take_tokens,
 )
+from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.mask_check import complete_mask
 from keras_deepseek.layers.position.inner_rotary import make_rotary
 from keras_deepseek.layers.position.position_check import check_no_theta
 from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
 from keras_deepseek.layers.token_dim import read_dim
-
-Shape = tuple[int | None, ...]
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -271,6 +271,9 @@ class NativeSparseAttention(keras.Layer):
 
         Returns:
             A dict of tensors.
+
+        Raises:
+            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
         """
         shapes = self._state_shapes(check_integer("max_length", max_length))
         return make_cache(batch_size, max_length, {}, self.compute_dtype, states=shapes)
@@ -353,7 +356,7 @@ class NativeSparseAttention(keras.Layer):
 
     def _open_cache(self, cache: Cache, index: Any, inputs: Any, mask: Any) -> tuple[Cache, Any]:
         """Returns the cache with the new slots in its mask, and how many tokens came before."""
-        mask = ops.ones(ops.shape(inputs)[:2], "bool") if mask is None else mask
+        mask = complete_mask(mask, inputs)
         states = {name: cache[name] for name in self._state_shapes(cache["mask"].shape[1])}
         cache = append_to_cache(cache, index, {}, mask, states=states)
         return cache, count_tokens(cache["mask"], index)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_deepseek.layers.attention.block_sparse_attention import HIDDEN
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.attention.token_packing import take_rows
 from keras_deepseek.layers.double_precision import promote_dtypes
 

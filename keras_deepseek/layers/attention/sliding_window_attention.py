@@ -22,13 +22,14 @@ from keras_deepseek.layers.attention.key_value_cache import (
 )
 from keras_deepseek.layers.attention.sink_attention import FarKeys, NearKeys, sink_attention
 from keras_deepseek.layers.attention.token_packing import PackedTokens, join_recent, pack_tokens
+from keras_deepseek.layers.attention.token_places import count_tokens
 from keras_deepseek.layers.initializers import stack_initializer
+from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.mask_check import complete_mask
 from keras_deepseek.layers.position.inner_rotary import make_rotary
 from keras_deepseek.layers.position.position_check import check_no_theta, check_positions
 from keras_deepseek.layers.token_dim import read_dim
 from keras_deepseek.layers.token_norm import make_token_norm
-
-Shape = tuple[int | None, ...]
 
 _FIXED_SCALINGS = ("default", "linear", "llama3", "yarn")
 """Those by which a position has one angle, however long the sequence has become."""
@@ -228,6 +229,9 @@ class SlidingWindowAttention(keras.Layer):
 
         Returns:
             A dict of tensors.
+
+        Raises:
+            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
         """
         check_integer("max_length", max_length)
         states = self._cache_shapes(max_length)
@@ -255,7 +259,7 @@ class SlidingWindowAttention(keras.Layer):
         if cache is not None:
             check_states(cache, inputs.shape[0], self._cache_shapes)
             cache = go_on(cache, cache_index)
-            num_before = _count_before(cache["mask"], cache_index)
+            num_before = ops.expand_dims(count_tokens(cache["mask"], cache_index), 1)
         if inputs.shape[1] == 0:
             outputs = ops.cast(inputs, self.compute_dtype)
             return outputs if cache is None else (outputs, cache)
@@ -265,7 +269,7 @@ class SlidingWindowAttention(keras.Layer):
         outputs = tokens.unpack(outputs)
         if cache is None:
             return outputs
-        mask = _or_ones(mask, inputs)
+        mask = complete_mask(mask, inputs)
         return outputs, append_to_cache(cache, cache_index, {}, mask, states=updates)
 
     def _attend(
@@ -351,14 +355,3 @@ def _check_scaling(scaling: dict[str, Any] | None) -> None:
             f"{kind!r}: its angles change with the length, and entries that were compressed before "
             f"would not fit those after."
         )
-
-
-def _count_before(filled: Any, cache_index: Any) -> Any:
-    """Returns how many real tokens are in the first slots of a cache, of shape (B, 1)."""
-    is_before = ops.arange(filled.shape[1], dtype="int32") < ops.cast(cache_index, "int32")
-    is_before = ops.logical_and(filled, is_before)
-    return ops.sum(ops.cast(is_before, "int32"), axis=1, keepdims=True)
-
-
-def _or_ones(mask: Any, inputs: Any) -> Any:
-    return ops.ones(ops.shape(inputs)[:2], "bool") if mask is None else mask

@@ -24,9 +24,8 @@ from keras_deepseek.layers.attention.key_value_cache import (
     append_to_cache,
     make_cache,
 )
+from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.token_dim import read_dim
-
-Shape = tuple[int | None, ...]
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -220,6 +219,10 @@ class SparseAttention(keras.Layer):
 
         Returns:
             A dict of tensors.
+
+        Raises:
+            InvalidInputError: A size is not a positive integer, of a batch zero or more; or a
+                `block_layout` that was given is too small for it.
         """
         heads = self.num_key_value_heads
         entries = {"key": (heads, self.key_dim), "value": (heads, self.value_dim)}

@@ -10,11 +10,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.layers.attention.block_sparse_attention import HIDDEN
 from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.attention.token_packing import PackedTokens, join_recent, take_rows
 from keras_deepseek.layers.double_precision import promote_dtypes
+from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.token_norm import make_token_norm
 
 Rotate = Callable[[Any, Any], Any]
@@ -62,7 +63,7 @@ class TokenCompressor(keras.Layer):
         self._width = entry_dim * (1 + use_overlap)
         self._num_recent = compress_rate * (1 + use_overlap)
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         self.value, self.gate = (
             keras.layers.Dense(self._width, use_bias=False, **projection_arguments(self, name))
             for name in ("value", "gate")
@@ -159,9 +160,7 @@ class TokenCompressor(keras.Layer):
             earlier = ops.where(has_none, HIDDEN, gates[:, :-1, :, :dim])
             gates = ops.concatenate([earlier, gates[:, 1:, :, dim:]], axis=2)
             values = ops.concatenate([values[:, :-1, :, :dim], values[:, 1:, :, dim:]], axis=2)
-        if (
-            gates.shape[2] == 1
-        ):  # Keras warns of a softmax over one token, which has all the weight.
+        if gates.shape[2] == 1:  # It has all the weight, and Keras warns of a softmax over one.
             return self.norm(values[:, :, 0])
         weights = ops.cast(ops.softmax(gates, axis=2), values.dtype)
         return self.norm(ops.sum(values * weights, axis=2))

@@ -7,12 +7,11 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.double_precision import call_dense
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.initializers import clone_initializer
-
-Shape = tuple[int | None, ...]
+from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.token_dim import read_last_dim
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -91,13 +90,7 @@ class SwiGLU(FloatingInputLayer):
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
-        *batch, dim = input_shape
-        if not batch or dim is None:
-            raise InvalidInputError(
-                f"{self.name!r} needs inputs of shape (batch_size, ..., dim) with a known dim, "
-                f"received {tuple(input_shape)}."
-            )
-        self.input_spec = keras.InputSpec(min_ndim=2, axes={-1: dim})
+        dim = read_last_dim(self, input_shape)
         self.gate = self._make_projection(self.intermediate_dim, "gate")
         self.up = self._make_projection(self.intermediate_dim, "up")
         self.down = self._make_projection(dim, "down")

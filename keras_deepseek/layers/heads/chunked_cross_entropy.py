@@ -16,12 +16,11 @@ from keras_deepseek.layers.heads.token_losses import (
     mark_unknown_classes,
 )
 from keras_deepseek.layers.heads.vocabulary_head import (
-    Shape,
     VocabularyHead,
     differentiate_projection,
     project,
 )
-from keras_deepseek.layers.input_check import check_tokens
+from keras_deepseek.layers.input_check import Shape, check_tokens
 from keras_deepseek.layers.mask_check import check_mask
 
 _LEAST_CLASS = -(2**31)  # Of the integers that targets are.

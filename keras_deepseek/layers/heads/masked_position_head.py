@@ -9,12 +9,11 @@ from keras import ops
 from keras_deepseek.artifacts.argument_check import check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.bounded_indices import bound_indices
-from keras_deepseek.layers.heads.vocabulary_head import Shape, VocabularyHead, project
+from keras_deepseek.layers.heads.vocabulary_head import VocabularyHead, project
 from keras_deepseek.layers.initializers import clone_initializer
-from keras_deepseek.layers.input_check import check_tensor, is_shape
+from keras_deepseek.layers.input_check import Shape, check_tensor, is_shape
 from keras_deepseek.layers.mask_check import check_mask
-
-_RANK = 3
+from keras_deepseek.layers.token_dim import check_shape, read_dim
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -109,14 +108,9 @@ class MaskedPositionHead(VocabularyHead):
         self.attach_mask = _AttachMask(name="attach_mask", dtype=self.dtype_policy)
 
     def build(self, input_shape: Shape) -> None:
-        if len(input_shape) != _RANK:
-            raise InvalidInputError(
-                f"{self.name!r} needs inputs of shape (batch_size, length, dim), received "
-                f"{tuple(input_shape)}."
-            )
+        check_shape(self.name, input_shape)
         super().build(input_shape)
-        dim = input_shape[-1]
-        self.input_spec = keras.InputSpec(ndim=_RANK, axes={-1: dim})
+        dim = read_dim(self, input_shape)
         self.intermediate_dense = keras.layers.Dense(
             dim,
             activation=self.intermediate_activation,

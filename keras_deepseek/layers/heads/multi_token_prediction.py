@@ -23,12 +23,10 @@ from keras_deepseek.layers.inner_layers import (
     revive_layer,
     serialize_layer,
 )
-from keras_deepseek.layers.input_check import check_tensor, check_tokens, is_shape
+from keras_deepseek.layers.input_check import Shape, check_tensor, check_tokens, is_shape
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.token_dim import read_dim
 from keras_deepseek.layers.token_norm import make_token_norm
-
-Shape = tuple[int | None, ...]
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

@@ -10,8 +10,8 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.double_precision import multiply_matrices
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
-
-Shape = tuple[int | None, ...]
+from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.token_dim import read_last_dim
 
 
 class VocabularyHead(FloatingInputLayer):
@@ -63,12 +63,7 @@ class VocabularyHead(FloatingInputLayer):
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
-        *batch, dim = input_shape
-        if not batch or dim is None:
-            raise InvalidInputError(
-                f"{self.name!r} needs inputs of shape (batch_size, ..., dim) with a known dim, "
-                f"received {tuple(input_shape)}."
-            )
+        dim = read_last_dim(self, input_shape)
         if self.token_embedding is None:
             self.kernel = self.add_weight(
                 name="kernel",

@@ -12,11 +12,11 @@ from keras_deepseek.layers.double_precision import multiply_matrices, promote_dt
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU, gate_activations
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.initializers import clone_initializer, stack_initializer
+from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.moe import expert_dispatch
 from keras_deepseek.layers.moe.expert_router import ExpertRouter
 from keras_deepseek.layers.moe.expert_scores import expert_hits
-
-Shape = tuple[int | None, ...]
+from keras_deepseek.layers.token_dim import read_last_dim
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -124,13 +124,7 @@ class DeepSeekMoE(FloatingInputLayer):
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
-        *batch, dim = input_shape
-        if not batch or dim is None:
-            raise InvalidInputError(
-                f"{self.name!r} needs inputs of shape (batch_size, ..., dim) with a known dim, "
-                f"received {tuple(input_shape)}."
-            )
-        self.input_spec = keras.InputSpec(min_ndim=2, axes={-1: dim})
+        dim = read_last_dim(self, input_shape)
         if not self.router.built:
             self.router.build(input_shape)
         self.gate_kernel = self._add_kernels("gate_kernel", dim, self.intermediate_dim)

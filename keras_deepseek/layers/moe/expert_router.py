@@ -9,7 +9,7 @@ from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
-from keras_deepseek.layers.input_check import check_tokens
+from keras_deepseek.layers.input_check import Shape, check_tokens
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.moe.balance_losses import router_z_loss, sequence_balance_loss
 from keras_deepseek.layers.moe.expert_scores import (
@@ -18,8 +18,7 @@ from keras_deepseek.layers.moe.expert_scores import (
     expert_hits,
     hide_other_groups,
 )
-
-Shape = tuple[int | None, ...]
+from keras_deepseek.layers.token_dim import read_last_dim
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -175,13 +174,7 @@ class ExpertRouter(FloatingInputLayer):
         return self.num_groups_per_token < self.num_groups
 
     def build(self, input_shape: Shape) -> None:
-        *batch, dim = input_shape
-        if not batch or dim is None:
-            raise InvalidInputError(
-                f"{self.name!r} needs inputs of shape (batch_size, ..., dim) with a known dim, "
-                f"received {tuple(input_shape)}."
-            )
-        self.input_spec = keras.InputSpec(min_ndim=2, axes={-1: dim})
+        dim = read_last_dim(self, input_shape)
         self.score_dtype = promote_dtypes(self.variable_dtype, "float32")
         self.kernel = self.add_weight(
             name="kernel",
@@ -291,17 +284,23 @@ class ExpertRouter(FloatingInputLayer):
 
     def get_config(self) -> dict[str, Any]:
         return {
+            **self._common_config(),
+            "num_groups": self.num_groups,
+            "num_groups_per_token": self.num_groups_per_token,
+            "group_scoring": self.group_scoring,
+            "use_expert_bias": self.use_expert_bias,
+            "balance_loss": self.balance_loss,
+            "z_loss": self.z_loss,
+        }
+
+    def _common_config(self) -> dict[str, Any]:
+        """Returns the part of the config that routers of other kinds have too."""
+        return {
             **super().get_config(),
             "num_experts": self.num_experts,
             "num_experts_per_token": self.num_experts_per_token,
             "scoring": self.scoring,
-            "num_groups": self.num_groups,
-            "num_groups_per_token": self.num_groups_per_token,
-            "group_scoring": self.group_scoring,
             "normalize_weights": self.normalize_weights,
             "routed_scale": self.routed_scale,
-            "use_expert_bias": self.use_expert_bias,
-            "balance_loss": self.balance_loss,
-            "z_loss": self.z_loss,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }

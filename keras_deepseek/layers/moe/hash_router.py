@@ -10,8 +10,8 @@ from keras import ops
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.bounded_indices import bound_indices
-from keras_deepseek.layers.input_check import check_integer_tensor
-from keras_deepseek.layers.moe.expert_router import ExpertRouter, Shape
+from keras_deepseek.layers.input_check import Shape, check_integer_tensor
+from keras_deepseek.layers.moe.expert_router import ExpertRouter
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -154,14 +154,8 @@ class HashRouter(ExpertRouter):
         return ops.take(self.token_to_experts, rows, axis=0)
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        for name in (
-            "num_groups",
-            "num_groups_per_token",
-            "group_scoring",
-            "use_expert_bias",
-            "balance_loss",
-            "z_loss",
-        ):
-            del config[name]
-        return {**config, "vocabulary_size": self.vocabulary_size, "seed": self.seed}
+        return {
+            **self._common_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "seed": self.seed,
+        }

@@ -8,6 +8,7 @@ from keras import ops
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
+from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.position.position_check import (
     check_length,
     check_no_theta,
@@ -15,8 +16,7 @@ from keras_deepseek.layers.position.position_check import (
     check_start,
 )
 from keras_deepseek.layers.position.rotary_scaling import check_scaling, compute_frequencies
-
-Shape = tuple[int | None, ...]
+from keras_deepseek.layers.token_dim import read_last_dim
 
 _MIN_RANK = 3
 
@@ -131,12 +131,9 @@ class RotaryEmbedding(FloatingInputLayer):
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
-        dim = input_shape[-1] if len(input_shape) >= _MIN_RANK else None
-        if dim is None:
-            raise InvalidInputError(
-                f"{self.name!r} needs inputs of shape (batch_size, length, ..., dim) with a known "
-                f"dim, received {tuple(input_shape)}."
-            )
+        dim = read_last_dim(
+            self, input_shape, min_rank=_MIN_RANK, axes="(batch_size, length, ..., dim)"
+        )
         rotated = dim if self.rotary_dim is None else self.rotary_dim
         _check_pairs(rotated, "The last axis of the inputs, or `rotary_dim`,")
         if rotated > dim:
@@ -144,7 +141,6 @@ class RotaryEmbedding(FloatingInputLayer):
                 f"`rotary_dim` is {rotated}, more than the last axis of the inputs, which has the "
                 f"shape {tuple(input_shape)}."
             )
-        self.input_spec = keras.InputSpec(min_ndim=_MIN_RANK, axes={-1: dim})
         self._scaling = check_scaling(self.scaling)
         self._frequencies = compute_frequencies(rotated, self.max_wavelength, self._scaling)
 

@@ -16,8 +16,8 @@ from keras_deepseek.layers.inner_layers import (
     revive_layer,
     serialize_layer,
 )
+from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.residual.stream_weights import (
-    Shape,
     check_streams,
     normalize_doubly,
     project_streams,

@@ -8,8 +8,8 @@ from keras import ops
 from keras_deepseek.artifacts.argument_check import check_number
 from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
+from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.residual.stream_weights import (
-    Shape,
     check_streams,
     project_streams,
     sum_streams,

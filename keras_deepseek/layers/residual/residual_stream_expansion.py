@@ -7,8 +7,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
-
-Shape = tuple[int | None, ...]
+from keras_deepseek.layers.input_check import Shape
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

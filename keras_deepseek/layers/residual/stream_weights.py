@@ -6,8 +6,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.double_precision import multiply_matrices
-
-Shape = tuple[int | None, ...]
+from keras_deepseek.layers.input_check import Shape
 
 MIN_STREAMS = 2
 
