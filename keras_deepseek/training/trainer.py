@@ -241,24 +241,11 @@ class Trainer:
             CheckpointError: A checkpoint can't be written, as on a full disk; or all there are
                 can't be read.
         """
-        chosen = self._prepare(resume, callbacks)
         check_rows(x)
-        arguments = {
-            "x": x,
-            "y": y,
-            "batch_size": batch_size,
-            "epochs": epochs,
-            "callbacks": chosen,
-            **options,
-        }
         goes_on = resume or self._resumed is not None
+        arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
         try:
-            with (
-                watched(chosen, verbose, resume=goes_on) as arguments["verbose"],
-                self._on_device(),
-                self._plan.in_use(),
-                self._with_checkpoints(arguments) as given,
-            ):
+            with self._training(arguments, callbacks, verbose, resume=resume) as given:
                 history = self.model.fit(given.pop("x"), given.pop("y", None), **given)
         except Exception as error:
             if "No loss to compute" in str(error):
@@ -319,26 +306,10 @@ class Trainer:
             raise InvalidInputError(
                 unknown_name_message("argument of steps()", min(unknown), _OPTIONS_OF_STEPS)
             )
-        chosen = self._prepare(resume, callbacks)
-        arguments = {
-            "x": x,
-            "y": y,
-            "batch_size": batch_size,
-            "epochs": epochs,
-            "verbose": 0,
-            "callbacks": chosen,
-            **options,
-        }
-        goes_on = resume or self._resumed is not None
-        with (
-            watched(chosen, verbose=0, resume=goes_on),
-            self._on_device(),
-            self._plan.in_use(),
-            self._with_checkpoints(arguments) as checkpointed,
-        ):
-            given = checkpointed
+        arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
+        with self._training(arguments, callbacks, 0, resume=resume) as given:
             if self._checkpoints is None:
-                given, data = position_data(dict(arguments), self._seed or 0)
+                given, data = position_data(dict(given), self._seed or 0)
                 data.open()
             yield from make_steps(
                 self.model,
@@ -348,17 +319,30 @@ class Trainer:
                 initial_epoch=given.get("initial_epoch", 0),
             )
 
-    def _prepare(
-        self, resume: bool, callbacks: Iterable[keras.callbacks.Callback] | None
-    ) -> list[keras.callbacks.Callback]:
-        """Gets ready to go on from a checkpoint, if asked, and returns all callbacks."""
+    @contextlib.contextmanager
+    def _training(
+        self,
+        arguments: dict[str, Any],
+        callbacks: Iterable[keras.callbacks.Callback] | None,
+        verbose: str | int,
+        *,
+        resume: bool,
+    ) -> Iterator[dict[str, Any]]:
+        """Makes the model train as this trainer wants it to; yields the arguments of its `fit`."""
         if resume and self._resumed is None:
             self.resume()
         chosen = [*self._plan.callbacks, *self._callbacks, *(callbacks or ())]
         refuse_two_schedules(self.model.optimizer, chosen)
         if self.model.loss is None and not self._computes_loss:  # Its layers may add losses.
             chosen.append(RefuseNoLoss())
-        return chosen
+        goes_on = self._resumed is not None or resume
+        with (
+            watched(chosen, verbose, resume=goes_on) as shown,
+            self._on_device(),
+            self._plan.in_use(),
+            self._with_checkpoints({**arguments, "callbacks": chosen, "verbose": shown}) as given,
+        ):
+            yield given
 
     def resume(self) -> int | None:
         """Makes the next `fit` go on from the newest checkpoint that is whole.
