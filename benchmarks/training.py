@@ -27,22 +27,31 @@ OURS, OURS_PACKED = "Trainer, grouped", "Trainer, packed"
 KERAS_PADDED, KERAS_PACKED = "Keras fit, padded", "Keras fit, packed"
 
 Setting = dict[str, Any]
+OF_HUGGING_FACE = [HF, GROUPED, COMPILED, OURS]
 OF_KERAS = [KERAS_PADDED, KERAS_PACKED, BARE, OURS_PACKED]
-ALL_OF_TORCH = [HF, GROUPED, COMPILED, LIGHTNING, *OF_KERAS, OURS]
-SETTINGS: dict[str, list[Setting]] = {
+
+
+def _setting(num_layers: int, batch_size: int, num_steps: int, names: list[str]) -> Setting:
+    return {
+        "num_layers": num_layers,
+        "batch_size": batch_size,
+        "num_steps": num_steps,
+        "names": names,
+    }
+
+
+# A process holds the models of all its rivals, a gigabyte each: hence several for one setting.
+SETTINGS = {
     "torch": [
-        {"num_layers": 4, "batch_size": 8, "num_steps": 40, "names": ALL_OF_TORCH},
-        {
-            "num_layers": 4,
-            "batch_size": 32,
-            "num_steps": 15,
-            "names": [HF, GROUPED, COMPILED, OURS],
-        },
-        {"num_layers": 12, "batch_size": 8, "num_steps": 20, "names": [GROUPED, COMPILED, OURS]},
+        _setting(4, 8, 12, OF_HUGGING_FACE),
+        _setting(4, 32, 5, OF_HUGGING_FACE),
+        _setting(12, 8, 6, [GROUPED, COMPILED, OURS]),
+        _setting(4, 8, 12, [KERAS_PACKED, BARE, OURS_PACKED]),
+        _setting(4, 8, 4, [LIGHTNING, KERAS_PADDED, OURS]),
     ],
     "tensorflow": [
-        {"num_layers": 4, "batch_size": 8, "num_steps": 16, "names": OF_KERAS},
-        {"num_layers": 4, "batch_size": 8, "num_steps": 16, "names": [OURS_PACKED], "half": True},
+        _setting(4, 8, 6, OF_KERAS),
+        {**_setting(4, 8, 6, [OURS_PACKED]), "half": True},
     ],
 }
 SETTINGS["jax"] = SETTINGS["tensorflow"]
@@ -89,7 +98,13 @@ def run(backend: str, setting: Setting, rounds: int, *, is_quick: bool) -> dict[
     given = {**setting, **QUICK} if is_quick else dict(setting)
     precision = "bfloat16" if backend == "torch" or given.pop("half", False) else "float32"
     result = measure(
-        backend, "training", rounds, **given, precision=precision, directions=["forward"]
+        backend,
+        "training",
+        rounds,
+        **given,
+        precision=precision,
+        directions=["forward"],
+        repeats=1,
     )
     if result is None:
         return None

@@ -31,22 +31,22 @@ def measure(
     *,
     with_backward: bool,
     use_torch_compile: bool,
+    repeats: int | None = None,
 ) -> dict[str, float]:
-    """Returns the median milliseconds of a call, by rival."""
+    """Returns the median milliseconds of a call, by rival; a sample is of so many `repeats`."""
     actions: dict[str, Callable[[], Any]] = {}
-    repeats: dict[str, int] = {}
+    calls: dict[str, int] = {}
     for name, rival in rivals.items():
         actions[name] = rival
         if isinstance(rival, Rival):
             actions[name] = compile_rival(rival, with_backward, use_torch_compile)
         actions[name]()  # It compiles.
-        seconds = _spend(actions[name])
-        repeats[name] = max(1, math.ceil(_LEAST_SECONDS / max(seconds, 1e-6)))
+        calls[name] = repeats or math.ceil(_LEAST_SECONDS / max(_spend(actions[name]), 1e-6))
     spent: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(rounds):
         for name, action in actions.items():
             _settle()
-            spent[name].append(_spend(action, repeats[name]) * 1e3)
+            spent[name].append(_spend(action, calls[name]) * 1e3)
     return {name: statistics.median(times) for name, times in spent.items()}
 
 
@@ -71,6 +71,7 @@ def main() -> int:
     name, rounds, setting = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
     use_torch_compile = setting.pop("use_torch_compile", False)
     directions = setting.pop("directions", ["forward", "with backward"])
+    repeats = setting.pop("repeats", None)
     keras.utils.set_random_seed(0)
     rivals, facts = importlib.import_module(name).make_rivals(**setting)
     milliseconds = {
@@ -79,6 +80,7 @@ def main() -> int:
             rounds,
             with_backward=direction == "with backward",
             use_torch_compile=use_torch_compile,
+            repeats=repeats,
         )
         for direction in directions
     }

@@ -132,6 +132,10 @@ class LengthBuckets(keras.utils.PyDataset):
         ]
         if self.shuffle:
             rng.shuffle(batches)
+        # Keras on TensorFlow takes a length that the first two batches share for that of all.
+        other = next((i for i, each in enumerate(batches) if each[0] != batches[0][0]), None)
+        if other is not None:
+            batches[1], batches[other] = batches[other], batches[1]
         return batches
 
     def _find_bucket(self, sequence: int) -> int:

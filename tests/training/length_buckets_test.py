@@ -116,3 +116,18 @@ def test_a_model_trains_on_it(is_named):
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(InvalidInputError, match=message):
         LengthBuckets({"x": make_texts([3, 20])}, **arguments)
+
+
+def test_a_model_trains_on_batches_whose_lengths_differ_late():
+    texts = make_texts([3, 4, 5, 6, 30, 31])
+    data = LengthBuckets(texts, [0, 1, 0, 1, 0, 1], batch_size=2, shuffle=False)
+    model = keras.Sequential(
+        [
+            keras.Input((None,), dtype="int32"),
+            keras.layers.Embedding(32, 4),
+            keras.layers.GlobalAveragePooling1D(),
+            keras.layers.Dense(1),
+        ]
+    )
+    Trainer(model, optimizer="sgd", loss="mse").fit(data, epochs=2, verbose=0)
+    assert [x.shape for x, _ in read(data)] == [(2, 16), (2, 32), (2, 16)]
