@@ -307,7 +307,8 @@ class Trainer:
                 unknown_name_message("argument of steps()", min(unknown), _OPTIONS_OF_STEPS)
             )
         arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
-        with self._training(arguments, callbacks, 0, resume=resume) as given:
+        with self._training(arguments, callbacks, 0, resume=resume) as checkpointed:
+            given = checkpointed
             if self._checkpoints is None:
                 given, data = position_data(dict(given), self._seed or 0)
                 data.open()
