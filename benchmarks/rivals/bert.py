@@ -91,7 +91,11 @@ def build(
         inputs["targets"] = keras.Input((None,), dtype="int32", name="targets")
         dense = layers.Dense(shape.hidden_dim, "gelu", kernel_initializer=normal, dtype=dtype)
         loss = ChunkedCrossEntropy(
-            token_embedding=tokens, ignore_class=IGNORED, use_bias=True, dtype=dtype
+            token_embedding=tokens,
+            chunk_size=256,
+            ignore_class=IGNORED,
+            use_bias=True,
+            dtype=dtype,
         )
         model = keras.Model(inputs, loss(normalize(dense(hidden)), inputs["targets"]))
         model.compile()
