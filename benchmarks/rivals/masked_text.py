@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.training import LengthBuckets, pack_sequences
+from keras_deepseek.training import LengthBuckets, gather_masked_positions, pack_sequences
 
 VOCABULARY_SIZE = 30_522
 LONGEST = 128
@@ -178,17 +178,12 @@ class Buckets(keras.utils.PyDataset):
         self._buckets.on_epoch_end()
 
 
-def _gather(inputs: dict[str, Any], targets: Any, count: int = 0) -> tuple[dict[str, Any], Any]:
-    """Returns inputs with `mask_positions`, and the targets there; both are -1 where none is."""
-    is_masked = targets != IGNORED
-    count = count or int(is_masked.sum(axis=1).max())
-    positions = np.argsort(~is_masked, axis=1, kind="stable")[:, :count].astype("int32")
-    exists = np.take_along_axis(is_masked, positions, axis=1)
-    chosen = np.take_along_axis(targets, positions, axis=1)
-    return (
-        {**inputs, "mask_positions": np.where(exists, positions, -1)},
-        np.where(exists, chosen, IGNORED),
-    )
+def _gather(
+    inputs: dict[str, Any], targets: Any, count: int | None = None
+) -> tuple[dict[str, Any], Any]:
+    """Returns inputs with `mask_positions`, and the targets there."""
+    positions, chosen = gather_masked_positions(targets, count, ignore_class=IGNORED)
+    return {**inputs, "mask_positions": positions}, chosen
 
 
 def _count_up(shape: tuple[int, int]) -> Any:
