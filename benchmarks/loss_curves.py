@@ -20,7 +20,7 @@ import numpy as np
 from processes import write_json
 
 sys.path.insert(0, str(Path(__file__).parent / "rivals"))
-from bert import Shape, build
+from bert import EPSILON, Shape, build
 from masked_text import IGNORED, Buckets, Documents, pack, pad, read_documents, split
 from training_torch import missing, train_hugging_face
 
@@ -102,7 +102,7 @@ def _train(
     model = build(SHAPE, has_masked_head=has_masked_head)
     trainer = Trainer(
         model,
-        optimizer=keras.optimizers.AdamW(LEARNING_RATE, weight_decay=0.0),
+        optimizer=keras.optimizers.AdamW(LEARNING_RATE, weight_decay=0.0, epsilon=EPSILON),
         fp16_enabled=keras.backend.backend() == "torch",
         gradient_clip=("global_norm", 1.0),
         seed=seed,

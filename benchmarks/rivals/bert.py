@@ -10,6 +10,8 @@ from masked_text import IGNORED, VOCABULARY_SIZE
 from keras_deepseek.layers import ChunkedCrossEntropy, MaskedPositionHead
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-4, 0.01, 1.0
+EPSILON = 1e-8
+"""Of Adam: PyTorch's, not Keras's 1e-7, which holds back the logits of the many rare words."""
 
 
 @dataclass(frozen=True)

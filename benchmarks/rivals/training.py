@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 import masked_text
-from bert import CLIP, LEARNING_RATE, WEIGHT_DECAY, Shape, build
+from bert import CLIP, EPSILON, LEARNING_RATE, WEIGHT_DECAY, Shape, build
 from masked_text import Documents, read_documents
 
 from keras_deepseek.training import Trainer
@@ -86,7 +86,9 @@ class _Setting:
 
 
 def _optimizer(**options: Any) -> keras.optimizers.Optimizer:
-    optimizer = keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY, **options)
+    optimizer = keras.optimizers.AdamW(
+        LEARNING_RATE, weight_decay=WEIGHT_DECAY, epsilon=EPSILON, **options
+    )
     optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])  # As the others do.
     return optimizer
 

@@ -4,14 +4,17 @@ import importlib.util
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from bert import CLIP, LEARNING_RATE, WEIGHT_DECAY, Shape
 from masked_text import Documents, pad
 
+from keras_deepseek.training.kept_memory import kept_memory
+
 HF, GROUPED, COMPILED = "HF Trainer", "HF, grouped", "HF, grouped, compiled"
-LIGHTNING = "Lightning"
+KEPT, LIGHTNING = "HF, compiled, kept memory", "Lightning"
 
 
 def missing() -> dict[str, str]:
@@ -20,6 +23,7 @@ def missing() -> dict[str, str]:
         HF: ("transformers", "accelerate"),
         GROUPED: ("transformers", "accelerate"),
         COMPILED: ("transformers", "accelerate"),
+        KEPT: ("transformers", "accelerate"),
         LIGHTNING: ("transformers", "lightning"),
     }
     found = {
@@ -106,7 +110,26 @@ def _trainer(
     )
 
 
-def _hugging_face(name: str, **options: Any) -> Callable[[Any], Callable[[], Any]]:
+def _group(trainer: Any, documents: Documents) -> None:
+    """Makes a trainer group by length as it does in a large corpus: in portions of 50 batches.
+
+    Of few documents it would take a quarter, and group next to nothing.
+    """
+    from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
+
+    class Sampler(LengthGroupedSampler):
+        def __iter__(self) -> Iterator[int]:
+            indices = get_length_grouped_indices(self.lengths, self.batch_size, mega_batch_mult=50)
+            return iter(indices)
+
+    lengths = [len(ids) for ids in documents.token_ids]
+    sampler = Sampler(trainer.args.train_batch_size, lengths=lengths)
+    trainer._get_train_sampler = lambda *_: sampler  # noqa: SLF001 - no public way.
+
+
+def _hugging_face(
+    name: str, *, is_grouped: bool = False, keeps_memory: bool = False, **options: Any
+) -> Callable[[Any], Callable[[], Any]]:
     def make(setting: Any) -> Callable[[], Any]:
         from transformers.trainer_callback import PrinterCallback
 
@@ -123,10 +146,13 @@ def _hugging_face(name: str, **options: Any) -> Callable[[Any], Callable[[], Any
             **options,
         )
         trainer.remove_callback(PrinterCallback)
+        if is_grouped:
+            _group(trainer, setting.documents)
 
         def run() -> None:
             assert folder.name  # It lives as long as the trainer.
-            setting.note(name, trainer.train().training_loss)
+            with kept_memory() if keeps_memory else nullcontext():
+                setting.note(name, trainer.train().training_loss)
 
         return run
 
@@ -238,9 +264,8 @@ def _lightning(setting: Any) -> Callable[[], Any]:
 
 MAKERS = {
     HF: _hugging_face(HF),
-    GROUPED: _hugging_face(GROUPED, train_sampling_strategy="group_by_length"),
-    COMPILED: _hugging_face(
-        COMPILED, train_sampling_strategy="group_by_length", torch_compile=True
-    ),
+    GROUPED: _hugging_face(GROUPED, is_grouped=True),
+    COMPILED: _hugging_face(COMPILED, is_grouped=True, torch_compile=True),
+    KEPT: _hugging_face(KEPT, is_grouped=True, torch_compile=True, keeps_memory=True),
     LIGHTNING: _lightning,
 }
