@@ -1,32 +1,61 @@
 """Labels that are no class, which some frameworks take for none at all."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras import ops
 
 
-def mark_wrong_labels(loss: Any, spec: Any, y: Any, y_pred: Any) -> Any:
-    """Returns a loss, NaN where a label of a sparse cross entropy is no class of the outputs.
+def mark_wrong_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any) -> Any:
+    """Returns a loss, NaN where a label of a sparse cross entropy is no class of its output.
 
     TensorFlow and PyTorch raise an error on a CPU; JAX computes as if the sample had no label.
 
     Args:
-        loss: Scalar tensor.
-        spec: What the model was compiled with as its loss.
-        y: Labels.
-        y_pred: Outputs of shape `(..., num_classes)`.
+        model: `keras.Model`, compiled.
+        loss: Scalar tensor, what it was compiled with and made of this batch.
+        y: Labels, or a structure of them.
+        y_pred: Outputs, of shape `(..., num_classes)` where the loss is such.
     """
-    if spec in ("sparse_categorical_crossentropy", keras.losses.sparse_categorical_crossentropy):
-        ignored = None
-    elif isinstance(spec, keras.losses.SparseCategoricalCrossentropy):
-        ignored = spec.ignore_class
-    else:
-        return loss
-    if not hasattr(y_pred, "shape") or y is None or y_pred.shape[-1] is None:
-        return loss
-    labels = ops.cast(y, "int32")
-    is_class = ops.logical_and(labels >= 0, labels < y_pred.shape[-1])
-    if ignored is not None:
-        is_class = ops.logical_or(is_class, ops.equal(labels, ignored))
-    return ops.where(ops.all(is_class), loss, float("nan"))
+    for spec, labels, outputs in _by_output(model, y, y_pred):
+        ignored = _read_ignored_class(spec)
+        if ignored is _NOT_SPARSE or labels is None or outputs.shape[-1] is None:
+            continue
+        labels = ops.cast(labels, "int32")
+        is_class = ops.logical_and(labels >= 0, labels < outputs.shape[-1])
+        if ignored is not None:
+            is_class = ops.logical_or(is_class, ops.equal(labels, ignored))
+        loss = ops.where(ops.all(is_class), loss, float("nan"))
+    return loss
+
+
+_NOT_SPARSE = object()
+
+
+def _read_ignored_class(spec: Any) -> Any:
+    """Returns the class that a sparse cross entropy ignores, or that the loss is none."""
+    loss = keras.losses.get(spec) if isinstance(spec, str | dict) else spec
+    if loss is keras.losses.sparse_categorical_crossentropy:
+        return None
+    if isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
+        return loss.ignore_class
+    return _NOT_SPARSE
+
+
+def _by_output(model: keras.Model, y: Any, y_pred: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Yields the loss, the labels and the values of each output, where it is clear which they are.
+
+    As in Keras, a dict of losses goes by the names of the outputs.
+    """
+    spec = model.loss
+    if isinstance(spec, dict):
+        names = sorted(y_pred) if isinstance(y_pred, dict) else getattr(model, "output_names", [])
+        spec = [spec.get(name) for name in names]
+        if isinstance(y, dict):
+            y = [y.get(name) for name in names]
+        if isinstance(y_pred, dict):
+            y_pred = [y_pred[name] for name in names]
+    parts = [keras.tree.flatten(each) for each in (spec, y, y_pred)]
+    if len({len(part) for part in parts}) == 1:
+        yield from zip(*parts, strict=True)

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.errors import TrainingDivergedError
+from keras_deepseek.training.training_state import find_spoilt
 
 
 class LossWatch(keras.callbacks.Callback):
@@ -13,6 +14,9 @@ class LossWatch(keras.callbacks.Callback):
 
     It looks at the logs where Keras has read them already, so that no step waits for it. The
     weights are spoilt by then, and no checkpoint is taken of them. A `StepGuard` keeps them.
+
+    A loss may be finite where gradients are not: on TensorFlow `relu` makes a NaN 0. So the weights
+    themselves are looked at before each checkpoint and at the end of each epoch.
     """
 
     async_safe = True
@@ -48,10 +52,12 @@ class LossWatch(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._check()
+        self._check_weights()
 
     def get_state(self) -> dict[str, Any]:
         """Returns nothing, and lets no checkpoint be taken of weights that are spoilt."""
         self._check()
+        self._check_weights()
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -68,3 +74,13 @@ class LossWatch(keras.callbacks.Callback):
             "where it grew; guard='skip' leaves such batches out. The weights are spoilt: go on "
             "from a checkpoint."
         )
+
+    def _check_weights(self) -> None:
+        model = self.model  # On JAX this brings the variables of the step.
+        spoilt = find_spoilt(model.trainable_variables)
+        if spoilt:
+            raise TrainingDivergedError(
+                f"Weights of {model.name!r} are not finite, {spoilt[0]!r} among them, though the "
+                "loss is: a batch up to here had NaN in it, or gradients that overflow. guard='stop' "
+                "names the batch, guard='skip' leaves such batches out. Go on from a checkpoint."
+            )

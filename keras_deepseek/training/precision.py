@@ -19,12 +19,12 @@ _logger = logging.getLogger(__name__)
 
 
 def training_policy(
-    precision: str | None, fp16_enabled: bool, device_kind: str
+    precision: str | keras.DTypePolicy | None, fp16_enabled: bool, device_kind: str
 ) -> keras.DTypePolicy | None:
     """Returns the policy that the training step computes by; `None` for the model's own.
 
     Args:
-        precision: string. A Keras dtype policy, as in `"mixed_bfloat16"`.
+        precision: `keras.DTypePolicy`, or its name, as in `"mixed_bfloat16"`.
         fp16_enabled: boolean. Half precision of the kind that fits the device: float16 on a GPU,
             bfloat16, which needs no loss scaling, on TPU and CPU.
         device_kind: string. `"cpu"`, `"gpu"` or `"tpu"`.
@@ -44,6 +44,8 @@ def training_policy(
         raise InvalidInputError(
             f"Give either fp16_enabled=True or precision={precision!r}, not both."
         )
+    if isinstance(precision, keras.DTypePolicy):
+        return precision
     try:
         return keras.DTypePolicy(precision)
     except (ValueError, TypeError) as error:

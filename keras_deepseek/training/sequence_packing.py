@@ -82,10 +82,10 @@ def pack_sequences(
     length = check_integer("length", length)
     if seed is not None:
         seed = check_integer("seed", seed, least=0)
-    taken = sorted({"segment_ids", "positions"} & set(features))
+    arrays, lengths = read_features(features)
+    taken = sorted({"segment_ids", "positions"} & set(arrays))
     if taken:
         raise InvalidInputError(f"A feature can't be named {taken[0]!r}, which is returned here.")
-    arrays, lengths = read_features(features)
     padding = check_padding(padding, arrays)
     rows = _fit(list(_cut(lengths, length, when_longer)), length)
     if seed is not None:

@@ -1,12 +1,15 @@
 """The values of everything that a training step changes: the model, its optimizer, its metrics."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.training.guarded_steps import GuardedSteps
 
 
 def read_variables(model: keras.Model) -> dict[str, Any]:
@@ -43,9 +46,12 @@ def write_variables(model: keras.Model, state: dict[str, Any]) -> None:
     Raises:
         InvalidInputError: It is another model, or compiled with another optimizer or metrics.
     """
-    for group, variables in _groups(model).items():
+    groups = _groups(model)
+    if len(groups["guard"]) != len(state["guard"]["values"]):
+        del groups["guard"]  # There was none, or there is none any more.
+    for group, variables in groups.items():
         _check(group, variables, state[group])
-    for group, variables in _groups(model).items():
+    for group, variables in groups.items():
         for variable, value in zip(variables, state[group]["values"], strict=True):
             variable.assign(value)
     backend.current().write_buffers(model, state["buffers"])
@@ -80,16 +86,37 @@ def write_weights(model: keras.Model, state: dict[str, Any]) -> None:
     backend.current().write_buffers(model, state["buffers"])
 
 
+def find_spoilt(variables: Sequence[keras.Variable]) -> list[str]:
+    """Returns the paths of the variables that hold a number that is not finite.
+
+    Args:
+        variables: Sequence of Keras variables, of which those of integers do not count.
+    """
+    floats = [variable for variable in variables if keras.backend.is_float_dtype(variable.dtype)]
+    if not floats:
+        return []
+    are_finite = [ops.all(ops.isfinite(variable.value)) for variable in floats]
+    found = ops.convert_to_numpy(ops.stack(are_finite))
+    return [each.path for each, is_finite in zip(floats, found, strict=True) if not is_finite]
+
+
 def _groups(model: keras.Model) -> dict[str, list[keras.Variable]]:
+    guards = [each for each in model.metrics if isinstance(each, GuardedSteps)]
+    guard = [variable for each in guards for variable in each.variables]
+    own = {id(variable) for variable in guard}
     return {
         "model": model.variables,
         "optimizer": model.optimizer.variables,
-        "metrics": model.metrics_variables,
+        "metrics": [each for each in model.metrics_variables if id(each) not in own],
+        "guard": guard,
     }
 
 
 def _check(group: str, variables: list[keras.Variable], state: dict[str, Any]) -> None:
-    advice = "Build and compile the model as it was, or train without resume."
+    advice = (
+        "Build and compile the model as it was, with its optimizer and the trainer's precision, or "
+        "train without resume."
+    )
     if len(variables) != len(state["values"]):
         raise InvalidInputError(
             f"The checkpoint holds {len(state['values'])} variables of the {group}, and here it "

@@ -70,6 +70,11 @@ class TrainingStep:
         with rematerialized(find_blocks(self._model, self._remat)):
             loss, logs, gradients = self._compute_batch(batch, variables)
         present = [gradient is not None for gradient in gradients]
+        if variables and not any(present):
+            raise InvalidInputError(
+                f"The loss depends on no trainable weight of {self._model.name!r}: there is "
+                "nothing to train by it."
+            )
         is_good, update_logs = self._update(
             loss,
             [gradient for gradient in gradients if gradient is not None],
@@ -218,7 +223,7 @@ def compute_loss(
     """
     y_pred = call_for_training(model, x)
     loss = compute_training_loss(model, x, y, y_pred, sample_weight)
-    loss = mark_wrong_labels(loss, model.loss, y, y_pred)
+    loss = mark_wrong_labels(model, loss, y, y_pred)
     update_metrics(model, x, y, y_pred, sample_weight)
     if not with_weight:
         return loss
@@ -290,14 +295,25 @@ def _read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
     if result is None:
         raise InvalidInputError("`train_step` must return the loss; it returned nothing.")
     if not isinstance(result, dict):
-        return ops.convert_to_tensor(result), None, {}
+        return _check_loss(result), None, {}
     if "loss" not in result:
         raise InvalidInputError(
             "`train_step` must return the loss, or a dict with 'loss'; received one of "
             f"{', '.join(map(repr, result)) or 'nothing'}."
         )
     logs = {name: value for name, value in result.items() if name not in ("loss", "weight")}
-    return ops.convert_to_tensor(result["loss"]), result.get("weight"), logs
+    return _check_loss(result["loss"]), result.get("weight"), logs
+
+
+def _check_loss(loss: Any) -> Any:
+    tensor = ops.convert_to_tensor(loss)
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if len(tensor.shape) or not keras.backend.is_float_dtype(dtype):
+        raise InvalidInputError(
+            "`train_step` must return one floating-point number as the loss, such as the mean over "
+            f"the batch; it returned {dtype} of shape {tuple(tensor.shape)}."
+        )
+    return tensor
 
 
 def _scales(optimizer: keras.optimizers.Optimizer) -> bool:

@@ -71,10 +71,11 @@ class WatchGuardedSteps(keras.callbacks.Callback):
         what = f"{what} (a loss of {loss:g}); its update was left out"
         if self._guard.action == "stop" or in_a_row >= self._guard.most_in_a_row:
             count = f", as {in_a_row} in a row were," if in_a_row > 1 else ""
+            without = ", or go on without such batches (guard='skip')"
             raise TrainingDivergedError(
                 f"{what}{count} and the training stopped. The weights of {model.name!r} are those "
                 "before it. Look at the data of that batch, lower the learning rate, clip the "
-                "gradients (gradient_clip=), or go on without such batches (guard='skip')."
+                f"gradients (gradient_clip=){without if self._guard.action == 'stop' else ''}."
             )
         if self._guard.action == "roll_back" and self._roll_back is not None:
             step = self._roll_back(model)

@@ -1,3 +1,5 @@
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -8,14 +10,22 @@ from keras_deepseek.training.label_check import mark_wrong_labels
 OUTPUTS = np.zeros((2, 3), "float32")
 
 
-def mark(spec, y, y_pred=OUTPUTS):
-    loss = mark_wrong_labels(ops.convert_to_tensor(1.0), spec, y, ops.convert_to_tensor(y_pred))
+def mark(spec, y, y_pred=OUTPUTS, output_names=("first", "second")):
+    model = types.SimpleNamespace(loss=spec, output_names=list(output_names))
+    y_pred = keras.tree.map_structure(ops.convert_to_tensor, y_pred)
+    loss = mark_wrong_labels(model, ops.convert_to_tensor(1.0), y, y_pred)
     return float(ops.convert_to_numpy(loss))
 
 
 @pytest.mark.parametrize(
     "spec",
-    ["sparse_categorical_crossentropy", keras.losses.SparseCategoricalCrossentropy()],
+    [
+        "sparse_categorical_crossentropy",
+        "SparseCategoricalCrossentropy",
+        keras.losses.sparse_categorical_crossentropy,
+        keras.losses.SparseCategoricalCrossentropy(),
+        ["sparse_categorical_crossentropy"],
+    ],
 )
 @pytest.mark.parametrize(("label", "expected"), [(0, 1.0), (2, 1.0), (3, np.nan), (-1, np.nan)])
 def test_a_label_that_is_no_class_makes_the_loss_nan(spec, label, expected):
@@ -30,3 +40,16 @@ def test_a_class_that_is_ignored_is_none_that_is_wrong():
 def test_other_losses_have_no_labels():
     assert mark("mse", np.array([7, 7])) == 1.0
     assert mark(None, None) == 1.0
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_each_of_several_outputs_is_looked_at(as_dict):
+    spec = {"second": "sparse_categorical_crossentropy", "first": "mse"}
+    good, bad = np.array([0, 2]), np.array([0, 3])
+    y_pred = {"first": OUTPUTS, "second": OUTPUTS} if as_dict else [OUTPUTS, OUTPUTS]
+
+    def labels(of_first, of_second):
+        return {"first": of_first, "second": of_second} if as_dict else [of_first, of_second]
+
+    assert mark(spec, labels(bad, good), y_pred) == 1.0
+    assert np.isnan(mark(spec, labels(good, bad), y_pred))

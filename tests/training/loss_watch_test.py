@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 from keras_deepseek.artifacts.errors import TrainingDivergedError
@@ -50,3 +51,39 @@ def test_labels_that_are_no_class_end_a_training_on_every_backend():
         fit(make(), y=wrong)
     text = str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
     assert "batch 3 of" in text
+
+
+class Spoiling(Trainer):
+    """Its loss is 0, and its gradients are not."""
+
+    def train_step(self, x, y=None, sample_weight=None):
+        kernel = self.model.trainable_variables[0]
+        return ops.mean(ops.sqrt(0.0 * ops.square(kernel)))
+
+
+@pytest.mark.parametrize("every", [None, 1])
+def test_weights_that_are_spoilt_behind_a_finite_loss_are_found(tmp_path, every):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, name="only")])
+    options = {"checkpoint_dir": tmp_path, "checkpoint_every": every} if every else {}
+    trainer = Spoiling(model, optimizer="sgd", loss="mse", **options)
+    with pytest.raises(TrainingDivergedError, match=r"are not finite, '.*kernel' among"):
+        fit(trainer, epochs=3)
+    assert not every or CheckpointFolder(tmp_path).steps() == []
+
+
+def test_nan_in_the_data_leaves_the_last_checkpoint_whole_behind_any_activation(tmp_path):
+    """On TensorFlow relu(NaN) is 0, and the loss stays finite."""
+    layers = [keras.layers.Dense(8, activation="relu"), keras.layers.Dense(2)]
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    options = {"optimizer": "sgd", "loss": loss, "checkpoint_dir": tmp_path}
+
+    def train(x, **more):
+        model = keras.Sequential([keras.Input((4,)), *layers])
+        trainer = Trainer(model, checkpoint_every=1, keep_last=9, seed=1, **options, **more)
+        return fit(trainer, x, resume=True)
+
+    with pytest.raises(TrainingDivergedError):
+        train(BAD)
+    assert CheckpointFolder(tmp_path, keep_last=9).steps() == [1, 2, 3, 4, 5]
+    # And the advice of the error can be followed.
+    assert train(BAD, guard="skip").history["skipped_steps"] == [1.0]

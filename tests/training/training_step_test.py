@@ -304,3 +304,33 @@ def test_layer_losses_and_states_are_those_of_the_batch():
     assert_same(found, (history, plain.get_weights()))
     logs, _ = fit(build_regularized(), epochs=2, micro_batches=2)
     assert np.isfinite(logs["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("returns", "match"),
+    [
+        (lambda loss: ops.stack([loss, loss]), r"one floating-point number as the loss.*\(2,\)"),
+        (lambda loss: 3, "it returned int32 of shape"),
+        (lambda loss: {"loss": ops.zeros((1,))}, r"float32 of shape \(1,\)"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_refused_on_every_backend(returns, match):
+    class Own(Trainer):
+        def train_step(self, x, y=None, sample_weight=None):
+            return returns(super().train_step(x, y, sample_weight))
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    trainer = Own(model, optimizer="sgd", loss="mse")
+    with pytest.raises(InvalidInputError, match=match):
+        trainer.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="Its gradients are zeros.")
+def test_a_loss_that_depends_on_no_weight_is_refused():
+    class Own(Trainer):
+        def train_step(self, x, y=None, sample_weight=None):
+            return ops.mean(ops.convert_to_tensor(x))
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    with pytest.raises(InvalidInputError, match="depends on no trainable weight"):
+        Own(model, optimizer="sgd", loss="mse").fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
