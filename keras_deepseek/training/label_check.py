@@ -22,10 +22,10 @@ def mark_wrong_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any) -> Any
         ignored = _read_ignored_class(spec)
         if ignored is _NOT_SPARSE or labels is None or outputs.shape[-1] is None:
             continue
-        labels = ops.cast(labels, "int32")
-        is_class = ops.logical_and(labels >= 0, labels < outputs.shape[-1])
+        classes = ops.cast(labels, "int32")
+        is_class = ops.logical_and(classes >= 0, classes < outputs.shape[-1])
         if ignored is not None:
-            is_class = ops.logical_or(is_class, ops.equal(labels, ignored))
+            is_class = ops.logical_or(is_class, ops.equal(classes, ignored))
         loss = ops.where(ops.all(is_class), loss, float("nan"))
     return loss
 

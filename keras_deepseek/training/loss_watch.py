@@ -81,6 +81,7 @@ class LossWatch(keras.callbacks.Callback):
         if spoilt:
             raise TrainingDivergedError(
                 f"Weights of {model.name!r} are not finite, {spoilt[0]!r} among them, though the "
-                "loss is: a batch up to here had NaN in it, or gradients that overflow. guard='stop' "
-                "names the batch, guard='skip' leaves such batches out. Go on from a checkpoint."
+                "loss is: a batch up to here had NaN in it, or gradients that overflow. "
+                "guard='stop' names the batch, guard='skip' leaves such batches out. Go on from a "
+                "checkpoint."
             )
