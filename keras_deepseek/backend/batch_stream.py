@@ -27,6 +27,7 @@ class BatchStream:
         self.steps_per_epoch = steps_per_epoch
         self.epoch_length: int | None = None  # Known from the epoch's last batch on.
         self.error: Exception | None = None  # What going through the data has raised.
+        self._failure: Exception | None = None  # Met while looking ahead: the next batch is that.
         self._in_epoch = False
         self._taken_in_epoch = 0
         self._pass = 0
@@ -82,10 +83,12 @@ class BatchStream:
         if self._begun is None:
             self._begin_pass()
         self._fill(count)
-        if not self._buffer and self._taken:  # `steps_per_epoch` ended with the pass.
+        if not self._buffer and self._taken and self._failure is None:
+            # `steps_per_epoch` ended with the pass.
             self._end_pass()
             self._begin_pass()
             self._fill(count)
+        self._raise_failure()
         if not self._buffer:
             raise InvalidInputError("The training data hold no batch. Give some that do.")
         return list(self._buffer)[:count]
@@ -136,6 +139,7 @@ class BatchStream:
         self._iterator = self.source.batches(self._pass, position["taken"])
         self._drawn = position["taken"]
         self._fill(position["drawn"] - position["taken"])
+        self._raise_failure()
         if self._drawn < position["drawn"]:
             raise InvalidInputError(
                 f"The training data end before batch {position['drawn']}, which the checkpoint had "
@@ -148,6 +152,7 @@ class BatchStream:
 
     def _take(self) -> Any:
         self._fill(1)
+        self._raise_failure()
         if not self._buffer:
             raise InvalidInputError(
                 f"The training data ended after {self._taken} batches; expected "
@@ -163,20 +168,25 @@ class BatchStream:
         if self.source.is_length_exact:
             return self._taken == self.source.num_batches
         self._fill(1)
-        return not self._buffer
+        return not self._buffer and self._failure is None
 
     def _fill(self, count: int) -> None:
-        while len(self._buffer) < count and not self._is_exhausted:
+        while len(self._buffer) < count and not self._is_exhausted and self._failure is None:
             try:
                 batch = next(self._iterator)
             except StopIteration:
                 self._is_exhausted = True
-            except Exception as error:
-                self.error = error  # TensorFlow hides it in one of its own.
-                raise
+            except Exception as error:  # noqa: BLE001 - raised when that batch is asked for.
+                self._failure = error
             else:
                 self._buffer.append(batch)
                 self._drawn += 1
+
+    def _raise_failure(self) -> None:
+        """Raises what the next batch has failed with, once those before it were taken."""
+        if self._failure is not None and not self._buffer:
+            self.error = self._failure  # TensorFlow hides it in one of its own.
+            raise self._failure
 
     def _begin_pass(self) -> None:
         shares = self.source.uses_shared_generators
@@ -185,6 +195,7 @@ class BatchStream:
         self._iterator = self.source.batches(self._pass, 0)
         self._drawn = 0
         self._is_exhausted = False
+        self._failure = None
 
     def _end_pass(self) -> None:
         self.source.end_pass()

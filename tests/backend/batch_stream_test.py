@@ -166,11 +166,20 @@ def test_data_that_end_before_they_said_are_refused():
 def test_what_the_data_raise_is_kept():
     class Failing(Numbers):
         def batches(self, index, first):
-            yield 0
+            yield from [0][first:]
             raise RuntimeError("no more")
 
     stream = BatchStream(Failing(5), None)
+    assert stream.peek(2) == [0]
     stream.begin_epoch()
+    batches = stream.batches()
+    assert next(batches) == 0  # The look ahead at the next one hides no good batch.
+    assert stream.error is None
     with pytest.raises(RuntimeError):
-        list(stream.batches())
+        next(batches)
     assert str(stream.error) == "no more"
+    resumed = BatchStream(Failing(5), None)
+    resumed.go_to(stream.read_position(1))
+    resumed.begin_epoch(1)
+    with pytest.raises(RuntimeError, match="no more"):
+        next(resumed.batches())
