@@ -68,6 +68,7 @@ class CheckpointedCallbacks(keras.callbacks.CallbackList):
         self._first = 0  # The batches of this epoch that an earlier process made.
         self._done = 0  # Those made by now.
         self._ends_epoch = False  # Whether the loop was stopped because the epoch is over.
+        self._is_left = False  # Whether the loop around the steps was left before its end.
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Shows the callbacks the model as it was left, and then gives them back what they knew."""
@@ -121,10 +122,21 @@ class CheckpointedCallbacks(keras.callbacks.CallbackList):
         self._first = self._done = 0
         score = self._score(logs or {})
         is_last = self._trained.stop_training or self._epoch >= self._epochs
-        if self._stop_signal.received:
+        if self._stop_signal.received and not self._is_left:
             self._save_and_exit(score)
         if is_last or self._every is None or self._is_due() or self._is_among_best(score):
             self._save(score)
+
+    def leave(self) -> None:
+        """Takes the last checkpoint of a training that is left between two steps.
+
+        Where the step before has ended an epoch, or the training, its end is told as ever.
+        """
+        self._is_left = True
+        if self._trained.stop_training:
+            self.on_epoch_end(self._epoch, dict(self._trained.get_metrics_result()))
+        if self._step != self._saved_step:
+            self._save()
 
     def _restore(self) -> None:
         if self._resumed is None:

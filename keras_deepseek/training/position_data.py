@@ -19,7 +19,7 @@ def no_data_error() -> InvalidInputError:
 
 
 def check_rows(x: Any) -> None:
-    """Raises an error where training data are arrays without rows.
+    """Raises an error where there are no training data, or arrays without rows.
 
     Args:
         x: Training data as `keras.Model.fit` takes it.
@@ -27,6 +27,8 @@ def check_rows(x: Any) -> None:
     Raises:
         InvalidInputError: There is no row.
     """
+    if x is None:
+        raise no_data_error()
     if isinstance(x, dict | list | tuple) or hasattr(x, "shape"):
         for array in keras.tree.flatten(x):
             if len(getattr(array, "shape", ())) and array.shape[0] == 0:

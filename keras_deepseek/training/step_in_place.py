@@ -7,7 +7,11 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_training import compilation, lent_train_step
+
+_ENDS_OF_DATA = ("StopIteration", "OutOfRangeError")
+"""How Keras's loops find in a step that the data have ended."""
 
 
 class StepInPlace:
@@ -26,12 +30,33 @@ class StepInPlace:
         self._error: Exception | None = None
         self.num_made = 0
         """How often the compiled function has returned in this training."""
+        self.is_making = False
+        """Whether a step is being made; after an error, whether it came out of one."""
+
+    def refuse_open_training(self) -> None:
+        """Raises an error where the model is being trained, by this trainer or another one.
+
+        Raises:
+            InvalidInputError: It is.
+        """
+        lent = vars(self._model).get("make_train_function")
+        if isinstance(getattr(lent, "__self__", None), StepInPlace):
+            raise InvalidInputError(
+                f"Model {self._model.name!r} is being trained: finish the loop over `steps` that "
+                "is open, or close it by `close()` of what `Trainer.steps` has returned."
+            )
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Makes the model train by this step until the block ends."""
+        """Makes the model train by this step until the block ends.
+
+        Raises:
+            InvalidInputError: The model is being trained already.
+        """
+        self.refuse_open_training()
         model, compiled = self._model, compilation(self._model)
         own_function, self._error, self.num_made = model.train_function, None, 0
+        self.is_making = False
         backend.current().separate_variables(model)
         model.make_train_function = self._make_function
         model.train_function = self._function if self._compilation is compiled else None
@@ -60,7 +85,14 @@ class StepInPlace:
 
     def _count(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
-            logs = function(*arguments)
+            self.is_making = True
+            try:
+                logs = function(*arguments)
+            except Exception as error:
+                if type(error).__name__ in _ENDS_OF_DATA:
+                    self.is_making = False
+                raise
+            self.is_making = False
             self.num_made += 1
             return logs
 

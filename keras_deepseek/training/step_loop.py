@@ -9,6 +9,7 @@ import keras
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_internals import build_for_training
 from keras_deepseek.backend.positioned_data import PositionedData
+from keras_deepseek.training.checkpointed_callbacks import CheckpointedCallbacks
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,10 @@ def make_steps(
                 stream.end_epoch()
             if model.stop_training:
                 break
+    except GeneratorExit:
+        if isinstance(told, CheckpointedCallbacks):
+            told.leave()
+        raise
     finally:  # Who leaves the loop has ended the training.
         model.optimizer.finalize_variable_values(model.trainable_weights)
         told.on_train_end(logs)

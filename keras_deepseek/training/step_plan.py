@@ -101,6 +101,19 @@ class StepPlan:
         """How many steps were made since the plan came into use."""
         return self._step.num_made * int(self._model.steps_per_execution)
 
+    @property
+    def is_making(self) -> bool:
+        """Whether a step is being made; after an error, whether it came out of one."""
+        return self._step.is_making
+
+    def refuse_open_training(self) -> None:
+        """Raises an error where the model is being trained.
+
+        Raises:
+            InvalidInputError: It is.
+        """
+        self._step.refuse_open_training()
+
     def count_kept_bytes(self, data: Any) -> int:
         """Returns the bytes that a step on a batch keeps for its backward pass.
 

@@ -9,7 +9,9 @@ from typing import Any
 class StopSignal:
     """Notes SIGTERM for as long as the block lasts.
 
-    Python hands signals to the main thread alone: in another thread, nothing is changed.
+    Python hands signals to the main thread alone: in another thread, nothing is changed. Where the
+    block is left because a generator around it is closed, nobody asks any more: a signal that was
+    noted goes to who had it before, which ends the process if nobody had.
     """
 
     def __init__(self) -> None:
@@ -28,9 +30,12 @@ class StopSignal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None
+        if self._previous is None:
+            return
+        signal.signal(signal.SIGTERM, self._previous)
+        self._previous = None
+        if self.received and kind is GeneratorExit:
+            signal.raise_signal(signal.SIGTERM)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = True

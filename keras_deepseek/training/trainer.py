@@ -7,19 +7,17 @@ follow. What goes in is a `keras.Model`, and it stays one.
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
 from keras_deepseek.artifacts.checkpoint import Checkpoint
-from keras_deepseek.artifacts.errors import (
-    InvalidInputError,
-    KerasDeepSeekError,
-    unknown_name_message,
-)
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.callbacks.run_recorder import RunRecorder
+from keras_deepseek.training.batch_notes import ValidationWatch, noting_batch
 from keras_deepseek.training.batch_size_search import BatchSizeSearch, search_batch_size
 from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
@@ -31,7 +29,7 @@ from keras_deepseek.training.learning_rate_search import (
     search_learning_rate,
 )
 from keras_deepseek.training.memory_report import MemoryReport, measure_memory
-from keras_deepseek.training.no_loss import RefuseNoLoss, no_loss_error
+from keras_deepseek.training.no_loss import RefuseNoLoss
 from keras_deepseek.training.position_data import check_rows, no_data_error, position_data
 from keras_deepseek.training.precision import training_policy
 from keras_deepseek.training.rematerialization import Remat
@@ -42,6 +40,8 @@ from keras_deepseek.training.step_plan import StepPlan
 from keras_deepseek.training.training_state import write_weights
 from keras_deepseek.training.training_step import compute_loss
 from keras_deepseek.training.watching import watched
+
+Callbacks: TypeAlias = keras.callbacks.Callback | Iterable[keras.callbacks.Callback] | None
 
 _OPTIONS_OF_STEPS = {"sample_weight", "class_weight", "shuffle", "steps_per_epoch"}
 
@@ -86,7 +86,7 @@ class Trainer:
             process and refuses what needs more. Defaults to `None`.
         world_size: integer. The number of processes that train. Defaults to `1`.
         rank: integer. Which of them this one is. Defaults to `0`.
-        callbacks: iterable of Keras callbacks. Defaults to `None`.
+        callbacks: Keras callback, or iterable of them. Defaults to `None`.
         run_record: string or path. A file to record the run in, see `artifacts.RunRecord`. Defaults
             to `None`, no record.
         checkpoint_dir: string or path. The folder of the training's checkpoints. Defaults to
@@ -136,7 +136,7 @@ class Trainer:
         distributed_strategy: Strategy | None = None,
         world_size: int = 1,
         rank: int = 0,
-        callbacks: Iterable[keras.callbacks.Callback] | None = None,
+        callbacks: Callbacks = None,
         run_record: str | os.PathLike[str] | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
@@ -146,6 +146,7 @@ class Trainer:
     ) -> None:
         if not isinstance(fp16_enabled, bool):
             raise InvalidInputError(f"`fp16_enabled` is True or False; received {fp16_enabled!r}.")
+        check_integer("keep_last", keep_last)
         self._checkpoints = None
         if checkpoint_dir is not None:
             self._checkpoints = Checkpoints(checkpoint_dir, checkpoint_every, keep_last, keep_best)
@@ -164,9 +165,7 @@ class Trainer:
         self._seed = set_seed(seed)
         with self._on_device():
             self.model = build_model(model)
-        self._callbacks: list[keras.callbacks.Callback] = []
-        for callback in callbacks or ():
-            self.add_callback(callback)
+        self._callbacks = _list_callbacks(callbacks)
         if run_record is not None:
             self.add_callback(RunRecorder(run_record))
         compile_model(self.model, optimizer, loss, metrics, self.policy)
@@ -193,12 +192,7 @@ class Trainer:
         Raises:
             InvalidInputError: It is no Keras callback.
         """
-        if not isinstance(callback, keras.callbacks.Callback):
-            raise InvalidInputError(
-                f"Expected a keras.callbacks.Callback; received {type(callback).__name__}: "
-                f"{callback!r}."
-            )
-        self._callbacks.append(callback)
+        self._callbacks.append(_check_callback(callback))
 
     def fit(
         self,
@@ -207,7 +201,7 @@ class Trainer:
         batch_size: int | None = None,
         epochs: int = 1,
         verbose: str | int = "auto",
-        callbacks: Iterable[keras.callbacks.Callback] | None = None,
+        callbacks: Callbacks = None,
         *,
         resume: bool = False,
         **options: Any,
@@ -223,10 +217,11 @@ class Trainer:
             y: Targets, where `x` does not hold them. Defaults to `None`.
             batch_size: integer. Rows of a batch, where `x` does not come in batches. Defaults to
                 `None`: 32.
-            epochs: integer. How often the data are gone through. Defaults to `1`.
+            epochs: integer. How often the data are gone through, `0` for no step. Defaults to `1`.
             verbose: `"auto"` or `1` for a `callbacks.ProgressDisplay`, `2` for its plain lines, `0`
                 for nothing. Defaults to `"auto"`.
-            callbacks: Callbacks for this call alone, after the trainer's own. Defaults to `None`.
+            callbacks: One or several, for this call alone, after the trainer's own. Defaults to
+                `None`.
             resume: boolean. Whether to go on from the newest checkpoint that is whole, with the
                 same arguments as before. Where there is none, the training begins. Defaults to
                 `False`.
@@ -236,29 +231,17 @@ class Trainer:
             The `History` of `keras.Model.fit`; of a resumed training, from its very beginning.
 
         Raises:
-            InvalidInputError: The model has no loss; or there are two schedules; or model or data
+            InvalidInputError: The model has no loss, or there is no batch; or an argument does not
+                fit; or there are two schedules; or a loop over `steps` is open; or model or data
                 are not those of the checkpoint; or `checkpoint_dir` holds another training.
             CheckpointError: A checkpoint can't be written, as on a full disk; or all there are
                 can't be read.
         """
-        check_rows(x)
         goes_on = resume or self._resumed is not None
         arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
-        try:
-            with self._training(arguments, callbacks, verbose, resume=resume) as given:
-                history = self.model.fit(given.pop("x"), given.pop("y", None), **given)
-        except Exception as error:
-            if "No loss to compute" in str(error):
-                raise no_loss_error(self.model) from error
-            if isinstance(error, StopIteration):  # Of Keras on JAX, where there is no batch.
-                raise no_data_error() from error
-            if not isinstance(error, KerasDeepSeekError):
-                error.add_note(
-                    f"It came with batch {self._plan.num_made + 1} of this training, counted from "
-                    "1 over all epochs."
-                )
-            raise
-        if not self._plan.num_made and not goes_on:  # Keras on TensorFlow says nothing.
+        with self._training(arguments, callbacks, verbose, resume=resume) as given:
+            history = self.model.fit(given.pop("x"), given.pop("y", None), **given)
+        if epochs and not self._plan.num_made and not goes_on:  # Keras on TensorFlow says nothing.
             raise no_data_error()
         return history
 
@@ -268,7 +251,7 @@ class Trainer:
         y: Any = None,
         batch_size: int | None = None,
         epochs: int = 1,
-        callbacks: Iterable[keras.callbacks.Callback] | None = None,
+        callbacks: Callbacks = None,
         *,
         resume: bool = False,
         **options: Any,
@@ -276,22 +259,30 @@ class Trainer:
         """Trains the model as `fit` does, step by step, for a loop of your own.
 
         What happens between two steps may read and change the model, its optimizer and its data.
-        Leaving the loop ends the training. There is no validation: call `evaluate`, which begins
-        the means of the logs anew.
+        Leaving the loop ends the training, with a checkpoint of the last step where there is a
+        `checkpoint_dir`. SIGTERM between two steps is heeded after the next one; where the loop is
+        left instead, it goes to who had it before, after that checkpoint. There is no validation: call `evaluate`, which begins the means of the logs anew.
+
+        An iterator that has a name, as in `steps = trainer.steps(...)`, is left by `steps.close()`.
 
         Args:
             x: Training data, as for `fit`. Defaults to `None`.
             y: Targets, where `x` does not hold them. Defaults to `None`.
             batch_size: integer. Rows of a batch, where `x` does not come in batches. Defaults to
                 `None`: 32.
-            epochs: integer. How often the data are gone through. Defaults to `1`.
-            callbacks: Callbacks for this call alone, after the trainer's own. Defaults to `None`.
+            epochs: integer. How often the data are gone through, `0` for no step. Defaults to `1`.
+            callbacks: One or several, for this call alone, after the trainer's own. Defaults to
+                `None`.
             resume: boolean. Whether to go on from the newest checkpoint, as for `fit`. Defaults to
                 `False`.
             **options: `sample_weight`, `class_weight`, `shuffle` and `steps_per_epoch`.
 
         Yields:
-            A `Step` after each: its `number` in its `epoch`, and its `logs`.
+            A `Step` after each: its `number` in its `epoch`, both counted from 0, and its `logs`.
+
+        Raises:
+            InvalidInputError: As for `fit`, when the first step is asked for.
+            CheckpointError: As for `fit`.
 
         Example:
 
@@ -324,20 +315,27 @@ class Trainer:
     def _training(
         self,
         arguments: dict[str, Any],
-        callbacks: Iterable[keras.callbacks.Callback] | None,
+        callbacks: Callbacks,
         verbose: str | int,
         *,
         resume: bool,
     ) -> Iterator[dict[str, Any]]:
         """Makes the model train as this trainer wants it to; yields the arguments of its `fit`."""
+        self._plan.refuse_open_training()
+        check_rows(arguments["x"])
+        check_integer("epochs", arguments["epochs"], least=0)
+        check_integer("batch_size", arguments["batch_size"], default=1)
+        check_boolean("resume", resume)
+        validation = ValidationWatch()
+        chosen = [validation, *self._plan.callbacks, *self._callbacks, *_list_callbacks(callbacks)]
         if resume and self._resumed is None:
             self.resume()
-        chosen = [*self._plan.callbacks, *self._callbacks, *(callbacks or ())]
         refuse_two_schedules(self.model.optimizer, chosen)
         if self.model.loss is None and not self._computes_loss:  # Its layers may add losses.
             chosen.append(RefuseNoLoss())
         goes_on = self._resumed is not None or resume
         with (
+            noting_batch(self.model, self._plan, validation),
             watched(chosen, verbose, resume=goes_on) as shown,
             self._on_device(),
             self._plan.in_use(),
@@ -555,6 +553,25 @@ class Trainer:
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         return keras.device(self.device) if self.device else contextlib.nullcontext()
+
+
+def _list_callbacks(callbacks: Callbacks) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks of an argument that may be one, several or none."""
+    if callbacks is None:
+        return []
+    return [
+        _check_callback(callback)
+        for callback in (callbacks if isinstance(callbacks, Iterable) else [callbacks])
+    ]
+
+
+def _check_callback(callback: Any) -> keras.callbacks.Callback:
+    if not isinstance(callback, keras.callbacks.Callback):
+        raise InvalidInputError(
+            f"Expected a keras.callbacks.Callback; received {type(callback).__name__}: "
+            f"{callback!r}."
+        )
+    return callback
 
 
 def _default_kind(count_devices: Callable[[str], int]) -> str:

@@ -1,7 +1,10 @@
+import signal
+
 import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.training import Trainer
 
@@ -89,6 +92,84 @@ def test_steps_have_checkpoints_and_go_on_from_them(tmp_path):
     assert len(rest) == 2
     for one, other in zip(second.model.get_weights(), whole.model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def assert_same(one, other):
+    for each, expected in zip(one.model.get_weights(), other.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(each, expected)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_who_leaves_the_loop_goes_on_exactly_there(tmp_path, stop):
+    """In the middle of an epoch, after its last step, and after the first of the next."""
+
+    def make_again(name):
+        return make(checkpoint_dir=tmp_path / name, seed=5)
+
+    def go_through(trainer, **options):
+        return trainer.steps(X, Y, batch_size=8, epochs=3, **options)
+
+    whole = make_again("whole")
+    expected = [(step.epoch, step.logs) for step in go_through(whole)]
+    for number, _ in enumerate(go_through(make_again("left")), 1):
+        if number == stop:
+            break
+    again = make_again("left")
+    assert again.resume() == stop
+    rest = [(step.epoch, step.logs) for step in go_through(again)]
+    assert rest == expected[stop:]
+    assert_same(again, whole)
+
+
+def test_a_training_within_an_open_loop_is_refused_and_the_loop_goes_on():
+    trainer, whole = make(), make()
+    list(whole.steps(X, Y, batch_size=8, shuffle=False))
+    steps = trainer.steps(X, Y, batch_size=8, shuffle=False)
+    next(steps)
+    for train in (
+        lambda: trainer.fit(X, Y, verbose=0),
+        lambda: next(trainer.steps(X, Y)),
+        lambda: next(Trainer(trainer.model).steps(X, Y)),
+        lambda: trainer.find_learning_rate(X, Y),
+    ):
+        with pytest.raises(InvalidInputError, match=r"is being trained: finish the loop.*close"):
+            train()
+    assert len(list(steps)) == 2
+    assert_same(trainer, whole)
+    steps = trainer.steps(X, Y)
+    next(steps)
+    steps.close()
+    trainer.fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_sigterm_in_a_loop_that_is_left_goes_to_who_had_it_before(tmp_path, is_named):
+    taken = []
+    before = signal.signal(
+        signal.SIGTERM, lambda *_: taken.append(CheckpointFolder(tmp_path).steps())
+    )
+    try:
+        steps = [make(checkpoint_dir=tmp_path).steps(X, Y, batch_size=8)]
+        for _ in steps[0] if is_named else steps.pop():
+            signal.raise_signal(signal.SIGTERM)
+            assert not taken
+            break
+        if is_named:
+            steps[0].close()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert taken == [[1]]  # After a checkpoint.
+
+
+def test_sigterm_in_the_loop_is_heeded_after_the_next_step(tmp_path):
+    trainer = make(checkpoint_dir=tmp_path)
+    seen = []
+    with pytest.raises(SystemExit):  # noqa: PT012 - the loop raises it.
+        for step in trainer.steps(X, Y, batch_size=8):
+            seen.append(step.number)
+            signal.raise_signal(signal.SIGTERM)
+    assert seen == [0]
+    assert CheckpointFolder(tmp_path).latest().step == 2
 
 
 def test_unknown_arguments_are_named():

@@ -168,6 +168,8 @@ def test_positional_arguments_and_none_are_taken_as_by_keras():
         ({"device_map": ["gpu"]}, "`device_map` must be a dict"),
         ({"world_size": "8"}, "`world_size` must be a positive integer"),
         ({"world_size": 1.5}, "`world_size` must be a positive integer"),
+        ({"keep_last": 0}, "`keep_last` must be a positive integer"),
+        ({"callbacks": 3}, r"Expected a keras\.callbacks\.Callback; received int"),
         ({"rank": None}, "`rank` must be an integer of at least 0"),
     ],
 )
@@ -307,10 +309,144 @@ def test_an_error_in_the_data_or_the_step_says_with_which_batch_it_came():
         assert "batch 3 of this training" in "".join(caught.value.__notes__)
 
 
+@pytest.mark.parametrize("way", ["fit", "steps"])
+def test_a_good_batch_before_a_bad_one_is_trained(way, tmp_path):
+    def batches():
+        for _ in range(3):
+            yield X[:8], Y[:8]
+        raise ArithmeticError("no fourth batch")
+
+    trainer = Trainer(
+        build(), optimizer="sgd", loss="sparse_categorical_crossentropy", checkpoint_dir=tmp_path
+    )
+    with pytest.raises(ArithmeticError, match="no fourth batch") as caught:
+        train(trainer, way, batches())
+    assert "with batch 4 of this training" in "".join(caught.value.__notes__)
+    assert int(keras.ops.convert_to_numpy(trainer.model.optimizer.iterations.value)) == 3
+
+
+def train(trainer, way, *data, **options):
+    if way == "fit":
+        trainer.fit(*data, verbose=0, **options)
+    else:
+        list(trainer.steps(*data, **options))
+
+
+@pytest.mark.parametrize("way", ["fit", "steps"])
+def test_errors_of_ours_out_of_the_data_say_with_which_batch_they_came(way, tmp_path):
+    def batches():
+        yield X[:8], Y[:8]
+        yield [X[:8], Y[:8]]
+
+    trainer = Trainer(build(compiled=True), checkpoint_dir=tmp_path)
+    with pytest.raises(InvalidInputError, match="must yield tuples") as caught:
+        train(trainer, way, batches())
+    assert "with batch 2 of this training" in "".join(caught.value.__notes__)
+
+
+def test_an_error_in_steps_says_with_which_batch_it_came():
+    def batches():
+        yield X[:8], Y[:8]
+        yield X[:8, :3], Y[:8]
+
+    with pytest.raises(Exception, match=r".+") as caught:
+        train(Trainer(build(compiled=True)), "steps", batches())
+    assert "with batch 2 of this training" in "".join(caught.value.__notes__)
+    with pytest.raises(InvalidInputError, match="has no loss"):
+        train(Trainer(build(), optimizer="sgd"), "steps", X, Y)
+
+
+class FailingCallback(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        raise ArithmeticError("not now")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ({}, {"foo": 1}),
+        ({"metrics": ["accuracyy"]}, {}),
+        ({"callbacks": [FailingCallback()]}, {}),
+    ],
+)
+def test_an_error_before_the_first_batch_is_not_laid_on_it(arguments, options):
+    trainer = Trainer(build(), optimizer="sgd", loss="sparse_categorical_crossentropy", **arguments)
+    with pytest.raises(Exception, match=r".+") as caught:
+        trainer.fit(X, Y, verbose=0, **options)
+    assert not any("batch" in note for note in getattr(caught.value, "__notes__", []))
+
+
+def test_an_error_of_the_first_batch_says_so():
+    class Failing(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            raise ArithmeticError("no batch")
+
+    with pytest.raises(Exception, match=r"no batch") as caught:
+        Trainer(build(compiled=True)).fit(Failing(), verbose=0)
+    assert "with batch 1 of this training" in "".join(caught.value.__notes__)
+
+
+def test_an_error_after_a_step_or_in_a_validation_says_after_which_batch_it_came():
+    def fail(*arguments):
+        raise ArithmeticError("not now")
+
+    def bad():
+        yield X[:8, :3], Y[:8]
+
+    trainer = Trainer(build(compiled=True))
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=fail)
+    with pytest.raises(ArithmeticError) as caught:
+        trainer.fit(X, Y, batch_size=16, verbose=0, callbacks=[callback])
+    assert "It came after batch 4 of" in "".join(caught.value.__notes__)
+    with pytest.raises(Exception, match=r".+") as caught:
+        trainer.fit(X, Y, batch_size=16, verbose=0, validation_data=bad())
+    assert "in the validation after batch 4 of" in "".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize("way", ["fit", "steps"])
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"epochs": -1}, "`epochs` must be an integer of at least 0, received -1"),
+        ({"batch_size": 0}, "`batch_size` must be a positive integer, received 0"),
+        ({"resume": "yes"}, "`resume` must be True or False, received 'yes'"),
+        ({"callbacks": 3}, r"Expected a keras\.callbacks\.Callback; received int: 3"),
+        ({"callbacks": [print]}, r"Expected a keras\.callbacks\.Callback"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(way, options, match):
+    with pytest.raises(InvalidInputError, match=match):
+        train(Trainer(build(compiled=True)), way, X, Y, **options)
+
+
+@pytest.mark.parametrize("folder", [None, "checkpoints"])
+def test_no_epoch_is_no_step(tmp_path, folder):
+    trainer = Trainer(build(compiled=True), checkpoint_dir=folder and tmp_path / folder)
+    before = trainer.model.get_weights()
+    assert trainer.fit(X, Y, epochs=0, verbose=0).history == {}
+    assert list(trainer.steps(X, Y, epochs=0)) == []
+    for one, other in zip(trainer.model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_one_callback_needs_no_list():
+    stop = keras.callbacks.EarlyStopping("loss", patience=0, min_delta=9.0, start_from_epoch=1)
+    assert len(Trainer(build(compiled=True), callbacks=stop).fit(X, Y, 64, 9, 0).epoch) < 9
+    trainer = Trainer(build(compiled=True))
+    assert len(trainer.fit(X, Y, 64, 9, 0, stop).epoch) < 9
+    assert len(list(trainer.steps(X, Y, 64, 9, stop))) < 9
+
+
 def test_data_without_a_batch_are_refused():
     trainer = Trainer(build(), optimizer="sgd", loss="sparse_categorical_crossentropy")
     with pytest.raises(InvalidInputError, match="The training data hold no batch"):
         trainer.fit(X[:0], Y[:0], verbose=0)
+    for way in ("fit", "steps"):
+        with pytest.raises(InvalidInputError, match="The training data hold no batch"):
+            train(trainer, way)
 
 
 def test_two_schedules_are_refused():
