@@ -261,7 +261,8 @@ class Trainer:
         What happens between two steps may read and change the model, its optimizer and its data.
         Leaving the loop ends the training, with a checkpoint of the last step where there is a
         `checkpoint_dir`. SIGTERM between two steps is heeded after the next one; where the loop is
-        left instead, it goes to who had it before, after that checkpoint. There is no validation: call `evaluate`, which begins the means of the logs anew.
+        left instead, it goes to who had it before, after that checkpoint. There is no validation:
+        call `evaluate`, which begins the means of the logs anew.
 
         An iterator that has a name, as in `steps = trainer.steps(...)`, is left by `steps.close()`.
 
