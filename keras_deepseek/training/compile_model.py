@@ -29,6 +29,10 @@ def set_seed(seed: int | None) -> int | None:
     return seed
 
 
+_CHOSEN_BY_OUTPUTS = ("accuracy", "acc")
+"""Names of metrics that Keras chooses by the shapes of targets and outputs."""
+
+
 def build_model(model: keras.Model | Callable[[], keras.Model]) -> keras.Model:
     """Returns a model, or the one that a function builds.
 
@@ -82,15 +86,22 @@ def compile_model(
     compiled = settings["optimizer"]
     settings["optimizer"] = with_loss_scaling(_find("optimizer", compiled), policy)
     _find("loss", settings.get("loss"))
+    for metric in keras.tree.flatten(metrics):
+        if str(metric).lower() not in _CHOSEN_BY_OUTPUTS:
+            _find("metric", metric)
     if given or settings["optimizer"] is not compiled:
         model.compile(**settings, auto_scale_loss=False)
 
 
-def _find(kind: Literal["optimizer", "loss"], value: Any) -> Any:
+def _find(kind: Literal["optimizer", "loss", "metric"], value: Any) -> Any:
     """Returns what a name or a config stands for, or says that it is unknown."""
     if not isinstance(value, str) and not (kind == "optimizer" and isinstance(value, dict)):
         return value
-    find = keras.optimizers.get if kind == "optimizer" else keras.losses.get
+    find = {
+        "optimizer": keras.optimizers.get,
+        "loss": keras.losses.get,
+        "metric": keras.metrics.get,
+    }[kind]
     try:
         return find(value)
     except (ValueError, TypeError) as error:

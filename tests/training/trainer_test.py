@@ -162,6 +162,7 @@ def test_positional_arguments_and_none_are_taken_as_by_keras():
     [
         ({"optimizer": "adamm"}, "Unknown optimizer 'adamm'"),
         ({"loss": "msee"}, "Unknown loss 'msee'"),
+        ({"metrics": ["acc", "accuracyy"]}, "Unknown metric 'accuracyy'"),
         ({"fp16_enabled": "no"}, "`fp16_enabled` is True or False"),
         ({"precision": 16}, "Unknown precision 16"),
         ({"device_map": "gpu"}, "`device_map` must be a dict"),
@@ -319,10 +320,14 @@ def test_a_good_batch_before_a_bad_one_is_trained(way, tmp_path):
     trainer = Trainer(
         build(), optimizer="sgd", loss="sparse_categorical_crossentropy", checkpoint_dir=tmp_path
     )
+    made = []
+    callback = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: made.append(batch)
+    )
     with pytest.raises(ArithmeticError, match="no fourth batch") as caught:
-        train(trainer, way, batches())
+        train(trainer, way, batches(), callbacks=callback)
     assert "with batch 4 of this training" in "".join(caught.value.__notes__)
-    assert int(keras.ops.convert_to_numpy(trainer.model.optimizer.iterations.value)) == 3
+    assert made == [0, 1, 2]
 
 
 def train(trainer, way, *data, **options):
@@ -365,7 +370,6 @@ class FailingCallback(keras.callbacks.Callback):
     ("arguments", "options"),
     [
         ({}, {"foo": 1}),
-        ({"metrics": ["accuracyy"]}, {}),
         ({"callbacks": [FailingCallback()]}, {}),
     ],
 )
