@@ -14,7 +14,6 @@ from keras_deepseek.training.position_data import no_data_error
 from keras_deepseek.training.step_plan import StepPlan
 
 _OF_DATA = ("__getitem__", "__iter__", "__next__", "_raise_failure")
-_HIDES_ITS_DATA = "tensorflow"  # Its errors hide those of Python's data, and where they came from.
 
 
 class ValidationWatch(keras.callbacks.Callback):
@@ -76,7 +75,8 @@ def came_out_of_data(error: BaseException) -> bool:
     Args:
         error: The error.
     """
-    if type(error).__module__.split(".")[0] == _HIDES_ITS_DATA:
+    # TensorFlow's own errors hide those of Python's data, and where they came from.
+    if type(error).__module__.split(".")[0] == keras.backend.backend():
         return True
     traceback = error.__traceback__
     while traceback is not None:
