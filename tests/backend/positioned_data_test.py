@@ -103,7 +103,7 @@ def iter_of_nothing():
 
 def test_inputs_keep_their_names_in_whichever_order_they_come():
     data = open_data({"second": X, "first": np.tile(X, 3)}, y=None)
-    (inputs,) = data.symbolic_batch()
+    inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data.symbolic_batch())
     assert {name: tensor.shape for name, tensor in inputs.items()} == {
         "first": (4, 3),
         "second": (4, 1),
