@@ -107,7 +107,7 @@ is left out, and there is a checkpoint every 25 steps. The same function starts 
 goes on with it. Events for TensorBoard, lines of JSON and the throughput are plain callbacks.
 """
 
-BATCH_SIZE, EPOCHS = 16, 5
+BATCH_SIZE, EPOCHS = 16, 3
 NUM_STEPS = EPOCHS * -(-len(labels) // BATCH_SIZE)
 folder = tempfile.mkdtemp(prefix="pretraining_")
 
@@ -174,4 +174,4 @@ except KeyboardInterrupt:
 
 print(f"{keras.backend.backend()}: loss {losses[0]:.2f} at first, {losses[-1]:.2f} at last")
 assert resumed == losses
-assert losses[-1] < 0.8 * losses[0]
+assert losses[-1] < 0.85 * losses[0]
