@@ -26,7 +26,7 @@ from training_torch import missing, train_hugging_face
 
 from keras_deepseek.training import Trainer
 
-SHAPE = Shape(num_layers=2, hidden_dim=64, num_heads=4, vocabulary_size=4_700, longest=128)
+SHAPE = Shape(num_layers=2, hidden_dim=64, num_heads=4, vocabulary_size=4_700, longest=48)
 BATCH_SIZE, NUM_UNSEEN, LEARNING_RATE = 16, 256, 1e-3
 PADDED, PACKED, GROUPED, HF = (
     "padded, full head",
@@ -45,13 +45,13 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=18, help="default 18: about 2,000 steps")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     arguments = parser.parse_args()
-    documents = read_documents(2_048)
+    documents = read_documents(2_048, longest=SHAPE.longest)
     seen, unseen = split(documents, NUM_UNSEEN)
     steps = arguments.epochs * -(-len(seen.token_ids) // BATCH_SIZE)
     ways: dict[str, Callable[[Documents, Documents, int, int], Losses]] = {
-        PADDED: train_padded,
         PACKED: train_packed,
         GROUPED: train_grouped,
+        PADDED: train_padded,
     }
     if keras.backend.backend() == "torch" and not missing():
         ways[HF] = train_by_hugging_face
@@ -73,14 +73,14 @@ def main() -> int:
 
 
 def train_padded(seen: Documents, unseen: Documents, epochs: int, seed: int) -> Losses:
-    x, y = pad(seen)
-    return _train((x, y), pad(unseen), BATCH_SIZE, epochs, seed, has_masked_head=False)
+    data = pad(seen, SHAPE.longest)
+    return _train(data, pad(unseen, SHAPE.longest), BATCH_SIZE, epochs, seed, has_masked_head=False)
 
 
 def train_packed(seen: Documents, unseen: Documents, epochs: int, seed: int) -> Losses:
     x, y = pack(seen, seed)
-    # As many steps an epoch as there are batches of documents.
-    num_rows = -(-len(y) * BATCH_SIZE // len(seen.token_ids))
+    # About as many steps an epoch as there are batches of documents.
+    num_rows = max(1, round(len(y) * BATCH_SIZE / len(seen.token_ids)))
     return _train((x, y), pack(unseen), num_rows, epochs, seed)
 
 

@@ -44,12 +44,13 @@ class Documents:
         return sum(map(len, self.token_ids))
 
 
-def read_documents(number: int, seed: int = 0) -> Documents:
+def read_documents(number: int, seed: int = 0, longest: int = LONGEST) -> Documents:
     """Returns documents in a random order, again from the first where there are not as many.
 
     Args:
         number: integer. How many.
         seed: integer. What their order and the masks are drawn by. Defaults to `0`.
+        longest: integer. The tokens that are left of longer ones. Defaults to `LONGEST`.
     """
     paragraphs = {
         paragraph: None
@@ -57,7 +58,7 @@ def read_documents(number: int, seed: int = 0) -> Documents:
         for paragraph in re.split(r"\n\s*\n", topics.topics[name].lower())
         if paragraph.strip()
     }
-    words = [re.findall(r"\w+|[^\w\s]", paragraph)[: LONGEST - 2] for paragraph in paragraphs]
+    words = [re.findall(r"\w+|[^\w\s]", paragraph)[: longest - 2] for paragraph in paragraphs]
     counts = Counter(word for document in words for word in document)
     ids = {word: _FIRST_WORD + i for i, (word, _) in enumerate(counts.most_common())}
     rng = np.random.default_rng(seed)
