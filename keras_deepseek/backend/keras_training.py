@@ -185,6 +185,38 @@ def take_losses(layer: keras.Layer, call: Callable[..., Any]) -> Callable[..., A
     return run
 
 
+def recomputed_call(
+    layer: keras.Layer,
+    call: Callable[..., Any],
+    states: Sequence[keras.Variable],
+    checkpoint: Callable[[Callable[..., Any], Sequence[Any]], Any],
+) -> Callable[..., Any]:
+    """Returns a layer's `call` in a form that a framework may run a second time, for the gradient.
+
+    Args:
+        layer: `keras.Layer`.
+        call: Its `call`.
+        states: The variables that it assigns: those of the second time are not kept.
+        checkpoint: Function of a function and the tensors that it is called with; it returns what
+            that returns, and lets the framework compute it anew.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        floats, put = split_floats((args, kwargs))
+        again = remember_call(take_losses(layer, repeatable(call, states)))
+
+        def compute(*floats: Any) -> Any:
+            given, named = put(floats)
+            return again(*given, **named)
+
+        outputs, losses = checkpoint(compute, floats)
+        for loss in losses:
+            layer.add_loss(loss)
+        return outputs
+
+    return run
+
+
 def split_floats(arguments: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
     """Returns the floating-point tensors among arguments, and what puts others in their place.
 

@@ -6,6 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.training.loss_weight import revive_loss
+
 
 def mark_wrong_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any) -> Any:
     """Returns a loss, NaN where a label of a sparse cross entropy is no class of its output.
@@ -35,7 +37,7 @@ _NOT_SPARSE = object()
 
 def _read_ignored_class(spec: Any) -> Any:
     """Returns the class that a sparse cross entropy ignores, or that the loss is none."""
-    loss = keras.losses.get(spec) if isinstance(spec, str | dict) else spec
+    loss = revive_loss(spec)
     if loss is keras.losses.sparse_categorical_crossentropy:
         return None
     if isinstance(loss, keras.losses.SparseCategoricalCrossentropy):

@@ -18,7 +18,7 @@ def find_reduction(loss: Any) -> str:
     Raises:
         InvalidInputError: Some losses are sums and others means.
     """
-    losses = [_revive(each) for each in keras.tree.flatten(loss) if each is not None]
+    losses = [revive_loss(each) for each in keras.tree.flatten(loss) if each is not None]
     reductions = {getattr(each, "reduction", "sum_over_batch_size") for each in losses}
     reductions = {"sum_over_batch_size" if name == "mean" else name for name in reductions}
     if len(reductions) > 1:
@@ -42,7 +42,7 @@ def weigh_loss(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
         InvalidInputError: There are several outputs with masks of their own.
     """
     outputs, masks = keras.tree.flatten(y_pred), output_masks(y_pred)
-    losses = [_revive(each) for each in keras.tree.flatten(loss) if each is not None]
+    losses = [revive_loss(each) for each in keras.tree.flatten(loss) if each is not None]
     ignored = [getattr(each, "ignore_class", None) for each in losses]
     by_weight = find_reduction(loss) == "mean_with_sample_weight"
     counts = [mask for mask in (*masks, *ignored) if mask is not None]
@@ -71,5 +71,10 @@ def weigh_loss(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
     return ops.sum(weights)
 
 
-def _revive(loss: Any) -> Any:
+def revive_loss(loss: Any) -> Any:
+    """Returns a loss as an object or a function, where it is a name or a config.
+
+    Args:
+        loss: One loss, as a model is compiled with it.
+    """
     return keras.losses.get(loss) if isinstance(loss, str | dict) else loss

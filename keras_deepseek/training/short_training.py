@@ -7,12 +7,12 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.batch_source import open_batch_source
 from keras_deepseek.backend.batch_stream import BatchStream
 from keras_deepseek.backend.keras_internals import build_for_training
 from keras_deepseek.backend.positioned_data import PositionedData
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
 from keras_deepseek.training.no_loss import RefuseNoLoss, refusing_no_loss
+from keras_deepseek.training.position_data import position_data
 from keras_deepseek.training.training_state import read_variables, write_variables
 
 
@@ -83,7 +83,13 @@ class ShortTraining:
                 "A search looks at each step, and the model makes "
                 f"{self._model.steps_per_execution} at once: compile it with steps_per_execution=1."
             )
-        positioned = _position(x, y, sample_weight, batch_size, class_weight)
+        positioned = _open(
+            x=x,
+            y=y,
+            sample_weight=sample_weight,
+            batch_size=batch_size,
+            class_weight=class_weight,
+        )
         stream = positioned.stream
         chosen = [*callbacks, _Steps(steps, stream)]
         if self._model.loss is None:
@@ -93,27 +99,16 @@ class ShortTraining:
             self.restore()
             self._model.fit(positioned, epochs=steps, verbose=0, callbacks=chosen)
 
-    def first_batch(
-        self,
-        x: Any,
-        y: Any = None,
-        sample_weight: Any = None,
-        batch_size: int | None = None,
-        class_weight: Any = None,
-    ) -> Any:
+    def first_batch(self, **data: Any) -> Any:
         """Returns tensors of the first batch that a training would be made on; the model is built.
 
         Args:
-            x: The data, as `keras.Model.fit` takes them.
-            y: Likewise. Defaults to `None`.
-            sample_weight: Likewise. Defaults to `None`.
-            batch_size: Likewise. Defaults to `None`.
-            class_weight: Likewise. Defaults to `None`.
+            **data: The data, as for `fit`.
 
         Raises:
             InvalidInputError: There is no batch.
         """
-        positioned = _position(x, y, sample_weight, batch_size, class_weight)
+        positioned = _open(**data)
         with refusing_no_loss(self._model), self._lend_step():
             self._build(positioned)
         (batch,) = positioned.stream.peek(1)
@@ -127,22 +122,10 @@ class ShortTraining:
             self._state = read_variables(self._model)
 
 
-def _position(
-    x: Any, y: Any, sample_weight: Any, batch_size: int | None, class_weight: Any
-) -> PositionedData:
-    source = open_batch_source(
-        x,
-        y=y,
-        sample_weight=sample_weight,
-        batch_size=batch_size,
-        steps_per_epoch=None,
-        class_weight=class_weight,
-        shuffle=None,
-        seed=0,
-    )
-    positioned = PositionedData(BatchStream(source, None))
-    positioned.open()
-    return positioned
+def _open(**given: Any) -> PositionedData:
+    _, data = position_data(given, seed=0)
+    data.open()
+    return data
 
 
 class _Steps(keras.callbacks.Callback):

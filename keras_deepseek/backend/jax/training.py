@@ -5,6 +5,14 @@ from typing import Any
 
 import keras
 
+_GROUPS = (
+    "trainable_variables",
+    "non_trainable_variables",
+    "optimizer_variables",
+    "metrics_variables",
+)
+"""The parts of a training's state, in Keras's order and by Keras's names."""
+
 
 def make_train_step(
     model: keras.Model, step: Callable[[Any], dict[str, Any]]
@@ -34,13 +42,9 @@ def make_train_step(
 
 def run_step(model: keras.Model, batch: Any) -> dict[str, Any]:
     """Trains a model, whose training function was made, on one batch, and returns the logs."""
-    groups = ("trainable", "non_trainable", "optimizer", "metrics")
-    state = model._get_jax_state(**{f"{group}_variables": True for group in groups})
+    state = model._get_jax_state(**dict.fromkeys(_GROUPS, True))
     logs, state = model.train_function(state, iter([batch]))
-    model._jax_state = {
-        f"{group}_variables": values for group, values in zip(groups, state, strict=True)
-    }
-    model._jax_state_synced = False
+    _hold_state(model, state)
     model.jax_state_sync()
     return dict(logs)
 
@@ -64,14 +68,16 @@ def keep_state(model: keras.Model, train_function: Callable[..., Any]) -> Callab
         except Exception:
             # Keras has taken the values out of the variables, and puts back what stands here.
             if not any(value.is_deleted() for values in state for value in values):
-                names = ("trainable", "non_trainable", "optimizer", "metrics")
-                model._jax_state = {
-                    f"{name}_variables": values for name, values in zip(names, state, strict=True)
-                }
-                model._jax_state_synced = False
+                _hold_state(model, state)
             raise
 
     return run
+
+
+def _hold_state(model: keras.Model, state: Any) -> None:
+    """Leaves the values of a model's variables where Keras takes them from, to put them back."""
+    model._jax_state = dict(zip(_GROUPS, state, strict=True))
+    model._jax_state_synced = False
 
 
 def run_before_step(

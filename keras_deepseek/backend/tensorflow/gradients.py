@@ -7,12 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_training import (
-    remember_call,
-    repeatable,
-    split_floats,
-    take_losses,
-)
+from keras_deepseek.backend.keras_training import recomputed_call
 
 
 def compute_gradients(
@@ -47,21 +42,9 @@ def rematerialize(
     layer: keras.Layer, call: Callable[..., Any], states: Sequence[keras.Variable]
 ) -> Callable[..., Any]:
     """Returns a layer's `call` that keeps nothing for the gradient, and computes it anew there."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        floats, put = split_floats((args, kwargs))
-        again = remember_call(take_losses(layer, repeatable(call, states)))
-
-        def compute(*floats: tf.Tensor) -> Any:
-            given, named = put(floats)
-            return again(*given, **named)
-
-        outputs, losses = tf.recompute_grad(compute)(*floats)
-        for loss in losses:
-            layer.add_loss(loss)
-        return outputs
-
-    return run
+    return recomputed_call(
+        layer, call, states, lambda compute, floats: tf.recompute_grad(compute)(*floats)
+    )
 
 
 def apply_with_gradient(

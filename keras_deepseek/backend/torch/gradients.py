@@ -8,12 +8,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_training import (
-    remember_call,
-    repeatable,
-    split_floats,
-    take_losses,
-)
+from keras_deepseek.backend.keras_training import recomputed_call
 
 
 def compute_gradients(
@@ -50,21 +45,12 @@ def rematerialize(
     layer: keras.Layer, call: Callable[..., Any], states: Sequence[keras.Variable]
 ) -> Callable[..., Any]:
     """Returns a layer's `call` that keeps nothing for the gradient, and computes it anew there."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        floats, put = split_floats((args, kwargs))
-        again = remember_call(take_losses(layer, repeatable(call, states)))
-
-        def compute(*floats: torch.Tensor) -> Any:
-            given, named = put(floats)
-            return again(*given, **named)
-
-        outputs, losses = checkpoint(compute, *floats, use_reentrant=False)
-        for loss in losses:
-            layer.add_loss(loss)
-        return outputs
-
-    return run
+    return recomputed_call(
+        layer,
+        call,
+        states,
+        lambda compute, floats: checkpoint(compute, *floats, use_reentrant=False),
+    )
 
 
 def apply_with_gradient(
