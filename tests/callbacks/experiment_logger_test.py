@@ -4,6 +4,7 @@ import pytest
 
 from keras_deepseek.callbacks.experiment_logger import ExperimentLogger
 from keras_deepseek.training import Trainer
+from tests.oracles.interruption import EndAt, KilledError
 
 X, Y = np.ones((12, 2), "float32"), np.ones((12, 1), "float32")
 
@@ -65,27 +66,6 @@ def test_logs_are_named_by_what_they_are_of():
     assert expected.items() <= run["config"].items()
 
 
-class FailingError(Exception):
-    pass
-
-
-class Failing(keras.callbacks.Callback):
-    def __init__(self, step):
-        super().__init__()
-        self.left = step
-
-    def get_state(self):
-        """Counts the steps of this process alone."""
-
-    def set_state(self, state):
-        pass
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if self.left == 0:
-            raise FailingError
-
-
 def test_a_training_that_is_resumed_goes_on_with_its_run(tmp_path):
     service = Service()
 
@@ -94,8 +74,8 @@ def test_a_training_that_is_resumed_goes_on_with_its_run(tmp_path):
         callbacks = [service.logger(), *others]
         trainer.fit(X, Y, 4, 2, verbose=0, callbacks=callbacks, resume=True)
 
-    with pytest.raises(FailingError):
-        train(Failing(5))
+    with pytest.raises(KilledError):
+        train(EndAt(5))
     (run,) = service.runs.values()
     assert run["ended"] is False
     train()

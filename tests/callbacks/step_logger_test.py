@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.callbacks.step_logger import StepLogger
 from keras_deepseek.training import Trainer
+from tests.oracles.interruption import EndAt, KilledError
 
 X, Y = np.ones((12, 2), "float32"), np.ones((12, 1), "float32")
 
@@ -116,27 +117,6 @@ def test_steps_that_come_out_of_order_are_written_in_order(an_execution, executi
     assert logger.steps == [(index + 1) * an_execution for index in range(executions)]
 
 
-class EndAtError(Exception):
-    pass
-
-
-class EndAt(keras.callbacks.Callback):
-    def __init__(self, step):
-        super().__init__()
-        self.left = step
-
-    def get_state(self):
-        """Counts the steps of this process alone."""
-
-    def set_state(self, state):
-        pass
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if self.left == 0:
-            raise EndAtError
-
-
 @pytest.mark.parametrize("end", [2, 3, 5, 8])
 def test_a_training_that_is_resumed_writes_no_step_twice(tmp_path, end):
     def train(name, rows, *others):
@@ -146,7 +126,7 @@ def test_a_training_that_is_resumed_writes_no_step_twice(tmp_path, end):
 
     expected, rows = [], []
     train("left_alone", expected)
-    with pytest.raises(EndAtError):
+    with pytest.raises(KilledError):
         train("ended", rows, EndAt(end))
     assert rows  # Also what came after the last checkpoint.
     train("ended", rows)
@@ -158,7 +138,7 @@ def test_one_that_is_new_in_a_resumed_training_knows_the_step(tmp_path):
         trainer = Trainer(build, checkpoint_dir=tmp_path, checkpoint_every=2, seed=1)
         trainer.fit(X, Y, 4, 3, verbose=0, callbacks=list(callbacks), resume=True)
 
-    with pytest.raises(EndAtError):
+    with pytest.raises(KilledError):
         train(EndAt(6))
     logger = Written()
     train(logger)

@@ -8,6 +8,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.callbacks import TensorBoardEvents
 from keras_deepseek.training import Trainer
 from tests.oracles.event_reader import read_scalars
+from tests.oracles.interruption import EndAt, KilledError
 
 X, Y = np.ones((12, 2), "float32"), np.ones((12, 1), "float32")
 
@@ -78,29 +79,6 @@ def test_a_second_fit_goes_on_counting(tmp_path):
     fit(model, callback, epochs=3, initial_epoch=2)
     assert steps(tmp_path / "train", "batch_loss") == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert steps(tmp_path / "train", "epoch_loss") == [0, 1, 2]
-
-
-class KilledError(Exception):
-    pass
-
-
-class EndAt(keras.callbacks.Callback):
-    def __init__(self, step, how):
-        super().__init__()
-        self.left, self.how = step, how
-
-    def get_state(self):
-        """Counts the steps of this process alone."""
-
-    def set_state(self, state):
-        pass
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if self.left == 0:
-            if self.how is KilledError:
-                raise KilledError
-            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("end", [(3, KilledError), (5, KilledError), (4, signal.SIGTERM)])

@@ -11,6 +11,7 @@ from keras_deepseek.backend.keras_internals import build_for_training
 from keras_deepseek.callbacks import LRScheduler
 from keras_deepseek.training import Trainer
 from keras_deepseek.training.training_state import read_variables, write_variables
+from tests.oracles.interruption import EndAt, KilledError
 
 try:
     import torch  # Before a trainer is made: `seed` reaches what is imported.
@@ -20,31 +21,6 @@ except ImportError:
 X = np.random.default_rng(0).normal(size=(22, 4)).astype("float32")
 Y = (X.sum(axis=1) > 0).astype("int32")
 EPOCHS, BATCHES = 4, 6
-
-
-class KilledError(Exception):
-    """What stands for the end of the process without a word."""
-
-
-class EndAt(keras.callbacks.Callback):
-    """Ends the training after a step."""
-
-    def __init__(self, step, how):
-        super().__init__()
-        self.left, self.how = step, how
-
-    def get_state(self):
-        """Counts the steps of this process alone."""
-
-    def set_state(self, state):
-        pass
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if self.left == 0:
-            if self.how is KilledError:
-                raise KilledError
-            signal.raise_signal(signal.SIGTERM)
 
 
 def build():
