@@ -32,8 +32,8 @@ def measure(
     with_backward: bool,
     use_torch_compile: bool,
     repeats: int | None = None,
-) -> dict[str, float]:
-    """Returns the median milliseconds of a call, by rival; a sample is of so many `repeats`."""
+) -> dict[str, list[float]]:
+    """Returns the milliseconds of a call by rival and round; a sample is of so many `repeats`."""
     actions: dict[str, Callable[[], Any]] = {}
     calls: dict[str, int] = {}
     for name, rival in rivals.items():
@@ -47,7 +47,7 @@ def measure(
         for name, action in actions.items():
             _settle()
             spent[name].append(_spend(action, calls[name]) * 1e3)
-    return {name: statistics.median(times) for name, times in spent.items()}
+    return spent
 
 
 def _settle() -> None:
@@ -74,7 +74,7 @@ def main() -> int:
     repeats = setting.pop("repeats", None)
     keras.utils.set_random_seed(0)
     rivals, facts = importlib.import_module(name).make_rivals(**setting)
-    milliseconds = {
+    samples = {
         direction: measure(
             rivals,
             rounds,
@@ -84,8 +84,13 @@ def main() -> int:
         )
         for direction in directions
     }
+    milliseconds = {
+        direction: {name: statistics.median(times) for name, times in spent.items()}
+        for direction, spent in samples.items()
+    }
     versions = {"keras": keras.__version__, keras.backend.backend(): _framework_version()}
-    print(json.dumps({"milliseconds": milliseconds, "facts": facts, "versions": versions}))
+    result = {"milliseconds": milliseconds, "samples": samples}
+    print(json.dumps({**result, "facts": facts, "versions": versions}))
     return 0
 
 

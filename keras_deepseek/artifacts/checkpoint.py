@@ -72,8 +72,8 @@ class Checkpoint:
                 partial.unlink(missing_ok=True)
             raise CheckpointError(
                 f"The checkpoint of step {self.step} can't be written to {str(path)!r}: {error}. "
-                "Those before it are whole: make room, then go on from the last of them with "
-                "fit(..., resume=True)."
+                "Make room. Those before it, if there are any, are whole: go on from the last of "
+                "them with fit(..., resume=True)."
             ) from error
 
     def _write_to(self, file: IO[bytes]) -> None:

@@ -83,7 +83,14 @@ def update_metrics(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weigh
 
 def track_loss(model: keras.Model, loss: Any, num_rows: Any) -> None:
     """Tells the mean of a compiled model's loss of a batch."""
-    model._loss_tracker.update_state(loss, sample_weight=num_rows)
+    tracker = model._loss_tracker
+    if type(tracker) is not keras.metrics.Mean:
+        tracker.update_state(loss, sample_weight=num_rows)
+        return
+    # What `update_state` comes to for one number, without its handling of shapes and masks.
+    num_rows = keras.ops.cast(num_rows, tracker.dtype)
+    tracker.total.assign_add(keras.ops.cast(loss, tracker.dtype) * num_rows)
+    tracker.count.assign_add(num_rows)
 
 
 def batch_states(model: keras.Model) -> list[keras.Variable]:

@@ -208,6 +208,12 @@ def _read_data(
 def _of_function(data: Any, size: int) -> dict[str, Any]:
     if not isinstance(data, tuple):
         return {"x": data}
+    num_rows = len(next(array for array in keras.tree.flatten(data) if array is not None))
+    if num_rows < size:
+        raise InvalidInputError(
+            f"The function was asked for a batch of {size} rows and returned {num_rows}. Let it "
+            "return arrays of as many rows as it is given."
+        )
     return _arguments(data, size)
 
 

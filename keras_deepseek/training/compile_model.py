@@ -1,5 +1,6 @@
 """From what a user gives a trainer to a model that is compiled."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -44,6 +45,7 @@ def build_model(model: keras.Model | Callable[[], keras.Model]) -> keras.Model:
     """
     made = model
     if not isinstance(model, keras.Model) and callable(model):
+        _check_no_arguments(model)
         made = model()
     if not isinstance(made, keras.Model):
         raise InvalidInputError(
@@ -51,6 +53,20 @@ def build_model(model: keras.Model | Callable[[], keras.Model]) -> keras.Model:
             f"{type(made).__name__}: {made!r}."
         )
     return made
+
+
+def _check_no_arguments(function: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # Of what is not written in Python nobody knows.
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise InvalidInputError(
+            f"The function that builds the model is called without arguments, and it takes "
+            f"{signature}. Give `lambda: build(...)`, or the model itself."
+        ) from error
 
 
 def compile_model(

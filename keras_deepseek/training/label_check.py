@@ -25,9 +25,9 @@ def mark_wrong_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any) -> Any
         if ignored is _NOT_SPARSE or labels is None or outputs.shape[-1] is None:
             continue
         classes = ops.cast(labels, "int32")
-        is_class = ops.logical_and(classes >= 0, classes < outputs.shape[-1])
+        is_class = (classes >= 0) & (classes < outputs.shape[-1])
         if ignored is not None:
-            is_class = ops.logical_or(is_class, ops.equal(classes, ignored))
+            is_class = is_class | (classes == ignored)
         loss = ops.where(ops.all(is_class), loss, float("nan"))
     return loss
 

@@ -102,10 +102,15 @@ def search_learning_rate(
         **data: What `ShortTraining.fit` takes for data.
 
     Raises:
-        InvalidInputError: A number does not fit, or the optimizer has a schedule.
+        InvalidInputError: A number does not fit, the optimizer has a schedule, or the very first
+            loss is not finite.
     """
     check_number("lowest", lowest, above=0.0)
-    check_number("highest", highest, above=lowest)
+    check_number("highest", highest, above=0.0)
+    if highest <= lowest:
+        raise InvalidInputError(
+            f"`highest` must be above `lowest`, {lowest:g}; received {highest:g}."
+        )
     check_integer("num_steps", num_steps, least=10)
     if not isinstance(model.optimizer.learning_rate, keras.Variable):
         raise InvalidInputError(
@@ -121,8 +126,6 @@ def search_learning_rate(
 def _result(all_rates: list[float], raw_losses: list[float]) -> LearningRateSearch:
     """Returns what the losses of the first so many rates say."""
     rates = all_rates[: len(raw_losses)]
-    if not raw_losses:
-        return LearningRateSearch([], [], [], None)
     # An explosion would hide, in the means, the fall before it.
     start = float(np.median(raw_losses[: max(len(raw_losses) // 10, 1)]))
     clipped = np.minimum(raw_losses, 2 * start - min(raw_losses))
@@ -158,6 +161,11 @@ class _Sweep(keras.callbacks.Callback):
             )
         loss = float(logged)
         if not math.isfinite(loss):
+            if not self.losses:
+                raise InvalidInputError(
+                    f"The loss of the first step is {loss:g}, before any rate could make it so: "
+                    "look at the inputs for NaN, and at the labels for those that are no class."
+                )
             self.model.stop_training = True
             return
         self.losses.append(loss)

@@ -26,6 +26,7 @@ class LossWatch(keras.callbacks.Callback):
         self._watched: keras.Model | None = None
         self._epoch = 0
         self._found: tuple[int, int, float] | None = None
+        self._is_checked = False  # Whether the weights were looked at since the last step.
 
     def set_model(self, model: keras.Model) -> None:
         """Keeps the model itself: on JAX, Keras's own property stops the training to read it."""
@@ -34,12 +35,14 @@ class LossWatch(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._found = None
+        self._is_checked = False
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Remembers the first loss that is not finite, and asks for the end of the epoch."""
+        self._is_checked = False
         loss = (logs or {}).get("loss")
         if loss is None or math.isfinite(loss):
             return
@@ -76,6 +79,9 @@ class LossWatch(keras.callbacks.Callback):
         )
 
     def _check_weights(self) -> None:
+        if self._is_checked:
+            return
+        self._is_checked = True
         model = self.model  # On JAX this brings the variables of the step.
         spoilt = find_spoilt(model.trainable_variables)
         if spoilt:

@@ -18,21 +18,42 @@ def no_data_error() -> InvalidInputError:
     return InvalidInputError("The training data hold no batch. Give some that do.")
 
 
-def check_rows(x: Any) -> None:
-    """Raises an error where there are no training data, or arrays without rows.
+def check_data(x: Any, batch_size: int | None) -> None:
+    """Raises an error where there are no training data, or those of another batch size.
 
     Args:
         x: Training data as `keras.Model.fit` takes it.
+        batch_size: integer, or `None`: what was asked for.
 
     Raises:
-        InvalidInputError: There is no row.
+        InvalidInputError: There is no row or no batch, or data that come in batches are given a
+            `batch_size`.
     """
     if x is None:
         raise no_data_error()
-    if isinstance(x, dict | list | tuple) or hasattr(x, "shape"):
-        for array in keras.tree.flatten(x):
-            if len(getattr(array, "shape", ())) and array.shape[0] == 0:
-                raise no_data_error()
+    if not _is_in_arrays(x):
+        if _count_batches(x) == 0:
+            raise no_data_error()
+        if batch_size is not None:
+            raise InvalidInputError(
+                f"`batch_size` is for arrays, and a {type(x).__name__} comes in batches of its "
+                f"own; received {batch_size!r}. Leave it out."
+            )
+        return
+    for array in keras.tree.flatten(x):
+        if len(getattr(array, "shape", ())) and array.shape[0] == 0:
+            raise no_data_error()
+
+
+def _is_in_arrays(x: Any) -> bool:
+    return isinstance(x, dict | list | tuple) or hasattr(x, "shape")
+
+
+def _count_batches(x: Any) -> int | None:
+    try:
+        return len(x)
+    except (TypeError, NotImplementedError):  # It does not know.
+        return None
 
 
 def position_data(options: dict[str, Any], seed: int) -> tuple[dict[str, Any], PositionedData]:

@@ -30,7 +30,7 @@ from keras_deepseek.training.learning_rate_search import (
 )
 from keras_deepseek.training.memory_report import MemoryReport, measure_memory
 from keras_deepseek.training.no_loss import RefuseNoLoss
-from keras_deepseek.training.position_data import check_rows, no_data_error, position_data
+from keras_deepseek.training.position_data import check_data, no_data_error, position_data
 from keras_deepseek.training.precision import training_policy
 from keras_deepseek.training.rematerialization import Remat
 from keras_deepseek.training.short_training import ShortTraining
@@ -232,7 +232,7 @@ class Trainer:
 
         Raises:
             InvalidInputError: The model has no loss, or there is no batch; or an argument does not
-                fit; or there are two schedules; or a loop over `steps` is open; or model or data
+                fit, such as a `batch_size` beside data that come in batches; or there are two schedules; or a loop over `steps` is open; or model or data
                 are not those of the checkpoint; or `checkpoint_dir` holds another training.
             CheckpointError: A checkpoint can't be written, as on a full disk; or all there are
                 can't be read.
@@ -323,7 +323,7 @@ class Trainer:
     ) -> Iterator[dict[str, Any]]:
         """Makes the model train as this trainer wants it to; yields the arguments of its `fit`."""
         self._plan.refuse_open_training()
-        check_rows(arguments["x"])
+        check_data(arguments["x"], arguments["batch_size"])
         check_integer("epochs", arguments["epochs"], least=0)
         check_integer("batch_size", arguments["batch_size"], default=1)
         check_boolean("resume", resume)

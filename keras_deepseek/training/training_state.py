@@ -32,6 +32,7 @@ def read_variables(model: keras.Model) -> dict[str, Any]:
         }
         for group, variables in _groups(model).items()
     }
+    state["optimizer_class"] = _optimizer_class(model)
     state["buffers"] = backend.current().read_buffers(model)
     return state
 
@@ -47,6 +48,7 @@ def write_variables(model: keras.Model, state: dict[str, Any]) -> None:
         InvalidInputError: It is another model, or compiled with another optimizer or metrics.
     """
     groups = _groups(model)
+    _check_optimizer(model, state)
     if len(groups["guard"]) != len(state["guard"]["values"]):
         del groups["guard"]  # There was none, or there is none any more.
     for group, variables in groups.items():
@@ -112,15 +114,31 @@ def _groups(model: keras.Model) -> dict[str, list[keras.Variable]]:
     }
 
 
+_ADVICE = (
+    "Build and compile the model as it was, with its optimizer and the trainer's precision, or "
+    "train without resume."
+)
+
+
+def _optimizer_class(model: keras.Model) -> str:
+    optimizer = model.optimizer
+    return type(getattr(optimizer, "inner_optimizer", optimizer)).__name__
+
+
+def _check_optimizer(model: keras.Model, state: dict[str, Any]) -> None:
+    before, now = state.get("optimizer_class"), _optimizer_class(model)
+    if before not in (None, now):  # Those of earlier releases do not say it.
+        raise InvalidInputError(
+            f"The checkpoint was made with the optimizer {before}, and here it is {now}, to which "
+            f"its variables mean something else. {_ADVICE}"
+        )
+
+
 def _check(group: str, variables: list[keras.Variable], state: dict[str, Any]) -> None:
-    advice = (
-        "Build and compile the model as it was, with its optimizer and the trainer's precision, or "
-        "train without resume."
-    )
     if len(variables) != len(state["values"]):
         raise InvalidInputError(
             f"The checkpoint holds {len(state['values'])} variables of the {group}, and here it "
-            f"has {len(variables)}. {advice}"
+            f"has {len(variables)}. {_ADVICE}"
         )
     for variable, name, dtype, value in zip(
         variables, state["names"], state["dtypes"], state["values"], strict=True
@@ -128,5 +146,5 @@ def _check(group: str, variables: list[keras.Variable], state: dict[str, Any]) -
         if tuple(variable.shape) != value.shape or variable.dtype != dtype:
             raise InvalidInputError(
                 f"{group} variable {variable.path!r} is {variable.dtype} {tuple(variable.shape)}; "
-                f"the checkpoint has {name!r} there, {dtype} {value.shape}. {advice}"
+                f"the checkpoint has {name!r} there, {dtype} {value.shape}. {_ADVICE}"
             )

@@ -62,6 +62,11 @@ class TrainingStep:
     def __call__(self, data: Any) -> dict[str, Any]:
         """Makes a step and returns its logs."""
         batch = keras.utils.unpack_x_y_sample_weight(data)
+        num_rows = _count_rows(batch)
+        if isinstance(num_rows, int) and num_rows == 0:
+            raise InvalidInputError("A batch without rows can't be trained on.")
+        if self._micro_batches > 1:
+            _check_same_rows(batch, num_rows)
         variables, optimizer = self._model.trainable_variables, self._model.optimizer
         if not (self._model.built and optimizer.built):
             build_for_training(self._model, keras.tree.map_structure(_describe, data))
@@ -69,6 +74,8 @@ class TrainingStep:
         states = self._guard.read_states(self._model) if self._guard else []
         with rematerialized(find_blocks(self._model, self._remat)):
             loss, logs, gradients = self._compute_batch(batch, variables)
+        if not isinstance(num_rows, int):
+            loss = ops.where(num_rows > 0, loss, float("nan"))
         present = [gradient is not None for gradient in gradients]
         if variables and not any(present):
             raise InvalidInputError(
@@ -80,7 +87,7 @@ class TrainingStep:
             [gradient for gradient in gradients if gradient is not None],
             [variable for variable, is_there in zip(variables, present, strict=True) if is_there],
         )
-        track_loss(self._model, loss, _count_rows(batch))
+        track_loss(self._model, loss, num_rows)
         for state, before in states:
             state.assign(ops.where(is_good, state.value, before))
         return {**self._model.get_metrics_result(), **logs, **update_logs}
@@ -148,8 +155,9 @@ class TrainingStep:
 
         def compute() -> tuple[Any, Any]:
             loss, weight, logs = _read_result(self._compute(*batch))
-            weight = 1.0 if weight is None or self._is_sum else weight
-            weight = ops.cast(weight, "float32")
+            if self._micro_batches > 1:
+                weight = 1.0 if weight is None or self._is_sum else weight
+                weight = ops.cast(weight, "float32")
             scaled = self._model.optimizer.scale_loss(loss)
             return scaled, (ops.stop_gradient(loss), weight, logs)
 
@@ -242,8 +250,6 @@ class _Pieces:
         num_rows = _count_rows(batch)
         self._size = -(-num_rows // number)
         if isinstance(num_rows, int):
-            if num_rows < 1:
-                raise InvalidInputError("A batch without rows can't be trained on.")
             self.number = num_rows // self._size
         else:
             self._size = ops.maximum(self._size, 1)
@@ -284,6 +290,18 @@ def _map_arrays(function: Callable[[Any], Any], batch: Batch) -> Batch:
 
 def _describe(array: Any) -> keras.KerasTensor | None:
     return None if array is None else keras.KerasTensor(array.shape, array.dtype)
+
+
+def _check_same_rows(batch: Batch, num_rows: Any) -> None:
+    if not isinstance(num_rows, int):  # TensorFlow may learn it in the step, and says so itself.
+        return
+    for name, part in zip(("targets", "sample weights"), batch[1:], strict=True):
+        for array in keras.tree.flatten(part):
+            if array is not None and array.shape[0] not in (None, num_rows):
+                raise InvalidInputError(
+                    f"A batch of {num_rows} inputs has {array.shape[0]} {name}, and can't be cut "
+                    "into micro-batches. Give as many of each."
+                )
 
 
 def _count_rows(batch: Batch) -> Any:

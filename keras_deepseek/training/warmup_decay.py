@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 
 DecayShape = Literal["cosine", "linear", "polynomial", "sqrt"]
 
@@ -95,7 +95,7 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
                 f"into `total_steps`, {total_steps}."
             )
         if decay not in _SHAPES:
-            raise InvalidInputError(f"`decay` must be one of {_SHAPES}, received {decay!r}.")
+            raise InvalidInputError(unknown_name_message("decay", decay, _SHAPES))
         self.decay_steps = decay_steps
         self.decay = decay
 

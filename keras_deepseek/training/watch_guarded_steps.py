@@ -79,6 +79,8 @@ class WatchGuardedSteps(keras.callbacks.Callback):
             )
         if self._guard.action == "roll_back" and self._roll_back is not None:
             step = self._roll_back(model)
+            where = "there is no checkpoint yet to put the weights to"
             if step is not None:
-                what = f"{what}; weights and optimizer are put to the checkpoint of step {step}"
+                where = f"weights and optimizer are put to the checkpoint of step {step}"
+            what = f"{what}; {where}"
         _logger.warning("%s.", what)

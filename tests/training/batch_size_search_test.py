@@ -105,6 +105,11 @@ def test_data_are_made_for_a_size(data):
     assert all(seconds > 0 for seconds in search.seconds_per_step)
 
 
+def test_a_function_that_returns_too_few_rows_is_refused():
+    with pytest.raises(InvalidInputError, match="for a batch of 4 rows and returned 2"):
+        make_trainer().find_batch_size(lambda size: (X[:2], X[:2, :1]), start=2, most=4)
+
+
 def test_data_of_one_size_are_refused():
     for data in (((X, X) for _ in range(9)), Rows(3)):
         with pytest.raises(InvalidInputError, match="a function from a batch size to data"):

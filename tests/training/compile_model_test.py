@@ -18,6 +18,11 @@ def test_a_model_is_taken_as_it_is_and_a_function_is_called():
             build_model(other)
 
 
+def test_a_function_that_wants_arguments_is_refused():
+    with pytest.raises(InvalidInputError, match=r"without arguments, and it takes \(units\)"):
+        build_model(lambda units: units)
+
+
 def test_a_seed_is_set_unless_there_is_none():
     assert set_seed(None) is None
     first = set_seed(3), keras.random.uniform((2,))

@@ -64,7 +64,6 @@ def test_the_suggestion_is_where_the_loss_falls_the_steepest():
 @pytest.mark.parametrize(
     "losses",
     [
-        [],
         [1.0] * 50,
         list(np.linspace(1, 2, 50)),
         list(1 + 0.1 * np.random.default_rng(2).normal(size=50)),
@@ -80,6 +79,11 @@ def test_a_loss_that_does_not_fall_suggests_nothing(losses):
 def test_wrong_numbers_are_refused(arguments):
     with pytest.raises(InvalidInputError):
         make_trainer().find_learning_rate(X, Y, **arguments)
+
+
+def test_a_first_loss_that_is_no_number_is_said():
+    with pytest.raises(InvalidInputError, match="loss of the first step is nan"):
+        make_trainer().find_learning_rate(np.nan * X, Y)
 
 
 def test_an_optimizer_with_a_schedule_is_refused():

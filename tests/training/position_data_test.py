@@ -1,8 +1,9 @@
+import keras
 import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.training.position_data import check_rows, position_data
+from keras_deepseek.training.position_data import check_data, position_data
 
 X = np.arange(12.0).reshape(6, 2)
 
@@ -38,9 +39,31 @@ def test_a_share_is_set_aside_for_validation():
 @pytest.mark.parametrize("x", [X[:0], {"a": X[:0]}, [X[:0], X[:0]], None])
 def test_arrays_without_rows_are_refused(x):
     with pytest.raises(InvalidInputError, match="The training data hold no batch"):
-        check_rows(x)
+        check_data(x, None)
 
 
 def test_other_data_may_have_rows():
     for x in (X, {"a": X}, iter([X])):
-        check_rows(x)
+        check_data(x, None)
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, length):
+        super().__init__()
+        self._length = length
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, index):
+        return X, X
+
+
+def test_data_that_come_in_batches_hold_some_and_know_their_size():
+    check_data(Batches(1), None)
+    with pytest.raises(InvalidInputError, match="hold no batch"):
+        check_data(Batches(0), None)
+    for x in (Batches(1), iter([X])):
+        with pytest.raises(InvalidInputError, match="`batch_size` is for arrays"):
+            check_data(x, 4)
+    check_data(X, 4)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import InvalidInputError, KerasDeepSeekError
 from keras_deepseek.training import Trainer
 from tests.oracles.training import train
 
@@ -110,6 +110,29 @@ def test_micro_batches_weigh_tokens_as_the_whole_batch(loss):
         fit(build_masked(), TOKENS, CLASSES, loss=loss, micro_batches=number) for number in (1, 4)
     ]
     assert_same(results[1], results[0])
+
+
+def test_micro_batches_of_parts_with_other_rows_are_refused():
+    def batches():
+        yield X[:8], Y[:8]
+        yield X[:8], Y[:8]
+        yield X[:8], Y[:6]
+
+    trainer = Trainer(build(), optimizer="sgd", loss=crossentropy(), micro_batches=2)
+    with pytest.raises(Exception, match=r"batch of 8 inputs has 6 targets|[Ss]hape") as caught:
+        trainer.fit(batches(), shuffle=False, verbose=0)
+    if keras.backend.backend() != "tensorflow":
+        assert isinstance(caught.value, InvalidInputError)
+
+
+def test_a_batch_without_rows_is_refused():
+    def batches():
+        yield X[:8], Y[:8]
+        yield X[:0], Y[:0]
+
+    trainer = Trainer(build(), optimizer="sgd", loss=crossentropy())
+    with pytest.raises(KerasDeepSeekError, match=r"A batch without rows|nan from batch 2"):
+        trainer.fit(batches(), shuffle=False, verbose=0)
 
 
 def test_micro_batches_of_dicts_and_several_outputs():

@@ -22,8 +22,14 @@ def apply_update(
 ) -> None:
     """Does what `optimizer.apply` does, in the fastest way that the framework has."""
     with torch.no_grad():
-        if not _can_be_fused(optimizer, variables):
+        values = [variable.value for variable in variables]  # Once: each takes its time.
+        if not _can_be_fused(optimizer, values):
             optimizer.apply(multiply_gradients(gradients, factor), variables)
+            return
+        if _is_plain(optimizer, gradients, variables):
+            rate = optimizer._get_current_learning_rate()
+            _update(optimizer, gradients, variables, rate, factor)
+            optimizer.iterations.assign_add(1)
             return
         if optimizer.gradient_accumulation_steps or _clips(optimizer):  # Before the kernel does.
             gradients, factor = multiply_gradients(gradients, factor), None
@@ -46,17 +52,32 @@ def global_norm(gradients: Sequence[Any]) -> Any:
     return norm.to(torch.float32)
 
 
-def _can_be_fused(
-    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
-) -> bool:
+def _can_be_fused(optimizer: keras.optimizers.Optimizer, values: Sequence[torch.Tensor]) -> bool:
     """Whether it is Adam or AdamW as Keras has them, and PyTorch has a kernel for the variables."""
     update = getattr(type(optimizer), "_parallel_update_step", None)
     return (
         update is torch_adam.Adam._parallel_update_step
         and not torch.compiler.is_compiling()
         and all(
-            type(variable.value) in (torch.Tensor, torch.nn.Parameter)
-            and variable.value.device.type in ("cpu", "cuda")
+            type(value) in (torch.Tensor, torch.nn.Parameter)
+            and value.device.type in ("cpu", "cuda")
+            for value in values
+        )
+    )
+
+
+def _is_plain(
+    optimizer: Any, gradients: Sequence[Any], variables: Sequence[keras.Variable]
+) -> bool:
+    """Whether `optimizer.apply` does no more than the update: what else it looks for costs time."""
+    return not (
+        optimizer.gradient_accumulation_steps
+        or optimizer.use_ema
+        or optimizer.loss_scale_factor is not None
+        or _clips(optimizer)
+        or any(gradient is None for gradient in gradients)
+        or any(
+            variable.constraint is not None or variable.overwrite_with_gradient
             for variable in variables
         )
     )
@@ -77,14 +98,7 @@ def _fused_adam(optimizer: Any, factor: Any) -> Iterator[None]:
     def update(
         gradients: Sequence[torch.Tensor], variables: Sequence[keras.Variable], learning_rate: Any
     ) -> None:
-        decay = optimizer.weight_decay or 0.0
-        rows = list(zip(variables, _own_gradients(gradients, factor), strict=True))
-        kept = [row for row in rows if decay and not optimizer._use_weight_decay(row[0])]
-        kept_variables = {id(variable) for variable, _ in kept}
-        decayed = [row for row in rows if id(row[0]) not in kept_variables]
-        for group, weight_decay in ((decayed, decay), (kept, 0.0)):
-            if group:
-                _update_group(optimizer, group, float(learning_rate), weight_decay, factor)
+        _update(optimizer, gradients, variables, learning_rate, factor)
 
     optimizer._backend_update_step = update
     optimizer._apply_weight_decay = lambda _: None  # The kernel does so.
@@ -92,6 +106,24 @@ def _fused_adam(optimizer: Any, factor: Any) -> Iterator[None]:
         yield
     finally:
         del optimizer._backend_update_step, optimizer._apply_weight_decay
+
+
+def _update(
+    optimizer: Any,
+    gradients: Sequence[torch.Tensor],
+    variables: Sequence[keras.Variable],
+    learning_rate: Any,
+    factor: Any,
+) -> None:
+    """Updates the variables: those that the weight decay shrinks, and those that it leaves out."""
+    decay = optimizer.weight_decay or 0.0
+    rows = list(zip(variables, _own_gradients(gradients, factor), strict=True))
+    kept = [row for row in rows if decay and not optimizer._use_weight_decay(row[0])]
+    kept_variables = {id(variable) for variable, _ in kept}
+    decayed = [row for row in rows if id(row[0]) not in kept_variables]
+    for group, weight_decay in ((decayed, decay), (kept, 0.0)):
+        if group:
+            _update_group(optimizer, group, float(learning_rate), weight_decay, factor)
 
 
 def _own_gradients(gradients: Sequence[torch.Tensor], factor: Any) -> list[torch.Tensor]:
