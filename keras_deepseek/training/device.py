@@ -40,3 +40,12 @@ def choose_device(device_map: Mapping[str, int], count_devices: Callable[[str], 
             )
     _logger.info("None of %s on this machine: training on the CPU.", list(device_map))
     return "cpu:0"
+
+
+def default_kind(count_devices: Callable[[str], int]) -> str:
+    """Returns the kind of device that Keras computes on where it is not told: `"gpu"`, say.
+
+    Args:
+        count_devices: Function from a kind to the number of such devices.
+    """
+    return next((kind for kind in ("tpu", "gpu") if count_devices(kind)), "cpu")

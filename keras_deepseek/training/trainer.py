@@ -6,8 +6,8 @@ follow. What goes in is a `keras.Model`, and it stays one.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import keras
 
@@ -22,7 +22,7 @@ from keras_deepseek.training.batch_size_search import BatchSizeSearch, search_ba
 from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
-from keras_deepseek.training.device import choose_device
+from keras_deepseek.training.device import choose_device, default_kind
 from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.learning_rate_search import (
     LearningRateSearch,
@@ -39,9 +39,7 @@ from keras_deepseek.training.step_loop import Step, make_steps
 from keras_deepseek.training.step_plan import StepPlan
 from keras_deepseek.training.training_state import write_weights
 from keras_deepseek.training.training_step import compute_loss
-from keras_deepseek.training.watching import watched
-
-Callbacks: TypeAlias = keras.callbacks.Callback | Iterable[keras.callbacks.Callback] | None
+from keras_deepseek.training.watching import Callbacks, check_callback, list_callbacks, watched
 
 _OPTIONS_OF_STEPS = {"sample_weight", "class_weight", "shuffle", "steps_per_epoch"}
 
@@ -160,12 +158,12 @@ class Trainer:
         self.cluster = ClusterSpec(distributed_strategy, world_size, rank)
         self.device = choose_device(device_map, count_devices) if device_map else None
         self.policy = training_policy(
-            precision, fp16_enabled, (self.device or _default_kind(count_devices)).split(":")[0]
+            precision, fp16_enabled, (self.device or default_kind(count_devices)).split(":")[0]
         )
         self._seed = set_seed(seed)
         with self._on_device():
             self.model = build_model(model)
-        self._callbacks = _list_callbacks(callbacks)
+        self._callbacks = list_callbacks(callbacks)
         if run_record is not None:
             self.add_callback(RunRecorder(run_record))
         compile_model(self.model, optimizer, loss, metrics, self.policy)
@@ -192,7 +190,7 @@ class Trainer:
         Raises:
             InvalidInputError: It is no Keras callback.
         """
-        self._callbacks.append(_check_callback(callback))
+        self._callbacks.append(check_callback(callback))
 
     def fit(
         self,
@@ -232,8 +230,9 @@ class Trainer:
 
         Raises:
             InvalidInputError: The model has no loss, or there is no batch; or an argument does not
-                fit, such as a `batch_size` beside data that come in batches; or there are two schedules; or a loop over `steps` is open; or model or data
-                are not those of the checkpoint; or `checkpoint_dir` holds another training.
+                fit, such as a `batch_size` beside data that come in batches; or there are two
+                schedules; or a loop over `steps` is open; or model or data are not those of the
+                checkpoint; or `checkpoint_dir` holds another training.
             CheckpointError: A checkpoint can't be written, as on a full disk; or all there are
                 can't be read.
         """
@@ -328,7 +327,7 @@ class Trainer:
         check_integer("batch_size", arguments["batch_size"], default=1)
         check_boolean("resume", resume)
         validation = ValidationWatch()
-        chosen = [validation, *self._plan.callbacks, *self._callbacks, *_list_callbacks(callbacks)]
+        chosen = [validation, *self._plan.callbacks, *self._callbacks, *list_callbacks(callbacks)]
         if resume and self._resumed is None:
             self.resume()
         refuse_two_schedules(self.model.optimizer, chosen)
@@ -554,26 +553,3 @@ class Trainer:
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         return keras.device(self.device) if self.device else contextlib.nullcontext()
-
-
-def _list_callbacks(callbacks: Callbacks) -> list[keras.callbacks.Callback]:
-    """Returns the callbacks of an argument that may be one, several or none."""
-    if callbacks is None:
-        return []
-    return [
-        _check_callback(callback)
-        for callback in (callbacks if isinstance(callbacks, Iterable) else [callbacks])
-    ]
-
-
-def _check_callback(callback: Any) -> keras.callbacks.Callback:
-    if not isinstance(callback, keras.callbacks.Callback):
-        raise InvalidInputError(
-            f"Expected a keras.callbacks.Callback; received {type(callback).__name__}: "
-            f"{callback!r}."
-        )
-    return callback
-
-
-def _default_kind(count_devices: Callable[[str], int]) -> str:
-    return next((kind for kind in ("tpu", "gpu") if count_devices(kind)), "cpu")

@@ -1,8 +1,8 @@
 """What a training is watched by while `Trainer.fit` lasts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import keras
 
@@ -10,12 +10,46 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.callbacks.progress_display import ProgressDisplay
 from keras_deepseek.callbacks.step_logger import StepLogger
 
+Callbacks: TypeAlias = keras.callbacks.Callback | Iterable[keras.callbacks.Callback] | None
+
 _STYLES: dict[str | int, Literal["auto", "lines"] | None] = {
     "auto": "auto",
     0: None,
     1: "auto",
     2: "lines",
 }
+
+
+def list_callbacks(callbacks: Callbacks) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks of an argument that may be one, several or none.
+
+    Args:
+        callbacks: Keras callback, iterable of them, or `None`.
+
+    Raises:
+        InvalidInputError: One is no Keras callback.
+    """
+    if callbacks is None:
+        return []
+    several = callbacks if isinstance(callbacks, Iterable) else [callbacks]
+    return [check_callback(callback) for callback in several]
+
+
+def check_callback(callback: Any) -> keras.callbacks.Callback:
+    """Returns a Keras callback, or says what was received in its place.
+
+    Args:
+        callback: What was given.
+
+    Raises:
+        InvalidInputError: It is none.
+    """
+    if not isinstance(callback, keras.callbacks.Callback):
+        raise InvalidInputError(
+            f"Expected a keras.callbacks.Callback; received {type(callback).__name__}: "
+            f"{callback!r}."
+        )
+    return callback
 
 
 @contextmanager

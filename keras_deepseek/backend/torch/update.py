@@ -29,7 +29,7 @@ def apply_update(
         if _is_plain(optimizer, gradients, variables):
             rate = optimizer._get_current_learning_rate()
             _update(optimizer, gradients, variables, rate, factor)
-            optimizer.iterations.assign_add(1)
+            optimizer.iterations.value.add_(1)  # `assign_add` takes forty times as long.
             return
         if optimizer.gradient_accumulation_steps or _clips(optimizer):  # Before the kernel does.
             gradients, factor = multiply_gradients(gradients, factor), None
