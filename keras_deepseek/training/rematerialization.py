@@ -13,6 +13,13 @@ from keras_deepseek.backend.keras_training import block_states
 
 Remat = bool | Sequence[str]
 
+_NORMALIZATIONS = (
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+)
+_HALF = ("bfloat16", "float16")
+
 
 def check_remat(remat: Remat) -> None:
     """Raises an error where nothing says which blocks are meant.
@@ -61,6 +68,26 @@ def find_blocks(model: keras.Model, remat: Remat) -> list[keras.Layer]:
     chosen = [layer for layer in layers if any(fnmatch.fnmatch(layer.name, each) for each in remat)]
     inner = {id(each) for layer in chosen for each in flatten_layers(layer) if each is not layer}
     return [layer for layer in chosen if id(layer) not in inner]
+
+
+def find_normalizations(model: keras.Model, blocks: Sequence[keras.Layer]) -> list[keras.Layer]:
+    """Returns the layers that in half precision would keep their inputs twice, in float32 as well.
+
+    A normalisation computes in float32. What it computes anew costs little, and each would hold as
+    much as three activations in half precision.
+
+    Args:
+        model: `keras.Model`, built, that computes by the policy of its step.
+        blocks: Layers that are computed anew anyway.
+    """
+    inner = {id(each) for block in blocks for each in flatten_layers(block)}
+    return [
+        layer
+        for layer in flatten_layers(model)
+        if type(layer) in _NORMALIZATIONS
+        and layer.compute_dtype in _HALF
+        and id(layer) not in inner
+    ]
 
 
 @contextmanager

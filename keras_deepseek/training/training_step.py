@@ -23,7 +23,12 @@ from keras_deepseek.training.gradient_clip import GradientClip, clip_gradients
 from keras_deepseek.training.guarded_steps import GuardedSteps
 from keras_deepseek.training.label_check import mark_wrong_labels
 from keras_deepseek.training.loss_weight import find_reduction, weigh_loss
-from keras_deepseek.training.rematerialization import Remat, find_blocks, rematerialized
+from keras_deepseek.training.rematerialization import (
+    Remat,
+    find_blocks,
+    find_normalizations,
+    rematerialized,
+)
 
 Batch = tuple[Any, Any, Any]
 
@@ -57,6 +62,7 @@ class TrainingStep:
         self._gradient_clip = gradient_clip
         self._guard = guard
         self._remat = remat
+        self._found_blocks: list[keras.Layer] | None = None
         self._is_sum = micro_batches > 1 and find_reduction(model.loss) == "sum"
 
     def __call__(self, data: Any) -> dict[str, Any]:
@@ -72,7 +78,7 @@ class TrainingStep:
             build_for_training(self._model, keras.tree.map_structure(_describe, data))
             variables = self._model.trainable_variables
         states = self._guard.read_states(self._model) if self._guard else []
-        with rematerialized(find_blocks(self._model, self._remat)):
+        with rematerialized(self._blocks()):
             loss, logs, gradients = self._compute_batch(batch, variables)
         if not isinstance(num_rows, int):
             loss = ops.where(num_rows > 0, loss, float("nan"))
@@ -101,10 +107,17 @@ class TrainingStep:
         batch = keras.utils.unpack_x_y_sample_weight(data)
         if self._micro_batches > 1:
             batch = _Pieces(batch, self._micro_batches).take(0)
-        with rematerialized(find_blocks(self._model, self._remat)):
+        with rematerialized(self._blocks()):
             return backend.current().count_kept_bytes(
                 self._bind(batch), self._model.trainable_variables, self._states(), batch
             )
+
+    def _blocks(self) -> list[keras.Layer]:
+        """Returns the layers that are computed anew for the backward pass."""
+        if self._found_blocks is None:  # In the first step all layers are built.
+            blocks = find_blocks(self._model, self._remat)
+            self._found_blocks = [*blocks, *find_normalizations(self._model, blocks)]
+        return self._found_blocks
 
     def _compute_batch(
         self, batch: Batch, variables: Sequence[keras.Variable]

@@ -4,8 +4,12 @@ import pytest
 from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.training import Trainer
-from keras_deepseek.training.rematerialization import check_remat, find_blocks
+from keras_deepseek.training import Trainer, training_step
+from keras_deepseek.training.rematerialization import (
+    check_remat,
+    find_blocks,
+    find_normalizations,
+)
 
 RNG = np.random.default_rng(0)
 X = RNG.integers(0, 9, (12, 5))
@@ -111,3 +115,40 @@ def test_after_a_training_a_block_is_called_as_ever():
     model = build()
     Trainer(model, optimizer="sgd", loss="mse", remat=True).fit(X, Y, verbose=0)
     assert "call" not in vars(model.get_layer("block_0"))
+
+
+def normalized(normalization, precision="mixed_bfloat16"):
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((5, 6)), keras.layers.Dense(6), normalization(), keras.layers.Dense(6)]
+    model = keras.Sequential(layers)
+    return Trainer(model, optimizer=keras.optimizers.SGD(0.1), loss="mse", precision=precision)
+
+
+@pytest.mark.parametrize(
+    "normalization",
+    [
+        keras.layers.LayerNormalization,
+        keras.layers.RMSNormalization,
+        lambda: keras.layers.GroupNormalization(groups=3),
+    ],
+)
+def test_in_half_precision_normalizations_keep_their_inputs_alone(normalization, monkeypatch):
+    found = []
+    for finds_none in (False, True):
+        if finds_none:
+            monkeypatch.setattr(training_step, "find_normalizations", lambda *arguments: [])
+        trainer = normalized(normalization)
+        activations = trainer.measure_memory(Y, Y, 12).activations
+        losses = trainer.fit(Y, Y, epochs=3, shuffle=False, verbose=0).history["loss"]
+        found.append((activations, losses))
+    (thrifty, losses), (usual, expected) = found
+    assert thrifty < usual
+    np.testing.assert_allclose(losses, expected, rtol=1e-3)
+
+
+def test_normalizations_outside_of_half_precision_and_inside_of_blocks_are_left_alone():
+    for precision, expected in (("float32", 0), ("mixed_bfloat16", 1)):
+        keras.config.set_dtype_policy(precision)
+        model = keras.Sequential([keras.Input((6,)), keras.layers.LayerNormalization()])
+        assert len(find_normalizations(model, [])) == expected
+        assert not find_normalizations(model, model.layers)
