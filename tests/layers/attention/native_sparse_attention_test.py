@@ -12,6 +12,8 @@ from tests.oracles.cached_decoding import decode, decode_last_compiled
 from tests.oracles.native_sparse_attention import native_sparse_attention
 from tests.oracles.parity import named_weights
 
+pytestmark = pytest.mark.slow_on_jax
+
 SIZES = {
     "num_heads": 4,
     "head_dim": 4,

@@ -48,6 +48,7 @@ def test_it_passes_the_layer_routine_with_yarn_dropout_and_positions():
     )
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("name", GOLDEN)
 def test_outputs_and_gradients_are_those_of_transformers(name):
     case = GOLDEN[name]
