@@ -20,7 +20,8 @@ from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.batch_notes import ValidationWatch, noting_batch
 from keras_deepseek.training.batch_size_search import BatchSizeSearch, search_batch_size
 from keras_deepseek.training.checkpoints import Best, Checkpoints
-from keras_deepseek.training.cluster import ClusterSpec, Strategy
+from keras_deepseek.training.cluster import Strategy, refuse_many_processes
+from keras_deepseek.training.cluster_resolver import resolve_cluster
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
 from keras_deepseek.training.device import choose_device, default_kind
 from keras_deepseek.training.gradient_clip import GradientClip
@@ -82,8 +83,12 @@ class Trainer:
             `None`, the device that Keras chooses.
         distributed_strategy: `"allreduce"` or `"parameter_server"`. This release trains in one
             process and refuses what needs more. Defaults to `None`.
-        world_size: integer. The number of processes that train. Defaults to `1`.
-        rank: integer. Which of them this one is. Defaults to `0`.
+        world_size: integer. The number of processes that train. Defaults to `None`: with a
+            `distributed_strategy` the environment says it, as what started the processes has set
+            it up, and one where it says nothing.
+        rank: integer. Which of them this one is. Defaults to `None`, as for `world_size`.
+        coordinator: string. `HOST:PORT` of the process with rank 0. Defaults to `None`, as for
+            `world_size`.
         callbacks: Keras callback, or iterable of them. Defaults to `None`.
         run_record: string or path. A file to record the run in, see `artifacts.RunRecord`. Defaults
             to `None`, no record.
@@ -99,7 +104,7 @@ class Trainer:
             are left alone.
 
     Raises:
-        InvalidInputError: An argument is unknown or contradicts another.
+        InvalidInputError: An argument is unknown or contradicts another, or the environment.
         NotSupportedError: More than one process is asked for.
 
     Example:
@@ -132,8 +137,9 @@ class Trainer:
         remat: Remat = False,
         device_map: Mapping[str, int] | None = None,
         distributed_strategy: Strategy | None = None,
-        world_size: int = 1,
-        rank: int = 0,
+        world_size: int | None = None,
+        rank: int | None = None,
+        coordinator: str | None = None,
         callbacks: Callbacks = None,
         run_record: str | os.PathLike[str] | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -155,7 +161,8 @@ class Trainer:
             )
         self._resumed: Checkpoint | None = None
         count_devices = backend.current().count_devices
-        self.cluster = ClusterSpec(distributed_strategy, world_size, rank)
+        self.cluster = resolve_cluster(distributed_strategy, world_size, rank, coordinator)
+        refuse_many_processes(self.cluster)
         self.device = choose_device(device_map, count_devices) if device_map else None
         self.policy = training_policy(
             precision, fp16_enabled, (self.device or default_kind(count_devices)).split(":")[0]

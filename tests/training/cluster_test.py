@@ -1,17 +1,27 @@
+import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
-from keras_deepseek.training.cluster import ClusterSpec
+from keras_deepseek.training.cluster import ClusterSpec, refuse_many_processes
+
+ADDRESS = "10.0.0.1:29500"
 
 
 def test_one_process_is_the_default():
-    assert (ClusterSpec().world_size, ClusterSpec().rank) == (1, 0)
+    cluster = ClusterSpec()
+    assert (cluster.world_size, cluster.rank, cluster.local_rank) == (1, 0, 0)
+    assert cluster.coordinator is None
 
 
-@pytest.mark.parametrize("strategy", ["allreduce", "parameter_server"])
-def test_more_than_one_process_says_that_it_can_not_run_yet(strategy):
-    with pytest.raises(NotSupportedError, match="can't run yet"):
-        ClusterSpec(strategy, world_size=8, rank=0)
+def test_several_processes_have_a_place_each():
+    cluster = ClusterSpec("allreduce", 8, 7, local_rank=3, coordinator="Node-1:29500")
+    assert (cluster.world_size, cluster.rank, cluster.local_rank) == (8, 7, 3)
+    assert cluster.coordinator == "node-1:29500"
+
+
+def test_integers_of_numpy_become_python_s():
+    cluster = ClusterSpec("allreduce", np.int64(2), np.int32(1), np.int8(1), ADDRESS)
+    assert {type(cluster.world_size), type(cluster.rank), type(cluster.local_rank)} == {int}
 
 
 def test_an_unknown_strategy_gets_the_nearest_name():
@@ -32,9 +42,51 @@ def test_an_unknown_strategy_gets_the_nearest_name():
 )
 def test_a_rank_outside_of_the_world_is_refused(world_size, rank, message):
     with pytest.raises(InvalidInputError, match=message):
-        ClusterSpec("allreduce", world_size, rank)
+        ClusterSpec("allreduce", world_size, rank, coordinator=ADDRESS)
 
 
-def test_a_world_without_a_strategy_is_refused():
+@pytest.mark.parametrize("local_rank", [2, -1, None])
+def test_so_is_a_local_rank(local_rank):
+    with pytest.raises(InvalidInputError, match="local_rank"):
+        ClusterSpec("allreduce", 2, 0, local_rank, ADDRESS)
+
+
+def test_several_processes_without_an_address_are_refused():
+    with pytest.raises(InvalidInputError, match="2 processes need the address of the one with ran"):
+        ClusterSpec("allreduce", 2, 0)
+
+
+def test_an_address_without_a_port_is_refused():
+    with pytest.raises(InvalidInputError, match="`coordinator` must be HOST:PORT"):
+        ClusterSpec("allreduce", 2, 0, coordinator="10.0.0.1")
+
+
+@pytest.mark.parametrize("arguments", [{"world_size": 2}, {"coordinator": ADDRESS}])
+def test_a_world_without_a_strategy_is_refused(arguments):
     with pytest.raises(InvalidInputError, match="needs a distributed_strategy"):
-        ClusterSpec(world_size=2)
+        ClusterSpec(**arguments)
+
+
+def test_servers_and_strategy_fit_each_other():
+    place = {"world_size": 2, "coordinator": ADDRESS, "task_type": "chief", "workers": (ADDRESS,)}
+    with pytest.raises(InvalidInputError, match=r"names parameter servers \(10\.0\.0\.2:1\)"):
+        ClusterSpec("allreduce", **place, servers=("10.0.0.2:1",))
+    with pytest.raises(InvalidInputError, match="names no parameter server"):
+        ClusterSpec("parameter_server", **place)
+    assert ClusterSpec("parameter_server", **place, servers=("10.0.0.2:1",)).rank == 0
+
+
+@pytest.mark.parametrize("strategy", ["allreduce", "parameter_server"])
+def test_more_than_one_process_says_that_it_can_not_run_yet(strategy):
+    with pytest.raises(NotSupportedError, match="can't run yet"):
+        refuse_many_processes(ClusterSpec(strategy, 8, 0, coordinator=ADDRESS))
+
+
+def test_so_does_a_parameter_server_in_one_process():
+    with pytest.raises(NotSupportedError, match="can't run yet"):
+        refuse_many_processes(ClusterSpec("parameter_server"))
+
+
+@pytest.mark.parametrize("strategy", [None, "allreduce"])
+def test_one_process_can_run(strategy):
+    refuse_many_processes(ClusterSpec(strategy))

@@ -171,7 +171,7 @@ def test_positional_arguments_and_none_are_taken_as_by_keras():
         ({"world_size": 1.5}, "`world_size` must be a positive integer"),
         ({"keep_last": 0}, "`keep_last` must be a positive integer"),
         ({"callbacks": 3}, r"Expected a keras\.callbacks\.Callback; received int"),
-        ({"rank": None}, "`rank` must be an integer of at least 0"),
+        ({"rank": "0"}, "`rank` must be an integer of at least 0"),
     ],
 )
 def test_a_wrong_argument_is_refused_at_once(arguments, match):
@@ -246,7 +246,13 @@ def test_one_process_of_an_all_reduce_trains():
 @pytest.mark.parametrize("strategy", ["allreduce", "parameter_server"])
 def test_more_than_one_process_is_refused_at_once(strategy):
     with pytest.raises(NotSupportedError, match="this release trains in one process"):
-        Trainer(build(compiled=True), distributed_strategy=strategy, world_size=8, rank=0)
+        Trainer(
+            build(compiled=True),
+            distributed_strategy=strategy,
+            world_size=8,
+            rank=0,
+            coordinator="localhost:29500",
+        )
 
 
 def generator_data():

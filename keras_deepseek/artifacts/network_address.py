@@ -1,0 +1,43 @@
+"""`HOST:PORT`, as arguments and environment variables write the address of a process."""
+
+import re
+from typing import Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+_ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^\s:/\[\]@]+)):(?P<port>[0-9]+)")
+_LARGEST_PORT = 65535
+
+
+def parse_address(source: str, text: Any) -> tuple[str, int]:
+    """Returns host and port, or says what was received in their place.
+
+    Args:
+        source: string. Where the address was written, as the error names it.
+        text: The address: `HOST:PORT`, an IPv6 host in brackets.
+
+    Raises:
+        InvalidInputError: It is no such address.
+
+    Example:
+
+    >>> parse_address("coordinator", "node-1:29500")
+    ('node-1', 29500)
+    """
+    found = _ADDRESS.fullmatch(text) if isinstance(text, str) else None
+    if found is None or not 0 < int(found["port"]) <= _LARGEST_PORT:
+        raise InvalidInputError(
+            f"{source} must be HOST:PORT with a port from 1 to {_LARGEST_PORT}, as in "
+            f"'10.0.0.1:29500' or '[::1]:29500'; received {text!r}."
+        )
+    return (found["ipv6"] or found["host"]).lower(), int(found["port"])
+
+
+def join_address(host: str, port: int) -> str:
+    """Returns what `parse_address` takes apart.
+
+    Args:
+        host: string. A name or an IP address.
+        port: integer.
+    """
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

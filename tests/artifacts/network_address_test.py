@@ -1,0 +1,49 @@
+import pytest
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.network_address import join_address, parse_address
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("10.0.0.1:29500", "10.0.0.1", 29500),
+        ("Node-1.cluster.local:1", "node-1.cluster.local", 1),
+        ("worker_0:65535", "worker_0", 65535),
+        ("[::1]:80", "::1", 80),
+        ("[FE80::1%eth0]:80", "fe80::1%eth0", 80),
+    ],
+)
+def test_host_and_port_are_taken_apart_and_joined(text, host, port):
+    assert parse_address("coordinator", text) == (host, port)
+    assert join_address(host, port) == text.lower()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "host",
+        "host:",
+        ":80",
+        "host:port",
+        "host:0",
+        "host:65536",
+        "host:-1",
+        "::1:80",
+        "[]:80",
+        "[host:80",
+        "http://host:80",
+        "user@host:80",
+        "a b:80",
+        "host:80 ",
+        "host:80\n",
+        None,
+        29500,
+        ("host", 80),
+    ],
+)
+def test_anything_else_is_refused_with_what_was_received(text):
+    with pytest.raises(InvalidInputError, match="MASTER_ADDR must be HOST:PORT") as raised:
+        parse_address("MASTER_ADDR", text)
+    assert repr(text) in str(raised.value)
