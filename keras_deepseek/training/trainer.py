@@ -18,34 +18,28 @@ from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_mess
 from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.batch_notes import ValidationWatch, noting_batch
-from keras_deepseek.training.batch_size_search import BatchSizeSearch, search_batch_size
 from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster import Strategy, refuse_many_processes
 from keras_deepseek.training.cluster_resolver import resolve_cluster
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
 from keras_deepseek.training.device import choose_device, default_kind
 from keras_deepseek.training.gradient_clip import GradientClip
-from keras_deepseek.training.learning_rate_search import (
-    LearningRateSearch,
-    search_learning_rate,
-)
-from keras_deepseek.training.memory_report import MemoryReport, measure_memory
 from keras_deepseek.training.no_loss import RefuseNoLoss
 from keras_deepseek.training.position_data import check_data, no_data_error, position_data
 from keras_deepseek.training.precision import training_policy
 from keras_deepseek.training.rematerialization import Remat
-from keras_deepseek.training.short_training import ShortTraining
 from keras_deepseek.training.step_guard import Action, StepGuard
 from keras_deepseek.training.step_loop import Step, make_steps
 from keras_deepseek.training.step_plan import StepPlan
 from keras_deepseek.training.training_state import write_weights
 from keras_deepseek.training.training_step import compute_loss
+from keras_deepseek.training.trials import Trials
 from keras_deepseek.training.watching import Callbacks, check_callback, list_callbacks, watched
 
 _OPTIONS_OF_STEPS = {"sample_weight", "class_weight", "shuffle", "steps_per_epoch"}
 
 
-class Trainer:
+class Trainer(Trials):
     """Trains a Keras model on one device, in half precision and with checkpoints where asked.
 
     Choose it over a bare `model.fit` for half precision that ends with the training: the step
@@ -411,118 +405,6 @@ class Trainer:
         """
         with_weight = self._plan.micro_batches > 1
         return compute_loss(self.model, x, y, sample_weight, with_weight=with_weight)
-
-    def find_learning_rate(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        *,
-        lowest: float = 1e-7,
-        highest: float = 10.0,
-        num_steps: int = 100,
-        sample_weight: Any = None,
-        class_weight: Any = None,
-    ) -> LearningRateSearch:
-        """Returns which learning rate to train with, by a short training whose rate grows.
-
-        It ends early when the loss explodes, calls no callbacks, and leaves no trace: weights,
-        optimizer, metrics and random numbers are what they were. A generator moves on.
-
-        Args:
-            x: Training data, as `fit` takes them. Defaults to `None`.
-            y: Targets, where `x` does not hold them. Defaults to `None`.
-            batch_size: integer. Rows of a batch: those of the training that is to come. Defaults to
-                `None`: 32.
-            lowest: float. The rate of the first step. Defaults to `1e-7`.
-            highest: float. The rate of the last step. Defaults to `10.0`.
-            num_steps: integer. The number of steps. Defaults to `100`.
-            sample_weight: Weights of the samples, beside arrays. Defaults to `None`.
-            class_weight: dict. Weights by class. Defaults to `None`.
-
-        Raises:
-            InvalidInputError: A number does not fit, the optimizer has a schedule, or the model's
-                `steps_per_execution` is not 1.
-        """
-        return search_learning_rate(
-            self.model,
-            ShortTraining(self.model, self._in_training),
-            lowest=lowest,
-            highest=highest,
-            num_steps=num_steps,
-            x=x,
-            y=y,
-            batch_size=batch_size,
-            sample_weight=sample_weight,
-            class_weight=class_weight,
-        )
-
-    def find_batch_size(
-        self,
-        x: Any,
-        y: Any = None,
-        sample_weight: Any = None,
-        *,
-        start: int = 8,
-        most: int | None = None,
-    ) -> BatchSizeSearch:
-        """Returns which batch size to train with, by timing steps of growing sizes.
-
-        The size is doubled until memory runs out, and then narrowed down, or until twice the size
-        brings less than 5 % more samples a second. It calls no callbacks and leaves no trace, as
-        `find_learning_rate`.
-
-        Args:
-            x: Arrays, whose rows are repeated where there are too few; or a function from a batch
-                size to a `PyDataset`, or to a tuple of arrays, of that size.
-            y: Targets, beside arrays. Defaults to `None`.
-            sample_weight: Weights of the samples, beside arrays. Defaults to `None`.
-            start: integer. The first size. Defaults to `8`.
-            most: integer. The largest size. Defaults to `None`: the number of rows of arrays, and
-                no limit where `x` is a function.
-
-        Raises:
-            InvalidInputError: The data are of one batch size, a number does not fit, or the model's
-                `steps_per_execution` is not 1.
-        """
-        training = ShortTraining(self.model, self._in_training)
-        return search_batch_size(training, x, y, sample_weight, start=start, most=most)
-
-    def measure_memory(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        *,
-        sample_weight: Any = None,
-        class_weight: Any = None,
-    ) -> MemoryReport:
-        """Returns the bytes that a step holds: of weights, gradients, optimizer and activations.
-
-        They are counted for the first batch, with the trainer's precision, micro-batches and
-        `remat`, and no step is made. It leaves no trace, as `find_learning_rate`.
-
-        Args:
-            x: Training data, as `fit` takes them. Defaults to `None`.
-            y: Targets, where `x` does not hold them. Defaults to `None`.
-            batch_size: integer. Rows of a batch, where `x` does not come in batches. Defaults to
-                `None`: 32.
-            sample_weight: Weights of the samples, beside arrays. Defaults to `None`.
-            class_weight: dict. Weights by class. Defaults to `None`.
-
-        Raises:
-            InvalidInputError: There is no batch, the model has no loss, or it has a `train_step` of
-                its own.
-        """
-        data = {
-            "x": x,
-            "y": y,
-            "batch_size": batch_size,
-            "sample_weight": sample_weight,
-            "class_weight": class_weight,
-        }
-        training = ShortTraining(self.model, self._in_training)
-        return measure_memory(self.model, self._plan, training, data)
 
     def evaluate(self, x: Any = None, y: Any = None, **options: Any) -> Any:
         """Returns the loss and the metrics on test data, computed by the model's own policy.
