@@ -108,12 +108,13 @@ def test_the_version_is_the_package_s(capsys):
     assert capsys.readouterr().out == f"keras-deepseek {__version__}\n"
 
 
-def test_the_rooms_bring_export_and_serve(capsys):
+def test_the_rooms_bring_export_serve_and_launch(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     shown = capsys.readouterr().out
     assert "export" in shown
     assert "serve" in shown
+    assert "launch" in shown
 
 
 def test_help_loads_no_framework_and_no_numpy():

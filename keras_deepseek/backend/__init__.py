@@ -7,8 +7,10 @@ a SavedModel without Keras), `positioned_data` (training data that know how far 
 and `random_state` (the generators that a process shares).
 """
 
+import contextlib
 import importlib
 import importlib.util
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -236,11 +238,20 @@ def choose_installed() -> None:
     named = os.environ.get("KERAS_BACKEND")
     if named is not None and named not in NAMES:
         raise InvalidInputError(unknown_name_message("KERAS_BACKEND", named, NAMES))
-    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
-    if named is None and not (home / "keras.json").is_file():
+    if named is None and not _settings_file().is_file():
         installed = [name for name in NAMES if importlib.util.find_spec(name)]
         if installed:
             os.environ["KERAS_BACKEND"] = installed[0]
+
+
+def chosen() -> str:
+    """Returns the framework that Keras will run on, without loading Keras."""
+    named = os.environ.get("KERAS_BACKEND")
+    if named is None and _settings_file().is_file():
+        # A file that is none of Keras's is for Keras to complain about.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            named = json.loads(_settings_file().read_text(encoding="utf-8")).get("backend")
+    return named or NAMES[0]
 
 
 def current() -> Backend:
@@ -248,3 +259,7 @@ def current() -> Backend:
     import keras
 
     return cast(Backend, importlib.import_module(f"{__name__}.{keras.backend.backend()}"))
+
+
+def _settings_file() -> Path:
+    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "keras.json"

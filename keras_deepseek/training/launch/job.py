@@ -1,0 +1,139 @@
+"""One attempt: all processes of this node, from the first start to the last end."""
+
+import os
+import selectors
+import signal
+import sys
+import time
+
+from keras_deepseek.training.launch.failure import Failure
+from keras_deepseek.training.launch.output import Output
+from keras_deepseek.training.launch.plan import LaunchPlan
+from keras_deepseek.training.launch.rank_environment import make_addresses, make_environment
+from keras_deepseek.training.launch.rank_process import RankProcess
+from keras_deepseek.training.launch.signal_relay import SignalRelay
+from keras_deepseek.training.launch.watchdog import Watchdog
+
+
+class Job:
+    """Starts the processes, hands on their output, and ends all where one fails.
+
+    Args:
+        plan: `LaunchPlan`.
+        restart: integer. How often the job was started before.
+        output: `Output`.
+        watchdog: `Watchdog`.
+    """
+
+    def __init__(self, plan: LaunchPlan, restart: int, output: Output, watchdog: Watchdog) -> None:
+        self._plan = plan
+        self._restart = restart
+        self._output = output
+        self._watchdog = watchdog
+        self._running: list[RankProcess] = []
+        self._failure: Failure | None = None
+        self._sent: int | None = None
+        self._is_done = False
+        self._deadline: float | None = None
+        self.was_cut_short = False
+
+    def run(self, relay: SignalRelay) -> Failure | None:
+        """Runs until the last process has ended.
+
+        Args:
+            relay: `SignalRelay`, whose signals go to this job.
+
+        Returns:
+            The first failure; `None` where each process ended with exit code 0. Where a signal came
+            before all were started, `was_cut_short` says so.
+        """
+        with selectors.DefaultSelector() as selector:
+            selector.register(relay.descriptor, selectors.EVENT_READ)
+            try:
+                self._start_all(selector)
+                while self._running:
+                    self._wait(selector, relay)
+                    self._notice_ends(selector)
+            finally:  # On the way out of an error, nothing stays.
+                self.kill()
+                for process in self._running:
+                    process.collect()
+        return self._failure
+
+    def end(self, number: int) -> None:
+        """Sends each process a signal, and has those killed that go on after the grace period.
+
+        Args:
+            number: integer. The signal.
+        """
+        self._sent = number
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self._plan.grace_period
+        for process in list(self._running):
+            process.send(number)
+
+    def kill(self) -> None:
+        """Ends all processes at once."""
+        self._sent = signal.SIGKILL
+        for process in list(self._running):
+            process.kill()
+
+    def _start_all(self, selector: selectors.BaseSelector) -> None:
+        addresses = make_addresses(self._plan)
+        command = [sys.executable, self._plan.script, *self._plan.script_arguments]
+        for local_rank in range(self._plan.nproc):
+            if self._sent is not None:  # A signal has come in between.
+                self.was_cut_short = True
+                return
+            environ = make_environment(self._plan, local_rank, addresses, self._restart, os.environ)
+            rank = self._plan.first_rank + local_rank
+            process = RankProcess(rank, command, environ, self._output, self._watchdog)
+            self._running.append(process)
+            if self._sent is not None:  # It came while this one was being started.
+                process.send(self._sent)
+            for descriptor in process.outputs:
+                selector.register(descriptor, selectors.EVENT_READ, process)
+
+    def _wait(self, selector: selectors.BaseSelector, relay: SignalRelay) -> None:
+        seconds = None
+        if self._deadline is not None:
+            seconds = max(0.0, self._deadline - time.monotonic())
+        for key, _ in selector.select(seconds):
+            process: RankProcess | None = key.data
+            if process is None:
+                relay.drain()
+            elif process.read(key.fd) == 0:
+                selector.unregister(key.fd)  # Closed: it would be ready for ever.
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            names = ", ".join(str(process.rank) for process in self._running)
+            self._output.say(
+                f"killing rank {names}, which did not end within {self._plan.grace_period:g} s."
+            )
+            self._deadline = None
+            self.kill()
+
+    def _notice_ends(self, selector: selectors.BaseSelector) -> None:
+        for process in [process for process in self._running if process.has_ended()]:
+            for descriptor in process.outputs:
+                if descriptor in selector.get_map():
+                    selector.unregister(descriptor)
+            self._running.remove(process)  # First: behind it a signal could reach another's number.
+            status = process.collect()
+            if self._is_failure(status):
+                self._fail(Failure(process.rank, status, process.last_errors))
+            elif process.rank == 0 and status == 0 and self._plan.num_servers:
+                self._is_done = True  # Its servers and workers would wait for ever.
+                self._end_others()
+
+    def _is_failure(self, status: int) -> bool:
+        is_ended_by_us = self._is_done and -status in (signal.SIGTERM, signal.SIGKILL)
+        return status != 0 and self._failure is None and not is_ended_by_us
+
+    def _fail(self, failure: Failure) -> None:
+        self._failure = failure
+        self._output.say(failure.describe())
+        self._end_others()
+
+    def _end_others(self) -> None:
+        if self._running and self._sent is None:
+            self.end(signal.SIGTERM)

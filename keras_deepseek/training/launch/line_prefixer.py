@@ -1,0 +1,53 @@
+"""Whole lines of a process, each behind the rank that wrote it."""
+
+from collections import deque
+from collections.abc import Callable
+
+_LONGEST_LINE = 65536
+"""Bytes. What goes on longer is cut: a process that writes no newline must not fill the memory."""
+
+_NUM_LAST_LINES = 20
+_LONGEST_LAST_LINE = 1000
+
+
+class LinePrefixer:
+    """Takes bytes as a pipe gives them and hands on lines, whatever their encoding.
+
+    Args:
+        prefix: bytes. What stands before each line.
+        write: Function that writes bytes.
+    """
+
+    def __init__(self, prefix: bytes, write: Callable[[bytes], None]) -> None:
+        self._prefix = prefix
+        self._write = write
+        self._pending = b""
+        self._last: deque[bytes] = deque(maxlen=_NUM_LAST_LINES)
+
+    @property
+    def last_lines(self) -> list[str]:
+        """The newest lines, without the prefix."""
+        return [line[:_LONGEST_LAST_LINE].decode(errors="replace") for line in self._last]
+
+    def feed(self, data: bytes) -> None:
+        """Takes what a process has written, and writes the lines that are whole.
+
+        Args:
+            data: bytes.
+        """
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        while len(self._pending) > _LONGEST_LINE:
+            lines.append(self._pending[:_LONGEST_LINE])
+            self._pending = self._pending[_LONGEST_LINE:]
+        self._hand_on(lines)
+
+    def close(self) -> None:
+        """Writes the last line where no newline ended it."""
+        lines = [self._pending] if self._pending else []
+        self._pending = b""
+        self._hand_on(lines)
+
+    def _hand_on(self, lines: list[bytes]) -> None:
+        self._last.extend(lines)
+        if lines:  # In one piece, so that nothing comes between a line and its prefix.
+            self._write(b"".join(self._prefix + line + b"\n" for line in lines))

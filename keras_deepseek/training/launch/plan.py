@@ -1,0 +1,138 @@
+"""What is to be launched, checked before anything is started."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.artifacts.errors import (
+    InvalidInputError,
+    NotSupportedError,
+    unknown_name_message,
+)
+from keras_deepseek.artifacts.network_address import parse_address
+from keras_deepseek.backend import NAMES
+from keras_deepseek.training.launch.ports import check_port_is_free
+
+Strategy = Literal["allreduce", "parameter_server"]
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """The processes of one node, and the script that each of them runs.
+
+    Args:
+        script: string. The path of a Python file.
+        nproc: integer. The processes on this node.
+        backend: string. What Keras runs on.
+        script_arguments: tuple of strings. What stands behind the script. Defaults to `()`.
+        nnodes: integer. The nodes. Defaults to `1`.
+        node_rank: integer. Which of them this one is. Defaults to `None`: the only one.
+        coordinator: string. `HOST:PORT` of rank 0. Defaults to `None`: a free port of loopback.
+        strategy: string. Defaults to `"allreduce"`.
+        ps_count: integer. How many processes are parameter servers. Defaults to `None`: 1 for that
+            strategy, and 0 else.
+        max_restarts: integer. How often all is started again after a failure. Defaults to `0`.
+        grace_period: float. The seconds between the signal to end and SIGKILL. Defaults to `30.0`.
+
+    Raises:
+        InvalidInputError: Something of this does not fit.
+        NotSupportedError: Something of this is not there yet.
+    """
+
+    script: str
+    nproc: int
+    backend: str
+    script_arguments: tuple[str, ...] = ()
+    nnodes: int = 1
+    node_rank: int | None = None
+    coordinator: str | None = None
+    strategy: Strategy = "allreduce"
+    ps_count: int | None = None
+    max_restarts: int = 0
+    grace_period: float = 30.0
+
+    def __post_init__(self) -> None:
+        check_integer("--nproc", self.nproc)
+        check_integer("--max-restarts", self.max_restarts, least=0)
+        check_number("--grace-period", self.grace_period, least=0)
+        if self.backend not in NAMES:
+            raise InvalidInputError(unknown_name_message("--backend", self.backend, NAMES))
+        if not Path(self.script).is_file():
+            raise InvalidInputError(f"The script must be a Python file; {self.script!r} is none.")
+        self._check_nodes()
+        self._check_strategy()
+        if self.coordinator is not None:
+            address = parse_address("--coordinator", self.coordinator)
+            if self.first_rank == 0:
+                check_port_is_free(*address)
+
+    @property
+    def first_rank(self) -> int:
+        """The rank of this node's first process."""
+        return (self.node_rank or 0) * self.nproc
+
+    @property
+    def world_size(self) -> int:
+        """The processes of all nodes."""
+        return self.nnodes * self.nproc
+
+    @property
+    def num_servers(self) -> int:
+        """The processes that are parameter servers."""
+        if self.strategy != "parameter_server":
+            return 0
+        return 1 if self.ps_count is None else self.ps_count
+
+    def _check_nodes(self) -> None:
+        check_integer("--nnodes", self.nnodes)
+        if self.node_rank is not None:
+            check_integer("--rank", self.node_rank, least=0)
+        if (self.node_rank or 0) >= self.nnodes:
+            raise InvalidInputError(
+                f"--rank is the number of this node, from 0; received --rank {self.node_rank} with "
+                f"--nnodes {self.nnodes}."
+            )
+        if self.nnodes == 1:
+            return
+        for option, value in (("--rank", self.node_rank), ("--coordinator", self.coordinator)):
+            if value is None:
+                raise InvalidInputError(
+                    f"--nnodes {self.nnodes} needs {option}: the number of this node and the "
+                    "address of rank 0, as in --rank 0 --coordinator 10.0.0.1:29500."
+                )
+        if self.max_restarts:
+            raise NotSupportedError(
+                f"--max-restarts {self.max_restarts} is for one node: the launchers of "
+                f"{self.nnodes} nodes don't know of each other's failures yet. Leave it out, and "
+                "let what starts them start all of them again."
+            )
+
+    def _check_strategy(self) -> None:
+        if self.strategy not in get_args(Strategy):
+            raise InvalidInputError(
+                unknown_name_message("--strategy", self.strategy, get_args(Strategy))
+            )
+        if self.strategy != "parameter_server":
+            if self.ps_count is not None:
+                raise InvalidInputError(
+                    f"--ps-count {self.ps_count} is for --strategy parameter_server."
+                )
+            return
+        if self.backend != "tensorflow":
+            raise NotSupportedError(
+                f"Parameter servers on {self.backend} need Ray and are not there yet. Use "
+                "--backend tensorflow, or --strategy allreduce."
+            )
+        if self.nnodes > 1:
+            raise NotSupportedError(
+                f"--strategy parameter_server is for one node yet; received --nnodes "
+                f"{self.nnodes}. On several, set TF_CONFIG for each process yourself."
+            )
+        check_integer("--ps-count", self.num_servers)
+        least = self.num_servers + 2
+        if self.nproc < least:
+            raise InvalidInputError(
+                f"--ps-count {self.num_servers} needs --nproc {least} or more, for a chief, a "
+                f"worker and the servers; received --nproc {self.nproc}."
+            )

@@ -1,0 +1,81 @@
+"""The environment of each process, in the variables that `ClusterSpec` reads."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from keras_deepseek.artifacts.network_address import join_address, parse_address
+from keras_deepseek.training.launch.plan import LaunchPlan
+from keras_deepseek.training.launch.ports import LOOPBACK, find_free_ports
+
+RESTART = "KERAS_DEEPSEEK_RESTART"
+"""Holds how often the job was started again, from 0."""
+
+
+def make_addresses(plan: LaunchPlan) -> list[tuple[str, int]]:
+    """Returns the address of rank 0; for TensorFlow on one node, those of all ranks.
+
+    Args:
+        plan: `LaunchPlan`.
+    """
+    first = [parse_address("--coordinator", plan.coordinator)] if plan.coordinator else []
+    num_all = plan.nproc if _needs_tf_config(plan) else 1
+    free = find_free_ports(num_all - len(first))
+    return first + [(LOOPBACK, port) for port in free]
+
+
+def make_environment(
+    plan: LaunchPlan,
+    local_rank: int,
+    addresses: Sequence[tuple[str, int]],
+    restart: int,
+    environ: Mapping[str, str],
+) -> dict[str, str]:
+    """Returns the environment of one process.
+
+    Args:
+        plan: `LaunchPlan`.
+        local_rank: integer. Which process of this node it is.
+        addresses: list of hosts and ports, those of `make_addresses`.
+        restart: integer. How often the job was started again.
+        environ: The environment of the launcher.
+    """
+    # What started the launcher counted launchers. Rank and world size are new; these are not.
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name != "TF_CONFIG" and not name.startswith("KERAS_DISTRIBUTION_")
+    }
+    host, port = addresses[0]
+    made = {
+        "RANK": str(plan.first_rank + local_rank),
+        "WORLD_SIZE": str(plan.world_size),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(plan.nproc),
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port),
+        "KERAS_BACKEND": plan.backend,
+        RESTART: str(restart),
+    }
+    if _needs_tf_config(plan):
+        made["TF_CONFIG"] = _make_tf_config(plan, local_rank, addresses)
+    # A process whose output goes into a pipe would keep its lines back.
+    return {"PYTHONUNBUFFERED": "1", **kept, **made}
+
+
+def _needs_tf_config(plan: LaunchPlan) -> bool:
+    return plan.backend == "tensorflow" and plan.nnodes == 1
+
+
+def _make_tf_config(plan: LaunchPlan, local_rank: int, addresses: Sequence[tuple[str, int]]) -> str:
+    listed = [join_address(*address) for address in addresses]
+    cluster = {"worker": listed}
+    if plan.num_servers:
+        num_before = plan.nproc - plan.num_servers
+        cluster = {
+            "chief": listed[:1],
+            "worker": listed[1:num_before],
+            "ps": listed[num_before:],
+        }
+    tasks = [(kind, index) for kind, held in cluster.items() for index in range(len(held))]
+    kind, index = tasks[local_rank]
+    return json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})

@@ -1,0 +1,123 @@
+"""One process of a job, its group and its output."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from keras_deepseek.training.launch.line_prefixer import LinePrefixer
+from keras_deepseek.training.launch.output import Output
+from keras_deepseek.training.launch.watchdog import Watchdog
+
+_CHUNK = 65536
+_MOST_LEFT = 1 << 20
+"""Bytes. The most that a pipe holds, so that one who goes on writing into it is not heard out."""
+
+
+class RankProcess:
+    """Starts the script in a session of its own, so that it and its children are one group.
+
+    Args:
+        rank: integer.
+        command: list of strings. What it runs.
+        environ: dict. Its environment.
+        output: `Output`.
+        watchdog: `Watchdog`.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        output: Output,
+        watchdog: Watchdog,
+    ) -> None:
+        self.rank = rank
+        self._watchdog = watchdog
+        guard = Path(__file__).with_name("die_with_parent.py")
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(guard), str(os.getpid()), *command],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            bufsize=0,
+        )
+        watchdog.add(self._process.pid)
+        self._streams = [self._process.stdout, self._process.stderr]
+        prefix = f"[{rank}] ".encode()
+        self._errors = LinePrefixer(prefix, output.write_error)
+        self.outputs: dict[int, LinePrefixer] = {}
+        for stream, lines in zip(
+            self._streams, (LinePrefixer(prefix, output.write_out), self._errors), strict=True
+        ):
+            assert stream is not None
+            os.set_blocking(stream.fileno(), False)
+            self.outputs[stream.fileno()] = lines
+
+    @property
+    def last_errors(self) -> list[str]:
+        """The newest lines on stderr."""
+        return self._errors.last_lines
+
+    def read(self, descriptor: int) -> int | None:
+        """Hands on what waits in one of the pipes.
+
+        Args:
+            descriptor: integer. One of `outputs`.
+
+        Returns:
+            The number of bytes: 0 where none will come any more, and `None` where none waits.
+        """
+        try:
+            data = os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            return None
+        self.outputs[descriptor].feed(data)
+        return len(data)
+
+    def send(self, number: int) -> None:
+        """Sends a signal to the process alone: a data loader's workers are the script's affair.
+
+        Args:
+            number: integer. The signal.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """Ends the process and all of its group at once."""
+        # macOS refuses where the group holds nothing but the dead.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def has_ended(self) -> bool:
+        """Returns whether the process has ended. Until `collect`, its number stays its own."""
+        if not hasattr(os, "waitid"):  # Python on macOS, up to 3.12.
+            return self._process.poll() is not None
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self._process.pid, options) is not None
+
+    def collect(self) -> int:
+        """Ends what is left of the group, hands on the last output, and returns how it ended.
+
+        Returns:
+            The exit code, or a signal's number below zero.
+        """
+        self.kill()
+        for descriptor, lines in self.outputs.items():
+            num_read = 0
+            while num_read < _MOST_LEFT and (count := self.read(descriptor)):
+                num_read += count
+            lines.close()
+        for stream in self._streams:
+            assert stream is not None
+            stream.close()
+        status = self._process.wait()
+        self._watchdog.remove(self._process.pid)
+        return status

@@ -1,0 +1,66 @@
+"""The signals that reach the launcher, for as long as it runs."""
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class SignalRelay:
+    """Notes signals, calls who is to act on them, and wakes a selector.
+
+    A signal is acted on in its handler: the launcher may hang in a write to a log that nobody
+    reads. What a signal is ignored for, as SIGHUP is under `nohup`, stays ignored.
+
+    Args:
+        act: Function of a signal's number and of whether it is the first.
+    """
+
+    def __init__(self, act: Callable[[int, bool], None]) -> None:
+        self.received: list[int] = []
+        self._act = act
+        self._previous: dict[int, Any] = {}
+        self.descriptor, self._written = os.pipe()
+        for descriptor in (self.descriptor, self._written):
+            os.set_blocking(descriptor, False)
+        self._previous_descriptor = -1
+
+    def __enter__(self) -> "SignalRelay":
+        self._previous_descriptor = signal.set_wakeup_fd(self._written, warn_on_full_buffer=False)
+        for number in _TO_END:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._note)
+        # Has it wake the selector, which a signal that nobody handles would not.
+        self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _do_nothing)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        signal.set_wakeup_fd(self._previous_descriptor)
+        os.close(self.descriptor)
+        os.close(self._written)
+
+    def drain(self) -> None:
+        """Forgets what woke the selector."""
+        try:
+            while os.read(self.descriptor, 4096):
+                pass
+        except BlockingIOError:
+            pass
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
+        self._act(number, len(self.received) == 1)
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    pass

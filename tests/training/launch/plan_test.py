@@ -1,0 +1,98 @@
+import socket
+
+import pytest
+
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.training.launch.plan import LaunchPlan
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "train.py"
+    path.touch()
+    return str(path)
+
+
+def test_one_node_is_the_default(script):
+    plan = LaunchPlan(script, 4, "torch")
+    assert (plan.first_rank, plan.world_size, plan.num_servers) == (0, 4, 0)
+
+
+def test_ranks_of_a_later_node_come_behind_those_before(script):
+    plan = LaunchPlan(script, 4, "jax", nnodes=3, node_rank=2, coordinator="10.255.255.1:29500")
+    assert (plan.first_rank, plan.world_size) == (8, 12)
+
+
+@pytest.mark.parametrize(("ps_count", "nproc", "expected"), [(None, 3, 1), (2, 4, 2)])
+def test_parameter_servers_leave_a_chief_and_a_worker(script, ps_count, nproc, expected):
+    plan = LaunchPlan(script, nproc, "tensorflow", strategy="parameter_server", ps_count=ps_count)
+    assert plan.num_servers == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nproc": 0}, "`--nproc` must be a positive integer"),
+        ({"nnodes": 0}, "`--nnodes` must be a positive integer"),
+        ({"max_restarts": -1}, "`--max-restarts` must be an integer of at least 0"),
+        ({"grace_period": -1.0}, "`--grace-period` must be a finite number of at least 0"),
+        ({"grace_period": float("nan")}, "`--grace-period` must be a finite number"),
+        ({"backend": "tensorfow"}, "did you mean 'tensorflow'"),
+        ({"script": "missing.py"}, "must be a Python file; 'missing.py' is none"),
+        ({"script": "."}, "must be a Python file"),
+        ({"strategy": "all-reduce"}, "did you mean 'allreduce'"),
+        ({"node_rank": 1}, "received --rank 1 with --nnodes 1"),
+        ({"node_rank": -1}, "`--rank` must be an integer of at least 0"),
+        ({"nnodes": 2}, "--nnodes 2 needs --rank"),
+        ({"nnodes": 2, "node_rank": 0}, "--nnodes 2 needs --coordinator"),
+        ({"nnodes": 2, "node_rank": 2, "coordinator": "a:1"}, "--rank 2 with --nnodes 2"),
+        ({"coordinator": "somewhere"}, "--coordinator must be HOST:PORT"),
+        ({"ps_count": 1}, "--ps-count 1 is for --strategy parameter_server"),
+    ],
+)
+def test_what_does_not_fit_is_refused(script, changes, message):
+    arguments = {"script": script, "nproc": 2, "backend": "torch", **changes}
+    with pytest.raises(InvalidInputError, match=message):
+        LaunchPlan(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("nproc", "ps_count", "message"),
+    [
+        (2, 1, "--ps-count 1 needs --nproc 3 or more"),
+        (2, 2, "--ps-count 2 needs --nproc 4 or more"),
+        (1, None, "--ps-count 1 needs --nproc 3 or more"),
+        (3, 0, "`--ps-count` must be a positive integer"),
+    ],
+)
+def test_too_many_servers_are_refused(script, nproc, ps_count, message):
+    with pytest.raises(InvalidInputError, match=message):
+        LaunchPlan(script, nproc, "tensorflow", strategy="parameter_server", ps_count=ps_count)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategy": "parameter_server", "backend": "jax"}, "on jax need Ray and are not there"),
+        ({"strategy": "parameter_server", "backend": "torch"}, "on torch need Ray"),
+        (
+            {"strategy": "parameter_server", "nnodes": 2, "node_rank": 1, "coordinator": "a:1"},
+            "is for one node yet",
+        ),
+        (
+            {"max_restarts": 1, "nnodes": 2, "node_rank": 1, "coordinator": "a:1"},
+            "--max-restarts 1 is for one node",
+        ),
+    ],
+)
+def test_what_is_not_there_yet_says_so(script, changes, message):
+    with pytest.raises(NotSupportedError, match=message):
+        LaunchPlan(**{"script": script, "nproc": 4, "backend": "tensorflow", **changes})
+
+
+def test_a_port_in_use_is_refused_where_rank_0_would_listen(script):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(InvalidInputError, match=f"can't listen at {address}"):
+            LaunchPlan(script, 2, "torch", coordinator=address)
+        LaunchPlan(script, 2, "torch", nnodes=2, node_rank=1, coordinator=address)

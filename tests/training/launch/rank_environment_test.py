@@ -1,0 +1,99 @@
+import json
+
+import pytest
+
+from keras_deepseek.training.cluster_resolver import resolve_cluster
+from keras_deepseek.training.launch.plan import LaunchPlan
+from keras_deepseek.training.launch.rank_environment import make_addresses, make_environment
+
+
+def make_all(plan, environ, restart=0):
+    addresses = make_addresses(plan)
+    return [
+        make_environment(plan, local_rank, addresses, restart, environ)
+        for local_rank in range(plan.nproc)
+    ]
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "train.py"
+    path.touch()
+    return str(path)
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_each_process_finds_its_place_in_it(script, backend):
+    environments = make_all(LaunchPlan(script, 3, backend), {})
+    clusters = [resolve_cluster("allreduce", environ=environ) for environ in environments]
+    assert [cluster.rank for cluster in clusters] == [0, 1, 2]
+    assert [cluster.local_rank for cluster in clusters] == [0, 1, 2]
+    assert {cluster.world_size for cluster in clusters} == {3}
+    (coordinator,) = {cluster.coordinator for cluster in clusters}
+    assert coordinator.startswith("127.0.0.1:")
+    assert {environ["KERAS_BACKEND"] for environ in environments} == {backend}
+    assert all(("TF_CONFIG" in environ) == (backend == "tensorflow") for environ in environments)
+
+
+def test_roles_of_a_parameter_server_go_from_the_chief_to_the_servers(script):
+    plan = LaunchPlan(script, 5, "tensorflow", strategy="parameter_server", ps_count=2)
+    environments = make_all(plan, {})
+    clusters = [resolve_cluster("parameter_server", environ=environ) for environ in environments]
+    assert [cluster.task_type for cluster in clusters] == ["chief", "worker", "worker", "ps", "ps"]
+    assert [cluster.rank for cluster in clusters] == list(range(5))
+    assert clusters[0].workers[0] == clusters[0].coordinator
+    assert [json.loads(environ["TF_CONFIG"])["task"]["index"] for environ in environments] == [
+        0,
+        0,
+        1,
+        0,
+        1,
+    ]
+
+
+def test_several_nodes_meet_at_the_coordinator(script):
+    plan = LaunchPlan(script, 2, "tensorflow", nnodes=2, node_rank=1, coordinator="[fe80::1]:29500")
+    first, second = make_all(plan, {})
+    assert (first["RANK"], second["RANK"], second["LOCAL_RANK"]) == ("2", "3", "1")
+    assert (first["MASTER_ADDR"], first["MASTER_PORT"]) == ("fe80::1", "29500")
+    assert "TF_CONFIG" not in first
+    assert resolve_cluster("allreduce", environ=first).coordinator == "[fe80::1]:29500"
+
+
+def test_a_coordinator_is_the_first_of_tensorflow_s_addresses(script):
+    plan = LaunchPlan(script, 2, "tensorflow", coordinator="192.0.2.1:29500")
+    (environ, _) = make_all(plan, {})
+    workers = json.loads(environ["TF_CONFIG"])["cluster"]["worker"]
+    assert workers[0] == "192.0.2.1:29500"
+    assert workers[1].startswith("127.0.0.1:")
+
+
+def test_what_another_launcher_said_is_overruled(script):
+    inherited = {
+        "RANK": "7",
+        "WORLD_SIZE": "9",
+        "TF_CONFIG": "{}",
+        "KERAS_DISTRIBUTION_PROCESS_ID": "7",
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": "7",
+        "SLURM_NTASKS": "9",
+        "KERAS_BACKEND": "jax",
+        "OTHER": "stays",
+    }
+    environ = make_all(LaunchPlan(script, 2, "torch"), inherited)[1]
+    assert resolve_cluster("allreduce", environ=environ).rank == 1
+    assert environ["OTHER"] == "stays"
+    assert environ["KERAS_BACKEND"] == "torch"
+
+
+def test_the_number_of_the_restart_is_told_and_output_is_not_held_back(script):
+    plan = LaunchPlan(script, 1, "torch")
+    assert make_all(plan, {}, restart=2)[0]["KERAS_DEEPSEEK_RESTART"] == "2"
+    assert make_all(plan, {})[0]["PYTHONUNBUFFERED"] == "1"
+    assert make_all(plan, {"PYTHONUNBUFFERED": ""})[0]["PYTHONUNBUFFERED"] == ""
+
+
+def test_each_attempt_has_a_port_of_its_own(script):
+    plan = LaunchPlan(script, 1, "torch")
+    ports = {make_addresses(plan)[0][1] for _ in range(5)}
+    assert len(ports) > 1
