@@ -19,13 +19,15 @@ from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_mess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import Any
+    from contextlib import AbstractContextManager
+    from typing import Any, TypeAlias
 
     import keras
 
     from keras_deepseek.artifacts.signature import Array
     from keras_deepseek.backend.named_model import NamedModel
 
+    Distribution: TypeAlias = keras.distribution.DataParallel | keras.distribution.ModelParallel
     InferenceFunction = Callable[[dict[str, Array]], dict[str, Array]]
 
 
@@ -159,6 +161,21 @@ class Backend(Protocol):
 
     def global_norm(self, gradients: "Sequence[Any]") -> "Any":
         """Returns the norm of all gradients together, a float32 scalar."""
+
+    def spread_over_devices(self) -> "Distribution | None":
+        """Returns a distribution of batches over all devices; `None` where there is one alone."""
+
+    def distributed(self, distribution: "Distribution") -> "AbstractContextManager[None]":
+        """Makes Keras create variables and place batches by a distribution until the block ends.
+
+        Raises `NotSupportedError` where the framework knows none.
+        """
+
+    def place_variables(self, variables: "Sequence[keras.Variable]") -> None:
+        """Moves variables that were made outside to where the distribution around wants them."""
+
+    def place_batch(self, batch: "Any") -> "Any":
+        """Returns a batch where the distribution around wants it; as it is, where there is none."""
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Returns whether an error says that the memory of a device, or the machine's, ran out."""

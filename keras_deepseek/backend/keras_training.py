@@ -107,10 +107,18 @@ def batch_states(model: keras.Model) -> list[keras.Variable]:
 def add_metric(model: keras.Model, metric: keras.metrics.Metric) -> Iterator[None]:
     """Makes a metric one of a model's until the block ends, without the model saving it."""
     model._metrics.append(metric)
+    _forget_validation(model)
     try:
         yield
     finally:
         model._metrics[:] = [each for each in model._metrics if each is not metric]
+        _forget_validation(model)
+
+
+def _forget_validation(model: keras.Model) -> None:
+    """Makes Keras compile a validation anew, where it was for so many metrics and no more."""
+    if keras.distribution.distribution() is not None:
+        model.test_function = None
 
 
 def block_states(layer: keras.Layer) -> list[keras.Variable]:

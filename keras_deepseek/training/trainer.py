@@ -11,7 +11,6 @@ from typing import Any
 
 import keras
 
-from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
@@ -19,12 +18,12 @@ from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.batch_notes import ValidationWatch, noting_batch
 from keras_deepseek.training.checkpoints import Best, Checkpoints
-from keras_deepseek.training.cluster import Strategy, refuse_many_processes
+from keras_deepseek.training.cluster import refuse_many_processes
 from keras_deepseek.training.cluster_resolver import resolve_cluster
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
-from keras_deepseek.training.device import choose_device, default_kind
 from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.no_loss import RefuseNoLoss
+from keras_deepseek.training.placement import DistributedStrategy, Distribution, Placement
 from keras_deepseek.training.position_data import check_data, no_data_error, position_data
 from keras_deepseek.training.precision import training_policy
 from keras_deepseek.training.rematerialization import Remat
@@ -40,7 +39,7 @@ _OPTIONS_OF_STEPS = {"sample_weight", "class_weight", "shuffle", "steps_per_epoc
 
 
 class Trainer(Trials):
-    """Trains a Keras model on one device, in half precision and with checkpoints where asked.
+    """Trains a Keras model, in half precision, with checkpoints and over devices where asked.
 
     Choose it over a bare `model.fit` for half precision that ends with the training: the step
     computes in half precision on float32 master weights, and `predict`, export and serving compute
@@ -75,8 +74,10 @@ class Trainer(Trials):
         device_map: dict. The index of the device to use by kind, as in `{"gpu": 0, "tpu": 1}`: the
             first kind that this machine has is used, and the CPU where it has none. Defaults to
             `None`, the device that Keras chooses.
-        distributed_strategy: `"allreduce"` or `"parameter_server"`. This release trains in one
-            process and refuses what needs more. Defaults to `None`.
+        distributed_strategy: `"allreduce"`: on JAX over all devices of this process. Or, on JAX, a
+            `keras.distribution` object, such as a `ModelParallel` with layouts of your own.
+            `"parameter_server"`, and more than one process, are refused by this release. Defaults
+            to `None`.
         world_size: integer. The number of processes that train. Defaults to `None`: with a
             `distributed_strategy` the environment says it, as what started the processes has set
             it up, and one where it says nothing.
@@ -130,7 +131,7 @@ class Trainer(Trials):
         guard: StepGuard | Action | None = None,
         remat: Remat = False,
         device_map: Mapping[str, int] | None = None,
-        distributed_strategy: Strategy | None = None,
+        distributed_strategy: DistributedStrategy | None = None,
         world_size: int | None = None,
         rank: int | None = None,
         coordinator: str | None = None,
@@ -154,33 +155,34 @@ class Trainer(Trials):
                 "Trainer(..., checkpoint_dir=...)."
             )
         self._resumed: Checkpoint | None = None
-        count_devices = backend.current().count_devices
-        self.cluster = resolve_cluster(distributed_strategy, world_size, rank, coordinator)
-        refuse_many_processes(self.cluster)
-        self.device = choose_device(device_map, count_devices) if device_map else None
-        self.policy = training_policy(
-            precision, fp16_enabled, (self.device or default_kind(count_devices)).split(":")[0]
+        is_distribution = isinstance(distributed_strategy, Distribution)
+        self.cluster = resolve_cluster(
+            None if is_distribution else distributed_strategy, world_size, rank, coordinator
         )
+        refuse_many_processes(self.cluster)
+        self._placement = Placement(device_map, distributed_strategy)
+        self.policy = training_policy(precision, fp16_enabled, self._placement.kind)
         self._seed = set_seed(seed)
-        with self._on_device():
+        is_own_step = type(self).train_step is not Trainer.train_step
+        with self._placement.in_use():
             self.model = build_model(model)
+            compile_model(self.model, optimizer, loss, metrics, self.policy)
+            self._plan = StepPlan(
+                self.model,
+                self.train_step,
+                is_own_compute=is_own_step,
+                policy=self.policy,
+                micro_batches=micro_batches,
+                gradient_clip=gradient_clip,
+                guard=guard,
+                remat=remat,
+                checkpoints=self._checkpoints,
+            )
+        self._placement.place(self.model)
+        self._computes_loss = is_own_step
         self._callbacks = list_callbacks(callbacks)
         if run_record is not None:
             self.add_callback(RunRecorder(run_record))
-        compile_model(self.model, optimizer, loss, metrics, self.policy)
-        is_own_step = type(self).train_step is not Trainer.train_step
-        self._plan = StepPlan(
-            self.model,
-            self.train_step,
-            is_own_compute=is_own_step,
-            policy=self.policy,
-            micro_batches=micro_batches,
-            gradient_clip=gradient_clip,
-            guard=guard,
-            remat=remat,
-            checkpoints=self._checkpoints,
-        )
-        self._computes_loss = is_own_step
 
     def add_callback(self, callback: keras.callbacks.Callback) -> None:
         """Adds a callback to every `fit` from here on.
@@ -338,7 +340,7 @@ class Trainer(Trials):
         with (
             noting_batch(self.model, self._plan, validation),
             watched(chosen, verbose, resume=goes_on) as shown,
-            self._on_device(),
+            self._placement.in_use(),
             self._plan.in_use(),
             self._with_checkpoints({**arguments, "callbacks": chosen, "verbose": shown}) as given,
         ):
@@ -414,7 +416,7 @@ class Trainer(Trials):
             y: Targets, where `x` does not hold them. Defaults to `None`.
             **options: Further arguments of `keras.Model.evaluate`.
         """
-        with self._on_device():
+        with self._placement.in_use():
             return self.model.evaluate(x, y, **options)
 
     def predict(self, x: Any, **options: Any) -> Any:
@@ -424,7 +426,7 @@ class Trainer(Trials):
             x: Inputs as `keras.Model.predict` takes them.
             **options: Further arguments of `keras.Model.predict`.
         """
-        with self._on_device():
+        with self._placement.in_use():
             return self.model.predict(x, **options)
 
     def _with_checkpoints(
@@ -437,8 +439,5 @@ class Trainer(Trials):
 
     @contextlib.contextmanager
     def _in_training(self) -> Iterator[None]:
-        with self._on_device(), self._plan.in_use():
+        with self._placement.in_use(), self._plan.in_use():
             yield
-
-    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
-        return keras.device(self.device) if self.device else contextlib.nullcontext()

@@ -5,6 +5,8 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.backend.jax.placement import place_batch
+
 _GROUPS = (
     "trainable_variables",
     "non_trainable_variables",
@@ -43,7 +45,7 @@ def make_train_step(
 def run_step(model: keras.Model, batch: Any) -> dict[str, Any]:
     """Trains a model, whose training function was made, on one batch, and returns the logs."""
     state = model._get_jax_state(**dict.fromkeys(_GROUPS, True))
-    logs, state = model.train_function(state, iter([batch]))
+    logs, state = model.train_function(state, iter([place_batch(batch)]))
     _hold_state(model, state)
     model.jax_state_sync()
     return dict(logs)

@@ -22,6 +22,12 @@ from keras_deepseek.backend.tensorflow.memory import (
     is_out_of_memory,
     release_memory,
 )
+from keras_deepseek.backend.tensorflow.placement import (
+    distributed,
+    place_batch,
+    place_variables,
+    spread_over_devices,
+)
 from keras_deepseek.backend.tensorflow.random_state import (
     read_framework_random_state,
     write_framework_random_state,
@@ -47,11 +53,14 @@ __all__ = [
     "count_flops",
     "count_kept_bytes",
     "differentiate",
+    "distributed",
     "feed_batches",
     "global_norm",
     "is_out_of_memory",
     "keep_state",
     "make_train_step",
+    "place_batch",
+    "place_variables",
     "read_array",
     "read_buffers",
     "read_device_memory",
@@ -65,6 +74,7 @@ __all__ = [
     "run_if",
     "run_step",
     "separate_variables",
+    "spread_over_devices",
     "top_k",
     "write_buffers",
     "write_framework_random_state",

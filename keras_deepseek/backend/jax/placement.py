@@ -1,0 +1,81 @@
+"""Models and batches spread over the devices of JAX, by Keras's distributions."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeAlias
+
+import jax
+import keras
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from keras.src.backend import distribution_lib
+from keras.src.distribution.distribution_lib import distribution as current_distribution
+
+Distribution: TypeAlias = keras.distribution.DataParallel | keras.distribution.ModelParallel
+
+
+def spread_over_devices() -> Distribution | None:
+    """Returns a distribution of batches over all devices; `None` where there is one alone."""
+    return keras.distribution.DataParallel() if jax.device_count() > 1 else None
+
+
+def distributed(
+    distribution: Distribution,
+) -> AbstractContextManager[None]:
+    """Makes Keras create variables and place batches by a distribution until the block ends."""
+    return _in_scope(distribution)
+
+
+@contextmanager
+def _in_scope(distribution: Distribution) -> Iterator[None]:
+    """Puts a batch that can't be cut into equal parts on every device, as a whole.
+
+    Its numbers are those of one device, and no row is left out or made up. Keras itself fails.
+    """
+    by_keras = distribution_lib.distribute_data_input
+
+    def distribute(batch: Any, layout: Any, batch_dim_name: str) -> Any:
+        return jax.device_put(batch, _fitting(layout, np.shape(batch)))
+
+    if jax.process_count() == 1:  # Others hold a part of the batch each.
+        distribution_lib.distribute_data_input = distribute
+    try:
+        with distribution.scope():
+            yield
+    finally:
+        distribution_lib.distribute_data_input = by_keras
+
+
+def place_variables(variables: Sequence[keras.Variable]) -> None:
+    """Moves variables that were made outside to where the distribution around wants them."""
+    for variable in variables:
+        if variable._layout is None:
+            variable._initialize_layout()
+            variable._direct_assign(variable.value)
+
+
+def place_batch(batch: Any) -> Any:
+    """Returns a batch where the distribution around wants it; as it is, where there is none."""
+    distribution = current_distribution()
+    if distribution is None:
+        return batch
+    return keras.tree.map_structure(
+        lambda array: (
+            None
+            if array is None
+            else distribution_lib.distribute_data_input(
+                array, distribution.get_data_layout(array.shape), distribution.batch_dim_name
+            )
+        ),
+        batch,
+    )
+
+
+def _fitting(layout: Any, shape: Sequence[int]) -> jax.sharding.Sharding:
+    """Returns a layout for an array, or one without parts where those would not be equal."""
+    sharding: NamedSharding = getattr(layout, "backend_layout", layout)
+    try:
+        sharding.shard_shape(tuple(shape))
+    except ValueError:
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    return sharding

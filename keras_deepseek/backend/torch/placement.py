@@ -1,0 +1,36 @@
+"""Keras's distributions, which don't run on PyTorch."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
+
+import keras
+
+from keras_deepseek.artifacts.errors import NotSupportedError
+
+Distribution: TypeAlias = keras.distribution.DataParallel | keras.distribution.ModelParallel
+
+
+def spread_over_devices() -> Distribution | None:
+    """Returns a distribution of batches over all devices; `None` where there is one alone."""
+    return None
+
+
+def distributed(
+    distribution: Distribution,
+) -> AbstractContextManager[None]:
+    """Makes Keras create variables and place batches by a distribution until the block ends."""
+    raise NotSupportedError(
+        f"{type(distribution).__name__} is one of Keras's distributions, which run on JAX; Keras "
+        "runs on PyTorch. Set KERAS_BACKEND=jax, or leave distributed_strategy out."
+    )
+
+
+def place_variables(variables: Sequence[keras.Variable]) -> None:
+    """Moves variables that were made outside to where the distribution around wants them."""
+    # There is none.
+
+
+def place_batch(batch: Any) -> Any:
+    """Returns a batch where the distribution around wants it; as it is, where there is none."""
+    return batch

@@ -1,0 +1,67 @@
+"""Where a training takes place: on one device, or spread over several of this process."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.training.cluster import Strategy
+from keras_deepseek.training.device import choose_device, default_kind
+
+Distribution: TypeAlias = keras.distribution.DataParallel | keras.distribution.ModelParallel
+DistributedStrategy: TypeAlias = Strategy | Distribution
+
+
+class Placement:
+    """The device, or the distribution over devices, of a trainer's model and data.
+
+    Args:
+        device_map: dict, as `Trainer` takes it, or `None`.
+        strategy: `"allreduce"`: all devices of this process, where the backend can. Or one of
+            Keras's distributions, or `None`.
+
+    Raises:
+        InvalidInputError: A device is not there, or named beside a distribution over several.
+        NotSupportedError: The backend knows no distributions.
+    """
+
+    def __init__(
+        self, device_map: Mapping[str, int] | None, strategy: DistributedStrategy | None
+    ) -> None:
+        count_devices = backend.current().count_devices
+        self.device = choose_device(device_map, count_devices) if device_map else None
+        self.kind = (self.device or default_kind(count_devices)).split(":")[0]
+        self.distribution: Distribution | None = None
+        if isinstance(strategy, Distribution):
+            self.distribution = strategy
+        elif strategy == "allreduce":
+            self.distribution = backend.current().spread_over_devices()
+        if self.distribution is None:
+            return
+        if self.device is not None:
+            raise InvalidInputError(
+                f"device_map names one device, {self.device}, and distributed_strategy spreads the "
+                "training over several. Give one of the two."
+            )
+        backend.current().distributed(self.distribution)  # It says where that can't be.
+
+    def in_use(self) -> contextlib.AbstractContextManager[object]:
+        """Returns a context in which Keras creates variables and computes there."""
+        if self.distribution is not None:
+            return backend.current().distributed(self.distribution)
+        return keras.device(self.device) if self.device else contextlib.nullcontext()
+
+    def place(self, model: keras.Model) -> None:
+        """Moves what a compiled model has already to where it is trained.
+
+        Args:
+            model: `keras.Model`, compiled.
+        """
+        if self.distribution is None:
+            return
+        variables = (*model.variables, *model.optimizer.variables, *model.metrics_variables)
+        with self.in_use():
+            backend.current().place_variables(variables)

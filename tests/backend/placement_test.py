@@ -1,0 +1,43 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.backend import current
+
+IS_JAX = keras.backend.backend() == "jax"
+
+
+def make_distribution():
+    mesh = keras.distribution.DeviceMesh((1,), ["batch"], ["cpu:0"])
+    return keras.distribution.DataParallel(device_mesh=mesh)
+
+
+def test_without_a_distribution_a_batch_stays_as_it_is():
+    batch = (np.ones(3), None)
+    assert current().place_batch(batch) is batch
+    assert current().spread_over_devices() is None
+
+
+def test_where_keras_knows_no_distributions_that_is_said():
+    if IS_JAX:
+        with current().distributed(make_distribution()):
+            assert keras.distribution.distribution() is not None
+        assert keras.distribution.distribution() is None
+    else:
+        with pytest.raises(NotSupportedError, match="Set KERAS_BACKEND=jax"):
+            current().distributed(make_distribution())
+
+
+def test_variables_made_outside_are_moved():
+    variable = keras.Variable(np.ones(3))
+    if not IS_JAX:
+        current().place_variables([variable])  # There is nowhere else.
+        return
+    with current().distributed(make_distribution()):
+        current().place_variables([variable])
+        placed = current().place_batch((np.ones((3, 2)), None))
+    assert variable._layout is not None
+    assert variable.value.sharding.device_set == placed[0].sharding.device_set
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), np.ones(3))
+    assert placed[1] is None

@@ -1,0 +1,111 @@
+"""Trainings on one device and on several, in a process that has several: JAX needs to be told so.
+
+Prints, for each way to train, the largest difference to the same training on one device:
+
+    KERAS_BACKEND=jax python tests/oracles/data_parallel.py NUM_DEVICES
+"""
+
+import json
+import os
+import sys
+import tempfile
+from typing import Any
+
+NUM_DEVICES = int(sys.argv[1])
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+
+import keras  # noqa: E402 - the devices are counted when JAX is loaded.
+import numpy as np  # noqa: E402
+
+from keras_deepseek.training import Trainer  # noqa: E402
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(61, 6)).astype("float32")  # Of four batches of 16 the last is ragged.
+Y = RNG.integers(0, 3, 61)
+BAD = X.copy()
+BAD[20] = np.inf  # In one row, so on one device.
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "half precision": {"precision": "mixed_float16"},
+    "clip": {"gradient_clip": ("global_norm", 0.5)},
+    "micro-batches": {"micro_batches": 3},
+    "remat": {"remat": ["dense*"]},
+    "guard": {"guard": "skip"},
+    "checkpoints": {"checkpoint_dir": tempfile.mkdtemp},
+}
+
+
+def build() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    hidden = [layers.Dense(16, activation="relu"), layers.BatchNormalization()]
+    return keras.Sequential(
+        [keras.Input((6,)), *hidden, layers.Dropout(0.3, seed=1), layers.Dense(3)]
+    )
+
+
+def build_wide() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(16, activation="relu"), keras.layers.Dense(8)]
+    return keras.Sequential([keras.Input((6,)), *layers])
+
+
+def train(way: str, strategy: Any, model: Any = build) -> list[Any]:
+    """Returns the weights, predictions, losses and metrics of twenty steps."""
+    given = {name: value() if callable(value) else value for name, value in WAYS[way].items()}
+    trainer = Trainer(
+        model,
+        optimizer=keras.optimizers.AdamW(0.01, use_ema=True),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        seed=3,
+        distributed_strategy=strategy,
+        **given,
+    )
+    x = BAD if way == "guard" else X
+    history = trainer.fit(x, Y, batch_size=16, epochs=5, verbose=0, validation_data=(X, Y))
+    logs = {**history.history, **trainer.evaluate(X, Y, verbose=0, return_dict=True)}
+    if way == "half precision":  # What rounds otherwise may win or lose a row.
+        logs = {name: log for name, log in logs.items() if "accuracy" not in name}
+    num_devices = len(trainer.model.weights[0].value.sharding.device_set)
+    assert num_devices == (1 if strategy is None else NUM_DEVICES), num_devices
+    weights = [keras.ops.convert_to_numpy(weight) for weight in trainer.model.weights]
+    return [*weights, trainer.predict(X, verbose=0), *(logs[name] for name in sorted(logs))]
+
+
+def differ(one: list[Any], other: list[Any]) -> float:
+    """Returns the largest difference of numbers, NaN where only one of them is."""
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(one, other, strict=True)]
+    return float(max(np.max(np.abs(a - b), where=a != b, initial=0.0) for a, b in pairs))
+
+
+def main() -> None:
+    distribution = keras.distribution.DataParallel()
+    found = {way: differ(train(way, None), train(way, "allreduce")) for way in WAYS}
+    found["a distribution"] = differ(train("plain", None), train("plain", distribution))
+    found["a model that is there"] = differ(
+        train("plain", None, build()), train("plain", "allreduce", build())
+    )
+    mesh = keras.distribution.DeviceMesh((1, NUM_DEVICES), ["batch", "model"])
+    layouts = keras.distribution.LayoutMap(mesh)
+    layouts[".*kernel"] = (None, "model")
+    parallel = keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
+    model = build_wide()
+    found["layouts"] = differ(train("plain", None, build_wide), train("plain", parallel, model))
+    kernel = model.layers[0].kernel.value
+    assert kernel.sharding.shard_shape(kernel.shape) == (6, 16 // NUM_DEVICES)
+    steps = [
+        [step.logs["loss"] for step in make(strategy).steps(X, Y, batch_size=16, shuffle=False)]
+        for strategy in (None, "allreduce")
+    ]
+    found["steps"] = differ([steps[0]], [steps[1]])
+    print(json.dumps(found))
+
+
+def make(strategy: Any) -> Trainer:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return Trainer(build, optimizer="sgd", loss=loss, distributed_strategy=strategy)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.training import Trainer
+from keras_deepseek.training.placement import Placement
+
+ORACLES = Path(__file__).parents[1] / "oracles"
+IS_JAX = keras.backend.backend() == "jax"
+
+
+@pytest.mark.skipif(not IS_JAX, reason="Only JAX spreads a training over devices of one process.")
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_a_training_over_several_devices_is_that_on_one(num_devices):
+    command = [sys.executable, str(ORACLES / "data_parallel.py"), str(num_devices)]
+    paths = {"PYTHONPATH": os.pathsep.join(["", *sys.path])}
+    result = subprocess.run(
+        command, env={**os.environ, **paths}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    differences = json.loads(result.stdout.splitlines()[-1])
+    assert differences.pop("half precision") < 1e-3
+    assert max(differences.values()) < 1e-5, differences
+    assert {"guard", "clip", "micro-batches", "checkpoints", "layouts", "steps"} <= set(differences)
+
+
+def test_a_distribution_of_keras_runs_on_jax_alone():
+    mesh = keras.distribution.DeviceMesh((1,), ["batch"], ["cpu:0"])
+    distribution = keras.distribution.DataParallel(device_mesh=mesh)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    if not IS_JAX:
+        with pytest.raises(NotSupportedError, match="DataParallel is one of Keras's distributions"):
+            Trainer(model, optimizer="sgd", loss="mse", distributed_strategy=distribution)
+        return
+    trainer = Trainer(model, optimizer="sgd", loss="mse", distributed_strategy=distribution)
+    history = trainer.fit(np.ones((3, 2)), np.ones((3, 1)), epochs=2, verbose=0).history
+    assert history["loss"][1] < history["loss"][0]
+    assert keras.distribution.distribution() is None
+    with pytest.raises(InvalidInputError, match="device_map names one device, cpu:0"):
+        Placement({"cpu": 0}, distribution)
+
+
+def test_one_device_is_placed_on_as_ever():
+    placement = Placement({"cpu": 0}, None)
+    assert (placement.device, placement.kind, placement.distribution) == ("cpu:0", "cpu", None)
+    assert Placement(None, "allreduce").distribution is None
