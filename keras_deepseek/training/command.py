@@ -57,10 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("script", metavar="script.py", help="what each process runs")
     parser.add_argument(
-        "script_arguments",
-        nargs=argparse.REMAINDER,
-        metavar="...",
-        help="the script's own arguments",
+        "script_arguments", nargs=argparse.REMAINDER, metavar="...", help="its own arguments"
     )
 
 

@@ -46,13 +46,6 @@ def test_each_process_runs_the_script_with_its_place_and_its_arguments(launch):
     assert sorted(out.splitlines()) == [f"[{n}] {n} 3 {n} --epochs 3 -- -x" for n in range(3)]
 
 
-def test_stdout_and_stderr_stay_apart(launch):
-    code, out, error = launch(
-        "print('out'); print('error', file=sys.stderr)", "--nproc", "1"
-    ).finish()
-    assert (code, out, error) == (0, "[0] out\n", "[0] error\n")
-
-
 def test_lines_of_several_processes_never_mix(launch):
     text = """
     for number in range(3000):
