@@ -171,6 +171,9 @@ class Backend(Protocol):
         Raises `NotSupportedError` where the framework knows none.
         """
 
+    def count_replicas(self, model: "keras.Model") -> int:
+        """Returns how many copies of a model `tf.distribute` keeps, each for part of a batch."""
+
     def place_variables(self, variables: "Sequence[keras.Variable]") -> None:
         """Moves variables that were made outside to where the distribution around wants them."""
 

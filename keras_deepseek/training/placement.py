@@ -7,7 +7,7 @@ from typing import TypeAlias
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.cluster import Strategy
 from keras_deepseek.training.device import choose_device, default_kind
 
@@ -59,7 +59,17 @@ class Placement:
 
         Args:
             model: `keras.Model`, compiled.
+
+        Raises:
+            NotSupportedError: It was made under a strategy of `tf.distribute` with several copies.
         """
+        num_replicas = backend.current().count_replicas(model)
+        if num_replicas > 1:  # Their losses and norms would each be of a part of the batch.
+            raise NotSupportedError(
+                f"Model {model.name!r} was made under a strategy of tf.distribute with "
+                f"{num_replicas} copies, and this release trains one. Make it outside of the "
+                "strategy's scope, or train by model.fit."
+            )
         if self.distribution is None:
             return
         variables = (*model.variables, *model.optimizer.variables, *model.metrics_variables)

@@ -17,7 +17,7 @@ IS_JAX = keras.backend.backend() == "jax"
 
 
 @pytest.mark.skipif(not IS_JAX, reason="Only JAX spreads a training over devices of one process.")
-@pytest.mark.parametrize("num_devices", [2, 8])
+@pytest.mark.parametrize("num_devices", [2, pytest.param(8, marks=pytest.mark.slow_on_jax)])
 def test_a_training_over_several_devices_is_that_on_one(num_devices):
     command = [sys.executable, str(ORACLES / "data_parallel.py"), str(num_devices)]
     paths = {"PYTHONPATH": os.pathsep.join(["", *sys.path])}
@@ -51,3 +51,13 @@ def test_one_device_is_placed_on_as_ever():
     placement = Placement({"cpu": 0}, None)
     assert (placement.device, placement.kind, placement.distribution) == ("cpu:0", "cpu", None)
     assert Placement(None, "allreduce").distribution is None
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Only TensorFlow has them.")
+def test_a_model_of_several_copies_is_refused(monkeypatch):
+    import tensorflow as tf
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    monkeypatch.setattr(tf.distribute.Strategy, "num_replicas_in_sync", 2)
+    with pytest.raises(NotSupportedError, match=r"a strategy of tf\.distribute with 2 copies"):
+        Trainer(model, optimizer="sgd", loss="mse")

@@ -19,6 +19,7 @@ from keras_deepseek.backend.jax.inference import compile_inference
 from keras_deepseek.backend.jax.loops import repeat, run_if
 from keras_deepseek.backend.jax.memory import count_kept_bytes, is_out_of_memory, release_memory
 from keras_deepseek.backend.jax.placement import (
+    count_replicas,
     distributed,
     place_batch,
     place_variables,
@@ -48,6 +49,7 @@ __all__ = [
     "count_devices",
     "count_flops",
     "count_kept_bytes",
+    "count_replicas",
     "differentiate",
     "distributed",
     "feed_batches",

@@ -11,6 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from keras.src.backend import distribution_lib
 from keras.src.distribution.distribution_lib import distribution as current_distribution
 
+from keras_deepseek.artifacts.errors import NotSupportedError
+
 Distribution: TypeAlias = keras.distribution.DataParallel | keras.distribution.ModelParallel
 
 
@@ -23,6 +25,11 @@ def distributed(
     distribution: Distribution,
 ) -> AbstractContextManager[None]:
     """Makes Keras create variables and place batches by a distribution until the block ends."""
+    if jax.process_count() > 1:
+        raise NotSupportedError(
+            f"JAX runs in {jax.process_count()} processes; this release spreads a training over "
+            "the devices of one. Don't call jax.distributed.initialize, or train by model.fit."
+        )
     return _in_scope(distribution)
 
 
@@ -37,13 +44,17 @@ def _in_scope(distribution: Distribution) -> Iterator[None]:
     def distribute(batch: Any, layout: Any, batch_dim_name: str) -> Any:
         return jax.device_put(batch, _fitting(layout, np.shape(batch)))
 
-    if jax.process_count() == 1:  # Others hold a part of the batch each.
-        distribution_lib.distribute_data_input = distribute
+    distribution_lib.distribute_data_input = distribute
     try:
         with distribution.scope():
             yield
     finally:
         distribution_lib.distribute_data_input = by_keras
+
+
+def count_replicas(model: keras.Model) -> int:
+    """Returns how many copies of a model `tf.distribute` keeps, each for part of a batch."""
+    return 1
 
 
 def place_variables(variables: Sequence[keras.Variable]) -> None:

@@ -23,6 +23,7 @@ from keras_deepseek.backend.tensorflow.memory import (
     release_memory,
 )
 from keras_deepseek.backend.tensorflow.placement import (
+    count_replicas,
     distributed,
     place_batch,
     place_variables,
@@ -52,6 +53,7 @@ __all__ = [
     "count_devices",
     "count_flops",
     "count_kept_bytes",
+    "count_replicas",
     "differentiate",
     "distributed",
     "feed_batches",

@@ -26,6 +26,11 @@ def distributed(
     )
 
 
+def count_replicas(model: keras.Model) -> int:
+    """Returns how many copies of a model `tf.distribute` keeps, each for part of a batch."""
+    return int(model.distribute_strategy.num_replicas_in_sync)
+
+
 def place_variables(variables: Sequence[keras.Variable]) -> None:
     """Moves variables that were made outside to where the distribution around wants them."""
     # There is none.

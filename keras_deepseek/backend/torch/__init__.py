@@ -19,6 +19,7 @@ from keras_deepseek.backend.torch.inference import compile_inference
 from keras_deepseek.backend.torch.loops import repeat, run_if
 from keras_deepseek.backend.torch.memory import count_kept_bytes, is_out_of_memory, release_memory
 from keras_deepseek.backend.torch.placement import (
+    count_replicas,
     distributed,
     place_batch,
     place_variables,
@@ -48,6 +49,7 @@ __all__ = [
     "count_devices",
     "count_flops",
     "count_kept_bytes",
+    "count_replicas",
     "differentiate",
     "distributed",
     "feed_batches",
