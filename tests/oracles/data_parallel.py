@@ -91,7 +91,7 @@ def main() -> None:
     layouts[".*kernel"] = (None, "model")
     parallel = keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
     model = build_wide()
-    found["layouts"] = differ(train("plain", None, build_wide), train("plain", parallel, model))
+    found["layouts"] = differ(train("plain", None, build_wide()), train("plain", parallel, model))
     kernel = model.layers[0].kernel.value
     assert kernel.sharding.shard_shape(kernel.shape) == (6, 16 // NUM_DEVICES)
     steps = [
