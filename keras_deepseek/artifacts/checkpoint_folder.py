@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ class CheckpointFolder:
     """A folder with one file a checkpoint, `step_0000000120.checkpoint`.
 
     Args:
-        path: string or path. Made where it is missing, with the first checkpoint.
+        path: string or path. Made where it is missing.
         keep_last: integer. How many of the newest are kept. Defaults to `2`: were the newest torn
             by a fault of the disk, the one before it would be used.
         keep_best: integer. How many of those with the best scores are kept beside them. Defaults to
@@ -111,15 +112,25 @@ class CheckpointFolder:
         Raises:
             CheckpointError: It can't be written. Nothing was removed.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(
-                f"No folder for checkpoints can be made at {str(self.path)!r}: {error}."
-            ) from error
+        self._make()
         checkpoint.write(self._file(checkpoint.step))
         self._remember(checkpoint.step, checkpoint.score)
         self._prune()
+
+    def check_writable(self) -> None:
+        """Makes the folder, and writes into it, before a training of hours finds that it can't.
+
+        Raises:
+            CheckpointError: It can't be made, or not be written to.
+        """
+        self._make()
+        try:
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise CheckpointError(
+                f"The folder for checkpoints {str(self.path)!r} can't be written to: {error}."
+            ) from error
 
     def discard_after(self, step: int) -> None:
         """Removes the checkpoints of later steps: a training that goes on from here makes its own.
@@ -130,6 +141,14 @@ class CheckpointFolder:
         for later in self.steps():
             if later > step:
                 self._remove(later)
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"No folder for checkpoints can be made at {str(self.path)!r}: {error}."
+            ) from error
 
     def _prune(self) -> None:
         kept = {*self.steps()[-self.keep_last :], *self._best()}

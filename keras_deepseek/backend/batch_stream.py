@@ -5,6 +5,7 @@ A position names the pass, how many batches of it were used and how many were dr
 that was asked for one batch more has moved on, and so have the random numbers that it draws.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -63,6 +64,13 @@ class BatchStream:
         self._taken_in_epoch = 0
         if self._begun is not None and self._is_pass_over():
             self._end_pass()
+
+    def close(self) -> None:
+        """Leaves the pass that is begun: workers that load its batches are ended."""
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            with contextlib.suppress(ValueError):  # TensorFlow may be asking for a batch just now.
+                close()
 
     def batches(self) -> Iterator[Any]:
         """Yields the rest of the epoch; before one is begun, the batch that it will begin with."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.training.no_loss import refusing_no_loss
 from keras_deepseek.training.position_data import no_data_error
 from keras_deepseek.training.step_plan import StepPlan
@@ -42,8 +43,13 @@ def noting_batch(model: keras.Model, plan: StepPlan, validation: ValidationWatch
     try:
         with refusing_no_loss(model):
             yield
-    except StopIteration as error:  # Of Keras on JAX, where there is no batch.
-        raise no_data_error() from error
+    except StopIteration as error:
+        if plan.num_made or plan.is_making:
+            raise InvalidInputError(
+                f"The training data ended after batch {plan.num_made}; or a callback or a step has "
+                "raised StopIteration, which stands for that."
+            ) from error
+        raise no_data_error() from error  # Of Keras on JAX, where there is no batch.
     except Exception as error:
         place = _find_place(plan, validation)
         if place is not None:

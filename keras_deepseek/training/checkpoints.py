@@ -40,6 +40,10 @@ class Checkpoints:
         keep_last: int,
         keep_best: Best | None,
     ) -> None:
+        if not isinstance(checkpoint_dir, str | os.PathLike) or not os.fspath(checkpoint_dir):
+            raise InvalidInputError(
+                f"`checkpoint_dir` is the path of a folder; received {checkpoint_dir!r}."
+            )
         if checkpoint_every is not None:
             checkpoint_every = check_integer("checkpoint_every", checkpoint_every)
         keep_last = check_integer("keep_last", keep_last)
@@ -140,11 +144,13 @@ class Checkpoints:
                     raise
                 raise data.stream.error from error
             finally:
+                data.stream.close()
                 writer.finish()
             if stop_signal.received:  # After the last step, and all is saved.
                 raise SystemExit(0)
 
     def _prepare_folder(self, resumed: Checkpoint | None) -> None:
+        self._folder.check_writable()
         if resumed is not None:
             self._folder.discard_after(resumed.step)  # They are torn.
         elif steps := self._folder.steps():

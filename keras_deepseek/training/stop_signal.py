@@ -1,5 +1,7 @@
 """SIGTERM as a wish that a training asks after, instead of the end of the process."""
 
+import functools
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -20,6 +22,7 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
+            _let_children_end()
             # `None` is a handler that was not set from Python, and can't be put back.
             self._previous = signal.signal(signal.SIGTERM, self._note) or signal.SIG_DFL
         return self
@@ -39,3 +42,24 @@ class StopSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = True
+
+    @property
+    def previous(self) -> Any:
+        """The handler that was there before; `None` outside of the block."""
+        return self._previous
+
+
+@functools.cache
+def _let_children_end() -> None:
+    """Gives processes that are forked from now on, as data loaders are, the handler of before.
+
+    A pool ends its workers by SIGTERM and waits for them: who only notes it would never end.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_put_back)
+
+
+def _put_back() -> None:
+    noting = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(noting, StopSignal) and noting.previous is not None:
+        signal.signal(signal.SIGTERM, noting.previous)

@@ -318,7 +318,10 @@ def _check_same_rows(batch: Batch, num_rows: Any) -> None:
 
 
 def _count_rows(batch: Batch) -> Any:
-    return ops.shape(next(array for array in keras.tree.flatten(batch[0]) if array is not None))[0]
+    inputs = [array for array in keras.tree.flatten(batch[0]) if array is not None]
+    if not inputs:
+        raise InvalidInputError("A batch without inputs can't be trained on.")
+    return ops.shape(inputs[0])[0]
 
 
 def _read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:

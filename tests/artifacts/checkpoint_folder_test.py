@@ -117,3 +117,19 @@ def test_a_folder_that_can_not_be_made_is_said(tmp_path):
     folder = CheckpointFolder(tmp_path / "file" / "inside")
     with pytest.raises(CheckpointError, match="No folder for checkpoints can be made"):
         write(folder, 1)
+    with pytest.raises(CheckpointError, match="No folder for checkpoints can be made"):
+        folder.check_writable()
+
+
+def test_a_folder_that_can_not_be_written_to_is_said_before_there_is_a_checkpoint(
+    tmp_path, monkeypatch
+):
+    def refuse(**arguments):
+        raise PermissionError("not yours")
+
+    folder = CheckpointFolder(tmp_path / "new")
+    folder.check_writable()
+    assert not list(folder.path.iterdir())
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(CheckpointError, match=r"can't be written to: not yours"):
+        folder.check_writable()

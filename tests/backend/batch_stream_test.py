@@ -183,3 +183,24 @@ def test_what_the_data_raise_is_kept():
     resumed.begin_epoch(1)
     with pytest.raises(RuntimeError, match="no more"):
         next(resumed.batches())
+
+
+def test_a_pass_that_is_left_is_closed():
+    class Loading(Numbers):
+        is_loading = False
+
+        def batches(self, index, first):
+            self.is_loading = True
+            try:
+                yield from super().batches(index, first)
+            finally:
+                self.is_loading = False
+
+    source = Loading(length=5)
+    stream = BatchStream(source, None)
+    stream.close()  # Nothing was begun.
+    stream.begin_epoch()
+    assert next(stream.batches())[1] == 0
+    assert source.is_loading
+    stream.close()
+    assert not source.is_loading

@@ -37,6 +37,14 @@ def test_the_end_of_data_is_said_as_no_data():
         raise StopIteration
 
 
+def test_a_stop_iteration_of_others_is_not_the_end_of_the_data():
+    with (
+        pytest.raises(InvalidInputError, match="ended after batch 2; or a callback or a step"),
+        noting_batch(keras.Sequential(), Plan(2, False), ValidationWatch()),
+    ):
+        raise StopIteration
+
+
 def test_a_validation_begins_and_ends():
     validation = ValidationWatch()
     validation.on_test_begin()

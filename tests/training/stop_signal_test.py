@@ -1,8 +1,12 @@
+import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
+from keras_deepseek.training import stop_signal as stop_signal_module
 from keras_deepseek.training.stop_signal import StopSignal
 
 
@@ -40,3 +44,30 @@ def test_outside_of_the_main_thread_nothing_is_changed():
     thread.start()
     thread.join()
     assert seen == [(before, False)]
+
+
+FORKED = """
+import importlib.util, os, signal, sys
+spec = importlib.util.spec_from_file_location("stop_signal", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+with module.StopSignal() as stop_signal:
+    is_there, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(tell, b"1")
+        while True:
+            pass
+    os.read(is_there, 1)
+    os.kill(child, signal.SIGTERM)
+    _, status = os.waitpid(child, 0)
+    print(os.WTERMSIG(status) == signal.SIGTERM, stop_signal.received)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Nothing is forked here.")
+def test_a_process_that_was_forked_meanwhile_ends_by_the_signal():
+    """A pool of data loaders is ended so, and waited for."""
+    command = [sys.executable, "-c", FORKED, stop_signal_module.__file__]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.split() == ["True", "False"]

@@ -374,6 +374,22 @@ def test_an_error_in_steps_says_with_which_batch_it_came():
         train(Trainer(build(), optimizer="sgd"), "steps", X, Y)
 
 
+@pytest.mark.parametrize("checkpoint_dir", ["", 3])
+def test_a_folder_of_checkpoints_has_a_path(checkpoint_dir):
+    with pytest.raises(InvalidInputError, match="`checkpoint_dir` is the path of a folder"):
+        Trainer(build(compiled=True), checkpoint_dir=checkpoint_dir)
+
+
+def test_a_batch_without_inputs_is_refused():
+    def batches():
+        yield X[:8], Y[:8]
+        yield X[:8], Y[:8]
+        yield None, Y[:8]
+
+    with pytest.raises(Exception, match=r".+"):
+        Trainer(build(compiled=True)).fit(batches(), shuffle=False, verbose=0)
+
+
 class FailingCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         raise ArithmeticError("not now")
