@@ -20,14 +20,14 @@ from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_mess
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
-    from typing import Any, TypeAlias
+    from typing import Any
 
     import keras
 
     from keras_deepseek.artifacts.signature import Array
+    from keras_deepseek.backend.keras_internals import Distribution
     from keras_deepseek.backend.named_model import NamedModel
 
-    Distribution: TypeAlias = keras.distribution.DataParallel | keras.distribution.ModelParallel
     InferenceFunction = Callable[[dict[str, Array]], dict[str, Array]]
 
 

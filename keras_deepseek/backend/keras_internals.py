@@ -5,7 +5,7 @@ Each has a canary test that says what broke when a Keras release moves it.
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
@@ -13,6 +13,7 @@ from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 __all__ = [
     "DataAdapter",
+    "Distribution",
     "array_slices",
     "attend",
     "attention_projections",
@@ -36,6 +37,9 @@ __all__ = [
     "tensorflow_specs",
     "uses_flash_attention",
 ]
+
+Distribution: TypeAlias = keras.distribution.DataParallel | keras.distribution.ModelParallel
+"""Keras's distributions: what they have in common has no public name."""
 
 
 def flatten_layers(model: keras.Model) -> list[keras.Layer]:

@@ -8,10 +8,10 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.backend.keras_internals import Distribution
 from keras_deepseek.training.cluster import Strategy
 from keras_deepseek.training.device import choose_device, default_kind
 
-Distribution: TypeAlias = keras.distribution.DataParallel | keras.distribution.ModelParallel
 DistributedStrategy: TypeAlias = Strategy | Distribution
 
 

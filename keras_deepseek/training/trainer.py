@@ -14,6 +14,7 @@ import keras
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.backend.keras_internals import Distribution
 from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.batch_notes import ValidationWatch, noting_batch
@@ -23,7 +24,7 @@ from keras_deepseek.training.cluster_resolver import resolve_cluster
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
 from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.no_loss import RefuseNoLoss
-from keras_deepseek.training.placement import DistributedStrategy, Distribution, Placement
+from keras_deepseek.training.placement import DistributedStrategy, Placement
 from keras_deepseek.training.position_data import check_data, no_data_error, position_data
 from keras_deepseek.training.precision import training_policy
 from keras_deepseek.training.rematerialization import Remat

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import keras
@@ -12,8 +12,7 @@ from keras.src.backend import distribution_lib
 from keras.src.distribution.distribution_lib import distribution as current_distribution
 
 from keras_deepseek.artifacts.errors import NotSupportedError
-
-Distribution: TypeAlias = keras.distribution.DataParallel | keras.distribution.ModelParallel
+from keras_deepseek.backend.keras_internals import Distribution
 
 
 def spread_over_devices() -> Distribution | None:

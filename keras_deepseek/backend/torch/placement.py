@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
 
 from keras_deepseek.artifacts.errors import NotSupportedError
-
-Distribution: TypeAlias = keras.distribution.DataParallel | keras.distribution.ModelParallel
+from keras_deepseek.backend.keras_internals import Distribution
 
 
 def spread_over_devices() -> Distribution | None:
