@@ -50,6 +50,10 @@ class TrainingDivergedError(KerasDeepSeekError):
     """A training whose loss or gradients are not finite, or whose loss leapt."""
 
 
+class PeerLostError(KerasDeepSeekError):
+    """A process of a distributed training that did not come, has ended, or does not answer."""
+
+
 class ExportError(KerasDeepSeekError):
     """An export that failed, or whose artifact does not compute what the model computes."""
 

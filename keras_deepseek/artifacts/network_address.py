@@ -1,5 +1,6 @@
 """`HOST:PORT`, as arguments and environment variables write the address of a process."""
 
+import ipaddress
 import re
 from typing import Any
 
@@ -43,3 +44,20 @@ def join_address(host: str, port: int) -> str:
         port: integer.
     """
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Returns whether a host is this machine, by a name or an address that others can't reach.
+
+    Args:
+        host: string. A name or an IP address.
+
+    Example:
+
+    >>> is_loopback("127.0.0.1"), is_loopback("10.0.0.1")
+    (True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

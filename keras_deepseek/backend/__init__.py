@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from keras_deepseek.artifacts.signature import Array
     from keras_deepseek.backend.keras_internals import Distribution
     from keras_deepseek.backend.named_model import NamedModel
+    from keras_deepseek.backend.processes import Processes
 
     InferenceFunction = Callable[[dict[str, Array]], dict[str, Array]]
 
@@ -169,6 +170,22 @@ class Backend(Protocol):
         """Makes Keras create variables and place batches by a distribution until the block ends.
 
         Raises `NotSupportedError` where the framework knows none.
+        """
+
+    def join_processes(
+        self,
+        coordinator: str,
+        world_size: int,
+        rank: int,
+        *,
+        join_timeout: float,
+        timeout: float,
+    ) -> "Processes":
+        """Returns the processes that train together, once all of them are there.
+
+        Rank 0 listens at `coordinator`, `HOST:PORT`. In seconds: how long is waited for those that
+        have not come, which `PeerLostError` names; and for one that does not answer. Raises
+        `NotSupportedError` where the framework's processes can't train together.
         """
 
     def count_replicas(self, model: "keras.Model") -> int:

@@ -38,9 +38,17 @@ class BatchSource:
     specs: Any = None
     """The shapes and dtypes of the batches as TensorFlow's specs, where the data say them."""
 
+    share: tuple[int, int] = (0, 1)
+    """Which rows of each batch this process takes: from the first on, one of so many."""
+
     def batches(self, index: int, first: int) -> Iterator[Any]:
         """Returns the batches of pass `index` from batch `first` on."""
         raise NotImplementedError
+
+    def own_rows(self, index: int, first: int) -> Iterator[Any]:
+        """Returns what this process takes of `batches`: of the last one, perhaps no row."""
+        batches = self.batches(index, first)
+        return batches if self.share[1] == 1 else _take_rows(batches, *self.share)
 
     def end_pass(self) -> None:
         """Is told that the last batch of a pass was used."""
@@ -53,7 +61,13 @@ class BatchSource:
 
 
 def open_batch_source(
-    x: Any, *, shuffle: bool | str | None, seed: int, class_weight: Any, **arguments: Any
+    x: Any,
+    *,
+    shuffle: bool | str | None,
+    seed: int,
+    class_weight: Any,
+    share: tuple[int, int] = (0, 1),
+    **arguments: Any,
 ) -> BatchSource:
     """Returns the source for training data as `keras.Model.fit` takes them.
 
@@ -62,12 +76,20 @@ def open_batch_source(
         shuffle: As in `fit`; `None` for what suits the data.
         seed: integer. The order of pass `p` is a function of `(seed, p)`.
         class_weight: As in `fit`.
+        share: tuple of integers. Which row of each batch is the first that this process takes, and
+            of how many it takes one. Defaults to `(0, 1)`, all rows.
         **arguments: `y`, `sample_weight`, `batch_size` and `steps_per_epoch`, likewise.
 
     Raises:
         NotSupportedError: It is no kind of data whose position is known.
     """
     arguments["class_weight"] = class_weight
+    source = _open(x, shuffle, seed, arguments)
+    source.share = share
+    return source
+
+
+def _open(x: Any, shuffle: bool | str | None, seed: int, arguments: dict[str, Any]) -> BatchSource:
     if isinstance(x, GeneratorType):  # Keras's adapter would draw its first batches.
         return _Generator(x, arguments)
     kind, adapter = find_data_adapter(x, shuffle=bool(shuffle), **arguments)
@@ -75,7 +97,7 @@ def open_batch_source(
     if kind == "arrays":
         return _Arrays(adapter, shuffle, seed)
     if kind == "PyDataset":
-        return _PyDataset(x, bool(shuffle), seed, class_weight)
+        return _PyDataset(x, bool(shuffle), seed, arguments["class_weight"])
     if kind == "DataLoader":
         return _DataLoader(x, adapter)
     if kind in ("tf.data", "Grain"):
@@ -98,6 +120,9 @@ class _Arrays(BatchSource):
         self._seed = seed
         self.num_batches = adapter.num_batches
 
+    def own_rows(self, index: int, first: int) -> Iterator[Any]:
+        return self.batches(index, first)  # Which reads no rows but those.
+
     def batches(self, index: int, first: int) -> Iterator[Any]:
         order = np.arange(self._num_rows)
         generator = np.random.default_rng((self._seed, index))
@@ -107,7 +132,8 @@ class _Arrays(BatchSource):
         elif self._shuffle:
             generator.shuffle(order)
         for start in range(first * self._batch_size, self._num_rows, self._batch_size):
-            yield self._take(order[start : start + self._batch_size])
+            rows = order[start : start + self._batch_size]
+            yield self._take(rows[self.share[0] :: self.share[1]])
 
 
 class _PyDataset(BatchSource):
@@ -244,6 +270,18 @@ class _DataLoader(BatchSource):
         own = [getattr(holder, "generator", None) for holder in holders]
         found = [sys.modules["torch"].default_generator, *(g for g in own if g is not None)]
         return list({id(generator): generator for generator in found}.values())
+
+
+def _take_rows(batches: Iterator[Any], first: int, step: int) -> Iterator[Any]:
+    try:
+        for batch in batches:
+            yield keras.tree.map_structure(
+                lambda array: array[first::step], batch, none_is_leaf=False
+            )
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
 
 
 def _skip(batches: Iterator[Any], count: int) -> Iterator[Any]:

@@ -144,7 +144,7 @@ class BatchStream:
         if self._begun["random"] is not None:
             write_random_state(self._begun["random"])
         self.source.go_to_pass(self._pass, self._begun["source"])
-        self._iterator = self.source.batches(self._pass, position["taken"])
+        self._iterator = self.source.own_rows(self._pass, position["taken"])
         self._drawn = position["taken"]
         self._fill(position["drawn"] - position["taken"])
         self._raise_failure()
@@ -200,7 +200,7 @@ class BatchStream:
         shares = self.source.uses_shared_generators
         random = read_random_state() if shares else None
         self._begun = {"random": random, "source": self.source.read_state()}
-        self._iterator = self.source.batches(self._pass, 0)
+        self._iterator = self.source.own_rows(self._pass, 0)
         self._drawn = 0
         self._is_exhausted = False
         self._failure = None

@@ -103,6 +103,16 @@ def batch_states(model: keras.Model) -> list[keras.Variable]:
     ]
 
 
+def seed_states(model: keras.Model) -> list[keras.Variable]:
+    """Returns the states of the random number generators that the layers of a model have."""
+    states = [
+        generator.state
+        for layer in model._flatten_layers()
+        for generator in getattr(layer, "_seed_generators", ())
+    ]
+    return list({id(state): state for state in states}.values())
+
+
 @contextmanager
 def add_metric(model: keras.Model, metric: keras.metrics.Metric) -> Iterator[None]:
     """Makes a metric one of a model's until the block ends, without the model saving it."""

@@ -44,7 +44,8 @@ class PositionedData(DataAdapter):
                 None
                 if spec is None
                 else {
-                    "first": list(leaf.shape),
+                    # A process whose rows are none computes on made-up ones.
+                    "first": [max(leaf.shape[0], 1), *leaf.shape[1:]],
                     "all": list(spec.shape),  # `None` where the two batches differ.
                     "dtype": spec.dtype,
                     "sparse": spec.sparse,

@@ -4,11 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from keras_deepseek.artifacts.argument_check import check_integer
-from keras_deepseek.artifacts.errors import (
-    InvalidInputError,
-    NotSupportedError,
-    unknown_name_message,
-)
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.artifacts.network_address import join_address, parse_address
 
 Strategy = Literal["allreduce", "parameter_server"]
@@ -108,22 +104,3 @@ def check_strategy(strategy: Strategy | None) -> None:
     known = get_args(Strategy)
     if strategy is not None and strategy not in known:
         raise InvalidInputError(unknown_name_message("distributed_strategy", strategy, known))
-
-
-def refuse_many_processes(cluster: ClusterSpec) -> None:
-    """Raises an error where a training needs more than one process.
-
-    It stands where the strategies will start.
-
-    Args:
-        cluster: `ClusterSpec`.
-
-    Raises:
-        NotSupportedError: This release trains in one process.
-    """
-    if cluster.world_size > 1 or cluster.strategy == "parameter_server":
-        raise NotSupportedError(
-            f"distributed_strategy={cluster.strategy!r} with world_size={cluster.world_size} can't "
-            "run yet: this release trains in one process. Use world_size=1 with 'allreduce', or "
-            "leave distributed_strategy out."
-        )

@@ -56,12 +56,16 @@ def _count_batches(x: Any) -> int | None:
         return None
 
 
-def position_data(options: dict[str, Any], seed: int) -> tuple[dict[str, Any], PositionedData]:
+def position_data(
+    options: dict[str, Any], seed: int, share: tuple[int, int] = (0, 1)
+) -> tuple[dict[str, Any], PositionedData]:
     """Returns the arguments of `fit` with its data in one that knows its position, and that one.
 
     Args:
         options: dict. The arguments, of which those of the data are taken out.
         seed: integer. What the order of shuffled arrays is drawn by.
+        share: tuple of integers. Which row of each batch is the first that this process takes, and
+            of how many it takes one. Defaults to `(0, 1)`, all rows.
     """
     split = options.pop("validation_split", 0.0)
     if split and options.get("validation_data") is None:
@@ -69,7 +73,8 @@ def position_data(options: dict[str, Any], seed: int) -> tuple[dict[str, Any], P
         train, options["validation_data"] = split_validation(arrays, split)
         options.update(zip(("x", "y", "sample_weight"), train, strict=True))
     given = {name: options.pop(name, None) for name in _OF_THE_DATA}
-    source = open_batch_source(**given, shuffle=options.pop("shuffle", None), seed=seed)
+    shuffle = options.pop("shuffle", None)
+    source = open_batch_source(**given, shuffle=shuffle, seed=seed, share=share)
     data = PositionedData(BatchStream(source, given["steps_per_epoch"]))
     if given["batch_size"] is not None:
         options.setdefault("validation_batch_size", given["batch_size"])

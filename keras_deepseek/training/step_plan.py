@@ -10,6 +10,7 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_training import own_train_step
+from keras_deepseek.backend.processes import Replicas
 from keras_deepseek.training.checkpoints import Checkpoints
 from keras_deepseek.training.gradient_clip import GradientClip, check_gradient_clip
 from keras_deepseek.training.guarded_steps import GuardedSteps
@@ -32,6 +33,7 @@ class StepPlan:
         is_own_compute: boolean. Whether it is another than that of `Trainer`.
         policy: The dtype policy of the step, or `None` for the model's own.
         checkpoints: `Checkpoints` to roll back to, or `None`.
+        replicas: `Replicas` that make each step together, or `None`.
 
     Raises:
         InvalidInputError: An argument does not fit, or the model has a step of its own, which would
@@ -50,6 +52,7 @@ class StepPlan:
         guard: StepGuard | Action | None,
         remat: Remat,
         checkpoints: Checkpoints | None,
+        replicas: Replicas | None = None,
     ) -> None:
         self.micro_batches = check_integer("micro_batches", micro_batches)
         check_gradient_clip(gradient_clip, model.optimizer)
@@ -61,6 +64,7 @@ class StepPlan:
                 "`guard`": guard is not None,
                 "`remat`": bool(remat),
                 "the trainer's own": is_own_compute,
+                "other processes": replicas is not None,
             }
             _refuse_own_step(model, [name for name, is_asked in asked.items() if is_asked])
         self.callbacks: list[keras.callbacks.Callback] = []
@@ -69,6 +73,7 @@ class StepPlan:
         self._compute = compute
         self._gradient_clip = gradient_clip
         self._remat = remat
+        self._replicas = replicas
         self._guarded_steps: GuardedSteps | None = None
         if guard is not None:
             self._watch(guard if isinstance(guard, StepGuard) else StepGuard(guard), checkpoints)
@@ -95,6 +100,11 @@ class StepPlan:
         self._guarded_steps = GuardedSteps(guard)
         roll_back = None if checkpoints is None else checkpoints.roll_back
         self.callbacks.append(WatchGuardedSteps(guard, self._guarded_steps, roll_back))
+
+    @property
+    def needs_weight(self) -> bool:
+        """Whether losses are of parts of a batch, and count by what they are means of."""
+        return self.micro_batches > 1 or self._replicas is not None
 
     @property
     def num_made(self) -> int:
@@ -143,6 +153,7 @@ class StepPlan:
             gradient_clip=self._gradient_clip,
             guard=self._guarded_steps,
             remat=self._remat,
+            replicas=self._replicas,
         )
 
     def _in_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:

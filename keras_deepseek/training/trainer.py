@@ -19,10 +19,10 @@ from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.batch_notes import ValidationWatch, noting_batch
 from keras_deepseek.training.checkpoints import Best, Checkpoints
-from keras_deepseek.training.cluster import refuse_many_processes
 from keras_deepseek.training.cluster_resolver import resolve_cluster
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
 from keras_deepseek.training.gradient_clip import GradientClip
+from keras_deepseek.training.join_cluster import join_cluster
 from keras_deepseek.training.no_loss import RefuseNoLoss
 from keras_deepseek.training.placement import DistributedStrategy, Placement
 from keras_deepseek.training.position_data import check_data, no_data_error, position_data
@@ -160,7 +160,7 @@ class Trainer(Trials):
         self.cluster = resolve_cluster(
             None if is_distribution else distributed_strategy, world_size, rank, coordinator
         )
-        refuse_many_processes(self.cluster)
+        self._processes = join_cluster(self.cluster)
         self._placement = Placement(device_map, distributed_strategy)
         self.policy = training_policy(precision, fp16_enabled, self._placement.kind)
         self._seed = set_seed(seed)
@@ -178,6 +178,7 @@ class Trainer(Trials):
                 guard=guard,
                 remat=remat,
                 checkpoints=self._checkpoints,
+                replicas=None if self._processes is None else self._processes.replicas,
             )
         self._placement.place(self.model)
         self._computes_loss = is_own_step
@@ -305,7 +306,9 @@ class Trainer(Trials):
         with self._training(arguments, callbacks, 0, resume=resume) as checkpointed:
             given = checkpointed
             if self._checkpoints is None:
-                given, data = position_data(dict(given), self._seed or 0)
+                given, data = position_data(
+                    dict(given), self._seed or 0, (self.cluster.rank, self.cluster.world_size)
+                )
                 data.open()
             yield from make_steps(
                 self.model,
@@ -406,7 +409,7 @@ class Trainer(Trials):
         >>> sorted(trainer.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0).history)
         ['loss', 'penalty']
         """
-        with_weight = self._plan.micro_batches > 1
+        with_weight = self._plan.needs_weight
         return compute_loss(self.model, x, y, sample_weight, with_weight=with_weight)
 
     def evaluate(self, x: Any = None, y: Any = None, **options: Any) -> Any:

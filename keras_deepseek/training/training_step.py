@@ -19,6 +19,7 @@ from keras_deepseek.backend.keras_training import (
     track_loss,
     update_metrics,
 )
+from keras_deepseek.backend.processes import Replicas
 from keras_deepseek.training.gradient_clip import GradientClip, clip_gradients
 from keras_deepseek.training.guarded_steps import GuardedSteps
 from keras_deepseek.training.label_check import mark_wrong_labels
@@ -29,6 +30,8 @@ from keras_deepseek.training.rematerialization import (
     find_normalizations,
     rematerialized,
 )
+from keras_deepseek.training.replica_states import ReplicaStates
+from keras_deepseek.training.weighted_sums import WeightedSums
 
 Batch = tuple[Any, Any, Any]
 
@@ -44,6 +47,8 @@ class TrainingStep:
         gradient_clip: tuple of the kind of clip and its bound, or `None`.
         guard: `GuardedSteps`, which says whether a step is good, or `None`.
         remat: boolean or names of layers: the blocks that are computed anew for the backward pass.
+        replicas: `Replicas`, of which each computes rows of its own and all make the same update;
+            or `None` for one alone.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class TrainingStep:
         gradient_clip: GradientClip | None,
         guard: GuardedSteps | None,
         remat: Remat,
+        replicas: Replicas | None = None,
     ) -> None:
         self._model = model
         self._compute = compute
@@ -63,13 +69,15 @@ class TrainingStep:
         self._guard = guard
         self._remat = remat
         self._found_blocks: list[keras.Layer] | None = None
-        self._is_sum = micro_batches > 1 and find_reduction(model.loss) == "sum"
+        self._replicas = replicas
+        self._is_in_parts = micro_batches > 1 or replicas is not None
+        self._is_sum = self._is_in_parts and find_reduction(model.loss) == "sum"
 
     def __call__(self, data: Any) -> dict[str, Any]:
         """Makes a step and returns its logs."""
         batch = keras.utils.unpack_x_y_sample_weight(data)
         num_rows = _count_rows(batch)
-        if isinstance(num_rows, int) and num_rows == 0:
+        if isinstance(num_rows, int) and num_rows == 0 and self._replicas is None:
             raise InvalidInputError("A batch without rows can't be trained on.")
         if self._micro_batches > 1:
             _check_same_rows(batch, num_rows)
@@ -79,7 +87,12 @@ class TrainingStep:
             variables = self._model.trainable_variables
         states = self._guard.read_states(self._model) if self._guard else []
         with rematerialized(self._blocks()):
-            loss, logs, gradients = self._compute_batch(batch, variables)
+            if self._replicas is None:
+                loss, logs, gradients = self._compute_batch(batch, variables)
+            else:
+                loss, logs, gradients, num_rows = self._compute_with_replicas(
+                    batch, variables, self._replicas
+                )
         if not isinstance(num_rows, int):
             loss = ops.where(num_rows > 0, loss, float("nan"))
         present = [gradient is not None for gradient in gradients]
@@ -126,37 +139,64 @@ class TrainingStep:
         if self._micro_batches == 1:
             (loss, _, logs), gradients = self._differentiate(batch, variables)
             return loss, logs, gradients
-        pieces = _Pieces(batch, self._micro_batches)
-        (loss, weight, logs), gradients = self._differentiate(pieces.take(0), variables)
-        names, present = list(logs), [gradient is not None for gradient in gradients]
+        return self._sum_batch(batch, variables).means(is_sum=self._is_sum)
 
-        def flatten(loss: Any, weight: Any, logs: Any, gradients: Any) -> list[Any]:
-            """Returns the weight, and all else by its weight."""
-            others = [loss, *(logs[name] for name in names)]
-            others += [gradient for gradient in gradients if gradient is not None]
-            return [weight, *(weight * ops.cast(each, "float32") for each in others)]
+    def _compute_with_replicas(
+        self, batch: Batch, variables: Sequence[keras.Variable], replicas: Replicas
+    ) -> tuple[Any, dict[str, Any], list[Any], Any]:
+        """Returns what `_compute_batch` does, of the rows of all replicas, and their number.
+
+        A replica without rows computes on zeros, which count for nothing.
+        """
+        states = ReplicaStates(self._model)
+        num_rows = ops.cast(_count_rows(batch), "float32")
+        with states.own_seeds(replicas.rank):
+            sums = self._sum_batch(_with_a_row(batch), variables)
+        parts = [
+            [num_rows],
+            [_where_rows(num_rows, scalar) for scalar in sums.scalars()],
+            [ops.cast(gradient is not None, "float32") for gradient in sums.gradients],
+            states.changes(num_rows),
+        ]
+        scalars, gradients = replicas.sum(
+            [tensor for part in parts for tensor in part],
+            [
+                ops.zeros(variable.shape) if gradient is None else _where_rows(num_rows, gradient)
+                for gradient, variable in zip(sums.gradients, variables, strict=True)
+            ],
+        )
+        left = iter(scalars)
+        (num_rows,), found, counts, changes = [[next(left) for _ in part] for part in parts]
+        states.write(changes, num_rows)
+        loss, logs, gradients = sums.with_parts(found, gradients).means(is_sum=self._is_sum)
+        for index, gradient in enumerate(sums.gradients):
+            # What depends on the rows, as which expert is chosen, may differ by replica.
+            if gradient is None and not backend.current().read_array(counts[index]):
+                gradients[index] = None
+        return loss, logs, gradients, num_rows
+
+    def _sum_batch(self, batch: Batch, variables: Sequence[keras.Variable]) -> WeightedSums:
+        """Returns the sums over the micro-batches of a batch."""
+
+        def compute(batch: Batch) -> WeightedSums:
+            (loss, weight, logs), gradients = self._differentiate(batch, variables)
+            return WeightedSums.of(loss, weight, logs, gradients)
+
+        if self._micro_batches == 1:
+            return compute(batch)
+        pieces = _Pieces(batch, self._micro_batches)
+        first = compute(pieces.take(0))
 
         def add(batch: Batch, sums: Sequence[Any]) -> list[Any]:
-            (loss, weight, logs), gradients = self._differentiate(batch, variables)
-            found = flatten(loss, weight, logs, gradients)
-            return [one + other for one, other in zip(sums, found, strict=True)]
+            return [one + other for one, other in zip(sums, compute(batch).tensors(), strict=True)]
 
-        sums: Sequence[Any] = flatten(loss, weight, logs, gradients)
-        sums = backend.current().repeat(
+        sums: Sequence[Any] = backend.current().repeat(
             lambda index, *sums: add(pieces.take(index + 1), sums),
             pieces.number - 1,
-            sums,
+            first.tensors(),
             self._states(),
         )
-        sums = pieces.with_rest(add, sums)
-        divisor = 1.0 if self._is_sum else ops.maximum(sums[0], 1e-30)
-        loss, *means = [each / divisor for each in sums[1:]]
-        left = iter(means[len(names) :])
-        return (
-            loss,
-            dict(zip(names, means, strict=False)),
-            [next(left) if is_there else None for is_there in present],
-        )
+        return first.with_tensors(pieces.with_rest(add, sums))
 
     def _differentiate(
         self, batch: Batch, variables: Sequence[keras.Variable]
@@ -168,7 +208,7 @@ class TrainingStep:
 
         def compute() -> tuple[Any, Any]:
             loss, weight, logs = _read_result(self._compute(*batch))
-            if self._micro_batches > 1:
+            if self._is_in_parts:
                 weight = 1.0 if weight is None or self._is_sum else weight
                 weight = ops.cast(weight, "float32")
             scaled = self._model.optimizer.scale_loss(loss)
@@ -303,6 +343,24 @@ def _map_arrays(function: Callable[[Any], Any], batch: Batch) -> Batch:
 
 def _describe(array: Any) -> keras.KerasTensor | None:
     return None if array is None else keras.KerasTensor(array.shape, array.dtype)
+
+
+def _with_a_row(batch: Batch) -> Batch:
+    """Returns a batch, or one row of zeros in the place of one without rows."""
+
+    def pad(array: Any) -> Any:
+        num_rows = ops.shape(array)[0]
+        if isinstance(num_rows, int) and num_rows:
+            return array
+        zeros = ops.zeros((1, *ops.shape(array)[1:]), array.dtype)
+        return ops.concatenate([array, zeros])[: ops.maximum(num_rows, 1)]
+
+    return _map_arrays(pad, batch)
+
+
+def _where_rows(num_rows: Any, tensor: Any) -> Any:
+    """Returns a tensor, or zeros where there are no rows: of made-up ones it may be NaN."""
+    return ops.where(num_rows > 0, tensor, ops.zeros_like(tensor))
 
 
 def _check_same_rows(batch: Batch, num_rows: Any) -> None:

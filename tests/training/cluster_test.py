@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
-from keras_deepseek.training.cluster import ClusterSpec, refuse_many_processes
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.training.cluster import ClusterSpec
 
 ADDRESS = "10.0.0.1:29500"
 
@@ -74,19 +74,3 @@ def test_servers_and_strategy_fit_each_other():
     with pytest.raises(InvalidInputError, match="names no parameter server"):
         ClusterSpec("parameter_server", **place)
     assert ClusterSpec("parameter_server", **place, servers=("10.0.0.2:1",)).rank == 0
-
-
-@pytest.mark.parametrize("strategy", ["allreduce", "parameter_server"])
-def test_more_than_one_process_says_that_it_can_not_run_yet(strategy):
-    with pytest.raises(NotSupportedError, match="can't run yet"):
-        refuse_many_processes(ClusterSpec(strategy, 8, 0, coordinator=ADDRESS))
-
-
-def test_so_does_a_parameter_server_in_one_process():
-    with pytest.raises(NotSupportedError, match="can't run yet"):
-        refuse_many_processes(ClusterSpec("parameter_server"))
-
-
-@pytest.mark.parametrize("strategy", [None, "allreduce"])
-def test_one_process_can_run(strategy):
-    refuse_many_processes(ClusterSpec(strategy))

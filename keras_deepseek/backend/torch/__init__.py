@@ -25,6 +25,7 @@ from keras_deepseek.backend.torch.placement import (
     place_variables,
     spread_over_devices,
 )
+from keras_deepseek.backend.torch.processes import join_processes
 from keras_deepseek.backend.torch.random_state import (
     read_framework_random_state,
     write_framework_random_state,
@@ -55,6 +56,7 @@ __all__ = [
     "feed_batches",
     "global_norm",
     "is_out_of_memory",
+    "join_processes",
     "keep_state",
     "make_train_step",
     "place_batch",

@@ -1,0 +1,255 @@
+"""Processes that train together by `torch.distributed`: over gloo, and NCCL between GPUs."""
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import keras
+import torch
+import torch.distributed as dist
+
+from keras_deepseek.artifacts.errors import InvalidInputError, PeerLostError
+from keras_deepseek.artifacts.network_address import is_loopback, parse_address
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.processes import Processes, Replicas
+
+_BUCKET_BYTES = 4 * 2**20  # Gloo sums one while the next is copied together.
+
+
+def join_processes(
+    coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
+) -> Processes:
+    """Returns the processes that train together, once all of them are there."""
+    if dist.is_initialized():
+        if (dist.get_world_size(), dist.get_rank()) != (world_size, rank):
+            raise InvalidInputError(
+                f"torch.distributed runs as rank {dist.get_rank()} of {dist.get_world_size()}; "
+                f"received rank={rank}, world_size={world_size}."
+            )
+        return TorchProcesses()
+    store = _meet(coordinator, world_size, rank, join_timeout)
+    with _loopback_only(coordinator):
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            store=dist.PrefixStore("process_group", store),
+            world_size=world_size,
+            rank=rank,
+            timeout=timedelta(seconds=timeout),
+        )
+    return TorchProcesses()
+
+
+class TorchProcesses:
+    """The default process group of `torch.distributed`, which sums and broadcasts."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        self.replicas: Replicas | None = self
+        self._known: set[Any] = set()  # The shapes that all ranks are known to sum.
+        self._wishes: tuple[Any, torch.Tensor] | None = None
+
+    def sum(self, scalars: Sequence[Any], gradients: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """Returns the sums over all ranks: those of small tensors in float64."""
+        with torch.no_grad(), _naming_lost_peers("sum the gradients"):
+            self._check_shapes([tensor.shape for tensor in (*scalars, *gradients)])
+            exact = torch.cat([tensor.detach().reshape(-1).double() for tensor in scalars])
+            work = dist.all_reduce(exact, async_op=True)
+            sums = [_start_sum(bucket) for bucket in _buckets(gradients)]
+            work.wait()
+            found = _split(exact.to(torch.float32), scalars)
+            return found, [tensor for finish in sums for tensor in finish()]
+
+    def broadcast(self, value: Any) -> Any:
+        """Returns the value of rank 0, which can be pickled."""
+        values = [value]
+        with _naming_lost_peers("send what rank 0 knows"):
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def broadcast_variables(self, variables: Sequence[keras.Variable]) -> None:
+        """Gives variables the values that they have on rank 0."""
+        with torch.no_grad(), _naming_lost_peers("send the variables of rank 0"):
+            self._check_shapes([tuple(variable.shape) for variable in variables])
+            for variable in variables:
+                value = variable.value.detach().clone()
+                dist.broadcast(value, src=0)
+                variable.assign(value)
+
+    def gather(self, array: Array) -> list[Array]:
+        """Returns the arrays of all ranks, in their order."""
+        found: list[Any] = [None] * self.world_size
+        with _naming_lost_peers("gather the outputs"):
+            dist.all_gather_object(found, array)
+        return found
+
+    def agree(self, wish: bool) -> bool:
+        """Returns whether any rank had the wish when it called this function the last time."""
+        before = self._read_wishes()
+        flag = torch.tensor([wish], dtype=torch.uint8)
+        with _naming_lost_peers("agree on whether to stop"):
+            self._wishes = dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True), flag
+        return before
+
+    def agree_now(self, wish: bool) -> bool:
+        """Returns whether any rank has the wish, now or the last time."""
+        before = self.agree(wish)
+        return self._read_wishes() or before
+
+    def _read_wishes(self) -> bool:
+        if self._wishes is None:
+            return False
+        (work, flag), self._wishes = self._wishes, None
+        with _naming_lost_peers("agree on whether to stop"):
+            work.wait()
+        return bool(flag)
+
+    def _check_shapes(self, shapes: Sequence[Any]) -> None:
+        """Raises an error where ranks are about to sum different things, which would hang."""
+        key = tuple(tuple(shape) for shape in shapes)
+        if key in self._known:
+            return
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, key)
+        others = [rank for rank, other in enumerate(found) if other != key]
+        if others:
+            raise InvalidInputError(
+                f"The models of the processes differ: rank {self.rank} has {len(key)} tensors, "
+                f"rank {others[0]} has {len(found[others[0]])}, or others of other shapes. Build "
+                "the same model on each."
+            )
+        self._known.add(key)
+
+
+def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Yields the tensors in groups of one dtype and device, each of so many bytes."""
+    bucket: list[torch.Tensor] = []
+    size = 0
+    for tensor in tensors:
+        fits = bucket and (tensor.dtype, tensor.device) == (bucket[0].dtype, bucket[0].device)
+        if bucket and not (fits and size < _BUCKET_BYTES):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
+
+
+def _start_sum(bucket: list[torch.Tensor]) -> Any:
+    """Begins to sum tensors, and returns a function that waits for the sums and returns them."""
+    flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+    work = dist.all_reduce(flat, async_op=True)
+
+    def finish() -> list[torch.Tensor]:
+        work.wait()
+        return _split(flat, bucket)
+
+    return finish
+
+
+def _split(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    parts = flat.split([tensor.numel() for tensor in like])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
+
+
+@contextlib.contextmanager
+def _naming_lost_peers(purpose: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # All that gloo and NCCL raise.
+        if isinstance(error, InvalidInputError):
+            raise
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PeerLostError(
+            f"Rank {dist.get_rank()} could not {purpose}: another process has ended, or does not "
+            f"answer. The first error in the others' logs says why. torch.distributed: {first_line}"
+        ) from error
+
+
+def _meet(coordinator: str, world_size: int, rank: int, timeout: float) -> dist.Store:
+    """Returns the store at the coordinator once every rank has come to it."""
+    host, port = parse_address("`coordinator`", coordinator)
+    deadline = time.monotonic() + timeout
+    # Torchrun has a store at that address already, with keys for each of its restarts.
+    is_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    listens = rank == 0 and not is_torchrun
+    if not listens:
+        _wait_for_port(host, port, deadline, rank, timeout)
+    store: dist.Store = dist.TCPStore(
+        host,
+        port,
+        world_size,
+        is_master=listens,
+        timeout=timedelta(seconds=max(1.0, deadline - time.monotonic())),
+        wait_for_workers=False,
+        master_listen_fd=_listen(host, port) if listens else None,
+    )
+    if is_torchrun:
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"keras_deepseek/{attempt}", store)
+    store.set(f"joined/{rank}", "")
+    missing = list(range(world_size))
+    while missing:
+        missing = [each for each in missing if not store.check([f"joined/{each}"])]
+        if missing and time.monotonic() > deadline:
+            raise PeerLostError(
+                f"Waited {timeout:g} s at {coordinator} for {world_size} processes, of which rank "
+                f"{', '.join(map(str, missing))} did not come. Start what is missing, or see its "
+                "log for why it ended."
+            )
+        if missing:
+            time.sleep(0.02)
+    return store
+
+
+def _listen(host: str, port: int) -> int:
+    """Returns a socket that listens at the coordinator's port: on loopback alone, if that is it."""
+    is_ipv6 = ":" in host
+    listener = socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host if is_loopback(host) else "", port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise InvalidInputError(
+            f"Rank 0 can't listen at {host}:{port}: {error.strerror}. Name another port as "
+            "`coordinator`."
+        ) from error
+    return listener.detach()
+
+
+def _wait_for_port(host: str, port: int, deadline: float, rank: int, timeout: float) -> None:
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=1.0).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise PeerLostError(
+                    f"Rank {rank} has waited {timeout:g} s for rank 0, which does not listen at "
+                    f"{host}:{port}: {error}. Start it, or correct the address."
+                ) from error
+            time.sleep(0.1)
+        else:
+            return
+
+
+@contextlib.contextmanager
+def _loopback_only(coordinator: str) -> Iterator[None]:
+    """Makes gloo listen on loopback alone, where the processes meet there, until the block ends."""
+    name = "GLOO_SOCKET_IFNAME"
+    host, _ = parse_address("`coordinator`", coordinator)
+    if name in os.environ or not is_loopback(host):
+        yield
+        return
+    os.environ[name] = "lo0" if sys.platform == "darwin" else "lo"
+    try:
+        yield
+    finally:
+        del os.environ[name]

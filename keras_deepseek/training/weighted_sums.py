@@ -1,0 +1,83 @@
+"""What a batch is trained by, summed over its parts: micro-batches, and the rows of replicas."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keras import ops
+
+
+@dataclass(frozen=True)
+class WeightedSums:
+    """Means of a part of a batch, each times what it is a mean over; they add up to the batch's.
+
+    Args:
+        weight: Scalar tensor. What the loss is a mean over, such as the number of tokens.
+        loss: Scalar tensor, times the weight.
+        logs: dict of scalar tensors by name, likewise.
+        gradients: list of tensors by variable, likewise; `None` where the loss does not depend on
+            a variable.
+    """
+
+    weight: Any
+    loss: Any
+    logs: dict[str, Any]
+    gradients: list[Any]
+
+    @classmethod
+    def of(
+        cls, loss: Any, weight: Any, logs: dict[str, Any], gradients: Sequence[Any]
+    ) -> "WeightedSums":
+        """Returns the sums of a part, whose means are given."""
+
+        def weigh(mean: Any) -> Any:
+            return weight * ops.cast(mean, "float32")
+
+        return cls(
+            weight,
+            weigh(loss),
+            {name: weigh(log) for name, log in logs.items()},
+            [None if gradient is None else weigh(gradient) for gradient in gradients],
+        )
+
+    def scalars(self) -> list[Any]:
+        """Returns the weight, the loss and the logs."""
+        return [self.weight, self.loss, *self.logs.values()]
+
+    def tensors(self) -> list[Any]:
+        """Returns all that is summed, one after the other."""
+        return [*self.scalars(), *(each for each in self.gradients if each is not None)]
+
+    def with_tensors(self, tensors: Sequence[Any]) -> "WeightedSums":
+        """Returns sums of the same form.
+
+        Args:
+            tensors: What `tensors` returned of others.
+        """
+        num_scalars = 2 + len(self.logs)
+        left = iter(tensors[num_scalars:])
+        gradients = [None if gradient is None else next(left) for gradient in self.gradients]
+        return self.with_parts(tensors[:num_scalars], gradients)
+
+    def with_parts(self, scalars: Sequence[Any], gradients: Sequence[Any]) -> "WeightedSums":
+        """Returns sums of the same form.
+
+        Args:
+            scalars: What `scalars` returned of others.
+            gradients: Those of all variables.
+        """
+        weight, loss, *logs = scalars
+        return WeightedSums(weight, loss, dict(zip(self.logs, logs, strict=True)), list(gradients))
+
+    def means(self, *, is_sum: bool) -> tuple[Any, dict[str, Any], list[Any]]:
+        """Returns loss, logs and gradients of the whole.
+
+        Args:
+            is_sum: boolean. Whether they are sums by themselves, of parts whose weight is 1.
+        """
+        divisor = 1.0 if is_sum else ops.maximum(self.weight, 1e-30)
+        return (
+            self.loss / divisor,
+            {name: log / divisor for name, log in self.logs.items()},
+            [None if gradient is None else gradient / divisor for gradient in self.gradients],
+        )

@@ -1,0 +1,78 @@
+"""Trainings by several processes, to be compared with those of one.
+
+    python tests/oracles/all_reduce.py FOLDER
+
+trains in each way, alone or as one of the processes that `keras-deepseek launch` has started, and
+leaves weights, losses and metrics in a file of FOLDER for each rank.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.training import Trainer
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(49, 6)).astype("float32")  # Of four batches of 16 the last has one row.
+Y = RNG.integers(0, 3, 49)
+BAD = X.copy()
+BAD[20] = np.inf  # In one row, so on one rank.
+
+
+def scaled() -> keras.optimizers.Optimizer:
+    return keras.optimizers.LossScaleOptimizer(keras.optimizers.AdamW(0.01, use_ema=True))
+
+
+def plain() -> keras.optimizers.Optimizer:
+    return keras.optimizers.AdamW(0.01, use_ema=True)
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {"optimizer": plain},
+    "scaled loss": {"optimizer": scaled},
+    "clip": {"optimizer": plain, "gradient_clip": ("global_norm", 0.5)},
+    "micro-batches": {"optimizer": scaled, "micro_batches": 3},
+    "guard": {"optimizer": scaled, "guard": "skip", "x": BAD},
+    "sum": {"optimizer": plain, "reduction": "sum"},
+    "half precision": {"optimizer": plain, "precision": "mixed_float16"},
+}
+
+
+def build() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(16, activation="relu"), keras.layers.Dense(3)]
+    return keras.Sequential([keras.Input((6,)), *layers])
+
+
+def train(way: str) -> dict[str, Any]:
+    """Returns the weights, losses and metrics of twenty steps."""
+    given = dict(WAYS[way])
+    reduction = given.pop("reduction", "sum_over_batch_size")
+    x = given.pop("x", X)
+    trainer = Trainer(
+        build,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),
+        metrics=["accuracy"],
+        seed=3,
+        distributed_strategy="allreduce" if "WORLD_SIZE" in os.environ else None,
+        **{**given, "optimizer": given["optimizer"]()},
+    )
+    logs = [step.logs for step in trainer.steps(x, Y, batch_size=16, epochs=5)]
+    weights = trainer.model.get_weights()
+    found = {f"{way}/{index}": weight for index, weight in enumerate(weights)}
+    for name in logs[0]:
+        found[f"{way}/{name}"] = np.array([log[name] for log in logs])
+    return found
+
+
+def main() -> None:
+    found = {name: value for way in WAYS for name, value in train(way).items()}
+    np.savez(Path(sys.argv[1]) / f"{os.environ.get('RANK', 'alone')}.npz", **found)
+
+
+if __name__ == "__main__":
+    main()
