@@ -81,6 +81,11 @@ def update_metrics(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weigh
         model._compile_metrics.update_state(y, y_pred, sample_weight)
 
 
+def epoch_logs(model: keras.Model, logs: dict[str, Any]) -> dict[str, Any]:
+    """Returns what an epoch logs whose last step has logged `logs`, as `model.fit` does."""
+    return dict(model._get_metrics_result_or_logs(logs))
+
+
 def track_loss(model: keras.Model, loss: Any, num_rows: Any) -> None:
     """Tells the mean of a compiled model's loss of a batch."""
     tracker = model._loss_tracker

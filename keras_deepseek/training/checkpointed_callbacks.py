@@ -12,6 +12,7 @@ import keras
 
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.backend.keras_internals import finish_callbacks
+from keras_deepseek.backend.keras_training import epoch_logs
 from keras_deepseek.backend.positioned_data import PositionedData
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
 from keras_deepseek.training.callback_states import CallbackStates
@@ -67,6 +68,7 @@ class CheckpointedCallbacks(keras.callbacks.CallbackList):
         self._epoch = 0
         self._first = 0  # The batches of this epoch that an earlier process made.
         self._done = 0  # Those made by now.
+        self._logs: dict[str, Any] = {}  # Of the last of them.
         self._ends_epoch = False  # Whether the loop was stopped because the epoch is over.
         self._is_left = False  # Whether the loop around the steps was left before its end.
 
@@ -101,6 +103,7 @@ class CheckpointedCallbacks(keras.callbacks.CallbackList):
         super().on_train_batch_end(done - 1, logs)
         self._step += done - self._done
         self._done = done
+        self._logs = logs or {}
         self._writer.check()
         if self._trained.stop_training:
             return
@@ -134,7 +137,7 @@ class CheckpointedCallbacks(keras.callbacks.CallbackList):
         """
         self._is_left = True
         if self._trained.stop_training:
-            self.on_epoch_end(self._epoch, dict(self._trained.get_metrics_result()))
+            self.on_epoch_end(self._epoch, epoch_logs(self._trained, self._logs))
         if self._step != self._saved_step:
             self._save()
 

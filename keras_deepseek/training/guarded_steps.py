@@ -29,6 +29,7 @@ class GuardedSteps(keras.metrics.Metric):
         self._num_bad = self.add_weight(name="num_bad", initializer="zeros")
         self._num_in_a_row = self.add_weight(name="num_in_a_row", initializer="zeros")
         self._last_bad = self.add_weight(name="last_bad", initializer="zeros")
+        self._num_in_means = self.add_weight(name="num_in_means", initializer="zeros")
 
     def attach(self, model: keras.Model) -> AbstractContextManager[None]:
         """Returns a context in which a model's steps carry these variables."""
@@ -73,8 +74,20 @@ class GuardedSteps(keras.metrics.Metric):
         self._variance.assign(ops.where(is_good, variance, variance_before))
         self._last_bad.assign(ops.where(is_good, last_bad, loss))
         self._num_good.assign(self._num_good + good)
+        self._num_in_means.assign(self._num_in_means + good)
         self._num_bad.assign(self._num_bad + (1.0 - good))
         self._num_in_a_row.assign(ops.where(is_good, 0.0, in_a_row + 1.0))
+
+    def mark_means(self, means: dict[str, Any]) -> dict[str, Any]:
+        """Returns the means of the epoch so far, NaN where no step of it was good.
+
+        Keras would log 0, which no loss and few metrics can better.
+
+        Args:
+            means: dict. The loss and the metrics.
+        """
+        is_any_good = self._num_in_means > 0
+        return {name: ops.where(is_any_good, mean, float("nan")) for name, mean in means.items()}
 
     def logs(self) -> dict[str, Any]:
         """Returns what a step logs of it."""
@@ -101,4 +114,5 @@ class GuardedSteps(keras.metrics.Metric):
         return {}
 
     def reset_state(self) -> None:
-        """Does nothing: what was seen in one epoch holds in the next."""
+        """Forgets how many steps the means are of; what else was seen holds in the next epoch."""
+        self._num_in_means.assign(0.0)

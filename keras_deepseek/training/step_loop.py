@@ -8,6 +8,7 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_internals import build_for_training
+from keras_deepseek.backend.keras_training import epoch_logs
 from keras_deepseek.backend.positioned_data import PositionedData
 from keras_deepseek.training.checkpointed_callbacks import CheckpointedCallbacks
 
@@ -77,7 +78,7 @@ def make_steps(
                 yield Step(number, epoch, logs)
                 if model.stop_training:
                     break
-            told.on_epoch_end(epoch, dict(model.get_metrics_result()))
+            told.on_epoch_end(epoch, epoch_logs(model, logs))
             if begins_epochs:
                 stream.end_epoch()
             if model.stop_training:

@@ -109,7 +109,10 @@ class TrainingStep:
         track_loss(self._model, loss, num_rows)
         for state, before in states:
             state.assign(ops.where(is_good, state.value, before))
-        return {**self._model.get_metrics_result(), **logs, **update_logs}
+        means = self._model.get_metrics_result()
+        if self._guard is not None:
+            means = self._guard.mark_means(means)
+        return {**means, **logs, **update_logs}
 
     def count_kept_bytes(self, data: Any) -> int:
         """Returns the bytes that a step on a batch keeps for its backward pass.

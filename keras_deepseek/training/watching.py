@@ -5,12 +5,16 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import keras
+import numpy as np
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.callbacks.progress_display import ProgressDisplay
 from keras_deepseek.callbacks.step_logger import StepLogger
 
 Callbacks: TypeAlias = keras.callbacks.Callback | Iterable[keras.callbacks.Callback] | None
+
+_TAKE_THE_FIRST = (keras.callbacks.EarlyStopping, keras.callbacks.ModelCheckpoint)
+"""Callbacks to which the first number is the best so far, whatever it is."""
 
 _STYLES: dict[str | int, Literal["auto", "lines"] | None] = {
     "auto": "auto",
@@ -76,6 +80,7 @@ def watched(
         for_keras = 0
         if style is not None and not _has(callbacks, ProgressDisplay):
             callbacks.append(ProgressDisplay(style))
+    callbacks.append(_ForgetNaN(callbacks))
     loggers = {
         callback: callback.resume for callback in callbacks if isinstance(callback, StepLogger)
     }
@@ -89,6 +94,19 @@ def watched(
                 callback.close()
         for logger, before in loggers.items():
             logger.resume = before
+
+
+class _ForgetNaN(keras.callbacks.Callback):
+    """Lets no callback keep a NaN for the best that there is: no later number is less than that."""
+
+    def __init__(self, callbacks: list[keras.callbacks.Callback]) -> None:
+        super().__init__()
+        self._callbacks = callbacks
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        for callback in self._callbacks:
+            if isinstance(callback, _TAKE_THE_FIRST) and callback.best is not None:
+                callback.best = None if np.isnan(callback.best) else callback.best
 
 
 def _has(callbacks: list[keras.callbacks.Callback], kind: type) -> bool:

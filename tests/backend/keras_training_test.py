@@ -11,6 +11,7 @@ from keras_deepseek.backend.keras_training import (
     call_for_training,
     compilation,
     compute_training_loss,
+    epoch_logs,
     lent_train_step,
     nested_stateless_scope,
     output_masks,
@@ -103,6 +104,13 @@ def test_the_metrics_of_a_model_and_the_mean_of_its_loss_are_told_of_a_batch():
     assert float(results["loss"]) == 3.0
     expected = np.abs(ops.convert_to_numpy(y_pred) - X[:, :1]).mean()
     np.testing.assert_allclose(float(results["mae"]), expected, rtol=1e-5)
+
+
+def test_an_epoch_logs_its_means_or_what_else_its_last_step_has_logged():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    assert epoch_logs(model, {"loss": 7.0}) == model.get_metrics_result()
+    assert epoch_logs(model, {"loss": 7.0, "other": 1.0}) == {"loss": 7.0, "other": 1.0}
 
 
 def test_metrics_of_a_models_own_are_heeded():

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 from keras_deepseek.artifacts.errors import InvalidInputError, TrainingDivergedError
 from keras_deepseek.training import StepGuard, Trainer
 
@@ -72,6 +73,30 @@ def test_bad_steps_alone_end_the_training_in_the_end(caplog):
     ):
         fit(make(build(), StepGuard("skip", most_in_a_row=4)), nothing)
     assert caplog.text.count("its update was left out") == 2  # It is seen one step later.
+
+
+@pytest.mark.parametrize("by", ["fit", "steps"])
+def test_an_epoch_of_bad_steps_alone_has_no_loss_and_is_not_the_best(tmp_path, by):
+    def batches():
+        for x in (np.full_like(X[:4], np.nan), X[:4], X[4:8]):
+            yield from [(x, Y[:4])] * 2
+
+    early = keras.callbacks.EarlyStopping("loss", patience=9)
+    best = ("mae", "min", 1)
+    trainer = make(build(), "skip", checkpoint_dir=tmp_path, keep_last=1, keep_best=best)
+    history = keras.callbacks.History()
+    options = {"steps_per_epoch": 2, "epochs": 3, "callbacks": [early, history]}
+    if by == "fit":
+        trainer.fit(batches(), verbose=0, **options)
+    else:
+        list(trainer.steps(batches(), **options))
+    logs = history.history
+    assert logs["skipped_steps"] == [2.0, 2.0, 2.0]
+    for name in ("loss", "mae"):
+        assert np.isnan(logs[name]).tolist() == [True, False, False]
+    assert early.best == min(logs["loss"][1:])
+    kept = {4: logs["mae"][1], 6: logs["mae"][2]}
+    assert CheckpointFolder(tmp_path).steps() == sorted({6, min(kept, key=kept.get)})
 
 
 def test_validation_and_a_later_fit_know_nothing_of_the_guard():
