@@ -70,15 +70,20 @@ class StepPlan:
         self.callbacks: list[keras.callbacks.Callback] = []
         self._model = model
         self._policy = policy
-        self._compute = compute
-        self._gradient_clip = gradient_clip
-        self._remat = remat
-        self._replicas = replicas
         self._guarded_steps: GuardedSteps | None = None
         if guard is not None:
             self._watch(guard if isinstance(guard, StepGuard) else StepGuard(guard), checkpoints)
         else:
             self.callbacks.append(LossWatch())
+        self._training_step = TrainingStep(
+            model,
+            compute,
+            micro_batches=self.micro_batches,
+            gradient_clip=gradient_clip,
+            guard=self._guarded_steps,
+            remat=remat,
+            replicas=replicas,
+        )
         self._step = self._make_step()
 
     @contextlib.contextmanager
@@ -100,11 +105,6 @@ class StepPlan:
         self._guarded_steps = GuardedSteps(guard)
         roll_back = None if checkpoints is None else checkpoints.roll_back
         self.callbacks.append(WatchGuardedSteps(guard, self._guarded_steps, roll_back))
-
-    @property
-    def needs_weight(self) -> bool:
-        """Whether losses are of parts of a batch, and count by what they are means of."""
-        return self.micro_batches > 1 or self._replicas is not None
 
     @property
     def num_made(self) -> int:
@@ -135,26 +135,18 @@ class StepPlan:
         """
         if own_train_step(self._model):
             _refuse_own_step(self._model, ["measuring memory"])
-        count = self._make_training_step().count_kept_bytes
-        return int(self._in_precision(count)(data))
+        return int(self._in_precision(self._training_step.count_kept_bytes)(data))
+
+    def compute_loss(self, x: Any, y: Any, sample_weight: Any) -> Any:
+        """Returns the loss that the model was compiled with: see `TrainingStep.compute_loss`."""
+        return self._training_step.compute_loss(x, y, sample_weight)
 
     def _make_step(self) -> StepInPlace:
         """Returns what takes the place of the model's training step."""
         model, train_step = self._model, self._model.train_step
         if not own_train_step(model):
-            train_step = backend.current().make_train_step(model, self._make_training_step())
+            train_step = backend.current().make_train_step(model, self._training_step)
         return StepInPlace(model, self._in_precision(train_step))
-
-    def _make_training_step(self) -> TrainingStep:
-        return TrainingStep(
-            self._model,
-            self._compute,
-            micro_batches=self.micro_batches,
-            gradient_clip=self._gradient_clip,
-            guard=self._guarded_steps,
-            remat=self._remat,
-            replicas=self._replicas,
-        )
 
     def _in_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:
         return step if self._policy is None else step_in_precision(self._model, self._policy, step)

@@ -32,7 +32,6 @@ from keras_deepseek.training.step_guard import Action, StepGuard
 from keras_deepseek.training.step_loop import Step, make_steps
 from keras_deepseek.training.step_plan import StepPlan
 from keras_deepseek.training.training_state import write_weights
-from keras_deepseek.training.training_step import compute_loss
 from keras_deepseek.training.trials import Trials
 from keras_deepseek.training.watching import Callbacks, check_callback, list_callbacks, watched
 
@@ -409,8 +408,7 @@ class Trainer(Trials):
         >>> sorted(trainer.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0).history)
         ['loss', 'penalty']
         """
-        with_weight = self._plan.needs_weight
-        return compute_loss(self.model, x, y, sample_weight, with_weight=with_weight)
+        return self._plan.compute_loss(x, y, sample_weight)
 
     def evaluate(self, x: Any = None, y: Any = None, **options: Any) -> Any:
         """Returns the loss and the metrics on test data, computed by the model's own policy.

@@ -4,7 +4,8 @@ Micro-batches, then unscale, finite check, clip, update and moving averages. `Tr
 place of the model's own `train_step` for as long as `fit` runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -19,6 +20,7 @@ from keras_deepseek.backend.keras_training import (
     track_loss,
     update_metrics,
 )
+from keras_deepseek.backend.loss_means import hearing_means
 from keras_deepseek.backend.processes import Replicas
 from keras_deepseek.training.gradient_clip import GradientClip, clip_gradients
 from keras_deepseek.training.guarded_steps import GuardedSteps
@@ -72,6 +74,7 @@ class TrainingStep:
         self._replicas = replicas
         self._is_in_parts = micro_batches > 1 or replicas is not None
         self._is_sum = self._is_in_parts and find_reduction(model.loss) == "sum"
+        self._num_rows: Any = None  # Of the whole batch, while a step is made of it.
 
     def __call__(self, data: Any) -> dict[str, Any]:
         """Makes a step and returns its logs."""
@@ -86,7 +89,7 @@ class TrainingStep:
             build_for_training(self._model, keras.tree.map_structure(_describe, data))
             variables = self._model.trainable_variables
         states = self._guard.read_states(self._model) if self._guard else []
-        with rematerialized(self._blocks()):
+        with rematerialized(self._blocks()), self._whole_batch(num_rows):
             if self._replicas is None:
                 loss, logs, gradients = self._compute_batch(batch, variables)
             else:
@@ -121,12 +124,57 @@ class TrainingStep:
             data: Tensors of a batch, as Keras gives them to a step.
         """
         batch = keras.utils.unpack_x_y_sample_weight(data)
+        num_rows = _count_rows(batch)
         if self._micro_batches > 1:
             batch = _Pieces(batch, self._micro_batches).take(0)
-        with rematerialized(self._blocks()):
+        with rematerialized(self._blocks()), self._whole_batch(num_rows):
             return backend.current().count_kept_bytes(
                 self._bind(batch), self._model.trainable_variables, self._states(), batch
             )
+
+    def compute_loss(self, x: Any, y: Any, sample_weight: Any) -> Any:
+        """Returns the loss that the model was compiled with, and tells its metrics of the batch.
+
+        Of a part of a batch it is a dict of the loss and of what that counts by.
+
+        Args:
+            x: Inputs of the batch.
+            y: Targets, or `None`.
+            sample_weight: Weights of the samples, or `None`.
+        """
+        model = self._model
+        with hearing_means() as means:
+            y_pred = call_for_training(model, x)
+        loss = compute_training_loss(model, x, y, y_pred, sample_weight)
+        loss = mark_wrong_labels(model, loss, y, y_pred)
+        update_metrics(model, x, y, y_pred, sample_weight)
+        if not self._is_in_parts:
+            return loss
+        if self._is_sum:
+            return {"loss": self._share_added(loss, _count_rows((x, y, sample_weight)))}
+        if means and model.loss is None:
+            return {"loss": loss, "weight": sum(means)}
+        return {"loss": loss, "weight": weigh_loss(model.loss, y, y_pred, sample_weight)}
+
+    def _share_added(self, loss: Any, num_rows: Any) -> Any:
+        """Returns a part's loss with its share of what layers have added, in place of all of it.
+
+        That is a mean, or none of the data's, beside a sum: of all parts it makes one.
+        """
+        added = self._model.losses
+        if not added or type(self._model).compute_loss is not keras.Model.compute_loss:
+            return loss  # Nobody knows whether a loss of the model's own has them in it.
+        share = ops.cast(num_rows, "float32") / ops.cast(self._num_rows, "float32")
+        return loss - (1.0 - share) * sum(ops.cast(each, "float32") for each in added)
+
+    @contextmanager
+    def _whole_batch(self, num_rows: Any) -> Iterator[None]:
+        """Lets parts know of how many rows the whole is until the block ends."""
+        self._num_rows = num_rows
+        try:
+            yield
+        finally:
+            self._num_rows = None  # It may be of a graph that is done with.
 
     def _blocks(self) -> list[keras.Layer]:
         """Returns the layers that are computed anew for the backward pass."""
@@ -153,6 +201,8 @@ class TrainingStep:
         """
         states = ReplicaStates(self._model)
         num_rows = ops.cast(_count_rows(batch), "float32")
+        if self._is_sum:  # Each part takes its share of what layers add.
+            self._num_rows = replicas.sum([num_rows], [])[0][0]
         with states.own_seeds(replicas.rank):
             sums = self._sum_batch(_with_a_row(batch), variables)
         parts = [
@@ -270,28 +320,6 @@ class TrainingStep:
             # A loss that is bad by itself says nothing about its scale.
             _adapt_scale(scaling, is_finite, True if self._guard is None else is_good)
         return is_good, logs
-
-
-def compute_loss(
-    model: keras.Model, x: Any, y: Any, sample_weight: Any, *, with_weight: bool
-) -> Any:
-    """Returns the loss that a model was compiled with, and tells its metrics of the batch.
-
-    Args:
-        model: `keras.Model`, compiled.
-        x: Inputs of the batch.
-        y: Targets, or `None`.
-        sample_weight: Weights of the samples, or `None`.
-        with_weight: boolean. Whether to return a dict of the loss and of its weight among
-            micro-batches.
-    """
-    y_pred = call_for_training(model, x)
-    loss = compute_training_loss(model, x, y, y_pred, sample_weight)
-    loss = mark_wrong_labels(model, loss, y, y_pred)
-    update_metrics(model, x, y, y_pred, sample_weight)
-    if not with_weight:
-        return loss
-    return {"loss": loss, "weight": weigh_loss(model.loss, y, y_pred, sample_weight)}
 
 
 class _Pieces:

@@ -4,6 +4,7 @@ import pytest
 from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError, KerasDeepSeekError
+from keras_deepseek.layers import ChunkedCrossEntropy
 from keras_deepseek.training import Trainer
 from tests.oracles.training import train
 
@@ -110,6 +111,53 @@ def test_micro_batches_weigh_tokens_as_the_whole_batch(loss):
         fit(build_masked(), TOKENS, CLASSES, loss=loss, micro_batches=number) for number in (1, 4)
     ]
     assert_same(results[1], results[0])
+
+
+def build_chunked():
+    """Its only loss of the data is one that its last layer adds; there are regularizers too."""
+    keras.utils.set_random_seed(1)
+    tokens, targets = keras.Input((5,), dtype="int32"), keras.Input((5,), dtype="int32")
+    hidden = keras.layers.Embedding(7, 6, embeddings_regularizer="l2")(tokens)
+    head = ChunkedCrossEntropy(3, ignore_class=2, name="chunked")
+    return keras.Model([tokens, targets], head(hidden, targets))
+
+
+def update(build_model, number, x, y=None, loss=None, **arguments):
+    """Returns what one step adds to the weights, and its logs."""
+    model = build_model()
+    trainer = Trainer(
+        model, optimizer=keras.optimizers.SGD(1.0), loss=loss, micro_batches=number, **arguments
+    )
+    before = [np.array(weight) for weight in model.get_weights()]
+    logs = trainer.fit(x, y, batch_size=26, shuffle=False, verbose=0).history
+    pairs = zip(model.get_weights(), before, strict=True)
+    return np.concatenate([(one - other).ravel() for one, other in pairs]), logs
+
+
+def assert_same_update(found, expected, within=1e-6):
+    distance = np.linalg.norm(found[0] - expected[0]) / np.linalg.norm(expected[0])
+    assert distance <= within
+    np.testing.assert_allclose(found[1]["loss"], expected[1]["loss"], rtol=within)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"remat": ["chunked*"]}])
+def test_losses_that_layers_add_weigh_tokens_as_the_whole_batch(arguments):
+    """Of 26 rows there is a part of another size; of the classes a third is ignored."""
+    data = [TOKENS, CLASSES]
+    expected = update(build_chunked, 1, data)
+    assert_same_update(update(build_chunked, 4, data, **arguments), expected)
+
+
+@pytest.mark.parametrize("loss", ["sum", "sum_over_batch_size"])
+def test_regularizers_count_as_often_as_in_the_whole_batch(loss):
+    def build_regularized():
+        keras.utils.set_random_seed(1)
+        dense = keras.layers.Dense(3, kernel_regularizer=keras.regularizers.L2(3.0))
+        return keras.Sequential([keras.Input((6,)), dense])
+
+    loss = crossentropy(reduction=loss)
+    expected = update(build_regularized, 1, X, Y, loss)
+    assert_same_update(update(build_regularized, 4, X, Y, loss), expected)
 
 
 def test_micro_batches_of_parts_with_other_rows_are_refused():

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_training import nested_stateless_scope, split_floats
+from keras_deepseek.backend.loss_means import declare_mean_over, hearing_means
 
 
 def compute_gradients(
@@ -58,17 +59,23 @@ def rematerialize(
         floats, put = split_floats((args, kwargs))
 
         def compute(floats: list[jax.Array], values: list[jax.Array]) -> Any:
-            with nested_stateless_scope(zip(states, values, strict=True)) as scope:
+            with (
+                nested_stateless_scope(zip(states, values, strict=True)) as scope,
+                hearing_means() as means,
+            ):
                 given, named = put(floats)
                 outputs = call(*given, **named)
-            return outputs, [scope.get_current_value(state) for state in states], scope.losses
+            values = [scope.get_current_value(state) for state in states]
+            return outputs, values, scope.losses, means
 
         values = [state.value for state in states]
-        outputs, values, losses = jax.checkpoint(compute)(floats, values)
+        outputs, values, losses, means = jax.checkpoint(compute)(floats, values)
         for state, value in zip(states, values, strict=True):
             state.assign(value)
         for loss in losses:
             layer.add_loss(loss)
+        for mean in means:
+            declare_mean_over(mean)
         return outputs
 
     return run

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.backend.loss_means import declare_mean_over
 from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.heads.chunked_gradient import map_chunks_with_gradient
@@ -164,6 +165,7 @@ class ChunkedCrossEntropy(VocabularyHead):
         losses = mark_unknown_classes(losses, targets, weights, self.vocabulary_size)
         if self.loss_weight:
             self.add_loss(self.loss_weight * average_losses(losses, weights))
+            declare_mean_over(ops.sum(weights))
         if mask is not None:
             losses = ops.where(mask, losses, 0.0)
         return ops.cast(losses, self.compute_dtype)

@@ -1,0 +1,54 @@
+"""What the losses that layers add are means over: said by a layer, heard by a training step.
+
+It stands below both, so that neither knows the other.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from keras import ops
+
+_HEARD: ContextVar[list[Any] | None] = ContextVar("keras_deepseek_loss_means", default=None)
+
+
+def declare_mean_over(weight: Any) -> None:
+    """Says, in the `call` of a layer, what the loss that it adds there is a mean over.
+
+    `Trainer(micro_batches=...)` then counts each part of a batch by it, so that a model whose loss
+    is that of the layer makes the step of the whole batch. Without it parts count by their rows.
+    Elsewhere it does nothing.
+
+    Args:
+        weight: Scalar tensor: the number of tokens that count, or the sum of their weights.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_deepseek.training import declare_mean_over
+    >>> class SquareOfShown(keras.layers.Layer):
+    ...     def call(self, x, is_shown):
+    ...         num_shown = keras.ops.sum(is_shown)
+    ...         self.add_loss(keras.ops.sum(is_shown * x**2) / num_shown)
+    ...         declare_mean_over(num_shown)
+    ...         return x
+    >>> layer = SquareOfShown()
+    >>> outputs = layer(np.ones((2, 3)), np.ones((2, 3)))
+    >>> len(layer.losses)
+    1
+    """
+    heard = _HEARD.get()
+    if heard is not None:
+        heard.append(ops.stop_gradient(ops.cast(weight, "float32")))
+
+
+@contextmanager
+def hearing_means() -> Iterator[list[Any]]:
+    """Yields a list of what layers say in the block, float32 scalars."""
+    heard: list[Any] = []
+    token = _HEARD.set(heard)
+    try:
+        yield heard
+    finally:
+        _HEARD.reset(token)
