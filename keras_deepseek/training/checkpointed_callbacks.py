@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.checkpoint import Checkpoint
-from keras_deepseek.backend.keras_internals import finish_callbacks
+from keras_deepseek.backend.keras_internals import finish_callbacks, read_learning_rate
 from keras_deepseek.backend.keras_training import epoch_logs
 from keras_deepseek.backend.positioned_data import PositionedData
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
@@ -36,6 +36,8 @@ class CheckpointedCallbacks(keras.callbacks.CallbackList):
         monitor: string, the log that scores an epoch, or `None`.
         resumed: `Checkpoint` to go on from, or `None`.
         params: dict. `epochs`, `verbose`, and `seed`: what the order of the data was drawn by.
+        given_rate: float. The learning rate that the optimizer was given, as the training began, or
+            `None`. Defaults to `None`.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class CheckpointedCallbacks(keras.callbacks.CallbackList):
         monitor: str | None,
         resumed: Checkpoint | None,
         params: dict[str, Any],
+        given_rate: float | None = None,
     ) -> None:
         verbose = params["verbose"]
         super().__init__(list(callbacks), add_history=True, add_progbar=verbose != 0)
@@ -61,6 +64,7 @@ class CheckpointedCallbacks(keras.callbacks.CallbackList):
         self._monitor = monitor
         self._resumed = resumed
         self._seed = params["seed"]
+        self._given_rate = given_rate
         self._epochs = params["epochs"]
         self._verbose = verbose
         self._states = CallbackStates(self.callbacks)
@@ -186,6 +190,8 @@ class CheckpointedCallbacks(keras.callbacks.CallbackList):
             "callbacks": self._states.read(),
             "data": self._data.read_position(self._done),
             "seed": self._seed,
+            "given_rate": self._given_rate,
+            "rate": read_learning_rate(self.model),
             "epoch": self._epoch,
             "batch": self._done,
             "is_stopped": bool(self._trained.stop_training),

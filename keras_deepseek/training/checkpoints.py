@@ -13,7 +13,7 @@ from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.keras_internals import build_for_training
+from keras_deepseek.backend.keras_internals import build_for_training, read_learning_rate
 from keras_deepseek.backend.random_state import read_random_state
 from keras_deepseek.training.checkpoint_writer import CheckpointWriter
 from keras_deepseek.training.checkpointed_callbacks import CheckpointedCallbacks
@@ -54,6 +54,7 @@ class Checkpoints:
             checkpoint_dir, keep_last=keep_last, keep_best=num_best, best_is=best_is
         )
         self._writer: CheckpointWriter | None = None
+        self._given_rate: float | None = None  # That of the optimizer as it was given.
 
     def latest(self) -> Checkpoint | None:
         """Returns the newest checkpoint that is whole, `None` where there is none.
@@ -108,6 +109,8 @@ class Checkpoints:
                 data are not those of the checkpoint.
         """
         self._prepare_folder(resumed)
+        if self._given_rate is None:
+            self._given_rate = _read_constant_rate(model)
         # Generators that are made when they are first asked for would be made at another step in a
         # training that was interrupted.
         read_random_state()
@@ -123,6 +126,7 @@ class Checkpoints:
             is_over = resumed.state["is_stopped"]
             options["initial_epoch"] = options["epochs"] if is_over else resumed.state["epoch"]
             _logger.info("The training goes on after step %d.", resumed.step)
+            self._compare_rates(model, resumed.state)
         build_for_training(model, data.symbolic_batch())
         writer = self._writer = CheckpointWriter(self._folder)
         with StopSignal() as stop_signal:
@@ -136,6 +140,7 @@ class Checkpoints:
                 monitor=self._monitor,
                 resumed=resumed,
                 params={**{name: options[name] for name in ("epochs", "verbose")}, "seed": seed},
+                given_rate=self._given_rate,
             )
             try:
                 yield options
@@ -149,6 +154,22 @@ class Checkpoints:
             if stop_signal.received:  # After the last step, and all is saved.
                 raise SystemExit(0)
 
+    def _compare_rates(self, model: keras.Model, state: Mapping[str, Any]) -> None:
+        """Says which learning rate holds where the optimizer has another one than it began with.
+
+        What it has become by the training itself, as by `ReduceLROnPlateau`, is no other one.
+        """
+        begun, reached = state.get("given_rate"), state.get("rate")
+        now = _read_constant_rate(model)
+        if now not in (begun, reached) and None not in (now, begun, reached):
+            _logger.warning(
+                "The training began with a learning rate of %g, and its checkpoint goes on with "
+                "%g; the optimizer has %g, which is not used. To change the rate of a training, "
+                "give callbacks.LRScheduler, or set it in a loop over steps().",
+                *(begun, reached, now),
+            )
+        self._given_rate = begun
+
     def _prepare_folder(self, resumed: Checkpoint | None) -> None:
         self._folder.check_writable()
         if resumed is not None:
@@ -158,6 +179,12 @@ class Checkpoints:
                 f"{str(self._folder.path)!r} holds the checkpoints of a training, the last of step "
                 f"{steps[-1]}. Go on from it with fit(..., resume=True), or name another folder."
             )
+
+
+def _read_constant_rate(model: keras.Model) -> float | None:
+    """Returns the learning rate, `None` where a schedule computes it: checkpoints hold none."""
+    is_constant = isinstance(model.optimizer.learning_rate, keras.Variable)
+    return read_learning_rate(model) if is_constant else None
 
 
 def _read_best(keep_best: Best | None) -> tuple[str | None, Literal["min", "max"], int]:

@@ -9,7 +9,7 @@ import keras
 from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.keras_training import own_train_step
+from keras_deepseek.backend.keras_training import compilation, own_train_step
 from keras_deepseek.backend.processes import Replicas
 from keras_deepseek.training.checkpoints import Checkpoints
 from keras_deepseek.training.gradient_clip import GradientClip, check_gradient_clip
@@ -69,6 +69,7 @@ class StepPlan:
             _refuse_own_step(model, [name for name, is_asked in asked.items() if is_asked])
         self.callbacks: list[keras.callbacks.Callback] = []
         self._model = model
+        self._compilation = compilation(model)
         self._policy = policy
         self._guarded_steps: GuardedSteps | None = None
         if guard is not None:
@@ -89,6 +90,7 @@ class StepPlan:
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """Makes the model train by such steps until the block ends."""
+        self.check_model()
         with contextlib.ExitStack() as stack:
             stack.enter_context(kept_memory())
             stack.enter_context(self._step.use())
@@ -116,13 +118,20 @@ class StepPlan:
         """Whether a step is being made; after an error, whether it came out of one."""
         return self._step.is_making
 
-    def refuse_open_training(self) -> None:
-        """Raises an error where the model is being trained.
+    def check_model(self) -> None:
+        """Raises an error where the model is not, or not any more, this plan's to train.
 
         Raises:
-            InvalidInputError: It is.
+            InvalidInputError: It is being trained, or was compiled again.
         """
         self._step.refuse_open_training()
+        if compilation(self._model) is not self._compilation:
+            raise InvalidInputError(
+                f"Model {self._model.name!r} was compiled again after this trainer was made, by "
+                "another Trainer or by model.compile, and would train with that one's optimizer "
+                "and loss. Make a new Trainer for each training that follows another, or give "
+                "this one a model of its own."
+            )
 
     def count_kept_bytes(self, data: Any) -> int:
         """Returns the bytes that a step on a batch keeps for its backward pass.

@@ -235,8 +235,9 @@ class Trainer(Trials):
         Raises:
             InvalidInputError: The model has no loss, or there is no batch; or an argument does not
                 fit, such as a `batch_size` beside data that come in batches; or there are two
-                schedules; or a loop over `steps` is open; or model or data are not those of the
-                checkpoint; or `checkpoint_dir` holds another training.
+                schedules; or a loop over `steps` is open; or the model was compiled again, by
+                another trainer; or model or data are not those of the checkpoint; or
+                `checkpoint_dir` holds another training.
             CheckpointError: A checkpoint can't be written, as on a full disk; or all there are
                 can't be read.
         """
@@ -327,7 +328,7 @@ class Trainer(Trials):
         resume: bool,
     ) -> Iterator[dict[str, Any]]:
         """Makes the model train as this trainer wants it to; yields the arguments of its `fit`."""
-        self._plan.refuse_open_training()
+        self._plan.check_model()
         check_data(arguments["x"], arguments["batch_size"])
         check_integer("epochs", arguments["epochs"], least=0)
         check_integer("batch_size", arguments["batch_size"], default=1)

@@ -168,6 +168,27 @@ def test_resume_gives_the_weights_at_once_and_fit_goes_on_from_there(tmp_path):
     assert CheckpointFolder(tmp_path).latest().step == 18
 
 
+def test_a_checkpoint_keeps_its_learning_rate_and_says_so(tmp_path, caplog):
+    def train(rate, **arguments):
+        trainer = Trainer(build, optimizer=keras.optimizers.SGD(rate), checkpoint_dir=tmp_path)
+        fit(trainer, resume=True, **arguments)
+        return float(trainer.model.optimizer.learning_rate)
+
+    class Halve(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.optimizer.learning_rate = 0.125
+
+    train(0.25, callbacks=[Halve()])
+    # What the training itself has made of its rate is no other rate.
+    assert train(0.25, epochs=2) == 0.125
+    assert "learning rate" not in caplog.text
+    assert train(1.0, epochs=3) == 0.125
+    assert (
+        "began with a learning rate of 0.25, and its checkpoint goes on with 0.125; " in caplog.text
+    )
+    assert "the optimizer has 1, which is not used" in caplog.text
+
+
 def test_a_model_that_is_not_built_yet_resumes(tmp_path):
     def build_later():
         model = keras.Sequential([keras.layers.Dense(1)])

@@ -77,6 +77,17 @@ def test_without_a_guard_the_loss_is_watched():
     assert [type(each).__name__ for each in plan(build()).callbacks] == ["LossWatch"]
 
 
+def test_a_model_that_was_compiled_again_is_no_longer_the_plans():
+    model = build()
+    first = plan(model)
+    model.compile("adam", "mse")
+    with pytest.raises(InvalidInputError, match=r"was compiled again .*Make a new Trainer"):
+        first.check_model()
+    with pytest.raises(InvalidInputError, match="was compiled again"), first.in_use():
+        pass
+    plan(model).check_model()
+
+
 def test_steps_are_counted_from_the_start_of_a_training():
     model = build()
     made = plan(model, lambda x, y, sample_weight: keras.ops.mean(model(x)))
