@@ -121,6 +121,9 @@ class Backend(Protocol):
         `batch` is a tuple of `x`, or `x` and `y`, or these and weights, as arrays or tensors.
         """
 
+    def ends_data(self, error: Exception) -> bool:
+        """Returns whether an error out of a training function says that the data have ended."""
+
     def separate_variables(self, model: "keras.Model") -> None:
         """Gives each variable of a model, its optimizer and its metrics memory of its own.
 

@@ -44,10 +44,10 @@ def noting_batch(model: keras.Model, plan: StepPlan, validation: ValidationWatch
         with refusing_no_loss(model):
             yield
     except StopIteration as error:
-        if plan.num_made or plan.is_making:
+        if plan.num_made:
             raise InvalidInputError(
-                f"The training data ended after batch {plan.num_made}; or a callback or a step has "
-                "raised StopIteration, which stands for that."
+                f"The training data raised StopIteration after batch {plan.num_made}, in the "
+                "middle of an epoch. Give as many batches as they say that they have."
             ) from error
         raise no_data_error() from error  # Of Keras on JAX, where there is no batch.
     except Exception as error:

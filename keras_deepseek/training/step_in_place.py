@@ -10,9 +10,6 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_training import compilation, lent_train_step
 
-_ENDS_OF_DATA = ("StopIteration", "OutOfRangeError")
-"""How Keras's loops find in a step that the data have ended."""
-
 
 class StepInPlace:
     """A training step that a model can be lent, and that is compiled once for all its trainings.
@@ -89,8 +86,7 @@ class StepInPlace:
             try:
                 logs = function(*arguments)
             except Exception as error:
-                if type(error).__name__ in _ENDS_OF_DATA:
-                    self.is_making = False
+                self.is_making = not backend.current().ends_data(error)
                 raise
             self.is_making = False
             self.num_made += 1
@@ -101,6 +97,9 @@ class StepInPlace:
     def _run(self, *arguments: Any) -> Any:
         try:
             return self._train_step(*arguments)
+        except StopIteration as error:  # By which the data say that they have ended.
+            self._error = RuntimeError("The train_step raised StopIteration.")
+            raise self._error from error
         except Exception as error:
             self._error = error
             raise

@@ -10,6 +10,7 @@ import numpy as np
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.callbacks.progress_display import ProgressDisplay
 from keras_deepseek.callbacks.step_logger import StepLogger
+from keras_deepseek.training.callback_errors import telling_from_the_data
 
 Callbacks: TypeAlias = keras.callbacks.Callback | Iterable[keras.callbacks.Callback] | None
 
@@ -87,7 +88,8 @@ def watched(
     for logger in loggers:
         logger.resume = logger.resume or resume
     try:
-        yield for_keras
+        with telling_from_the_data(callbacks):
+            yield for_keras
     finally:  # Keras does not tell its callbacks that a training has ended in an error.
         for callback in callbacks:
             if isinstance(callback, ProgressDisplay | StepLogger):

@@ -81,6 +81,11 @@ def test_after_an_error_a_model_has_its_weights(fails):
     assert np.isfinite(model.predict(X, verbose=0)).all()
 
 
+def test_the_end_of_the_data_is_told_from_errors():
+    assert current().ends_data(StopIteration())
+    assert not current().ends_data(ValueError())
+
+
 def test_variables_that_share_their_memory_get_their_own():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(use_ema=True), "mse")

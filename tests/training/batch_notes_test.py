@@ -37,9 +37,9 @@ def test_the_end_of_data_is_said_as_no_data():
         raise StopIteration
 
 
-def test_a_stop_iteration_of_others_is_not_the_end_of_the_data():
+def test_data_that_end_too_early_are_no_lack_of_data():
     with (
-        pytest.raises(InvalidInputError, match="ended after batch 2; or a callback or a step"),
+        pytest.raises(InvalidInputError, match="raised StopIteration after batch 2"),
         noting_batch(keras.Sequential(), Plan(2, False), ValidationWatch()),
     ):
         raise StopIteration

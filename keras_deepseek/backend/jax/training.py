@@ -51,6 +51,11 @@ def run_step(model: keras.Model, batch: Any) -> dict[str, Any]:
     return dict(logs)
 
 
+def ends_data(error: Exception) -> bool:
+    """Returns whether an error out of a training function says that the data have ended."""
+    return isinstance(error, StopIteration)
+
+
 def separate_variables(model: keras.Model) -> None:
     """Gives each variable of a model, its optimizer and its metrics memory of its own."""
     optimizer = [] if model.optimizer is None else model.optimizer.variables

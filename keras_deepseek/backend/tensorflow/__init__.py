@@ -37,6 +37,7 @@ from keras_deepseek.backend.tensorflow.random_state import (
 from keras_deepseek.backend.tensorflow.selection import top_k
 from keras_deepseek.backend.tensorflow.tracing import can_read_shapes, read_array, read_integer
 from keras_deepseek.backend.tensorflow.training import (
+    ends_data,
     keep_state,
     make_train_step,
     run_before_step,
@@ -57,6 +58,7 @@ __all__ = [
     "count_replicas",
     "differentiate",
     "distributed",
+    "ends_data",
     "feed_batches",
     "global_norm",
     "is_out_of_memory",

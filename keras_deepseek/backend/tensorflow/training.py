@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 
 def make_train_step(
@@ -16,6 +17,11 @@ def make_train_step(
 def run_step(model: keras.Model, batch: Any) -> dict[str, Any]:
     """Trains a model, whose training function was made, on one batch, and returns the logs."""
     return dict(model.train_function(iter([batch])))
+
+
+def ends_data(error: Exception) -> bool:
+    """Returns whether an error out of a training function says that the data have ended."""
+    return isinstance(error, StopIteration | tf.errors.OutOfRangeError)
 
 
 def separate_variables(model: keras.Model) -> None:

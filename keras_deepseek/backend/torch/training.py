@@ -18,6 +18,11 @@ def run_step(model: keras.Model, batch: Any) -> dict[str, Any]:
     return dict(model.train_function([batch]))
 
 
+def ends_data(error: Exception) -> bool:
+    """Returns whether an error out of a training function says that the data have ended."""
+    return isinstance(error, StopIteration)
+
+
 def separate_variables(model: keras.Model) -> None:
     """Gives each variable of a model, its optimizer and its metrics memory of its own."""
     # It has: an assignment copies.
