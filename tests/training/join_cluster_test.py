@@ -44,7 +44,7 @@ def test_ranks_that_do_not_come_are_named(two, monkeypatch):
 @only_torch
 def test_rank_0_that_does_not_come_is_named(two, monkeypatch):
     monkeypatch.setenv("KERAS_DEEPSEEK_JOIN_TIMEOUT", "0.1")
-    with pytest.raises(PeerLostError, match=r"waited 0\.1 s for rank 0, which does not listen at"):
+    with pytest.raises(PeerLostError, match="of which rank 0 did not come"):
         join_cluster(two[1])
 
 

@@ -4,7 +4,6 @@ import contextlib
 import os
 import socket
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from keras_deepseek.artifacts.errors import InvalidInputError, PeerLostError
 from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.meeting import meet
 from keras_deepseek.backend.processes import Processes, Replicas
 
 _BUCKET_BYTES = 4 * 2**20  # Gloo sums one while the next is copied together.
@@ -32,11 +32,14 @@ def join_processes(
                 f"received rank={rank}, world_size={world_size}."
             )
         return TorchProcesses()
-    store = _meet(coordinator, world_size, rank, join_timeout)
-    with _loopback_only(coordinator):
+    # Torchrun listens at that address already, with a store for the ranks that it has started.
+    is_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not is_torchrun:
+        meet(coordinator, world_size, rank, join_timeout)
+    with _loopback_only(coordinator), _naming_lost_peers("join the others"):
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            store=dist.PrefixStore("process_group", store),
+            store=None if is_torchrun else _open_store(coordinator, world_size, rank, join_timeout),
             world_size=world_size,
             rank=rank,
             timeout=timedelta(seconds=timeout),
@@ -167,77 +170,26 @@ def _naming_lost_peers(purpose: str) -> Iterator[None]:
             raise
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PeerLostError(
-            f"Rank {dist.get_rank()} could not {purpose}: another process has ended, or does not "
-            f"answer. The first error in the others' logs says why. torch.distributed: {first_line}"
+            f"This process could not {purpose}: another one has ended, or does not answer. The "
+            f"error in the logs of all says why. torch.distributed: {first_line}"
         ) from error
 
 
-def _meet(coordinator: str, world_size: int, rank: int, timeout: float) -> dist.Store:
-    """Returns the store at the coordinator once every rank has come to it."""
+def _open_store(coordinator: str, world_size: int, rank: int, timeout: float) -> dist.Store:
+    """Returns the store of rank 0, which listens on loopback alone where the coordinator is."""
     host, port = parse_address("`coordinator`", coordinator)
-    deadline = time.monotonic() + timeout
-    # Torchrun has a store at that address already, with keys for each of its restarts.
-    is_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    listens = rank == 0 and not is_torchrun
-    if not listens:
-        _wait_for_port(host, port, deadline, rank, timeout)
-    store: dist.Store = dist.TCPStore(
+    listener = None
+    if rank == 0:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host if is_loopback(host) else "", port), family=family)
+    return dist.TCPStore(
         host,
         port,
         world_size,
-        is_master=listens,
-        timeout=timedelta(seconds=max(1.0, deadline - time.monotonic())),
-        wait_for_workers=False,
-        master_listen_fd=_listen(host, port) if listens else None,
+        is_master=rank == 0,
+        timeout=timedelta(seconds=timeout),
+        master_listen_fd=None if listener is None else listener.detach(),
     )
-    if is_torchrun:
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"keras_deepseek/{attempt}", store)
-    store.set(f"joined/{rank}", "")
-    missing = list(range(world_size))
-    while missing:
-        missing = [each for each in missing if not store.check([f"joined/{each}"])]
-        if missing and time.monotonic() > deadline:
-            raise PeerLostError(
-                f"Waited {timeout:g} s at {coordinator} for {world_size} processes, of which rank "
-                f"{', '.join(map(str, missing))} did not come. Start what is missing, or see its "
-                "log for why it ended."
-            )
-        if missing:
-            time.sleep(0.02)
-    return store
-
-
-def _listen(host: str, port: int) -> int:
-    """Returns a socket that listens at the coordinator's port: on loopback alone, if that is it."""
-    is_ipv6 = ":" in host
-    listener = socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host if is_loopback(host) else "", port))
-        listener.listen()
-    except OSError as error:
-        listener.close()
-        raise InvalidInputError(
-            f"Rank 0 can't listen at {host}:{port}: {error.strerror}. Name another port as "
-            "`coordinator`."
-        ) from error
-    return listener.detach()
-
-
-def _wait_for_port(host: str, port: int, deadline: float, rank: int, timeout: float) -> None:
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=1.0).close()
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise PeerLostError(
-                    f"Rank {rank} has waited {timeout:g} s for rank 0, which does not listen at "
-                    f"{host}:{port}: {error}. Start it, or correct the address."
-                ) from error
-            time.sleep(0.1)
-        else:
-            return
 
 
 @contextlib.contextmanager
