@@ -175,6 +175,9 @@ class Backend(Protocol):
         Raises `NotSupportedError` where the framework knows none.
         """
 
+    def count_processes(self) -> int:
+        """Returns how many processes the framework's engine runs in already."""
+
     def join_processes(
         self,
         coordinator: str,

@@ -3,6 +3,7 @@
 from keras_deepseek.backend.loss_means import declare_mean_over
 from keras_deepseek.training.batch_size_search import BatchSizeSearch
 from keras_deepseek.training.cluster import ClusterSpec
+from keras_deepseek.training.join_cluster import join_cluster
 from keras_deepseek.training.learning_rate_search import LearningRateSearch
 from keras_deepseek.training.length_buckets import LengthBuckets
 from keras_deepseek.training.masked_positions import gather_masked_positions
@@ -23,5 +24,6 @@ __all__ = [
     "WarmupDecay",
     "declare_mean_over",
     "gather_masked_positions",
+    "join_cluster",
     "pack_sequences",
 ]

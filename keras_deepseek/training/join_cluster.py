@@ -6,7 +6,9 @@ import os
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.processes import Processes
-from keras_deepseek.training.cluster import ClusterSpec
+from keras_deepseek.backend.random_state import read_random_state, write_random_state
+from keras_deepseek.training.cluster import ClusterSpec, Strategy
+from keras_deepseek.training.cluster_resolver import resolve_cluster
 
 _JOIN_TIMEOUT = "KERAS_DEEPSEEK_JOIN_TIMEOUT", 300.0
 """How long a process waits for the others to come, in seconds."""
@@ -15,7 +17,45 @@ _PEER_TIMEOUT = "KERAS_DEEPSEEK_PEER_TIMEOUT", 600.0
 """How long it waits, in seconds, for one that was there and does not answer."""
 
 
-def join_cluster(cluster: ClusterSpec) -> Processes | None:
+def join_cluster(
+    distributed_strategy: Strategy = "allreduce",
+    *,
+    world_size: int | None = None,
+    rank: int | None = None,
+    coordinator: str | None = None,
+) -> ClusterSpec:
+    """Joins the processes that train together, as a `Trainer` does when it is made.
+
+    JAX must know of the others before it computes anything, as it does for an optimizer: there a
+    script begins with it. On the other backends it may.
+
+    Args:
+        distributed_strategy: `"allreduce"`, as for `Trainer`. Defaults to `"allreduce"`.
+        world_size: integer, as for `Trainer`. Defaults to `None`: the environment says it.
+        rank: integer, as for `Trainer`. Defaults to `None`: the environment says it.
+        coordinator: string, as for `Trainer`. Defaults to `None`: the environment says it.
+
+    Returns:
+        The `ClusterSpec`, by which a script knows its rank.
+
+    Raises:
+        InvalidInputError: An argument contradicts another or the environment, or JAX has computed
+            already.
+        NotSupportedError: This release has no such strategy on this backend.
+        PeerLostError: A process has not come in time.
+
+    Example:
+
+    >>> cluster = join_cluster(world_size=1, rank=0)
+    >>> cluster.rank
+    0
+    """
+    cluster = resolve_cluster(distributed_strategy, world_size, rank, coordinator)
+    start_processes(cluster)
+    return cluster
+
+
+def start_processes(cluster: ClusterSpec) -> Processes | None:
     """Returns the processes of a cluster once all of them are there; `None` for one alone.
 
     Args:
@@ -33,6 +73,7 @@ def join_cluster(cluster: ClusterSpec) -> Processes | None:
             "distributed_strategy out."
         )
     if cluster.world_size == 1 or cluster.coordinator is None:
+        _refuse_others(cluster)
         return None
     return backend.current().join_processes(
         cluster.coordinator,
@@ -41,6 +82,28 @@ def join_cluster(cluster: ClusterSpec) -> Processes | None:
         join_timeout=_read_seconds(*_JOIN_TIMEOUT),
         timeout=_read_seconds(*_PEER_TIMEOUT),
     )
+
+
+def share_random_state(processes: Processes) -> None:
+    """Gives the shared generators of all processes the state that they have on rank 0.
+
+    So they build the same model, and go through the same data in the same order.
+
+    Args:
+        processes: `Processes`.
+    """
+    write_random_state(processes.broadcast(read_random_state()))
+
+
+def _refuse_others(cluster: ClusterSpec) -> None:
+    """Raises an error where the framework runs in several processes that nobody told us of."""
+    running = backend.current().count_processes()
+    if cluster.strategy is not None and running > 1:
+        raise InvalidInputError(
+            f"{running} processes run together already, and distributed_strategy="
+            f"{cluster.strategy!r} knows of one. Pass world_size, rank and coordinator, or start "
+            "the script with keras-deepseek launch."
+        )
 
 
 def _read_seconds(name: str, default: float) -> float:

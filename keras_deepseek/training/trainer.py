@@ -22,7 +22,7 @@ from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster_resolver import resolve_cluster
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
 from keras_deepseek.training.gradient_clip import GradientClip
-from keras_deepseek.training.join_cluster import join_cluster
+from keras_deepseek.training.join_cluster import share_random_state, start_processes
 from keras_deepseek.training.no_loss import RefuseNoLoss
 from keras_deepseek.training.placement import DistributedStrategy, Placement
 from keras_deepseek.training.position_data import check_data, no_data_error, position_data
@@ -159,10 +159,12 @@ class Trainer(Trials):
         self.cluster = resolve_cluster(
             None if is_distribution else distributed_strategy, world_size, rank, coordinator
         )
-        self._processes = join_cluster(self.cluster)
+        self._processes = start_processes(self.cluster)
         self._placement = Placement(device_map, distributed_strategy)
         self.policy = training_policy(precision, fp16_enabled, self._placement.kind)
         self._seed = set_seed(seed)
+        if self._processes is not None:
+            share_random_state(self._processes)
         is_own_step = type(self).train_step is not Trainer.train_step
         with self._placement.in_use():
             self.model = build_model(model)
@@ -306,9 +308,10 @@ class Trainer(Trials):
         with self._training(arguments, callbacks, 0, resume=resume) as checkpointed:
             given = checkpointed
             if self._checkpoints is None:
-                given, data = position_data(
-                    dict(given), self._seed or 0, (self.cluster.rank, self.cluster.world_size)
-                )
+                share = (0, 1)
+                if self._processes is not None and self._processes.replicas is not None:
+                    share = (self._processes.rank, self._processes.world_size)
+                given, data = position_data(dict(given), self._seed or 0, share)
                 data.open()
             yield from make_steps(
                 self.model,

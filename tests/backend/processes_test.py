@@ -14,7 +14,7 @@ TIMEOUT = 300
 WORLD_SIZE = 2
 
 pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="Processes train together on PyTorch alone so far."
+    keras.backend.backend() == "tensorflow", reason="TensorFlow follows."
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.training import Trainer
+from keras_deepseek.training import Trainer, join_cluster
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(49, 6)).astype("float32")  # Of four batches of 16 the last has one row.
@@ -70,6 +70,8 @@ def train(way: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    if "WORLD_SIZE" in os.environ:
+        join_cluster()
     found = {name: value for way in WAYS for name, value in train(way).items()}
     np.savez(Path(sys.argv[1]) / f"{os.environ.get('RANK', 'alone')}.npz", **found)
 

@@ -3,11 +3,11 @@ import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError, PeerLostError
 from keras_deepseek.training.cluster import ClusterSpec
-from keras_deepseek.training.join_cluster import join_cluster
+from keras_deepseek.training.join_cluster import join_cluster, start_processes
 from keras_deepseek.training.launch.ports import find_free_ports
 
 only_torch = pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="Processes train together on PyTorch alone so far."
+    keras.backend.backend() == "tensorflow", reason="TensorFlow follows."
 )
 
 
@@ -19,33 +19,33 @@ def two():
 
 @pytest.mark.parametrize("strategy", [None, "allreduce"])
 def test_one_process_waits_for_nobody(strategy):
-    assert join_cluster(ClusterSpec(strategy)) is None
+    assert start_processes(ClusterSpec(strategy)) is None
 
 
 def test_a_parameter_server_can_not_run_yet():
     with pytest.raises(NotSupportedError, match="can't run yet"):
-        join_cluster(ClusterSpec("parameter_server"))
+        start_processes(ClusterSpec("parameter_server"))
 
 
 @pytest.mark.parametrize("seconds", ["soon", "0", "-1", "inf", "nan", ""])
 def test_a_timeout_is_a_number_of_seconds(seconds, two, monkeypatch):
     monkeypatch.setenv("KERAS_DEEPSEEK_JOIN_TIMEOUT", seconds)
     with pytest.raises(InvalidInputError, match="KERAS_DEEPSEEK_JOIN_TIMEOUT is a number"):
-        join_cluster(two[0])
+        start_processes(two[0])
 
 
 @only_torch
 def test_ranks_that_do_not_come_are_named(two, monkeypatch):
     monkeypatch.setenv("KERAS_DEEPSEEK_JOIN_TIMEOUT", "0.1")
     with pytest.raises(PeerLostError, match=r"for 2 processes, of which rank 1 did not come"):
-        join_cluster(two[0])
+        start_processes(two[0])
 
 
 @only_torch
 def test_rank_0_that_does_not_come_is_named(two, monkeypatch):
     monkeypatch.setenv("KERAS_DEEPSEEK_JOIN_TIMEOUT", "0.1")
     with pytest.raises(PeerLostError, match="of which rank 0 did not come"):
-        join_cluster(two[1])
+        start_processes(two[1])
 
 
 @only_torch
@@ -57,10 +57,19 @@ def test_a_port_in_use_is_said(two):
         socket.create_server((host, int(port))),
         pytest.raises(InvalidInputError, match="Address already in use"),
     ):
-        join_cluster(two[0])
+        start_processes(two[0])
 
 
-@pytest.mark.skipif(keras.backend.backend() == "torch", reason="On PyTorch they do.")
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="The others can.")
 def test_other_backends_say_that_they_can_not(two):
     with pytest.raises(NotSupportedError, match="can't train together"):
-        join_cluster(two[0])
+        start_processes(two[0])
+
+
+def test_a_script_knows_its_rank():
+    assert join_cluster(world_size=1, rank=0).rank == 0
+
+
+def test_a_script_that_contradicts_itself_is_told_so():
+    with pytest.raises(InvalidInputError, match="rank"):
+        join_cluster(world_size=2, rank=2, coordinator="127.0.0.1:29500")

@@ -25,7 +25,7 @@ from keras_deepseek.backend.jax.placement import (
     place_variables,
     spread_over_devices,
 )
-from keras_deepseek.backend.jax.processes import join_processes
+from keras_deepseek.backend.jax.processes import count_processes, join_processes
 from keras_deepseek.backend.jax.random_state import (
     read_framework_random_state,
     write_framework_random_state,
@@ -51,6 +51,7 @@ __all__ = [
     "count_devices",
     "count_flops",
     "count_kept_bytes",
+    "count_processes",
     "count_replicas",
     "differentiate",
     "distributed",

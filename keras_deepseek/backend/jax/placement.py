@@ -11,24 +11,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 from keras.src.backend import distribution_lib
 from keras.src.distribution.distribution_lib import distribution as current_distribution
 
-from keras_deepseek.artifacts.errors import NotSupportedError
 from keras_deepseek.backend.keras_internals import Distribution
 
 
 def spread_over_devices() -> Distribution | None:
     """Returns a distribution of batches over all devices; `None` where there is one alone."""
-    return keras.distribution.DataParallel() if jax.device_count() > 1 else None
+    if jax.device_count() == 1:
+        return None
+    return keras.distribution.DataParallel(auto_shard_dataset=False)
 
 
 def distributed(
     distribution: Distribution,
 ) -> AbstractContextManager[None]:
     """Makes Keras create variables and place batches by a distribution until the block ends."""
-    if jax.process_count() > 1:
-        raise NotSupportedError(
-            f"JAX runs in {jax.process_count()} processes; this release spreads a training over "
-            "the devices of one. Don't call jax.distributed.initialize, or train by model.fit."
-        )
     return _in_scope(distribution)
 
 
@@ -41,7 +37,12 @@ def _in_scope(distribution: Distribution) -> Iterator[None]:
     by_keras = distribution_lib.distribute_data_input
 
     def distribute(batch: Any, layout: Any, batch_dim_name: str) -> Any:
-        return jax.device_put(batch, _fitting(layout, np.shape(batch)))
+        sharding = _fitting(layout, np.shape(batch))
+        if sharding.is_fully_addressable:
+            return jax.device_put(batch, sharding)
+        # Each process has the whole batch, and gives its devices their rows of it.
+        array = np.asarray(batch)
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
     distribution_lib.distribute_data_input = distribute
     try:

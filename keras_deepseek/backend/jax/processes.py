@@ -1,14 +1,140 @@
-"""Processes that train together, which JAX's can't do yet."""
+"""Processes that train together by `jax.distributed`: one program over the devices of all."""
 
-from keras_deepseek.artifacts.errors import NotSupportedError
-from keras_deepseek.backend.processes import Processes
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from keras_deepseek.artifacts.errors import InvalidInputError, PeerLostError
+from keras_deepseek.artifacts.network_address import is_loopback, parse_address
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.meeting import meet
+from keras_deepseek.backend.processes import Processes, Replicas
+
+
+def count_processes() -> int:
+    """Returns how many processes the framework's engine runs in already."""
+    return int(jax.process_count())
 
 
 def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
     """Returns the processes that train together, once all of them are there."""
-    raise NotSupportedError(
-        f"{world_size} processes can't train together on JAX yet. Set KERAS_BACKEND=torch, or "
-        "train in one process."
-    )
+    if jax.distributed.is_initialized():
+        if (jax.process_count(), jax.process_index()) != (world_size, rank):
+            raise InvalidInputError(
+                f"jax.distributed runs as process {jax.process_index()} of {jax.process_count()}; "
+                f"received rank={rank}, world_size={world_size}."
+            )
+        return JaxProcesses()
+    host, port = parse_address("`coordinator`", coordinator)
+    meet(coordinator, world_size, rank, join_timeout)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            world_size,
+            rank,
+            initialization_timeout=max(1, round(join_timeout)),
+            heartbeat_timeout_seconds=max(10, round(timeout)),
+            coordinator_bind_address=f"{host}:{port}" if is_loopback(host) else None,
+        )
+    except RuntimeError as error:
+        if "must be called before" not in str(error):
+            raise
+        raise InvalidInputError(
+            "JAX must know of the other processes before it computes anything, and it has: making "
+            "an optimizer or a model is enough. Begin the script with "
+            "keras_deepseek.training.join_cluster()."
+        ) from error
+    return JaxProcesses()
+
+
+class JaxProcesses:
+    """The processes of `jax.distributed`: each runs the same program over the devices of all."""
+
+    replicas: Replicas | None = None
+
+    def __init__(self) -> None:
+        self.rank = jax.process_index()
+        self.world_size = jax.process_count()
+        self._wishes: jax.Array | None = None
+        # One device of each process, so that each says its wish once.
+        firsts = [
+            next(device for device in jax.devices() if device.process_index == rank)
+            for rank in range(self.world_size)
+        ]
+        self._mesh = Mesh(np.array(firsts), ["rank"])
+        self._any = jax.jit(jax.numpy.max, out_shardings=NamedSharding(self._mesh, PartitionSpec()))
+
+    def broadcast(self, value: Any) -> Any:
+        """Returns the value of rank 0, which can be pickled."""
+        return self._send(value, source=0)
+
+    def broadcast_variables(self, variables: Sequence[keras.Variable]) -> None:
+        """Gives variables the values that they have on rank 0."""
+        # What lies on the devices of all processes has one value already.
+        local = [each for each in variables if each.value.is_fully_addressable]
+        values = self._send([np.asarray(variable.value) for variable in local], source=0)
+        if len(values) != len(local):
+            raise InvalidInputError(
+                f"The models of the processes differ: rank 0 has {len(values)} variables to send, "
+                f"rank {self.rank} has {len(local)}. Build the same model on each."
+            )
+        for variable, value in zip(local, values, strict=True):
+            variable.assign(value)
+
+    def gather(self, array: Array) -> list[Array]:
+        """Returns the arrays of all ranks, in their order."""
+        return [self._send(array, source=rank) for rank in range(self.world_size)]
+
+    def _send(self, value: Any, source: int) -> Any:
+        """Returns the value of one rank, which can be pickled."""
+        is_source = self.rank == source
+        data = np.frombuffer(pickle.dumps(value), "uint8") if is_source else np.zeros(0, "uint8")
+        with _naming_lost_peers(f"get what rank {source} knows"):
+            size = multihost_utils.broadcast_one_to_all(np.array(data.size), is_source)
+            sent = data if is_source else np.zeros(int(size), "uint8")
+            received = multihost_utils.broadcast_one_to_all(sent, is_source)
+        return pickle.loads(np.asarray(received).tobytes())
+
+    def agree(self, wish: bool) -> bool:
+        """Returns whether any rank had the wish when it called this function the last time."""
+        before = self._read_wishes()
+        sharding = NamedSharding(self._mesh, PartitionSpec("rank"))
+        own = np.array([wish], "int32")
+        with _naming_lost_peers("agree on whether to stop"):
+            wishes = jax.make_array_from_process_local_data(sharding, own, (self.world_size,))
+            self._wishes = self._any(wishes)
+        return before
+
+    def agree_now(self, wish: bool) -> bool:
+        """Returns whether any rank has the wish, now or the last time."""
+        before = self.agree(wish)
+        return self._read_wishes() or before
+
+    def _read_wishes(self) -> bool:
+        if self._wishes is None:
+            return False
+        wishes, self._wishes = self._wishes, None
+        with _naming_lost_peers("agree on whether to stop"):
+            return bool(np.asarray(wishes))
+
+
+@contextmanager
+def _naming_lost_peers(purpose: str) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        first_line = str(error).splitlines()[0]
+        raise PeerLostError(
+            f"This process could not {purpose}: another one has ended, or does not answer. The "
+            f"first error in the logs of all says why. JAX: {first_line}"
+        ) from error

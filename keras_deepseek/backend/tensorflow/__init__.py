@@ -29,7 +29,7 @@ from keras_deepseek.backend.tensorflow.placement import (
     place_variables,
     spread_over_devices,
 )
-from keras_deepseek.backend.tensorflow.processes import join_processes
+from keras_deepseek.backend.tensorflow.processes import count_processes, join_processes
 from keras_deepseek.backend.tensorflow.random_state import (
     read_framework_random_state,
     write_framework_random_state,
@@ -55,6 +55,7 @@ __all__ = [
     "count_devices",
     "count_flops",
     "count_kept_bytes",
+    "count_processes",
     "count_replicas",
     "differentiate",
     "distributed",

@@ -21,6 +21,11 @@ from keras_deepseek.backend.processes import Processes, Replicas
 _BUCKET_BYTES = 4 * 2**20  # Gloo sums one while the next is copied together.
 
 
+def count_processes() -> int:
+    """Returns how many processes the framework's engine runs in already."""
+    return int(dist.get_world_size()) if dist.is_initialized() else 1
+
+
 def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
