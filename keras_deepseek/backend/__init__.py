@@ -214,11 +214,17 @@ class Backend(Protocol):
     ) -> "Iterable[Any]":
         """Returns what Keras's training loop goes through once an epoch."""
 
+    def prefers_own_feed(self) -> bool:
+        """Returns whether `feed_batches` is no slower than how Keras itself feeds a training."""
+
     def read_buffers(self, model: "keras.Model") -> "dict[str, Array]":
         """Returns what a model holds beside Keras's variables, as copies by name."""
 
     def write_buffers(self, model: "keras.Model", buffers: "dict[str, Array]") -> None:
         """Puts what a model holds beside Keras's variables to what was read before."""
+
+    def draw_seed(self) -> int:
+        """Returns a seed for the order of data, by what Keras's users seed that order with."""
 
     def read_framework_random_state(self) -> "dict[str, Array]":
         """Returns the state of the framework's own shared generators, as a copy."""

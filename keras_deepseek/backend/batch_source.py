@@ -17,8 +17,8 @@ from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.keras_internals import (
     array_slices,
     find_data_adapter,
-    numpy_batches,
-    py_dataset_adapter,
+    plain_batches,
+    py_dataset_batches,
 )
 
 
@@ -31,6 +31,9 @@ class BatchSource:
 
     is_length_exact = False
     """Whether a pass ends after `num_batches` for certain; else, asking for one more shows it."""
+
+    can_repeat = True
+    """Whether there is a pass after the first."""
 
     uses_shared_generators = True
     """Whether the batches depend on the random number generators that the process shares."""
@@ -103,8 +106,9 @@ def _open(x: Any, shuffle: bool | str | None, seed: int, arguments: dict[str, An
     if kind in ("tf.data", "Grain"):
         return _Dataset(kind, adapter)
     raise NotSupportedError(
-        f"The position in a {type(x).__name__} can't be saved. Give arrays, a PyDataset, tf.data, "
-        "a torch DataLoader, a Grain dataset or a generator, or leave checkpoint_dir out."
+        f"The position in a {type(x).__name__} can't be known. Give arrays, a PyDataset, tf.data, "
+        "a torch DataLoader, a Grain dataset or a generator; or train by fit, without a "
+        "checkpoint_dir."
     )
 
 
@@ -158,12 +162,7 @@ class _PyDataset(BatchSource):
             order = np.arange(self.num_batches)
             if self._shuffle:
                 np.random.default_rng((self._seed, index)).shuffle(order)
-        adapter = py_dataset_adapter(_Reordered(self._dataset, order, first), self._class_weight)
-        adapter.on_epoch_begin()
-        try:
-            yield from adapter.get_numpy_iterator()
-        finally:
-            adapter.on_epoch_end()  # Ends its workers.
+        yield from py_dataset_batches(_Reordered(self._dataset, order, first), self._class_weight)
 
     def end_pass(self) -> None:
         self._dataset.on_epoch_end()
@@ -200,6 +199,7 @@ class _Reordered(keras.utils.PyDataset):
 
 class _Generator(BatchSource):
     kind = "generator"
+    can_repeat = False
 
     def __init__(self, generator: Iterator[Any], arguments: dict[str, Any]) -> None:
         self._generator = generator
@@ -216,7 +216,7 @@ class _Generator(BatchSource):
                 "The generator has ended, and can't be gone through again. Let it go on for ever "
                 "and give steps_per_epoch, or give a PyDataset."
             )
-        return _skip(numpy_batches(map(_check_tuple, self._generator)), first)
+        return _skip(plain_batches(map(_check_tuple, self._generator)), first)
 
 
 class _Dataset(BatchSource):
@@ -250,11 +250,10 @@ class _DataLoader(BatchSource):
 
     def __init__(self, loader: Any, adapter: Any) -> None:
         self._loader = loader
-        self._adapter = adapter
         self.num_batches = adapter.num_batches
 
     def batches(self, index: int, first: int) -> Iterator[Any]:
-        return _skip(iter(self._adapter.get_numpy_iterator()), first)
+        return _skip(plain_batches(map(_tuple_of_list, self._loader)), first)
 
     def read_state(self) -> Any:
         return [generator.get_state().numpy().copy() for generator in self._generators()]
@@ -288,6 +287,11 @@ def _skip(batches: Iterator[Any], count: int) -> Iterator[Any]:
     """Returns the batches after the first `count`, which are drawn now and not later."""
     next(itertools.islice(batches, count, count), None)
     return batches
+
+
+def _tuple_of_list(batch: Any) -> Any:
+    """Returns what PyTorch's `default_collate` makes of tuples as Keras takes it."""
+    return tuple(batch) if isinstance(batch, list) else batch
 
 
 def _check_tuple(batch: Any) -> Any:

@@ -43,6 +43,12 @@ class BatchStream:
         """The number of batches of an epoch, as far as it is known."""
         return self.steps_per_epoch or self.source.num_batches
 
+    @property
+    def is_epoch_short(self) -> bool:
+        """Whether the epoch has ended with the data, before its `steps_per_epoch` batches."""
+        most, length = self.steps_per_epoch, self.epoch_length
+        return most is not None and length is not None and length < most
+
     def begin_epoch(self, done: int = 0) -> None:
         """Begins an epoch.
 
@@ -59,11 +65,19 @@ class BatchStream:
         self._in_epoch = True
 
     def end_epoch(self) -> None:
-        """Ends an epoch, and with it the pass whose last batch was used."""
+        """Ends an epoch, and with it the pass whose last batch is known to be used.
+
+        No batch is drawn to know it: a generator that is trained on again has lost none.
+        """
         self._in_epoch = False
         self._taken_in_epoch = 0
-        if self._begun is not None and self._is_pass_over():
+        is_known = self.source.is_length_exact or self._is_exhausted
+        if self._begun is not None and is_known and self._is_pass_over():
             self._end_pass()
+
+    def can_go_on(self) -> bool:
+        """Returns whether there are batches for another epoch, at the end of one."""
+        return self.source.can_repeat or (self._begun is not None and not self._is_pass_over())
 
     def close(self) -> None:
         """Leaves the pass that is begun: workers that load its batches are ended."""

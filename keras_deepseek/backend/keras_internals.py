@@ -30,8 +30,8 @@ __all__ = [
     "flatten_layers",
     "global_seed_state",
     "infers_shapes",
-    "numpy_batches",
-    "py_dataset_adapter",
+    "plain_batches",
+    "py_dataset_batches",
     "read_learning_rate",
     "split_validation",
     "tensorflow_specs",
@@ -240,28 +240,44 @@ def find_data_adapter(x: Any, **arguments: Any) -> tuple[str | None, Any]:
 
 
 def array_slices(adapter: Any) -> tuple[int, Callable[[Any], Any]]:
-    """Returns the number of rows of an adapter's arrays, and a function from indices to a batch."""
+    """Returns the number of rows of an adapter's arrays, and a function from indices to a batch.
+
+    A batch holds NumPy arrays, and on PyTorch what Keras makes tensors of there: those of a GPU
+    stay on it.
+    """
     slicing = keras.src.trainers.data_adapters.array_slicing
-    arrays = slicing.convert_to_sliceable(adapter._inputs, target_backend="numpy")
+    target, convert = "numpy", "convert_to_numpy"
+    if keras.backend.backend() == "torch":
+        target, convert = "torch", "convert_to_torch_compatible"
+    arrays = slicing.convert_to_sliceable(adapter._inputs, target_backend=target)
 
     def take(indices: Any) -> Any:
         return keras.tree.map_structure(
-            lambda array: array.convert_to_numpy(array[indices]), arrays, none_is_leaf=False
+            lambda array: getattr(array, convert)(array[indices]), arrays, none_is_leaf=False
         )
 
     return adapter._num_samples, take
 
 
-def numpy_batches(batches: Iterable[Any]) -> Iterator[Any]:
-    """Yields batches with their tensors, of whichever framework, as NumPy arrays."""
-    utils = keras.src.trainers.data_adapters.data_adapter_utils
-    yield from utils.get_numpy_iterator(batches)
+def plain_batches(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yields batches with their tensors, of whichever framework, as NumPy arrays.
+
+    On PyTorch they stay what they are: pinned memory, or that of a GPU, is worth keeping.
+    """
+    if keras.backend.backend() != "torch":
+        batches = keras.src.trainers.data_adapters.data_adapter_utils.get_numpy_iterator(batches)
+    yield from batches
 
 
-def py_dataset_adapter(dataset: keras.utils.PyDataset, class_weight: Any) -> Any:
-    """Returns what Keras goes through a `PyDataset` by, with its workers."""
+def py_dataset_batches(dataset: keras.utils.PyDataset, class_weight: Any) -> Iterator[Any]:
+    """Yields the batches of a `PyDataset` as Keras goes through it, with its workers."""
     adapters = keras.src.trainers.data_adapters.py_dataset_adapter
-    return adapters.PyDatasetAdapter(dataset, class_weight=class_weight, shuffle=False)
+    adapter = adapters.PyDatasetAdapter(dataset, class_weight=class_weight, shuffle=False)
+    adapter.on_epoch_begin()
+    try:
+        yield from plain_batches(adapter._get_iterator())
+    finally:
+        adapter.on_epoch_end()  # Ends its workers.
 
 
 def split_validation(arrays: Any, validation_split: float) -> tuple[Any, Any]:

@@ -134,7 +134,7 @@ def test_data_of_another_kind_are_refused():
     class Own(DataAdapter):
         pass
 
-    with pytest.raises(NotSupportedError, match=r"position in a Own can't be saved\. Give arrays"):
+    with pytest.raises(NotSupportedError, match=r"position in a Own can't be known\. Give arrays"):
         open_source(Own())
 
 
@@ -173,3 +173,19 @@ def test_pytorch_s_loader_is_shuffled_as_in_the_pass_that_it_goes_to(own):
     again = fresh()
     again.go_to_pass(1, state)
     assert rows(again, index=1, first=1) == second[1:]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Elsewhere they become arrays.")
+def test_tensors_of_pytorch_stay_what_they_are():
+    import torch
+
+    x = torch.arange(6.0)[:, None]
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x), 4)
+    whole = torch.utils.data.DataLoader([{"a": x}], None)
+    for data in (x, loader, whole, iter([(x,)][i] for i in range(1))):
+        batch = next(open_source(data, shuffle=False).batches(0, 0))
+        assert all(
+            isinstance(leaf, torch.Tensor) for leaf in keras.tree.flatten(batch) if leaf is not None
+        )
+    assert type(next(open_source(loader).batches(0, 0))) is tuple
+    assert next(open_source(whole).batches(0, 0))["a"] is x

@@ -81,7 +81,7 @@ def test_epochs_of_so_many_steps_follow_each_other_through_the_passes(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("steps", [None, 3])
+@pytest.mark.parametrize("steps", [None, 3, 5])
 def test_it_goes_on_from_any_position(kind, steps):
     if kind == "endless" and steps is None:
         pytest.skip("An epoch without end.")
@@ -102,6 +102,25 @@ def test_it_goes_on_from_any_position(kind, steps):
         if len(before) + len(after) < len(expected):
             resumed.begin_epoch()
             assert next(resumed.batches()) == expected[len(before) + len(after)]
+
+
+@pytest.mark.parametrize("kind", ["unknown", "endless"])
+def test_no_batch_is_drawn_that_no_epoch_needs(kind):
+    stream = BatchStream(Numbers(**KINDS[kind]), 3)
+    go_through(stream, 1)
+    assert stream.read_position()["drawn"] == 3
+    assert stream.can_go_on()
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(None, 1), (3, 2), (5, 1), (9, 1)])
+def test_data_that_can_t_be_repeated_have_an_end(steps, epochs):
+    source = Numbers(5, known=False)
+    source.can_repeat = False
+    stream = BatchStream(source, steps)
+    for epoch in range(1, epochs + 1):
+        go_through(stream, 1)
+        assert stream.can_go_on() == (epoch < epochs)
+    assert stream.is_epoch_short == (steps in (3, 9))
 
 
 def test_what_keras_took_ahead_is_not_yet_used():

@@ -82,6 +82,16 @@ def test_all_are_seeded():
     assert draw_seeded() == first
 
 
+def test_seeds_are_drawn_by_what_the_framework_s_users_seed():
+    drawn = []
+    for seed in (3, 3, 4):
+        keras.utils.set_random_seed(seed)
+        drawn.append([current().draw_seed() for _ in range(2)])
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(set(drawn[0])) == 2
+    assert all(0 <= seed < 2**31 for seed in drawn[0])
+
+
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="The test above has it.")
 def test_pytorch_is_seeded_where_its_data_are_read_by_another_framework(monkeypatch):
     seeds = []

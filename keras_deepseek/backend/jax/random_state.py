@@ -1,6 +1,13 @@
 """The random number generators that JAX shares."""
 
+import random
+
 from keras_deepseek.artifacts.signature import Array
+
+
+def draw_seed() -> int:
+    """Returns a seed for the order of data, by what Keras's users seed that order with."""
+    return random.getrandbits(31)
 
 
 def read_framework_random_state() -> dict[str, Array]:

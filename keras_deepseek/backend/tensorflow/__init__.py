@@ -1,7 +1,7 @@
 """See `keras_deepseek.backend.Backend` for what each of these functions does."""
 
 from keras_deepseek.backend.tensorflow.buffers import read_buffers, write_buffers
-from keras_deepseek.backend.tensorflow.data import feed_batches
+from keras_deepseek.backend.tensorflow.data import feed_batches, prefers_own_feed
 from keras_deepseek.backend.tensorflow.device import (
     count_devices,
     read_device_memory,
@@ -31,6 +31,7 @@ from keras_deepseek.backend.tensorflow.placement import (
 )
 from keras_deepseek.backend.tensorflow.processes import count_processes, join_processes
 from keras_deepseek.backend.tensorflow.random_state import (
+    draw_seed,
     read_framework_random_state,
     write_framework_random_state,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "differentiate",
     "distributed",
     "ends_data",
+    "draw_seed",
     "feed_batches",
     "global_norm",
     "is_out_of_memory",
@@ -68,6 +70,7 @@ __all__ = [
     "make_train_step",
     "place_batch",
     "place_variables",
+    "prefers_own_feed",
     "read_array",
     "read_buffers",
     "read_device_memory",

@@ -5,6 +5,11 @@ import torch
 from keras_deepseek.artifacts.signature import Array
 
 
+def draw_seed() -> int:
+    """Returns a seed for the order of data, by what Keras's users seed that order with."""
+    return int(torch.randint(2**31, ()))  # As a `DataLoader` does.
+
+
 def read_framework_random_state() -> dict[str, Array]:
     """Returns the state of the framework's own shared generators, as a copy."""
     state = {"cpu": torch.get_rng_state().numpy().copy()}
