@@ -16,8 +16,9 @@ import numpy as np
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.keras_internals import (
     array_slices,
+    copied_batches,
     find_data_adapter,
-    plain_batches,
+    numpy_batches,
     py_dataset_batches,
 )
 
@@ -216,7 +217,7 @@ class _Generator(BatchSource):
                 "The generator has ended, and can't be gone through again. Let it go on for ever "
                 "and give steps_per_epoch, or give a PyDataset."
             )
-        return _skip(plain_batches(map(_check_tuple, self._generator)), first)
+        return _skip(copied_batches(map(_check_tuple, self._generator)), first)
 
 
 class _Dataset(BatchSource):
@@ -251,9 +252,16 @@ class _DataLoader(BatchSource):
     def __init__(self, loader: Any, adapter: Any) -> None:
         self._loader = loader
         self.num_batches = adapter.num_batches
+        # Its tensors stay what they are: pinned memory is worth keeping.
+        self._is_own = keras.backend.backend() == "torch"
 
     def batches(self, index: int, first: int) -> Iterator[Any]:
-        return _skip(plain_batches(map(_tuple_of_list, self._loader)), first)
+        batches = self._go_through() if self._is_own else numpy_batches(self._go_through())
+        return _skip(batches, first)
+
+    def _go_through(self) -> Iterator[Any]:
+        for batch in self._loader:  # `default_collate` makes a list of tuples.
+            yield tuple(batch) if isinstance(batch, list) else batch
 
     def read_state(self) -> Any:
         return [generator.get_state().numpy().copy() for generator in self._generators()]
@@ -287,11 +295,6 @@ def _skip(batches: Iterator[Any], count: int) -> Iterator[Any]:
     """Returns the batches after the first `count`, which are drawn now and not later."""
     next(itertools.islice(batches, count, count), None)
     return batches
-
-
-def _tuple_of_list(batch: Any) -> Any:
-    """Returns what PyTorch's `default_collate` makes of tuples as Keras takes it."""
-    return tuple(batch) if isinstance(batch, list) else batch
 
 
 def _check_tuple(batch: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 from keras.src.backend.common.symbolic_scope import in_symbolic_scope
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
@@ -21,6 +22,7 @@ __all__ = [
     "build_for_training",
     "callbacks_beside",
     "compile_arguments",
+    "copied_batches",
     "count_samples",
     "count_train_steps",
     "example_inputs",
@@ -30,7 +32,7 @@ __all__ = [
     "flatten_layers",
     "global_seed_state",
     "infers_shapes",
-    "plain_batches",
+    "numpy_batches",
     "py_dataset_batches",
     "read_learning_rate",
     "split_validation",
@@ -259,14 +261,27 @@ def array_slices(adapter: Any) -> tuple[int, Callable[[Any], Any]]:
     return adapter._num_samples, take
 
 
-def plain_batches(batches: Iterable[Any]) -> Iterator[Any]:
-    """Yields batches with their tensors, of whichever framework, as NumPy arrays.
+def numpy_batches(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yields batches with their tensors, of whichever framework, as NumPy arrays."""
+    utils = keras.src.trainers.data_adapters.data_adapter_utils
+    yield from utils.get_numpy_iterator(batches)
 
-    On PyTorch they stay what they are: pinned memory, or that of a GPU, is worth keeping.
+
+def copied_batches(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yields batches as copies, so that who makes them may make the next in the same memory.
+
+    They hold NumPy arrays, and on PyTorch tensors, where Keras computes.
     """
-    if keras.backend.backend() != "torch":
-        batches = keras.src.trainers.data_adapters.data_adapter_utils.get_numpy_iterator(batches)
-    yield from batches
+    is_torch = keras.backend.backend() == "torch"
+
+    def copy(leaf: Any) -> Any:
+        if is_torch:
+            is_tensor = keras.ops.is_tensor(leaf)
+            return keras.ops.copy(leaf) if is_tensor else keras.ops.convert_to_tensor(leaf)
+        return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+    for batch in batches if is_torch else numpy_batches(batches):
+        yield keras.tree.map_structure(copy, batch, none_is_leaf=False)
 
 
 def py_dataset_batches(dataset: keras.utils.PyDataset, class_weight: Any) -> Iterator[Any]:
@@ -275,7 +290,7 @@ def py_dataset_batches(dataset: keras.utils.PyDataset, class_weight: Any) -> Ite
     adapter = adapters.PyDatasetAdapter(dataset, class_weight=class_weight, shuffle=False)
     adapter.on_epoch_begin()
     try:
-        yield from plain_batches(adapter._get_iterator())
+        yield from copied_batches(adapter._get_iterator())
     finally:
         adapter.on_epoch_end()  # Ends its workers.
 

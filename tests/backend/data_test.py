@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import pytest
 
 from keras_deepseek.backend import current
 
@@ -37,3 +38,17 @@ def test_nothing_runs_ahead():
     assert len(drawn) == 1
     next(iterator)
     assert len(drawn) == 2
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="The others hand arrays on.")
+def test_tensors_of_pytorch_are_those_that_keras_makes():
+    names = ["bool", "uint8", "int16", "uint32", "int64", "float16", "float64"]
+    arrays = [np.ones(2, name) for name in names]
+    frozen = np.ones(2)
+    frozen.flags.writeable = False
+    batch = (*arrays, frozen, keras.ops.ones(2), None)
+    (fed,) = current().feed_batches(lambda: iter([batch]), None)
+    for tensor, leaf in zip(fed[:-1], batch[:-1], strict=True):
+        expected = keras.ops.convert_to_tensor(leaf)
+        assert (tensor.dtype, tensor.tolist()) == (expected.dtype, expected.tolist())
+    assert fed[-1] is None

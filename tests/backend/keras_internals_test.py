@@ -13,6 +13,7 @@ from keras_deepseek.backend.keras_internals import (
     build_for_training,
     callbacks_beside,
     compile_arguments,
+    copied_batches,
     count_samples,
     count_train_steps,
     example_inputs,
@@ -22,7 +23,7 @@ from keras_deepseek.backend.keras_internals import (
     flatten_layers,
     global_seed_state,
     infers_shapes,
-    plain_batches,
+    numpy_batches,
     py_dataset_batches,
     read_learning_rate,
     split_validation,
@@ -177,10 +178,21 @@ def test_batches_are_told_by_shapes_and_become_arrays():
     batches = [(keras.ops.ones((2, length)), None) for length in (3, 4)]
     spec, nothing = batch_specs(batches)
     assert (spec.shape, spec.dtype, nothing) == ((2, None), "float32", None)
-    array = next(plain_batches(batches))[0]
-    assert type(array) is (
-        type(batches[0][0]) if keras.backend.backend() == "torch" else np.ndarray
-    )
+    assert type(next(numpy_batches(batches))[0]) is np.ndarray
+
+
+def test_batches_are_copied_before_the_next_is_made():
+    def fill():
+        buffer = np.zeros(3)
+        for index in range(3):
+            buffer[:] = index
+            yield buffer, keras.ops.ones(1), None
+
+    batches = list(copied_batches(fill()))
+    found = [keras.ops.convert_to_numpy(each).tolist() for each, _, _ in batches]
+    assert found == [[index] * 3 for index in range(3)]
+    assert keras.ops.convert_to_numpy(batches[0][1]).tolist() == [1.0]
+    assert batches[0][2] is None
 
 
 def test_tensorflow_s_specs_are_open_in_the_number_of_rows():

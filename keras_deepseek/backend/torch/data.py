@@ -4,6 +4,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
+import torch
+
+_DTYPES = {
+    *map(np.dtype, ("bool", "uint8", "int8", "int16", "int32", "int64")),
+    *map(np.dtype, ("float16", "float32", "float64")),
+}
+"""What PyTorch and NumPy have in common."""
 
 
 def prefers_own_feed() -> bool:
@@ -24,4 +32,11 @@ class _Tensors:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._make_batches():
-            yield keras.tree.map_structure(keras.ops.convert_to_tensor, batch, none_is_leaf=False)
+            yield keras.tree.map_structure(_to_tensor, batch, none_is_leaf=False)
+
+
+def _to_tensor(array: Any) -> Any:
+    """Returns what Keras makes of a batch that is nobody else's, and so without its copy."""
+    if type(array) is np.ndarray and array.dtype in _DTYPES and array.flags.writeable:
+        array = torch.from_numpy(array)
+    return keras.ops.convert_to_tensor(array)
