@@ -214,8 +214,8 @@ class Backend(Protocol):
     ) -> "Iterable[Any]":
         """Returns what Keras's training loop goes through once an epoch."""
 
-    def prefers_own_feed(self) -> bool:
-        """Returns whether `feed_batches` is no slower than how Keras itself feeds a training."""
+    def prefers_own_feed(self, x: "Any") -> bool:
+        """Returns whether `feed_batches` is faster for data than how Keras itself feeds them."""
 
     def read_buffers(self, model: "keras.Model") -> "dict[str, Array]":
         """Returns what a model holds beside Keras's variables, as copies by name."""

@@ -1,7 +1,7 @@
-"""The one place that Keras's training loop reports to in a training with checkpoints.
+"""What Keras's training loop reports to in a training with checkpoints.
 
-It stands between `model.fit` and the callbacks: it counts the steps, ends the epochs where the data
-end, takes the checkpoints, and at the start of a resumed training puts everything back.
+To what it is without them it adds the checkpoints, and, at the start of a resumed training, puts
+everything back.
 """
 
 import logging
@@ -12,76 +12,61 @@ import keras
 
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.backend.keras_internals import finish_callbacks, read_learning_rate
-from keras_deepseek.backend.keras_training import epoch_logs
-from keras_deepseek.backend.positioned_data import PositionedData
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
 from keras_deepseek.training.callback_states import CallbackStates
 from keras_deepseek.training.checkpoint_writer import CheckpointWriter
 from keras_deepseek.training.stop_signal import StopSignal
+from keras_deepseek.training.streamed_callbacks import StreamedCallbacks
 from keras_deepseek.training.training_state import read_variables, write_variables
 
 _logger = logging.getLogger(__name__)
 
 
-class CheckpointedCallbacks(keras.callbacks.CallbackList):
+class CheckpointedCallbacks(StreamedCallbacks):
     """The callbacks of a training, which a checkpoint is taken after.
 
     Args:
         callbacks: iterable of Keras callbacks.
-        model: `keras.Model`, built and compiled.
-        data: `PositionedData` that the model is trained on.
         writer: `CheckpointWriter`.
         stop_signal: `StopSignal`.
         every: integer, the steps between two checkpoints, or `None` for one at each epoch's end.
         monitor: string, the log that scores an epoch, or `None`.
         resumed: `Checkpoint` to go on from, or `None`.
-        params: dict. `epochs`, `verbose`, and `seed`: what the order of the data was drawn by.
+        seed: integer. What the order of the data was drawn by.
         given_rate: float. The learning rate that the optimizer was given, as the training began, or
             `None`. Defaults to `None`.
+        **options: Those of `StreamedCallbacks`.
     """
 
     def __init__(
         self,
         callbacks: Iterable[keras.callbacks.Callback],
         *,
-        model: keras.Model,
-        data: PositionedData,
         writer: CheckpointWriter,
         stop_signal: StopSignal,
         every: int | None,
         monitor: str | None,
         resumed: Checkpoint | None,
-        params: dict[str, Any],
+        seed: int,
         given_rate: float | None = None,
+        **options: Any,
     ) -> None:
-        verbose = params["verbose"]
-        super().__init__(list(callbacks), add_history=True, add_progbar=verbose != 0)
-        self._trained = model  # Not `self.model`, which on JAX ends the step's own state.
-        self._data = data
+        super().__init__(callbacks, **options)
         self._writer = writer
         self._stop_signal = stop_signal
         self._every = every
         self._monitor = monitor
         self._resumed = resumed
-        self._seed = params["seed"]
+        self._seed = seed
         self._given_rate = given_rate
-        self._epochs = params["epochs"]
-        self._verbose = verbose
         self._states = CallbackStates(self.callbacks)
         self._step = self._saved_step = resumed.step if resumed else 0
+        self._first = resumed.state["batch"] if resumed else 0
         self._epoch = 0
-        self._first = 0  # The batches of this epoch that an earlier process made.
-        self._done = 0  # Those made by now.
-        self._logs: dict[str, Any] = {}  # Of the last of them.
-        self._ends_epoch = False  # Whether the loop was stopped because the epoch is over.
         self._is_left = False  # Whether the loop around the steps was left before its end.
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Shows the callbacks the model as it was left, and then gives them back what they knew."""
-        self.set_model(self._trained)
-        steps = self._data.stream.steps
-        self.set_params({"verbose": self._verbose, "epochs": self._epochs, "steps": steps})
-        self._restore()
         super().on_train_begin(logs)
         self._restore()
 
@@ -89,44 +74,27 @@ class CheckpointedCallbacks(keras.callbacks.CallbackList):
         """Begins an epoch, or goes on in its middle."""
         super().on_epoch_begin(epoch, logs)
         self._epoch = epoch
-        self._first = self._done = self._resumed.state["batch"] if self._resumed else 0
-        if self._done:
+        if self._first:
             self._restore()  # The epoch had begun before: that it begins changes nothing.
         self._resumed = None
-        self._data.stream.begin_epoch(self._done)
-
-    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        super().on_train_batch_begin(batch + self._first, logs)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Counts the steps made, takes a checkpoint where one is due, and ends the epoch."""
-        done = self._first + batch + 1
-        length = self._data.stream.epoch_length
-        if length is not None:
-            done = min(done, length)  # The last of `steps_per_execution` is cut short.
-        super().on_train_batch_end(done - 1, logs)
-        self._step += done - self._done
-        self._done = done
-        self._logs = logs or {}
+        """Takes a checkpoint where one is due; at the epoch's end, after its validation."""
+        before = self._done
+        super().on_train_batch_end(batch, logs)
+        self._step += self._done - before
         self._writer.check()
         if self._trained.stop_training:
             return
-        if done == length:
-            # The checkpoint that is due now is taken after the epoch's end, validation included.
-            self._ends_epoch = self._trained.stop_training = True
-        elif self._stop_signal.received:
+        if self._stop_signal.received:
             self._save_and_exit()
         elif self._is_due():
             self._save()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Lets the training go on after the epoch's end, with a checkpoint where one is due."""
-        if self._ends_epoch:
-            self._ends_epoch = self._trained.stop_training = False
+        """Takes a checkpoint where one is due."""
         super().on_epoch_end(epoch, logs)
-        self._data.stream.end_epoch()
         self._epoch = epoch + 1
-        self._first = self._done = 0
         score = self._score(logs or {})
         is_last = self._trained.stop_training or self._epoch >= self._epochs
         if self._stop_signal.received and not self._is_left:
@@ -140,10 +108,14 @@ class CheckpointedCallbacks(keras.callbacks.CallbackList):
         Where the step before has ended an epoch, or the training, its end is told as ever.
         """
         self._is_left = True
-        if self._trained.stop_training:
+        if self._trained.stop_training or self._data.stream.epoch_length is not None:
             self.on_epoch_end(self._epoch, epoch_logs(self._trained, self._logs))
         if self._step != self._saved_step:
             self._save()
+
+    def _introduce(self) -> None:
+        super()._introduce()
+        self._restore()
 
     def _restore(self) -> None:
         if self._resumed is None:

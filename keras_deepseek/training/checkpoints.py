@@ -1,24 +1,26 @@
 """What a trainer knows of its checkpoints: where they are, how often, and how to go on from one."""
 
+import functools
 import logging
 import os
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import keras
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.keras_internals import build_for_training, read_learning_rate
+from keras_deepseek.backend.keras_internals import read_learning_rate
 from keras_deepseek.backend.random_state import read_random_state
 from keras_deepseek.training.checkpoint_writer import CheckpointWriter
 from keras_deepseek.training.checkpointed_callbacks import CheckpointedCallbacks
 from keras_deepseek.training.position_data import position_data
 from keras_deepseek.training.stop_signal import StopSignal
+from keras_deepseek.training.streamed_training import streamed_training
 from keras_deepseek.training.training_state import write_training
 
 _logger = logging.getLogger(__name__)
@@ -117,39 +119,32 @@ class Checkpoints:
         if resumed is not None:
             seed = resumed.state["seed"]
         elif seed is None:
-            seed = random.getrandbits(31)
-        options, data = position_data(dict(arguments), seed)
-        if resumed is None:
-            data.open()
-        else:
-            data.go_to(resumed.state["data"])
+            seed = backend.current().draw_seed()
+        options, data = position_data(arguments, seed)
+        position = None
+        if resumed is not None:
+            position = resumed.state["data"]
             is_over = resumed.state["is_stopped"]
             options["initial_epoch"] = options["epochs"] if is_over else resumed.state["epoch"]
             _logger.info("The training goes on after step %d.", resumed.step)
             self._compare_rates(model, resumed.state)
-        build_for_training(model, data.symbolic_batch())
         writer = self._writer = CheckpointWriter(self._folder)
-        with StopSignal() as stop_signal:
-            options["callbacks"] = CheckpointedCallbacks(
-                options["callbacks"],
-                model=model,
-                data=data,
-                writer=writer,
-                stop_signal=stop_signal,
-                every=self._every,
-                monitor=self._monitor,
-                resumed=resumed,
-                params={**{name: options[name] for name in ("epochs", "verbose")}, "seed": seed},
-                given_rate=self._given_rate,
-            )
+        stop_signal = StopSignal()
+        make_callbacks = functools.partial(
+            CheckpointedCallbacks,
+            writer=writer,
+            stop_signal=stop_signal,
+            every=self._every,
+            monitor=self._monitor,
+            resumed=resumed,
+            seed=seed,
+            given_rate=self._given_rate,
+        )
+        streamed = streamed_training(model, options, data, position, make_callbacks)
+        with streamed as given, stop_signal:
             try:
-                yield options
-            except Exception as error:
-                if data.stream.error in (None, error):
-                    raise
-                raise data.stream.error from error
+                yield given
             finally:
-                data.stream.close()
                 writer.finish()
             if stop_signal.received:  # After the last step, and all is saved.
                 raise SystemExit(0)

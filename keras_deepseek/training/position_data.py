@@ -1,5 +1,6 @@
 """The data among the arguments of `fit`, in a form that knows how far a training has come."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -57,16 +58,20 @@ def _count_batches(x: Any) -> int | None:
 
 
 def position_data(
-    options: dict[str, Any], seed: int, share: tuple[int, int] = (0, 1)
+    arguments: Mapping[str, Any], seed: int, share: tuple[int, int] = (0, 1)
 ) -> tuple[dict[str, Any], PositionedData]:
     """Returns the arguments of `fit` with its data in one that knows its position, and that one.
 
     Args:
-        options: dict. The arguments, of which those of the data are taken out.
+        arguments: Those that a user gave.
         seed: integer. What the order of shuffled arrays is drawn by.
         share: tuple of integers. Which row of each batch is the first that this process takes, and
             of how many it takes one. Defaults to `(0, 1)`, all rows.
+
+    Raises:
+        NotSupportedError: It is no kind of data whose position is known.
     """
+    options = dict(arguments)
     split = options.pop("validation_split", 0.0)
     if split and options.get("validation_data") is None:
         arrays = tuple(options.get(name) for name in ("x", "y", "sample_weight"))

@@ -1,16 +1,15 @@
 """The steps of a training one by one, for a loop of one's own around them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_internals import build_for_training
 from keras_deepseek.backend.keras_training import epoch_logs
 from keras_deepseek.backend.positioned_data import PositionedData
-from keras_deepseek.training.checkpointed_callbacks import CheckpointedCallbacks
+from keras_deepseek.training.streamed_callbacks import StreamedCallbacks
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Step:
 def make_steps(
     model: keras.Model,
     data: PositionedData,
-    callbacks: keras.callbacks.CallbackList | Iterable[keras.callbacks.Callback],
+    callbacks: StreamedCallbacks,
     *,
     epochs: int,
     initial_epoch: int = 0,
@@ -46,47 +45,34 @@ def make_steps(
     """Trains a model, and yields after each step.
 
     Args:
-        model: `keras.Model`, compiled.
+        model: `keras.Model`, built and compiled.
         data: `PositionedData`, open.
-        callbacks: Keras callbacks, or the list of them that begins and ends the data's epochs.
+        callbacks: `StreamedCallbacks` of them.
         epochs: integer. The last epoch, counted from 1.
         initial_epoch: integer. The first one, counted from 0. Defaults to `0`.
     """
-    stream = data.stream
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        begins_epochs, told = False, callbacks
-    else:
-        begins_epochs = True
-        told = keras.callbacks.CallbackList(
-            list(callbacks), add_history=True, model=model, epochs=epochs, steps=stream.steps
-        )
-    build_for_training(model, data.symbolic_batch())
     model.make_train_function()
     model.stop_training = False
     logs: dict[str, Any] = {}
-    told.on_train_begin()
+    callbacks.on_train_begin()
     try:
         for epoch in range(initial_epoch, epochs):
             model.reset_metrics()
-            told.on_epoch_begin(epoch)
-            if begins_epochs:
-                stream.begin_epoch()
-            for number, batch in enumerate(stream.batches()):
-                told.on_train_batch_begin(number)
+            callbacks.on_epoch_begin(epoch)
+            for number, batch in enumerate(data.stream.batches()):
+                callbacks.on_train_batch_begin(number)
                 logs = backend.current().run_step(model, batch)
-                told.on_train_batch_end(number, logs)
+                callbacks.on_train_batch_end(number, logs)
+                callbacks.go_on()  # The stream ends the epoch here.
                 yield Step(number, epoch, logs)
                 if model.stop_training:
                     break
-            told.on_epoch_end(epoch, epoch_logs(model, logs))
-            if begins_epochs:
-                stream.end_epoch()
+            callbacks.on_epoch_end(epoch, epoch_logs(model, logs))
             if model.stop_training:
                 break
     except GeneratorExit:
-        if isinstance(told, CheckpointedCallbacks):
-            told.leave()
+        callbacks.leave()
         raise
     finally:  # Who leaves the loop has ended the training.
         model.optimizer.finalize_variable_values(model.trainable_weights)
-        told.on_train_end(logs)
+        callbacks.on_train_end(logs)

@@ -25,12 +25,13 @@ from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.join_cluster import share_random_state, start_processes
 from keras_deepseek.training.no_loss import RefuseNoLoss
 from keras_deepseek.training.placement import DistributedStrategy, Placement
-from keras_deepseek.training.position_data import check_data, no_data_error, position_data
+from keras_deepseek.training.position_data import check_data, no_data_error
 from keras_deepseek.training.precision import training_policy
 from keras_deepseek.training.rematerialization import Remat
 from keras_deepseek.training.step_guard import Action, StepGuard
 from keras_deepseek.training.step_loop import Step, make_steps
 from keras_deepseek.training.step_plan import StepPlan
+from keras_deepseek.training.streamed_training import feed
 from keras_deepseek.training.training_state import write_weights
 from keras_deepseek.training.trials import Trials
 from keras_deepseek.training.watching import Callbacks, check_callback, list_callbacks, watched
@@ -95,8 +96,7 @@ class Trainer(Trials):
         keep_best: tuple. Which are kept beside them, as in `("val_loss", "min", 1)`: the epochs'
             ends with the least `val_loss`, of which one. Defaults to `None`.
         seed: integer. Seeds Python, NumPy, Keras and the framework, before anything is built, and
-            the order of shuffled data where there is a `checkpoint_dir`. Defaults to `None`: they
-            are left alone.
+            with them the order of shuffled data. Defaults to `None`: they are left alone.
 
     Raises:
         InvalidInputError: An argument is unknown or contradicts another, or the environment.
@@ -246,7 +246,7 @@ class Trainer(Trials):
         goes_on = resume or self._resumed is not None
         arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
         with self._training(arguments, callbacks, verbose, resume=resume) as given:
-            history = self.model.fit(given.pop("x"), given.pop("y", None), **given)
+            history = self.model.fit(**given)
         if epochs and not self._plan.num_made and not goes_on:  # Keras on TensorFlow says nothing.
             raise no_data_error()
         return history
@@ -305,14 +305,7 @@ class Trainer(Trials):
                 unknown_name_message("argument of steps()", min(unknown), _OPTIONS_OF_STEPS)
             )
         arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
-        with self._training(arguments, callbacks, 0, resume=resume) as checkpointed:
-            given = checkpointed
-            if self._checkpoints is None:
-                share = (0, 1)
-                if self._processes is not None and self._processes.replicas is not None:
-                    share = (self._processes.rank, self._processes.world_size)
-                given, data = position_data(dict(given), self._seed or 0, share)
-                data.open()
+        with self._training(arguments, callbacks, 0, resume=resume, needs_stream=True) as given:
             yield from make_steps(
                 self.model,
                 given["x"],
@@ -329,6 +322,7 @@ class Trainer(Trials):
         verbose: str | int,
         *,
         resume: bool,
+        needs_stream: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """Makes the model train as this trainer wants it to; yields the arguments of its `fit`."""
         self._plan.check_model()
@@ -347,9 +341,10 @@ class Trainer(Trials):
         with (
             noting_batch(self.model, self._plan, validation),
             watched(chosen, verbose, resume=goes_on) as shown,
-            self._placement.in_use(),
-            self._plan.in_use(),
-            self._with_checkpoints({**arguments, "callbacks": chosen, "verbose": shown}) as given,
+            self._in_training(),
+            self._feed(
+                {**arguments, "callbacks": chosen, "verbose": shown}, needs_stream=needs_stream
+            ) as given,
         ):
             yield given
 
@@ -435,11 +430,11 @@ class Trainer(Trials):
         with self._placement.in_use():
             return self.model.predict(x, **options)
 
-    def _with_checkpoints(
-        self, arguments: dict[str, Any]
+    def _feed(
+        self, arguments: dict[str, Any], *, needs_stream: bool
     ) -> contextlib.AbstractContextManager[dict[str, Any]]:
         if self._checkpoints is None:
-            return contextlib.nullcontext(arguments)
+            return feed(self.model, arguments, needs_stream=needs_stream)
         resumed, self._resumed = self._resumed, None
         return self._checkpoints.training(self.model, arguments, resumed, self._seed)
 

@@ -52,3 +52,12 @@ def test_tensors_of_pytorch_are_those_that_keras_makes():
         expected = keras.ops.convert_to_tensor(leaf)
         assert (tensor.dtype, tensor.tolist()) == (expected.dtype, expected.tolist())
     assert fed[-1] is None
+
+
+def test_batches_of_pytorch_s_loader_are_handed_on_by_keras_itself():
+    is_torch = keras.backend.backend() == "torch"
+    assert current().prefers_own_feed(np.ones(2)) == is_torch
+    if is_torch:
+        import torch
+
+        assert not current().prefers_own_feed(torch.utils.data.DataLoader([1]))

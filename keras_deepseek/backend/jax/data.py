@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 
-def prefers_own_feed() -> bool:
-    """Returns whether `feed_batches` is no slower than how Keras itself feeds a training."""
+def prefers_own_feed(x: Any) -> bool:
+    """Returns whether `feed_batches` is faster for some data than how Keras itself feeds them."""
     return False  # It is the same.
 
 

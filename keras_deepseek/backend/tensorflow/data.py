@@ -9,8 +9,8 @@ import tensorflow as tf
 from keras_deepseek.backend.keras_internals import tensorflow_specs
 
 
-def prefers_own_feed() -> bool:
-    """Returns whether `feed_batches` is no slower than how Keras itself feeds a training."""
+def prefers_own_feed(x: Any) -> bool:
+    """Returns whether `feed_batches` is faster for some data than how Keras itself feeds them."""
     return False  # Keras feeds arrays by tf.data, which runs ahead.
 
 

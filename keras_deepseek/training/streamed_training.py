@@ -1,0 +1,76 @@
+"""A training on a stream of batches: with checkpoints, by steps, or where that is faster."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.backend.keras_internals import build_for_training
+from keras_deepseek.backend.positioned_data import PositionedData
+from keras_deepseek.training.position_data import position_data
+from keras_deepseek.training.streamed_callbacks import StreamedCallbacks
+
+
+def feed(
+    model: keras.Model, arguments: dict[str, Any], *, needs_stream: bool
+) -> AbstractContextManager[dict[str, Any]]:
+    """Returns a context that yields the arguments for `model.fit`, whose data come as is best.
+
+    Args:
+        model: `keras.Model`, compiled.
+        arguments: dict. What a user gave to `fit`.
+        needs_stream: boolean. Whether the data must come by a stream. Else they do where that is
+            faster than Keras's own way, and their position can be known.
+
+    Raises:
+        NotSupportedError: The data must come by a stream, and can't.
+    """
+    if not needs_stream and not backend.current().prefers_own_feed(arguments["x"]):
+        return nullcontext(arguments)
+    try:
+        options, data = position_data(arguments, backend.current().draw_seed())
+    except NotSupportedError:
+        if needs_stream:
+            raise
+        return nullcontext(arguments)
+    return streamed_training(model, options, data)
+
+
+@contextmanager
+def streamed_training(
+    model: keras.Model,
+    options: dict[str, Any],
+    data: PositionedData,
+    position: dict[str, Any] | None = None,
+    make_callbacks: Callable[..., StreamedCallbacks] = StreamedCallbacks,
+) -> Iterator[dict[str, Any]]:
+    """Yields the arguments for `model.fit` to train on a stream, of which each epoch begins anew.
+
+    Args:
+        model: `keras.Model`, compiled.
+        options: dict. The arguments, as `position_data` returns them.
+        data: `PositionedData` among them, fresh.
+        position: dict. Where the data go on from. Defaults to `None`, their beginning.
+        make_callbacks: What makes the `StreamedCallbacks`, of their arguments.
+
+    Raises:
+        InvalidInputError: There is no batch, or the data are not those of the position.
+    """
+    if position is None:
+        data.open()
+    else:
+        data.go_to(position)
+    build_for_training(model, data.symbolic_batch())
+    told = {name: options[name] for name in ("epochs", "verbose")}
+    callbacks = make_callbacks(options["callbacks"], model=model, data=data, **told)
+    try:
+        yield {**options, "callbacks": callbacks}
+    except Exception as error:
+        if data.stream.error in (None, error):
+            raise
+        raise data.stream.error from error
+    finally:
+        data.stream.close()
