@@ -25,6 +25,7 @@ class LossWatch(keras.callbacks.Callback):
         super().__init__()
         self._watched: keras.Model | None = None
         self._epoch = 0
+        self._newest = -1  # The last batch of the epoch that it was told of.
         self._found: tuple[int, int, float] | None = None
         self._is_checked = False  # Whether the weights were looked at since the last step.
 
@@ -39,10 +40,12 @@ class LossWatch(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
+        self._newest = -1
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Remembers the first loss that is not finite, and asks for the end of the epoch."""
         self._is_checked = False
+        self._newest = max(batch, self._newest)
         loss = (logs or {}).get("loss")
         if loss is None or math.isfinite(loss):
             return
@@ -70,12 +73,13 @@ class LossWatch(keras.callbacks.Callback):
         if self._found is None:
             return
         epoch, batch, loss = self._found
+        first = "" if batch == epoch == 0 else ", or the update before, by gradients that were not"
         raise TrainingDivergedError(
             f"The loss is {loss:g} from batch {batch + 1} of epoch {epoch + 1} on, and the "
-            "training stopped. Look at the inputs of that batch, and at its labels: those that are "
-            "no class make it so. Lower the learning rate or clip the gradients (gradient_clip=) "
-            "where it grew; guard='skip' leaves such batches out. The weights are spoilt: go on "
-            "from a checkpoint."
+            f"training stopped. That batch made it so{first}. Look at the inputs of the batch, and "
+            "at its labels: those that are no class do it. Lower the learning rate or clip the "
+            "gradients (gradient_clip=) where it grew; guard='stop' says which it was, "
+            "guard='skip' leaves such batches out. The weights are spoilt: go on from a checkpoint."
         )
 
     def _check_weights(self) -> None:
@@ -87,7 +91,8 @@ class LossWatch(keras.callbacks.Callback):
         if spoilt:
             raise TrainingDivergedError(
                 f"Weights of {model.name!r} are not finite, {spoilt[0]!r} among them, though the "
-                "loss is: a batch up to here had NaN in it, or gradients that overflow. "
+                f"loss is: a batch up to {self._newest + 1} of epoch {self._epoch + 1} had NaN in "
+                "it, or gradients that overflow. "
                 "guard='stop' names the batch, guard='skip' leaves such batches out. Go on from a "
                 "checkpoint."
             )

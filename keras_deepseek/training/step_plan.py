@@ -104,14 +104,19 @@ class StepPlan:
                 "guard='roll_back' goes back to a checkpoint: name their folder, "
                 "Trainer(..., checkpoint_dir=...)."
             )
-        self._guarded_steps = GuardedSteps(guard)
+        self._guarded_steps = GuardedSteps(guard, self.steps_per_execution)
         roll_back = None if checkpoints is None else checkpoints.roll_back
         self.callbacks.append(WatchGuardedSteps(guard, self._guarded_steps, roll_back))
 
     @property
     def num_made(self) -> int:
         """How many steps were made since the plan came into use."""
-        return self._step.num_made * int(self._model.steps_per_execution)
+        return self._step.num_made * self.steps_per_execution
+
+    @property
+    def steps_per_execution(self) -> int:
+        """How many steps are made at once."""
+        return int(self._model.steps_per_execution)
 
     @property
     def is_making(self) -> bool:

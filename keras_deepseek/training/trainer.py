@@ -17,7 +17,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_mess
 from keras_deepseek.backend.keras_internals import Distribution
 from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.callbacks.run_recorder import RunRecorder
-from keras_deepseek.training.batch_notes import ValidationWatch, noting_batch
+from keras_deepseek.training.batch_notes import PlaceWatch, noting_batch
 from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster_resolver import resolve_cluster
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
@@ -330,8 +330,8 @@ class Trainer(Trials):
         check_integer("epochs", arguments["epochs"], least=0)
         check_integer("batch_size", arguments["batch_size"], default=1)
         check_boolean("resume", resume)
-        validation = ValidationWatch()
-        chosen = [validation, *self._plan.callbacks, *self._callbacks, *list_callbacks(callbacks)]
+        place = PlaceWatch(self._plan)
+        chosen = [place, *self._plan.callbacks, *self._callbacks, *list_callbacks(callbacks)]
         if resume and self._resumed is None:
             self.resume()
         refuse_two_schedules(self.model.optimizer, chosen)
@@ -339,7 +339,7 @@ class Trainer(Trials):
             chosen.append(RefuseNoLoss())
         goes_on = self._resumed is not None or resume
         with (
-            noting_batch(self.model, self._plan, validation),
+            noting_batch(self.model, self._plan, place),
             watched(chosen, verbose, resume=goes_on) as shown,
             self._in_training(),
             self._feed(

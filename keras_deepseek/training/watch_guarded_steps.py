@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.errors import TrainingDivergedError
-from keras_deepseek.training.guarded_steps import GuardedSteps
+from keras_deepseek.training.guarded_steps import GuardedSteps, JudgedStep, Verdict
 from keras_deepseek.training.step_guard import StepGuard
 
 _logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class WatchGuardedSteps(keras.callbacks.Callback):
         self._guard = guard
         self._steps = steps
         self._roll_back = roll_back
-        self._unread: tuple[str, Any] | None = None
+        self._unread: tuple[int, Any] | None = None
         self._epoch = 0
         self._num_bad = 0
 
@@ -44,33 +44,39 @@ class WatchGuardedSteps(keras.callbacks.Callback):
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._read()
+        self._read(batch)
         if logs is not None and "skipped_steps" in logs:
-            self._unread = f"batch {batch + 1} of epoch {self._epoch + 1}", logs["skipped_steps"]
+            self._unread = batch, logs["skipped_steps"]
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._read()
+        if self._unread is not None:
+            self._read(self._unread[0])
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._unread = None
         self._num_bad = self._steps.num_bad
 
-    def _read(self) -> None:
+    def _read(self, newest: int) -> None:
+        """Reacts to the bad steps up to the batch that was not read, the newest being another."""
         if self._unread is None:
             return
-        (where, number), self._unread = self._unread, None
+        (batch, number), self._unread = self._unread, None
         num_bad = int(number)
-        if num_bad > self._num_bad:
-            self._num_bad = num_bad
-            self._react(where)
-
-    def _react(self, where: str) -> None:
+        if num_bad == self._num_bad:
+            return
+        self._num_bad = num_bad
         model = self.model  # On JAX this brings the variables of the step.
-        in_a_row, loss = self._steps.read()
-        what = f"The loss or the gradients of {where} are not finite, or its loss leapt"
-        what = f"{what} (a loss of {loss:g}); its update was left out"
-        if self._guard.action == "stop" or in_a_row >= self._guard.most_in_a_row:
-            count = f", as {in_a_row} in a row were," if in_a_row > 1 else ""
+        steps = self._steps.read()
+        end = len(steps) - (newest - batch)
+        for back in range(min(int(model.steps_per_execution), end), 0, -1):
+            step = steps[end - back]
+            if step.verdict is not Verdict.GOOD:
+                self._react(model, f"batch {batch + 2 - back} of epoch {self._epoch + 1}", step)
+
+    def _react(self, model: keras.Model, where: str, step: JudgedStep) -> None:
+        what = f"{self._describe(where, step)}; its update was left out"
+        if self._guard.action == "stop" or step.num_in_a_row >= self._guard.most_in_a_row:
+            count = f", as {step.num_in_a_row} in a row were," if step.num_in_a_row > 1 else ""
             without = ", or go on without such batches (guard='skip')"
             raise TrainingDivergedError(
                 f"{what}{count} and the training stopped. The weights of {model.name!r} are those "
@@ -78,9 +84,19 @@ class WatchGuardedSteps(keras.callbacks.Callback):
                 f"gradients (gradient_clip=){without if self._guard.action == 'stop' else ''}."
             )
         if self._guard.action == "roll_back" and self._roll_back is not None:
-            step = self._roll_back(model)
+            number = self._roll_back(model)
             where = "there is no checkpoint yet to put the weights to"
-            if step is not None:
-                where = f"weights and optimizer are put to the checkpoint of step {step}"
+            if number is not None:
+                where = f"weights and optimizer are put to the checkpoint of step {number}"
             what = f"{what}; {where}"
         _logger.warning("%s.", what)
+
+    def _describe(self, where: str, step: JudgedStep) -> str:
+        if step.verdict is Verdict.GRADIENTS_ARE_NOT_FINITE:
+            return f"The gradients of {where} are not finite (its loss is {step.loss:g})"
+        if step.verdict is Verdict.LOSS_LEAPT:
+            return (
+                f"The loss of {where} leapt to {step.loss:g}, by more than {self._guard.spike:g} "
+                "standard deviations above the mean of those before"
+            )
+        return f"The loss of {where} is {step.loss:g}"

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_deepseek.training.guarded_steps import GuardedSteps
+from keras_deepseek.training.guarded_steps import GuardedSteps, Verdict
 from keras_deepseek.training.step_guard import StepGuard
 
 
@@ -17,9 +17,12 @@ def test_what_is_not_finite_is_bad(loss):
     assert judge(steps, 1.0)
     assert not judge(steps, np.float32(loss))
     assert not judge(steps, 1.0, is_finite=False)
-    assert steps.read()[0] == 2
+    first, second = steps.read()
+    assert first[::2] == (Verdict.LOSS_IS_NOT_FINITE, 1)
+    assert second == (Verdict.GRADIENTS_ARE_NOT_FINITE, 1.0, 2)
     assert judge(steps, 1.0)
-    assert (steps.num_bad, steps.read()[0]) == (2, 0)
+    assert steps.num_bad == 2
+    assert steps.read() == [second, (Verdict.GOOD, 1.0, 0)]
     assert float(ops.convert_to_numpy(steps.logs()["skipped_steps"])) == 2.0
 
 
@@ -30,6 +33,7 @@ def test_a_spike_is_far_above_the_running_mean():
     steps = GuardedSteps(StepGuard("skip", spike=6.0))
     assert all(judge(steps, np.float32(rng.normal(2.0, 0.1))) for _ in range(60))
     assert not judge(steps, 4.0)
+    assert steps.read()[-1] == (Verdict.LOSS_LEAPT, 4.0, 1)
     assert judge(steps, 2.3)
     assert judge(steps, 0.1)  # Downwards is no spike.
 

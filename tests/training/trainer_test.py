@@ -321,7 +321,7 @@ def test_an_error_in_the_data_or_the_step_says_with_which_batch_it_came():
 def says_place(error, num_made):
     """Whether a note says where an error came; TensorFlow asks for a batch inside of its step."""
     note = "".join(getattr(error, "__notes__", []))
-    places = (f"after batch {num_made} of this training", f"with batch {num_made + 1} of this")
+    places = (f"after batch {num_made} of epoch 1", f"with batch {num_made + 1} of epoch 1")
     return any(place in note for place in places)
 
 
@@ -371,7 +371,7 @@ def test_an_error_in_steps_says_with_which_batch_it_came():
 
     with pytest.raises(Exception, match=r".+") as caught:
         train(Trainer(build(compiled=True)), "steps", batches())
-    assert "with batch 2 of this training" in "".join(caught.value.__notes__)
+    assert "with batch 2 of epoch 1, both counted from 1" in "".join(caught.value.__notes__)
     with pytest.raises(InvalidInputError, match="has no loss"):
         train(Trainer(build(), optimizer="sgd"), "steps", X, Y)
 

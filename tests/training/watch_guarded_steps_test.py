@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -37,7 +39,9 @@ def fit(trainer, x, y=Y, **arguments):
 
 def test_a_bad_step_stops_the_training_and_leaves_the_weights_before_it():
     model, reference = build(), build()
-    with pytest.raises(TrainingDivergedError, match=r"batch 3 of epoch 1 .*\(a loss of nan\)"):
+    with pytest.raises(
+        TrainingDivergedError, match="loss of batch 3 of epoch 1 is nan; its"
+    ):
         fit(make(model, "stop"), BAD)
     # The step after it was made before it was seen, with the batch after it.
     fit(
@@ -72,7 +76,7 @@ def test_bad_steps_alone_end_the_training_in_the_end(caplog):
         TrainingDivergedError, match="left out, as 4 in a row were, and the training stopped"
     ):
         fit(make(build(), StepGuard("skip", most_in_a_row=4)), nothing)
-    assert caplog.text.count("its update was left out") == 2  # It is seen one step later.
+    assert caplog.text.count("its update was left out") == 3
 
 
 @pytest.mark.parametrize("by", ["fit", "steps"])
@@ -106,6 +110,36 @@ def test_validation_and_a_later_fit_know_nothing_of_the_guard():
     assert set(model.evaluate(X, Y, verbose=0, return_dict=True)) == {"loss", "mae"}
     model.fit(X, Y, verbose=0)
     assert len(model.metrics) == 2
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="It makes one step at once.")
+def test_of_several_steps_an_execution_each_bad_one_is_named(caplog):
+    x = X.copy()
+    x[[5, 13, 17]] = np.nan  # Batches 2, 4 and 5 of six.
+    model = build()
+    model.compile(keras.optimizers.Adam(0.01), "mse", steps_per_execution=3)
+    fit(Trainer(model, guard="skip"), x)
+    assert re.findall(r"The loss of (batch \d of epoch \d) is nan", caplog.text) == [
+        f"batch {number} of epoch 1" for number in (2, 4, 5)
+    ]
+
+
+class Overflowing(Trainer):
+    """A square root whose gradient is not finite at 0, as it is in the second batch."""
+
+    def train_step(self, x, y=None, sample_weight=None):
+        loss = keras.ops.mean(keras.ops.square(self.model(x, training=True)))
+        return loss + keras.ops.sum(keras.ops.sqrt(keras.ops.abs(x[0, 0] * loss)))
+
+
+def test_a_message_says_of_its_own_batch_what_was_bad(caplog):
+    x = X.copy()
+    x[4, 0], x[8] = 0.0, np.nan
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    fit(Overflowing(model, optimizer="sgd", loss="mse", guard="skip"), x, epochs=1)
+    first, second = (record.message for record in caplog.records)
+    assert re.match(r"The gradients of batch 2 of epoch 1 are not .*\(its loss is \d", first)
+    assert second.startswith("The loss of batch 3 of epoch 1 is nan; its update")
 
 
 def test_a_training_goes_back_to_its_checkpoint(tmp_path, caplog):
