@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import os
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,21 @@ def check_boolean(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise InvalidInputError(f"`{name}` must be True or False, received {value!r}.")
     return bool(value)
+
+
+def check_path(name: str, value: Any) -> str:
+    """Returns a path as a string, or says what was received in its place.
+
+    Args:
+        name: string. The argument, as the error names it.
+        value: What was given.
+
+    Raises:
+        InvalidInputError: It is no path, or an empty one.
+    """
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise InvalidInputError(f"`{name}` must be a path, received {value!r}.")
+    return os.fspath(value)
 
 
 def check_number(

@@ -14,9 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from keras_deepseek.artifacts.appending import append_whole
+from keras_deepseek.artifacts.argument_check import check_path
 from keras_deepseek.artifacts.errors import InvalidInputError
 
 Cells = Mapping[str, str | float | None]
+
+
+def check_table_path(path: str | os.PathLike[str]) -> Path:
+    """Returns the path of a table, whose ending says what is written.
+
+    Raises:
+        InvalidInputError: It is none, or has another ending.
+    """
+    checked = Path(check_path("path", path))
+    if checked.suffix not in (".jsonl", ".csv"):
+        raise InvalidInputError(
+            f"The ending says what is written, .jsonl or .csv; received {str(checked)!r}."
+        )
+    return checked
 
 
 class TableFile:
@@ -43,11 +58,7 @@ class TableFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        if self.path.suffix not in (".jsonl", ".csv"):
-            raise InvalidInputError(
-                f"The ending says what is written, .jsonl or .csv; received {str(self.path)!r}."
-            )
+        self.path = check_table_path(path)
         self._is_csv = self.path.suffix == ".csv"
         self._columns: list[str] = []
         try:

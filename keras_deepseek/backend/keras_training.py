@@ -49,6 +49,12 @@ def compilation(model: keras.Model) -> object:
     return model._compile_config
 
 
+def optimized_variables(model: keras.Model) -> list[keras.Variable] | None:
+    """Returns the variables that a model's optimizer was built for, `None` where it was not yet."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return list(optimizer._trainable_variables) if optimizer.built else None
+
+
 def call_for_training(model: keras.Model, x: Any) -> Any:
     """Returns the outputs of a model on inputs, in training mode where it knows one."""
     return model(x, training=True) if model._call_has_training_arg else model(x)

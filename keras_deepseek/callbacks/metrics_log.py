@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from keras_deepseek.artifacts.table_file import TableFile
+from keras_deepseek.artifacts.table_file import TableFile, check_table_path
 from keras_deepseek.callbacks.step_logger import Row, StepLogger, numbers
 
 
@@ -53,6 +53,7 @@ class MetricsLog(StepLogger):
         self, path: str | os.PathLike[str], *, every: int = 1, resume: bool = False
     ) -> None:
         super().__init__(every=every, resume=resume)
+        check_table_path(path)
         self.path = path
         self._table: TableFile | None = None
 

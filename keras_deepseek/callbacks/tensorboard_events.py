@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_deepseek.artifacts.argument_check import check_path
 from keras_deepseek.artifacts.event_file import EventFile, Scalar, find_event_files
 from keras_deepseek.backend.keras_internals import read_learning_rate
 from keras_deepseek.callbacks.step_logger import Row, StepLogger, numbers
@@ -57,6 +58,7 @@ class TensorBoardEvents(StepLogger):
         self, log_dir: str | os.PathLike[str], *, every: int = 1, resume: bool = False
     ) -> None:
         super().__init__(every=every, resume=resume)
+        check_path("log_dir", log_dir)
         self.log_dir = log_dir
         self._files: dict[str, EventFile] = {}
         self._goes_on = False

@@ -88,6 +88,8 @@ def compile_model(
     Raises:
         InvalidInputError: A name is unknown, or there is no optimizer.
     """
+    if metrics is not None and not isinstance(metrics, list | tuple | dict):
+        metrics = [metrics]  # One needs no list.
     given = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
     given = {name: value for name, value in given.items() if value is not None}
     settings = compile_arguments(model) if model.compiled else {}
@@ -101,17 +103,47 @@ def compile_model(
         )
     compiled = settings["optimizer"]
     settings["optimizer"] = with_loss_scaling(_find("optimizer", compiled), policy)
-    _find("loss", settings.get("loss"))
-    for metric in keras.tree.flatten(metrics):
+    for each in _leaves(loss):
+        _find("loss", each)
+    for metric in _leaves(metrics):
         if str(metric).lower() not in _CHOSEN_BY_OUTPUTS:
             _find("metric", metric)
     if given or settings["optimizer"] is not compiled:
         model.compile(**settings, auto_scale_loss=False)
 
 
+def _leaves(structure: Any) -> list[Any]:
+    """Returns the losses or metrics of a structure, `None` and Keras's configs aside."""
+    if isinstance(structure, dict) and "class_name" in structure:
+        return []
+    if isinstance(structure, dict | list | tuple):
+        inner = structure.values() if isinstance(structure, dict) else structure
+        return [leaf for each in inner for leaf in _leaves(each)]
+    return [] if structure is None else [structure]
+
+
+def _check_kind(kind: Literal["optimizer", "loss", "metric"], value: Any) -> None:
+    """Raises an error where a value can't be an optimizer, a loss or a metric."""
+    if isinstance(value, type) and kind != "metric":  # Of a metric, Keras makes an object.
+        raise InvalidInputError(
+            f"`{kind}` is the class {value.__name__}: give an object of it, as in "
+            f"{value.__name__}()."
+        )
+    if kind == "optimizer":
+        fits, expected = isinstance(value, keras.optimizers.Optimizer), "object of Keras's"
+    else:
+        fits, expected = callable(value), "object of Keras's, a function"
+    if not fits:
+        raise InvalidInputError(
+            f"`{kind}` must be an {expected}, or its name; received {type(value).__name__}: "
+            f"{value!r}."
+        )
+
+
 def _find(kind: Literal["optimizer", "loss", "metric"], value: Any) -> Any:
     """Returns what a name or a config stands for, or says that it is unknown."""
     if not isinstance(value, str) and not (kind == "optimizer" and isinstance(value, dict)):
+        _check_kind(kind, value)
         return value
     find = {
         "optimizer": keras.optimizers.get,

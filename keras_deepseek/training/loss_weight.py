@@ -9,6 +9,24 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_training import output_masks
 
 
+def refuse_no_reduction(loss: Any) -> None:
+    """Raises an error where a loss is one number a sample, and nobody says how they become one.
+
+    Args:
+        loss: Keras loss, its name, a function, or a structure of them; or `None`.
+
+    Raises:
+        InvalidInputError: One is.
+    """
+    for each in keras.tree.flatten(loss):
+        if isinstance(each, keras.losses.Loss) and each.reduction in (None, "none"):
+            raise InvalidInputError(
+                f"The loss {each.name!r} has reduction={each.reduction!r}, a number for each "
+                "sample, and a training needs one. Give it reduction='sum_over_batch_size', or "
+                "override `Trainer.train_step`."
+            )
+
+
 def find_reduction(loss: Any) -> str:
     """Returns the reduction that the losses of a model share.
 

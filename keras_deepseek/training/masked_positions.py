@@ -48,14 +48,15 @@ def gather_masked_positions(
             f"{rows.dtype} of shape {rows.shape}."
         )
     is_masked = rows != ignore_class
-    most = int(is_masked.sum(axis=1).max(initial=0))
+    counts = is_masked.sum(axis=1)
+    most = int(counts.max(initial=0))
     count = most
     if masks_per_sequence is not None:
         count = check_integer("masks_per_sequence", masks_per_sequence)
     if most > count:
         raise InvalidInputError(
-            f"A row has {most} masked tokens, and masks_per_sequence={count}. Mask fewer, or give "
-            "at least as many."
+            f"Row {int(counts.argmax())}, counted from 0, has {most} masked tokens, and "
+            f"masks_per_sequence={count}. Mask fewer, or give at least as many."
         )
     order = np.argsort(~is_masked, axis=1, kind="stable")[:, :count]
     exists = np.take_along_axis(is_masked, order, axis=1)

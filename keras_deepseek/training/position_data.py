@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.batch_source import open_batch_source
 from keras_deepseek.backend.batch_stream import BatchStream
@@ -41,9 +42,39 @@ def check_data(x: Any, batch_size: int | None) -> None:
                 f"own; received {batch_size!r}. Leave it out."
             )
         return
-    for array in keras.tree.flatten(x):
+    arrays = keras.tree.flatten(x)
+    if not arrays:
+        raise no_data_error()
+    for array in arrays:
         if len(getattr(array, "shape", ())) and array.shape[0] == 0:
             raise no_data_error()
+
+
+def check_options(options: Mapping[str, Any], *, resume: bool) -> None:
+    """Raises an error where a number among the arguments of `fit` does not fit.
+
+    Args:
+        options: dict. The arguments.
+        resume: boolean. Whether the training goes on from a checkpoint.
+
+    Raises:
+        InvalidInputError: One does not.
+    """
+    epochs = check_integer("epochs", options["epochs"], least=0)
+    for name in ("batch_size", "steps_per_epoch", "validation_steps", "validation_batch_size"):
+        check_integer(name, options.get(name), default=1)
+    check_number("validation_split", options.get("validation_split", 0.0), least=0, below=1)
+    first = check_integer("initial_epoch", options.get("initial_epoch", 0), least=0)
+    if first and resume:
+        raise InvalidInputError(
+            f"initial_epoch={first} is given to a training that goes on from a checkpoint, which "
+            "says itself in which epoch. Leave it out."
+        )
+    if first >= epochs > 0:
+        raise InvalidInputError(
+            f"initial_epoch={first}, counted from 0, leaves none of epochs={epochs}: `epochs` is "
+            "the last one, counted from 1, and not how many are made. Give a larger one."
+        )
 
 
 def _is_in_arrays(x: Any) -> bool:

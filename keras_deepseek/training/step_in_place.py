@@ -17,12 +17,20 @@ class StepInPlace:
     Args:
         model: `keras.Model`, compiled.
         train_step: The step, as Keras takes it.
+        prepare: Function that is called before the first step of a built model, and whose errors
+            have nothing to do with a batch. Defaults to one that does nothing.
     """
 
-    def __init__(self, model: keras.Model, train_step: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        train_step: Callable[..., Any],
+        prepare: Callable[[], Any] = lambda: None,
+    ) -> None:
         self._model = model
         self._train_step = train_step
-        self._compilation: Any = None
+        self._prepare = prepare
+        self._compiled_for: Any = None
         self._function: Any = None
         self._error: Exception | None = None
         self.num_made = 0
@@ -56,7 +64,7 @@ class StepInPlace:
         self.is_making = False
         backend.current().separate_variables(model)
         model.make_train_function = self._make_function
-        model.train_function = self._function if self._compilation is compiled else None
+        model.train_function = self._function if self._compiled_for == self._now() else None
         try:
             with lent_train_step(model, self._run):
                 yield
@@ -67,18 +75,26 @@ class StepInPlace:
             raise self._error from None
         finally:
             self._error = None  # It would hold all that the step had computed.
-            self._function, self._compilation = model.train_function, compiled
+            self._function = model.train_function
             del model.make_train_function
             model.train_function = own_function if compilation(model) is compiled else None
 
     def _make_function(self, force: bool = False) -> Any:
         model = self._model
+        if model.built:  # Else the first step makes its layers.
+            self._prepare()
         if model.train_function is None or force:
             type(model).make_train_function(model, force=force)
             model.train_function = self._count(
                 backend.current().keep_state(model, model.train_function)
             )
+            self._compiled_for = self._now()
         return model.train_function
+
+    def _now(self) -> tuple[object, list[int]]:
+        """Returns what a step is compiled for: TensorFlow goes on with what was trainable then."""
+        model = self._model
+        return compilation(model), [id(variable) for variable in model.trainable_variables]
 
     def _count(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:

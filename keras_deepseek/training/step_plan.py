@@ -9,13 +9,14 @@ import keras
 from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.keras_training import compilation, own_train_step
+from keras_deepseek.backend.keras_training import compilation, optimized_variables, own_train_step
 from keras_deepseek.backend.processes import Replicas
 from keras_deepseek.training.checkpoints import Checkpoints
 from keras_deepseek.training.gradient_clip import GradientClip, check_gradient_clip
 from keras_deepseek.training.guarded_steps import GuardedSteps
 from keras_deepseek.training.kept_memory import kept_memory
 from keras_deepseek.training.loss_watch import LossWatch
+from keras_deepseek.training.loss_weight import refuse_no_reduction
 from keras_deepseek.training.precision import step_in_precision
 from keras_deepseek.training.rematerialization import Remat, check_remat
 from keras_deepseek.training.step_guard import Action, StepGuard
@@ -57,6 +58,8 @@ class StepPlan:
         self.micro_batches = check_integer("micro_batches", micro_batches)
         check_gradient_clip(gradient_clip, model.optimizer)
         check_remat(remat)
+        if not is_own_compute:
+            refuse_no_reduction(model.loss)
         if own_train_step(model):
             asked = {
                 "`micro_batches`": micro_batches > 1,
@@ -127,7 +130,8 @@ class StepPlan:
         """Raises an error where the model is not, or not any more, this plan's to train.
 
         Raises:
-            InvalidInputError: It is being trained, or was compiled again.
+            InvalidInputError: It is being trained, was compiled again, or has other trainable
+                weights than its optimizer can take.
         """
         self._step.refuse_open_training()
         if compilation(self._model) is not self._compilation:
@@ -137,6 +141,7 @@ class StepPlan:
                 "and loss. Make a new Trainer for each training that follows another, or give "
                 "this one a model of its own."
             )
+        _check_trainable(self._model)
 
     def count_kept_bytes(self, data: Any) -> int:
         """Returns the bytes that a step on a batch keeps for its backward pass.
@@ -158,12 +163,31 @@ class StepPlan:
     def _make_step(self) -> StepInPlace:
         """Returns what takes the place of the model's training step."""
         model, train_step = self._model, self._model.train_step
+        prepare: Callable[[], Any] = list
         if not own_train_step(model):
             train_step = backend.current().make_train_step(model, self._training_step)
-        return StepInPlace(model, self._in_precision(train_step))
+            prepare = self._training_step.find_blocks
+        return StepInPlace(model, self._in_precision(train_step), self._in_precision(prepare))
 
     def _in_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:
         return step if self._policy is None else step_in_precision(self._model, self._policy, step)
+
+
+def _check_trainable(model: keras.Model) -> None:
+    """Raises an error where weights were frozen or thawed and the optimizer can't take that."""
+    known, trainable = optimized_variables(model), model.trainable_variables
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if known is None:
+        return
+    ids = {id(variable) for variable in known}
+    new = [variable.path for variable in trainable if id(variable) not in ids]
+    if new:
+        what = f"{new[0]!r} became trainable after the optimizer was built without it"
+    elif optimizer.use_ema and len(trainable) < len(known):
+        what = "Weights were frozen after the optimizer was built, whose use_ema is for all of them"
+    else:
+        return
+    raise InvalidInputError(f"{what}. Make a new Trainer, with a new optimizer (optimizer=...).")
 
 
 def _refuse_own_step(model: keras.Model, ignored: list[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_path
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.backend.keras_internals import Distribution
@@ -25,7 +25,7 @@ from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.join_cluster import share_random_state, start_processes
 from keras_deepseek.training.no_loss import RefuseNoLoss
 from keras_deepseek.training.placement import DistributedStrategy, Placement
-from keras_deepseek.training.position_data import check_data, no_data_error
+from keras_deepseek.training.position_data import check_data, check_options, no_data_error
 from keras_deepseek.training.precision import training_policy
 from keras_deepseek.training.rematerialization import Remat
 from keras_deepseek.training.step_guard import Action, StepGuard
@@ -55,8 +55,8 @@ class Trainer(Trials):
             the model was compiled with.
         loss: Keras loss, its name, or a structure of them for several outputs. Defaults to `None`,
             the loss that the model was compiled with.
-        metrics: list of Keras metrics or names. Defaults to `None`, those that the model was
-            compiled with.
+        metrics: Keras metric or its name, or list of them. Defaults to `None`, those that the model
+            was compiled with.
         fp16_enabled: boolean. Half precision: float16 with dynamic loss scaling on a GPU, bfloat16
             on TPU and CPU. Which of them is logged. Defaults to `False`.
         precision: string. A Keras dtype policy for the training step in place of `fp16_enabled`, as
@@ -185,7 +185,7 @@ class Trainer(Trials):
         self._computes_loss = is_own_step
         self._callbacks = list_callbacks(callbacks)
         if run_record is not None:
-            self.add_callback(RunRecorder(run_record))
+            self.add_callback(RunRecorder(check_path("run_record", run_record)))
 
     def add_callback(self, callback: keras.callbacks.Callback) -> None:
         """Adds a callback to every `fit` from here on.
@@ -327,9 +327,9 @@ class Trainer(Trials):
         """Makes the model train as this trainer wants it to; yields the arguments of its `fit`."""
         self._plan.check_model()
         check_data(arguments["x"], arguments["batch_size"])
-        check_integer("epochs", arguments["epochs"], least=0)
-        check_integer("batch_size", arguments["batch_size"], default=1)
         check_boolean("resume", resume)
+        goes_on = resume or self._resumed is not None
+        check_options(arguments, resume=goes_on)
         place = PlaceWatch(self._plan)
         chosen = [place, *self._plan.callbacks, *self._callbacks, *list_callbacks(callbacks)]
         if resume and self._resumed is None:
@@ -337,7 +337,6 @@ class Trainer(Trials):
         refuse_two_schedules(self.model.optimizer, chosen)
         if self.model.loss is None and not self._computes_loss:  # Its layers may add losses.
             chosen.append(RefuseNoLoss())
-        goes_on = self._resumed is not None or resume
         with (
             noting_batch(self.model, self._plan, place),
             watched(chosen, verbose, resume=goes_on) as shown,

@@ -33,6 +33,7 @@ from keras_deepseek.training.rematerialization import (
     rematerialized,
 )
 from keras_deepseek.training.replica_states import ReplicaStates
+from keras_deepseek.training.step_result import read_result
 from keras_deepseek.training.weighted_sums import WeightedSums
 
 Batch = tuple[Any, Any, Any]
@@ -89,7 +90,7 @@ class TrainingStep:
             build_for_training(self._model, keras.tree.map_structure(_describe, data))
             variables = self._model.trainable_variables
         states = self._guard.read_states(self._model) if self._guard else []
-        with rematerialized(self._blocks()), self._whole_batch(num_rows):
+        with rematerialized(self.find_blocks()), self._whole_batch(num_rows):
             if self._replicas is None:
                 loss, logs, gradients = self._compute_batch(batch, variables)
             else:
@@ -127,7 +128,7 @@ class TrainingStep:
         num_rows = _count_rows(batch)
         if self._micro_batches > 1:
             batch = _Pieces(batch, self._micro_batches).take(0)
-        with rematerialized(self._blocks()), self._whole_batch(num_rows):
+        with rematerialized(self.find_blocks()), self._whole_batch(num_rows):
             return backend.current().count_kept_bytes(
                 self._bind(batch), self._model.trainable_variables, self._states(), batch
             )
@@ -176,9 +177,13 @@ class TrainingStep:
         finally:
             self._num_rows = None  # It may be of a graph that is done with.
 
-    def _blocks(self) -> list[keras.Layer]:
-        """Returns the layers that are computed anew for the backward pass."""
-        if self._found_blocks is None:  # In the first step all layers are built.
+    def find_blocks(self) -> list[keras.Layer]:
+        """Returns the layers that are computed anew for the backward pass.
+
+        Raises:
+            InvalidInputError: The names of some stand for none.
+        """
+        if self._found_blocks is None:  # By now all layers are built.
             blocks = find_blocks(self._model, self._remat)
             self._found_blocks = [*blocks, *find_normalizations(self._model, blocks)]
         return self._found_blocks
@@ -260,7 +265,7 @@ class TrainingStep:
         """Returns the computation of a batch: what is differentiated, and what else is found."""
 
         def compute() -> tuple[Any, Any]:
-            loss, weight, logs = _read_result(self._compute(*batch))
+            loss, weight, logs = read_result(self._compute(*batch))
             if self._is_in_parts:
                 weight = 1.0 if weight is None or self._is_sum else weight
                 weight = ops.cast(weight, "float32")
@@ -411,32 +416,6 @@ def _count_rows(batch: Batch) -> Any:
     if not inputs:
         raise InvalidInputError("A batch without inputs can't be trained on.")
     return ops.shape(inputs[0])[0]
-
-
-def _read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Returns the loss, its weight or `None`, and further logs, of what a step has returned."""
-    if result is None:
-        raise InvalidInputError("`train_step` must return the loss; it returned nothing.")
-    if not isinstance(result, dict):
-        return _check_loss(result), None, {}
-    if "loss" not in result:
-        raise InvalidInputError(
-            "`train_step` must return the loss, or a dict with 'loss'; received one of "
-            f"{', '.join(map(repr, result)) or 'nothing'}."
-        )
-    logs = {name: value for name, value in result.items() if name not in ("loss", "weight")}
-    return _check_loss(result["loss"]), result.get("weight"), logs
-
-
-def _check_loss(loss: Any) -> Any:
-    tensor = ops.convert_to_tensor(loss)
-    dtype = keras.backend.standardize_dtype(tensor.dtype)
-    if len(tensor.shape) or not keras.backend.is_float_dtype(dtype):
-        raise InvalidInputError(
-            "`train_step` must return one floating-point number as the loss, such as the mean over "
-            f"the batch; it returned {dtype} of shape {tuple(tensor.shape)}."
-        )
-    return tensor
 
 
 def _scales(optimizer: keras.optimizers.Optimizer) -> bool:

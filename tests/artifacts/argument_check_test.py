@@ -1,9 +1,15 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
+from keras_deepseek.artifacts.argument_check import (
+    check_boolean,
+    check_integer,
+    check_number,
+    check_path,
+)
 from keras_deepseek.artifacts.errors import InvalidInputError
 
 
@@ -62,3 +68,14 @@ def test_a_boolean_is_returned_as_pythons(value):
 def test_what_is_neither_true_nor_false_is_refused(value):
     with pytest.raises(InvalidInputError, match="`use_bias` must be True or False, received"):
         check_boolean("use_bias", value)
+
+
+def test_a_path_is_returned_as_a_string():
+    assert check_path("file", Path("a") / "b") == str(Path("a") / "b")
+    assert check_path("file", "c") == "c"
+
+
+@pytest.mark.parametrize("value", ["", 3, None, b""])
+def test_what_is_no_path_is_refused(value):
+    with pytest.raises(InvalidInputError, match="`file` must be a path, received"):
+        check_path("file", value)

@@ -14,6 +14,7 @@ from keras_deepseek.backend.keras_training import (
     epoch_logs,
     lent_train_step,
     nested_stateless_scope,
+    optimized_variables,
     output_masks,
     own_train_step,
     remember_call,
@@ -67,6 +68,13 @@ def test_a_step_is_lent():
             assert model.train_step is repr
         assert model.train_step is print
     assert "train_step" not in vars(model)
+
+
+def test_an_optimizer_knows_what_it_was_built_for():
+    model = build()
+    assert optimized_variables(model) == model.trainable_variables
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()), "mse")
+    assert optimized_variables(model) is None
 
 
 def test_a_model_is_called_in_training_mode_where_it_knows_one():

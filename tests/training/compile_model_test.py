@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
@@ -52,8 +53,23 @@ def test_what_is_given_goes_before_what_was_compiled():
         ("adm", "mse", "Unknown optimizer 'adm'"),
         ("adam", "msse", "Unknown loss 'msse'"),
         (None, "mse", "was not compiled with an optimizer"),
+        (keras.optimizers.Adam, "mse", r"is the class Adam: give an object of it, as in Adam\(\)"),
+        (3, "mse", "`optimizer` must be an object of Keras's, or its name; received int: 3"),
+        ("adam", 3, "`loss` must be an object of Keras's, a function, or its name; received int"),
+        ("adam", ["mse", keras.losses.MeanSquaredError], "is the class MeanSquaredError"),
     ],
 )
 def test_what_is_unknown_or_missing_is_named(optimizer, loss, message):
     with pytest.raises(InvalidInputError, match=message):
         compile_model(build(), optimizer, loss, None, None)
+
+
+def test_what_is_no_metric_is_named_and_one_needs_no_list():
+    with pytest.raises(InvalidInputError, match="`metric` must be an object of Keras's"):
+        compile_model(build(), "sgd", "mse", ["mae", 0.5], None)
+    for metric in ("mae", keras.metrics.MeanAbsoluteError(name="mae")):
+        model = build()
+        compile_model(model, "sgd", "mse", metric, None)
+        assert set(model.evaluate(np.ones((2, 2)), np.ones((2, 1)), 2, 0, return_dict=True)) == {
+            *("loss", "mae")
+        }

@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.training.loss_weight import find_reduction, weigh_loss
+from keras_deepseek.training.loss_weight import find_reduction, refuse_no_reduction, weigh_loss
 
 MASK = np.array([[True, True, False], [True, False, False]])
 
@@ -36,6 +36,12 @@ def test_the_reduction_of_losses_is_found(loss, reduction):
 def test_losses_of_two_reductions_are_refused():
     with pytest.raises(InvalidInputError, match="have sum, sum_over_batch_size"):
         find_reduction({"a": "mse", "b": keras.losses.MeanSquaredError(reduction="sum")})
+
+
+def test_a_loss_of_one_number_a_sample_is_refused():
+    refuse_no_reduction(["mse", None, keras.losses.MeanSquaredError()])
+    with pytest.raises(InvalidInputError, match="has reduction=None, a number for each sample"):
+        refuse_no_reduction({"a": keras.losses.MeanSquaredError(reduction=None)})
 
 
 def test_without_masks_a_mean_is_over_rows():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.training.position_data import check_data, position_data
+from keras_deepseek.training.position_data import check_data, check_options, position_data
 
 X = np.arange(12.0).reshape(6, 2)
 
@@ -36,7 +36,7 @@ def test_a_share_is_set_aside_for_validation():
     assert data.stream.steps == 1
 
 
-@pytest.mark.parametrize("x", [X[:0], {"a": X[:0]}, [X[:0], X[:0]], None])
+@pytest.mark.parametrize("x", [X[:0], {"a": X[:0]}, [X[:0], X[:0]], [], None])
 def test_arrays_without_rows_are_refused(x):
     with pytest.raises(InvalidInputError, match="The training data hold no batch"):
         check_data(x, None)
@@ -67,3 +67,19 @@ def test_data_that_come_in_batches_hold_some_and_know_their_size():
         with pytest.raises(InvalidInputError, match="`batch_size` is for arrays"):
             check_data(x, 4)
     check_data(X, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"steps_per_epoch": 0}, "`steps_per_epoch` must be a positive integer, received 0"),
+        ({"validation_split": 1.5}, "`validation_split` must be .* least 0 and below 1, received"),
+        ({"initial_epoch": 3}, r"leaves none of epochs=3: .* the last one, counted from 1"),
+        ({"initial_epoch": 1, "resume": True}, "goes on from a checkpoint, .* Leave it out"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(options, match):
+    options = {"epochs": 3, "resume": False, **options}
+    with pytest.raises(InvalidInputError, match=match):
+        check_options(options, resume=options.pop("resume"))
+    check_options({"epochs": 3, "initial_epoch": 2, "validation_split": 0.5}, resume=False)

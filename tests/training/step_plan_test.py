@@ -88,6 +88,30 @@ def test_a_model_that_was_compiled_again_is_no_longer_the_plans():
     plan(model).check_model()
 
 
+def test_layers_may_be_frozen_between_trainings_and_others_not_be_thawed():
+    model = keras.Sequential(
+        [keras.Input((2,)), keras.layers.Dense(2, name="a"), keras.layers.Dense(1)]
+    )
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    made = plan(model, lambda x, y, sample_weight: keras.ops.mean(model(x)))
+    for is_trainable in (True, False, True):
+        model.get_layer("a").trainable = is_trainable
+        before = np.array(model.get_layer("a").kernel)
+        with made.in_use():
+            model.fit(X, X[:, :1], verbose=0)
+        assert (before != np.array(model.get_layer("a").kernel)).any() == is_trainable
+    model.get_layer("a").trainable = False
+    model.compile(keras.optimizers.SGD(0.1, use_ema=True), "mse")
+    made = plan(model)
+    model.optimizer.build(model.trainable_variables)
+    model.layers[-1].trainable = False
+    with pytest.raises(InvalidInputError, match="Weights were frozen after the optimizer"):
+        made.check_model()
+    model.get_layer("a").trainable = True
+    with pytest.raises(InvalidInputError, match="a/kernel' became trainable after the optimizer"):
+        made.check_model()
+
+
 def test_steps_are_counted_from_the_start_of_a_training():
     model = build()
     made = plan(model, lambda x, y, sample_weight: keras.ops.mean(model(x)))

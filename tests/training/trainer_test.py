@@ -175,6 +175,8 @@ def test_positional_arguments_and_none_are_taken_as_by_keras():
         ({"keep_last": 0}, "`keep_last` must be a positive integer"),
         ({"callbacks": 3}, r"Expected a keras\.callbacks\.Callback; received int"),
         ({"rank": "0"}, "`rank` must be an integer of at least 0"),
+        ({"run_record": 3}, "`run_record` must be a path, received 3"),
+        ({"loss": keras.losses.MeanSquaredError(reduction=None)}, "has reduction=None"),
     ],
 )
 def test_a_wrong_argument_is_refused_at_once(arguments, match):
@@ -402,6 +404,8 @@ class FailingCallback(keras.callbacks.Callback):
     [
         ({}, {"foo": 1}),
         ({"callbacks": [FailingCallback()]}, {}),
+        ({"remat": ["no_such"]}, {}),
+        ({"precision": "float64"}, {}),
     ],
 )
 def test_an_error_before_the_first_batch_is_not_laid_on_it(arguments, options):
@@ -437,6 +441,7 @@ def test_an_error_after_a_step_or_in_a_validation_says_after_which_batch_it_came
         ({"resume": "yes"}, "`resume` must be True or False, received 'yes'"),
         ({"callbacks": 3}, r"Expected a keras\.callbacks\.Callback; received int: 3"),
         ({"callbacks": [print]}, r"Expected a keras\.callbacks\.Callback"),
+        ({"steps_per_epoch": 0}, "`steps_per_epoch` must be a positive integer, received 0"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(way, options, match):
@@ -466,6 +471,8 @@ def test_data_without_a_batch_are_refused():
     trainer = Trainer(build(), optimizer="sgd", loss="sparse_categorical_crossentropy")
     with pytest.raises(InvalidInputError, match="The training data hold no batch"):
         trainer.fit(X[:0], Y[:0], verbose=0)
+    with pytest.raises(InvalidInputError, match="The training data hold no batch"):
+        trainer.fit([], [])
     for way in ("fit", "steps"):
         with pytest.raises(InvalidInputError, match="The training data hold no batch"):
             train(trainer, way)

@@ -1,0 +1,48 @@
+"""What `Trainer.train_step` may return: the loss, or a dict of it and of what else is known."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+
+def read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Returns the loss, its weight or `None`, and further logs, of what a step has returned.
+
+    Args:
+        result: A scalar tensor, or a dict of it and others.
+
+    Raises:
+        InvalidInputError: There is no loss, or one of them is no scalar.
+    """
+    if result is None:
+        raise InvalidInputError("`train_step` must return the loss; it returned nothing.")
+    if not isinstance(result, dict):
+        return _check_loss(result), None, {}
+    if "loss" not in result:
+        raise InvalidInputError(
+            "`train_step` must return the loss, or a dict with 'loss'; received one of "
+            f"{', '.join(map(repr, result)) or 'nothing'}."
+        )
+    logs = {name: value for name, value in result.items() if name not in ("loss", "weight")}
+    for name, value in logs.items():
+        shape = tuple(ops.convert_to_tensor(value).shape)
+        if shape:
+            raise InvalidInputError(
+                f"`train_step` must return scalars to log; {name!r} has the shape {shape}. Return "
+                "its mean, or several by names of their own."
+            )
+    return _check_loss(result["loss"]), result.get("weight"), logs
+
+
+def _check_loss(loss: Any) -> Any:
+    tensor = ops.convert_to_tensor(loss)
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if len(tensor.shape) or not keras.backend.is_float_dtype(dtype):
+        raise InvalidInputError(
+            "`train_step` must return one floating-point number as the loss, such as the mean over "
+            f"the batch; it returned {dtype} of shape {tuple(tensor.shape)}."
+        )
+    return tensor
