@@ -48,7 +48,6 @@ class Checkpoints:
             )
         if checkpoint_every is not None:
             checkpoint_every = check_integer("checkpoint_every", checkpoint_every)
-        keep_last = check_integer("keep_last", keep_last)
         monitor, best_is, num_best = _read_best(keep_best)
         self._every = checkpoint_every
         self._monitor = monitor
@@ -185,10 +184,10 @@ def _read_constant_rate(model: keras.Model) -> float | None:
 def _read_best(keep_best: Best | None) -> tuple[str | None, Literal["min", "max"], int]:
     if keep_best is None:
         return None, "min", 0
-    monitor, best_is, count = (*keep_best, 1)[:3] if isinstance(keep_best, tuple) else (None,) * 3
-    if not isinstance(monitor, str) or best_is not in ("min", "max"):
-        raise InvalidInputError(
-            "`keep_best` names a log, whether less or more of it is better, and how many are kept, "
-            f"as in ('val_loss', 'min', 1); received {keep_best!r}."
-        )
-    return monitor, best_is, check_integer("keep_best[2]", count)
+    match keep_best:
+        case (str(monitor), "min" | "max" as best_is, *rest) if len(rest) <= 1:
+            return monitor, best_is, check_integer("keep_best[2]", rest[0] if rest else 1)
+    raise InvalidInputError(
+        "`keep_best` names a log, whether less or more of it is better, and how many are kept, "
+        f"as in ('val_loss', 'min', 1); received {keep_best!r}."
+    )

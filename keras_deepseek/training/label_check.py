@@ -1,12 +1,11 @@
 """Labels that are no class, which some frameworks take for none at all."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_deepseek.training.loss_weight import revive_loss
+from keras_deepseek.training.compiled_losses import losses_by_output
 
 
 def mark_wrong_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any) -> Any:
@@ -20,8 +19,8 @@ def mark_wrong_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any) -> Any
         y: Labels, or a structure of them.
         y_pred: Outputs, of shape `(..., num_classes)` where the loss is such.
     """
-    for spec, labels, outputs in _by_output(model, y, y_pred):
-        ignored = _read_ignored_class(spec)
+    for each, labels, outputs in losses_by_output(model, y, y_pred):
+        ignored = _read_ignored_class(each)
         if ignored is _NOT_SPARSE or labels is None or outputs.shape[-1] is None:
             continue
         classes = ops.cast(labels, "int32")
@@ -35,29 +34,10 @@ def mark_wrong_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any) -> Any
 _NOT_SPARSE = object()
 
 
-def _read_ignored_class(spec: Any) -> Any:
+def _read_ignored_class(loss: Any) -> Any:
     """Returns the class that a sparse cross entropy ignores, or that the loss is none."""
-    loss = revive_loss(spec)
     if loss is keras.losses.sparse_categorical_crossentropy:
         return None
     if isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
         return loss.ignore_class
     return _NOT_SPARSE
-
-
-def _by_output(model: keras.Model, y: Any, y_pred: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Yields the loss, the labels and the values of each output, where it is clear which they are.
-
-    As in Keras, a dict of losses goes by the names of the outputs.
-    """
-    spec = model.loss
-    if isinstance(spec, dict):
-        names = sorted(y_pred) if isinstance(y_pred, dict) else getattr(model, "output_names", [])
-        spec = [spec.get(name) for name in names]
-        if isinstance(y, dict):
-            y = [y.get(name) for name in names]
-        if isinstance(y_pred, dict):
-            y_pred = [y_pred[name] for name in names]
-    parts = [keras.tree.flatten(each) for each in (spec, y, y_pred)]
-    if len({len(part) for part in parts}) == 1:
-        yield from zip(*parts, strict=True)

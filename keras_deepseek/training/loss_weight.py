@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_training import output_masks
+from keras_deepseek.training.compiled_losses import revive_losses
 
 
 def refuse_no_reduction(loss: Any) -> None:
@@ -36,8 +37,7 @@ def find_reduction(loss: Any) -> str:
     Raises:
         InvalidInputError: Some losses are sums and others means.
     """
-    losses = [revive_loss(each) for each in keras.tree.flatten(loss) if each is not None]
-    reductions = {getattr(each, "reduction", "sum_over_batch_size") for each in losses}
+    reductions = {getattr(each, "reduction", "sum_over_batch_size") for each in revive_losses(loss)}
     reductions = {"sum_over_batch_size" if name == "mean" else name for name in reductions}
     if len(reductions) > 1:
         raise InvalidInputError(
@@ -60,8 +60,7 @@ def weigh_loss(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
         InvalidInputError: There are several outputs with masks of their own.
     """
     outputs, masks = keras.tree.flatten(y_pred), output_masks(y_pred)
-    losses = [revive_loss(each) for each in keras.tree.flatten(loss) if each is not None]
-    ignored = [getattr(each, "ignore_class", None) for each in losses]
+    ignored = [getattr(each, "ignore_class", None) for each in revive_losses(loss)]
     by_weight = find_reduction(loss) == "mean_with_sample_weight"
     counts = [mask for mask in (*masks, *ignored) if mask is not None]
     if not counts and not by_weight:
@@ -73,7 +72,7 @@ def weigh_loss(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
         )
     is_shown = masks[0]
     if ignored and ignored[0] is not None:
-        classes = ops.convert_to_tensor(y)
+        classes = ops.convert_to_tensor(keras.tree.flatten(y)[0])
         if len(classes.shape) == len(outputs[0].shape):
             classes = ops.squeeze(classes, -1)
         is_class = ops.not_equal(classes, ignored[0])
@@ -83,16 +82,7 @@ def weigh_loss(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
     shape = ops.shape(outputs[0])[:-1] if is_shown is None else ops.shape(is_shown)
     weights = ops.ones(shape, "float32") if is_shown is None else ops.cast(is_shown, "float32")
     if sample_weight is not None:
-        given = ops.cast(sample_weight, "float32")
+        given = ops.cast(keras.tree.flatten(sample_weight)[0], "float32")
         missing = len(weights.shape) - len(given.shape)
         weights = weights * ops.reshape(given, (*ops.shape(given), *[1] * missing))
     return ops.sum(weights)
-
-
-def revive_loss(loss: Any) -> Any:
-    """Returns a loss as an object or a function, where it is a name or a config.
-
-    Args:
-        loss: One loss, as a model is compiled with it.
-    """
-    return keras.losses.get(loss) if isinstance(loss, str | dict) else loss

@@ -23,7 +23,6 @@ from keras_deepseek.training.cluster_resolver import resolve_cluster
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
 from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.join_cluster import share_random_state, start_processes
-from keras_deepseek.training.no_loss import RefuseNoLoss
 from keras_deepseek.training.placement import DistributedStrategy, Placement
 from keras_deepseek.training.position_data import check_data, check_options, no_data_error
 from keras_deepseek.training.precision import training_policy
@@ -182,7 +181,6 @@ class Trainer(Trials):
                 replicas=None if self._processes is None else self._processes.replicas,
             )
         self._placement.place(self.model)
-        self._computes_loss = is_own_step
         self._callbacks = list_callbacks(callbacks)
         if run_record is not None:
             self.add_callback(RunRecorder(check_path("run_record", run_record)))
@@ -335,8 +333,6 @@ class Trainer(Trials):
         if resume and self._resumed is None:
             self.resume()
         refuse_two_schedules(self.model.optimizer, chosen)
-        if self.model.loss is None and not self._computes_loss:  # Its layers may add losses.
-            chosen.append(RefuseNoLoss())
         with (
             noting_batch(self.model, self._plan, place),
             watched(chosen, verbose, resume=goes_on) as shown,

@@ -64,6 +64,7 @@ def test_classes_that_are_ignored_do_not_count():
     y = np.array([[1, 7, 1], [0, 0, 7]])
     assert weigh(loss, y, ops.ones((2, 3, 4))) == 4.0
     assert weigh(loss, y[..., None], ops.ones((2, 3, 4))) == 4.0
+    assert weigh({"a": loss}, {"a": y}, {"a": ops.ones((2, 3, 4))}) == 4.0
     assert weigh(loss, y, masked()) == 2.0
 
 

@@ -1,0 +1,32 @@
+import types
+
+import keras
+import pytest
+
+from keras_deepseek.training.compiled_losses import losses_by_output, revive_losses
+
+
+def test_names_and_configs_are_revived_and_functions_stay():
+    def own(y, y_pred):
+        return y_pred - y
+
+    mse = keras.losses.MeanSquaredError()
+    found = revive_losses(["mse", None, own, mse])
+    assert found == [keras.losses.get("mse"), own, mse]
+    assert revive_losses(None) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "y", "y_pred", "expected"),
+    [
+        (print, 1, 2, [(print, 1, 2)]),
+        ([print], 1, {"a": 2}, [(print, 1, 2)]),
+        ([print, None], [1, 3], [2, 4], [(print, 1, 2), (None, 3, 4)]),
+        ({"b": print}, {"b": 1, "a": 3}, {"a": 4, "b": 2}, [(None, 3, 4), (print, 1, 2)]),
+        ({"b": print, "a": len}, [3, 1], [4, 2], [(len, 3, 4), (print, 1, 2)]),
+        (print, [1, 3], [2, 4], []),  # Which of them?
+    ],
+)
+def test_each_loss_is_of_an_output(spec, y, y_pred, expected):
+    model = types.SimpleNamespace(loss=spec, output_names=["a", "b"])
+    assert losses_by_output(model, y, y_pred) == expected
