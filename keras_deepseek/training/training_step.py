@@ -26,6 +26,13 @@ from keras_deepseek.training.gradient_clip import GradientClip, clip_gradients
 from keras_deepseek.training.guarded_steps import GuardedSteps
 from keras_deepseek.training.label_check import mark_wrong_labels
 from keras_deepseek.training.loss_weight import find_reduction, weigh_loss
+from keras_deepseek.training.micro_batches import (
+    Batch,
+    MicroBatches,
+    check_same_rows,
+    count_rows,
+    with_a_row,
+)
 from keras_deepseek.training.rematerialization import (
     Remat,
     find_blocks,
@@ -35,8 +42,6 @@ from keras_deepseek.training.rematerialization import (
 from keras_deepseek.training.replica_states import ReplicaStates
 from keras_deepseek.training.step_result import read_result
 from keras_deepseek.training.weighted_sums import WeightedSums
-
-Batch = tuple[Any, Any, Any]
 
 
 class TrainingStep:
@@ -80,11 +85,11 @@ class TrainingStep:
     def __call__(self, data: Any) -> dict[str, Any]:
         """Makes a step and returns its logs."""
         batch = keras.utils.unpack_x_y_sample_weight(data)
-        num_rows = _count_rows(batch)
+        num_rows = count_rows(batch)
         if isinstance(num_rows, int) and num_rows == 0 and self._replicas is None:
             raise InvalidInputError("A batch without rows can't be trained on.")
         if self._micro_batches > 1:
-            _check_same_rows(batch, num_rows)
+            check_same_rows(batch, num_rows)
         variables, optimizer = self._model.trainable_variables, self._model.optimizer
         if not (self._model.built and optimizer.built):
             build_for_training(self._model, keras.tree.map_structure(_describe, data))
@@ -125,9 +130,9 @@ class TrainingStep:
             data: Tensors of a batch, as Keras gives them to a step.
         """
         batch = keras.utils.unpack_x_y_sample_weight(data)
-        num_rows = _count_rows(batch)
+        num_rows = count_rows(batch)
         if self._micro_batches > 1:
-            batch = _Pieces(batch, self._micro_batches).take(0)
+            batch = MicroBatches(batch, self._micro_batches).take(0)
         with rematerialized(self.find_blocks()), self._whole_batch(num_rows):
             return backend.current().count_kept_bytes(
                 self._bind(batch), self._model.trainable_variables, self._states(), batch
@@ -152,7 +157,7 @@ class TrainingStep:
         if not self._is_in_parts:
             return loss
         if self._is_sum:
-            return {"loss": self._share_added(loss, _count_rows((x, y, sample_weight)))}
+            return {"loss": self._share_added(loss, count_rows((x, y, sample_weight)))}
         if means and model.loss is None:
             return {"loss": loss, "weight": sum(means)}
         return {"loss": loss, "weight": weigh_loss(model.loss, y, y_pred, sample_weight)}
@@ -205,11 +210,11 @@ class TrainingStep:
         A replica without rows computes on zeros, which count for nothing.
         """
         states = ReplicaStates(self._model)
-        num_rows = ops.cast(_count_rows(batch), "float32")
+        num_rows = ops.cast(count_rows(batch), "float32")
         if self._is_sum:  # Each part takes its share of what layers add.
             self._num_rows = replicas.sum([num_rows], [])[0][0]
         with states.own_seeds(replicas.rank):
-            sums = self._sum_batch(_with_a_row(batch), variables)
+            sums = self._sum_batch(with_a_row(batch), variables)
         parts = [
             [num_rows],
             [_where_rows(num_rows, scalar) for scalar in sums.scalars()],
@@ -242,7 +247,7 @@ class TrainingStep:
 
         if self._micro_batches == 1:
             return compute(batch)
-        pieces = _Pieces(batch, self._micro_batches)
+        pieces = MicroBatches(batch, self._micro_batches)
         first = compute(pieces.take(0))
 
         def add(batch: Batch, sums: Sequence[Any]) -> list[Any]:
@@ -327,95 +332,13 @@ class TrainingStep:
         return is_good, logs
 
 
-class _Pieces:
-    """The micro-batches of a batch: some of one size, and perhaps a smaller one.
-
-    A micro-batch takes every so many rows. So the rows of each device stay on it, where they are
-    spread over many.
-    """
-
-    def __init__(self, batch: Batch, number: int) -> None:
-        self._batch = batch
-        num_rows = _count_rows(batch)
-        self._size = -(-num_rows // number)
-        if isinstance(num_rows, int):
-            self.number = num_rows // self._size
-        else:
-            self._size = ops.maximum(self._size, 1)
-            self.number = num_rows // self._size
-        self._rest = num_rows - self.number * self._size
-
-    def take(self, index: Any) -> Batch:
-        """Returns one of the micro-batches of one size."""
-
-        def take(array: Any) -> Any:
-            whole = array[: self._size * self.number]
-            shape = ops.shape(whole)[1:]
-            return ops.reshape(whole, (self._size, self.number, *shape))[:, index]
-
-        return _map_arrays(take, self._batch)
-
-    def with_rest(
-        self, add: Callable[[Batch, Sequence[Any]], Sequence[Any]], sums: Sequence[Any]
-    ) -> Sequence[Any]:
-        """Returns what `add` makes of the smaller micro-batch and of sums, where there is one."""
-
-        def add_rest() -> Sequence[Any]:
-            start = self._size * self.number
-            return add(_map_arrays(lambda array: array[start:], self._batch), sums)
-
-        if isinstance(self._rest, int):
-            return add_rest() if self._rest else sums
-        added: Sequence[Any] = ops.cond(self._rest > 0, add_rest, lambda: list(sums))
-        return added
-
-
-def _map_arrays(function: Callable[[Any], Any], batch: Batch) -> Batch:
-    mapped: Batch = keras.tree.map_structure(
-        lambda array: None if array is None else function(ops.convert_to_tensor(array)), batch
-    )
-    return mapped
-
-
 def _describe(array: Any) -> keras.KerasTensor | None:
     return None if array is None else keras.KerasTensor(array.shape, array.dtype)
-
-
-def _with_a_row(batch: Batch) -> Batch:
-    """Returns a batch, or one row of zeros in the place of one without rows."""
-
-    def pad(array: Any) -> Any:
-        num_rows = ops.shape(array)[0]
-        if isinstance(num_rows, int) and num_rows:
-            return array
-        zeros = ops.zeros((1, *ops.shape(array)[1:]), array.dtype)
-        return ops.concatenate([array, zeros])[: ops.maximum(num_rows, 1)]
-
-    return _map_arrays(pad, batch)
 
 
 def _where_rows(num_rows: Any, tensor: Any) -> Any:
     """Returns a tensor, or zeros where there are no rows: of made-up ones it may be NaN."""
     return ops.where(num_rows > 0, tensor, ops.zeros_like(tensor))
-
-
-def _check_same_rows(batch: Batch, num_rows: Any) -> None:
-    if not isinstance(num_rows, int):  # TensorFlow may learn it in the step, and says so itself.
-        return
-    for name, part in zip(("targets", "sample weights"), batch[1:], strict=True):
-        for array in keras.tree.flatten(part):
-            if array is not None and array.shape[0] not in (None, num_rows):
-                raise InvalidInputError(
-                    f"A batch of {num_rows} inputs has {array.shape[0]} {name}, and can't be cut "
-                    "into micro-batches. Give as many of each."
-                )
-
-
-def _count_rows(batch: Batch) -> Any:
-    inputs = [array for array in keras.tree.flatten(batch[0]) if array is not None]
-    if not inputs:
-        raise InvalidInputError("A batch without inputs can't be trained on.")
-    return ops.shape(inputs[0])[0]
 
 
 def _scales(optimizer: keras.optimizers.Optimizer) -> bool:
