@@ -12,6 +12,7 @@ import keras
 
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.backend.keras_internals import finish_callbacks, read_learning_rate
+from keras_deepseek.backend.keras_training import epoch_logs
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
 from keras_deepseek.training.callback_states import CallbackStates
 from keras_deepseek.training.checkpoint_writer import CheckpointWriter

@@ -39,9 +39,7 @@ def fit(trainer, x, y=Y, **arguments):
 
 def test_a_bad_step_stops_the_training_and_leaves_the_weights_before_it():
     model, reference = build(), build()
-    with pytest.raises(
-        TrainingDivergedError, match="loss of batch 3 of epoch 1 is nan; its"
-    ):
+    with pytest.raises(TrainingDivergedError, match="loss of batch 3 of epoch 1 is nan; its"):
         fit(make(model, "stop"), BAD)
     # The step after it was made before it was seen, with the batch after it.
     fit(
