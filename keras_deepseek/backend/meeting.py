@@ -56,6 +56,7 @@ def _receive(host: str, port: int, world_size: int, deadline: float) -> str:
                 missing.discard(int(peer.recv(_MOST_BYTES)))
                 peers.append(peer)
         answer = ", ".join(map(str, sorted(missing)))
+        listener.close()  # Who is answered looks for the engine at that port.
         for peer in peers:
             with contextlib.suppress(OSError):
                 peer.sendall(answer.encode() or _ALL)

@@ -3,13 +3,18 @@
 A training holds these two and knows no engine: `Processes` between steps, `Replicas` inside of one.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+from keras_deepseek.artifacts.errors import KerasDeepSeekError
 
 if TYPE_CHECKING:
     import keras
 
     from keras_deepseek.artifacts.signature import Array
+
+
+Result = TypeVar("Result")
 
 
 class Replicas(Protocol):
@@ -50,11 +55,61 @@ class Processes(Protocol):
     def gather(self, array: "Array") -> "list[Array]":
         """Returns the arrays of all ranks, in their order."""
 
-    def agree(self, wish: bool) -> bool:
-        """Returns whether any rank had the wish when it called this function the last time.
+    def agree(self, wishes: Sequence[bool]) -> list[bool]:
+        """Returns which wishes any rank had when it called this function the last time.
 
-        The answer to one call is returned by the next, so that no step waits for it.
+        Between several processes the answer to one call is returned by the next, so that no step
+        waits for it.
         """
 
-    def agree_now(self, wish: bool) -> bool:
-        """Returns whether any rank has the wish, now or the last time."""
+    def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
+        """Returns which wishes any rank has, now or the last time."""
+
+
+class OneProcess:
+    """A process that trains alone."""
+
+    rank = 0
+    world_size = 1
+    replicas: Replicas | None = None
+
+    def broadcast(self, value: Any) -> Any:
+        """Returns the value."""
+        return value
+
+    def broadcast_variables(self, variables: "Sequence[keras.Variable]") -> None:
+        """Does nothing: they have the values of rank 0."""
+
+    def gather(self, array: "Array") -> "list[Array]":
+        """Returns the array, which is that of all ranks."""
+        return [array]
+
+    def agree(self, wishes: Sequence[bool]) -> list[bool]:
+        """Returns the wishes: nobody else has any."""
+        return list(wishes)
+
+    def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
+        """Returns the wishes: nobody else has any."""
+        return list(wishes)
+
+
+def ask_rank_0(processes: Processes, function: "Callable[[], Result]") -> "Result":
+    """Returns on each rank what a function returns on rank 0, where alone it is called.
+
+    Args:
+        processes: `Processes`.
+        function: Function without arguments, whose result can be pickled.
+
+    Raises:
+        KerasDeepSeekError: The function has raised it.
+    """
+    found: Any = None
+    if processes.rank == 0:
+        try:
+            found = function()
+        except KerasDeepSeekError as error:
+            found = error
+    found = processes.broadcast(found)
+    if isinstance(found, KerasDeepSeekError):
+        raise found
+    return cast("Result", found)

@@ -64,6 +64,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         self._step = self._saved_step = resumed.step if resumed else 0
         self._first = resumed.state["batch"] if resumed else 0
         self._epoch = 0
+        self._is_told_to_end = False  # Whether SIGTERM has come, to one of the processes.
         self._is_left = False  # Whether the loop around the steps was left before its end.
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -87,7 +88,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         self._writer.check()
         if self._trained.stop_training:
             return
-        if self._stop_signal.received:
+        if self._is_told_to_end:
             self._save_and_exit()
         elif self._is_due():
             self._save()
@@ -98,10 +99,17 @@ class CheckpointedCallbacks(StreamedCallbacks):
         self._epoch = epoch + 1
         score = self._score(logs or {})
         is_last = self._trained.stop_training or self._epoch >= self._epochs
-        if self._stop_signal.received and not self._is_left:
+        if self._is_told_to_end and not self._is_left:
             self._save_and_exit(score)
         if is_last or self._every is None or self._is_due() or self._is_among_best(score):
             self._save(score)
+
+    def _wishes(self) -> list[bool]:
+        return [*super()._wishes(), self._stop_signal.received]
+
+    def _agree(self, agreed: list[bool]) -> None:
+        super()._agree(agreed)
+        self._is_told_to_end = agreed[1]
 
     def leave(self) -> None:
         """Takes the last checkpoint of a training that is left between two steps.
@@ -135,7 +143,8 @@ class CheckpointedCallbacks(StreamedCallbacks):
         if score is None:
             return False
         self._writer.finish()  # What is being written has a score as well.
-        return self._writer.folder.is_among_best(score)
+        # Rank 0 alone knows the folder.
+        return self._processes.rank == 0 and self._writer.folder.is_among_best(score)
 
     def _score(self, logs: dict[str, Any]) -> float | None:
         if self._monitor is None:
@@ -156,6 +165,9 @@ class CheckpointedCallbacks(StreamedCallbacks):
 
     def _save(self, score: float | None = None) -> None:
         finish_callbacks(self)
+        self._saved_step = self._step
+        if self._processes.rank > 0:
+            return
         state = {
             "backend": keras.backend.backend(),
             "variables": read_variables(self.model),  # On JAX the property brings their values.
@@ -170,4 +182,3 @@ class CheckpointedCallbacks(StreamedCallbacks):
             "is_stopped": bool(self._trained.stop_training),
         }
         self._writer.submit(Checkpoint(self._step, state, score))
-        self._saved_step = self._step

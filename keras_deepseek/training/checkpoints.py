@@ -1,4 +1,7 @@
-"""What a trainer knows of its checkpoints: where they are, how often, and how to go on from one."""
+"""What a trainer knows of its checkpoints: where they are, how often, and how to go on from one.
+
+Of several processes, rank 0 alone reads and writes the folder.
+"""
 
 import functools
 import logging
@@ -15,12 +18,13 @@ from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import read_learning_rate
+from keras_deepseek.backend.processes import Processes, ask_rank_0
 from keras_deepseek.backend.random_state import read_random_state
 from keras_deepseek.training.checkpoint_writer import CheckpointWriter
 from keras_deepseek.training.checkpointed_callbacks import CheckpointedCallbacks
 from keras_deepseek.training.position_data import position_data
 from keras_deepseek.training.stop_signal import StopSignal
-from keras_deepseek.training.streamed_training import streamed_training
+from keras_deepseek.training.streamed_training import own_share, streamed_training
 from keras_deepseek.training.training_state import write_training
 
 _logger = logging.getLogger(__name__)
@@ -30,6 +34,9 @@ Best = tuple[str, Literal["min", "max"]] | tuple[str, Literal["min", "max"], int
 
 class Checkpoints:
     """The checkpoints of a trainer; the arguments are those of `Trainer`.
+
+    Args:
+        processes: `Processes` that train together.
 
     Raises:
         InvalidInputError: An argument does not fit.
@@ -41,6 +48,7 @@ class Checkpoints:
         checkpoint_every: int | None,
         keep_last: int,
         keep_best: Best | None,
+        processes: Processes,
     ) -> None:
         if not isinstance(checkpoint_dir, str | os.PathLike) or not os.fspath(checkpoint_dir):
             raise InvalidInputError(
@@ -49,6 +57,7 @@ class Checkpoints:
         if checkpoint_every is not None:
             checkpoint_every = check_integer("checkpoint_every", checkpoint_every)
         monitor, best_is, num_best = _read_best(keep_best)
+        self._processes = processes
         self._every = checkpoint_every
         self._monitor = monitor
         self._folder = CheckpointFolder(
@@ -64,7 +73,7 @@ class Checkpoints:
             CheckpointError: There are checkpoints, and all of them are torn.
             InvalidInputError: It was made on another backend.
         """
-        checkpoint = self._folder.latest()
+        checkpoint = ask_rank_0(self._processes, self._folder.latest)
         backend = keras.backend.backend()
         if checkpoint is not None and checkpoint.state["backend"] != backend:
             raise InvalidInputError(
@@ -109,7 +118,7 @@ class Checkpoints:
             InvalidInputError: The folder holds a training that this one would mix with, or model or
                 data are not those of the checkpoint.
         """
-        self._prepare_folder(resumed)
+        ask_rank_0(self._processes, functools.partial(self._prepare_folder, resumed))
         if self._given_rate is None:
             self._given_rate = _read_constant_rate(model)
         # Generators that are made when they are first asked for would be made at another step in a
@@ -118,8 +127,8 @@ class Checkpoints:
         if resumed is not None:
             seed = resumed.state["seed"]
         elif seed is None:
-            seed = backend.current().draw_seed()
-        options, data = position_data(arguments, seed)
+            seed = self._processes.broadcast(backend.current().draw_seed())
+        options, data = position_data(arguments, seed, own_share(self._processes))
         position = None
         if resumed is not None:
             position = resumed.state["data"]
@@ -139,7 +148,9 @@ class Checkpoints:
             seed=seed,
             given_rate=self._given_rate,
         )
-        streamed = streamed_training(model, options, data, position, make_callbacks)
+        streamed = streamed_training(
+            model, options, data, self._processes, position, make_callbacks
+        )
         with streamed as given, stop_signal:
             try:
                 yield given

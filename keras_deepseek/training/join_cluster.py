@@ -5,7 +5,7 @@ import os
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
-from keras_deepseek.backend.processes import Processes
+from keras_deepseek.backend.processes import OneProcess, Processes
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
 from keras_deepseek.training.cluster_resolver import resolve_cluster
@@ -55,8 +55,8 @@ def join_cluster(
     return cluster
 
 
-def start_processes(cluster: ClusterSpec) -> Processes | None:
-    """Returns the processes of a cluster once all of them are there; `None` for one alone.
+def start_processes(cluster: ClusterSpec) -> Processes:
+    """Returns the processes of a cluster once all of them are there.
 
     Args:
         cluster: `ClusterSpec`.
@@ -74,7 +74,7 @@ def start_processes(cluster: ClusterSpec) -> Processes | None:
         )
     if cluster.world_size == 1 or cluster.coordinator is None:
         _refuse_others(cluster)
-        return None
+        return OneProcess()
     return backend.current().join_processes(
         cluster.coordinator,
         cluster.world_size,
@@ -92,7 +92,8 @@ def share_random_state(processes: Processes) -> None:
     Args:
         processes: `Processes`.
     """
-    write_random_state(processes.broadcast(read_random_state()))
+    if processes.world_size > 1:
+        write_random_state(processes.broadcast(read_random_state()))
 
 
 def _refuse_others(cluster: ClusterSpec) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.backend.positioned_data import PositionedData
+from keras_deepseek.backend.processes import Processes
 
 
 class StreamedCallbacks(keras.callbacks.CallbackList):
@@ -22,6 +23,7 @@ class StreamedCallbacks(keras.callbacks.CallbackList):
         data: `PositionedData` that the model is trained on.
         epochs: integer. The last epoch, counted from 1.
         verbose: integer or string, as `model.fit` takes it.
+        processes: `Processes` that train together: where one stops, all do.
     """
 
     def __init__(
@@ -32,12 +34,14 @@ class StreamedCallbacks(keras.callbacks.CallbackList):
         data: PositionedData,
         epochs: int,
         verbose: int | str,
+        processes: Processes,
     ) -> None:
         super().__init__(list(callbacks), add_history=True, add_progbar=verbose != 0)
         self._trained = model  # Not `self.model`, which on JAX ends the step's own state.
         self._data = data
         self._epochs = epochs
         self._verbose = verbose
+        self._processes = processes
         self._first = 0  # The batches of this epoch that an earlier process made.
         self._done = 0  # Those made by now.
         self._logs: dict[str, Any] = {}  # Of the last of them.
@@ -64,6 +68,7 @@ class StreamedCallbacks(keras.callbacks.CallbackList):
         super().on_train_batch_end(done - 1, logs)
         self._done = done
         self._logs = logs or {}
+        self._agree(self._processes.agree(self._wishes()))
         if done == length and not self._trained.stop_training:
             self._ends_epoch = self._trained.stop_training = True
 
@@ -75,6 +80,7 @@ class StreamedCallbacks(keras.callbacks.CallbackList):
         """Lets the training go on after the epoch's end, where there are data to go on with."""
         self.go_on()
         super().on_epoch_end(epoch, logs)
+        self._agree(self._processes.agree_now(self._wishes()))
         self._first = self._done = 0
         stream = self._data.stream
         stream.end_epoch()
@@ -95,6 +101,14 @@ class StreamedCallbacks(keras.callbacks.CallbackList):
         """Takes back that the training is to stop, where that has only ended an epoch."""
         if self._ends_epoch:
             self._ends_epoch = self._trained.stop_training = False
+
+    def _wishes(self) -> list[bool]:
+        """Returns whether this process wishes to stop, first of all, and what else it wishes."""
+        return [bool(self._trained.stop_training)]
+
+    def _agree(self, agreed: list[bool]) -> None:
+        """Does what the processes have agreed on, each of them after the same step."""
+        self._trained.stop_training = agreed[0]
 
     def leave(self) -> None:
         """Is told that the loop around the steps was left before its end."""

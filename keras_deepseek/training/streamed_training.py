@@ -10,33 +10,46 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import NotSupportedError
 from keras_deepseek.backend.keras_internals import build_for_training
 from keras_deepseek.backend.positioned_data import PositionedData
+from keras_deepseek.backend.processes import Processes
 from keras_deepseek.training.position_data import position_data
 from keras_deepseek.training.streamed_callbacks import StreamedCallbacks
 
 
 def feed(
-    model: keras.Model, arguments: dict[str, Any], *, needs_stream: bool
+    model: keras.Model, arguments: dict[str, Any], processes: Processes, *, needs_stream: bool
 ) -> AbstractContextManager[dict[str, Any]]:
     """Returns a context that yields the arguments for `model.fit`, whose data come as is best.
 
     Args:
         model: `keras.Model`, compiled.
         arguments: dict. What a user gave to `fit`.
+        processes: `Processes` that train together: several need a stream.
         needs_stream: boolean. Whether the data must come by a stream. Else they do where that is
             faster than Keras's own way, and their position can be known.
 
     Raises:
         NotSupportedError: The data must come by a stream, and can't.
     """
+    needs_stream = needs_stream or processes.world_size > 1
     if not needs_stream and not backend.current().prefers_own_feed(arguments["x"]):
         return nullcontext(arguments)
     try:
-        options, data = position_data(arguments, backend.current().draw_seed())
+        seed = processes.broadcast(backend.current().draw_seed())
+        options, data = position_data(arguments, seed, own_share(processes))
     except NotSupportedError:
         if needs_stream:
             raise
         return nullcontext(arguments)
-    return streamed_training(model, options, data)
+    return streamed_training(model, options, data, processes)
+
+
+def own_share(processes: Processes) -> tuple[int, int]:
+    """Returns which rows of each batch a process takes: the first, and of how many it takes one.
+
+    Args:
+        processes: `Processes`. Where one program runs over the devices of all, each has all rows.
+    """
+    return (0, 1) if processes.replicas is None else (processes.rank, processes.world_size)
 
 
 @contextmanager
@@ -44,6 +57,7 @@ def streamed_training(
     model: keras.Model,
     options: dict[str, Any],
     data: PositionedData,
+    processes: Processes,
     position: dict[str, Any] | None = None,
     make_callbacks: Callable[..., StreamedCallbacks] = StreamedCallbacks,
 ) -> Iterator[dict[str, Any]]:
@@ -53,6 +67,7 @@ def streamed_training(
         model: `keras.Model`, compiled.
         options: dict. The arguments, as `position_data` returns them.
         data: `PositionedData` among them, fresh.
+        processes: `Processes` that train together.
         position: dict. Where the data go on from. Defaults to `None`, their beginning.
         make_callbacks: What makes the `StreamedCallbacks`, of their arguments.
 
@@ -64,8 +79,15 @@ def streamed_training(
     else:
         data.go_to(position)
     build_for_training(model, data.symbolic_batch())
-    told = {name: options[name] for name in ("epochs", "verbose")}
-    callbacks = make_callbacks(options["callbacks"], model=model, data=data, **told)
+    processes.broadcast_variables([*model.variables, *model.optimizer.variables])
+    callbacks = make_callbacks(
+        options["callbacks"],
+        model=model,
+        data=data,
+        epochs=options["epochs"],
+        verbose=options["verbose"],
+        processes=processes,
+    )
     try:
         yield {**options, "callbacks": callbacks}
     except Exception as error:

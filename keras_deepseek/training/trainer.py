@@ -33,7 +33,13 @@ from keras_deepseek.training.step_plan import StepPlan
 from keras_deepseek.training.streamed_training import feed
 from keras_deepseek.training.training_state import write_weights
 from keras_deepseek.training.trials import Trials
-from keras_deepseek.training.watching import Callbacks, check_callback, list_callbacks, watched
+from keras_deepseek.training.watching import (
+    Callbacks,
+    check_callback,
+    list_callbacks,
+    watched,
+    without_writers,
+)
 
 _OPTIONS_OF_STEPS = {"sample_weight", "class_weight", "shuffle", "steps_per_epoch"}
 
@@ -145,25 +151,26 @@ class Trainer(Trials):
         if not isinstance(fp16_enabled, bool):
             raise InvalidInputError(f"`fp16_enabled` is True or False; received {fp16_enabled!r}.")
         check_integer("keep_last", keep_last)
-        self._checkpoints = None
-        if checkpoint_dir is not None:
-            self._checkpoints = Checkpoints(checkpoint_dir, checkpoint_every, keep_last, keep_best)
-        elif checkpoint_every is not None or keep_best is not None:
-            raise InvalidInputError(
-                "`checkpoint_every` and `keep_best` are for checkpoints: name their folder, "
-                "Trainer(..., checkpoint_dir=...)."
-            )
         self._resumed: Checkpoint | None = None
         is_distribution = isinstance(distributed_strategy, Distribution)
         self.cluster = resolve_cluster(
             None if is_distribution else distributed_strategy, world_size, rank, coordinator
         )
         self._processes = start_processes(self.cluster)
+        self._checkpoints = None
+        if checkpoint_dir is not None:
+            self._checkpoints = Checkpoints(
+                checkpoint_dir, checkpoint_every, keep_last, keep_best, self._processes
+            )
+        elif checkpoint_every is not None or keep_best is not None:
+            raise InvalidInputError(
+                "`checkpoint_every` and `keep_best` are for checkpoints: name their folder, "
+                "Trainer(..., checkpoint_dir=...)."
+            )
         self._placement = Placement(device_map, distributed_strategy)
         self.policy = training_policy(precision, fp16_enabled, self._placement.kind)
         self._seed = set_seed(seed)
-        if self._processes is not None:
-            share_random_state(self._processes)
+        share_random_state(self._processes)
         is_own_step = type(self).train_step is not Trainer.train_step
         with self._placement.in_use():
             self.model = build_model(model)
@@ -178,8 +185,9 @@ class Trainer(Trials):
                 guard=guard,
                 remat=remat,
                 checkpoints=self._checkpoints,
-                replicas=None if self._processes is None else self._processes.replicas,
+                replicas=self._processes.replicas,
             )
+        self._processes.broadcast_variables(self.model.variables)
         self._placement.place(self.model)
         self._callbacks = list_callbacks(callbacks)
         if run_record is not None:
@@ -330,6 +338,8 @@ class Trainer(Trials):
         check_options(arguments, resume=goes_on)
         place = PlaceWatch(self._plan)
         chosen = [place, *self._plan.callbacks, *self._callbacks, *list_callbacks(callbacks)]
+        if self._processes.rank > 0:
+            chosen, verbose = without_writers(chosen), 0
         if resume and self._resumed is None:
             self.resume()
         refuse_two_schedules(self.model.optimizer, chosen)
@@ -429,7 +439,7 @@ class Trainer(Trials):
         self, arguments: dict[str, Any], *, needs_stream: bool
     ) -> contextlib.AbstractContextManager[dict[str, Any]]:
         if self._checkpoints is None:
-            return feed(self.model, arguments, needs_stream=needs_stream)
+            return feed(self.model, arguments, self._processes, needs_stream=needs_stream)
         resumed, self._resumed = self._resumed, None
         return self._checkpoints.training(self.model, arguments, resumed, self._seed)
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.artifacts.errors import NotSupportedError
 from keras_deepseek.training.batch_size_search import BatchSizeSearch, search_batch_size
+from keras_deepseek.training.cluster import ClusterSpec
 from keras_deepseek.training.learning_rate_search import LearningRateSearch, search_learning_rate
 from keras_deepseek.training.memory_report import MemoryReport, measure_memory
 from keras_deepseek.training.short_training import ShortTraining
@@ -19,10 +21,11 @@ from keras_deepseek.training.step_plan import StepPlan
 class Trials(abc.ABC):
     """The short trainings of a trainer.
 
-    Who inherits has the `model`, and the `_plan` of its steps.
+    Who inherits has the `model`, its `cluster`, and the `_plan` of its steps.
     """
 
     model: keras.Model
+    cluster: ClusterSpec
     _plan: StepPlan
 
     @abc.abstractmethod
@@ -30,6 +33,11 @@ class Trials(abc.ABC):
         """Returns a context in which the model trains as the trainer wants it to."""
 
     def _short_training(self) -> ShortTraining:
+        if self.cluster.world_size > 1:
+            raise NotSupportedError(
+                f"One of {self.cluster.world_size} processes can't try steps of its own. Do so in "
+                "a process that trains alone."
+            )
         return ShortTraining(self.model, self._in_training)
 
     def find_learning_rate(

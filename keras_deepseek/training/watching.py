@@ -17,6 +17,17 @@ Callbacks: TypeAlias = keras.callbacks.Callback | Iterable[keras.callbacks.Callb
 _TAKE_THE_FIRST = (keras.callbacks.EarlyStopping, keras.callbacks.ModelCheckpoint)
 """Callbacks to which the first number is the best so far, whatever it is."""
 
+_WRITERS = (
+    ProgressDisplay,
+    StepLogger,
+    keras.callbacks.BackupAndRestore,
+    keras.callbacks.CSVLogger,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.ProgbarLogger,
+    keras.callbacks.RemoteMonitor,
+    keras.callbacks.TensorBoard,
+)
+
 _STYLES: dict[str | int, Literal["auto", "lines"] | None] = {
     "auto": "auto",
     0: None,
@@ -55,6 +66,15 @@ def check_callback(callback: Any) -> keras.callbacks.Callback:
             f"{callback!r}."
         )
     return callback
+
+
+def without_writers(callbacks: list[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
+    """Returns callbacks without those that show or write what rank 0 does.
+
+    Args:
+        callbacks: list of Keras callbacks.
+    """
+    return [callback for callback in callbacks if not isinstance(callback, _WRITERS)]
 
 
 @contextmanager

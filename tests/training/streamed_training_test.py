@@ -9,6 +9,7 @@ import pytest
 from keras_deepseek.artifacts.errors import NotSupportedError
 from keras_deepseek.backend.keras_internals import DataAdapter
 from keras_deepseek.backend.positioned_data import PositionedData
+from keras_deepseek.backend.processes import OneProcess
 from keras_deepseek.training.streamed_training import feed
 
 X = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
@@ -24,7 +25,7 @@ def model():
 
 def fit(model, *, needs_stream=True, x=X, y=Y, callbacks=(), **options):
     arguments = {"x": x, "y": y, "callbacks": list(callbacks), "epochs": 1, "verbose": 0}
-    with feed(model, arguments | options, needs_stream=needs_stream) as given:
+    with feed(model, arguments | options, OneProcess(), needs_stream=needs_stream) as given:
         return model.fit(**given)
 
 
@@ -120,14 +121,14 @@ def test_a_stream_is_taken_where_it_is_needed_or_as_fast(model):
     is_torch = keras.backend.backend() == "torch"
     for needs_stream in (False, True):
         arguments = {"x": X, "y": Y, "callbacks": [], "epochs": 1, "verbose": 0}
-        with feed(model, arguments, needs_stream=needs_stream) as given:
+        with feed(model, arguments, OneProcess(), needs_stream=needs_stream) as given:
             assert isinstance(given["x"], PositionedData) == (needs_stream or is_torch)
         assert arguments["x"] is X
     arguments["x"] = Own()
-    with feed(model, arguments, needs_stream=False) as given:
+    with feed(model, arguments, OneProcess(), needs_stream=False) as given:
         assert given is arguments
     with pytest.raises(NotSupportedError, match="train by fit, without a checkpoint_dir"):
-        feed(model, arguments, needs_stream=True)
+        feed(model, arguments, OneProcess(), needs_stream=True)
 
 
 def test_each_training_is_shuffled_anew_by_the_seed_of_the_framework(model):

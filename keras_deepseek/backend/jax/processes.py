@@ -65,14 +65,15 @@ class JaxProcesses:
     def __init__(self) -> None:
         self.rank = jax.process_index()
         self.world_size = jax.process_count()
-        self._wishes: jax.Array | None = None
+        self._waiting: jax.Array | None = None
         # One device of each process, so that each says its wish once.
         firsts = [
             next(device for device in jax.devices() if device.process_index == rank)
             for rank in range(self.world_size)
         ]
         self._mesh = Mesh(np.array(firsts), ["rank"])
-        self._any = jax.jit(jax.numpy.max, out_shardings=NamedSharding(self._mesh, PartitionSpec()))
+        whole = NamedSharding(self._mesh, PartitionSpec())
+        self._any = jax.jit(lambda wishes: jax.numpy.max(wishes, axis=0), out_shardings=whole)
 
     def broadcast(self, value: Any) -> Any:
         """Returns the value of rank 0, which can be pickled."""
@@ -105,27 +106,29 @@ class JaxProcesses:
             received = multihost_utils.broadcast_one_to_all(sent, is_source)
         return pickle.loads(np.asarray(received).tobytes())
 
-    def agree(self, wish: bool) -> bool:
-        """Returns whether any rank had the wish when it called this function the last time."""
-        before = self._read_wishes()
+    def agree(self, wishes: Sequence[bool]) -> list[bool]:
+        """Returns which wishes any rank had when it called this function the last time."""
+        before = self._wait(len(wishes))
         sharding = NamedSharding(self._mesh, PartitionSpec("rank"))
-        own = np.array([wish], "int32")
+        own = np.array([wishes], "int32")
         with _naming_lost_peers("agree on whether to stop"):
-            wishes = jax.make_array_from_process_local_data(sharding, own, (self.world_size,))
-            self._wishes = self._any(wishes)
+            found = jax.make_array_from_process_local_data(
+                sharding, own, (self.world_size, len(wishes))
+            )
+            self._waiting = self._any(found)
         return before
 
-    def agree_now(self, wish: bool) -> bool:
-        """Returns whether any rank has the wish, now or the last time."""
-        before = self.agree(wish)
-        return self._read_wishes() or before
+    def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
+        """Returns which wishes any rank has, now or the last time."""
+        before = self.agree(wishes)
+        return [a or b for a, b in zip(before, self._wait(len(wishes)), strict=True)]
 
-    def _read_wishes(self) -> bool:
-        if self._wishes is None:
-            return False
-        wishes, self._wishes = self._wishes, None
+    def _wait(self, count: int) -> list[bool]:
+        if self._waiting is None:
+            return [False] * count
+        found, self._waiting = self._waiting, None
         with _naming_lost_peers("agree on whether to stop"):
-            return bool(np.asarray(wishes))
+            return [bool(each) for each in np.asarray(found)]
 
 
 @contextmanager

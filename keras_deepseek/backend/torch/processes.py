@@ -60,7 +60,7 @@ class TorchProcesses:
         self.world_size = dist.get_world_size()
         self.replicas: Replicas | None = self
         self._known: set[Any] = set()  # The shapes that all ranks are known to sum.
-        self._wishes: tuple[Any, torch.Tensor] | None = None
+        self._waiting: tuple[Any, torch.Tensor] | None = None
 
     def sum(self, scalars: Sequence[Any], gradients: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Returns the sums over all ranks: those of small tensors in float64."""
@@ -96,26 +96,26 @@ class TorchProcesses:
             dist.all_gather_object(found, array)
         return found
 
-    def agree(self, wish: bool) -> bool:
-        """Returns whether any rank had the wish when it called this function the last time."""
-        before = self._read_wishes()
-        flag = torch.tensor([wish], dtype=torch.uint8)
+    def agree(self, wishes: Sequence[bool]) -> list[bool]:
+        """Returns which wishes any rank had when it called this function the last time."""
+        before = self._wait(len(wishes))
+        found = torch.tensor(wishes, dtype=torch.uint8)
         with _naming_lost_peers("agree on whether to stop"):
-            self._wishes = dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True), flag
+            self._waiting = dist.all_reduce(found, dist.ReduceOp.MAX, async_op=True), found
         return before
 
-    def agree_now(self, wish: bool) -> bool:
-        """Returns whether any rank has the wish, now or the last time."""
-        before = self.agree(wish)
-        return self._read_wishes() or before
+    def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
+        """Returns which wishes any rank has, now or the last time."""
+        before = self.agree(wishes)
+        return [a or b for a, b in zip(before, self._wait(len(wishes)), strict=True)]
 
-    def _read_wishes(self) -> bool:
-        if self._wishes is None:
-            return False
-        (work, flag), self._wishes = self._wishes, None
+    def _wait(self, count: int) -> list[bool]:
+        if self._waiting is None:
+            return [False] * count
+        (work, found), self._waiting = self._waiting, None
         with _naming_lost_peers("agree on whether to stop"):
             work.wait()
-        return bool(flag)
+        return [bool(each) for each in found]
 
     def _check_shapes(self, shapes: Sequence[Any]) -> None:
         """Raises an error where ranks are about to sum different things, which would hang."""
