@@ -26,15 +26,17 @@ def read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
             "`train_step` must return the loss, or a dict with 'loss'; received one of "
             f"{', '.join(map(repr, result)) or 'nothing'}."
         )
-    logs = {name: value for name, value in result.items() if name not in ("loss", "weight")}
-    for name, value in logs.items():
-        shape = tuple(ops.convert_to_tensor(value).shape)
+    others = {name: value for name, value in result.items() if name != "loss"}
+    weight = others.get("weight")
+    for name, value in others.items():
+        shape = () if value is None else tuple(ops.convert_to_tensor(value).shape)
         if shape:
             raise InvalidInputError(
-                f"`train_step` must return scalars to log; {name!r} has the shape {shape}. Return "
-                "its mean, or several by names of their own."
+                f"`train_step` must return scalars; {name!r} has the shape {shape}. Return its "
+                "mean, or several by names of their own."
             )
-    return _check_loss(result["loss"]), result.get("weight"), logs
+    logs = {name: value for name, value in others.items() if name != "weight"}
+    return _check_loss(result["loss"]), weight, logs
 
 
 def _check_loss(loss: Any) -> Any:

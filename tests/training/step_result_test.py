@@ -21,7 +21,11 @@ def test_a_loss_alone_and_one_of_several_numbers_are_read():
         ({"los": 1.0}, "or a dict with 'loss'; received one of 'los'"),
         (ops.ones((2,)), r"one floating-point number as the loss.*float32 of shape \(2,\)"),
         ({"loss": ops.ones((), "int32")}, "it returned int32 of shape"),
-        ({"loss": 1.0, "each": ops.ones((3,))}, r"scalars to log; 'each' has the shape \(3,\)"),
+        (
+            {"loss": 1.0, "each": ops.ones((3,))},
+            r"must return scalars; 'each' has the shape \(3,\)",
+        ),
+        ({"loss": 1.0, "weight": ops.ones((2,))}, "must return scalars; 'weight' has"),
     ],
 )
 def test_what_is_none_is_refused(result, match):
