@@ -1,6 +1,6 @@
 """The data among the arguments of `fit`, in a form that knows how far a training has come."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
@@ -63,6 +63,9 @@ def check_options(options: Mapping[str, Any], *, resume: bool) -> None:
     epochs = check_integer("epochs", options["epochs"], least=0)
     for name in ("batch_size", "steps_per_epoch", "validation_steps", "validation_batch_size"):
         check_integer(name, options.get(name), default=1)
+    frequency = options.get("validation_freq", 1)
+    if not isinstance(frequency, Collection):  # Else it is of the epochs themselves.
+        check_integer("validation_freq", frequency)
     check_number("validation_split", options.get("validation_split", 0.0), least=0, below=1)
     first = check_integer("initial_epoch", options.get("initial_epoch", 0), least=0)
     if first and resume:

@@ -74,6 +74,7 @@ def test_data_that_come_in_batches_hold_some_and_know_their_size():
     [
         ({"steps_per_epoch": 0}, "`steps_per_epoch` must be a positive integer, received 0"),
         ({"validation_split": 1.5}, "`validation_split` must be .* least 0 and below 1, received"),
+        ({"validation_freq": 0}, "`validation_freq` must be a positive integer, received 0"),
         ({"initial_epoch": 3}, r"leaves none of epochs=3: .* the last one, counted from 1"),
         ({"initial_epoch": 1, "resume": True}, "goes on from a checkpoint, .* Leave it out"),
     ],
@@ -82,4 +83,5 @@ def test_numbers_that_do_not_fit_are_refused(options, match):
     options = {"epochs": 3, "resume": False, **options}
     with pytest.raises(InvalidInputError, match=match):
         check_options(options, resume=options.pop("resume"))
-    check_options({"epochs": 3, "initial_epoch": 2, "validation_split": 0.5}, resume=False)
+    fitting = {"initial_epoch": 2, "validation_split": 0.5, "validation_freq": [1, 3]}
+    check_options({"epochs": 3, **fitting}, resume=False)
