@@ -4,6 +4,7 @@ A training holds these two and knows no engine: `Processes` between steps, `Repl
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from keras_deepseek.artifacts.errors import KerasDeepSeekError
@@ -55,6 +56,9 @@ class Processes(Protocol):
     def gather(self, array: "Array") -> "list[Array]":
         """Returns the arrays of all ranks, in their order."""
 
+    def whole_outputs(self, model: "keras.Model") -> "AbstractContextManager[None]":
+        """Makes a model's `predict` return all rows on each rank, where one program has them."""
+
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
         """Returns which wishes any rank had when it called this function the last time.
 
@@ -83,6 +87,10 @@ class OneProcess:
     def gather(self, array: "Array") -> "list[Array]":
         """Returns the array, which is that of all ranks."""
         return [array]
+
+    def whole_outputs(self, model: "keras.Model") -> AbstractContextManager[None]:
+        """Does nothing: `predict` does so."""
+        return nullcontext()
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
         """Returns the wishes: nobody else has any."""

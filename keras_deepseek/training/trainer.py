@@ -26,6 +26,7 @@ from keras_deepseek.training.join_cluster import share_random_state, start_proce
 from keras_deepseek.training.placement import DistributedStrategy, Placement
 from keras_deepseek.training.position_data import check_data, check_options, no_data_error
 from keras_deepseek.training.precision import training_policy
+from keras_deepseek.training.predict_together import predict_together
 from keras_deepseek.training.rematerialization import Remat
 from keras_deepseek.training.step_guard import Action, StepGuard
 from keras_deepseek.training.step_loop import Step, make_steps
@@ -433,7 +434,7 @@ class Trainer(Trials):
             **options: Further arguments of `keras.Model.predict`.
         """
         with self._placement.in_use():
-            return self.model.predict(x, **options)
+            return predict_together(self.model, x, self._processes, **options)
 
     def _feed(
         self, arguments: dict[str, Any], *, needs_stream: bool

@@ -8,6 +8,7 @@ leaves weights, losses and metrics in a file of FOLDER for each rank.
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "micro-batches": {"optimizer": scaled, "micro_batches": 3},
     "guard": {"optimizer": scaled, "guard": "skip", "x": BAD},
     "sum": {"optimizer": plain, "reduction": "sum"},
+    "checkpoints": {"optimizer": plain, "checkpoint_dir": tempfile.mkdtemp},
     "half precision": {"optimizer": plain, "precision": "mixed_float16"},
 }
 
@@ -51,6 +53,8 @@ def build() -> keras.Model:
 def train(way: str) -> dict[str, Any]:
     """Returns the weights, losses and metrics of twenty steps."""
     given = dict(WAYS[way])
+    if "checkpoint_dir" in given:
+        given["checkpoint_dir"] = given["checkpoint_dir"]()  # Rank 0 alone uses its own.
     reduction = given.pop("reduction", "sum_over_batch_size")
     x = given.pop("x", X)
     trainer = Trainer(
@@ -64,12 +68,17 @@ def train(way: str) -> dict[str, Any]:
     if way in ("plain", "clip"):
         logs = [step.logs for step in trainer.steps(x, Y, batch_size=16, epochs=5)]
     else:
-        history = trainer.fit(x, Y, batch_size=16, epochs=5, verbose=0, validation_data=(X, Y))
+        history = trainer.fit(
+            x, Y, batch_size=16, epochs=5, shuffle=False, verbose=0, validation_data=(X, Y)
+        )
         logs = [history.history]
     weights = trainer.model.get_weights()
     found = {f"{way}/{index}": weight for index, weight in enumerate(weights)}
     for name in logs[0]:
         found[f"{way}/{name}"] = np.array([log[name] for log in logs])
+    found[f"{way}/outputs"] = trainer.predict(X, batch_size=16, verbose=0)
+    evaluation = trainer.evaluate(X, Y, verbose=0, return_dict=True)
+    found[f"{way}/evaluation"] = np.array([evaluation[name] for name in sorted(evaluation)])
     return found
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def prefers_own_feed(x: Any) -> bool:
-    """Returns whether `feed_batches` is faster for some data than how Keras itself feeds them."""
+    """Returns whether `feed_batches` is faster for data than how Keras itself feeds them."""
     return False  # It is the same.
 
 

@@ -106,6 +106,23 @@ class JaxProcesses:
             received = multihost_utils.broadcast_one_to_all(sent, is_source)
         return pickle.loads(np.asarray(received).tobytes())
 
+    @contextmanager
+    def whole_outputs(self, model: keras.Model) -> Iterator[None]:
+        """Makes a model's `predict` return all rows on each rank, until the block ends."""
+        whole = NamedSharding(Mesh(np.array(jax.devices()), ["device"]), PartitionSpec())
+
+        def predict_step(state: Any, data: Any) -> Any:
+            outputs, variables = type(model).predict_step(model, state, data)
+            return jax.lax.with_sharding_constraint(outputs, whole), variables
+
+        own = vars(model).get("predict_function")
+        model.predict_step, model.predict_function = predict_step, None
+        try:
+            yield
+        finally:
+            del model.predict_step
+            model.predict_function = own
+
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
         """Returns which wishes any rank had when it called this function the last time."""
         before = self._wait(len(wishes))

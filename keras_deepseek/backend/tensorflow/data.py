@@ -10,7 +10,7 @@ from keras_deepseek.backend.keras_internals import tensorflow_specs
 
 
 def prefers_own_feed(x: Any) -> bool:
-    """Returns whether `feed_batches` is faster for some data than how Keras itself feeds them."""
+    """Returns whether `feed_batches` is faster for data than how Keras itself feeds them."""
     return False  # Keras feeds arrays by tf.data, which runs ahead.
 
 

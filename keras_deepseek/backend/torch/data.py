@@ -15,7 +15,7 @@ _DTYPES = {
 
 
 def prefers_own_feed(x: Any) -> bool:
-    """Returns whether `feed_batches` is faster for some data than how Keras itself feeds them."""
+    """Returns whether `feed_batches` is faster for data than how Keras itself feeds them."""
     return not isinstance(x, torch.utils.data.DataLoader)  # Keras hands its batches on.
 
 
