@@ -24,6 +24,12 @@ class Replicas(Protocol):
     rank: Any
     """Which of them computes: an integer, or an integer tensor."""
 
+    def own_random_numbers(self) -> "AbstractContextManager[None]":
+        """Makes the framework's shared generator differ by replica until the block ends.
+
+        Afterwards it is the same on all again, however many numbers each has drawn.
+        """
+
     def sum(self, scalars: Sequence[Any], gradients: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Returns the sums over all replicas, each of which calls it with as many tensors.
 

@@ -213,7 +213,7 @@ class TrainingStep:
         num_rows = ops.cast(count_rows(batch), "float32")
         if self._is_sum:  # Each part takes its share of what layers add.
             self._num_rows = replicas.sum([num_rows], [])[0][0]
-        with states.own_seeds(replicas.rank):
+        with states.own_seeds(replicas.rank), replicas.own_random_numbers():
             sums = self._sum_batch(with_a_row(batch), variables)
         parts = [
             [num_rows],

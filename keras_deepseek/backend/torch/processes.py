@@ -18,6 +18,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.meeting import meet
 from keras_deepseek.backend.processes import Processes, Replicas
 
+_SEEDS = 2**62
 _BUCKET_BYTES = 4 * 2**20  # Gloo sums one while the next is copied together.
 
 
@@ -72,6 +73,18 @@ class TorchProcesses:
             work.wait()
             found = _split(exact.to(torch.float32), scalars)
             return found, [tensor for finish in sums for tensor in finish()]
+
+    @contextlib.contextmanager
+    def own_random_numbers(self) -> Iterator[None]:
+        """Makes PyTorch's shared generator differ by rank until the block ends.
+
+        Dropout draws from it, a number for each value, and the ranks may have unequal rows.
+        """
+        seed = int(torch.randint(_SEEDS, (), device="cpu"))  # The same on all ranks.
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed((seed + self.rank) % _SEEDS)
+            yield
 
     def broadcast(self, value: Any) -> Any:
         """Returns the value of rank 0, which can be pickled."""

@@ -1,0 +1,152 @@
+"""A training by several processes, of which one after the other is killed, stalled or told to end.
+
+The launcher starts them again, from the last checkpoint. It ends as one that was left alone, each
+rank with the same weights, and leaves nothing running.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+KILLS = 8
+STALLS = 4
+NUM_PROCESSES = 3
+SECONDS = 900
+"""After this long a training that hangs is ended, so that the run ends too."""
+
+TRAINING = """
+import hashlib, json, os, sys
+import keras
+import numpy as np
+from pathlib import Path
+from keras_deepseek.callbacks import LRScheduler
+from keras_deepseek.training import Trainer, join_cluster
+
+folder = Path(sys.argv[1])
+cluster = join_cluster()
+(folder / f"rank_{cluster.rank}.pid").write_text(str(os.getpid()))
+images = np.random.default_rng(0).random((200, 8, 8, 1), "float32")
+labels = (images.mean(axis=(1, 2, 3)) > 0.5).astype("int32")
+
+
+class Count(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        with (folder / f"rank_{cluster.rank}.steps").open("a") as file:
+            file.write("step\\n")
+
+
+def build():
+    return keras.Sequential([
+        keras.Input((8, 8, 1)),
+        keras.layers.Conv2D(4, 3, activation="relu"),
+        keras.layers.BatchNormalization(),
+        keras.layers.Flatten(),
+        keras.layers.Dropout(0.3),
+        keras.layers.Dense(16, activation="relu"),
+        keras.layers.Dense(2),
+    ])
+
+
+def schedule(step, total_steps, initial_lr, final_lr):
+    return final_lr * (1 - step / total_steps)
+
+
+trainer = Trainer(
+    build,
+    optimizer=keras.optimizers.AdamW(use_ema=True, ema_momentum=0.9),
+    distributed_strategy="allreduce",
+    micro_batches=2,
+    gradient_clip=("global_norm", 1.0),
+    guard="skip",
+    loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    metrics=["accuracy"],
+    checkpoint_dir=folder / "checkpoints",
+    checkpoint_every=3,
+    keep_best=("val_loss", "min", 2),
+    seed=2026,
+    callbacks=[LRScheduler(func=schedule, total_steps=400, final_lr=0.01), Count()],
+)
+history = trainer.fit(
+    images, labels, batch_size=16, epochs=40, validation_split=0.2, verbose=0, resume=True
+).history
+digest = hashlib.sha256(json.dumps(history).encode())
+for variable in trainer.model.variables + trainer.model.optimizer.variables:
+    digest.update(keras.ops.convert_to_numpy(variable.value).tobytes())
+(folder / f"rank_{cluster.rank}.digest").write_text(digest.hexdigest())
+"""
+
+
+def read_digests(folder: Path) -> set[str]:
+    return {(folder / f"rank_{rank}.digest").read_text() for rank in range(NUM_PROCESSES)}
+
+
+def launch(launcher: Path, folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    script = folder / "train.py"
+    script.write_text(TRAINING)
+    log = (folder / "log").open("a")
+    counts = ["--nproc", str(NUM_PROCESSES), "--max-restarts", str(KILLS)]
+    return subprocess.Popen(
+        [str(launcher), "launch", *counts, "--grace-period", "5", str(script), str(folder)],
+        env={**environment, "KERAS_DEEPSEEK_PEER_TIMEOUT": "60"},
+        stdout=log,
+        stderr=log,
+        text=True,
+    )
+
+
+def count_steps(folder: Path) -> int:
+    steps = folder / "rank_0.steps"
+    return len(steps.read_text().splitlines()) if steps.exists() else 0
+
+
+def harass(folder: Path, process: subprocess.Popen[str], chance: random.Random) -> int:
+    """Kills and stalls ranks while they train; returns how many were killed."""
+    kills = 0
+    actions = [signal.SIGKILL] * KILLS + [signal.SIGSTOP] * STALLS
+    chance.shuffle(actions)
+    for action in actions:
+        target = count_steps(folder) + chance.randint(2, 12)
+        while count_steps(folder) < target and process.poll() is None:
+            time.sleep(0.01)
+        if process.poll() is not None:
+            break
+        pid = int((folder / f"rank_{chance.randrange(NUM_PROCESSES)}.pid").read_text())
+        os.kill(pid, action)
+        if action == signal.SIGSTOP:
+            time.sleep(chance.random())
+            os.kill(pid, signal.SIGCONT)
+        kills += action == signal.SIGKILL
+    return kills
+
+
+def harass_and_compare(launcher: Path, environment: dict[str, str], folder: Path) -> None:
+    """Asserts that a training whose ranks are killed ends as one that is left alone."""
+    alone, harassed = folder / "left_alone", folder / "harassed"
+    process = launch(launcher, alone, environment)
+    assert process.wait(SECONDS) == 0, (alone / "log").read_text()
+    process = launch(launcher, harassed, environment)
+    kills = harass(harassed, process, random.Random(7))
+    code = process.wait(SECONDS)
+    assert code == 0, (harassed / "log").read_text()
+    assert kills == KILLS
+    assert read_digests(harassed) == read_digests(alone)
+    assert len(read_digests(alone)) == 1
+    assert count_steps(harassed) > count_steps(alone)  # Some steps were made again.
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    assert str(folder) not in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("backend", "extras"),
+    [("tensorflow", "onnx,serving,tensorflow"), ("jax", "jax"), ("torch", "torch")],
+)
+def test_ranks_that_are_killed_again_and_again(install, tmp_path, backend, extras):
+    installed = install(extras)
+    environment = {**installed.environment, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    harass_and_compare(installed.programs / "keras-deepseek", environment, tmp_path)
