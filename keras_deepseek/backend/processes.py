@@ -24,6 +24,9 @@ class Replicas(Protocol):
     rank: Any
     """Which of them computes: an integer, or an integer tensor."""
 
+    is_compilable: bool
+    """Whether the framework can compile a step as a whole that they are part of."""
+
     def own_random_numbers(self) -> "AbstractContextManager[None]":
         """Makes the framework's shared generator differ by replica until the block ends.
 

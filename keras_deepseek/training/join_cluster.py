@@ -26,8 +26,8 @@ def join_cluster(
 ) -> ClusterSpec:
     """Joins the processes that train together, as a `Trainer` does when it is made.
 
-    JAX must know of the others before it computes anything, as it does for an optimizer: there a
-    script begins with it. On the other backends it may.
+    JAX and TensorFlow must know of the others before they compute anything, as they do for an
+    optimizer: there a script begins with it. On PyTorch it may.
 
     Args:
         distributed_strategy: `"allreduce"`, as for `Trainer`. Defaults to `"allreduce"`.
@@ -39,8 +39,8 @@ def join_cluster(
         The `ClusterSpec`, by which a script knows its rank.
 
     Raises:
-        InvalidInputError: An argument contradicts another or the environment, or JAX has computed
-            already.
+        InvalidInputError: An argument contradicts another or the environment, or JAX or
+            TensorFlow has computed already.
         NotSupportedError: This release has no such strategy on this backend.
         PeerLostError: A process has not come in time.
 

@@ -19,6 +19,8 @@ class StepInPlace:
         train_step: The step, as Keras takes it.
         prepare: Function that is called before the first step of a built model, and whose errors
             have nothing to do with a batch. Defaults to one that does nothing.
+        is_compilable: boolean. Whether XLA can compile the step, where the model asks for that.
+            Defaults to `True`.
     """
 
     def __init__(
@@ -26,10 +28,13 @@ class StepInPlace:
         model: keras.Model,
         train_step: Callable[..., Any],
         prepare: Callable[[], Any] = lambda: None,
+        *,
+        is_compilable: bool = True,
     ) -> None:
         self._model = model
         self._train_step = train_step
         self._prepare = prepare
+        self._is_compilable = is_compilable
         self._compiled_for: Any = None
         self._function: Any = None
         self._error: Exception | None = None
@@ -84,7 +89,12 @@ class StepInPlace:
         if model.built:  # Else the first step makes its layers.
             self._prepare()
         if model.train_function is None or force:
-            type(model).make_train_function(model, force=force)
+            jit_compile = model.jit_compile
+            model.jit_compile = jit_compile and self._is_compilable
+            try:
+                type(model).make_train_function(model, force=force)
+            finally:
+                model.jit_compile = jit_compile
             model.train_function = self._count(
                 backend.current().keep_state(model, model.train_function)
             )

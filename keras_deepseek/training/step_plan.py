@@ -91,7 +91,7 @@ class StepPlan:
             remat=remat,
             replicas=replicas,
         )
-        self._step = self._make_step()
+        self._step = self._make_step(replicas)
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -163,14 +163,19 @@ class StepPlan:
         """Returns the loss that the model was compiled with: see `TrainingStep.compute_loss`."""
         return self._training_step.compute_loss(x, y, sample_weight)
 
-    def _make_step(self) -> StepInPlace:
+    def _make_step(self, replicas: Replicas | None) -> StepInPlace:
         """Returns what takes the place of the model's training step."""
         model, train_step = self._model, self._model.train_step
         prepare: Callable[[], Any] = list
         if not own_train_step(model):
             train_step = backend.current().make_train_step(model, self._training_step)
             prepare = self._training_step.find_blocks
-        return StepInPlace(model, self._in_precision(train_step), self._in_precision(prepare))
+        return StepInPlace(
+            model,
+            self._in_precision(train_step),
+            self._in_precision(prepare),
+            is_compilable=replicas is None or replicas.is_compilable,
+        )
 
     def _in_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:
         return step if self._policy is None else step_in_precision(self._model, self._policy, step)

@@ -13,10 +13,6 @@ ORACLE = Path(__file__).parents[1] / "oracles" / "all_reduce.py"
 TIMEOUT = 300
 WORLD_SIZE = 2
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() == "tensorflow", reason="TensorFlow follows."
-)
-
 
 def run(command, **environment):
     done = subprocess.run(
@@ -50,6 +46,35 @@ def test_several_processes_find_what_one_does(trained):
 
 
 def test_all_ranks_have_the_same_weights_to_the_last_bit(trained):
-    _, first, second = trained
-    for name in first.files:
+    alone, first, second = trained
+    for name in alone.files:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_ranks_hear_of_each_other(trained):
+    for rank in trained[1:]:
+        assert rank["heard"] == "from rank 0"
+        assert not np.any(rank["variables"])
+        np.testing.assert_array_equal(rank["gathered"], [[0, 0], [1, 1], [1, 1]])
+        assert rank["gathered"].dtype == "float16"
+        expected = [[0, 0], [0, 1], [0, 0], [1, 0], [0, 0]]
+        np.testing.assert_array_equal(rank["wishes"], expected)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX ends a process left alone.")
+@pytest.mark.parametrize("when", ["in step", "between"])
+def test_who_is_left_alone_is_told(trained, when):
+    (message,) = trained[1][f"lost {when}"]
+    assert "another one has ended, or does not answer" in message
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Only TensorFlow is asked.")
+def test_a_rank_listens_where_tf_config_says(monkeypatch):
+    from keras_deepseek.backend.tensorflow import processes
+
+    assert 0 < processes._own_port() < 65536
+    cluster = '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 1}}'
+    monkeypatch.setenv("TF_CONFIG", cluster)
+    assert processes._own_port() == 2
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    assert processes._own_port() > 2

@@ -3,7 +3,8 @@
     python tests/oracles/all_reduce.py FOLDER
 
 trains in each way, alone or as one of the processes that `keras-deepseek launch` has started, and
-leaves weights, losses and metrics in a file of FOLDER for each rank.
+leaves weights, losses and metrics in a file of FOLDER for each rank. At the end each rank says what
+it has heard of the others, and rank 0 goes on when they have ended.
 """
 
 import os
@@ -15,7 +16,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_deepseek.artifacts.errors import PeerLostError
+from keras_deepseek.backend.processes import Processes
 from keras_deepseek.training import Trainer, join_cluster
+from keras_deepseek.training.join_cluster import start_processes
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(49, 6)).astype("float32")  # Of four batches of 16 the last has one row.
@@ -50,14 +54,13 @@ def build() -> keras.Model:
     return keras.Sequential([keras.Input((6,)), *layers])
 
 
-def train(way: str) -> dict[str, Any]:
-    """Returns the weights, losses and metrics of twenty steps."""
+def make(way: str) -> Trainer:
     given = dict(WAYS[way])
     if "checkpoint_dir" in given:
         given["checkpoint_dir"] = given["checkpoint_dir"]()  # Rank 0 alone uses its own.
     reduction = given.pop("reduction", "sum_over_batch_size")
-    x = given.pop("x", X)
-    trainer = Trainer(
+    given.pop("x", None)
+    return Trainer(
         build,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),
         metrics=["accuracy"],
@@ -65,6 +68,12 @@ def train(way: str) -> dict[str, Any]:
         distributed_strategy="allreduce" if "WORLD_SIZE" in os.environ else None,
         **{**given, "optimizer": given["optimizer"]()},
     )
+
+
+def train(way: str) -> dict[str, Any]:
+    """Returns the weights, losses and metrics of twenty steps."""
+    trainer = make(way)
+    x = WAYS[way].get("x", X)
     if way in ("plain", "clip"):
         logs = [step.logs for step in trainer.steps(x, Y, batch_size=16, epochs=5)]
     else:
@@ -82,10 +91,53 @@ def train(way: str) -> dict[str, Any]:
     return found
 
 
+def talk(processes: Processes) -> dict[str, Any]:
+    """Returns what each rank hears of the others; it is the same on all."""
+    rank = processes.rank
+    variables = [
+        keras.Variable(np.full(3, rank, dtype), trainable=False)
+        for dtype in ("float32", "int32", "bool")
+    ]
+    processes.broadcast_variables(variables)
+    return {
+        "heard": np.array([processes.broadcast(f"from rank {rank}")]),
+        "variables": np.concatenate([keras.ops.convert_to_numpy(each) for each in variables]),
+        "gathered": np.concatenate(processes.gather(np.full((rank + 1, 2), rank, "float16"))),
+        "wishes": np.array(
+            [
+                processes.agree([False, rank == 1]),  # Nobody was asked before.
+                processes.agree([False, False]),
+                processes.agree([False, False]),
+                processes.agree_now([rank == 1, False]),
+                processes.agree_now([False, False]),
+            ]
+        ),
+    }
+
+
+def be_left_alone(processes: Processes) -> dict[str, Any]:
+    """Returns what rank 0 is told in a step, and after it, when the others have ended."""
+    steps = make("plain").steps(X, Y, batch_size=16)
+    next(steps)
+    if processes.rank:
+        return {}
+    found = {}
+    for name, go_on in {"in step": lambda: next(steps), "between": lambda: talk(processes)}.items():
+        try:
+            go_on()
+        except PeerLostError as error:
+            found[f"lost {name}"] = np.array([str(error)])
+    return found
+
+
 def main() -> None:
-    if "WORLD_SIZE" in os.environ:
-        join_cluster()
+    cluster = join_cluster() if "WORLD_SIZE" in os.environ else None
     found = {name: value for way in WAYS for name, value in train(way).items()}
+    if cluster is not None:
+        processes = start_processes(cluster)
+        found |= talk(processes)
+        if keras.backend.backend() != "jax":  # It ends a process that is left alone.
+            found |= be_left_alone(processes)
     np.savez(Path(sys.argv[1]) / f"{os.environ.get('RANK', 'alone')}.npz", **found)
 
 

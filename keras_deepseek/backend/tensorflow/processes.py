@@ -1,19 +1,271 @@
-"""Processes that train together, which TensorFlow's can't do yet."""
+"""Processes that train together by TensorFlow's collective operations: over gRPC, and NCCL on GPUs.
 
-from keras_deepseek.artifacts.errors import NotSupportedError
-from keras_deepseek.backend.processes import Processes
+The model stays a plain one in each process, outside of any `tf.distribute` scope, and what a step
+sums is summed inside of its compiled function.
+"""
+
+import contextlib
+import io
+import itertools
+import os
+import pickle
+import socket
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.eager.context import context
+
+from keras_deepseek.artifacts.errors import InvalidInputError, PeerLostError
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.meeting import meet
+from keras_deepseek.backend.processes import Processes, Replicas
+
+_BUCKET_BYTES = 4 * 2**20  # One is summed while the next is copied together.
+_IN_STEPS, _BETWEEN, _WISHES = 20_001, 20_002, 20_003
+"""Groups of collective operations. Keys count in each, so that none depends on another's calls."""
+
+_joined: "list[TensorFlowProcesses]" = []  # TensorFlow joins once, for as long as it runs.
 
 
 def count_processes() -> int:
     """Returns how many processes the framework's engine runs in already."""
-    return 1
+    return _joined[0].world_size if _joined else 1
 
 
 def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
     """Returns the processes that train together, once all of them are there."""
-    raise NotSupportedError(
-        f"{world_size} processes can't train together on TensorFlow yet. Set "
-        "KERAS_BACKEND=torch, or train in one process."
-    )
+    if not _joined:
+        _check_has_not_begun()
+        addresses = meet(coordinator, world_size, rank, join_timeout, _own_port())
+        # Making it joins them, and there is no other public way; it is not used further.
+        tf.distribute.MultiWorkerMirroredStrategy(
+            tf.distribute.cluster_resolver.SimpleClusterResolver(
+                tf.train.ClusterSpec({"worker": addresses}),
+                task_type="worker",
+                task_id=rank,
+                rpc_layer="grpc",
+            )
+        )
+        _joined.append(TensorFlowProcesses(rank, world_size, timeout))
+    found = _joined[0]
+    if (found.world_size, found.rank) != (world_size, rank):
+        raise InvalidInputError(
+            f"TensorFlow runs as rank {found.rank} of {found.world_size}; received rank={rank}, "
+            f"world_size={world_size}."
+        )
+    return found
+
+
+class TensorFlowProcesses:
+    """The cluster that TensorFlow has joined, which sums and broadcasts.
+
+    Args:
+        rank: integer. Which of its processes this one is.
+        world_size: integer. How many there are.
+        timeout: Seconds to wait for one that does not answer.
+    """
+
+    def __init__(self, rank: int, world_size: int, timeout: float) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.replicas: Replicas | None = self
+        self.is_compilable = False
+        self._timeout = timeout
+        self._known: dict[Any, int] = {}  # The shapes that all ranks are known to sum.
+        self._number = itertools.count()
+        self._thread = ThreadPoolExecutor(1, "agree")
+        self._waiting: tuple[int, Future[list[bool]] | None] = 0, None
+
+    def sum(self, scalars: Sequence[Any], gradients: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """Returns the sums over all ranks: those of small tensors in float64."""
+        key = self._check_shapes([tuple(tensor.shape) for tensor in (*scalars, *gradients)])
+        exact = [tf.cast(tensor, tf.float64) for tensor in scalars]
+        buckets = [exact, *_buckets(gradients)]
+        sums: list[Any] = []
+        for index, bucket in enumerate(buckets):
+            # NCCL needs one order on all ranks; on CPUs several are under way at once.
+            waits_for = sums[-1:] if tf.config.list_logical_devices("GPU") else []
+            with tf.control_dependencies(waits_for):
+                flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in bucket], 0)
+                sums += _split(self._reduce(flat, _IN_STEPS, key + index), bucket)
+        found = [tf.cast(tensor, tf.float32) for tensor in sums[: len(exact)]]
+        return found, sums[len(exact) :]
+
+    def own_random_numbers(self) -> contextlib.AbstractContextManager[None]:
+        """Does nothing: layers of Keras draw by seeds of their own here."""
+        return contextlib.nullcontext()
+
+    def broadcast(self, value: Any) -> Any:
+        """Returns the value of rank 0, which can be pickled."""
+        with LostPeers("send what rank 0 knows"):
+            return pickle.loads(self._broadcast_bytes(b"" if self.rank else pickle.dumps(value)))
+
+    def broadcast_variables(self, variables: Sequence[keras.Variable]) -> None:
+        """Gives variables the values that they have on rank 0."""
+        with LostPeers("send the variables of rank 0"):
+            self._check_shapes([tuple(variable.shape) for variable in variables])
+            for variable in variables:
+                value = keras.ops.convert_to_numpy(variable)
+                sent = self._broadcast_bytes(b"" if self.rank else value.tobytes(), value.nbytes)
+                variable.assign(np.frombuffer(sent, value.dtype).reshape(value.shape))
+
+    def gather(self, array: Array) -> list[Array]:
+        """Returns the arrays of all ranks, in their order."""
+        written = io.BytesIO()
+        np.save(written, array, allow_pickle=False)
+        with LostPeers("gather the outputs"):
+            return [
+                np.load(io.BytesIO(each), allow_pickle=False)
+                for each in self._gather_bytes(written.getvalue())
+            ]
+
+    def whole_outputs(self, model: keras.Model) -> contextlib.AbstractContextManager[None]:
+        """Does nothing: each rank predicts rows of its own."""
+        return contextlib.nullcontext()
+
+    def agree(self, wishes: Sequence[bool]) -> list[bool]:
+        """Returns which wishes any rank had when it called this function the last time."""
+        before = self._wait(len(wishes))
+        key = self._waiting[0] + 1
+        self._waiting = key, self._thread.submit(self._ask, list(wishes), key)
+        return before
+
+    def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
+        """Returns which wishes any rank has, now or the last time."""
+        before = self.agree(wishes)
+        return [a or b for a, b in zip(before, self._wait(len(wishes)), strict=True)]
+
+    def _ask(self, wishes: list[bool], key: int) -> list[bool]:
+        with tf.device("CPU:0"):
+            counts = self._reduce(tf.constant(wishes, tf.int32), _WISHES, key)
+        return [bool(count > 0) for count in counts]
+
+    def _wait(self, count: int) -> list[bool]:
+        key, asked = self._waiting
+        self._waiting = key, None
+        if asked is None:
+            return [False] * count
+        with LostPeers("agree on whether to stop"):
+            return asked.result()
+
+    def _reduce(self, tensor: Any, group: int, key: int) -> Any:
+        """Returns the sum of one tensor over all ranks, which know it by its key in its group."""
+        return tf.raw_ops.CollectiveReduceV2(
+            input=tensor,
+            group_size=self.world_size,
+            group_key=group,
+            instance_key=key,
+            ordering_token=[],
+            merge_op="Add",
+            final_op="Id",
+            timeout_seconds=self._timeout,
+        )
+
+    def _sum_now(self, numbers: Array) -> Array:
+        with tf.init_scope(), tf.device("CPU:0"):  # Also while a step is traced.
+            summed = self._reduce(tf.constant(numbers), _BETWEEN, next(self._number))
+            return np.asarray(summed.numpy())
+
+    def _broadcast_bytes(self, data: bytes, size: int | None = None) -> bytes:
+        """Returns the bytes of rank 0."""
+        if size is None:
+            size = int(self._sum_now(np.array([len(data)], "int64"))[0])
+        words = np.zeros(-(-size // 4), "int32")
+        words.view("uint8")[: len(data)] = np.frombuffer(data, "uint8")
+        return self._sum_now(words).tobytes()[:size]
+
+    def _gather_bytes(self, data: bytes) -> list[bytes]:
+        sizes = np.zeros(self.world_size, "int64")
+        sizes[self.rank] = len(data)
+        sizes = self._sum_now(sizes)
+        words = np.zeros((self.world_size, -(-int(sizes.max()) // 4)), "int32")
+        words[self.rank].view("uint8")[: len(data)] = np.frombuffer(data, "uint8")
+        rows = self._sum_now(words)
+        return [row.tobytes()[:size] for row, size in zip(rows, sizes, strict=True)]
+
+    def _check_shapes(self, shapes: Sequence[tuple[int, ...]]) -> int:
+        """Returns the first of as many keys as shapes, which all ranks have for these.
+
+        Raises an error where ranks are about to sum different things, which would hang.
+        """
+        if (known := self._known.get(tuple(shapes))) is not None:
+            return known
+        everywhere = [pickle.loads(each) for each in self._gather_bytes(pickle.dumps(shapes))]
+        others = [rank for rank, other in enumerate(everywhere) if other != shapes]
+        if others:
+            raise InvalidInputError(
+                f"The models of the processes differ: rank {self.rank} has {len(shapes)} tensors, "
+                f"rank {others[0]} has {len(everywhere[others[0]])}, or others of other shapes. "
+                "Build the same model on each."
+            )
+        first = sum(map(len, self._known))
+        self._known[tuple(shapes)] = first
+        return first
+
+
+class LostPeers(contextlib.AbstractContextManager["LostPeers"]):
+    """Says in our words that a process is gone, where a collective operation finds it.
+
+    Args:
+        purpose: string. What can't be done then.
+    """
+
+    def __init__(self, purpose: str) -> None:
+        self._purpose = purpose
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Raises `PeerLostError` in the place of what TensorFlow has raised."""
+        if not _joined or not isinstance(error, tf.errors.OpError):
+            return
+        if "ollective" in str(error):
+            raise PeerLostError(
+                f"This process could not {self._purpose}: another one has ended, or does not "
+                "answer. The error in the logs of all says why. TensorFlow: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+
+
+def _check_has_not_begun() -> None:
+    if context()._initialized:  # TensorFlow itself says so after all have met, on this rank alone.
+        raise InvalidInputError(
+            "TensorFlow must know of the other processes before it computes anything, and it has: "
+            "making an optimizer, a model or a tf.data.Dataset is enough. Begin the script with "
+            "keras_deepseek.training.join_cluster()."
+        )
+
+
+def _own_port() -> int:
+    """Returns the port that TensorFlow is to listen at: that of `TF_CONFIG`, or a free one."""
+    if "TF_CONFIG" in os.environ:
+        said = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        if said.cluster_spec():
+            address = said.cluster_spec().task_address(said.task_type, said.task_id)
+            return int(address.rpartition(":")[2])
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return int(listener.getsockname()[1])
+
+
+def _buckets(tensors: Sequence[Any]) -> Iterator[list[Any]]:
+    """Yields the tensors in groups of one dtype, each of so many bytes."""
+    bucket: list[Any] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and not (tensor.dtype == bucket[0].dtype and size < _BUCKET_BYTES):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.dtype.size * tensor.shape.num_elements()
+    if bucket:
+        yield bucket
+
+
+def _split(flat: Any, like: Sequence[Any]) -> list[Any]:
+    parts = tf.split(flat, [tensor.shape.num_elements() for tensor in like])
+    return [tf.reshape(part, tensor.shape) for part, tensor in zip(parts, like, strict=True)]

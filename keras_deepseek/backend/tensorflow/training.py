@@ -6,6 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_deepseek.backend.tensorflow.processes import LostPeers
+
 
 def make_train_step(
     model: keras.Model, step: Callable[[Any], dict[str, Any]]
@@ -31,7 +33,12 @@ def separate_variables(model: keras.Model) -> None:
 
 def keep_state(model: keras.Model, train_function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a compiled training function after whose errors a model still has its variables."""
-    return train_function
+
+    def run(*arguments: Any) -> Any:
+        with LostPeers("make a step"):
+            return train_function(*arguments)
+
+    return run
 
 
 def run_before_step(

@@ -60,6 +60,7 @@ class TorchProcesses:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.replicas: Replicas | None = self
+        self.is_compilable = True
         self._known: set[Any] = set()  # The shapes that all ranks are known to sum.
         self._waiting: tuple[Any, torch.Tensor] | None = None
 
