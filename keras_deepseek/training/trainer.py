@@ -81,10 +81,10 @@ class Trainer(Trials):
         device_map: dict. The index of the device to use by kind, as in `{"gpu": 0, "tpu": 1}`: the
             first kind that this machine has is used, and the CPU where it has none. Defaults to
             `None`, the device that Keras chooses.
-        distributed_strategy: `"allreduce"`: on JAX over all devices of this process. Or, on JAX, a
+        distributed_strategy: `"allreduce"`: over all processes that `world_size` or the environment
+            speaks of, each with the same data, and on JAX over all devices. Or, on JAX, a
             `keras.distribution` object, such as a `ModelParallel` with layouts of your own.
-            `"parameter_server"`, and more than one process, are refused by this release. Defaults
-            to `None`.
+            `"parameter_server"` is refused by this release. Defaults to `None`.
         world_size: integer. The number of processes that train. Defaults to `None`: with a
             `distributed_strategy` the environment says it, as what started the processes has set
             it up, and one where it says nothing.
@@ -106,7 +106,8 @@ class Trainer(Trials):
 
     Raises:
         InvalidInputError: An argument is unknown or contradicts another, or the environment.
-        NotSupportedError: More than one process is asked for.
+        NotSupportedError: This release has no such strategy on this backend.
+        PeerLostError: A process that is to train with this one has not come.
 
     Example:
 
