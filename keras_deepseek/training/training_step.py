@@ -224,7 +224,9 @@ class TrainingStep:
         scalars, gradients = replicas.sum(
             [tensor for part in parts for tensor in part],
             [
-                ops.zeros(variable.shape) if gradient is None else _where_rows(num_rows, gradient)
+                ops.zeros(variable.shape)
+                if gradient is None  # Of a sparse one TensorFlow forgets the shape.
+                else ops.reshape(_where_rows(num_rows, gradient), variable.shape)
                 for gradient, variable in zip(sums.gradients, variables, strict=True)
             ],
         )

@@ -26,6 +26,8 @@ X = RNG.normal(size=(49, 6)).astype("float32")  # Of four batches of 16 the last
 Y = RNG.integers(0, 3, 49)
 BAD = X.copy()
 BAD[20] = np.inf  # In one row, so on one rank.
+LENGTHS = RNG.integers(1, 8, 49)[:, None]
+TOKENS = np.where(np.arange(7) < LENGTHS, RNG.integers(1, 9, (49, 7)), 0)
 
 
 def scaled() -> keras.optimizers.Optimizer:
@@ -43,6 +45,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "micro-batches": {"optimizer": scaled, "micro_batches": 3},
     "guard": {"optimizer": scaled, "guard": "skip", "x": BAD},
     "sum": {"optimizer": plain, "reduction": "sum"},
+    "masked tokens": {"optimizer": plain, "micro_batches": 2, "x": TOKENS, "y": TOKENS % 3},
     "checkpoints": {"optimizer": plain, "checkpoint_dir": tempfile.mkdtemp},
     "half precision": {"optimizer": plain, "precision": "mixed_float16"},
 }
@@ -50,8 +53,18 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def build() -> keras.Model:
     keras.utils.set_random_seed(1)
-    layers = [keras.layers.Dense(16, activation="relu"), keras.layers.Dense(3)]
-    return keras.Sequential([keras.Input((6,)), *layers])
+    hidden = keras.layers.Dense(16, activation="relu", kernel_regularizer="l2")
+    return keras.Sequential([keras.Input((6,)), hidden, keras.layers.Dense(3)])
+
+
+def build_for_tokens() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    layers = [
+        keras.layers.Embedding(9, 8, mask_zero=True),  # Whose gradient is sparse on TensorFlow.
+        keras.layers.GRU(8, return_sequences=True),
+        keras.layers.Dense(3),
+    ]
+    return keras.Sequential([keras.Input((7,), dtype="int32"), *layers])
 
 
 def make(way: str) -> Trainer:
@@ -61,7 +74,7 @@ def make(way: str) -> Trainer:
     reduction = given.pop("reduction", "sum_over_batch_size")
     given.pop("x", None)
     return Trainer(
-        build,
+        build_for_tokens if given.pop("y", None) is not None else build,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),
         metrics=["accuracy"],
         seed=3,
@@ -73,20 +86,21 @@ def make(way: str) -> Trainer:
 def train(way: str) -> dict[str, Any]:
     """Returns the weights, losses and metrics of twenty steps."""
     trainer = make(way)
-    x = WAYS[way].get("x", X)
+    x, y = WAYS[way].get("x", X), WAYS[way].get("y", Y)
+    valid = X if x is BAD else x
     if way in ("plain", "clip"):
-        logs = [step.logs for step in trainer.steps(x, Y, batch_size=16, epochs=5)]
+        logs = [step.logs for step in trainer.steps(x, y, batch_size=16, epochs=5)]
     else:
         history = trainer.fit(
-            x, Y, batch_size=16, epochs=5, shuffle=False, verbose=0, validation_data=(X, Y)
+            x, y, batch_size=16, epochs=5, shuffle=False, verbose=0, validation_data=(valid, y)
         )
         logs = [history.history]
     weights = trainer.model.get_weights()
     found = {f"{way}/{index}": weight for index, weight in enumerate(weights)}
     for name in logs[0]:
         found[f"{way}/{name}"] = np.array([log[name] for log in logs])
-    found[f"{way}/outputs"] = trainer.predict(X, batch_size=16, verbose=0)
-    evaluation = trainer.evaluate(X, Y, verbose=0, return_dict=True)
+    found[f"{way}/outputs"] = trainer.predict(valid, batch_size=16, verbose=0)
+    evaluation = trainer.evaluate(valid, y, verbose=0, return_dict=True)
     found[f"{way}/evaluation"] = np.array([evaluation[name] for name in sorted(evaluation)])
     return found
 
