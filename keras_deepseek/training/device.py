@@ -49,3 +49,17 @@ def default_kind(count_devices: Callable[[str], int]) -> str:
         count_devices: Function from a kind to the number of such devices.
     """
     return next((kind for kind in ("tpu", "gpu") if count_devices(kind)), "cpu")
+
+
+def device_of_rank(local_rank: int, count_devices: Callable[[str], int]) -> str | None:
+    """Returns the GPU of one of several processes of a machine, as in `"gpu:1"`.
+
+    Args:
+        local_rank: integer. Which of the machine's processes it is, from 0.
+        count_devices: Function from a kind to the number of such devices.
+
+    Returns:
+        `None` where a process sees one GPU or none: what started it has seen to that.
+    """
+    count = count_devices("gpu")
+    return f"gpu:{local_rank % count}" if count > 1 else None

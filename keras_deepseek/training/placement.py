@@ -10,7 +10,7 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.keras_internals import Distribution
 from keras_deepseek.training.cluster import Strategy
-from keras_deepseek.training.device import choose_device, default_kind
+from keras_deepseek.training.device import choose_device, default_kind, device_of_rank
 
 DistributedStrategy: TypeAlias = Strategy | Distribution
 
@@ -20,8 +20,10 @@ class Placement:
 
     Args:
         device_map: dict, as `Trainer` takes it, or `None`.
-        strategy: `"allreduce"`: all devices of this process, where the backend can. Or one of
-            Keras's distributions, or `None`.
+        strategy: `"allreduce"`: all devices, where the backend knows one program over them. Or one
+            of Keras's distributions, or `None`.
+        local_rank: integer. Which of the machine's processes this one is, where each makes the step
+            on a device of its own. Defaults to `None`.
 
     Raises:
         InvalidInputError: A device is not there, or named beside a distribution over several.
@@ -29,10 +31,17 @@ class Placement:
     """
 
     def __init__(
-        self, device_map: Mapping[str, int] | None, strategy: DistributedStrategy | None
+        self,
+        device_map: Mapping[str, int] | None,
+        strategy: DistributedStrategy | None,
+        local_rank: int | None = None,
     ) -> None:
         count_devices = backend.current().count_devices
-        self.device = choose_device(device_map, count_devices) if device_map else None
+        self.device: str | None = None
+        if device_map:
+            self.device = choose_device(device_map, count_devices)
+        elif local_rank is not None:
+            self.device = device_of_rank(local_rank, count_devices)
         self.kind = (self.device or default_kind(count_devices)).split(":")[0]
         self.distribution: Distribution | None = None
         if isinstance(strategy, Distribution):

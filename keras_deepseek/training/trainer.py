@@ -169,7 +169,8 @@ class Trainer(Trials):
                 "`checkpoint_every` and `keep_best` are for checkpoints: name their folder, "
                 "Trainer(..., checkpoint_dir=...)."
             )
-        self._placement = Placement(device_map, distributed_strategy)
+        local_rank = self.cluster.local_rank if self._processes.replicas else None
+        self._placement = Placement(device_map, distributed_strategy, local_rank)
         self.policy = training_policy(precision, fp16_enabled, self._placement.kind)
         self._seed = set_seed(seed)
         share_random_state(self._processes)

@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.training.device import choose_device
+from keras_deepseek.training.device import choose_device, device_of_rank
 
 
 def choose(device_map, **counts):
@@ -32,3 +32,13 @@ def test_what_is_no_index_is_refused(index):
 def test_an_unknown_kind_gets_the_nearest_name():
     with pytest.raises(InvalidInputError, match="did you mean 'gpu'"):
         choose({"gpus": 0})
+
+
+def test_each_process_of_a_machine_has_a_gpu_of_its_own():
+    devices = [device_of_rank(rank, lambda kind: {"gpu": 2}.get(kind, 0)) for rank in range(3)]
+    assert devices == ["gpu:0", "gpu:1", "gpu:0"]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_process_that_sees_one_gpu_or_none_is_not_told(count):
+    assert device_of_rank(1, lambda _: count) is None
