@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from keras_deepseek.artifacts.signature import Array
     from keras_deepseek.backend.keras_internals import Distribution
     from keras_deepseek.backend.named_model import NamedModel
-    from keras_deepseek.backend.processes import Processes
+    from keras_deepseek.backend.processes import Processes, Replicas
 
     InferenceFunction = Callable[[dict[str, Array]], dict[str, Array]]
 
@@ -177,6 +177,14 @@ class Backend(Protocol):
 
     def count_processes(self) -> int:
         """Returns how many processes the framework's engine runs in already."""
+
+    def replicate_over_devices(self, strategy: "Any") -> "Replicas | None":
+        """Returns copies of a step on several devices of this process; `None` where there is one.
+
+        `strategy` is `"allreduce"`, for all devices, or an object of the framework that names them;
+        else `InvalidInputError` or `NotSupportedError` is raised. Where a `Distribution` spreads
+        over devices, there is none either.
+        """
 
     def join_processes(
         self,

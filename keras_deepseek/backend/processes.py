@@ -19,10 +19,7 @@ Result = TypeVar("Result")
 
 
 class Replicas(Protocol):
-    """Copies of a model, of which each computes rows of its own and all make the same update."""
-
-    rank: Any
-    """Which of them computes: an integer, or an integer tensor."""
+    """Copies of a step, of which each computes rows of its own and all make the same update."""
 
     is_compilable: bool
     """Whether the framework can compile a step as a whole that they are part of."""
@@ -33,12 +30,22 @@ class Replicas(Protocol):
         Afterwards it is the same on all again, however many numbers each has drawn.
         """
 
-    def sum(self, scalars: Sequence[Any], gradients: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """Returns the sums over all replicas, each of which calls it with as many tensors.
+    def count(self, num_rows: Any) -> Any:
+        """Returns the number of the rows of all, a scalar.
 
         Args:
-            scalars: Small tensors, float32, whose sums are exact to rounding.
-            gradients: Tensors, float32.
+            num_rows: float32 scalar. That of the rows that this process has.
+        """
+
+    def sum(
+        self, compute: Callable[[int, Any], tuple[list[Any], list[Any]]], batch: Any
+    ) -> tuple[list[Any], list[Any]]:
+        """Returns the sums of what all replicas compute.
+
+        Args:
+            compute: Function from the rank of a replica and its rows to small float32 tensors,
+                whose sums are exact to rounding, and to gradients; of each as many on all.
+            batch: Structure of tensors, the rows that this process has; or `None` in it.
 
         Raises:
             PeerLostError: Another process has ended, or does not answer.

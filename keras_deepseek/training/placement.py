@@ -2,26 +2,27 @@
 
 import contextlib
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import keras
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.keras_internals import Distribution
+from keras_deepseek.backend.processes import Replicas
 from keras_deepseek.training.cluster import Strategy
 from keras_deepseek.training.device import choose_device, default_kind, device_of_rank
 
-DistributedStrategy: TypeAlias = Strategy | Distribution
+DistributedStrategy: TypeAlias = Strategy | Distribution | Any
 
 
 class Placement:
-    """The device, or the distribution over devices, of a trainer's model and data.
+    """The device, or what spreads over several, of a trainer's model and data.
 
     Args:
         device_map: dict, as `Trainer` takes it, or `None`.
-        strategy: `"allreduce"`: all devices, where the backend knows one program over them. Or one
-            of Keras's distributions, or `None`.
+        strategy: `"allreduce"`: all devices, where the backend can spread a step over them. Or one
+            of Keras's distributions, a strategy of `tf.distribute`, or `None`.
         local_rank: integer. Which of the machine's processes this one is, where each makes the step
             on a device of its own. Defaults to `None`.
 
@@ -48,14 +49,19 @@ class Placement:
             self.distribution = strategy
         elif strategy == "allreduce":
             self.distribution = backend.current().spread_over_devices()
-        if self.distribution is None:
+        self.devices: Replicas | None = None
+        is_on_one = strategy in (None, "parameter_server") or local_rank is not None
+        if self.distribution is None and not is_on_one:
+            self.devices = backend.current().replicate_over_devices(strategy)
+        if self.distribution is None and self.devices is None:
             return
         if self.device is not None:
             raise InvalidInputError(
                 f"device_map names one device, {self.device}, and distributed_strategy spreads the "
                 "training over several. Give one of the two."
             )
-        backend.current().distributed(self.distribution)  # It says where that can't be.
+        if self.distribution is not None:
+            backend.current().distributed(self.distribution)  # It says where that can't be.
 
     def in_use(self) -> contextlib.AbstractContextManager[object]:
         """Returns a context in which Keras creates variables and computes there."""
@@ -76,8 +82,8 @@ class Placement:
         if num_replicas > 1:  # Their losses and norms would each be of a part of the batch.
             raise NotSupportedError(
                 f"Model {model.name!r} was made under a strategy of tf.distribute with "
-                f"{num_replicas} copies, and this release trains one. Make it outside of the "
-                "strategy's scope, or train by model.fit."
+                f"{num_replicas} copies, and a Trainer trains one. Make it outside of the "
+                "strategy's scope, and give the strategy to the Trainer; or train by model.fit."
             )
         if self.distribution is None:
             return

@@ -51,6 +51,12 @@ class ReplicaStates:
         for seed, distance in zip(self._seeds, distances, strict=True):
             seed.assign(move(seed.value, ops.stack([distance, ops.zeros_like(distance)])))
 
+    def restore(self) -> None:
+        """Puts back what the rows of another replica have changed, in the same process."""
+        variables = (*self._metrics, *self._layers)
+        for variable, before in zip(variables, self._before, strict=True):
+            variable.assign(before)
+
     def changes(self, num_rows: Any) -> list[Any]:
         """Returns what this replica's rows have changed, to be summed over all.
 

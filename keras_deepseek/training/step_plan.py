@@ -35,14 +35,15 @@ class StepPlan:
         is_own_compute: boolean. Whether it is another than that of `Trainer`.
         policy: The dtype policy of the step, or `None` for the model's own.
         checkpoints: `Checkpoints` to roll back to, or `None`.
-        replicas: `Replicas` that make each step together, or `None`.
+        replicas: `Replicas` in other processes that make each step together, or `None`.
+        devices: `Replicas` in this process, likewise.
 
     Raises:
         InvalidInputError: An argument does not fit, or the model has a step of its own, which would
             ignore one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - they are those of `Trainer`.
         self,
         model: keras.Model,
         compute: Callable[..., Any],
@@ -55,6 +56,7 @@ class StepPlan:
         remat: Remat,
         checkpoints: Checkpoints | None,
         replicas: Replicas | None = None,
+        devices: Replicas | None = None,
     ) -> None:
         self.micro_batches = check_integer("micro_batches", micro_batches)
         check_gradient_clip(gradient_clip, model.optimizer)
@@ -69,6 +71,7 @@ class StepPlan:
                 "`remat`": bool(remat),
                 "the trainer's own": is_own_compute,
                 "other processes": replicas is not None,
+                "several devices": devices is not None,
             }
             _refuse_own_step(model, [name for name, is_asked in asked.items() if is_asked])
         self.callbacks: list[keras.callbacks.Callback] = []
@@ -90,8 +93,11 @@ class StepPlan:
             guard=self._guarded_steps,
             remat=remat,
             replicas=replicas,
+            devices=devices,
         )
-        self._step = self._make_step(replicas)
+        self._step = self._make_step(
+            is_compilable=all(each is None or each.is_compilable for each in (replicas, devices))
+        )
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -163,7 +169,7 @@ class StepPlan:
         """Returns the loss that the model was compiled with: see `TrainingStep.compute_loss`."""
         return self._training_step.compute_loss(x, y, sample_weight)
 
-    def _make_step(self, replicas: Replicas | None) -> StepInPlace:
+    def _make_step(self, *, is_compilable: bool) -> StepInPlace:
         """Returns what takes the place of the model's training step."""
         model, train_step = self._model, self._model.train_step
         prepare: Callable[[], Any] = list
@@ -174,7 +180,7 @@ class StepPlan:
             model,
             self._in_precision(train_step),
             self._in_precision(prepare),
-            is_compilable=replicas is None or replicas.is_compilable,
+            is_compilable=is_compilable,
         )
 
     def _in_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:

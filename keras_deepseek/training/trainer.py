@@ -14,7 +14,6 @@ import keras
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_path
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.backend.keras_internals import Distribution
 from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.batch_notes import PlaceWatch, noting_batch
@@ -82,8 +81,9 @@ class Trainer(Trials):
             first kind that this machine has is used, and the CPU where it has none. Defaults to
             `None`, the device that Keras chooses.
         distributed_strategy: `"allreduce"`: over all processes that `world_size` or the environment
-            speaks of, each with the same data, and on JAX over all devices. Or, on JAX, a
-            `keras.distribution` object, such as a `ModelParallel` with layouts of your own.
+            speaks of, each with the same data, and on JAX and TensorFlow over all devices of one.
+            Or, on JAX, a `keras.distribution` object, such as a `ModelParallel` with layouts of
+            your own; on TensorFlow a `MirroredStrategy`, which says over which devices.
             `"parameter_server"` is refused by this release. Defaults to `None`.
         world_size: integer. The number of processes that train. Defaults to `None`: with a
             `distributed_strategy` the environment says it, as what started the processes has set
@@ -154,9 +154,9 @@ class Trainer(Trials):
             raise InvalidInputError(f"`fp16_enabled` is True or False; received {fp16_enabled!r}.")
         check_integer("keep_last", keep_last)
         self._resumed: Checkpoint | None = None
-        is_distribution = isinstance(distributed_strategy, Distribution)
+        is_name = distributed_strategy is None or isinstance(distributed_strategy, str)
         self.cluster = resolve_cluster(
-            None if is_distribution else distributed_strategy, world_size, rank, coordinator
+            distributed_strategy if is_name else None, world_size, rank, coordinator
         )
         self._processes = start_processes(self.cluster)
         self._checkpoints = None
@@ -189,6 +189,7 @@ class Trainer(Trials):
                 remat=remat,
                 checkpoints=self._checkpoints,
                 replicas=self._processes.replicas,
+                devices=self._placement.devices,
             )
         self._processes.broadcast_variables(self.model.variables)
         self._placement.place(self.model)

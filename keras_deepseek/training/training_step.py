@@ -57,6 +57,7 @@ class TrainingStep:
         remat: boolean or names of layers: the blocks that are computed anew for the backward pass.
         replicas: `Replicas`, of which each computes rows of its own and all make the same update;
             or `None` for one alone.
+        devices: `Replicas` in this process, among which it divides its rows, or `None`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class TrainingStep:
         guard: GuardedSteps | None,
         remat: Remat,
         replicas: Replicas | None = None,
+        devices: Replicas | None = None,
     ) -> None:
         self._model = model
         self._compute = compute
@@ -78,7 +80,8 @@ class TrainingStep:
         self._remat = remat
         self._found_blocks: list[keras.Layer] | None = None
         self._replicas = replicas
-        self._is_in_parts = micro_batches > 1 or replicas is not None
+        self._devices = devices
+        self._is_in_parts = micro_batches > 1 or replicas is not None or devices is not None
         self._is_sum = self._is_in_parts and find_reduction(model.loss) == "sum"
         self._num_rows: Any = None  # Of the whole batch, while a step is made of it.
 
@@ -197,7 +200,7 @@ class TrainingStep:
         self, batch: Batch, variables: Sequence[keras.Variable]
     ) -> tuple[Any, dict[str, Any], list[Any]]:
         """Returns the loss, what else is logged, and the gradients, by micro-batches if asked."""
-        if self._micro_batches == 1:
+        if not self._is_in_parts:
             (loss, _, logs), gradients = self._differentiate(batch, variables)
             return loss, logs, gradients
         return self._sum_batch(batch, variables).means(is_sum=self._is_sum)
@@ -205,47 +208,70 @@ class TrainingStep:
     def _compute_with_replicas(
         self, batch: Batch, variables: Sequence[keras.Variable], replicas: Replicas
     ) -> tuple[Any, dict[str, Any], list[Any], Any]:
-        """Returns what `_compute_batch` does, of the rows of all replicas, and their number.
+        """Returns what `_compute_batch` does, of the rows of all replicas, and their number."""
+        if self._is_sum:  # Each part takes its share of what layers add.
+            self._num_rows = replicas.count(ops.cast(count_rows(batch), "float32"))
+        sums, num_rows = self._sum_replicas(
+            batch, variables, replicas, lambda rows: self._sum_batch(rows, variables)
+        )
+        return *sums.means(is_sum=self._is_sum), num_rows
+
+    def _sum_replicas(
+        self,
+        batch: Batch,
+        variables: Sequence[keras.Variable],
+        replicas: Replicas,
+        compute: Callable[[Batch], WeightedSums],
+    ) -> tuple[WeightedSums, Any]:
+        """Returns the sums over replicas of what each computes of its rows, and their number.
 
         A replica without rows computes on zeros, which count for nothing.
         """
         states = ReplicaStates(self._model)
-        num_rows = ops.cast(count_rows(batch), "float32")
-        if self._is_sum:  # Each part takes its share of what layers add.
-            self._num_rows = replicas.sum([num_rows], [])[0][0]
-        with states.own_seeds(replicas.rank), replicas.own_random_numbers():
-            sums = self._sum_batch(with_a_row(batch), variables)
-        parts = [
-            [num_rows],
-            [_where_rows(num_rows, scalar) for scalar in sums.scalars()],
-            [ops.cast(gradient is not None, "float32") for gradient in sums.gradients],
-            states.changes(num_rows),
-        ]
-        scalars, gradients = replicas.sum(
-            [tensor for part in parts for tensor in part],
-            [
+        found: list[WeightedSums] = []
+
+        def compute_part(rank: int, batch: Batch) -> tuple[list[Any], list[Any]]:
+            num_rows = ops.cast(count_rows(batch), "float32")
+            if found:
+                states.restore()
+            with states.own_seeds(rank), replicas.own_random_numbers():
+                sums = compute(with_a_row(batch))
+            found.append(sums)
+            scalars = [
+                num_rows,
+                *(_where_rows(num_rows, scalar) for scalar in sums.scalars()),
+                *(ops.cast(gradient is not None, "float32") for gradient in sums.gradients),
+                *states.changes(num_rows),
+            ]
+            return scalars, [
                 ops.zeros(variable.shape)
                 if gradient is None  # Of a sparse one TensorFlow forgets the shape.
                 else ops.reshape(_where_rows(num_rows, gradient), variable.shape)
                 for gradient, variable in zip(sums.gradients, variables, strict=True)
-            ],
-        )
-        left = iter(scalars)
-        (num_rows,), found, counts, changes = [[next(left) for _ in part] for part in parts]
-        states.write(changes, num_rows)
-        loss, logs, gradients = sums.with_parts(found, gradients).means(is_sum=self._is_sum)
-        for index, gradient in enumerate(sums.gradients):
+            ]
+
+        (num_rows, *scalars), gradients = replicas.sum(compute_part, batch)
+        num_scalars, num_gradients = len(found[0].scalars()), len(gradients)
+        counts = scalars[num_scalars : num_scalars + num_gradients]
+        states.write(scalars[num_scalars + num_gradients :], num_rows)
+        for index, count in enumerate(counts):
             # What depends on the rows, as which expert is chosen, may differ by replica.
-            if gradient is None and not backend.current().read_array(counts[index]):
+            is_missing = all(sums.gradients[index] is None for sums in found)
+            if is_missing and not backend.current().read_array(count):
                 gradients[index] = None
-        return loss, logs, gradients, num_rows
+        return found[0].with_parts(scalars[:num_scalars], gradients), num_rows
 
     def _sum_batch(self, batch: Batch, variables: Sequence[keras.Variable]) -> WeightedSums:
-        """Returns the sums over the micro-batches of a batch."""
+        """Returns the sums over the micro-batches of a batch, and over the devices for each."""
 
-        def compute(batch: Batch) -> WeightedSums:
+        def compute_alone(batch: Batch) -> WeightedSums:
             (loss, weight, logs), gradients = self._differentiate(batch, variables)
             return WeightedSums.of(loss, weight, logs, gradients)
+
+        def compute(batch: Batch) -> WeightedSums:
+            if self._devices is None:
+                return compute_alone(batch)
+            return self._sum_replicas(batch, variables, self._devices, compute_alone)[0]
 
         if self._micro_batches == 1:
             return compute(batch)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend import current
 
 IS_JAX = keras.backend.backend() == "jax"
@@ -19,6 +19,28 @@ def test_without_a_distribution_a_batch_stays_as_it_is():
     batch = (np.ones(3), None)
     assert current().place_batch(batch) is batch
     assert current().spread_over_devices() is None
+
+
+def test_a_step_is_not_copied_where_there_is_one_device():
+    assert current().replicate_over_devices("allreduce") is None
+    with pytest.raises(InvalidInputError, match="received 'any'"):
+        current().replicate_over_devices("any")
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Only TensorFlow copies it.")
+def test_copies_of_a_step_take_every_so_many_rows():
+    from keras_deepseek.backend.tensorflow.placement import DeviceReplicas
+
+    def compute(rank, batch):
+        found.append((rank, batch[0].numpy().tolist(), batch[1]))
+        return [keras.ops.convert_to_tensor(float(rank))], [keras.ops.sum(batch[0])]
+
+    found = []
+    replicas = DeviceReplicas(["CPU:0"] * 3)
+    scalars, gradients = replicas.sum(compute, (keras.ops.arange(4), None))
+    assert found == [(0, [0, 3], None), (1, [1], None), (2, [2], None)]
+    assert [float(each) for each in (*scalars, *gradients)] == [3.0, 6.0]
+    assert replicas.count(4.0) == 4.0
 
 
 def test_where_keras_knows_no_distributions_that_is_said():

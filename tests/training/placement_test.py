@@ -14,6 +14,7 @@ from keras_deepseek.training.placement import Placement
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 IS_JAX = keras.backend.backend() == "jax"
+IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 
 @pytest.mark.skipif(not IS_JAX, reason="Only JAX spreads a training over devices of one process.")
@@ -29,6 +30,34 @@ def test_a_training_over_several_devices_is_that_on_one(num_devices):
     assert differences.pop("half precision") < 1e-3
     assert max(differences.values()) < 1e-5, differences
     assert {"guard", "clip", "micro-batches", "checkpoints", "layouts", "steps"} <= set(differences)
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW, reason="JAX has one program over all; PyTorch one device.")
+def test_devices_that_divide_the_rows_make_the_steps_of_one():
+    command = [sys.executable, str(ORACLES / "device_replicas.py"), "2"]
+    paths = {"PYTHONPATH": os.pathsep.join(["", *sys.path])}
+    result = subprocess.run(
+        command, env={**os.environ, **paths}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    differences = json.loads(result.stdout.splitlines()[-1])
+    assert differences.pop("half precision") < 1e-3
+    assert max(differences.values()) < 1e-5, differences
+    assert {"guard", "clip", "micro-batches", "checkpoints", "steps"} <= set(differences)
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW, reason="Only TensorFlow has them.")
+def test_strategies_of_tensorflow_name_devices_or_are_refused():
+    import tensorflow as tf
+
+    assert Placement(None, tf.distribute.OneDeviceStrategy("CPU:0")).devices is None
+    with pytest.raises(NotSupportedError, match="CentralStorageStrategy is not supported"):
+        Placement(None, tf.distribute.experimental.CentralStorageStrategy(["CPU:0"]))
+
+
+def test_what_is_no_strategy_is_refused():
+    with pytest.raises(InvalidInputError, match="received <object object"):
+        Placement(None, object())
 
 
 def test_a_distribution_of_keras_runs_on_jax_alone():

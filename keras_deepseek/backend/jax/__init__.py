@@ -23,6 +23,7 @@ from keras_deepseek.backend.jax.placement import (
     distributed,
     place_batch,
     place_variables,
+    replicate_over_devices,
     spread_over_devices,
 )
 from keras_deepseek.backend.jax.processes import count_processes, join_processes
@@ -76,6 +77,7 @@ __all__ = [
     "release_memory",
     "rematerialize",
     "repeat",
+    "replicate_over_devices",
     "run_before_step",
     "run_if",
     "run_step",

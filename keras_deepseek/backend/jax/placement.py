@@ -11,7 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from keras.src.backend import distribution_lib
 from keras.src.distribution.distribution_lib import distribution as current_distribution
 
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import Distribution
+from keras_deepseek.backend.processes import Replicas
 
 
 def spread_over_devices() -> Distribution | None:
@@ -19,6 +21,16 @@ def spread_over_devices() -> Distribution | None:
     if jax.device_count() == 1:
         return None
     return keras.distribution.DataParallel(auto_shard_dataset=False)
+
+
+def replicate_over_devices(strategy: Any) -> Replicas | None:
+    """Returns copies of a step on several devices of this process; `None` where there is one."""
+    if strategy == "allreduce":
+        return None
+    raise InvalidInputError(
+        "distributed_strategy is 'allreduce', 'parameter_server', or one of Keras's distributions; "
+        f"received {strategy!r}."
+    )
 
 
 def distributed(

@@ -10,7 +10,7 @@ import itertools
 import os
 import pickle
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -82,7 +82,17 @@ class TensorFlowProcesses:
         self._thread = ThreadPoolExecutor(1, "agree")
         self._waiting: tuple[int, Future[list[bool]] | None] = 0, None
 
-    def sum(self, scalars: Sequence[Any], gradients: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    def count(self, num_rows: Any) -> Any:
+        """Returns the number of the rows of all, a scalar."""
+        return self._sum([num_rows], [])[0][0]
+
+    def sum(
+        self, compute: Callable[[int, Any], tuple[list[Any], list[Any]]], batch: Any
+    ) -> tuple[list[Any], list[Any]]:
+        """Returns the sums of what all ranks compute."""
+        return self._sum(*compute(self.rank, batch))
+
+    def _sum(self, scalars: Sequence[Any], gradients: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Returns the sums over all ranks: those of small tensors in float64."""
         key = self._check_shapes([tuple(tensor.shape) for tensor in (*scalars, *gradients)])
         exact = [tf.cast(tensor, tf.float64) for tensor in scalars]

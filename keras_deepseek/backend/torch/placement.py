@@ -6,13 +6,24 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.keras_internals import Distribution
+from keras_deepseek.backend.processes import Replicas
 
 
 def spread_over_devices() -> Distribution | None:
     """Returns a distribution of batches over all devices; `None` where there is one alone."""
     return None
+
+
+def replicate_over_devices(strategy: Any) -> Replicas | None:
+    """Returns copies of a step on several devices of this process; `None` where there is one."""
+    if strategy == "allreduce":
+        return None
+    raise InvalidInputError(
+        "distributed_strategy is 'allreduce', 'parameter_server', or one of Keras's distributions; "
+        f"received {strategy!r}."
+    )
 
 
 def distributed(

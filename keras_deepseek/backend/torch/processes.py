@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -64,7 +64,17 @@ class TorchProcesses:
         self._known: set[Any] = set()  # The shapes that all ranks are known to sum.
         self._waiting: tuple[Any, torch.Tensor] | None = None
 
-    def sum(self, scalars: Sequence[Any], gradients: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    def count(self, num_rows: Any) -> Any:
+        """Returns the number of the rows of all, a scalar."""
+        return self._sum([num_rows], [])[0][0]
+
+    def sum(
+        self, compute: Callable[[int, Any], tuple[list[Any], list[Any]]], batch: Any
+    ) -> tuple[list[Any], list[Any]]:
+        """Returns the sums of what all ranks compute."""
+        return self._sum(*compute(self.rank, batch))
+
+    def _sum(self, scalars: Sequence[Any], gradients: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Returns the sums over all ranks: those of small tensors in float64."""
         with torch.no_grad(), _naming_lost_peers("sum the gradients"):
             self._check_shapes([tensor.shape for tensor in (*scalars, *gradients)])
