@@ -163,6 +163,9 @@ class Backend(Protocol):
         `factor` is a scalar that all gradients are multiplied with first, or `None`.
         """
 
+    def densify(self, gradient: "Any") -> "Any":
+        """Returns a gradient as one tensor: that of an embedding may be sparse."""
+
     def global_norm(self, gradients: "Sequence[Any]") -> "Any":
         """Returns the norm of all gradients together, a float32 scalar."""
 

@@ -324,14 +324,14 @@ class TrainingStep:
         Returns:
             Whether the step is good, `None` where nothing is checked, and what is logged of it.
         """
-        optimizer, logs = self._model.optimizer, {}
+        optimizer, logs, densify = self._model.optimizer, {}, backend.current().densify
         scaling = optimizer if _scales(optimizer) else None
         inner = optimizer if scaling is None else optimizer.inner_optimizer
         if scaling is not None:
-            gradients = [gradient / scaling.dynamic_scale for gradient in map(_dense, gradients)]
+            gradients = [gradient / scaling.dynamic_scale for gradient in map(densify, gradients)]
         is_checked = scaling is not None or self._guard is not None
         if is_checked or self._gradient_clip is not None:
-            gradients = [_dense(gradient) for gradient in gradients]
+            gradients = [densify(gradient) for gradient in gradients]
             norm = backend.current().global_norm(gradients)
 
         def apply() -> None:
@@ -385,8 +385,3 @@ def _adapt_scale(optimizer: Any, is_finite: Any, counts: Any) -> None:
     next_count = ops.where(ops.logical_or(is_full, ops.logical_not(is_finite)), 0, count + 1)
     scale.assign(ops.where(counts, next_scale, ops.convert_to_tensor(scale)))
     count.assign(ops.where(counts, next_count, ops.convert_to_tensor(count)))
-
-
-def _dense(gradient: Any) -> Any:
-    """Returns a gradient as one tensor: that of an embedding may be sparse."""
-    return ops.convert_to_tensor(gradient)

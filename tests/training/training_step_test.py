@@ -405,3 +405,15 @@ def test_a_loss_that_depends_on_no_weight_is_refused():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     with pytest.raises(InvalidInputError, match="depends on no trainable weight"):
         Own(model, optimizer="sgd", loss="mse").fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
+
+
+def test_a_token_that_comes_twice_counts_once_in_the_norm():
+    norms = []
+    for micro_batches in (1, 2):
+        keras.utils.set_random_seed(1)
+        layers = [keras.layers.Embedding(3, 4), keras.layers.Flatten(), keras.layers.Dense(3)]
+        model = keras.Sequential([keras.Input((6,)), *layers])
+        tokens = np.abs(X).astype("int32").clip(0, 2)
+        arguments = {"micro_batches": micro_batches, "gradient_clip": ("global_norm", 0.1)}
+        norms.append(fit(model, tokens, **arguments)[0]["gradient_norm"])
+    np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)

@@ -18,6 +18,11 @@ def apply_update(
     optimizer.apply(multiply_gradients(gradients, factor), variables)
 
 
+def densify(gradient: Any) -> Any:
+    """Returns a gradient as one tensor: that of an embedding may be sparse."""
+    return gradient
+
+
 def global_norm(gradients: Sequence[Any]) -> Any:
     """Returns the norm of all gradients together, a float32 scalar."""
     return norm_of_all(gradients)

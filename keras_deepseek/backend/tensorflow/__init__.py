@@ -46,7 +46,7 @@ from keras_deepseek.backend.tensorflow.training import (
     run_step,
     separate_variables,
 )
-from keras_deepseek.backend.tensorflow.update import apply_update, global_norm
+from keras_deepseek.backend.tensorflow.update import apply_update, densify, global_norm
 
 __all__ = [
     "apply_update",
@@ -59,6 +59,7 @@ __all__ = [
     "count_kept_bytes",
     "count_processes",
     "count_replicas",
+    "densify",
     "differentiate",
     "distributed",
     "draw_seed",

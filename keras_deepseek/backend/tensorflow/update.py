@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from keras_deepseek.backend.gradient_scale import multiply_gradients, norm_of_all
 
@@ -16,6 +17,11 @@ def apply_update(
 ) -> None:
     """Does what `optimizer.apply` does, in the fastest way that the framework has."""
     optimizer.apply(multiply_gradients(gradients, factor), variables)
+
+
+def densify(gradient: Any) -> Any:
+    """Returns a gradient as one tensor: that of an embedding may be sparse."""
+    return tf.convert_to_tensor(gradient)  # Keras's function would leave it sparse.
 
 
 def global_norm(gradients: Sequence[Any]) -> Any:

@@ -42,7 +42,7 @@ from keras_deepseek.backend.torch.training import (
     run_step,
     separate_variables,
 )
-from keras_deepseek.backend.torch.update import apply_update, global_norm
+from keras_deepseek.backend.torch.update import apply_update, densify, global_norm
 
 __all__ = [
     "apply_update",
@@ -55,6 +55,7 @@ __all__ = [
     "count_kept_bytes",
     "count_processes",
     "count_replicas",
+    "densify",
     "differentiate",
     "distributed",
     "draw_seed",

@@ -37,6 +37,11 @@ def apply_update(
             optimizer.apply(gradients, variables)
 
 
+def densify(gradient: Any) -> Any:
+    """Returns a gradient as one tensor: that of an embedding may be sparse."""
+    return gradient
+
+
 def global_norm(gradients: Sequence[Any]) -> Any:
     """Returns the norm of all gradients together, a float32 scalar."""
     # By rows first: one sum of millions of squares in float32 would be off by a thousandth.
