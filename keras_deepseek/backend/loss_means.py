@@ -29,7 +29,7 @@ def declare_mean_over(weight: Any) -> None:
     >>> from keras_deepseek.training import declare_mean_over
     >>> class SquareOfShown(keras.layers.Layer):
     ...     def call(self, x, is_shown):
-    ...         num_shown = keras.ops.sum(is_shown)
+    ...         num_shown = keras.ops.maximum(keras.ops.sum(is_shown), 1)
     ...         self.add_loss(keras.ops.sum(is_shown * x**2) / num_shown)
     ...         declare_mean_over(num_shown)
     ...         return x

@@ -165,6 +165,8 @@ class CheckpointedCallbacks(StreamedCallbacks):
 
     def _save(self, score: float | None = None) -> None:
         finish_callbacks(self)
+        # First of all: those that watch the steps may end the training now, or roll it back.
+        callbacks = self._states.read()
         self._saved_step = self._step
         if self._processes.rank > 0:
             return
@@ -172,7 +174,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
             "backend": keras.backend.backend(),
             "variables": read_variables(self.model),  # On JAX the property brings their values.
             "random": read_random_state(),
-            "callbacks": self._states.read(),
+            "callbacks": callbacks,
             "data": self._data.read_position(self._done),
             "seed": self._seed,
             "given_rate": self._given_rate,

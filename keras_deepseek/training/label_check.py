@@ -23,7 +23,9 @@ def mark_wrong_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any) -> Any
         ignored = _read_ignored_class(each)
         if ignored is _NOT_SPARSE or labels is None or outputs.shape[-1] is None:
             continue
-        classes = ops.cast(labels, "int32")
+        classes = ops.convert_to_tensor(labels)
+        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(classes.dtype)):
+            classes = ops.cast(classes, "int32")  # As floats they may be NaN, which is none.
         is_class = (classes >= 0) & (classes < outputs.shape[-1])
         if ignored is not None:
             is_class = is_class | (classes == ignored)

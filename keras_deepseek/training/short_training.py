@@ -11,7 +11,7 @@ from keras_deepseek.backend.batch_stream import BatchStream
 from keras_deepseek.backend.keras_internals import build_for_training
 from keras_deepseek.backend.positioned_data import PositionedData
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
-from keras_deepseek.training.no_loss import RefuseNoLoss, refusing_no_loss
+from keras_deepseek.training.no_loss import refusing_no_loss
 from keras_deepseek.training.position_data import position_data
 from keras_deepseek.training.training_state import read_variables, write_variables
 
@@ -92,8 +92,6 @@ class ShortTraining:
         )
         stream = positioned.stream
         chosen = [*callbacks, _Steps(steps, stream)]
-        if self._model.loss is None:
-            chosen.append(RefuseNoLoss())
         with refusing_no_loss(self._model), self._lend_step():
             self._build(positioned)
             self.restore()

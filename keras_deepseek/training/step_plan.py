@@ -17,7 +17,6 @@ from keras_deepseek.training.guarded_steps import GuardedSteps
 from keras_deepseek.training.kept_memory import kept_memory
 from keras_deepseek.training.loss_watch import LossWatch
 from keras_deepseek.training.loss_weight import refuse_no_reduction
-from keras_deepseek.training.no_loss import RefuseNoLoss
 from keras_deepseek.training.precision import step_in_precision
 from keras_deepseek.training.rematerialization import Remat, check_remat
 from keras_deepseek.training.step_guard import Action, StepGuard
@@ -83,8 +82,6 @@ class StepPlan:
             self._watch(guard if isinstance(guard, StepGuard) else StepGuard(guard), checkpoints)
         else:
             self.callbacks.append(LossWatch())
-        if model.loss is None and not is_own_compute:  # Its layers may add losses.
-            self.callbacks.append(RefuseNoLoss())
         self._training_step = TrainingStep(
             model,
             compute,

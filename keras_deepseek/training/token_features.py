@@ -29,6 +29,11 @@ def read_features(features: Features) -> tuple[dict[str, list[Array]], list[int]
         name: [np.asarray(sequence) for sequence in sequences]
         for name, sequences in features.items()
     }
+    for sequences in arrays.values():  # An empty list says nothing of its dtype.
+        dtypes = [sequence.dtype for sequence in sequences if sequence.size]
+        for index, sequence in enumerate(sequences):
+            if dtypes and not sequence.size:
+                sequences[index] = sequence.astype(dtypes[0])
     counts = {name: len(sequences) for name, sequences in arrays.items()}
     if len(set(counts.values())) > 1 or not next(iter(counts.values())):
         raise InvalidInputError(

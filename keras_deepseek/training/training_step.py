@@ -33,6 +33,7 @@ from keras_deepseek.training.micro_batches import (
     count_rows,
     with_a_row,
 )
+from keras_deepseek.training.no_loss import no_loss_error
 from keras_deepseek.training.rematerialization import (
     Remat,
     find_blocks,
@@ -155,6 +156,9 @@ class TrainingStep:
         with hearing_means() as means:
             y_pred = call_for_training(model, x)
         loss = compute_training_loss(model, x, y, y_pred, sample_weight)
+        is_kerass = type(model).compute_loss is keras.Model.compute_loss
+        if is_kerass and model.loss is None and not model.losses:  # JAX would make it 0.
+            raise no_loss_error(model)
         loss = mark_wrong_labels(model, loss, y, y_pred)
         update_metrics(model, x, y, y_pred, sample_weight)
         if not self._is_in_parts:

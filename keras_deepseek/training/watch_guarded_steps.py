@@ -52,6 +52,15 @@ class WatchGuardedSteps(keras.callbacks.Callback):
         if self._unread is not None:
             self._read(self._unread[0])
 
+    def get_state(self) -> dict[str, Any]:
+        """Returns nothing, and lets no checkpoint be taken of a step that nobody has looked at."""
+        if self._unread is not None:
+            self._read(self._unread[0])
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Does nothing: what was seen is in the variables of the steps."""
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._unread = None
         self._num_bad = self._steps.num_bad

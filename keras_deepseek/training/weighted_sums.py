@@ -30,8 +30,9 @@ class WeightedSums:
     ) -> "WeightedSums":
         """Returns the sums of a part, whose means are given."""
 
-        def weigh(mean: Any) -> Any:
-            return weight * ops.cast(mean, "float32")
+        def weigh(mean: Any) -> Any:  # A mean over nothing may be NaN, and counts for nothing.
+            mean = ops.cast(mean, "float32")
+            return ops.where(weight > 0, weight * mean, ops.zeros_like(mean))
 
         return cls(
             weight,

@@ -33,6 +33,11 @@ def test_a_label_that_is_no_class_makes_the_loss_nan(spec, label, expected):
     np.testing.assert_equal(mark(spec, np.array([[1.0], [label]])), expected)
 
 
+def test_a_label_that_is_no_number_is_no_class():
+    loss = mark("sparse_categorical_crossentropy", np.array([1.0, np.nan], "float32"))
+    np.testing.assert_equal(loss, np.nan)
+
+
 def test_a_class_that_is_ignored_is_none_that_is_wrong():
     assert mark(keras.losses.SparseCategoricalCrossentropy(ignore_class=-1), np.array([1, -1])) == 1
 

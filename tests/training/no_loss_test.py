@@ -35,3 +35,13 @@ def test_a_model_without_a_loss_is_refused_and_keeps_its_weights():
 def test_a_loss_that_a_layer_adds_is_enough():
     losses = Trainer(build(Penalty()), optimizer="sgd").fit(X, epochs=2, verbose=0).history["loss"]
     assert losses[1] < losses[0]
+
+
+def test_a_loss_that_a_layer_adds_may_be_0():
+    class Nothing(Penalty):
+        def call(self, inputs):
+            self.add_loss(0.0 * keras.ops.mean(inputs))
+            return inputs
+
+    history = Trainer(build(Nothing()), optimizer="sgd").fit(X, epochs=2, verbose=0).history
+    assert history["loss"] == [0.0, 0.0]

@@ -7,6 +7,7 @@ import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.random_state import read_random_state
+from keras_deepseek.training import Trainer
 from keras_deepseek.training.short_training import ShortTraining
 from keras_deepseek.training.training_state import read_variables
 
@@ -78,7 +79,7 @@ def test_a_generator_is_gone_through_once():
 
 def test_a_model_without_a_loss_is_refused():
     with pytest.raises(InvalidInputError, match="has no loss"):
-        ShortTraining(build(loss=None), contextlib.nullcontext).fit(3, [], x=X, y=X[:, :1])
+        Trainer(build(loss=None)).find_learning_rate(X, X[:, :1])
 
 
 def test_several_steps_in_one_execution_are_refused():

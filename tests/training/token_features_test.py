@@ -12,6 +12,12 @@ def test_sequences_become_arrays():
     assert arrays["b"][1].shape == (1, 4)
 
 
+def test_an_empty_sequence_has_the_dtype_of_the_others():
+    arrays, lengths = read_features({"a": [[], np.array([1, 2], "int32")]})
+    assert lengths == [0, 2]
+    assert [array.dtype for array in arrays["a"]] == ["int32", "int32"]
+
+
 @pytest.mark.parametrize(
     ("features", "message"),
     [

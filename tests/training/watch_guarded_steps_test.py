@@ -1,3 +1,4 @@
+import contextlib
 import re
 
 import keras
@@ -7,6 +8,7 @@ import pytest
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 from keras_deepseek.artifacts.errors import InvalidInputError, TrainingDivergedError
 from keras_deepseek.training import StepGuard, Trainer
+from tests.oracles.interruption import EndAt, KilledError
 
 X = np.random.default_rng(0).normal(size=(24, 4)).astype("float32")
 Y = X[:, :1]
@@ -135,7 +137,8 @@ def test_a_message_says_of_its_own_batch_what_was_bad(caplog):
     x[4, 0], x[8] = 0.0, np.nan
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     fit(Overflowing(model, optimizer="sgd", loss="mse", guard="skip"), x, epochs=1)
-    first, second = (record.message for record in caplog.records)
+    ours = [record for record in caplog.records if record.name.startswith("keras_deepseek")]
+    first, second = (record.message for record in ours)
     assert re.match(r"The gradients of batch 2 of epoch 1 are not .*\(its loss is \d", first)
     assert second.startswith("The loss of batch 3 of epoch 1 is nan; its update")
 
@@ -159,3 +162,28 @@ def test_before_the_first_checkpoint_there_is_nothing_to_go_back_to(tmp_path, ca
 def test_to_go_back_there_must_be_checkpoints():
     with pytest.raises(InvalidInputError, match="guard='roll_back' goes back to a checkpoint"):
         make(build(), "roll_back")
+
+
+def test_no_checkpoint_is_taken_of_a_bad_step_that_stops_the_training(tmp_path):
+    trainer = make(build(), "stop", checkpoint_dir=tmp_path, checkpoint_every=3)
+    with pytest.raises(TrainingDivergedError, match="loss of batch 3 of epoch 1 is nan"):
+        fit(trainer, BAD)
+    assert CheckpointFolder(tmp_path).steps() == []
+
+
+@pytest.mark.parametrize("bad_row", [9, 21])  # In the steps 3 and 6, of which a checkpoint is due.
+def test_a_training_that_was_rolled_back_goes_on_as_if_it_had_not_been_killed(tmp_path, bad_row):
+    x = X.copy()
+    x[bad_row] = np.nan
+    found = []
+    for name, end in (("untouched", None), ("killed", 7)):
+        for ends_at in dict.fromkeys((end, None)):
+            trainer = make(
+                build(), "roll_back", checkpoint_dir=tmp_path / name, checkpoint_every=3, seed=1
+            )
+            callbacks = [] if ends_at is None else [EndAt(ends_at)]
+            with contextlib.suppress(KilledError):
+                fit(trainer, x, epochs=2, callbacks=callbacks, resume=True)
+        found.append(trainer.model.get_weights())
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)

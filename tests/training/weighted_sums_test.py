@@ -39,3 +39,13 @@ def test_parts_without_weight_make_zeros():
 def test_gradients_in_half_precision_are_summed_in_float32():
     sums = part(3.0, 1.0, 1.0, ops.ones(2, "float16"))
     assert keras.backend.standardize_dtype(sums.gradients[1].dtype) == "float32"
+
+
+def test_a_mean_over_nothing_counts_for_nothing():
+    nothing, rest = (
+        part(0.0, np.nan, np.nan, ops.full((2,), np.nan)),
+        part(1.0, 4.0, 2.0, ops.ones(2)),
+    )
+    loss, logs, gradients = add(nothing, rest).means(is_sum=False)
+    assert (float(loss), float(logs["log"])) == (4.0, 2.0)
+    np.testing.assert_array_equal(ops.convert_to_numpy(gradients[1]), [1.0, 1.0])
