@@ -80,6 +80,23 @@ def check_options(options: Mapping[str, Any], *, resume: bool) -> None:
         )
 
 
+def check_targets(x: Any, y: Any) -> None:
+    """Raises an error where a loss is to compare outputs with targets, and arrays have none.
+
+    Args:
+        x: Training data as `keras.Model.fit` takes it.
+        y: Targets, or `None`.
+
+    Raises:
+        InvalidInputError: There are none beside arrays.
+    """
+    if y is None and _is_in_arrays(x):
+        hint = ""
+        if isinstance(x, tuple):
+            hint = " A tuple as `x` is one of several inputs: give fit(x, y), not fit((x, y))."
+        raise InvalidInputError(f"The loss needs targets: give fit(x, y); `y` is None.{hint}")
+
+
 def _is_in_arrays(x: Any) -> bool:
     return isinstance(x, dict | list | tuple) or hasattr(x, "shape")
 

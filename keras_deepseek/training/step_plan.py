@@ -75,6 +75,7 @@ class StepPlan:
             _refuse_own_step(model, [name for name, is_asked in asked.items() if is_asked])
         self.callbacks: list[keras.callbacks.Callback] = []
         self._model = model
+        self._is_own_compute = is_own_compute
         self._compilation = compilation(model)
         self._policy = policy
         self._guarded_steps: GuardedSteps | None = None
@@ -116,6 +117,13 @@ class StepPlan:
         self._guarded_steps = GuardedSteps(guard, self.steps_per_execution)
         roll_back = None if checkpoints is None else checkpoints.roll_back
         self.callbacks.append(WatchGuardedSteps(guard, self._guarded_steps, roll_back))
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the loss is one of Keras's between outputs and targets, and no other."""
+        is_kerass = type(self._model).compute_loss is keras.Model.compute_loss
+        is_ours = not (self._is_own_compute or own_train_step(self._model))
+        return is_ours and is_kerass and self._model.loss is not None
 
     @property
     def num_made(self) -> int:

@@ -23,7 +23,12 @@ from keras_deepseek.training.compile_model import build_model, compile_model, se
 from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.join_cluster import share_random_state, start_processes
 from keras_deepseek.training.placement import DistributedStrategy, Placement
-from keras_deepseek.training.position_data import check_data, check_options, no_data_error
+from keras_deepseek.training.position_data import (
+    check_data,
+    check_options,
+    check_targets,
+    no_data_error,
+)
 from keras_deepseek.training.precision import training_policy
 from keras_deepseek.training.predict_together import predict_together
 from keras_deepseek.training.rematerialization import Remat
@@ -73,7 +78,8 @@ class Trainer(Trials):
             the `"norm"` of each variable's, the `"global_norm"` of all, or `"adaptive"`, by the
             norm of the weights (Brock et al., 2021). Defaults to `None`.
         guard: `StepGuard`, or its action alone: what is done about a step whose loss or gradients
-            are not finite. `"stop"`, `"skip"` or `"roll_back"`. Defaults to `None`: nothing.
+            are not finite. `"stop"`, `"skip"` or `"roll_back"`. Defaults to `None`: a loss or
+            weights that are not finite end the training, some steps later.
         remat: boolean or list of strings. The blocks whose inputs alone are kept for the backward
             pass, which computes them anew: by the names of layers, as in `["block_*"]`, or `True`
             for the model's own layers that hold layers. Defaults to `False`.
@@ -337,6 +343,8 @@ class Trainer(Trials):
         """Makes the model train as this trainer wants it to; yields the arguments of its `fit`."""
         self._plan.check_model()
         check_data(arguments["x"], arguments["batch_size"])
+        if self._plan.needs_targets:
+            check_targets(arguments["x"], arguments["y"])
         check_boolean("resume", resume)
         goes_on = resume or self._resumed is not None
         check_options(arguments, resume=goes_on)
@@ -418,24 +426,31 @@ class Trainer(Trials):
         """
         return self._plan.compute_loss(x, y, sample_weight)
 
-    def evaluate(self, x: Any = None, y: Any = None, **options: Any) -> Any:
+    def evaluate(
+        self, x: Any = None, y: Any = None, batch_size: int | None = None, **options: Any
+    ) -> Any:
         """Returns the loss and the metrics on test data, computed by the model's own policy.
 
         Args:
             x: Test data as `keras.Model.evaluate` takes it.
             y: Targets, where `x` does not hold them. Defaults to `None`.
+            batch_size: integer. Rows of a batch. Defaults to `None`: 32, where `x` does not come in
+                batches.
             **options: Further arguments of `keras.Model.evaluate`.
         """
         with self._placement.in_use():
-            return self.model.evaluate(x, y, **options)
+            return self.model.evaluate(x, y, batch_size, **options)
 
-    def predict(self, x: Any, **options: Any) -> Any:
+    def predict(self, x: Any, batch_size: int | None = None, **options: Any) -> Any:
         """Returns the model's outputs as NumPy arrays, computed by the model's own policy.
 
         Args:
             x: Inputs as `keras.Model.predict` takes them.
+            batch_size: integer. Rows of a batch. Defaults to `None`: 32, where `x` does not come in
+                batches.
             **options: Further arguments of `keras.Model.predict`.
         """
+        options["batch_size"] = batch_size
         with self._placement.in_use():
             return predict_together(self.model, x, self._processes, **options)
 

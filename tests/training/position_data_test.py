@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.training import Trainer
 from keras_deepseek.training.position_data import check_data, check_options, position_data
 
 X = np.arange(12.0).reshape(6, 2)
@@ -85,3 +86,16 @@ def test_numbers_that_do_not_fit_are_refused(options, match):
         check_options(options, resume=options.pop("resume"))
     fitting = {"initial_epoch": 2, "validation_split": 0.5, "validation_freq": [1, 3]}
     check_options({"epochs": 3, **fitting}, resume=False)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.ones((4, 2)), r"needs targets: give fit\(x, y\); `y` is None"),
+        ((np.ones((4, 2)), np.ones(4)), r"not fit\(\(x, y\)\)"),
+    ],
+)
+def test_targets_that_are_forgotten_are_asked_for(x, message):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    with pytest.raises(InvalidInputError, match=message):
+        Trainer(model, optimizer="sgd", loss="mse").fit(x)
