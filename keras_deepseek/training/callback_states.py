@@ -59,7 +59,7 @@ class CallbackStates:
             if found is not None:
                 waiting.remove(found)
                 _write(callback, found["state"])
-        names = [state["class"] for state in waiting]
+        names = [state["class"] for state in waiting if state["state"]]
         if names and names != self._missing:  # It is written several times as a training begins.
             _logger.warning("The checkpoint has states of callbacks that are not here: %s.", names)
         self._missing = names

@@ -15,27 +15,32 @@ from keras_deepseek.backend.positioned_data import PositionedData
 _OF_THE_DATA = ("x", "y", "sample_weight", "batch_size", "steps_per_epoch", "class_weight")
 
 
-def no_data_error() -> InvalidInputError:
-    """Returns the error of data without a batch."""
-    return InvalidInputError("The training data hold no batch. Give some that do.")
-
-
-def check_data(x: Any, batch_size: int | None) -> None:
-    """Raises an error where there are no training data, or those of another batch size.
+def no_data_error(what: str = "training data") -> InvalidInputError:
+    """Returns the error of data without a batch.
 
     Args:
-        x: Training data as `keras.Model.fit` takes it.
+        what: string. What they are. Defaults to `"training data"`.
+    """
+    return InvalidInputError(f"The {what} hold no batch. Give some that do.")
+
+
+def check_data(x: Any, batch_size: int | None, what: str = "training data") -> None:
+    """Raises an error where there are no data, or those of another batch size.
+
+    Args:
+        x: Data as `keras.Model.fit` takes it.
         batch_size: integer, or `None`: what was asked for.
+        what: string. What they are. Defaults to `"training data"`.
 
     Raises:
         InvalidInputError: There is no row or no batch, or data that come in batches are given a
             `batch_size`.
     """
     if x is None:
-        raise no_data_error()
+        raise no_data_error(what)
     if not _is_in_arrays(x):
         if _count_batches(x) == 0:
-            raise no_data_error()
+            raise no_data_error(what)
         if batch_size is not None:
             raise InvalidInputError(
                 f"`batch_size` is for arrays, and a {type(x).__name__} comes in batches of its "
@@ -44,10 +49,10 @@ def check_data(x: Any, batch_size: int | None) -> None:
         return
     arrays = keras.tree.flatten(x)
     if not arrays:
-        raise no_data_error()
+        raise no_data_error(what)
     for array in arrays:
         if len(getattr(array, "shape", ())) and array.shape[0] == 0:
-            raise no_data_error()
+            raise no_data_error(what)
 
 
 def check_options(options: Mapping[str, Any], *, resume: bool) -> None:
@@ -67,6 +72,15 @@ def check_options(options: Mapping[str, Any], *, resume: bool) -> None:
     if not isinstance(frequency, Collection):  # Else it is of the epochs themselves.
         check_integer("validation_freq", frequency)
     check_number("validation_split", options.get("validation_split", 0.0), least=0, below=1)
+    class_weight = options.get("class_weight")
+    if class_weight is not None and not isinstance(class_weight, Mapping):
+        raise InvalidInputError(
+            "`class_weight` is a dict from classes to their weights, as in {0: 1.0, 1: 3.0}; "
+            f"received {class_weight!r}."
+        )
+    validation = options.get("validation_data")
+    if isinstance(validation, tuple) and validation:
+        check_data(validation[0], None, "validation data")
     first = check_integer("initial_epoch", options.get("initial_epoch", 0), least=0)
     if first and resume:
         raise InvalidInputError(

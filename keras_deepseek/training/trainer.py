@@ -438,6 +438,7 @@ class Trainer(Trials):
                 batches.
             **options: Further arguments of `keras.Model.evaluate`.
         """
+        check_data(x, None, "test data")
         with self._placement.in_use():
             return self.model.evaluate(x, y, batch_size, **options)
 
@@ -450,6 +451,7 @@ class Trainer(Trials):
                 batches.
             **options: Further arguments of `keras.Model.predict`.
         """
+        check_data(x, None, "data to predict")
         options["batch_size"] = batch_size
         with self._placement.in_use():
             return predict_together(self.model, x, self._processes, **options)

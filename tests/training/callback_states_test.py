@@ -2,6 +2,7 @@ import logging
 
 import keras
 import numpy as np
+import pytest
 
 from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
 from keras_deepseek.training.callback_states import CallbackStates
@@ -120,3 +121,9 @@ def test_keras_s_own_callbacks_are_understood():
     np.testing.assert_array_equal(again[0].best_weights[0], stopping.best_weights[0])
     assert again[1].history == history.history
     assert again[1].epoch == [0, 1]
+
+
+@pytest.mark.parametrize(("state", "is_said"), [({}, False), ({"wait": 2}, True)])
+def test_what_was_remembered_of_a_callback_that_is_not_here_is_said(state, is_said, caplog):
+    CallbackStates([]).write([{"class": "EarlyStopping", "state": state}])
+    assert ("states of callbacks that are not here" in caplog.text) == is_said

@@ -99,3 +99,15 @@ def test_targets_that_are_forgotten_are_asked_for(x, message):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     with pytest.raises(InvalidInputError, match=message):
         Trainer(model, optimizer="sgd", loss="mse").fit(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_weight": "balanced"}, "`class_weight` is a dict from classes to their weights"),
+        ({"validation_data": (X[:0], X[:0])}, "The validation data hold no batch"),
+    ],
+)
+def test_options_of_the_data_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        check_options({"epochs": 1, **options}, resume=False)

@@ -485,3 +485,11 @@ def test_two_schedules_are_refused():
     trainer.add_callback(keras.callbacks.ReduceLROnPlateau("loss"))
     with pytest.raises(InvalidInputError, match="has one schedule, and here are 2"):
         trainer.fit(np.ones((4, 4)), np.ones((4, 1)), verbose=0)
+
+
+def test_no_rows_can_be_evaluated_or_predicted():
+    trainer = Trainer(build(compiled=True))
+    with pytest.raises(InvalidInputError, match="The test data hold no batch"):
+        trainer.evaluate(X[:0], Y[:0], verbose=0)
+    with pytest.raises(InvalidInputError, match="The data to predict hold no batch"):
+        trainer.predict(X[:0], verbose=0)
