@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from keras_deepseek.artifacts.errors import KerasDeepSeekError
+from keras_deepseek.artifacts.errors import InvalidInputError, KerasDeepSeekError, PeerLostError
 
 if TYPE_CHECKING:
     import keras
@@ -115,6 +115,59 @@ class OneProcess:
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
         """Returns the wishes: nobody else has any."""
         return list(wishes)
+
+
+def check_place(engine: str, found: tuple[int, int], asked: tuple[int, int]) -> None:
+    """Raises an error where an engine that runs already does so in another place.
+
+    Args:
+        engine: string. Its name.
+        found: tuple of integers. The world size and the rank that it runs with.
+        asked: tuple of integers. Those that were asked for.
+
+    Raises:
+        InvalidInputError: They differ.
+    """
+    if found != asked:
+        raise InvalidInputError(
+            f"{engine} runs as rank {found[1]} of {found[0]}; received rank={asked[1]}, "
+            f"world_size={asked[0]}."
+        )
+
+
+def check_same_shapes(rank: int, everywhere: "Sequence[Sequence[Any]]") -> None:
+    """Raises an error where ranks are about to sum different things, which would hang.
+
+    Args:
+        rank: integer. Which of them this process is.
+        everywhere: The shapes of the tensors of each rank.
+
+    Raises:
+        InvalidInputError: They differ from those of this rank.
+    """
+    own = everywhere[rank]
+    for other, shapes in enumerate(everywhere):
+        if shapes != own:
+            raise InvalidInputError(
+                f"The models of the processes differ: rank {rank} has {len(own)} tensors, rank "
+                f"{other} has {len(shapes)}, or others of other shapes. Build the same model on "
+                "each."
+            )
+
+
+def lost_peer_error(purpose: str, engine: str, error: BaseException) -> PeerLostError:
+    """Returns what is raised in the place of an engine's error about another process.
+
+    Args:
+        purpose: string. What could not be done.
+        engine: string. Its name.
+        error: What it has raised.
+    """
+    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return PeerLostError(
+        f"This process could not {purpose}: another one has ended, or does not answer. The first "
+        f"error in the logs of all says why. {engine}: {first_line}"
+    )
 
 
 def ask_rank_0(processes: Processes, function: "Callable[[], Result]") -> "Result":

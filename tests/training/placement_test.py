@@ -17,10 +17,9 @@ IS_JAX = keras.backend.backend() == "jax"
 IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 
-@pytest.mark.skipif(not IS_JAX, reason="Only JAX spreads a training over devices of one process.")
-@pytest.mark.parametrize("num_devices", [2, pytest.param(8, marks=pytest.mark.slow_on_jax)])
-def test_a_training_over_several_devices_is_that_on_one(num_devices):
-    command = [sys.executable, str(ORACLES / "data_parallel.py"), str(num_devices)]
+def compare(oracle, num_devices):
+    """Returns how far each way to train over devices is from that on one: not far."""
+    command = [sys.executable, str(ORACLES / oracle), str(num_devices)]
     paths = {"PYTHONPATH": os.pathsep.join(["", *sys.path])}
     result = subprocess.run(
         command, env={**os.environ, **paths}, capture_output=True, text=True, check=False
@@ -29,20 +28,19 @@ def test_a_training_over_several_devices_is_that_on_one(num_devices):
     differences = json.loads(result.stdout.splitlines()[-1])
     assert differences.pop("half precision") < 1e-3
     assert max(differences.values()) < 1e-5, differences
+    return differences
+
+
+@pytest.mark.skipif(not IS_JAX, reason="Only JAX spreads a training over devices of one process.")
+@pytest.mark.parametrize("num_devices", [2, pytest.param(8, marks=pytest.mark.slow_on_jax)])
+def test_a_training_over_several_devices_is_that_on_one(num_devices):
+    differences = compare("data_parallel.py", num_devices)
     assert {"guard", "clip", "micro-batches", "checkpoints", "layouts", "steps"} <= set(differences)
 
 
 @pytest.mark.skipif(not IS_TENSORFLOW, reason="JAX has one program over all; PyTorch one device.")
 def test_devices_that_divide_the_rows_make_the_steps_of_one():
-    command = [sys.executable, str(ORACLES / "device_replicas.py"), "2"]
-    paths = {"PYTHONPATH": os.pathsep.join(["", *sys.path])}
-    result = subprocess.run(
-        command, env={**os.environ, **paths}, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    differences = json.loads(result.stdout.splitlines()[-1])
-    assert differences.pop("half precision") < 1e-3
-    assert max(differences.values()) < 1e-5, differences
+    differences = compare("device_replicas.py", 2)
     assert {"guard", "clip", "micro-batches", "checkpoints", "steps"} <= set(differences)
 
 

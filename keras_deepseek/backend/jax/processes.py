@@ -11,11 +11,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from keras_deepseek.artifacts.errors import InvalidInputError, PeerLostError
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.meeting import meet
-from keras_deepseek.backend.processes import Processes, Replicas
+from keras_deepseek.backend.processes import Processes, Replicas, check_place, lost_peer_error
 
 
 def count_processes() -> int:
@@ -28,11 +28,8 @@ def join_processes(
 ) -> Processes:
     """Returns the processes that train together, once all of them are there."""
     if jax.distributed.is_initialized():
-        if (jax.process_count(), jax.process_index()) != (world_size, rank):
-            raise InvalidInputError(
-                f"jax.distributed runs as process {jax.process_index()} of {jax.process_count()}; "
-                f"received rank={rank}, world_size={world_size}."
-            )
+        found = jax.process_count(), jax.process_index()
+        check_place("jax.distributed", found, (world_size, rank))
         return JaxProcesses()
     host, port = parse_address("`coordinator`", coordinator)
     meet(coordinator, world_size, rank, join_timeout)
@@ -153,8 +150,4 @@ def _naming_lost_peers(purpose: str) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        first_line = str(error).splitlines()[0]
-        raise PeerLostError(
-            f"This process could not {purpose}: another one has ended, or does not answer. The "
-            f"first error in the logs of all says why. JAX: {first_line}"
-        ) from error
+        raise lost_peer_error(purpose, "JAX", error) from error

@@ -19,10 +19,16 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager.context import context
 
-from keras_deepseek.artifacts.errors import InvalidInputError, PeerLostError
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.meeting import meet
-from keras_deepseek.backend.processes import Processes, Replicas
+from keras_deepseek.backend.processes import (
+    Processes,
+    Replicas,
+    check_place,
+    check_same_shapes,
+    lost_peer_error,
+)
 
 _BUCKET_BYTES = 4 * 2**20  # One is summed while the next is copied together.
 _IN_STEPS, _BETWEEN, _WISHES = 20_001, 20_002, 20_003
@@ -54,11 +60,7 @@ def join_processes(
         )
         _joined.append(TensorFlowProcesses(rank, world_size, timeout))
     found = _joined[0]
-    if (found.world_size, found.rank) != (world_size, rank):
-        raise InvalidInputError(
-            f"TensorFlow runs as rank {found.rank} of {found.world_size}; received rank={rank}, "
-            f"world_size={world_size}."
-        )
+    check_place("TensorFlow", (found.world_size, found.rank), (world_size, rank))
     return found
 
 
@@ -207,13 +209,7 @@ class TensorFlowProcesses:
         if (known := self._known.get(tuple(shapes))) is not None:
             return known
         everywhere = [pickle.loads(each) for each in self._gather_bytes(pickle.dumps(shapes))]
-        others = [rank for rank, other in enumerate(everywhere) if other != shapes]
-        if others:
-            raise InvalidInputError(
-                f"The models of the processes differ: rank {self.rank} has {len(shapes)} tensors, "
-                f"rank {others[0]} has {len(everywhere[others[0]])}, or others of other shapes. "
-                "Build the same model on each."
-            )
+        check_same_shapes(self.rank, everywhere)
         first = sum(map(len, self._known))
         self._known[tuple(shapes)] = first
         return first
@@ -234,11 +230,7 @@ class LostPeers(contextlib.AbstractContextManager["LostPeers"]):
         if not _joined or not isinstance(error, tf.errors.OpError):
             return
         if "ollective" in str(error):
-            raise PeerLostError(
-                f"This process could not {self._purpose}: another one has ended, or does not "
-                "answer. The error in the logs of all says why. TensorFlow: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
+            raise lost_peer_error(self._purpose, "TensorFlow", error) from error
 
 
 def _check_has_not_begun() -> None:

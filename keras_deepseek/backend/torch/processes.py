@@ -12,11 +12,16 @@ import keras
 import torch
 import torch.distributed as dist
 
-from keras_deepseek.artifacts.errors import InvalidInputError, PeerLostError
 from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.meeting import meet
-from keras_deepseek.backend.processes import Processes, Replicas
+from keras_deepseek.backend.processes import (
+    Processes,
+    Replicas,
+    check_place,
+    check_same_shapes,
+    lost_peer_error,
+)
 
 _SEEDS = 2**62
 _BUCKET_BYTES = 4 * 2**20  # Gloo sums one while the next is copied together.
@@ -32,11 +37,8 @@ def join_processes(
 ) -> Processes:
     """Returns the processes that train together, once all of them are there."""
     if dist.is_initialized():
-        if (dist.get_world_size(), dist.get_rank()) != (world_size, rank):
-            raise InvalidInputError(
-                f"torch.distributed runs as rank {dist.get_rank()} of {dist.get_world_size()}; "
-                f"received rank={rank}, world_size={world_size}."
-            )
+        found = dist.get_world_size(), dist.get_rank()
+        check_place("torch.distributed", found, (world_size, rank))
         return TorchProcesses()
     # Torchrun listens at that address already, with a store for the ranks that it has started.
     is_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -152,13 +154,7 @@ class TorchProcesses:
             return
         found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, key)
-        others = [rank for rank, other in enumerate(found) if other != key]
-        if others:
-            raise InvalidInputError(
-                f"The models of the processes differ: rank {self.rank} has {len(key)} tensors, "
-                f"rank {others[0]} has {len(found[others[0]])}, or others of other shapes. Build "
-                "the same model on each."
-            )
+        check_same_shapes(self.rank, found)
         self._known.add(key)
 
 
@@ -199,13 +195,7 @@ def _naming_lost_peers(purpose: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # All that gloo and NCCL raise.
-        if isinstance(error, InvalidInputError):
-            raise
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PeerLostError(
-            f"This process could not {purpose}: another one has ended, or does not answer. The "
-            f"error in the logs of all says why. torch.distributed: {first_line}"
-        ) from error
+        raise lost_peer_error(purpose, "torch.distributed", error) from error
 
 
 def _open_store(coordinator: str, world_size: int, rank: int, timeout: float) -> dist.Store:
