@@ -166,7 +166,7 @@ class Buckets(keras.utils.PyDataset):
     @property
     def num_batches(self) -> int:
         """The number of batches of an epoch."""
-        return self._buckets.num_batches
+        return len(self._buckets)
 
     def __getitem__(self, index: int) -> Any:
         inputs, targets = self._buckets[index]

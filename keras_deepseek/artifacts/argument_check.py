@@ -3,6 +3,7 @@
 import math
 import numbers
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,22 @@ def check_path(name: str, value: Any) -> str:
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise InvalidInputError(f"`{name}` must be a path, received {value!r}.")
     return os.fspath(value)
+
+
+def check_file_path(name: str, value: Any) -> str:
+    """Returns the path of a file, there or not, as a string; or says what was received instead.
+
+    Args:
+        name: string. The argument, as the error names it.
+        value: What was given.
+
+    Raises:
+        InvalidInputError: It is no path, an empty one, or that of a folder.
+    """
+    path = check_path(name, value)
+    if Path(path).is_dir():
+        raise InvalidInputError(f"`{name}` must be the path of a file, and {path!r} is a folder.")
+    return path
 
 
 def check_number(

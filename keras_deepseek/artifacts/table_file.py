@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_deepseek.artifacts.appending import append_whole
-from keras_deepseek.artifacts.argument_check import check_path
+from keras_deepseek.artifacts.argument_check import check_file_path
 from keras_deepseek.artifacts.errors import InvalidInputError
 
 Cells = Mapping[str, str | float | None]
@@ -26,7 +26,7 @@ def check_table_path(path: str | os.PathLike[str]) -> Path:
     Raises:
         InvalidInputError: It is none, or has another ending.
     """
-    checked = Path(check_path("path", path))
+    checked = Path(check_file_path("path", path))
     if checked.suffix not in (".jsonl", ".csv"):
         raise InvalidInputError(
             f"The ending says what is written, .jsonl or .csv; received {str(checked)!r}."

@@ -119,7 +119,11 @@ def global_seed_state() -> keras.Variable:
 
 def build_for_training(model: keras.Model, batch: Any) -> None:
     """Makes the variables of a compiled model, its metrics and its optimizer, for such a batch."""
-    model._symbolic_build(data_batch=batch)
+    try:
+        model._symbolic_build(data_batch=batch)
+    except Exception as error:
+        error.add_note("It came as the model was built for the first batch.")
+        raise
 
 
 def finish_callbacks(callbacks: keras.callbacks.CallbackList) -> None:

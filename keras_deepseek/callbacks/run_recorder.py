@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.argument_check import check_path
+from keras_deepseek.artifacts.argument_check import check_file_path
 from keras_deepseek.artifacts.run_record import RunRecord
 from keras_deepseek.callbacks.step_logger import Row, StepLogger, numbers
 from keras_deepseek.callbacks.training_pace import TrainingPace
@@ -48,7 +48,7 @@ class RunRecorder(StepLogger):
         self, path: str | os.PathLike[str], *, every: int = 1, resume: bool = False
     ) -> None:
         super().__init__(every=every, resume=resume)
-        check_path("path", path)
+        check_file_path("path", path)
         self.path = path
         self._pace = TrainingPace()
         self._record: RunRecord | None = None

@@ -134,7 +134,15 @@ class Checkpoints:
             position = resumed.state["data"]
             is_over = resumed.state["is_stopped"]
             options["initial_epoch"] = options["epochs"] if is_over else resumed.state["epoch"]
-            _logger.info("The training goes on after step %d.", resumed.step)
+            if is_over:
+                _logger.warning(
+                    "The training had ended after step %d, before its last epoch: a callback, as "
+                    "EarlyStopping, or the end of its data had stopped it. No step is added. To "
+                    "train on, begin another training from its weights.",
+                    resumed.step,
+                )
+            else:
+                _logger.info("The training goes on after step %d.", resumed.step)
             self._compare_rates(model, resumed.state)
         writer = self._writer = CheckpointWriter(self._folder)
         stop_signal = StopSignal()

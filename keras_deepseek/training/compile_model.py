@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.backend.keras_internals import compile_arguments
 from keras_deepseek.backend.random_state import seed_generators
 from keras_deepseek.training.precision import with_loss_scaling
@@ -86,7 +86,7 @@ def compile_model(
         policy: The dtype policy of the training step, or `None` for the model's own.
 
     Raises:
-        InvalidInputError: A name is unknown, or there is no optimizer.
+        InvalidInputError: A name is unknown, or there is no optimizer, or no such output.
     """
     if metrics is not None and not isinstance(metrics, list | tuple | dict):
         metrics = [metrics]  # One needs no list.
@@ -105,11 +105,29 @@ def compile_model(
     settings["optimizer"] = with_loss_scaling(_find("optimizer", compiled), policy)
     for each in _leaves(loss):
         _find("loss", each)
+    _check_outputs(model, loss)
     for metric in _leaves(metrics):
         if str(metric).lower() not in _CHOSEN_BY_OUTPUTS:
             _find("metric", metric)
     if given or settings["optimizer"] is not compiled:
         model.compile(**settings, auto_scale_loss=False)
+
+
+def _check_outputs(model: keras.Model, loss: Any) -> None:
+    """Raises an error where losses are named by outputs that a model does not have."""
+    if not isinstance(loss, dict) or "class_name" in loss:
+        return
+    if isinstance(model, keras.Sequential):
+        raise InvalidInputError(
+            f"{model.name!r} is a Sequential, whose one output has no name: give its loss alone, "
+            f"as in loss={next(iter(loss.values()), 'mse')!r}; received {loss!r}."
+        )
+    names = set(getattr(model, "output_names", None) or ())  # None of a subclass.
+    if names and isinstance(model.output, dict):
+        names |= set(model.output)  # By which Keras goes, and by its layers' names where it can.
+    unknown = [name for name in loss if names and name not in names]
+    if unknown:
+        raise InvalidInputError(unknown_name_message("output of the model", unknown[0], names))
 
 
 def _leaves(structure: Any) -> list[Any]:

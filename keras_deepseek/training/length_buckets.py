@@ -59,7 +59,7 @@ class LengthBuckets(keras.utils.PyDataset):
     >>> from keras_deepseek.training import LengthBuckets
     >>> texts = [np.arange(1, n) for n in (4, 9, 3, 8, 30)]
     >>> data = LengthBuckets(texts, [0, 1, 0, 1, 1], tokens_per_batch=32)
-    >>> sorted((x.shape, y.shape) for x, y in map(data.__getitem__, range(data.num_batches)))
+    >>> sorted((x.shape, y.shape) for x, y in map(data.__getitem__, range(len(data))))
     [((1, 32), (1,)), ((2, 16), (2,)), ((2, 16), (2,))]
     """
 
@@ -93,9 +93,8 @@ class LengthBuckets(keras.utils.PyDataset):
         self._epoch = 0
         self._batches = self._draw()
 
-    @property
-    def num_batches(self) -> int:
-        """The number of batches of an epoch."""
+    def __len__(self) -> int:
+        """Returns the number of batches of an epoch."""
         return len(self._batches)
 
     def __getitem__(self, index: int) -> Any:

@@ -52,13 +52,14 @@ class MemoryReport:
         return self.weights + self.gradients + self.optimizer + self.activations
 
     def __str__(self) -> str:
-        """Returns a table of the parts, in MiB and in percent of the total."""
+        """Returns a table of the parts, in MiB, or in KiB of a small model, and in percent."""
+        unit, name_of_unit = (2**20, "MiB") if self.total >= 2**20 else (2**10, "KiB")
         names = ("weights", "gradients", "optimizer", "activations", "total")
         rows = []
         for name in names:
             size = getattr(self, name)
             share = size / max(self.total, 1)
-            rows.append(f"{name:12}{size / 2**20:12,.1f} MiB{share:7.0%}")
+            rows.append(f"{name:12}{size / unit:12,.1f} {name_of_unit}{share:7.0%}")
         rows[3] += f"   of a batch of {self.batch_size}"
         return "\n".join(rows)
 

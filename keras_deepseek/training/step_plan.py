@@ -18,7 +18,7 @@ from keras_deepseek.training.kept_memory import kept_memory
 from keras_deepseek.training.loss_watch import LossWatch
 from keras_deepseek.training.loss_weight import refuse_no_reduction
 from keras_deepseek.training.precision import step_in_precision
-from keras_deepseek.training.rematerialization import Remat, check_remat
+from keras_deepseek.training.rematerialization import Remat, check_remat, find_blocks
 from keras_deepseek.training.step_guard import Action, StepGuard
 from keras_deepseek.training.step_in_place import StepInPlace
 from keras_deepseek.training.training_step import TrainingStep
@@ -93,6 +93,8 @@ class StepPlan:
             replicas=replicas,
             devices=devices,
         )
+        if model.built:  # Else the first step finds which layers are meant.
+            self._in_precision(lambda: find_blocks(model, remat))()
         self._step = self._make_step(
             is_compilable=all(each is None or each.is_compilable for each in (replicas, devices))
         )

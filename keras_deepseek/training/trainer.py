@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_path
+from keras_deepseek.artifacts.argument_check import check_boolean, check_file_path, check_integer
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
@@ -201,7 +201,7 @@ class Trainer(Trials):
         self._placement.place(self.model)
         self._callbacks = list_callbacks(callbacks)
         if run_record is not None:
-            self.add_callback(RunRecorder(check_path("run_record", run_record)))
+            self.add_callback(RunRecorder(check_file_path("run_record", run_record)))
 
     def add_callback(self, callback: keras.callbacks.Callback) -> None:
         """Adds a callback to every `fit` from here on.

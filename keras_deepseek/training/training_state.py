@@ -136,9 +136,11 @@ def _check_optimizer(model: keras.Model, state: dict[str, Any]) -> None:
 
 def _check(group: str, variables: list[keras.Variable], state: dict[str, Any]) -> None:
     if len(variables) != len(state["values"]):
+        there, here = state["names"], [variable.path for variable in variables]
         raise InvalidInputError(
-            f"The checkpoint holds {len(state['values'])} variables of the {group}, and here it "
-            f"has {len(variables)}. {_ADVICE}"
+            f"The checkpoint holds {len(there)} variables of the {group}, and here it has "
+            f"{len(here)}{_describe_others('the checkpoint', there, here)}"
+            f"{_describe_others('this training', here, there)}. {_ADVICE}"
         )
     for variable, name, dtype, value in zip(
         variables, state["names"], state["dtypes"], state["values"], strict=True
@@ -148,3 +150,13 @@ def _check(group: str, variables: list[keras.Variable], state: dict[str, Any]) -
                 f"{group} variable {variable.path!r} is {variable.dtype} {tuple(variable.shape)}; "
                 f"the checkpoint has {name!r} there, {dtype} {value.shape}. {_ADVICE}"
             )
+
+
+def _describe_others(owner: str, names: list[str], others: list[str]) -> str:
+    """Returns in words which names are not among others, as a learning rate of a schedule is."""
+    alone = sorted(set(names) - set(others))
+    if not alone:
+        return ""
+    first, rest = alone[:3], alone[3:]
+    more = f" and {len(rest)} more" if rest else ""
+    return f"; only {owner} has {', '.join(first)}{more}"

@@ -6,6 +6,7 @@ import pytest
 
 from keras_deepseek.artifacts.argument_check import (
     check_boolean,
+    check_file_path,
     check_integer,
     check_number,
     check_path,
@@ -79,3 +80,11 @@ def test_a_path_is_returned_as_a_string():
 def test_what_is_no_path_is_refused(value):
     with pytest.raises(InvalidInputError, match="`file` must be a path, received"):
         check_path("file", value)
+
+
+def test_the_path_of_a_file_is_not_that_of_a_folder(tmp_path):
+    assert check_file_path("file", tmp_path / "new") == str(tmp_path / "new")
+    with pytest.raises(InvalidInputError, match="must be the path of a file, and"):
+        check_file_path("file", tmp_path)
+    with pytest.raises(InvalidInputError, match="`file` must be a path"):
+        check_file_path("file", "")

@@ -346,3 +346,14 @@ def test_the_run_record_goes_on_as_well(tmp_path):
     train(2)
     with RunRecord(tmp_path / "run.sqlite") as record:
         assert [step for step, _ in record.scalars("loss")] == list(range(1, 13))
+
+
+def test_a_training_that_was_stopped_says_that_it_is_not_gone_on_with(tmp_path, caplog):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    fit(Trainer(build, checkpoint_dir=tmp_path), callbacks=[Stop()])
+    history = fit(Trainer(build, checkpoint_dir=tmp_path), resume=True, epochs=3).history
+    assert len(history["loss"]) == 1
+    assert "had ended after step 6, before its last epoch" in caplog.text

@@ -73,3 +73,15 @@ def test_what_is_no_metric_is_named_and_one_needs_no_list():
         assert set(model.evaluate(np.ones((2, 2)), np.ones((2, 1)), 2, 0, return_dict=True)) == {
             *("loss", "mae")
         }
+
+
+def test_losses_go_by_the_names_of_outputs_that_there_are():
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, [keras.layers.Dense(1, name=name)(inputs) for name in ("a", "b")])
+    compile_model(model, "sgd", {"a": "mse"}, None, None)
+    with pytest.raises(InvalidInputError, match="Unknown output of the model 'aa': did you mean"):
+        compile_model(model, "sgd", {"aa": "mse"}, None, None)
+    with pytest.raises(InvalidInputError, match="one output has no name: give its loss alone"):
+        compile_model(build(), "sgd", {"a": "mse"}, None, None)
+    config = keras.saving.serialize_keras_object(keras.losses.MeanSquaredError())
+    compile_model(build(), "sgd", config, None, None)

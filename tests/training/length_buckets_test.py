@@ -12,7 +12,7 @@ def make_texts(lengths):
 
 
 def read(data):
-    return [data[i] for i in range(data.num_batches)]
+    return [data[i] for i in range(len(data))]
 
 
 def test_each_sequence_comes_once_an_epoch_in_its_bucket():

@@ -103,6 +103,14 @@ def test_it_prints_a_table():
     ]
 
 
+def test_a_small_model_has_a_table_of_kib():
+    table = str(MemoryReport(20, 20, 512, 2**10, 16)).splitlines()
+    assert table[2:4] == [
+        "optimizer            0.5 KiB    32%",
+        "activations          1.0 KiB    65%   of a batch of 16",
+    ]
+
+
 def test_what_has_no_loss_no_batch_or_its_own_step_is_refused():
     with pytest.raises(InvalidInputError, match="has no loss: pass Trainer"):
         build(loss=None).measure_memory(X)

@@ -125,3 +125,15 @@ def test_steps_are_counted_from_the_start_of_a_training():
 def test_micro_batches_are_a_positive_number(number):
     with pytest.raises(InvalidInputError, match="`micro_batches` must be a positive integer"):
         plan(build(), micro_batches=number)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"remat": ["block_*"]}, "names no layer of"),
+        ({"policy": keras.DTypePolicy("float64")}, "has float32 weights; training by 'float64'"),
+    ],
+)
+def test_what_fits_no_layer_of_a_built_model_is_refused_at_once(arguments, match):
+    with pytest.raises(InvalidInputError, match=match):
+        plan(build(), **arguments)

@@ -320,6 +320,14 @@ def test_an_error_in_the_data_or_the_step_says_with_which_batch_it_came():
         assert says_place(caught.value, 2)
 
 
+def test_an_error_as_the_model_is_built_says_so():
+    model = keras.Sequential([keras.layers.Reshape((3,)), keras.layers.Dense(2)])
+    trainer = Trainer(model, optimizer="sgd", loss="mse")
+    with pytest.raises(Exception, match=r".+") as caught:
+        next(trainer.steps(X, Y))
+    assert "built for the first batch" in "".join(caught.value.__notes__)
+
+
 def says_place(error, num_made):
     """Whether a note says where an error came; TensorFlow asks for a batch inside of its step."""
     note = "".join(getattr(error, "__notes__", []))
@@ -404,8 +412,6 @@ class FailingCallback(keras.callbacks.Callback):
     [
         ({}, {"foo": 1}),
         ({"callbacks": [FailingCallback()]}, {}),
-        ({"remat": ["no_such"]}, {}),
-        ({"precision": "float64"}, {}),
     ],
 )
 def test_an_error_before_the_first_batch_is_not_laid_on_it(arguments, options):

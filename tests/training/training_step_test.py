@@ -396,7 +396,6 @@ def test_a_loss_that_is_no_number_is_refused_on_every_backend(returns, match):
         trainer.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
 
 
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="Its gradients are zeros.")
 def test_a_loss_that_depends_on_no_weight_is_refused():
     class Own(Trainer):
         def train_step(self, x, y=None, sample_weight=None):

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import keras
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_training import nested_stateless_scope, split_floats
@@ -34,20 +35,44 @@ def differentiate(
     variables: Sequence[keras.Variable],
     states: Sequence[keras.Variable],
 ) -> tuple[Any, list[Any]]:
-    """Returns what `compute` returns beside a scalar, and the scalar's gradients by variables."""
+    """Returns what `compute` returns beside a scalar, and the scalar's gradients by variables.
+
+    They are `None` where the scalar depends on no variable at all.
+    """
     kept = [(state, state.value) for state in states]
+    tangents: list[bool] = []
 
     def run(values: list[jax.Array]) -> tuple[jax.Array, Any]:
         with nested_stateless_scope([*zip(variables, values, strict=True), *kept]) as scope:
             scalar, others = compute()
-        return scalar, (others, [scope.get_current_value(state) for state in states])
+        others = others, [scope.get_current_value(state) for state in states]
+        return _hear_tangents(scalar, tangents), others
 
     gradients, (others, values) = jax.grad(run, has_aux=True)(
         [variable.value for variable in variables]
     )
     for state, value in zip(states, values, strict=True):
         state.assign(value)
-    return others, gradients
+    return others, gradients if any(tangents) else [None] * len(variables)
+
+
+def _hear_tangents(scalar: Any, heard: list[bool]) -> Any:
+    """Returns a scalar, and notes whether it depends on what is differentiated by.
+
+    JAX's gradients don't tell: those by what nothing depends on are zeros.
+    """
+
+    @jax.custom_jvp
+    def run(scalar: jax.Array) -> jax.Array:
+        return scalar
+
+    def run_tangent(primals: Any, tangents: Any) -> Any:
+        (primal,), (tangent,) = primals, tangents
+        heard.append(not isinstance(tangent, SymbolicZero))
+        return primal, tangent
+
+    run.defjvp(run_tangent, symbolic_zeros=True)
+    return run(keras.ops.convert_to_tensor(scalar))
 
 
 def rematerialize(
