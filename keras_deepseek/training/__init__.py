@@ -11,6 +11,7 @@ from keras_deepseek.training.memory_report import MemoryReport
 from keras_deepseek.training.sequence_packing import pack_sequences
 from keras_deepseek.training.step_guard import StepGuard
 from keras_deepseek.training.trainer import Trainer
+from keras_deepseek.training.transformer_layout_map import transformer_layout_map
 from keras_deepseek.training.warmup_decay import WarmupDecay
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "gather_masked_positions",
     "join_cluster",
     "pack_sequences",
+    "transformer_layout_map",
 ]

@@ -16,8 +16,15 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={NUM_DEVICES}
 
 import keras  # noqa: E402 - the devices are counted when JAX is loaded.
 import numpy as np  # noqa: E402
+from keras import ops  # noqa: E402
 
-from keras_deepseek.training import Trainer  # noqa: E402
+from keras_deepseek.layers import (  # noqa: E402
+    DeepSeekMoE,
+    ExpertRouter,
+    MultiHeadLatentAttention,
+    SwiGLU,
+)
+from keras_deepseek.training import Trainer, transformer_layout_map  # noqa: E402
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(61, 6)).astype("float32")  # Of four batches of 16 the last is ragged.
@@ -48,6 +55,30 @@ def build_wide() -> keras.Model:
     keras.utils.set_random_seed(1)
     layers = [keras.layers.Dense(16, activation="relu"), keras.layers.Dense(8)]
     return keras.Sequential([keras.Input((6,)), *layers])
+
+
+def build_transformer() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    attention = MultiHeadLatentAttention(
+        num_heads=8,
+        key_value_lora_rank=8,
+        nope_head_dim=4,
+        rope_head_dim=4,
+        value_head_dim=4,
+    )
+    moe = DeepSeekMoE(ExpertRouter(8, num_experts_per_token=2), 12, num_shared_experts=2)
+    inputs = keras.Input((6,))
+    x = keras.layers.Embedding(32, 16)(ops.cast(ops.abs(inputs) * 8, "int32") % 32)
+    for layer in (attention, moe, SwiGLU(24)):
+        x = x + layer(keras.layers.RMSNormalization()(x))
+    return keras.Model(inputs, keras.layers.Dense(3)(ops.mean(x, axis=1)))
+
+
+def lay_out(model: keras.Model) -> Any:
+    """Returns a distribution of a transformer's weights over all devices."""
+    mesh = keras.distribution.DeviceMesh((1, NUM_DEVICES), ["batch", "model"])
+    layout_map = transformer_layout_map(model, mesh)
+    return keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch")
 
 
 def train(way: str, strategy: Any, model: Any = build) -> list[Any]:
@@ -94,6 +125,14 @@ def main() -> None:
     found["layouts"] = differ(train("plain", None, build_wide()), train("plain", parallel, model))
     kernel = model.layers[0].kernel.value
     assert kernel.sharding.shard_shape(kernel.shape) == (6, 16 // NUM_DEVICES)
+    transformer = build_transformer()
+    found["transformer"] = differ(
+        train("plain", None, build_transformer()),
+        train("plain", lay_out(transformer), transformer),
+    )
+    for weight in transformer.weights:  # An eighth of the experts, with all their moments.
+        if weight.path.endswith("gate_kernel"):
+            assert weight.value.sharding.shard_shape(weight.shape) == (8 // NUM_DEVICES, 16, 12)
     steps = [
         [step.logs["loss"] for step in make(strategy).steps(X, Y, batch_size=16, shuffle=False)]
         for strategy in (None, "allreduce")

@@ -35,7 +35,9 @@ def compare(oracle, num_devices):
 @pytest.mark.parametrize("num_devices", [2, pytest.param(8, marks=pytest.mark.slow_on_jax)])
 def test_a_training_over_several_devices_is_that_on_one(num_devices):
     differences = compare("data_parallel.py", num_devices)
-    assert {"guard", "clip", "micro-batches", "checkpoints", "layouts", "steps"} <= set(differences)
+    assert {"guard", "clip", "micro-batches", "checkpoints", "transformer", "steps"} <= set(
+        differences
+    )
 
 
 @pytest.mark.skipif(not IS_TENSORFLOW, reason="JAX has one program over all; PyTorch one device.")
