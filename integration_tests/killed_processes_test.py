@@ -4,6 +4,7 @@ The launcher starts them again, from the last checkpoint. It ends as one that wa
 rank with the same weights, and leaves nothing running.
 """
 
+import json
 import os
 import random
 import signal
@@ -81,6 +82,32 @@ for variable in trainer.model.variables + trainer.model.optimizer.variables:
 """
 
 
+SHORT_TRAINING = """
+import json, sys
+import keras
+import numpy as np
+from pathlib import Path
+from keras_deepseek.training import Trainer, join_cluster
+
+folder, epochs = Path(sys.argv[1]), int(sys.argv[2])
+cluster = join_cluster()
+x = np.random.default_rng(0).normal(size=(53, 6)).astype("float32")
+hidden = keras.layers.Dense(16, activation="relu")
+trainer = Trainer(
+    lambda: keras.Sequential([keras.Input((6,)), hidden, keras.layers.Dense(2)]),
+    optimizer=keras.optimizers.AdamW(0.01, use_ema=True),
+    distributed_strategy="allreduce",
+    loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    checkpoint_dir=folder / "checkpoints",
+    seed=2026,
+)
+y = (x.sum(axis=1) > 0).astype("int32")
+losses = trainer.fit(x, y, batch_size=16, epochs=epochs, verbose=0, resume=True).history["loss"]
+weights = np.concatenate([weight.ravel() for weight in trainer.model.get_weights()])
+(folder / f"rank_{cluster.rank}.json").write_text(json.dumps([*losses, *weights.tolist()]))
+"""
+
+
 def read_digests(folder: Path) -> set[str]:
     return {(folder / f"rank_{rank}.digest").read_text() for rank in range(NUM_PROCESSES)}
 
@@ -89,15 +116,15 @@ def launch(launcher: Path, folder: Path, environment: dict[str, str]) -> subproc
     folder.mkdir(exist_ok=True)
     script = folder / "train.py"
     script.write_text(TRAINING)
-    log = (folder / "log").open("a")
     counts = ["--nproc", str(NUM_PROCESSES), "--max-restarts", str(KILLS)]
-    return subprocess.Popen(
-        [str(launcher), "launch", *counts, "--grace-period", "5", str(script), str(folder)],
-        env={**environment, "KERAS_DEEPSEEK_PEER_TIMEOUT": "60"},
-        stdout=log,
-        stderr=log,
-        text=True,
-    )
+    with (folder / "log").open("a") as log:  # The launcher has it for itself.
+        return subprocess.Popen(
+            [str(launcher), "launch", *counts, "--grace-period", "5", str(script), str(folder)],
+            env={**environment, "KERAS_DEEPSEEK_PEER_TIMEOUT": "60"},
+            stdout=log,
+            stderr=log,
+            text=True,
+        )
 
 
 def count_steps(folder: Path) -> int:
@@ -142,11 +169,37 @@ def harass_and_compare(launcher: Path, environment: dict[str, str], folder: Path
     assert str(folder) not in listed.stdout
 
 
-@pytest.mark.parametrize(
+BACKENDS = pytest.mark.parametrize(
     ("backend", "extras"),
     [("tensorflow", "onnx,serving,tensorflow"), ("jax", "jax"), ("torch", "torch")],
 )
+
+
+@BACKENDS
 def test_ranks_that_are_killed_again_and_again(install, tmp_path, backend, extras):
     installed = install(extras)
     environment = {**installed.environment, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     harass_and_compare(installed.programs / "keras-deepseek", environment, tmp_path)
+
+
+@BACKENDS
+def test_a_training_goes_on_by_fewer_processes_and_by_more(install, tmp_path, backend, extras):
+    installed = install(extras)
+    environment = {**installed.environment, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    script = tmp_path / "train.py"
+    script.write_text(SHORT_TRAINING)
+
+    def train(folder: str, num_processes: int, epochs: int) -> list[float]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        launch = [installed.programs / "keras-deepseek", "launch", "--nproc", str(num_processes)]
+        arguments = [script, tmp_path / folder, str(epochs)]
+        subprocess.run([*launch, *arguments], env=environment, timeout=SECONDS, check=True)
+        ranks = [tmp_path / folder / f"rank_{rank}.json" for rank in range(num_processes)]
+        found = [json.loads(rank.read_text()) for rank in ranks]
+        assert all(each == found[0] for each in found)
+        return found[0]
+
+    alone = train("alone", 1, 6)
+    for num_processes, epochs in ((3, 2), (2, 4), (1, 5), (4, 6)):
+        found = train("together", num_processes, epochs)
+    assert max(abs(a - b) for a, b in zip(alone, found, strict=True)) < 1e-5

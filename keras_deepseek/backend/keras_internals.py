@@ -30,7 +30,9 @@ __all__ = [
     "finish_callbacks",
     "first_call_shapes",
     "flatten_layers",
+    "forget_global_seed",
     "global_seed_state",
+    "has_global_seed",
     "infers_shapes",
     "numpy_batches",
     "py_dataset_batches",
@@ -113,8 +115,23 @@ def uses_flash_attention(attention: keras.Layer) -> bool:
 
 
 def global_seed_state() -> keras.Variable:
-    """Returns the variable of the seed generator that all of Keras shares."""
+    """Returns the variable of the seed generator that all of Keras shares.
+
+    Where there is none yet it is made, and seeded by a number that Python's generator gives.
+    """
     return keras.src.random.seed_generator.global_seed_generator().state
+
+
+def has_global_seed() -> bool:
+    """Returns whether there is a seed generator yet that all of Keras shares."""
+    name = keras.src.random.seed_generator.GLOBAL_SEED_GENERATOR
+    return keras.src.backend.common.global_state.get_global_attribute(name) is not None
+
+
+def forget_global_seed() -> None:
+    """Makes Keras make its shared seed generator anew when it is next asked for."""
+    name = keras.src.random.seed_generator.GLOBAL_SEED_GENERATOR
+    keras.src.backend.common.global_state.set_global_attribute(name, None)
 
 
 def build_for_training(model: keras.Model, batch: Any) -> None:

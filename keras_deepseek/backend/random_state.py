@@ -11,7 +11,11 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_internals import global_seed_state
+from keras_deepseek.backend.keras_internals import (
+    forget_global_seed,
+    global_seed_state,
+    has_global_seed,
+)
 
 
 def seed_generators(seed: int) -> None:
@@ -28,10 +32,16 @@ def seed_generators(seed: int) -> None:
         sys.modules["torch"].manual_seed(seed)
 
 
-def read_random_state() -> dict[str, Any]:
-    """Returns the state of every generator that the process shares, as a copy."""
-    # Keras's first: where there is none yet, it is made by a number of Python's.
-    seed_state = keras.ops.convert_to_numpy(global_seed_state()).copy()
+def read_random_state(*, makes_missing: bool = True) -> dict[str, Any]:
+    """Returns the state of every generator that the process shares, as a copy.
+
+    Args:
+        makes_missing: boolean. Whether Keras's, where there is none yet, is made, by a number that
+            Python's gives. Defaults to `True`.
+    """
+    seed_state = None
+    if makes_missing or has_global_seed():  # First of all, for what it may take of Python's.
+        seed_state = keras.ops.convert_to_numpy(global_seed_state()).copy()
     version, words, gauss = random.getstate()
     return {
         "keras": seed_state,
@@ -50,7 +60,10 @@ def write_random_state(state: dict[str, Any]) -> None:
     """
     python = state["python"]
     words = tuple(int(word) for word in python["words"])
-    global_seed_state().assign(state["keras"])
+    if state["keras"] is None:
+        forget_global_seed()
+    else:
+        global_seed_state().assign(state["keras"])
     random.setstate((int(python["version"]), words, python["gauss"]))
     np.random.set_state(state["numpy"])  # noqa: NPY002
     backend.current().write_framework_random_state(state["framework"])

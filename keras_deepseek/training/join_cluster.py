@@ -93,7 +93,8 @@ def share_random_state(processes: Processes) -> None:
         processes: `Processes`.
     """
     if processes.world_size > 1:
-        write_random_state(processes.broadcast(read_random_state()))
+        # What one process would make later, by then by another number, is not made here.
+        write_random_state(processes.broadcast(read_random_state(makes_missing=False)))
 
 
 def _refuse_others(cluster: ClusterSpec) -> None:

@@ -21,7 +21,9 @@ from keras_deepseek.backend.keras_internals import (
     finish_callbacks,
     first_call_shapes,
     flatten_layers,
+    forget_global_seed,
     global_seed_state,
+    has_global_seed,
     infers_shapes,
     numpy_batches,
     py_dataset_batches,
@@ -115,6 +117,10 @@ def test_the_seed_that_keras_shares_is_a_variable():
     keras.random.uniform((1,))
     assert not np.array_equal(keras.ops.convert_to_numpy(global_seed_state().value), before)
     assert global_seed_state() is state
+    assert has_global_seed()
+    forget_global_seed()
+    assert not has_global_seed()
+    assert global_seed_state() is not state
 
 
 def test_a_compiled_model_is_built_with_its_optimizer_and_metrics():

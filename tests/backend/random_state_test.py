@@ -98,3 +98,19 @@ def test_pytorch_is_seeded_where_its_data_are_read_by_another_framework(monkeypa
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(manual_seed=seeds.append))
     seed_generators(3)
     assert seeds == [3]
+
+
+def test_what_there_is_not_yet_need_not_be_made():
+    seed_generators(5)
+    expected = random.random()
+    seed_generators(5)
+    state = read_random_state(makes_missing=False)
+    assert state["keras"] is None
+    assert random.random() == expected
+    draw()
+    write_random_state(state)
+    assert random.random() == expected
+    first = keras.ops.convert_to_numpy(keras.random.uniform((2,)))
+    seed_generators(5)
+    assert random.random() == expected
+    assert (keras.ops.convert_to_numpy(keras.random.uniform((2,))) == first).all()
