@@ -56,11 +56,11 @@ def transformer_layout_map(
 
     >>> import keras
     >>> from keras_deepseek.layers import SwiGLU
-    >>> model = keras.Sequential([keras.Input((5, 12)), SwiGLU(32, name="feed_forward")])
+    >>> model = keras.Sequential([keras.Input((5, 12)), SwiGLU(32)])
     >>> mesh = keras.distribution.DeviceMesh((1, 2), ["batch", "model"], ["cpu:0", "cpu:1"])
     >>> layout_map = transformer_layout_map(model, mesh)
-    >>> layout_map["feed_forward/down/kernel"].axes
-    ('model', None)
+    >>> {path.split("/")[-2]: layout_map[path].axes for path in layout_map}
+    {'gate': (None, 'model'), 'up': (None, 'model'), 'down': ('model', None)}
 
     Reference:
 
