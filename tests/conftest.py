@@ -20,17 +20,12 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves all but the first case of a layer's test to `tox -e jax-slow`, on JAX.
-
-    Run eagerly it compiles each operation for each shape, and most of its time goes there.
-    """
-    if os.environ["KERAS_BACKEND"] != "jax":
-        return
+    """Marks all but the first case of each test of a layer as a further one."""
     seen: set[str] = set()
     for item in items:
         test = item.nodeid.split("[")[0]
         if "tests/layers/" in test and test in seen:
-            item.add_marker(pytest.mark.slow_on_jax)
+            item.add_marker(pytest.mark.further_case)
         seen.add(test)
 
 

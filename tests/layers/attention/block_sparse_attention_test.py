@@ -56,6 +56,7 @@ def layouts(draw):
     )
 
 
+@pytest.mark.slow_on_jax
 @settings(max_examples=12)
 @given(
     layout=layouts(),

@@ -27,6 +27,7 @@ def decode(arrays, start, layout, mask=None, **kwargs):
     return ops.convert_to_numpy(block_sparse_decoding(query, cache, start, layout, **kwargs))
 
 
+@pytest.mark.slow_on_jax
 @settings(max_examples=8)
 @given(
     length=st.sampled_from([1, 4, 6]),

@@ -124,12 +124,14 @@ class Routine(LayerTestCase):
             assert_close(received, attend(full, subject.inputs, choices[0]), dtype)
 
 
+@pytest.mark.slow_on_jax
 def test_it_passes_the_layer_routine():
     arguments = {"query_lora_rank": 4, "indexer_loss_weight": 0.5, "use_bias": True}
     arguments = {**SIZES, **INDEXER, "kernel_initializer": "he_normal", **arguments}
     Routine().run_layer_test(DeepSeekSparseAttention, arguments, (2, 5, 6), oracle=oracle)
 
 
+@pytest.mark.slow_on_jax
 def test_it_passes_some_of_the_routine_without_a_causal_mask_and_in_chunks():
     arguments = {"use_causal_mask": False, "rope_head_dim": 4, "chunk_size": 2}
     case = Routine()
