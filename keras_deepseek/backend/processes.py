@@ -5,6 +5,7 @@ A training holds these two and knows no engine: `Processes` between steps, `Repl
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from keras_deepseek.artifacts.errors import InvalidInputError, KerasDeepSeekError, PeerLostError
@@ -52,6 +53,49 @@ class Replicas(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """How gradients are rounded on their way to other processes.
+
+    Args:
+        dtype: string. `"bfloat16"` or `"float16"`, what is sent.
+        residual: `keras.Variable`, float32, as long as all gradients together. What rounding has
+            taken from those of earlier steps, and is sent with the next.
+        unit: Function from the sums of the scalars to what those of the gradients are divided by
+            in the end: residuals are in the units of that quotient, which are the same in each
+            step.
+    """
+
+    dtype: str
+    residual: "keras.Variable"
+    unit: Callable[[Sequence[Any]], Any]
+
+
+class RemoteReplicas(Replicas, Protocol):
+    """Replicas of which each has a process, and a link to the others."""
+
+    def sum_rounded(
+        self,
+        compute: Callable[[int, Any], tuple[list[Any], list[Any]]],
+        batch: Any,
+        rounding: Rounding,
+    ) -> tuple[list[Any], list[Any], Callable[[], None]]:
+        """Returns the sums of what all replicas compute, of gradients that are rounded for it.
+
+        What rounding takes from a gradient is added to the next one by who has rounded it, so that
+        all of it arrives in the end. The sums are the same on all.
+
+        Args:
+            compute: Function, as for `sum`.
+            batch: Structure of tensors, as for `sum`.
+            rounding: `Rounding`.
+
+        Returns:
+            The sums of the scalars, those of the gradients, and a function that assigns the
+            residual: it is called where the step is not left out.
+        """
+
+
 class Processes(Protocol):
     """Processes that train together; each calls these functions in the same order.
 
@@ -60,7 +104,7 @@ class Processes(Protocol):
 
     rank: int
     world_size: int
-    replicas: Replicas | None
+    replicas: RemoteReplicas | None
     """The copies of the model that reduce inside of the step; `None` where one program does."""
 
     def broadcast(self, value: Any) -> Any:
@@ -91,7 +135,7 @@ class OneProcess:
 
     rank = 0
     world_size = 1
-    replicas: Replicas | None = None
+    replicas: RemoteReplicas | None = None
 
     def broadcast(self, value: Any) -> Any:
         """Returns the value."""

@@ -16,6 +16,7 @@ from keras_deepseek.backend.keras_training import epoch_logs
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
 from keras_deepseek.training.callback_states import CallbackStates
 from keras_deepseek.training.checkpoint_writer import CheckpointWriter
+from keras_deepseek.training.gradient_residual import GradientResidual
 from keras_deepseek.training.stop_signal import StopSignal
 from keras_deepseek.training.streamed_callbacks import StreamedCallbacks
 from keras_deepseek.training.training_state import read_variables, write_variables
@@ -36,6 +37,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         seed: integer. What the order of the data was drawn by.
         given_rate: float. The learning rate that the optimizer was given, as the training began, or
             `None`. Defaults to `None`.
+        residual: `GradientResidual` of processes that train together. Defaults to `None`.
         **options: Those of `StreamedCallbacks`.
     """
 
@@ -50,6 +52,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         resumed: Checkpoint | None,
         seed: int,
         given_rate: float | None = None,
+        residual: GradientResidual | None = None,
         **options: Any,
     ) -> None:
         super().__init__(callbacks, **options)
@@ -60,6 +63,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
         self._resumed = resumed
         self._seed = seed
         self._given_rate = given_rate
+        self._residual = residual
         self._states = CallbackStates(self.callbacks)
         self._step = self._saved_step = resumed.step if resumed else 0
         self._first = resumed.state["batch"] if resumed else 0
@@ -131,6 +135,8 @@ class CheckpointedCallbacks(StreamedCallbacks):
             return
         state = self._resumed.state
         write_variables(self._trained, state["variables"])
+        if self._residual is not None:
+            self._residual.write(self._trained.trainable_variables, state.get("residual"))
         self._states.write(state["callbacks"])
         write_random_state(state["random"])
 
@@ -168,11 +174,13 @@ class CheckpointedCallbacks(StreamedCallbacks):
         # First of all: those that watch the steps may end the training now, or roll it back.
         callbacks = self._states.read()
         self._saved_step = self._step
+        residual = None if self._residual is None else self._residual.read()
         if self._processes.rank > 0:
             return
         state = {
             "backend": keras.backend.backend(),
             "variables": read_variables(self.model),  # On JAX the property brings their values.
+            "residual": residual,
             "random": read_random_state(),
             "callbacks": callbacks,
             "data": self._data.read_position(self._done),

@@ -22,6 +22,7 @@ from keras_deepseek.backend.processes import Processes, ask_rank_0
 from keras_deepseek.backend.random_state import read_random_state
 from keras_deepseek.training.checkpoint_writer import CheckpointWriter
 from keras_deepseek.training.checkpointed_callbacks import CheckpointedCallbacks
+from keras_deepseek.training.gradient_residual import GradientResidual
 from keras_deepseek.training.position_data import position_data
 from keras_deepseek.training.stop_signal import StopSignal
 from keras_deepseek.training.streamed_training import own_share, streamed_training
@@ -37,6 +38,7 @@ class Checkpoints:
 
     Args:
         processes: `Processes` that train together.
+        residual: `GradientResidual` of their gradients. Defaults to `None`.
 
     Raises:
         InvalidInputError: An argument does not fit.
@@ -49,6 +51,7 @@ class Checkpoints:
         keep_last: int,
         keep_best: Best | None,
         processes: Processes,
+        residual: GradientResidual | None = None,
     ) -> None:
         if not isinstance(checkpoint_dir, str | os.PathLike) or not os.fspath(checkpoint_dir):
             raise InvalidInputError(
@@ -58,6 +61,7 @@ class Checkpoints:
             checkpoint_every = check_integer("checkpoint_every", checkpoint_every)
         monitor, best_is, num_best = _read_best(keep_best)
         self._processes = processes
+        self._residual = residual
         self._every = checkpoint_every
         self._monitor = monitor
         self._folder = CheckpointFolder(
@@ -95,6 +99,8 @@ class Checkpoints:
         if checkpoint is None:
             return None
         write_training(model, checkpoint.state["variables"])
+        if self._residual is not None:
+            self._residual.write(model.trainable_variables, checkpoint.state.get("residual"))
         return checkpoint.step
 
     @contextmanager
@@ -155,6 +161,7 @@ class Checkpoints:
             resumed=resumed,
             seed=seed,
             given_rate=self._given_rate,
+            residual=self._residual,
         )
         streamed = streamed_training(
             model, options, data, self._processes, position, make_callbacks

@@ -10,9 +10,10 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_training import compilation, optimized_variables, own_train_step
-from keras_deepseek.backend.processes import Replicas
+from keras_deepseek.backend.processes import RemoteReplicas, Replicas
 from keras_deepseek.training.checkpoints import Checkpoints
 from keras_deepseek.training.gradient_clip import GradientClip, check_gradient_clip
+from keras_deepseek.training.gradient_residual import GradientResidual
 from keras_deepseek.training.guarded_steps import GuardedSteps
 from keras_deepseek.training.kept_memory import kept_memory
 from keras_deepseek.training.loss_watch import LossWatch
@@ -36,6 +37,7 @@ class StepPlan:
         checkpoints: `Checkpoints` to roll back to, or `None`.
         replicas: `Replicas` in other processes that make each step together, or `None`.
         devices: `Replicas` in this process, likewise.
+        residual: `GradientResidual`, where the replicas round what they send each other, or `None`.
 
     Raises:
         InvalidInputError: An argument does not fit, or the model has a step of its own, which would
@@ -54,8 +56,9 @@ class StepPlan:
         guard: StepGuard | Action | None,
         remat: Remat,
         checkpoints: Checkpoints | None,
-        replicas: Replicas | None = None,
+        replicas: RemoteReplicas | None = None,
         devices: Replicas | None = None,
+        residual: GradientResidual | None = None,
     ) -> None:
         self.micro_batches = check_integer("micro_batches", micro_batches)
         check_gradient_clip(gradient_clip, model.optimizer)
@@ -92,6 +95,7 @@ class StepPlan:
             remat=remat,
             replicas=replicas,
             devices=devices,
+            residual=residual,
         )
         if model.built:  # Else the first step finds which layers are meant.
             self._in_precision(lambda: find_blocks(model, remat))()
@@ -182,7 +186,7 @@ class StepPlan:
         prepare: Callable[[], Any] = list
         if not own_train_step(model):
             train_step = backend.current().make_train_step(model, self._training_step)
-            prepare = self._training_step.find_blocks
+            prepare = self._training_step.prepare
         return StepInPlace(
             model,
             self._in_precision(train_step),

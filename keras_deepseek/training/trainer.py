@@ -21,6 +21,7 @@ from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster_resolver import resolve_cluster
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
 from keras_deepseek.training.gradient_clip import GradientClip
+from keras_deepseek.training.gradient_residual import ReductionDtype, make_residual
 from keras_deepseek.training.join_cluster import share_random_state, start_processes
 from keras_deepseek.training.placement import DistributedStrategy, Placement
 from keras_deepseek.training.position_data import (
@@ -97,6 +98,10 @@ class Trainer(Trials):
         rank: integer. Which of them this one is. Defaults to `None`, as for `world_size`.
         coordinator: string. `HOST:PORT` of the process with rank 0. Defaults to `None`, as for
             `world_size`.
+        reduction_dtype: string. What gradients are sent in between the processes of an
+            `"allreduce"`: `"bfloat16"` or `"float16"` halve the bytes on PyTorch and TensorFlow,
+            and what rounding takes from a gradient is added to the next one. Defaults to
+            `"float32"`.
         callbacks: Keras callback, or iterable of them. Defaults to `None`.
         run_record: string or path. A file to record the run in, see `artifacts.RunRecord`. Defaults
             to `None`, no record.
@@ -112,7 +117,7 @@ class Trainer(Trials):
 
     Raises:
         InvalidInputError: An argument is unknown or contradicts another, or the environment.
-        NotSupportedError: This release has no such strategy on this backend.
+        NotSupportedError: This release has no such strategy, or `reduction_dtype`, on this backend.
         PeerLostError: A process that is to train with this one has not come.
 
     Example:
@@ -148,6 +153,7 @@ class Trainer(Trials):
         world_size: int | None = None,
         rank: int | None = None,
         coordinator: str | None = None,
+        reduction_dtype: ReductionDtype = "float32",
         callbacks: Callbacks = None,
         run_record: str | os.PathLike[str] | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -165,10 +171,11 @@ class Trainer(Trials):
             distributed_strategy if is_name else None, world_size, rank, coordinator
         )
         self._processes = start_processes(self.cluster)
+        residual = make_residual(reduction_dtype, self._processes)
         self._checkpoints = None
         if checkpoint_dir is not None:
             self._checkpoints = Checkpoints(
-                checkpoint_dir, checkpoint_every, keep_last, keep_best, self._processes
+                checkpoint_dir, checkpoint_every, keep_last, keep_best, self._processes, residual
             )
         elif checkpoint_every is not None or keep_best is not None:
             raise InvalidInputError(
@@ -196,6 +203,7 @@ class Trainer(Trials):
                 checkpoints=self._checkpoints,
                 replicas=self._processes.replicas,
                 devices=self._placement.devices,
+                residual=residual,
             )
         self._processes.broadcast_variables(self.model.variables)
         self._placement.place(self.model)

@@ -21,8 +21,10 @@ from keras_deepseek.backend.keras_training import (
     update_metrics,
 )
 from keras_deepseek.backend.loss_means import hearing_means
-from keras_deepseek.backend.processes import Replicas
-from keras_deepseek.training.gradient_clip import GradientClip, clip_gradients
+from keras_deepseek.backend.processes import RemoteReplicas, Replicas
+from keras_deepseek.training.gradient_clip import GradientClip
+from keras_deepseek.training.gradient_residual import GradientResidual
+from keras_deepseek.training.gradient_update import GradientUpdate, is_scaled
 from keras_deepseek.training.guarded_steps import GuardedSteps
 from keras_deepseek.training.label_check import mark_wrong_labels
 from keras_deepseek.training.loss_weight import find_reduction, weigh_loss
@@ -42,7 +44,10 @@ from keras_deepseek.training.rematerialization import (
 )
 from keras_deepseek.training.replica_states import ReplicaStates
 from keras_deepseek.training.step_result import read_result
-from keras_deepseek.training.weighted_sums import WeightedSums
+from keras_deepseek.training.weighted_sums import LEAST_WEIGHT, WeightedSums
+
+ComputePart = Callable[[int, Any], tuple[list[Any], list[Any]]]
+_WEIGHT = 1  # Where the weight stands among the scalars that replicas sum.
 
 
 class TrainingStep:
@@ -59,6 +64,7 @@ class TrainingStep:
         replicas: `Replicas`, of which each computes rows of its own and all make the same update;
             or `None` for one alone.
         devices: `Replicas` in this process, among which it divides its rows, or `None`.
+        residual: `GradientResidual`, where the replicas round what they send each other, or `None`.
     """
 
     def __init__(
@@ -70,18 +76,20 @@ class TrainingStep:
         gradient_clip: GradientClip | None,
         guard: GuardedSteps | None,
         remat: Remat,
-        replicas: Replicas | None = None,
+        replicas: RemoteReplicas | None = None,
         devices: Replicas | None = None,
+        residual: GradientResidual | None = None,
     ) -> None:
         self._model = model
         self._compute = compute
         self._micro_batches = micro_batches
-        self._gradient_clip = gradient_clip
         self._guard = guard
         self._remat = remat
         self._found_blocks: list[keras.Layer] | None = None
         self._replicas = replicas
         self._devices = devices
+        self._residual = residual
+        self._update = GradientUpdate(model, gradient_clip, guard, residual)
         self._is_in_parts = micro_batches > 1 or replicas is not None or devices is not None
         self._is_sum = self._is_in_parts and find_reduction(model.loss) == "sum"
         self._num_rows: Any = None  # Of the whole batch, while a step is made of it.
@@ -99,11 +107,12 @@ class TrainingStep:
             build_for_training(self._model, keras.tree.map_structure(_describe, data))
             variables = self._model.trainable_variables
         states = self._guard.read_states(self._model) if self._guard else []
+        keep: Callable[[], None] | None = None
         with rematerialized(self.find_blocks()), self._whole_batch(num_rows):
             if self._replicas is None:
                 loss, logs, gradients = self._compute_batch(batch, variables)
             else:
-                loss, logs, gradients, num_rows = self._compute_with_replicas(
+                loss, logs, gradients, num_rows, keep = self._compute_with_replicas(
                     batch, variables, self._replicas
                 )
         if not isinstance(num_rows, int):
@@ -118,6 +127,7 @@ class TrainingStep:
             loss,
             [gradient for gradient in gradients if gradient is not None],
             [variable for variable, is_there in zip(variables, present, strict=True) if is_there],
+            keep,
         )
         track_loss(self._model, loss, num_rows)
         for state, before in states:
@@ -189,6 +199,16 @@ class TrainingStep:
         finally:
             self._num_rows = None  # It may be of a graph that is done with.
 
+    def prepare(self) -> None:
+        """Makes what steps of a model that is built need before the first of them.
+
+        Raises:
+            InvalidInputError: The names of some blocks stand for none.
+        """
+        self.find_blocks()
+        if self._residual is not None:
+            self._residual.prepare(self._model.trainable_variables)
+
     def find_blocks(self) -> list[keras.Layer]:
         """Returns the layers that are computed anew for the backward pass.
 
@@ -210,21 +230,42 @@ class TrainingStep:
         return self._sum_batch(batch, variables).means(is_sum=self._is_sum)
 
     def _compute_with_replicas(
-        self, batch: Batch, variables: Sequence[keras.Variable], replicas: Replicas
-    ) -> tuple[Any, dict[str, Any], list[Any], Any]:
-        """Returns what `_compute_batch` does, of the rows of all replicas, and their number."""
+        self, batch: Batch, variables: Sequence[keras.Variable], replicas: RemoteReplicas
+    ) -> tuple[Any, dict[str, Any], list[Any], Any, Callable[[], None] | None]:
+        """Returns what `_compute_batch` does, of the rows of all replicas, and their number.
+
+        Behind it a function that is to be called where the step is not left out, or `None`.
+        """
         if self._is_sum:  # Each part takes its share of what layers add.
             self._num_rows = replicas.count(ops.cast(count_rows(batch), "float32"))
+        keep: list[Callable[[], None]] = []
+
+        def reduce(compute: ComputePart, batch: Batch) -> tuple[list[Any], list[Any]]:
+            if self._residual is None:
+                return replicas.sum(compute, batch)
+            rounding = self._residual.rounding(self._gradient_unit)
+            scalars, gradients, keep_residual = replicas.sum_rounded(compute, batch, rounding)
+            keep.append(keep_residual)
+            return scalars, gradients
+
         sums, num_rows = self._sum_replicas(
-            batch, variables, replicas, lambda rows: self._sum_batch(rows, variables)
+            batch, variables, replicas, reduce, lambda rows: self._sum_batch(rows, variables)
         )
-        return *sums.means(is_sum=self._is_sum), num_rows
+        return *sums.means(is_sum=self._is_sum), num_rows, keep[0] if keep else None
+
+    def _gradient_unit(self, scalars: Sequence[Any]) -> Any:
+        """Returns what the sums of gradients are divided by in the end."""
+        weight = 1.0 if self._is_sum else ops.maximum(scalars[_WEIGHT], LEAST_WEIGHT)
+        optimizer = self._model.optimizer
+        scale = optimizer.dynamic_scale if is_scaled(optimizer) else 1.0
+        return ops.convert_to_tensor(weight * scale, "float32")
 
     def _sum_replicas(
         self,
         batch: Batch,
         variables: Sequence[keras.Variable],
         replicas: Replicas,
+        reduce: "Callable[[ComputePart, Batch], tuple[list[Any], list[Any]]]",
         compute: Callable[[Batch], WeightedSums],
     ) -> tuple[WeightedSums, Any]:
         """Returns the sums over replicas of what each computes of its rows, and their number.
@@ -254,7 +295,7 @@ class TrainingStep:
                 for gradient, variable in zip(sums.gradients, variables, strict=True)
             ]
 
-        (num_rows, *scalars), gradients = replicas.sum(compute_part, batch)
+        (num_rows, *scalars), gradients = reduce(compute_part, batch)
         num_scalars, num_gradients = len(found[0].scalars()), len(gradients)
         counts = scalars[num_scalars : num_scalars + num_gradients]
         states.write(scalars[num_scalars + num_gradients :], num_rows)
@@ -275,7 +316,8 @@ class TrainingStep:
         def compute(batch: Batch) -> WeightedSums:
             if self._devices is None:
                 return compute_alone(batch)
-            return self._sum_replicas(batch, variables, self._devices, compute_alone)[0]
+            devices = self._devices
+            return self._sum_replicas(batch, variables, devices, devices.sum, compute_alone)[0]
 
         if self._micro_batches == 1:
             return compute(batch)
@@ -320,49 +362,6 @@ class TrainingStep:
             *model.metrics_variables,
         ]
 
-    def _update(
-        self, loss: Any, gradients: list[Any], variables: Sequence[keras.Variable]
-    ) -> tuple[Any, dict[str, Any]]:
-        """Unscales, checks, clips and applies the gradients.
-
-        Returns:
-            Whether the step is good, `None` where nothing is checked, and what is logged of it.
-        """
-        optimizer, logs, densify = self._model.optimizer, {}, backend.current().densify
-        scaling = optimizer if _scales(optimizer) else None
-        inner = optimizer if scaling is None else optimizer.inner_optimizer
-        if scaling is not None:
-            gradients = [gradient / scaling.dynamic_scale for gradient in map(densify, gradients)]
-        is_checked = scaling is not None or self._guard is not None
-        if is_checked or self._gradient_clip is not None:
-            gradients = [densify(gradient) for gradient in gradients]
-            norm = backend.current().global_norm(gradients)
-
-        def apply() -> None:
-            clipped, factor = gradients, None
-            if self._gradient_clip is not None:
-                clipped, factor = clip_gradients(self._gradient_clip, gradients, variables, norm)
-            backend.current().apply_update(inner, clipped, variables, factor)
-
-        if self._gradient_clip is not None:
-            logs["gradient_norm"] = norm
-        if not is_checked:
-            apply()
-            return None, logs
-        # The norm of gradients that are not all finite is not, either.
-        is_good = is_finite = ops.isfinite(norm)
-        if self._guard is not None:
-            # That float16 overflows now and then is provided for, by the scale of the loss.
-            is_good = self._guard.judge(loss, is_finite if scaling is None else True)
-            logs |= self._guard.logs()
-        backend.current().run_if(
-            ops.logical_and(is_good, is_finite), apply, [*variables, *inner.variables]
-        )
-        if scaling is not None:
-            # A loss that is bad by itself says nothing about its scale.
-            _adapt_scale(scaling, is_finite, True if self._guard is None else is_good)
-        return is_good, logs
-
 
 def _describe(array: Any) -> keras.KerasTensor | None:
     return None if array is None else keras.KerasTensor(array.shape, array.dtype)
@@ -371,21 +370,3 @@ def _describe(array: Any) -> keras.KerasTensor | None:
 def _where_rows(num_rows: Any, tensor: Any) -> Any:
     """Returns a tensor, or zeros where there are no rows: of made-up ones it may be NaN."""
     return ops.where(num_rows > 0, tensor, ops.zeros_like(tensor))
-
-
-def _scales(optimizer: keras.optimizers.Optimizer) -> bool:
-    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-
-
-def _adapt_scale(optimizer: Any, is_finite: Any, counts: Any) -> None:
-    """Doubles the scale of the loss after many finite steps, and halves it after one that is not.
-
-    As Keras does, but in one form for every backend.
-    """
-    count, scale = optimizer.step_counter, optimizer.dynamic_scale
-    is_full = ops.equal(count, optimizer.dynamic_growth_steps - 1)
-    grown = ops.where(is_full, scale * 2.0, ops.convert_to_tensor(scale))
-    next_scale = ops.where(is_finite, grown, scale * 0.5)
-    next_count = ops.where(ops.logical_or(is_full, ops.logical_not(is_finite)), 0, count + 1)
-    scale.assign(ops.where(counts, next_scale, ops.convert_to_tensor(scale)))
-    count.assign(ops.where(counts, next_count, ops.convert_to_tensor(count)))

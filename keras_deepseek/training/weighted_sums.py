@@ -6,6 +6,9 @@ from typing import Any
 
 from keras import ops
 
+LEAST_WEIGHT = 1e-30
+"""What sums are divided by where they are over nothing, and are all zero."""
+
 
 @dataclass(frozen=True)
 class WeightedSums:
@@ -76,7 +79,7 @@ class WeightedSums:
         Args:
             is_sum: boolean. Whether they are sums by themselves, of parts whose weight is 1.
         """
-        divisor = 1.0 if is_sum else ops.maximum(self.weight, 1e-30)
+        divisor = 1.0 if is_sum else ops.maximum(self.weight, LEAST_WEIGHT)
         return (
             self.loss / divisor,
             {name: log / divisor for name, log in self.logs.items()},

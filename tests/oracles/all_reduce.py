@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.errors import PeerLostError
-from keras_deepseek.backend.processes import Processes
+from keras_deepseek.backend.processes import Processes, RemoteReplicas, Rounding
 from keras_deepseek.training import Trainer, join_cluster
 from keras_deepseek.training.join_cluster import start_processes
 
@@ -38,6 +38,10 @@ def plain() -> keras.optimizers.Optimizer:
     return keras.optimizers.AdamW(0.01, use_ema=True)
 
 
+def descent() -> keras.optimizers.Optimizer:
+    return keras.optimizers.SGD(0.05, momentum=0.9)
+
+
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {"optimizer": plain},
     "scaled loss": {"optimizer": scaled},
@@ -48,7 +52,20 @@ WAYS: dict[str, dict[str, Any]] = {
     "masked tokens": {"optimizer": plain, "micro_batches": 2, "x": TOKENS, "y": TOKENS % 3},
     "checkpoints": {"optimizer": plain, "checkpoint_dir": tempfile.mkdtemp},
     "half precision": {"optimizer": plain, "precision": "mixed_float16"},
+    "reduced in bfloat16": {"optimizer": descent, "reduction_dtype": "bfloat16"},
+    "reduced in float16": {
+        "optimizer": lambda: keras.optimizers.LossScaleOptimizer(descent()),
+        "reduction_dtype": "float16",
+        "guard": "skip",
+        "micro_batches": 2,
+        "x": BAD,
+    },
 }
+
+
+def sends_gradients() -> bool:
+    """Returns whether replicas send each other gradients, and could round them."""
+    return "WORLD_SIZE" in os.environ and keras.backend.backend() != "jax"
 
 
 def build() -> keras.Model:  # By the seed of the trainer: however many processes there are.
@@ -72,6 +89,8 @@ def make(way: str) -> Trainer:
         given["checkpoint_dir"] = given["checkpoint_dir"]()  # Rank 0 alone uses its own.
     reduction = given.pop("reduction", "sum_over_batch_size")
     given.pop("x", None)
+    if not sends_gradients():
+        given.pop("reduction_dtype", None)
     return Trainer(
         build_for_tokens if given.pop("y", None) is not None else build,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),
@@ -128,6 +147,64 @@ def talk(processes: Processes) -> dict[str, Any]:
     }
 
 
+def resume() -> dict[str, Any]:
+    """Returns the weights of a training that was left and resumed, and of one that was not."""
+    folder = tempfile.mkdtemp()
+    WAYS["resumed"] = {**WAYS["reduced in bfloat16"], "checkpoint_dir": lambda: folder}
+    options = {"batch_size": 16, "epochs": 4, "shuffle": False}
+    steps = make("resumed").steps(X, Y, **options)
+    for _ in range(7):
+        next(steps)
+    steps.close()
+    resumed, whole = make("resumed"), make("reduced in bfloat16")
+    resumed.fit(X, Y, verbose=0, resume=True, **options)
+    whole.fit(X, Y, verbose=0, **options)
+    flat = [
+        np.concatenate([weight.ravel() for weight in trainer.model.get_weights()])
+        for trainer in (resumed, whole)
+    ]
+    return {"resumed": np.stack(flat)}
+
+
+def round_gradients(replicas: RemoteReplicas, rank: int, dtype: str) -> dict[str, Any]:
+    """Returns what sixteen sums of rounded gradients add up to, and what one rank knows of it."""
+    rng = np.random.default_rng(rank)
+    shapes = [(1_100_001,), (5,), (3, 6)]  # In two buckets that can't be cut into equal parts.
+    size = sum(int(np.prod(shape)) for shape in shapes)
+    residual = keras.Variable(np.zeros(size, "float32"), trainable=False)
+    rounding = Rounding(dtype, residual, lambda scalars: scalars[0])
+    summed, given = np.zeros(size), np.zeros(size)
+
+    def add(gradients: list[Any], *, is_kept: bool = True) -> Any:
+        tensors = [keras.ops.convert_to_tensor(gradient) for gradient in gradients]
+        _, sums, keep = replicas.sum_rounded(
+            lambda rank, batch: ([keras.ops.ones(())], tensors), None, rounding
+        )
+        if is_kept:
+            keep()
+        assert [tuple(each.shape) for each in sums] == shapes
+        return np.concatenate([keras.ops.convert_to_numpy(each).ravel() for each in sums])
+
+    for _ in range(16):
+        gradients = [rng.normal(1.0, 1e-4, shape).astype("float32") for shape in shapes]
+        gradients[1] *= 1e-12  # Beside others float16 has nothing so small.
+        given += np.concatenate([gradient.ravel() for gradient in gradients])
+        summed += add(gradients)
+    before = keras.ops.convert_to_numpy(residual)
+    large = [np.full(shape, 3e38 / 4, "float32") for shape in shapes]
+    largest = add(large, is_kept=False)
+    large[2][1, 2] = np.inf if rank else np.nan
+    bad = add(large, is_kept=False)
+    return {
+        f"{dtype}/summed": summed,
+        f"{dtype}/given": given,
+        f"{dtype}/residual": before,
+        f"{dtype}/residual after steps that were left out": keras.ops.convert_to_numpy(residual),
+        f"{dtype}/largest": largest[::7_919],
+        f"{dtype}/bad": np.isfinite(bad[::-1][:23]),
+    }
+
+
 def be_left_alone(processes: Processes) -> dict[str, Any]:
     """Returns what rank 0 is told in a step, and after it, when the others have ended."""
     steps = make("plain").steps(X, Y, batch_size=16)
@@ -149,6 +226,10 @@ def main() -> None:
     if cluster is not None:
         processes = start_processes(cluster)
         found |= talk(processes)
+        if processes.replicas is not None:
+            found |= resume()
+            for dtype in ("bfloat16", "float16"):
+                found |= round_gradients(processes.replicas, processes.rank, dtype)
         if keras.backend.backend() != "jax":  # It ends a process that is left alone.
             found |= be_left_alone(processes)
     np.savez(Path(sys.argv[1]) / f"{os.environ.get('RANK', 'alone')}.npz", **found)

@@ -15,7 +15,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.meeting import meet
-from keras_deepseek.backend.processes import Processes, Replicas, check_place, lost_peer_error
+from keras_deepseek.backend.processes import Processes, RemoteReplicas, check_place, lost_peer_error
 
 
 def count_processes() -> int:
@@ -57,7 +57,7 @@ def join_processes(
 class JaxProcesses:
     """The processes of `jax.distributed`: each runs the same program over the devices of all."""
 
-    replicas: Replicas | None = None
+    replicas: RemoteReplicas | None = None
 
     def __init__(self) -> None:
         self.rank = jax.process_index()

@@ -24,14 +24,15 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.meeting import meet
 from keras_deepseek.backend.processes import (
     Processes,
-    Replicas,
+    RemoteReplicas,
+    Rounding,
     check_place,
     check_same_shapes,
     lost_peer_error,
 )
 
 _BUCKET_BYTES = 4 * 2**20  # One is summed while the next is copied together.
-_IN_STEPS, _BETWEEN, _WISHES = 20_001, 20_002, 20_003
+_IN_STEPS, _BETWEEN, _WISHES, _SCATTERED, _GATHERED = range(20_001, 20_006)
 """Groups of collective operations. Keys count in each, so that none depends on another's calls."""
 
 _joined: "list[TensorFlowProcesses]" = []  # TensorFlow joins once, for as long as it runs.
@@ -76,7 +77,7 @@ class TensorFlowProcesses:
     def __init__(self, rank: int, world_size: int, timeout: float) -> None:
         self.rank = rank
         self.world_size = world_size
-        self.replicas: Replicas | None = self
+        self.replicas: RemoteReplicas | None = self
         self.is_compilable = False
         self._timeout = timeout
         self._known: dict[Any, int] = {}  # The shapes that all ranks are known to sum.
@@ -93,6 +94,65 @@ class TensorFlowProcesses:
     ) -> tuple[list[Any], list[Any]]:
         """Returns the sums of what all ranks compute."""
         return self._sum(*compute(self.rank, batch))
+
+    def sum_rounded(
+        self,
+        compute: Callable[[int, Any], tuple[list[Any], list[Any]]],
+        batch: Any,
+        rounding: Rounding,
+    ) -> tuple[list[Any], list[Any], Callable[[], None]]:
+        """Returns the sums of what all ranks compute, of gradients that are rounded for it.
+
+        Each rank adds one part of every bucket, in float32: a ring would round at each stop.
+        """
+        scalars, gradients = compute(self.rank, batch)
+        found, _ = self._sum(scalars, [])
+        unit = rounding.unit(found)
+        shapes = [tuple(tensor.shape) for tensor in gradients]
+        key = self._check_shapes([*shapes, (rounding.dtype,)])  # What is sent differs by it.
+        residual = tf.convert_to_tensor(rounding.residual.value)
+        sums: list[Any] = []
+        lost: list[Any] = []
+        start = 0
+        for index, bucket in enumerate(_buckets(gradients)):
+            # NCCL needs one order on all ranks; on CPUs several are under way at once.
+            waits_for = sums[-1:] if tf.config.list_logical_devices("GPU") else []
+            with tf.control_dependencies(waits_for):
+                flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in bucket], 0)
+                size = flat.shape.num_elements()
+                exact = residual[start : start + size] + tf.cast(flat, tf.float32) / unit
+                start += size
+                summed, rest = self._sum_rounded(exact, rounding.dtype, key + index)
+                lost.append(rest)
+                sums += _split(tf.cast(summed * unit, bucket[0].dtype), bucket)
+        rest = tf.concat(lost, 0)
+        return found, sums, lambda: rounding.residual.assign(rest)
+
+    def _sum_rounded(self, exact: Any, dtype: str, key: int) -> tuple[Any, Any]:
+        """Returns the sum of a float32 vector over all ranks, and what rounding took here."""
+        size = exact.shape.num_elements()
+        length = -(-size // self.world_size)
+        rows = tf.reshape(
+            tf.pad(exact, [[0, length * self.world_size - size]]), [self.world_size, length]
+        )
+        sent = _round(rows, dtype)
+        place = {
+            "group_size": self.world_size,
+            "ordering_token": [],
+            "timeout_seconds": self._timeout,
+        }
+        received = tf.raw_ops.CollectiveAllToAllV2(
+            input=sent, group_key=_SCATTERED, instance_key=key, **place
+        )
+        total = tf.reduce_sum(_widen(received, dtype), axis=0, keepdims=True)
+        shared = _round(total, dtype)
+        gathered = tf.raw_ops.CollectiveGatherV2(
+            input=shared, group_key=_GATHERED, instance_key=key, **place
+        )
+        own = tf.one_hot([self.rank], self.world_size, axis=0)
+        rest = rows - _widen(sent, dtype) + own * (total - _widen(shared, dtype))
+        summed = tf.reshape(_widen(gathered, dtype), [-1])[:size]
+        return summed, tf.reshape(rest, [-1])[:size]
 
     def _sum(self, scalars: Sequence[Any], gradients: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Returns the sums over all ranks: those of small tensors in float64."""
@@ -201,7 +261,7 @@ class TensorFlowProcesses:
         rows = self._sum_now(words)
         return [row.tobytes()[:size] for row, size in zip(rows, sizes, strict=True)]
 
-    def _check_shapes(self, shapes: Sequence[tuple[int, ...]]) -> int:
+    def _check_shapes(self, shapes: Sequence[tuple[Any, ...]]) -> int:
         """Returns the first of as many keys as shapes, which all ranks have for these.
 
         Raises an error where ranks are about to sum different things, which would hang.
@@ -266,6 +326,29 @@ def _buckets(tensors: Sequence[Any]) -> Iterator[list[Any]]:
         size += tensor.dtype.size * tensor.shape.num_elements()
     if bucket:
         yield bucket
+
+
+def _round(rows: Any, dtype: str) -> Any:
+    """Returns rows in half precision; float16 is scaled to its range, by what stands before it.
+
+    All of it is called float16, which the collective operations know.
+    """
+    if dtype == "bfloat16":
+        return tf.bitcast(tf.cast(rows, tf.bfloat16), tf.float16)
+    largest = tf.reduce_max(tf.abs(rows))
+    # Of the bits of a number these are its exponent; what is not finite has none, and stays so.
+    exponent = tf.bitwise.right_shift(tf.bitcast(largest, tf.int32), 23) - 127
+    scale = 2.0 ** tf.cast(tf.clip_by_value(14 - exponent, -126, 126), tf.float32)
+    scale = tf.where(tf.math.is_finite(largest), scale, 1.0)
+    heads = tf.broadcast_to(tf.bitcast(scale, tf.float16), [rows.shape[0], 2])
+    return tf.concat([heads, tf.cast(rows * scale, tf.float16)], 1)
+
+
+def _widen(rows: Any, dtype: str) -> Any:
+    """Returns in float32 what `_round` returned."""
+    if dtype == "bfloat16":
+        return tf.cast(tf.bitcast(rows, tf.bfloat16), tf.float32)
+    return tf.cast(rows[:, 2:], tf.float32) / tf.bitcast(rows[:, :2], tf.float32)[:, None]
 
 
 def _split(flat: Any, like: Sequence[Any]) -> list[Any]:

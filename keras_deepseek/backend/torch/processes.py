@@ -1,6 +1,7 @@
 """Processes that train together by `torch.distributed`: over gloo, and NCCL between GPUs."""
 
 import contextlib
+import math
 import os
 import socket
 import sys
@@ -17,7 +18,8 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.meeting import meet
 from keras_deepseek.backend.processes import (
     Processes,
-    Replicas,
+    RemoteReplicas,
+    Rounding,
     check_place,
     check_same_shapes,
     lost_peer_error,
@@ -61,7 +63,7 @@ class TorchProcesses:
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
-        self.replicas: Replicas | None = self
+        self.replicas: RemoteReplicas | None = self
         self.is_compilable = True
         self._known: set[Any] = set()  # The shapes that all ranks are known to sum.
         self._waiting: tuple[Any, torch.Tensor] | None = None
@@ -86,6 +88,36 @@ class TorchProcesses:
             work.wait()
             found = _split(exact.to(torch.float32), scalars)
             return found, [tensor for finish in sums for tensor in finish()]
+
+    def sum_rounded(
+        self,
+        compute: Callable[[int, Any], tuple[list[Any], list[Any]]],
+        batch: Any,
+        rounding: Rounding,
+    ) -> tuple[list[Any], list[Any], Callable[[], None]]:
+        """Returns the sums of what all ranks compute, of gradients that are rounded for it.
+
+        Each rank adds one part of every bucket, in float32: a ring would round at each stop.
+        """
+        scalars, gradients = compute(self.rank, batch)
+        found, _ = self._sum(scalars, [])
+        with torch.no_grad(), _naming_lost_peers("sum the gradients"):
+            self._check_shapes([tensor.shape for tensor in gradients])
+            residual = rounding.residual.value.detach()
+            unit = rounding.unit(found)
+            sums, start = [], 0
+            for bucket in _buckets(gradients):
+                sums.append(_RoundedSum(bucket, residual[start:], unit, rounding.dtype))
+                start += sums[-1].size
+            for each in sums:  # All are on their way before the first is waited for.
+                each.share()
+            summed = [tensor for each in sums for tensor in each.finish()]
+
+        def keep() -> None:
+            with torch.no_grad():
+                torch.cat([each.lost for each in sums], out=residual)
+
+        return found, summed, keep
 
     @contextlib.contextmanager
     def own_random_numbers(self) -> Iterator[None]:
@@ -183,6 +215,79 @@ def _start_sum(bucket: list[torch.Tensor]) -> Any:
         return _split(flat, bucket)
 
     return finish
+
+
+class _RoundedSum:
+    """The sum of one bucket over all ranks, rounded on its way to who adds it up, and from there.
+
+    Args:
+        bucket: list of tensors.
+        residual: float32 tensor. What was not sent of it before, and of what is behind it.
+        unit: Scalar tensor. What its sum is to be divided by.
+        dtype: string. What is sent.
+    """
+
+    def __init__(
+        self, bucket: list[torch.Tensor], residual: torch.Tensor, unit: torch.Tensor, dtype: str
+    ) -> None:
+        self._bucket = bucket
+        self._unit = unit
+        self._dtype = getattr(torch, dtype)
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket]).float()
+        self.size = flat.numel()
+        world_size = dist.get_world_size()
+        self._rows = torch.zeros(world_size, -(-self.size // world_size), device=flat.device)
+        self.lost = self._rows.view(-1)[: self.size]
+        """What the rounding takes, to be added to the next step's; it is added by this rank."""
+        torch.addcdiv(residual[: self.size], flat, unit, out=self.lost)
+        sent = _round(self._rows, self._dtype)
+        self._received = torch.empty_like(sent)
+        self._work: Any = dist.all_to_all_single(
+            self._received.view(torch.uint8), sent.view(torch.uint8), async_op=True
+        )
+        self._rows.sub_(_widen(sent))
+
+    def share(self) -> None:
+        """Adds up the part that this rank is to add, and begins to send it to all."""
+        self._work.wait()
+        total = _widen(self._received[:1])
+        for row in self._received[1:].split(1):
+            total.add_(_widen(row))
+        sent = _round(total, self._dtype)
+        self._received = torch.empty_like(self._received)
+        # A list, since what takes one tensor has another name in each release.
+        rows = list(self._received.view(torch.uint8).split(1))
+        self._work = dist.all_gather(rows, sent.view(torch.uint8), async_op=True)
+        self._rows[dist.get_rank()].add_(total.sub_(_widen(sent))[0])
+
+    def finish(self) -> list[torch.Tensor]:
+        """Returns the sums."""
+        self._work.wait()
+        flat = _widen(self._received).view(-1)[: self.size].mul_(self._unit)
+        return [
+            part.to(tensor.dtype)
+            for part, tensor in zip(_split(flat, self._bucket), self._bucket, strict=True)
+        ]
+
+
+def _round(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Returns rows in half precision; float16 is scaled to its range, by what stands before it."""
+    if dtype == torch.bfloat16:
+        return rows.to(dtype)
+    largest = torch.linalg.vector_norm(rows, math.inf).reshape(1)
+    scale = torch.ldexp(torch.ones_like(largest), 15 - torch.frexp(largest).exponent)
+    # What is not finite has no exponent to go by, and stays so.
+    scale = torch.where(largest.isfinite(), scale.clamp(2.0**-126, 2.0**126), 1.0)
+    heads = scale.view(dtype).expand(len(rows), -1)
+    return torch.cat([heads, (rows * scale).to(dtype)], dim=1)
+
+
+def _widen(rows: torch.Tensor) -> torch.Tensor:
+    """Returns in float32 what `_round` returned."""
+    if rows.dtype == torch.bfloat16:
+        return rows.float()
+    heads = rows[:, :2].clone(memory_format=torch.contiguous_format).view(torch.float32)
+    return rows[:, 2:].float().div_(heads)
 
 
 def _split(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
