@@ -150,6 +150,7 @@ def test_cached_decoding_is_the_full_forward(rotary, pieces):
     assert_close(decode(layer, inputs, pieces, max_length=16), to_numpy(layer(inputs)))
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_sequences_of_different_lengths_decode_as_each_alone(side):
     layer, inputs = make(length=9, batch=3, rotary=ROTARY)

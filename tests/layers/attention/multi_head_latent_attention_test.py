@@ -174,6 +174,7 @@ def decode_padded(layer, mask, inputs, num_steps):
     return np.concatenate(collected, axis=1)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_sequences_of_different_lengths_decode_as_each_alone(side):
     layer, inputs = make_layer(query_lora_rank=4), draw(3, 7, 6)
