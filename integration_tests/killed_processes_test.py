@@ -116,7 +116,8 @@ def launch(launcher: Path, folder: Path, environment: dict[str, str]) -> subproc
     folder.mkdir(exist_ok=True)
     script = folder / "train.py"
     script.write_text(TRAINING)
-    counts = ["--nproc", str(NUM_PROCESSES), "--max-restarts", str(KILLS)]
+    # On a busy machine one may be given up that has only been slow: that costs a restart as well.
+    counts = ["--nproc", str(NUM_PROCESSES), "--max-restarts", str(2 * KILLS)]
     with (folder / "log").open("a") as log:  # The launcher has it for itself.
         return subprocess.Popen(
             [str(launcher), "launch", *counts, "--grace-period", "5", str(script), str(folder)],

@@ -207,10 +207,12 @@ def lost_peer_error(purpose: str, engine: str, error: BaseException) -> PeerLost
         engine: string. Its name.
         error: What it has raised.
     """
-    first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    lines = str(error).splitlines() or [type(error).__name__]
+    # TensorFlow's first line says no more than that there was an error.
+    cause = next((line for line in lines if "aborted by" in line), lines[0])
     return PeerLostError(
         f"This process could not {purpose}: another one has ended, or does not answer. The first "
-        f"error in the logs of all says why. {engine}: {first_line}"
+        f"error in the logs of all says why. {engine}: {cause}"
     )
 
 

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.backend.processes import lost_peer_error
+
 ORACLE = Path(__file__).parents[1] / "oracles" / "all_reduce.py"
 TIMEOUT = 300
 WORLD_SIZE = 2
@@ -113,3 +115,12 @@ def test_a_rank_listens_where_tf_config_says(monkeypatch):
     assert processes._own_port() == 2
     monkeypatch.setenv("TF_CONFIG", "{}")
     assert processes._own_port() > 2
+
+
+def test_what_is_said_of_a_lost_peer_names_the_cause():
+    error = RuntimeError("Graph execution error:\n\nCollective ops is aborted by: Socket closed\n")
+    assert str(lost_peer_error("make a step", "TensorFlow", error)).endswith(
+        "TensorFlow: Collective ops is aborted by: Socket closed"
+    )
+    assert str(lost_peer_error("wait", "JAX", TimeoutError())).endswith("JAX: TimeoutError")
+    assert str(lost_peer_error("wait", "JAX", TimeoutError("10 s\nlong"))).endswith("JAX: 10 s")

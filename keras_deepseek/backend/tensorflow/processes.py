@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager.context import context
+from tensorflow.python.eager.context import context, coordination_config_pb2
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
@@ -50,6 +50,7 @@ def join_processes(
     if not _joined:
         _check_has_not_begun()
         addresses = meet(coordinator, world_size, rank, join_timeout, _own_port())
+        _bear_with_stalls(world_size, timeout)
         # Making it joins them, and there is no other public way; it is not used further.
         tf.distribute.MultiWorkerMirroredStrategy(
             tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -300,6 +301,21 @@ def _check_has_not_begun() -> None:
             "making an optimizer, a model or a tf.data.Dataset is enough. Begin the script with "
             "keras_deepseek.training.join_cluster()."
         )
+
+
+def _bear_with_stalls(world_size: int, timeout: float) -> None:
+    """Makes TensorFlow wait as long for a sign of life of a process as for its answer.
+
+    By itself it gives one up that has been stopped for ten seconds, as on a busy machine.
+    """
+    context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        heartbeat_timeout_in_ms=int(1000 * timeout),
+        coordinated_jobs=[
+            coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=world_size)
+        ],
+    )
 
 
 def _own_port() -> int:
