@@ -61,9 +61,8 @@ class Rounding:
         dtype: string. `"bfloat16"` or `"float16"`, what is sent.
         residual: `keras.Variable`, float32, as long as all gradients together. What rounding has
             taken from those of earlier steps, and is sent with the next.
-        unit: Function from the sums of the scalars to what those of the gradients are divided by
-            in the end: residuals are in the units of that quotient, which are the same in each
-            step.
+        unit: Function from the sums of the scalars to what those of the gradients are divided by,
+            so that residuals are of gradients in the same units in each step.
     """
 
     dtype: str
@@ -80,18 +79,18 @@ class RemoteReplicas(Replicas, Protocol):
         batch: Any,
         rounding: Rounding,
     ) -> tuple[list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all replicas compute, of gradients that are rounded for it.
+        """Returns the sums of what all replicas compute, and rounded means of the gradients.
 
         What rounding takes from a gradient is added to the next one by who has rounded it, so that
         all of it arrives in the end. The sums are the same on all.
 
         Args:
-            compute: Function, as for `sum`.
+            compute: Function, as for `sum`. The gradients that it returns may be written to.
             batch: Structure of tensors, as for `sum`.
             rounding: `Rounding`.
 
         Returns:
-            The sums of the scalars, those of the gradients, and a function that assigns the
+            The sums of the scalars, the means of the gradients, and a function that assigns the
             residual: it is called where the step is not left out.
         """
 

@@ -6,6 +6,7 @@ place of the model's own `train_step` for as long as `fit` runs.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -44,7 +45,7 @@ from keras_deepseek.training.rematerialization import (
 )
 from keras_deepseek.training.replica_states import ReplicaStates
 from keras_deepseek.training.step_result import read_result
-from keras_deepseek.training.weighted_sums import LEAST_WEIGHT, WeightedSums
+from keras_deepseek.training.weighted_sums import LEAST_WEIGHT, WeightedSums, where_counted
 
 ComputePart = Callable[[int, Any], tuple[list[Any], list[Any]]]
 _WEIGHT = 1  # Where the weight stands among the scalars that replicas sum.
@@ -251,7 +252,14 @@ class TrainingStep:
         sums, num_rows = self._sum_replicas(
             batch, variables, replicas, reduce, lambda rows: self._sum_batch(rows, variables)
         )
-        return *sums.means(is_sum=self._is_sum), num_rows, keep[0] if keep else None
+        if not keep:
+            return *sums.means(is_sum=self._is_sum), num_rows, None
+        loss, logs, _ = replace(sums, gradients=[]).means(is_sum=self._is_sum)
+        gradients = sums.gradients  # They are means, of a loss that is not scaled.
+        if is_scaled(self._model.optimizer):
+            scale = self._model.optimizer.dynamic_scale
+            gradients = [None if each is None else each * scale for each in gradients]
+        return loss, logs, gradients, num_rows, keep[0]
 
     def _gradient_unit(self, scalars: Sequence[Any]) -> Any:
         """Returns what the sums of gradients are divided by in the end."""
@@ -284,14 +292,14 @@ class TrainingStep:
             found.append(sums)
             scalars = [
                 num_rows,
-                *(_where_rows(num_rows, scalar) for scalar in sums.scalars()),
+                *(where_counted(num_rows, scalar) for scalar in sums.scalars()),
                 *(ops.cast(gradient is not None, "float32") for gradient in sums.gradients),
                 *states.changes(num_rows),
             ]
             return scalars, [
                 ops.zeros(variable.shape)
                 if gradient is None  # Of a sparse one TensorFlow forgets the shape.
-                else ops.reshape(_where_rows(num_rows, gradient), variable.shape)
+                else ops.reshape(where_counted(num_rows, gradient), variable.shape)
                 for gradient, variable in zip(sums.gradients, variables, strict=True)
             ]
 
@@ -365,8 +373,3 @@ class TrainingStep:
 
 def _describe(array: Any) -> keras.KerasTensor | None:
     return None if array is None else keras.KerasTensor(array.shape, array.dtype)
-
-
-def _where_rows(num_rows: Any, tensor: Any) -> Any:
-    """Returns a tensor, or zeros where there are no rows: of made-up ones it may be NaN."""
-    return ops.where(num_rows > 0, tensor, ops.zeros_like(tensor))

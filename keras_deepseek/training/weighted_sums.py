@@ -6,8 +6,23 @@ from typing import Any
 
 from keras import ops
 
+from keras_deepseek import backend
+
 LEAST_WEIGHT = 1e-30
 """What sums are divided by where they are over nothing, and are all zero."""
+
+
+def where_counted(count: Any, tensor: Any) -> Any:
+    """Returns a tensor, or zeros where it is of nothing that counts: there it may be NaN.
+
+    Args:
+        count: Scalar tensor. How much counts.
+        tensor: Tensor.
+    """
+    known = backend.current().read_array(count)
+    if known is not None and known > 0:
+        return tensor
+    return ops.where(count > 0, tensor, ops.zeros_like(tensor))
 
 
 @dataclass(frozen=True)
@@ -34,8 +49,7 @@ class WeightedSums:
         """Returns the sums of a part, whose means are given."""
 
         def weigh(mean: Any) -> Any:  # A mean over nothing may be NaN, and counts for nothing.
-            mean = ops.cast(mean, "float32")
-            return ops.where(weight > 0, weight * mean, ops.zeros_like(mean))
+            return where_counted(weight, weight * ops.cast(mean, "float32"))
 
         return cls(
             weight,

@@ -70,8 +70,8 @@ def test_ranks_hear_of_each_other(trained):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_what_rounding_takes_from_gradients_is_sent_later(trained, dtype):
     ranks = trained[1:]
-    given = sum(rank[f"{dtype}/given"] for rank in ranks)
-    left = sum(rank[f"{dtype}/residual"].astype("float64") for rank in ranks) * WORLD_SIZE
+    given = sum(rank[f"{dtype}/given"] for rank in ranks) / WORLD_SIZE
+    left = sum(rank[f"{dtype}/residual"].astype("float64") for rank in ranks)
     for rank in ranks:
         summed = rank[f"{dtype}/summed"]
         np.testing.assert_array_equal(summed, ranks[0][f"{dtype}/summed"])
@@ -81,14 +81,14 @@ def test_what_rounding_takes_from_gradients_is_sent_later(trained, dtype):
         )
     assert np.any(left)
     # At each step all that is rounded away is a half of a last place, which would add up.
-    assert np.max(np.abs(summed - given)) < WORLD_SIZE * 2**-8 * 2
+    assert np.max(np.abs(summed - given)) < 2**-7
 
 
 @ROUNDS
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_rounded_gradients_may_be_large_and_what_is_not_finite_is_seen_by_all(trained, dtype):
     for rank in trained[1:]:
-        np.testing.assert_allclose(rank[f"{dtype}/largest"], 1.5e38, rtol=2**-7)
+        np.testing.assert_allclose(rank[f"{dtype}/largest"], 0.75e38, rtol=2**-7)
         assert not np.all(rank[f"{dtype}/bad"])
 
 

@@ -176,7 +176,8 @@ def round_gradients(replicas: RemoteReplicas, rank: int, dtype: str) -> dict[str
     summed, given = np.zeros(size), np.zeros(size)
 
     def add(gradients: list[Any], *, is_kept: bool = True) -> Any:
-        tensors = [keras.ops.convert_to_tensor(gradient) for gradient in gradients]
+        # Copies: they may be written to.
+        tensors = [keras.ops.convert_to_tensor(np.array(gradient)) for gradient in gradients]
         _, sums, keep = replicas.sum_rounded(
             lambda rank, batch: ([keras.ops.ones(())], tensors), None, rounding
         )

@@ -102,7 +102,7 @@ class TensorFlowProcesses:
         batch: Any,
         rounding: Rounding,
     ) -> tuple[list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all ranks compute, of gradients that are rounded for it.
+        """Returns the sums of what all ranks compute, and rounded means of the gradients.
 
         Each rank adds one part of every bucket, in float32: a ring would round at each stop.
         """
@@ -112,22 +112,22 @@ class TensorFlowProcesses:
         shapes = [tuple(tensor.shape) for tensor in gradients]
         key = self._check_shapes([*shapes, (rounding.dtype,)])  # What is sent differs by it.
         residual = tf.convert_to_tensor(rounding.residual.value)
-        sums: list[Any] = []
+        means: list[Any] = []
         lost: list[Any] = []
         start = 0
         for index, bucket in enumerate(_buckets(gradients)):
             # NCCL needs one order on all ranks; on CPUs several are under way at once.
-            waits_for = sums[-1:] if tf.config.list_logical_devices("GPU") else []
+            waits_for = means[-1:] if tf.config.list_logical_devices("GPU") else []
             with tf.control_dependencies(waits_for):
                 flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in bucket], 0)
                 size = flat.shape.num_elements()
                 exact = residual[start : start + size] + tf.cast(flat, tf.float32) / unit
                 start += size
-                summed, rest = self._sum_rounded(exact, rounding.dtype, key + index)
+                mean, rest = self._sum_rounded(exact, rounding.dtype, key + index)
                 lost.append(rest)
-                sums += _split(tf.cast(summed * unit, bucket[0].dtype), bucket)
+                means += _split(tf.cast(mean, bucket[0].dtype), bucket)
         rest = tf.concat(lost, 0)
-        return found, sums, lambda: rounding.residual.assign(rest)
+        return found, means, lambda: rounding.residual.assign(rest)
 
     def _sum_rounded(self, exact: Any, dtype: str, key: int) -> tuple[Any, Any]:
         """Returns the sum of a float32 vector over all ranks, and what rounding took here."""

@@ -95,7 +95,7 @@ class TorchProcesses:
         batch: Any,
         rounding: Rounding,
     ) -> tuple[list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all ranks compute, of gradients that are rounded for it.
+        """Returns the sums of what all ranks compute, and rounded means of the gradients.
 
         Each rank adds one part of every bucket, in float32: a ring would round at each stop.
         """
@@ -104,18 +104,25 @@ class TorchProcesses:
         with torch.no_grad(), _naming_lost_peers("sum the gradients"):
             self._check_shapes([tensor.shape for tensor in gradients])
             residual = rounding.residual.value.detach()
+            lost = torch.empty_like(residual)
             unit = rounding.unit(found)
+            flat = [tensor.reshape(-1) for tensor in gradients]
             sums, start = [], 0
-            for bucket in _buckets(gradients):
-                sums.append(_RoundedSum(bucket, residual[start:], unit, rounding.dtype))
-                start += sums[-1].size
+            for parts in _cut(flat):
+                size = sum(map(len, parts))
+                place = slice(start, start + size)
+                start += size
+                sums.append(_RoundedSum(parts, residual[place], lost[place], unit, rounding.dtype))
             for each in sums:  # All are on their way before the first is waited for.
                 each.share()
-            summed = [tensor for each in sums for tensor in each.finish()]
+            for each in sums:
+                each.finish()
+            summed = [
+                vector.view(tensor.shape) for vector, tensor in zip(flat, gradients, strict=True)
+            ]
 
         def keep() -> None:
-            with torch.no_grad():
-                torch.cat([each.lost for each in sums], out=residual)
+            rounding.residual.value.data = lost  # A copy would take as long as an update does.
 
         return found, summed, keep
 
@@ -221,31 +228,39 @@ class _RoundedSum:
     """The sum of one bucket over all ranks, rounded on its way to who adds it up, and from there.
 
     Args:
-        bucket: list of tensors.
-        residual: float32 tensor. What was not sent of it before, and of what is behind it.
-        unit: Scalar tensor. What its sum is to be divided by.
+        parts: list of vectors. They are added up, and the means are written to them.
+        residual: float32 vector. What was not sent before, as long as all parts together.
+        lost: float32 vector. Where what is not sent now is written to.
+        unit: Scalar tensor. What the sums are divided by.
         dtype: string. What is sent.
     """
 
     def __init__(
-        self, bucket: list[torch.Tensor], residual: torch.Tensor, unit: torch.Tensor, dtype: str
+        self,
+        parts: list[torch.Tensor],
+        residual: torch.Tensor,
+        lost: torch.Tensor,
+        unit: torch.Tensor,
+        dtype: str,
     ) -> None:
-        self._bucket = bucket
-        self._unit = unit
+        sizes = [len(part) for part in parts]
+        for part, before, exact in zip(
+            parts, residual.split(sizes), lost.split(sizes), strict=True
+        ):
+            torch.addcdiv(before, part.float(), unit, out=exact)
+        self._parts, self._sizes, self._lost = parts, sizes, lost
         self._dtype = getattr(torch, dtype)
-        flat = torch.cat([tensor.reshape(-1) for tensor in bucket]).float()
-        self.size = flat.numel()
-        world_size = dist.get_world_size()
-        self._rows = torch.zeros(world_size, -(-self.size // world_size), device=flat.device)
-        self.lost = self._rows.view(-1)[: self.size]
-        """What the rounding takes, to be added to the next step's; it is added by this rank."""
-        torch.addcdiv(residual[: self.size], flat, unit, out=self.lost)
-        sent = _round(self._rows, self._dtype)
+        self._world_size = dist.get_world_size()
+        self._length = -(-len(lost) // self._world_size)
+        rows = lost
+        if padding := self._world_size * self._length - len(lost):
+            rows = torch.nn.functional.pad(lost, (0, padding))
+        sent = _round(rows.view(self._world_size, self._length), self._dtype)
         self._received = torch.empty_like(sent)
         self._work: Any = dist.all_to_all_single(
             self._received.view(torch.uint8), sent.view(torch.uint8), async_op=True
         )
-        self._rows.sub_(_widen(sent))
+        lost.sub_(self._flatten(sent))
 
     def share(self) -> None:
         """Adds up the part that this rank is to add, and begins to send it to all."""
@@ -258,16 +273,37 @@ class _RoundedSum:
         # A list, since what takes one tensor has another name in each release.
         rows = list(self._received.view(torch.uint8).split(1))
         self._work = dist.all_gather(rows, sent.view(torch.uint8), async_op=True)
-        self._rows[dist.get_rank()].add_(total.sub_(_widen(sent))[0])
+        own = self._lost[dist.get_rank() * self._length :][: self._length]
+        own.add_(total.sub_(_widen(sent))[0, : len(own)])
 
-    def finish(self) -> list[torch.Tensor]:
-        """Returns the sums."""
+    def finish(self) -> None:
+        """Writes the means."""
         self._work.wait()
-        flat = _widen(self._received).view(-1)[: self.size].mul_(self._unit)
-        return [
-            part.to(tensor.dtype)
-            for part, tensor in zip(_split(flat, self._bucket), self._bucket, strict=True)
-        ]
+        is_scaled = self._dtype == torch.float16
+        found = self._flatten(self._received) if is_scaled else self._received.view(-1)
+        found = found[: len(self._lost)]
+        for part, mean in zip(self._parts, found.split(self._sizes), strict=True):
+            part.copy_(mean)  # It widens what is bfloat16.
+
+    def _flatten(self, rows: torch.Tensor) -> torch.Tensor:
+        return _widen(rows).reshape(-1)[: len(self._lost)]
+
+
+def _cut(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Yields views of vectors in groups, each of so many bytes in float32."""
+    bucket: list[torch.Tensor] = []
+    left = most = _BUCKET_BYTES // 4
+    for tensor in tensors:
+        start = 0
+        while start < len(tensor):
+            part = tensor[start : start + left]
+            bucket.append(part)
+            start, left = start + len(part), left - len(part)
+            if not left:
+                yield bucket
+                bucket, left = [], most
+    if bucket:
+        yield bucket
 
 
 def _round(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
