@@ -169,7 +169,7 @@ def resume() -> dict[str, Any]:
 def round_gradients(replicas: RemoteReplicas, rank: int, dtype: str) -> dict[str, Any]:
     """Returns what sixteen sums of rounded gradients add up to, and what one rank knows of it."""
     rng = np.random.default_rng(rank)
-    shapes = [(1_100_001,), (5,), (3, 6)]  # In two buckets that can't be cut into equal parts.
+    shapes = [(1_100_001,), (6,), (3, 6)]  # In two buckets, of which one has odd and unequal parts.
     size = sum(int(np.prod(shape)) for shape in shapes)
     residual = keras.Variable(np.zeros(size, "float32"), trainable=False)
     rounding = Rounding(dtype, residual, lambda scalars: scalars[0])

@@ -27,6 +27,9 @@ from keras_deepseek.backend.processes import (
 
 _SEEDS = 2**62
 _BUCKET_BYTES = 4 * 2**20  # Gloo sums one while the next is copied together.
+_PART_BYTES, _MOST_PARTS = 2 * 2**20, 32
+"""Of a bucket that is rounded: so much in float32 is added up by each rank. Smaller messages take
+gloo's threads longer; of larger buckets fewer are under way while others are rounded."""
 
 
 def count_processes() -> int:
@@ -224,6 +227,10 @@ def _start_sum(bucket: list[torch.Tensor]) -> Any:
     return finish
 
 
+# PyTorch 2.13 has given it another name.
+_gather_rows = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
+
 class _RoundedSum:
     """The sum of one bucket over all ranks, rounded on its way to who adds it up, and from there.
 
@@ -270,9 +277,9 @@ class _RoundedSum:
             total.add_(_widen(row))
         sent = _round(total, self._dtype)
         self._received = torch.empty_like(self._received)
-        # A list, since what takes one tensor has another name in each release.
-        rows = list(self._received.view(torch.uint8).split(1))
-        self._work = dist.all_gather(rows, sent.view(torch.uint8), async_op=True)
+        self._work = _gather_rows(
+            self._received.view(torch.uint8), sent.view(torch.uint8), async_op=True
+        )
         own = self._lost[dist.get_rank() * self._length :][: self._length]
         own.add_(total.sub_(_widen(sent))[0, : len(own)])
 
@@ -290,9 +297,9 @@ class _RoundedSum:
 
 
 def _cut(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Yields views of vectors in groups, each of so many bytes in float32."""
+    """Yields views of vectors in groups, of as many bytes as all ranks are to add up."""
     bucket: list[torch.Tensor] = []
-    left = most = _BUCKET_BYTES // 4
+    left = most = min(dist.get_world_size(), _MOST_PARTS) * _PART_BYTES // 4
     for tensor in tensors:
         start = 0
         while start < len(tensor):

@@ -1,0 +1,61 @@
+"""Whether gradients that are rounded between processes learn as those in float32: losses by epoch.
+
+A small encoder of BERT's kind is trained on masked words of real paragraphs, by as many processes
+as the launcher starts, with each `reduction_dtype` from the same weights in the same order. Rank 0
+prints the loss of masked tokens in documents that none has seen, by epochs:
+
+    keras-deepseek launch --nproc 2 benchmarks/reduction_losses.py [--epochs 6] [--seeds 1]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+
+sys.path.insert(0, str(Path(__file__).parent / "rivals"))
+from bert import EPSILON, Shape, build
+from masked_text import pack, read_documents, split
+
+from keras_deepseek.training import Trainer, join_cluster
+
+SHAPE = Shape(num_layers=2, hidden_dim=64, num_heads=4, vocabulary_size=4_700, longest=48)
+NUM_DOCUMENTS, NUM_UNSEEN, ROWS, LEARNING_RATE = 2_048, 256, 8, 1e-3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--epochs", type=int, default=6, help="default 6")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each, default 1")
+    arguments = parser.parse_args()
+    rank = join_cluster().rank
+    seen, unseen = split(read_documents(NUM_DOCUMENTS, longest=SHAPE.longest), NUM_UNSEEN)
+    for seed in range(arguments.seeds):
+        for dtype in ("float32", "bfloat16", "float16"):
+            losses = train(pack(seen, seed), pack(unseen), arguments.epochs, seed, dtype)
+            if rank == 0:
+                print(f"seed {seed} {dtype:9}", *(f"{loss:.4f}" for loss in losses), flush=True)
+    return 0
+
+
+def train(data: Any, unseen: Any, epochs: int, seed: int, dtype: Any) -> list[float]:
+    """Returns the loss of unseen documents after each epoch."""
+    trainer = Trainer(
+        lambda: build(SHAPE, has_masked_head=True),
+        optimizer=keras.optimizers.AdamW(LEARNING_RATE, weight_decay=0.0, epsilon=EPSILON),
+        gradient_clip=("global_norm", 1.0),
+        distributed_strategy="allreduce",
+        reduction_dtype=dtype,
+        seed=seed,
+    )
+    history = trainer.fit(
+        *data, batch_size=ROWS, epochs=epochs, validation_data=unseen, verbose=0
+    ).history
+    return [float(loss) for loss in history["val_loss"]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""What a training over slow links costs: N processes, each in a network namespace of its own.
+
+Its link to the others has 1 Gbit/s, or 100 Mbit/s, in each direction (`tc ... tbf`). The model has
+BERT's shape, and so few tokens a step that communication rules: 10.3 million weights, 2 x 32 tokens
+of real text a worker, AdamW. The rivals train the same model on the same rows, in turns, in the
+same processes:
+
+- torch: `Trainer` with `reduction_dtype="float32"`, `"bfloat16"` and `"float16"`, against
+  DistributedDataParallel through Accelerate: as people run it, with a hook that sends bfloat16, and
+  with smaller buckets; and PowerSGD of rank 4, which sends far less and is another descent.
+- TensorFlow: `Trainer` alone.
+
+Samples a second of all workers, bytes that rank 0 sends in a step, and process time of a step of
+rank 0; medians. Two cores compute for all, so that it can show what links cost, and not how
+computing scales. Linux and root alone. Prints a table and writes the numbers as JSON:
+
+    KERAS_BACKEND=torch python benchmarks/scaling.py [--workers 2 4 8] [--megabits 1000 100]
+        [--ways NAME ...] [--rounds 3] [--json RESULT.json] [--quick]
+"""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from processes import ONE_THREAD, find_backends, make_parser, write_json
+from shaped_links import Host, shaped_links
+
+ALONE, OURS, OURS_BF16, OURS_FP16 = (
+    "no communication",
+    "Trainer",
+    "Trainer, bfloat16",
+    "Trainer, float16",
+)
+DDP, DDP_BF16, DDP_BF16_4MB, POWER_SGD = (
+    "DDP",
+    "DDP, bf16 hook",
+    "DDP, bf16 hook, 4 MB",
+    "DDP, PowerSGD",
+)
+WAYS = {
+    "torch": [ALONE, OURS, OURS_BF16, OURS_FP16, DDP, DDP_BF16, DDP_BF16_4MB, POWER_SGD],
+    "tensorflow": [ALONE, OURS, OURS_BF16, OURS_FP16],
+}
+TARGETS = {"torch": [(OURS_BF16, DDP, 1.9), (OURS_BF16, DDP_BF16_4MB, 1.3)]}
+"""By backend: how many times as fast the first is to be as the second, at 1 Gbit/s."""
+
+SIZES = {"num_layers": 3, "hidden_dim": 256, "rows_each": 2, "warm_up": 2, "num_steps": 6}
+QUICK = {"num_layers": 1, "hidden_dim": 32, "rows_each": 2, "warm_up": 1, "num_steps": 2}
+_WORKER = Path(__file__).parent / "rivals" / "scaling.py"
+_PORT = 29_501
+_TIMEOUT = 900
+_GIGABIT = 1_000
+
+
+def main() -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--workers", type=int, nargs="+", default=[8], help="default 8")
+    parser.add_argument("--megabits", type=float, nargs="+", default=[1_000.0], help="default 1000")
+    parser.add_argument("--ways", nargs="+", help="names of those to measure, default all")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, _end)
+    results, claims = [], []
+    for backend in find_backends():
+        ways = [name for name in WAYS.get(backend, []) if name in (arguments.ways or [name])]
+        if not ways:
+            continue
+        for num_workers in arguments.workers:
+            for megabits in arguments.megabits:
+                setting = {**(QUICK if arguments.quick else SIZES), "ways": ways}
+                setting |= {"num_workers": num_workers, "rounds": arguments.rounds}
+                result = run(backend, setting, megabits)
+                if result is None:
+                    continue
+                results.append(result)
+                if not arguments.quick and megabits >= _GIGABIT:
+                    claims += judge(result)
+    for claim in claims:
+        print(claim)
+    write_json(arguments.json, {"results": results, "claims": claims})
+    return 0 if results and all(claim.endswith("holds") for claim in claims) else 1
+
+
+def _end(number: int, _: Any) -> None:
+    """Ends it after its processes and namespaces, which a second signal would leave behind."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def run(backend: str, setting: dict[str, Any], megabits: float) -> dict[str, Any] | None:
+    """Returns what was measured in a setting, and prints it."""
+    with shaped_links(setting["num_workers"], megabits) as hosts:
+        found = _run_workers(backend, setting, hosts)
+    if found is None:
+        return None
+    num_workers = setting["num_workers"]
+    load = " ".join(f"{each:.1f}" for each in os.getloadavg())
+    print(
+        f"{backend}, {num_workers} workers, {megabits:g} Mbit/s, "
+        f"{found['num_parameters'] / 1e6:.1f} M weights (load at the end {load})"
+    )
+    print(f"    {'':24}{'samples/s':>10}{'(range)':>14}{'MB a step':>11}{'CPU ms':>8}{'loss':>8}")
+    speeds = {}
+    for name, rounds in found["results"].items():
+        samples = sorted(num_workers * setting["rows_each"] / each["seconds"] for each in rounds)
+        speeds[name] = statistics.median(samples)
+        megabytes, milliseconds = (
+            statistics.median(each[key] for each in rounds) * factor
+            for key, factor in (("bytes", 1e-6), ("cpu_seconds", 1e3))
+        )
+        print(
+            f"    {name:24}{speeds[name]:>10.1f}{samples[0]:>7.1f}-{samples[-1]:<6.1f}"
+            f"{megabytes:>11.1f}{milliseconds:>8.0f}{rounds[-1]['loss']:>8.3f}",
+            flush=True,
+        )
+    facts = {"backend": backend, "megabits": megabits, "samples_per_second": speeds}
+    return {**setting, **found, **facts}
+
+
+def _run_workers(backend: str, setting: dict[str, Any], hosts: list[Host]) -> Any:
+    """Returns what rank 0 prints last, as JSON, or `None` where a worker fails."""
+    paths = [str(_WORKER.parents[2]), os.environ.get("PYTHONPATH", "")]
+    shared = {
+        **os.environ,
+        **ONE_THREAD,
+        "KERAS_BACKEND": backend,
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "WORLD_SIZE": str(len(hosts)),
+        "MASTER_ADDR": hosts[0].address,
+        "MASTER_PORT": str(_PORT),
+        "LOCAL_RANK": "0",
+        "GLOO_SOCKET_IFNAME": Host.interface,
+    }
+    command = [sys.executable, str(_WORKER), json.dumps(setting)]
+    workers = [
+        subprocess.Popen(
+            host.command(*command),
+            env={**shared, "RANK": str(rank)},
+            stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+            stderr=None if os.environ.get("SCALING_SHOWS") else subprocess.DEVNULL,
+            text=True,
+        )
+        for rank, host in enumerate(hosts)
+    ]
+    try:
+        printed, _ = workers[0].communicate(timeout=_TIMEOUT)
+        codes = [worker.wait(_TIMEOUT) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    if any(codes):
+        print(f"{backend}, {len(hosts)} workers: ended with {codes}", flush=True)
+        return None
+    return json.loads(printed.splitlines()[-1])
+
+
+def judge(result: dict[str, Any]) -> list[str]:
+    """Returns the claims of a setting, and whether they hold."""
+    speeds, claims = result["samples_per_second"], []
+    for one, other, least in TARGETS.get(result["backend"], []):
+        if one in speeds and other in speeds:
+            ratio = speeds[one] / speeds[other]
+            verdict = "holds" if ratio >= least else "DOES NOT HOLD"
+            claims.append(
+                f"{result['backend']}, {result['num_workers']} workers: {one} / {other} = "
+                f"{ratio:.2f}, at least {least}: {verdict}"
+            )
+    return claims
+
+
+if __name__ == "__main__":
+    sys.exit(main())
