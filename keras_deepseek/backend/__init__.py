@@ -163,6 +163,15 @@ class Backend(Protocol):
         `factor` is a scalar that all gradients are multiplied with first, or `None`.
         """
 
+    def compile_update(
+        self, optimizer: "keras.optimizers.Optimizer", variables: "Sequence[keras.Variable]"
+    ) -> "Callable[[Sequence[Any]], None]":
+        """Returns a function that updates variables by gradients as `optimizer.apply` does.
+
+        The optimizer is built for the variables. A gradient is an array, or `None` for a variable
+        that stays as it is.
+        """
+
     def densify(self, gradient: "Any") -> "Any":
         """Returns a gradient as one tensor: that of an embedding may be sparse."""
 

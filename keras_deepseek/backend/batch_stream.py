@@ -7,7 +7,7 @@ that was asked for one batch more has moved on, and so have the random numbers t
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError
@@ -28,6 +28,8 @@ class BatchStream:
         self.steps_per_epoch = steps_per_epoch
         self.epoch_length: int | None = None  # Known from the epoch's last batch on.
         self.error: Exception | None = None  # What going through the data has raised.
+        self.on_take: Callable[[Any], None] | None = None
+        """Is called with each batch that leaves the stream."""
         self._failure: Exception | None = None  # Met while looking ahead: the next batch is that.
         self._in_epoch = False
         self._taken_in_epoch = 0
@@ -115,6 +117,21 @@ class BatchStream:
             raise InvalidInputError("The training data hold no batch. Give some that do.")
         return list(self._buffer)[:count]
 
+    def look_ahead(self, count: int) -> list[Any]:
+        """Returns the epoch's next batches, which stay the next; fewer where that is all.
+
+        What fails about them fails when they are taken.
+
+        Args:
+            count: integer. How many at most.
+        """
+        if not self._in_epoch or self.epoch_length is not None:
+            return []
+        if self.steps_per_epoch is not None:
+            count = min(count, self.steps_per_epoch - self._taken_in_epoch)
+        self._fill(count)
+        return list(self._buffer)[:count]
+
     def read_position(self, done: int = 0) -> dict[str, Any]:
         """Returns where the stream stands.
 
@@ -184,6 +201,8 @@ class BatchStream:
         self._taken_in_epoch += 1
         if self._taken_in_epoch == self.steps_per_epoch or self._is_pass_over():
             self.epoch_length = self._taken_in_epoch
+        if self.on_take is not None:
+            self.on_take(batch)
         return batch
 
     def _is_pass_over(self) -> bool:

@@ -55,6 +55,31 @@ def optimized_variables(model: keras.Model) -> list[keras.Variable] | None:
     return list(optimizer._trainable_variables) if optimizer.built else None
 
 
+def optimizer_recipe(optimizer: keras.optimizers.Optimizer) -> tuple[type, dict[str, Any]]:
+    """Returns the class and the config of an optimizer, a schedule as the object that it is."""
+    config = dict(optimizer.get_config())
+    if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+        config["learning_rate"] = optimizer._learning_rate  # Its class may be known here alone.
+    return type(optimizer), config
+
+
+def uses_decay(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> bool:
+    """Returns whether an optimizer's weight decay is for a variable, where it has one."""
+    return bool(optimizer._use_weight_decay(variable))
+
+
+def exclude_from_decay(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> None:
+    """Makes the weight decay of an optimizer, not built yet, leave out variables by themselves."""
+    optimizer.exclude_from_weight_decay(var_list=list(variables))
+
+
+def count_update(optimizer: keras.optimizers.Optimizer) -> None:
+    """Counts an update by which no variable changes."""
+    optimizer._iterations.assign(optimizer._iterations.value + 1)
+
+
 def call_for_training(model: keras.Model, x: Any) -> Any:
     """Returns the outputs of a model on inputs, in training mode where it knows one."""
     return model(x, training=True) if model._call_has_training_arg else model(x)

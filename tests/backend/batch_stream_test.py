@@ -223,3 +223,37 @@ def test_a_pass_that_is_left_is_closed():
     assert source.is_loading
     stream.close()
     assert not source.is_loading
+
+
+@pytest.mark.parametrize("steps", [None, 3])
+@pytest.mark.parametrize("kind", ["exact", "counted", "unknown"])
+def test_the_batches_that_are_looked_at_are_the_next_of_the_epoch(kind, steps):
+    stream = BatchStream(Numbers(**KINDS[kind]), steps)
+    assert stream.look_ahead(2) == []
+    taken = []
+    stream.on_take = taken.append
+    stream.begin_epoch()
+    batches = stream.batches()
+    assert [number for _, number, _ in stream.look_ahead(2)] == [0, 1]
+    assert [number for _, number, _ in stream.look_ahead(9)] == list(range(steps or 5))
+    assert next(batches)[1] == 0
+    assert [number for _, number, _ in stream.look_ahead(9)] == list(range(1, steps or 5))
+    assert [each[1] for each in batches] == list(range(1, steps or 5))
+    assert stream.look_ahead(2) == []
+    assert [number for _, number, _ in taken] == list(range(steps or 5))
+
+
+def test_a_batch_that_fails_fails_when_it_is_taken():
+    class Failing(Numbers):
+        def batches(self, index, first):
+            yield (index, 0, 0)
+            raise ValueError("The data fail.")
+
+    stream = BatchStream(Failing(5), None)
+    stream.begin_epoch()
+    assert len(stream.look_ahead(3)) == 1
+    batches = stream.batches()
+    next(batches)
+    assert stream.look_ahead(3) == []
+    with pytest.raises(ValueError, match="The data fail"):
+        next(batches)

@@ -11,10 +11,13 @@ from keras_deepseek.backend.keras_training import (
     call_for_training,
     compilation,
     compute_training_loss,
+    count_update,
     epoch_logs,
+    exclude_from_decay,
     lent_train_step,
     nested_stateless_scope,
     optimized_variables,
+    optimizer_recipe,
     output_masks,
     own_train_step,
     remember_call,
@@ -23,6 +26,7 @@ from keras_deepseek.backend.keras_training import (
     take_losses,
     track_loss,
     update_metrics,
+    uses_decay,
 )
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
@@ -254,3 +258,39 @@ def test_what_a_batch_leaves_in_layers_are_statistics_and_no_seeds():
     )
     names = [variable.path.split("/")[-1] for variable in batch_states(model)]
     assert sorted(names) == ["moving_mean", "moving_variance"]
+
+
+def test_an_optimizer_is_made_again_with_its_schedule_as_the_object_that_it_is():
+    class Own(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return 0.25
+
+        def get_config(self):
+            return {}
+
+    schedule = Own()
+    made, config = optimizer_recipe(keras.optimizers.Adam(schedule, beta_1=0.5))
+    assert (made, config["beta_1"], config["learning_rate"]) == (
+        keras.optimizers.Adam,
+        0.5,
+        schedule,
+    )
+    again = made.from_config(config)
+    assert float(again.learning_rate) == 0.25
+    assert optimizer_recipe(keras.optimizers.SGD(0.5))[1]["learning_rate"] == 0.5
+
+
+def test_a_variable_that_weight_decay_leaves_out_is_known():
+    variables = [keras.Variable(np.ones(2), name=name) for name in ("kernel", "bias")]
+    by_name, by_itself = (keras.optimizers.AdamW(0.1) for _ in range(2))
+    by_name.exclude_from_weight_decay(var_names=["bias"])
+    exclude_from_decay(by_itself, variables[1:])
+    for optimizer in (by_name, by_itself):
+        assert [uses_decay(optimizer, each) for each in variables] == [True, False]
+
+
+def test_an_update_without_gradients_is_counted():
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build([keras.Variable(np.ones(2))])
+    count_update(optimizer)
+    assert int(optimizer.iterations) == 1

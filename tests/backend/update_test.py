@@ -88,3 +88,28 @@ def test_the_norm_of_many_numbers_is_exact():
     norm = ops.convert_to_numpy(current().global_norm([ops.convert_to_tensor(array)]))
     expected = np.sqrt(np.square(array.astype("float64")).sum())
     np.testing.assert_allclose(norm, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "schedule", "sgd"])
+def test_a_compiled_update_is_that_of_keras(name):
+    rng = np.random.default_rng(0)
+    results = []
+    for use_ours in (False, True):
+        optimizer = OPTIMIZERS[name]()
+        variables = [
+            keras.Variable(np.ones((3, 4), "float32"), name="kernel"),
+            keras.Variable(np.ones((2,), "float32"), name="unused"),
+        ]
+        optimizer.build(variables)
+        update = current().compile_update(optimizer, variables)
+        with warnings.catch_warnings():  # Keras warns of what has no gradient.
+            warnings.simplefilter("ignore")
+            for gradient in rng.normal(size=(3, 3, 4)).astype("float32"):
+                if use_ours:
+                    update([gradient, None])
+                else:
+                    optimizer.apply([ops.convert_to_tensor(gradient), None], variables)
+        rng = np.random.default_rng(0)
+        results.append([ops.convert_to_numpy(v) for v in [*variables, *optimizer.variables]])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)

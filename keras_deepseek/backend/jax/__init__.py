@@ -42,13 +42,19 @@ from keras_deepseek.backend.jax.training import (
     run_step,
     separate_variables,
 )
-from keras_deepseek.backend.jax.update import apply_update, densify, global_norm
+from keras_deepseek.backend.jax.update import (
+    apply_update,
+    compile_update,
+    densify,
+    global_norm,
+)
 
 __all__ = [
     "apply_update",
     "apply_with_gradient",
     "can_read_shapes",
     "compile_inference",
+    "compile_update",
     "compute_gradients",
     "count_devices",
     "count_flops",

@@ -1,8 +1,10 @@
 """The update of variables on JAX, where it is compiled with the step."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import keras
 
 from keras_deepseek.backend.gradient_scale import multiply_gradients, norm_of_all
@@ -16,6 +18,32 @@ def apply_update(
 ) -> None:
     """Does what `optimizer.apply` does, in the fastest way that the framework has."""
     optimizer.apply(multiply_gradients(gradients, factor), variables)
+
+
+def compile_update(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> Callable[[Sequence[Any]], None]:
+    """Returns a function that updates variables by gradients as `optimizer.apply` does."""
+    states = optimizer.variables
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def run(values: Any, held: Any, gradients: Any) -> Any:
+        mapping = [*zip(variables, values, strict=True), *zip(states, held, strict=True)]
+        with keras.StatelessScope(mapping) as scope:
+            optimizer.apply(gradients, variables)
+        return tuple(
+            [scope.get_current_value(each) for each in group] for group in (variables, states)
+        )
+
+    def update(gradients: Sequence[Any]) -> None:
+        groups = run(
+            [each.value for each in variables], [each.value for each in states], list(gradients)
+        )
+        for group, values in zip((variables, states), groups, strict=True):
+            for variable, value in zip(group, values, strict=True):
+                variable.assign(value)
+
+    return update
 
 
 def densify(gradient: Any) -> Any:

@@ -1,6 +1,6 @@
 """The update of variables on TensorFlow, where it is compiled with the step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -17,6 +17,20 @@ def apply_update(
 ) -> None:
     """Does what `optimizer.apply` does, in the fastest way that the framework has."""
     optimizer.apply(multiply_gradients(gradients, factor), variables)
+
+
+def compile_update(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> Callable[[Sequence[Any]], None]:
+    """Returns a function that updates variables by gradients as `optimizer.apply` does."""
+
+    def update(gradients: Sequence[Any]) -> None:
+        tensors = [
+            None if each is None else keras.ops.convert_to_tensor(each) for each in gradients
+        ]
+        apply_update(optimizer, tensors, variables)
+
+    return update
 
 
 def densify(gradient: Any) -> Any:

@@ -1,6 +1,6 @@
 """The update of variables on PyTorch: one pass over all numbers, where there is a kernel for it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,20 @@ def apply_update(
             gradients, factor = multiply_gradients(gradients, factor), None
         with _fused_adam(optimizer, factor):
             optimizer.apply(gradients, variables)
+
+
+def compile_update(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> Callable[[Sequence[Any]], None]:
+    """Returns a function that updates variables by gradients as `optimizer.apply` does."""
+
+    def update(gradients: Sequence[Any]) -> None:
+        tensors = [
+            None if each is None else keras.ops.convert_to_tensor(each) for each in gradients
+        ]
+        apply_update(optimizer, tensors, variables)
+
+    return update
 
 
 def densify(gradient: Any) -> Any:
