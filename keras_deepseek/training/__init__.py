@@ -8,6 +8,7 @@ from keras_deepseek.training.learning_rate_search import LearningRateSearch
 from keras_deepseek.training.length_buckets import LengthBuckets
 from keras_deepseek.training.masked_positions import gather_masked_positions
 from keras_deepseek.training.memory_report import MemoryReport
+from keras_deepseek.training.parameter_server.settings import ParameterServer
 from keras_deepseek.training.sequence_packing import pack_sequences
 from keras_deepseek.training.step_guard import StepGuard
 from keras_deepseek.training.trainer import Trainer
@@ -20,6 +21,7 @@ __all__ = [
     "LearningRateSearch",
     "LengthBuckets",
     "MemoryReport",
+    "ParameterServer",
     "StepGuard",
     "Trainer",
     "WarmupDecay",

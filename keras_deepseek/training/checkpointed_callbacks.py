@@ -115,6 +115,11 @@ class CheckpointedCallbacks(StreamedCallbacks):
         super()._agree(agreed)
         self._is_told_to_end = agreed[1]
 
+    @property
+    def num_until_pause(self) -> int | None:
+        """The steps until the next checkpoint, which holds no step that is under way."""
+        return None if self._every is None else self._every - self._step % self._every
+
     def leave(self) -> None:
         """Takes the last checkpoint of a training that is left between two steps.
 

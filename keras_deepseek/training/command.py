@@ -30,13 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strategy",
         default="allreduce",
-        help="allreduce, or parameter_server on TensorFlow (default: allreduce)",
+        help="allreduce or parameter_server (default: allreduce)",
     )
     parser.add_argument(
         "--ps-count",
         type=int,
         metavar="K",
         help="how many of the processes are parameter servers (default: 1)",
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="a Ray cluster for a parameter server on jax or torch (default: one on this node)",
     )
     parser.add_argument(
         "--backend", help="tensorflow, jax or torch (default: what Keras takes by itself)"
@@ -89,6 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
         coordinator=arguments.coordinator,
         strategy=arguments.strategy,
         ps_count=arguments.ps_count,
+        ray=arguments.ray,
         backend=arguments.backend or backend.chosen(),
         max_restarts=arguments.max_restarts,
         grace_period=arguments.grace_period,

@@ -69,8 +69,9 @@ def start_processes(cluster: ClusterSpec) -> Processes:
     """
     if cluster.strategy == "parameter_server":
         raise NotSupportedError(
-            "distributed_strategy='parameter_server' can't run yet. Use 'allreduce', or leave "
-            "distributed_strategy out."
+            "Workers and servers don't run the script, and have nothing to join: on JAX and "
+            "PyTorch the Trainer of one process starts them, by "
+            "Trainer(distributed_strategy='parameter_server'); on TensorFlow that can't run yet."
         )
     if cluster.world_size == 1 or cluster.coordinator is None:
         _refuse_others(cluster)
@@ -80,8 +81,17 @@ def start_processes(cluster: ClusterSpec) -> Processes:
         cluster.world_size,
         cluster.rank,
         join_timeout=_read_seconds(*_JOIN_TIMEOUT),
-        timeout=_read_seconds(*_PEER_TIMEOUT),
+        timeout=read_peer_timeout(),
     )
+
+
+def read_peer_timeout() -> float:
+    """Returns the seconds after which a process that does not answer is given up.
+
+    Raises:
+        InvalidInputError: The environment says something else.
+    """
+    return _read_seconds(*_PEER_TIMEOUT)
 
 
 def share_random_state(processes: Processes) -> None:

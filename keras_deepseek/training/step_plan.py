@@ -38,6 +38,7 @@ class StepPlan:
         replicas: `Replicas` in other processes that make each step together, or `None`.
         devices: `Replicas` in this process, likewise.
         residual: `GradientResidual`, where the replicas round what they send each other, or `None`.
+        served: What makes the steps where workers do, or `None`.
 
     Raises:
         InvalidInputError: An argument does not fit, or the model has a step of its own, which would
@@ -59,6 +60,7 @@ class StepPlan:
         replicas: RemoteReplicas | None = None,
         devices: Replicas | None = None,
         residual: GradientResidual | None = None,
+        served: Callable[[Any], dict[str, Any]] | None = None,
     ) -> None:
         self.micro_batches = check_integer("micro_batches", micro_batches)
         check_gradient_clip(gradient_clip, model.optimizer)
@@ -81,6 +83,7 @@ class StepPlan:
         self._is_own_compute = is_own_compute
         self._compilation = compilation(model)
         self._policy = policy
+        self._served = served
         self._guarded_steps: GuardedSteps | None = None
         if guard is not None:
             self._watch(guard if isinstance(guard, StepGuard) else StepGuard(guard), checkpoints)
@@ -100,7 +103,8 @@ class StepPlan:
         if model.built:  # Else the first step finds which layers are meant.
             self._in_precision(lambda: find_blocks(model, remat))()
         self._step = self._make_step(
-            is_compilable=all(each is None or each.is_compilable for each in (replicas, devices))
+            is_compilable=served is None
+            and all(each is None or each.is_compilable for each in (replicas, devices))
         )
 
     @contextlib.contextmanager
@@ -130,6 +134,11 @@ class StepPlan:
         is_kerass = type(self._model).compute_loss is keras.Model.compute_loss
         is_ours = not (self._is_own_compute or own_train_step(self._model))
         return is_ours and is_kerass and self._model.loss is not None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether workers make the steps."""
+        return self._served is not None
 
     @property
     def num_made(self) -> int:
@@ -184,6 +193,12 @@ class StepPlan:
         """Returns what takes the place of the model's training step."""
         model, train_step = self._model, self._model.train_step
         prepare: Callable[[], Any] = list
+        if self._served is not None:  # The workers have the precision, and the model's layers.
+            return StepInPlace(
+                model,
+                backend.current().make_train_step(model, self._served),
+                is_compilable=is_compilable,
+            )
         if not own_train_step(model):
             train_step = backend.current().make_train_step(model, self._training_step)
             prepare = self._training_step.prepare

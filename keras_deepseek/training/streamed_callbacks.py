@@ -97,6 +97,11 @@ class StreamedCallbacks(keras.callbacks.CallbackList):
             )
             self._trained.stop_training = True
 
+    @property
+    def num_until_pause(self) -> int | None:
+        """How many steps may be begun before all of them must be made; `None` for any number."""
+        return None
+
     def go_on(self) -> None:
         """Takes back that the training is to stop, where that has only ended an epoch."""
         if self._ends_epoch:

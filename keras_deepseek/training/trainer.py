@@ -13,7 +13,11 @@ import keras
 
 from keras_deepseek.artifacts.argument_check import check_boolean, check_file_path, check_integer
 from keras_deepseek.artifacts.checkpoint import Checkpoint
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.errors import (
+    InvalidInputError,
+    NotSupportedError,
+    unknown_name_message,
+)
 from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.batch_notes import PlaceWatch, noting_batch
@@ -23,6 +27,9 @@ from keras_deepseek.training.compile_model import build_model, compile_model, se
 from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.gradient_residual import ReductionDtype, make_residual
 from keras_deepseek.training.join_cluster import share_random_state, start_processes
+from keras_deepseek.training.parameter_server.chief import Chief
+from keras_deepseek.training.parameter_server.served_step import ServedStep
+from keras_deepseek.training.parameter_server.settings import ParameterServer, resolve_settings
 from keras_deepseek.training.placement import DistributedStrategy, Placement
 from keras_deepseek.training.position_data import (
     check_data,
@@ -91,7 +98,8 @@ class Trainer(Trials):
             speaks of, each with the same data, and on JAX and TensorFlow over all devices of one.
             Or, on JAX, a `keras.distribution` object, such as a `ModelParallel` with layouts of
             your own; on TensorFlow a `MirroredStrategy`, which says over which devices.
-            `"parameter_server"` is refused by this release. Defaults to `None`.
+            `"parameter_server"`, or a `ParameterServer`, on JAX and PyTorch: asynchronous updates
+            by workers and servers that Ray starts. Defaults to `None`.
         world_size: integer. The number of processes that train. Defaults to `None`: with a
             `distributed_strategy` the environment says it, as what started the processes has set
             it up, and one where it says nothing.
@@ -166,11 +174,15 @@ class Trainer(Trials):
             raise InvalidInputError(f"`fp16_enabled` is True or False; received {fp16_enabled!r}.")
         check_integer("keep_last", keep_last)
         self._resumed: Checkpoint | None = None
+        settings = resolve_settings(distributed_strategy)
+        if isinstance(distributed_strategy, ParameterServer):
+            distributed_strategy = "parameter_server"
         is_name = distributed_strategy is None or isinstance(distributed_strategy, str)
         self.cluster = resolve_cluster(
             distributed_strategy if is_name else None, world_size, rank, coordinator
         )
-        self._processes = start_processes(self.cluster)
+        self._chief = None if settings is None else Chief(settings, self.cluster)
+        self._processes = self._chief or start_processes(self.cluster)
         residual = make_residual(reduction_dtype, self._processes)
         self._checkpoints = None
         if checkpoint_dir is not None:
@@ -188,9 +200,21 @@ class Trainer(Trials):
         self._seed = set_seed(seed)
         share_random_state(self._processes)
         is_own_step = type(self).train_step is not Trainer.train_step
+        served: ServedStep | None = None
         with self._placement.in_use():
             self.model = build_model(model)
             compile_model(self.model, optimizer, loss, metrics, self.policy)
+            if self._chief is not None:
+                served = self._chief.serve(
+                    self,
+                    None if isinstance(model, keras.Model) else model,
+                    self._placement.kind,
+                    guard=guard,
+                    micro_batches=micro_batches,
+                    gradient_clip=gradient_clip,
+                    remat=remat,
+                    policy=self.policy,
+                )
             self._plan = StepPlan(
                 self.model,
                 self.train_step,
@@ -204,6 +228,7 @@ class Trainer(Trials):
                 replicas=self._processes.replicas,
                 devices=self._placement.devices,
                 residual=residual,
+                served=served,
             )
         self._processes.broadcast_variables(self.model.variables)
         self._placement.place(self.model)
@@ -328,6 +353,11 @@ class Trainer(Trials):
             raise InvalidInputError(
                 unknown_name_message("argument of steps()", min(unknown), _OPTIONS_OF_STEPS)
             )
+        if self._chief is not None:
+            raise NotSupportedError(
+                "Between two steps of a parameter server others are under way, so that a loop over "
+                "steps() would see no model of its own. Use fit, with callbacks."
+            )
         arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
         with self._training(arguments, callbacks, 0, resume=resume, needs_stream=True) as given:
             yield from make_steps(
@@ -368,8 +398,10 @@ class Trainer(Trials):
             watched(chosen, verbose, resume=goes_on) as shown,
             self._in_training(),
             self._feed(
-                {**arguments, "callbacks": chosen, "verbose": shown}, needs_stream=needs_stream
+                {**arguments, "callbacks": chosen, "verbose": shown},
+                needs_stream=needs_stream or self._chief is not None,
             ) as given,
+            contextlib.nullcontext() if self._chief is None else self._chief.training(given),
         ):
             yield given
 

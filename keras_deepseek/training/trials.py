@@ -33,6 +33,11 @@ class Trials(abc.ABC):
         """Returns a context in which the model trains as the trainer wants it to."""
 
     def _short_training(self) -> ShortTraining:
+        if self._plan.is_served:
+            raise NotSupportedError(
+                "Workers of a parameter server make no steps that leave no trace. Try them by a "
+                "Trainer without a distributed_strategy."
+            )
         if self.cluster.world_size > 1:
             raise NotSupportedError(
                 f"One of {self.cluster.world_size} processes can't try steps of its own. Do so in "

@@ -284,3 +284,16 @@ def test_a_log_that_is_not_there_is_said(tmp_path, caplog, small):
     trainer.fit(**arrays(), verbose=0)
     assert "asks for 'val_los', which epoch 1 has not logged" in caplog.text
     assert "there are ['accuracy', 'loss']" in caplog.text
+
+
+@pytest.mark.parametrize(("every", "expected"), [(None, [None] * 6), (4, [3, 2, 1, 4, 3, 2])])
+def test_steps_until_the_next_checkpoint_are_known(tmp_path, small, every, expected):
+    found = []
+    trainer = Trainer(small(), checkpoint_dir=tmp_path, checkpoint_every=every)
+    data = {"x": X, "y": Y, "batch_size": 4, "epochs": 1}
+    with trainer._training(data, None, 0, resume=False) as given:
+        callbacks = given["callbacks"]
+        for step in range(6):
+            callbacks._step = step + 1
+            found.append(callbacks.num_until_pause)
+    assert found == expected

@@ -57,7 +57,8 @@ def test_what_stands_behind_the_script_is_its_own(capfd, script, separator):
         (["--nproc", "2", "--nnodes", "2"], "--nnodes 2 needs --rank"),
         (["--nproc", "2", "--coordinator", "here"], "--coordinator must be HOST:PORT"),
         (["--nproc", "2", "--backend", "pytorch"], "did you mean 'torch'"),
-        (["--nproc", "3", "--strategy", "parameter_server", "--backend", "jax"], "need Ray"),
+        (["--nproc", "2", "--strategy", "parameter_server"], "needs --nproc 3 or more"),
+        (["--nproc", "2", "--ray", "auto"], "--ray auto is for --strategy parameter_server"),
     ],
 )
 def test_what_can_not_be_launched_is_one_line_and_nothing_is_started(

@@ -22,8 +22,8 @@ def test_one_process_waits_for_nobody(strategy):
     assert start_processes(ClusterSpec(strategy)).world_size == 1
 
 
-def test_a_parameter_server_can_not_run_yet():
-    with pytest.raises(NotSupportedError, match="can't run yet"):
+def test_nobody_joins_a_parameter_server():
+    with pytest.raises(NotSupportedError, match="don't run the script, and have nothing to join"):
         start_processes(ClusterSpec("parameter_server"))
 
 

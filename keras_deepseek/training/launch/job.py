@@ -81,7 +81,7 @@ class Job:
     def _start_all(self, selector: selectors.BaseSelector) -> None:
         addresses = make_addresses(self._plan)
         command = [sys.executable, self._plan.script, *self._plan.script_arguments]
-        for local_rank in range(self._plan.nproc):
+        for local_rank in range(self._plan.num_started):
             if self._sent is not None:  # A signal has come in between.
                 self.was_cut_short = True
                 return

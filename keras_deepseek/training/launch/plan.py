@@ -32,6 +32,8 @@ class LaunchPlan:
         strategy: string. Defaults to `"allreduce"`.
         ps_count: integer. How many processes are parameter servers. Defaults to `None`: 1 for that
             strategy, and 0 else.
+        ray: string. The address of a Ray cluster for a parameter server on JAX or PyTorch. Defaults
+            to `None`: the chief starts one on this node.
         max_restarts: integer. How often all is started again after a failure. Defaults to `0`.
         grace_period: float. The seconds between the signal to end and SIGKILL. Defaults to `30.0`.
 
@@ -49,6 +51,7 @@ class LaunchPlan:
     coordinator: str | None = None
     strategy: Strategy = "allreduce"
     ps_count: int | None = None
+    ray: str | None = None
     max_restarts: int = 0
     grace_period: float = 30.0
 
@@ -76,6 +79,16 @@ class LaunchPlan:
     def world_size(self) -> int:
         """The processes of all nodes."""
         return self.nnodes * self.nproc
+
+    @property
+    def is_served_by_ray(self) -> bool:
+        """Whether one process runs the script, as chief, and starts the others by Ray."""
+        return self.strategy == "parameter_server" and self.backend != "tensorflow"
+
+    @property
+    def num_started(self) -> int:
+        """The processes that the launcher starts on this node."""
+        return 1 if self.is_served_by_ray else self.nproc
 
     @property
     def num_servers(self) -> int:
@@ -113,16 +126,22 @@ class LaunchPlan:
             raise InvalidInputError(
                 unknown_name_message("--strategy", self.strategy, get_args(Strategy))
             )
+        if self.strategy != "parameter_server" and self.ps_count is not None:
+            raise InvalidInputError(
+                f"--ps-count {self.ps_count} is for --strategy parameter_server."
+            )
+        if self.ray is not None and not self.is_served_by_ray:
+            raise InvalidInputError(
+                f"--ray {self.ray} is for --strategy parameter_server on jax or torch; received "
+                f"--strategy {self.strategy} and --backend {self.backend}."
+            )
         if self.strategy != "parameter_server":
-            if self.ps_count is not None:
-                raise InvalidInputError(
-                    f"--ps-count {self.ps_count} is for --strategy parameter_server."
-                )
             return
-        if self.backend != "tensorflow":
-            raise NotSupportedError(
-                f"Parameter servers on {self.backend} need Ray and are not there yet. Use "
-                "--backend tensorflow, or --strategy allreduce."
+        if self.nnodes > 1 and self.is_served_by_ray:
+            raise InvalidInputError(
+                f"One chief starts workers and servers on all nodes of a Ray cluster; received "
+                f"--nnodes {self.nnodes}. Start `ray start` on each node, and give --ray ADDRESS "
+                "to one launch."
             )
         if self.nnodes > 1:
             raise NotSupportedError(
@@ -131,7 +150,7 @@ class LaunchPlan:
             )
         check_integer("--ps-count", self.num_servers)
         least = self.num_servers + 2
-        if self.nproc < least:
+        if self.nproc < least:  # Of a Ray cluster too: they are counted in one way.
             raise InvalidInputError(
                 f"--ps-count {self.num_servers} needs --nproc {least} or more, for a chief, a "
                 f"worker and the servers; received --nproc {self.nproc}."

@@ -10,6 +10,15 @@ from keras_deepseek.training.launch.ports import LOOPBACK, find_free_ports
 RESTART = "KERAS_DEEPSEEK_RESTART"
 """Holds how often the job was started again, from 0."""
 
+NUM_WORKERS = "KERAS_DEEPSEEK_NUM_WORKERS"
+"""Holds how many workers the chief of a parameter server starts by Ray."""
+
+NUM_SERVERS = "KERAS_DEEPSEEK_NUM_SERVERS"
+"""Holds how many servers it starts."""
+
+RAY_ADDRESS = "RAY_ADDRESS"
+"""Ray's own variable: the address of a cluster that runs already."""
+
 
 def make_addresses(plan: LaunchPlan) -> list[tuple[str, int]]:
     """Returns the address of rank 0; for TensorFlow on one node, those of all ranks.
@@ -48,9 +57,9 @@ def make_environment(
     host, port = addresses[0]
     made = {
         "RANK": str(plan.first_rank + local_rank),
-        "WORLD_SIZE": str(plan.world_size),
+        "WORLD_SIZE": str(plan.nnodes * plan.num_started),
         "LOCAL_RANK": str(local_rank),
-        "LOCAL_WORLD_SIZE": str(plan.nproc),
+        "LOCAL_WORLD_SIZE": str(plan.num_started),
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port),
         "KERAS_BACKEND": plan.backend,
@@ -58,6 +67,11 @@ def make_environment(
     }
     if _needs_tf_config(plan):
         made["TF_CONFIG"] = _make_tf_config(plan, local_rank, addresses)
+    if plan.is_served_by_ray:
+        made[NUM_WORKERS] = str(plan.nproc - plan.num_servers - 1)
+        made[NUM_SERVERS] = str(plan.num_servers)
+        if plan.ray is not None:
+            made[RAY_ADDRESS] = plan.ray
     # A process whose output goes into a pipe would keep its lines back.
     return {"PYTHONUNBUFFERED": "1", **kept, **made}
 

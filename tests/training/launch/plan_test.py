@@ -29,6 +29,12 @@ def test_parameter_servers_leave_a_chief_and_a_worker(script, ps_count, nproc, e
     assert plan.num_servers == expected
 
 
+@pytest.mark.parametrize(("backend", "expected"), [("tensorflow", 4), ("jax", 1), ("torch", 1)])
+def test_the_chief_starts_the_others_by_ray(script, backend, expected):
+    plan = LaunchPlan(script, 4, backend, strategy="parameter_server")
+    assert (plan.num_started, plan.world_size) == (expected, 4)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -48,6 +54,17 @@ def test_parameter_servers_leave_a_chief_and_a_worker(script, ps_count, nproc, e
         ({"nnodes": 2, "node_rank": 2, "coordinator": "a:1"}, "--rank 2 with --nnodes 2"),
         ({"coordinator": "somewhere"}, "--coordinator must be HOST:PORT"),
         ({"ps_count": 1}, "--ps-count 1 is for --strategy parameter_server"),
+        ({"ray": "auto"}, "--ray auto is for --strategy parameter_server on jax or torch"),
+        (
+            {
+                "strategy": "parameter_server",
+                "nproc": 4,
+                "nnodes": 2,
+                "node_rank": 1,
+                "coordinator": "a:1",
+            },
+            "give --ray ADDRESS to one launch",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(script, changes, message):
@@ -73,8 +90,6 @@ def test_too_many_servers_are_refused(script, nproc, ps_count, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"strategy": "parameter_server", "backend": "jax"}, "on jax need Ray and are not there"),
-        ({"strategy": "parameter_server", "backend": "torch"}, "on torch need Ray"),
         (
             {"strategy": "parameter_server", "nnodes": 2, "node_rank": 1, "coordinator": "a:1"},
             "is for one node yet",

@@ -4,7 +4,13 @@ import pytest
 
 from keras_deepseek.training.cluster_resolver import resolve_cluster
 from keras_deepseek.training.launch.plan import LaunchPlan
-from keras_deepseek.training.launch.rank_environment import make_addresses, make_environment
+from keras_deepseek.training.launch.rank_environment import (
+    NUM_SERVERS,
+    NUM_WORKERS,
+    RAY_ADDRESS,
+    make_addresses,
+    make_environment,
+)
 
 
 def make_all(plan, environ, restart=0):
@@ -49,6 +55,19 @@ def test_roles_of_a_parameter_server_go_from_the_chief_to_the_servers(script):
         0,
         1,
     ]
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_a_chief_learns_how_many_it_starts_by_ray(script, backend):
+    plan = LaunchPlan(script, 5, backend, strategy="parameter_server", ps_count=2, ray="a:6379")
+    environ = make_environment(plan, 0, make_addresses(plan), 0, {})
+    assert (environ[NUM_WORKERS], environ[NUM_SERVERS], environ[RAY_ADDRESS]) == (
+        "2",
+        "2",
+        "a:6379",
+    )
+    cluster = resolve_cluster("parameter_server", environ=environ)
+    assert (cluster.world_size, cluster.rank) == (1, 0)
 
 
 def test_several_nodes_meet_at_the_coordinator(script):

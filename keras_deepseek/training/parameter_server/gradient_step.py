@@ -1,0 +1,89 @@
+"""The step of a worker: that of `TrainingStep` up to the update, which the servers make."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.backend.gradient_scale import multiply_gradients
+from keras_deepseek.training.gradient_clip import GradientClip, clip_gradients
+from keras_deepseek.training.gradient_update import GradientUpdate
+from keras_deepseek.training.rematerialization import Remat
+from keras_deepseek.training.training_step import TrainingStep
+
+GRADIENTS = "keras_deepseek gradients"
+"""Under which of the logs the gradients are returned; no log that is shown has a space in it."""
+
+
+class GradientStep(TrainingStep):
+    """A step that returns its gradients among its logs and updates nothing but metrics and layers.
+
+    Args:
+        model: `keras.Model`, compiled with an optimizer that does nothing.
+        compute: The trainer's `train_step`.
+        micro_batches: integer, as for `TrainingStep`.
+        gradient_clip: tuple, or `None`, as for `TrainingStep`.
+        global_clipnorm: float. That of the optimizer, or `None`.
+        remat: boolean or names of layers, as for `TrainingStep`.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        compute: Callable[..., Any],
+        *,
+        micro_batches: int,
+        gradient_clip: GradientClip | None,
+        global_clipnorm: float | None,
+        remat: Remat,
+    ) -> None:
+        super().__init__(
+            model,
+            compute,
+            micro_batches=micro_batches,
+            gradient_clip=gradient_clip,
+            guard=None,
+            remat=remat,
+        )
+        self._update = _NoUpdate(model, gradient_clip, global_clipnorm)
+
+
+class _NoUpdate(GradientUpdate):
+    """Stands where the update is made, and returns what would be applied.
+
+    A clip by the norm of all gradients is made here: no server has all of them.
+
+    Args:
+        model: `keras.Model`.
+        gradient_clip: tuple, or `None`.
+        global_clipnorm: float, or `None`.
+    """
+
+    def __init__(
+        self, model: keras.Model, gradient_clip: GradientClip | None, global_clipnorm: float | None
+    ) -> None:
+        super().__init__(model, gradient_clip, None, None)
+        self._clip = gradient_clip
+        if gradient_clip is None and global_clipnorm is not None:
+            self._clip = ("global_norm", global_clipnorm)
+
+    def __call__(
+        self,
+        loss: Any,
+        gradients: list[Any],
+        variables: Sequence[keras.Variable],
+        keep: Callable[[], None] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Returns `None`, as nothing is checked, and the gradients by all trainable variables."""
+        logs: dict[str, Any] = {}
+        if self._clip is not None:
+            norm = backend.current().global_norm(gradients)
+            if self._gradient_clip is not None:
+                logs["gradient_norm"] = norm
+            clipped, factor = clip_gradients(self._clip, gradients, variables, norm)
+            gradients = list(multiply_gradients(clipped, factor))
+        found = {id(each): grad for each, grad in zip(variables, gradients, strict=True)}
+        trained = self._model.trainable_variables
+        logs[GRADIENTS] = [found.get(id(each)) for each in trained]
+        return None, logs

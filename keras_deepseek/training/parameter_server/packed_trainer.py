@@ -1,0 +1,176 @@
+"""A trainer on its way to a worker: its class with `train_step`, its model, its loss and metrics.
+
+Keras pickles a model by the names of its classes, which another process may not know. Here it goes
+as config and weights beside the classes themselves, or as the function that builds it. Layers of
+the model that the trainer or a loss holds by themselves are, there too, those of the model.
+"""
+
+import copy
+import io
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.keras_internals import compile_arguments, flatten_layers
+
+_OWN = (
+    *("model", "_plan", "_placement", "_processes"),
+    *("_chief", "_checkpoints", "_callbacks", "_resumed"),
+)
+"""What of a trainer stays with the chief."""
+
+_BY_CONFIG = (keras.losses.Loss, keras.metrics.Metric, keras.optimizers.Optimizer)
+
+
+def pack_trainer(
+    trainer: Any, make_model: Callable[[], keras.Model] | None, step: Mapping[str, Any]
+) -> bytes:
+    """Returns a trainer as bytes.
+
+    Args:
+        trainer: `Trainer`.
+        make_model: The function that its model was built by, or `None`.
+        step: dict. The arguments of its steps.
+
+    Raises:
+        InvalidInputError: Something of it can't be pickled.
+    """
+    model = trainer.model
+    shell = copy.copy(trainer)
+    for name in _OWN:
+        vars(shell).pop(name, None)
+    names = ("loss", "loss_weights", "metrics", "weighted_metrics", "jit_compile")
+    compiled = compile_arguments(model)
+    settings = {name: compiled[name] for name in names if name in compiled}
+    recipe: Any = make_model
+    if make_model is None:
+        recipe = {**_describe(model), "weights": []}  # The chief gives them with all the rest.
+    made = _dump(f"model {model.name!r}", recipe, {})
+    layers = {id(layer): index for index, layer in enumerate(flatten_layers(model))}
+    rest = _dump(f"the {type(trainer).__name__}", (shell, settings, dict(step)), layers)
+    return pickle.dumps((made, rest))
+
+
+def unpack_trainer(packed: bytes) -> tuple[Any, dict[str, Any]]:
+    """Returns a trainer with its model, compiled, but without what makes steps; and the step.
+
+    Args:
+        packed: What `pack_trainer` returned.
+    """
+    made, rest = pickle.loads(packed)
+    recipe = _load(made, [])
+    model = recipe() if callable(recipe) else _restore(**recipe)
+    shell, settings, step = _load(rest, flatten_layers(model))
+    # The servers have the optimizer.
+    model.compile(optimizer=keras.optimizers.SGD(0.0), auto_scale_loss=False, **settings)
+    vars(shell)["model"] = model
+    return shell, step
+
+
+def _describe(model: keras.Layer) -> dict[str, Any]:
+    """Returns what a layer or a model is made of, with the classes that its config only names."""
+    with warnings.catch_warnings():
+        # What Keras says of a lambda in a file holds for files: these bytes are our own.
+        warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`")
+        config = keras.saving.serialize_keras_object(model)
+    config.pop("compile_config", None)
+    return {
+        "config": config,
+        "classes": _own_classes(model),
+        "weights": [keras.ops.convert_to_numpy(each.value) for each in model.variables],
+    }
+
+
+def _own_classes(layer: keras.Layer) -> dict[str, Any]:
+    """Returns what Keras must be told of to make a layer again, by the names in configs."""
+    registered = {
+        name: each
+        for name, each in keras.saving.get_custom_objects().items()
+        if not _is_known(each)
+    }
+    used = [type(each) for each in flatten_layers(layer)]
+    own = {each for each in used if not _is_known(each)}
+    return {
+        **registered,
+        **{keras.saving.get_registered_name(each): each for each in own},
+        **{each.__name__: each for each in own},
+    }
+
+
+def _is_known(each: Any) -> bool:
+    """Returns whether a class or function comes with a package that the worker has too."""
+    return getattr(each, "__module__", "").split(".")[0] in ("keras", "keras_deepseek")
+
+
+def _restore(config: Any, classes: dict[str, Any], weights: list[Any]) -> keras.Layer:
+    with keras.saving.custom_object_scope(classes):
+        layer = keras.saving.deserialize_keras_object(config, safe_mode=False)
+    # One that is built by its first batch gets its values from the chief then.
+    if len(layer.variables) == len(weights):
+        for variable, value in zip(layer.variables, weights, strict=True):
+            variable.assign(value)
+    return layer
+
+
+def _from_config(cls: type, config: dict[str, Any]) -> Any:
+    return cls.from_config(config)  # type: ignore[attr-defined]
+
+
+def _dump(what: str, value: Any, layers: Mapping[int, int]) -> bytes:
+    """Returns a value as bytes; layers of the model go by their places in it."""
+    from ray.cloudpickle import CloudPickler
+
+    class Pickler(CloudPickler):
+        def persistent_id(self, each: Any) -> int | None:
+            return layers.get(id(each)) if isinstance(each, keras.Layer) else None
+
+        def reducer_override(self, each: Any) -> Any:
+            if isinstance(each, _BY_CONFIG):
+                return _from_config, (type(each), each.get_config())
+            if isinstance(each, keras.Layer):
+                described = _describe(each)
+                return _restore, (described["config"], described["classes"], described["weights"])
+            return super().reducer_override(each)
+
+    buffer = io.BytesIO()
+    try:
+        Pickler(buffer).dump(value)
+    except Exception as error:
+        raise InvalidInputError(
+            f"Workers get {what} by pickle, and that fails: {_first_line(error)}. Give a function "
+            "that builds the model, and keep what can't be sent, such as open files, out of the "
+            "trainer and its train_step."
+        ) from error
+    return buffer.getvalue()
+
+
+def _load(data: bytes, layers: list[keras.Layer]) -> Any:
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, index: Any) -> keras.Layer:
+            return layers[index]
+
+    return Unpickler(io.BytesIO(data)).load()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def as_arrays(batch: Any) -> Any:
+    """Returns a batch whose tensors are NumPy arrays, as it travels.
+
+    Args:
+        batch: Structure of tensors, arrays or `None`.
+    """
+
+    def convert(leaf: Any) -> Any:
+        if leaf is None or isinstance(leaf, np.ndarray):
+            return leaf
+        return keras.ops.convert_to_numpy(leaf)
+
+    return keras.tree.map_structure(convert, batch)

@@ -1,0 +1,269 @@
+"""Workers and servers as actors of Ray: placement, transport and restarts are Ray's."""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.errors import (
+    InvalidInputError,
+    KerasDeepSeekError,
+    MissingExtraError,
+    PeerLostError,
+)
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.training.parameter_server.dispatcher import ActorLostError
+from keras_deepseek.training.parameter_server.messages import (
+    Push,
+    ShardPlan,
+    ShardValues,
+    Task,
+    WorkerPlan,
+)
+from keras_deepseek.training.parameter_server.settings import ServerSettings
+from keras_deepseek.training.parameter_server.shard_server import ShardServer
+from keras_deepseek.training.parameter_server.worker import Worker
+
+_LOOPBACK = "127.0.0.1"
+
+
+def import_ray() -> Any:
+    """Returns the package `ray`.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    # Ray would tell its makers of each start.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtraError("ray", "ray", "for a parameter server") from error
+    return ray
+
+
+def start_ray(settings: ServerSettings, num_gpus: int = 0) -> None:
+    """Joins a Ray cluster, or starts one on this machine that listens on loopback alone.
+
+    One that the script has joined by itself is taken as it is.
+
+    Args:
+        settings: `ServerSettings`.
+        num_gpus: integer. The GPUs that the workers take, one each. Defaults to `0`.
+
+    Raises:
+        MissingExtraError: `ray` is not installed.
+        PeerLostError: There is no cluster at the address.
+        InvalidInputError: The cluster has not as many processors or GPUs.
+    """
+    ray = import_ray()
+    num_actors = settings.num_workers + settings.num_servers
+    if not ray.is_initialized():
+        with warnings.catch_warnings():
+            # JAX warns of what a process does that forks and goes on; Ray's starts a program.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            _start(ray, settings.address, num_actors)
+    there = ray.cluster_resources()
+    for name, needed in (("CPU", num_actors), ("GPU", num_gpus)):
+        if there.get(name, 0) < needed:
+            raise InvalidInputError(
+                f"{settings.num_workers} workers and {settings.num_servers} servers need {needed} "
+                f"{name}s of Ray, and the cluster has {there.get(name, 0):g}. Ask for fewer, or "
+                "add nodes."
+            )
+
+
+def _start(ray: Any, address: str | None, num_actors: int) -> None:
+    if address is None:
+        # Processes, not processors: a machine with fewer of these runs them in turns.
+        ray.init(
+            num_cpus=num_actors,
+            include_dashboard=False,
+            logging_level="ERROR",
+            _node_ip_address=_LOOPBACK,
+        )
+        return
+    try:
+        ray.init(address=address, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise PeerLostError(
+            f"There is no Ray cluster at {address!r}: {str(error).splitlines()[0]}. Start one with "
+            "`ray start --head`, or leave the address out for one on this machine."
+        ) from error
+
+
+class RayServers:
+    """The servers, as a worker sees them.
+
+    Args:
+        handles: list of Ray's handles of `ShardServer`.
+    """
+
+    def __init__(self, handles: list[Any]) -> None:
+        self._handles = handles
+
+    def pull(self, index: int, known: tuple[str | None, int]) -> Any:
+        """Returns the future of a `Pulled`."""
+        return self._handles[index].pull.remote(*known)
+
+    def push(self, index: int, push: Push) -> Any:
+        """Returns the future of what `ShardServer.push` answers."""
+        return self._handles[index].push.remote(push)
+
+    def wait(self, futures: list[Any]) -> list[Any]:
+        """Returns what futures stand for."""
+        found: list[Any] = import_ray().get(futures)
+        return found
+
+
+class RayActors:
+    """The actors of a training; `close` ends them.
+
+    Args:
+        settings: `ServerSettings`, whose Ray runs.
+        shard_plans: list of `ShardPlan`, of the servers.
+        worker_plan: `WorkerPlan`.
+        seed: integer. For the generators of the workers' frameworks.
+        num_gpus: integer. The GPUs that each worker takes.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        shard_plans: Sequence[ShardPlan],
+        worker_plan: WorkerPlan,
+        *,
+        seed: int,
+        num_gpus: int,
+    ) -> None:
+        ray = self._ray = import_ray()
+        self.num_workers, self.num_servers = settings.num_workers, settings.num_servers
+        self._seed = seed
+        self.servers = _take(ShardServer, self.num_servers, num_gpus=0)
+        self.workers = _take(Worker, self.num_workers, num_gpus=num_gpus)
+        self._num_gpus = num_gpus
+        self._shard_plans = [_put(ray, plan) for plan in shard_plans]
+        self._worker_plan = ray.put(worker_plan)
+        self._links = RayServers(self.servers)
+        self._variables: Any = None
+
+    def set_up_worker(self, worker: int, variables: Sequence[Array]) -> Any:
+        """Returns the future of a worker's being ready; also of one that has to begin anew."""
+        if self._variables is None:
+            self._variables = self._ray.put(list(variables))
+        seed = (self._seed + worker) % 2**32
+        return self.workers[worker].set_up.remote(
+            self._links, self._worker_plan, self._variables, seed
+        )
+
+    def compute(self, worker: int, task: Task) -> Any:
+        """Returns the future of a `Result`."""
+        return self.workers[worker].compute.options(max_task_retries=0).remote(task)
+
+    def restart_worker(self, worker: int) -> None:
+        """Ends a worker that does not answer; it begins anew."""
+        self._ray.kill(self.workers[worker], no_restart=False)
+
+    def set_up_server(self, server: int, values: ShardValues) -> Any:
+        """Returns the future of the life that a server has taken over `ShardValues` in."""
+        return self.servers[server].set_up.remote(self._shard_plans[server], values)
+
+    def life(self, server: int) -> Any:
+        """Returns the future of a server's life, `None` where it has no values."""
+        return self.servers[server].life.remote()
+
+    def read(self, server: int) -> Any:
+        """Returns the future of a server's `ShardValues`, `None` where it has none."""
+        return self.servers[server].read.remote()
+
+    def restart_server(self, server: int) -> None:
+        """Ends a server that does not answer; it begins anew."""
+        self._ray.kill(self.servers[server], no_restart=False)
+
+    def most_missed(self) -> int:
+        """Returns the most updates that the weights of an update had missed."""
+        missed = self._ray.get([each.most_missed.remote() for each in self.servers])
+        return int(max(missed))
+
+    def wait(self, futures: Sequence[Any], timeout: float) -> list[Any]:
+        """Returns the futures that are there, one at least; none where none comes in time."""
+        ready, _ = self._ray.wait(list(futures), num_returns=1, timeout=timeout)
+        return list(ready)
+
+    def result(self, future: Any) -> Any:
+        """Returns what a future that is there stands for.
+
+        Raises:
+            ActorLostError: Who was to compute it has ended.
+        """
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(future)
+        except errors.RayTaskError as error:  # The user's own, or of ours.
+            cause = error.cause
+            if isinstance(cause, errors.RayError):
+                raise ActorLostError(str(cause).splitlines()[0]) from error
+            if not isinstance(cause, KerasDeepSeekError):
+                cause.add_note(f"It came from a worker:\n{error.traceback_str}")
+            raise cause from None
+        except errors.RayError as error:
+            raise ActorLostError(str(error).splitlines()[0]) from error
+
+    def close(self, *, is_clean: bool) -> None:
+        """Lets the actors go, for another training of this process where this one ended well.
+
+        Args:
+            is_clean: boolean. Whether it did; else they are ended.
+        """
+        for kind, actors, num_gpus in (
+            (ShardServer, self.servers, 0),
+            (Worker, self.workers, self._num_gpus),
+        ):
+            if is_clean:
+                self._ray.get([actor.reset.remote() for actor in actors])
+                _idle.setdefault(_key(kind, num_gpus), []).extend(actors)
+                continue
+            for actor in actors:
+                with contextlib.suppress(Exception):  # The cluster itself may be gone.
+                    self._ray.kill(actor)
+
+
+_idle: dict[tuple[Any, ...], list[Any]] = {}
+"""Actors that a training has let go: to begin one takes seconds, most of them Keras's imports."""
+
+
+def _key(kind: type, num_gpus: int) -> tuple[Any, ...]:
+    job = import_ray().get_runtime_context().get_job_id()  # Of another Ray, they are gone.
+    return kind, num_gpus, keras.backend.backend(), job
+
+
+def _take(kind: type, number: int, num_gpus: int) -> list[Any]:
+    """Returns actors, idle ones first; what else is idle is ended, so that there is room."""
+    ray = import_ray()
+    key = _key(kind, num_gpus)
+    idle = _idle.pop(key, [])
+    for actor in idle[number:]:
+        ray.kill(actor)
+    # Ray starts an actor again however often, and what it was told before and not done yet, it is
+    # told once more: all of it may be done twice. A batch, another worker gets at once.
+    make = ray.remote(
+        max_restarts=-1,
+        max_task_retries=-1,
+        num_cpus=1,
+        num_gpus=num_gpus,
+        runtime_env={"env_vars": {"KERAS_BACKEND": keras.backend.backend()}},
+    )(kind)
+    return [*idle[:number], *(make.remote() for _ in range(number - len(idle)))]
+
+
+def _put(ray: Any, plan: ShardPlan) -> Any:
+    try:
+        return ray.put(plan)
+    except Exception as error:
+        raise InvalidInputError(
+            f"Servers get the optimizer {plan.optimizer_class.__name__} by pickle, and that fails: "
+            f"{str(error).splitlines()[0]}."
+        ) from error

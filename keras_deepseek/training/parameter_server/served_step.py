@@ -1,0 +1,194 @@
+"""What stands in the place of a training step where workers make the steps."""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import keras
+
+from keras_deepseek.backend.batch_stream import BatchStream
+from keras_deepseek.backend.keras_internals import count_train_steps
+from keras_deepseek.backend.keras_training import count_update
+from keras_deepseek.training.parameter_server.dispatcher import Actors, Dispatcher
+from keras_deepseek.training.parameter_server.messages import Result, ShardValues
+from keras_deepseek.training.parameter_server.packed_trainer import as_arrays
+from keras_deepseek.training.parameter_server.served_variables import ServedVariables, same_values
+
+
+class Pauses(Protocol):
+    """What knows when all steps must be made: the callbacks of a training."""
+
+    num_until_pause: int | None
+    """How many steps may be begun before all of them must be made; `None` for any number."""
+
+
+class Serving(Protocol):
+    """What a step is served by: `Actors` that can be ended."""
+
+    def start(self, variables: ServedVariables, batch: Any) -> Actors:
+        """Returns the actors, for which a first batch is compiled."""
+
+    def make_dispatcher(self, actors: Actors) -> Dispatcher:
+        """Returns the bookkeeping of their batches."""
+
+    def stop(self, *, is_clean: bool) -> None:
+        """Lets the actors go, or ends them where the training has failed."""
+
+
+class ServedStep:
+    """Makes each step by handing batches out, and returns when any of them was made.
+
+    So many batches are under way as there are workers and the bound allows: those that Keras's loop
+    has not come to yet are looked ahead to. Keras counts a step for each whose update was made, and
+    its position in the data is right whenever none is under way: at the end of an epoch, before a
+    checkpoint, and before the training stops. Then the chief's model is what the servers hold.
+
+    Args:
+        model: `keras.Model`, compiled.
+        serving: `Serving`.
+        num_servers: integer.
+    """
+
+    def __init__(self, model: keras.Model, serving: Serving, num_servers: int) -> None:
+        self._model = model
+        self._serving = serving
+        self._num_servers = num_servers
+        self._stream: BatchStream | None = None
+        self._pauses: Pauses | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._dispatcher: Dispatcher | None = None
+        self._variables: ServedVariables | None = None
+        self._taken: deque[Any] = deque()  # Batches that have left the stream and are not handed.
+        self._num_ahead = 0  # Batches that were handed and have not left it.
+        self._num_handed = self._num_made = 0
+        self._limit: int | None = None
+        self._is_paused = False
+        self._is_current = False  # Whether the servers hold what the chief's model holds, or more.
+        self._last: list[ShardValues] = []
+
+    @property
+    def num_open(self) -> int:
+        """How many batches are under way."""
+        return 0 if self._dispatcher is None else self._dispatcher.num_open
+
+    def pause(self, *, is_paused: bool) -> None:
+        """Lets no further batch be handed out, or lets them again.
+
+        Args:
+            is_paused: boolean.
+        """
+        self._is_paused = is_paused
+
+    @contextmanager
+    def training(self, stream: BatchStream, pauses: Pauses) -> Iterator[None]:
+        """Makes the steps of a training until the block ends, and with it the actors.
+
+        Args:
+            stream: `BatchStream` that Keras's loop goes through.
+            pauses: `Pauses`.
+        """
+        self._reset()
+        self._variables = ServedVariables(self._model, self._num_servers)
+        self._stream, self._pauses = stream, pauses
+        stream.on_take = self._note_taken
+        is_clean = False
+        try:
+            yield
+            is_clean = not self.num_open
+        finally:
+            stream.on_take = None
+            self._stream = self._pauses = None
+            self._serving.stop(is_clean=is_clean)
+            self._reset()
+
+    def __call__(self, data: Any) -> dict[str, Any]:
+        """Returns the logs of a step that was made.
+
+        Args:
+            data: The batch that Keras has come to: it left the stream, and is known from there.
+        """
+        if not self._is_current:
+            self._begin()
+        dispatcher = self._dispatcher
+        if dispatcher is None or self._pauses is None:
+            raise RuntimeError("This step can be made in a training alone.")
+        until_pause = self._pauses.num_until_pause
+        self._limit = None if until_pause is None else self._num_made + until_pause
+        if not dispatcher.num_open:
+            self._hand(dispatcher, self._taken.popleft())
+        self._hand_out(dispatcher)
+        result = dispatcher.wait()
+        logs = self._note_made(result)
+        self._hand_out(dispatcher)
+        if not dispatcher.num_open:
+            self._synchronize(dispatcher)
+        return logs
+
+    def _note_taken(self, batch: Any) -> None:
+        if self._num_ahead:
+            self._num_ahead -= 1
+        else:
+            self._taken.append(batch)
+
+    def _begin(self) -> None:
+        """Gives the servers what the chief's model holds: a callback may have changed it."""
+        number = count_train_steps(self._model)
+        if self._variables is None:
+            raise RuntimeError("There is no training.")
+        if self._dispatcher is None:
+            actors = self._serving.start(self._variables, as_arrays(self._taken[0]))
+            self._dispatcher = self._serving.make_dispatcher(actors)
+        values = self._variables.read(number)
+        if self._last and same_values(values, self._last):
+            self._dispatcher.go_on(values)
+        else:
+            arrays = [keras.ops.convert_to_numpy(each.value) for each in self._model.variables]
+            self._dispatcher.begin(number, values, arrays)
+        self._is_current = True
+
+    def _hand_out(self, dispatcher: Dispatcher) -> None:
+        while dispatcher.may_hand() and not self._is_paused:
+            if self._limit is not None and self._num_handed >= self._limit:
+                return
+            batch = self._next_batch()
+            if batch is None:
+                return
+            self._hand(dispatcher, batch)
+
+    def _next_batch(self) -> Any:
+        if self._taken:
+            return self._taken.popleft()
+        stream = self._stream
+        ahead = [] if stream is None else stream.look_ahead(self._num_ahead + 1)
+        if len(ahead) <= self._num_ahead:
+            return None
+        self._num_ahead += 1
+        return ahead[-1]
+
+    def _hand(self, dispatcher: Dispatcher, batch: Any) -> None:
+        rate = self._model.optimizer.learning_rate
+        is_set = isinstance(rate, keras.Variable)
+        number = float(keras.ops.convert_to_numpy(rate.value)) if is_set else None
+        dispatcher.hand(as_arrays(batch), number)
+        self._num_handed += 1
+
+    def _note_made(self, result: Result) -> dict[str, Any]:
+        """Counts a step in the metrics and the optimizer; returns its logs."""
+        self._num_made += 1
+        model = self._model
+        for variable, change in zip(model.metrics_variables, result.metrics, strict=True):
+            variable.assign(variable.value + keras.ops.cast(change, variable.dtype))
+        count_update(model.optimizer)
+        return {**model.get_metrics_result(), **result.logs}
+
+    def _synchronize(self, dispatcher: Dispatcher) -> None:
+        """Puts the chief's model to what the servers hold."""
+        values = dispatcher.collect()
+        if self._variables is None:
+            raise RuntimeError("There is no training.")
+        self._variables.write(values)
+        self._last = self._variables.read(count_train_steps(self._model))
+        self._is_current = False

@@ -1,0 +1,144 @@
+"""The chief's model, taken apart for the servers and put together again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.keras_training import batch_states, optimizer_recipe, uses_decay
+from keras_deepseek.training.parameter_server.messages import ShardPlan, ShardValues, VariablePlan
+from keras_deepseek.training.parameter_server.optimizer_slots import find_places
+from keras_deepseek.training.parameter_server.shards import split_by_size
+
+
+class ServedVariables:
+    """What servers hold of a model: its weights, what batches leave in layers, its optimizer.
+
+    Args:
+        model: `keras.Model`, built and compiled.
+        num_servers: integer.
+
+    Raises:
+        InvalidInputError: There are more servers than variables, or the optimizer can't be divided.
+    """
+
+    def __init__(self, model: keras.Model, num_servers: int) -> None:
+        self._all = model.variables
+        self._optimizer = model.optimizer
+        self._variables = model.trainable_variables
+        self._states = kept_states(model)
+        self.shards = split_by_size(
+            [variable.path for variable in self._variables],
+            [_count_bytes(variable) for variable in self._variables],
+            [_count_bytes(state) for state in self._states],
+            num_servers,
+        )
+        self._class, config = optimizer_recipe(self._optimizer)
+        # A worker scales no loss, and clips by the norm of all before it sends a part.
+        self._config = {**config, "loss_scale_factor": None, "global_clipnorm": None}
+        self._places = find_places(
+            self._class,
+            self._config,
+            self._variables,
+            [shard.variables for shard in self.shards],
+        )
+
+    def describe(self) -> list[tuple[tuple[int, ...], str, bool]]:
+        """Returns shape, dtype and whether it is trainable, of each variable of the model."""
+        return [(tuple(each.shape), each.dtype, each.trainable) for each in self._all]
+
+    def plans(self) -> list[ShardPlan]:
+        """Returns what each server is to be."""
+        rows = [
+            VariablePlan(
+                variable.path,
+                tuple(variable.shape),
+                variable.dtype,
+                variable.constraint,
+                uses_decay(self._optimizer, variable),
+            )
+            for variable in self._variables
+        ]
+        return [
+            ShardPlan([rows[place] for place in shard.variables], self._class, self._config)
+            for shard in self.shards
+        ]
+
+    def read(self, number: int) -> list[ShardValues]:
+        """Returns what each server is to hold.
+
+        Args:
+            number: integer. The first batch that is not in it.
+        """
+        weights, states = _read(self._variables), _read(self._states)
+        optimizer = _read(self._optimizer.variables)
+        return [
+            ShardValues(
+                weights=[weights[place] for place in shard.variables],
+                states=[states[place] for place in shard.states],
+                optimizer=[optimizer[place] for place in places],
+                num_updates=number,
+                settled_below=number,
+            )
+            for shard, places in zip(self.shards, self._places, strict=True)
+        ]
+
+    def write(self, values: Sequence[ShardValues]) -> None:
+        """Puts the model to what the servers hold.
+
+        Args:
+            values: The `ShardValues` of each server.
+        """
+        optimizer, rate = self._optimizer.variables, self._optimizer.learning_rate
+        for shard, places, held in zip(self.shards, self._places, values, strict=True):
+            for place, value in zip(shard.variables, held.weights, strict=True):
+                self._variables[place].assign(value)
+            for place, value in zip(shard.states, held.states, strict=True):
+                self._states[place].assign(value)
+            for place, value in zip(places, held.optimizer, strict=True):
+                if optimizer[place] is not rate:  # That is the chief's to say.
+                    optimizer[place].assign(value)
+
+
+def kept_states(model: keras.Model) -> list[keras.Variable]:
+    """Returns what a batch leaves in the layers of a model, each variable once.
+
+    Args:
+        model: `keras.Model`, built.
+    """
+    numbers = [each for each in batch_states(model) if each.dtype not in ("bool", "string")]
+    return list({id(each): each for each in numbers}.values())
+
+
+def same_values(one: Sequence[ShardValues], other: Sequence[ShardValues]) -> bool:
+    """Returns whether two readings hold the same numbers.
+
+    Args:
+        one: The `ShardValues` of each server.
+        other: Those of another time.
+    """
+    pairs = zip(one, other, strict=True)
+    return all(_same(first, second) for first, second in pairs)
+
+
+def _same(first: ShardValues, second: ShardValues) -> bool:
+    arrays = zip(
+        [*first.weights, *first.states, *first.optimizer],
+        [*second.weights, *second.states, *second.optimizer],
+        strict=True,
+    )
+    return all(one.tobytes() == other.tobytes() for one, other in arrays)
+
+
+def _read(variables: Sequence[keras.Variable]) -> list[Array]:
+    return [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in variables]
+
+
+def _count_bytes(variable: Any) -> int:
+    return int(np.prod(variable.shape, dtype="int64")) * np.dtype(_host_dtype(variable)).itemsize
+
+
+def _host_dtype(variable: keras.Variable) -> str:
+    return "float16" if variable.dtype == "bfloat16" else str(variable.dtype)

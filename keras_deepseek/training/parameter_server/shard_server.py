@@ -1,0 +1,152 @@
+"""A server: some variables of the model, and the optimizer's part for them."""
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek import backend
+from keras_deepseek.backend.keras_training import count_update, exclude_from_decay
+from keras_deepseek.training.parameter_server.messages import (
+    Pulled,
+    Push,
+    ShardPlan,
+    ShardValues,
+)
+from keras_deepseek.training.parameter_server.optimizer_slots import make_variable
+from keras_deepseek.training.parameter_server.sparse_rows import unpack_rows
+
+
+class ShardServer:
+    """Holds variables, hands them out, and updates them by gradients: each batch's once.
+
+    It begins empty, and so does one that Ray has started again after its death: it answers `None`
+    until the chief has given it values.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all, for another training."""
+        self._life = uuid.uuid4().hex  # Its counts are not those of a life before.
+        self._variables: list[keras.Variable] = []
+        self._optimizer: Any = None
+        self._update: Any = None
+        self._states: list[Any] = []
+        self._num_updates = 0
+        self._applied: set[int] = set()
+        self._settled_below = 0
+        self._most_missed = 0
+        self._is_set_up = False
+
+    def life(self) -> str | None:
+        """Returns which life of the server this is; `None` until it has values."""
+        return self._life if self._is_set_up else None
+
+    def set_up(self, plan: ShardPlan, values: ShardValues) -> str:
+        """Takes over values, in the place of those that it may have; returns its life.
+
+        Args:
+            plan: `ShardPlan`.
+            values: `ShardValues`.
+        """
+        if self._optimizer is None:
+            self._make(plan)
+        self._write(values)
+        self._is_set_up = True
+        return self._life
+
+    def pull(self, known: str | None, known_updates: int) -> Pulled | None:
+        """Returns the weights, unless the worker has them.
+
+        Args:
+            known: string. The life of the server from which the worker has weights, or `None`.
+            known_updates: integer. The updates that they had.
+        """
+        if not self._is_set_up:
+            return None
+        version = (self._life, self._num_updates)
+        if (known, known_updates) == version:
+            return Pulled(version, None, None)
+        return Pulled(version, _read(self._variables), [np.array(each) for each in self._states])
+
+    def push(self, push: Push) -> str | None:
+        """Makes the update of a batch, unless it has; returns the life that has it.
+
+        Args:
+            push: `Push`.
+        """
+        if not self._is_set_up:
+            return None
+        self._settled_below = max(self._settled_below, push.settled_below)
+        self._applied = {each for each in self._applied if each >= self._settled_below}
+        if push.number in self._applied or push.number < self._settled_below:
+            return self._life
+        if push.rate is not None:
+            self._optimizer.learning_rate = push.rate
+        gradients = [None if each is None else unpack_rows(each) for each in push.gradients]
+        if any(each is not None for each in gradients):
+            self._update(gradients)
+        else:  # Keras would refuse, and the count is that of all servers.
+            count_update(self._optimizer)
+        self._states = [
+            (state + change).astype(state.dtype)
+            for state, change in zip(self._states, push.changes, strict=True)
+        ]
+        life, num_updates = push.version
+        if life == self._life:
+            self._most_missed = max(self._most_missed, self._num_updates - num_updates)
+        self._num_updates += 1
+        self._applied.add(push.number)
+        return self._life
+
+    def read(self) -> ShardValues | None:
+        """Returns all that it holds."""
+        if not self._is_set_up:
+            return None
+        return ShardValues(
+            weights=_read(self._variables),
+            states=[np.array(each) for each in self._states],
+            optimizer=_read(self._optimizer.variables),
+            num_updates=self._num_updates,
+            applied=set(self._applied),
+            settled_below=self._settled_below,
+        )
+
+    def most_missed(self) -> int:
+        """Returns the most updates that the weights of an update had missed, in this life."""
+        return self._most_missed
+
+    def _make(self, plan: ShardPlan) -> None:
+        self._variables = [
+            make_variable(each.path, each.shape, each.dtype) for each in plan.variables
+        ]
+        for variable, row in zip(self._variables, plan.variables, strict=True):
+            variable.constraint = row.constraint
+        # The class is the chief's, and so are a schedule and the like in the config.
+        optimizer = plan.optimizer_class.from_config(  # type: ignore[attr-defined]
+            plan.optimizer_config
+        )
+        rows = zip(self._variables, plan.variables, strict=True)
+        exclude_from_decay(optimizer, [each for each, row in rows if not row.decays])
+        optimizer.build(self._variables)
+        self._optimizer = optimizer
+        self._update = backend.current().compile_update(optimizer, self._variables)
+
+    def _write(self, values: ShardValues) -> None:
+        for variable, value in zip(self._variables, values.weights, strict=True):
+            variable.assign(value)
+        for variable, value in zip(self._optimizer.variables, values.optimizer, strict=True):
+            variable.assign(value)
+        self._states = [np.array(each) for each in values.states]
+        self._num_updates = values.num_updates
+        self._applied = set(values.applied)
+        self._settled_below = values.settled_below
+
+
+def _read(variables: Sequence[keras.Variable]) -> list[Any]:
+    """Returns copies: on the CPU an array may be the memory that the next update writes to."""
+    return [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in variables]

@@ -1,0 +1,210 @@
+"""A worker: the model and the trainer's loss, from the weights of a version to gradients."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.keras_internals import build_for_training
+from keras_deepseek.backend.keras_training import seed_states
+from keras_deepseek.backend.random_state import seed_generators
+from keras_deepseek.training.parameter_server.gradient_step import GRADIENTS, GradientStep
+from keras_deepseek.training.parameter_server.messages import (
+    Pulled,
+    Push,
+    Result,
+    Task,
+    WorkerPlan,
+)
+from keras_deepseek.training.parameter_server.packed_trainer import unpack_trainer
+from keras_deepseek.training.parameter_server.served_variables import kept_states
+from keras_deepseek.training.parameter_server.shards import Shard
+from keras_deepseek.training.parameter_server.sparse_rows import pack_rows
+from keras_deepseek.training.precision import step_in_precision
+from keras_deepseek.training.step_in_place import StepInPlace
+
+_STRIDE = 15_485_863
+"""Between the seeds of two batches: more than a batch draws, and prime to what an integer holds."""
+
+
+class Servers(Protocol):
+    """The servers, as a worker sees them: calls return at once, and are waited for later."""
+
+    def pull(self, index: int, known: tuple[str | None, int]) -> Any:
+        """Returns the future of a `Pulled`."""
+
+    def push(self, index: int, push: Push) -> Any:
+        """Returns the future of what `ShardServer.push` answers."""
+
+    def wait(self, futures: list[Any]) -> list[Any]:
+        """Returns what futures stand for."""
+
+
+class Worker:
+    """Computes the gradients of batches, one after the other.
+
+    It begins empty, and so does one that Ray has started again.
+    """
+
+    def __init__(self) -> None:
+        self._in_training = ExitStack()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all, for another training."""
+        self._in_training.close()
+        self._servers: Any = None
+        self._model: Any = None
+        self._shards: list[Shard] = []
+        self._pulling: list[Any] | None = None
+        self._known: list[tuple[str | None, int]] = []
+
+    def set_up(self, servers: Servers, plan: WorkerPlan, values: list[Array], seed: int) -> None:
+        """Builds the model, compiles its step by a first batch, and takes over all variables.
+
+        Args:
+            servers: `Servers`.
+            plan: `WorkerPlan`.
+            values: list of NumPy arrays, of all variables of the chief's model.
+            seed: integer. For the framework's own generators.
+        """
+        self._servers = servers
+        if self._model is None:
+            self._compile(plan)
+        for variable, value in zip(self._model.variables, values, strict=True):
+            variable.assign(value)
+        self._seeds = [(seed, _read(seed)) for seed in seed_states(self._model)]
+        seed_generators(seed)
+        self._pulling = None
+        # Nothing is known, whatever the variables hold.
+        self._known = [(None, 0) for _ in self._shards]
+
+    def compute(self, task: Task) -> Result:
+        """Returns what a batch is trained by; its gradients are on their way to the servers.
+
+        Args:
+            task: `Task`.
+        """
+        versions = self._take_weights(task.least_updates)
+        if versions is None:
+            return Result({}, [], None)
+        if self._looks_ahead:
+            self._pulling = self._pull()  # While this batch is computed.
+        self._move_seeds(task.number)
+        before = [_read(state) for state in self._states]
+        self._model.reset_metrics()
+        logs = backend.current().run_step(self._model, task.batch)
+        gradients = [_pack(each) for each in logs.pop(GRADIENTS)]
+        changes = [_read(state) - was for state, was in zip(self._states, before, strict=True)]
+        pushes = [
+            self._servers.push(
+                index,
+                Push(
+                    task.number,
+                    version,
+                    [gradients[place] for place in shard.variables],
+                    [changes[place] for place in shard.states],
+                    task.rate,
+                    task.settled_below,
+                ),
+            )
+            for index, (shard, version) in enumerate(zip(self._shards, versions, strict=True))
+        ]
+        metrics = [
+            _read(variable) - was
+            for variable, was in zip(
+                self._model.metrics_variables, self._metrics_before, strict=True
+            )
+        ]
+        others = {
+            name: float(value) for name, value in logs.items() if name not in self._metric_names
+        }
+        return Result(others, metrics, pushes)
+
+    def _compile(self, plan: WorkerPlan) -> None:
+        trainer, step = unpack_trainer(plan.trainer)
+        model, policy = trainer.model, step.pop("policy")
+        build_for_training(model, keras.tree.map_structure(_describe, plan.batch))
+        _check_variables(model, plan)
+        gradient_step = GradientStep(model, trainer.train_step, **step)
+        vars(trainer)["_plan"] = gradient_step  # Of which `Trainer.train_step` asks the loss.
+        run = backend.current().make_train_step(model, gradient_step)
+        prepare: Callable[[], Any] = gradient_step.prepare
+        if policy is not None:
+            run = step_in_precision(model, policy, run)
+            prepare = step_in_precision(model, policy, prepare)
+        in_place = StepInPlace(model, run, prepare)
+        self._in_training.enter_context(in_place.use())
+        model.make_train_function()
+        model.reset_metrics()
+        self._metrics_before = [_read(each) for each in model.metrics_variables]
+        backend.current().run_step(model, plan.batch)
+        self._metric_names = set(model.get_metrics_result())
+        self._model, self._shards = model, plan.shards
+        self._states = kept_states(model)
+        self._looks_ahead = plan.looks_ahead
+
+    def _pull(self) -> list[Any]:
+        return [self._servers.pull(index, known) for index, known in enumerate(self._known)]
+
+    def _take_weights(self, least_updates: int) -> list[tuple[str, int]] | None:
+        """Puts weights into the model; returns their versions, `None` where a server has none."""
+        pulling, self._pulling = self._pulling, None
+        pulled = self._servers.wait(pulling or self._pull())
+        known = [(None, 0) if each is None else each.version for each in pulled]
+        if pulling and min(updates for _, updates in known) < least_updates:
+            self._write(pulled)
+            pulled = self._servers.wait(self._pull())
+        return self._write(pulled)
+
+    def _write(self, pulled: list[Pulled | None]) -> list[tuple[str, int]] | None:
+        found = [each for each in pulled if each is not None]
+        if len(found) < len(pulled):
+            self._known = [(None, 0) for _ in self._shards]
+            return None
+        variables = self._model.trainable_variables
+        for shard, each in zip(self._shards, found, strict=True):
+            for place, value in zip(shard.variables, each.weights or [], strict=False):
+                variables[place].assign(value)
+            for place, value in zip(shard.states, each.states or [], strict=False):
+                self._states[place].assign(value)
+        versions = [each.version for each in found]
+        self._known = list(versions)
+        return versions
+
+    def _move_seeds(self, number: int) -> None:
+        """Gives a batch the random numbers that are its own, whichever worker has it."""
+        for seed, (first, *rest) in self._seeds:
+            moved = np.array([first, *rest], dtype=first.dtype)
+            moved[0] = (int(first) + number * _STRIDE) % 2**31
+            seed.assign(moved)
+
+
+def _check_variables(model: keras.Model, plan: WorkerPlan) -> None:
+    """Makes those variables trainable that the chief's are; raises where they are others."""
+    for variable, (_, _, is_trainable) in zip(model.variables, plan.variables, strict=False):
+        variable.trainable = is_trainable
+    found = [(tuple(each.shape), each.dtype, each.trainable) for each in model.variables]
+    if found != plan.variables:
+        raise InvalidInputError(
+            f"The model that a worker has built has {len(found)} variables, and the chief's has "
+            f"{len(plan.variables)}, or others. The function that builds it must build the same "
+            "one each time; what was done to it afterwards, do in the function."
+        )
+
+
+def _read(variable: keras.Variable) -> Array:
+    return np.array(keras.ops.convert_to_numpy(variable.value))
+
+
+def _pack(gradient: Any) -> Any:
+    return None if gradient is None else pack_rows(np.array(keras.ops.convert_to_numpy(gradient)))
+
+
+def _describe(array: Any) -> keras.KerasTensor | None:
+    return None if array is None else keras.KerasTensor(array.shape, array.dtype)

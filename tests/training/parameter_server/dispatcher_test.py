@@ -1,0 +1,147 @@
+import random
+
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import PeerLostError
+from keras_deepseek.training.parameter_server.dispatcher import ActorLostError, Dispatcher
+from tests.oracles.simulated_actors import NUM_BATCHES, SimulatedActors, first_values
+
+
+def train(actors, num_batches=40, bound=8, snapshot_every=5):
+    dispatcher = Dispatcher(
+        actors, staleness_bound=bound, snapshot_every=snapshot_every, timeout=1.0
+    )
+    dispatcher.begin(0, [first_values() for _ in range(actors.num_servers)], [])
+    made = []
+    for batch in range(num_batches):
+        while dispatcher.num_open and not dispatcher.may_hand():
+            made.append(dispatcher.wait())
+        dispatcher.hand(batch, None)
+    while dispatcher.num_open:
+        made.append(dispatcher.wait())
+    return dispatcher, made
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_every_update_is_made_once_by_each_server_whoever_dies(seed):
+    choose = random.Random(seed)
+    # Two deaths of workers may be by one batch, three would be taken for its doing.
+    actors = SimulatedActors(
+        num_workers=choose.randint(1, 4),
+        num_servers=choose.randint(1, 3),
+        choose=choose,
+        num_worker_deaths=choose.randint(0, 2),
+        num_server_deaths=choose.randint(0, 3),
+    )
+    dispatcher, made = train(actors, 40, choose.randint(0, 12), choose.randint(1, 20))
+    # Each was counted once, and so each server has it, however many have died.
+    assert sorted(result.logs["batch"] for result in made) == list(range(40))
+    expected = np.where(np.arange(NUM_BATCHES) < 40, 1.0, 0.0)
+    for values in dispatcher.collect():
+        np.testing.assert_array_equal(values.weights[0], expected)
+        assert values.num_updates == 40
+
+
+@pytest.mark.parametrize("bound", [0, 1, 5])
+def test_no_update_misses_more_updates_than_the_bound(bound):
+    actors = SimulatedActors(3, 2, random.Random(1))
+    train(actors, bound=bound)
+    assert max(server.most_missed() for server in actors.servers) <= bound
+
+
+def test_a_bound_of_zero_takes_the_batches_in_their_order():
+    actors = SimulatedActors(3, 1, random.Random(1))
+    _, made = train(actors, bound=0)
+    assert [result.logs["batch"] for result in made] == list(range(40))
+
+
+def test_batches_that_all_snapshots_have_are_not_kept():
+    actors = SimulatedActors(2, 2, random.Random(1))
+    dispatcher, _ = train(actors, snapshot_every=5)
+    assert len(dispatcher._kept) < 20
+
+
+def test_a_batch_that_workers_die_of_is_named():
+    actors = SimulatedActors(2, 1, random.Random(1))
+    actors.fails_on = 7
+    with pytest.raises(PeerLostError, match="3 workers have ended while they computed batch 7"):
+        train(actors)
+
+
+def test_a_worker_that_does_not_come_back_is_done_without(monkeypatch):
+    actors = SimulatedActors(3, 1, random.Random(1), num_worker_deaths=2)
+    number_of = dict.fromkeys(range(3), 0)
+    set_up = actors.set_up_worker
+
+    def set_up_once(worker, variables):
+        number_of[worker] += 1
+        return set_up(worker, variables) if number_of[worker] == 1 else actors._promise(_raise)
+
+    def _raise():
+        raise ActorLostError("Ray has given it up.")
+
+    monkeypatch.setattr(actors, "set_up_worker", set_up_once)
+    _, made = train(actors)
+    assert len(made) == 40
+    assert max(number_of.values()) == 2
+
+
+def test_no_worker_that_is_left_is_said(monkeypatch):
+    actors = SimulatedActors(1, 1, random.Random(1))
+
+    def refuse(worker, variables):
+        def act():
+            raise ActorLostError("It can't begin.")
+
+        return actors._promise(act)
+
+    monkeypatch.setattr(actors, "set_up_worker", refuse)
+    with pytest.raises(PeerLostError, match="None of the 1 workers"):
+        train(actors)
+
+
+def test_an_error_of_a_batch_comes_to_who_waits(monkeypatch):
+    actors = SimulatedActors(2, 1, random.Random(1))
+    result = actors.result
+
+    def fail(future):
+        found = result(future)
+        if getattr(found, "logs", {}).get("batch") == 3.0:
+            raise ValueError("The loss is none.")
+        return found
+
+    monkeypatch.setattr(actors, "result", fail)
+    with pytest.raises(ValueError, match="The loss is none"):
+        train(actors)
+
+
+def test_who_does_not_answer_is_ended(monkeypatch):
+    actors = SimulatedActors(2, 1, random.Random(1))
+    ended = []
+    wait, compute = actors.wait, actors.compute
+    hanging = []
+
+    def compute_or_hang(worker, task):
+        future = compute(worker, task)
+        if task.number == 5 and not ended:
+            hanging.append(future)
+        return future
+
+    def wait_in_time(futures, timeout):
+        left = [future for future in futures if future not in hanging]
+        return wait(left, timeout) if left else []
+
+    def end(worker):
+        ended.append(worker)
+        for future in hanging:
+            actors._pending.pop(future, None)
+            actors._found[future] = ActorLostError("It was ended.")
+        hanging.clear()
+
+    monkeypatch.setattr(actors, "compute", compute_or_hang)
+    monkeypatch.setattr(actors, "wait", wait_in_time)
+    monkeypatch.setattr(actors, "restart_worker", end)
+    _, made = train(actors, bound=2)
+    assert len(ended) == 1
+    assert sorted(result.logs["batch"] for result in made) == list(range(40))

@@ -1,0 +1,77 @@
+import keras
+import pytest
+
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.training.launch.rank_environment import NUM_SERVERS, NUM_WORKERS, RAY_ADDRESS
+from keras_deepseek.training.parameter_server.settings import ParameterServer, resolve_settings
+
+on_tensorflow = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="JAX and PyTorch have it."
+)
+on_ray = pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow", reason="It runs on JAX and PyTorch."
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_workers": 0}, "`num_workers` must be a positive integer"),
+        ({"num_servers": 0}, "`num_servers` must be a positive integer"),
+        ({"snapshot_every": 0}, "`snapshot_every` must be a positive integer"),
+        ({"staleness_bound": -1}, "`staleness_bound` must be an integer of at least 0"),
+        ({"address": ""}, "`address` is that of a Ray cluster"),
+        ({"address": 6379}, "`address` is that of a Ray cluster"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, message):
+    with pytest.raises(InvalidInputError, match=message):
+        ParameterServer(**arguments)
+
+
+@pytest.mark.parametrize("strategy", [None, "allreduce"])
+def test_another_strategy_has_no_servers(strategy):
+    assert resolve_settings(strategy, {NUM_WORKERS: "2"}) is None
+
+
+@on_ray
+def test_the_launcher_says_how_many():
+    environ = {NUM_WORKERS: "3", NUM_SERVERS: "2", RAY_ADDRESS: "10.0.0.1:6379"}
+    found = resolve_settings("parameter_server", environ)
+    assert (found.num_workers, found.num_servers, found.address) == (3, 2, "10.0.0.1:6379")
+    assert found.staleness_bound == 12
+
+
+@on_ray
+def test_a_script_says_how_many():
+    found = resolve_settings(ParameterServer(num_workers=2, staleness_bound=0), {})
+    assert (found.num_workers, found.num_servers, found.staleness_bound) == (2, 1, 0)
+    assert found.address is None
+
+
+@on_ray
+def test_nobody_says_how_many():
+    with pytest.raises(InvalidInputError, match="needs to know how many workers"):
+        resolve_settings("parameter_server", {})
+
+
+@on_ray
+def test_script_and_launcher_contradict_each_other():
+    with pytest.raises(
+        InvalidInputError, match=r"num_workers=2\) and KERAS_DEEPSEEK_NUM_WORKERS=3"
+    ):
+        resolve_settings(ParameterServer(num_workers=2), {NUM_WORKERS: "3"})
+
+
+@on_ray
+@pytest.mark.parametrize("text", ["", "0", "-1", "two"])
+def test_a_variable_is_a_number(text):
+    with pytest.raises(InvalidInputError, match=f"{NUM_WORKERS} is a number above 0"):
+        resolve_settings("parameter_server", {NUM_WORKERS: text})
+
+
+@on_tensorflow
+def test_on_tensorflow_it_is_refused():
+    assert resolve_settings("parameter_server", {}) is None
+    with pytest.raises(NotSupportedError, match="runs on JAX and PyTorch"):
+        resolve_settings(ParameterServer(num_workers=2), {})
