@@ -270,11 +270,8 @@ def test_an_optimizer_is_made_again_with_its_schedule_as_the_object_that_it_is()
 
     schedule = Own()
     made, config = optimizer_recipe(keras.optimizers.Adam(schedule, beta_1=0.5))
-    assert (made, config["beta_1"], config["learning_rate"]) == (
-        keras.optimizers.Adam,
-        0.5,
-        schedule,
-    )
+    assert issubclass(made, keras.optimizers.Adam)  # On PyTorch it is one of its own.
+    assert (config["beta_1"], config["learning_rate"]) == (0.5, schedule)
     again = made.from_config(config)
     assert float(again.learning_rate) == 0.25
     assert optimizer_recipe(keras.optimizers.SGD(0.5))[1]["learning_rate"] == 0.5
