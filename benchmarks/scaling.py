@@ -18,6 +18,7 @@ computing scales. Linux and root alone. Prints a table and writes the numbers as
         [--ways NAME ...] [--rounds 3] [--json RESULT.json] [--quick]
 """
 
+import importlib.util
 import json
 import os
 import signal
@@ -42,8 +43,9 @@ DDP, DDP_BF16, DDP_BF16_4MB, POWER_SGD = (
     "DDP, bf16 hook, 4 MB",
     "DDP, PowerSGD",
 )
+OF_ACCELERATE = [DDP, DDP_BF16, DDP_BF16_4MB, POWER_SGD]
 WAYS = {
-    "torch": [ALONE, OURS, OURS_BF16, OURS_FP16, DDP, DDP_BF16, DDP_BF16_4MB, POWER_SGD],
+    "torch": [ALONE, OURS, OURS_BF16, OURS_FP16, *OF_ACCELERATE],
     "tensorflow": [ALONE, OURS, OURS_BF16, OURS_FP16],
 }
 TARGETS = {"torch": [(OURS_BF16, DDP, 1.9), (OURS_BF16, DDP_BF16_4MB, 1.3)]}
@@ -67,6 +69,10 @@ def main() -> int:
     results, claims = [], []
     for backend in find_backends():
         ways = [name for name in WAYS.get(backend, []) if name in (arguments.ways or [name])]
+        if not importlib.util.find_spec("accelerate"):
+            left_out = [name for name in ways if name in OF_ACCELERATE]
+            ways = [name for name in ways if name not in OF_ACCELERATE]
+            print(*(f"{name} left out: accelerate is not installed\n" for name in left_out), sep="")
         if not ways:
             continue
         for num_workers in arguments.workers:
