@@ -35,7 +35,7 @@ class Actors(Protocol):
         """Returns the future of a worker's being ready; also of one that has to begin anew."""
 
     def compute(self, worker: int, task: Task) -> Any:
-        """Returns the future of a `Result`."""
+        """Returns the future of a `Result`, `None` of a worker that has begun anew."""
 
     def restart_worker(self, worker: int) -> None:
         """Ends a worker that does not answer; it begins anew."""
@@ -214,7 +214,7 @@ class Dispatcher:
     def _note_result(self, future: Any) -> None:
         worker, entry = self._computing.pop(future)
         try:
-            result: Result = self._actors.result(future)
+            result: Result | None = self._actors.result(future)
         except ActorLostError as error:
             entry.num_deaths += 1
             if entry.num_deaths >= _MOST_DEATHS:
@@ -223,6 +223,8 @@ class Dispatcher:
                     f"{entry.task.number}, and it may be the cause: a worker's memory may not "
                     f"suffice for it. {error}"
                 ) from error
+            result = None
+        if result is None:  # Or it died while it had nothing to do, and is there again, empty.
             self._take_back(entry)
             self._set_up_worker(worker)
             return

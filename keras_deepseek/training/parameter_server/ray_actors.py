@@ -207,7 +207,7 @@ class RayActors:
             if isinstance(cause, errors.RayError):
                 raise ActorLostError(str(cause).splitlines()[0]) from error
             if not isinstance(cause, KerasDeepSeekError):
-                cause.add_note(f"It came from a worker:\n{error.traceback_str}")
+                cause.add_note(f"It came from a worker:\n{error}")
             raise cause from None
         except errors.RayError as error:
             raise ActorLostError(str(error).splitlines()[0]) from error

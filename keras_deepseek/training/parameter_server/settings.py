@@ -27,7 +27,7 @@ class ParameterServer:
             update them. Defaults to `None`: as the launcher was told, else 1.
         staleness_bound: integer. How many updates the weights may have missed, at most, by which an
             update is computed; who would be later than that waits. `0` is one update after the
-            other, with the numbers of one process. Defaults to `None`: 4 for each worker.
+            other, with the numbers of one process. Defaults to `None`: 2 for each worker.
         snapshot_every: integer. The steps between two snapshots of the servers, from which one that
             has died goes on. The chief keeps the batches since then. Defaults to `100`.
         address: string. A Ray cluster that runs already, as in `"10.0.0.1:6379"`. Defaults to
@@ -114,7 +114,7 @@ def resolve_settings(
     return ServerSettings(
         num_workers=asked.num_workers,
         num_servers=asked.num_servers or 1,
-        staleness_bound=4 * asked.num_workers if bound is None else bound,
+        staleness_bound=2 * asked.num_workers if bound is None else bound,
         snapshot_every=asked.snapshot_every,
         address=asked.address,
     )

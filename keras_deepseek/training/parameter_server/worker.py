@@ -84,12 +84,16 @@ class Worker:
         # Nothing is known, whatever the variables hold.
         self._known = [(None, 0) for _ in self._shards]
 
-    def compute(self, task: Task) -> Result:
+    def compute(self, task: Task) -> Result | None:
         """Returns what a batch is trained by; its gradients are on their way to the servers.
+
+        One that has begun anew since it was last seen returns `None`.
 
         Args:
             task: `Task`.
         """
+        if self._model is None:
+            return None
         versions = self._take_weights(task.least_updates)
         if versions is None:
             return Result({}, [], None)

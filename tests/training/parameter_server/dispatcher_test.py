@@ -145,3 +145,22 @@ def test_who_does_not_answer_is_ended(monkeypatch):
     _, made = train(actors, bound=2)
     assert len(ended) == 1
     assert sorted(result.logs["batch"] for result in made) == list(range(40))
+
+
+def test_a_worker_that_died_while_it_had_nothing_to_do_is_made_ready_again(monkeypatch):
+    actors = SimulatedActors(2, 1, random.Random(1))
+    compute, set_up, made_ready = actors.compute, actors.set_up_worker, []
+
+    def compute_or_not(worker, task):
+        is_empty = task.number == 5 and len(made_ready) == 2
+        return actors._promise(lambda: None) if is_empty else compute(worker, task)
+
+    def note(worker, variables):
+        made_ready.append(worker)
+        return set_up(worker, variables)
+
+    monkeypatch.setattr(actors, "compute", compute_or_not)
+    monkeypatch.setattr(actors, "set_up_worker", note)
+    _, made = train(actors)
+    assert len(made_ready) == 3
+    assert sorted(result.logs["batch"] for result in made) == list(range(40))

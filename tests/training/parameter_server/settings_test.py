@@ -39,7 +39,7 @@ def test_the_launcher_says_how_many():
     environ = {NUM_WORKERS: "3", NUM_SERVERS: "2", RAY_ADDRESS: "10.0.0.1:6379"}
     found = resolve_settings("parameter_server", environ)
     assert (found.num_workers, found.num_servers, found.address) == (3, 2, "10.0.0.1:6379")
-    assert found.staleness_bound == 12
+    assert found.staleness_bound == 6
 
 
 @on_ray

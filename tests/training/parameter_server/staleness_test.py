@@ -28,9 +28,10 @@ def test_a_slow_worker_makes_the_others_wait():
     assert bound.may_begin()
 
 
-def test_the_bound_that_is_the_default_leaves_room_to_pull_ahead():
+def test_a_bound_of_four_for_each_worker_leaves_room_to_pull_ahead():
     for num_workers in (1, 2, 8):
         assert StalenessBound(4 * num_workers, num_workers).most_before == num_workers
+        assert StalenessBound(num_workers - 1, num_workers).most_before == 0
 
 
 @given(st.integers(0, 8), st.integers(1, 4), st.randoms(use_true_random=False))

@@ -150,6 +150,7 @@ def test_a_worker_that_begins_anew_for_another_training_knows_nothing_of_the_fir
     worker, links, _, (plan, values) = start(trainer)
     worker.compute(Task(0, (X, Y), None))
     worker.reset()
+    assert worker.compute(Task(1, (X, Y), None)) is None
     worker.set_up(links, plan, values, seed=0)
     links.pulls.clear()
     worker.compute(Task(1, (X, Y), None))
