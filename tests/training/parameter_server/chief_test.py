@@ -172,8 +172,7 @@ def test_a_model_of_bert_s_shape_learns_as_in_one_process(tmp_path):
         for part in (slice(640), slice(640, None))
     )
     losses = []
-    served = ParameterServer(num_workers=2, num_servers=2, staleness_bound=1)
-    for strategy in (None, served):
+    for strategy in (None, ParameterServer(num_workers=2, num_servers=2)):
         trainer = make_trainer(
             strategy,
             build_encoder,
@@ -184,7 +183,7 @@ def test_a_model_of_bert_s_shape_learns_as_in_one_process(tmp_path):
         )
         trainer.fit(**seen, batch_size=32, epochs=6, verbose=0)
         assert int(trainer.model.optimizer.iterations) == 120
-        losses.append([trainer.evaluate(**data, verbose=0) for data in (seen, held_out)])
+        losses.append(trainer.evaluate(**held_out, verbose=0))
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
