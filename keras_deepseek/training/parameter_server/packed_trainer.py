@@ -17,6 +17,7 @@ import numpy as np
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import compile_arguments, flatten_layers
+from keras_deepseek.backend.random_state import seed_generators
 
 _OWN = (
     *("model", "_plan", "_placement", "_processes"),
@@ -53,7 +54,7 @@ def pack_trainer(
     made = _dump(f"model {model.name!r}", recipe, {})
     layers = {id(layer): index for index, layer in enumerate(flatten_layers(model))}
     rest = _dump(f"the {type(trainer).__name__}", (shell, settings, dict(step)), layers)
-    return pickle.dumps((made, rest))
+    return pickle.dumps((vars(trainer).get("_seed"), made, rest))
 
 
 def unpack_trainer(packed: bytes) -> tuple[Any, dict[str, Any]]:
@@ -62,7 +63,9 @@ def unpack_trainer(packed: bytes) -> tuple[Any, dict[str, Any]]:
     Args:
         packed: What `pack_trainer` returned.
     """
-    made, rest = pickle.loads(packed)
+    seed, made, rest = pickle.loads(packed)
+    if seed is not None:  # A function may draw what is no variable, and on the chief has done so.
+        seed_generators(seed)
     recipe = _load(made, [])
     model = recipe() if callable(recipe) else _restore(**recipe)
     shell, settings, step = _load(rest, flatten_layers(model))

@@ -98,6 +98,19 @@ def test_layers_of_the_model_that_a_trainer_holds_are_the_model_s_there_too():
     )
 
 
+def test_what_a_function_draws_by_the_seed_is_drawn_again():
+    def build():
+        inputs = keras.Input((3,))
+        return keras.Model(inputs, inputs * keras.random.normal((3,)))  # No variable.
+
+    trainer = Trainer(build, optimizer="sgd", loss="mse", seed=7)
+    packed = pack_trainer(trainer, build, STEP)
+    keras.utils.set_random_seed(1)
+    arrived, _ = unpack_trainer(packed)
+    x = np.ones((1, 3), "float32")
+    np.testing.assert_array_equal(arrived.model.predict(x), trainer.model.predict(x))
+
+
 @pytest.mark.parametrize("place", ["trainer", "model"])
 def test_what_can_not_be_pickled_is_said(place):
     lock = threading.Lock()
