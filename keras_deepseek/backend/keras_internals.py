@@ -35,6 +35,7 @@ __all__ = [
     "has_global_seed",
     "infers_shapes",
     "numpy_batches",
+    "order_metrics",
     "py_dataset_batches",
     "read_learning_rate",
     "split_validation",
@@ -141,6 +142,11 @@ def build_for_training(model: keras.Model, batch: Any) -> None:
     except Exception as error:
         error.add_note("It came as the model was built for the first batch.")
         raise
+
+
+def order_metrics(model: keras.Model, logs: dict[str, Any]) -> Any:
+    """Returns the logs of `evaluate` as it returns them by itself: a list, or its only number."""
+    return model._flatten_metrics_in_order(logs)
 
 
 def finish_callbacks(callbacks: keras.callbacks.CallbackList) -> None:

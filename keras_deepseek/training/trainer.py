@@ -24,6 +24,7 @@ from keras_deepseek.training.batch_notes import PlaceWatch, noting_batch
 from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster_resolver import resolve_cluster
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
+from keras_deepseek.training.evaluate_together import evaluate_together
 from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.gradient_residual import ReductionDtype, make_residual
 from keras_deepseek.training.join_cluster import share_random_state, start_processes
@@ -471,6 +472,8 @@ class Trainer(Trials):
     ) -> Any:
         """Returns the loss and the metrics on test data, computed by the model's own policy.
 
+        Of several processes, each returns those on all of the data.
+
         Args:
             x: Test data as `keras.Model.evaluate` takes it.
             y: Targets, where `x` does not hold them. Defaults to `None`.
@@ -480,7 +483,7 @@ class Trainer(Trials):
         """
         check_data(x, None, "test data")
         with self._placement.in_use():
-            return self.model.evaluate(x, y, batch_size, **options)
+            return evaluate_together(self.model, x, y, batch_size, self._processes, **options)
 
     def predict(self, x: Any, batch_size: int | None = None, **options: Any) -> Any:
         """Returns the model's outputs as NumPy arrays, computed by the model's own policy.

@@ -26,6 +26,7 @@ from keras_deepseek.backend.keras_internals import (
     has_global_seed,
     infers_shapes,
     numpy_batches,
+    order_metrics,
     py_dataset_batches,
     read_learning_rate,
     split_validation,
@@ -248,3 +249,12 @@ def test_a_callback_finds_those_beside_it():
     assert curious in curious.found
     assert other in curious.found
     assert callbacks_beside(other) == [other]
+
+
+def test_metrics_are_ordered_as_evaluate_does():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae", keras.metrics.MeanSquaredError(name="first")])
+    x = np.ones((4, 2), "float32")
+    expected = model.evaluate(x, x[:, :1], verbose=0)
+    logs = model.evaluate(x, x[:, :1], verbose=0, return_dict=True)
+    assert order_metrics(model, dict(sorted(logs.items()))) == expected

@@ -1,0 +1,94 @@
+"""The loss and metrics of test data by several processes, each of which has all in the end."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.backend.keras_internals import order_metrics
+from keras_deepseek.backend.processes import Processes
+
+_BATCH_SIZE = 32  # Of Keras.
+
+
+def evaluate_together(
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    batch_size: int | None,
+    processes: Processes,
+    **options: Any,
+) -> Any:
+    """Returns what `keras.Model.evaluate` returns, on each process that of all rows.
+
+    Whole batches of arrays are shared out, so that each batch's loss is that of one process, and
+    what they add to the metrics is summed. Data that come in batches are gone through by each
+    process, and so are all where the model has a `test_step` of its own, or callbacks look on.
+
+    Args:
+        model: `keras.Model`, compiled, the same on each process.
+        x: Test data as `keras.Model.evaluate` takes it, the same on each process.
+        y: Targets, or `None`.
+        batch_size: integer, or `None` for 32.
+        processes: `Processes`.
+        **options: Further arguments of `keras.Model.evaluate`.
+    """
+    if processes.world_size > 1 and processes.rank > 0:
+        options["verbose"] = 0
+    data = x, y, options.get("sample_weight")
+    arrays = [array for array in keras.tree.flatten(data) if array is not None]
+    is_shared = (
+        processes.world_size > 1
+        and processes.replicas is not None  # Else one program has the rows of all.
+        and type(model).test_step is keras.Model.test_step
+        and not options.get("callbacks")
+        and options.get("steps") is None
+        and all(getattr(array, "shape", ()) for array in arrays)
+    )
+    if not is_shared:
+        return model.evaluate(x, y, batch_size, **options)
+    batch_size = batch_size or _BATCH_SIZE
+    num_rows = int(arrays[0].shape[0])
+    num_batches = -(-num_rows // batch_size)
+    each = -(-num_batches // processes.world_size) * batch_size
+    first = processes.rank * each
+    # Who has no batch goes through one row all the same, and leaves it out: metrics get variables.
+    rows = slice(first, first + each) if first < num_rows else slice(0, 1)
+    x, y, options["sample_weight"] = keras.tree.map_structure(
+        lambda array: None if array is None else array[rows], data
+    )
+    returns_dict = options.pop("return_dict", False)
+    model.evaluate(x, y, batch_size, **options)
+    _sum_metrics(model, processes, counts=first < num_rows)
+    found = {name: _as_number(value) for name, value in model.get_metrics_result().items()}
+    return found if returns_dict else order_metrics(model, found)
+
+
+def _sum_metrics(model: keras.Model, processes: Processes, *, counts: bool) -> None:
+    """Puts the metrics to what all processes have added to them.
+
+    Args:
+        model: `keras.Model`.
+        processes: `Processes`.
+        counts: boolean. Whether what this process has added is of rows of its own.
+    """
+    variables = model.metrics_variables
+    added = [_read(variable) for variable in variables]
+    model.reset_metrics()
+    start = [_read(variable) for variable in variables]
+    changes = [(value - begun) * counts for value, begun in zip(added, start, strict=True)]
+    flat = np.concatenate([change.reshape(-1) for change in changes])
+    total, end = np.sum(processes.gather(flat), axis=0), 0
+    for variable, begun in zip(variables, start, strict=True):
+        begin, end = end, end + begun.size
+        value = begun + total[begin:end].reshape(begun.shape)
+        variable.assign(keras.ops.cast(value, variable.dtype))
+
+
+def _read(variable: keras.Variable) -> Any:
+    return keras.ops.convert_to_numpy(variable.value).astype("float64")
+
+
+def _as_number(value: Any) -> Any:
+    array = keras.ops.convert_to_numpy(value)
+    return float(array) if array.ndim == 0 else array
