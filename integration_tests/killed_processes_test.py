@@ -92,9 +92,15 @@ from keras_deepseek.training import Trainer, join_cluster
 folder, epochs = Path(sys.argv[1]), int(sys.argv[2])
 cluster = join_cluster()
 x = np.random.default_rng(0).normal(size=(53, 6)).astype("float32")
-hidden = keras.layers.Dense(16, activation="relu")
+
+
+def build():  # After the seed was set, by which each run begins with the same weights.
+    hidden = keras.layers.Dense(16, activation="relu")
+    return keras.Sequential([keras.Input((6,)), hidden, keras.layers.Dense(2)])
+
+
 trainer = Trainer(
-    lambda: keras.Sequential([keras.Input((6,)), hidden, keras.layers.Dense(2)]),
+    build,
     optimizer=keras.optimizers.AdamW(0.01, use_ema=True),
     distributed_strategy="allreduce",
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
