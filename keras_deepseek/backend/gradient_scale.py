@@ -16,6 +16,15 @@ def norm_of_all(gradients: Sequence[Any]) -> Any:
     return ops.sqrt(ops.sum(ops.stack(squares)))
 
 
+def convert_gradients(gradients: Sequence[Any]) -> list[Any]:
+    """Returns gradients as tensors.
+
+    Args:
+        gradients: Arrays, or `None` where there is none.
+    """
+    return [None if each is None else ops.convert_to_tensor(each) for each in gradients]
+
+
 def multiply_gradients(gradients: Sequence[Any], factor: Any) -> list[Any]:
     """Returns gradients times a factor.
 

@@ -136,9 +136,19 @@ def forget_global_seed() -> None:
 
 
 def build_for_training(model: keras.Model, batch: Any) -> None:
-    """Makes the variables of a compiled model, its metrics and its optimizer, for such a batch."""
+    """Makes the variables of a compiled model, its metrics and its optimizer, for such a batch.
+
+    Args:
+        model: `keras.Model`, compiled.
+        batch: Structure of arrays, tensors or symbolic ones; or `None` in it.
+    """
+
+    def describe(leaf: Any) -> keras.KerasTensor | None:
+        is_described = leaf is None or isinstance(leaf, keras.KerasTensor)
+        return leaf if is_described else keras.KerasTensor(leaf.shape, leaf.dtype)
+
     try:
-        model._symbolic_build(data_batch=batch)
+        model._symbolic_build(data_batch=keras.tree.map_structure(describe, batch))
     except Exception as error:
         error.add_note("It came as the model was built for the first batch.")
         raise

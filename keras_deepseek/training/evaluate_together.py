@@ -33,7 +33,7 @@ def evaluate_together(
         processes: `Processes`.
         **options: Further arguments of `keras.Model.evaluate`.
     """
-    if processes.world_size > 1 and processes.rank > 0:
+    if processes.rank > 0:
         options["verbose"] = 0
     data = x, y, options.get("sample_weight")
     arrays = [array for array in keras.tree.flatten(data) if array is not None]

@@ -105,7 +105,7 @@ class TrainingStep:
             check_same_rows(batch, num_rows)
         variables, optimizer = self._model.trainable_variables, self._model.optimizer
         if not (self._model.built and optimizer.built):
-            build_for_training(self._model, keras.tree.map_structure(_describe, data))
+            build_for_training(self._model, data)
             variables = self._model.trainable_variables
         states = self._guard.read_states(self._model) if self._guard else []
         keep: Callable[[], None] | None = None
@@ -273,7 +273,7 @@ class TrainingStep:
         batch: Batch,
         variables: Sequence[keras.Variable],
         replicas: Replicas,
-        reduce: "Callable[[ComputePart, Batch], tuple[list[Any], list[Any]]]",
+        reduce: Callable[[ComputePart, Batch], tuple[list[Any], list[Any]]],
         compute: Callable[[Batch], WeightedSums],
     ) -> tuple[WeightedSums, Any]:
         """Returns the sums over replicas of what each computes of its rows, and their number.
@@ -369,7 +369,3 @@ class TrainingStep:
             *model.optimizer.variables,
             *model.metrics_variables,
         ]
-
-
-def _describe(array: Any) -> keras.KerasTensor | None:
-    return None if array is None else keras.KerasTensor(array.shape, array.dtype)

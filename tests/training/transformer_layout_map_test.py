@@ -1,3 +1,5 @@
+import math
+
 import keras
 import pytest
 
@@ -14,8 +16,7 @@ from keras_deepseek.training import transformer_layout_map
 
 
 def make_mesh(*sizes, names=("batch", "model")):
-    count = sizes[0] * sizes[1] if len(sizes) == len(names) == 2 else 8
-    devices = [f"cpu:{i}" for i in range(count)]
+    devices = [f"cpu:{i}" for i in range(math.prod(sizes))]
     return keras.distribution.DeviceMesh(sizes, list(names), devices)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_deepseek.backend.gradient_scale import multiply_gradients, norm_of_all
+from keras_deepseek.backend.gradient_scale import convert_gradients, multiply_gradients, norm_of_all
 
 
 def apply_update(
@@ -23,14 +23,7 @@ def compile_update(
     optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
 ) -> Callable[[Sequence[Any]], None]:
     """Returns a function that updates variables by gradients as `optimizer.apply` does."""
-
-    def update(gradients: Sequence[Any]) -> None:
-        tensors = [
-            None if each is None else keras.ops.convert_to_tensor(each) for each in gradients
-        ]
-        apply_update(optimizer, tensors, variables)
-
-    return update
+    return lambda gradients: apply_update(optimizer, convert_gradients(gradients), variables)
 
 
 def densify(gradient: Any) -> Any:

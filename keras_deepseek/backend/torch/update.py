@@ -9,7 +9,7 @@ import torch
 from keras.src.backend.torch.optimizers import torch_adam
 from torch.optim.adamw import adamw
 
-from keras_deepseek.backend.gradient_scale import multiply_gradients
+from keras_deepseek.backend.gradient_scale import convert_gradients, multiply_gradients
 
 Row = tuple[keras.Variable, torch.Tensor]
 
@@ -41,14 +41,7 @@ def compile_update(
     optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
 ) -> Callable[[Sequence[Any]], None]:
     """Returns a function that updates variables by gradients as `optimizer.apply` does."""
-
-    def update(gradients: Sequence[Any]) -> None:
-        tensors = [
-            None if each is None else keras.ops.convert_to_tensor(each) for each in gradients
-        ]
-        apply_update(optimizer, tensors, variables)
-
-    return update
+    return lambda gradients: apply_update(optimizer, convert_gradients(gradients), variables)
 
 
 def densify(gradient: Any) -> Any:

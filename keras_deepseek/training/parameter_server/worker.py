@@ -133,7 +133,7 @@ class Worker:
     def _compile(self, plan: WorkerPlan) -> None:
         trainer, step = unpack_trainer(plan.trainer)
         model, policy = trainer.model, step.pop("policy")
-        build_for_training(model, keras.tree.map_structure(_describe, plan.batch))
+        build_for_training(model, plan.batch)
         _check_variables(model, plan)
         gradient_step = GradientStep(model, trainer.train_step, **step)
         vars(trainer)["_plan"] = gradient_step  # Of which `Trainer.train_step` asks the loss.
@@ -208,7 +208,3 @@ def _read(variable: keras.Variable) -> Array:
 
 def _pack(gradient: Any) -> Any:
     return None if gradient is None else pack_rows(np.array(keras.ops.convert_to_numpy(gradient)))
-
-
-def _describe(array: Any) -> keras.KerasTensor | None:
-    return None if array is None else keras.KerasTensor(array.shape, array.dtype)
