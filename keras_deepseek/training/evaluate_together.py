@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_deepseek.backend.host_values import read_values
 from keras_deepseek.backend.keras_internals import order_metrics
 from keras_deepseek.backend.processes import Processes
 
@@ -73,20 +74,19 @@ def _sum_metrics(model: keras.Model, processes: Processes, *, counts: bool) -> N
         counts: boolean. Whether what this process has added is of rows of its own.
     """
     variables = model.metrics_variables
-    added = [_read(variable) for variable in variables]
+    added = read_values(variables)
     model.reset_metrics()
-    start = [_read(variable) for variable in variables]
-    changes = [(value - begun) * counts for value, begun in zip(added, start, strict=True)]
+    start = read_values(variables)
+    changes = [
+        (value.astype("float64") - begun) * counts
+        for value, begun in zip(added, start, strict=True)
+    ]
     flat = np.concatenate([change.reshape(-1) for change in changes])
     total, end = np.sum(processes.gather(flat), axis=0), 0
     for variable, begun in zip(variables, start, strict=True):
         begin, end = end, end + begun.size
         value = begun + total[begin:end].reshape(begun.shape)
         variable.assign(keras.ops.cast(value, variable.dtype))
-
-
-def _read(variable: keras.Variable) -> Any:
-    return keras.ops.convert_to_numpy(variable.value).astype("float64")
 
 
 def _as_number(value: Any) -> Any:

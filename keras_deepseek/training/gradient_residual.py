@@ -15,6 +15,7 @@ from keras_deepseek.artifacts.errors import (
     NotSupportedError,
     unknown_name_message,
 )
+from keras_deepseek.backend.host_values import read_values
 from keras_deepseek.backend.processes import Processes, Rounding
 
 _logger = logging.getLogger(__name__)
@@ -68,8 +69,7 @@ class GradientResidual:
 
     def read(self) -> dict[str, Any]:
         """Returns the residuals of all ranks, on each of them; all call it."""
-        (residual,) = self.variables
-        own = np.array(keras.ops.convert_to_numpy(residual.value))
+        (own,) = read_values(self.variables)
         return {"values": self._processes.gather(own)}
 
     def write(self, trained: Sequence[keras.Variable], state: dict[str, Any] | None) -> None:

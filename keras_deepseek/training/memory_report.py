@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_deepseek.backend.host_values import count_bytes
 from keras_deepseek.training.no_loss import refusing_no_loss
 from keras_deepseek.training.short_training import ShortTraining
 from keras_deepseek.training.step_plan import StepPlan
@@ -83,21 +84,13 @@ def measure_memory(
         with refusing_no_loss(model):
             activations = plan.count_kept_bytes(batch)
         trainable = model.trainable_variables
-        gradients = _count_bytes(trainable)
+        gradients = count_bytes(trainable)
         if plan.micro_batches > 1:  # They are summed in float32.
             gradients += sum(4 * int(np.prod(variable.shape)) for variable in trainable)
         return MemoryReport(
-            weights=_count_bytes(model.variables),
+            weights=count_bytes(model.variables),
             gradients=gradients,
-            optimizer=_count_bytes(model.optimizer.variables),
+            optimizer=count_bytes(model.optimizer.variables),
             activations=activations,
             batch_size=int(keras.tree.flatten(batch)[0].shape[0]),
         )
-
-
-def _count_bytes(variables: list[keras.Variable]) -> int:
-    return sum(int(np.prod(variable.shape)) * _item_size(variable.dtype) for variable in variables)
-
-
-def _item_size(dtype: str) -> int:
-    return {"bfloat16": 2, "bool": 1}.get(dtype) or np.dtype(dtype).itemsize

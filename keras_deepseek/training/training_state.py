@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.host_values import read_values
 from keras_deepseek.training.guarded_steps import GuardedSteps
 
 
@@ -25,10 +25,7 @@ def read_variables(model: keras.Model) -> dict[str, Any]:
         group: {
             "names": [variable.path for variable in variables],
             "dtypes": [variable.dtype for variable in variables],
-            # A copy: on the CPU the array may be the very memory that the next step writes to.
-            "values": [
-                np.array(keras.ops.convert_to_numpy(variable.value)) for variable in variables
-            ],
+            "values": read_values(variables),
         }
         for group, variables in _groups(model).items()
     }

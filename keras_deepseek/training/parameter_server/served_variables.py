@@ -1,12 +1,10 @@
 """The chief's model, taken apart for the servers and put together again."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import keras
-import numpy as np
 
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.host_values import count_bytes, read_values
 from keras_deepseek.backend.keras_training import batch_states, optimizer_recipe, uses_decay
 from keras_deepseek.training.parameter_server.messages import ShardPlan, ShardValues, VariablePlan
 from keras_deepseek.training.parameter_server.optimizer_slots import find_places
@@ -31,8 +29,8 @@ class ServedVariables:
         self._states = kept_states(model)
         self.shards = split_by_size(
             [variable.path for variable in self._variables],
-            [_count_bytes(variable) for variable in self._variables],
-            [_count_bytes(state) for state in self._states],
+            [count_bytes([variable]) for variable in self._variables],
+            [count_bytes([state]) for state in self._states],
             num_servers,
         )
         self._class, config = optimizer_recipe(self._optimizer)
@@ -72,8 +70,8 @@ class ServedVariables:
         Args:
             number: integer. The first batch that is not in it.
         """
-        weights, states = _read(self._variables), _read(self._states)
-        optimizer = _read(self._optimizer.variables)
+        weights, states = read_values(self._variables), read_values(self._states)
+        optimizer = read_values(self._optimizer.variables)
         return [
             ShardValues(
                 weights=[weights[place] for place in shard.variables],
@@ -130,15 +128,3 @@ def _same(first: ShardValues, second: ShardValues) -> bool:
         strict=True,
     )
     return all(one.tobytes() == other.tobytes() for one, other in arrays)
-
-
-def _read(variables: Sequence[keras.Variable]) -> list[Array]:
-    return [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in variables]
-
-
-def _count_bytes(variable: Any) -> int:
-    return int(np.prod(variable.shape, dtype="int64")) * np.dtype(_host_dtype(variable)).itemsize
-
-
-def _host_dtype(variable: keras.Variable) -> str:
-    return "float16" if variable.dtype == "bfloat16" else str(variable.dtype)

@@ -1,13 +1,13 @@
 """A server: some variables of the model, and the optimizer's part for them."""
 
 import uuid
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_deepseek import backend
+from keras_deepseek.backend.host_values import read_values
 from keras_deepseek.backend.keras_training import count_update, exclude_from_decay
 from keras_deepseek.training.parameter_server.messages import (
     Pulled,
@@ -71,7 +71,9 @@ class ShardServer:
         version = (self._life, self._num_updates)
         if (known, known_updates) == version:
             return Pulled(version, None, None)
-        return Pulled(version, _read(self._variables), [np.array(each) for each in self._states])
+        return Pulled(
+            version, read_values(self._variables), [np.array(each) for each in self._states]
+        )
 
     def push(self, push: Push) -> str | None:
         """Makes the update of a batch, unless it has; returns the life that has it.
@@ -108,9 +110,9 @@ class ShardServer:
         if not self._is_set_up:
             return None
         return ShardValues(
-            weights=_read(self._variables),
+            weights=read_values(self._variables),
             states=[np.array(each) for each in self._states],
-            optimizer=_read(self._optimizer.variables),
+            optimizer=read_values(self._optimizer.variables),
             num_updates=self._num_updates,
             applied=set(self._applied),
             settled_below=self._settled_below,
@@ -145,8 +147,3 @@ class ShardServer:
         self._num_updates = values.num_updates
         self._applied = set(values.applied)
         self._settled_below = values.settled_below
-
-
-def _read(variables: Sequence[keras.Variable]) -> list[Any]:
-    """Returns copies: on the CPU an array may be the memory that the next update writes to."""
-    return [np.array(keras.ops.convert_to_numpy(variable.value)) for variable in variables]
