@@ -113,3 +113,27 @@ def test_a_compiled_update_is_that_of_keras(name):
         results.append([ops.convert_to_numpy(v) for v in [*variables, *optimizer.variables]])
     for one, other in zip(*results, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_rows_of_an_embedding_that_a_batch_names_twice_are_added_before_they_are_squared(name):
+    """Keras's own update on TensorFlow adds the squares of a sparse gradient's rows."""
+    table = keras.Variable(np.ones((5, 2), "float32"), name="embeddings")
+    dense = keras.Variable(np.ones((5, 2), "float32"), name="embeddings")
+    indices = np.array([[1, 1, 3, 1], [4, 0, 4, 2]])
+    scales = np.array([0.5, 2.0, 1.0, 3.0], "float32")[:, None]
+    optimizers = [OPTIMIZERS[name](), OPTIMIZERS[name]()]
+    for optimizer, variable in zip(optimizers, (table, dense), strict=True):
+        optimizer.build([variable])
+    for rows in indices:
+
+        def compute(rows=rows):
+            return ops.sum(ops.multiply(ops.take(table, rows, axis=0), scales)), None
+
+        _, gradients = current().differentiate(compute, [table], [])
+        current().apply_update(optimizers[0], gradients, [table])
+        whole = np.zeros((5, 2), "float32")
+        np.add.at(whole, rows, np.broadcast_to(scales, (4, 2)))
+        optimizers[1].apply([ops.convert_to_tensor(whole)], [dense])
+    found, expected = (ops.convert_to_numpy(variable) for variable in (table, dense))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

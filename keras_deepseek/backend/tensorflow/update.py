@@ -16,7 +16,9 @@ def apply_update(
     factor: Any = None,
 ) -> None:
     """Does what `optimizer.apply` does, in the fastest way that the framework has."""
-    optimizer.apply(multiply_gradients(gradients, factor), variables)
+    # Of a sparse gradient Keras would square each row before it adds those of one index.
+    dense = [None if gradient is None else densify(gradient) for gradient in gradients]
+    optimizer.apply(multiply_gradients(dense, factor), variables)
 
 
 def compile_update(
