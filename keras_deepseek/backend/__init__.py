@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from typing import Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from keras_deepseek.backend.keras_internals import Distribution
     from keras_deepseek.backend.named_model import NamedModel
     from keras_deepseek.backend.processes import Processes, Replicas
+    from keras_deepseek.backend.task_cluster import TaskCluster
 
     InferenceFunction = Callable[[dict[str, Array]], dict[str, Array]]
 
@@ -212,6 +213,28 @@ class Backend(Protocol):
         Rank 0 listens at `coordinator`, `HOST:PORT`. In seconds: how long is waited for those that
         have not come, which `PeerLostError` names; and for one that does not answer. Raises
         `NotSupportedError` where the framework's processes can't train together.
+        """
+
+    def connect_tasks(
+        self, find_addresses: "Callable[[], Mapping[str, Sequence[str]]]"
+    ) -> "TaskCluster":
+        """Returns the workers and servers that this process is the chief of.
+
+        The first time it is asked for the addresses of `"chief"`, `"worker"` and `"ps"`, all of
+        which serve; afterwards they stay. Raises `InvalidInputError` where the framework has
+        computed something already.
+        """
+
+    def serve_task(
+        self,
+        addresses: "Mapping[str, Sequence[str]]",
+        task_type: str,
+        index: int,
+        on_ready: "Callable[[], None]",
+    ) -> None:
+        """Computes what the chief of a cluster has it compute, until the process is ended.
+
+        `on_ready` is called when it listens.
         """
 
     def count_replicas(self, model: "keras.Model") -> int:

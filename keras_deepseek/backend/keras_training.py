@@ -25,6 +25,14 @@ def nested_stateless_scope(
     return scope
 
 
+def scoped_variables(variables: Iterable[keras.Variable]) -> list[keras.Variable]:
+    """Returns those of some variables that a stateless scope around gives their values."""
+    around = keras.src.backend.common.stateless_scope.get_stateless_scope()
+    if around is None:
+        return []
+    return [each for each in variables if around.get_current_value(each) is not None]
+
+
 def own_train_step(model: keras.Model) -> bool:
     """Returns whether a model's class, or the model itself, has a training step of its own."""
     return "train_step" in vars(model) or type(model).train_step is not keras.Model.train_step

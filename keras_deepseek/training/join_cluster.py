@@ -1,24 +1,18 @@
 """From who trains together to processes that have met."""
 
-import math
-import os
-
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.processes import OneProcess, Processes
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
 from keras_deepseek.training.cluster_resolver import resolve_cluster
-
-_JOIN_TIMEOUT = "KERAS_DEEPSEEK_JOIN_TIMEOUT", 300.0
-"""How long a process waits for the others to come, in seconds."""
-
-_PEER_TIMEOUT = "KERAS_DEEPSEEK_PEER_TIMEOUT", 600.0
-"""How long it waits, in seconds, for one that was there and does not answer."""
+from keras_deepseek.training.parameter_server.join_servers import join_servers
+from keras_deepseek.training.parameter_server.settings import ParameterServer, resolve_settings
+from keras_deepseek.training.timeouts import read_join_timeout, read_peer_timeout
 
 
 def join_cluster(
-    distributed_strategy: Strategy = "allreduce",
+    distributed_strategy: Strategy | ParameterServer = "allreduce",
     *,
     world_size: int | None = None,
     rank: int | None = None,
@@ -30,7 +24,10 @@ def join_cluster(
     optimizer: there a script begins with it. On PyTorch it may.
 
     Args:
-        distributed_strategy: `"allreduce"`, as for `Trainer`. Defaults to `"allreduce"`.
+        distributed_strategy: `"allreduce"`, or `"parameter_server"` or a `ParameterServer`, as for
+            `Trainer`. Of a parameter server on TensorFlow the chief connects to workers and
+            servers, and a process that `TF_CONFIG` makes one of these serves here until it is
+            ended; on JAX and PyTorch there is nobody to join yet. Defaults to `"allreduce"`.
         world_size: integer, as for `Trainer`. Defaults to `None`: the environment says it.
         rank: integer, as for `Trainer`. Defaults to `None`: the environment says it.
         coordinator: string, as for `Trainer`. Defaults to `None`: the environment says it.
@@ -50,8 +47,14 @@ def join_cluster(
     >>> cluster.rank
     0
     """
+    settings = resolve_settings(distributed_strategy)
+    if isinstance(distributed_strategy, ParameterServer):
+        distributed_strategy = "parameter_server"
     cluster = resolve_cluster(distributed_strategy, world_size, rank, coordinator)
-    start_processes(cluster)
+    if settings is None:
+        start_processes(cluster)
+    else:
+        join_servers(settings, cluster)
     return cluster
 
 
@@ -67,12 +70,6 @@ def start_processes(cluster: ClusterSpec) -> Processes:
         NotSupportedError: This release has no such strategy on this backend.
         PeerLostError: A process has not come in time.
     """
-    if cluster.strategy == "parameter_server":
-        raise NotSupportedError(
-            "Workers and servers don't run the script, and have nothing to join: on JAX and "
-            "PyTorch the Trainer of one process starts them, by "
-            "Trainer(distributed_strategy='parameter_server'); on TensorFlow that can't run yet."
-        )
     if cluster.world_size == 1 or cluster.coordinator is None:
         _refuse_others(cluster)
         return OneProcess()
@@ -80,18 +77,9 @@ def start_processes(cluster: ClusterSpec) -> Processes:
         cluster.coordinator,
         cluster.world_size,
         cluster.rank,
-        join_timeout=_read_seconds(*_JOIN_TIMEOUT),
+        join_timeout=read_join_timeout(),
         timeout=read_peer_timeout(),
     )
-
-
-def read_peer_timeout() -> float:
-    """Returns the seconds after which a process that does not answer is given up.
-
-    Raises:
-        InvalidInputError: The environment says something else.
-    """
-    return _read_seconds(*_PEER_TIMEOUT)
 
 
 def share_random_state(processes: Processes) -> None:
@@ -116,16 +104,3 @@ def _refuse_others(cluster: ClusterSpec) -> None:
             f"{cluster.strategy!r} knows of one. Pass world_size, rank and coordinator, or start "
             "the script with keras-deepseek launch."
         )
-
-
-def _read_seconds(name: str, default: float) -> float:
-    text = os.environ.get(name)
-    if text is None:
-        return default
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise InvalidInputError(f"{name} is a number of seconds above 0; received {text!r}.")
-    return seconds

@@ -21,6 +21,8 @@ class StepInPlace:
             have nothing to do with a batch. Defaults to one that does nothing.
         is_compilable: boolean. Whether XLA can compile the step, where the model asks for that.
             Defaults to `True`.
+        is_eager: boolean. Whether the step is a function of Python's, which nothing can compile.
+            Defaults to `False`.
     """
 
     def __init__(
@@ -30,11 +32,13 @@ class StepInPlace:
         prepare: Callable[[], Any] = lambda: None,
         *,
         is_compilable: bool = True,
+        is_eager: bool = False,
     ) -> None:
         self._model = model
         self._train_step = train_step
         self._prepare = prepare
-        self._is_compilable = is_compilable
+        self._is_compilable = is_compilable and not is_eager
+        self._is_eager = is_eager
         self._compiled_for: Any = None
         self._function: Any = None
         self._error: Exception | None = None
@@ -89,12 +93,13 @@ class StepInPlace:
         if model.built:  # Else the first step makes its layers.
             self._prepare()
         if model.train_function is None or force:
-            jit_compile = model.jit_compile
+            jit_compile, run_eagerly = model.jit_compile, model.run_eagerly
             model.jit_compile = jit_compile and self._is_compilable
+            model.run_eagerly = run_eagerly or self._is_eager
             try:
                 type(model).make_train_function(model, force=force)
             finally:
-                model.jit_compile = jit_compile
+                model.jit_compile, model.run_eagerly = jit_compile, run_eagerly
             model.train_function = self._count(
                 backend.current().keep_state(model, model.train_function)
             )

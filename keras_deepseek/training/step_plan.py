@@ -103,8 +103,7 @@ class StepPlan:
         if model.built:  # Else the first step finds which layers are meant.
             self._in_precision(lambda: find_blocks(model, remat))()
         self._step = self._make_step(
-            is_compilable=served is None
-            and all(each is None or each.is_compilable for each in (replicas, devices))
+            is_compilable=all(each is None or each.is_compilable for each in (replicas, devices))
         )
 
     @contextlib.contextmanager
@@ -197,7 +196,7 @@ class StepPlan:
             return StepInPlace(
                 model,
                 backend.current().make_train_step(model, self._served),
-                is_compilable=is_compilable,
+                is_eager=True,
             )
         if not own_train_step(model):
             train_step = backend.current().make_train_step(model, self._training_step)

@@ -99,8 +99,8 @@ class Trainer(Trials):
             speaks of, each with the same data, and on JAX and TensorFlow over all devices of one.
             Or, on JAX, a `keras.distribution` object, such as a `ModelParallel` with layouts of
             your own; on TensorFlow a `MirroredStrategy`, which says over which devices.
-            `"parameter_server"`, or a `ParameterServer`, on JAX and PyTorch: asynchronous updates
-            by workers and servers that Ray starts. Defaults to `None`.
+            `"parameter_server"`, or a `ParameterServer`: asynchronous updates by workers and
+            servers, on TensorFlow by its own coordinator, else by Ray. Defaults to `None`.
         world_size: integer. The number of processes that train. Defaults to `None`: with a
             `distributed_strategy` the environment says it, as what started the processes has set
             it up, and one where it says nothing.

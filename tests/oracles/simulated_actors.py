@@ -7,6 +7,7 @@ the actors die, as a random number generator says.
 
 import random
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,25 +33,23 @@ class _Numbers:
         self.value = np.array(value)
 
 
-class _Counting:
-    """An optimizer that has no variables and takes each gradient off."""
+class _CountingShard:
+    """Numbers that each gradient is added to, in place of Keras's variables and an optimizer."""
 
-    variables: Sequence[Any] = ()
-    learning_rate = 0.0
+    def __init__(self) -> None:
+        self.weights = [_Numbers()]
+        self.optimizer = SimpleNamespace(variables=(), learning_rate=0.0)
+
+    def update(self, gradients: Sequence[Any]) -> None:
+        (numbers,) = self.weights
+        numbers.assign(numbers.value + gradients[0])
 
 
 class CountingServer(ShardServer):
-    """A server with the bookkeeping of `ShardServer`, and numbers in place of Keras's variables."""
+    """A server with the bookkeeping of `ShardServer`, and numbers for its variables."""
 
     def _make(self, plan: Any) -> None:
-        numbers = _Numbers()
-        self._variables = [numbers]  # type: ignore[list-item]
-        self._optimizer = _Counting()
-
-        def update(gradients: Sequence[Any]) -> None:
-            numbers.assign(numbers.value + gradients[0])
-
-        self._update = update
+        self._shard = _CountingShard()
 
 
 def first_values() -> ShardValues:

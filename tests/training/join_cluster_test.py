@@ -1,18 +1,19 @@
 import keras
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError, PeerLostError
+from keras_deepseek.artifacts.errors import InvalidInputError, PeerLostError
 from keras_deepseek.training.cluster import ClusterSpec
 from keras_deepseek.training.join_cluster import join_cluster, start_processes
 from keras_deepseek.training.launch.ports import find_free_ports
+from keras_deepseek.training.parameter_server.settings import ParameterServer
 
 
 @pytest.fixture
 def two(monkeypatch):
     if keras.backend.backend() == "tensorflow":  # The tests before have computed.
-        from keras_deepseek.backend.tensorflow import processes
+        from keras_deepseek.backend.tensorflow.processes import TensorFlowProcesses
 
-        monkeypatch.setattr(processes, "_check_has_not_begun", lambda: None)
+        monkeypatch.setattr(TensorFlowProcesses, "refuse_begun", lambda: None)
     address = f"127.0.0.1:{find_free_ports(1)[0]}"
     return [ClusterSpec("allreduce", 2, rank, coordinator=address) for rank in range(2)]
 
@@ -22,16 +23,16 @@ def test_one_process_waits_for_nobody(strategy):
     assert start_processes(ClusterSpec(strategy)).world_size == 1
 
 
-def test_nobody_joins_a_parameter_server():
-    with pytest.raises(NotSupportedError, match="don't run the script, and have nothing to join"):
-        start_processes(ClusterSpec("parameter_server"))
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="There it connects.")
+def test_workers_of_ray_are_joined_later():
+    assert join_cluster(ParameterServer(num_workers=2)).strategy == "parameter_server"
 
 
-@pytest.mark.parametrize("seconds", ["soon", "0", "-1", "inf", "nan", ""])
-def test_a_timeout_is_a_number_of_seconds(seconds, two, monkeypatch):
-    monkeypatch.setenv("KERAS_DEEPSEEK_JOIN_TIMEOUT", seconds)
-    with pytest.raises(InvalidInputError, match="KERAS_DEEPSEEK_JOIN_TIMEOUT is a number"):
-        start_processes(two[0])
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="There Ray starts them.")
+def test_tasks_are_joined_before_anything_is_computed():
+    keras.Variable(0.0)
+    with pytest.raises(InvalidInputError, match="Begin the script with"):
+        join_cluster(ParameterServer(num_workers=2))
 
 
 def test_ranks_that_do_not_come_are_named(two, monkeypatch):

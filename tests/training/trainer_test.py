@@ -2,10 +2,10 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.run_record import RunRecord
 from keras_deepseek.callbacks import LRScheduler
-from keras_deepseek.training import Trainer
+from keras_deepseek.training import ParameterServer, Trainer
 
 X = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
 Y = (X.sum(axis=1) > 0).astype("int32")
@@ -248,12 +248,12 @@ def test_one_process_of_an_all_reduce_trains():
     assert trainer.fit(X, Y, verbose=0).history["loss"]
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="The others have one.")
-def test_a_parameter_server_is_refused_at_once():
-    with pytest.raises(NotSupportedError, match="on TensorFlow that can't run yet"):
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="They need Ray.")
+def test_several_chiefs_are_refused_at_once():
+    with pytest.raises(InvalidInputError, match="One process runs the script, the chief"):
         Trainer(
             build(compiled=True),
-            distributed_strategy="parameter_server",
+            distributed_strategy=ParameterServer(num_workers=2),
             world_size=8,
             rank=0,
             coordinator="localhost:29500",

@@ -33,6 +33,7 @@ from keras_deepseek.backend.jax.random_state import (
     write_framework_random_state,
 )
 from keras_deepseek.backend.jax.selection import top_k
+from keras_deepseek.backend.jax.task_cluster import connect_tasks, serve_task
 from keras_deepseek.backend.jax.tracing import can_read_shapes, read_array, read_integer
 from keras_deepseek.backend.jax.training import (
     ends_data,
@@ -56,6 +57,7 @@ __all__ = [
     "compile_inference",
     "compile_update",
     "compute_gradients",
+    "connect_tasks",
     "count_devices",
     "count_flops",
     "count_kept_bytes",
@@ -89,6 +91,7 @@ __all__ = [
     "run_if",
     "run_step",
     "separate_variables",
+    "serve_task",
     "spread_over_devices",
     "top_k",
     "write_buffers",

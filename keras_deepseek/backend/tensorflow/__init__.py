@@ -37,6 +37,7 @@ from keras_deepseek.backend.tensorflow.random_state import (
     write_framework_random_state,
 )
 from keras_deepseek.backend.tensorflow.selection import top_k
+from keras_deepseek.backend.tensorflow.task_cluster import connect_tasks, serve_task
 from keras_deepseek.backend.tensorflow.tracing import can_read_shapes, read_array, read_integer
 from keras_deepseek.backend.tensorflow.training import (
     ends_data,
@@ -60,6 +61,7 @@ __all__ = [
     "compile_inference",
     "compile_update",
     "compute_gradients",
+    "connect_tasks",
     "count_devices",
     "count_flops",
     "count_kept_bytes",
@@ -93,6 +95,7 @@ __all__ = [
     "run_if",
     "run_step",
     "separate_variables",
+    "serve_task",
     "spread_over_devices",
     "top_k",
     "write_buffers",

@@ -6,6 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_deepseek.backend.keras_training import nested_stateless_scope, scoped_variables
+
 
 def repeat(
     body: Callable[..., Sequence[Any]],
@@ -14,14 +16,27 @@ def repeat(
     variables: Sequence[keras.Variable] = (),
 ) -> tuple[Any, ...]:
     """Returns the tensors that `state = body(index, *state)` makes, one run after the other."""
+    number = len(state)
+    # In a stateless scope it is not TensorFlow that knows what variables hold from run to run.
+    carried = scoped_variables(variables)
+
+    def run(index: Any, *values: Any) -> tuple[Any, ...]:
+        if not carried:
+            return index + 1, *body(index, *values)
+        with nested_stateless_scope(zip(carried, values[number:], strict=True)) as scope:
+            made = body(index, *values[:number])
+        return index + 1, *made, *map(scope.get_current_value, carried)
+
     _, *final = tf.while_loop(
         lambda index, *_: index < times,
-        lambda index, *state: (index + 1, *body(index, *state)),
-        (tf.constant(0), *state),
+        run,
+        (tf.constant(0), *state, *(variable.value for variable in carried)),
         # TensorFlow would start ten at once, and so hold what ten of them hold.
         parallel_iterations=1,
     )
-    return tuple(final)
+    for variable, value in zip(carried, final[number:], strict=True):
+        variable.assign(value)
+    return tuple(final[:number])
 
 
 def run_if(

@@ -48,7 +48,7 @@ def join_processes(
 ) -> Processes:
     """Returns the processes that train together, once all of them are there."""
     if not _joined:
-        _check_has_not_begun()
+        TensorFlowProcesses.refuse_begun()
         addresses = meet(coordinator, world_size, rank, join_timeout, _own_port())
         _bear_with_stalls(world_size, timeout)
         # Making it joins them, and there is no other public way; it is not used further.
@@ -85,6 +85,20 @@ class TensorFlowProcesses:
         self._number = itertools.count()
         self._thread = ThreadPoolExecutor(1, "agree")
         self._waiting: tuple[int, Future[list[bool]] | None] = 0, None
+
+    @staticmethod
+    def refuse_begun() -> None:
+        """Raises an error where this process has computed something already.
+
+        Raises:
+            InvalidInputError: It has.
+        """
+        if context()._initialized:  # TensorFlow itself says so after all have met, on one rank.
+            raise InvalidInputError(
+                "TensorFlow must know of the other processes before it computes anything, and it "
+                "has: making an optimizer, a model or a tf.data.Dataset is enough. Begin the "
+                "script with keras_deepseek.training.join_cluster(), of the same strategy."
+            )
 
     def count(self, num_rows: Any) -> Any:
         """Returns the number of the rows of all, a scalar."""
@@ -292,15 +306,6 @@ class LostPeers(contextlib.AbstractContextManager["LostPeers"]):
             return
         if "ollective" in str(error):
             raise lost_peer_error(self._purpose, "TensorFlow", error) from error
-
-
-def _check_has_not_begun() -> None:
-    if context()._initialized:  # TensorFlow itself says so after all have met, on this rank alone.
-        raise InvalidInputError(
-            "TensorFlow must know of the other processes before it computes anything, and it has: "
-            "making an optimizer, a model or a tf.data.Dataset is enough. Begin the script with "
-            "keras_deepseek.training.join_cluster()."
-        )
 
 
 def _bear_with_stalls(world_size: int, timeout: float) -> None:

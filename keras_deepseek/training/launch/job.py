@@ -33,7 +33,6 @@ class Job:
         self._running: list[RankProcess] = []
         self._failure: Failure | None = None
         self._sent: int | None = None
-        self._is_done = False
         self._deadline: float | None = None
         self.was_cut_short = False
 
@@ -121,13 +120,9 @@ class Job:
             status = process.collect()
             if self._is_failure(status):
                 self._fail(Failure(process.rank, status, process.last_errors))
-            elif process.rank == 0 and status == 0 and self._plan.num_servers:
-                self._is_done = True  # Its servers and workers would wait for ever.
-                self._end_others()
 
     def _is_failure(self, status: int) -> bool:
-        is_ended_by_us = self._is_done and -status in (signal.SIGTERM, signal.SIGKILL)
-        return status != 0 and self._failure is None and not is_ended_by_us
+        return status != 0 and self._failure is None
 
     def _fail(self, failure: Failure) -> None:
         self._failure = failure

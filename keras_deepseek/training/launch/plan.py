@@ -81,19 +81,19 @@ class LaunchPlan:
         return self.nnodes * self.nproc
 
     @property
-    def is_served_by_ray(self) -> bool:
-        """Whether one process runs the script, as chief, and starts the others by Ray."""
-        return self.strategy == "parameter_server" and self.backend != "tensorflow"
+    def is_served(self) -> bool:
+        """Whether one process runs the script, as chief, and starts the others itself."""
+        return self.strategy == "parameter_server"
 
     @property
     def num_started(self) -> int:
         """The processes that the launcher starts on this node."""
-        return 1 if self.is_served_by_ray else self.nproc
+        return 1 if self.is_served else self.nproc
 
     @property
     def num_servers(self) -> int:
         """The processes that are parameter servers."""
-        if self.strategy != "parameter_server":
+        if not self.is_served:
             return 0
         return 1 if self.ps_count is None else self.ps_count
 
@@ -130,14 +130,14 @@ class LaunchPlan:
             raise InvalidInputError(
                 f"--ps-count {self.ps_count} is for --strategy parameter_server."
             )
-        if self.ray is not None and not self.is_served_by_ray:
+        if self.ray is not None and not (self.is_served and self.backend != "tensorflow"):
             raise InvalidInputError(
                 f"--ray {self.ray} is for --strategy parameter_server on jax or torch; received "
                 f"--strategy {self.strategy} and --backend {self.backend}."
             )
         if self.strategy != "parameter_server":
             return
-        if self.nnodes > 1 and self.is_served_by_ray:
+        if self.nnodes > 1 and self.backend != "tensorflow":
             raise InvalidInputError(
                 f"One chief starts workers and servers on all nodes of a Ray cluster; received "
                 f"--nnodes {self.nnodes}. Start `ray start` on each node, and give --ray ADDRESS "
@@ -145,7 +145,7 @@ class LaunchPlan:
             )
         if self.nnodes > 1:
             raise NotSupportedError(
-                f"--strategy parameter_server is for one node yet; received --nnodes "
+                f"--strategy parameter_server is for one node on tensorflow; received --nnodes "
                 f"{self.nnodes}. On several, set TF_CONFIG for each process yourself."
             )
         check_integer("--ps-count", self.num_servers)

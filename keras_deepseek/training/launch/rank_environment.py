@@ -11,7 +11,7 @@ RESTART = "KERAS_DEEPSEEK_RESTART"
 """Holds how often the job was started again, from 0."""
 
 NUM_WORKERS = "KERAS_DEEPSEEK_NUM_WORKERS"
-"""Holds how many workers the chief of a parameter server starts by Ray."""
+"""Holds how many workers the chief of a parameter server starts."""
 
 NUM_SERVERS = "KERAS_DEEPSEEK_NUM_SERVERS"
 """Holds how many servers it starts."""
@@ -66,8 +66,8 @@ def make_environment(
         RESTART: str(restart),
     }
     if _needs_tf_config(plan):
-        made["TF_CONFIG"] = _make_tf_config(plan, local_rank, addresses)
-    if plan.is_served_by_ray:
+        made["TF_CONFIG"] = _make_tf_config(local_rank, addresses)
+    if plan.is_served:
         made[NUM_WORKERS] = str(plan.nproc - plan.num_servers - 1)
         made[NUM_SERVERS] = str(plan.num_servers)
         if plan.ray is not None:
@@ -77,19 +77,10 @@ def make_environment(
 
 
 def _needs_tf_config(plan: LaunchPlan) -> bool:
-    return plan.backend == "tensorflow" and plan.nnodes == 1
+    return plan.backend == "tensorflow" and plan.nnodes == 1 and not plan.is_served
 
 
-def _make_tf_config(plan: LaunchPlan, local_rank: int, addresses: Sequence[tuple[str, int]]) -> str:
+def _make_tf_config(local_rank: int, addresses: Sequence[tuple[str, int]]) -> str:
     listed = [join_address(*address) for address in addresses]
-    cluster = {"worker": listed}
-    if plan.num_servers:
-        num_before = plan.nproc - plan.num_servers
-        cluster = {
-            "chief": listed[:1],
-            "worker": listed[1:num_before],
-            "ps": listed[num_before:],
-        }
-    tasks = [(kind, index) for kind, held in cluster.items() for index in range(len(held))]
-    kind, index = tasks[local_rank]
-    return json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})
+    task = {"type": "worker", "index": local_rank}
+    return json.dumps({"cluster": {"worker": listed}, "task": task})

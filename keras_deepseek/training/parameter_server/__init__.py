@@ -1,6 +1,9 @@
-"""A parameter server on Ray: one chief with the data, workers with the model, servers with shards.
+"""A parameter server: one chief with the data, workers that compute, servers with shards of the model.
 
 The chief runs the script. Its `ServedStep` stands in the place of the training step, and hands each
-batch, by the `Dispatcher`, to a `Worker`, which computes gradients and pushes them to the
-`ShardServer` of each variable, where the optimizer is. `ray_actors` alone names Ray.
+batch to a worker, which computes gradients for the servers, where the optimizer is. There are two
+engines. By Ray, on JAX and PyTorch, a `Worker` has the model and a `ShardServer` its variables, the
+`Dispatcher` keeps the books, and `ray_actors` alone names Ray. By TensorFlow's coordinator the
+chief's `TaskStep` is computed by workers as they are, on variables that a `RemoteModel` has put on
+servers, and a `TaskDispatcher` makes the updates.
 """

@@ -1,16 +1,16 @@
 """What stands in the place of a training step where workers make the steps."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import keras
 
+from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.batch_stream import BatchStream
 from keras_deepseek.backend.keras_internals import count_train_steps
 from keras_deepseek.backend.keras_training import count_update
-from keras_deepseek.training.parameter_server.dispatcher import Actors, Dispatcher
 from keras_deepseek.training.parameter_server.messages import Result, ShardValues
 from keras_deepseek.training.parameter_server.packed_trainer import as_arrays
 from keras_deepseek.training.parameter_server.served_variables import ServedVariables, same_values
@@ -23,17 +23,40 @@ class Pauses(Protocol):
     """How many steps may be begun before all of them must be made; `None` for any number."""
 
 
+class Batches(Protocol):
+    """The bookkeeping of the batches that are under way."""
+
+    @property
+    def num_open(self) -> int:
+        """How many batches were handed over and not given back by `wait`."""
+
+    def begin(self, number: int, values: Sequence[ShardValues], variables: Sequence[Array]) -> None:
+        """Gives servers and workers what they begin with, as `Dispatcher` does."""
+
+    def go_on(self, values: Sequence[ShardValues]) -> None:
+        """Goes on from what `collect` has returned."""
+
+    def may_hand(self) -> bool:
+        """Returns whether a further batch may be handed out now."""
+
+    def hand(self, batch: Any, rate: float | None) -> None:
+        """Takes over the next batch, with the learning rate where no schedule says it."""
+
+    def wait(self) -> Result:
+        """Returns the result of a batch whose update was made, whichever is first."""
+
+    def collect(self) -> list[ShardValues]:
+        """Returns what the servers hold once all that was handed over is in it."""
+
+
 class Serving(Protocol):
-    """What a step is served by: `Actors` that can be ended."""
+    """What a step is served by."""
 
-    def start(self, variables: ServedVariables, batch: Any) -> Actors:
-        """Returns the actors, for which a first batch is compiled."""
-
-    def make_dispatcher(self, actors: Actors) -> Dispatcher:
-        """Returns the bookkeeping of their batches."""
+    def start(self, variables: ServedVariables, batch: Any) -> Batches:
+        """Returns the bookkeeping of a training, for which a first batch is compiled."""
 
     def stop(self, *, is_clean: bool) -> None:
-        """Lets the actors go, or ends them where the training has failed."""
+        """Lets workers and servers go, or ends them where the training has failed."""
 
 
 class ServedStep:
@@ -59,7 +82,7 @@ class ServedStep:
         self._reset()
 
     def _reset(self) -> None:
-        self._dispatcher: Dispatcher | None = None
+        self._dispatcher: Batches | None = None
         self._variables: ServedVariables | None = None
         self._taken: deque[Any] = deque()  # Batches that have left the stream and are not handed.
         self._num_ahead = 0  # Batches that were handed and have not left it.
@@ -139,8 +162,7 @@ class ServedStep:
         if self._variables is None:
             raise RuntimeError("There is no training.")
         if self._dispatcher is None:
-            actors = self._serving.start(self._variables, as_arrays(self._taken[0]))
-            self._dispatcher = self._serving.make_dispatcher(actors)
+            self._dispatcher = self._serving.start(self._variables, as_arrays(self._taken[0]))
         values = self._variables.read(number)
         if self._last and same_values(values, self._last):
             self._dispatcher.go_on(values)
@@ -149,7 +171,7 @@ class ServedStep:
             self._dispatcher.begin(number, values, arrays)
         self._is_current = True
 
-    def _hand_out(self, dispatcher: Dispatcher) -> None:
+    def _hand_out(self, dispatcher: Batches) -> None:
         while dispatcher.may_hand() and not self._is_paused:
             if self._limit is not None and self._num_handed >= self._limit:
                 return
@@ -168,7 +190,7 @@ class ServedStep:
         self._num_ahead += 1
         return ahead[-1]
 
-    def _hand(self, dispatcher: Dispatcher, batch: Any) -> None:
+    def _hand(self, dispatcher: Batches, batch: Any) -> None:
         rate = self._model.optimizer.learning_rate
         is_set = isinstance(rate, keras.Variable)
         number = float(keras.ops.convert_to_numpy(rate.value)) if is_set else None
@@ -184,7 +206,7 @@ class ServedStep:
         count_update(model.optimizer)
         return {**model.get_metrics_result(), **result.logs}
 
-    def _synchronize(self, dispatcher: Dispatcher) -> None:
+    def _synchronize(self, dispatcher: Batches) -> None:
         """Puts the chief's model to what the servers hold."""
         values = dispatcher.collect()
         if self._variables is None:

@@ -8,13 +8,17 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.argument_check import check_integer
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.training.cluster_sources.tf_config import read_tf_config
 from keras_deepseek.training.launch.rank_environment import NUM_SERVERS, NUM_WORKERS, RAY_ADDRESS
 
 
 @dataclass(frozen=True)
 class ParameterServer:
-    """A `distributed_strategy` of `Trainer`: asynchronous updates, on JAX and PyTorch by Ray.
+    """A `distributed_strategy` of `Trainer`: asynchronous updates by workers and servers.
+
+    On JAX and PyTorch they are started by Ray, on TensorFlow by the chief, or by whoever sets
+    `TF_CONFIG`; there a script begins with `join_cluster` of it.
 
     Choose it over `"allreduce"` where the workers are of different speeds, come and go, or are many
     beside few servers: none waits for another, but for `staleness_bound`. The updates are computed
@@ -28,8 +32,8 @@ class ParameterServer:
         staleness_bound: integer. How many updates the weights may have missed, at most, by which an
             update is computed; who would be later than that waits. `0` is one update after the
             other, with the numbers of one process. Defaults to `None`: 2 for each worker.
-        snapshot_every: integer. The steps between two snapshots of the servers, from which one that
-            has died goes on. The chief keeps the batches since then. Defaults to `100`.
+        snapshot_every: integer. By Ray, the steps between two snapshots of the servers, from which
+            one that has died goes on. The chief keeps the batches since then. Defaults to `100`.
         address: string. A Ray cluster that runs already, as in `"10.0.0.1:6379"`. Defaults to
             `None`: that of `RAY_ADDRESS`, and where there is none, one on this machine that listens
             on loopback alone.
@@ -85,18 +89,13 @@ def resolve_settings(
     Raises:
         InvalidInputError: Nobody says how many workers there are, or a variable says something
             else than the argument.
-        NotSupportedError: Keras runs on TensorFlow.
     """
-    is_tensorflow = keras.backend.backend() == "tensorflow"
-    if strategy == "parameter_server" and not is_tensorflow:
+    if strategy == "parameter_server":
         strategy = ParameterServer()
     if not isinstance(strategy, ParameterServer):
         return None
-    if is_tensorflow:
-        raise NotSupportedError(
-            "A ParameterServer runs on JAX and PyTorch, by Ray, and Keras runs on TensorFlow. Set "
-            "KERAS_BACKEND, or use distributed_strategy='allreduce'."
-        )
+    if keras.backend.backend() == "tensorflow":
+        strategy = _with_tf_config(strategy, environ)
     asked = replace(
         strategy,
         num_workers=_agree("num_workers", strategy.num_workers, NUM_WORKERS, environ),
@@ -118,6 +117,26 @@ def resolve_settings(
         snapshot_every=asked.snapshot_every,
         address=asked.address,
     )
+
+
+def _with_tf_config(strategy: ParameterServer, environ: Mapping[str, str]) -> ParameterServer:
+    """Returns a parameter server of as many workers and servers as `TF_CONFIG` names."""
+    if strategy.address is not None:
+        raise InvalidInputError(
+            f"`address` is that of a Ray cluster, for JAX and PyTorch; received "
+            f"{strategy.address!r}, and Keras runs on TensorFlow. Name its tasks in TF_CONFIG."
+        )
+    claims = read_tf_config(environ)
+    if not claims.servers:
+        return strategy
+    found = {"num_workers": len(claims.workers) - 1, "num_servers": len(claims.servers)}
+    for name, number in found.items():
+        if getattr(strategy, name) not in (None, number):
+            raise InvalidInputError(
+                f"ParameterServer({name}={getattr(strategy, name)}), and TF_CONFIG names {number}. "
+                "Give one of the two."
+            )
+    return replace(strategy, num_workers=found["num_workers"], num_servers=found["num_servers"])
 
 
 def _agree(

@@ -3,19 +3,16 @@
 import uuid
 from typing import Any
 
-import keras
 import numpy as np
 
-from keras_deepseek import backend
 from keras_deepseek.backend.host_values import read_values
-from keras_deepseek.backend.keras_training import count_update, exclude_from_decay
 from keras_deepseek.training.parameter_server.messages import (
     Pulled,
     Push,
     ShardPlan,
     ShardValues,
 )
-from keras_deepseek.training.parameter_server.optimizer_slots import make_variable
+from keras_deepseek.training.parameter_server.shard_variables import ShardVariables
 from keras_deepseek.training.parameter_server.sparse_rows import unpack_rows
 
 
@@ -32,9 +29,7 @@ class ShardServer:
     def reset(self) -> None:
         """Forgets all, for another training."""
         self._life = uuid.uuid4().hex  # Its counts are not those of a life before.
-        self._variables: list[keras.Variable] = []
-        self._optimizer: Any = None
-        self._update: Any = None
+        self._shard: Any = None
         self._states: list[Any] = []
         self._num_updates = 0
         self._applied: set[int] = set()
@@ -53,7 +48,7 @@ class ShardServer:
             plan: `ShardPlan`.
             values: `ShardValues`.
         """
-        if self._optimizer is None:
+        if self._shard is None:
             self._make(plan)
         self._write(values)
         self._is_set_up = True
@@ -72,7 +67,7 @@ class ShardServer:
         if (known, known_updates) == version:
             return Pulled(version, None, None)
         return Pulled(
-            version, read_values(self._variables), [np.array(each) for each in self._states]
+            version, read_values(self._shard.weights), [np.array(each) for each in self._states]
         )
 
     def push(self, push: Push) -> str | None:
@@ -88,12 +83,8 @@ class ShardServer:
         if push.number in self._applied or push.number < self._settled_below:
             return self._life
         if push.rate is not None:
-            self._optimizer.learning_rate = push.rate
-        gradients = [None if each is None else unpack_rows(each) for each in push.gradients]
-        if any(each is not None for each in gradients):
-            self._update(gradients)
-        else:  # Keras would refuse, and the count is that of all servers.
-            count_update(self._optimizer)
+            self._shard.optimizer.learning_rate = push.rate
+        self._shard.update([None if each is None else unpack_rows(each) for each in push.gradients])
         self._states = [
             (state + change).astype(state.dtype)
             for state, change in zip(self._states, push.changes, strict=True)
@@ -110,9 +101,9 @@ class ShardServer:
         if not self._is_set_up:
             return None
         return ShardValues(
-            weights=read_values(self._variables),
+            weights=read_values(self._shard.weights),
             states=[np.array(each) for each in self._states],
-            optimizer=read_values(self._optimizer.variables),
+            optimizer=read_values(self._shard.optimizer.variables),
             num_updates=self._num_updates,
             applied=set(self._applied),
             settled_below=self._settled_below,
@@ -123,25 +114,12 @@ class ShardServer:
         return self._most_missed
 
     def _make(self, plan: ShardPlan) -> None:
-        self._variables = [
-            make_variable(each.path, each.shape, each.dtype) for each in plan.variables
-        ]
-        for variable, row in zip(self._variables, plan.variables, strict=True):
-            variable.constraint = row.constraint
-        # The class is the chief's, and so are a schedule and the like in the config.
-        optimizer = plan.optimizer_class.from_config(  # type: ignore[attr-defined]
-            plan.optimizer_config
-        )
-        rows = zip(self._variables, plan.variables, strict=True)
-        exclude_from_decay(optimizer, [each for each, row in rows if not row.decays])
-        optimizer.build(self._variables)
-        self._optimizer = optimizer
-        self._update = backend.current().compile_update(optimizer, self._variables)
+        self._shard = ShardVariables(plan)
 
     def _write(self, values: ShardValues) -> None:
-        for variable, value in zip(self._variables, values.weights, strict=True):
+        for variable, value in zip(self._shard.weights, values.weights, strict=True):
             variable.assign(value)
-        for variable, value in zip(self._optimizer.variables, values.optimizer, strict=True):
+        for variable, value in zip(self._shard.optimizer.variables, values.optimizer, strict=True):
             variable.assign(value)
         self._states = [np.array(each) for each in values.states]
         self._num_updates = values.num_updates

@@ -10,13 +10,15 @@ class StalenessBound:
     Args:
         bound: integer. The updates that may be missed.
         num_workers: integer. How many compute at once.
+        looks_ahead: boolean. Whether weights may be pulled before their batch is there. Defaults to
+            `True`.
     """
 
-    def __init__(self, bound: int, num_workers: int) -> None:
+    def __init__(self, bound: int, num_workers: int, *, looks_ahead: bool = True) -> None:
         self.bound = bound
         # As long as nobody is slow, a batch meets those that the others push and compute, thrice.
         spare = bound - (3 * num_workers - 2)
-        self.most_before = max(0, min(num_workers, spare))
+        self.most_before = max(0, min(num_workers, spare)) if looks_ahead else 0
         """How many updates weights may miss that are pulled before their batch is there."""
         self._misses: dict[int, int] = {}
 

@@ -11,8 +11,8 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_internals import build_for_training
-from keras_deepseek.backend.keras_training import seed_states
 from keras_deepseek.backend.random_state import seed_generators
+from keras_deepseek.training.parameter_server.batch_seeds import BatchSeeds
 from keras_deepseek.training.parameter_server.gradient_step import GRADIENTS, GradientStep
 from keras_deepseek.training.parameter_server.messages import (
     Pulled,
@@ -27,9 +27,6 @@ from keras_deepseek.training.parameter_server.shards import Shard
 from keras_deepseek.training.parameter_server.sparse_rows import pack_rows
 from keras_deepseek.training.precision import step_in_precision
 from keras_deepseek.training.step_in_place import StepInPlace
-
-_STRIDE = 15_485_863
-"""Between the seeds of two batches: more than a batch draws, and prime to what an integer holds."""
 
 
 class Servers(Protocol):
@@ -78,7 +75,7 @@ class Worker:
             self._compile(plan)
         for variable, value in zip(self._model.variables, values, strict=True):
             variable.assign(value)
-        self._seeds = [(seed, _read(seed)) for seed in seed_states(self._model)]
+        self._seeds = BatchSeeds(self._model)
         seed_generators(seed)
         self._pulling = None
         # Nothing is known, whatever the variables hold.
@@ -99,7 +96,8 @@ class Worker:
             return Result({}, [], None)
         if self._looks_ahead:
             self._pulling = self._pull()  # While this batch is computed.
-        self._move_seeds(task.number)
+        for state, value in zip(self._seeds.variables, self._seeds.of(task.number), strict=True):
+            state.assign(value)
         before = [_read(state) for state in self._states]
         self._model.reset_metrics()
         logs = backend.current().run_step(self._model, task.batch)
@@ -180,13 +178,6 @@ class Worker:
         versions = [each.version for each in found]
         self._known = list(versions)
         return versions
-
-    def _move_seeds(self, number: int) -> None:
-        """Gives a batch the random numbers that are its own, whichever worker has it."""
-        for seed, (first, *rest) in self._seeds:
-            moved = np.array([first, *rest], dtype=first.dtype)
-            moved[0] = (int(first) + number * _STRIDE) % 2**31
-            seed.assign(moved)
 
 
 def _check_variables(model: keras.Model, plan: WorkerPlan) -> None:

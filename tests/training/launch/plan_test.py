@@ -29,10 +29,10 @@ def test_parameter_servers_leave_a_chief_and_a_worker(script, ps_count, nproc, e
     assert plan.num_servers == expected
 
 
-@pytest.mark.parametrize(("backend", "expected"), [("tensorflow", 4), ("jax", 1), ("torch", 1)])
-def test_the_chief_starts_the_others_by_ray(script, backend, expected):
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_the_chief_starts_the_others(script, backend):
     plan = LaunchPlan(script, 4, backend, strategy="parameter_server")
-    assert (plan.num_started, plan.world_size) == (expected, 4)
+    assert (plan.num_started, plan.world_size) == (1, 4)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_too_many_servers_are_refused(script, nproc, ps_count, message):
     [
         (
             {"strategy": "parameter_server", "nnodes": 2, "node_rank": 1, "coordinator": "a:1"},
-            "is for one node yet",
+            "is for one node on tensorflow",
         ),
         (
             {"max_restarts": 1, "nnodes": 2, "node_rank": 1, "coordinator": "a:1"},

@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import keras
@@ -15,29 +14,24 @@ from keras_deepseek.artifacts.errors import (
     NotSupportedError,
     PeerLostError,
 )
-from keras_deepseek.training import ClusterSpec, ParameterServer, StepGuard, Trainer
-from keras_deepseek.training.parameter_server.chief import Chief
-from keras_deepseek.training.parameter_server.settings import resolve_settings
-
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() == "tensorflow", reason="It runs on JAX and PyTorch."
+from keras_deepseek.training import ParameterServer, StepGuard, Trainer
+from tests.oracles.served_models import (
+    build,
+    build_encoder,
+    make_optimizer,
+    masked_words,
+    weights_of,
 )
+
+IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
+on_ray = pytest.mark.skipif(IS_TENSORFLOW, reason="task_engine_test.py is for TensorFlow.")
 
 
 @pytest.fixture
 def needs_ray():
+    if IS_TENSORFLOW:
+        pytest.skip("task_engine_test.py is for TensorFlow.")
     pytest.importorskip("ray", reason="tox -e ray has it.")
-
-
-def build():
-    return keras.Sequential(
-        [
-            keras.Input((64,)),
-            keras.layers.Dense(32, activation="relu"),
-            keras.layers.BatchNormalization(),
-            keras.layers.Dense(10),
-        ]
-    )
 
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -61,14 +55,6 @@ def make_trainer(strategy, model=None, **arguments):
     return Trainer(model or build, distributed_strategy=strategy, **arguments)
 
 
-def make_optimizer(num_steps):
-    """Returns Adam with a rate that falls to zero, so that a training comes to an end."""
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, num_steps - 10, warmup_target=2e-3, warmup_steps=10
-    )
-    return keras.optimizers.Adam(schedule)
-
-
 class Kill(keras.callbacks.Callback):
     """Kills an actor after a batch of the first epoch, with SIGKILL."""
 
@@ -80,13 +66,9 @@ class Kill(keras.callbacks.Callback):
         import ray
 
         if batch == self.at and self.number is None:
-            actor = getattr(self.trainer._chief._actors, self.kind)[0]
+            actor = getattr(self.trainer._chief.engine.actors, self.kind)[0]
             self.number = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
             os.kill(self.number, signal.SIGKILL)
-
-
-def weights_of(model):
-    return [keras.ops.convert_to_numpy(each.value) for each in model.variables]
 
 
 @pytest.mark.usefixtures("needs_ray")
@@ -122,7 +104,7 @@ def test_whoever_dies_each_update_counts_once_and_the_loss_is_that_of_one_proces
 
     class Look(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            missed.append(served._chief._actors.most_missed())
+            missed.append(served._chief.engine.actors.most_missed())
 
     killers = [Kill(served, "workers", at=5), Kill(served, "servers", at=20)]
     seen = []
@@ -136,33 +118,6 @@ def test_whoever_dies_each_update_counts_once_and_the_loss_is_that_of_one_proces
     assert max(missed) <= 8
     losses = [trainer.evaluate(x, y, verbose=0)[0] for trainer in (alone, served)]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
-
-
-def build_encoder():
-    """Returns a model of BERT's shape that guesses masked tokens."""
-    tokens = keras.Input((16,), dtype="int32")
-    x = keras.layers.Embedding(400, 32)(tokens)
-    places = keras.layers.Embedding(16, 32)(
-        keras.ops.cumsum(keras.ops.ones_like(tokens), axis=1) - 1
-    )
-    x = keras.layers.LayerNormalization()(x + places)
-    for _ in range(2):
-        attended = keras.layers.MultiHeadAttention(2, 16)(x, x)
-        x = keras.layers.LayerNormalization()(x + attended)
-        inner = keras.layers.Dense(64, activation="gelu")(x)
-        x = keras.layers.LayerNormalization()(x + keras.layers.Dense(32)(inner))
-    return keras.Model(tokens, keras.layers.Dense(400)(x))
-
-
-def masked_words(number=800):
-    """Returns English with every seventh token masked, the tokens, and where they are asked for."""
-    from pydoc_data.topics import topics
-
-    words = " ".join(topics[name] for name in sorted(topics)).lower().split()
-    known = {word: index + 2 for index, (word, _) in enumerate(Counter(words).most_common(398))}
-    ids = np.array([known.get(word, 1) for word in words[: number * 16]]).reshape(number, 16)
-    asked = np.random.default_rng(0).random(ids.shape) < 1 / 7
-    return np.where(asked, 0, ids), ids, asked.astype("float32")
 
 
 @pytest.mark.usefixtures("needs_ray")
@@ -233,8 +188,10 @@ def test_an_error_of_a_worker_is_that_of_the_training(digits):
 
 
 SCRIPT = """
+from keras_deepseek.training import Trainer, join_cluster
+
+join_cluster("parameter_server")
 import keras, numpy as np
-from keras_deepseek.training import Trainer
 
 
 class Doubled(keras.layers.Dense):
@@ -259,8 +216,9 @@ print(sorted(history), int(trainer.model.optimizer.iterations), last < first)
 """
 
 
-@pytest.mark.usefixtures("needs_ray")
-def test_a_script_that_is_launched_trains_by_ray_with_classes_of_its_own(tmp_path):
+def test_a_script_that_is_launched_trains_with_classes_of_its_own(tmp_path):
+    if not IS_TENSORFLOW:
+        pytest.importorskip("ray", reason="tox -e ray has it.")
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "keras_deepseek.cli", "launch", "--nproc", "3"]
@@ -278,17 +236,11 @@ def test_a_script_that_is_launched_trains_by_ray_with_classes_of_its_own(tmp_pat
     assert "['largest', 'loss'] 24 True" in done.stdout
 
 
+@on_ray
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"keras_deepseek\[ray\]"):
         make_trainer(ParameterServer(num_workers=2))
-
-
-def test_one_process_alone_runs_the_script():
-    settings = resolve_settings(ParameterServer(num_workers=2), {})
-    cluster = ClusterSpec("parameter_server", 3, 0, coordinator="127.0.0.1:29500")
-    with pytest.raises(InvalidInputError, match="2 workers and 1 servers by Ray; received world_s"):
-        Chief(settings, cluster)
 
 
 class OwnStep(keras.Sequential):

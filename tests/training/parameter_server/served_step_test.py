@@ -79,8 +79,7 @@ def start(model, at_once):
     dispatcher = FakeDispatcher(at_once)
     stopped = []
     serving = SimpleNamespace(
-        start=lambda variables, batch: "actors",
-        make_dispatcher=lambda actors: dispatcher,
+        start=lambda variables, batch: dispatcher,
         stop=lambda **how: stopped.append(how),
     )
     return ServedStep(model, serving, 1), dispatcher, stopped

@@ -1,0 +1,18 @@
+"""JAX has no parameter servers of its own: Ray starts them."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.backend.task_cluster import TaskCluster
+
+
+def serve_task(
+    addresses: Mapping[str, Sequence[str]], task_type: str, index: int, on_ready: Callable[[], None]
+) -> None:
+    """Computes what the chief of a cluster has it compute, until the process is ended."""
+    raise NotSupportedError("Tasks are TensorFlow's, and Keras runs on JAX.")
+
+
+def connect_tasks(find_addresses: Callable[[], Mapping[str, Sequence[str]]]) -> TaskCluster:
+    """Returns the workers and servers that this process is the chief of."""
+    raise NotSupportedError("Tasks are TensorFlow's, and Keras runs on JAX.")

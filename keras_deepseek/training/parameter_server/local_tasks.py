@@ -1,0 +1,151 @@
+"""Workers and servers of TensorFlow's on this machine, as processes of the chief's."""
+
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from keras_deepseek.artifacts.errors import PeerLostError
+from keras_deepseek.artifacts.network_address import join_address
+from keras_deepseek.training.launch import die_with_parent
+from keras_deepseek.training.launch.ports import LOOPBACK, find_free_ports
+
+_MOST_DEATHS = 3
+"""How often the workers may die, with no update in between, before all is given up."""
+
+_WORKER, _SERVER = "worker", "ps"
+_PROGRAM = ["-m", "keras_deepseek.training.parameter_server.task_process"]
+
+
+class LocalTasks:
+    """Starts the processes, and starts a worker again that has ended.
+
+    They end with this process, however it ends.
+
+    Args:
+        num_workers: integer.
+        num_servers: integer.
+        timeout: float. The seconds that all of them have to begin.
+
+    Raises:
+        PeerLostError: One has ended, or does not listen in time.
+    """
+
+    def __init__(self, num_workers: int, num_servers: int, timeout: float) -> None:
+        listed = [
+            join_address(LOOPBACK, port) for port in find_free_ports(1 + num_workers + num_servers)
+        ]
+        self.addresses = {
+            "chief": listed[:1],
+            _WORKER: listed[1 : 1 + num_workers],
+            _SERVER: listed[1 + num_workers :],
+        }
+        self._num_deaths = 0
+        self._processes: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
+        places = [
+            (kind, i) for kind in (_SERVER, _WORKER) for i in range(len(self.addresses[kind]))
+        ]
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.end)
+            ready = {place: self._start(place) for place in places}
+            self._wait(ready, timeout)
+            stack.pop_all()
+
+    def look_after(self, ends_workers: bool = False) -> None:
+        """Starts workers again that have ended.
+
+        Args:
+            ends_workers: boolean. Whether to end all of them first, since none answers.
+
+        Raises:
+            PeerLostError: A server has ended, or the workers end again and again.
+        """
+        for place, process in list(self._processes.items()):
+            kind, index = place
+            if ends_workers and kind == _WORKER:
+                process.kill()
+                process.wait()
+            if process.poll() is None:
+                continue
+            if kind == _SERVER:
+                raise PeerLostError(
+                    f"Parameter server {index} has ended with {process.returncode}, and what it "
+                    "held is lost. Go on from a checkpoint: fit(..., resume=True)."
+                )
+            self._num_deaths += 1
+            if self._num_deaths > _MOST_DEATHS:
+                raise PeerLostError(
+                    f"Workers have ended {self._num_deaths} times without an update in between, "
+                    f"worker {index} with {process.returncode}. The first error in their logs says "
+                    "why; memory may not suffice for a batch."
+                )
+            os.close(self._start(place))
+
+    def note_update(self) -> None:
+        """Forgets the deaths before: the workers make progress."""
+        self._num_deaths = 0
+
+    def process_ids(self, kind: str) -> list[int]:
+        """Returns the numbers of the processes of a kind.
+
+        Args:
+            kind: `"worker"` or `"ps"`.
+        """
+        return [each.pid for (its, _), each in sorted(self._processes.items()) if its == kind]
+
+    def end(self) -> None:
+        """Ends all processes."""
+        for process in self._processes.values():
+            process.kill()
+        for process in self._processes.values():
+            process.wait()
+        self._processes.clear()
+
+    def _start(self, place: tuple[str, int]) -> int:
+        """Starts a process, and returns the descriptor at which it says that it listens."""
+        kind, index = place
+        reading, writing = os.pipe()
+        command = [
+            *(sys.executable, "-I", "-S", str(Path(die_with_parent.__file__)), str(os.getpid())),
+            *(sys.executable, *_PROGRAM),
+            *(json.dumps(self.addresses), kind, str(index), str(writing)),
+        ]
+        environ = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+        environ.pop("TF_CONFIG", None)
+        if kind == _SERVER:  # It updates on the CPU, and the memory of GPUs is the workers'.
+            environ["CUDA_VISIBLE_DEVICES"] = "-1"
+        try:
+            self._processes[place] = subprocess.Popen(
+                command, env=environ, stdin=subprocess.DEVNULL, pass_fds=[writing]
+            )
+        finally:
+            os.close(writing)
+        return reading
+
+    def _wait(self, ready: dict[tuple[str, int], int], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
+            for place, descriptor in ready.items():
+                stack.callback(os.close, descriptor)
+                selector.register(descriptor, selectors.EVENT_READ, place)
+            while selector.get_map():
+                seconds = deadline - time.monotonic()
+                found = selector.select(seconds) if seconds > 0 else []
+                if not found:
+                    names = ", ".join(
+                        " ".join(map(str, key.data)) for key in selector.get_map().values()
+                    )
+                    raise PeerLostError(f"Waited {timeout:g} s for {names}, which don't listen.")
+                for key, _ in found:
+                    selector.unregister(key.fileobj)
+                    if not os.read(key.fd, 1):
+                        kind, index = key.data
+                        status = self._processes[key.data].wait()
+                        raise PeerLostError(
+                            f"{kind} {index} has ended with {status} while it began. The first "
+                            "error in the log says why."
+                        )

@@ -1,0 +1,109 @@
+"""A parameter server by Ray, on JAX and PyTorch."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.training.cluster import ClusterSpec
+from keras_deepseek.training.parameter_server.dispatcher import Dispatcher
+from keras_deepseek.training.parameter_server.join_servers import refuse_other_chiefs
+from keras_deepseek.training.parameter_server.messages import WorkerPlan
+from keras_deepseek.training.parameter_server.packed_trainer import pack_trainer
+from keras_deepseek.training.parameter_server.ray_actors import (
+    RayActors,
+    import_ray,
+    start_ray,
+)
+from keras_deepseek.training.parameter_server.served_variables import ServedVariables
+from keras_deepseek.training.parameter_server.settings import ServerSettings
+from keras_deepseek.training.parameter_server.staleness import StalenessBound
+from keras_deepseek.training.timeouts import read_peer_timeout
+
+
+class RayEngine:
+    """Starts workers and servers as actors, which have models of their own.
+
+    Args:
+        settings: `ServerSettings`.
+        cluster: `ClusterSpec`.
+
+    Raises:
+        InvalidInputError: Other processes run the script too.
+        MissingExtraError: `ray` is not installed.
+    """
+
+    def __init__(self, settings: ServerSettings, cluster: ClusterSpec) -> None:
+        refuse_other_chiefs(settings, cluster)
+        import_ray()
+        self._settings = settings
+        self._timeout = read_peer_timeout()
+        self._num_gpus = 0
+        self._pack: Callable[[], bytes] | None = None
+        self.actors: RayActors | None = None
+
+    def prepare(
+        self,
+        trainer: Any,
+        make_model: Callable[[], keras.Model] | None,
+        device_kind: str,
+        step: Mapping[str, Any],
+    ) -> None:
+        """Has a Ray cluster run.
+
+        Args:
+            trainer: `Trainer`, with its model.
+            make_model: The function that the model was built by, or `None`.
+            device_kind: string. What the workers compute on.
+            step: dict. The arguments of the trainer's steps.
+
+        Raises:
+            InvalidInputError: The cluster has not as many processors or GPUs.
+            PeerLostError: There is no cluster at the address.
+        """
+        self._pack = functools.partial(pack_trainer, trainer, make_model, step)
+        self._num_gpus = 1 if device_kind == "gpu" else 0
+        start_ray(self._settings, self._num_gpus * self._settings.num_workers)
+
+    def start(self, variables: ServedVariables, batch: Any) -> Dispatcher:
+        """Returns the bookkeeping of a training, for which a first batch is compiled.
+
+        Args:
+            variables: `ServedVariables` of the model.
+            batch: Structure of NumPy arrays.
+        """
+        if self._pack is None:
+            raise RuntimeError("There is no trainer.")
+        settings = self._settings
+        staleness = StalenessBound(settings.staleness_bound, settings.num_workers)
+        self.actors = RayActors(
+            settings,
+            variables.plans(),
+            WorkerPlan(
+                self._pack(),
+                variables.describe(),
+                variables.shards,
+                batch,
+                looks_ahead=staleness.most_before > 0,
+            ),
+            seed=backend.current().draw_seed(),
+            num_gpus=self._num_gpus,
+        )
+        return Dispatcher(
+            self.actors,
+            staleness_bound=settings.staleness_bound,
+            snapshot_every=settings.snapshot_every,
+            timeout=self._timeout,
+        )
+
+    def stop(self, *, is_clean: bool) -> None:
+        """Lets the actors go, or ends them.
+
+        Args:
+            is_clean: boolean. Whether the training has ended well.
+        """
+        actors, self.actors = self.actors, None
+        if actors is not None:
+            actors.close(is_clean=is_clean)

@@ -1,0 +1,48 @@
+"""The variables of a server and the optimizer for them, as its plan says."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.backend.keras_training import count_update, exclude_from_decay
+from keras_deepseek.training.parameter_server.messages import ShardPlan
+from keras_deepseek.training.parameter_server.optimizer_slots import make_variable
+
+
+class ShardVariables:
+    """Variables that are made where the context around it says, and updated by gradients.
+
+    Args:
+        plan: `ShardPlan`.
+    """
+
+    def __init__(self, plan: ShardPlan) -> None:
+        self.weights = [make_variable(each.path, each.shape, each.dtype) for each in plan.variables]
+        for variable, row in zip(self.weights, plan.variables, strict=True):
+            variable.constraint = row.constraint
+        # The class is the chief's, and so are a schedule and the like in the config.
+        self.optimizer: keras.optimizers.Optimizer = plan.optimizer_class.from_config(  # type: ignore[attr-defined]
+            plan.optimizer_config
+        )
+        rows = zip(self.weights, plan.variables, strict=True)
+        exclude_from_decay(self.optimizer, [each for each, row in rows if not row.decays])
+        self.optimizer.build(self.weights)
+        self._update: Callable[[Sequence[Any]], None] = backend.current().compile_update(
+            self.optimizer, self.weights
+        )
+
+    def update(self, gradients: Sequence[Any]) -> None:
+        """Updates the variables.
+
+        Args:
+            gradients: list of tensors, `None` for variables that the loss does not depend on.
+        """
+        if any(each is not None for each in gradients):
+            with warnings.catch_warnings():  # A loss that knows what it depends on is no mistake.
+                warnings.filterwarnings("ignore", "Gradients do not exist for variables")
+                self._update(gradients)
+        else:  # Keras would refuse, and the count is that of all servers.
+            count_update(self.optimizer)
