@@ -137,6 +137,34 @@ def track_loss(model: keras.Model, loss: Any, num_rows: Any) -> None:
     tracker.count.assign_add(num_rows)
 
 
+@contextmanager
+def hearing_metrics(model: keras.Model) -> Iterator[list[None]]:
+    """Yields a list that is filled when the metrics that a model was compiled with are told.
+
+    It is filled at once where there are none, or where the model's class tells them in its own way.
+    """
+    metrics = model._compile_metrics
+    heard: list[None] = []
+    if metrics is None or type(model).compute_metrics is not keras.Model.compute_metrics:
+        yield [None]
+        return
+
+    def update_state(*arguments: Any, **options: Any) -> Any:
+        heard.append(None)
+        return type(metrics).update_state(metrics, *arguments, **options)
+
+    metrics.update_state = update_state
+    try:
+        yield heard
+    finally:
+        del metrics.update_state
+
+
+def compiled_metric_names(model: keras.Model) -> list[str]:
+    """Returns the names under which the metrics that a model was compiled with are logged."""
+    return [] if model._compile_metrics is None else list(model._compile_metrics.result())
+
+
 def batch_states(model: keras.Model) -> list[keras.Variable]:
     """Returns what a batch leaves in the layers of a model, such as moving statistics.
 

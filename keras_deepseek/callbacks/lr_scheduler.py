@@ -1,5 +1,6 @@
 """The learning rate as a function of the optimizer's step."""
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterable
@@ -69,6 +70,7 @@ class LRScheduler(keras.callbacks.Callback):
                 "`func` must be a function (step, total_steps, initial_lr, final_lr) -> rate; "
                 f"received {func!r}."
             )
+        _check_arguments(func)
         self.func = func
         self.total_steps = check_integer("total_steps", total_steps)
         self.initial_lr = check_number("initial_lr", initial_lr)
@@ -170,3 +172,17 @@ def refuse_two_schedules(
             f"A training has one schedule, and here are {len(names)}: {', '.join(names)}. Give the "
             "optimizer a number, or leave out the callbacks that are too many."
         )
+
+
+def _check_arguments(func: Schedule) -> None:
+    try:
+        signature = inspect.signature(func)
+    except ValueError:  # Of some that C has made nobody knows them.
+        return
+    try:
+        signature.bind(0, 1, 0.0, 0.0)
+    except TypeError as error:
+        raise InvalidInputError(
+            f"`func` is called as func(step, total_steps, initial_lr, final_lr); received one of "
+            f"the arguments {signature}: {error}."
+        ) from error

@@ -5,6 +5,7 @@ follow. What goes in is a `keras.Model`, and it stays one.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -56,6 +57,8 @@ from keras_deepseek.training.watching import (
 )
 
 _OPTIONS_OF_STEPS = {"sample_weight", "class_weight", "shuffle", "steps_per_epoch"}
+
+_logger = logging.getLogger(__name__)
 
 
 class Trainer(Trials):
@@ -171,8 +174,7 @@ class Trainer(Trials):
         keep_best: Best | None = None,
         seed: int | None = None,
     ) -> None:
-        if not isinstance(fp16_enabled, bool):
-            raise InvalidInputError(f"`fp16_enabled` is True or False; received {fp16_enabled!r}.")
+        fp16_enabled = check_boolean("fp16_enabled", fp16_enabled)
         check_integer("keep_last", keep_last)
         self._resumed: Checkpoint | None = None
         settings = resolve_settings(distributed_strategy)
@@ -190,10 +192,10 @@ class Trainer(Trials):
             self._checkpoints = Checkpoints(
                 checkpoint_dir, checkpoint_every, keep_last, keep_best, self._processes, residual
             )
-        elif checkpoint_every is not None or keep_best is not None:
+        elif (checkpoint_every, keep_best, keep_last) != (None, None, 2):
             raise InvalidInputError(
-                "`checkpoint_every` and `keep_best` are for checkpoints: name their folder, "
-                "Trainer(..., checkpoint_dir=...)."
+                "`checkpoint_every`, `keep_best` and `keep_last` are for checkpoints: name their "
+                "folder, Trainer(..., checkpoint_dir=...)."
             )
         local_rank = self.cluster.local_rank if self._processes.replicas else None
         self._placement = Placement(device_map, distributed_strategy, local_rank)
@@ -431,6 +433,12 @@ class Trainer(Trials):
             return None
         if self.model.built:
             write_weights(self.model, self._resumed.state["variables"])
+        else:
+            _logger.warning(
+                "Model %r is not built yet, and gets the weights of the checkpoint when the next "
+                "fit builds it. Call it on a batch first, to have them at once.",
+                self.model.name,
+            )
         return self._resumed.step
 
     def train_step(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
@@ -438,7 +446,8 @@ class Trainer(Trials):
 
         Override it for a training of your own: the signature is the same on every backend, and so
         is what follows, from the gradients by the model's trainable variables to the update. It
-        may assign the variables of the model and of its metrics, and no others. Its loss is that
+        may assign the variables of the model and of its metrics, and no others. Metrics that the
+        model was compiled with are told by `self.model.compute_metrics`. Its loss is that
         of the model, `self.model.compute_loss`, in an override too, unless it says otherwise.
 
         Args:

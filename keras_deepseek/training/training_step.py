@@ -4,6 +4,7 @@ Micro-batches, then unscale, finite check, clip, update and moving averages. `Tr
 place of the model's own `train_step` for as long as `fit` runs.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +18,9 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import build_for_training
 from keras_deepseek.backend.keras_training import (
     call_for_training,
+    compiled_metric_names,
     compute_training_loss,
+    hearing_metrics,
     track_loss,
     update_metrics,
 )
@@ -46,6 +49,8 @@ from keras_deepseek.training.rematerialization import (
 from keras_deepseek.training.replica_states import ReplicaStates
 from keras_deepseek.training.step_result import read_result
 from keras_deepseek.training.weighted_sums import LEAST_WEIGHT, WeightedSums, where_counted
+
+_logger = logging.getLogger(__name__)
 
 ComputePart = Callable[[int, Any], tuple[list[Any], list[Any]]]
 _WEIGHT = 1  # Where the weight stands among the scalars that replicas sum.
@@ -94,6 +99,8 @@ class TrainingStep:
         self._is_in_parts = micro_batches > 1 or replicas is not None or devices is not None
         self._is_sum = self._is_in_parts and find_reduction(model.loss) == "sum"
         self._num_rows: Any = None  # Of the whole batch, while a step is made of it.
+        self._tells_metrics = True  # Whether the computation does, as it was when last traced.
+        self._has_warned = False
 
     def __call__(self, data: Any) -> dict[str, Any]:
         """Makes a step and returns its logs."""
@@ -134,6 +141,8 @@ class TrainingStep:
         for state, before in states:
             state.assign(ops.where(is_good, state.value, before))
         means = self._model.get_metrics_result()
+        if not self._tells_metrics:
+            means = self._without_untold(means)
         if self._guard is not None:
             means = self._guard.mark_means(means)
         return {**means, **logs, **update_logs}
@@ -352,7 +361,9 @@ class TrainingStep:
         """Returns the computation of a batch: what is differentiated, and what else is found."""
 
         def compute() -> tuple[Any, Any]:
-            loss, weight, logs = read_result(self._compute(*batch))
+            with hearing_metrics(self._model) as heard:
+                loss, weight, logs = read_result(self._compute(*batch))
+            self._tells_metrics = bool(heard)
             if self._is_in_parts:
                 weight = 1.0 if weight is None or self._is_sum else weight
                 weight = ops.cast(weight, "float32")
@@ -360,6 +371,19 @@ class TrainingStep:
             return scaled, (ops.stop_gradient(loss), weight, logs)
 
         return compute
+
+    def _without_untold(self, means: dict[str, Any]) -> dict[str, Any]:
+        """Returns the logs without metrics that nobody tells of a batch: they would be 0."""
+        untold = compiled_metric_names(self._model)
+        if not self._has_warned:
+            self._has_warned = True
+            _logger.warning(
+                "`train_step` tells the metrics of %r nothing, and %s are not logged in training. "
+                "Call self.model.compute_metrics(x, y, outputs, sample_weight) in it.",
+                self._model.name,
+                ", ".join(untold),
+            )
+        return {name: value for name, value in means.items() if name not in untold}
 
     def _states(self) -> list[keras.Variable]:
         """Returns all variables that the forward pass may assign."""

@@ -10,10 +10,12 @@ from keras_deepseek.backend.keras_training import (
     block_states,
     call_for_training,
     compilation,
+    compiled_metric_names,
     compute_training_loss,
     count_update,
     epoch_logs,
     exclude_from_decay,
+    hearing_metrics,
     lent_train_step,
     nested_stateless_scope,
     optimized_variables,
@@ -291,3 +293,22 @@ def test_an_update_without_gradients_is_counted():
     optimizer.build([keras.Variable(np.ones(2))])
     count_update(optimizer)
     assert int(optimizer.iterations) == 1
+
+
+def test_the_metrics_that_a_model_was_compiled_with_are_heard():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae"])
+    x, y = np.ones((4, 2), "float32"), np.ones((4, 1), "float32")
+    model.evaluate(x, y, verbose=0)
+    assert compiled_metric_names(model) == ["mae"]
+    with hearing_metrics(model) as heard:
+        model(x)
+        assert not heard
+        model.compute_metrics(x, y, model(x))
+        assert heard
+    assert "update_state" not in vars(model._compile_metrics)
+    without = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    without.compile("sgd", "mse")
+    with hearing_metrics(without) as heard:
+        assert heard
+    assert compiled_metric_names(without) == []

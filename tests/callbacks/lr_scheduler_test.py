@@ -95,6 +95,7 @@ def test_what_is_no_rate_is_refused_with_its_step(returned):
     "arguments",
     [
         {"func": 0.1, "total_steps": 5},
+        {"func": lambda step: 0.1, "total_steps": 5},
         {"func": warmup_lr},
         {"func": warmup_lr, "total_steps": "10"},
         {"func": warmup_lr, "total_steps": 10.5},

@@ -189,7 +189,7 @@ def test_a_checkpoint_keeps_its_learning_rate_and_says_so(tmp_path, caplog):
     assert "the optimizer has 1, which is not used" in caplog.text
 
 
-def test_a_model_that_is_not_built_yet_resumes(tmp_path):
+def test_a_model_that_is_not_built_yet_resumes(tmp_path, caplog):
     def build_later():
         model = keras.Sequential([keras.layers.Dense(1)])
         model.compile("sgd", "mse")
@@ -198,6 +198,7 @@ def test_a_model_that_is_not_built_yet_resumes(tmp_path):
     fit(Trainer(build_later, checkpoint_dir=tmp_path))
     again = Trainer(build_later, checkpoint_dir=tmp_path)
     assert again.resume() == 6
+    assert "is not built yet, and gets the weights of the checkpoint when" in caplog.text
     assert len(fit(again, epochs=2).history["loss"]) == 2
 
 

@@ -416,3 +416,38 @@ def test_a_token_that_comes_twice_counts_once_in_the_norm():
         arguments = {"micro_batches": micro_batches, "gradient_clip": ("global_norm", 0.1)}
         norms.append(fit(model, tokens, **arguments)[0]["gradient_norm"])
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
+
+
+class Telling(Trainer):
+    """Tells the metrics of each batch, or does not."""
+
+    tells_metrics = False
+
+    def train_step(self, x, y=None, sample_weight=None):
+        outputs = self.model(x, training=True)
+        if self.tells_metrics:
+            self.model.compute_metrics(x, y, outputs, sample_weight)
+        return self.model.compute_loss(x, y, outputs, sample_weight)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("tells_metrics", [True, False])
+def test_metrics_that_a_step_tells_nothing_are_not_logged(tells_metrics, micro_batches, caplog):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    trainer = Telling(
+        model,
+        optimizer="sgd",
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        micro_batches=micro_batches,
+    )
+    trainer.tells_metrics = tells_metrics
+    x = np.random.default_rng(0).normal(size=(24, 4)).astype("float32")
+    y = np.argmax(x[:, :3], axis=1)
+    model.layers[0].kernel.assign(10 * np.eye(4, 3, dtype="float32"))  # It has them all right.
+    history = trainer.fit(x, y, epochs=2, verbose=0, validation_data=(x, y)).history
+    assert history["val_accuracy"] == [1.0, 1.0]
+    assert history.get("accuracy") == ([1.0, 1.0] if tells_metrics else None)
+    warned = [text for text in caplog.messages if "tells the metrics of" in text]
+    assert len(warned) == (0 if tells_metrics else 1)
+    assert tells_metrics or "accuracy are not logged" in warned[0]

@@ -1,4 +1,4 @@
-"""A parameter server: one chief with the data, workers that compute, servers with shards of the model.
+"""A parameter server: one chief with the data, workers that compute, servers with the variables.
 
 The chief runs the script. Its `ServedStep` stands in the place of the training step, and hands each
 batch to a worker, which computes gradients for the servers, where the optimizer is. There are two
