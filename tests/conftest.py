@@ -20,13 +20,17 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks all but the first case of each test of a layer as a further one."""
+    """Marks all but the first case of each test of a layer as a further one.
+
+    What takes long comes first, so that no process waits for it alone at the end.
+    """
     seen: set[str] = set()
     for item in items:
         test = item.nodeid.split("[")[0]
         if "tests/layers/" in test and test in seen:
             item.add_marker(pytest.mark.further_case)
         seen.add(test)
+    items.sort(key=lambda item: item.get_closest_marker("takes_long") is None)
 
 
 def pytest_report_header() -> str:

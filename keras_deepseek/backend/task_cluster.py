@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     import keras
 
 
+class ResultLostError(Exception):
+    """A worker has ended that had computed something and had not told yet what."""
+
+
 class TaskCluster(Protocol):
     """Workers that compute what they are given, and servers that hold variables.
 
@@ -39,7 +43,8 @@ class TaskCluster(Protocol):
     def schedule(self, function: Any, arguments: Sequence[Any]) -> "Future[Any]":
         """Returns the future of what a compiled function returns, on the next free worker.
 
-        Where that one dies, another computes it from its beginning.
+        Where that one dies, another computes it from its beginning; where it dies when it has
+        computed it, the future raises `ResultLostError`.
 
         Args:
             function: What `compile` returned.

@@ -112,15 +112,14 @@ def main() -> None:
     devices = [tf.config.LogicalDeviceConfiguration()] * NUM_DEVICES
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, devices)
-    found = {way: differ(train(way, None), train(way, "allreduce")) for way in WAYS}
+    alone = {way: train(way, None) for way in WAYS}
+    found = {way: differ(alone[way], train(way, "allreduce")) for way in WAYS}
     # Without a clip Keras itself takes a sparse gradient for others where a token comes twice.
     for name, make in {"plain": build_normalized, "clip": build_embedded}.items():
         found[make.__name__] = differ(train(name, None, make), train(name, "allreduce", make))
     strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(NUM_DEVICES)])
-    found["a strategy"] = differ(train("plain", None), train("plain", strategy))
-    found["a model that is there"] = differ(
-        train("plain", None, build()), train("plain", "allreduce", build())
-    )
+    found["a strategy"] = differ(alone["plain"], train("plain", strategy))
+    found["a model that is there"] = differ(alone["plain"], train("plain", "allreduce", build()))
     steps = [
         [step.logs["loss"] for step in make_trainer(strategy).steps(X, Y, batch_size=16)]
         for strategy in (None, "allreduce")

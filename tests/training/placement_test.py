@@ -31,6 +31,7 @@ def compare(oracle, num_devices):
     return differences
 
 
+@pytest.mark.takes_long
 @pytest.mark.skipif(not IS_JAX, reason="Only JAX spreads a training over devices of one process.")
 @pytest.mark.parametrize("num_devices", [2, pytest.param(8, marks=pytest.mark.slow_on_jax)])
 def test_a_training_over_several_devices_is_that_on_one(num_devices):
@@ -40,6 +41,7 @@ def test_a_training_over_several_devices_is_that_on_one(num_devices):
     )
 
 
+@pytest.mark.takes_long
 @pytest.mark.skipif(not IS_TENSORFLOW, reason="JAX has one program over all; PyTorch one device.")
 def test_devices_that_divide_the_rows_make_the_steps_of_one():
     differences = compare("device_replicas.py", 2)

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from keras_deepseek.artifacts.errors import InvalidInputError, PeerLostError
-from keras_deepseek.backend.task_cluster import TaskCluster
+from keras_deepseek.backend.task_cluster import ResultLostError, TaskCluster
 from keras_deepseek.backend.tensorflow.processes import TensorFlowProcesses
 
 _FAIL_FAST = "GRPC_FAIL_FAST", "use_caller"
@@ -123,15 +123,15 @@ def _lost_servers() -> Iterator[None]:
 
 
 def _fetch(remote: Any) -> Any:
-    with _lost_servers():
-        try:
-            return remote.fetch()
-        except tf.errors.CancelledError as error:  # By an error of another.
-            raise CancelledError(str(error)) from error
-        except tf.errors.InvalidArgumentError as error:
-            raise InvalidInputError(
-                f"A worker could not compute a batch: {_cause(error)}"
-            ) from error
+    try:
+        return remote.fetch()
+    except tf.errors.CancelledError as error:  # By an error of another.
+        raise CancelledError(str(error)) from error
+    except tf.errors.InvalidArgumentError as error:
+        cause = _cause(error)
+        raise InvalidInputError(f"A worker could not compute a batch: {cause}") from error
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        raise ResultLostError(_cause(error)) from error
 
 
 def _cause(error: Exception) -> str:

@@ -17,11 +17,14 @@ import numpy as np
 
 from keras_deepseek.artifacts.errors import PeerLostError
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.task_cluster import TaskCluster
+from keras_deepseek.backend.task_cluster import ResultLostError, TaskCluster
 from keras_deepseek.training.parameter_server.messages import Result, ShardValues
 from keras_deepseek.training.parameter_server.remote_model import RemoteModel
 from keras_deepseek.training.parameter_server.staleness import StalenessBound
 from keras_deepseek.training.parameter_server.task_step import TaskStep
+
+_MOST_LOST = 3
+"""How often the result of a batch may go with a worker."""
 
 _LOOK_EVERY = 1.0
 """Seconds between two looks at whether the tasks are there."""
@@ -44,11 +47,13 @@ class Tasks(Protocol):
         """Is told that the workers make progress."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Batch:
     number: int
     slot: int
     rate: float | None
+    arguments: Sequence[Any]
+    num_lost: int = 0
 
 
 class TaskDispatcher:
@@ -119,11 +124,10 @@ class TaskDispatcher:
             batch: Structure of NumPy arrays.
             rate: float. The learning rate, or `None` where a schedule says it.
         """
-        handed = _Batch(self._next, self._free.pop(), rate)
-        seeds = self._step.seeds.of(handed.number)
-        arguments = [batch, seeds, np.int32(handed.slot)]
-        self._open[self._cluster.schedule(self._compiled, arguments)] = handed
-        self._staleness.begin(handed.number)
+        number, slot = self._next, self._free.pop()
+        arguments = [batch, self._step.seeds.of(number), np.int32(slot)]
+        self._schedule(_Batch(number, slot, rate, arguments))
+        self._staleness.begin(number)
         self._next += 1
 
     def wait(self) -> Result:
@@ -163,14 +167,32 @@ class TaskDispatcher:
             raise RuntimeError("There are no servers.")
         return self._step.remote
 
+    def _schedule(self, batch: _Batch) -> None:
+        self._open[self._cluster.schedule(self._compiled, batch.arguments)] = batch
+
+    def _schedule_again(self, batch: _Batch, error: BaseException | None) -> None:
+        """Has a batch computed again, into its slot, whose result has gone with a worker."""
+        self._tasks.look_after()  # It may have been a server.
+        batch.num_lost += 1
+        if batch.num_lost >= _MOST_LOST:
+            raise PeerLostError(
+                f"What workers have found of batch {batch.number} was lost {batch.num_lost} times. "
+                f"A parameter server may have ended; then go on from a checkpoint. {error}"
+            ) from error
+        self._schedule(batch)
+
     def _note(self, ready: Sequence["Future[Any]"]) -> None:
         """Makes the updates of batches that were computed."""
         errors = [error for each in ready if (error := each.exception()) is not None]
-        causes = [each for each in errors if not isinstance(each, CancelledError)]
+        derived = CancelledError, ResultLostError
+        causes = [each for each in errors if not isinstance(each, derived)]
         if causes:
             raise causes[0]
-        if errors and len(errors) == len(self._open):
+        if len([each for each in errors if isinstance(each, CancelledError)]) == len(self._open):
             raise PeerLostError("The workers were told to leave what they compute.")
+        lost = [each for each in ready if isinstance(each.exception(), ResultLostError)]
+        for future in lost:
+            self._schedule_again(self._open.pop(future), future.exception())
         for future in [each for each in ready if each.exception() is None]:
             batch = self._open.pop(future)
             logs, metrics = future.result()

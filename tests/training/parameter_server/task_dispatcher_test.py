@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import PeerLostError
+from keras_deepseek.backend.task_cluster import ResultLostError
 from keras_deepseek.training.parameter_server import task_dispatcher
 from keras_deepseek.training.parameter_server.staleness import StalenessBound
 from keras_deepseek.training.parameter_server.task_dispatcher import TaskDispatcher
@@ -109,6 +110,34 @@ def test_the_error_of_a_worker_is_raised_and_not_that_others_were_told_to_stop(m
     cluster.waiting[0][0].set_exception(CancelledError())
     cluster.waiting[1][0].set_exception(ZeroDivisionError("Its own."))
     with pytest.raises(ZeroDivisionError, match="Its own"):
+        dispatcher.wait()
+
+
+def test_a_batch_whose_result_has_gone_with_its_worker_is_computed_again(make):
+    dispatcher, cluster, remote, tasks = make(9)
+    for _ in range(2):
+        dispatcher.hand("batch", None)
+    cluster.waiting.pop(0)[0].set_exception(ResultLostError("Gone."))
+    cluster.compute()
+    assert dispatcher.wait().logs == {"number": 11.0}
+    assert tasks.looks == [False]
+    assert dispatcher.num_open == 1
+    cluster.compute()
+    assert dispatcher.wait().logs == {"number": 10.0}
+    assert len({each[1] for each in remote.told[1:]}) == 2
+
+
+def test_a_result_that_is_lost_again_and_again_ends_the_training(make):
+    dispatcher, cluster, _, _ = make(9)
+    dispatcher.hand("batch", None)
+
+    class Losing(list):
+        def append(self, waiting):
+            waiting[0].set_exception(ResultLostError("Gone."))
+
+    cluster.waiting.pop(0)[0].set_exception(ResultLostError("Gone."))
+    cluster.waiting = Losing()
+    with pytest.raises(PeerLostError, match=r"batch 10 was lost 3 times.*Gone\."):
         dispatcher.wait()
 
 
