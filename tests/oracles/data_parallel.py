@@ -123,7 +123,9 @@ def main() -> None:
     found = {way: differ(alone[way], train(way, "allreduce")) for way in WAYS}
     distribution = keras.distribution.DataParallel()
     found["a distribution"] = differ(alone["plain"], train("plain", distribution))
-    found["a model that is there"] = differ(alone["plain"], train("plain", "allreduce", build()))
+    found["a model that is there"] = differ(
+        train("plain", None, build()), train("plain", "allreduce", build())
+    )
     mesh = keras.distribution.DeviceMesh((1, NUM_DEVICES), ["batch", "model"])
     layouts = keras.distribution.LayoutMap(mesh)
     layouts[".*kernel"] = (None, "model")
