@@ -157,6 +157,7 @@ def test_an_empty_batch_and_one_token_work(shape, capacity_factor):
     assert to_numpy(layer.router.expert_load).sum() == 2 * np.prod(shape[:-1])
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("capacity_factor", [None, 1.5])
 def test_a_compiled_fit_writes_the_load_of_its_last_step(jit_compile, capacity_factor):
