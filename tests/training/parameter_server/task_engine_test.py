@@ -45,12 +45,12 @@ def test_trainings_by_workers_and_servers_are_those_of_one_process(tmp_path):
 
     # A worker that dies is taken back, and each update counts once.
     alone, served = found["worker"]["losses"]
-    assert served == pytest.approx(alone, rel=0.02)
+    assert served < 1.02 * alone  # It may be better: the weights of a batch are a little older.
     assert found["worker"]["steps"] == 4 * 57
     assert found["worker"]["in_order"]
 
-    alone, served = found["encoder"]["losses"]
-    assert served == pytest.approx(alone, rel=0.02)
+    for alone, served in zip(*found["encoder"]["losses"], strict=True):
+        assert served < 1.02 * alone
 
     # One that SIGTERM has ended goes on as one that was left alone.
     assert found["stopped"]["code"] == 0
