@@ -1,6 +1,6 @@
 """The step of a worker: that of `TrainingStep` up to the update, which the servers make."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -9,6 +9,7 @@ from keras_deepseek import backend
 from keras_deepseek.backend.gradient_scale import multiply_gradients
 from keras_deepseek.training.gradient_clip import GradientClip, clip_gradients
 from keras_deepseek.training.gradient_update import GradientUpdate
+from keras_deepseek.training.precision import step_in_precision
 from keras_deepseek.training.rematerialization import Remat
 from keras_deepseek.training.training_step import TrainingStep
 
@@ -47,6 +48,28 @@ class GradientStep(TrainingStep):
             remat=remat,
         )
         self._update = _NoUpdate(model, gradient_clip, global_clipnorm)
+
+
+def take_gradient_step(
+    trainer: Any, arguments: Mapping[str, Any]
+) -> tuple[Callable[..., Any], Callable[[], Any]]:
+    """Makes a trainer's step return gradients; returns it in its precision, and what prepares it.
+
+    Args:
+        trainer: `Trainer` that makes no other steps, or a shallow copy of one.
+        arguments: dict. Those of `GradientStep` for it, and its `policy`.
+    """
+    settings = dict(arguments)
+    policy = settings.pop("policy")
+    model = trainer.model
+    gradient_step = GradientStep(model, trainer.train_step, **settings)
+    vars(trainer)["_plan"] = gradient_step  # Of which `Trainer.train_step` asks the loss.
+    run = backend.current().make_train_step(model, gradient_step)
+    prepare: Callable[[], Any] = gradient_step.prepare
+    if policy is not None:
+        run = step_in_precision(model, policy, run)
+        prepare = step_in_precision(model, policy, prepare)
+    return run, prepare
 
 
 class _NoUpdate(GradientUpdate):

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.training.cluster import ClusterSpec
-from keras_deepseek.training.parameter_server.gradient_step import GradientStep
+from keras_deepseek.training.parameter_server.gradient_step import take_gradient_step
 from keras_deepseek.training.parameter_server.join_servers import join_servers
 from keras_deepseek.training.parameter_server.remote_model import RemoteModel
 from keras_deepseek.training.parameter_server.served_variables import ServedVariables
@@ -15,7 +15,6 @@ from keras_deepseek.training.parameter_server.settings import ServerSettings
 from keras_deepseek.training.parameter_server.staleness import StalenessBound
 from keras_deepseek.training.parameter_server.task_dispatcher import TaskDispatcher
 from keras_deepseek.training.parameter_server.task_step import TaskStep
-from keras_deepseek.training.precision import step_in_precision
 from keras_deepseek.training.timeouts import read_peer_timeout
 
 
@@ -101,18 +100,9 @@ class TaskEngine:
 
 
 def _make_step(trainer: Any, arguments: Mapping[str, Any]) -> TaskStep:
-    settings = dict(arguments)
-    policy = settings.pop("policy")
-    model, shell = trainer.model, copy.copy(trainer)
-    gradient_step = GradientStep(model, shell.train_step, **settings)
-    vars(shell)["_plan"] = gradient_step  # Of which `Trainer.train_step` asks the loss.
-    run: Callable[..., Any] = gradient_step
-    prepare: Callable[[], Any] = gradient_step.prepare
-    if policy is not None:
-        run = step_in_precision(model, policy, run)
-        prepare = step_in_precision(model, policy, prepare)
+    run, prepare = take_gradient_step(copy.copy(trainer), arguments)
     prepare()
-    return TaskStep(model, run, _held_variables(trainer))
+    return TaskStep(trainer.model, run, _held_variables(trainer))
 
 
 def _held_variables(trainer: Any) -> list[keras.Variable]:

@@ -1,6 +1,5 @@
 """A worker: the model and the trainer's loss, from the weights of a version to gradients."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -13,7 +12,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_internals import build_for_training
 from keras_deepseek.backend.random_state import seed_generators
 from keras_deepseek.training.parameter_server.batch_seeds import BatchSeeds
-from keras_deepseek.training.parameter_server.gradient_step import GRADIENTS, GradientStep
+from keras_deepseek.training.parameter_server.gradient_step import GRADIENTS, take_gradient_step
 from keras_deepseek.training.parameter_server.messages import (
     Pulled,
     Push,
@@ -25,7 +24,6 @@ from keras_deepseek.training.parameter_server.packed_trainer import unpack_train
 from keras_deepseek.training.parameter_server.served_variables import kept_states
 from keras_deepseek.training.parameter_server.shards import Shard
 from keras_deepseek.training.parameter_server.sparse_rows import pack_rows
-from keras_deepseek.training.precision import step_in_precision
 from keras_deepseek.training.step_in_place import StepInPlace
 
 
@@ -130,16 +128,10 @@ class Worker:
 
     def _compile(self, plan: WorkerPlan) -> None:
         trainer, step = unpack_trainer(plan.trainer)
-        model, policy = trainer.model, step.pop("policy")
+        model = trainer.model
         build_for_training(model, plan.batch)
         _check_variables(model, plan)
-        gradient_step = GradientStep(model, trainer.train_step, **step)
-        vars(trainer)["_plan"] = gradient_step  # Of which `Trainer.train_step` asks the loss.
-        run = backend.current().make_train_step(model, gradient_step)
-        prepare: Callable[[], Any] = gradient_step.prepare
-        if policy is not None:
-            run = step_in_precision(model, policy, run)
-            prepare = step_in_precision(model, policy, prepare)
+        run, prepare = take_gradient_step(trainer, step)
         in_place = StepInPlace(model, run, prepare)
         self._in_training.enter_context(in_place.use())
         model.make_train_function()
