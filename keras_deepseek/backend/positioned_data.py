@@ -1,6 +1,6 @@
 """Training data for `model.fit` that know how far a training has come."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -53,6 +53,46 @@ class PositionedData(DataAdapter):
                 for leaf, spec in zip(keras.tree.flatten(batches[0]), specs, strict=True)
             ],
         }
+
+    def leave_open(self, inputs: Sequence[keras.KerasTensor]) -> None:
+        """Lets later batches have other sizes than the first where a model takes any.
+
+        TensorFlow is told of the sizes of all, and two batches may be alike by chance. Where the
+        inputs may have any, so may the targets and the weights that are as long.
+
+        Args:
+            inputs: Those of the model, in its order.
+        """
+        x, *others = keras.utils.unpack_x_y_sample_weight(self._batch["structure"])
+        named = {tensor.name: tensor for tensor in inputs}
+        indices = keras.tree.flatten(x)
+        if isinstance(x, dict) and set(x) <= set(named):
+            inputs = [named[name] for name in sorted(x)]
+            indices = [x[name] for name in sorted(x)]
+        if len(indices) != len(inputs):  # The model says what is wrong with them.
+            return
+        free: set[int] = set()
+        for index, tensor in zip(indices, inputs, strict=True):
+            sizes = self._sizes(index)
+            free.update(
+                size
+                for size, known in zip(sizes[1:], tensor.shape[1:], strict=False)
+                if known is None
+            )
+            self._open_sizes(index, [known is None for known in tensor.shape])
+        for index in keras.tree.flatten(others):
+            if index is not None:
+                self._open_sizes(index, [size in free for size in self._sizes(index)])
+
+    def _sizes(self, index: int) -> list[int]:
+        leaf = self._batch["leaves"][index]
+        return leaf["first"] if leaf else []
+
+    def _open_sizes(self, index: int, are_open: Sequence[bool]) -> None:
+        leaf = self._batch["leaves"][index]
+        for axis, is_open in enumerate(are_open):
+            if leaf and is_open and 0 < axis < len(leaf["all"]):
+                leaf["all"][axis] = None
 
     def read_position(self, done: int = 0) -> dict[str, Any]:
         """Returns where the data stand.

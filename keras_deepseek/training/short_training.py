@@ -118,6 +118,7 @@ class ShortTraining:
         if self._state is None:
             build_for_training(self._model, data.symbolic_batch())
             self._state = read_variables(self._model)
+        data.leave_open(getattr(self._model, "inputs", None) or [])
 
 
 def _open(**given: Any) -> PositionedData:

@@ -79,6 +79,7 @@ def streamed_training(
     else:
         data.go_to(position)
     build_for_training(model, data.symbolic_batch())
+    data.leave_open(getattr(model, "inputs", None) or [])
     processes.broadcast_variables([*model.variables, *model.optimizer.variables])
     callbacks = make_callbacks(
         options["callbacks"],

@@ -10,6 +10,7 @@ from keras_deepseek.backend.batch_stream import BatchStream
 from keras_deepseek.backend.positioned_data import PositionedData
 
 X = np.arange(10, dtype="float32")[:, None]
+NAMED_SHAPES = {"b": (None, 5), "a": (None, None, 2)}
 
 
 def open_data(x=X, y=X, batch_size=4):
@@ -108,3 +109,18 @@ def test_inputs_keep_their_names_in_whichever_order_they_come():
         "first": (4, 3),
         "second": (4, 1),
     }
+
+
+def test_what_a_model_takes_in_any_size_may_differ_from_the_first_batches():
+    data = open_data({"a": np.ones((9, 5, 2)), "b": np.ones((9, 5))}, np.ones((9, 5)))
+    inputs = [keras.KerasTensor(shape, name=name) for name, shape in NAMED_SHAPES.items()]
+    data.leave_open(inputs)
+    x, y = data.symbolic_batch("all")
+    assert (x["a"].shape, x["b"].shape, y.shape) == ((4, None, 2), (4, 5), (4, None))
+    assert data.symbolic_batch()[0]["a"].shape == (4, 5, 2)
+
+
+def test_inputs_that_are_not_those_of_the_model_stay_as_they_are():
+    data = open_data(np.ones((9, 5)), np.ones((9, 5)))
+    data.leave_open([keras.KerasTensor((None, None)), keras.KerasTensor((None, None))])
+    assert data.symbolic_batch("all")[0].shape == (4, 5)

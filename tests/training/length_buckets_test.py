@@ -131,3 +131,24 @@ def test_a_model_trains_on_batches_whose_lengths_differ_late():
     )
     Trainer(model, optimizer="sgd", loss="mse").fit(data, epochs=2, verbose=0)
     assert [x.shape for x, _ in read(data)] == [(2, 16), (2, 32), (2, 16)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_batches_of_any_length_are_trained_on_with_checkpoints(seed, tmp_path):
+    """There the order is drawn anew, and the first two batches may be of one length."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 60, 40)
+    model = keras.Sequential(
+        [
+            keras.Input((None,), dtype="int32"),
+            keras.layers.Embedding(61, 2, mask_zero=True),
+            keras.layers.GlobalAveragePooling1D(),
+            keras.layers.Dense(1),
+        ]
+    )
+    data = LengthBuckets(make_texts(lengths), lengths[:, None] / 60, batch_size=8)
+    trainer = Trainer(
+        model, optimizer="sgd", loss="mse", checkpoint_dir=tmp_path / "checkpoints", seed=seed
+    )
+    history = trainer.fit(data, epochs=2, verbose=0)
+    assert len(history.history["loss"]) == 2
