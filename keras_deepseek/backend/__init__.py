@@ -77,11 +77,13 @@ class Backend(Protocol):
         compute: "Callable[[], tuple[Any, Any]]",
         variables: "Sequence[keras.Variable]",
         states: "Sequence[keras.Variable]",
-    ) -> "tuple[Any, list[Any]]":
-        """Returns what `compute` returns beside a scalar, and the scalar's gradients by variables.
+    ) -> "tuple[Any, Callable[..., list[Any]]]":
+        """Returns what `compute` returns beside a scalar, and the scalar's backward pass.
 
-        The gradient by a variable that the scalar does not depend on is `None` or zeros. `states`
-        are the variables that `compute` may assign.
+        `backward(factor, receive)` returns the gradients of the scalar, times a factor where there
+        is one, by variables: `None` or zeros by one that the scalar does not depend on. It may call
+        `receive(index, gradient)` for some of them while it still computes others. It is called
+        once. `states` are the variables that `compute` may assign.
         """
 
     def count_kept_bytes(

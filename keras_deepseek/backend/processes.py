@@ -18,6 +18,19 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+Receive = Callable[[int, Any], None]
+"""What is told of a gradient by its index as soon as it is known, in any order, or is not."""
+
+FinishPart = Callable[[Sequence[Any], Receive | None], tuple[list[Any], list[Any]]]
+"""A backward pass: from the sums of the scalars of all replicas, and who is to be told of gradients
+on the way, to further scalars and to the gradients of this replica."""
+
+ComputePart = Callable[[int, Any], tuple[list[Any], FinishPart]]
+"""From the rank of a replica and its rows to small float32 tensors and to its backward pass.
+
+All replicas return as many scalars and gradients as the others, float32 and of the same shapes.
+"""
+
 
 class Replicas(Protocol):
     """Copies of a step, of which each computes rows of its own and all make the same update."""
@@ -39,14 +52,18 @@ class Replicas(Protocol):
         """
 
     def sum(
-        self, compute: Callable[[int, Any], tuple[list[Any], list[Any]]], batch: Any
-    ) -> tuple[list[Any], list[Any]]:
+        self, compute: ComputePart, batch: Any, variables: "Sequence[keras.Variable]"
+    ) -> tuple[list[Any], list[Any], list[Any]]:
         """Returns the sums of what all replicas compute.
 
         Args:
-            compute: Function from the rank of a replica and its rows to small float32 tensors,
-                whose sums are exact to rounding, and to gradients; of each as many on all.
+            compute: `ComputePart`.
             batch: Structure of tensors, the rows that this process has; or `None` in it.
+            variables: What the gradients are by.
+
+        Returns:
+            The sums of the scalars, exact to rounding, of those of the backward pass, and of the
+            gradients.
 
         Raises:
             PeerLostError: Another process has ended, or does not answer.
@@ -60,14 +77,15 @@ class Rounding:
     Args:
         dtype: string. `"bfloat16"` or `"float16"`, what is sent.
         residual: `keras.Variable`, float32, as long as all gradients together. What rounding has
-            taken from those of earlier steps, and is sent with the next.
-        unit: Function from the sums of the scalars to what those of the gradients are divided by,
-            so that residuals are of gradients in the same units in each step.
+            taken from those of earlier steps, and is sent with the next. The last gradient stands
+            first in it, as in a backward pass.
+        scale: Scalar. What the loss is multiplied by in this step, and gradients are divided by
+            before they are rounded, so that residuals have the same units in each step.
     """
 
     dtype: str
     residual: "keras.Variable"
-    unit: Callable[[Sequence[Any]], Any]
+    scale: Any
 
 
 class RemoteReplicas(Replicas, Protocol):
@@ -75,23 +93,25 @@ class RemoteReplicas(Replicas, Protocol):
 
     def sum_rounded(
         self,
-        compute: Callable[[int, Any], tuple[list[Any], list[Any]]],
+        compute: ComputePart,
         batch: Any,
+        variables: "Sequence[keras.Variable]",
         rounding: Rounding,
-    ) -> tuple[list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all replicas compute, and rounded means of the gradients.
+    ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
+        """Returns the sums of what all replicas compute, those of gradients rounded.
 
         What rounding takes from a gradient is added to the next one by who has rounded it, so that
         all of it arrives in the end. The sums are the same on all.
 
         Args:
-            compute: Function, as for `sum`. The gradients that it returns may be written to.
+            compute: `ComputePart`.
             batch: Structure of tensors, as for `sum`.
+            variables: What the gradients are by.
             rounding: `Rounding`.
 
         Returns:
-            The sums of the scalars, the means of the gradients, and a function that assigns the
-            residual: it is called where the step is not left out.
+            The sums of the scalars, of those of the backward pass, of the gradients by the scale,
+            and a function that assigns the residual: it is called where the step is not left out.
         """
 
 

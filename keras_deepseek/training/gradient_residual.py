@@ -4,7 +4,7 @@ Each rank has its own: the checkpoints, which rank 0 takes, gather those of all.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import keras
@@ -59,13 +59,13 @@ class GradientResidual:
             )
         ]
 
-    def rounding(self, unit: Callable[[Sequence[Any]], Any]) -> Rounding:
+    def rounding(self, scale: Any) -> Rounding:
         """Returns how the replicas of a step are to round.
 
         Args:
-            unit: Function, as for `Rounding`.
+            scale: Scalar, as for `Rounding`.
         """
-        return Rounding(self._dtype, self.variables[0], unit)
+        return Rounding(self._dtype, self.variables[0], scale)
 
     def read(self) -> dict[str, Any]:
         """Returns the residuals of all ranks, on each of them; all call it."""

@@ -25,7 +25,13 @@ from keras_deepseek.backend.keras_training import (
     update_metrics,
 )
 from keras_deepseek.backend.loss_means import hearing_means
-from keras_deepseek.backend.processes import RemoteReplicas, Replicas
+from keras_deepseek.backend.processes import (
+    ComputePart,
+    FinishPart,
+    Receive,
+    RemoteReplicas,
+    Replicas,
+)
 from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.gradient_residual import GradientResidual
 from keras_deepseek.training.gradient_update import GradientUpdate, is_scaled
@@ -52,8 +58,13 @@ from keras_deepseek.training.weighted_sums import LEAST_WEIGHT, WeightedSums, wh
 
 _logger = logging.getLogger(__name__)
 
-ComputePart = Callable[[int, Any], tuple[list[Any], list[Any]]]
 _WEIGHT = 1  # Where the weight stands among the scalars that replicas sum.
+
+Backward = Callable[[Any, Receive | None], list[Any]]
+"""The backward pass of a part, from what its sums are divided by, or `None`, to its gradients."""
+
+Sums = tuple[list[Any], list[Any], list[Any]]
+"""What replicas sum: scalars, those that the backward pass finds, and gradients."""
 
 
 class TrainingStep:
@@ -235,8 +246,8 @@ class TrainingStep:
     ) -> tuple[Any, dict[str, Any], list[Any]]:
         """Returns the loss, what else is logged, and the gradients, by micro-batches if asked."""
         if not self._is_in_parts:
-            (loss, _, logs), gradients = self._differentiate(batch, variables)
-            return loss, logs, gradients
+            (loss, _, logs), backward = self._differentiate(batch, variables)
+            return loss, logs, backward()
         return self._sum_batch(batch, variables).means(is_sum=self._is_sum)
 
     def _compute_with_replicas(
@@ -250,91 +261,132 @@ class TrainingStep:
             self._num_rows = replicas.count(ops.cast(count_rows(batch), "float32"))
         keep: list[Callable[[], None]] = []
 
-        def reduce(compute: ComputePart, batch: Batch) -> tuple[list[Any], list[Any]]:
+        def reduce(compute: ComputePart) -> Sums:
             if self._residual is None:
-                return replicas.sum(compute, batch)
-            rounding = self._residual.rounding(self._gradient_unit)
-            scalars, gradients, keep_residual = replicas.sum_rounded(compute, batch, rounding)
+                return replicas.sum(compute, batch, variables)
+            optimizer = self._model.optimizer
+            scale = optimizer.dynamic_scale if is_scaled(optimizer) else None
+            rounding = self._residual.rounding(1.0 if scale is None else scale)
+            scalars, counts, gradients, keep_residual = replicas.sum_rounded(
+                compute, batch, variables, rounding
+            )
             keep.append(keep_residual)
-            return scalars, gradients
+            if scale is not None:
+                gradients = [gradient * scale for gradient in gradients]
+            return scalars, counts, gradients
+
+        def divisor(scalars: Sequence[Any]) -> Any:
+            return 1.0 if self._is_sum else ops.maximum(scalars[_WEIGHT], LEAST_WEIGHT)
 
         sums, num_rows = self._sum_replicas(
-            batch, variables, replicas, reduce, lambda rows: self._sum_batch(rows, variables)
+            variables, replicas, reduce, lambda rows: self._begin(rows, variables), divisor
         )
-        if not keep:
-            return *sums.means(is_sum=self._is_sum), num_rows, None
         loss, logs, _ = replace(sums, gradients=[]).means(is_sum=self._is_sum)
-        gradients = sums.gradients  # They are means, of a loss that is not scaled.
-        if is_scaled(self._model.optimizer):
-            scale = self._model.optimizer.dynamic_scale
-            gradients = [None if each is None else each * scale for each in gradients]
-        return loss, logs, gradients, num_rows, keep[0]
-
-    def _gradient_unit(self, scalars: Sequence[Any]) -> Any:
-        """Returns what the sums of gradients are divided by in the end."""
-        weight = 1.0 if self._is_sum else ops.maximum(scalars[_WEIGHT], LEAST_WEIGHT)
-        optimizer = self._model.optimizer
-        scale = optimizer.dynamic_scale if is_scaled(optimizer) else 1.0
-        return ops.convert_to_tensor(weight * scale, "float32")
+        return loss, logs, sums.gradients, num_rows, keep[0] if keep else None
 
     def _sum_replicas(
         self,
-        batch: Batch,
         variables: Sequence[keras.Variable],
         replicas: Replicas,
-        reduce: Callable[[ComputePart, Batch], tuple[list[Any], list[Any]]],
-        compute: Callable[[Batch], WeightedSums],
+        reduce: Callable[[ComputePart], Sums],
+        begin: Callable[[Batch], tuple[WeightedSums, Backward]],
+        divisor: Callable[[Sequence[Any]], Any],
     ) -> tuple[WeightedSums, Any]:
         """Returns the sums over replicas of what each computes of its rows, and their number.
 
-        A replica without rows computes on zeros, which count for nothing.
+        Gradients are divided by what `divisor` returns of the sums of the scalars, unless that is
+        `None`. A replica without rows computes on zeros, which count for nothing.
         """
         states = ReplicaStates(self._model)
         found: list[WeightedSums] = []
+        is_present = [False for _ in variables]
 
-        def compute_part(rank: int, batch: Batch) -> tuple[list[Any], list[Any]]:
+        def compute_part(rank: int, batch: Batch) -> tuple[list[Any], FinishPart]:
             num_rows = ops.cast(count_rows(batch), "float32")
             if found:
                 states.restore()
             with states.own_seeds(rank), replicas.own_random_numbers():
-                sums = compute(with_a_row(batch))
+                sums, backward = begin(with_a_row(batch))
             found.append(sums)
-            scalars = [
-                num_rows,
-                *(where_counted(num_rows, scalar) for scalar in sums.scalars()),
-                *(ops.cast(gradient is not None, "float32") for gradient in sums.gradients),
-                *states.changes(num_rows),
-            ]
-            return scalars, [
-                ops.zeros(variable.shape)
-                if gradient is None  # Of a sparse one TensorFlow forgets the shape.
-                else ops.reshape(where_counted(num_rows, gradient), variable.shape)
-                for gradient, variable in zip(sums.gradients, variables, strict=True)
-            ]
 
-        (num_rows, *scalars), gradients = reduce(compute_part, batch)
-        num_scalars, num_gradients = len(found[0].scalars()), len(gradients)
-        counts = scalars[num_scalars : num_scalars + num_gradients]
-        states.write(scalars[num_scalars + num_gradients :], num_rows)
+            def counted(index: int, gradient: Any) -> Any:  # A sparse one forgets its shape.
+                return ops.reshape(where_counted(num_rows, gradient), variables[index].shape)
+
+            def finish(
+                scalars: Sequence[Any], receive: Receive | None
+            ) -> tuple[list[Any], list[Any]]:
+                gradients = backward(divisor(scalars), _changing(receive, counted))
+                for index, gradient in enumerate(gradients):
+                    is_present[index] |= gradient is not None
+                return [ops.cast(each is not None, "float32") for each in gradients], [
+                    ops.zeros(variables[index].shape) if each is None else counted(index, each)
+                    for index, each in enumerate(gradients)
+                ]
+
+            scalars = [where_counted(num_rows, scalar) for scalar in sums.scalars()]
+            return [num_rows, *scalars, *states.changes(num_rows)], finish
+
+        (num_rows, *scalars), counts, gradients = reduce(compute_part)
+        num_scalars = len(found[0].scalars())
+        states.write(scalars[num_scalars:], num_rows)
         for index, count in enumerate(counts):
             # What depends on the rows, as which expert is chosen, may differ by replica.
-            is_missing = all(sums.gradients[index] is None for sums in found)
-            if is_missing and not backend.current().read_array(count):
+            if not (is_present[index] or backend.current().read_array(count)):
                 gradients[index] = None
         return found[0].with_parts(scalars[:num_scalars], gradients), num_rows
+
+    def _begin(
+        self, batch: Batch, variables: Sequence[keras.Variable]
+    ) -> tuple[WeightedSums, Backward]:
+        """Returns the sums of a batch without gradients, and the backward pass for these.
+
+        In one piece it has yet to be made, so that gradients can be sent while it is.
+        """
+        if self._micro_batches == 1 and self._devices is None:
+            return self._begin_alone(batch, variables)
+        sums = self._sum_batch(batch, variables)
+
+        def backward(divisor: Any, _: Receive | None) -> list[Any]:
+            return [None if gradient is None else gradient / divisor for gradient in sums.gradients]
+
+        return replace(sums, gradients=[]), backward
+
+    def _begin_alone(
+        self, batch: Batch, variables: Sequence[keras.Variable]
+    ) -> tuple[WeightedSums, Backward]:
+        """Returns the sums of a part without gradients, and the backward pass for these."""
+        (loss, weight, logs), differentiate = self._differentiate(batch, variables)
+
+        def counted(_: int, gradient: Any) -> Any:  # Of nothing it may be NaN.
+            dense = backend.current().densify(gradient)
+            return where_counted(weight, ops.cast(dense, "float32"))
+
+        def backward(divisor: Any, receive: Receive | None) -> list[Any]:
+            # Sums are far larger than means, and not computed in half precision.
+            factor, times = (None, weight) if divisor is None else (weight / divisor, 1.0)
+            gradients = differentiate(factor, _changing(receive, counted))
+            return [
+                None if gradient is None else counted(index, gradient) * times
+                for index, gradient in enumerate(gradients)
+            ]
+
+        return WeightedSums.of(loss, weight, logs), backward
 
     def _sum_batch(self, batch: Batch, variables: Sequence[keras.Variable]) -> WeightedSums:
         """Returns the sums over the micro-batches of a batch, and over the devices for each."""
 
-        def compute_alone(batch: Batch) -> WeightedSums:
-            (loss, weight, logs), gradients = self._differentiate(batch, variables)
-            return WeightedSums.of(loss, weight, logs, gradients)
-
         def compute(batch: Batch) -> WeightedSums:
-            if self._devices is None:
-                return compute_alone(batch)
             devices = self._devices
-            return self._sum_replicas(batch, variables, devices, devices.sum, compute_alone)[0]
+            if devices is None:
+                sums, backward = self._begin_alone(batch, variables)
+                return replace(sums, gradients=backward(None, None))
+            return self._sum_replicas(
+                variables,
+                devices,
+                lambda compute: devices.sum(compute, batch, variables),
+                lambda rows: self._begin_alone(rows, variables),
+                lambda _: None,
+            )[0]
 
         if self._micro_batches == 1:
             return compute(batch)
@@ -354,7 +406,7 @@ class TrainingStep:
 
     def _differentiate(
         self, batch: Batch, variables: Sequence[keras.Variable]
-    ) -> tuple[tuple[Any, Any, dict[str, Any]], list[Any]]:
+    ) -> tuple[tuple[Any, Any, dict[str, Any]], Callable[..., list[Any]]]:
         return backend.current().differentiate(self._bind(batch), variables, self._states())
 
     def _bind(self, batch: Batch) -> Callable[[], tuple[Any, Any]]:
@@ -393,3 +445,10 @@ class TrainingStep:
             *model.optimizer.variables,
             *model.metrics_variables,
         ]
+
+
+def _changing(receive: Receive | None, change: Callable[[int, Any], Any]) -> Receive | None:
+    """Returns what tells `receive` of gradients that are changed first."""
+    if receive is None:
+        return None
+    return lambda index, gradient: receive(index, change(index, gradient))

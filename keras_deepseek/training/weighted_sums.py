@@ -43,20 +43,13 @@ class WeightedSums:
     gradients: list[Any]
 
     @classmethod
-    def of(
-        cls, loss: Any, weight: Any, logs: dict[str, Any], gradients: Sequence[Any]
-    ) -> "WeightedSums":
-        """Returns the sums of a part, whose means are given."""
+    def of(cls, loss: Any, weight: Any, logs: dict[str, Any]) -> "WeightedSums":
+        """Returns the sums of a part, whose means are given, without gradients."""
 
         def weigh(mean: Any) -> Any:  # A mean over nothing may be NaN, and counts for nothing.
             return where_counted(weight, weight * ops.cast(mean, "float32"))
 
-        return cls(
-            weight,
-            weigh(loss),
-            {name: weigh(log) for name, log in logs.items()},
-            [None if gradient is None else weigh(gradient) for gradient in gradients],
-        )
+        return cls(weight, weigh(loss), {name: weigh(log) for name, log in logs.items()}, [])
 
     def scalars(self) -> list[Any]:
         """Returns the weight, the loss and the logs."""

@@ -95,8 +95,33 @@ def test_the_gradients_of_what_assigns_variables_come_with_its_other_results():
         count.assign_add(1.0)
         return ops.sum(weight * weight) * count, {"count": count + 10.0}
 
-    others, (by_weight, by_unused) = current().differentiate(compute, [weight, unused], [count])
+    others, backward = current().differentiate(compute, [weight, unused], [count])
     assert float(others["count"]) == 12.0
+    by_weight, by_unused = backward()
     assert float(ops.convert_to_numpy(count.value)) == 2.0
     np.testing.assert_allclose(ops.convert_to_numpy(by_weight), [8.0, 12.0], rtol=1e-6)
     assert by_unused is None or float(by_unused) == 0.0
+
+
+def test_a_backward_pass_may_be_scaled_and_may_tell_of_gradients_before_it_ends():
+    first, second = (keras.Variable(np.array([2.0, 3.0], "float32")) for _ in range(2))
+    told = {}
+
+    def compute():
+        return ops.sum(first * second) + ops.sum(first), None
+
+    _, backward = current().differentiate(compute, [first, second], [])
+    gradients = backward(ops.convert_to_tensor(0.5), told.__setitem__)
+    np.testing.assert_allclose(ops.convert_to_numpy(gradients[0]), [1.5, 2.0])
+    np.testing.assert_allclose(ops.convert_to_numpy(gradients[1]), [1.0, 1.5])
+    for index, gradient in told.items():
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(gradient), ops.convert_to_numpy(gradients[index])
+        )
+    assert len(told) == (2 if keras.backend.backend() == "torch" else 0)
+
+
+def test_a_scalar_that_depends_on_nothing_has_no_gradients():
+    variable = keras.Variable(np.ones(2, "float32"))
+    _, backward = current().differentiate(lambda: (ops.ones(()), None), [variable], [])
+    assert backward(2.0) == [None]

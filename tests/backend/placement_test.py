@@ -33,13 +33,18 @@ def test_copies_of_a_step_take_every_so_many_rows():
 
     def compute(rank, batch):
         found.append((rank, batch[0].numpy().tolist(), batch[1]))
-        return [keras.ops.convert_to_tensor(float(rank))], [keras.ops.sum(batch[0])]
+
+        def finish(scalars, receive):
+            return [scalars[0] + rank], [keras.ops.sum(batch[0])]
+
+        return [keras.ops.convert_to_tensor(float(rank))], finish
 
     found = []
     replicas = DeviceReplicas(["CPU:0"] * 3)
-    scalars, gradients = replicas.sum(compute, (keras.ops.arange(4), None))
+    variables = [keras.Variable(0.0)]
+    scalars, counts, gradients = replicas.sum(compute, (keras.ops.arange(4), None), variables)
     assert found == [(0, [0, 3], None), (1, [1], None), (2, [2], None)]
-    assert [float(each) for each in (*scalars, *gradients)] == [3.0, 6.0]
+    assert [float(each) for each in (*scalars, *counts, *gradients)] == [3.0, 12.0, 6.0]
     assert replicas.count(4.0) == 4.0
 
 

@@ -130,8 +130,8 @@ def test_rows_of_an_embedding_that_a_batch_names_twice_are_added_before_they_are
         def compute(rows=rows):
             return ops.sum(ops.multiply(ops.take(table, rows, axis=0), scales)), None
 
-        _, gradients = current().differentiate(compute, [table], [])
-        current().apply_update(optimizers[0], gradients, [table])
+        _, backward = current().differentiate(compute, [table], [])
+        current().apply_update(optimizers[0], backward(), [table])
         whole = np.zeros((5, 2), "float32")
         np.add.at(whole, rows, np.broadcast_to(scales, (4, 2)))
         optimizers[1].apply([ops.convert_to_tensor(whole)], [dense])

@@ -38,8 +38,12 @@ def test_it_is_as_long_as_all_gradients_and_made_anew_for_other_weights():
     assert residual.variables[0] is variable
     residual.prepare(trained[:1])
     np.testing.assert_array_equal(read(residual), np.zeros(6))
-    rounding = residual.rounding(lambda scalars: scalars[0])
-    assert (rounding.dtype, rounding.residual) == ("bfloat16", residual.variables[0])
+    rounding = residual.rounding(2.0)
+    assert (rounding.dtype, rounding.residual, rounding.scale) == (
+        "bfloat16",
+        residual.variables[0],
+        2.0,
+    )
 
 
 def test_each_rank_gets_back_its_own():

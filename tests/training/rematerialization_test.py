@@ -68,6 +68,27 @@ def test_a_training_has_the_same_numbers(arguments):
         np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol)
 
 
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "SimpleRNN"])
+def test_recurrent_layers_drop_the_same_again(name):
+    """Keras keeps their dropout masks during a call, and the last batch has fewer rows."""
+    weights = []
+    for remat in (False, ["recurrent"]):
+        keras.utils.set_random_seed(0)
+        layer = getattr(keras.layers, name)(3, dropout=0.5, recurrent_dropout=0.25)
+        model = keras.Sequential(
+            [
+                keras.Input((4, 2)),
+                keras.layers.Bidirectional(layer, name="recurrent"),
+                keras.layers.Dense(1),
+            ]
+        )
+        trainer = Trainer(model, optimizer="sgd", loss="mse", remat=remat)
+        trainer.fit(np.ones((5, 4, 2)), np.ones((5, 1)), batch_size=2, verbose=0)
+        weights.append(model.get_weights())
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_less_is_kept_for_the_backward_pass():
     torch = pytest.importorskip("torch")
     if keras.backend.backend() != "torch":

@@ -34,10 +34,10 @@ def differentiate(
     compute: Callable[[], tuple[Any, Any]],
     variables: Sequence[keras.Variable],
     states: Sequence[keras.Variable],
-) -> tuple[Any, list[Any]]:
-    """Returns what `compute` returns beside a scalar, and the scalar's gradients by variables.
+) -> tuple[Any, Callable[..., list[Any]]]:
+    """Returns what `compute` returns beside a scalar, and the scalar's backward pass.
 
-    They are `None` where the scalar depends on no variable at all.
+    Its gradients are `None` where the scalar depends on no variable at all.
     """
     kept = [(state, state.value) for state in states]
     tangents: list[bool] = []
@@ -48,12 +48,24 @@ def differentiate(
         others = others, [scope.get_current_value(state) for state in states]
         return _hear_tangents(scalar, tangents), others
 
-    gradients, (others, values) = jax.grad(run, has_aux=True)(
-        [variable.value for variable in variables]
+    scalar, pull, (others, values) = jax.vjp(
+        run, [variable.value for variable in variables], has_aux=True
     )
     for state, value in zip(states, values, strict=True):
         state.assign(value)
-    return others, gradients if any(tangents) else [None] * len(variables)
+
+    def backward(
+        factor: Any = None, receive: Callable[[int, Any], None] | None = None
+    ) -> list[Any]:
+        if not any(tangents):
+            return [None] * len(variables)
+        upstream = jax.numpy.ones_like(scalar)
+        if factor is not None:
+            upstream = jax.numpy.asarray(factor, scalar.dtype)
+        (gradients,) = pull(upstream)
+        return list(gradients)
+
+    return others, backward
 
 
 def _hear_tangents(scalar: Any, heard: list[bool]) -> Any:

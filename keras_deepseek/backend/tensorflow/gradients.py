@@ -29,13 +29,21 @@ def differentiate(
     compute: Callable[[], tuple[Any, Any]],
     variables: Sequence[keras.Variable],
     states: Sequence[keras.Variable],
-) -> tuple[Any, list[Any]]:
-    """Returns what `compute` returns beside a scalar, and the scalar's gradients by variables."""
+) -> tuple[Any, Callable[..., list[Any]]]:
+    """Returns what `compute` returns beside a scalar, and the scalar's backward pass."""
     sources = [variable.value for variable in variables]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(sources)
         scalar, others = compute()
-    return others, tape.gradient(scalar, sources)
+
+    def backward(
+        factor: Any = None, receive: Callable[[int, Any], None] | None = None
+    ) -> list[Any]:
+        upstream = None if factor is None else tf.cast(factor, scalar.dtype)
+        gradients: list[Any] = tape.gradient(scalar, sources, upstream)
+        return gradients
+
+    return others, backward
 
 
 def rematerialize(

@@ -39,7 +39,8 @@ def count_kept_bytes(
 
     @tf.function(autograph=False)
     def run() -> Any:
-        return differentiate(compute_and_look, variables, states)[1]
+        _, backward = differentiate(compute_and_look, variables, states)
+        return backward()
 
     operations = run.get_concrete_function().graph.get_operations()
     kept = {

@@ -6,7 +6,7 @@ graph's executor runs the copies side by side. So the model is a plain one, with
 distributions don't run on TensorFlow.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.keras_internals import Distribution
-from keras_deepseek.backend.processes import Replicas
+from keras_deepseek.backend.processes import ComputePart, Replicas
 
 
 def spread_over_devices() -> Distribution | None:
@@ -50,10 +50,10 @@ class DeviceReplicas:
         return num_rows
 
     def sum(
-        self, compute: Callable[[int, Any], tuple[list[Any], list[Any]]], batch: Any
-    ) -> tuple[list[Any], list[Any]]:
+        self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
+    ) -> tuple[list[Any], list[Any], list[Any]]:
         """Returns the sums of what all devices compute."""
-        found = []
+        begun = []
         for rank, device in enumerate(self.devices):
             with tf.device("CPU:0"):  # Where the batch is: each device gets its rows alone.
                 rows = keras.tree.map_structure(
@@ -63,13 +63,18 @@ class DeviceReplicas:
                     batch,
                 )
             with tf.device(device):
-                found.append(compute(rank, rows))
+                begun.append(compute(rank, rows))
+        scalars = self._add([scalars for scalars, _ in begun])
+        found = []
+        for device, (_, finish) in zip(self.devices, begun, strict=True):
+            with tf.device(device):
+                found.append(finish(scalars, None))
+        counts, gradients = map(self._add, zip(*found, strict=True))
+        return scalars, counts, gradients
+
+    def _add(self, parts: Sequence[Sequence[Any]]) -> list[Any]:
         with tf.device(self.devices[0]):
-            scalars, gradients = (
-                [tf.add_n(tensors) for tensors in zip(*each, strict=True)]
-                for each in zip(*found, strict=True)
-            )
-        return scalars, gradients
+            return [tf.add_n(tensors) for tensors in zip(*parts, strict=True)]
 
 
 def _find_devices(strategy: Any) -> list[str]:

@@ -23,6 +23,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.meeting import meet
 from keras_deepseek.backend.processes import (
+    ComputePart,
     Processes,
     RemoteReplicas,
     Rounding,
@@ -32,6 +33,7 @@ from keras_deepseek.backend.processes import (
 )
 
 _BUCKET_BYTES = 4 * 2**20  # One is summed while the next is copied together.
+_LEAST_BYTES = 256  # Who sums 64 bytes or less is not told that a peer has ended, and waits on.
 _IN_STEPS, _BETWEEN, _WISHES, _SCATTERED, _GATHERED = range(20_001, 20_006)
 """Groups of collective operations. Keys count in each, so that none depends on another's calls."""
 
@@ -102,46 +104,54 @@ class TensorFlowProcesses:
 
     def count(self, num_rows: Any) -> Any:
         """Returns the number of the rows of all, a scalar."""
-        return self._sum([num_rows], [])[0][0]
+        return self._sum("count", [num_rows], [])[0][0]
 
     def sum(
-        self, compute: Callable[[int, Any], tuple[list[Any], list[Any]]], batch: Any
-    ) -> tuple[list[Any], list[Any]]:
-        """Returns the sums of what all ranks compute."""
-        return self._sum(*compute(self.rank, batch))
+        self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
+    ) -> tuple[list[Any], list[Any], list[Any]]:
+        """Returns the sums of what all ranks compute.
+
+        The graph's executor runs each operation once its inputs are there: so it sums gradients
+        while it computes others.
+        """
+        scalars, finish = compute(self.rank, batch)
+        found, _ = self._sum("forward", scalars, [])
+        return found, *self._sum("backward", *finish(found, None))
 
     def sum_rounded(
         self,
-        compute: Callable[[int, Any], tuple[list[Any], list[Any]]],
+        compute: ComputePart,
         batch: Any,
+        variables: Sequence[keras.Variable],
         rounding: Rounding,
-    ) -> tuple[list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all ranks compute, and rounded means of the gradients.
+    ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
+        """Returns the sums of what all ranks compute, those of gradients rounded.
 
         Each rank adds one part of every bucket, in float32: a ring would round at each stop.
         """
-        scalars, gradients = compute(self.rank, batch)
-        found, _ = self._sum(scalars, [])
-        unit = rounding.unit(found)
+        scalars, finish = compute(self.rank, batch)
+        found, _ = self._sum("forward", scalars, [])
+        more, gradients = finish(found, None)
+        counts, _ = self._sum("backward", more, [])
         shapes = [tuple(tensor.shape) for tensor in gradients]
         key = self._check_shapes([*shapes, (rounding.dtype,)])  # What is sent differs by it.
         residual = tf.convert_to_tensor(rounding.residual.value)
-        means: list[Any] = []
+        sums: list[Any] = []
         lost: list[Any] = []
         start = 0
-        for index, bucket in enumerate(_buckets(gradients)):
+        for index, bucket in enumerate(_buckets(gradients[::-1])):
             # NCCL needs one order on all ranks; on CPUs several are under way at once.
-            waits_for = means[-1:] if tf.config.list_logical_devices("GPU") else []
+            waits_for = sums[-1:] if tf.config.list_logical_devices("GPU") else []
             with tf.control_dependencies(waits_for):
                 flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in bucket], 0)
                 size = flat.shape.num_elements()
-                exact = residual[start : start + size] + tf.cast(flat, tf.float32) / unit
+                exact = residual[start : start + size] + tf.cast(flat, tf.float32) / rounding.scale
                 start += size
-                mean, rest = self._sum_rounded(exact, rounding.dtype, key + index)
+                total, rest = self._sum_rounded(exact, rounding.dtype, key + index)
                 lost.append(rest)
-                means += _split(tf.cast(mean, bucket[0].dtype), bucket)
+                sums += _split(tf.cast(total, bucket[0].dtype), bucket)
         rest = tf.concat(lost, 0)
-        return found, means, lambda: rounding.residual.assign(rest)
+        return found, counts, sums[::-1], lambda: rounding.residual.assign(rest)
 
     def _sum_rounded(self, exact: Any, dtype: str, key: int) -> tuple[Any, Any]:
         """Returns the sum of a float32 vector over all ranks, and what rounding took here."""
@@ -169,11 +179,14 @@ class TensorFlowProcesses:
         summed = tf.reshape(_widen(gathered, dtype), [-1])[:size]
         return summed, tf.reshape(rest, [-1])[:size]
 
-    def _sum(self, scalars: Sequence[Any], gradients: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """Returns the sums over all ranks: those of small tensors in float64."""
-        key = self._check_shapes([tuple(tensor.shape) for tensor in (*scalars, *gradients)])
+    def _sum(
+        self, part: str, scalars: Sequence[Any], gradients: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """Returns the sums over all ranks, in a part of the step: of small tensors in float64."""
+        shapes = [tuple(tensor.shape) for tensor in (*scalars, *gradients)]
+        key = self._check_shapes([(part,), *shapes])
         exact = [tf.cast(tensor, tf.float64) for tensor in scalars]
-        buckets = [exact, *_buckets(gradients)]
+        buckets = [exact, *_buckets(gradients[::-1])]  # As a backward pass finds them.
         sums: list[Any] = []
         for index, bucket in enumerate(buckets):
             # NCCL needs one order on all ranks; on CPUs several are under way at once.
@@ -182,7 +195,7 @@ class TensorFlowProcesses:
                 flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in bucket], 0)
                 sums += _split(self._reduce(flat, _IN_STEPS, key + index), bucket)
         found = [tf.cast(tensor, tf.float32) for tensor in sums[: len(exact)]]
-        return found, sums[len(exact) :]
+        return found, sums[len(exact) :][::-1]
 
     def own_random_numbers(self) -> contextlib.AbstractContextManager[None]:
         """Does nothing: layers of Keras draw by seeds of their own here."""
@@ -241,10 +254,12 @@ class TensorFlowProcesses:
         with LostPeers("agree on whether to stop"):
             return asked.result()
 
-    def _reduce(self, tensor: Any, group: int, key: int) -> Any:
-        """Returns the sum of one tensor over all ranks, which know it by its key in its group."""
-        return tf.raw_ops.CollectiveReduceV2(
-            input=tensor,
+    def _reduce(self, vector: Any, group: int, key: int) -> Any:
+        """Returns the sum of one vector over all ranks, which know it by its key in its group."""
+        size = vector.shape.num_elements()
+        padding = max(0, -(-_LEAST_BYTES // vector.dtype.size) - size)
+        summed = tf.raw_ops.CollectiveReduceV2(
+            input=tf.pad(vector, [[0, padding]]) if padding else vector,
             group_size=self.world_size,
             group_key=group,
             instance_key=key,
@@ -253,11 +268,13 @@ class TensorFlowProcesses:
             final_op="Id",
             timeout_seconds=self._timeout,
         )
+        return summed[:size] if padding else summed
 
     def _sum_now(self, numbers: Array) -> Array:
         with tf.init_scope(), tf.device("CPU:0"):  # Also while a step is traced.
-            summed = self._reduce(tf.constant(numbers), _BETWEEN, next(self._number))
-            return np.asarray(summed.numpy())
+            vector = tf.constant(numbers.reshape(-1))
+            summed = self._reduce(vector, _BETWEEN, next(self._number)).numpy()
+            return np.asarray(summed).reshape(numbers.shape)
 
     def _broadcast_bytes(self, data: bytes, size: int | None = None) -> bytes:
         """Returns the bytes of rank 0."""

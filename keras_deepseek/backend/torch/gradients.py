@@ -1,11 +1,13 @@
 """Gradients of a function by PyTorch's autograd."""
 
+import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_training import recomputed_call
@@ -32,25 +34,40 @@ def differentiate(
     compute: Callable[[], tuple[Any, Any]],
     variables: Sequence[keras.Variable],
     states: Sequence[keras.Variable],
-) -> tuple[Any, list[Any]]:
-    """Returns what `compute` returns beside a scalar, and the scalar's gradients by variables."""
+) -> tuple[Any, Callable[..., list[Any]]]:
+    """Returns what `compute` returns beside a scalar, and the scalar's backward pass."""
     scalar, others = compute()
     sources = [variable.value for variable in variables]
-    if not scalar.requires_grad:  # It depends on none of them.
-        return others, [None for _ in sources]
-    return others, list(torch.autograd.grad(scalar, sources, allow_unused=True))
+
+    def backward(
+        factor: Any = None, receive: Callable[[int, Any], None] | None = None
+    ) -> list[Any]:
+        if not scalar.requires_grad:  # It depends on none of them.
+            return [None for _ in sources]
+        upstream = None if factor is None else torch.as_tensor(factor).to(scalar).reshape(())
+        with contextlib.ExitStack() as stack:
+            if receive is not None:
+                for index, source in enumerate(sources):
+                    hook = source.register_hook(functools.partial(receive, index))
+                    stack.callback(hook.remove)
+            return list(torch.autograd.grad(scalar, sources, upstream, allow_unused=True))
+
+    return others, backward
 
 
 def rematerialize(
     layer: keras.Layer, call: Callable[..., Any], states: Sequence[keras.Variable]
 ) -> Callable[..., Any]:
     """Returns a layer's `call` that keeps nothing for the gradient, and computes it anew there."""
-    return recomputed_call(
-        layer,
-        call,
-        states,
-        lambda compute, floats: checkpoint(compute, *floats, use_reentrant=False),
-    )
+    # PyTorch leaves a second call as soon as it has what it needs; a recurrent layer forgets its
+    # dropout masks at the end of a call, and would go on with those of the first.
+    is_whole = any(hasattr(each, "reset_dropout_mask") for each in layer._flatten_layers())
+
+    def run(compute: Callable[..., Any], floats: Sequence[Any]) -> Any:
+        with set_checkpoint_early_stop(not is_whole):
+            return checkpoint(compute, *floats, use_reentrant=False)
+
+    return recomputed_call(layer, call, states, run)
 
 
 def apply_with_gradient(

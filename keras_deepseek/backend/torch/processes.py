@@ -15,8 +15,10 @@ import torch.distributed as dist
 
 from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.arrivals import Arrivals
 from keras_deepseek.backend.meeting import meet
 from keras_deepseek.backend.processes import (
+    ComputePart,
     Processes,
     RemoteReplicas,
     Rounding,
@@ -25,11 +27,13 @@ from keras_deepseek.backend.processes import (
     lost_peer_error,
 )
 
+BeginSum = Callable[[list[torch.Tensor], slice, torch.Tensor], Any]
+"""From the vectors of a bucket, its place among all numbers and that of all sums, to its sum."""
+
 _SEEDS = 2**62
-_BUCKET_BYTES = 4 * 2**20  # Gloo sums one while the next is copied together.
 _PART_BYTES, _MOST_PARTS = 2 * 2**20, 32
-"""Of a bucket that is rounded: so much in float32 is added up by each rank. Smaller messages take
-gloo's threads longer; of larger buckets fewer are under way while others are rounded."""
+"""Of a bucket: so much in float32 is added up by each rank. Smaller messages take gloo's threads
+longer; of larger buckets fewer are under way while others are computed."""
 
 
 def count_processes() -> int:
@@ -44,7 +48,7 @@ def join_processes(
     if dist.is_initialized():
         found = dist.get_world_size(), dist.get_rank()
         check_place("torch.distributed", found, (world_size, rank))
-        return TorchProcesses()
+        return TorchProcesses(timeout)
     # Torchrun listens at that address already, with a store for the ranks that it has started.
     is_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not is_torchrun:
@@ -57,77 +61,105 @@ def join_processes(
             rank=rank,
             timeout=timedelta(seconds=timeout),
         )
-    return TorchProcesses()
+        return TorchProcesses(timeout)
 
 
 class TorchProcesses:
-    """The default process group of `torch.distributed`, which sums and broadcasts."""
+    """The default process group of `torch.distributed`, which sums and broadcasts.
 
-    def __init__(self) -> None:
+    Args:
+        timeout: float. Seconds to wait for a process that does not answer.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        # What ranks have added is sent by a group of its own, out of turn with what they are to.
+        self._sharing = dist.new_group(timeout=timedelta(seconds=timeout))
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.replicas: RemoteReplicas | None = self
         self.is_compilable = True
         self._known: set[Any] = set()  # The shapes that all ranks are known to sum.
+        self._sums: _GradientSums | None = None  # Of the last step: its memory serves the next.
+        self._spare = torch.empty(0)
         self._waiting: tuple[Any, torch.Tensor] | None = None
 
     def count(self, num_rows: Any) -> Any:
         """Returns the number of the rows of all, a scalar."""
-        return self._sum([num_rows], [])[0][0]
+        return self._sum_scalars([num_rows])[0]
 
     def sum(
-        self, compute: Callable[[int, Any], tuple[list[Any], list[Any]]], batch: Any
-    ) -> tuple[list[Any], list[Any]]:
+        self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
+    ) -> tuple[list[Any], list[Any], list[Any]]:
         """Returns the sums of what all ranks compute."""
-        return self._sum(*compute(self.rank, batch))
 
-    def _sum(self, scalars: Sequence[Any], gradients: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """Returns the sums over all ranks: those of small tensors in float64."""
-        with torch.no_grad(), _naming_lost_peers("sum the gradients"):
-            self._check_shapes([tensor.shape for tensor in (*scalars, *gradients)])
-            exact = torch.cat([tensor.detach().reshape(-1).double() for tensor in scalars])
-            work = dist.all_reduce(exact, async_op=True)
-            sums = [_start_sum(bucket) for bucket in _buckets(gradients)]
-            work.wait()
-            found = _split(exact.to(torch.float32), scalars)
-            return found, [tensor for finish in sums for tensor in finish()]
+        def begin(vectors: list[torch.Tensor], place: slice, total: torch.Tensor) -> _ExactSum:
+            return _ExactSum(vectors, total[place])
+
+        return self._sum(compute, batch, variables, begin)
 
     def sum_rounded(
         self,
-        compute: Callable[[int, Any], tuple[list[Any], list[Any]]],
+        compute: ComputePart,
         batch: Any,
+        variables: Sequence[keras.Variable],
         rounding: Rounding,
-    ) -> tuple[list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all ranks compute, and rounded means of the gradients.
+    ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
+        """Returns the sums of what all ranks compute, those of gradients rounded.
 
         Each rank adds one part of every bucket, in float32: a ring would round at each stop.
         """
-        scalars, gradients = compute(self.rank, batch)
-        found, _ = self._sum(scalars, [])
-        with torch.no_grad(), _naming_lost_peers("sum the gradients"):
-            self._check_shapes([tensor.shape for tensor in gradients])
-            residual = rounding.residual.value.detach()
-            lost = torch.empty_like(residual)
-            unit = rounding.unit(found)
-            flat = [tensor.reshape(-1) for tensor in gradients]
-            sums, start = [], 0
-            for parts in _cut(flat):
-                size = sum(map(len, parts))
-                place = slice(start, start + size)
-                start += size
-                sums.append(_RoundedSum(parts, residual[place], lost[place], unit, rounding.dtype))
-            for each in sums:  # All are on their way before the first is waited for.
-                each.share()
-            for each in sums:
-                each.finish()
-            summed = [
-                vector.view(tensor.shape) for vector, tensor in zip(flat, gradients, strict=True)
-            ]
+        residual = rounding.residual.value.detach()
+        if self._spare.shape != residual.shape or self._spare.device != residual.device:
+            self._spare = torch.empty_like(residual)
+        lost = self._spare
+
+        def begin(vectors: list[torch.Tensor], place: slice, total: torch.Tensor) -> _RoundedSum:
+            return _RoundedSum(
+                vectors,
+                residual[place],
+                lost[place],
+                total[place],
+                rounding.scale,
+                rounding.dtype,
+                self._sharing,
+            )
 
         def keep() -> None:
-            rounding.residual.value.data = lost  # A copy would take as long as an update does.
+            # A copy would take as long as an update does, and so would memory that is new.
+            self._spare, rounding.residual.value.data = residual, lost
 
-        return found, summed, keep
+        return *self._sum(compute, batch, variables, begin), keep
+
+    def _sum(
+        self,
+        compute: ComputePart,
+        batch: Any,
+        variables: Sequence[keras.Variable],
+        begin: BeginSum,
+    ) -> tuple[list[Any], list[Any], list[Any]]:
+        scalars, finish = compute(self.rank, batch)
+        found = self._sum_scalars(scalars)
+        if self._sums is None or not self._sums.is_for(variables):
+            self._sums = _GradientSums(variables)
+        sums = self._sums
+        sums.start(begin)
+        with _naming_lost_peers("sum the gradients"):
+            self._check_shapes(sums.shapes)
+        # An error of the backward pass is one, and no peer's that is lost.
+        more, gradients = finish(found, sums.receive)
+        with _naming_lost_peers("sum the gradients"):
+            for index in reversed(range(len(gradients))):
+                sums.receive(index, gradients[index])
+            counts = self._sum_scalars(more)
+            return found, counts, sums.finish()
+
+    def _sum_scalars(self, scalars: Sequence[Any]) -> list[Any]:
+        """Returns the sums of small tensors over all ranks, added in float64."""
+        with torch.no_grad(), _naming_lost_peers("sum the gradients"):
+            self._check_shapes([tensor.shape for tensor in scalars])
+            exact = torch.cat([tensor.detach().reshape(-1).double() for tensor in scalars])
+            dist.all_reduce(exact)
+            return _split(exact.to(torch.float32), scalars)
 
     @contextlib.contextmanager
     def own_random_numbers(self) -> Iterator[None]:
@@ -200,31 +232,103 @@ class TorchProcesses:
         self._known.add(key)
 
 
-def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Yields the tensors in groups of one dtype and device, each of so many bytes."""
-    bucket: list[torch.Tensor] = []
-    size = 0
-    for tensor in tensors:
-        fits = bucket and (tensor.dtype, tensor.device) == (bucket[0].dtype, bucket[0].device)
-        if bucket and not (fits and size < _BUCKET_BYTES):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.nbytes
-    if bucket:
-        yield bucket
+class _GradientSums:
+    """The sums of gradients over all ranks, which begin while others are still computed.
+
+    Gradients stand from the last to the first, as the backward pass finds most of them, and are cut
+    into buckets. All ranks begin these in one order.
+
+    Args:
+        variables: What the gradients are by.
+    """
+
+    def __init__(self, variables: Sequence[keras.Variable]) -> None:
+        self.shapes = [tuple(variable.shape) for variable in variables]
+        sizes = [math.prod(shape) for shape in self.shapes]
+        self._places = dict(_places_from_last(sizes))
+        self._buckets = list(_cut(sizes))
+        self._groups = [[index for index, _ in bucket] for bucket in self._buckets]
+        device = variables[0].value.device if variables else "cpu"
+        self._total = torch.empty(sum(sizes), device=device)
+        self._is_early = self._total.device.type == "cpu"
+
+    def is_for(self, variables: Sequence[keras.Variable]) -> bool:
+        """Returns whether gradients by such variables can be summed."""
+        shapes = [tuple(variable.shape) for variable in variables]
+        device = variables[0].value.device if variables else self._total.device
+        return shapes == self.shapes and device == self._total.device
+
+    def start(self, begin: BeginSum) -> None:
+        """Begins a step, whose sums take the place of those of the last one.
+
+        Args:
+            begin: `BeginSum`.
+        """
+        self._begin = begin
+        self._vectors: dict[int, torch.Tensor] = {}
+        self._begun: list[_ExactSum | _RoundedSum] = []
+        self._stop = 0  # Where the last bucket that was begun ends.
+        self._num_shared = 0
+        self._arrivals = Arrivals(self._groups, self._begin_bucket)
+
+    def receive(self, index: int, gradient: torch.Tensor) -> None:
+        """Begins the sums of buckets that are whole with it; it may be told of one twice."""
+        if index in self._vectors:
+            return
+        self._vectors[index] = gradient.detach().reshape(-1)
+        self._arrivals.add(index)
+        # NCCL needs one order of all that is sent; gloo has one for each group.
+        while self._is_early and self._num_shared < len(self._begun):
+            if not self._begun[self._num_shared].is_received():
+                break
+            self._share_next()
+
+    def finish(self) -> list[torch.Tensor]:
+        """Returns the sums, once all gradients have come."""
+        while self._num_shared < len(self._begun):
+            self._share_next()
+        for each in self._begun:
+            each.finish()
+        self._begun, self._vectors = [], {}
+        return [
+            self._total[self._places[index]].view(shape) for index, shape in enumerate(self.shapes)
+        ]
+
+    def _begin_bucket(self, number: int) -> None:
+        bucket = self._buckets[number]
+        vectors = [self._vectors[index][place] for index, place in bucket]
+        start, self._stop = self._stop, self._stop + sum(map(len, vectors))
+        with torch.no_grad():
+            self._begun.append(self._begin(vectors, slice(start, self._stop), self._total))
+
+    def _share_next(self) -> None:
+        with torch.no_grad():
+            self._begun[self._num_shared].share()
+        self._num_shared += 1
 
 
-def _start_sum(bucket: list[torch.Tensor]) -> Any:
-    """Begins to sum tensors, and returns a function that waits for the sums and returns them."""
-    flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-    work = dist.all_reduce(flat, async_op=True)
+class _ExactSum:
+    """The sum of one bucket over all ranks.
 
-    def finish() -> list[torch.Tensor]:
-        work.wait()
-        return _split(flat, bucket)
+    Args:
+        vectors: list of vectors.
+        total: Where their sums are written to, one behind the other.
+    """
 
-    return finish
+    def __init__(self, vectors: list[torch.Tensor], total: torch.Tensor) -> None:
+        torch.cat(vectors, out=total)
+        self._work: Any = dist.all_reduce(total, async_op=True)
+
+    def is_received(self) -> bool:
+        """Returns `False`: nothing is to be shared before it ends."""
+        return False
+
+    def share(self) -> None:
+        """Does nothing."""
+
+    def finish(self) -> None:
+        """Waits for the sums."""
+        self._work.wait()
 
 
 # PyTorch 2.13 has given it another name.
@@ -235,27 +339,34 @@ class _RoundedSum:
     """The sum of one bucket over all ranks, rounded on its way to who adds it up, and from there.
 
     Args:
-        parts: list of vectors. They are added up, and the means are written to them.
-        residual: float32 vector. What was not sent before, as long as all parts together.
+        vectors: list of vectors.
+        residual: float32 vector. What was not sent before, as long as all of them together.
         lost: float32 vector. Where what is not sent now is written to.
-        unit: Scalar tensor. What the sums are divided by.
+        total: float32 vector. Where the sums are written to.
+        scale: Scalar. What the vectors are divided by.
         dtype: string. What is sent.
+        sharing: The process group by which ranks send each other what they have added.
     """
 
     def __init__(
         self,
-        parts: list[torch.Tensor],
+        vectors: list[torch.Tensor],
         residual: torch.Tensor,
         lost: torch.Tensor,
-        unit: torch.Tensor,
+        total: torch.Tensor,
+        scale: Any,
         dtype: str,
+        sharing: Any,
     ) -> None:
-        sizes = [len(part) for part in parts]
-        for part, before, exact in zip(
-            parts, residual.split(sizes), lost.split(sizes), strict=True
+        sizes = [len(vector) for vector in vectors]
+        for vector, before, exact in zip(
+            vectors, residual.split(sizes), lost.split(sizes), strict=True
         ):
-            torch.addcdiv(before, part.float(), unit, out=exact)
-        self._parts, self._sizes, self._lost = parts, sizes, lost
+            if isinstance(scale, torch.Tensor):
+                torch.addcdiv(before, vector, scale, out=exact)
+            else:
+                torch.add(before, vector, alpha=1.0 / scale, out=exact)
+        self._lost, self._total, self._sharing = lost, total, sharing
         self._dtype = getattr(torch, dtype)
         self._world_size = dist.get_world_size()
         self._length = -(-len(lost) // self._world_size)
@@ -269,6 +380,10 @@ class _RoundedSum:
         )
         lost.sub_(self._flatten(sent))
 
+    def is_received(self) -> bool:
+        """Returns whether the part that this rank is to add is there, of all ranks."""
+        return bool(self._work.is_completed())
+
     def share(self) -> None:
         """Adds up the part that this rank is to add, and begins to send it to all."""
         self._work.wait()
@@ -278,34 +393,43 @@ class _RoundedSum:
         sent = _round(total, self._dtype)
         self._received = torch.empty_like(self._received)
         self._work = _gather_rows(
-            self._received.view(torch.uint8), sent.view(torch.uint8), async_op=True
+            self._received.view(torch.uint8),
+            sent.view(torch.uint8),
+            group=self._sharing,
+            async_op=True,
         )
         own = self._lost[dist.get_rank() * self._length :][: self._length]
         own.add_(total.sub_(_widen(sent))[0, : len(own)])
 
     def finish(self) -> None:
-        """Writes the means."""
+        """Writes the sums."""
         self._work.wait()
         is_scaled = self._dtype == torch.float16
         found = self._flatten(self._received) if is_scaled else self._received.view(-1)
-        found = found[: len(self._lost)]
-        for part, mean in zip(self._parts, found.split(self._sizes), strict=True):
-            part.copy_(mean)  # It widens what is bfloat16.
+        self._total.copy_(found[: len(self._total)])  # It widens what is bfloat16.
 
     def _flatten(self, rows: torch.Tensor) -> torch.Tensor:
         return _widen(rows).reshape(-1)[: len(self._lost)]
 
 
-def _cut(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Yields views of vectors in groups, of as many bytes as all ranks are to add up."""
-    bucket: list[torch.Tensor] = []
+def _places_from_last(sizes: Sequence[int]) -> Iterator[tuple[int, slice]]:
+    """Yields the places of vectors that stand one behind the other, the last one first."""
+    start = 0
+    for index in reversed(range(len(sizes))):
+        yield index, slice(start, start + sizes[index])
+        start += sizes[index]
+
+
+def _cut(sizes: Sequence[int]) -> Iterator[list[tuple[int, slice]]]:
+    """Yields parts of vectors in groups, of as many bytes as all ranks are to add up."""
+    bucket: list[tuple[int, slice]] = []
     left = most = min(dist.get_world_size(), _MOST_PARTS) * _PART_BYTES // 4
-    for tensor in tensors:
+    for index in reversed(range(len(sizes))):
         start = 0
-        while start < len(tensor):
-            part = tensor[start : start + left]
-            bucket.append(part)
-            start, left = start + len(part), left - len(part)
+        while start < sizes[index]:
+            stop = min(start + left, sizes[index])
+            bucket.append((index, slice(start, stop)))
+            start, left = stop, left - (stop - start)
             if not left:
                 yield bucket
                 bucket, left = [], most
