@@ -12,8 +12,10 @@ from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.training.short_training import ShortTraining
+from keras_deepseek.training.training_state import find_spoilt
 
 _SMOOTHING = 0.8  # Of a hundred losses, what counts of the next one in a mean: so about nine do.
+_BEGUN = 0.1  # How much of its whole fall a loss has made once it falls.
 _EXPLODED = 3.0  # By how many times its first value a loss has to rise.
 
 
@@ -23,8 +25,8 @@ class LearningRateSearch:
 
     The rate grew from step to step by one factor, as Smith proposes. `suggestion` is the rate at
     which the smoothed loss falls the steepest, over the logarithm of the rate, before it is at its
-    lowest: the rule that fastai calls "steep". It is `None` where the loss never falls by more than
-    it jitters.
+    lowest: the rule that fastai calls "steep". Here it is looked for where the loss has fallen by
+    more than it jitters; it is `None` where it never does.
 
     Args:
         rates: list of floats. The learning rate of each step.
@@ -168,6 +170,12 @@ class _Sweep(keras.callbacks.Callback):
                 )
             self.model.stop_training = True
             return
+        if not self.losses and find_spoilt(self.model.trainable_variables):
+            # On TensorFlow `relu` makes a NaN 0, so that the loss is none.
+            raise InvalidInputError(
+                "The weights are not finite after the first step, before any rate could make them "
+                "so: look at the inputs for NaN."
+            )
         self.losses.append(loss)
         self._mean = self._smoothing * self._mean + (1 - self._smoothing) * loss
         mean = self._mean / (1 - self._smoothing ** len(self.losses))
@@ -199,5 +207,8 @@ def _suggest(rates: list[float], losses: list[float], raw_losses: Array) -> floa
     jitter = float(np.std(np.subtract(raw_losses[upto], losses[upto])))
     if lowest == 0 or losses[0] - losses[lowest] <= jitter:
         return None
+    # What jitters before the loss falls may be steep, too.
+    falls = np.subtract(losses[0], losses[upto])
+    begun = int(np.argmax(falls > max(jitter, _BEGUN * falls[-1])))
     slopes = np.gradient(losses[upto], np.log(rates[upto]))
-    return rates[int(np.argmin(slopes))]
+    return rates[begun + int(np.argmin(slopes[begun:]))]

@@ -121,3 +121,22 @@ def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r"keras_deepseek\[pictures\]"):
         SEARCH.save_picture(tmp_path / "rates.png")
+
+
+@pytest.mark.parametrize("seed", [3, 17, 35, 50, 53])
+def test_what_jitters_before_the_loss_falls_is_not_suggested(seed):
+    rates = np.geomspace(1e-7, 10.0, 100)
+    losses = 1.1 - 0.25 / (1 + (1e-2 / rates) ** 1.5)
+    losses[85:] += np.linspace(0, 3, 15)
+    losses += np.random.default_rng(seed).normal(scale=0.15, size=100)
+    assert 3e-4 < _result(list(rates), list(losses)).suggestion < 1.0
+
+
+def test_data_of_nan_are_said_to_be_where_the_loss_does_not_show_it():
+    model = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(3)]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trainer = Trainer(model, optimizer="sgd", loss=loss)
+    with pytest.raises(InvalidInputError, match=r"first step.*look at the inputs for NaN"):
+        trainer.find_learning_rate(X * np.nan, Y)
