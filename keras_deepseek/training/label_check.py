@@ -1,5 +1,7 @@
 """Labels that are no class, which some frameworks take for none at all."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -31,6 +33,32 @@ def mark_wrong_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any) -> Any
             is_class = is_class | (classes == ignored)
         loss = ops.where(ops.all(is_class), loss, float("nan"))
     return loss
+
+
+@contextmanager
+def marking_wrong_labels(model: keras.Model) -> Iterator[None]:
+    """Makes a model's `compute_loss` mark wrong labels, whoever calls it, until the block ends.
+
+    Args:
+        model: `keras.Model`, compiled.
+    """
+    own = vars(model).get("compute_loss")
+    compute = model.compute_loss
+
+    def compute_loss(
+        x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **options: Any
+    ) -> Any:
+        loss = compute(x, y, y_pred, sample_weight, **options)
+        return mark_wrong_labels(model, loss, y, y_pred)
+
+    model.compute_loss = compute_loss
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.compute_loss
+        else:
+            model.compute_loss = own
 
 
 _NOT_SPARSE = object()

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_deepseek.training.label_check import mark_wrong_labels
+from keras_deepseek.training import Trainer
+from keras_deepseek.training.label_check import mark_wrong_labels, marking_wrong_labels
 
 OUTPUTS = np.zeros((2, 3), "float32")
 
@@ -58,3 +59,29 @@ def test_each_of_several_outputs_is_looked_at(as_dict):
 
     assert mark(spec, labels(bad, good), y_pred) == 1.0
     assert np.isnan(mark(spec, labels(good, bad), y_pred))
+
+
+def test_a_model_marks_them_while_it_is_asked_to():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Softmax()])
+    model.compile(loss="sparse_categorical_crossentropy")
+    y_pred = ops.full((2, 3), 1 / 3)
+    with marking_wrong_labels(model):
+        loss = model.compute_loss(None, np.array([0, 2]), y_pred)
+        assert float(ops.convert_to_numpy(loss)) == pytest.approx(np.log(3))
+        if keras.backend.backend() == "jax":  # The others raise an error, on a CPU.
+            loss = model.compute_loss(y=np.array([0, 3]), y_pred=y_pred)
+            np.testing.assert_equal(float(loss), np.nan)
+    assert "compute_loss" not in vars(model)
+
+
+class Own(Trainer):
+    def train_step(self, x, y=None, sample_weight=None):
+        return self.model.compute_loss(x, y, self.model(x, training=True), sample_weight)
+
+
+def test_a_train_step_of_ones_own_does_not_train_on_labels_that_are_none():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, activation="softmax")])
+    trainer = Own(model, optimizer="sgd", loss="sparse_categorical_crossentropy")
+    labels = np.array([0, 1, 2, 0, 9, 1])
+    with pytest.raises(Exception, match=r"batch 3|label|[Tt]arget|Graph execution"):
+        trainer.fit(np.ones((6, 2)), labels, batch_size=2, shuffle=False, verbose=0)
