@@ -66,6 +66,11 @@ class RunRecord:
             ) from error
         try:
             self._open()
+        except sqlite3.OperationalError as error:  # As on a full disk.
+            self._connection.close()
+            raise InvalidInputError(
+                f"No run record can be written at {str(self.path)!r}: {error}. Name another file."
+            ) from error
         except sqlite3.DatabaseError as error:
             self._connection.close()
             raise InvalidInputError(

@@ -44,7 +44,7 @@ def build_model(model: keras.Model | Callable[[], keras.Model]) -> keras.Model:
         InvalidInputError: There is no model.
     """
     made = model
-    if not isinstance(model, keras.Model) and callable(model):
+    if not isinstance(model, keras.Layer) and callable(model):  # A model is one.
         _check_no_arguments(model)
         made = model()
     if not isinstance(made, keras.Model):

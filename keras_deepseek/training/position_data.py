@@ -111,6 +111,22 @@ def check_targets(x: Any, y: Any) -> None:
         raise InvalidInputError(f"The loss needs targets: give fit(x, y); `y` is None.{hint}")
 
 
+def check_validation_targets(validation_data: Any) -> None:
+    """Raises an error where a loss is to compare outputs with targets, and there are none.
+
+    Args:
+        validation_data: Validation data as `keras.Model.fit` takes it.
+
+    Raises:
+        InvalidInputError: It is one array alone.
+    """
+    if hasattr(validation_data, "shape"):
+        raise InvalidInputError(
+            "The loss needs targets: give validation_data=(x, y); received a "
+            f"{type(validation_data).__name__} alone."
+        )
+
+
 def _is_in_arrays(x: Any) -> bool:
     return isinstance(x, dict | list | tuple) or hasattr(x, "shape")
 

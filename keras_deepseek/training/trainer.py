@@ -37,6 +37,7 @@ from keras_deepseek.training.position_data import (
     check_data,
     check_options,
     check_targets,
+    check_validation_targets,
     no_data_error,
 )
 from keras_deepseek.training.precision import training_policy
@@ -386,6 +387,7 @@ class Trainer(Trials):
         check_data(arguments["x"], arguments["batch_size"])
         if self._plan.needs_targets:
             check_targets(arguments["x"], arguments["y"])
+            check_validation_targets(arguments.get("validation_data"))
         check_boolean("resume", resume)
         goes_on = resume or self._resumed is not None
         check_options(arguments, resume=goes_on)

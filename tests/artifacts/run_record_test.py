@@ -110,3 +110,12 @@ def test_a_newer_form_says_to_upgrade(tmp_path):
         record.describe({"form": FORM + 1})
     with pytest.raises(InvalidInputError, match="Upgrade keras_deepseek"):
         RunRecord(tmp_path / "run.sqlite")
+
+
+def test_a_record_that_cannot_be_written_is_not_called_another_file(tmp_path, monkeypatch):
+    def fail(record):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(RunRecord, "_open", fail)
+    with pytest.raises(InvalidInputError, match=r"can be written at .*: database or disk is full"):
+        RunRecord(tmp_path / "run.sqlite")

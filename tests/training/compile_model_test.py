@@ -85,3 +85,8 @@ def test_losses_go_by_the_names_of_outputs_that_there_are():
         compile_model(build(), "sgd", {"a": "mse"}, None, None)
     config = keras.saving.serialize_keras_object(keras.losses.MeanSquaredError())
     compile_model(build(), "sgd", config, None, None)
+
+
+def test_a_layer_is_no_function_that_builds_a_model():
+    with pytest.raises(InvalidInputError, match=r"must be a keras\.Model"):
+        build_model(keras.layers.Dense(3))

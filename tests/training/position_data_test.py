@@ -4,7 +4,12 @@ import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.training import Trainer
-from keras_deepseek.training.position_data import check_data, check_options, position_data
+from keras_deepseek.training.position_data import (
+    check_data,
+    check_options,
+    check_validation_targets,
+    position_data,
+)
 
 X = np.arange(12.0).reshape(6, 2)
 
@@ -111,3 +116,10 @@ def test_targets_that_are_forgotten_are_asked_for(x, message):
 def test_options_of_the_data_that_do_not_fit_are_refused(options, message):
     with pytest.raises(InvalidInputError, match=message):
         check_options({"epochs": 1, **options}, resume=False)
+
+
+def test_validation_data_without_targets_are_refused():
+    with pytest.raises(InvalidInputError, match=r"give validation_data=\(x, y\)"):
+        check_validation_targets(np.ones((3, 2)))
+    for data in (None, (np.ones((3, 2)), np.ones(3)), iter([])):
+        check_validation_targets(data)
