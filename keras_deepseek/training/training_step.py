@@ -54,7 +54,7 @@ from keras_deepseek.training.rematerialization import (
 )
 from keras_deepseek.training.replica_states import ReplicaStates
 from keras_deepseek.training.step_result import read_result
-from keras_deepseek.training.weighted_sums import LEAST_WEIGHT, WeightedSums, where_counted
+from keras_deepseek.training.weighted_sums import LEAST_WEIGHT, WeightedSums, counting
 
 _logger = logging.getLogger(__name__)
 
@@ -308,8 +308,10 @@ class TrainingStep:
                 sums, backward = begin(with_a_row(batch))
             found.append(sums)
 
+            where_rows = counting(num_rows)
+
             def counted(index: int, gradient: Any) -> Any:  # A sparse one forgets its shape.
-                return ops.reshape(where_counted(num_rows, gradient), variables[index].shape)
+                return ops.reshape(where_rows(gradient), variables[index].shape)
 
             def finish(
                 scalars: Sequence[Any], receive: Receive | None
@@ -322,7 +324,7 @@ class TrainingStep:
                     for index, each in enumerate(gradients)
                 ]
 
-            scalars = [where_counted(num_rows, scalar) for scalar in sums.scalars()]
+            scalars = [where_rows(scalar) for scalar in sums.scalars()]
             return [num_rows, *scalars, *states.changes(num_rows)], finish
 
         (num_rows, *scalars), counts, gradients = reduce(compute_part)
@@ -356,18 +358,21 @@ class TrainingStep:
         """Returns the sums of a part without gradients, and the backward pass for these."""
         (loss, weight, logs), differentiate = self._differentiate(batch, variables)
 
+        where_weighty, densify = counting(weight), backend.current().densify
+
         def counted(_: int, gradient: Any) -> Any:  # Of nothing it may be NaN.
-            dense = backend.current().densify(gradient)
-            return where_counted(weight, ops.cast(dense, "float32"))
+            return where_weighty(ops.cast(densify(gradient), "float32"))
 
         def backward(divisor: Any, receive: Receive | None) -> list[Any]:
             # Sums are far larger than means, and not computed in half precision.
-            factor, times = (None, weight) if divisor is None else (weight / divisor, 1.0)
-            gradients = differentiate(factor, _changing(receive, counted))
-            return [
-                None if gradient is None else counted(index, gradient) * times
-                for index, gradient in enumerate(gradients)
+            factor = None if divisor is None else weight / divisor
+            gradients = [
+                None if gradient is None else counted(index, gradient)
+                for index, gradient in enumerate(differentiate(factor, _changing(receive, counted)))
             ]
+            if divisor is None:
+                gradients = [None if each is None else each * weight for each in gradients]
+            return gradients
 
         return WeightedSums.of(loss, weight, logs), backward
 

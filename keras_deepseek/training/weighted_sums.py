@@ -1,6 +1,6 @@
 """What a batch is trained by, summed over its parts: micro-batches, and the rows of replicas."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,18 @@ LEAST_WEIGHT = 1e-30
 """What sums are divided by where they are over nothing, and are all zero."""
 
 
-def where_counted(count: Any, tensor: Any) -> Any:
-    """Returns a tensor, or zeros where it is of nothing that counts: there it may be NaN.
+def counting(count: Any) -> Callable[[Any], Any]:
+    """Returns a function of a tensor to itself, or to zeros where it is of nothing that counts.
+
+    There it may be NaN.
 
     Args:
-        count: Scalar tensor. How much counts.
-        tensor: Tensor.
+        count: Scalar tensor. How much counts; it is read once for all tensors.
     """
     known = backend.current().read_array(count)
     if known is not None and known > 0:
-        return tensor
-    return ops.where(count > 0, tensor, ops.zeros_like(tensor))
+        return lambda tensor: tensor
+    return lambda tensor: ops.where(count > 0, tensor, ops.zeros_like(tensor))
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,10 @@ class WeightedSums:
     @classmethod
     def of(cls, loss: Any, weight: Any, logs: dict[str, Any]) -> "WeightedSums":
         """Returns the sums of a part, whose means are given, without gradients."""
+        where_weighty = counting(weight)
 
         def weigh(mean: Any) -> Any:  # A mean over nothing may be NaN, and counts for nothing.
-            return where_counted(weight, weight * ops.cast(mean, "float32"))
+            return where_weighty(weight * ops.cast(mean, "float32"))
 
         return cls(weight, weigh(loss), {name: weigh(log) for name, log in logs.items()}, [])
 

@@ -147,10 +147,10 @@ class TorchProcesses:
             self._check_shapes(sums.shapes)
         # An error of the backward pass is one, and no peer's that is lost.
         more, gradients = finish(found, sums.receive)
+        for index in reversed(range(len(gradients))):
+            sums.receive(index, gradients[index])
+        counts = self._sum_scalars(more)
         with _naming_lost_peers("sum the gradients"):
-            for index in reversed(range(len(gradients))):
-                sums.receive(index, gradients[index])
-            counts = self._sum_scalars(more)
             return found, counts, sums.finish()
 
     def _sum_scalars(self, scalars: Sequence[Any]) -> list[Any]:
@@ -245,7 +245,7 @@ class _GradientSums:
     def __init__(self, variables: Sequence[keras.Variable]) -> None:
         self.shapes = [tuple(variable.shape) for variable in variables]
         sizes = [math.prod(shape) for shape in self.shapes]
-        self._places = dict(_places_from_last(sizes))
+        self._sizes_from_last = sizes[::-1]
         self._buckets = list(_cut(sizes))
         self._groups = [[index for index, _ in bucket] for bucket in self._buckets]
         device = variables[0].value.device if variables else "cpu"
@@ -276,12 +276,13 @@ class _GradientSums:
         if index in self._vectors:
             return
         self._vectors[index] = gradient.detach().reshape(-1)
-        self._arrivals.add(index)
-        # NCCL needs one order of all that is sent; gloo has one for each group.
-        while self._is_early and self._num_shared < len(self._begun):
-            if not self._begun[self._num_shared].is_received():
-                break
-            self._share_next()
+        with _naming_lost_peers("sum the gradients"):  # Of the backward pass nobody else does.
+            self._arrivals.add(index)
+            # NCCL needs one order of all that is sent; gloo has one for each group.
+            while self._is_early and self._num_shared < len(self._begun):
+                if not self._begun[self._num_shared].is_received():
+                    break
+                self._share_next()
 
     def finish(self) -> list[torch.Tensor]:
         """Returns the sums, once all gradients have come."""
@@ -290,9 +291,8 @@ class _GradientSums:
         for each in self._begun:
             each.finish()
         self._begun, self._vectors = [], {}
-        return [
-            self._total[self._places[index]].view(shape) for index, shape in enumerate(self.shapes)
-        ]
+        vectors = self._total.split(self._sizes_from_last)[::-1]
+        return [vector.view(shape) for vector, shape in zip(vectors, self.shapes, strict=True)]
 
     def _begin_bucket(self, number: int) -> None:
         bucket = self._buckets[number]
@@ -410,14 +410,6 @@ class _RoundedSum:
 
     def _flatten(self, rows: torch.Tensor) -> torch.Tensor:
         return _widen(rows).reshape(-1)[: len(self._lost)]
-
-
-def _places_from_last(sizes: Sequence[int]) -> Iterator[tuple[int, slice]]:
-    """Yields the places of vectors that stand one behind the other, the last one first."""
-    start = 0
-    for index in reversed(range(len(sizes))):
-        yield index, slice(start, start + sizes[index])
-        start += sizes[index]
 
 
 def _cut(sizes: Sequence[int]) -> Iterator[list[tuple[int, slice]]]:
