@@ -321,6 +321,16 @@ def copied_batches(batches: Iterable[Any]) -> Iterator[Any]:
         yield keras.tree.map_structure(copy, batch, none_is_leaf=False)
 
 
+def from_scipy(leaf: Any) -> Any:
+    """Returns a sparse matrix of SciPy as Keras's backend has them, anything else as it is."""
+    utils = keras.src.trainers.data_adapters.data_adapter_utils
+    if not utils.is_scipy_sparse(leaf):
+        return leaf
+    if keras.backend.backend() == "jax":
+        return utils.scipy_sparse_to_jax_sparse(leaf)
+    return utils.scipy_sparse_to_tf_sparse(leaf)
+
+
 def py_dataset_batches(dataset: keras.utils.PyDataset, class_weight: Any) -> Iterator[Any]:
     """Yields the batches of a `PyDataset` as Keras goes through it, with its workers."""
     adapters = keras.src.trainers.data_adapters.py_dataset_adapter

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.checkpoint import Checkpoint
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.backend.keras_internals import finish_callbacks, read_learning_rate
 from keras_deepseek.backend.keras_training import epoch_logs
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
@@ -23,6 +24,8 @@ from keras_deepseek.training.training_state import read_variables, write_variabl
 
 _logger = logging.getLogger(__name__)
 
+_OF_VALIDATION = "val_"  # What the names of its logs begin with.
+
 
 class CheckpointedCallbacks(StreamedCallbacks):
     """The callbacks of a training, which a checkpoint is taken after.
@@ -34,9 +37,9 @@ class CheckpointedCallbacks(StreamedCallbacks):
         every: integer, the steps between two checkpoints, or `None` for one at each epoch's end.
         monitor: string, the log that scores an epoch, or `None`.
         resumed: `Checkpoint` to go on from, or `None`.
-        seed: integer. What the order of the data was drawn by.
-        given_rate: float. The learning rate that the optimizer was given, as the training began, or
-            `None`. Defaults to `None`.
+        begun: dict. What the training began with, and keeps to: `"seed"`, which the order of its
+            data was drawn by, and others by their names.
+        validates: boolean. Whether some epochs end with a validation.
         residual: `GradientResidual` of processes that train together. Defaults to `None`.
         **options: Those of `StreamedCallbacks`.
     """
@@ -50,8 +53,8 @@ class CheckpointedCallbacks(StreamedCallbacks):
         every: int | None,
         monitor: str | None,
         resumed: Checkpoint | None,
-        seed: int,
-        given_rate: float | None = None,
+        begun: dict[str, Any],
+        validates: bool,
         residual: GradientResidual | None = None,
         **options: Any,
     ) -> None:
@@ -61,8 +64,8 @@ class CheckpointedCallbacks(StreamedCallbacks):
         self._every = every
         self._monitor = monitor
         self._resumed = resumed
-        self._seed = seed
-        self._given_rate = given_rate
+        self._begun = begun
+        self._validates = validates
         self._residual = residual
         self._states = CallbackStates(self.callbacks)
         self._step = self._saved_step = resumed.step if resumed else 0
@@ -105,8 +108,22 @@ class CheckpointedCallbacks(StreamedCallbacks):
         is_last = self._trained.stop_training or self._epoch >= self._epochs
         if self._is_told_to_end and not self._is_left:
             self._save_and_exit(score)
-        if is_last or self._every is None or self._is_due() or self._is_among_best(score):
+        is_misnamed = self._is_misnamed(logs or {})
+        if (
+            is_last
+            or self._every is None
+            or is_misnamed
+            or self._is_due()
+            or self._is_among_best(score)
+        ):
             self._save(score)
+        if is_misnamed:
+            self._writer.finish()
+            raise InvalidInputError(
+                unknown_name_message("log in keep_best", self._monitor, logs or {})
+                + " The training is saved: give keep_best another, and go on by "
+                "fit(..., resume=True)."
+            )
 
     def _wishes(self) -> list[bool]:
         return [*super()._wishes(), self._stop_signal.received]
@@ -158,15 +175,18 @@ class CheckpointedCallbacks(StreamedCallbacks):
         return self._processes.rank == 0 and self._writer.folder.is_among_best(score)
 
     def _score(self, logs: dict[str, Any]) -> float | None:
-        if self._monitor is None:
-            return None
-        if self._monitor not in logs:
-            _logger.warning(
-                "keep_best asks for %r, which epoch %d has not logged: there are %s.",
-                *(self._monitor, self._epoch, sorted(logs)),
-            )
-            return None
-        return float(logs[self._monitor])
+        score = None if self._monitor is None else logs.get(self._monitor)
+        return None if score is None else float(score)
+
+    def _is_misnamed(self, logs: dict[str, Any]) -> bool:
+        """Returns whether no epoch will log what `keep_best` asks for.
+
+        An epoch without a validation says nothing of the logs of one.
+        """
+        if self._monitor is None or self._monitor in logs:
+            return False
+        is_validated = any(name.startswith(_OF_VALIDATION) for name in logs)
+        return is_validated or not (self._validates and self._monitor.startswith(_OF_VALIDATION))
 
     def _save_and_exit(self, score: float | None = None) -> None:
         self._save(score)
@@ -189,8 +209,7 @@ class CheckpointedCallbacks(StreamedCallbacks):
             "random": read_random_state(),
             "callbacks": callbacks,
             "data": self._data.read_position(self._done),
-            "seed": self._seed,
-            "given_rate": self._given_rate,
+            **self._begun,
             "rate": read_learning_rate(self.model),
             "epoch": self._epoch,
             "batch": self._done,

@@ -37,6 +37,7 @@ class Checkpoints:
     """The checkpoints of a trainer; the arguments are those of `Trainer`.
 
     Args:
+        policy: `keras.DTypePolicy` that the steps compute by, or `None` for the model's own.
         processes: `Processes` that train together.
         residual: `GradientResidual` of their gradients. Defaults to `None`.
 
@@ -50,6 +51,8 @@ class Checkpoints:
         checkpoint_every: int | None,
         keep_last: int,
         keep_best: Best | None,
+        *,
+        policy: keras.DTypePolicy | None,
         processes: Processes,
         residual: GradientResidual | None = None,
     ) -> None:
@@ -60,6 +63,7 @@ class Checkpoints:
         if checkpoint_every is not None:
             checkpoint_every = check_integer("checkpoint_every", checkpoint_every)
         monitor, best_is, num_best = _read_best(keep_best)
+        self._policy = policy
         self._processes = processes
         self._residual = residual
         self._every = checkpoint_every
@@ -134,6 +138,7 @@ class Checkpoints:
             seed = resumed.state["seed"]
         elif seed is None:
             seed = self._processes.broadcast(backend.current().draw_seed())
+        precision = (self._policy or model.dtype_policy).name
         options, data = position_data(arguments, seed, own_share(self._processes))
         position = None
         if resumed is not None:
@@ -150,6 +155,13 @@ class Checkpoints:
             else:
                 _logger.info("The training goes on after step %d.", resumed.step)
             self._compare_rates(model, resumed.state)
+            begun_in = resumed.state.get("precision", precision)
+            if begun_in != precision:
+                _logger.warning(
+                    "The training began in %s and goes on in %s: it does not end in the numbers "
+                    "of one that was left alone.",
+                    *(begun_in, precision),
+                )
         writer = self._writer = CheckpointWriter(self._folder)
         stop_signal = StopSignal()
         make_callbacks = functools.partial(
@@ -159,8 +171,8 @@ class Checkpoints:
             every=self._every,
             monitor=self._monitor,
             resumed=resumed,
-            seed=seed,
-            given_rate=self._given_rate,
+            begun={"seed": seed, "precision": precision, "given_rate": self._given_rate},
+            validates=options.get("validation_data") is not None,
             residual=self._residual,
         )
         streamed = streamed_training(

@@ -1,73 +1,77 @@
 """Labels that are no class, which some frameworks take for none at all."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_deepseek.training.compiled_losses import losses_by_output
+from keras_deepseek.backend.keras_training import loss_functions
+
+_ROUNDING = 1e-3  # By how much a smoothed or a mixed label may miss 0 and 1.
 
 
-def mark_wrong_labels(model: keras.Model, loss: Any, y: Any, y_pred: Any) -> Any:
-    """Returns a loss, NaN where a label of a sparse cross entropy is no class of its output.
+class _Marks:
+    """How many ask for marks, and the functions that make none."""
 
-    TensorFlow and PyTorch raise an error on a CPU; JAX computes as if the sample had no label.
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.num_asking = 0
+        self.plain: dict[str, Callable[..., Any]] = {}
 
-    Args:
-        model: `keras.Model`, compiled.
-        loss: Scalar tensor, what it was compiled with and made of this batch.
-        y: Labels, or a structure of them.
-        y_pred: Outputs, of shape `(..., num_classes)` where the loss is such.
-    """
-    for each, labels, outputs in losses_by_output(model, y, y_pred):
-        ignored = _read_ignored_class(each)
-        if ignored is _NOT_SPARSE or labels is None or outputs.shape[-1] is None:
-            continue
-        classes = ops.convert_to_tensor(labels)
-        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(classes.dtype)):
-            classes = ops.cast(classes, "int32")  # As floats they may be NaN, which is none.
-        is_class = (classes >= 0) & (classes < outputs.shape[-1])
-        if ignored is not None:
-            is_class = is_class | (classes == ignored)
-        loss = ops.where(ops.all(is_class), loss, float("nan"))
-    return loss
+
+_marks = _Marks()
 
 
 @contextmanager
-def marking_wrong_labels(model: keras.Model) -> Iterator[None]:
-    """Makes a model's `compute_loss` mark wrong labels, whoever calls it, until the block ends.
+def marking_wrong_labels() -> Iterator[None]:
+    """Makes each cross entropy NaN where a label is no class of its output, until the block ends.
 
-    Args:
-        model: `keras.Model`, compiled.
+    It holds for the losses and metrics of Keras, and for functions of one's own that call them or
+    `keras.ops`. JAX computes as if a sample with such a label had none, where TensorFlow and
+    PyTorch raise an error on a CPU; in a binary cross entropy none of the three looks, or but one.
+    What is compiled in the block marks them for good.
     """
-    own = vars(model).get("compute_loss")
-    compute = model.compute_loss
-
-    def compute_loss(
-        x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **options: Any
-    ) -> Any:
-        loss = compute(x, y, y_pred, sample_weight, **options)
-        return mark_wrong_labels(model, loss, y, y_pred)
-
-    model.compute_loss = compute_loss
+    functions = loss_functions()
+    with _marks.lock:
+        _marks.num_asking += 1
+        if _marks.num_asking == 1:
+            for name, marked in _MARKED.items():
+                _marks.plain[name] = getattr(functions, name)
+                setattr(functions, name, marked)
     try:
         yield
     finally:
-        if own is None:
-            del model.compute_loss
-        else:
-            model.compute_loss = own
+        with _marks.lock:
+            _marks.num_asking -= 1
+            if _marks.num_asking == 0:
+                for name, plain in _marks.plain.items():
+                    setattr(functions, name, plain)
 
 
-_NOT_SPARSE = object()
+def _sparse_categorical(target: Any, output: Any, from_logits: bool = False, axis: int = -1) -> Any:
+    plain = _marks.plain["sparse_categorical_crossentropy"]
+    losses = plain(target, output, from_logits=from_logits, axis=axis)
+    num_classes = output.shape[axis]
+    if num_classes is None:
+        return losses
+    labels = ops.reshape(ops.convert_to_tensor(target), ops.shape(losses))
+    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype)):
+        labels = ops.cast(labels, "int32")  # As floats they may be NaN, which is none.
+    return ops.where((labels >= 0) & (labels < num_classes), losses, float("nan"))
 
 
-def _read_ignored_class(loss: Any) -> Any:
-    """Returns the class that a sparse cross entropy ignores, or that the loss is none."""
-    if loss is keras.losses.sparse_categorical_crossentropy:
-        return None
-    if isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
-        return loss.ignore_class
-    return _NOT_SPARSE
+def _binary(target: Any, output: Any, from_logits: bool = False) -> Any:
+    plain = _marks.plain["binary_crossentropy"]
+    losses = plain(target, output, from_logits=from_logits)
+    labels = ops.cast(target, losses.dtype)
+    is_label = (labels >= -_ROUNDING) & (labels <= 1 + _ROUNDING)
+    return ops.where(is_label, losses, float("nan"))
+
+
+_MARKED = {
+    "sparse_categorical_crossentropy": _sparse_categorical,
+    "binary_crossentropy": _binary,
+}

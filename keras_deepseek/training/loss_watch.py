@@ -77,8 +77,9 @@ class LossWatch(keras.callbacks.Callback):
         raise TrainingDivergedError(
             f"The loss is {loss:g} from batch {batch + 1} of epoch {epoch + 1} on, and the "
             f"training stopped. That batch made it so{first}. Look at the inputs of the batch, and "
-            "at its labels: those that are no class do it. Lower the learning rate or clip the "
-            "gradients (gradient_clip=) where it grew; guard='stop' says which it was, "
+            "at its labels: those that are no class do it, and binary ones that are not from 0 to "
+            "1. Lower the learning rate or clip the gradients (gradient_clip=) where it grew; "
+            "guard='stop' says which it was, "
             "guard='skip' leaves such batches out. The weights are spoilt: go on from a checkpoint."
         )
 

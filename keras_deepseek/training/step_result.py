@@ -1,5 +1,6 @@
 """What `Trainer.train_step` may return: the loss, or a dict of it and of what else is known."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -37,6 +38,24 @@ def read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
             )
     logs = {name: value for name, value in others.items() if name != "weight"}
     return _check_loss(result["loss"]), weight, logs
+
+
+def check_log_names(logs: Iterable[str], others: Iterable[str]) -> None:
+    """Raises an error where a log that a step has returned has the name of another one.
+
+    Args:
+        logs: The names of those that it has returned.
+        others: Those that are logged beside them, such as the metrics.
+
+    Raises:
+        InvalidInputError: One has.
+    """
+    for name in logs:
+        if name in set(others):
+            raise InvalidInputError(
+                f"`train_step` returns {name!r}, and so is called a metric of the model, or what "
+                "the trainer logs itself. Give it another name."
+            )
 
 
 def _check_loss(loss: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import GeneratorType
 from typing import Any
 
 import keras
@@ -25,13 +26,16 @@ def feed(
         arguments: dict. What a user gave to `fit`.
         processes: `Processes` that train together: several need a stream.
         needs_stream: boolean. Whether the data must come by a stream. Else they do where that is
-            faster than Keras's own way, and their position can be known.
+            faster than Keras's own way, and their position can be known; and a generator does,
+            which Keras would look into first, to train on what it saw for ever where it has ended.
 
     Raises:
         NotSupportedError: The data must come by a stream, and can't.
     """
     needs_stream = needs_stream or processes.world_size > 1
-    if not needs_stream and not backend.current().prefers_own_feed(arguments["x"]):
+    x = arguments["x"]
+    is_better = isinstance(x, GeneratorType) or backend.current().prefers_own_feed(x)
+    if not (needs_stream or is_better):
         return nullcontext(arguments)
     try:
         seed = processes.broadcast(backend.current().draw_seed())

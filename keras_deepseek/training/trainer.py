@@ -29,6 +29,7 @@ from keras_deepseek.training.evaluate_together import evaluate_together
 from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.gradient_residual import ReductionDtype, make_residual
 from keras_deepseek.training.join_cluster import share_random_state, start_processes
+from keras_deepseek.training.label_check import marking_wrong_labels
 from keras_deepseek.training.parameter_server.chief import Chief
 from keras_deepseek.training.parameter_server.served_step import ServedStep
 from keras_deepseek.training.parameter_server.settings import ParameterServer, resolve_settings
@@ -188,19 +189,25 @@ class Trainer(Trials):
         self._chief = None if settings is None else Chief(settings, self.cluster)
         self._processes = self._chief or start_processes(self.cluster)
         residual = make_residual(reduction_dtype, self._processes)
+        local_rank = self.cluster.local_rank if self._processes.replicas else None
+        self._placement = Placement(device_map, distributed_strategy, local_rank)
+        self.policy = training_policy(precision, fp16_enabled, self._placement.kind)
         self._checkpoints = None
         if checkpoint_dir is not None:
             self._checkpoints = Checkpoints(
-                checkpoint_dir, checkpoint_every, keep_last, keep_best, self._processes, residual
+                checkpoint_dir,
+                checkpoint_every,
+                keep_last,
+                keep_best,
+                policy=self.policy,
+                processes=self._processes,
+                residual=residual,
             )
         elif (checkpoint_every, keep_best, keep_last) != (None, None, 2):
             raise InvalidInputError(
                 "`checkpoint_every`, `keep_best` and `keep_last` are for checkpoints: name their "
                 "folder, Trainer(..., checkpoint_dir=...)."
             )
-        local_rank = self.cluster.local_rank if self._processes.replicas else None
-        self._placement = Placement(device_map, distributed_strategy, local_rank)
-        self.policy = training_policy(precision, fp16_enabled, self._placement.kind)
         self._seed = set_seed(seed)
         share_random_state(self._processes)
         is_own_step = type(self).train_step is not Trainer.train_step
@@ -458,7 +465,8 @@ class Trainer(Trials):
             sample_weight: Weights of the samples. Defaults to `None`.
 
         Returns:
-            A scalar tensor; or a dict with it as `"loss"`, further scalars to log by name, and
+            A scalar tensor; or a dict with it as `"loss"`, further scalars to log by names that no
+            metric has, and
             `"weight"`: a scalar, what the loss is a mean over, such as the number of tokens, by
             which micro-batches count. Without it they count alike.
 
@@ -493,7 +501,7 @@ class Trainer(Trials):
             **options: Further arguments of `keras.Model.evaluate`.
         """
         check_data(x, None, "test data")
-        with self._placement.in_use():
+        with self._placement.in_use(), marking_wrong_labels():
             return evaluate_together(self.model, x, y, batch_size, self._processes, **options)
 
     def predict(self, x: Any, batch_size: int | None = None, **options: Any) -> Any:

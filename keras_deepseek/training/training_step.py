@@ -36,7 +36,6 @@ from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.gradient_residual import GradientResidual
 from keras_deepseek.training.gradient_update import GradientUpdate, is_scaled
 from keras_deepseek.training.guarded_steps import GuardedSteps
-from keras_deepseek.training.label_check import marking_wrong_labels
 from keras_deepseek.training.loss_weight import find_reduction, weigh_loss
 from keras_deepseek.training.micro_batches import (
     Batch,
@@ -53,7 +52,7 @@ from keras_deepseek.training.rematerialization import (
     rematerialized,
 )
 from keras_deepseek.training.replica_states import ReplicaStates
-from keras_deepseek.training.step_result import read_result
+from keras_deepseek.training.step_result import check_log_names, read_result
 from keras_deepseek.training.weighted_sums import LEAST_WEIGHT, WeightedSums, counting
 
 _logger = logging.getLogger(__name__)
@@ -156,6 +155,7 @@ class TrainingStep:
             means = self._without_untold(means)
         if self._guard is not None:
             means = self._guard.mark_means(means)
+        check_log_names(logs, {**means, **update_logs})
         return {**means, **logs, **update_logs}
 
     def count_kept_bytes(self, data: Any) -> int:
@@ -417,7 +417,7 @@ class TrainingStep:
         """Returns the computation of a batch: what is differentiated, and what else is found."""
 
         def compute() -> tuple[Any, Any]:
-            with hearing_metrics(self._model) as heard, marking_wrong_labels(self._model):
+            with hearing_metrics(self._model) as heard:
                 loss, weight, logs = read_result(self._compute(*batch))
             self._tells_metrics = bool(heard)
             if self._is_in_parts:

@@ -22,6 +22,7 @@ from keras_deepseek.backend.keras_internals import (
     first_call_shapes,
     flatten_layers,
     forget_global_seed,
+    from_scipy,
     global_seed_state,
     has_global_seed,
     infers_shapes,
@@ -258,3 +259,13 @@ def test_metrics_are_ordered_as_evaluate_does():
     expected = model.evaluate(x, x[:, :1], verbose=0)
     logs = model.evaluate(x, x[:, :1], verbose=0, return_dict=True)
     assert order_metrics(model, dict(sorted(logs.items()))) == expected
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras has no sparse tensors there.")
+def test_sparse_matrices_of_scipy_become_tensors():
+    scipy_sparse = pytest.importorskip("scipy.sparse")
+    dense = np.eye(3, dtype="float32")
+    tensor = from_scipy(scipy_sparse.csr_matrix(dense))
+    assert keras.ops.is_tensor(tensor)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(tensor), dense)
+    assert from_scipy(dense) is dense

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import build_for_training
 from keras_deepseek.callbacks import LRScheduler
 from keras_deepseek.training import Trainer
@@ -279,11 +280,34 @@ def test_the_best_epoch_is_kept(tmp_path, small):
     assert folder.read(best * BATCHES).score == pytest.approx(max(history["val_loss"]))
 
 
-def test_a_log_that_is_not_there_is_said(tmp_path, caplog, small):
-    trainer = Trainer(small, checkpoint_dir=tmp_path, keep_best=("val_los", "min"))
-    trainer.fit(**arrays(), verbose=0)
-    assert "asks for 'val_los', which epoch 1 has not logged" in caplog.text
-    assert "there are ['accuracy', 'loss']" in caplog.text
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("val_los", {"validation_data": (X, Y)}),
+        ("val_loss", {}),  # There is no validation.
+        ("acuracy", {"validation_data": (X, Y), "validation_freq": 2}),
+    ],
+)
+def test_a_log_that_is_never_there_ends_the_training_and_loses_nothing(
+    tmp_path, small, name, options
+):
+    model = small()
+    trainer = Trainer(model, checkpoint_dir=tmp_path, checkpoint_every=99, keep_best=(name, "min"))
+    known = "Known: accuracy, loss" if "validation_freq" in options or not options else "val_loss"
+    match = f"Unknown log in keep_best '{name}'.*{known}.*The training is saved"
+    with pytest.raises(InvalidInputError, match=match):
+        trainer.fit(**arrays(), epochs=3, verbose=0, **options)
+    trainer = Trainer(small, checkpoint_dir=tmp_path, keep_best=("loss", "min"))
+    assert trainer.resume() == BATCHES
+    assert len(trainer.fit(**arrays(), epochs=3, verbose=0, **options).epoch) == 3
+
+
+def test_an_epoch_without_a_validation_may_lack_its_logs(tmp_path, small):
+    trainer = Trainer(small, checkpoint_dir=tmp_path, keep_best=("val_loss", "min"))
+    data = {"validation_data": (X, Y), "validation_freq": 2}
+    history = trainer.fit(**arrays(), epochs=3, verbose=0, **data).history
+    assert len(history["val_loss"]) == 1
+    assert 2 * BATCHES in CheckpointFolder(tmp_path).steps()
 
 
 @pytest.mark.parametrize(("every", "expected"), [(None, [None] * 6), (4, [3, 2, 1, 4, 3, 2])])

@@ -190,6 +190,18 @@ def test_a_checkpoint_keeps_its_learning_rate_and_says_so(tmp_path, caplog):
     assert "the optimizer has 1, which is not used" in caplog.text
 
 
+def test_another_precision_than_before_is_said(tmp_path, caplog):
+    def train(precision, epochs):
+        trainer = Trainer(build, optimizer="sgd", precision=precision, checkpoint_dir=tmp_path)
+        fit(trainer, resume=True, epochs=epochs)
+
+    train(None, 1)
+    train("float32", 2)  # Which the model's own is.
+    assert "began in" not in caplog.text
+    train("mixed_bfloat16", 3)
+    assert "The training began in float32 and goes on in mixed_bfloat16: it does" in caplog.text
+
+
 def test_a_model_that_is_not_built_yet_resumes(tmp_path, caplog):
     def build_later():
         model = keras.Sequential([keras.layers.Dense(1)])

@@ -45,9 +45,10 @@ def test_the_rate_that_is_found_trains_and_the_search_left_no_trace(precision):
 
 
 def test_a_generator_is_searched_with_to_its_end():
-    search = make_trainer().find_learning_rate(
-        ((X[:16], Y[:16]) for _ in range(12)), num_steps=30, lowest=1e-3
-    )
+    with pytest.warns(UserWarning, match="has ended 18 steps before the search"):
+        search = make_trainer().find_learning_rate(
+            ((X[:16], Y[:16]) for _ in range(12)), num_steps=30, lowest=1e-3
+        )
     assert len(search.rates) == 12
     assert search.rates[1] / search.rates[0] == pytest.approx(1e4 ** (1 / 29))
 

@@ -2,7 +2,7 @@ import pytest
 from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.training.step_result import read_result
+from keras_deepseek.training.step_result import check_log_names, read_result
 
 
 def test_a_loss_alone_and_one_of_several_numbers_are_read():
@@ -31,3 +31,9 @@ def test_a_loss_alone_and_one_of_several_numbers_are_read():
 def test_what_is_none_is_refused(result, match):
     with pytest.raises(InvalidInputError, match=match):
         read_result(result)
+
+
+def test_a_log_has_a_name_of_its_own():
+    check_log_names({"soft": 1.0}, {"loss": 1.0, "accuracy": 1.0})
+    with pytest.raises(InvalidInputError, match="`train_step` returns 'accuracy', and so is"):
+        check_log_names({"soft": 1.0, "accuracy": 1.0}, {"loss": 1.0, "accuracy": 1.0})

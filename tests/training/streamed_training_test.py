@@ -124,6 +124,10 @@ def test_a_stream_is_taken_where_it_is_needed_or_as_fast(model):
         with feed(model, arguments, OneProcess(), needs_stream=needs_stream) as given:
             assert isinstance(given["x"], PositionedData) == (needs_stream or is_torch)
         assert arguments["x"] is X
+    for x, is_streamed in ((ending(), True), (Batches(), is_torch)):
+        arguments |= {"x": x, "y": None}
+        with feed(model, arguments, OneProcess(), needs_stream=False) as given:
+            assert isinstance(given["x"], PositionedData) == is_streamed
     arguments["x"] = Own()
     with feed(model, arguments, OneProcess(), needs_stream=False) as given:
         assert given is arguments
@@ -150,9 +154,10 @@ def test_a_generator_that_is_trained_on_again_has_lost_no_batch(model):
         assert len(drawn) == 3 * number
 
 
-def test_where_a_generator_ends_the_training_ends(model):
+@pytest.mark.parametrize("needs_stream", [False, True])
+def test_where_a_generator_ends_the_training_ends(model, needs_stream):
     with pytest.warns(UserWarning, match="has ended in epoch 1 of 3, and the training with it"):
-        history = fit(model, x=ending(), y=None, epochs=3)
+        history = fit(model, x=ending(), y=None, epochs=3, needs_stream=needs_stream)
     assert len(history.epoch) == 1
     with pytest.warns(UserWarning, match="Epoch 2 ended after 1 batches, where the data end"):
         history = fit(model, x=ending(), y=None, epochs=2, steps_per_epoch=2)
@@ -196,3 +201,33 @@ def test_what_the_data_have_raised_is_raised(model):
 
     with pytest.raises(ArithmeticError, match="no second batch"):
         fit(model, x=data(), y=None)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras has no sparse tensors there.")
+def test_sparse_matrices_of_scipy_are_batches():
+    scipy_sparse = pytest.importorskip("scipy.sparse")
+    weights, found = None, []
+    for make in (scipy_sparse.csr_matrix, np.array):
+        model = keras.Sequential(
+            [keras.Input((3,), sparse=make is not np.array), keras.layers.Dense(1)]
+        )
+        model.compile("sgd", "mse")
+        weights = weights or model.get_weights()
+        model.set_weights(weights)
+        data = ((make(X[at : at + 4]), Y[at : at + 4, None]) for at in (0, 4, 8))
+        fit(model, x=data, y=None)
+        found.append(model.get_weights())
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_batches_may_have_other_lengths_than_the_first_two():
+    model = keras.Sequential(
+        [keras.Input((None, 3)), keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1)]
+    )
+    model.compile("sgd", "mse")
+    lengths = (2, 2, 5, 3)
+    data = ((np.ones((4, length, 3)), np.ones((4, 1))) for length in lengths)
+    seeing = Seeing()
+    fit(model, x=data, y=None, needs_stream=False, callbacks=[seeing])
+    assert sum(type(each) is int for each in seeing.seen) == len(lengths)

@@ -451,3 +451,14 @@ def test_metrics_that_a_step_tells_nothing_are_not_logged(tells_metrics, micro_b
     warned = [text for text in caplog.messages if "tells the metrics of" in text]
     assert len(warned) == (0 if tells_metrics else 1)
     assert tells_metrics or "accuracy are not logged" in warned[0]
+
+
+def test_a_log_that_is_called_as_a_metric_is_refused():
+    class Own(Trainer):
+        def train_step(self, x, y=None, sample_weight=None):
+            return {"loss": super().train_step(x, y, sample_weight), "mae": 1.0}
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    trainer = Own(model, optimizer="sgd", loss="mse", metrics=["mae"])
+    with pytest.raises(InvalidInputError, match="`train_step` returns 'mae'"):
+        trainer.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0)

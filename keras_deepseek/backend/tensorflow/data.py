@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_deepseek.backend.keras_internals import tensorflow_specs
+from keras_deepseek.backend.keras_internals import from_scipy, tensorflow_specs
 
 
 def prefers_own_feed(x: Any) -> bool:
@@ -19,7 +19,7 @@ def feed_batches(make_batches: Callable[[], Iterator[Any]], specs: Any) -> Itera
 
     def generate() -> Iterator[Any]:
         for batch in make_batches():
-            yield keras.tree.map_structure(_or_empty, keras.tree.lists_to_tuples(batch))
+            yield keras.tree.map_structure(_to_tensor, keras.tree.lists_to_tuples(batch))
 
     # The specs leave the number of rows open, so that the step is traced once: a step that was
     # traced for another number of rows may round otherwise.
@@ -34,5 +34,5 @@ def feed_batches(make_batches: Callable[[], Iterator[Any]], specs: Any) -> Itera
     return fed
 
 
-def _or_empty(value: Any) -> Any:
-    return tf.experimental.Optional.empty(None) if value is None else value
+def _to_tensor(value: Any) -> Any:
+    return tf.experimental.Optional.empty(None) if value is None else from_scipy(value)
