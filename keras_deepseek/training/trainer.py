@@ -465,10 +465,9 @@ class Trainer(Trials):
             sample_weight: Weights of the samples. Defaults to `None`.
 
         Returns:
-            A scalar tensor; or a dict with it as `"loss"`, further scalars to log by names that no
-            metric has, and
-            `"weight"`: a scalar, what the loss is a mean over, such as the number of tokens, by
-            which micro-batches count. Without it they count alike.
+            A scalar tensor; or a dict with it as `"loss"`, further scalars to log, whose names no
+            metric has, and `"weight"`: a scalar, what the loss is a mean over, such as the number
+            of tokens, by which micro-batches count. Without it they count alike.
 
         Example:
 
