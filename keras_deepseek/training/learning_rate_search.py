@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import warnings
 from typing import Any
 
 import keras
@@ -122,6 +123,12 @@ def search_learning_rate(
     sweep = _Sweep(np.geomspace(lowest, highest, num_steps))
     with training.leaving_no_trace():
         training.fit(num_steps, [sweep], **data)
+    if len(sweep.losses) < num_steps and not sweep.has_exploded:
+        warnings.warn(
+            f"The generator has ended after {len(sweep.losses)} of {num_steps} steps, so that the "
+            "higher rates were not tried. Let it go on for ever, or give fewer num_steps.",
+            stacklevel=3,
+        )
     return _result(sweep.rates, sweep.losses)
 
 
@@ -146,6 +153,7 @@ class _Sweep(keras.callbacks.Callback):
         super().__init__()
         self.rates = [float(rate) for rate in rates]
         self.losses: list[float] = []
+        self.has_exploded = False
         self._smoothing = _smoothing(len(self.rates))
         self._mean = 0.0
         self._best = math.inf
@@ -168,7 +176,7 @@ class _Sweep(keras.callbacks.Callback):
                     f"The loss of the first step is {loss:g}, before any rate could make it so: "
                     "look at the inputs for NaN, and at the labels for those that are no class."
                 )
-            self.model.stop_training = True
+            self.has_exploded = self.model.stop_training = True
             return
         if not self.losses and find_spoilt(self.model.trainable_variables):
             # On TensorFlow `relu` makes a NaN 0, so that the loss is none.
@@ -181,7 +189,7 @@ class _Sweep(keras.callbacks.Callback):
         mean = self._mean / (1 - self._smoothing ** len(self.losses))
         self._best = min(self._best, mean)
         if mean > self._best + _EXPLODED * max(abs(self.losses[0]), abs(self._best)):
-            self.model.stop_training = True
+            self.has_exploded = self.model.stop_training = True
 
 
 def _smooth(losses: Array, smoothing: float) -> list[float]:

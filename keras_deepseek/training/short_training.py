@@ -1,6 +1,5 @@
 """A training of a few steps that leaves no trace: what the searches try a rate or a size in."""
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -145,14 +144,7 @@ class _Steps(keras.callbacks.Callback):
         if self.model.stop_training:
             return
         is_last = batch + 1 == self._stream.epoch_length
-        is_generator = self._stream.source.kind == "generator"
-        self._ends_epoch = is_last and self._left > 0 and not is_generator
-        if is_last and self._left > 0 and is_generator:
-            warnings.warn(
-                f"The generator has ended {self._left} steps before the search: it saw the first "
-                "rates alone. Let it go on for ever, or give fewer steps.",
-                stacklevel=2,
-            )
+        self._ends_epoch = is_last and self._left > 0 and self._stream.source.kind != "generator"
         if is_last or self._left == 0:
             self.model.stop_training = True
 

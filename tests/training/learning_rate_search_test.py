@@ -45,7 +45,7 @@ def test_the_rate_that_is_found_trains_and_the_search_left_no_trace(precision):
 
 
 def test_a_generator_is_searched_with_to_its_end():
-    with pytest.warns(UserWarning, match="has ended 18 steps before the search"):
+    with pytest.warns(UserWarning, match="has ended after 12 of 30 steps"):
         search = make_trainer().find_learning_rate(
             ((X[:16], Y[:16]) for _ in range(12)), num_steps=30, lowest=1e-3
         )
