@@ -2,14 +2,17 @@
 
 import ipaddress
 import re
+import socket
 from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import InvalidInputError, PeerLostError
 
 _ADDRESS = re.compile(
     r"(?:\[(?P<ipv6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^\s:/\[\]@]+)):(?P<port>[0-9]+)"
 )
 _LARGEST_PORT = 65535
+_PATIENCE = 10.0
+"""Seconds that a machine has to answer in."""
 
 
 def parse_address(source: str, text: Any) -> tuple[str, int]:
@@ -44,6 +47,23 @@ def join_address(host: str, port: int) -> str:
         port: integer.
     """
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def check_is_answered(what: str, text: str) -> None:
+    """Raises an error where nobody listens at an address.
+
+    Args:
+        what: string. What should be there, as the error names it.
+        text: string. `HOST:PORT`.
+
+    Raises:
+        InvalidInputError: It is no such address.
+        PeerLostError: Nobody does.
+    """
+    try:
+        socket.create_connection(parse_address(f"The address of {what}", text), _PATIENCE).close()
+    except OSError as error:
+        raise PeerLostError(f"There is no {what} at {text!r}: {error}.") from error
 
 
 def is_loopback(host: str) -> bool:

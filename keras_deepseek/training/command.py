@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="a Ray cluster for a parameter server on jax or torch (default: one on this node)",
+        help="a Ray cluster whose nodes run the processes (default: this node does)",
     )
     parser.add_argument(
         "--backend", help="tensorflow, jax or torch (default: what Keras takes by itself)"

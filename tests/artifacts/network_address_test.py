@@ -1,7 +1,13 @@
+import socket
+
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.artifacts.network_address import join_address, parse_address
+from keras_deepseek.artifacts.errors import InvalidInputError, PeerLostError
+from keras_deepseek.artifacts.network_address import (
+    check_is_answered,
+    join_address,
+    parse_address,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,3 +53,13 @@ def test_anything_else_is_refused_with_what_was_received(text):
     with pytest.raises(InvalidInputError, match="MASTER_ADDR must be HOST:PORT") as raised:
         parse_address("MASTER_ADDR", text)
     assert repr(text) in str(raised.value)
+
+
+def test_an_address_that_nobody_listens_at_is_said():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        check_is_answered("Ray cluster", f"127.0.0.1:{port}")
+    with pytest.raises(PeerLostError, match=f"no Ray cluster at '127.0.0.1:{port}'"):
+        check_is_answered("Ray cluster", f"127.0.0.1:{port}")
+    with pytest.raises(InvalidInputError, match="The address of Ray cluster must be HOST:PORT"):
+        check_is_answered("Ray cluster", "somewhere")

@@ -5,6 +5,8 @@ import selectors
 import signal
 import sys
 import time
+import uuid
+from pathlib import Path
 
 from keras_deepseek.training.launch.failure import Failure
 from keras_deepseek.training.launch.output import Output
@@ -79,19 +81,31 @@ class Job:
 
     def _start_all(self, selector: selectors.BaseSelector) -> None:
         addresses = make_addresses(self._plan)
-        command = [sys.executable, self._plan.script, *self._plan.script_arguments]
+        command = self._make_command()
         for local_rank in range(self._plan.num_started):
             if self._sent is not None:  # A signal has come in between.
                 self.was_cut_short = True
                 return
             environ = make_environment(self._plan, local_rank, addresses, self._restart, os.environ)
             rank = self._plan.first_rank + local_rank
-            process = RankProcess(rank, command, environ, self._output, self._watchdog)
+            prefix = "" if self._plan.is_on_ray else f"[{rank}] "  # It has one there.
+            process = RankProcess(rank, prefix, command, environ, self._output, self._watchdog)
             self._running.append(process)
             if self._sent is not None:  # It came while this one was being started.
                 process.send(self._sent)
             for descriptor in process.outputs:
                 selector.register(descriptor, selectors.EVENT_READ, process)
+
+    def _make_command(self) -> list[str]:
+        """Returns what each rank runs on this machine."""
+        plan = self._plan
+        if not plan.is_on_ray:
+            return [sys.executable, plan.script, *plan.script_arguments]
+        script = [str(Path(plan.script).absolute()), *plan.script_arguments]
+        options = ["--backend", plan.backend, "--grace-period", str(plan.grace_period)]
+        job = uuid.uuid4().hex  # An attempt that has failed may not be gone yet.
+        stand_in = str(Path(__file__).with_name("ray_rank.py"))
+        return [sys.executable, stand_in, str(plan.ray), job, *options, *script]
 
     def _wait(self, selector: selectors.BaseSelector, relay: SignalRelay) -> None:
         seconds = None
@@ -126,7 +140,8 @@ class Job:
 
     def _fail(self, failure: Failure) -> None:
         self._failure = failure
-        self._output.say(failure.describe())
+        if not self._plan.is_on_ray:  # Else the launcher of its node has said it.
+            self._output.say(failure.describe())
         self._end_others()
 
     def _end_others(self) -> None:

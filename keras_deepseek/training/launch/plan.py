@@ -1,5 +1,6 @@
 """What is to be launched, checked before anything is started."""
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -7,10 +8,11 @@ from typing import Literal, get_args
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import (
     InvalidInputError,
+    MissingExtraError,
     NotSupportedError,
     unknown_name_message,
 )
-from keras_deepseek.artifacts.network_address import parse_address
+from keras_deepseek.artifacts.network_address import check_is_answered, parse_address
 from keras_deepseek.backend import NAMES
 from keras_deepseek.training.launch.ports import check_port_is_free
 
@@ -32,14 +34,16 @@ class LaunchPlan:
         strategy: string. Defaults to `"allreduce"`.
         ps_count: integer. How many processes are parameter servers. Defaults to `None`: 1 for that
             strategy, and 0 else.
-        ray: string. The address of a Ray cluster for a parameter server on JAX or PyTorch. Defaults
-            to `None`: the chief starts one on this node.
+        ray: string. The address of a Ray cluster that runs the ranks, or the workers and servers
+            of a parameter server on JAX or PyTorch. Defaults to `None`: all are on this node.
         max_restarts: integer. How often all is started again after a failure. Defaults to `0`.
         grace_period: float. The seconds between the signal to end and SIGKILL. Defaults to `30.0`.
 
     Raises:
         InvalidInputError: Something of this does not fit.
         NotSupportedError: Something of this is not there yet.
+        MissingExtraError: Ray is to run it and is not installed.
+        PeerLostError: There is no Ray cluster at the address.
     """
 
     script: str
@@ -86,6 +90,11 @@ class LaunchPlan:
         return self.strategy == "parameter_server"
 
     @property
+    def is_on_ray(self) -> bool:
+        """Whether the nodes of a Ray cluster run the ranks."""
+        return self.ray is not None and not self.is_served
+
+    @property
     def num_started(self) -> int:
         """The processes that the launcher starts on this node."""
         return 1 if self.is_served else self.nproc
@@ -121,6 +130,23 @@ class LaunchPlan:
                 "let what starts them start all of them again."
             )
 
+    def _check_ray(self) -> None:
+        if self.is_served and self.backend == "tensorflow":
+            raise InvalidInputError(
+                f"--ray {self.ray} is for a parameter server on jax or torch: that of tensorflow "
+                "is its own. Name its processes by TF_CONFIG."
+            )
+        for option, value in (("--nnodes", self.nnodes > 1), ("--coordinator", self.coordinator)):
+            if value and self.is_on_ray:
+                raise InvalidInputError(
+                    f"{option} is for nodes without Ray: with --ray {self.ray}, --nproc counts the "
+                    "processes of all nodes, and rank 0 finds an address on its own. Leave it out."
+                )
+        if importlib.util.find_spec("ray") is None:
+            raise MissingExtraError("ray", "ray", "for --ray")
+        if self.ray is not None and self.ray != "auto":
+            check_is_answered("Ray cluster", self.ray.removeprefix("ray://"))
+
     def _check_strategy(self) -> None:
         if self.strategy not in get_args(Strategy):
             raise InvalidInputError(
@@ -130,11 +156,8 @@ class LaunchPlan:
             raise InvalidInputError(
                 f"--ps-count {self.ps_count} is for --strategy parameter_server."
             )
-        if self.ray is not None and not (self.is_served and self.backend != "tensorflow"):
-            raise InvalidInputError(
-                f"--ray {self.ray} is for --strategy parameter_server on jax or torch; received "
-                f"--strategy {self.strategy} and --backend {self.backend}."
-            )
+        if self.ray is not None:
+            self._check_ray()
         if self.strategy != "parameter_server":
             return
         if self.nnodes > 1 and self.backend != "tensorflow":

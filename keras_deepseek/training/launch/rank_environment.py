@@ -8,7 +8,7 @@ from keras_deepseek.training.launch.plan import LaunchPlan
 from keras_deepseek.training.launch.ports import LOOPBACK, find_free_ports
 
 RESTART = "KERAS_DEEPSEEK_RESTART"
-"""Holds how often the job was started again, from 0."""
+"""Holds how often the job was started again, from 0, with what the launcher itself finds in it."""
 
 NUM_WORKERS = "KERAS_DEEPSEEK_NUM_WORKERS"
 """Holds how many workers the chief of a parameter server starts."""
@@ -63,7 +63,7 @@ def make_environment(
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port),
         "KERAS_BACKEND": plan.backend,
-        RESTART: str(restart),
+        RESTART: str(restart + int(environ.get(RESTART, "0"))),
     }
     if _needs_tf_config(plan):
         made["TF_CONFIG"] = _make_tf_config(local_rank, addresses)

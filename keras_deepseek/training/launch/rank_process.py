@@ -22,6 +22,7 @@ class RankProcess:
 
     Args:
         rank: integer.
+        prefix: string. What stands before each of its lines.
         command: list of strings. What it runs.
         environ: dict. Its environment.
         output: `Output`.
@@ -31,6 +32,7 @@ class RankProcess:
     def __init__(
         self,
         rank: int,
+        prefix: str,
         command: Sequence[str],
         environ: Mapping[str, str],
         output: Output,
@@ -50,12 +52,10 @@ class RankProcess:
         )
         watchdog.add(self._process.pid)
         self._streams = [self._process.stdout, self._process.stderr]
-        prefix = f"[{rank}] ".encode()
-        self._errors = LinePrefixer(prefix, output.write_error)
+        lines_out = LinePrefixer(prefix.encode(), output.write_out)
+        self._errors = LinePrefixer(prefix.encode(), output.write_error)
         self.outputs: dict[int, LinePrefixer] = {}
-        for stream, lines in zip(
-            self._streams, (LinePrefixer(prefix, output.write_out), self._errors), strict=True
-        ):
+        for stream, lines in zip(self._streams, (lines_out, self._errors), strict=True):
             assert stream is not None
             os.set_blocking(stream.fileno(), False)
             self.outputs[stream.fileno()] = lines

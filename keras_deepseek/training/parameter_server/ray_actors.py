@@ -14,6 +14,7 @@ from keras_deepseek.artifacts.errors import (
     MissingExtraError,
     PeerLostError,
 )
+from keras_deepseek.artifacts.network_address import check_is_answered
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.training.parameter_server.dispatcher import ActorLostError
 from keras_deepseek.training.parameter_server.messages import (
@@ -86,6 +87,8 @@ def _start(ray: Any, address: str | None, num_actors: int) -> None:
             _node_ip_address=_LOOPBACK,
         )
         return
+    if address != "auto":  # Ray itself would ask for minutes.
+        check_is_answered("Ray cluster", address.removeprefix("ray://"))
     try:
         ray.init(address=address, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:

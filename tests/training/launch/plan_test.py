@@ -2,7 +2,12 @@ import socket
 
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.artifacts.errors import (
+    InvalidInputError,
+    MissingExtraError,
+    NotSupportedError,
+    PeerLostError,
+)
 from keras_deepseek.training.launch.plan import LaunchPlan
 
 
@@ -54,7 +59,15 @@ def test_the_chief_starts_the_others(script, backend):
         ({"nnodes": 2, "node_rank": 2, "coordinator": "a:1"}, "--rank 2 with --nnodes 2"),
         ({"coordinator": "somewhere"}, "--coordinator must be HOST:PORT"),
         ({"ps_count": 1}, "--ps-count 1 is for --strategy parameter_server"),
-        ({"ray": "auto"}, "--ray auto is for --strategy parameter_server on jax or torch"),
+        (
+            {"ray": "auto", "strategy": "parameter_server", "backend": "tensorflow"},
+            "--ray auto is for a parameter server on jax or torch",
+        ),
+        ({"ray": "auto", "coordinator": "a:1"}, "--coordinator is for nodes without Ray"),
+        (
+            {"ray": "auto", "nnodes": 2, "node_rank": 0, "coordinator": "a:1"},
+            "--nnodes is for nodes without Ray: with --ray auto, --nproc counts the processes",
+        ),
         (
             {
                 "strategy": "parameter_server",
@@ -111,3 +124,15 @@ def test_a_port_in_use_is_refused_where_rank_0_would_listen(script):
         with pytest.raises(InvalidInputError, match=f"can't listen at {address}"):
             LaunchPlan(script, 2, "torch", coordinator=address)
         LaunchPlan(script, 2, "torch", nnodes=2, node_rank=1, coordinator=address)
+
+
+def test_a_cluster_of_ray_is_looked_for_before_anything_starts(script, monkeypatch):
+    plan = {"script": script, "nproc": 2, "backend": "torch", "ray": "127.0.0.1:1"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"keras_deepseek\[ray\]"):
+        LaunchPlan(**plan)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(PeerLostError, match=r"There is no Ray cluster at '127.0.0.1:1': .*refused"):
+        LaunchPlan(**plan)
+    assert LaunchPlan(**plan | {"ray": "auto"}).is_on_ray
+    assert not LaunchPlan(**plan | {"ray": None}).is_on_ray

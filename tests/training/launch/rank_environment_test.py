@@ -42,9 +42,10 @@ def test_each_process_finds_its_place_in_it(script, backend):
 
 
 @pytest.mark.parametrize(
-    ("backend", "ray"), [("tensorflow", None), ("jax", "a:6379"), ("torch", "a:6379")]
+    ("backend", "ray"), [("tensorflow", None), ("jax", "auto"), ("torch", "auto")]
 )
-def test_a_chief_learns_how_many_it_starts(script, backend, ray):
+def test_a_chief_learns_how_many_it_starts(script, backend, ray, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # The extra `ray` is there.
     plan = LaunchPlan(script, 5, backend, strategy="parameter_server", ps_count=2, ray=ray)
     environ = make_environment(plan, 0, make_addresses(plan), 0, {})
     assert (environ[NUM_WORKERS], environ[NUM_SERVERS]) == ("2", "2")
@@ -92,6 +93,8 @@ def test_what_another_launcher_said_is_overruled(script):
 def test_the_number_of_the_restart_is_told_and_output_is_not_held_back(script):
     plan = LaunchPlan(script, 1, "torch")
     assert make_all(plan, {}, restart=2)[0]["KERAS_DEEPSEEK_RESTART"] == "2"
+    before = {"KERAS_DEEPSEEK_RESTART": "3"}  # Of what starts this launcher again.
+    assert make_all(plan, before, restart=2)[0]["KERAS_DEEPSEEK_RESTART"] == "5"
     assert make_all(plan, {})[0]["PYTHONUNBUFFERED"] == "1"
     assert make_all(plan, {"PYTHONUNBUFFERED": ""})[0]["PYTHONUNBUFFERED"] == ""
 

@@ -33,7 +33,7 @@ def start():
 
     def start(code):
         output, groups = Recorder(), Groups()
-        process = RankProcess(3, [sys.executable, "-c", code], {}, output, groups)
+        process = RankProcess(3, "[3] ", [sys.executable, "-c", code], {}, output, groups)
         started.append(process)
         return process, output, groups
 

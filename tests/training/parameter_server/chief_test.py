@@ -271,11 +271,5 @@ def test_an_address_that_nobody_answers_at_is_said(monkeypatch):
     import ray
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-
-    def refuse(**arguments):
-        assert arguments["address"] == "127.0.0.1:1"
-        raise ConnectionError("Nobody is there.")
-
-    monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(PeerLostError, match=r"no Ray cluster at '127\.0\.0\.1:1': Nobody"):
+    with pytest.raises(PeerLostError, match=r"no Ray cluster at '127\.0\.0\.1:1': .*refused"):
         make_trainer(ParameterServer(num_workers=2, address="127.0.0.1:1"))

@@ -1,0 +1,206 @@
+"""Runs a rank on a Ray cluster and stands for it on this machine: ADDRESS JOB OPTIONS... SCRIPT...
+
+Placement, transport and whatever spans machines are Ray's. On the node that Ray has chosen, the
+rank is launched as the only one of a node, so that its environment, its signals and its end are
+those of every launch. This process is what the launcher sees of it: it hands on the output and the
+signals, and ends as the rank does. When it is killed, Ray ends the actor, and with that all below.
+
+Run as a script: Ray takes the actor's class along, and no node loads Keras for it.
+"""
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_NAMESPACE = "keras-deepseek launch"
+_CHUNK = 65536
+_MOST_CHUNKS = 256
+"""A rank that writes faster than it is read waits."""
+_LONGEST_WAIT = 0.5
+"""Seconds that a call for output waits for some."""
+_JOIN_TIMEOUT = "KERAS_DEEPSEEK_JOIN_TIMEOUT"
+
+
+class RemoteRank:
+    """The actor: one rank, on the node where Ray has placed it."""
+
+    def __init__(self) -> None:
+        import ray
+
+        own = ray.get_runtime_context().get_node_id()
+        host = next(each["NodeManagerAddress"] for each in ray.nodes() if each["NodeID"] == own)
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+            listener.bind((host, 0))
+            port = listener.getsockname()[1]
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._output: queue.Queue[tuple[int, bytes]] = queue.Queue(_MOST_CHUNKS)
+        self._readers: list[threading.Thread] = []
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def address(self) -> str:
+        """Returns `HOST:PORT` of this node, at a port that was free, for rank 0 to listen at."""
+        return self._address
+
+    def start(self, launch: list[str], environ: dict[str, str], folder: str) -> None:
+        """Launches the rank.
+
+        Args:
+            launch: list of strings. The arguments of `keras-deepseek launch`.
+            environ: dict. What the environment has beside that of the node.
+            folder: string. Where it runs, if the node has such a folder.
+        """
+        import keras_deepseek
+
+        launcher = Path(keras_deepseek.__file__).parent / "training" / "launch"
+        guard = [sys.executable, "-I", "-S", str(launcher / "die_with_parent.py"), str(os.getpid())]
+        self._process = subprocess.Popen(
+            [*guard, sys.executable, "-m", "keras_deepseek.cli", "launch", *launch],
+            env={**os.environ, **environ},
+            cwd=folder if Path(folder).is_dir() else None,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            bufsize=0,
+        )
+        for number, stream in ((1, self._process.stdout), (2, self._process.stderr)):
+            reader = threading.Thread(target=self._read_all, args=[number, stream], daemon=True)
+            reader.start()
+            self._readers.append(reader)
+
+    def read(self) -> tuple[list[tuple[int, bytes]], int | None]:
+        """Returns what was written since the last call, by stream, and how the rank has ended.
+
+        That is `None` while it runs, and until all of its output was returned.
+        """
+        assert self._process is not None
+        chunks = []
+        with contextlib.suppress(queue.Empty):
+            chunks.append(self._output.get(timeout=_LONGEST_WAIT))
+            while True:
+                chunks.append(self._output.get_nowait())
+        is_all = not chunks and not any(reader.is_alive() for reader in self._readers)
+        return chunks, self._process.wait() if is_all and self._output.empty() else None
+
+    def send(self, number: int) -> None:
+        """Sends the launcher of the rank a signal.
+
+        Args:
+            number: integer. The signal.
+        """
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def _read_all(self, number: int, stream: BinaryIO) -> None:
+        while data := stream.read(_CHUNK):
+            self._output.put((number, data))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Places the rank, and stays until it has ended.
+
+    Args:
+        arguments: The cluster's address, the name of the job, and the end of a command
+            `keras-deepseek launch`, which says script and options that are the same for all ranks.
+
+    Returns:
+        The exit code of the rank; 1 where Ray does not run it.
+    """
+    address, job, *launch = arguments
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    actor: Any = None
+
+    def pass_on(number: int) -> None:
+        if actor is None:
+            sys.exit(128 + number)
+        actor.send.remote(number)
+
+    def listen() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: pass_on(number))
+
+    listen()
+    import ray
+
+    try:
+        ray.init(address, namespace=_NAMESPACE, logging_level="ERROR", log_to_driver=False)
+        listen()  # Ray has put handlers of its own there.
+        placed = _place(ray, job, rank, world_size)
+        timeout = float(os.environ.get(_JOIN_TIMEOUT, "300"))
+        coordinator = _find_coordinator(ray, job, placed, rank, timeout)
+        node = ["--nproc", "1", "--nnodes", str(world_size), "--rank", str(rank)]
+        given = {name: value for name, value in os.environ.items() if name.startswith("KERAS_")}
+        started = placed.start.remote(
+            [*node, "--coordinator", coordinator, *launch], given, str(Path.cwd())
+        )
+        ray.get(started)
+        actor = placed
+        return _hand_on(ray, actor)
+    except (_NotPlacedError, ConnectionError, ValueError, ray.exceptions.RayError) as error:
+        print(f"[{rank}] Ray does not run this rank: {str(error).strip()}", file=sys.stderr)
+        return 1
+
+
+class _NotPlacedError(Exception):
+    pass
+
+
+def _place(ray: Any, job: str, rank: int, world_size: int) -> Any:
+    """Returns the handle of a new actor."""
+    there = ray.cluster_resources()
+    if there.get("CPU", 0) < world_size:
+        raise _NotPlacedError(
+            f"{world_size} ranks need a CPU of Ray each, and the cluster has "
+            f"{there.get('CPU', 0):g}. Launch fewer (--nproc), or add nodes."
+        )
+    # As in a launch on one node: where there are GPUs for all, each rank has one.
+    num_gpus = 1 if there.get("GPU", 0) >= world_size else 0
+    made: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_concurrency=4)(RemoteRank)
+    return made.options(name=f"{job} {rank}", scheduling_strategy="SPREAD").remote()
+
+
+def _find_coordinator(ray: Any, job: str, placed: Any, rank: int, timeout: float) -> str:
+    """Returns the address that rank 0 has found on its node."""
+    until = time.monotonic() + timeout
+    first = placed if rank == 0 else None
+    while first is None:
+        try:
+            first = ray.get_actor(f"{job} 0")
+        except ValueError as error:  # It has yet to be made.
+            if time.monotonic() > until:
+                raise _NotPlacedError(f"rank 0 has not come within {timeout:g} s.") from error
+            time.sleep(0.1)
+    try:
+        # Its own first: who waits for room does not hold up the others' message.
+        ray.get(placed.address.remote(), timeout=timeout)
+        address: str = ray.get(first.address.remote(), timeout=timeout)
+    except ray.exceptions.GetTimeoutError as error:
+        raise _NotPlacedError(
+            f"it was not placed within {timeout:g} s ({_JOIN_TIMEOUT}): the nodes are busy."
+        ) from error
+    return address
+
+
+def _hand_on(ray: Any, actor: Any) -> int:
+    """Writes what the rank writes until it has ended, and returns its exit code."""
+    streams = {1: sys.stdout.buffer, 2: sys.stderr.buffer}
+    status = None
+    while status is None:
+        chunks, status = ray.get(actor.read.remote())
+        for number, data in chunks:
+            streams[number].write(data)
+            streams[number].flush()
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

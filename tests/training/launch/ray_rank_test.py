@@ -1,0 +1,149 @@
+"""Launches on a Ray cluster of this machine, as users start them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+from keras_deepseek.training.launch.ports import find_free_ports
+
+pytest.importorskip("ray", reason="tox -e ray has it.")
+
+ROOT = Path(__file__).parents[3]
+WAITS = """
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(os.getpid(), child.pid, flush=True)
+"""
+TRAINS = """
+import hashlib, keras, numpy as np
+from keras_deepseek.training import Trainer, join_cluster
+cluster = join_cluster("allreduce")
+def build():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.2), keras.layers.Dense(1)])
+trainer = Trainer(build, optimizer="adam", loss="mse", distributed_strategy="allreduce", seed=1)
+x = np.random.default_rng(0).normal(size=(10, 4)).astype("float32")
+losses = trainer.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0).history["loss"]
+weights = b"".join(weight.tobytes() for weight in trainer.model.get_weights())
+print("ends with", cluster.world_size, hashlib.sha256(weights).hexdigest(), losses, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a cluster with three processors."""
+    (port,) = find_free_ports(1)
+    with subprocess.Popen(
+        [
+            *(Path(sys.executable).with_name("ray"), "start", "--head", "--block"),
+            *("--node-ip-address", "127.0.0.1", "--port", str(port), "--num-cpus", "3"),
+            *("--include-dashboard", "false", "--disable-usage-stats"),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as head:
+        lines = iter(head.stdout.readline, "")
+        assert any("runtime started" in line for line in lines)
+        yield f"127.0.0.1:{port}"
+        head.terminate()
+
+
+def pids(launched, count):
+    """Returns the numbers of the processes that the ranks have printed, a rank a list."""
+    lines = launched.read_lines(count)
+    found = [[int(number) for number in re.findall(r"\d+", line)[1:]] for line in lines]
+    launched.watch([pid for each in found for pid in each])
+    return found
+
+
+def test_each_rank_runs_the_script_with_its_place(launch, cluster, tmp_path):
+    text = """
+    places = [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "KERAS_BACKEND")]
+    print(*places, os.environ["MASTER_PORT"], *sys.argv[1:])
+    """
+    options = ("--nproc", "3", "--ray", cluster, "--backend", "torch")
+    code, out, error = launch(text, *options, arguments=("--epochs", "3")).finish()
+    assert (code, error) == (0, "")
+    (port,) = {line.split()[5] for line in out.splitlines()}
+    assert sorted(out.splitlines()) == [
+        f"[{rank}] {rank} 3 0 torch {port} --epochs 3" for rank in range(3)
+    ]
+
+
+def test_where_a_rank_fails_all_begin_again(launch, cluster):
+    text = """
+    attempt = os.environ["KERAS_DEEPSEEK_RESTART"]
+    print("attempt", attempt, flush=True)
+    if rank == 1 and attempt == "0":
+        sys.exit("no luck")
+    if attempt == "0":
+        signal.pause()
+    """
+    options = ("--nproc", "2", "--ray", cluster, "--max-restarts", "1")
+    code, out, error = launch(text, *options).finish()
+    assert code == 0
+    assert sorted(out.splitlines()) == [
+        f"[{rank}] attempt {attempt}" for rank in range(2) for attempt in range(2)
+    ]
+    assert "[1] no luck\n" in error
+    assert "rank 1 ended with exit code 1. Its last lines on stderr:\n    no luck\n" in error
+    assert "keras-deepseek launch: restart 1 of 1.\n" in error
+
+
+def test_signals_reach_the_ranks(launch, cluster):
+    text = """
+    def end(number, frame):
+        print("checkpoint after", signal.Signals(number).name, flush=True)
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, end)
+    print("ready", flush=True)
+    signal.pause()
+    """
+    launched = launch(text, "--nproc", "2", "--ray", cluster)
+    assert launched.read_lines(2) == ["[0] ready", "[1] ready"]
+    launched.process.send_signal(signal.SIGTERM)
+    code, out, _ = launched.finish()
+    assert code == 0
+    assert sorted(out.splitlines()) == [f"[{rank}] checkpoint after SIGTERM" for rank in (0, 1)]
+
+
+def test_a_launcher_that_is_killed_leaves_nothing_on_the_cluster(launch, cluster):
+    launched = launch(f"{WAITS}\nsignal.pause()", "--nproc", "2", "--ray", cluster)
+    pids(launched, 2)
+    launched.process.kill()
+    assert launched.all_have_ended()
+
+
+def test_a_rank_whose_node_is_lost_ends_the_job(launch, cluster):
+    launched = launch(f"{WAITS}\nsignal.pause()", "--nproc", "2", "--ray", cluster)
+    first, _ = pids(launched, 2)
+    launcher = read_parent(first[0])
+    os.kill(read_parent(launcher), signal.SIGKILL)  # Ray's process, as if its node were gone.
+    code, _, error = launched.finish()
+    assert code != 0
+    assert "Ray does not run this rank: The actor died unexpectedly" in error
+    assert launched.all_have_ended()
+
+
+def read_parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_more_ranks_than_the_cluster_can_run_are_refused(launch, cluster):
+    code, _, error = launch("", "--nproc", "4", "--ray", cluster).finish()
+    assert code == 1
+    assert "4 ranks need a CPU of Ray each, and the cluster has 3" in error
+
+
+def test_ranks_train_together(launch, cluster):
+    options = ("--nproc", "2", "--ray", cluster, "--backend", keras.backend.backend())
+    code, out, error = launch(TRAINS.strip(), *options).finish()
+    assert code == 0, error
+    first, second = sorted(line for line in out.splitlines() if "] ends with " in line)
+    assert first.startswith("[0] ends with 2 ")
+    assert first[3:] == second[3:]
