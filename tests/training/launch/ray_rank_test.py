@@ -1,5 +1,6 @@
 """Launches on a Ray cluster of this machine, as users start them."""
 
+import contextlib
 import os
 import re
 import signal
@@ -33,24 +34,31 @@ print("ends with", cluster.world_size, hashlib.sha256(weights).hexdigest(), loss
 """
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """The address of a cluster with three processors."""
-    (port,) = find_free_ports(1)
+@contextlib.contextmanager
+def node(*options):
+    """Runs a node of Ray, with two processors."""
+    program = Path(sys.executable).with_name("ray")
     with subprocess.Popen(
-        [
-            *(Path(sys.executable).with_name("ray"), "start", "--head", "--block"),
-            *("--node-ip-address", "127.0.0.1", "--port", str(port), "--num-cpus", "3"),
-            *("--include-dashboard", "false", "--disable-usage-stats"),
-        ],
+        [program, "start", "--block", "--num-cpus", "2", "--disable-usage-stats", *options],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
-    ) as head:
-        lines = iter(head.stdout.readline, "")
-        assert any("runtime started" in line for line in lines)
-        yield f"127.0.0.1:{port}"
-        head.terminate()
+    ) as process:
+        assert any("runtime started" in line for line in iter(process.stdout.readline, ""))
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a cluster of two nodes."""
+    (port,) = find_free_ports(1)
+    address = f"127.0.0.1:{port}"
+    head = ("--head", "--node-ip-address", "127.0.0.1", "--port", str(port))
+    with node(*head, "--include-dashboard", "false"), node("--address", address):
+        yield address
 
 
 def pids(launched, count):
@@ -64,15 +72,17 @@ def pids(launched, count):
 def test_each_rank_runs_the_script_with_its_place(launch, cluster, tmp_path):
     text = """
     places = [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "KERAS_BACKEND")]
-    print(*places, os.environ["MASTER_PORT"], *sys.argv[1:])
+    print(*places, os.environ["MASTER_PORT"], *sys.argv[1:], os.environ["RAY_RAYLET_PID"])
     """
     options = ("--nproc", "3", "--ray", cluster, "--backend", "torch")
     code, out, error = launch(text, *options, arguments=("--epochs", "3")).finish()
     assert (code, error) == (0, "")
-    (port,) = {line.split()[5] for line in out.splitlines()}
-    assert sorted(out.splitlines()) == [
+    lines = [line.rpartition(" ") for line in sorted(out.splitlines())]
+    (port,) = {line.split()[5] for line, *_ in lines}
+    assert [line for line, *_ in lines] == [
         f"[{rank}] {rank} 3 0 torch {port} --epochs 3" for rank in range(3)
     ]
+    assert len({raylet for *_, raylet in lines}) == 2
 
 
 def test_where_a_rank_fails_all_begin_again(launch, cluster):
@@ -135,9 +145,9 @@ def read_parent(pid):
 
 
 def test_more_ranks_than_the_cluster_can_run_are_refused(launch, cluster):
-    code, _, error = launch("", "--nproc", "4", "--ray", cluster).finish()
+    code, _, error = launch("", "--nproc", "5", "--ray", cluster).finish()
     assert code == 1
-    assert "4 ranks need a CPU of Ray each, and the cluster has 3" in error
+    assert "5 ranks need a CPU of Ray each, and the cluster has 4" in error
 
 
 def test_ranks_train_together(launch, cluster):
