@@ -1,7 +1,7 @@
 """Network namespaces of this machine, each behind a link of a given speed: machines on one switch.
 
 Linux and root alone: `ip netns` makes them, and `tc ... tbf` shapes what each of them sends and is
-sent. `scaling.py` starts a process of a training in each.
+sent. `scaling.py` starts a process of a training in each, and so does a test that cuts their links.
 """
 
 import contextlib
@@ -39,6 +39,15 @@ class Host:
         """Returns how many bytes the link has sent since it was made, headers included."""
         path = f"/sys/class/net/{self.interface}/statistics/tx_bytes"
         return int(_run(*self.command("cat", path)))
+
+    def cut(self, *, is_cut: bool = True) -> None:
+        """Pulls the link out of the switch, or puts it back.
+
+        Args:
+            is_cut: boolean. Which of them. Defaults to `True`.
+        """
+        state = "down" if is_cut else "up"
+        _run("ip", "netns", "exec", self.switch, "ip", "link", "set", self.namespace, state)
 
     def shape(self, megabits: float | None) -> None:
         """Gives the link a speed in both directions, in Mbit/s; `None` for that of memory."""

@@ -1,20 +1,29 @@
-"""A training by several processes, of which one after the other is killed, stalled or told to end.
+"""A training by several processes, of which one after the other is killed, stalled or cut off.
 
-The launcher starts them again, from the last checkpoint. It ends as one that was left alone, each
-rank with the same weights, and leaves nothing running.
+They are started again, from the last checkpoint. It ends as one that was left alone, each rank with
+the same weights, and leaves nothing running.
 """
 
+import contextlib
 import json
 import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from shaped_links import Host, shaped_links
+
 KILLS = 8
+SHORT_CUTS = 2
+LONG_CUTS = 3
+CUT_TIMEOUT = 20
+"""Seconds after which who is cut off is given up."""
 STALLS = 4
 NUM_PROCESSES = 3
 SECONDS = 900
@@ -176,6 +185,81 @@ def harass_and_compare(launcher: Path, environment: dict[str, str], folder: Path
     assert str(folder) not in listed.stdout
 
 
+def start_nodes(
+    hosts: list[Host], launcher: Path, folder: Path, environment: dict[str, str]
+) -> list[subprocess.Popen[str]]:
+    """Starts a rank on each host, as on machines of their own that share a folder."""
+    folder.mkdir(exist_ok=True)
+    script = folder / "train.py"
+    script.write_text(TRAINING)
+    options = ["--nproc", "1", "--nnodes", str(len(hosts)), "--grace-period", "5"]
+    options += ["--coordinator", f"{hosts[0].address}:29500"]
+    nodes = []
+    for rank, host in enumerate(hosts):
+        arguments = [*options, "--rank", str(rank), str(script), str(folder)]
+        with (folder / "log").open("a") as log:
+            nodes.append(
+                subprocess.Popen(
+                    host.command(str(launcher), "launch", *arguments),
+                    env={**environment, "KERAS_DEEPSEEK_PEER_TIMEOUT": str(CUT_TIMEOUT)},
+                    stdout=log,
+                    stderr=log,
+                    text=True,
+                )
+            )
+    return nodes
+
+
+def cut_and_compare(
+    hosts: list[Host], launcher: Path, environment: dict[str, str], folder: Path
+) -> None:
+    """Asserts that a training whose links are cut ends as one that is left alone."""
+    alone, cut = folder / "left_alone", folder / "cut"
+    chance = random.Random(11)
+    lengths = [0.5] * SHORT_CUTS + [None] * LONG_CUTS
+    chance.shuffle(lengths)
+    with contextlib.ExitStack() as stack:
+        nodes = start_nodes(hosts, launcher, alone, environment)
+        stack.callback(lambda: [node.kill() for node in nodes])
+        assert [node.wait(SECONDS) for node in nodes] == [0] * len(hosts), read_log(alone)
+        nodes = start_nodes(hosts, launcher, cut, environment)
+        for length in lengths:
+            target = count_steps(cut) + chance.randint(5, 30)
+            while count_steps(cut) < target:
+                assert all(node.poll() is None for node in nodes), read_log(cut)
+                time.sleep(0.01)
+            host = chance.choice(hosts)
+            host.cut()
+            if length is not None:  # They wait for each other, and go on.
+                time.sleep(length)
+                host.cut(is_cut=False)
+                continue
+            # Those on either side give up, and none waits for ever.
+            assert all(node.wait(5 * CUT_TIMEOUT) for node in nodes), read_log(cut)
+            host.cut(is_cut=False)
+            nodes = start_nodes(hosts, launcher, cut, environment)
+        assert [node.wait(SECONDS) for node in nodes] == [0] * len(hosts), read_log(cut)
+    assert read_digests(cut) == read_digests(alone)
+    assert len(read_digests(alone)) == 1
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    assert str(folder) not in listed.stdout
+
+
+def read_log(folder: Path) -> str:
+    return (folder / "log").read_text()[-10_000:]
+
+
+@pytest.fixture
+def hosts():
+    """Hosts in namespaces of their own, on one switch."""
+    with contextlib.ExitStack() as stack:
+        try:
+            found = stack.enter_context(shaped_links(NUM_PROCESSES, None))
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("Network namespaces need Linux and root.")
+        yield found
+
+
 BACKENDS = pytest.mark.parametrize(
     ("backend", "extras"),
     [("tensorflow", "onnx,serving,tensorflow"), ("jax", "jax"), ("torch", "torch")],
@@ -187,6 +271,13 @@ def test_ranks_that_are_killed_again_and_again(install, tmp_path, backend, extra
     installed = install(extras)
     environment = {**installed.environment, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     harass_and_compare(installed.programs / "keras-deepseek", environment, tmp_path)
+
+
+@BACKENDS
+def test_ranks_that_are_cut_off_again_and_again(install, tmp_path, hosts, backend, extras):
+    installed = install(extras)
+    environment = {**installed.environment, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    cut_and_compare(hosts, installed.programs / "keras-deepseek", environment, tmp_path)
 
 
 @BACKENDS

@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -17,6 +16,7 @@ from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.arrivals import Arrivals
 from keras_deepseek.backend.meeting import meet
+from keras_deepseek.backend.network_interface import find_interface
 from keras_deepseek.backend.processes import (
     ComputePart,
     Processes,
@@ -48,12 +48,13 @@ def join_processes(
     if dist.is_initialized():
         found = dist.get_world_size(), dist.get_rank()
         check_place("torch.distributed", found, (world_size, rank))
-        return TorchProcesses(timeout)
+        with _listening_towards(coordinator), _naming_lost_peers("join the others"):
+            return TorchProcesses(timeout)
     # Torchrun listens at that address already, with a store for the ranks that it has started.
     is_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not is_torchrun:
         meet(coordinator, world_size, rank, join_timeout)
-    with _loopback_only(coordinator), _naming_lost_peers("join the others"):
+    with _listening_towards(coordinator), _naming_lost_peers("join the others"):
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
             store=None if is_torchrun else _open_store(coordinator, world_size, rank, join_timeout),
@@ -480,14 +481,17 @@ def _open_store(coordinator: str, world_size: int, rank: int, timeout: float) ->
 
 
 @contextlib.contextmanager
-def _loopback_only(coordinator: str) -> Iterator[None]:
-    """Makes gloo listen on loopback alone, where the processes meet there, until the block ends."""
+def _listening_towards(coordinator: str) -> Iterator[None]:
+    """Makes gloo listen on the interface by which the processes meet, until the block ends.
+
+    By itself it takes that of the machine's name, which on many a machine is loopback's.
+    """
     name = "GLOO_SOCKET_IFNAME"
-    host, _ = parse_address("`coordinator`", coordinator)
-    if name in os.environ or not is_loopback(host):
+    interface = find_interface(*parse_address("`coordinator`", coordinator))
+    if interface is None or name in os.environ:
         yield
         return
-    os.environ[name] = "lo0" if sys.platform == "darwin" else "lo"
+    os.environ[name] = interface
     try:
         yield
     finally:

@@ -40,7 +40,9 @@ class Output:
 
     def _write(self, stream: BinaryIO, data: bytes) -> None:
         try:
-            stream.write(data)
+            left = memoryview(data)
+            while left:  # Without a buffer, as under PYTHONUNBUFFERED, it may take a part alone.
+                left = left[stream.write(left) :]
             stream.flush()
         except OSError:
             # What is still buffered would fail again, also when Python ends.

@@ -192,13 +192,15 @@ def _find_coordinator(ray: Any, job: str, placed: Any, rank: int, timeout: float
 
 def _hand_on(ray: Any, actor: Any) -> int:
     """Writes what the rank writes until it has ended, and returns its exit code."""
-    streams = {1: sys.stdout.buffer, 2: sys.stderr.buffer}
     status = None
-    while status is None:
-        chunks, status = ray.get(actor.read.remote())
-        for number, data in chunks:
-            streams[number].write(data)
-            streams[number].flush()
+    # Python's own have no buffer here, and might take a part of what they are given.
+    with open(1, "wb", closefd=False) as out, open(2, "wb", closefd=False) as errors:
+        while status is None:
+            chunks, status = ray.get(actor.read.remote())
+            for number, data in chunks:
+                stream = out if number == 1 else errors
+                stream.write(data)
+                stream.flush()
     return int(status)
 
 
