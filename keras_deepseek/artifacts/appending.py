@@ -21,4 +21,5 @@ def append_whole(file: io.FileIO, data: bytes) -> None:
             rest = rest[file.write(rest) or 0 :]
     except OSError as error:
         file.truncate(start)
-        raise OSError(error.errno, error.strerror, os.fspath(file.name)) from error
+        reason = f"{error.strerror}, so that the logs end here. Make room, or name another file"
+        raise OSError(error.errno, reason, os.fspath(file.name)) from error

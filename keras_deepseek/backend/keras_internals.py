@@ -351,6 +351,13 @@ def split_validation(arrays: Any, validation_split: float) -> tuple[Any, Any]:
 
 def batch_specs(batches: list[Any]) -> Any:
     """Returns the shapes and dtypes of batches as `KerasTensor`s: `None` where the sizes differ."""
+
+    def describe(leaf: Any) -> Any:
+        # TensorFlow's strings are objects in NumPy.
+        is_text = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSU"
+        return keras.KerasTensor(leaf.shape, "string") if is_text else leaf
+
+    batches = keras.tree.map_structure(describe, batches)
     return keras.src.trainers.data_adapters.data_adapter_utils.get_keras_tensor_spec(batches)
 
 

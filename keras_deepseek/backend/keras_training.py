@@ -5,16 +5,9 @@ Each has a canary test that says what broke when a Keras release moves it.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import keras
-
-
-def loss_functions() -> ModuleType:
-    """Returns the module whose functions Keras's cross entropies come to, on arrays."""
-    module: ModuleType = keras.src.backend.nn
-    return module
 
 
 def nested_stateless_scope(

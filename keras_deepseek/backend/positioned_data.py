@@ -36,6 +36,8 @@ class PositionedData(DataAdapter):
             InvalidInputError: There is no batch.
         """
         batches = self.stream.peek(2)
+        if len({_count_leaves(batch) for batch in batches}) > 1:
+            batches = batches[:1]  # As where some come with weights: only TensorFlow minds.
         specs = keras.tree.flatten(batch_specs(batches))
         self._batch = {
             # In the order of `flatten`, which that of `map_structure` is not on PyTorch.
@@ -144,3 +146,7 @@ class PositionedData(DataAdapter):
         if specs is None:
             specs = self.symbolic_batch("all")
         return backend.current().feed_batches(self.stream.batches, specs)
+
+
+def _count_leaves(batch: Any) -> int:
+    return sum(leaf is not None for leaf in keras.tree.flatten(batch))

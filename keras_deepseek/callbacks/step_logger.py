@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
@@ -131,9 +132,11 @@ class StepLogger(keras.callbacks.Callback):
         with self._lock:
             if self._is_open:
                 atexit.unregister(self.close)
-                self._flush()
-                self._close()
-                self._is_open = False
+                try:
+                    self._flush()
+                finally:
+                    self._is_open = False
+                    self._close()
 
     def get_state(self) -> dict[str, Any]:
         """Returns what a checkpoint holds of it; all that was logged is written by then."""
@@ -188,4 +191,8 @@ class StepLogger(keras.callbacks.Callback):
 
 def numbers(logs: Mapping[str, Any]) -> dict[str, float]:
     """Returns those of the logs that are numbers."""
-    return {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
+    return {
+        name: float(value)
+        for name, value in logs.items()
+        if isinstance(value, int | float | np.number) or getattr(value, "shape", None) == ()
+    }

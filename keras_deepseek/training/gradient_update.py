@@ -54,7 +54,7 @@ class GradientUpdate:
         is_checked = scaling is not None or self._guard is not None
         if is_checked or self._gradient_clip is not None:
             gradients = [densify(gradient) for gradient in gradients]
-            norm = backend.current().global_norm(gradients)
+            norm = backend.current().global_norm(gradients) if gradients else ops.zeros(())
 
         def apply() -> None:
             clipped, factor = gradients, None

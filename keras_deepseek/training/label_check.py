@@ -1,77 +1,100 @@
 """Labels that are no class, which some frameworks take for none at all."""
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_deepseek.backend.keras_training import loss_functions
+from keras_deepseek.backend.keras_training import output_masks
+from keras_deepseek.training.compiled_losses import losses_by_output
 
-_ROUNDING = 1e-3  # By how much a smoothed or a mixed label may miss 0 and 1.
-
-
-class _Marks:
-    """How many ask for marks, and the functions that make none."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.num_asking = 0
-        self.plain: dict[str, Callable[..., Any]] = {}
+_LEAST_BINARY, _LARGEST_BINARY = -0.5, 1.5
+"""Labels of a binary cross entropy may be smoothed or noisy, and are 0 or 1 when rounded."""
 
 
-_marks = _Marks()
+def mark_wrong_labels(
+    model: keras.Model, loss: Any, y: Any, y_pred: Any, sample_weight: Any
+) -> Any:
+    """Returns a loss, NaN where a label of a cross entropy that counts is no class of its output.
+
+    Of a sparse cross entropy, TensorFlow and PyTorch raise an error on a CPU; JAX computes as if
+    the sample had no label. Of a binary one nobody looks, or PyTorch alone.
+
+    Args:
+        model: `keras.Model`, compiled.
+        loss: Scalar tensor, what it was compiled with and made of this batch.
+        y: Labels, or a structure of them.
+        y_pred: Outputs, whose last axis is that of the classes where the loss is a sparse one.
+        sample_weight: Weights, or a structure of them, or `None`: a label of weight 0, or under a
+            mask, does not count.
+    """
+    for each, labels, outputs, weights in losses_by_output(model, y, y_pred, sample_weight):
+        is_wrong = None if labels is None else _find_wrong(each, labels, outputs)
+        if is_wrong is None:
+            continue
+        for counts in (weights, *output_masks(outputs)):
+            is_wrong = _where_counting(is_wrong, counts)
+        loss = ops.where(ops.any(is_wrong), float("nan"), loss)
+    return loss
 
 
 @contextmanager
-def marking_wrong_labels() -> Iterator[None]:
-    """Makes each cross entropy NaN where a label is no class of its output, until the block ends.
+def marking_wrong_labels(model: keras.Model) -> Iterator[None]:
+    """Makes a model's `compute_loss` mark wrong labels, whoever calls it, until the block ends.
 
-    It holds for the losses and metrics of Keras, and for functions of one's own that call them or
-    `keras.ops`. JAX computes as if a sample with such a label had none, where TensorFlow and
-    PyTorch raise an error on a CPU; in a binary cross entropy none of the three looks, or but one.
-    What is compiled in the block marks them for good.
+    Args:
+        model: `keras.Model`, compiled.
     """
-    functions = loss_functions()
-    with _marks.lock:
-        _marks.num_asking += 1
-        if _marks.num_asking == 1:
-            for name, marked in _MARKED.items():
-                _marks.plain[name] = getattr(functions, name)
-                setattr(functions, name, marked)
+    own = vars(model).get("compute_loss")
+    compute = model.compute_loss
+
+    def compute_loss(
+        x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **options: Any
+    ) -> Any:
+        loss = compute(x, y, y_pred, sample_weight, **options)
+        return mark_wrong_labels(model, loss, y, y_pred, sample_weight)
+
+    model.compute_loss = compute_loss
     try:
         yield
     finally:
-        with _marks.lock:
-            _marks.num_asking -= 1
-            if _marks.num_asking == 0:
-                for name, plain in _marks.plain.items():
-                    setattr(functions, name, plain)
+        if own is None:
+            del model.compute_loss
+        else:
+            model.compute_loss = own
 
 
-def _sparse_categorical(target: Any, output: Any, from_logits: bool = False, axis: int = -1) -> Any:
-    plain = _marks.plain["sparse_categorical_crossentropy"]
-    losses = plain(target, output, from_logits=from_logits, axis=axis)
-    num_classes = output.shape[axis]
-    if num_classes is None:
-        return losses
-    labels = ops.reshape(ops.convert_to_tensor(target), ops.shape(losses))
-    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype)):
-        labels = ops.cast(labels, "int32")  # As floats they may be NaN, which is none.
-    return ops.where((labels >= 0) & (labels < num_classes), losses, float("nan"))
+def _find_wrong(loss: Any, labels: Any, outputs: Any) -> Any:
+    """Returns which labels are no class; `None` where the loss is no such cross entropy."""
+    classes = ops.convert_to_tensor(labels)
+    if loss is keras.losses.binary_crossentropy or isinstance(
+        loss, keras.losses.BinaryCrossentropy
+    ):
+        classes = ops.cast(classes, "float32")
+        return (classes < _LEAST_BINARY) | (classes > _LARGEST_BINARY)
+    is_object = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    is_sparse = is_object or loss is keras.losses.sparse_categorical_crossentropy
+    if not is_sparse or outputs.shape[-1] is None:
+        return None
+    if len(classes.shape) == len(outputs.shape) and classes.shape[-1] == 1:
+        classes = ops.squeeze(classes, -1)
+    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(classes.dtype)):
+        classes = ops.cast(classes, "int32")  # As floats they may be NaN, which is none.
+    is_class = (classes >= 0) & (classes < outputs.shape[-1])
+    if is_object and loss.ignore_class is not None:
+        is_class = is_class | (classes == loss.ignore_class)
+    return ops.logical_not(is_class)
 
 
-def _binary(target: Any, output: Any, from_logits: bool = False) -> Any:
-    plain = _marks.plain["binary_crossentropy"]
-    losses = plain(target, output, from_logits=from_logits)
-    labels = ops.cast(target, losses.dtype)
-    is_label = (labels >= -_ROUNDING) & (labels <= 1 + _ROUNDING)
-    return ops.where(is_label, losses, float("nan"))
-
-
-_MARKED = {
-    "sparse_categorical_crossentropy": _sparse_categorical,
-    "binary_crossentropy": _binary,
-}
+def _where_counting(is_wrong: Any, weights: Any) -> Any:
+    """Returns which labels are wrong and have a weight, where weights are those of rows or more."""
+    if weights is None:
+        return is_wrong
+    counts = ops.not_equal(weights, 0)
+    while len(counts.shape) > len(is_wrong.shape) and counts.shape[-1] == 1:
+        counts = ops.squeeze(counts, -1)
+    while len(counts.shape) < len(is_wrong.shape):
+        counts = ops.expand_dims(counts, -1)
+    return ops.logical_and(is_wrong, counts)

@@ -1,5 +1,6 @@
 """An error in place of a training that goes on with a loss that is no number."""
 
+import logging
 import math
 from typing import Any
 
@@ -7,6 +8,8 @@ import keras
 
 from keras_deepseek.artifacts.errors import TrainingDivergedError
 from keras_deepseek.training.training_state import find_spoilt
+
+_logger = logging.getLogger(__name__)
 
 
 class LossWatch(keras.callbacks.Callback):
@@ -57,6 +60,14 @@ class LossWatch(keras.callbacks.Callback):
             self._watched.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Looks at the weights, and says where the loss of a validation is not finite."""
+        loss = (logs or {}).get("val_loss")
+        if loss is not None and not math.isfinite(loss):
+            _logger.warning(
+                "val_loss is %g after epoch %d: look at the validation data for NaN, and at their "
+                "labels for those that are no class.",
+                *(loss, epoch + 1),
+            )
         self._check()
         self._check_weights()
 
@@ -77,8 +88,8 @@ class LossWatch(keras.callbacks.Callback):
         raise TrainingDivergedError(
             f"The loss is {loss:g} from batch {batch + 1} of epoch {epoch + 1} on, and the "
             f"training stopped. That batch made it so{first}. Look at the inputs of the batch, and "
-            "at its labels: those that are no class do it, and binary ones that are not from 0 to "
-            "1. Lower the learning rate or clip the gradients (gradient_clip=) where it grew; "
+            "at its labels: those that are no class do it, and binary ones that are not 0 or 1. "
+            "Lower the learning rate or clip the gradients (gradient_clip=) where it grew; "
             "guard='stop' says which it was, "
             "guard='skip' leaves such batches out. The weights are spoilt: go on from a checkpoint."
         )

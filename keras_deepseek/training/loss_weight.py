@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_training import output_masks
+from keras_deepseek.training.compiled_losses import revive_losses
 
 
 def refuse_no_reduction(loss: Any) -> None:
@@ -36,9 +37,7 @@ def find_reduction(loss: Any) -> str:
     Raises:
         InvalidInputError: Some losses are sums and others means.
     """
-    reductions = {
-        getattr(each, "reduction", "sum_over_batch_size") for each in _revive_losses(loss)
-    }
+    reductions = {getattr(each, "reduction", "sum_over_batch_size") for each in revive_losses(loss)}
     reductions = {"sum_over_batch_size" if name == "mean" else name for name in reductions}
     if len(reductions) > 1:
         raise InvalidInputError(
@@ -61,7 +60,7 @@ def weigh_loss(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
         InvalidInputError: There are several outputs with masks of their own.
     """
     outputs, masks = keras.tree.flatten(y_pred), output_masks(y_pred)
-    ignored = [getattr(each, "ignore_class", None) for each in _revive_losses(loss)]
+    ignored = [getattr(each, "ignore_class", None) for each in revive_losses(loss)]
     by_weight = find_reduction(loss) == "mean_with_sample_weight"
     counts = [mask for mask in (*masks, *ignored) if mask is not None]
     if not counts and not by_weight:
@@ -87,12 +86,3 @@ def weigh_loss(loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
         missing = len(weights.shape) - len(given.shape)
         weights = weights * ops.reshape(given, (*ops.shape(given), *[1] * missing))
     return ops.sum(weights)
-
-
-def _revive_losses(loss: Any) -> list[Any]:
-    """Returns losses as objects or functions, where they are names or configs, without `None`."""
-    return [
-        keras.losses.get(each) if isinstance(each, str | dict) else each
-        for each in keras.tree.flatten(loss)
-        if each is not None
-    ]

@@ -9,7 +9,6 @@ import keras
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_training import compilation, lent_train_step
-from keras_deepseek.training.label_check import marking_wrong_labels
 
 
 class StepInPlace:
@@ -76,7 +75,7 @@ class StepInPlace:
         model.make_train_function = self._make_function
         model.train_function = self._function if self._compiled_for == self._now() else None
         try:
-            with lent_train_step(model, self._run), marking_wrong_labels():
+            with lent_train_step(model, self._run):
                 yield
         except Exception as error:
             if self._error in (None, error):

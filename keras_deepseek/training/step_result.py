@@ -30,6 +30,8 @@ def read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
     others = {name: value for name, value in result.items() if name != "loss"}
     weight = others.get("weight")
     for name, value in others.items():
+        if isinstance(value, str):
+            raise InvalidInputError(f"`train_step` must return scalars; {name!r} is {value!r}.")
         shape = () if value is None else tuple(ops.convert_to_tensor(value).shape)
         if shape:
             raise InvalidInputError(

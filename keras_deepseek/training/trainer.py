@@ -5,6 +5,7 @@ follow. What goes in is a `keras.Model`, and it stays one.
 """
 
 import contextlib
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +30,7 @@ from keras_deepseek.training.evaluate_together import evaluate_together
 from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.gradient_residual import ReductionDtype, make_residual
 from keras_deepseek.training.join_cluster import share_random_state, start_processes
-from keras_deepseek.training.label_check import marking_wrong_labels
+from keras_deepseek.training.no_loss import refuse_no_test_loss
 from keras_deepseek.training.parameter_server.chief import Chief
 from keras_deepseek.training.parameter_server.served_step import ServedStep
 from keras_deepseek.training.parameter_server.settings import ParameterServer, resolve_settings
@@ -304,6 +305,10 @@ class Trainer(Trials):
                 can't be read.
         """
         goes_on = resume or self._resumed is not None
+        known = inspect.signature(self.model.fit).parameters
+        unknown = set(options) - set(known)
+        if unknown and all(each.kind != inspect.Parameter.VAR_KEYWORD for each in known.values()):
+            raise InvalidInputError(unknown_name_message("argument of fit()", min(unknown), known))
         arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
         with self._training(arguments, callbacks, verbose, resume=resume) as given:
             history = self.model.fit(**given)
@@ -395,6 +400,8 @@ class Trainer(Trials):
         if self._plan.needs_targets:
             check_targets(arguments["x"], arguments["y"])
             check_validation_targets(arguments.get("validation_data"))
+        if arguments.get("validation_data") is not None or arguments.get("validation_split"):
+            refuse_no_test_loss(self.model)
         check_boolean("resume", resume)
         goes_on = resume or self._resumed is not None
         check_options(arguments, resume=goes_on)
@@ -467,7 +474,8 @@ class Trainer(Trials):
         Returns:
             A scalar tensor; or a dict with it as `"loss"`, further scalars to log, whose names no
             metric has, and `"weight"`: a scalar, what the loss is a mean over, such as the number
-            of tokens, by which micro-batches count. Without it they count alike.
+            of tokens, by which micro-batches count. Without it they count alike. Of further scalars
+            an epoch logs those of its last batch.
 
         Example:
 
@@ -500,7 +508,8 @@ class Trainer(Trials):
             **options: Further arguments of `keras.Model.evaluate`.
         """
         check_data(x, None, "test data")
-        with self._placement.in_use(), marking_wrong_labels():
+        refuse_no_test_loss(self.model)
+        with self._placement.in_use():
             return evaluate_together(self.model, x, y, batch_size, self._processes, **options)
 
     def predict(self, x: Any, batch_size: int | None = None, **options: Any) -> Any:

@@ -36,6 +36,7 @@ from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.gradient_residual import GradientResidual
 from keras_deepseek.training.gradient_update import GradientUpdate, is_scaled
 from keras_deepseek.training.guarded_steps import GuardedSteps
+from keras_deepseek.training.label_check import marking_wrong_labels
 from keras_deepseek.training.loss_weight import find_reduction, weigh_loss
 from keras_deepseek.training.micro_batches import (
     Batch,
@@ -417,7 +418,7 @@ class TrainingStep:
         """Returns the computation of a batch: what is differentiated, and what else is found."""
 
         def compute() -> tuple[Any, Any]:
-            with hearing_metrics(self._model) as heard:
+            with hearing_metrics(self._model) as heard, marking_wrong_labels(self._model):
                 loss, weight, logs = read_result(self._compute(*batch))
             self._tells_metrics = bool(heard)
             if self._is_in_parts:

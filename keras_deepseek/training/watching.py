@@ -1,5 +1,6 @@
 """What a training is watched by while `Trainer.fit` lasts."""
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
@@ -111,15 +112,19 @@ def watched(
         with telling_from_the_data(callbacks):
             yield for_keras
     finally:  # Keras does not tell its callbacks that a training has ended in an error.
-        for callback in callbacks:
-            if isinstance(callback, ProgressDisplay | StepLogger):
-                callback.close()
-        for logger, before in loggers.items():
-            logger.resume = before
+        with contextlib.ExitStack() as stack:  # Each of them, also where another can't be.
+            for callback in callbacks:
+                if isinstance(callback, ProgressDisplay | StepLogger):
+                    stack.callback(callback.close)
+            for logger, before in loggers.items():
+                logger.resume = before
 
 
 class _ForgetNaN(keras.callbacks.Callback):
-    """Lets no callback keep a NaN for the best that there is: no later number is less than that."""
+    """Lets no callback keep a NaN for the best that there is: no later number is less than that.
+
+    What it has then is worse than any number, so that a NaN is no improvement and patience ends.
+    """
 
     def __init__(self, callbacks: list[keras.callbacks.Callback]) -> None:
         super().__init__()
@@ -127,8 +132,10 @@ class _ForgetNaN(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         for callback in self._callbacks:
-            if isinstance(callback, _TAKE_THE_FIRST) and callback.best is not None:
-                callback.best = None if np.isnan(callback.best) else callback.best
+            if not isinstance(callback, _TAKE_THE_FIRST) or callback.best is None:
+                continue
+            if np.isnan(callback.best):
+                callback.best = np.inf if callback.monitor_op(0.0, 1.0) else -np.inf
 
 
 def _has(callbacks: list[keras.callbacks.Callback], kind: type) -> bool:

@@ -17,7 +17,6 @@ from keras_deepseek.backend.keras_training import (
     exclude_from_decay,
     hearing_metrics,
     lent_train_step,
-    loss_functions,
     nested_stateless_scope,
     optimized_variables,
     optimizer_recipe,
@@ -313,20 +312,3 @@ def test_the_metrics_that_a_model_was_compiled_with_are_heard():
     with hearing_metrics(without) as heard:
         assert heard
     assert compiled_metric_names(without) == []
-
-
-def test_cross_entropies_come_to_the_functions_of_the_backend(monkeypatch):
-    functions, called = loss_functions(), []
-    for name in ("binary_crossentropy", "sparse_categorical_crossentropy"):
-        plain = getattr(functions, name)
-
-        def hear(*arguments, name=name, plain=plain, **options):
-            called.append(name)
-            return plain(*arguments, **options)
-
-        monkeypatch.setattr(functions, name, hear)
-    for metric in ("BinaryCrossentropy", "SparseCategoricalCrossentropy"):
-        y = np.array([[1.0, 0.0]]) if metric.startswith("B") else np.array([1])
-        getattr(keras.metrics, metric)().update_state(y, np.full((1, 2), 0.5))
-        getattr(keras.losses, metric)()(y, np.full((1, 2), 0.5))
-    assert called == 2 * ["binary_crossentropy"] + 2 * ["sparse_categorical_crossentropy"]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.callbacks.step_logger import StepLogger
+from keras_deepseek.callbacks.step_logger import StepLogger, numbers
 from keras_deepseek.training import Trainer
 from tests.oracles.interruption import EndAt, KilledError
 
@@ -171,3 +171,21 @@ def test_what_waits_is_written_where_an_error_ends_python(tmp_path):
     assert "power cut" in done.stderr
     with RunRecord(path) as record:
         assert [step for step, _ in record.scalars("loss")] == [1, 2, 3]
+
+
+def test_numbers_are_those_of_numpy_too():
+    logs = {"a": np.float32(0.5), "b": np.int64(3), "c": np.array(2.0), "d": "text", "e": [1.0]}
+    assert numbers(logs) == {"a": 0.5, "b": 3.0, "c": 2.0}
+
+
+def test_one_that_can_not_be_written_is_closed_and_so_are_the_others():
+    class Full(Written):
+        def _write(self, rows):
+            raise OSError(28, "No space left on device")
+
+    full, other = Full(every=100), Written(every=100)
+    trainer = Trainer(build(), callbacks=[other, full])
+    with pytest.raises(OSError, match="No space left"):
+        trainer.fit(X, Y, verbose=0)
+    assert full.closed == other.closed == 1
+    assert other.epochs or other.rows == []

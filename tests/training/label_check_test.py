@@ -1,79 +1,122 @@
-import contextlib
+import types
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_deepseek.backend.keras_training import loss_functions
 from keras_deepseek.training import Trainer
-from keras_deepseek.training.label_check import marking_wrong_labels
+from keras_deepseek.training.label_check import mark_wrong_labels, marking_wrong_labels
 
-PROBABILITIES = np.full((2, 3), 1 / 3, "float32")
-IS_JAX = keras.backend.backend() == "jax"
-
-
-def compute(loss, labels, outputs=PROBABILITIES):
-    with marking_wrong_labels():
-        labels, outputs = ops.convert_to_tensor(labels), ops.convert_to_tensor(outputs)
-        return float(ops.convert_to_numpy(ops.sum(loss(labels, outputs))))
+OUTPUTS = np.zeros((2, 3), "float32")
 
 
-def is_each(loss):
-    """Returns whether a loss is one of each row, and not their mean."""
-    return not isinstance(loss, keras.losses.Loss)
+def mark(spec, y, y_pred=OUTPUTS, output_names=("first", "second"), weights=None):
+    model = types.SimpleNamespace(loss=spec, output_names=list(output_names))
+    y_pred = keras.tree.map_structure(ops.convert_to_tensor, y_pred)
+    loss = mark_wrong_labels(model, ops.convert_to_tensor(1.0), y, y_pred, weights)
+    return float(ops.convert_to_numpy(loss))
 
 
-def own(labels, outputs):
-    return keras.losses.sparse_categorical_crossentropy(labels, outputs)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "sparse_categorical_crossentropy",
+        "SparseCategoricalCrossentropy",
+        keras.losses.sparse_categorical_crossentropy,
+        keras.losses.SparseCategoricalCrossentropy(),
+        ["sparse_categorical_crossentropy"],
+    ],
+)
+@pytest.mark.parametrize(("label", "expected"), [(0, 1.0), (2, 1.0), (3, np.nan), (-1, np.nan)])
+def test_a_label_that_is_no_class_makes_the_loss_nan(spec, label, expected):
+    np.testing.assert_equal(mark(spec, np.array([1, label])), expected)
+    np.testing.assert_equal(mark(spec, np.array([[1.0], [label]])), expected)
 
 
-def by_operation(labels, outputs):
-    labels = ops.squeeze(labels, -1) if len(labels.shape) == 2 else labels
-    return ops.sparse_categorical_crossentropy(labels, outputs)
-
-
-@pytest.mark.parametrize("loss", [own, by_operation, keras.losses.SparseCategoricalCrossentropy()])
-@pytest.mark.parametrize("label", [-1, 3, np.nan])
-@pytest.mark.parametrize("shape", [(2,), (2, 1)])
-def test_a_label_that_is_no_class_makes_the_loss_nan(loss, label, shape):
-    good = np.reshape(np.array([0, 2], "float32"), shape)
-    assert compute(loss, good) == pytest.approx(np.log(3) * (2 if is_each(loss) else 1))
-    bad = np.reshape(np.array([0, label], "float32"), shape)
-    found = None
-    with contextlib.suppress(Exception):  # The others raise an error, on a CPU.
-        found = compute(loss, bad)
-    assert np.isnan(found) if IS_JAX else found is None or np.isnan(found)
+def test_a_label_that_is_no_number_is_no_class():
+    loss = mark("sparse_categorical_crossentropy", np.array([1.0, np.nan], "float32"))
+    np.testing.assert_equal(loss, np.nan)
 
 
 def test_a_class_that_is_ignored_is_none_that_is_wrong():
-    loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=-1, reduction="sum")
-    assert compute(loss, np.array([1, -1])) == pytest.approx(np.log(3))
+    assert mark(keras.losses.SparseCategoricalCrossentropy(ignore_class=-1), np.array([1, -1])) == 1
 
 
-@pytest.mark.parametrize("from_logits", [False, True])
-def test_a_binary_label_is_from_0_to_1(from_logits):
-    loss = keras.losses.BinaryCrossentropy(from_logits, label_smoothing=0.1)
-    outputs = np.full((2, 1), 0.5, "float32")
-    for label in (0, 1, 0.3):
-        assert np.isfinite(compute(loss, np.array([[1.0], [label]]), outputs))
+@pytest.mark.parametrize(
+    ("loss", "labels"),
+    [
+        ("sparse_categorical_crossentropy", np.array([0, -1])),
+        (keras.losses.BinaryCrossentropy(from_logits=True), np.array([[0, 1, 1], [1, -1, 2]])),
+    ],
+)
+def test_a_label_without_a_weight_does_not_count(loss, labels):
+    for weights in ([1.0, 0.0], [[1.0], [0.0]]):
+        assert mark(loss, labels, weights=np.array(weights)) == 1.0
+        assert np.isnan(mark(loss, labels, weights=np.array(weights)[::-1]))
+    assert np.isnan(mark(loss, labels))
+    if labels.ndim == 2:
+        assert mark(loss, labels, weights=(labels >= 0) & (labels < 2)) == 1.0
+
+
+@pytest.mark.parametrize("loss", ["binary_crossentropy", keras.losses.BinaryCrossentropy()])
+def test_a_binary_label_may_be_smoothed_or_noisy_and_is_no_other_class(loss):
+    assert mark(loss, np.array([[0.05, 1.05, 0.5], [0, 1, -0.05]])) == 1.0
     for label in (2, -1):
-        found = np.nan
-        with contextlib.suppress(RuntimeError):  # PyTorch's, of labels of probabilities.
-            found = compute(loss, np.array([[1.0], [label]]), outputs)
-        assert np.isnan(found)
+        assert np.isnan(mark(loss, np.array([[0, 1, 1], [0, label, 1]])))
 
 
-def test_who_asks_last_takes_the_marks_away():
-    functions = loss_functions()
-    plain = functions.binary_crossentropy
-    with marking_wrong_labels():
-        marked = functions.binary_crossentropy
-        assert marked is not plain
-        with marking_wrong_labels():
-            assert functions.binary_crossentropy is marked
-        assert functions.binary_crossentropy is marked
-    assert functions.binary_crossentropy is plain
+def test_each_output_has_weights_of_its_own():
+    spec = {"second": "sparse_categorical_crossentropy", "first": "mse"}
+    y, y_pred = [np.array([0, 3])] * 2, [OUTPUTS] * 2
+    off, on = np.array([1.0, 0.0]), np.array([1.0, 1.0])
+    assert mark(spec, y, y_pred, weights={"second": off}) == 1.0
+    assert mark(spec, y, y_pred, weights=[on, off]) == 1.0
+    assert np.isnan(mark(spec, y, y_pred, weights=[off, on]))
+
+
+def test_what_a_mask_hides_does_not_count():
+    inputs = keras.Input((3,), dtype="int32")
+    x = keras.layers.Embedding(5, 4, mask_zero=True)(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(x))
+    trainer = Trainer(model, optimizer="sgd", loss="binary_crossentropy")
+    labels = np.array([[[0, 1], [1, 0], [-1, -1]]] * 4)
+    x = np.array([[1, 2, 0]] * 4)
+    if keras.backend.backend() != "torch":  # Which refuses them itself.
+        assert np.isfinite(trainer.fit(x, labels, verbose=0).history["loss"][0])
+    with pytest.raises(Exception, match=r"Look at the inputs|between 0 and 1"):
+        trainer.fit(x[:, ::-1], labels, verbose=0)
+
+
+def test_other_losses_have_no_labels():
+    assert mark("mse", np.array([7, 7])) == 1.0
+    assert mark(None, None) == 1.0
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_each_of_several_outputs_is_looked_at(as_dict):
+    spec = {"second": "sparse_categorical_crossentropy", "first": "mse"}
+    good, bad = np.array([0, 2]), np.array([0, 3])
+    y_pred = {"first": OUTPUTS, "second": OUTPUTS} if as_dict else [OUTPUTS, OUTPUTS]
+
+    def labels(of_first, of_second):
+        return {"first": of_first, "second": of_second} if as_dict else [of_first, of_second]
+
+    assert mark(spec, labels(bad, good), y_pred) == 1.0
+    assert np.isnan(mark(spec, labels(good, bad), y_pred))
+
+
+def test_a_model_marks_them_while_it_is_asked_to():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Softmax()])
+    model.compile(loss="sparse_categorical_crossentropy")
+    y_pred = ops.full((2, 3), 1 / 3)
+    with marking_wrong_labels(model):
+        loss = model.compute_loss(None, np.array([0, 2]), y_pred)
+        assert float(ops.convert_to_numpy(loss)) == pytest.approx(np.log(3))
+        if keras.backend.backend() == "jax":  # The others raise an error, on a CPU.
+            loss = model.compute_loss(y=np.array([0, 3]), y_pred=y_pred)
+            np.testing.assert_equal(float(loss), np.nan)
+    assert "compute_loss" not in vars(model)
 
 
 class Own(Trainer):
@@ -81,47 +124,21 @@ class Own(Trainer):
         return self.model.compute_loss(x, y, self.model(x, training=True), sample_weight)
 
 
-class OwnStep(keras.Sequential):
-    def train_step(self, *arguments):
-        return super().train_step(*arguments)
-
-
-def build(layer_class=keras.Sequential, units=3, activation="softmax"):
-    return layer_class([keras.Input((2,)), keras.layers.Dense(units, activation=activation)])
-
-
-WRONG = r"batch 3|label|[Tt]arget|Graph execution"
-
-
-@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", own])
-@pytest.mark.parametrize(
-    ("trainer_class", "model_class"),
-    [(Trainer, keras.Sequential), (Own, keras.Sequential), (Trainer, OwnStep)],
-    ids=["trainer", "own train_step", "the model's train_step"],
-)
-def test_nobody_trains_on_labels_that_are_none(loss, trainer_class, model_class):
-    trainer = trainer_class(build(model_class), optimizer="sgd", loss=loss)
+def test_a_train_step_of_ones_own_does_not_train_on_labels_that_are_none():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, activation="softmax")])
+    trainer = Own(model, optimizer="sgd", loss="sparse_categorical_crossentropy")
     labels = np.array([0, 1, 2, 0, 9, 1])
-    with pytest.raises(Exception, match=WRONG):
+    with pytest.raises(Exception, match=r"batch 3|label|[Tt]arget|Graph execution"):
         trainer.fit(np.ones((6, 2)), labels, batch_size=2, shuffle=False, verbose=0)
 
 
-def test_nobody_trains_on_binary_labels_beyond_1():
-    loss = keras.losses.BinaryCrossentropy(from_logits=True)
-    trainer = Trainer(build(units=1, activation=None), optimizer="sgd", loss=loss)
-    with pytest.raises(Exception, match=r"batch 3.*not from 0 to 1"):
-        trainer.fit(
-            np.ones((6, 2)), np.array([0, 1, 1, 0, 2, 1]), batch_size=2, shuffle=False, verbose=0
-        )
-
-
-@pytest.mark.skipif(not IS_JAX, reason="The others raise an error, on a CPU.")
-def test_a_validation_and_an_evaluation_show_them():
-    good, bad = np.array([0, 1]), np.array([0, 9])
-    trainer = Trainer(build(), optimizer="sgd", loss=own)
-    x = np.ones((2, 2))
-    history = trainer.fit(x, good, validation_data=(x, bad), verbose=0).history
-    assert np.isfinite(history["loss"][0])
-    assert np.isnan(history["val_loss"][0])
-    assert np.isnan(trainer.evaluate(x, bad, verbose=0))
-    assert np.isfinite(trainer.evaluate(x, good, verbose=0))
+def test_a_model_comes_out_as_it_went_in():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    x, y = np.ones((4, 2)), np.array([[2.0]] * 4)
+    trainer = Trainer(model, optimizer="sgd", loss=keras.losses.BinaryCrossentropy(True))
+    with pytest.raises(Exception, match="Look at the inputs"):
+        trainer.fit(x, y, verbose=0)
+    trainer = Trainer(model, optimizer="sgd", loss=keras.losses.BinaryCrossentropy(True))
+    model.set_weights([np.ones((2, 1)), np.zeros(1)])
+    trainer.fit(x, y / 2, validation_data=(x, y / 2), verbose=0)
+    assert np.isfinite(model.evaluate(x, y, verbose=0))

@@ -87,3 +87,11 @@ def test_nan_in_the_data_leaves_the_last_checkpoint_whole_behind_any_activation(
     assert CheckpointFolder(tmp_path, keep_last=9).steps() == [1, 2, 3, 4, 5]
     # And the advice of the error can be followed.
     assert train(BAD, guard="skip").history["skipped_steps"] == [1.0]
+
+
+def test_a_validation_that_finds_no_number_is_said(caplog):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    trainer = Trainer(model, optimizer="sgd", loss="mse")
+    x, y = np.ones((4, 2)), np.ones((4, 1))
+    trainer.fit(x, y, validation_data=(x, y * np.nan), verbose=0)
+    assert "val_loss is nan after epoch 1: look at the validation data" in caplog.text

@@ -45,3 +45,33 @@ def test_a_loss_that_a_layer_adds_may_be_0():
 
     history = Trainer(build(Nothing()), optimizer="sgd").fit(X, epochs=2, verbose=0).history
     assert history["loss"] == [0.0, 0.0]
+
+
+def test_a_validation_by_no_loss_is_refused_before_a_step():
+    class Own(Trainer):
+        def train_step(self, x, y=None, sample_weight=None):
+            return keras.ops.mean(keras.ops.square(self.model(x, training=True)))
+
+    x, y = np.ones((8, 4)), np.ones((8, 1))
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    trainer = Own(model, optimizer="sgd")
+    weights = model.get_weights()
+    for options in ({"validation_data": (x, y)}, {"validation_split": 0.5}):
+        with pytest.raises(InvalidInputError, match="has no loss to validate or to evaluate by"):
+            trainer.fit(x, y, verbose=0, **options)
+    with pytest.raises(InvalidInputError, match="has no loss to validate or to evaluate by"):
+        trainer.evaluate(x, y, verbose=0)
+    np.testing.assert_array_equal(model.get_weights()[0], weights[0])
+
+
+def test_what_layers_add_is_a_loss_to_validate_by():
+    x = np.ones((8, 4))
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(1),
+            keras.layers.ActivityRegularization(l2=1.0),
+        ]
+    )
+    history = Trainer(model, optimizer="sgd").fit(x, validation_data=(x,), verbose=0).history
+    assert history["val_loss"][0] > 0

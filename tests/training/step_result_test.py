@@ -37,3 +37,8 @@ def test_a_log_has_a_name_of_its_own():
     check_log_names({"soft": 1.0}, {"loss": 1.0, "accuracy": 1.0})
     with pytest.raises(InvalidInputError, match="`train_step` returns 'accuracy', and so is"):
         check_log_names({"soft": 1.0, "accuracy": 1.0}, {"loss": 1.0, "accuracy": 1.0})
+
+
+def test_a_text_is_no_scalar():
+    with pytest.raises(InvalidInputError, match="must return scalars; 'phase' is 'warm'"):
+        read_result({"loss": 1.0, "phase": "warm"})

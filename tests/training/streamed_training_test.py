@@ -231,3 +231,33 @@ def test_batches_may_have_other_lengths_than_the_first_two():
     seeing = Seeing()
     fit(model, x=data, y=None, needs_stream=False, callbacks=[seeing])
     assert sum(type(each) is int for each in seeing.seen) == len(lengths)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="It has one structure.")
+def test_some_batches_of_a_generator_may_have_weights(model):
+    data = ((X[:4], Y[:4], np.ones(4)) if index % 2 else (X[:4], Y[:4]) for index in range(4))
+    seeing = Seeing()
+    fit(model, x=data, y=None, needs_stream=False, callbacks=[seeing])
+    assert sum(type(each) is int for each in seeing.seen) == 4
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="It alone has strings.")
+@pytest.mark.parametrize("is_generator", [False, True])
+def test_strings_are_data(is_generator):
+    import tensorflow as tf
+
+    texts = tf.constant([["a b"], ["b"], ["a"], ["c a"]])
+    vectors = keras.layers.TextVectorization(max_tokens=8, output_sequence_length=3)
+    vectors.adapt(texts)
+    model = keras.Sequential(
+        [
+            keras.Input((1,), dtype="string"),
+            vectors,
+            keras.layers.Embedding(8, 2),
+            keras.layers.Flatten(),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.compile("sgd", "mse")
+    x, y = ((each for each in [(texts, Y[:4])] * 2), None) if is_generator else (texts, Y[:4])
+    assert np.isfinite(fit(model, x=x, y=y).history["loss"][0])

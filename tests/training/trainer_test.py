@@ -501,3 +501,11 @@ def test_no_rows_can_be_evaluated_or_predicted():
         trainer.evaluate(X[:0], Y[:0], verbose=0)
     with pytest.raises(InvalidInputError, match="The data to predict hold no batch"):
         trainer.predict(X[:0], verbose=0)
+
+
+def test_an_argument_that_fit_does_not_know_is_named():
+    trainer = Trainer(build(), optimizer="sgd", loss="mse")
+    with pytest.raises(
+        InvalidInputError, match=r"argument of fit\(\) 'epoch': did you mean 'epochs'"
+    ):
+        trainer.fit(np.ones((4, 4)), np.ones((4, 1)), epoch=3)

@@ -462,3 +462,15 @@ def test_a_log_that_is_called_as_a_metric_is_refused():
     trainer = Own(model, optimizer="sgd", loss="mse", metrics=["mae"])
     with pytest.raises(InvalidInputError, match="`train_step` returns 'mae'"):
         trainer.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0)
+
+
+@pytest.mark.parametrize("options", [{"guard": "skip"}, {"gradient_clip": ("global_norm", 1.0)}])
+def test_a_model_without_a_trainable_weight_is_trained_as_keras_does(options):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.trainable = False
+    trainer = Trainer(model, optimizer="sgd", loss="mse", **options)
+    weights = model.get_weights()
+    history = trainer.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0).history
+    assert np.isfinite(history["loss"][0])
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)

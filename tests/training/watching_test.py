@@ -74,3 +74,19 @@ def test_what_was_logged_before_an_error_is_written(tmp_path):
     with pytest.raises(RuntimeError, match="power cut"):
         Trainer(build()).fit(X, Y, batch_size=8, verbose=0, callbacks=[log, Failing()])
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(("mode", "monitor"), [("min", "val_loss"), ("max", "score")])
+def test_a_number_that_is_never_one_ends_patience(mode, monitor):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    trainer = Trainer(model, optimizer="sgd", loss="mse")
+    x, y = np.ones((4, 2)), np.ones((4, 1))
+
+    class Score(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["score"] = np.nan if epoch < 2 else 1.0 if epoch == 2 else 0.0
+
+    stopping = keras.callbacks.EarlyStopping(monitor, mode=mode, patience=3)
+    options = {"validation_data": (x, np.full((4, 1), np.nan)), "verbose": 0, "epochs": 9}
+    history = trainer.fit(x, y, callbacks=[Score(), stopping], **options)
+    assert len(history.epoch) == (4 if mode == "min" else 6)
