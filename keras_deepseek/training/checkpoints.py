@@ -62,6 +62,7 @@ class Checkpoints:
             )
         if checkpoint_every is not None:
             checkpoint_every = check_integer("checkpoint_every", checkpoint_every)
+        check_integer("keep_last", keep_last)
         monitor, best_is, num_best = _read_best(keep_best)
         self._policy = policy
         self._processes = processes

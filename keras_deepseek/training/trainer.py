@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.argument_check import check_boolean, check_file_path, check_integer
+from keras_deepseek.artifacts.argument_check import check_boolean, check_file_path
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.errors import (
     InvalidInputError,
@@ -178,7 +178,6 @@ class Trainer(Trials):
         seed: int | None = None,
     ) -> None:
         fp16_enabled = check_boolean("fp16_enabled", fp16_enabled)
-        check_integer("keep_last", keep_last)
         self._resumed: Checkpoint | None = None
         settings = resolve_settings(distributed_strategy)
         if isinstance(distributed_strategy, ParameterServer):
