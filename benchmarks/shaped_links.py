@@ -6,12 +6,16 @@ sent. `scaling.py` starts a process of a training in each, and so does a test th
 
 import contextlib
 import os
+import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 _BURSTS_A_SECOND = 250
 _LEAST_BURST = 16_000  # Bytes: some packets.
+_NAMES = Path("/etc/netns")
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,10 @@ def shaped_links(num_hosts: int, megabits: float | None) -> Iterator[list[Host]]
             _run(*in_switch, "set", host.namespace, "master", "bridge", "up")
             address = ["address", "add", f"{host.address}/24", "dev", host.interface]
             _run(*host.command("ip", *address))
+            # `ip netns exec` lays it over /etc/hosts: JAX asks for the address of the own name.
+            names = _NAMES / host.namespace / "hosts"
+            names.parent.mkdir(parents=True)
+            names.write_text(f"127.0.0.1 localhost\n{host.address} {socket.gethostname()}\n")
             for device in ("lo", host.interface):
                 _run(*host.command("ip", "link", "set", device, "up"))
             host.shape(megabits)
@@ -97,6 +105,7 @@ def shaped_links(num_hosts: int, megabits: float | None) -> Iterator[list[Host]]
         for namespace in [*(host.namespace for host in hosts), switch]:
             with contextlib.suppress(subprocess.CalledProcessError):
                 _run("ip", "netns", "delete", namespace)
+            shutil.rmtree(_NAMES / namespace, ignore_errors=True)
 
 
 def _run(*command: str) -> str:

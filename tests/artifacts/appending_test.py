@@ -29,8 +29,6 @@ def test_what_is_taken_in_parts_is_written_wholly(tmp_path):
 def test_a_full_disk_leaves_the_file_as_it_was_and_is_named(tmp_path):
     with Full(tmp_path / "file", "ab") as file:
         append_whole(file, b"1234")
-        with pytest.raises(
-            OSError, match=r"No space left on device, so that the logs end.*file'"
-        ):
+        with pytest.raises(OSError, match=r"No space left on device, so that the logs end.*file'"):
             append_whole(file, b"567890abc")
     assert (tmp_path / "file").read_bytes() == b"1234"
