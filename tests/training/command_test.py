@@ -58,7 +58,10 @@ def test_what_stands_behind_the_script_is_its_own(capfd, script, separator):
         (["--nproc", "2", "--coordinator", "here"], "--coordinator must be HOST:PORT"),
         (["--nproc", "2", "--backend", "pytorch"], "did you mean 'torch'"),
         (["--nproc", "2", "--strategy", "parameter_server"], "needs --nproc 3 or more"),
-        (["--nproc", "2", "--ray", "auto"], "--ray auto is for --strategy parameter_server"),
+        (
+            ["--nproc", "2", "--ray", "auto", "--coordinator", "a:1"],
+            "--coordinator is for nodes without Ray",
+        ),
     ],
 )
 def test_what_can_not_be_launched_is_one_line_and_nothing_is_started(

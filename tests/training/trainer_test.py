@@ -172,7 +172,6 @@ def test_positional_arguments_and_none_are_taken_as_by_keras():
         ({"device_map": ["gpu"]}, "`device_map` must be a dict"),
         ({"world_size": "8"}, "`world_size` must be a positive integer"),
         ({"world_size": 1.5}, "`world_size` must be a positive integer"),
-        ({"keep_last": 0}, "`keep_last` must be a positive integer"),
         ({"keep_last": 5}, "`keep_last` are for checkpoints: name their folder"),
         ({"callbacks": 3}, r"Expected a keras\.callbacks\.Callback; received int"),
         ({"rank": "0"}, "`rank` must be an integer of at least 0"),

@@ -27,6 +27,8 @@ _MOST_CHUNKS = 256
 """A rank that writes faster than it is read waits."""
 _LONGEST_WAIT = 0.5
 """Seconds that a call for output waits for some."""
+_PASSED_ON = ("KERAS_", "OMP_NUM_THREADS")
+"""How the variables begin that a rank has from here; Ray itself gives each one thread."""
 _JOIN_TIMEOUT = "KERAS_DEEPSEEK_JOIN_TIMEOUT"
 
 
@@ -138,7 +140,7 @@ def main(arguments: Sequence[str]) -> int:
         timeout = float(os.environ.get(_JOIN_TIMEOUT, "300"))
         coordinator = _find_coordinator(ray, job, placed, rank, timeout)
         node = ["--nproc", "1", "--nnodes", str(world_size), "--rank", str(rank)]
-        given = {name: value for name, value in os.environ.items() if name.startswith("KERAS_")}
+        given = {name: os.environ[name] for name in os.environ if name.startswith(_PASSED_ON)}
         started = placed.start.remote(
             [*node, "--coordinator", coordinator, *launch], given, str(Path.cwd())
         )

@@ -69,9 +69,11 @@ def pids(launched, count):
     return found
 
 
-def test_each_rank_runs_the_script_with_its_place(launch, cluster, tmp_path):
+def test_each_rank_runs_the_script_with_its_place(launch, cluster, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     text = """
     places = [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "KERAS_BACKEND")]
+    assert os.environ["OMP_NUM_THREADS"] == "3"
     print(*places, os.environ["MASTER_PORT"], *sys.argv[1:], os.environ["RAY_RAYLET_PID"])
     """
     options = ("--nproc", "3", "--ray", cluster, "--backend", "torch")
