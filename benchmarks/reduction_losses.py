@@ -1,10 +1,11 @@
-"""Whether gradients that are rounded between processes learn as those in float32: losses by epoch.
+"""Whether gradients that are compressed between processes learn as others: losses by epoch.
 
 A small encoder of BERT's kind is trained on masked words of real paragraphs, by as many processes
-as the launcher starts, with each `reduction_dtype` from the same weights in the same order. Rank 0
+as the launcher starts, with each compression from the same weights in the same order. Rank 0
 prints the loss of masked tokens in documents that none has seen, by epochs:
 
     keras-deepseek launch --nproc 2 benchmarks/reduction_losses.py [--epochs 6] [--seeds 1]
+        [--ways float32 bfloat16 float16 low_rank_4 low_rank_8 low_rank_16]
 """
 
 import argparse
@@ -18,10 +19,19 @@ sys.path.insert(0, str(Path(__file__).parent / "rivals"))
 from bert import EPSILON, Shape, build
 from masked_text import pack, read_documents, split
 
-from keras_deepseek.training import Trainer, join_cluster
+from keras_deepseek.training import LowRank, Trainer, join_cluster
 
 SHAPE = Shape(num_layers=2, hidden_dim=64, num_heads=4, vocabulary_size=4_700, longest=48)
 NUM_DOCUMENTS, NUM_UNSEEN, ROWS, LEARNING_RATE = 2_048, 256, 8, 1e-3
+
+WAYS: dict[str, Any] = {
+    "float32": None,
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "low_rank_4": LowRank(4),
+    "low_rank_8": LowRank(8),
+    "low_rank_16": LowRank(16),
+}
 
 
 def main() -> int:
@@ -30,25 +40,26 @@ def main() -> int:
     )
     parser.add_argument("--epochs", type=int, default=6, help="default 6")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each, default 1")
+    parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=WAYS, help="default all")
     arguments = parser.parse_args()
     rank = join_cluster().rank
     seen, unseen = split(read_documents(NUM_DOCUMENTS, longest=SHAPE.longest), NUM_UNSEEN)
     for seed in range(arguments.seeds):
-        for dtype in ("float32", "bfloat16", "float16"):
-            losses = train(pack(seen, seed), pack(unseen), arguments.epochs, seed, dtype)
+        for way in arguments.ways:
+            losses = train(pack(seen, seed), pack(unseen), arguments.epochs, seed, WAYS[way])
             if rank == 0:
-                print(f"seed {seed} {dtype:9}", *(f"{loss:.4f}" for loss in losses), flush=True)
+                print(f"seed {seed} {way:11}", *(f"{loss:.4f}" for loss in losses), flush=True)
     return 0
 
 
-def train(data: Any, unseen: Any, epochs: int, seed: int, dtype: Any) -> list[float]:
+def train(data: Any, unseen: Any, epochs: int, seed: int, compression: Any) -> list[float]:
     """Returns the loss of unseen documents after each epoch."""
     trainer = Trainer(
         lambda: build(SHAPE, has_masked_head=True),
         optimizer=keras.optimizers.AdamW(LEARNING_RATE, weight_decay=0.0, epsilon=EPSILON),
         gradient_clip=("global_norm", 1.0),
         distributed_strategy="allreduce",
-        reduction_dtype=dtype,
+        gradient_compression=compression,
         seed=seed,
     )
     history = trainer.fit(

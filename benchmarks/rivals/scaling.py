@@ -24,7 +24,7 @@ LENGTH = 32
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
 _SENT = Path("/sys/class/net/eth0/statistics/tx_bytes")
 
-OURS = "Trainer"
+OURS, KERAS = "Trainer", "Keras"
 DDP, DDP_BF16, DDP_BF16_4MB, POWER_SGD = (
     "DDP",
     "DDP, bf16 hook",
@@ -97,9 +97,15 @@ def make_ways(setting: dict[str, Any], rows: Rows, rank: int) -> dict[str, Calla
         ALONE: lambda: train_alone(setting, rows, rank),
         OURS: lambda: train(setting, rows, **together),
     }
-    for dtype in ("bfloat16", "float16"):
-        ways[f"{OURS}, {dtype}"] = lambda dtype=dtype: train(
-            setting, rows, reduction_dtype=dtype, **together
+    if keras.backend.backend() != "torch":
+        import scaling_keras
+
+        ways |= scaling_keras.make_ways(lambda: make_model(setting), rows, rank, setting)
+    if keras.backend.backend() == "jax":  # One program, whose compiler decides how it sums.
+        return ways
+    for kind in ("bfloat16", "float16", "low_rank"):
+        ways[f"{OURS}, {kind.replace('_', ' ')}"] = lambda kind=kind: train(
+            setting, rows, gradient_compression=kind, **together
         )
     if keras.backend.backend() == "torch":
         import scaling_torch

@@ -5,7 +5,6 @@ A training holds these two and knows no engine: `Processes` between steps, `Repl
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from keras_deepseek.artifacts.errors import InvalidInputError, KerasDeepSeekError, PeerLostError
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     import keras
 
     from keras_deepseek.artifacts.signature import Array
+    from keras_deepseek.backend.gradient_compression import Compression
 
 
 Result = TypeVar("Result")
@@ -70,44 +70,26 @@ class Replicas(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Rounding:
-    """How gradients are rounded on their way to other processes.
-
-    Args:
-        dtype: string. `"bfloat16"` or `"float16"`, what is sent.
-        residual: `keras.Variable`, float32, as long as all gradients together. What rounding has
-            taken from those of earlier steps, and is sent with the next. The last gradient stands
-            first in it, as in a backward pass.
-        scale: Scalar. What the loss is multiplied by in this step, and gradients are divided by
-            before they are rounded, so that residuals have the same units in each step.
-    """
-
-    dtype: str
-    residual: "keras.Variable"
-    scale: Any
-
-
 class RemoteReplicas(Replicas, Protocol):
     """Replicas of which each has a process, and a link to the others."""
 
-    def sum_rounded(
+    def sum_compressed(
         self,
         compute: ComputePart,
         batch: Any,
         variables: "Sequence[keras.Variable]",
-        rounding: Rounding,
+        compression: "Compression",
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all replicas compute, those of gradients rounded.
+        """Returns the sums of what all replicas compute, of gradients that are compressed.
 
-        What rounding takes from a gradient is added to the next one by who has rounded it, so that
-        all of it arrives in the end. The sums are the same on all.
+        What compression takes from a gradient is added to the next one by who has compressed it,
+        so that all of it arrives in the end. The sums are the same on all.
 
         Args:
             compute: `ComputePart`.
             batch: Structure of tensors, as for `sum`.
             variables: What the gradients are by.
-            rounding: `Rounding`.
+            compression: `Compression`.
 
         Returns:
             The sums of the scalars, of those of the backward pass, of the gradients by the scale,

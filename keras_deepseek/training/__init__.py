@@ -1,5 +1,6 @@
 """Training: the `Trainer` around `model.fit`, its schedules, and its sequences as batches."""
 
+from keras_deepseek.backend.gradient_compression import LowRank
 from keras_deepseek.backend.loss_means import declare_mean_over
 from keras_deepseek.training.batch_size_search import BatchSizeSearch
 from keras_deepseek.training.cluster import ClusterSpec
@@ -20,6 +21,7 @@ __all__ = [
     "ClusterSpec",
     "LearningRateSearch",
     "LengthBuckets",
+    "LowRank",
     "MemoryReport",
     "ParameterServer",
     "StepGuard",

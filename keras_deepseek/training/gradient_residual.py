@@ -1,42 +1,54 @@
-"""What rounding takes from the gradients that processes send each other, kept for the next step.
+"""What compression takes from the gradients that processes send each other, for the next step.
 
 Each rank has its own: the checkpoints, which rank 0 takes, gather those of all.
 """
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import keras
-import numpy as np
 
 from keras_deepseek.artifacts.errors import (
     InvalidInputError,
     NotSupportedError,
     unknown_name_message,
 )
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.gradient_compression import (
+    Compression,
+    Kind,
+    LowRank,
+    begin_residual,
+)
 from keras_deepseek.backend.host_values import read_values
-from keras_deepseek.backend.processes import Processes, Rounding
+from keras_deepseek.backend.processes import Processes
+from keras_deepseek.training.compression_choice import choose_compression
 
 _logger = logging.getLogger(__name__)
 
-ReductionDtype = Literal["float32", "bfloat16", "float16"]
+_DTYPES = ("bfloat16", "float16")
+_LOW_RANK, _AUTO = "low_rank", "auto"
+
+GradientCompression = Literal["bfloat16", "float16", "low_rank", "auto"] | LowRank
 
 
 class GradientResidual:
     """The residual of the gradients of one rank: error feedback (Seide et al., 2014).
 
     Args:
-        dtype: string. What gradients are rounded to.
+        kind: `Kind` of compression, or `"auto"`: which of them is measured, for the links that
+            there are; it may be none. A training that goes on keeps to what it had.
         processes: `Processes` that train together.
     """
 
-    def __init__(self, dtype: ReductionDtype, processes: Processes) -> None:
-        self._dtype = dtype
+    def __init__(self, kind: Kind, processes: Processes) -> None:
+        self._is_chosen = kind == _AUTO
+        self._kind: Kind | None = kind
         self._processes = processes
         self._trained: list[int] = []
         self.variables: list[keras.Variable] = []
-        """It, once the model is built: one variable for all gradients."""
+        """It, once the model is built: one variable for all gradients, or none."""
 
     def prepare(self, trained: Sequence[keras.Variable]) -> None:
         """Makes the variable, anew where other weights are trained than before.
@@ -48,78 +60,96 @@ class GradientResidual:
         if ids == self._trained:
             return
         self._trained = ids
-        size = sum(int(np.prod(variable.shape)) for variable in trained)
+        if self._kind == _AUTO:
+            shapes = [tuple(variable.shape) for variable in trained]
+            self._kind = choose_compression(shapes, self._processes)
         self.variables = [
             keras.Variable(
-                np.zeros(size, "float32"),
-                dtype="float32",
-                trainable=False,
-                autocast=False,
-                name="gradient_residual",
+                value, dtype="float32", trainable=False, autocast=False, name="gradient_residual"
             )
+            for value in self._begin(trained)
         ]
 
-    def rounding(self, scale: Any) -> Rounding:
-        """Returns how the replicas of a step are to round.
+    def compression(self, scale: Any) -> Compression | None:
+        """Returns how the replicas of a step are to compress; `None` where they are not.
 
         Args:
-            scale: Scalar, as for `Rounding`.
+            scale: Scalar, as for `Compression`.
         """
-        return Rounding(self._dtype, self.variables[0], scale)
+        if self._kind is None:
+            return None
+        return Compression(self._kind, self.variables[0], scale)
 
     def read(self) -> dict[str, Any]:
         """Returns the residuals of all ranks, on each of them; all call it."""
-        (own,) = read_values(self.variables)
-        return {"values": self._processes.gather(own)}
+        kind = self._kind
+        return {
+            "values": [self._processes.gather(own) for own in read_values(self.variables)],
+            "kind": _LOW_RANK if isinstance(kind, LowRank) else kind,
+            "rank": kind.rank if isinstance(kind, LowRank) else None,
+        }
 
     def write(self, trained: Sequence[keras.Variable], state: dict[str, Any] | None) -> None:
-        """Puts this rank's residual to what `read` returned; to zeros where that does not fit.
+        """Puts this rank's residual to what `read` returned; to a new one where that does not fit.
 
         Args:
             trained: The weights that have gradients.
             state: dict, or `None` of a training that had no residuals.
         """
+        if self._is_chosen and state:
+            self._kind = LowRank(state["rank"]) if state["rank"] else state["kind"]
+            self._trained = []
         self.prepare(trained)
+        if not self.variables:
+            return
         (residual,) = self.variables
-        values = state["values"] if state else []
+        values = state["values"][0] if state and state["values"] else []
         shapes = [value.shape for value in values]
         if shapes == [tuple(residual.shape)] * self._processes.world_size:
             residual.assign(values[self._processes.rank])
             return
-        residual.assign(np.zeros(residual.shape, "float32"))
+        residual.assign(self._begin(trained)[0])
         _logger.warning(
-            "The training goes on without what rounding has taken from its gradients, which begins "
-            "at zero: the checkpoint has it of %d processes, each %s, and here are %d, each %s.",
+            "The training goes on without what compression has taken from its gradients, which "
+            "begins at zero: the checkpoint has it of %d processes, each %s, and here are %d, each "
+            "%s.",
             *(len(values), shapes[:1], self._processes.world_size, [tuple(residual.shape)]),
         )
 
+    def _begin(self, trained: Sequence[keras.Variable]) -> list[Array]:
+        shapes = [tuple(variable.shape) for variable in trained]
+        return [] if self._kind is None else [begin_residual(self._kind, shapes)]
 
-def make_residual(dtype: Any, processes: Processes) -> GradientResidual | None:
-    """Returns what gradients that are reduced in a dtype need; `None` for float32.
+
+def make_residual(compression: Any, processes: Processes) -> GradientResidual | None:
+    """Returns what gradients that are compressed need; `None` where they are not.
 
     Args:
-        dtype: What a user gave as `reduction_dtype`.
+        compression: What a user gave as `gradient_compression`.
         processes: `Processes` that train together.
 
     Raises:
-        InvalidInputError: It is none of the dtypes, or there is one process.
+        InvalidInputError: There is no such compression, or there is one process.
         NotSupportedError: The replicas are one program, whose compiler reduces.
     """
-    known = get_args(ReductionDtype)
-    if dtype not in known:
-        raise InvalidInputError(unknown_name_message("reduction_dtype", dtype, known))
-    if dtype == "float32":
+    if compression is None:
         return None
+    kind = LowRank() if compression == _LOW_RANK else compression
+    known = (*_DTYPES, _LOW_RANK, _AUTO)
+    if not isinstance(kind, LowRank) and kind not in known:
+        raise InvalidInputError(unknown_name_message("gradient_compression", compression, known))
+    if kind == _AUTO and (processes.world_size == 1 or processes.replicas is None):
+        return None  # Nothing is sent here, or a compiler decides how.
     if processes.world_size == 1:
         raise InvalidInputError(
-            f"reduction_dtype={dtype!r} is for gradients that are sent to other processes, and "
-            "here is one that trains alone. Start several by keras-deepseek launch, with "
-            "distributed_strategy='allreduce', or leave reduction_dtype out."
+            f"gradient_compression={compression!r} is for gradients that are sent to other "
+            "processes, and here is one that trains alone. Start several by keras-deepseek launch, "
+            "with distributed_strategy='allreduce', or leave gradient_compression out."
         )
     if processes.replicas is None:
         raise NotSupportedError(
-            f"reduction_dtype={dtype!r} can't be had on {keras.backend.backend()}: one program "
-            "runs over the devices of all processes, and its compiler decides where and in what "
-            "dtype gradients are summed. Leave it out, or train on PyTorch or TensorFlow."
+            f"gradient_compression={compression!r} can't be had on {keras.backend.backend()}: one "
+            "program runs over the devices of all processes, and its compiler decides where and "
+            "how gradients are summed. Leave it out, or train on PyTorch or TensorFlow."
         )
-    return GradientResidual(dtype, processes)
+    return GradientResidual(kind, processes)

@@ -19,7 +19,7 @@ class GradientUpdate:
         model: `keras.Model`, compiled.
         gradient_clip: tuple of the kind of clip and its bound, or `None`.
         guard: `GuardedSteps`, which says whether a step is good, or `None`.
-        residual: `GradientResidual`, where gradients are rounded between processes, or `None`.
+        residual: `GradientResidual`, where gradients are compressed between processes, or `None`.
     """
 
     def __init__(

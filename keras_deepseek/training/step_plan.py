@@ -37,7 +37,7 @@ class StepPlan:
         checkpoints: `Checkpoints` to roll back to, or `None`.
         replicas: `Replicas` in other processes that make each step together, or `None`.
         devices: `Replicas` in this process, likewise.
-        residual: `GradientResidual`, where the replicas round what they send each other, or `None`.
+        residual: `GradientResidual`, where the replicas compress what they send, or `None`.
         served: What makes the steps where workers do, or `None`.
 
     Raises:

@@ -28,7 +28,7 @@ from keras_deepseek.training.cluster_resolver import resolve_cluster
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
 from keras_deepseek.training.evaluate_together import evaluate_together
 from keras_deepseek.training.gradient_clip import GradientClip
-from keras_deepseek.training.gradient_residual import ReductionDtype, make_residual
+from keras_deepseek.training.gradient_residual import GradientCompression, make_residual
 from keras_deepseek.training.join_cluster import share_random_state, start_processes
 from keras_deepseek.training.no_loss import refuse_no_test_loss
 from keras_deepseek.training.parameter_server.chief import Chief
@@ -113,10 +113,11 @@ class Trainer(Trials):
         rank: integer. Which of them this one is. Defaults to `None`, as for `world_size`.
         coordinator: string. `HOST:PORT` of the process with rank 0. Defaults to `None`, as for
             `world_size`.
-        reduction_dtype: string. What gradients are sent in between the processes of an
-            `"allreduce"`: `"bfloat16"` or `"float16"` halve the bytes on PyTorch and TensorFlow,
-            and what rounding takes from a gradient is added to the next one. Defaults to
-            `"float32"`.
+        gradient_compression: How gradients are made smaller between the processes of an
+            `"allreduce"`, on PyTorch and TensorFlow: `"bfloat16"` or `"float16"` halve the bytes,
+            and `"low_rank"`, or a `LowRank`, sends a hundredth. What is left out of a gradient is
+            added to the next one. `"auto"` measures which of them, if any, suits the links, and
+            logs it. Defaults to `None`: they are sent in float32.
         callbacks: Keras callback, or iterable of them. Defaults to `None`.
         run_record: string or path. A file to record the run in, see `artifacts.RunRecord`. Defaults
             to `None`, no record.
@@ -132,7 +133,7 @@ class Trainer(Trials):
 
     Raises:
         InvalidInputError: An argument is unknown or contradicts another, or the environment.
-        NotSupportedError: This release has no such strategy, or `reduction_dtype`, on this backend.
+        NotSupportedError: This release has no such strategy, or compression, on this backend.
         PeerLostError: A process that is to train with this one has not come.
 
     Example:
@@ -168,7 +169,7 @@ class Trainer(Trials):
         world_size: int | None = None,
         rank: int | None = None,
         coordinator: str | None = None,
-        reduction_dtype: ReductionDtype = "float32",
+        gradient_compression: GradientCompression | None = None,
         callbacks: Callbacks = None,
         run_record: str | os.PathLike[str] | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -188,7 +189,7 @@ class Trainer(Trials):
         )
         self._chief = None if settings is None else Chief(settings, self.cluster)
         self._processes = self._chief or start_processes(self.cluster)
-        residual = make_residual(reduction_dtype, self._processes)
+        residual = make_residual(gradient_compression, self._processes)
         local_rank = self.cluster.local_rank if self._processes.replicas else None
         self._placement = Placement(device_map, distributed_strategy, local_rank)
         self.policy = training_policy(precision, fp16_enabled, self._placement.kind)

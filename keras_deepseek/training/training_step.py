@@ -81,7 +81,7 @@ class TrainingStep:
         replicas: `Replicas`, of which each computes rows of its own and all make the same update;
             or `None` for one alone.
         devices: `Replicas` in this process, among which it divides its rows, or `None`.
-        residual: `GradientResidual`, where the replicas round what they send each other, or `None`.
+        residual: `GradientResidual`, where the replicas compress what they send, or `None`.
     """
 
     def __init__(
@@ -262,13 +262,15 @@ class TrainingStep:
         keep: list[Callable[[], None]] = []
 
         def reduce(compute: ComputePart) -> Sums:
-            if self._residual is None:
-                return replicas.sum(compute, batch, variables)
             optimizer = self._model.optimizer
             scale = optimizer.dynamic_scale if is_scaled(optimizer) else None
-            rounding = self._residual.rounding(1.0 if scale is None else scale)
-            scalars, counts, gradients, keep_residual = replicas.sum_rounded(
-                compute, batch, variables, rounding
+            compression = None
+            if self._residual is not None:
+                compression = self._residual.compression(1.0 if scale is None else scale)
+            if compression is None:
+                return replicas.sum(compute, batch, variables)
+            scalars, counts, gradients, keep_residual = replicas.sum_compressed(
+                compute, batch, variables, compression
             )
             keep.append(keep_residual)
             if scale is not None:
@@ -317,23 +319,32 @@ class TrainingStep:
             def finish(
                 scalars: Sequence[Any], receive: Receive | None
             ) -> tuple[list[Any], list[Any]]:
-                gradients = backward(divisor(scalars), _changing(receive, counted))
+                told: dict[int, Any] = {}
+
+                def tell(index: int, gradient: Any) -> None:
+                    told[index] = counted(index, gradient)
+                    if receive is not None:
+                        receive(index, told[index])
+
+                gradients = backward(divisor(scalars), tell)
                 for index, gradient in enumerate(gradients):
                     is_present[index] |= gradient is not None
-                return [ops.cast(each is not None, "float32") for each in gradients], [
-                    ops.zeros(variables[index].shape) if each is None else counted(index, each)
-                    for index, each in enumerate(gradients)
-                ]
+                    if gradient is None:
+                        tell(index, ops.zeros(variables[index].shape))
+                    elif index not in told:
+                        tell(index, gradient)
+                counts = [float(gradient is not None) for gradient in gradients]
+                return [ops.convert_to_tensor(counts)], [told[index] for index in sorted(told)]
 
             scalars = [where_rows(scalar) for scalar in sums.scalars()]
             return [num_rows, *scalars, *states.changes(num_rows)], finish
 
-        (num_rows, *scalars), counts, gradients = reduce(compute_part)
+        (num_rows, *scalars), (counts,), gradients = reduce(compute_part)
         num_scalars = len(found[0].scalars())
         states.write(scalars[num_scalars:], num_rows)
-        for index, count in enumerate(counts):
+        for index in range(len(gradients)):
             # What depends on the rows, as which expert is chosen, may differ by replica.
-            if not (is_present[index] or backend.current().read_array(count)):
+            if not (is_present[index] or backend.current().read_array(counts[index])):
                 gradients[index] = None
         return found[0].with_parts(scalars[:num_scalars], gradients), num_rows
 

@@ -40,11 +40,12 @@ def _unquote(annotation: ast.expr) -> ast.expr:
 
 
 def read_folder(folder: Path) -> dict[str, dict[str, str]]:
-    """Returns the functions of each file by its name."""
-    return {
+    """Returns the functions of each file by its name; a file may serve the others of its folder."""
+    found = {
         path.name: read_functions(ast.parse(path.read_text(encoding="utf-8")), {})
         for path in sorted(folder.glob("*.py"))
     }
+    return {name: functions for name, functions in found.items() if functions}
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.errors import PeerLostError
-from keras_deepseek.backend.processes import Processes, RemoteReplicas, Rounding
+from keras_deepseek.backend.gradient_compression import LowRank
+from keras_deepseek.backend.processes import Processes
 from keras_deepseek.training import Trainer, join_cluster
 from keras_deepseek.training.join_cluster import start_processes
 
@@ -52,12 +53,19 @@ WAYS: dict[str, dict[str, Any]] = {
     "masked tokens": {"optimizer": plain, "micro_batches": 2, "x": TOKENS, "y": TOKENS % 3},
     "checkpoints": {"optimizer": plain, "checkpoint_dir": tempfile.mkdtemp},
     "half precision": {"optimizer": plain, "precision": "mixed_float16"},
-    "reduced in bfloat16": {"optimizer": descent, "reduction_dtype": "bfloat16"},
+    "reduced in bfloat16": {"optimizer": descent, "gradient_compression": "bfloat16"},
+    "reduced in what is measured": {"optimizer": descent, "gradient_compression": "auto"},
     "reduced in float16": {
         "optimizer": lambda: keras.optimizers.LossScaleOptimizer(descent()),
-        "reduction_dtype": "float16",
+        "gradient_compression": "float16",
         "guard": "skip",
         "micro_batches": 2,
+        "x": BAD,
+    },
+    "in low rank": {
+        "optimizer": lambda: keras.optimizers.LossScaleOptimizer(descent()),
+        "gradient_compression": LowRank(1),
+        "guard": "skip",
         "x": BAD,
     },
 }
@@ -90,7 +98,7 @@ def make(way: str) -> Trainer:
     reduction = given.pop("reduction", "sum_over_batch_size")
     given.pop("x", None)
     if not sends_gradients():
-        given.pop("reduction_dtype", None)
+        given.pop("gradient_compression", None)
     return Trainer(
         build_for_tokens if given.pop("y", None) is not None else build,
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction),
@@ -147,72 +155,23 @@ def talk(processes: Processes) -> dict[str, Any]:
     }
 
 
-def resume() -> dict[str, Any]:
+def resume(way: str) -> dict[str, Any]:
     """Returns the weights of a training that was left and resumed, and of one that was not."""
     folder = tempfile.mkdtemp()
-    WAYS["resumed"] = {**WAYS["reduced in bfloat16"], "checkpoint_dir": lambda: folder}
+    WAYS["resumed"] = {**WAYS[way], "checkpoint_dir": lambda: folder}
     options = {"batch_size": 16, "epochs": 4, "shuffle": False}
     steps = make("resumed").steps(X, Y, **options)
     for _ in range(7):
         next(steps)
     steps.close()
-    resumed, whole = make("resumed"), make("reduced in bfloat16")
+    resumed, whole = make("resumed"), make(way)
     resumed.fit(X, Y, verbose=0, resume=True, **options)
     whole.fit(X, Y, verbose=0, **options)
     flat = [
         np.concatenate([weight.ravel() for weight in trainer.model.get_weights()])
         for trainer in (resumed, whole)
     ]
-    return {"resumed": np.stack(flat)}
-
-
-def round_gradients(replicas: RemoteReplicas, rank: int, dtype: str) -> dict[str, Any]:
-    """Returns what sixteen sums of rounded gradients add up to, and what one rank knows of it."""
-    rng = np.random.default_rng(rank)
-    shapes = [(1_100_001,), (6,), (3, 6)]  # In two buckets, of which one has odd and unequal parts.
-    size = sum(int(np.prod(shape)) for shape in shapes)
-    residual = keras.Variable(np.zeros(size, "float32"), trainable=False)
-    variables = [keras.Variable(np.zeros(shape, "float32")) for shape in shapes]
-    rounding = Rounding(dtype, residual, 4.0)
-    summed, given = np.zeros(size), np.zeros(size)
-
-    def flatten(arrays: list[Any]) -> Any:
-        return np.concatenate([array.ravel() for array in arrays[::-1]])
-
-    def add(gradients: list[Any], *, is_kept: bool = True) -> Any:
-        def finish(scalars: Any, receive: Any) -> Any:
-            tensors = [4.0 * keras.ops.divide(each, scalars[0]) for each in gradients]
-            if receive is not None:  # Of some, and in another order than on the other rank.
-                receive(2 * rank, tensors[2 * rank])
-            return scalars, tensors
-
-        (count,), (counts,), sums, keep = replicas.sum_rounded(
-            lambda rank, batch: ([keras.ops.ones(())], finish), None, variables, rounding
-        )
-        assert [float(count), float(counts)] == [replicas.world_size, replicas.world_size**2]
-        if is_kept:
-            keep()
-        assert [tuple(each.shape) for each in sums] == shapes
-        return flatten([keras.ops.convert_to_numpy(each) for each in sums])
-
-    for _ in range(16):
-        gradients = [rng.normal(1.0, 1e-4, shape).astype("float32") for shape in shapes]
-        gradients[1] *= 1e-12  # Beside others float16 has nothing so small.
-        given += flatten(gradients)
-        summed += add(gradients)
-    before = keras.ops.convert_to_numpy(residual)
-    large = [np.full(shape, 3e38 / 4, "float32") for shape in shapes]
-    largest = add(large, is_kept=False)
-    large[2][1, 2] = np.inf if rank else np.nan
-    bad = add(large, is_kept=False)
-    return {
-        f"{dtype}/summed": summed,
-        f"{dtype}/given": given,
-        f"{dtype}/residual": before,
-        f"{dtype}/residual after steps that were left out": keras.ops.convert_to_numpy(residual),
-        f"{dtype}/largest": largest[::7_919],
-        f"{dtype}/bad": np.isfinite(bad[:23]),
-    }
+    return {f"resumed {way}": np.stack(flat)}
 
 
 def be_left_alone(processes: Processes) -> dict[str, Any]:
@@ -237,9 +196,7 @@ def main() -> None:
         processes = start_processes(cluster)
         found |= talk(processes)
         if processes.replicas is not None:
-            found |= resume()
-            for dtype in ("bfloat16", "float16"):
-                found |= round_gradients(processes.replicas, processes.rank, dtype)
+            found |= resume("reduced in bfloat16") | resume("in low rank")
         if keras.backend.backend() != "jax":  # It ends a process that is left alone.
             found |= be_left_alone(processes)
     np.savez(Path(sys.argv[1]) / f"{os.environ.get('RANK', 'alone')}.npz", **found)

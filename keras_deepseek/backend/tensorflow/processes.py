@@ -10,7 +10,7 @@ import itertools
 import os
 import pickle
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -21,20 +21,19 @@ from tensorflow.python.eager.context import context, coordination_config_pb2
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.gradient_compression import Compression
 from keras_deepseek.backend.meeting import meet
 from keras_deepseek.backend.processes import (
     ComputePart,
     Processes,
     RemoteReplicas,
-    Rounding,
     check_place,
     check_same_shapes,
     lost_peer_error,
 )
+from keras_deepseek.backend.tensorflow.gradient_sums import Collectives
 
-_BUCKET_BYTES = 4 * 2**20  # One is summed while the next is copied together.
-_LEAST_BYTES = 256  # Who sums 64 bytes or less is not told that a peer has ended, and waits on.
-_IN_STEPS, _BETWEEN, _WISHES, _SCATTERED, _GATHERED = range(20_001, 20_006)
+_BETWEEN, _WISHES = range(20_101, 20_103)
 """Groups of collective operations. Keys count in each, so that none depends on another's calls."""
 
 _joined: "list[TensorFlowProcesses]" = []  # TensorFlow joins once, for as long as it runs.
@@ -82,7 +81,7 @@ class TensorFlowProcesses:
         self.world_size = world_size
         self.replicas: RemoteReplicas | None = self
         self.is_compilable = False
-        self._timeout = timeout
+        self._collectives = Collectives(rank, world_size, timeout)
         self._known: dict[Any, int] = {}  # The shapes that all ranks are known to sum.
         self._number = itertools.count()
         self._thread = ThreadPoolExecutor(1, "agree")
@@ -109,75 +108,27 @@ class TensorFlowProcesses:
     def sum(
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
     ) -> tuple[list[Any], list[Any], list[Any]]:
-        """Returns the sums of what all ranks compute.
-
-        The graph's executor runs each operation once its inputs are there: so it sums gradients
-        while it computes others.
-        """
+        """Returns the sums of what all ranks compute."""
         scalars, finish = compute(self.rank, batch)
         found, _ = self._sum("forward", scalars, [])
         return found, *self._sum("backward", *finish(found, None))
 
-    def sum_rounded(
+    def sum_compressed(
         self,
         compute: ComputePart,
         batch: Any,
         variables: Sequence[keras.Variable],
-        rounding: Rounding,
+        compression: Compression,
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all ranks compute, those of gradients rounded.
-
-        Each rank adds one part of every bucket, in float32: a ring would round at each stop.
-        """
+        """Returns the sums of what all ranks compute, of gradients that are compressed."""
         scalars, finish = compute(self.rank, batch)
         found, _ = self._sum("forward", scalars, [])
         more, gradients = finish(found, None)
         counts, _ = self._sum("backward", more, [])
         shapes = [tuple(tensor.shape) for tensor in gradients]
-        key = self._check_shapes([*shapes, (rounding.dtype,)])  # What is sent differs by it.
-        residual = tf.convert_to_tensor(rounding.residual.value)
-        sums: list[Any] = []
-        lost: list[Any] = []
-        start = 0
-        for index, bucket in enumerate(_buckets(gradients[::-1])):
-            # NCCL needs one order on all ranks; on CPUs several are under way at once.
-            waits_for = sums[-1:] if tf.config.list_logical_devices("GPU") else []
-            with tf.control_dependencies(waits_for):
-                flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in bucket], 0)
-                size = flat.shape.num_elements()
-                exact = residual[start : start + size] + tf.cast(flat, tf.float32) / rounding.scale
-                start += size
-                total, rest = self._sum_rounded(exact, rounding.dtype, key + index)
-                lost.append(rest)
-                sums += _split(tf.cast(total, bucket[0].dtype), bucket)
-        rest = tf.concat(lost, 0)
-        return found, counts, sums[::-1], lambda: rounding.residual.assign(rest)
-
-    def _sum_rounded(self, exact: Any, dtype: str, key: int) -> tuple[Any, Any]:
-        """Returns the sum of a float32 vector over all ranks, and what rounding took here."""
-        size = exact.shape.num_elements()
-        length = -(-size // self.world_size)
-        rows = tf.reshape(
-            tf.pad(exact, [[0, length * self.world_size - size]]), [self.world_size, length]
-        )
-        sent = _round(rows, dtype)
-        place = {
-            "group_size": self.world_size,
-            "ordering_token": [],
-            "timeout_seconds": self._timeout,
-        }
-        received = tf.raw_ops.CollectiveAllToAllV2(
-            input=sent, group_key=_SCATTERED, instance_key=key, **place
-        )
-        total = tf.reduce_sum(_widen(received, dtype), axis=0, keepdims=True)
-        shared = _round(total, dtype)
-        gathered = tf.raw_ops.CollectiveGatherV2(
-            input=shared, group_key=_GATHERED, instance_key=key, **place
-        )
-        own = tf.one_hot([self.rank], self.world_size, axis=0)
-        rest = rows - _widen(sent, dtype) + own * (total - _widen(shared, dtype))
-        summed = tf.reshape(_widen(gathered, dtype), [-1])[:size]
-        return summed, tf.reshape(rest, [-1])[:size]
+        key = self._check_shapes([*shapes, (str(compression.kind),)])  # What is sent differs by it.
+        sums, rest = self._collectives.sum_compressed(gradients, compression, key)
+        return found, counts, sums, lambda: compression.residual.assign(rest)
 
     def _sum(
         self, part: str, scalars: Sequence[Any], gradients: Sequence[Any]
@@ -186,16 +137,9 @@ class TensorFlowProcesses:
         shapes = [tuple(tensor.shape) for tensor in (*scalars, *gradients)]
         key = self._check_shapes([(part,), *shapes])
         exact = [tf.cast(tensor, tf.float64) for tensor in scalars]
-        buckets = [exact, *_buckets(gradients[::-1])]  # As a backward pass finds them.
-        sums: list[Any] = []
-        for index, bucket in enumerate(buckets):
-            # NCCL needs one order on all ranks; on CPUs several are under way at once.
-            waits_for = sums[-1:] if tf.config.list_logical_devices("GPU") else []
-            with tf.control_dependencies(waits_for):
-                flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in bucket], 0)
-                sums += _split(self._reduce(flat, _IN_STEPS, key + index), bucket)
+        sums = self._collectives.sum(exact, gradients, key)
         found = [tf.cast(tensor, tf.float32) for tensor in sums[: len(exact)]]
-        return found, sums[len(exact) :][::-1]
+        return found, sums[len(exact) :]
 
     def own_random_numbers(self) -> contextlib.AbstractContextManager[None]:
         """Does nothing: layers of Keras draw by seeds of their own here."""
@@ -243,7 +187,7 @@ class TensorFlowProcesses:
 
     def _ask(self, wishes: list[bool], key: int) -> list[bool]:
         with tf.device("CPU:0"):
-            counts = self._reduce(tf.constant(wishes, tf.int32), _WISHES, key)
+            counts = self._collectives.reduce(tf.constant(wishes, tf.int32), _WISHES, key)
         return [bool(count > 0) for count in counts]
 
     def _wait(self, count: int) -> list[bool]:
@@ -254,26 +198,10 @@ class TensorFlowProcesses:
         with LostPeers("agree on whether to stop"):
             return asked.result()
 
-    def _reduce(self, vector: Any, group: int, key: int) -> Any:
-        """Returns the sum of one vector over all ranks, which know it by its key in its group."""
-        size = vector.shape.num_elements()
-        padding = max(0, -(-_LEAST_BYTES // vector.dtype.size) - size)
-        summed = tf.raw_ops.CollectiveReduceV2(
-            input=tf.pad(vector, [[0, padding]]) if padding else vector,
-            group_size=self.world_size,
-            group_key=group,
-            instance_key=key,
-            ordering_token=[],
-            merge_op="Add",
-            final_op="Id",
-            timeout_seconds=self._timeout,
-        )
-        return summed[:size] if padding else summed
-
     def _sum_now(self, numbers: Array) -> Array:
         with tf.init_scope(), tf.device("CPU:0"):  # Also while a step is traced.
             vector = tf.constant(numbers.reshape(-1))
-            summed = self._reduce(vector, _BETWEEN, next(self._number)).numpy()
+            summed = self._collectives.reduce(vector, _BETWEEN, next(self._number)).numpy()
             return np.asarray(summed).reshape(numbers.shape)
 
     def _broadcast_bytes(self, data: bytes, size: int | None = None) -> bytes:
@@ -350,45 +278,3 @@ def _own_port() -> int:
     with socket.socket() as listener:
         listener.bind(("", 0))
         return int(listener.getsockname()[1])
-
-
-def _buckets(tensors: Sequence[Any]) -> Iterator[list[Any]]:
-    """Yields the tensors in groups of one dtype, each of so many bytes."""
-    bucket: list[Any] = []
-    size = 0
-    for tensor in tensors:
-        if bucket and not (tensor.dtype == bucket[0].dtype and size < _BUCKET_BYTES):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.dtype.size * tensor.shape.num_elements()
-    if bucket:
-        yield bucket
-
-
-def _round(rows: Any, dtype: str) -> Any:
-    """Returns rows in half precision; float16 is scaled to its range, by what stands before it.
-
-    All of it is called float16, which the collective operations know.
-    """
-    if dtype == "bfloat16":
-        return tf.bitcast(tf.cast(rows, tf.bfloat16), tf.float16)
-    largest = tf.reduce_max(tf.abs(rows))
-    # Of the bits of a number these are its exponent; what is not finite has none, and stays so.
-    exponent = tf.bitwise.right_shift(tf.bitcast(largest, tf.int32), 23) - 127
-    scale = 2.0 ** tf.cast(tf.clip_by_value(14 - exponent, -126, 126), tf.float32)
-    scale = tf.where(tf.math.is_finite(largest), scale, 1.0)
-    heads = tf.broadcast_to(tf.bitcast(scale, tf.float16), [rows.shape[0], 2])
-    return tf.concat([heads, tf.cast(rows * scale, tf.float16)], 1)
-
-
-def _widen(rows: Any, dtype: str) -> Any:
-    """Returns in float32 what `_round` returned."""
-    if dtype == "bfloat16":
-        return tf.cast(tf.bitcast(rows, tf.bfloat16), tf.float32)
-    return tf.cast(rows[:, 2:], tf.float32) / tf.bitcast(rows[:, :2], tf.float32)[:, None]
-
-
-def _split(flat: Any, like: Sequence[Any]) -> list[Any]:
-    parts = tf.split(flat, [tensor.shape.num_elements() for tensor in like])
-    return [tf.reshape(part, tensor.shape) for part, tensor in zip(parts, like, strict=True)]

@@ -1,0 +1,245 @@
+"""The sums of gradients over processes, exact or compressed, as operations of a compiled step.
+
+The graph's executor runs each operation once its inputs are there: so it sums gradients while it
+computes others.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from keras_deepseek.backend.gradient_compression import Compression, LowRank
+
+_BUCKET_BYTES = 4 * 2**20  # One is summed while the next is copied together.
+_LEAST_BYTES = 256  # Who sums 64 bytes or less is not told that a peer has ended, and waits on.
+_IN_STEPS, _FIRST, _SECOND = range(20_001, 20_004)
+"""Groups of collective operations. Keys count in each, so that none depends on another's calls."""
+
+
+class Collectives:
+    """The collective operations of all ranks.
+
+    Args:
+        rank: integer. Which of them this process is.
+        world_size: integer. How many there are.
+        timeout: float. Seconds to wait for one that does not answer.
+    """
+
+    def __init__(self, rank: int, world_size: int, timeout: float) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self._options = {
+            "group_size": world_size,
+            "ordering_token": [],
+            "timeout_seconds": timeout,
+        }
+
+    def reduce(self, vector: Any, group: int, key: int) -> Any:
+        """Returns the sum of one vector over all ranks, which know it by its key in its group."""
+        size = vector.shape.num_elements()
+        padding = max(0, -(-_LEAST_BYTES // vector.dtype.size) - size)
+        summed = tf.raw_ops.CollectiveReduceV2(
+            input=tf.pad(vector, [[0, padding]]) if padding else vector,
+            group_key=group,
+            instance_key=key,
+            merge_op="Add",
+            final_op="Id",
+            **self._options,
+        )
+        return summed[:size] if padding else summed
+
+    def sum(self, tensors: Sequence[Any], gradients: Sequence[Any], key: int) -> list[Any]:
+        """Returns the sums of small tensors, and of gradients.
+
+        Args:
+            tensors: list of tensors of one dtype.
+            gradients: list of tensors.
+            key: integer. The first of as many keys as there are tensors and gradients, and one.
+        """
+        # Gradients as a backward pass finds them.
+        buckets = [list(tensors), *_cut(gradients[::-1])]
+
+        def reduce(flat: Any, bucket: list[Any], index: int) -> Any:
+            return self.reduce(flat, _IN_STEPS, key + index)
+
+        sums = _sum_buckets(buckets, reduce)
+        return sums[: len(tensors)] + sums[len(tensors) :][::-1]
+
+    def sum_compressed(
+        self, gradients: Sequence[Any], compression: Compression, key: int
+    ) -> tuple[list[Any], Any]:
+        """Returns the sums of gradients, and the residual of the next step.
+
+        Args:
+            gradients: list of float32 tensors.
+            compression: `Compression`.
+            key: integer. The first of as many keys as there are gradients, and one.
+        """
+        residual = tf.convert_to_tensor(compression.residual.value)
+        num_weights = sum(tensor.shape.num_elements() for tensor in gradients)
+        before, factors = residual[:num_weights], residual[num_weights:]
+        rests: list[Any] = []
+        next_factors: list[Any] = []
+        start = 0
+
+        def reduce(flat: Any, bucket: list[Any], index: int) -> Any:
+            nonlocal start, factors
+            exact = before[start : start + flat.shape.num_elements()] + flat / compression.scale
+            start += flat.shape.num_elements()
+            kind = compression.kind
+            if isinstance(kind, str):
+                total, rest = self._sum_rounded(exact, kind, key + index)
+            else:
+                shapes = [tensor.shape.as_list() for tensor in bucket]
+                total, rest, found = self._sum_low_rank(exact, shapes, kind, factors, key + index)
+                factors = factors[sum(each.shape.num_elements() for each in found) :]
+                next_factors.extend(found)
+            rests.append(rest)
+            return total
+
+        sums = _sum_buckets(list(_cut(gradients[::-1])), reduce)
+        return sums[::-1], tf.concat([*rests, *next_factors], 0)
+
+    def _sum_rounded(self, exact: Any, dtype: str, key: int) -> tuple[Any, Any]:
+        """Returns the sum of a float32 vector over all ranks, and what rounding took here.
+
+        Each rank adds one part of it, in float32: a ring would round at each stop.
+        """
+        size = exact.shape.num_elements()
+        length = -(-size // self.world_size)
+        rows = tf.reshape(
+            tf.pad(exact, [[0, length * self.world_size - size]]), [self.world_size, length]
+        )
+        sent = _round(rows, dtype)
+        received = tf.raw_ops.CollectiveAllToAllV2(
+            input=sent, group_key=_FIRST, instance_key=key, **self._options
+        )
+        total = tf.reduce_sum(_widen(received, dtype), axis=0, keepdims=True)
+        shared = _round(total, dtype)
+        gathered = tf.raw_ops.CollectiveGatherV2(
+            input=shared, group_key=_SECOND, instance_key=key, **self._options
+        )
+        own = tf.one_hot([self.rank], self.world_size, axis=0)
+        rest = rows - _widen(sent, dtype) + own * (total - _widen(shared, dtype))
+        summed = tf.reshape(_widen(gathered, dtype), [-1])[:size]
+        return summed, tf.reshape(rest, [-1])[:size]
+
+    def _sum_low_rank(
+        self, exact: Any, shapes: Sequence[Any], low_rank: LowRank, factors: Any, key: int
+    ) -> tuple[Any, Any, list[Any]]:
+        """Returns the sum of a float32 vector over all ranks, of whose matrices two thin are sent.
+
+        Behind it what was not sent here, and the factors of the next step, as vectors.
+
+        Args:
+            exact: float32 vector.
+            shapes: Those of the gradients in it.
+            low_rank: `LowRank`.
+            factors: float32 vector. It begins with the `Q^T` of the matrices.
+            key: integer.
+        """
+        layout = [low_rank.matrix_shape(shape) for shape in shapes]
+        parts = tf.split(exact, [math.prod(shape) for shape in shapes])
+        matrices: list[Any] = []
+        whole: list[Any] = []
+        projected: list[Any] = []
+        for shape, part in zip(layout, parts, strict=True):
+            if shape is None:
+                whole.append(part)
+                continue
+            size = low_rank.rank * shape[1]
+            factor, factors = tf.reshape(factors[:size], [low_rank.rank, -1]), factors[size:]
+            matrices.append(tf.reshape(part, shape))
+            projected.append(tf.matmul(matrices[-1], factor, transpose_b=True))
+        first = iter(self._reduce_all([*projected, *whole], _FIRST, key))
+        bases = [_orthonormal(next(first)) for _ in matrices]
+        own = [
+            tf.matmul(base, matrix, transpose_a=True)
+            for matrix, base in zip(matrices, bases, strict=True)
+        ]
+        second = self._reduce_all(own, _SECOND, key)
+        totals: list[Any] = []
+        rests: list[Any] = []
+        pairs = zip(matrices, bases, own, second, strict=True)
+        for shape in layout:
+            if shape is None:
+                totals.append(next(first))
+                rests.append(tf.zeros_like(totals[-1]))
+            else:
+                matrix, base, answer, summed = next(pairs)
+                totals.append(tf.reshape(base @ summed, [-1]))
+                rests.append(tf.reshape(matrix - base @ answer, [-1]))
+        next_factors = [
+            tf.reshape(tf.transpose(_orthonormal(tf.transpose(each))), [-1]) for each in second
+        ]
+        return tf.concat(totals, 0), tf.concat(rests, 0), next_factors
+
+    def _reduce_all(self, tensors: Sequence[Any], group: int, key: int) -> list[Any]:
+        """Returns the sums of tensors, which may be none, over all ranks as one vector."""
+        if not tensors:
+            return []
+        flat = tf.concat([tf.reshape(each, [-1]) for each in tensors], 0)
+        return _split(self.reduce(flat, group, key), tensors)
+
+
+def _sum_buckets(
+    buckets: Sequence[list[Any]], reduce: Callable[[Any, list[Any], int], Any]
+) -> list[Any]:
+    """Returns the sums of tensors that are summed in buckets, each as one vector."""
+    sums: list[Any] = []
+    for index, bucket in enumerate(buckets):
+        # NCCL needs one order on all ranks; on CPUs several are under way at once.
+        waits_for = sums[-1:] if tf.config.list_logical_devices("GPU") else []
+        with tf.control_dependencies(waits_for):
+            flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in bucket], 0)
+            sums += _split(reduce(flat, bucket, index), bucket)
+    return sums
+
+
+def _orthonormal(columns: Any) -> Any:
+    """Returns an orthonormal basis of the space of columns; not finite where these are not."""
+    return tf.linalg.qr(columns).q + 0.0 * columns
+
+
+def _cut(tensors: Sequence[Any]) -> Iterator[list[Any]]:
+    """Yields the tensors in groups of one dtype, each of so many bytes."""
+    bucket: list[Any] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and not (tensor.dtype == bucket[0].dtype and size < _BUCKET_BYTES):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.dtype.size * tensor.shape.num_elements()
+    if bucket:
+        yield bucket
+
+
+def _round(rows: Any, dtype: str) -> Any:
+    """Returns rows in half precision; float16 is scaled to its range, by what stands before it.
+
+    All of it is called float16, which the collective operations know.
+    """
+    if dtype == "bfloat16":
+        return tf.bitcast(tf.cast(rows, tf.bfloat16), tf.float16)
+    largest = tf.reduce_max(tf.abs(rows))
+    # Of the bits of a number these are its exponent; what is not finite has none, and stays so.
+    exponent = tf.bitwise.right_shift(tf.bitcast(largest, tf.int32), 23) - 127
+    scale = 2.0 ** tf.cast(tf.clip_by_value(14 - exponent, -126, 126), tf.float32)
+    scale = tf.where(tf.math.is_finite(largest), scale, 1.0)
+    heads = tf.broadcast_to(tf.bitcast(scale, tf.float16), [rows.shape[0], 2])
+    return tf.concat([heads, tf.cast(rows * scale, tf.float16)], 1)
+
+
+def _widen(rows: Any, dtype: str) -> Any:
+    """Returns in float32 what `_round` returned."""
+    if dtype == "bfloat16":
+        return tf.cast(tf.bitcast(rows, tf.bfloat16), tf.float32)
+    return tf.cast(rows[:, 2:], tf.float32) / tf.bitcast(rows[:, :2], tf.float32)[:, None]
+
+
+def _split(flat: Any, like: Sequence[Any]) -> list[Any]:
+    parts = tf.split(flat, [tensor.shape.num_elements() for tensor in like])
+    return [tf.reshape(part, tensor.shape) for part, tensor in zip(parts, like, strict=True)]

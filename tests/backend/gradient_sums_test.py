@@ -1,0 +1,53 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+ORACLE = Path(__file__).parents[1] / "oracles" / "gradient_sums.py"
+TIMEOUT = 300
+WORLD_SIZE = 2
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="One program sums there, and its compiler says how."
+)
+
+
+@pytest.fixture(scope="module")
+def summed(tmp_path_factory):
+    """Returns what each rank found."""
+    folder = tmp_path_factory.mktemp("gradient_sums")
+    launch = ["-m", "keras_deepseek.cli", "launch", "--nproc", str(WORLD_SIZE)]
+    done = subprocess.run(
+        [sys.executable, *launch, str(ORACLE), str(folder)],
+        env=dict(os.environ),
+        timeout=TIMEOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [np.load(folder / f"{rank}.npz") for rank in range(WORLD_SIZE)]
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "low rank"])
+def test_what_compression_takes_from_gradients_is_sent_later(summed, kind):
+    given = sum(rank[f"{kind}/given"] for rank in summed) / WORLD_SIZE
+    left = sum(rank[f"{kind}/residual"].astype("float64") for rank in summed)
+    for rank in summed:
+        total = rank[f"{kind}/summed"]
+        np.testing.assert_array_equal(total, summed[0][f"{kind}/summed"])
+        np.testing.assert_allclose(total + left, given, rtol=1e-6, atol=1e-12)
+        assert rank[f"{kind}/is left alone"]  # By steps that were left out.
+    assert np.any(left)
+    # What is left out at each step would add up.
+    assert np.max(np.abs(total - given)) < 2**-7
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "low rank"])
+def test_compressed_gradients_may_be_large_and_what_is_not_finite_is_seen_by_all(summed, kind):
+    for rank in summed:
+        np.testing.assert_allclose(rank[f"{kind}/largest"], 0.75e38, rtol=2**-7)
+        assert not np.all(rank[f"{kind}/bad"])

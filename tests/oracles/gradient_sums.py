@@ -1,0 +1,83 @@
+"""Sums of gradients over several processes, compressed on their way: FOLDER.
+
+Each rank writes what the sums have come to, and what it knows of them itself.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.backend.gradient_compression import Compression, Kind, LowRank, begin_residual
+from keras_deepseek.backend.processes import RemoteReplicas
+from keras_deepseek.training import join_cluster
+from keras_deepseek.training.join_cluster import start_processes
+
+KINDS: dict[str, Kind] = {"bfloat16": "bfloat16", "float16": "float16", "low rank": LowRank()}
+
+
+def compress_gradients(
+    replicas: RemoteReplicas, rank: int, name: str, kind: Kind
+) -> dict[str, Any]:
+    """Returns what 16 sums of compressed gradients add up to, and what one rank knows of it."""
+    rng = np.random.default_rng(rank)
+    # In several buckets, of which one has odd and unequal parts.
+    shapes = [(1_100_001,), (6,), (3, 6), (40, 3, 25), (30, 50)]
+    size = sum(int(np.prod(shape)) for shape in shapes)
+    residual = keras.Variable(begin_residual(kind, shapes), trainable=False)
+    variables = [keras.Variable(np.zeros(shape, "float32")) for shape in shapes]
+    compression = Compression(kind, residual, 4.0)
+    summed, given = np.zeros(size), np.zeros(size)
+
+    def flatten(arrays: list[Any]) -> Any:
+        return np.concatenate([array.ravel() for array in arrays[::-1]])
+
+    def add(gradients: list[Any], *, is_kept: bool = True) -> Any:
+        def finish(scalars: Any, receive: Any) -> Any:
+            tensors = [4.0 * keras.ops.divide(each, scalars[0]) for each in gradients]
+            if receive is not None:  # Of some, and in another order than on the other rank.
+                receive(2 * rank, tensors[2 * rank])
+            return scalars, tensors
+
+        (count,), (counts,), sums, keep = replicas.sum_compressed(
+            lambda rank, batch: ([keras.ops.ones(())], finish), None, variables, compression
+        )
+        assert [float(count), float(counts)] == [replicas.world_size, replicas.world_size**2]
+        if is_kept:
+            keep()
+        assert [tuple(each.shape) for each in sums] == shapes
+        return flatten([keras.ops.convert_to_numpy(each) for each in sums])
+
+    for _ in range(16):
+        gradients = [rng.normal(1.0, 1e-4, shape).astype("float32") for shape in shapes]
+        gradients[1] *= 1e-12  # Beside others float16 has nothing so small.
+        given += flatten(gradients)
+        summed += add(gradients)
+    before = keras.ops.convert_to_numpy(residual)
+    large = [np.full(shape, 3e38 / 4, "float32") for shape in shapes]
+    largest = add(large, is_kept=False)
+    bad = [gradient.copy() for gradient in gradients]
+    bad[3][1, 2, 3] = np.inf if rank else np.nan
+    return {
+        f"{name}/summed": summed,
+        f"{name}/given": given,
+        f"{name}/residual": before[:size],
+        f"{name}/is left alone": np.array_equal(before, keras.ops.convert_to_numpy(residual)),
+        f"{name}/largest": largest[-7_919:],
+        f"{name}/bad": np.isfinite(add(bad, is_kept=False)[:4_500]),
+    }
+
+
+def main() -> None:
+    processes = start_processes(join_cluster())
+    assert processes.replicas is not None
+    found: dict[str, Any] = {}
+    for name, kind in KINDS.items():
+        found |= compress_gradients(processes.replicas, processes.rank, name, kind)
+    np.savez(Path(sys.argv[1]) / f"{processes.rank}.npz", **found)
+
+
+if __name__ == "__main__":
+    main()
