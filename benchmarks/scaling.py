@@ -11,12 +11,16 @@ same processes:
 - TensorFlow: likewise, against Keras's `fit` under `MultiWorkerMirroredStrategy`, mended.
 - JAX: `Trainer`, against Keras's `fit` under `DataParallel`.
 
+With `--parts 4` each step adds up four such batches before anything is sent, on both sides. Where
+two workers were measured at two speeds, a model of the costs says what more accelerators would come
+to: a projection, and marked as one.
+
 Samples a second of all workers, bytes that rank 0 sends in a step, and process time of a step of
 rank 0; medians. Two cores compute for all, so that it can show what links cost, and not how
 computing scales. Linux and root alone. Prints a table and writes the numbers as JSON:
 
     KERAS_BACKEND=torch python benchmarks/scaling.py [--workers 2 4 8] [--megabits 1000 100]
-        [--ways NAME ...] [--rounds 3] [--json RESULT.json] [--quick]
+        [--parts 1] [--ways NAME ...] [--rounds 3] [--json RESULT.json] [--quick]
 """
 
 import importlib.util
@@ -32,24 +36,25 @@ from typing import Any
 from processes import ONE_THREAD, find_backends, make_parser, write_json
 from shaped_links import Host, shaped_links
 
-ALONE, OURS, OURS_BF16, OURS_FP16, OURS_LOW_RANK = (
+ALONE, OURS, OURS_BF16, OURS_FP16, OURS_RANK_4, OURS_RANK_8 = (
     "no communication",
     "Trainer",
     "Trainer, bfloat16",
     "Trainer, float16",
-    "Trainer, low rank",
+    "Trainer, rank 4",
+    "Trainer, rank 8",
 )
 KERAS = "Keras"
 DDP, DDP_BF16, DDP_BF16_4MB, POWER_SGD = (
     "DDP",
     "DDP, bf16 hook",
     "DDP, bf16 hook, 4 MB",
-    "DDP, PowerSGD",
+    "DDP, PowerSGD, rank 4",
 )
 OF_ACCELERATE = [DDP, DDP_BF16, DDP_BF16_4MB, POWER_SGD]
 WAYS = {
-    "torch": [ALONE, OURS, OURS_BF16, OURS_FP16, OURS_LOW_RANK, *OF_ACCELERATE],
-    "tensorflow": [ALONE, OURS, OURS_BF16, OURS_FP16, OURS_LOW_RANK, KERAS],
+    "torch": [ALONE, OURS, OURS_BF16, OURS_FP16, OURS_RANK_4, OURS_RANK_8, *OF_ACCELERATE],
+    "tensorflow": [ALONE, OURS, OURS_BF16, OURS_FP16, OURS_RANK_4, OURS_RANK_8, KERAS],
     "jax": [OURS, KERAS],
 }
 TARGETS = {
@@ -64,18 +69,24 @@ QUICK = {"num_layers": 1, "hidden_dim": 32, "rows_each": 2, "warm_up": 1, "num_s
 _WORKER = Path(__file__).parent / "rivals" / "scaling.py"
 _PORT = 29_501
 _TIMEOUT = 900
+_FITTED_WORKERS = 2
+_SOME_BYTES = 10_000.0
 
 
 def main() -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[8], help="default 8")
     parser.add_argument("--megabits", type=float, nargs="+", default=[1_000.0], help="default 1000")
+    parser.add_argument("--parts", type=int, default=1, help="micro-batches of a step, default 1")
     parser.add_argument("--ways", nargs="+", help="names of those to measure, default all")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _end)
     results, claims = [], []
     for backend in find_backends():
-        ways = [name for name in WAYS.get(backend, []) if name in (arguments.ways or [name])]
+        ways = [name for name in WAYS[backend] if name in (arguments.ways or [name])]
+        if arguments.parts > 1 and KERAS in ways:
+            ways.remove(KERAS)
+            print("Keras left out: its accumulation does not run under a strategy")
         if not importlib.util.find_spec("accelerate"):
             left_out = [name for name in ways if name in OF_ACCELERATE]
             ways = [name for name in ways if name not in OF_ACCELERATE]
@@ -86,16 +97,57 @@ def main() -> int:
             for megabits in arguments.megabits:
                 setting = {**(QUICK if arguments.quick else SIZES), "ways": ways}
                 setting |= {"num_workers": num_workers, "rounds": arguments.rounds}
+                setting |= {"parts": arguments.parts}
+                setting["rows_each"] *= arguments.parts
                 result = run(backend, setting, megabits)
                 if result is None:
                     continue
                 results.append(result)
                 if not arguments.quick:
                     claims += judge(result)
+    for backend in {result["backend"]: None for result in results}:
+        show_projection([result for result in results if result["backend"] == backend])
     for claim in claims:
         print(claim)
     write_json(arguments.json, {"results": results, "claims": claims})
     return 0 if results and all(claim.endswith("holds") for claim in claims) else 1
+
+
+def show_projection(results: list[dict[str, Any]]) -> None:
+    """Prints what accelerators would come to, by a model that is fitted to what was measured.
+
+    A step takes what the processor and waiting take, whatever the link, and a multiple of the time
+    in which the link carries its bytes: two numbers for each way, from two workers at two speeds of
+    the link. A ring sends twice the bytes of two workers in the end. What is projected has a
+    processor for itself as each of the two workers has, and no latency.
+    """
+    pairs = {each["megabits"]: each for each in results if each["num_workers"] == _FITTED_WORKERS}
+    if len(pairs) < _FITTED_WORKERS:
+        return
+    slow, fast = (pairs[megabits] for megabits in (min(pairs), max(pairs)))
+    print(f"PROJECTION, not measured: {slow['backend']}, samples/s of so many accelerators")
+    counts = (8, 64, 1_024)
+    links = (fast["megabits"], 10 * fast["megabits"])
+    heads = [f"{count} at {link / 1e3:g} Gbit/s" for link in links for count in counts]
+    print(f"    {'':24}", *(f"{head:>19}" for head in heads), sep="")
+    for name in fast["results"]:
+        seconds, wire = (
+            [statistics.median(each[key] for each in run["results"][name]) for run in (slow, fast)]
+            for key in ("seconds", "bytes")
+        )
+        times = [
+            8e-6 * sent / run["megabits"] for sent, run in zip(wire, (slow, fast), strict=True)
+        ]
+        factor = (seconds[0] - seconds[1]) / (times[0] - times[1]) if wire[1] > _SOME_BYTES else 0.0
+        fixed = max(seconds[1] - factor * times[1], 0.0)
+        speeds = [
+            count
+            * fast["rows_each"]
+            / (fixed + factor * 8e-6 * wire[1] * 2 * (count - 1) / count / link)
+            for link in links
+            for count in counts
+        ]
+        print(f"    {name:24}", *(f"{speed:>19.0f}" for speed in speeds), sep="", flush=True)
 
 
 def _end(number: int, _: Any) -> None:

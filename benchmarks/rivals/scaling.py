@@ -18,7 +18,7 @@ import numpy as np
 from bert import EPSILON, Shape, build
 from masked_text import pad, read_documents
 
-from keras_deepseek.training import Trainer, join_cluster
+from keras_deepseek.training import LowRank, Trainer, join_cluster
 
 LENGTH = 32
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
@@ -29,7 +29,7 @@ DDP, DDP_BF16, DDP_BF16_4MB, POWER_SGD = (
     "DDP",
     "DDP, bf16 hook",
     "DDP, bf16 hook, 4 MB",
-    "DDP, PowerSGD",
+    "DDP, PowerSGD, rank 4",
 )
 ALONE = "no communication"
 
@@ -72,6 +72,7 @@ def train(setting: dict[str, Any], rows: Rows, **options: Any) -> Iterator[Any]:
     trainer = Trainer(
         lambda: make_model(setting),
         optimizer=keras.optimizers.AdamW(LEARNING_RATE, WEIGHT_DECAY, epsilon=EPSILON),
+        micro_batches=setting["parts"],
         seed=0,
         **options,
     )
@@ -103,8 +104,14 @@ def make_ways(setting: dict[str, Any], rows: Rows, rank: int) -> dict[str, Calla
         ways |= scaling_keras.make_ways(lambda: make_model(setting), rows, rank, setting)
     if keras.backend.backend() == "jax":  # One program, whose compiler decides how it sums.
         return ways
-    for kind in ("bfloat16", "float16", "low_rank"):
-        ways[f"{OURS}, {kind.replace('_', ' ')}"] = lambda kind=kind: train(
+    kinds = {
+        "bfloat16": "bfloat16",
+        "float16": "float16",
+        "rank 4": LowRank(4),
+        "rank 8": LowRank(),
+    }
+    for name, kind in kinds.items():
+        ways[f"{OURS}, {name}"] = lambda kind=kind: train(
             setting, rows, gradient_compression=kind, **together
         )
     if keras.backend.backend() == "torch":

@@ -1,5 +1,6 @@
 """PyTorch's own data parallelism through Accelerate, as people run it, and with its hooks."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,11 @@ def make_ways(
 
     def way(add_hook: Callable[[Any], None] | None, bucket_mb: int) -> Callable[[], Iterator[Any]]:
         return lambda: _train(
-            make_model(), rows.of(rank, setting["num_workers"]), add_hook, bucket_mb
+            make_model(),
+            rows.of(rank, setting["num_workers"]),
+            setting["parts"],
+            add_hook,
+            bucket_mb,
         )
 
     return {
@@ -32,7 +37,7 @@ def make_ways(
 
 
 def _train(
-    model: keras.Model, batches: Iterator[Any], add_hook: Any, bucket_mb: int
+    model: keras.Model, batches: Iterator[Any], parts: int, add_hook: Any, bucket_mb: int
 ) -> Iterator[Any]:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
@@ -46,15 +51,21 @@ def _train(
     if add_hook is not None:
         add_hook(module)
     for x, y in batches:
-        tensors = {name: torch.from_numpy(array) for name, array in x.items()}
-        logits = module(tensors, training=True)
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), torch.from_numpy(y).long().flatten(), ignore_index=IGNORED
-        )
         optimizer.zero_grad()
-        accelerator.backward(loss)
+        total = torch.zeros(())
+        for part in range(parts):
+            tensors = {name: torch.from_numpy(array[part::parts]) for name, array in x.items()}
+            targets = torch.from_numpy(y[part::parts]).long()
+            is_last = part == parts - 1
+            with contextlib.nullcontext() if is_last else accelerator.no_sync(module):
+                logits = module(tensors, training=True)
+                loss = torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED
+                )
+                accelerator.backward(loss / parts)
+            total += loss.detach() / parts
         optimizer.step()
-        yield loss.detach()
+        yield total
 
 
 def _use_bfloat16(module: Any) -> None:

@@ -181,8 +181,11 @@ class Backend(Protocol):
     def global_norm(self, gradients: "Sequence[Any]") -> "Any":
         """Returns the norm of all gradients together, a float32 scalar."""
 
-    def spread_over_devices(self) -> "Distribution | None":
-        """Returns a distribution of batches over all devices; `None` where there is one alone."""
+    def spread_over_devices(self, devices: "Sequence[str] | None" = None) -> "Distribution | None":
+        """Returns a distribution of batches over devices, or all; `None` where it must be copies.
+
+        Raises `NotSupportedError` where the framework can't compute on such devices together.
+        """
 
     def distributed(self, distribution: "Distribution") -> "AbstractContextManager[None]":
         """Makes Keras create variables and place batches by a distribution until the block ends.
@@ -193,10 +196,17 @@ class Backend(Protocol):
     def count_processes(self) -> int:
         """Returns how many processes the framework's engine runs in already."""
 
-    def replicate_over_devices(self, strategy: "Any") -> "Replicas | None":
-        """Returns copies of a step on several devices of this process; `None` where there is one.
+    def read_strategy(self, strategy: "Any") -> "tuple[int, int, str] | None":
+        """Returns world size, rank, and rank 0's address of an object that runs several processes.
 
-        `strategy` is `"allreduce"`, for all devices, or an object of the framework that names them;
+        Of the framework's own, as `tf.distribute.MultiWorkerMirroredStrategy`; else `None`.
+        """
+
+    def replicate_over_devices(self, strategy: "Any") -> "Replicas | None":
+        """Returns copies of a step on devices of this process; `None` where there is one alone.
+
+        `strategy` is `"allreduce"`, for all devices, or an object of the framework that names them,
+        or a list of names as in `"gpu:0"`, each of which gets the rows that it is fast enough for;
         else `InvalidInputError` or `NotSupportedError` is raised. Where a `Distribution` spreads
         over devices, there is none either.
         """

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
+
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.batch_source import BatchSource
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
@@ -244,3 +246,23 @@ class BatchStream:
         self._begun = None
         self._iterator = iter(())
         self._drawn = 0
+
+
+class Epochs:
+    """Batches that can be gone through once an epoch, each array of them changed on the way.
+
+    Args:
+        make_batches: Function that returns an iterator of batches.
+        change: Function of an array to what a step takes.
+    """
+
+    def __init__(
+        self, make_batches: Callable[[], Iterator[Any]], change: Callable[[Any], Any]
+    ) -> None:
+        self._make_batches = make_batches
+        self._change = change
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yields the batches of an epoch."""
+        for batch in self._make_batches():
+            yield keras.tree.map_structure(self._change, batch, none_is_leaf=False)

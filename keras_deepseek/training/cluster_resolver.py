@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.network_address import join_address, parse_address
@@ -20,6 +21,7 @@ from keras_deepseek.training.cluster_sources.kubernetes import read_kubernetes
 from keras_deepseek.training.cluster_sources.slurm import is_slurm_task, read_slurm
 from keras_deepseek.training.cluster_sources.tf_config import read_tf_config
 from keras_deepseek.training.cluster_sources.torchrun import read_torchrun, starts_each_process
+from keras_deepseek.training.parameter_server.settings import ParameterServer
 
 _logger = logging.getLogger(__name__)
 
@@ -68,6 +70,37 @@ def resolve_cluster(
         workers=tasks.workers,
         servers=tasks.servers,
     )
+
+
+def resolve_strategy(
+    strategy: Any, world_size: int | None, rank: int | None, coordinator: str | None
+) -> tuple[Any, ClusterSpec]:
+    """Returns a strategy, by its name where it has one, and where this process stands.
+
+    Args:
+        strategy: As a user gave it: a name, an object of Keras or of the framework, or `None`.
+        world_size: integer, as for `resolve_cluster`.
+        rank: integer, as for `resolve_cluster`.
+        coordinator: string, as for `resolve_cluster`.
+
+    Raises:
+        InvalidInputError: As for `resolve_cluster`, or the object says otherwise.
+    """
+    if isinstance(strategy, ParameterServer):
+        strategy = "parameter_server"
+    place = backend.current().read_strategy(strategy)
+    if place is not None:
+        strategy = "allreduce"
+        for name, given, found in zip(
+            ("world_size", "rank"), (world_size, rank), place, strict=False
+        ):
+            if given not in (None, found):
+                raise InvalidInputError(
+                    f"Received {name}={given!r}, and the strategy runs with {found}. Leave it out."
+                )
+        world_size, rank, coordinator = place
+    is_name = strategy is None or isinstance(strategy, str)
+    return strategy, resolve_cluster(strategy if is_name else None, world_size, rank, coordinator)
 
 
 def _read_arguments(world_size: Any, rank: Any, coordinator: Any) -> Claims:

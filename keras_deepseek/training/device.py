@@ -1,7 +1,8 @@
 """Which device a training runs on."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
@@ -9,37 +10,52 @@ from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_mess
 _logger = logging.getLogger(__name__)
 _KINDS = ("cpu", "gpu", "tpu")
 
+DeviceMap: TypeAlias = Mapping[str, int | Sequence[int]]
 
-def choose_device(device_map: Mapping[str, int], count_devices: Callable[[str], int]) -> str:
-    """Returns the device to train on, as in `"gpu:0"`.
+
+def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -> list[str]:
+    """Returns the devices to train on, as in `["gpu:0"]`.
 
     Args:
-        device_map: For each kind of device (`"gpu"`, `"tpu"`, `"cpu"`) the index of the one to use.
-            The first kind that this machine has is taken; where it has none of them, the CPU is.
+        device_map: For each kind of device (`"gpu"`, `"tpu"`, `"cpu"`) the index of the one to use,
+            or a list of them. Kinds that this machine lacks are left out; where it has none of
+            them, the CPU is taken.
         count_devices: Function from a kind to the number of such devices.
 
     Raises:
-        InvalidInputError: A kind is unknown, or the machine has fewer devices than the index asks
+        InvalidInputError: A kind is unknown, or the machine has fewer devices than an index asks
             for.
     """
     if not isinstance(device_map, Mapping):
         raise InvalidInputError(
             f"`device_map` must be a dict, as in {{'gpu': 0}}; received {device_map!r}."
         )
-    for kind, index in device_map.items():
+    asked: dict[str, list[int]] = {}
+    for kind, given in device_map.items():
         if kind not in _KINDS:
             raise InvalidInputError(unknown_name_message("device in device_map", kind, _KINDS))
-        check_integer(f"device_map[{kind!r}]", index, least=0)
-    for kind, index in device_map.items():
-        count = count_devices(kind)
-        if index < count:
-            return f"{kind}:{index}"
-        if count:
+        indices: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+        name = f"device_map[{kind!r}]"
+        asked[kind] = [check_integer(name, index, least=0) for index in indices]
+        if not indices or len(set(indices)) < len(indices):
+            raise InvalidInputError(f"`{name}` must name each device once, received {given!r}.")
+    counts = {kind: count_devices(kind) for kind in _KINDS}
+    there = [f"{kind}:{index}" for kind, count in counts.items() for index in range(count)]
+    for kind, indices in asked.items():
+        if counts[kind] and max(indices) >= counts[kind]:
             raise InvalidInputError(
-                f"device_map asks for {kind} {index}; this machine has {count}, counted from 0."
+                f"device_map asks for {kind}:{max(indices)}; this machine has {', '.join(there)}."
             )
-    _logger.info("None of %s on this machine: training on the CPU.", list(device_map))
-    return "cpu:0"
+    missing = [kind for kind in asked if not counts[kind]]
+    found = [
+        f"{kind}:{index}" for kind, indices in asked.items() for index in indices if counts[kind]
+    ]
+    if missing:
+        _logger.info(
+            "device_map asks for %s, and this machine has %s: training on %s.",
+            *(", ".join(each) for each in (missing, there, found or ["cpu:0"])),
+        )
+    return found or ["cpu:0"]
 
 
 def default_kind(count_devices: Callable[[str], int]) -> str:

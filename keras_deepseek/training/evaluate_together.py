@@ -1,5 +1,8 @@
 """The loss and metrics of test data by several processes, each of which has all in the end."""
 
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -37,19 +40,11 @@ def evaluate_together(
     if processes.rank > 0:
         options["verbose"] = 0
     data = x, y, options.get("sample_weight")
-    arrays = [array for array in keras.tree.flatten(data) if array is not None]
-    is_shared = (
-        processes.world_size > 1
-        and processes.replicas is not None  # Else one program has the rows of all.
-        and type(model).test_step is keras.Model.test_step
-        and not options.get("callbacks")
-        and options.get("steps") is None
-        and all(getattr(array, "shape", ()) for array in arrays)
-    )
-    if not is_shared:
-        return model.evaluate(x, y, batch_size, **options)
+    evaluate = functools.partial(type(model).evaluate, model)  # Not `validating_together`'s.
+    if options.get("callbacks") or not _is_shared(model, data, options.get("steps"), processes):
+        return evaluate(x, y, batch_size, **options)
     batch_size = batch_size or _BATCH_SIZE
-    num_rows = int(arrays[0].shape[0])
+    num_rows = int(_arrays(data)[0].shape[0])
     num_batches = -(-num_rows // batch_size)
     each = -(-num_batches // processes.world_size) * batch_size
     first = processes.rank * each
@@ -59,10 +54,67 @@ def evaluate_together(
         lambda array: None if array is None else array[rows], data
     )
     returns_dict = options.pop("return_dict", False)
-    model.evaluate(x, y, batch_size, **options)
+    evaluate(x, y, batch_size, **options)
     _sum_metrics(model, processes, counts=first < num_rows)
     found = {name: _as_number(value) for name, value in model.get_metrics_result().items()}
     return found if returns_dict else order_metrics(model, found)
+
+
+@contextmanager
+def validating_together(model: keras.Model, processes: Processes) -> Iterator[None]:
+    """Makes the validation of `fit` that of all processes until the block ends.
+
+    Callbacks hear of its begin and end. Where one looks on at its batches, each process goes
+    through all of them.
+
+    Args:
+        model: `keras.Model`, compiled, the same on each process.
+        processes: `Processes`.
+    """
+
+    def evaluate(
+        x: Any = None, y: Any = None, *, callbacks: keras.callbacks.CallbackList, **options: Any
+    ) -> Any:
+        data = x, y, options.get("sample_weight")
+        is_watched = any(map(_watches_batches, callbacks.callbacks))
+        if is_watched or not _is_shared(model, data, options.get("steps"), processes):
+            return type(model).evaluate(model, x, y, callbacks=callbacks, **options)
+        del options["_use_cached_eval_dataset"]
+        callbacks.on_test_begin()
+        logs = evaluate_together(model, x, y, processes=processes, verbose=0, **options)
+        callbacks.on_test_end(logs)
+        return logs
+
+    if processes.world_size == 1:
+        yield
+        return
+    model.evaluate = evaluate
+    try:
+        yield
+    finally:
+        del model.evaluate
+
+
+def _is_shared(model: keras.Model, data: Any, steps: int | None, processes: Processes) -> bool:
+    """Returns whether each process is to take some of the batches."""
+    return (
+        processes.world_size > 1
+        and processes.replicas is not None  # Else one program has the rows of all.
+        and type(model).test_step is keras.Model.test_step
+        and steps is None
+        and all(getattr(array, "shape", ()) for array in _arrays(data))
+    )
+
+
+def _arrays(data: Any) -> list[Any]:
+    return [array for array in keras.tree.flatten(data) if array is not None]
+
+
+def _watches_batches(callback: keras.callbacks.Callback) -> bool:
+    return any(
+        getattr(type(callback), name) is not getattr(keras.callbacks.Callback, name)
+        for name in ("on_test_batch_begin", "on_test_batch_end")
+    )
 
 
 def _sum_metrics(model: keras.Model, processes: Processes, *, counts: bool) -> None:

@@ -5,7 +5,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.processes import OneProcess, Processes
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
 from keras_deepseek.training.cluster import ClusterSpec, Strategy
-from keras_deepseek.training.cluster_resolver import resolve_cluster
+from keras_deepseek.training.cluster_resolver import resolve_strategy
 from keras_deepseek.training.parameter_server.join_servers import join_servers
 from keras_deepseek.training.parameter_server.settings import ParameterServer, resolve_settings
 from keras_deepseek.training.timeouts import read_join_timeout, read_peer_timeout
@@ -48,9 +48,7 @@ def join_cluster(
     0
     """
     settings = resolve_settings(distributed_strategy)
-    if isinstance(distributed_strategy, ParameterServer):
-        distributed_strategy = "parameter_server"
-    cluster = resolve_cluster(distributed_strategy, world_size, rank, coordinator)
+    _, cluster = resolve_strategy(distributed_strategy, world_size, rank, coordinator)
     if settings is None:
         start_processes(cluster)
     else:

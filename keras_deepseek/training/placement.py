@@ -1,7 +1,6 @@
 """Where a training takes place: on one device, or spread over several of this process."""
 
 import contextlib
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import keras
@@ -11,7 +10,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.keras_internals import Distribution
 from keras_deepseek.backend.processes import Replicas
 from keras_deepseek.training.cluster import Strategy
-from keras_deepseek.training.device import choose_device, default_kind, device_of_rank
+from keras_deepseek.training.device import DeviceMap, choose_devices, default_kind, device_of_rank
 
 DistributedStrategy: TypeAlias = Strategy | Distribution | Any
 
@@ -33,23 +32,27 @@ class Placement:
 
     def __init__(
         self,
-        device_map: Mapping[str, int] | None,
+        device_map: DeviceMap | None,
         strategy: DistributedStrategy | None,
         local_rank: int | None = None,
     ) -> None:
         count_devices = backend.current().count_devices
         self.device: str | None = None
+        self.distribution: Distribution | None = None
+        self.devices: Replicas | None = None
         if device_map:
-            self.device = choose_device(device_map, count_devices)
+            chosen = choose_devices(device_map, count_devices)
+            self.device = chosen[0]
+            if len(chosen) > 1:
+                self._share(chosen, strategy)
+                return
         elif local_rank is not None:
             self.device = device_of_rank(local_rank, count_devices)
         self.kind = (self.device or default_kind(count_devices)).split(":")[0]
-        self.distribution: Distribution | None = None
         if isinstance(strategy, Distribution):
             self.distribution = strategy
         elif strategy == "allreduce":
             self.distribution = backend.current().spread_over_devices()
-        self.devices: Replicas | None = None
         is_on_one = strategy in (None, "parameter_server") or local_rank is not None
         if self.distribution is None and not is_on_one:
             self.devices = backend.current().replicate_over_devices(strategy)
@@ -62,6 +65,18 @@ class Placement:
             )
         if self.distribution is not None:
             backend.current().distributed(self.distribution)  # It says where that can't be.
+
+    def _share(self, devices: list[str], strategy: DistributedStrategy | None) -> None:
+        """Divides the rows of each batch among devices, of which the first holds the model."""
+        if strategy is not None:
+            raise InvalidInputError(
+                f"device_map names several devices, {devices}, and divides each batch among them; "
+                "so does a distributed_strategy. Give one of the two."
+            )
+        self.kind = devices[0].split(":")[0]
+        self.distribution = backend.current().spread_over_devices(devices)
+        if self.distribution is None:
+            self.devices = backend.current().replicate_over_devices(devices)
 
     def in_use(self) -> contextlib.AbstractContextManager[object]:
         """Returns a context in which Keras creates variables and computes there."""

@@ -8,7 +8,7 @@ import contextlib
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -24,16 +24,17 @@ from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.batch_notes import PlaceWatch, noting_batch
 from keras_deepseek.training.checkpoints import Best, Checkpoints
-from keras_deepseek.training.cluster_resolver import resolve_cluster
+from keras_deepseek.training.cluster_resolver import resolve_strategy
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
-from keras_deepseek.training.evaluate_together import evaluate_together
+from keras_deepseek.training.device import DeviceMap
+from keras_deepseek.training.evaluate_together import evaluate_together, validating_together
 from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.gradient_residual import GradientCompression, make_residual
 from keras_deepseek.training.join_cluster import share_random_state, start_processes
 from keras_deepseek.training.no_loss import refuse_no_test_loss
 from keras_deepseek.training.parameter_server.chief import Chief
 from keras_deepseek.training.parameter_server.served_step import ServedStep
-from keras_deepseek.training.parameter_server.settings import ParameterServer, resolve_settings
+from keras_deepseek.training.parameter_server.settings import resolve_settings
 from keras_deepseek.training.placement import DistributedStrategy, Placement
 from keras_deepseek.training.position_data import (
     check_data,
@@ -98,13 +99,16 @@ class Trainer(Trials):
         remat: boolean or list of strings. The blocks whose inputs alone are kept for the backward
             pass, which computes them anew: by the names of layers, as in `["block_*"]`, or `True`
             for the model's own layers that hold layers. Defaults to `False`.
-        device_map: dict. The index of the device to use by kind, as in `{"gpu": 0, "tpu": 1}`: the
-            first kind that this machine has is used, and the CPU where it has none. Defaults to
-            `None`, the device that Keras chooses.
+        device_map: dict. The index of the device to use by kind, as in `{"gpu": 0, "tpu": 1}`, or
+            a list of them, as in `{"gpu": [0, 1]}`. Kinds that this machine lacks are left out, and
+            where it has none of them, the CPU is used. Several devices divide the rows of each
+            batch, on TensorFlow and PyTorch by how fast they are. Defaults to `None`, the device
+            that Keras chooses.
         distributed_strategy: `"allreduce"`: over all processes that `world_size` or the environment
             speaks of, each with the same data, and on JAX and TensorFlow over all devices of one.
             Or, on JAX, a `keras.distribution` object, such as a `ModelParallel` with layouts of
-            your own; on TensorFlow a `MirroredStrategy`, which says over which devices.
+            your own; on TensorFlow a `MirroredStrategy`, which says over which devices, or a
+            `MultiWorkerMirroredStrategy`, which has joined the processes.
             `"parameter_server"`, or a `ParameterServer`: asynchronous updates by workers and
             servers, on TensorFlow by its own coordinator, else by Ray. Defaults to `None`.
         world_size: integer. The number of processes that train. Defaults to `None`: with a
@@ -164,7 +168,7 @@ class Trainer(Trials):
         gradient_clip: GradientClip | None = None,
         guard: StepGuard | Action | None = None,
         remat: Remat = False,
-        device_map: Mapping[str, int] | None = None,
+        device_map: DeviceMap | None = None,
         distributed_strategy: DistributedStrategy | None = None,
         world_size: int | None = None,
         rank: int | None = None,
@@ -181,17 +185,14 @@ class Trainer(Trials):
         fp16_enabled = check_boolean("fp16_enabled", fp16_enabled)
         self._resumed: Checkpoint | None = None
         settings = resolve_settings(distributed_strategy)
-        if isinstance(distributed_strategy, ParameterServer):
-            distributed_strategy = "parameter_server"
-        is_name = distributed_strategy is None or isinstance(distributed_strategy, str)
-        self.cluster = resolve_cluster(
-            distributed_strategy if is_name else None, world_size, rank, coordinator
+        strategy, self.cluster = resolve_strategy(
+            distributed_strategy, world_size, rank, coordinator
         )
         self._chief = None if settings is None else Chief(settings, self.cluster)
         self._processes = self._chief or start_processes(self.cluster)
         residual = make_residual(gradient_compression, self._processes)
         local_rank = self.cluster.local_rank if self._processes.replicas else None
-        self._placement = Placement(device_map, distributed_strategy, local_rank)
+        self._placement = Placement(device_map, strategy, local_rank)
         self.policy = training_policy(precision, fp16_enabled, self._placement.kind)
         self._checkpoints = None
         if checkpoint_dir is not None:
@@ -416,6 +417,7 @@ class Trainer(Trials):
             noting_batch(self.model, self._plan, place),
             watched(chosen, verbose, resume=goes_on) as shown,
             self._in_training(),
+            validating_together(self.model, self._processes),
             self._feed(
                 {**arguments, "callbacks": chosen, "verbose": shown},
                 needs_stream=needs_stream or self._chief is not None,

@@ -323,10 +323,10 @@ class TrainingStep:
 
                 def tell(index: int, gradient: Any) -> None:
                     told[index] = counted(index, gradient)
-                    if receive is not None:
+                    if receive:
                         receive(index, told[index])
 
-                gradients = backward(divisor(scalars), tell)
+                gradients = backward(divisor(scalars), tell if receive else None)
                 for index, gradient in enumerate(gradients):
                     is_present[index] |= gradient is not None
                     if gradient is None:

@@ -48,6 +48,35 @@ def test_copies_of_a_step_take_every_so_many_rows():
     assert replicas.count(4.0) == 4.0
 
 
+@pytest.mark.skipif(IS_JAX, reason="One program of JAX cuts a batch into equal parts.")
+def test_copies_of_a_step_take_the_rows_that_they_have_the_time_for():
+    def compute(rank, batch):
+        found.append((rank, keras.ops.convert_to_numpy(batch[0]).tolist(), batch[1]))
+
+        def finish(scalars, receive):
+            return [scalars[0] + rank], [keras.ops.sum(batch[0])]
+
+        return [keras.ops.convert_to_tensor(float(rank))], finish
+
+    found = []
+    replicas = current().replicate_over_devices(["cpu:0"] * 3)
+    replicas._shares.shares = np.array([0.5, 0.3, 0.2])
+    batch = keras.ops.arange(10), None
+    for _ in range(2):
+        scalars, counts, gradients = replicas.sum(compute, batch, [keras.Variable(0.0)])
+        assert [float(each) for each in (*scalars, *counts, *gradients)] == [3.0, 12.0, 45.0]
+    assert found[:3] == [(0, [0, 1, 2, 3, 4], None), (1, [5, 6, 7], None), (2, [8, 9], None)]
+    assert [row for _, rows, _ in found[3:] for row in rows] == list(range(10))
+    assert np.all(replicas._shares._speeds > 0)
+
+
+@pytest.mark.skipif(not IS_JAX, reason="Only JAX runs one program on all devices.")
+def test_one_program_runs_on_devices_of_one_kind():
+    assert current().spread_over_devices(["cpu:0"]).device_mesh.shape == (1,)
+    with pytest.raises(NotSupportedError, match="runs on devices of one kind"):
+        current().spread_over_devices(["cpu:0", "gpu:0"])
+
+
 def test_where_keras_knows_no_distributions_that_is_said():
     if IS_JAX:
         with current().distributed(make_distribution()):

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.backend import current
 from keras_deepseek.backend.processes import lost_peer_error
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "all_reduce.py"
@@ -92,6 +93,23 @@ def test_a_rank_listens_where_tf_config_says(monkeypatch):
     assert processes._own_port() == 2
     monkeypatch.setenv("TF_CONFIG", "{}")
     assert processes._own_port() > 2
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Only TensorFlow has them.")
+def test_a_strategy_of_the_script_may_have_joined_the_processes(tmp_path):
+    oracle = str(ORACLE.with_name("own_strategy.py"))
+    run([oracle, str(tmp_path)])
+    run(["-m", "keras_deepseek.cli", "launch", "--nproc", "2", oracle, str(tmp_path)])
+    alone, *ranks = (np.load(tmp_path / f"{name}.npz") for name in ("1-0", "2-0", "2-1"))
+    for rank in ranks:
+        np.testing.assert_allclose(rank["weights"], alone["weights"], rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(rank["weights"], ranks[0]["weights"])
+        assert "Received world_size=7, and the strategy runs with 2" in str(rank["refused"])
+
+
+def test_an_object_that_runs_no_processes_says_nothing_of_them():
+    assert current().read_strategy("allreduce") is None
+    assert current().read_strategy(object()) is None
 
 
 def test_what_is_said_of_a_lost_peer_names_the_cause():

@@ -69,6 +69,13 @@ def build_embedded() -> keras.Model:
     return keras.Sequential([keras.Input((6,)), *layers])
 
 
+def placed(strategy: Any) -> dict[str, Any]:
+    """Returns arguments of a trainer: a string of indices names devices that divide the rows."""
+    if isinstance(strategy, str) and strategy.startswith("cpu "):
+        return {"device_map": {"cpu": [int(index) for index in strategy.split()[1:]]}}
+    return {"distributed_strategy": strategy}
+
+
 @functools.cache
 def train(way: str, strategy: Any, model: Any = build) -> list[Any]:
     """Returns the weights, predictions, losses and metrics of twenty steps."""
@@ -83,7 +90,7 @@ def train(way: str, strategy: Any, model: Any = build) -> list[Any]:
         ),
         metrics=["accuracy"],
         seed=3,
-        distributed_strategy=strategy,
+        **placed(strategy),
         **given,
     )
     trainer.model.run_eagerly = is_eager
@@ -117,6 +124,9 @@ def main() -> None:
     # Without a clip Keras itself takes a sparse gradient for others where a token comes twice.
     for name, make in {"plain": build_normalized, "clip": build_embedded}.items():
         found[make.__name__] = differ(train(name, None, make), train(name, "allreduce", make))
+    by_speed = "cpu " + " ".join(map(str, range(NUM_DEVICES)))
+    for way in ("plain", "micro-batches", "guard", "eager"):
+        found[f"{way}, by speed"] = differ(alone[way], train(way, by_speed))
     strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(NUM_DEVICES)])
     found["a strategy"] = differ(alone["plain"], train("plain", strategy))
     found["a model that is there"] = differ(

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.backend.processes import OneProcess
-from keras_deepseek.training.evaluate_together import evaluate_together
+from keras_deepseek.training.evaluate_together import evaluate_together, validating_together
 
 RNG = np.random.default_rng(0)
 
@@ -78,3 +78,54 @@ def test_what_can_not_be_shared_out_is_gone_through_by_each():
     assert not given
     alone = evaluate_together(build(), x, y, 3, OneProcess(), verbose=0)
     assert alone[0] == pytest.approx(expected)
+
+
+class Watcher(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.ends = []
+
+    def on_test_end(self, logs=None):
+        self.ends.append(logs)
+
+
+class BatchWatcher(Watcher):
+    def on_test_batch_end(self, batch, logs=None):
+        self.ends.append(batch)
+
+
+@pytest.mark.parametrize("watcher", [Watcher, BatchWatcher])
+def test_the_validation_of_fit_is_shared_out_unless_its_batches_are_watched(watcher):
+    x, y, weights = make(9)
+    validation = {"validation_data": (x, y, weights), "validation_batch_size": 4}
+    options = {"batch_size": 3, "epochs": 1, "shuffle": False, "verbose": 0, **validation}
+    expected = build().fit(x, y, **options).history
+    given, found = [], []
+    for rank in range(2):
+        model, callback = build(), watcher()
+        with validating_together(model, Ranks(rank, 2, given)):
+            history = model.fit(x, y, callbacks=[callback], **options).history
+        assert "evaluate" not in vars(model)
+        found.append((history, callback.ends))
+    assert bool(given) == (watcher is Watcher)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[-1][0][name], values, rtol=1e-5, err_msg=name)
+    history, ends = found[-1]
+    assert len(ends) == (1 if watcher is Watcher else 4)  # Of three batches, and the end.
+    np.testing.assert_allclose(ends[-1]["loss"], history["val_loss"][0], rtol=1e-6)
+
+
+def test_validation_that_comes_in_batches_is_gone_through_by_each():
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return x[index::2], y[index::2]
+
+    x, y, _ = make(9)
+    model, given = build(), []
+    with validating_together(model, Ranks(0, 2, given)):
+        history = model.fit(x, y, validation_data=Batches(), epochs=2, verbose=0).history
+    assert len(history["val_loss"]) == 2
+    assert not given

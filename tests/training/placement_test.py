@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
-from keras_deepseek.training import Trainer
+from keras_deepseek.training import Trainer, placement
 from keras_deepseek.training.placement import Placement
 
 ORACLES = Path(__file__).parents[1] / "oracles"
@@ -46,6 +46,57 @@ def test_a_training_over_several_devices_is_that_on_one(num_devices):
 def test_devices_that_divide_the_rows_make_the_steps_of_one():
     differences = compare("device_replicas.py", 2)
     assert {"guard", "clip", "micro-batches", "checkpoints", "steps"} <= set(differences)
+
+
+@pytest.mark.skipif(IS_JAX, reason="One program of JAX cuts a batch into equal parts.")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"micro_batches": 2, "gradient_clip": ("global_norm", 0.5)},
+        {"guard": "skip", "precision": "mixed_float16"},
+    ],
+    ids=["plain", "parts", "half precision"],
+)
+def test_a_training_that_is_divided_by_speed_is_that_on_one_device(monkeypatch, options):
+    def train(device_map):
+        model = keras.Sequential(
+            [
+                keras.Input((6,)),
+                keras.layers.Dense(16, activation="tanh"),
+                keras.layers.BatchNormalization(),
+                keras.layers.Dense(3),
+            ]
+        )
+        trainer = Trainer(
+            model,
+            optimizer=keras.optimizers.AdamW(0.01, use_ema=True),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+            device_map=device_map,
+            **options,
+        )
+        model.layers[1].trainable = False  # Each device would take the statistics of its rows.
+        history = trainer.fit(x, y, batch_size=16, epochs=5, shuffle=False, verbose=0).history
+        return model.get_weights(), history, trainer.evaluate(x, y, verbose=0)
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(49, 6)).astype("float32")  # Of four batches the last has one row.
+    y = rng.integers(0, 3, 49)
+    keras.utils.set_random_seed(1)
+    alone = train(None)
+    monkeypatch.setattr(placement, "choose_devices", lambda *_: ["cpu:0", "cpu:0"])
+    keras.utils.set_random_seed(1)
+    divided = train({"cpu": [0, 1]})
+    atol = 2e-3 if "precision" in options else 1e-5
+    for one, other in zip(*map(keras.tree.flatten, (alone, divided)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=atol)
+
+
+def test_several_devices_and_a_strategy_are_two_ways_to_divide_a_batch(monkeypatch):
+    monkeypatch.setattr(placement, "choose_devices", lambda *_: ["cpu:0", "cpu:0"])
+    with pytest.raises(InvalidInputError, match="Give one of the two"):
+        Placement({"cpu": [0, 1]}, "allreduce")
 
 
 @pytest.mark.skipif(not IS_TENSORFLOW, reason="Only TensorFlow has them.")

@@ -26,7 +26,7 @@ from keras_deepseek.backend.jax.placement import (
     replicate_over_devices,
     spread_over_devices,
 )
-from keras_deepseek.backend.jax.processes import count_processes, join_processes
+from keras_deepseek.backend.jax.processes import count_processes, join_processes, read_strategy
 from keras_deepseek.backend.jax.random_state import (
     draw_seed,
     read_framework_random_state,
@@ -83,6 +83,7 @@ __all__ = [
     "read_device_name",
     "read_framework_random_state",
     "read_integer",
+    "read_strategy",
     "release_memory",
     "rematerialize",
     "repeat",

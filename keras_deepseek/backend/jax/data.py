@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import keras
-
+from keras_deepseek.backend.batch_stream import Epochs
 from keras_deepseek.backend.keras_internals import from_scipy
 
 
@@ -15,15 +14,4 @@ def prefers_own_feed(x: Any) -> bool:
 
 def feed_batches(make_batches: Callable[[], Iterator[Any]], specs: Any) -> Iterable[Any]:
     """Returns what Keras's training loop goes through once an epoch."""
-    return _Batches(make_batches)
-
-
-class _Batches:
-    """What can be gone through once an epoch."""
-
-    def __init__(self, make_batches: Callable[[], Iterator[Any]]) -> None:
-        self._make_batches = make_batches
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self._make_batches():
-            yield keras.tree.map_structure(from_scipy, batch, none_is_leaf=False)
+    return Epochs(make_batches, from_scipy)

@@ -11,20 +11,27 @@ from jax.sharding import NamedSharding, PartitionSpec
 from keras.src.backend import distribution_lib
 from keras.src.distribution.distribution_lib import distribution as current_distribution
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.keras_internals import Distribution
 from keras_deepseek.backend.processes import Replicas
 
 
-def spread_over_devices() -> Distribution | None:
-    """Returns a distribution of batches over all devices; `None` where there is one alone."""
+def spread_over_devices(devices: Sequence[str] | None = None) -> Distribution | None:
+    """Returns a distribution of batches over devices, or all; `None` where it must be copies."""
+    if devices is not None:
+        if len({device.split(":")[0] for device in devices}) > 1:
+            raise NotSupportedError(
+                f"device_map asks for {list(devices)}, and one program of JAX runs on devices of "
+                "one kind. Name one kind, or train on TensorFlow or PyTorch."
+            )
+        return keras.distribution.DataParallel(devices=list(devices), auto_shard_dataset=False)
     if jax.device_count() == 1:
         return None
     return keras.distribution.DataParallel(auto_shard_dataset=False)
 
 
 def replicate_over_devices(strategy: Any) -> Replicas | None:
-    """Returns copies of a step on several devices of this process; `None` where there is one."""
+    """Returns copies of a step on devices of this process; `None` where there is one alone."""
     if strategy == "allreduce":
         return None
     raise InvalidInputError(

@@ -30,7 +30,11 @@ from keras_deepseek.backend.tensorflow.placement import (
     replicate_over_devices,
     spread_over_devices,
 )
-from keras_deepseek.backend.tensorflow.processes import count_processes, join_processes
+from keras_deepseek.backend.tensorflow.processes import (
+    count_processes,
+    join_processes,
+    read_strategy,
+)
 from keras_deepseek.backend.tensorflow.random_state import (
     draw_seed,
     read_framework_random_state,
@@ -87,6 +91,7 @@ __all__ = [
     "read_device_name",
     "read_framework_random_state",
     "read_integer",
+    "read_strategy",
     "release_memory",
     "rematerialize",
     "repeat",

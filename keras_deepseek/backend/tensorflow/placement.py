@@ -6,25 +6,28 @@ graph's executor runs the copies side by side. So the model is a plain one, with
 distributions don't run on TensorFlow.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.backend.device_shares import DeviceShares
 from keras_deepseek.backend.keras_internals import Distribution
 from keras_deepseek.backend.processes import ComputePart, Replicas
 
 
-def spread_over_devices() -> Distribution | None:
-    """Returns a distribution of batches over all devices; `None` where there is one alone."""
+def spread_over_devices(devices: Sequence[str] | None = None) -> Distribution | None:
+    """Returns a distribution of batches over devices, or all; `None` where it must be copies."""
     return None
 
 
 def replicate_over_devices(strategy: Any) -> Replicas | None:
-    """Returns copies of a step on several devices of this process; `None` where there is one."""
+    """Returns copies of a step on devices of this process; `None` where there is one alone."""
+    if isinstance(strategy, list):
+        return DeviceReplicas(strategy, DeviceShares(len(strategy)))
     devices = _find_devices(strategy)
     return DeviceReplicas(devices) if len(devices) > 1 else None
 
@@ -34,12 +37,14 @@ class DeviceReplicas:
 
     Args:
         devices: list of strings. Their names.
+        shares: `DeviceShares` of them in the rows of a batch. Defaults to `None`: equal ones.
     """
 
     is_compilable = False  # XLA compiles for one device.
 
-    def __init__(self, devices: Sequence[str]) -> None:
+    def __init__(self, devices: Sequence[str], shares: DeviceShares | None = None) -> None:
         self.devices = list(devices)
+        self._shares = shares
 
     def own_random_numbers(self) -> AbstractContextManager[None]:
         """Does nothing: layers of Keras draw by seeds of their own here."""
@@ -53,24 +58,64 @@ class DeviceReplicas:
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
     ) -> tuple[list[Any], list[Any], list[Any]]:
         """Returns the sums of what all devices compute."""
+        parts, num_rows = self._divide(batch)
+        seconds: list[Any] = [0.0] * len(self.devices)
         begun = []
-        for rank, device in enumerate(self.devices):
-            with tf.device("CPU:0"):  # Where the batch is: each device gets its rows alone.
-                rows = keras.tree.map_structure(
-                    lambda array, rank=rank: (
-                        None if array is None else array[rank :: len(self.devices)]
-                    ),
-                    batch,
-                )
-            with tf.device(device):
+        for rank, (device, rows) in enumerate(zip(self.devices, parts, strict=True)):
+            with self._timing(seconds, rank, rows) as ends, tf.device(device):
                 begun.append(compute(rank, rows))
+                ends.extend(begun[-1][0])
         scalars = self._add([scalars for scalars, _ in begun])
         found = []
-        for device, (_, finish) in zip(self.devices, begun, strict=True):
-            with tf.device(device):
+        for rank, (device, (_, finish)) in enumerate(zip(self.devices, begun, strict=True)):
+            with self._timing(seconds, rank, scalars) as ends, tf.device(device):
                 found.append(finish(scalars, None))
+                ends.extend(found[-1][1])
         counts, gradients = map(self._add, zip(*found, strict=True))
+        if self._shares is not None:
+            with tf.device("CPU:0"):
+                tf.numpy_function(self._shares.learn, [num_rows, tf.stack(seconds)], [])
         return scalars, counts, gradients
+
+    def _divide(self, batch: Any) -> tuple[list[Any], Any]:
+        """Returns the rows of each device, and their numbers where they have unequal shares.
+
+        It is done where the batch is, so that each device is sent its own rows alone.
+        """
+        number, num_rows = len(self.devices), None
+        with tf.device("CPU:0"):
+            if self._shares is None:
+                parts = [slice(rank, None, number) for rank in range(number)]
+            else:
+                first = next(each for each in keras.tree.flatten(batch) if each is not None)
+                cuts = tf.numpy_function(self._shares.cut, [tf.shape(first)[0]], tf.int64)
+                cuts.set_shape([number + 1])
+                parts = [slice(cuts[rank], cuts[rank + 1]) for rank in range(number)]
+                num_rows = cuts[1:] - cuts[:-1]
+            return [
+                keras.tree.map_structure(
+                    lambda array, part=part: None if array is None else array[part], batch
+                )
+                for part in parts
+            ], num_rows
+
+    @contextmanager
+    def _timing(self, seconds: list[Any], rank: int, starts: Any) -> Iterator[list[Any]]:
+        """Adds the seconds from when tensors are known until those are that are put into a list.
+
+        The clock is read by operations of the step, which TensorFlow runs in an order of its own.
+        """
+        ends: list[Any] = []
+        if self._shares is None:
+            yield ends
+            return
+        known = [each for each in keras.tree.flatten(starts) if isinstance(each, tf.Tensor)]
+        with tf.device("CPU:0"), tf.control_dependencies(known):
+            begin = tf.timestamp()
+        with tf.control_dependencies([begin]):
+            yield ends
+        with tf.device("CPU:0"), tf.control_dependencies(ends):
+            seconds[rank] += tf.timestamp() - begin
 
     def _add(self, parts: Sequence[Sequence[Any]]) -> list[Any]:
         with tf.device(self.devices[0]):
@@ -84,13 +129,18 @@ def _find_devices(strategy: Any) -> list[str]:
             found = [device.name for device in tf.config.list_logical_devices(kind)]
             if found:
                 return found
-    one_process = tf.distribute.MirroredStrategy, tf.distribute.OneDeviceStrategy
+    one_process = (
+        tf.distribute.MirroredStrategy,
+        tf.distribute.OneDeviceStrategy,
+        tf.distribute.MultiWorkerMirroredStrategy,  # Of a cluster of this process alone.
+    )
     if isinstance(strategy, one_process):
         return list(strategy.extended.worker_devices)
     if isinstance(strategy, tf.distribute.Strategy):
         raise NotSupportedError(
             f"{type(strategy).__name__} is not supported. Use 'allreduce', in one process or "
-            "several, or a MirroredStrategy or OneDeviceStrategy, which say which devices."
+            "several; a MirroredStrategy or OneDeviceStrategy, which say which devices; or a "
+            "MultiWorkerMirroredStrategy, which says which processes."
         )
     raise InvalidInputError(
         "distributed_strategy is 'allreduce', 'parameter_server', or a strategy of tf.distribute; "

@@ -41,14 +41,26 @@ _joined: "list[TensorFlowProcesses]" = []  # TensorFlow joins once, for as long 
 
 def count_processes() -> int:
     """Returns how many processes the framework's engine runs in already."""
-    return _joined[0].world_size if _joined else 1
+    place = _read_place()
+    return 1 if place is None else place[0]
+
+
+def read_strategy(strategy: Any) -> tuple[int, int, str] | None:
+    """Returns world size, rank, and rank 0's address of an object that runs several processes."""
+    is_one = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return _read_place() if is_one else None
 
 
 def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
     """Returns the processes that train together, once all of them are there."""
-    if not _joined:
+    place = _read_place()
+    if place is not None:
+        check_place("TensorFlow", place[:2], (world_size, rank))
+        if not _joined:  # A strategy of the script's own has.
+            _joined.append(TensorFlowProcesses(rank, world_size, timeout))
+    else:
         TensorFlowProcesses.refuse_begun()
         addresses = meet(coordinator, world_size, rank, join_timeout, _own_port())
         _bear_with_stalls(world_size, timeout)
@@ -62,9 +74,7 @@ def join_processes(
             )
         )
         _joined.append(TensorFlowProcesses(rank, world_size, timeout))
-    found = _joined[0]
-    check_place("TensorFlow", (found.world_size, found.rank), (world_size, rank))
-    return found
+    return _joined[0]
 
 
 class TensorFlowProcesses:
@@ -251,6 +261,19 @@ class LostPeers(contextlib.AbstractContextManager["LostPeers"]):
             return
         if "ollective" in str(error):
             raise lost_peer_error(self._purpose, "TensorFlow", error) from error
+
+
+def _read_place() -> tuple[int, int, str] | None:
+    """Returns world size, rank and rank 0's address of the collective operations that run."""
+    server = context()._collective_ops_server_def
+    if server is None:
+        return None
+    jobs = {job.name: dict(job.tasks) for job in server.cluster.job}
+    chiefs, workers = jobs.get("chief", {}), jobs.get("worker", {})
+    is_worker = server.job_name == "worker"
+    rank = server.task_index + (len(chiefs) if is_worker else 0)
+    first = chiefs[0] if chiefs else workers[0]
+    return len(chiefs) + len(workers), rank, str(first)
 
 
 def _bear_with_stalls(world_size: int, timeout: float) -> None:

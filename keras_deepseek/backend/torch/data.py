@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import torch
 
+from keras_deepseek.backend.batch_stream import Epochs
+
 _DTYPES = {
     *map(np.dtype, ("bool", "uint8", "int8", "int16", "int32", "int64")),
     *map(np.dtype, ("float16", "float32", "float64")),
@@ -21,18 +23,8 @@ def prefers_own_feed(x: Any) -> bool:
 
 def feed_batches(make_batches: Callable[[], Iterator[Any]], specs: Any) -> Iterable[Any]:
     """Returns what Keras's training loop goes through once an epoch."""
-    return _Tensors(make_batches)
-
-
-class _Tensors:
-    """No `DataLoader`: each draws a number of PyTorch's shared generator whenever it is begun."""
-
-    def __init__(self, make_batches: Callable[[], Iterator[Any]]) -> None:
-        self._make_batches = make_batches
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self._make_batches():
-            yield keras.tree.map_structure(_to_tensor, batch, none_is_leaf=False)
+    # No `DataLoader`: each draws a number of PyTorch's shared generator whenever it is begun.
+    return Epochs(make_batches, _to_tensor)
 
 
 def _to_tensor(array: Any) -> Any:

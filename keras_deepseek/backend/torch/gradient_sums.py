@@ -315,8 +315,8 @@ class _LowRankSum:
         sharing: Any,
     ) -> None:
         self._matrices, self._whole, self._sharing = matrices, whole, sharing
-        vectors = [vector for vector, _ in whole]
-        self._first = _Joined([*(matrix.project() for matrix in matrices), *vectors], None)
+        # Any basis would do, and what it leaves out is sent later: so it may be rounded.
+        self._first = _Joined([matrix.project().to(torch.bfloat16) for matrix in matrices], None)
 
     def is_received(self) -> bool:
         """Returns whether the first of the thin matrices of all ranks are there."""
@@ -324,19 +324,24 @@ class _LowRankSum:
 
     def share(self) -> None:
         """Begins to sum the second of the thin matrices, by what the first have come to."""
-        found = iter(self._first.wait())
-        answers = [matrix.answer(next(found)) for matrix in self._matrices]
-        self._second = _Joined(answers, self._sharing)
+        answers = [
+            matrix.answer(found.float())
+            for matrix, found in zip(self._matrices, self._first.wait(), strict=True)
+        ]
+        vectors = [vector for vector, _ in self._whole]
+        self._second = _Joined([*answers, *vectors], self._sharing)
         for matrix in self._matrices:
             matrix.subtract()
-        for (vector, total), summed in zip(self._whole, found, strict=True):
-            total.copy_(summed)
+        for vector in vectors:
             vector.zero_()
 
     def finish(self) -> None:
         """Writes the sums, and the factors of the next step."""
-        for matrix, found in zip(self._matrices, self._second.wait(), strict=True):
-            matrix.finish(found)
+        found = iter(self._second.wait())
+        for matrix in self._matrices:
+            matrix.finish(next(found))
+        for (_, total), summed in zip(self._whole, found, strict=True):
+            total.copy_(summed)
 
 
 class _Joined:

@@ -1,28 +1,148 @@
-"""Keras's distributions, which don't run on PyTorch."""
+"""Steps on several devices, each with its share of a batch's rows.
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+Keras's distributions don't run on PyTorch.
+"""
+
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import keras
+import torch
 
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.device_shares import DeviceShares
 from keras_deepseek.backend.keras_internals import Distribution
-from keras_deepseek.backend.processes import Replicas
+from keras_deepseek.backend.processes import ComputePart, Replicas
 
 
-def spread_over_devices() -> Distribution | None:
-    """Returns a distribution of batches over all devices; `None` where there is one alone."""
+def spread_over_devices(devices: Sequence[str] | None = None) -> Distribution | None:
+    """Returns a distribution of batches over devices, or all; `None` where it must be copies."""
     return None
 
 
 def replicate_over_devices(strategy: Any) -> Replicas | None:
-    """Returns copies of a step on several devices of this process; `None` where there is one."""
+    """Returns copies of a step on devices of this process; `None` where there is one alone."""
+    if isinstance(strategy, list):
+        return DeviceReplicas(strategy, DeviceShares(len(strategy)))
     if strategy == "allreduce":
         return None
     raise InvalidInputError(
         "distributed_strategy is 'allreduce', 'parameter_server', or one of Keras's distributions; "
         f"received {strategy!r}."
+    )
+
+
+class DeviceReplicas:
+    """Copies of a step on devices of this process, each with its share of a batch's rows.
+
+    The variables stay on the first one, which makes the update; Keras's operations bring them to
+    the device that they run on, and the backward pass brings gradients back. Accelerators run
+    while the next device is told what to do, and a CPU while it is told: it should stand last.
+
+    Args:
+        devices: list of strings. Their names, as in `"gpu:0"`.
+        shares: `DeviceShares` of them in the rows of a batch.
+    """
+
+    is_compilable = False
+
+    def __init__(self, devices: Sequence[str], shares: DeviceShares) -> None:
+        self.devices = list(devices)
+        self._shares = shares
+        self._last: tuple[Array, list[_Watch]] | None = None
+
+    def own_random_numbers(self) -> AbstractContextManager[None]:
+        """Does nothing: what one copy has drawn, the next doesn't draw again."""
+        return nullcontext()
+
+    def count(self, num_rows: Any) -> Any:
+        """Returns the number of the rows of all, a scalar."""
+        return num_rows
+
+    def sum(
+        self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
+    ) -> tuple[list[Any], list[Any], list[Any]]:
+        """Returns the sums of what all devices compute."""
+        if self._last is not None:  # An accelerator has not yet finished when its step is begun.
+            num_rows, watches = self._last
+            self._shares.learn(num_rows, [watch.seconds() for watch in watches])
+        first = next(each for each in keras.tree.flatten(batch) if each is not None)
+        cuts = self._shares.cut(len(first))
+        watches = [_Watch(_torch_device(device)) for device in self.devices]
+        begun = []
+        for rank, (device, watch) in enumerate(zip(self.devices, watches, strict=True)):
+            with keras.device(device), watch.timing():
+                rows = _move(batch, slice(cuts[rank], cuts[rank + 1]), _torch_device(device))
+                begun.append(compute(rank, rows))
+        scalars = self._add([scalars for scalars, _ in begun])
+        found = []
+        for device, watch, (_, finish) in zip(self.devices, watches, begun, strict=True):
+            with keras.device(device), watch.timing():
+                known = [each.to(_torch_device(device)) for each in scalars]
+                found.append(finish(known, None))
+        counts, gradients = map(self._add, zip(*found, strict=True))
+        self._last = cuts[1:] - cuts[:-1], watches
+        return scalars, counts, gradients
+
+    def _add(self, parts: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+        home = _torch_device(self.devices[0])
+        with torch.no_grad():
+            return [
+                functools.reduce(torch.add, [tensor.to(home) for tensor in tensors])
+                for tensors in zip(*parts, strict=True)
+            ]
+
+
+class _Watch:
+    """Adds up the seconds that a device computes.
+
+    Args:
+        device: `torch.device`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._spans: list[Any] = []
+
+    @contextmanager
+    def timing(self) -> Iterator[None]:
+        """Counts what is begun until the block ends."""
+        if self._device.type != "cuda":
+            begin = time.perf_counter()
+            yield
+            self._spans.append(time.perf_counter() - begin)
+            return
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        stream = torch.cuda.current_stream(self._device)
+        events[0].record(stream)
+        yield
+        events[1].record(stream)
+        self._spans.append(events)
+
+    def seconds(self) -> float:
+        """Returns the seconds, once the device is done."""
+        total = 0.0
+        for span in self._spans:
+            if isinstance(span, float):
+                total += span
+            else:
+                span[1].synchronize()
+                total += span[0].elapsed_time(span[1]) * 1e-3
+        return total
+
+
+def _torch_device(name: str) -> torch.device:
+    """Returns a device by the name that Keras has for it."""
+    return torch.device(name.replace("gpu", "cuda"))
+
+
+def _move(batch: Any, rows: slice, device: torch.device) -> Any:
+    return keras.tree.map_structure(
+        lambda array: None if array is None else array[rows].to(device), batch
     )
 
 
