@@ -12,8 +12,6 @@ _MEMORY = 0.8
 _LEAST_DRIFT = 0.1
 """So much a share must be off, as a part of itself, before all are made anew."""
 
-_LEAST_SHARE = 0.01
-
 
 class DeviceShares:
     """The shares of devices in the rows of each batch.
@@ -29,6 +27,7 @@ class DeviceShares:
         self.shares: Array = np.full(num_devices, 1.0 / num_devices)
         """The parts of a batch, which sum to 1."""
         self._speeds: Array = np.full(num_devices, np.nan)  # Rows a second.
+        self._has_begun = False
 
     def cut(self, num_rows: int) -> Array:
         """Returns where the rows of each device begin, and behind them the number of all: int64.
@@ -36,19 +35,27 @@ class DeviceShares:
         Args:
             num_rows: integer. The rows of a batch.
         """
-        ends = np.rint(np.cumsum(self.shares) * num_rows)
+        number = len(self.shares)
+        spare = max(num_rows - number, 0)
+        # Who has no row can't show that it has become faster.
+        least = np.minimum(np.arange(1, number + 1), num_rows)
+        ends = np.minimum(np.rint(np.cumsum(self.shares) * num_rows), num_rows)
+        ends = np.clip(ends, least, least + spare)
         ends[-1] = num_rows
-        return np.concatenate([[0], ends]).astype("int64")
+        return np.concatenate([[0], np.maximum.accumulate(ends)]).astype("int64")
 
     def learn(self, num_rows: Sequence[int] | Array, seconds: Sequence[float] | Array) -> None:
         """Takes note of how long a step took on each device, and makes the shares anew if need be.
 
-        A device keeps a share that lets it show that it has become faster: a row in a hundred.
+        The first step counts for nothing: much is made in it that is there afterwards.
 
         Args:
             num_rows: integers. The rows that each has computed.
             seconds: floats.
         """
+        if not self._has_begun:
+            self._has_begun = True
+            return
         rows = np.asarray(num_rows, "float64")
         found = rows / np.maximum(np.asarray(seconds, "float64"), 1e-9)
         known = np.where(np.isnan(self._speeds), found, self._speeds)
@@ -56,7 +63,6 @@ class DeviceShares:
         self._speeds = np.where(rows > 0, _MEMORY * known + (1.0 - _MEMORY) * found, self._speeds)
         if np.any(np.isnan(self._speeds)):
             return
-        wanted = np.maximum(self._speeds / self._speeds.sum(), _LEAST_SHARE)
-        wanted /= wanted.sum()
+        wanted = self._speeds / self._speeds.sum()
         if np.any(np.abs(wanted - self.shares) > _LEAST_DRIFT * self.shares):
             self.shares = wanted

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 class LowRank:
     """Gradients are sent as two thin matrices each, whose product is near to them: PowerSGD.
 
-    Choose it for links that are slow for the model: it sends a hundredth, or less. A gradient `M`,
-    as a matrix that is about square, is projected on the sum over all processes of `M Q`, made
-    orthonormal as `P`; what travels then is `P^T M`, which is the next step's `Q`. What is not
-    in this space is added to the gradient of the next step. Vectors and small matrices, of which
-    it would save less than half, are sent as they are.
+    Choose it for links that are slow for the model: it sends one to four hundredths of the bytes. A
+    gradient `M`, as a matrix that is about square, is projected on the sum over all processes of
+    `M Q`, made orthonormal as `P`; what travels then is `P^T M`, whose sum is the next step's `Q`.
+    What is not in this space is added to the gradient of the next step. Vectors and small matrices,
+    of which it would save less than half, are sent as they are.
 
     The descent is another than that of whole gradients, unlike with `"bfloat16"`: compare losses.
+    Each process multiplies the matrices out by itself, so that their processors must round alike.
 
     Args:
         rank: integer. Columns of the thin matrices. Defaults to `8`.

@@ -195,8 +195,8 @@ def check_same_shapes(rank: int, everywhere: "Sequence[Sequence[Any]]") -> None:
         if shapes != own:
             raise InvalidInputError(
                 f"The models of the processes differ: rank {rank} has {len(own)} tensors, rank "
-                f"{other} has {len(shapes)}, or others of other shapes. Build the same model on "
-                "each."
+                f"{other} has {len(shapes)}, or others of other shapes, or they compress "
+                "them otherwise. Build the same model on each, with the same arguments."
             )
 
 

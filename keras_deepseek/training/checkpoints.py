@@ -90,6 +90,8 @@ class Checkpoints:
                 f"{checkpoint.state['backend']}, and Keras runs on {backend}. Set KERAS_BACKEND, "
                 "or name another folder."
             )
+        if checkpoint is not None and self._residual is not None:
+            self._residual.adopt(checkpoint.state.get("residual"))
         return checkpoint
 
     def roll_back(self, model: keras.Model) -> int | None:

@@ -91,9 +91,8 @@ def resolve_strategy(
     place = backend.current().read_strategy(strategy)
     if place is not None:
         strategy = "allreduce"
-        for name, given, found in zip(
-            ("world_size", "rank"), (world_size, rank), place, strict=False
-        ):
+        names = "world_size", "rank", "coordinator"
+        for name, given, found in zip(names, (world_size, rank, coordinator), place, strict=True):
             if given not in (None, found):
                 raise InvalidInputError(
                     f"Received {name}={given!r}, and the strategy runs with {found}. Leave it out."

@@ -1,7 +1,7 @@
 """Which device a training runs on."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from keras_deepseek.artifacts.argument_check import check_integer
@@ -10,7 +10,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_mess
 _logger = logging.getLogger(__name__)
 _KINDS = ("cpu", "gpu", "tpu")
 
-DeviceMap: TypeAlias = Mapping[str, int | Sequence[int]]
+DeviceMap: TypeAlias = Mapping[str, int | list[int]]
 
 
 def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -> list[str]:

@@ -72,20 +72,24 @@ def validating_together(model: keras.Model, processes: Processes) -> Iterator[No
         processes: `Processes`.
     """
 
-    def evaluate(
-        x: Any = None, y: Any = None, *, callbacks: keras.callbacks.CallbackList, **options: Any
-    ) -> Any:
-        data = x, y, options.get("sample_weight")
-        is_watched = any(map(_watches_batches, callbacks.callbacks))
-        if is_watched or not _is_shared(model, data, options.get("steps"), processes):
-            return type(model).evaluate(model, x, y, callbacks=callbacks, **options)
-        del options["_use_cached_eval_dataset"]
+    def evaluate(*arguments: Any, **options: Any) -> Any:
+        by_keras = functools.partial(type(model).evaluate, model)
+        data = [options.get(name) for name in ("x", "y", "sample_weight")]
+        # Others than `fit` may call it, on one rank alone.
+        is_of_fit = not arguments and options.get("_use_cached_eval_dataset")
+        if not is_of_fit or not _is_shared(model, data, options.get("steps"), processes):
+            return by_keras(*arguments, **options)
+        callbacks = options["callbacks"]
+        watches = any(map(_watches_batches, callbacks.callbacks))
+        if any(processes.gather(np.array(watches))):  # Rank 0 has callbacks that others lack.
+            return by_keras(**options)
+        del options["_use_cached_eval_dataset"], options["callbacks"]
         callbacks.on_test_begin()
-        logs = evaluate_together(model, x, y, processes=processes, verbose=0, **options)
+        logs = evaluate_together(model, processes=processes, verbose=0, **options)
         callbacks.on_test_end(logs)
         return logs
 
-    if processes.world_size == 1:
+    if processes.world_size == 1 or processes.replicas is None:
         yield
         return
     model.evaluate = evaluate
@@ -112,7 +116,8 @@ def _arrays(data: Any) -> list[Any]:
 
 def _watches_batches(callback: keras.callbacks.Callback) -> bool:
     return any(
-        getattr(type(callback), name) is not getattr(keras.callbacks.Callback, name)
+        getattr(getattr(callback, name), "__func__", None)
+        is not getattr(keras.callbacks.Callback, name)
         for name in ("on_test_batch_begin", "on_test_batch_end")
     )
 

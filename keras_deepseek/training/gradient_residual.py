@@ -37,12 +37,12 @@ class GradientResidual:
     """The residual of the gradients of one rank: error feedback (Seide et al., 2014).
 
     Args:
-        kind: `Kind` of compression, or `"auto"`: which of them is measured, for the links that
-            there are; it may be none. A training that goes on keeps to what it had.
+        kind: `Kind` of compression, or `"auto"`: which of them, if any, is measured for the links
+            that there are. A training that goes on keeps to what it had.
         processes: `Processes` that train together.
     """
 
-    def __init__(self, kind: Kind, processes: Processes) -> None:
+    def __init__(self, kind: Kind | Literal["auto"], processes: Processes) -> None:
         self._is_chosen = kind == _AUTO
         self._kind: Kind | None = kind
         self._processes = processes
@@ -89,6 +89,18 @@ class GradientResidual:
             "rank": kind.rank if isinstance(kind, LowRank) else None,
         }
 
+    def adopt(self, state: dict[str, Any] | None) -> None:
+        """Takes the kind of compression that a checkpoint was made with, where one is to be chosen.
+
+        Args:
+            state: dict, what `read` returned, or `None` of a training that had no residuals.
+        """
+        if not (self._is_chosen and state):
+            return
+        kind = LowRank(state["rank"]) if state["rank"] else state["kind"]
+        if kind != self._kind:
+            self._kind, self._trained = kind, []
+
     def write(self, trained: Sequence[keras.Variable], state: dict[str, Any] | None) -> None:
         """Puts this rank's residual to what `read` returned; to a new one where that does not fit.
 
@@ -96,9 +108,7 @@ class GradientResidual:
             trained: The weights that have gradients.
             state: dict, or `None` of a training that had no residuals.
         """
-        if self._is_chosen and state:
-            self._kind = LowRank(state["rank"]) if state["rank"] else state["kind"]
-            self._trained = []
+        self.adopt(state)
         self.prepare(trained)
         if not self.variables:
             return

@@ -4,7 +4,7 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.processes import OneProcess, Processes
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
-from keras_deepseek.training.cluster import ClusterSpec, Strategy
+from keras_deepseek.training.cluster import ClusterSpec, Strategy, check_strategy
 from keras_deepseek.training.cluster_resolver import resolve_strategy
 from keras_deepseek.training.parameter_server.join_servers import join_servers
 from keras_deepseek.training.parameter_server.settings import ParameterServer, resolve_settings
@@ -48,7 +48,8 @@ def join_cluster(
     0
     """
     settings = resolve_settings(distributed_strategy)
-    _, cluster = resolve_strategy(distributed_strategy, world_size, rank, coordinator)
+    strategy, cluster = resolve_strategy(distributed_strategy, world_size, rank, coordinator)
+    check_strategy(strategy)
     if settings is None:
         start_processes(cluster)
     else:

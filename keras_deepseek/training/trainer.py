@@ -119,7 +119,7 @@ class Trainer(Trials):
             `world_size`.
         gradient_compression: How gradients are made smaller between the processes of an
             `"allreduce"`, on PyTorch and TensorFlow: `"bfloat16"` or `"float16"` halve the bytes,
-            and `"low_rank"`, or a `LowRank`, sends a hundredth. What is left out of a gradient is
+            `"low_rank"`, or a `LowRank`, sends few hundredths. What is left out of a gradient is
             added to the next one. `"auto"` measures which of them, if any, suits the links, and
             logs it. Defaults to `None`: they are sent in float32.
         callbacks: Keras callback, or iterable of them. Defaults to `None`.

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
@@ -313,8 +314,10 @@ class TrainingStep:
 
             where_rows = counting(num_rows)
 
-            def counted(index: int, gradient: Any) -> Any:  # A sparse one forgets its shape.
-                return ops.reshape(where_rows(gradient), variables[index].shape)
+            def counted(index: int, gradient: Any) -> Any:
+                gradient, shape = where_rows(gradient), tuple(variables[index].shape)
+                # A sparse one forgets its shape.
+                return gradient if gradient.shape == shape else ops.reshape(gradient, shape)
 
             def finish(
                 scalars: Sequence[Any], receive: Receive | None
@@ -342,9 +345,15 @@ class TrainingStep:
         (num_rows, *scalars), (counts,), gradients = reduce(compute_part)
         num_scalars = len(found[0].scalars())
         states.write(scalars[num_scalars:], num_rows)
-        for index in range(len(gradients)):
-            # What depends on the rows, as which expert is chosen, may differ by replica.
-            if not (is_present[index] or backend.current().read_array(counts[index])):
+        # What depends on the rows, as which expert is chosen, may differ by replica.
+        known = None
+        if not all(is_present) and backend.current().can_read_shapes(counts):
+            known = ops.convert_to_numpy(counts)
+        for index, gradient in enumerate(gradients):
+            if is_present[index] or (known is not None and known[index]):
+                continue
+            # What compression has left of earlier gradients is sent without one of this step, too.
+            if known is None or not np.any(ops.convert_to_numpy(gradient)):
                 gradients[index] = None
         return found[0].with_parts(scalars[:num_scalars], gradients), num_rows
 

@@ -62,12 +62,42 @@ def test_copies_of_a_step_take_the_rows_that_they_have_the_time_for():
     replicas = current().replicate_over_devices(["cpu:0"] * 3)
     replicas._shares.shares = np.array([0.5, 0.3, 0.2])
     batch = keras.ops.arange(10), None
-    for _ in range(2):
+    for _ in range(4):
         scalars, counts, gradients = replicas.sum(compute, batch, [keras.Variable(0.0)])
         assert [float(each) for each in (*scalars, *counts, *gradients)] == [3.0, 12.0, 45.0]
     assert found[:3] == [(0, [0, 1, 2, 3, 4], None), (1, [5, 6, 7], None), (2, [8, 9], None)]
-    assert [row for _, rows, _ in found[3:] for row in rows] == list(range(10))
+    assert [row for _, rows, _ in found[9:] for row in rows] == list(range(10))
     assert np.all(replicas._shares._speeds > 0)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Only it orders operations.")
+def test_no_copy_of_a_step_waits_for_the_clock_of_another():
+    import tensorflow as tf
+
+    def compute(rank, batch):
+        return [keras.ops.sum(batch)], lambda scalars, receive: (scalars, [keras.ops.sum(batch)])
+
+    replicas = current().replicate_over_devices(["CPU:0"] * 2)
+    step = tf.function(lambda batch: replicas.sum(compute, batch, []))
+    graph = step.get_concrete_function(tf.TensorSpec([None])).graph
+    clocks = [each for each in graph.get_operations() if each.type == "PyFuncStateless"]
+    assert len(clocks) == 2 * 2 * 2  # Begin and end of each half of a step, on both devices.
+
+    def depends_on(operation):
+        waiting, seen = [operation], set()
+        while waiting:
+            one = waiting.pop()
+            for other in (*one.control_inputs, *(tensor.op for tensor in one.inputs)):
+                if other not in seen:
+                    seen.add(other)
+                    waiting.append(other)
+        return seen
+
+    first_halves = clocks[:4]
+    for one in first_halves[:2]:
+        for other in first_halves[2:]:
+            assert one not in depends_on(other)
+    assert float(step(tf.range(5.0))[2][0]) == 10.0
 
 
 @pytest.mark.skipif(not IS_JAX, reason="Only JAX runs one program on all devices.")

@@ -169,6 +169,21 @@ def test_resume_gives_the_weights_at_once_and_fit_goes_on_from_there(tmp_path):
     assert CheckpointFolder(tmp_path).latest().step == 18
 
 
+def test_how_gradients_were_compressed_is_known_before_the_training_goes_on(tmp_path):
+    class Residual:
+        def __init__(self):
+            self.adopted = []
+
+        def adopt(self, state):
+            self.adopted.append(state)
+
+    fit(Trainer(build, optimizer="sgd", loss="mse", checkpoint_dir=tmp_path))
+    trainer = Trainer(build, optimizer="sgd", loss="mse", checkpoint_dir=tmp_path)
+    trainer._checkpoints._residual = residual = Residual()
+    trainer.resume()
+    assert residual.adopted == [None]  # One process had none.
+
+
 def test_a_checkpoint_keeps_its_learning_rate_and_says_so(tmp_path, caplog):
     def train(rate, **arguments):
         trainer = Trainer(build, optimizer=keras.optimizers.SGD(rate), checkpoint_dir=tmp_path)

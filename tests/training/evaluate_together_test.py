@@ -100,19 +100,63 @@ def test_the_validation_of_fit_is_shared_out_unless_its_batches_are_watched(watc
     validation = {"validation_data": (x, y, weights), "validation_batch_size": 4}
     options = {"batch_size": 3, "epochs": 1, "shuffle": False, "verbose": 0, **validation}
     expected = build().fit(x, y, **options).history
-    given, found = [], []
+    watches = np.array(watcher is BatchWatcher)
+    given, found = [watches], []
     for rank in range(2):
+        # What is gathered is whether batches are watched, and then what metrics add up to.
+        ranks, sums = Ranks(rank, 2, given), given[1:]
+        ranks.gather = lambda array, sums=sums: (
+            [watches, array] if array.dtype == bool else [*sums, given.append(array) or array]
+        )
         model, callback = build(), watcher()
-        with validating_together(model, Ranks(rank, 2, given)):
+        with validating_together(model, ranks):
             history = model.fit(x, y, callbacks=[callback], **options).history
         assert "evaluate" not in vars(model)
         found.append((history, callback.ends))
-    assert bool(given) == (watcher is Watcher)
+    assert (len(given) > 1) == (watcher is Watcher)
     for name, values in expected.items():
         np.testing.assert_allclose(found[-1][0][name], values, rtol=1e-5, err_msg=name)
     history, ends = found[-1]
     assert len(ends) == (1 if watcher is Watcher else 4)  # Of three batches, and the end.
     np.testing.assert_allclose(ends[-1]["loss"], history["val_loss"][0], rtol=1e-6)
+
+
+def test_where_one_rank_watches_batches_all_go_through_them():
+    x, y, _ = make(9)
+    model, asked = build(), []
+    ranks = Ranks(1, 2, asked)
+    ranks.gather = lambda array: [np.array(True), array]  # Rank 0 does.
+    with validating_together(model, ranks):
+        history = model.fit(x, y, validation_data=(x, y), epochs=2, verbose=0).history
+    np.testing.assert_allclose(
+        history["val_loss"][-1], model.evaluate(x, y, verbose=0)[0], rtol=1e-5
+    )
+
+
+def test_a_callback_that_is_a_function_watches_too():
+    x, y, _ = make(9)
+    model, heard = build(), []
+    watcher = keras.callbacks.LambdaCallback()
+    watcher.on_test_batch_end = lambda batch, logs=None: heard.append(batch)
+    with validating_together(model, Ranks(1, 2, [np.array(False)])):
+        model.fit(x, y, validation_data=(x, y), callbacks=[watcher], verbose=0)
+    assert heard == [0]
+
+
+def test_an_evaluation_by_a_callback_is_that_of_keras():
+    class Evaluating(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            found.append(self.model.evaluate(x, y, 4, verbose=0))
+            found.append(self.model.evaluate(x=x, y=y, verbose=0, callbacks=[]))
+
+    x, y, _ = make(9)
+    model, found, given = build(), [], []
+    with validating_together(model, Ranks(0, 2, given)):
+        model.fit(x, y, callbacks=[Evaluating()], verbose=0)
+    assert not given
+    expected = model.evaluate(x, y, verbose=0)
+    for each in found:
+        np.testing.assert_allclose(each[:3], expected[:3], rtol=1e-5)
 
 
 def test_validation_that_comes_in_batches_is_gone_through_by_each():

@@ -190,7 +190,7 @@ def _sum_buckets(
     """Returns the sums of tensors that are summed in buckets, each as one vector."""
     sums: list[Any] = []
     for index, bucket in enumerate(buckets):
-        # NCCL needs one order on all ranks; on CPUs several are under way at once.
+        # NCCL needs one order on all ranks.
         waits_for = sums[-1:] if tf.config.list_logical_devices("GPU") else []
         with tf.control_dependencies(waits_for):
             flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in bucket], 0)

@@ -6,11 +6,13 @@ graph's executor runs the copies side by side. So the model is a plain one, with
 distributions don't run on TensorFlow.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
@@ -59,7 +61,7 @@ class DeviceReplicas:
     ) -> tuple[list[Any], list[Any], list[Any]]:
         """Returns the sums of what all devices compute."""
         parts, num_rows = self._divide(batch)
-        seconds: list[Any] = [0.0] * len(self.devices)
+        seconds: list[Any] = [tf.zeros((), tf.float64)] * len(self.devices)
         begun = []
         for rank, (device, rows) in enumerate(zip(self.devices, parts, strict=True)):
             with self._timing(seconds, rank, rows) as ends, tf.device(device):
@@ -110,16 +112,26 @@ class DeviceReplicas:
             yield ends
             return
         known = [each for each in keras.tree.flatten(starts) if isinstance(each, tf.Tensor)]
-        with tf.device("CPU:0"), tf.control_dependencies(known):
-            begin = tf.timestamp()
+        begin = _read_clock(known)
         with tf.control_dependencies([begin]):
             yield ends
-        with tf.device("CPU:0"), tf.control_dependencies(ends):
-            seconds[rank] += tf.timestamp() - begin
+        seconds[rank] += _read_clock(ends) - begin
 
     def _add(self, parts: Sequence[Sequence[Any]]) -> list[Any]:
         with tf.device(self.devices[0]):
             return [tf.add_n(tensors) for tensors in zip(*parts, strict=True)]
+
+
+def _read_clock(after: Sequence[Any]) -> Any:
+    """Returns the time once tensors are known, in seconds.
+
+    `tf.timestamp` has a state, as TensorFlow sees it, and devices would wait for each other's.
+    """
+    with tf.device("CPU:0"), tf.control_dependencies(after):
+        some = tf.reshape(after[0], [-1])[:1]  # Of what depends on nothing it would be a constant.
+        return tf.numpy_function(
+            lambda _: np.float64(time.perf_counter()), [some], tf.float64, stateful=False
+        )
 
 
 def _find_devices(strategy: Any) -> list[str]:

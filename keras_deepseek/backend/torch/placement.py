@@ -40,8 +40,9 @@ class DeviceReplicas:
     """Copies of a step on devices of this process, each with its share of a batch's rows.
 
     The variables stay on the first one, which makes the update; Keras's operations bring them to
-    the device that they run on, and the backward pass brings gradients back. Accelerators run
-    while the next device is told what to do, and a CPU while it is told: it should stand last.
+    the device that they run on, and the backward pass brings gradients back. How far accelerators
+    overlap has not been measured: what one reads of another waits for what that has to do. A CPU
+    computes while it is told what to, and should stand last.
 
     Args:
         devices: list of strings. Their names, as in `"gpu:0"`.
@@ -79,11 +80,12 @@ class DeviceReplicas:
                 rows = _move(batch, slice(cuts[rank], cuts[rank + 1]), _torch_device(device))
                 begun.append(compute(rank, rows))
         scalars = self._add([scalars for scalars, _ in begun])
+        # All wait for the sums, before any device has more to do.
+        known = [[each.to(_torch_device(device)) for each in scalars] for device in self.devices]
         found = []
-        for device, watch, (_, finish) in zip(self.devices, watches, begun, strict=True):
+        for rank, (device, watch) in enumerate(zip(self.devices, watches, strict=True)):
             with keras.device(device), watch.timing():
-                known = [each.to(_torch_device(device)) for each in scalars]
-                found.append(finish(known, None))
+                found.append(begun[rank][1](known[rank], None))
         counts, gradients = map(self._add, zip(*found, strict=True))
         self._last = cuts[1:] - cuts[:-1], watches
         return scalars, counts, gradients

@@ -118,7 +118,7 @@ class TorchProcesses:
         sums = self._sums
         sums.start(compression)
         with LostPeers("sum the gradients"):
-            self._check_shapes(sums.shapes)
+            self._check_shapes([*sums.shapes, (str(kind),)])  # What is sent differs by it.
         # An error of the backward pass is one, and no peer's that is lost.
         more, gradients = finish(found, sums.receive)
         for index in reversed(range(len(gradients))):

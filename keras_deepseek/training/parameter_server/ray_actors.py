@@ -81,6 +81,7 @@ def _start(ray: Any, address: str | None, num_actors: int) -> None:
     if address is None:
         # Processes, not processors: a machine with fewer of these runs them in turns.
         ray.init(
+            address="local",  # By itself Ray asks for a cluster that has run here once.
             num_cpus=num_actors,
             include_dashboard=False,
             logging_level="ERROR",

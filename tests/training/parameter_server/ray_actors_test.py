@@ -46,3 +46,4 @@ def test_a_cluster_of_its_own_listens_on_loopback_alone(monkeypatch):
     assert arguments["_node_ip_address"] == "127.0.0.1"
     assert arguments["include_dashboard"] is False
     assert arguments["num_cpus"] == 3
+    assert arguments["address"] == "local"  # Else Ray looks for one that has run here before.
