@@ -13,7 +13,7 @@ process of a machine in shared memory, so that they are not among its megabytes;
 that does nothing, there and back, is named instead.
 
     KERAS_BACKEND=torch python benchmarks/parameter_server.py [--workers 3] [--slowness 1 4]
-        [--rates 0.001 0.002] [--rounds 1] [--json RESULT.json] [--quick]
+        [--rates 0.001 0.002] [--rounds 5] [--json RESULT.json] [--quick]
 """
 
 import json
