@@ -162,6 +162,21 @@ class OneProcess:
         return list(wishes)
 
 
+class LocalReplicas:
+    """What copies of a step on devices of this process need no engine for."""
+
+    is_compilable = False
+    """A compiler compiles for one device."""
+
+    def own_random_numbers(self) -> AbstractContextManager[None]:
+        """Does nothing: the copies draw one after the other, or by seeds of their own."""
+        return nullcontext()
+
+    def count(self, num_rows: Any) -> Any:
+        """Returns the number of the rows of all, a scalar."""
+        return num_rows
+
+
 def check_place(engine: str, found: tuple[int, int], asked: tuple[int, int]) -> None:
     """Raises an error where an engine that runs already does so in another place.
 
@@ -215,6 +230,30 @@ def lost_peer_error(purpose: str, engine: str, error: BaseException) -> PeerLost
         f"This process could not {purpose}: another one has ended, or does not answer. The first "
         f"error in the logs of all says why. {engine}: {cause}"
     )
+
+
+class NamingLostPeers(AbstractContextManager["NamingLostPeers"]):
+    """Says in our words that a process is gone, where an engine finds it.
+
+    Args:
+        purpose: string. What can't be done then.
+    """
+
+    engine: str
+    """The name of the engine."""
+
+    def __init__(self, purpose: str) -> None:
+        self._purpose = purpose
+
+    @staticmethod
+    def is_of_peer(error: BaseException) -> bool:
+        """Returns whether an error of the engine may be about another process."""
+        raise NotImplementedError
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Raises `PeerLostError` in the place of what the engine has raised."""
+        if error is not None and self.is_of_peer(error):
+            raise lost_peer_error(self._purpose, self.engine, error) from error
 
 
 def ask_rank_0(processes: Processes, function: "Callable[[], Result]") -> "Result":

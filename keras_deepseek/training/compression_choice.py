@@ -55,18 +55,13 @@ def choose_compression(shapes: Sequence[Sequence[int]], processes: Processes) ->
     _logger.info(
         "gradient_compression='auto': to sum %.1f M numbers of gradients takes %s. Taken: %s.",
         1e-6 * sum(map(math.prod, sample)),
-        ", ".join(f"{name_compression(kind)} {each:.3f} s" for kind, each in seconds.items()),
-        name_compression(chosen),
+        ", ".join(f"{_name(kind)} {each:.3f} s" for kind, each in seconds.items()),
+        _name(chosen),
     )
     return chosen
 
 
-def name_compression(kind: Kind | None) -> str:
-    """Returns the name of a compression for a log.
-
-    Args:
-        kind: `Kind`, or `None` for none.
-    """
+def _name(kind: Kind | None) -> str:
     return "float32" if kind is None else str(kind)
 
 

@@ -345,16 +345,7 @@ class TrainingStep:
         (num_rows, *scalars), (counts,), gradients = reduce(compute_part)
         num_scalars = len(found[0].scalars())
         states.write(scalars[num_scalars:], num_rows)
-        # What depends on the rows, as which expert is chosen, may differ by replica.
-        known = None
-        if not all(is_present) and backend.current().can_read_shapes(counts):
-            known = ops.convert_to_numpy(counts)
-        for index, gradient in enumerate(gradients):
-            if is_present[index] or (known is not None and known[index]):
-                continue
-            # What compression has left of earlier gradients is sent without one of this step, too.
-            if known is None or not np.any(ops.convert_to_numpy(gradient)):
-                gradients[index] = None
+        gradients = _without_absent(gradients, is_present, counts)
         return found[0].with_parts(scalars[:num_scalars], gradients), num_rows
 
     def _begin(
@@ -470,6 +461,29 @@ class TrainingStep:
             *model.optimizer.variables,
             *model.metrics_variables,
         ]
+
+
+def _without_absent(gradients: Sequence[Any], is_present: Sequence[bool], counts: Any) -> list[Any]:
+    """Returns the sums of gradients, and `None` for those that no replica has.
+
+    What depends on the rows, as which expert is chosen, may differ by replica.
+
+    Args:
+        gradients: Sums over all replicas.
+        is_present: Whether this process has one.
+        counts: Vector. How many replicas have one.
+    """
+    known = None
+    if not all(is_present) and backend.current().can_read_shapes(counts):
+        known = ops.convert_to_numpy(counts)
+
+    def is_absent(index: int) -> bool:
+        if is_present[index] or (known is not None and known[index]):
+            return False
+        # What compression has left of earlier gradients is sent without one of this step, too.
+        return known is None or not np.any(ops.convert_to_numpy(gradients[index]))
+
+    return [None if is_absent(index) else each for index, each in enumerate(gradients)]
 
 
 def _changing(receive: Receive | None, change: Callable[[int, Any], Any]) -> Receive | None:

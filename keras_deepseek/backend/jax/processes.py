@@ -15,7 +15,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.meeting import meet
-from keras_deepseek.backend.processes import Processes, RemoteReplicas, check_place, lost_peer_error
+from keras_deepseek.backend.processes import NamingLostPeers, Processes, RemoteReplicas, check_place
 
 
 def count_processes() -> int:
@@ -102,7 +102,7 @@ class JaxProcesses:
         """Returns the value of one rank, which can be pickled."""
         is_source = self.rank == source
         data = np.frombuffer(pickle.dumps(value), "uint8") if is_source else np.zeros(0, "uint8")
-        with _naming_lost_peers(f"get what rank {source} knows"):
+        with _LostPeers(f"get what rank {source} knows"):
             size = multihost_utils.broadcast_one_to_all(np.array(data.size), is_source)
             sent = data if is_source else np.zeros(int(size), "uint8")
             received = multihost_utils.broadcast_one_to_all(sent, is_source)
@@ -130,7 +130,7 @@ class JaxProcesses:
         before = self._wait(len(wishes))
         sharding = NamedSharding(self._mesh, PartitionSpec("rank"))
         own = np.array([wishes], "int32")
-        with _naming_lost_peers("agree on whether to stop"):
+        with _LostPeers("agree on whether to stop"):
             found = jax.make_array_from_process_local_data(
                 sharding, own, (self.world_size, len(wishes))
             )
@@ -146,13 +146,16 @@ class JaxProcesses:
         if self._waiting is None:
             return [False] * count
         found, self._waiting = self._waiting, None
-        with _naming_lost_peers("agree on whether to stop"):
+        with _LostPeers("agree on whether to stop"):
             return [bool(each) for each in np.asarray(found)]
 
 
-@contextmanager
-def _naming_lost_peers(purpose: str) -> Iterator[None]:
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        raise lost_peer_error(purpose, "JAX", error) from error
+class _LostPeers(NamingLostPeers):
+    """Says in our words that a process is gone, where JAX finds it."""
+
+    engine = "JAX"
+
+    @staticmethod
+    def is_of_peer(error: BaseException) -> bool:
+        """Returns whether an error of the engine may be about another process."""
+        return isinstance(error, jax.errors.JaxRuntimeError)

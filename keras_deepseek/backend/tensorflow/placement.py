@@ -8,7 +8,7 @@ distributions don't run on TensorFlow.
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -18,7 +18,7 @@ import tensorflow as tf
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.device_shares import DeviceShares
 from keras_deepseek.backend.keras_internals import Distribution
-from keras_deepseek.backend.processes import ComputePart, Replicas
+from keras_deepseek.backend.processes import ComputePart, LocalReplicas, Replicas
 
 
 def spread_over_devices(devices: Sequence[str] | None = None) -> Distribution | None:
@@ -34,7 +34,7 @@ def replicate_over_devices(strategy: Any) -> Replicas | None:
     return DeviceReplicas(devices) if len(devices) > 1 else None
 
 
-class DeviceReplicas:
+class DeviceReplicas(LocalReplicas):
     """Copies of a step on devices of this process.
 
     Args:
@@ -42,19 +42,9 @@ class DeviceReplicas:
         shares: `DeviceShares` of them in the rows of a batch. Defaults to `None`: equal ones.
     """
 
-    is_compilable = False  # XLA compiles for one device.
-
     def __init__(self, devices: Sequence[str], shares: DeviceShares | None = None) -> None:
         self.devices = list(devices)
         self._shares = shares
-
-    def own_random_numbers(self) -> AbstractContextManager[None]:
-        """Does nothing: layers of Keras draw by seeds of their own here."""
-        return nullcontext()
-
-    def count(self, num_rows: Any) -> Any:
-        """Returns the number of the rows of all, a scalar."""
-        return num_rows
 
     def sum(
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]

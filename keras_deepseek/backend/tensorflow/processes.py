@@ -25,11 +25,11 @@ from keras_deepseek.backend.gradient_compression import Compression
 from keras_deepseek.backend.meeting import meet
 from keras_deepseek.backend.processes import (
     ComputePart,
+    NamingLostPeers,
     Processes,
     RemoteReplicas,
     check_place,
     check_same_shapes,
-    lost_peer_error,
 )
 from keras_deepseek.backend.tensorflow.gradient_sums import Collectives
 
@@ -245,22 +245,16 @@ class TensorFlowProcesses:
         return first
 
 
-class LostPeers(contextlib.AbstractContextManager["LostPeers"]):
-    """Says in our words that a process is gone, where a collective operation finds it.
+class LostPeers(NamingLostPeers):
+    """Says in our words that a process is gone, where a collective operation finds it."""
 
-    Args:
-        purpose: string. What can't be done then.
-    """
+    engine = "TensorFlow"
 
-    def __init__(self, purpose: str) -> None:
-        self._purpose = purpose
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        """Raises `PeerLostError` in the place of what TensorFlow has raised."""
-        if not _joined or not isinstance(error, tf.errors.OpError):
-            return
-        if "ollective" in str(error):
-            raise lost_peer_error(self._purpose, "TensorFlow", error) from error
+    @staticmethod
+    def is_of_peer(error: BaseException) -> bool:
+        """Returns whether an error of the engine may be about another process."""
+        is_operation = bool(_joined) and isinstance(error, tf.errors.OpError)
+        return is_operation and "ollective" in str(error)
 
 
 def _read_place() -> tuple[int, int, str] | None:

@@ -1,6 +1,5 @@
 """The sums of gradients over processes, exact or compressed, while others are still computed."""
 
-import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -11,7 +10,7 @@ import torch.distributed as dist
 
 from keras_deepseek.backend.arrivals import Arrivals
 from keras_deepseek.backend.gradient_compression import Compression, LowRank
-from keras_deepseek.backend.processes import lost_peer_error
+from keras_deepseek.backend.processes import NamingLostPeers
 
 Bucket = list[tuple[int, slice]]
 """Gradients by their index, and the part of each that is summed together with the others."""
@@ -440,17 +439,12 @@ def _widen(rows: torch.Tensor) -> torch.Tensor:
     return rows[:, 2:].float().div_(heads)
 
 
-class LostPeers(contextlib.AbstractContextManager["LostPeers"]):
-    """Says in our words that a process is gone, where the engine finds it.
+class LostPeers(NamingLostPeers):
+    """Says in our words that a process is gone, where gloo or NCCL finds it."""
 
-    Args:
-        purpose: string. What can't be done then.
-    """
+    engine = "torch.distributed"
 
-    def __init__(self, purpose: str) -> None:
-        self._purpose = purpose
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        """Raises `PeerLostError` in the place of what gloo and NCCL raise."""
-        if isinstance(error, RuntimeError):
-            raise lost_peer_error(self._purpose, "torch.distributed", error) from error
+    @staticmethod
+    def is_of_peer(error: BaseException) -> bool:
+        """Returns whether an error of the engine may be about another process."""
+        return isinstance(error, RuntimeError)  # All that gloo and NCCL raise.

@@ -6,7 +6,7 @@ Keras's distributions don't run on PyTorch.
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -16,7 +16,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.device_shares import DeviceShares
 from keras_deepseek.backend.keras_internals import Distribution
-from keras_deepseek.backend.processes import ComputePart, Replicas
+from keras_deepseek.backend.processes import ComputePart, LocalReplicas, Replicas
 
 
 def spread_over_devices(devices: Sequence[str] | None = None) -> Distribution | None:
@@ -36,7 +36,7 @@ def replicate_over_devices(strategy: Any) -> Replicas | None:
     )
 
 
-class DeviceReplicas:
+class DeviceReplicas(LocalReplicas):
     """Copies of a step on devices of this process, each with its share of a batch's rows.
 
     The variables stay on the first one, which makes the update; Keras's operations bring them to
@@ -49,20 +49,10 @@ class DeviceReplicas:
         shares: `DeviceShares` of them in the rows of a batch.
     """
 
-    is_compilable = False
-
     def __init__(self, devices: Sequence[str], shares: DeviceShares) -> None:
         self.devices = list(devices)
         self._shares = shares
         self._last: tuple[Array, list[_Watch]] | None = None
-
-    def own_random_numbers(self) -> AbstractContextManager[None]:
-        """Does nothing: what one copy has drawn, the next doesn't draw again."""
-        return nullcontext()
-
-    def count(self, num_rows: Any) -> Any:
-        """Returns the number of the rows of all, a scalar."""
-        return num_rows
 
     def sum(
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
