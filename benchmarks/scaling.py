@@ -9,7 +9,7 @@ same processes:
   through Accelerate: as people run it, with a hook that sends bfloat16, and with smaller buckets;
   and PowerSGD of rank 4, which sends far less and is another descent, as `"low_rank"` is.
 - TensorFlow: likewise, against Keras's `fit` under `MultiWorkerMirroredStrategy`, mended.
-- JAX: `Trainer`, against Keras's `fit` under `DataParallel`.
+- JAX: likewise, against Keras's `fit` under `DataParallel`.
 
 With `--parts 4` each step adds up four such batches before anything is sent, on both sides. Where
 two workers were measured at two speeds, a model of the costs says what more accelerators would come
@@ -52,10 +52,11 @@ DDP, DDP_BF16, DDP_BF16_4MB, POWER_SGD = (
     "DDP, PowerSGD, rank 4",
 )
 OF_ACCELERATE = [DDP, DDP_BF16, DDP_BF16_4MB, POWER_SGD]
+OF_TRAINER = [OURS, OURS_BF16, OURS_FP16, OURS_RANK_4, OURS_RANK_8]
 WAYS = {
-    "torch": [ALONE, OURS, OURS_BF16, OURS_FP16, OURS_RANK_4, OURS_RANK_8, *OF_ACCELERATE],
-    "tensorflow": [ALONE, OURS, OURS_BF16, OURS_FP16, OURS_RANK_4, OURS_RANK_8, KERAS],
-    "jax": [OURS, KERAS],
+    "torch": [ALONE, *OF_TRAINER, *OF_ACCELERATE],
+    "tensorflow": [ALONE, *OF_TRAINER, KERAS],
+    "jax": [*OF_TRAINER, KERAS],
 }
 TARGETS = {
     "torch": [(DDP, 1.9), (DDP_BF16_4MB, 1.3), (POWER_SGD, 1.3)],

@@ -102,8 +102,6 @@ def make_ways(setting: dict[str, Any], rows: Rows, rank: int) -> dict[str, Calla
         import scaling_keras
 
         ways |= scaling_keras.make_ways(lambda: make_model(setting), rows, rank, setting)
-    if keras.backend.backend() == "jax":  # One program, whose compiler decides how it sums.
-        return ways
     kinds = {
         "bfloat16": "bfloat16",
         "float16": "float16",

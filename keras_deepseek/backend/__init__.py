@@ -110,12 +110,15 @@ class Backend(Protocol):
         """
 
     def make_train_step(
-        self, model: "keras.Model", step: "Callable[[Any], dict[str, Any]]"
+        self,
+        model: "keras.Model",
+        step: "Callable[[Any], dict[str, Any]]",
+        carried: "Callable[[], Sequence[keras.Variable]]" = list,
     ) -> "Callable[..., Any]":
         """Returns what Keras takes as the `train_step` of a model.
 
         `step` goes from the data of a batch to the logs, and assigns the variables of the model, of
-        its optimizer and its metrics.
+        its optimizer and its metrics, and those that `carried` returns.
         """
 
     def run_step(self, model: "keras.Model", batch: "Any") -> "dict[str, Any]":
@@ -133,13 +136,17 @@ class Backend(Protocol):
         Moving averages that have become the weights share theirs, which JAX does not take.
         """
 
-    def keep_state(
-        self, model: "keras.Model", train_function: "Callable[..., Any]"
+    def make_train_function(
+        self,
+        model: "keras.Model",
+        carried: "Callable[[], Sequence[keras.Variable]]",
+        *,
+        force: bool,
     ) -> "Callable[..., Any]":
-        """Returns a compiled training function after whose errors a model still has its variables.
+        """Returns what Keras makes of the `train_step` of a model, and keeps in it.
 
-        `train_function` is what Keras has made of a `train_step`. On JAX a model has no values
-        while it trains.
+        `carried` returns further variables that the step assigns. After an error the model still
+        has its variables: on JAX it has no values while it trains.
         """
 
     def run_before_step(

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+import keras
+
 from keras_deepseek.artifacts.errors import InvalidInputError, KerasDeepSeekError, PeerLostError
+from keras_deepseek.backend.host_values import read_values
 
 if TYPE_CHECKING:
-    import keras
-
     from keras_deepseek.artifacts.signature import Array
     from keras_deepseek.backend.gradient_compression import Compression
 
@@ -73,6 +74,25 @@ class Replicas(Protocol):
 class RemoteReplicas(Replicas, Protocol):
     """Replicas of which each has a process, and a link to the others."""
 
+    def own_variable(self, value: "Array", name: str) -> "keras.Variable":
+        """Returns a float32 variable of which each replica has a value of its own.
+
+        Args:
+            value: Vector. The value that it begins with, the same on all.
+            name: string. The name of the variable.
+        """
+
+    def read_own(self, variable: "keras.Variable") -> "Array":
+        """Returns the values that the replicas of this process have of one of `own_variable`."""
+
+    def write_own(self, variable: "keras.Variable", value: "Array") -> None:
+        """Gives a variable of `own_variable` the values that `read_own` returned in this process.
+
+        Args:
+            variable: The variable.
+            value: Vector.
+        """
+
     def sum_compressed(
         self,
         compute: ComputePart,
@@ -106,7 +126,9 @@ class Processes(Protocol):
     rank: int
     world_size: int
     replicas: RemoteReplicas | None
-    """The copies of the model that reduce inside of the step; `None` where one program does."""
+    """The copies of the model that reduce inside of the step; `None` where there is one."""
+    is_one_program: bool
+    """Whether one program runs over the devices of all, and has the batches of all."""
 
     def broadcast(self, value: Any) -> Any:
         """Returns the value of rank 0, which can be pickled."""
@@ -137,6 +159,7 @@ class OneProcess:
     rank = 0
     world_size = 1
     replicas: RemoteReplicas | None = None
+    is_one_program = False
 
     def broadcast(self, value: Any) -> Any:
         """Returns the value."""
@@ -160,6 +183,29 @@ class OneProcess:
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
         """Returns the wishes: nobody else has any."""
         return list(wishes)
+
+
+class OneReplicaEach:
+    """What a process that is one replica needs no engine for."""
+
+    is_one_program = False
+
+    def own_variable(self, value: "Array", name: str) -> "keras.Variable":
+        """Returns a float32 variable: it is this process's own."""
+        return keras.Variable(value, dtype="float32", trainable=False, autocast=False, name=name)
+
+    def read_own(self, variable: "keras.Variable") -> "Array":
+        """Returns the value of a variable of `own_variable`."""
+        return read_values([variable])[0]
+
+    def write_own(self, variable: "keras.Variable", value: "Array") -> None:
+        """Gives a variable of `own_variable` a value.
+
+        Args:
+            variable: The variable.
+            value: Vector.
+        """
+        variable.assign(value)
 
 
 class LocalReplicas:

@@ -29,7 +29,9 @@ _MOST_WEIGHTS = 2**21
 _REPEATS = 3
 
 
-def choose_compression(shapes: Sequence[Sequence[int]], processes: Processes) -> Kind | None:
+def choose_compression(
+    shapes: Sequence[Sequence[int]], processes: Processes, replicas: RemoteReplicas
+) -> Kind | None:
     """Returns how gradients are to be compressed, `None` for not at all; all ranks call it.
 
     Some of them, made up, are summed in each way. Of two ways of about the same speed it is the
@@ -38,14 +40,15 @@ def choose_compression(shapes: Sequence[Sequence[int]], processes: Processes) ->
     Args:
         shapes: Those of the gradients.
         processes: `Processes` that train together.
+        replicas: `RemoteReplicas`, theirs.
 
     Raises:
         PeerLostError: Another process has ended, or does not answer.
     """
-    if processes.replicas is None or not shapes:
+    if not shapes:
         return None
     sample = _sample(shapes)
-    seconds = {kind: _time_sums(kind, sample, processes.replicas) for kind in _CHOICES}
+    seconds = {kind: _time_sums(kind, sample, replicas) for kind in _CHOICES}
     # Ranks may have measured differently.
     seconds = processes.broadcast(seconds)
     chosen = _CHOICES[0]
@@ -92,7 +95,7 @@ def _time_sums(
     variables = [keras.Variable(np.zeros(shape, "float32")) for shape in shapes]
     compression = None
     if kind is not None:
-        residual = keras.Variable(begin_residual(kind, shapes), trainable=False)
+        residual = replicas.own_variable(begin_residual(kind, shapes), "gradient_residual")
         compression = Compression(kind, residual, 1.0)
     one = ops.ones(())
 

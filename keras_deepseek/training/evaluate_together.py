@@ -89,7 +89,7 @@ def validating_together(model: keras.Model, processes: Processes) -> Iterator[No
         callbacks.on_test_end(logs)
         return logs
 
-    if processes.world_size == 1 or processes.replicas is None:
+    if processes.world_size == 1 or processes.is_one_program:
         yield
         return
     model.evaluate = evaluate
@@ -103,7 +103,7 @@ def _is_shared(model: keras.Model, data: Any, steps: int | None, processes: Proc
     """Returns whether each process is to take some of the batches."""
     return (
         processes.world_size > 1
-        and processes.replicas is not None  # Else one program has the rows of all.
+        and not processes.is_one_program  # It has the rows of all.
         and type(model).test_step is keras.Model.test_step
         and steps is None
         and all(getattr(array, "shape", ()) for array in _arrays(data))

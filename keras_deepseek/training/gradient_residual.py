@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
-from keras_deepseek.artifacts.errors import (
-    InvalidInputError,
-    NotSupportedError,
-    unknown_name_message,
-)
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.gradient_compression import (
     Compression,
@@ -21,8 +18,7 @@ from keras_deepseek.backend.gradient_compression import (
     LowRank,
     begin_residual,
 )
-from keras_deepseek.backend.host_values import read_values
-from keras_deepseek.backend.processes import Processes
+from keras_deepseek.backend.processes import Processes, RemoteReplicas
 from keras_deepseek.training.compression_choice import choose_compression
 
 _logger = logging.getLogger(__name__)
@@ -40,12 +36,16 @@ class GradientResidual:
         kind: `Kind` of compression, or `"auto"`: which of them, if any, is measured for the links
             that there are. A training that goes on keeps to what it had.
         processes: `Processes` that train together.
+        replicas: `RemoteReplicas`, theirs.
     """
 
-    def __init__(self, kind: Kind | Literal["auto"], processes: Processes) -> None:
+    def __init__(
+        self, kind: Kind | Literal["auto"], processes: Processes, replicas: RemoteReplicas
+    ) -> None:
         self._is_chosen = kind == _AUTO
         self._kind: Kind | None = kind
         self._processes = processes
+        self._replicas = replicas
         self._trained: list[int] = []
         self.variables: list[keras.Variable] = []
         """It, once the model is built: one variable for all gradients, or none."""
@@ -62,11 +62,9 @@ class GradientResidual:
         self._trained = ids
         if self._kind == _AUTO:
             shapes = [tuple(variable.shape) for variable in trained]
-            self._kind = choose_compression(shapes, self._processes)
+            self._kind = choose_compression(shapes, self._processes, self._replicas)
         self.variables = [
-            keras.Variable(
-                value, dtype="float32", trainable=False, autocast=False, name="gradient_residual"
-            )
+            self._replicas.own_variable(value, "gradient_residual")
             for value in self._begin(trained)
         ]
 
@@ -84,7 +82,9 @@ class GradientResidual:
         """Returns the residuals of all ranks, on each of them; all call it."""
         kind = self._kind
         return {
-            "values": [self._processes.gather(own) for own in read_values(self.variables)],
+            "values": [
+                self._processes.gather(self._replicas.read_own(own)) for own in self.variables
+            ],
             "kind": _LOW_RANK if isinstance(kind, LowRank) else kind,
             "rank": kind.rank if isinstance(kind, LowRank) else None,
         }
@@ -115,15 +115,17 @@ class GradientResidual:
         (residual,) = self.variables
         values = state["values"][0] if state and state["values"] else []
         shapes = [value.shape for value in values]
-        if shapes == [tuple(residual.shape)] * self._processes.world_size:
-            residual.assign(values[self._processes.rank])
+        own_shape = self._replicas.read_own(residual).shape
+        if shapes == [own_shape] * self._processes.world_size:
+            self._replicas.write_own(residual, values[self._processes.rank])
             return
-        residual.assign(self._begin(trained)[0])
+        begin = np.resize(self._begin(trained)[0], own_shape)  # For each device of its own.
+        self._replicas.write_own(residual, begin)
         _logger.warning(
             "The training goes on without what compression has taken from its gradients, which "
             "begins at zero: the checkpoint has it of %d processes, each %s, and here are %d, each "
             "%s.",
-            *(len(values), shapes[:1], self._processes.world_size, [tuple(residual.shape)]),
+            *(len(values), shapes[:1], self._processes.world_size, [own_shape]),
         )
 
     def _begin(self, trained: Sequence[keras.Variable]) -> list[Array]:
@@ -140,7 +142,6 @@ def make_residual(compression: Any, processes: Processes) -> GradientResidual | 
 
     Raises:
         InvalidInputError: There is no such compression, or there is one process.
-        NotSupportedError: The replicas are one program, whose compiler reduces.
     """
     if compression is None:
         return None
@@ -148,18 +149,12 @@ def make_residual(compression: Any, processes: Processes) -> GradientResidual | 
     known = (*_DTYPES, _LOW_RANK, _AUTO)
     if not isinstance(kind, LowRank) and kind not in known:
         raise InvalidInputError(unknown_name_message("gradient_compression", compression, known))
-    if kind == _AUTO and (processes.world_size == 1 or processes.replicas is None):
-        return None  # Nothing is sent here, or a compiler decides how.
-    if processes.world_size == 1:
+    if processes.replicas is not None:
+        return GradientResidual(kind, processes, processes.replicas)
+    if kind != _AUTO:
         raise InvalidInputError(
             f"gradient_compression={compression!r} is for gradients that are sent to other "
             "processes, and here is one that trains alone. Start several by keras-deepseek launch, "
             "with distributed_strategy='allreduce', or leave gradient_compression out."
         )
-    if processes.replicas is None:
-        raise NotSupportedError(
-            f"gradient_compression={compression!r} can't be had on {keras.backend.backend()}: one "
-            "program runs over the devices of all processes, and its compiler decides where and "
-            "how gradients are summed. Leave it out, or train on PyTorch or TensorFlow."
-        )
-    return GradientResidual(kind, processes)
+    return None  # Nothing is sent here.

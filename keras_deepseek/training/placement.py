@@ -40,6 +40,8 @@ class Placement:
         self.device: str | None = None
         self.distribution: Distribution | None = None
         self.devices: Replicas | None = None
+        self.has_own_distribution = isinstance(strategy, Distribution)
+        """Whether a user says how variables and batches are laid out."""
         if device_map:
             chosen = choose_devices(device_map, count_devices)
             self.device = chosen[0]

@@ -25,7 +25,7 @@ def predict_together(model: keras.Model, x: Any, processes: Processes, **options
         return model.predict(x, **options)
     if processes.rank > 0:
         options["verbose"] = 0
-    if processes.replicas is None:
+    if processes.is_one_program:
         with processes.whole_outputs(model):
             return model.predict(x, **options)
     arrays = keras.tree.flatten(x)

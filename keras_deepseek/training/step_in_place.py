@@ -1,6 +1,6 @@
 """A training step in the place of a model's own, for as long as it trains."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,8 @@ class StepInPlace:
         train_step: The step, as Keras takes it.
         prepare: Function that is called before the first step of a built model, and whose errors
             have nothing to do with a batch. Defaults to one that does nothing.
+        carried: Function to the variables that the step assigns beside those of the model, its
+            optimizer and its metrics. Defaults to one to none.
         is_compilable: boolean. Whether XLA can compile the step, where the model asks for that.
             Defaults to `True`.
         is_eager: boolean. Whether the step is a function of Python's, which nothing can compile.
@@ -30,6 +32,7 @@ class StepInPlace:
         model: keras.Model,
         train_step: Callable[..., Any],
         prepare: Callable[[], Any] = lambda: None,
+        carried: Callable[[], Sequence[keras.Variable]] = list,
         *,
         is_compilable: bool = True,
         is_eager: bool = False,
@@ -37,6 +40,7 @@ class StepInPlace:
         self._model = model
         self._train_step = train_step
         self._prepare = prepare
+        self._carried = carried
         self._is_compilable = is_compilable and not is_eager
         self._is_eager = is_eager
         self._compiled_for: Any = None
@@ -97,12 +101,10 @@ class StepInPlace:
             model.jit_compile = jit_compile and self._is_compilable
             model.run_eagerly = run_eagerly or self._is_eager
             try:
-                type(model).make_train_function(model, force=force)
+                function = backend.current().make_train_function(model, self._carried, force=force)
             finally:
                 model.jit_compile, model.run_eagerly = jit_compile, run_eagerly
-            model.train_function = self._count(
-                backend.current().keep_state(model, model.train_function)
-            )
+            model.train_function = self._count(function)
             self._compiled_for = self._now()
         return model.train_function
 

@@ -1,7 +1,7 @@
 """What the arguments of a trainer make of each step."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -75,6 +75,7 @@ class StepPlan:
                 "`remat`": bool(remat),
                 "the trainer's own": is_own_compute,
                 "other processes": replicas is not None,
+                "`gradient_compression`": residual is not None,
                 "several devices": devices is not None,
             }
             _refuse_own_step(model, [name for name, is_asked in asked.items() if is_asked])
@@ -192,6 +193,7 @@ class StepPlan:
         """Returns what takes the place of the model's training step."""
         model, train_step = self._model, self._model.train_step
         prepare: Callable[[], Any] = list
+        carried: Callable[[], Sequence[keras.Variable]] = list
         if self._served is not None:  # The workers have the precision, and the model's layers.
             return StepInPlace(
                 model,
@@ -199,12 +201,13 @@ class StepPlan:
                 is_eager=True,
             )
         if not own_train_step(model):
-            train_step = backend.current().make_train_step(model, self._training_step)
-            prepare = self._training_step.prepare
+            prepare, carried = self._training_step.prepare, self._training_step.carried
+            train_step = backend.current().make_train_step(model, self._training_step, carried)
         return StepInPlace(
             model,
             self._in_precision(train_step),
             self._in_precision(prepare),
+            carried,
             is_compilable=is_compilable,
         )
 

@@ -53,7 +53,7 @@ def own_share(processes: Processes) -> tuple[int, int]:
     Args:
         processes: `Processes`. Where one program runs over the devices of all, each has all rows.
     """
-    return (0, 1) if processes.replicas is None else (processes.rank, processes.world_size)
+    return (0, 1) if processes.is_one_program else (processes.rank, processes.world_size)
 
 
 @contextmanager

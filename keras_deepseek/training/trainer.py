@@ -49,6 +49,7 @@ from keras_deepseek.training.rematerialization import Remat
 from keras_deepseek.training.step_guard import Action, StepGuard
 from keras_deepseek.training.step_loop import Step, make_steps
 from keras_deepseek.training.step_plan import StepPlan
+from keras_deepseek.training.step_replicas import find_replicas
 from keras_deepseek.training.streamed_training import feed
 from keras_deepseek.training.training_state import write_weights
 from keras_deepseek.training.trials import Trials
@@ -118,10 +119,10 @@ class Trainer(Trials):
         coordinator: string. `HOST:PORT` of the process with rank 0. Defaults to `None`, as for
             `world_size`.
         gradient_compression: How gradients are made smaller between the processes of an
-            `"allreduce"`, on PyTorch and TensorFlow: `"bfloat16"` or `"float16"` halve the bytes,
-            `"low_rank"`, or a `LowRank`, sends few hundredths. What is left out of a gradient is
-            added to the next one. `"auto"` measures which of them, if any, suits the links, and
-            logs it. Defaults to `None`: they are sent in float32.
+            `"allreduce"`: `"bfloat16"` or `"float16"` halve the bytes, `"low_rank"`, or a
+            `LowRank`, sends few hundredths. What is left out of a gradient is added to the next
+            one. `"auto"` measures which of them, if any, suits the links, and logs it. Defaults to
+            `None`: they are sent in float32.
         callbacks: Keras callback, or iterable of them. Defaults to `None`.
         run_record: string or path. A file to record the run in, see `artifacts.RunRecord`. Defaults
             to `None`, no record.
@@ -191,7 +192,8 @@ class Trainer(Trials):
         self._chief = None if settings is None else Chief(settings, self.cluster)
         self._processes = self._chief or start_processes(self.cluster)
         residual = make_residual(gradient_compression, self._processes)
-        local_rank = self.cluster.local_rank if self._processes.replicas else None
+        is_one_device = self._processes.world_size > 1 and not self._processes.is_one_program
+        local_rank = self.cluster.local_rank if is_one_device else None
         self._placement = Placement(device_map, strategy, local_rank)
         self.policy = training_policy(precision, fp16_enabled, self._placement.kind)
         self._checkpoints = None
@@ -238,7 +240,12 @@ class Trainer(Trials):
                 guard=guard,
                 remat=remat,
                 checkpoints=self._checkpoints,
-                replicas=self._processes.replicas,
+                replicas=find_replicas(
+                    self.model,
+                    self._processes,
+                    self._placement,
+                    is_compressed=residual is not None,
+                ),
                 devices=self._placement.devices,
                 residual=residual,
                 served=served,

@@ -231,6 +231,10 @@ class TrainingStep:
         if self._residual is not None:
             self._residual.prepare(self._model.trainable_variables)
 
+    def carried(self) -> list[keras.Variable]:
+        """Returns the variables that steps assign, and Keras knows nothing of."""
+        return [] if self._residual is None else self._residual.variables
+
     def find_blocks(self) -> list[keras.Layer]:
         """Returns the layers that are computed anew for the backward pass.
 

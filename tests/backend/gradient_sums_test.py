@@ -3,16 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "gradient_sums.py"
 TIMEOUT = 300
 WORLD_SIZE = 2
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() == "jax", reason="One program sums there, and its compiler says how."
-)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek.backend.keras_training import (
+    NestedScope,
     add_metric,
     batch_states,
     block_states,
@@ -17,7 +18,6 @@ from keras_deepseek.backend.keras_training import (
     exclude_from_decay,
     hearing_metrics,
     lent_train_step,
-    nested_stateless_scope,
     optimized_variables,
     optimizer_recipe,
     output_masks,
@@ -46,7 +46,7 @@ def test_a_scope_inside_another_sees_what_that_one_has_set():
     second = keras.Variable(2.0, trainable=False)
     with keras.StatelessScope([(first, ops.convert_to_tensor(10.0))]) as outer:
         first.assign(11.0)
-        with nested_stateless_scope([(second, ops.convert_to_tensor(20.0))]) as inner:
+        with NestedScope([(second, ops.convert_to_tensor(20.0))]) as inner:
             assert float(ops.convert_to_numpy(first.value)) == 11.0
             second.assign(first + second)
         assert float(inner.get_current_value(second)) == 31.0

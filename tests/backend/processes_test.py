@@ -15,9 +15,6 @@ from keras_deepseek.backend.processes import lost_peer_error
 ORACLE = Path(__file__).parents[1] / "oracles" / "all_reduce.py"
 TIMEOUT = 300
 WORLD_SIZE = 2
-COMPRESSES = pytest.mark.skipif(
-    keras.backend.backend() == "jax", reason="One program sums there, and its compiler says how."
-)
 
 
 def run(command, **environment):
@@ -69,7 +66,6 @@ def test_ranks_hear_of_each_other(trained):
         np.testing.assert_array_equal(rank["wishes"], expected)
 
 
-@COMPRESSES
 @pytest.mark.parametrize("way", ["reduced in bfloat16", "in low rank"])
 def test_a_training_with_compressed_gradients_is_resumed_to_the_bit(trained, way):
     for rank in trained[1:]:

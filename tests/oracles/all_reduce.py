@@ -71,11 +71,6 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def sends_gradients() -> bool:
-    """Returns whether replicas send each other gradients, and could round them."""
-    return "WORLD_SIZE" in os.environ and keras.backend.backend() != "jax"
-
-
 def build() -> keras.Model:  # By the seed of the trainer: however many processes there are.
     hidden = keras.layers.Dense(16, activation="tanh", kernel_regularizer="l2")
     return keras.Sequential([keras.Input((6,)), hidden, keras.layers.Dense(3)])
@@ -97,7 +92,7 @@ def make(way: str) -> Trainer:
         given["checkpoint_dir"] = given["checkpoint_dir"]()  # Rank 0 alone uses its own.
     reduction = given.pop("reduction", "sum_over_batch_size")
     given.pop("x", None)
-    if not sends_gradients():
+    if "WORLD_SIZE" not in os.environ:  # To whom it could send gradients.
         given.pop("gradient_compression", None)
     return Trainer(
         build_for_tokens if given.pop("y", None) is not None else build,

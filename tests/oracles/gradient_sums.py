@@ -19,14 +19,14 @@ KINDS: dict[str, Kind] = {"bfloat16": "bfloat16", "float16": "float16", "low ran
 
 
 def compress_gradients(
-    replicas: RemoteReplicas, rank: int, name: str, kind: Kind
+    replicas: RemoteReplicas, rank: int, world_size: int, name: str, kind: Kind
 ) -> dict[str, Any]:
     """Returns what 16 sums of compressed gradients add up to, and what one rank knows of it."""
     rng = np.random.default_rng(rank)
     # In several buckets, of which one has odd and unequal parts.
     shapes = [(1_100_001,), (6,), (3, 6), (40, 3, 25), (30, 50)]
     size = sum(int(np.prod(shape)) for shape in shapes)
-    residual = keras.Variable(begin_residual(kind, shapes), trainable=False)
+    residual = replicas.own_variable(begin_residual(kind, shapes), "residual")
     variables = [keras.Variable(np.zeros(shape, "float32")) for shape in shapes]
     compression = Compression(kind, residual, 4.0)
     summed, given = np.zeros(size), np.zeros(size)
@@ -44,7 +44,7 @@ def compress_gradients(
         (count,), (counts,), sums, keep = replicas.sum_compressed(
             lambda rank, batch: ([keras.ops.ones(())], finish), None, variables, compression
         )
-        assert [float(count), float(counts)] == [replicas.world_size, replicas.world_size**2]
+        assert [float(count), float(counts)] == [world_size, world_size**2]
         if is_kept:
             keep()
         assert [tuple(each.shape) for each in sums] == shapes
@@ -55,7 +55,7 @@ def compress_gradients(
         gradients[1] *= 1e-12  # Beside others float16 has nothing so small.
         given += flatten(gradients)
         summed += add(gradients)
-    before = keras.ops.convert_to_numpy(residual)
+    before = replicas.read_own(residual)
     large = [np.full(shape, 3e38 / 4, "float32") for shape in shapes]
     largest = add(large, is_kept=False)
     bad = [gradient.copy() for gradient in gradients]
@@ -64,7 +64,7 @@ def compress_gradients(
         f"{name}/summed": summed,
         f"{name}/given": given,
         f"{name}/residual": before[:size],
-        f"{name}/is left alone": np.array_equal(before, keras.ops.convert_to_numpy(residual)),
+        f"{name}/is left alone": np.array_equal(before, replicas.read_own(residual)),
         f"{name}/largest": largest[-7_919:],
         f"{name}/bad": np.isfinite(add(bad, is_kept=False)[:4_500]),
     }
@@ -75,7 +75,9 @@ def main() -> None:
     assert processes.replicas is not None
     found: dict[str, Any] = {}
     for name, kind in KINDS.items():
-        found |= compress_gradients(processes.replicas, processes.rank, name, kind)
+        found |= compress_gradients(
+            processes.replicas, processes.rank, processes.world_size, name, kind
+        )
     np.savez(Path(sys.argv[1]) / f"{processes.rank}.npz", **found)
 
 

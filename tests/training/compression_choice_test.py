@@ -5,20 +5,19 @@ import pytest
 from keras import ops
 
 from keras_deepseek.backend.gradient_compression import LowRank
-from keras_deepseek.backend.processes import OneProcess
+from keras_deepseek.backend.processes import OneProcess, OneReplicaEach
 from keras_deepseek.training import compression_choice
 from keras_deepseek.training.compression_choice import choose_compression
 
 SHAPES = [(40, 300), (300,), (300, 50)]
 
 
-class SlowLink(OneProcess):
+class SlowLink(OneReplicaEach, OneProcess):
     """Two processes that take so many seconds for the sums of each kind, by their own clock."""
 
     world_size = 2
 
     def __init__(self, seconds):
-        self.replicas = self
         self.seconds = dict(zip((None, "bfloat16", LowRank()), seconds, strict=True))
         self.now = 0.0
         self.shapes = []
@@ -45,7 +44,7 @@ def choose(monkeypatch, caplog):
         link = SlowLink(seconds)
         monkeypatch.setattr(compression_choice.time, "perf_counter", lambda: link.now)
         with caplog.at_level(logging.INFO):
-            return choose_compression(shapes, link), link.shapes
+            return choose_compression(shapes, link, link), link.shapes
 
     return choose
 
@@ -87,5 +86,5 @@ def test_the_largest_gradients_are_summed_or_a_part_of_one(choose, shapes, sampl
 
 
 def test_nothing_is_measured_where_nothing_is_sent():
-    assert choose_compression(SHAPES, OneProcess()) is None
-    assert choose_compression([], SlowLink((1.0, 1.0, 1.0))) is None
+    link = SlowLink((1.0, 1.0, 1.0))
+    assert choose_compression([], link, link) is None

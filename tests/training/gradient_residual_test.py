@@ -2,14 +2,14 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.gradient_compression import LowRank
-from keras_deepseek.backend.processes import OneProcess
+from keras_deepseek.backend.processes import OneProcess, OneReplicaEach
 from keras_deepseek.training import Trainer, gradient_residual
 from keras_deepseek.training.gradient_residual import GradientResidual, make_residual
 
 
-class Pair(OneProcess):
+class Pair(OneReplicaEach, OneProcess):
     """One of two processes of which the other knows the same, and twice as much."""
 
     rank = 1
@@ -30,7 +30,7 @@ def read(residual):
 
 def test_it_is_as_long_as_all_gradients_and_made_anew_for_other_weights():
     trained = weights()
-    residual = GradientResidual("bfloat16", Pair())
+    residual = GradientResidual("bfloat16", Pair(), Pair())
     residual.prepare(trained)
     (variable,) = residual.variables
     assert (tuple(variable.shape), variable.dtype, variable.trainable) == ((11,), "float32", False)
@@ -49,11 +49,11 @@ def test_it_is_as_long_as_all_gradients_and_made_anew_for_other_weights():
 
 def test_each_rank_gets_back_its_own():
     trained = weights()
-    residual = GradientResidual("float16", Pair())
+    residual = GradientResidual("float16", Pair(), Pair())
     residual.prepare(trained)
     residual.variables[0].assign(np.arange(11.0))
     state = residual.read()
-    other = GradientResidual("bfloat16", Pair())
+    other = GradientResidual("bfloat16", Pair(), Pair())
     other.write(trained, state)
     np.testing.assert_array_equal(read(other), 2.0 * np.arange(11.0))
     assert other.compression(1.0).kind == "bfloat16"  # As it was asked for.
@@ -70,7 +70,7 @@ def test_each_rank_gets_back_its_own():
     ids=["none before", "one process", "three processes", "other weights"],
 )
 def test_what_does_not_fit_is_forgotten_and_the_log_says_so(state, caplog):
-    residual = GradientResidual("bfloat16", Pair())
+    residual = GradientResidual("bfloat16", Pair(), Pair())
     trained = weights()
     residual.prepare(trained)
     residual.variables[0].assign(np.arange(11.0))
@@ -89,17 +89,13 @@ def test_it_is_refused_where_nothing_is_sent():
         make("bfloat16")
     with pytest.raises(InvalidInputError, match="did you mean 'bfloat16'"):
         make("bfloat")
-    with pytest.raises(NotSupportedError, match="its compiler decides where"):
-        make_residual("bfloat16", Pair())
-    with pytest.raises(NotSupportedError, match="LowRank"):
-        make_residual(LowRank(2), Pair())
     with pytest.raises(InvalidInputError, match="`rank` must be a positive integer"):
         LowRank(0)
 
 
 def test_a_new_one_holds_the_factors_of_low_rank():
     trained = [keras.Variable(np.ones((8, 40), "float32")), *weights()]
-    residual = GradientResidual(LowRank(1), Pair())
+    residual = GradientResidual(LowRank(1), Pair(), Pair())
     residual.prepare(trained)
     begun = read(residual)
     assert begun.shape == (320 + 11 + 40,)
@@ -113,22 +109,21 @@ def test_a_new_one_holds_the_factors_of_low_rank():
 def test_what_was_measured_is_kept_to_by_a_training_that_goes_on(monkeypatch, chosen):
     trained = [keras.Variable(np.ones((20, 40), "float32")), *weights()]
     monkeypatch.setattr(gradient_residual, "choose_compression", lambda *_: chosen)
-    residual = GradientResidual("auto", Pair())
+    residual = GradientResidual("auto", Pair(), Pair())
     residual.prepare(trained)
     state = residual.read()
     monkeypatch.setattr(gradient_residual, "choose_compression", lambda *_: "float16")
-    other = GradientResidual("auto", Pair())
+    other = GradientResidual("auto", Pair(), Pair())
     other.write(trained, state)
     if chosen is None:
         assert (other.variables, other.compression(1.0)) == ([], None)
     else:
         assert other.compression(1.0).kind == chosen
         np.testing.assert_array_equal(read(other), 2.0 * read(residual))
-    begun = GradientResidual("auto", Pair())
+    begun = GradientResidual("auto", Pair(), Pair())
     begun.write(trained, None)
     assert begun.compression(1.0).kind == "float16"
 
 
 def test_to_choose_is_no_error_where_nothing_is_sent():
     assert make_residual("auto", OneProcess()) is None
-    assert make_residual("auto", Pair()) is None  # One program over both.

@@ -37,7 +37,7 @@ from keras_deepseek.backend.jax.task_cluster import connect_tasks, serve_task
 from keras_deepseek.backend.jax.tracing import can_read_shapes, read_array, read_integer
 from keras_deepseek.backend.jax.training import (
     ends_data,
-    keep_state,
+    make_train_function,
     make_train_step,
     run_before_step,
     run_step,
@@ -72,7 +72,7 @@ __all__ = [
     "global_norm",
     "is_out_of_memory",
     "join_processes",
-    "keep_state",
+    "make_train_function",
     "make_train_step",
     "place_batch",
     "place_variables",

@@ -9,7 +9,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_training import nested_stateless_scope, split_floats
+from keras_deepseek.backend.keras_training import NestedScope, split_floats
 from keras_deepseek.backend.loss_means import declare_mean_over, hearing_means
 
 
@@ -43,7 +43,7 @@ def differentiate(
     tangents: list[bool] = []
 
     def run(values: list[jax.Array]) -> tuple[jax.Array, Any]:
-        with nested_stateless_scope([*zip(variables, values, strict=True), *kept]) as scope:
+        with NestedScope([*zip(variables, values, strict=True), *kept]) as scope:
             scalar, others = compute()
         others = others, [scope.get_current_value(state) for state in states]
         return _hear_tangents(scalar, tangents), others
@@ -97,7 +97,7 @@ def rematerialize(
 
         def compute(floats: list[jax.Array], values: list[jax.Array]) -> Any:
             with (
-                nested_stateless_scope(zip(states, values, strict=True)) as scope,
+                NestedScope(zip(states, values, strict=True)) as scope,
                 hearing_means() as means,
             ):
                 given, named = put(floats)

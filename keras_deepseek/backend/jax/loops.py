@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import keras
 
-from keras_deepseek.backend.keras_training import nested_stateless_scope
+from keras_deepseek.backend.keras_training import NestedScope
 
 
 def repeat(
@@ -19,7 +19,7 @@ def repeat(
 
     def run(index: Any, carried: Any) -> Any:
         state, values = carried
-        with nested_stateless_scope(zip(variables, values, strict=True)) as scope:
+        with NestedScope(zip(variables, values, strict=True)) as scope:
             state = tuple(body(index, *state))
         return state, [scope.get_current_value(variable) for variable in variables]
 
@@ -37,7 +37,7 @@ def run_if(
     values = [variable.value for variable in variables]
 
     def run() -> list[jax.Array]:
-        with nested_stateless_scope(zip(variables, values, strict=True)) as scope:
+        with NestedScope(zip(variables, values, strict=True)) as scope:
             function()
         return [scope.get_current_value(variable) for variable in variables]
 

@@ -9,7 +9,7 @@ import jax
 import keras
 from jax.extend.core import Literal
 
-from keras_deepseek.backend.keras_training import nested_stateless_scope
+from keras_deepseek.backend.keras_training import NestedScope
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -37,7 +37,7 @@ def count_kept_bytes(
     own = [(state, state.value) for state in states]
 
     def run(values: list[jax.Array]) -> Any:
-        with nested_stateless_scope([*zip(variables, values, strict=True), *own]):
+        with NestedScope([*zip(variables, values, strict=True), *own]):
             return compute()
 
     def make_backward(values: list[jax.Array]) -> Any:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.jax.replicas import JaxReplicas
 from keras_deepseek.backend.meeting import meet
 from keras_deepseek.backend.processes import NamingLostPeers, Processes, RemoteReplicas, check_place
 
@@ -62,11 +63,12 @@ def join_processes(
 class JaxProcesses:
     """The processes of `jax.distributed`: each runs the same program over the devices of all."""
 
-    replicas: RemoteReplicas | None = None
+    is_one_program = True
 
     def __init__(self) -> None:
         self.rank = jax.process_index()
         self.world_size = jax.process_count()
+        self.replicas: RemoteReplicas | None = JaxReplicas()
         self._waiting: jax.Array | None = None
         # One device of each process, so that each says its wish once.
         firsts = [

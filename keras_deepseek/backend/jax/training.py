@@ -1,6 +1,7 @@
 """One step of training, as Keras's loop on JAX takes it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -17,16 +18,21 @@ _GROUPS = (
 
 
 def make_train_step(
-    model: keras.Model, step: Callable[[Any], dict[str, Any]]
+    model: keras.Model,
+    step: Callable[[Any], dict[str, Any]],
+    carried: Callable[[], Sequence[keras.Variable]] = list,
 ) -> Callable[..., Any]:
-    """Returns what Keras takes as the `train_step` of a model."""
+    """Returns what Keras takes as the `train_step` of a model.
+
+    What is carried stands behind the metrics: see `make_train_function`.
+    """
 
     def train_step(state: Any, data: Any) -> Any:
         groups = (
             model.trainable_variables,
             model.non_trainable_variables,
             model.optimizer.variables,
-            model.metrics_variables,
+            [*model.metrics_variables, *carried()],
         )
         mapping = [
             pair
@@ -66,19 +72,52 @@ def separate_variables(model: keras.Model) -> None:
         seen.add(id(variable.value))
 
 
-def keep_state(model: keras.Model, train_function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a compiled training function after whose errors a model still has its variables."""
+def make_train_function(
+    model: keras.Model, carried: Callable[[], Sequence[keras.Variable]], *, force: bool
+) -> Callable[..., Any]:
+    """Returns what Keras makes of the `train_step` of a model, and keeps in it.
+
+    Between two steps Keras has the values of the model's variables, and the others have their own.
+    """
+    with _carrying(model, carried):
+        type(model).make_train_function(model, force=force)
+    train_function = model.train_function
 
     def run(state: Any, iterator: Any) -> Any:
+        *others, metrics = state
+        variables = carried()
         try:
-            return train_function(state, iterator)
+            logs, (*others, values) = train_function(
+                (*others, [*metrics, *(variable.value for variable in variables)]), iterator
+            )
         except Exception:
             # Keras has taken the values out of the variables, and puts back what stands here.
             if not any(value.is_deleted() for values in state for value in values):
                 _hold_state(model, state)
             raise
+        for variable, value in zip(variables, values[len(metrics) :], strict=True):
+            variable.assign(value)
+        return logs, (*others, values[: len(metrics)])
 
     return run
+
+
+@contextmanager
+def _carrying(
+    model: keras.Model, carried: Callable[[], Sequence[keras.Variable]]
+) -> Iterator[None]:
+    """Makes Keras know where the values of further variables lie, until the block ends."""
+    by_keras = model._get_state_sharding_spec
+
+    def find_shardings() -> Any:
+        *others, metrics = by_keras()
+        return *others, [*metrics, *(variable.value.sharding for variable in carried())]
+
+    model._get_state_sharding_spec = find_shardings
+    try:
+        yield
+    finally:
+        del model._get_state_sharding_spec
 
 
 def _hold_state(model: keras.Model, state: Any) -> None:

@@ -45,7 +45,7 @@ from keras_deepseek.backend.tensorflow.task_cluster import connect_tasks, serve_
 from keras_deepseek.backend.tensorflow.tracing import can_read_shapes, read_array, read_integer
 from keras_deepseek.backend.tensorflow.training import (
     ends_data,
-    keep_state,
+    make_train_function,
     make_train_step,
     run_before_step,
     run_step,
@@ -80,7 +80,7 @@ __all__ = [
     "global_norm",
     "is_out_of_memory",
     "join_processes",
-    "keep_state",
+    "make_train_function",
     "make_train_step",
     "place_batch",
     "place_variables",

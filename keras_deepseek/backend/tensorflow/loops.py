@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_deepseek.backend.keras_training import nested_stateless_scope, scoped_variables
+from keras_deepseek.backend.keras_training import NestedScope, scoped_variables
 
 
 def repeat(
@@ -23,7 +23,7 @@ def repeat(
     def run(index: Any, *values: Any) -> tuple[Any, ...]:
         if not carried:
             return index + 1, *body(index, *values)
-        with nested_stateless_scope(zip(carried, values[number:], strict=True)) as scope:
+        with NestedScope(zip(carried, values[number:], strict=True)) as scope:
             made = body(index, *values[:number])
         return index + 1, *made, *map(scope.get_current_value, carried)
 

@@ -26,6 +26,7 @@ from keras_deepseek.backend.meeting import meet
 from keras_deepseek.backend.processes import (
     ComputePart,
     NamingLostPeers,
+    OneReplicaEach,
     Processes,
     RemoteReplicas,
     check_place,
@@ -77,7 +78,7 @@ def join_processes(
     return _joined[0]
 
 
-class TensorFlowProcesses:
+class TensorFlowProcesses(OneReplicaEach):
     """The cluster that TensorFlow has joined, which sums and broadcasts.
 
     Args:

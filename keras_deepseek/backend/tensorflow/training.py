@@ -1,6 +1,6 @@
 """One step of training, as Keras's loop on TensorFlow takes it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -10,7 +10,9 @@ from keras_deepseek.backend.tensorflow.processes import LostPeers
 
 
 def make_train_step(
-    model: keras.Model, step: Callable[[Any], dict[str, Any]]
+    model: keras.Model,
+    step: Callable[[Any], dict[str, Any]],
+    carried: Callable[[], Sequence[keras.Variable]] = list,
 ) -> Callable[..., Any]:
     """Returns what Keras takes as the `train_step` of a model."""
     return step
@@ -31,8 +33,12 @@ def separate_variables(model: keras.Model) -> None:
     # It has: an assignment copies.
 
 
-def keep_state(model: keras.Model, train_function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a compiled training function after whose errors a model still has its variables."""
+def make_train_function(
+    model: keras.Model, carried: Callable[[], Sequence[keras.Variable]], *, force: bool
+) -> Callable[..., Any]:
+    """Returns what Keras makes of the `train_step` of a model, and keeps in it."""
+    type(model).make_train_function(model, force=force)
+    train_function = model.train_function
 
     def run(*arguments: Any) -> Any:
         with LostPeers("make a step"):

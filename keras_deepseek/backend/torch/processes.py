@@ -18,6 +18,7 @@ from keras_deepseek.backend.meeting import meet
 from keras_deepseek.backend.network_interface import find_interface
 from keras_deepseek.backend.processes import (
     ComputePart,
+    OneReplicaEach,
     Processes,
     RemoteReplicas,
     check_place,
@@ -62,7 +63,7 @@ def join_processes(
         return TorchProcesses(timeout)
 
 
-class TorchProcesses:
+class TorchProcesses(OneReplicaEach):
     """The default process group of `torch.distributed`, which sums and broadcasts.
 
     Args:

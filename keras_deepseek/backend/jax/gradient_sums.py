@@ -1,0 +1,188 @@
+"""The sums of gradients over devices, exact or compressed, inside of a program of them all."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from keras_deepseek.backend.gradient_compression import Compression, LowRank
+
+_BUCKET_BYTES = 4 * 2**20  # One may be summed while the next is computed.
+
+
+class GradientSums:
+    """The sums of gradients along an axis of a mesh.
+
+    Args:
+        axis: string. The axis, of which each device computes a part of the batch.
+        num_devices: integer. How many there are.
+    """
+
+    def __init__(self, axis: str, num_devices: int) -> None:
+        self._axis = axis
+        self._num_devices = num_devices
+
+    def sum(self, tensors: Sequence[Any]) -> list[Any]:
+        """Returns the sums of tensors.
+
+        Args:
+            tensors: Those that a backward pass finds first stand last.
+        """
+        sums: list[Any] = []
+        for bucket in _cut(tensors[::-1]):
+            sums += _split(jax.lax.psum(_flatten(bucket), self._axis), bucket)
+        return sums[::-1]
+
+    def sum_compressed(
+        self, gradients: Sequence[Any], compression: Compression, residual: Any
+    ) -> tuple[list[Any], Any]:
+        """Returns the sums of gradients, and this device's residual of the next step.
+
+        Args:
+            gradients: list of float32 tensors.
+            compression: `Compression`.
+            residual: float32 vector, this device's.
+        """
+        num_weights = sum(tensor.size for tensor in gradients)
+        before, factors = residual[:num_weights], residual[num_weights:]
+        sums: list[Any] = []
+        rests: list[Any] = []
+        next_factors: list[Any] = []
+        start = 0
+        for bucket in _cut(gradients[::-1]):
+            flat = _flatten(bucket)
+            exact = before[start : start + flat.size] + flat / compression.scale
+            start += flat.size
+            kind = compression.kind
+            if isinstance(kind, str):
+                total, rest = self._sum_rounded(exact, kind)
+            else:
+                shapes = [tensor.shape for tensor in bucket]
+                total, rest, found = self._sum_low_rank(exact, shapes, kind, factors)
+                factors = factors[sum(each.size for each in found) :]
+                next_factors += found
+            rests.append(rest)
+            sums += _split(total, bucket)
+        return sums[::-1], jnp.concatenate([*rests, *next_factors])
+
+    def _sum_rounded(self, exact: Any, dtype: str) -> tuple[Any, Any]:
+        """Returns the sum of a float32 vector over all devices, and what rounding took here.
+
+        Each device adds one part of it, in float32: a ring would round at each stop.
+        """
+        length = -(-exact.size // self._num_devices)
+        padding = length * self._num_devices - exact.size
+        rows = jnp.pad(exact, (0, padding)).reshape(self._num_devices, length)
+        sent, scales = _round(rows, dtype)
+        received, received_scales = jax.lax.all_to_all((sent, scales), self._axis, 0, 0)
+        total = jnp.sum(_widen(received, received_scales, dtype), 0, keepdims=True)
+        gathered, gathered_scales = jax.lax.all_gather(
+            shared := _round(total, dtype), self._axis, tiled=True
+        )
+        own = jax.nn.one_hot(jax.lax.axis_index(self._axis), self._num_devices)[:, None]
+        rest = rows - _widen(sent, scales, dtype) + own * (total - _widen(*shared, dtype))
+        summed = _widen(gathered, gathered_scales, dtype)
+        return summed.reshape(-1)[: exact.size], rest.reshape(-1)[: exact.size]
+
+    def _sum_low_rank(
+        self, exact: Any, shapes: Sequence[Any], low_rank: LowRank, factors: Any
+    ) -> tuple[Any, Any, list[Any]]:
+        """Returns the sum of a float32 vector over all devices, of whose matrices two thin go.
+
+        Behind it what was not sent here, and the factors of the next step, as vectors.
+
+        Args:
+            exact: float32 vector.
+            shapes: Those of the gradients in it.
+            low_rank: `LowRank`.
+            factors: float32 vector. It begins with the `Q^T` of the matrices.
+        """
+        layout = [low_rank.matrix_shape(shape) for shape in shapes]
+        ends = [sum(map(math.prod, shapes[: index + 1])) for index in range(len(shapes))]
+        parts = jnp.split(exact, ends[:-1])
+        matrices: list[Any] = []
+        whole: list[Any] = []
+        projected: list[Any] = []
+        for shape, part in zip(layout, parts, strict=True):
+            if shape is None:
+                whole.append(part)
+                continue
+            size = low_rank.rank * shape[1]
+            factor, factors = factors[:size].reshape(low_rank.rank, -1), factors[size:]
+            matrices.append(part.reshape(shape))
+            projected.append(matrices[-1] @ factor.T)
+        first = iter(self._sum_as_one([*projected, *whole]))
+        bases = [_orthonormal(next(first)) for _ in matrices]
+        own = [base.T @ matrix for matrix, base in zip(matrices, bases, strict=True)]
+        second = self._sum_as_one(own)
+        totals: list[Any] = []
+        rests: list[Any] = []
+        pairs = zip(matrices, bases, own, second, strict=True)
+        for shape in layout:
+            if shape is None:
+                totals.append(next(first))
+                rests.append(jnp.zeros_like(totals[-1]))
+            else:
+                matrix, base, answer, summed = next(pairs)
+                totals.append((base @ summed).reshape(-1))
+                rests.append((matrix - base @ answer).reshape(-1))
+        next_factors = [_orthonormal(each.T).T.reshape(-1) for each in second]
+        return jnp.concatenate(totals), jnp.concatenate(rests), next_factors
+
+    def _sum_as_one(self, tensors: Sequence[Any]) -> list[Any]:
+        """Returns the sums of tensors, which may be none."""
+        if not tensors:
+            return []
+        return _split(jax.lax.psum(_flatten(tensors), self._axis), tensors)
+
+
+def _orthonormal(columns: Any) -> Any:
+    """Returns an orthonormal basis of the space of columns; not finite where these are not."""
+    return jnp.linalg.qr(columns)[0] + 0.0 * columns
+
+
+def _round(rows: Any, dtype: str) -> tuple[Any, Any]:
+    """Returns rows in half precision, as the integers of its bits, and by what each is scaled.
+
+    That is 1 but for float16, whose range is small. The integers are what every engine can send.
+    """
+    scales = jnp.ones(len(rows))
+    if dtype == "float16":
+        largest = jnp.max(jnp.abs(rows))
+        exponent = jnp.frexp(largest)[1] - 1
+        scale = jnp.ldexp(jnp.float32(1.0), jnp.clip(14 - exponent, -126, 126))
+        scales *= jnp.where(jnp.isfinite(largest), scale, 1.0)
+    rounded = (rows * scales[:, None]).astype(dtype)
+    return jax.lax.bitcast_convert_type(rounded, jnp.uint16), scales
+
+
+def _widen(bits: Any, scales: Any, dtype: str) -> Any:
+    """Returns in float32 what `_round` returned."""
+    rounded = jax.lax.bitcast_convert_type(bits, jnp.dtype(dtype))
+    return rounded.astype("float32") / scales[:, None]
+
+
+def _cut(tensors: Sequence[Any]) -> Iterator[list[Any]]:
+    """Yields the tensors in groups of one dtype, each of so many bytes."""
+    bucket: list[Any] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and not (tensor.dtype == bucket[0].dtype and size < _BUCKET_BYTES):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
+
+
+def _flatten(tensors: Sequence[Any]) -> Any:
+    return jnp.concatenate([tensor.reshape(-1) for tensor in tensors])
+
+
+def _split(flat: Any, like: Sequence[Any]) -> list[Any]:
+    ends = [sum(tensor.size for tensor in like[: index + 1]) for index in range(len(like))]
+    parts = jnp.split(flat, ends[:-1])
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, like, strict=True)]

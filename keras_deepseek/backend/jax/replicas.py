@@ -1,0 +1,169 @@
+"""A step on the devices of several processes, each of which computes rows of its own.
+
+A compiler that is left to itself decides where gradients are summed: it sums those of a weight that
+is used twice, as a tied embedding is, twice. Here each device finds its gradients, as if it were
+alone, and what is sent is in the program.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.gradient_compression import Compression
+from keras_deepseek.backend.jax.gradient_sums import GradientSums
+from keras_deepseek.backend.keras_training import NestedScope
+from keras_deepseek.backend.processes import ComputePart
+
+_AXIS = "batch"  # As Keras's `DataParallel` calls it, whose mesh this is.
+
+
+class JaxReplicas:
+    """The devices of all processes, among which one program divides its batch."""
+
+    is_compilable = True
+
+    def __init__(self) -> None:
+        self._mesh = Mesh(np.array(jax.devices()), [_AXIS])
+        self._sums = GradientSums(_AXIS, self._mesh.size)
+        self._each_its_own = NamedSharding(self._mesh, PartitionSpec(_AXIS))
+
+    def own_random_numbers(self) -> AbstractContextManager[None]:
+        """Does nothing: layers of Keras draw by seeds of their own here."""
+        return nullcontext()
+
+    def count(self, num_rows: Any) -> Any:
+        """Returns the number of the rows of all: the program has the batch of all."""
+        return num_rows
+
+    def sum(
+        self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
+    ) -> tuple[list[Any], list[Any], list[Any]]:
+        """Returns the sums of what all devices compute.
+
+        A batch that can't be cut into equal parts is computed by each as a whole.
+        """
+        if not self._can_divide(batch):
+            return _compute_alone(compute, batch)
+
+        def reduce(gradients: list[Any], nothing: Any) -> tuple[list[Any], Any]:
+            return self._sums.sum(gradients), nothing
+
+        sums, _ = self._compute(compute, batch, reduce)
+        return sums
+
+    def sum_compressed(
+        self,
+        compute: ComputePart,
+        batch: Any,
+        variables: Sequence[keras.Variable],
+        compression: Compression,
+    ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
+        """Returns the sums of what all devices compute, of gradients that are compressed."""
+        if not self._can_divide(batch):
+            scalars, counts, gradients = _compute_alone(compute, batch)
+            gradients = [gradient / compression.scale for gradient in gradients]
+            return scalars, counts, gradients, lambda: None
+
+        def reduce(gradients: list[Any], residual: Any) -> tuple[list[Any], Any]:
+            return self._sums.sum_compressed(gradients, compression, residual)
+
+        sums, rest = self._compute(compute, batch, reduce, compression.residual)
+        return *sums, lambda: compression.residual.assign(rest)
+
+    def _compute(
+        self,
+        compute: ComputePart,
+        batch: Any,
+        reduce: Callable[[list[Any], Any], tuple[list[Any], Any]],
+        own: keras.Variable | None = None,
+    ) -> tuple[tuple[list[Any], list[Any], list[Any]], Any]:
+        """Returns the sums of what all devices compute, and what each keeps for itself.
+
+        Args:
+            compute: `ComputePart`.
+            batch: Structure of tensors, the rows of all.
+            reduce: Function of gradients and of what a device has kept to their sums, and to what
+                it keeps now.
+            own: Variable of `own_variable` that has what each device has kept.
+        """
+        assigned: list[keras.Variable] = []
+
+        def run(values: dict[int, Any], batch: Any, own: Any) -> Any:
+            with NestedScope() as scope:
+                scope.state_mapping |= values
+                scalars, finish = compute(jax.lax.axis_index(_AXIS), batch)
+                found = self._sums.sum(scalars)
+                more, gradients = finish(found, None)
+            assigned[:] = scope.assigned.values()
+            changed = [scope.get_current_value(variable) for variable in assigned]
+            sums, own = reduce(gradients, own)
+            return (found, self._sums.sum(more), sums), changed, own
+
+        whole, parts = PartitionSpec(), PartitionSpec(_AXIS)
+        # What a function only has around it has the layout of there, which some operations refuse.
+        values = dict(NestedScope().state_mapping)
+        values.pop(id(own), None)
+        sums, changed, kept = jax.jit(
+            jax.shard_map(
+                run,
+                mesh=self._mesh,
+                in_specs=(whole, parts, parts),
+                out_specs=(whole, whole, parts),
+                check_vma=False,  # What seeds and counts become is the same on all, by what it is.
+            )
+        )(values, batch, None if own is None else own.value)
+        for variable, value in zip(assigned, changed, strict=True):
+            variable.assign(value)
+        return sums, kept
+
+    def _can_divide(self, batch: Any) -> bool:
+        """Returns whether a batch was cut into parts: see `placement.distributed`."""
+        num_devices = self._mesh.size
+        return all(array.shape[0] % num_devices == 0 for array in jax.tree.leaves(batch))
+
+    def own_variable(self, value: Array, name: str) -> keras.Variable:
+        """Returns a float32 variable of which each device has a value of its own.
+
+        Args:
+            value: Vector. Its first value, the same on all.
+            name: string. That of the variable.
+        """
+        values = self._place(np.tile(value, jax.local_device_count()))
+        around = keras.distribution.distribution()
+        keras.distribution.set_distribution(None)  # It would make all of them one.
+        try:
+            return keras.Variable(
+                values, dtype="float32", trainable=False, autocast=False, name=name
+            )
+        finally:
+            keras.distribution.set_distribution(around)
+
+    def read_own(self, variable: keras.Variable) -> Array:
+        """Returns the values of a variable of `own_variable` on the devices of this process."""
+        shards = sorted(variable.value.addressable_shards, key=lambda shard: shard.index[0].start)
+        return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+    def write_own(self, variable: keras.Variable, value: Array) -> None:
+        """Gives a variable of `own_variable` the values that `read_own` returned.
+
+        Args:
+            variable: The variable.
+            value: Vector, this process's.
+        """
+        variable.assign(self._place(value))
+
+    def _place(self, values: Array) -> jax.Array:
+        return jax.make_array_from_process_local_data(self._each_its_own, values)
+
+
+def _compute_alone(compute: ComputePart, batch: Any) -> tuple[list[Any], list[Any], list[Any]]:
+    """Returns what one device computes, which is that of all."""
+    scalars, finish = compute(0, batch)
+    counts, gradients = finish(scalars, None)
+    return scalars, counts, gradients

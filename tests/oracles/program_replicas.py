@@ -1,0 +1,82 @@
+"""A step of JAX on four virtual devices of one process, as its parts are summed.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=4 python tests/oracles/program_replicas.py
+
+It ends with 0 where all is as it should be.
+"""
+
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+from keras import ops
+
+from keras_deepseek.backend.gradient_compression import Compression, begin_residual
+from keras_deepseek.backend.jax.replicas import JaxReplicas
+
+NUM_DEVICES = 4
+SHAPE = (3, 5)
+VALUES = np.linspace(1.0, 2.0, 15, dtype="float32").reshape(SHAPE)
+WEIGHTS = [keras.Variable(VALUES)]
+COUNT = keras.Variable(0, dtype="int32")
+
+
+def compute(rank: Any, rows: Any) -> Any:
+    """Returns the sum of a part's rows and its number, and gradients that differ by device."""
+    COUNT.assign(COUNT + 1)
+
+    def finish(scalars: Any, receive: Any) -> Any:
+        return [ops.ones(())], [ops.sum(rows) * WEIGHTS[0] / scalars[0]]
+
+    return [ops.sum(rows), ops.cast(rank, "float32")], finish
+
+
+def check_sums(replicas: JaxReplicas) -> None:
+    for num_rows in (8, 7):  # Of 7 each device computes all.
+        before = int(COUNT)
+        scalars, counts, gradients = replicas.sum(compute, ops.arange(num_rows), WEIGHTS)
+        is_divided = num_rows == 8
+        total = num_rows * (num_rows - 1) / 2
+        assert float(scalars[0]) == total
+        assert float(scalars[1]) == (6.0 if is_divided else 0.0)
+        assert float(counts[0]) == (NUM_DEVICES if is_divided else 1)
+        np.testing.assert_allclose(gradients[0], VALUES, rtol=1e-6)
+        assert int(COUNT) == before + 1  # The same on each, and not added up.
+    assert replicas.count(7) == 7
+
+
+def check_own_variables(replicas: JaxReplicas) -> None:
+    begin = begin_residual("bfloat16", [SHAPE])
+    residual = replicas.own_variable(begin, "residual")
+    assert residual.shape == (NUM_DEVICES * begin.size,)
+    assert not residual.value.sharding.is_fully_replicated
+    values = np.arange(NUM_DEVICES * begin.size, dtype="float32")
+    replicas.write_own(residual, values)
+    np.testing.assert_array_equal(replicas.read_own(residual), values)
+
+    replicas.write_own(residual, np.zeros_like(values))
+    compression = Compression("bfloat16", residual, 1.0)
+    rows = ops.convert_to_tensor(np.linspace(1.0, 2.0, 8, dtype="float32"))
+    found = replicas.sum_compressed(compute, rows, WEIGHTS, compression)
+    assert not np.any(replicas.read_own(residual))  # Before it is kept.
+    found[3]()
+    left = replicas.read_own(residual).reshape(NUM_DEVICES, -1).sum(0).reshape(SHAPE)
+    assert np.any(left)
+    np.testing.assert_allclose(found[2][0] + left, VALUES, rtol=1e-6)
+    before = replicas.read_own(residual)
+    *_, gradients, keep = replicas.sum_compressed(compute, rows[:7], WEIGHTS, compression)
+    keep()
+    np.testing.assert_array_equal(replicas.read_own(residual), before)
+    np.testing.assert_allclose(gradients[0], VALUES, rtol=1e-6)
+
+
+def main() -> None:
+    assert jax.device_count() == NUM_DEVICES
+    replicas = JaxReplicas()
+    check_sums(replicas)
+    check_own_variables(replicas)
+
+
+if __name__ == "__main__":
+    main()
