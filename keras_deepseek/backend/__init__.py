@@ -182,6 +182,14 @@ class Backend(Protocol):
         that stays as it is.
         """
 
+    def add_multiples(
+        self, sums: "Sequence[Any]", tensors: "Sequence[Any]", factor: "Any"
+    ) -> "list[Any]":
+        """Returns sums, into which it may write, and multiples of as many tensors added to them.
+
+        All are float32, and `factor` is a scalar.
+        """
+
     def densify(self, gradient: "Any") -> "Any":
         """Returns a gradient as one tensor: that of an embedding may be sparse."""
 

@@ -394,27 +394,15 @@ class TrainingStep:
 
     def _sum_batch(self, batch: Batch, variables: Sequence[keras.Variable]) -> WeightedSums:
         """Returns the sums over the micro-batches of a batch, and over the devices for each."""
-
-        def compute(batch: Batch) -> WeightedSums:
-            devices = self._devices
-            if devices is None:
-                sums, backward = self._begin_alone(batch, variables)
-                return replace(sums, gradients=backward(None, None))
-            return self._sum_replicas(
-                variables,
-                devices,
-                lambda compute: devices.sum(compute, batch, variables),
-                lambda rows: self._begin_alone(rows, variables),
-                lambda _: None,
-            )[0]
-
         if self._micro_batches == 1:
-            return compute(batch)
+            return self._sum_piece(batch, variables)[0]
         pieces = MicroBatches(batch, self._micro_batches)
-        first = compute(pieces.take(0))
+        first, weight = self._sum_piece(pieces.take(0), variables)
+        first = first.with_multiples(weight)
 
-        def add(batch: Batch, sums: Sequence[Any]) -> list[Any]:
-            return [one + other for one, other in zip(sums, compute(batch).tensors(), strict=True)]
+        def add(batch: Batch, sums: Sequence[Any]) -> Sequence[Any]:
+            others, weight = self._sum_piece(batch, variables)
+            return first.with_tensors(sums).plus(others, weight).tensors()
 
         sums: Sequence[Any] = backend.current().repeat(
             lambda index, *sums: add(pieces.take(index + 1), sums),
@@ -423,6 +411,24 @@ class TrainingStep:
             self._states(),
         )
         return first.with_tensors(pieces.with_rest(add, sums))
+
+    def _sum_piece(
+        self, batch: Batch, variables: Sequence[keras.Variable]
+    ) -> tuple[WeightedSums, Any]:
+        """Returns the sums of a micro-batch, and what to multiply its gradients by."""
+        devices = self._devices
+        if devices is None:
+            sums, backward = self._begin_alone(batch, variables)
+            divisor = ops.maximum(sums.weight, LEAST_WEIGHT)
+            return replace(sums, gradients=backward(divisor, None)), sums.weight
+        sums, _ = self._sum_replicas(
+            variables,
+            devices,
+            lambda compute: devices.sum(compute, batch, variables),
+            lambda rows: self._begin_alone(rows, variables),
+            lambda _: None,
+        )
+        return sums, 1.0
 
     def _differentiate(
         self, batch: Batch, variables: Sequence[keras.Variable]

@@ -1,7 +1,7 @@
 """What a batch is trained by, summed over its parts: micro-batches, and the rows of replicas."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from keras import ops
@@ -81,6 +81,29 @@ class WeightedSums:
         """
         weight, loss, *logs = scalars
         return WeightedSums(weight, loss, dict(zip(self.logs, logs, strict=True)), list(gradients))
+
+    def with_multiples(self, factor: Any) -> "WeightedSums":
+        """Returns the same sums, with multiples of the gradients, which share memory with none.
+
+        Args:
+            factor: float32 scalar.
+        """
+        gradients = [None if each is None else each * factor for each in self.gradients]
+        return replace(self, gradients=gradients)
+
+    def plus(self, others: "WeightedSums", factor: Any) -> "WeightedSums":
+        """Returns the sums with others added, and may write into the gradients of these.
+
+        Args:
+            others: Sums of the same form.
+            factor: float32 scalar, by which the others' gradients are multiplied.
+        """
+        scalars = [a + b for a, b in zip(self.scalars(), others.scalars(), strict=True)]
+        own, found = (
+            [each for each in sums.gradients if each is not None] for sums in (self, others)
+        )
+        added = backend.current().add_multiples(own, found, factor)
+        return self.with_tensors([*scalars, *added])
 
     def means(self, *, is_sum: bool) -> tuple[Any, dict[str, Any], list[Any]]:
         """Returns loss, logs and gradients of the whole.

@@ -137,3 +137,13 @@ def test_rows_of_an_embedding_that_a_batch_names_twice_are_added_before_they_are
         optimizers[1].apply([ops.convert_to_tensor(whole)], [dense])
     found, expected = (ops.convert_to_numpy(variable) for variable in (table, dense))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_multiples_are_added_to_sums():
+    sums = [ops.ones((2, 3)), ops.zeros(4)]
+    tensors = [ops.full((2, 3), 2.0), ops.arange(4, dtype="float32")]
+    added = current().add_multiples(sums, tensors, ops.convert_to_tensor(0.5))
+    added = current().add_multiples(added, tensors, 1.0)
+    np.testing.assert_array_equal(ops.convert_to_numpy(added[0]), np.full((2, 3), 4.0))
+    np.testing.assert_array_equal(ops.convert_to_numpy(added[1]), 1.5 * np.arange(4))
+    np.testing.assert_array_equal(ops.convert_to_numpy(tensors[0]), 2.0)

@@ -14,8 +14,7 @@ def part(weight, loss, log, gradient):
 
 
 def add(one, other):
-    pairs = zip(one.tensors(), other.tensors(), strict=True)
-    return one.with_tensors([first + second for first, second in pairs])
+    return one.plus(other, 1.0)
 
 
 def test_means_of_parts_make_the_mean_of_the_whole():
@@ -47,3 +46,17 @@ def test_a_mean_over_nothing_counts_for_nothing():
     loss, logs, gradients = add(nothing, rest).means(is_sum=False)
     assert (float(loss), float(logs["log"])) == (4.0, 2.0)
     np.testing.assert_array_equal(ops.convert_to_numpy(gradients[1]), [1.0, 1.0])
+
+
+def test_sums_that_are_added_to_share_memory_with_no_gradient():
+    gradient = ops.ones(3)
+    part = WeightedSums.of(ops.convert_to_tensor(2.0), ops.convert_to_tensor(4.0), {})
+    # The terms of a sum have one gradient, and on PyTorch it is one tensor.
+    part = replace(part, gradients=[gradient, None, gradient])
+    sums = part.with_multiples(4.0).plus(part, 0.5)
+    assert [float(each) for each in sums.scalars()] == [8.0, 16.0]
+    first, none, last = sums.gradients
+    assert none is None
+    for each in (first, last):
+        np.testing.assert_array_equal(ops.convert_to_numpy(each), 4.5)
+    np.testing.assert_array_equal(ops.convert_to_numpy(gradient), 1.0)

@@ -44,6 +44,7 @@ from keras_deepseek.backend.jax.training import (
     separate_variables,
 )
 from keras_deepseek.backend.jax.update import (
+    add_multiples,
     apply_update,
     compile_update,
     densify,
@@ -51,6 +52,7 @@ from keras_deepseek.backend.jax.update import (
 )
 
 __all__ = [
+    "add_multiples",
     "apply_update",
     "apply_with_gradient",
     "can_read_shapes",

@@ -52,6 +52,7 @@ from keras_deepseek.backend.tensorflow.training import (
     separate_variables,
 )
 from keras_deepseek.backend.tensorflow.update import (
+    add_multiples,
     apply_update,
     compile_update,
     densify,
@@ -59,6 +60,7 @@ from keras_deepseek.backend.tensorflow.update import (
 )
 
 __all__ = [
+    "add_multiples",
     "apply_update",
     "apply_with_gradient",
     "can_read_shapes",

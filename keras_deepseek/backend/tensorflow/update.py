@@ -28,6 +28,11 @@ def compile_update(
     return lambda gradients: apply_update(optimizer, convert_gradients(gradients), variables)
 
 
+def add_multiples(sums: Sequence[Any], tensors: Sequence[Any], factor: Any) -> list[Any]:
+    """Returns sums, into which it may write, and multiples of as many tensors added to them."""
+    return [each + factor * tensor for each, tensor in zip(sums, tensors, strict=True)]
+
+
 def densify(gradient: Any) -> Any:
     """Returns a gradient as one tensor: that of an embedding may be sparse."""
     return tf.convert_to_tensor(gradient)  # Keras's function would leave it sparse.

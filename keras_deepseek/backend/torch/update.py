@@ -44,6 +44,19 @@ def compile_update(
     return lambda gradients: apply_update(optimizer, convert_gradients(gradients), variables)
 
 
+def add_multiples(sums: Sequence[Any], tensors: Sequence[Any], factor: Any) -> list[Any]:
+    """Returns sums, into which it may write, and multiples of as many tensors added to them."""
+    factor = torch.as_tensor(factor)
+    is_known = factor.device.type == "cpu" and not torch.compiler.is_compiling()
+    with torch.no_grad():
+        for each, tensor in zip(sums, tensors, strict=True):
+            if is_known:
+                each.add_(tensor, alpha=float(factor))
+            else:
+                each.addcmul_(tensor, factor)
+    return list(sums)
+
+
 def densify(gradient: Any) -> Any:
     """Returns a gradient as one tensor: that of an embedding may be sparse."""
     return gradient
