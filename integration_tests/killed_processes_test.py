@@ -19,14 +19,15 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from shaped_links import Host, shaped_links
 
-KILLS = 8
-SHORT_CUTS = 2
-LONG_CUTS = 3
+KILLS = int(os.environ.get("CHAOS_KILLS", "8"))
+SEED = int(os.environ.get("CHAOS_SEED", "7"))
+SHORT_CUTS, LONG_CUTS = -(-KILLS // 4), -(-KILLS // 3)
 CUT_TIMEOUT = 20
 """Seconds after which who is cut off is given up."""
-STALLS = 4
+STALLS = KILLS // 2
 NUM_PROCESSES = 3
-SECONDS = 900
+EPOCHS = 5 * KILLS  # Of ten steps: the training is not to end before the last of them.
+SECONDS = 900 + 120 * KILLS
 """After this long a training that hangs is ended, so that the run ends too."""
 
 TRAINING = """
@@ -79,16 +80,16 @@ trainer = Trainer(
     checkpoint_every=3,
     keep_best=("val_loss", "min", 2),
     seed=2026,
-    callbacks=[LRScheduler(func=schedule, total_steps=400, final_lr=0.01), Count()],
+    callbacks=[LRScheduler(func=schedule, total_steps=EPOCHS * 10, final_lr=0.01), Count()],
 )
 history = trainer.fit(
-    images, labels, batch_size=16, epochs=40, validation_split=0.2, verbose=0, resume=True
+    images, labels, batch_size=16, epochs=EPOCHS, validation_split=0.2, verbose=0, resume=True
 ).history
 digest = hashlib.sha256(json.dumps(history).encode())
 for variable in trainer.model.variables + trainer.model.optimizer.variables:
     digest.update(keras.ops.convert_to_numpy(variable.value).tobytes())
 (folder / f"rank_{cluster.rank}.digest").write_text(digest.hexdigest())
-"""
+""".replace("EPOCHS", str(EPOCHS))
 
 
 SHORT_TRAINING = """
@@ -174,7 +175,7 @@ def harass_and_compare(launcher: Path, environment: dict[str, str], folder: Path
     process = launch(launcher, alone, environment)
     assert process.wait(SECONDS) == 0, (alone / "log").read_text()
     process = launch(launcher, harassed, environment)
-    kills = harass(harassed, process, random.Random(7))
+    kills = harass(harassed, process, random.Random(SEED))
     code = process.wait(SECONDS)
     assert code == 0, (harassed / "log").read_text()
     assert kills == KILLS
@@ -215,7 +216,7 @@ def cut_and_compare(
 ) -> None:
     """Asserts that a training whose links are cut ends as one that is left alone."""
     alone, cut = folder / "left_alone", folder / "cut"
-    chance = random.Random(11)
+    chance = random.Random(SEED + 4)
     lengths = [0.5] * SHORT_CUTS + [None] * LONG_CUTS
     chance.shuffle(lengths)
     with contextlib.ExitStack() as stack:

@@ -252,6 +252,9 @@ class Backend(Protocol):
         computed something already.
         """
 
+    def adopt_tasks(self, strategy: "Any") -> "TaskCluster | None":
+        """Returns the workers and servers that an object has connected to; `None` for another."""
+
     def serve_task(
         self,
         addresses: "Mapping[str, Sequence[str]]",

@@ -7,7 +7,11 @@ from keras_deepseek.backend.random_state import read_random_state, write_random_
 from keras_deepseek.training.cluster import ClusterSpec, Strategy, check_strategy
 from keras_deepseek.training.cluster_resolver import resolve_strategy
 from keras_deepseek.training.parameter_server.join_servers import join_servers
-from keras_deepseek.training.parameter_server.settings import ParameterServer, resolve_settings
+from keras_deepseek.training.parameter_server.settings import (
+    ParameterServer,
+    resolve_settings,
+    take_servers,
+)
 from keras_deepseek.training.timeouts import read_join_timeout, read_peer_timeout
 
 
@@ -47,6 +51,7 @@ def join_cluster(
     >>> cluster.rank
     0
     """
+    distributed_strategy = take_servers(distributed_strategy)
     settings = resolve_settings(distributed_strategy)
     strategy, cluster = resolve_strategy(distributed_strategy, world_size, rank, coordinator)
     check_strategy(strategy)

@@ -34,7 +34,7 @@ from keras_deepseek.training.join_cluster import share_random_state, start_proce
 from keras_deepseek.training.no_loss import refuse_no_test_loss
 from keras_deepseek.training.parameter_server.chief import Chief
 from keras_deepseek.training.parameter_server.served_step import ServedStep
-from keras_deepseek.training.parameter_server.settings import resolve_settings
+from keras_deepseek.training.parameter_server.settings import resolve_settings, take_servers
 from keras_deepseek.training.placement import DistributedStrategy, Placement
 from keras_deepseek.training.position_data import (
     check_data,
@@ -111,7 +111,8 @@ class Trainer(Trials):
             your own; on TensorFlow a `MirroredStrategy`, which says over which devices, or a
             `MultiWorkerMirroredStrategy`, which has joined the processes.
             `"parameter_server"`, or a `ParameterServer`: asynchronous updates by workers and
-            servers, on TensorFlow by its own coordinator, else by Ray. Defaults to `None`.
+            servers, on TensorFlow by its own coordinator, as those of a `ParameterServerStrategy`,
+            else by Ray. Defaults to `None`.
         world_size: integer. The number of processes that train. Defaults to `None`: with a
             `distributed_strategy` the environment says it, as what started the processes has set
             it up, and one where it says nothing.
@@ -185,6 +186,7 @@ class Trainer(Trials):
     ) -> None:
         fp16_enabled = check_boolean("fp16_enabled", fp16_enabled)
         self._resumed: Checkpoint | None = None
+        distributed_strategy = take_servers(distributed_strategy)
         settings = resolve_settings(distributed_strategy)
         strategy, self.cluster = resolve_strategy(
             distributed_strategy, world_size, rank, coordinator

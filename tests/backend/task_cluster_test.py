@@ -1,5 +1,10 @@
 """What a cluster computes is tried in `training/parameter_server/task_engine_test.py`."""
 
+import json
+import os
+import subprocess
+import sys
+
 import keras
 import pytest
 
@@ -15,6 +20,7 @@ Detected at node a defined at
   (0) INVALID_ARGUMENT:  Label 9 is none.
 \t [[{{node a}}]]
 """
+TIMEOUT = 300
 IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 
@@ -24,6 +30,28 @@ def test_the_others_have_no_tasks():
         current().connect_tasks(dict)
     with pytest.raises(NotSupportedError, match="Tasks are TensorFlow's"):
         current().serve_task({}, "worker", 0, lambda: None)
+
+
+def test_an_object_that_has_connected_to_nobody_has_no_tasks():
+    assert current().adopt_tasks("parameter_server") is None
+    assert current().adopt_tasks(object()) is None
+
+
+@pytest.mark.slow_on_tensorflow
+@pytest.mark.skipif(not IS_TENSORFLOW, reason="The others have none.")
+def test_a_strategy_of_the_script_may_have_connected():
+    done = subprocess.run(
+        [sys.executable, "tests/oracles/own_servers.py"],
+        env={**os.environ, "PYTHONPATH": "."},
+        timeout=TIMEOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["losses"][-1] < 0.1 * found["losses"][0]
+    assert "received num_workers=3, num_servers=1" in found["refused"]
 
 
 @pytest.mark.skipif(not IS_TENSORFLOW, reason="The others have none.")

@@ -33,7 +33,7 @@ from keras_deepseek.backend.jax.random_state import (
     write_framework_random_state,
 )
 from keras_deepseek.backend.jax.selection import top_k
-from keras_deepseek.backend.jax.task_cluster import connect_tasks, serve_task
+from keras_deepseek.backend.jax.task_cluster import adopt_tasks, connect_tasks, serve_task
 from keras_deepseek.backend.jax.tracing import can_read_shapes, read_array, read_integer
 from keras_deepseek.backend.jax.training import (
     ends_data,
@@ -53,6 +53,7 @@ from keras_deepseek.backend.jax.update import (
 
 __all__ = [
     "add_multiples",
+    "adopt_tasks",
     "apply_update",
     "apply_with_gradient",
     "can_read_shapes",

@@ -41,7 +41,7 @@ from keras_deepseek.backend.tensorflow.random_state import (
     write_framework_random_state,
 )
 from keras_deepseek.backend.tensorflow.selection import top_k
-from keras_deepseek.backend.tensorflow.task_cluster import connect_tasks, serve_task
+from keras_deepseek.backend.tensorflow.task_cluster import adopt_tasks, connect_tasks, serve_task
 from keras_deepseek.backend.tensorflow.tracing import can_read_shapes, read_array, read_integer
 from keras_deepseek.backend.tensorflow.training import (
     ends_data,
@@ -61,6 +61,7 @@ from keras_deepseek.backend.tensorflow.update import (
 
 __all__ = [
     "add_multiples",
+    "adopt_tasks",
     "apply_update",
     "apply_with_gradient",
     "can_read_shapes",

@@ -41,7 +41,17 @@ def connect_tasks(find_addresses: Callable[[], Mapping[str, Sequence[str]]]) -> 
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             tf.train.ClusterSpec(addresses), task_type="chief", task_id=0, rpc_layer="grpc"
         )
-        _connected.append(CoordinatedTasks(resolver, addresses))
+        # For the connection and the coordinator alone: it knows of no variable.
+        _connected.append(CoordinatedTasks(tf.distribute.ParameterServerStrategy(resolver)))
+    return _connected[0]
+
+
+def adopt_tasks(strategy: Any) -> TaskCluster | None:
+    """Returns the workers and servers that an object has connected to; `None` for another."""
+    if not isinstance(strategy, tf.distribute.ParameterServerStrategy):
+        return None
+    if not _connected:
+        _connected.append(CoordinatedTasks(strategy))
     return _connected[0]
 
 
@@ -49,15 +59,12 @@ class CoordinatedTasks:
     """Workers that compute what they are given, and servers that hold variables.
 
     Args:
-        resolver: `tf.distribute.cluster_resolver.ClusterResolver`.
-        addresses: dict of lists of addresses, by type of task.
+        strategy: `tf.distribute.ParameterServerStrategy`, which has connected to them.
     """
 
-    def __init__(self, resolver: Any, addresses: Mapping[str, Sequence[str]]) -> None:
-        self.num_workers = len(addresses["worker"])
-        self.num_servers = len(addresses["ps"])
-        # For the connection and the coordinator alone: it knows of no variable.
-        strategy = tf.distribute.ParameterServerStrategy(resolver)
+    def __init__(self, strategy: Any) -> None:
+        cluster = strategy._cluster_resolver.cluster_spec()
+        self.num_workers, self.num_servers = map(cluster.num_tasks, ("worker", "ps"))
         self._coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
         self._threads = ThreadPoolExecutor(2 * self.num_workers + 2, "fetch")
 

@@ -1,6 +1,7 @@
 """PyTorch has no parameter servers of its own: Ray starts them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from keras_deepseek.artifacts.errors import NotSupportedError
 from keras_deepseek.backend.task_cluster import TaskCluster
@@ -16,3 +17,8 @@ def serve_task(
 def connect_tasks(find_addresses: Callable[[], Mapping[str, Sequence[str]]]) -> TaskCluster:
     """Returns the workers and servers that this process is the chief of."""
     raise NotSupportedError("Tasks are TensorFlow's, and Keras runs on PyTorch.")
+
+
+def adopt_tasks(strategy: Any) -> TaskCluster | None:
+    """Returns the workers and servers that an object has connected to; `None` for another."""
+    return None

@@ -19,6 +19,9 @@ NUM_SERVERS = "KERAS_DEEPSEEK_NUM_SERVERS"
 RAY_ADDRESS = "RAY_ADDRESS"
 """Ray's own variable: the address of a cluster that runs already."""
 
+_GPUS_OF_JAX = "JAX_LOCAL_DEVICE_IDS"
+"""JAX's own variable: which GPUs of its machine a process takes. Without it, each takes all."""
+
 
 def make_addresses(plan: LaunchPlan) -> list[tuple[str, int]]:
     """Returns the address of rank 0; for TensorFlow on one node, those of all ranks.
@@ -73,7 +76,10 @@ def make_environment(
         if plan.ray is not None:
             made[RAY_ADDRESS] = plan.ray
     # A process whose output goes into a pipe would keep its lines back.
-    return {"PYTHONUNBUFFERED": "1", **kept, **made}
+    defaults = {"PYTHONUNBUFFERED": "1"}
+    if plan.backend == "jax" and plan.num_started > 1:
+        defaults[_GPUS_OF_JAX] = str(local_rank)
+    return {**defaults, **kept, **made}
 
 
 def _needs_tf_config(plan: LaunchPlan) -> bool:

@@ -81,6 +81,8 @@ def join_servers(
             f"and they stay; received num_workers={sizes[0]}, num_servers={sizes[1]}. Use "
             "another process for other numbers."
         )
+    if not _joined:  # An object of the script's has connected.
+        _joined.append(_TasksElsewhere())
     return _joined[0], connected
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.training.cluster_sources.tf_config import read_tf_config
@@ -75,6 +76,17 @@ class ServerSettings:
     staleness_bound: int
     snapshot_every: int
     address: str | None
+
+
+def take_servers(strategy: Any) -> Any:
+    """Returns a strategy, or a `ParameterServer` in the place of an object that is one elsewhere.
+
+    Args:
+        strategy: What `Trainer` was given. A `tf.distribute.ParameterServerStrategy` has connected
+            to its workers and servers, and they are used.
+    """
+    tasks = backend.current().adopt_tasks(strategy)
+    return strategy if tasks is None else ParameterServer(tasks.num_workers, tasks.num_servers)
 
 
 def resolve_settings(

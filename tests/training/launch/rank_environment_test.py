@@ -99,6 +99,15 @@ def test_the_number_of_the_restart_is_told_and_output_is_not_held_back(script):
     assert make_all(plan, {"PYTHONUNBUFFERED": ""})[0]["PYTHONUNBUFFERED"] == ""
 
 
+def test_each_of_several_processes_of_a_node_takes_one_gpu_on_jax(script):
+    name = "JAX_LOCAL_DEVICE_IDS"
+    environments = make_all(LaunchPlan(script, 2, "jax"), {})
+    assert [environ[name] for environ in environments] == ["0", "1"]
+    assert name not in make_all(LaunchPlan(script, 1, "jax"), {})[0]
+    assert make_all(LaunchPlan(script, 2, "jax"), {name: "0,1"})[1][name] == "0,1"
+    assert name not in make_all(LaunchPlan(script, 2, "torch"), {})[0]
+
+
 def test_each_attempt_has_a_port_of_its_own(script):
     plan = LaunchPlan(script, 1, "torch")
     ports = {make_addresses(plan)[0][1] for _ in range(5)}
