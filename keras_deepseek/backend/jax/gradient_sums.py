@@ -1,5 +1,6 @@
 """The sums of gradients over devices, exact or compressed, inside of a program of them all."""
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -77,7 +78,8 @@ class GradientSums:
         rows = jnp.pad(exact, (0, padding)).reshape(self._num_devices, length)
         sent, scales = _round(rows, dtype)
         received, received_scales = jax.lax.all_to_all((sent, scales), self._axis, 0, 0)
-        total = jnp.sum(_widen(received, received_scales, dtype), 0, keepdims=True)
+        # `jnp.sum` over the rows takes fifteen times as long on a CPU.
+        total = functools.reduce(jnp.add, _widen(received, received_scales, dtype))[None]
         gathered, gathered_scales = jax.lax.all_gather(
             shared := _round(total, dtype), self._axis, tiled=True
         )
