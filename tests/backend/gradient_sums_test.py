@@ -9,6 +9,7 @@ import pytest
 ORACLE = Path(__file__).parents[1] / "oracles" / "gradient_sums.py"
 TIMEOUT = 300
 WORLD_SIZE = 2
+pytestmark = pytest.mark.slow_on_jax  # It compiles each sum by itself.
 
 
 @pytest.fixture(scope="module")

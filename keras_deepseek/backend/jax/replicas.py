@@ -32,6 +32,7 @@ class JaxReplicas:
         self._mesh = Mesh(np.array(jax.devices()), [_AXIS])
         self._sums = GradientSums(_AXIS, self._mesh.size)
         self._each_its_own = NamedSharding(self._mesh, PartitionSpec(_AXIS))
+        self._last: _Program | None = None  # Of two sums outside of a step one would compile twice.
 
     def own_random_numbers(self) -> AbstractContextManager[None]:
         """Does nothing: layers of Keras draw by seeds of their own here."""
@@ -50,11 +51,7 @@ class JaxReplicas:
         """
         if not self._can_divide(batch):
             return _compute_alone(compute, batch)
-
-        def reduce(gradients: list[Any], nothing: Any) -> tuple[list[Any], Any]:
-            return self._sums.sum(gradients), nothing
-
-        sums, _ = self._compute(compute, batch, reduce)
+        sums, _ = self._compute(compute, batch, None)
         return sums
 
     def sum_compressed(
@@ -70,57 +67,27 @@ class JaxReplicas:
             gradients = [gradient / compression.scale for gradient in gradients]
             return scalars, counts, gradients, lambda: None
 
-        def reduce(gradients: list[Any], residual: Any) -> tuple[list[Any], Any]:
-            return self._sums.sum_compressed(gradients, compression, residual)
-
-        sums, rest = self._compute(compute, batch, reduce, compression.residual)
+        sums, rest = self._compute(compute, batch, compression)
         return *sums, lambda: compression.residual.assign(rest)
 
     def _compute(
-        self,
-        compute: ComputePart,
-        batch: Any,
-        reduce: Callable[[list[Any], Any], tuple[list[Any], Any]],
-        own: keras.Variable | None = None,
+        self, compute: ComputePart, batch: Any, compression: Compression | None
     ) -> tuple[tuple[list[Any], list[Any], list[Any]], Any]:
-        """Returns the sums of what all devices compute, and what each keeps for itself.
-
-        Args:
-            compute: `ComputePart`.
-            batch: Structure of tensors, the rows of all.
-            reduce: Function of gradients and of what a device has kept to their sums, and to what
-                it keeps now.
-            own: Variable of `own_variable` that has what each device has kept.
-        """
-        assigned: list[keras.Variable] = []
-
-        def run(values: dict[int, Any], batch: Any, own: Any) -> Any:
-            with NestedScope() as scope:
-                scope.state_mapping |= values
-                scalars, finish = compute(jax.lax.axis_index(_AXIS), batch)
-                found = self._sums.sum(scalars)
-                more, gradients = finish(found, None)
-            assigned[:] = scope.assigned.values()
-            changed = [scope.get_current_value(variable) for variable in assigned]
-            sums, own = reduce(gradients, own)
-            return (found, self._sums.sum(more), sums), changed, own
-
-        whole, parts = PartitionSpec(), PartitionSpec(_AXIS)
+        """Returns the sums of what all devices compute, and their residuals of the next step."""
         # What a function only has around it has the layout of there, which some operations refuse.
         values = dict(NestedScope().state_mapping)
-        values.pop(id(own), None)
-        sums, changed, kept = jax.jit(
-            jax.shard_map(
-                run,
-                mesh=self._mesh,
-                in_specs=(whole, parts, parts),
-                out_specs=(whole, whole, parts),
-                check_vma=False,  # What seeds and counts become is the same on all, by what it is.
-            )
-        )(values, batch, None if own is None else own.value)
-        for variable, value in zip(assigned, changed, strict=True):
+        residual = None if compression is None else compression.residual
+        values.pop(id(residual), None)
+        program = self._last
+        if values or program is None or not program.is_of(compute, compression):
+            program = _Program(compute, compression, self._mesh, self._sums)
+            self._last = None if values else program  # Of a step nothing is to outlive its tracing.
+        sums, changed, rest = program.run(
+            values, batch, None if residual is None else residual.value
+        )
+        for variable, value in zip(program.assigned, changed, strict=True):
             variable.assign(value)
-        return sums, kept
+        return sums, rest
 
     def _can_divide(self, batch: Any) -> bool:
         """Returns whether a batch was cut into parts: see `placement.distributed`."""
@@ -160,6 +127,59 @@ class JaxReplicas:
 
     def _place(self, values: Array) -> jax.Array:
         return jax.make_array_from_process_local_data(self._each_its_own, values)
+
+
+class _Program:
+    """What each device computes and sends, compiled.
+
+    Args:
+        compute: `ComputePart`.
+        compression: `Compression` of what it sends, or `None`.
+        mesh: `Mesh` of the devices.
+        sums: `GradientSums` over them.
+    """
+
+    def __init__(
+        self,
+        compute: ComputePart,
+        compression: Compression | None,
+        mesh: Mesh,
+        sums: GradientSums,
+    ) -> None:
+        self._compute = compute
+        self._compression = compression
+        self._sums = sums
+        self.assigned: list[keras.Variable] = []
+        """The variables that were assigned, once it has run."""
+        whole, parts = PartitionSpec(), PartitionSpec(_AXIS)
+        self.run = jax.jit(
+            jax.shard_map(
+                self._run,
+                mesh=mesh,
+                in_specs=(whole, parts, parts),
+                out_specs=(whole, whole, parts),
+                check_vma=False,  # What seeds and counts become is the same on all, by what it is.
+            )
+        )
+        """Function of the values of variables by `id`, a batch, and residuals or `None`."""
+
+    def is_of(self, compute: ComputePart, compression: Compression | None) -> bool:
+        """Returns whether it computes and compresses by these."""
+        return self._compute is compute and self._compression is compression
+
+    def _run(self, values: dict[int, Any], batch: Any, residual: Any) -> Any:
+        with NestedScope() as scope:
+            scope.state_mapping |= values
+            scalars, finish = self._compute(jax.lax.axis_index(_AXIS), batch)
+            found = self._sums.sum(scalars)
+            more, gradients = finish(found, None)
+        self.assigned[:] = scope.assigned.values()
+        changed = [scope.get_current_value(variable) for variable in self.assigned]
+        if self._compression is None:
+            sums = self._sums.sum(gradients)
+        else:
+            sums, residual = self._sums.sum_compressed(gradients, self._compression, residual)
+        return (found, self._sums.sum(more), sums), changed, residual
 
 
 def _compute_alone(compute: ComputePart, batch: Any) -> tuple[list[Any], list[Any], list[Any]]:
