@@ -39,6 +39,12 @@ class Backend(Protocol):
     def count_devices(self, kind: str) -> int:
         """Returns how many devices of a kind (`"cpu"`, `"gpu"`, `"tpu"`) there are."""
 
+    def on_device(self, device: str) -> "AbstractContextManager[object]":
+        """Returns a context in which Keras creates variables and computes on a device as `"gpu:0"`.
+
+        `keras.device` copies all tensors there on PyTorch, where that is the CPU.
+        """
+
     def read_device_memory(self) -> dict[str, int] | None:
         """Returns the bytes that the accelerator's allocator holds; `None` where none counts."""
 
@@ -272,6 +278,35 @@ class Backend(Protocol):
 
     def place_variables(self, variables: "Sequence[keras.Variable]") -> None:
         """Moves variables that were made outside to where the distribution around wants them."""
+
+    def move_variables(
+        self,
+        devices: "Sequence[tuple[keras.Variable, str]]",
+        optimizer: "keras.optimizers.Optimizer | None",
+    ) -> bool:
+        """Moves variables, each to its device as in `"gpu:0"`; returns whether any was on another.
+
+        `optimizer` is the one that updates them. Raises `NotSupportedError` where the framework
+        can't train a model of which parts lie on several devices.
+        """
+
+    def compute_on(
+        self,
+        layer: "keras.Layer",
+        call: "Callable[..., Any]",
+        device: str,
+        *,
+        is_away: bool,
+        comes_back: bool,
+    ) -> "Callable[..., Any]":
+        """Returns a layer's `call` that computes on a device, its gradient as well.
+
+        `is_away` says whether those who call it compute on another one, and `comes_back` whether
+        they have to find the outputs where they compute.
+        """
+
+    def beside(self, tensor: "Any") -> "AbstractContextManager[object]":
+        """Returns a context in which Keras computes on the device that a tensor lies on."""
 
     def place_batch(self, batch: "Any") -> "Any":
         """Returns a batch where the distribution around wants it; as it is, where there is none."""

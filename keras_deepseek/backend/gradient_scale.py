@@ -5,6 +5,8 @@ from typing import Any
 
 from keras import ops
 
+from keras_deepseek.backend import current
+
 
 def norm_of_all(gradients: Sequence[Any]) -> Any:
     """Returns the norm of all gradients together, a float32 scalar.
@@ -32,9 +34,11 @@ def multiply_gradients(gradients: Sequence[Any], factor: Any) -> list[Any]:
         gradients: Tensors, or `None` where there is none.
         factor: Scalar tensor, or `None`, which leaves them as they are.
     """
-    return [
-        gradient
-        if gradient is None or factor is None
-        else gradient * ops.cast(factor, gradient.dtype)
-        for gradient in gradients
-    ]
+    if factor is None:
+        return list(gradients)
+
+    def multiply(gradient: Any) -> Any:
+        with current().beside(gradient):
+            return gradient * ops.cast(ops.convert_to_tensor(factor), gradient.dtype)
+
+    return [None if gradient is None else multiply(gradient) for gradient in gradients]

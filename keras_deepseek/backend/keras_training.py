@@ -226,10 +226,11 @@ def remember_call(call: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function that does, whenever it is called, what it would do if called now.
 
     In training mode or not, and with variables in half precision or not: layers take both from the
-    layer that calls them.
+    layer that calls them. And on its device, which each thread has its own of: PyTorch's backward
+    pass has a thread for each GPU.
     """
     state = keras.src.backend.common.global_state
-    names = ("current_call_ctx", "autocast_scope")
+    names = ("current_call_ctx", "autocast_scope", "torch_device")
     remembered = [state.get_global_attribute(name) for name in names]
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -350,3 +351,20 @@ def split_floats(arguments: Any) -> tuple[list[Any], Callable[[Sequence[Any]], A
 def output_masks(y_pred: Any) -> list[Any]:
     """Returns the masks that Keras's layers have put on outputs, `None` where there is none."""
     return [keras.src.backend.get_keras_mask(output) for output in keras.tree.flatten(y_pred)]
+
+
+def map_with_masks(function: Callable[[Any], Any], structure: Any) -> Any:
+    """Returns a structure of what a function returns of its leaves, with the masks put on these.
+
+    Args:
+        function: Function of a leaf. It is asked for the masks that Keras has put on some, too.
+        structure: Structure of tensors and other leaves.
+    """
+
+    def run(leaf: Any) -> Any:
+        made, mask = function(leaf), keras.src.backend.get_keras_mask(leaf)
+        if mask is not None and made is not leaf:
+            keras.src.backend.set_keras_mask(made, function(mask))
+        return made
+
+    return keras.tree.map_structure(run, structure)

@@ -4,6 +4,7 @@
 which it writes into.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ def lent_policy(layers: Sequence[keras.Layer], policy: keras.DTypePolicy) -> Ite
     # Not by setting attributes: Keras and PyTorch look at each of them.
     own_policies = [vars(layer)["_dtype_policy"] for layer in layers]
     tables = [layer for layer in layers if _looks_rows_up(layer)]
+    own_calls = [vars(layer).get("call") for layer in tables]
     for layer in layers:
         vars(layer)["_dtype_policy"] = policy
     for layer in tables:
@@ -29,14 +31,18 @@ def lent_policy(layers: Sequence[keras.Layer], policy: keras.DTypePolicy) -> Ite
     try:
         yield
     finally:
-        for layer in tables:
-            del vars(layer)["call"]
+        for layer, own_call in zip(tables, own_calls, strict=True):
+            if own_call is None:
+                del vars(layer)["call"]
+            else:
+                vars(layer)["call"] = own_call
         for layer, own_policy in zip(layers, own_policies, strict=True):
             vars(layer)["_dtype_policy"] = own_policy
 
 
 def _looks_rows_up(layer: keras.Layer) -> bool:
-    return type(layer).call is keras.layers.Embedding.call and "call" not in vars(layer)
+    call = inspect.unwrap(layer.call)  # Where it is placed on a device, another stands for it.
+    return getattr(call, "__func__", None) is keras.layers.Embedding.call
 
 
 def _without_autocast(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,11 +6,12 @@ from typing import Any, TypeAlias
 
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.training.layer_devices import check_pattern
 
 _logger = logging.getLogger(__name__)
 _KINDS = ("cpu", "gpu", "tpu")
 
-DeviceMap: TypeAlias = Mapping[str, int | list[int]]
+DeviceMap: TypeAlias = Mapping[str, int | list[int]] | Mapping[str, str]
 
 
 def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -> list[str]:
@@ -26,10 +27,7 @@ def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -
         InvalidInputError: A kind is unknown, or the machine has fewer devices than an index asks
             for.
     """
-    if not isinstance(device_map, Mapping):
-        raise InvalidInputError(
-            f"`device_map` must be a dict, as in {{'gpu': 0}}; received {device_map!r}."
-        )
+    _check_dict(device_map)
     asked: dict[str, list[int]] = {}
     for kind, given in device_map.items():
         if kind not in _KINDS:
@@ -40,7 +38,7 @@ def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -
         if not indices or len(set(indices)) < len(indices):
             raise InvalidInputError(f"`{name}` must name each device once, received {given!r}.")
     counts = {kind: count_devices(kind) for kind in _KINDS}
-    there = [f"{kind}:{index}" for kind, count in counts.items() for index in range(count)]
+    there = _list_devices(count_devices)
     for kind, indices in asked.items():
         if counts[kind] and max(indices) >= counts[kind]:
             raise InvalidInputError(
@@ -56,6 +54,56 @@ def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -
             *(", ".join(each) for each in (missing, there, found or ["cpu:0"])),
         )
     return found or ["cpu:0"]
+
+
+def choose_layer_devices(
+    device_map: DeviceMap, count_devices: Callable[[str], int]
+) -> dict[str, str] | None:
+    """Returns the devices of layers by patterns of their names; `None` where kinds are named.
+
+    Args:
+        device_map: For each pattern the device, as in `{"encoder*": "gpu:0"}`.
+        count_devices: Function from a kind to the number of such devices.
+
+    Raises:
+        InvalidInputError: Kinds are named as well, a pattern or a device is none, or the machine
+            does not have the device.
+    """
+    _check_dict(device_map)
+    patterns = [
+        key
+        for key, device in device_map.items()
+        if key not in _KINDS and isinstance(key, str) and isinstance(device, str)
+    ]
+    if not patterns:
+        return None
+    kinds = [kind for kind in _KINDS if kind in device_map]
+    if kinds:
+        raise InvalidInputError(
+            f"device_map names layers, {patterns[0]!r}, and a kind of device, {kinds[0]!r}. Name "
+            "layers alone, as in {'encoder*': 'gpu:0', 'decoder*': 'gpu:1'}, or kinds alone, as in "
+            "{'gpu': [0, 1]}."
+        )
+    there = _list_devices(count_devices)
+    for pattern, device in device_map.items():
+        if device not in there:
+            raise InvalidInputError(
+                f"device_map[{pattern!r}] asks for {device!r}; this machine has {', '.join(there)}."
+            )
+        check_pattern(pattern)
+    return {pattern: str(device) for pattern, device in device_map.items()}
+
+
+def _check_dict(device_map: Any) -> None:
+    if not isinstance(device_map, Mapping):
+        raise InvalidInputError(
+            "`device_map` must be a dict, as in {'gpu': 0} or {'encoder*': 'gpu:0'}; received "
+            f"{device_map!r}."
+        )
+
+
+def _list_devices(count_devices: Callable[[str], int]) -> list[str]:
+    return [f"{kind}:{index}" for kind in _KINDS for index in range(count_devices(kind))]
 
 
 def default_kind(count_devices: Callable[[str], int]) -> str:

@@ -1,6 +1,6 @@
 """Clipping of gradients, after they were unscaled and before the update."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import keras
@@ -66,14 +66,24 @@ def clip_gradients(
     if kind == "global_norm":
         return list(gradients), _factor(norm, bound)
     if kind == "value":
-        return [ops.clip(gradient, -bound, bound) for gradient in gradients], None
+        return [_beside(ops.clip, each, -bound, bound) for each in gradients], None
     if kind == "norm":
-        return [_shrink(gradient, _norm(gradient), bound) for gradient in gradients], None
+        return [_beside(_clip_by_norm, each, bound) for each in gradients], None
     pairs = zip(gradients, variables, strict=True)
-    return [
-        _shrink(gradient, _unit_norms(gradient), bound * _weight_norms(variable))
-        for gradient, variable in pairs
-    ], None
+    return [_beside(_clip_by_weights, each, variable, bound) for each, variable in pairs], None
+
+
+def _beside(clip: Callable[..., Any], gradient: Any, *arguments: Any) -> Any:
+    with backend.current().beside(gradient):
+        return clip(gradient, *arguments)
+
+
+def _clip_by_norm(gradient: Any, bound: float) -> Any:
+    return _shrink(gradient, _norm(gradient), bound)
+
+
+def _clip_by_weights(gradient: Any, variable: Any, bound: float) -> Any:
+    return _shrink(gradient, _unit_norms(gradient), bound * _weight_norms(variable))
 
 
 def _norm(gradient: Any) -> Any:

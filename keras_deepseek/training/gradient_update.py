@@ -50,7 +50,8 @@ class GradientUpdate:
         scaling = optimizer if is_scaled(optimizer) else None
         inner = optimizer if scaling is None else optimizer.inner_optimizer
         if scaling is not None:
-            gradients = [gradient / scaling.dynamic_scale for gradient in map(densify, gradients)]
+            scale = scaling.dynamic_scale
+            gradients = [_unscale(gradient, scale) for gradient in map(densify, gradients)]
         is_checked = scaling is not None or self._guard is not None
         if is_checked or self._gradient_clip is not None:
             gradients = [densify(gradient) for gradient in gradients]
@@ -90,6 +91,11 @@ class GradientUpdate:
 def is_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
     """Returns whether an optimizer scales the loss."""
     return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def _unscale(gradient: Any, scale: keras.Variable) -> Any:
+    with backend.current().beside(gradient):
+        return ops.divide(gradient, scale)
 
 
 def _adapt_scale(optimizer: Any, is_finite: Any, counts: Any) -> None:

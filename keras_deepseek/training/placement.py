@@ -1,4 +1,7 @@
-"""Where a training takes place: on one device, or spread over several of this process."""
+"""Where a training takes place: on one device, or spread over several of this process.
+
+Spread are the rows of each batch, or the layers of the model.
+"""
 
 import contextlib
 from typing import Any, TypeAlias
@@ -10,7 +13,14 @@ from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.keras_internals import Distribution
 from keras_deepseek.backend.processes import Replicas
 from keras_deepseek.training.cluster import Strategy
-from keras_deepseek.training.device import DeviceMap, choose_devices, default_kind, device_of_rank
+from keras_deepseek.training.device import (
+    DeviceMap,
+    choose_devices,
+    choose_layer_devices,
+    default_kind,
+    device_of_rank,
+)
+from keras_deepseek.training.layer_placement import LayerPlacement
 
 DistributedStrategy: TypeAlias = Strategy | Distribution | Any
 
@@ -27,7 +37,7 @@ class Placement:
 
     Raises:
         InvalidInputError: A device is not there, or named beside a distribution over several.
-        NotSupportedError: The backend knows no distributions.
+        NotSupportedError: The backend knows no distributions, or has layers on one device alone.
     """
 
     def __init__(
@@ -42,6 +52,11 @@ class Placement:
         self.devices: Replicas | None = None
         self.has_own_distribution = isinstance(strategy, Distribution)
         """Whether a user says how variables and batches are laid out."""
+        self.layers: LayerPlacement | None = None
+        by_layer = choose_layer_devices(device_map, count_devices) if device_map else None
+        if by_layer:
+            self._divide(by_layer, strategy, local_rank)
+            return
         if device_map:
             chosen = choose_devices(device_map, count_devices)
             self.device = chosen[0]
@@ -80,11 +95,34 @@ class Placement:
         if self.distribution is None:
             self.devices = backend.current().replicate_over_devices(devices)
 
-    def in_use(self) -> contextlib.AbstractContextManager[object]:
-        """Returns a context in which Keras creates variables and computes there."""
+    def _divide(
+        self, by_layer: dict[str, str], strategy: DistributedStrategy | None, local_rank: int | None
+    ) -> None:
+        """Divides the layers of the model among devices, of which the first is for the others."""
+        if strategy is not None or local_rank is not None:
+            raise InvalidInputError(
+                f"device_map names devices by layers, {by_layer}, of one process that has all of "
+                "the model; a distributed_strategy has several copies of it. Give one of the two."
+            )
+        self.layers = LayerPlacement(by_layer)
+        self.device = self.layers.default
+        self.kind = self.device.split(":")[0]
+
+    def in_making(self) -> contextlib.AbstractContextManager[object]:
+        """Returns a context to build a model in: in the host's memory, if no device holds it."""
+        return backend.current().on_device("cpu:0") if self.layers else self.in_use()
+
+    def in_use(self, model: keras.Model | None = None) -> contextlib.AbstractContextManager[object]:
+        """Returns a context in which Keras creates variables and computes there.
+
+        Args:
+            model: `keras.Model`, compiled, to use in it. Defaults to `None`.
+        """
         if self.distribution is not None:
             return backend.current().distributed(self.distribution)
-        return keras.device(self.device) if self.device else contextlib.nullcontext()
+        if self.layers is not None and model is not None:
+            return self.layers.in_use(model)
+        return backend.current().on_device(self.device) if self.device else contextlib.nullcontext()
 
     def place(self, model: keras.Model) -> None:
         """Moves what a compiled model has already to where it is trained.
@@ -93,6 +131,7 @@ class Placement:
             model: `keras.Model`, compiled.
 
         Raises:
+            InvalidInputError: It has no layer that one of a device's patterns matches.
             NotSupportedError: It was made under a strategy of `tf.distribute` with several copies.
         """
         num_replicas = backend.current().count_replicas(model)
@@ -102,6 +141,8 @@ class Placement:
                 f"{num_replicas} copies, and a Trainer trains one. Make it outside of the "
                 "strategy's scope, and give the strategy to the Trainer; or train by model.fit."
             )
+        if self.layers is not None:
+            self.layers.check(model)
         if self.distribution is None:
             return
         variables = (*model.variables, *model.optimizer.variables, *model.metrics_variables)

@@ -16,6 +16,7 @@ from keras_deepseek.training.gradient_clip import GradientClip, check_gradient_c
 from keras_deepseek.training.gradient_residual import GradientResidual
 from keras_deepseek.training.guarded_steps import GuardedSteps
 from keras_deepseek.training.kept_memory import kept_memory
+from keras_deepseek.training.layer_placement import LayerPlacement
 from keras_deepseek.training.loss_watch import LossWatch
 from keras_deepseek.training.loss_weight import refuse_no_reduction
 from keras_deepseek.training.precision import step_in_precision
@@ -37,6 +38,7 @@ class StepPlan:
         checkpoints: `Checkpoints` to roll back to, or `None`.
         replicas: `Replicas` in other processes that make each step together, or `None`.
         devices: `Replicas` in this process, likewise.
+        layers: `LayerPlacement` of the model's layers on several devices, or `None`.
         residual: `GradientResidual`, where the replicas compress what they send, or `None`.
         served: What makes the steps where workers do, or `None`.
 
@@ -59,6 +61,7 @@ class StepPlan:
         checkpoints: Checkpoints | None,
         replicas: RemoteReplicas | None = None,
         devices: Replicas | None = None,
+        layers: LayerPlacement | None = None,
         residual: GradientResidual | None = None,
         served: Callable[[Any], dict[str, Any]] | None = None,
     ) -> None:
@@ -85,6 +88,7 @@ class StepPlan:
         self._compilation = compilation(model)
         self._policy = policy
         self._served = served
+        self._layers = layers
         self._guarded_steps: GuardedSteps | None = None
         if guard is not None:
             self._watch(guard if isinstance(guard, StepGuard) else StepGuard(guard), checkpoints)
@@ -99,12 +103,14 @@ class StepPlan:
             remat=remat,
             replicas=replicas,
             devices=devices,
+            on_built=lambda: self._place_layers(is_in_step=True),
             residual=residual,
         )
         if model.built:  # Else the first step finds which layers are meant.
             self._in_precision(lambda: find_blocks(model, remat))()
         self._step = self._make_step(
-            is_compilable=all(each is None or each.is_compilable for each in (replicas, devices))
+            is_compilable=layers is None  # XLA would compile it for one device.
+            and all(each is None or each.is_compilable for each in (replicas, devices))
         )
 
     @contextlib.contextmanager
@@ -192,7 +198,7 @@ class StepPlan:
     def _make_step(self, *, is_compilable: bool) -> StepInPlace:
         """Returns what takes the place of the model's training step."""
         model, train_step = self._model, self._model.train_step
-        prepare: Callable[[], Any] = list
+        prepare: Callable[[], Any] = self._place_layers
         carried: Callable[[], Sequence[keras.Variable]] = list
         if self._served is not None:  # The workers have the precision, and the model's layers.
             return StepInPlace(
@@ -201,7 +207,7 @@ class StepPlan:
                 is_eager=True,
             )
         if not own_train_step(model):
-            prepare, carried = self._training_step.prepare, self._training_step.carried
+            prepare, carried = self._prepare, self._training_step.carried
             train_step = backend.current().make_train_step(model, self._training_step, carried)
         return StepInPlace(
             model,
@@ -210,6 +216,14 @@ class StepPlan:
             carried,
             is_compilable=is_compilable,
         )
+
+    def _prepare(self) -> None:
+        self._place_layers()
+        self._training_step.prepare()
+
+    def _place_layers(self, *, is_in_step: bool = False) -> None:
+        if self._layers is not None:
+            self._layers.begin(self._model, is_in_step=is_in_step)
 
     def _in_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:
         return step if self._policy is None else step_in_precision(self._model, self._policy, step)

@@ -103,8 +103,11 @@ class Trainer(Trials):
         device_map: dict. The index of the device to use by kind, as in `{"gpu": 0, "tpu": 1}`, or
             a list of them, as in `{"gpu": [0, 1]}`. Kinds that this machine lacks are left out, and
             where it has none of them, the CPU is used. Several devices divide the rows of each
-            batch, on TensorFlow and PyTorch by how fast they are. Defaults to `None`, the device
-            that Keras chooses.
+            batch, on TensorFlow and PyTorch by how fast they are. Or, on these two and for a model
+            that does not fit on one device, the devices of layers by patterns of their names, as in
+            `{"encoder*": "gpu:0", "decoder.*": "gpu:1"}`: as in `remat`, or a regular expression
+            for all of the name. The first that matches counts, for the layers inside too; all
+            others have the first device. Defaults to `None`, the device that Keras chooses.
         distributed_strategy: `"allreduce"`: over all processes that `world_size` or the environment
             speaks of, each with the same data, and on JAX and TensorFlow over all devices of one.
             Or, on JAX, a `keras.distribution` object, such as a `ModelParallel` with layouts of
@@ -218,8 +221,9 @@ class Trainer(Trials):
         share_random_state(self._processes)
         is_own_step = type(self).train_step is not Trainer.train_step
         served: ServedStep | None = None
-        with self._placement.in_use():
+        with self._placement.in_making():
             self.model = build_model(model)
+        with self._placement.in_use():
             compile_model(self.model, optimizer, loss, metrics, self.policy)
             if self._chief is not None:
                 served = self._chief.serve(
@@ -249,6 +253,7 @@ class Trainer(Trials):
                     is_compressed=residual is not None,
                 ),
                 devices=self._placement.devices,
+                layers=self._placement.layers,
                 residual=residual,
                 served=served,
             )
@@ -520,7 +525,7 @@ class Trainer(Trials):
         """
         check_data(x, None, "test data")
         refuse_no_test_loss(self.model)
-        with self._placement.in_use():
+        with self._placement.in_use(self.model):
             return evaluate_together(self.model, x, y, batch_size, self._processes, **options)
 
     def predict(self, x: Any, batch_size: int | None = None, **options: Any) -> Any:
@@ -534,7 +539,7 @@ class Trainer(Trials):
         """
         check_data(x, None, "data to predict")
         options["batch_size"] = batch_size
-        with self._placement.in_use():
+        with self._placement.in_use(self.model):
             return predict_together(self.model, x, self._processes, **options)
 
     def _feed(
@@ -547,5 +552,5 @@ class Trainer(Trials):
 
     @contextlib.contextmanager
     def _in_training(self) -> Iterator[None]:
-        with self._placement.in_use(), self._plan.in_use():
+        with self._placement.in_use(self.model), self._plan.in_use():
             yield

@@ -16,6 +16,7 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.gradient_scale import multiply_gradients
 from keras_deepseek.backend.keras_internals import build_for_training
 from keras_deepseek.backend.keras_training import (
     call_for_training,
@@ -82,6 +83,8 @@ class TrainingStep:
         replicas: `Replicas`, of which each computes rows of its own and all make the same update;
             or `None` for one alone.
         devices: `Replicas` in this process, among which it divides its rows, or `None`.
+        on_built: Function that is called in the first step, where that has built the model or its
+            optimizer. Defaults to one that does nothing.
         residual: `GradientResidual`, where the replicas compress what they send, or `None`.
     """
 
@@ -96,6 +99,7 @@ class TrainingStep:
         remat: Remat,
         replicas: RemoteReplicas | None = None,
         devices: Replicas | None = None,
+        on_built: Callable[[], None] = lambda: None,
         residual: GradientResidual | None = None,
     ) -> None:
         self._model = model
@@ -106,6 +110,7 @@ class TrainingStep:
         self._found_blocks: list[keras.Layer] | None = None
         self._replicas = replicas
         self._devices = devices
+        self._on_built = on_built
         self._residual = residual
         self._update = GradientUpdate(model, gradient_clip, guard, residual)
         self._is_in_parts = micro_batches > 1 or replicas is not None or devices is not None
@@ -125,6 +130,7 @@ class TrainingStep:
         variables, optimizer = self._model.trainable_variables, self._model.optimizer
         if not (self._model.built and optimizer.built):
             build_for_training(self._model, data)
+            self._on_built()
             variables = self._model.trainable_variables
         states = self._guard.read_states(self._model) if self._guard else []
         keep: Callable[[], None] | None = None
@@ -198,7 +204,7 @@ class TrainingStep:
         if self._is_sum:
             return {"loss": self._share_added(loss, count_rows((x, y, sample_weight)))}
         if means and model.loss is None:
-            return {"loss": loss, "weight": sum(means)}
+            return {"loss": loss, "weight": sum(map(ops.convert_to_tensor, means))}
         return {"loss": loss, "weight": weigh_loss(model.loss, y, y_pred, sample_weight)}
 
     def _share_added(self, loss: Any, num_rows: Any) -> Any:
@@ -210,7 +216,7 @@ class TrainingStep:
         if not added or type(self._model).compute_loss is not keras.Model.compute_loss:
             return loss  # Nobody knows whether a loss of the model's own has them in it.
         share = ops.cast(num_rows, "float32") / ops.cast(self._num_rows, "float32")
-        return loss - (1.0 - share) * sum(ops.cast(each, "float32") for each in added)
+        return loss - (1.0 - share) * sum(ops.convert_to_tensor(each, "float32") for each in added)
 
     @contextmanager
     def _whole_batch(self, num_rows: Any) -> Iterator[None]:
@@ -387,7 +393,7 @@ class TrainingStep:
                 for index, gradient in enumerate(differentiate(factor, _changing(receive, counted)))
             ]
             if divisor is None:
-                gradients = [None if each is None else each * weight for each in gradients]
+                gradients = multiply_gradients(gradients, weight)
             return gradients
 
         return WeightedSums.of(loss, weight, logs), backward

@@ -23,7 +23,12 @@ def counting(count: Any) -> Callable[[Any], Any]:
     known = backend.current().read_array(count)
     if known is not None and known > 0:
         return lambda tensor: tensor
-    return lambda tensor: ops.where(count > 0, tensor, ops.zeros_like(tensor))
+
+    def counted(tensor: Any) -> Any:
+        with backend.current().beside(tensor):
+            return ops.where(count > 0, tensor, ops.zeros_like(tensor))
+
+    return counted
 
 
 @dataclass(frozen=True)
@@ -115,5 +120,10 @@ class WeightedSums:
         return (
             self.loss / divisor,
             {name: log / divisor for name, log in self.logs.items()},
-            [None if gradient is None else gradient / divisor for gradient in self.gradients],
+            [None if each is None else _divide(each, divisor) for each in self.gradients],
         )
+
+
+def _divide(gradient: Any, divisor: Any) -> Any:
+    with backend.current().beside(gradient):
+        return ops.divide(gradient, divisor)

@@ -18,6 +18,7 @@ from keras_deepseek.backend.keras_training import (
     exclude_from_decay,
     hearing_metrics,
     lent_train_step,
+    map_with_masks,
     optimized_variables,
     optimizer_recipe,
     output_masks,
@@ -312,3 +313,15 @@ def test_the_metrics_that_a_model_was_compiled_with_are_heard():
     with hearing_metrics(without) as heard:
         assert heard
     assert compiled_metric_names(without) == []
+
+
+def test_what_is_made_of_tensors_has_masks_that_are_made_likewise():
+    tokens = np.array([[1, 2, 0]])
+    masked = keras.layers.Embedding(3, 2, mask_zero=True)(tokens)
+    made = map_with_masks(
+        lambda leaf: ops.copy(leaf) if keras.ops.is_tensor(leaf) else leaf, {"x": masked, "y": None}
+    )
+    assert made["y"] is None
+    assert made["x"] is not masked
+    (mask,) = output_masks(made["x"])
+    np.testing.assert_array_equal(ops.convert_to_numpy(mask), tokens != 0)

@@ -1,5 +1,7 @@
 """Canaries: what these say is broken when a Keras release moves a private name."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -82,3 +84,20 @@ def test_an_embedding_with_a_call_of_its_own_keeps_it():
     with lent_policy(flatten_layers(model), HALF):
         assert "call" not in vars(layer)
         assert name_dtype(layer(np.ones((1, 4), "float32"), reverse=True)) == "bfloat16"
+
+
+def test_an_embedding_that_is_placed_on_a_device_is_one_still():
+    layer = keras.layers.Embedding(3, 2)
+    layer.build((None,))
+    own_call = layer.call
+
+    @functools.wraps(own_call)
+    def placed(inputs):
+        seen.append(name_dtype(keras.ops.convert_to_tensor(layer.embeddings)))
+        return own_call(inputs)
+
+    seen, layer.call = [], placed
+    with lent_policy([layer], HALF):
+        assert name_dtype(layer(TOKENS)) == "bfloat16"
+    assert seen == ["float32"]
+    assert vars(layer)["call"] is placed

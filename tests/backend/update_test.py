@@ -147,3 +147,29 @@ def test_multiples_are_added_to_sums():
     np.testing.assert_array_equal(ops.convert_to_numpy(added[0]), np.full((2, 3), 4.0))
     np.testing.assert_array_equal(ops.convert_to_numpy(added[1]), 1.5 * np.arange(4))
     np.testing.assert_array_equal(ops.convert_to_numpy(tensors[0]), 2.0)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Others update weights one by one.")
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "Nadam", "Lamb"])
+def test_an_update_of_one_device_after_the_other_is_that_of_keras(name):
+    """Of one device here; what shares no kernel with it, the training on two devices tries."""
+    from keras_deepseek.backend.torch import update
+
+    def make():
+        variables = [keras.Variable(np.ones((2, 3), "float32")), keras.Variable(np.ones(3, "f4"))]
+        optimizer = getattr(keras.optimizers, name)(0.1, weight_decay=0.1, global_clipnorm=1.0)
+        optimizer.build(variables)
+        return optimizer, variables
+
+    (optimizer, found), (other, expected) = make(), make()
+    for step in range(3):
+        gradients = [ops.full(each.shape, 0.3 + step) for each in found]
+        values = [each.value for each in found]
+        update._apply_by_device(optimizer, list(gradients), found, values)
+        other.apply(gradients, expected)
+    for one, another in zip(found, expected, strict=True):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(one), ops.convert_to_numpy(another), rtol=1e-5, atol=1e-6
+        )
+    assert int(optimizer.iterations) == 3
+    assert not {"update_step", "_apply_weight_decay"} & set(vars(optimizer))

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.training.device import choose_devices, device_of_rank
+from keras_deepseek.training.device import choose_devices, choose_layer_devices, device_of_rank
 
 
 def choose(device_map, **counts):
@@ -61,3 +61,33 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own():
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_process_that_sees_one_gpu_or_none_is_not_told(count):
     assert device_of_rank(1, lambda _: count) is None
+
+
+def choose_by_layer(device_map):
+    return choose_layer_devices(device_map, {"cpu": 1, "gpu": 2, "tpu": 0}.__getitem__)
+
+
+def test_names_of_layers_have_devices_and_kinds_have_indices():
+    assert choose_by_layer({"gpu": 1, "tpu": [0, 1]}) is None
+    assert choose_by_layer({"encoder*": "gpu:1", "decoder.*": "cpu:0"}) == {
+        "encoder*": "gpu:1",
+        "decoder.*": "cpu:0",
+    }
+    with pytest.raises(InvalidInputError, match="must be a dict"):
+        choose_by_layer(["gpu:0"])
+
+
+def test_names_and_kinds_are_not_mixed():
+    with pytest.raises(InvalidInputError, match=r"names layers, 'encoder\*', and a kind of device"):
+        choose_by_layer({"gpu": 0, "encoder*": "gpu:1"})
+
+
+@pytest.mark.parametrize("device", ["gpu:2", "tpu:0", "gpu", "cuda:0", 1])
+def test_a_device_of_layers_that_is_not_there_is_refused_beside_those_that_are(device):
+    with pytest.raises(InvalidInputError, match=r"this machine has cpu:0, gpu:0, gpu:1\."):
+        choose_by_layer({"encoder*": "gpu:0", "decoder*": device})
+
+
+def test_a_pattern_that_is_none_is_refused():
+    with pytest.raises(InvalidInputError, match="is no regular expression"):
+        choose_by_layer({"encoder.(": "gpu:0"})

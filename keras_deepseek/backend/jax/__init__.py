@@ -4,6 +4,7 @@ from keras_deepseek.backend.jax.buffers import read_buffers, write_buffers
 from keras_deepseek.backend.jax.data import feed_batches, prefers_own_feed
 from keras_deepseek.backend.jax.device import (
     count_devices,
+    on_device,
     read_device_memory,
     read_device_name,
 )
@@ -16,6 +17,7 @@ from keras_deepseek.backend.jax.gradients import (
     rematerialize,
 )
 from keras_deepseek.backend.jax.inference import compile_inference
+from keras_deepseek.backend.jax.layer_devices import beside, compute_on, move_variables
 from keras_deepseek.backend.jax.loops import repeat, run_if
 from keras_deepseek.backend.jax.memory import count_kept_bytes, is_out_of_memory, release_memory
 from keras_deepseek.backend.jax.placement import (
@@ -56,10 +58,12 @@ __all__ = [
     "adopt_tasks",
     "apply_update",
     "apply_with_gradient",
+    "beside",
     "can_read_shapes",
     "compile_inference",
     "compile_update",
     "compute_gradients",
+    "compute_on",
     "connect_tasks",
     "count_devices",
     "count_flops",
@@ -77,6 +81,8 @@ __all__ = [
     "join_processes",
     "make_train_function",
     "make_train_step",
+    "move_variables",
+    "on_device",
     "place_batch",
     "place_variables",
     "prefers_own_feed",

@@ -1,6 +1,9 @@
 """Which devices JAX sees."""
 
+from contextlib import AbstractContextManager
+
 import jax
+import keras
 
 
 def count_devices(kind: str) -> int:
@@ -9,6 +12,12 @@ def count_devices(kind: str) -> int:
         return len(jax.local_devices(backend=kind))
     except RuntimeError:  # JAX's word for a platform that it has no client for.
         return 0
+
+
+def on_device(device: str) -> AbstractContextManager[object]:
+    """Returns a context in which Keras creates variables and computes on a device as `"gpu:0"`."""
+    context: AbstractContextManager[object] = keras.device(device)
+    return context
 
 
 def read_device_memory() -> dict[str, int] | None:

@@ -4,6 +4,7 @@ from keras_deepseek.backend.tensorflow.buffers import read_buffers, write_buffer
 from keras_deepseek.backend.tensorflow.data import feed_batches, prefers_own_feed
 from keras_deepseek.backend.tensorflow.device import (
     count_devices,
+    on_device,
     read_device_memory,
     read_device_name,
 )
@@ -16,6 +17,7 @@ from keras_deepseek.backend.tensorflow.gradients import (
     rematerialize,
 )
 from keras_deepseek.backend.tensorflow.inference import compile_inference
+from keras_deepseek.backend.tensorflow.layer_devices import beside, compute_on, move_variables
 from keras_deepseek.backend.tensorflow.loops import repeat, run_if
 from keras_deepseek.backend.tensorflow.memory import (
     count_kept_bytes,
@@ -64,10 +66,12 @@ __all__ = [
     "adopt_tasks",
     "apply_update",
     "apply_with_gradient",
+    "beside",
     "can_read_shapes",
     "compile_inference",
     "compile_update",
     "compute_gradients",
+    "compute_on",
     "connect_tasks",
     "count_devices",
     "count_flops",
@@ -85,6 +89,8 @@ __all__ = [
     "join_processes",
     "make_train_function",
     "make_train_step",
+    "move_variables",
+    "on_device",
     "place_batch",
     "place_variables",
     "prefers_own_feed",

@@ -1,11 +1,20 @@
 """Which devices TensorFlow sees."""
 
+from contextlib import AbstractContextManager
+
+import keras
 import tensorflow as tf
 
 
 def count_devices(kind: str) -> int:
     """Returns how many devices of a kind (`"cpu"`, `"gpu"`, `"tpu"`) there are."""
     return len(tf.config.list_logical_devices(kind.upper()))
+
+
+def on_device(device: str) -> AbstractContextManager[object]:
+    """Returns a context in which Keras creates variables and computes on a device as `"gpu:0"`."""
+    context: AbstractContextManager[object] = keras.device(device)
+    return context
 
 
 def read_device_memory() -> dict[str, int] | None:

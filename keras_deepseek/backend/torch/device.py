@@ -1,5 +1,8 @@
 """Which devices PyTorch sees."""
 
+from contextlib import AbstractContextManager
+
+import keras
 import torch
 
 
@@ -8,6 +11,13 @@ def count_devices(kind: str) -> int:
     if kind == "gpu":
         return int(torch.cuda.device_count())
     return 1 if kind == "cpu" else 0
+
+
+def on_device(device: str) -> AbstractContextManager[object]:
+    """Returns a context in which Keras creates variables and computes on a device as `"gpu:0"`."""
+    # To PyTorch the one CPU is not the same device as its first, and each operation would copy.
+    context: AbstractContextManager[object] = keras.device("cpu" if device == "cpu:0" else device)
+    return context
 
 
 def read_device_memory() -> dict[str, int] | None:

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_training import recomputed_call
+from keras_deepseek.backend.torch.layer_devices import beside
 
 
 def compute_gradients(
@@ -97,5 +98,6 @@ class _GivenGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Any) -> tuple[Any, ...]:
-        gradients = ctx.gradient(upstream, *ctx.saved_tensors)
+        with beside(upstream):  # PyTorch has a thread for each GPU, and Keras a device for each.
+            gradients = ctx.gradient(upstream, *ctx.saved_tensors)
         return None, None, None, *gradients, *(None for _ in range(ctx.num_constants))

@@ -17,6 +17,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.device_shares import DeviceShares
 from keras_deepseek.backend.keras_internals import Distribution
 from keras_deepseek.backend.processes import ComputePart, LocalReplicas, Replicas
+from keras_deepseek.backend.torch.device import on_device
 
 
 def spread_over_devices(devices: Sequence[str] | None = None) -> Distribution | None:
@@ -66,7 +67,7 @@ class DeviceReplicas(LocalReplicas):
         watches = [_Watch(_torch_device(device)) for device in self.devices]
         begun = []
         for rank, (device, watch) in enumerate(zip(self.devices, watches, strict=True)):
-            with keras.device(device), watch.timing():
+            with on_device(device), watch.timing():
                 rows = _move(batch, slice(cuts[rank], cuts[rank + 1]), _torch_device(device))
                 begun.append(compute(rank, rows))
         scalars = self._add([scalars for scalars, _ in begun])
@@ -74,7 +75,7 @@ class DeviceReplicas(LocalReplicas):
         known = [[each.to(_torch_device(device)) for each in scalars] for device in self.devices]
         found = []
         for rank, (device, watch) in enumerate(zip(self.devices, watches, strict=True)):
-            with keras.device(device), watch.timing():
+            with on_device(device), watch.timing():
                 found.append(begun[rank][1](known[rank], None))
         counts, gradients = map(self._add, zip(*found, strict=True))
         self._last = cuts[1:] - cuts[:-1], watches

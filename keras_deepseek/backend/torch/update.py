@@ -10,6 +10,7 @@ from keras.src.backend.torch.optimizers import torch_adam
 from torch.optim.adamw import adamw
 
 from keras_deepseek.backend.gradient_scale import convert_gradients, multiply_gradients
+from keras_deepseek.backend.optimizer_slots import weight_slots
 
 Row = tuple[keras.Variable, torch.Tensor]
 
@@ -23,6 +24,9 @@ def apply_update(
     """Does what `optimizer.apply` does, in the fastest way that the framework has."""
     with torch.no_grad():
         values = [variable.value for variable in variables]  # Once: each takes its time.
+        if len({value.device for value in values}) > 1:
+            _apply_by_device(optimizer, multiply_gradients(gradients, factor), variables, values)
+            return
         if not _can_be_fused(optimizer, values):
             optimizer.apply(multiply_gradients(gradients, factor), variables)
             return
@@ -35,6 +39,97 @@ def apply_update(
             gradients, factor = multiply_gradients(gradients, factor), None
         with _fused_adam(optimizer, factor):
             optimizer.apply(gradients, variables)
+
+
+def _apply_by_device(
+    optimizer: Any,
+    gradients: Sequence[Any],
+    variables: Sequence[keras.Variable],
+    values: Sequence[torch.Tensor],
+) -> None:
+    """Does what `optimizer.apply` does, for the weights of one device after those of another.
+
+    Neither Keras's optimizers nor PyTorch's kernels take those of several at once.
+    """
+    decay, is_fused = type(optimizer)._apply_weight_decay, _can_be_fused(optimizer, values)
+    clip, bring = type(optimizer)._clip_gradients, keras.ops.convert_to_tensor
+    own: dict[str, Callable[..., Any]] = {
+        "_apply_weight_decay": lambda _: None,  # The kernel does so.
+        "_clip_gradients": lambda gradients: clip(optimizer, list(map(bring, gradients))),
+    }
+    if is_fused:
+        own["_backend_update_step"] = _on_each_device(
+            optimizer,
+            lambda gradients, variables, rate: _update(optimizer, gradients, variables, rate, None),
+        )
+    else:
+        own["_apply_weight_decay"] = lambda variables: _on_each_device(
+            optimizer, lambda _, variables, __: decay(optimizer, variables)
+        )([None] * len(variables), variables, 0.0)
+        # Not the step around it, which may count what is done once for all weights.
+        if hasattr(optimizer, "_parallel_update_step"):
+            own["_parallel_update_step"] = _on_each_device(
+                optimizer, optimizer._parallel_update_step
+            )
+        else:
+            own["update_step"] = _beside_variable(optimizer.update_step)
+    vars(optimizer).update(own)
+    try:
+        optimizer.apply(gradients, variables)
+    finally:
+        for name in own:
+            del vars(optimizer)[name]
+
+
+def _on_each_device(optimizer: Any, step: Callable[..., Any]) -> Callable[..., None]:
+    """Returns a step of lists of gradients and variables that is made once for each device.
+
+    What the optimizer has for all weights, such as a product of its rates, is there each time, and
+    as it was.
+    """
+    slots = {id(slot) for slot, _ in weight_slots(optimizer)}
+    shared = [variable for variable in optimizer.variables if id(variable) not in slots]
+
+    def run(
+        gradients: Sequence[Any], variables: Sequence[keras.Variable], learning_rate: Any
+    ) -> None:
+        rows: dict[torch.device, list[tuple[Any, keras.Variable]]] = {}
+        for gradient, variable in zip(gradients, variables, strict=True):
+            device = variable.value.device
+            moved = None if gradient is None else gradient.to(device)
+            rows.setdefault(device, []).append((moved, variable))
+        before = [variable._value for variable in shared]
+        after = before
+        for device, own_rows in rows.items():
+            own_gradients, own_variables = zip(*own_rows, strict=True)
+            after = [value.detach().to(device, copy=True) for value in before]
+            _put(shared, after)
+            try:
+                with keras.device(str(device)):
+                    rate = keras.ops.convert_to_tensor(learning_rate)
+                    step(list(own_gradients), list(own_variables), rate)
+            finally:
+                _put(shared, before)
+        for value, changed in zip(before, after, strict=True):
+            value.detach().copy_(changed)
+
+    return run
+
+
+def _put(variables: Sequence[keras.Variable], values: Sequence[torch.Tensor]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable._value = value
+
+
+def _beside_variable(step: Callable[..., Any]) -> Callable[..., None]:
+    """Returns a step of one gradient and its variable that is made where the variable lies."""
+
+    def run(gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
+        with keras.device(str(variable.value.device)):
+            rate = keras.ops.convert_to_tensor(learning_rate)
+            step(keras.ops.convert_to_tensor(gradient), variable, rate)
+
+    return run
 
 
 def compile_update(
@@ -73,7 +168,8 @@ def global_norm(gradients: Sequence[Any]) -> Any:
         )
         for gradient in gradients
     ]
-    norm = torch.linalg.vector_norm(torch.cat([each.double().reshape(-1) for each in norms]))
+    rows = [each.to(norms[0].device).double().reshape(-1) for each in norms]
+    norm = torch.linalg.vector_norm(torch.cat(rows))
     return norm.to(torch.float32)
 
 
