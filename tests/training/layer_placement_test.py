@@ -76,8 +76,9 @@ def test_all_that_a_trainer_can_do_goes_with_it():
     ways += ["together", "unbuilt", "own step", "eager"]
     found = compare(*ways, "half precision", "small half", "resumed")
     assert found.pop("resumed") == 0
-    # One of a hundred answers is another.
-    assert max(found.pop(name) for name in ("half precision", "small half")) < 2e-2
+    # One of a hundred answers is another; Adam divides noise by itself where a gradient is zero.
+    loose = ("half precision", "small half", "averages")
+    assert max(found.pop(name) for name in loose) < 2e-2
     assert max(found.values()) < 2e-4, found
 
 
