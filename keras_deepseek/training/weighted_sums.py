@@ -7,6 +7,7 @@ from typing import Any
 from keras import ops
 
 from keras_deepseek import backend
+from keras_deepseek.backend.gradient_scale import multiply_gradients
 
 LEAST_WEIGHT = 1e-30
 """What sums are divided by where they are over nothing, and are all zero."""
@@ -93,8 +94,7 @@ class WeightedSums:
         Args:
             factor: float32 scalar.
         """
-        gradients = [None if each is None else each * factor for each in self.gradients]
-        return replace(self, gradients=gradients)
+        return replace(self, gradients=multiply_gradients(self.gradients, factor))
 
     def plus(self, others: "WeightedSums", factor: Any) -> "WeightedSums":
         """Returns the sums with others added, and may write into the gradients of these.

@@ -71,6 +71,7 @@ def test_two_devices_make_the_steps_of_one():
 
 @not_on_jax
 @pytest.mark.takes_long
+@pytest.mark.slow_on_tensorflow
 def test_all_that_a_trainer_can_do_goes_with_it():
     ways = ["plain", "clip", "micro-batches", "sum", "remat", "remat inside", "averages"]
     ways += ["together", "unbuilt", "own step", "eager"]
@@ -84,6 +85,7 @@ def test_all_that_a_trainer_can_do_goes_with_it():
 
 @not_on_jax
 @pytest.mark.takes_long
+@pytest.mark.slow_on_tensorflow
 def test_every_optimizer_takes_weights_of_two_devices():
     names = ["Adadelta", "Adafactor", "Adagrad", "Ftrl", "RMSprop", "SGD"]
     found = compare(*names, "Adam", "AdamW", "Adamax", "Lamb", "Lion", "Muon", "Nadam")

@@ -41,7 +41,7 @@ def test_a_training_over_several_devices_is_that_on_one(num_devices):
     )
 
 
-@pytest.mark.takes_long
+@pytest.mark.slow_on_tensorflow
 @pytest.mark.skipif(not IS_TENSORFLOW, reason="JAX has one program over all; PyTorch one device.")
 def test_devices_that_divide_the_rows_make_the_steps_of_one():
     differences = compare("device_replicas.py", 2)

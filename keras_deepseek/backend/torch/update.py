@@ -148,7 +148,7 @@ def add_multiples(sums: Sequence[Any], tensors: Sequence[Any], factor: Any) -> l
             if is_known:
                 each.add_(tensor, alpha=float(factor))
             else:
-                each.addcmul_(tensor, factor)
+                each.addcmul_(tensor, factor.to(each.device))
     return list(sums)
 
 
