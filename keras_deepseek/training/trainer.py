@@ -46,6 +46,7 @@ from keras_deepseek.training.position_data import (
 from keras_deepseek.training.precision import training_policy
 from keras_deepseek.training.predict_together import predict_together
 from keras_deepseek.training.rematerialization import Remat
+from keras_deepseek.training.same_arguments import check_same_arguments, plain_attributes
 from keras_deepseek.training.step_guard import Action, StepGuard
 from keras_deepseek.training.step_loop import Step, make_steps
 from keras_deepseek.training.step_plan import StepPlan
@@ -257,6 +258,21 @@ class Trainer(Trials):
                 residual=residual,
                 served=served,
             )
+        check_same_arguments(
+            self._processes,
+            {
+                "the model": [(each.shape, each.dtype) for each in self.model.variables],
+                "the optimizer": plain_attributes(
+                    getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+                ),
+                "the precision": self.policy and self.policy.name,
+                "micro_batches": micro_batches,
+                "gradient_clip": gradient_clip,
+                "guard": plain_attributes(guard) if isinstance(guard, StepGuard) else guard,
+                "remat": remat,
+                "gradient_compression": gradient_compression,
+            },
+        )
         self._processes.broadcast_variables(self.model.variables)
         self._placement.place(self.model)
         self._callbacks = list_callbacks(callbacks)
