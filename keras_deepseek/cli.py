@@ -97,7 +97,12 @@ def _make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for room in ROOMS:
         command = _load_command(room)
-        subparser = commands.add_parser(command.NAME, help=command.HELP, description=command.HELP)
+        subparser = commands.add_parser(
+            command.NAME,
+            help=command.HELP,
+            description=command.HELP,
+            allow_abbrev=False,  # What stands behind a script is the script's own.
+        )
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)
     return parser

@@ -31,7 +31,11 @@ def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -
     asked: dict[str, list[int]] = {}
     for kind, given in device_map.items():
         if kind not in _KINDS:
-            raise InvalidInputError(unknown_name_message("device in device_map", kind, _KINDS))
+            raise InvalidInputError(
+                unknown_name_message("device in device_map", kind, _KINDS)
+                + f" For a pattern of layers' names it is a device, as in {{{kind!r}: 'gpu:0'}}; "
+                f"received {given!r}."
+            )
         indices: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
         name = f"device_map[{kind!r}]"
         asked[kind] = [check_integer(name, index, least=0) for index in indices]

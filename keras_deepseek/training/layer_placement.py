@@ -125,8 +125,8 @@ class LayerPlacement:
         """
 
         def make(weight: keras.Variable, make_slot: Callable[[], keras.Variable]) -> keras.Variable:
-            if not self._found:  # It was not built before.
-                self.begin(model)
+            if not self._found:  # The step that is being made has built it.
+                self.begin(model, is_in_step=True)
             _, device = self._placed.get(id(weight), (weight, self.default))
             with backend.current().on_device(device):
                 slot = make_slot()

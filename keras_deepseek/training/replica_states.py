@@ -17,8 +17,9 @@ class ReplicaStates:
     """The variables of a step that differ by replica, until they are made one.
 
     Metrics count what all replicas have counted. What layers keep of a batch, such as moving
-    statistics, is the mean over the rows of all. Random number generators differ by replica while
-    the step computes, and agree afterwards.
+    statistics, is the mean over the rows of all; where a variable's `aggregation` is `"sum"`, as of
+    the tokens of each expert, it is the sum of what replicas assign. Random number generators
+    differ by replica while the step computes, and agree afterwards.
 
     Args:
         model: `keras.Model`, built and compiled.
@@ -27,9 +28,12 @@ class ReplicaStates:
     def __init__(self, model: keras.Model) -> None:
         self._metrics = model.metrics_variables
         floats = [each for each in batch_states(model) if keras.backend.is_float_dtype(each.dtype)]
-        self._layers = list({id(each): each for each in floats}.values())
+        layers = {id(each): each for each in floats}.values()
+        self._layers = [each for each in layers if each.aggregation != "sum"]
+        self._counts = [each for each in layers if each.aggregation == "sum"]
         self._seeds = seed_states(model)
-        self._before = [ops.copy(each.value) for each in (*self._metrics, *self._layers)]
+        self._variables = (*self._metrics, *self._layers, *self._counts)
+        self._before = [ops.copy(each.value) for each in self._variables]
 
     @contextmanager
     def own_seeds(self, rank: Any) -> Iterator[None]:
@@ -53,8 +57,7 @@ class ReplicaStates:
 
     def restore(self) -> None:
         """Puts back what the rows of another replica have changed, in the same process."""
-        variables = (*self._metrics, *self._layers)
-        for variable, before in zip(variables, self._before, strict=True):
+        for variable, before in zip(self._variables, self._before, strict=True):
             variable.assign(before)
 
     def changes(self, num_rows: Any) -> list[Any]:
@@ -66,13 +69,19 @@ class ReplicaStates:
         """
         changes = [
             ops.cast(variable.value, "float32") - ops.cast(before, "float32")
-            for variable, before in zip((*self._metrics, *self._layers), self._before, strict=True)
+            for variable, before in zip(self._variables, self._before, strict=True)
         ]
-        num_metrics = len(self._metrics)
-        weights = [1.0] * num_metrics + [num_rows] * len(self._layers)
+        num_added = len(self._metrics) + len(self._layers)
+        weights = [1.0] * len(self._metrics) + [num_rows] * len(self._layers)
+        added = [
+            change * weight for change, weight in zip(changes[:num_added], weights, strict=True)
+        ]
+        counted = [ops.cast(variable.value, "float32") for variable in self._counts]
+        # What no replica assigns stays as it is.
+        is_assigned = [ops.cast(ops.any(each != 0), "float32") for each in changes[num_added:]]
         return [
-            ops.where(num_rows > 0, change * weight, ops.zeros_like(change))
-            for change, weight in zip(changes, weights, strict=True)
+            ops.where(num_rows > 0, each, ops.zeros_like(each))
+            for each in (*added, *counted, *is_assigned)
         ]
 
     def write(self, sums: Sequence[Any], num_rows: Any) -> None:
@@ -82,10 +91,14 @@ class ReplicaStates:
             sums: The sums of `changes`.
             num_rows: float32 scalar. The number of all rows.
         """
-        num_metrics = len(self._metrics)
-        divisors = [1.0] * num_metrics + [ops.maximum(num_rows, 1.0)] * len(self._layers)
-        variables = (*self._metrics, *self._layers)
-        for variable, before, change, divisor in zip(
-            variables, self._before, sums, divisors, strict=True
-        ):
+        num_added, num_counts = len(self._metrics) + len(self._layers), len(self._counts)
+        divisors = [1.0] * len(self._metrics)
+        divisors += [ops.maximum(num_rows, 1.0)] * len(self._layers)
+        added = self._variables[:num_added], self._before[:num_added], sums[:num_added], divisors
+        for variable, before, change, divisor in zip(*added, strict=True):
             variable.assign(before + ops.cast(change / divisor, variable.dtype))
+        counted, is_assigned = sums[num_added:][:num_counts], sums[num_added:][num_counts:]
+        for variable, before, count, number in zip(
+            self._counts, self._before[num_added:], counted, is_assigned, strict=True
+        ):
+            variable.assign(ops.where(number > 0, ops.cast(count, variable.dtype), before))

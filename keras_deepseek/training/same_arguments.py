@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_deepseek.artifacts.errors import InvalidInputError
@@ -40,6 +41,21 @@ def check_same_arguments(processes: Processes, arguments: Mapping[str, Any]) -> 
                 f"{other} has {_shorten(second, first)}. Build the same model on each, with the "
                 "same arguments."
             )
+
+
+def data_shapes(*data: Any) -> list[Any]:
+    """Returns the shapes of arrays, or of structures of them; of other data their kinds.
+
+    Args:
+        *data: What `fit` takes as `x` and `y`.
+    """
+    found: list[Any] = []
+    for each in data:
+        leaves = keras.tree.flatten(each) if isinstance(each, dict | tuple) else [each]
+        found += [
+            tuple(leaf.shape) if hasattr(leaf, "shape") else _describe(leaf) for leaf in leaves
+        ]
+    return found
 
 
 def plain_attributes(value: Any) -> dict[str, Any]:

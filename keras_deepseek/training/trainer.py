@@ -46,7 +46,11 @@ from keras_deepseek.training.position_data import (
 from keras_deepseek.training.precision import training_policy
 from keras_deepseek.training.predict_together import predict_together
 from keras_deepseek.training.rematerialization import Remat
-from keras_deepseek.training.same_arguments import check_same_arguments, plain_attributes
+from keras_deepseek.training.same_arguments import (
+    check_same_arguments,
+    data_shapes,
+    plain_attributes,
+)
 from keras_deepseek.training.step_guard import Action, StepGuard
 from keras_deepseek.training.step_loop import Step, make_steps
 from keras_deepseek.training.step_plan import StepPlan
@@ -436,6 +440,14 @@ class Trainer(Trials):
         check_boolean("resume", resume)
         goes_on = resume or self._resumed is not None
         check_options(arguments, resume=goes_on)
+        check_same_arguments(
+            self._processes,
+            {
+                "the shapes of the data": data_shapes(arguments["x"], arguments["y"]),
+                **{name: arguments.get(name) for name in ("batch_size", "epochs", "shuffle")},
+                "steps_per_epoch": arguments.get("steps_per_epoch"),
+            },
+        )
         place = PlaceWatch(self._plan)
         chosen = [place, *self._plan.callbacks, *self._callbacks, *list_callbacks(callbacks)]
         if self._processes.rank > 0:

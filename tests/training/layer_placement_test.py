@@ -145,6 +145,8 @@ def test_a_loop_over_steps_may_evaluate_and_its_functions_are_compiled_once():
 def test_a_model_that_is_not_built_is_placed_when_it_is():
     layers = [keras.layers.Dense(3, name="first_1"), keras.layers.Dense(2, name="second")]
     trainer = make_trainer(HERE, keras.Sequential(layers))
+    history = trainer.fit(X, Y, epochs=3, verbose=0, validation_data=(X, Y)).history
+    assert history["val_loss"][-1] < history["val_loss"][0]
     assert trainer.predict(X, verbose=0).shape == (12, 2)
     trainer = make_trainer({"frist": "cpu:0"}, keras.Sequential([keras.layers.Dense(2)]))
     with pytest.raises(InvalidInputError, match="Unknown layer in device_map 'frist'"):

@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 from keras_deepseek.training.replica_states import ReplicaStates
@@ -58,6 +59,35 @@ def test_random_numbers_differ_by_replica_and_are_the_same_for_the_same_seed():
     assert not np.array_equal(zeros[0], zeros[1])
     assert not np.array_equal(zeros[1], zeros[2])
     np.testing.assert_array_equal(zeros[1], zeros[3])
+
+
+class Count(keras.layers.Layer):
+    """Keeps how many rows it has seen last, unless it sees none that is positive."""
+
+    def build(self, input_shape):
+        self.seen = self.add_weight(initializer="ones", trainable=False, aggregation="sum")
+
+    def call(self, inputs):
+        number = ops.cast(ops.sum(inputs[:, 0] > 0), "float32")
+        self.seen.assign(ops.where(number > 0, number, self.seen.value))
+        return inputs
+
+
+@pytest.mark.parametrize(("rows", "expected"), [((3, 2, 0), 5.0), ((0, 0, 0), 1.0)])
+def test_a_variable_that_is_to_be_summed_is_the_sum_of_what_replicas_assign(rows, expected):
+    models, found = [], []
+    for number in rows:
+        model = keras.Sequential([keras.Input((4,)), Count()])
+        model.compile("sgd", "mse")
+        states = ReplicaStates(model)
+        model(np.ones((number or 1, 4)) if any(rows) else -np.ones((2, 4)), training=True)
+        models.append((model, states))
+        present = ops.convert_to_tensor(float(number if any(rows) else 2))
+        found.append(states.changes(present))
+    sums = [sum(parts) for parts in zip(*found, strict=True)]
+    for model, states in models:
+        states.write(sums, ops.convert_to_tensor(5.0))
+        assert float(model.layers[0].seen) == expected
 
 
 def test_a_replica_without_rows_changes_nothing():

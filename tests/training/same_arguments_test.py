@@ -1,9 +1,14 @@
 import keras
+import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.processes import OneProcess
-from keras_deepseek.training.same_arguments import check_same_arguments, plain_attributes
+from keras_deepseek.training.same_arguments import (
+    check_same_arguments,
+    data_shapes,
+    plain_attributes,
+)
 
 
 class Others(OneProcess):
@@ -55,6 +60,12 @@ def test_an_optimizer_is_known_by_its_class_and_its_numbers():
     check_same_arguments(Others(others), {"optimizer": dict(found)})
     with pytest.raises(InvalidInputError, match="differ in optimizer"):
         check_same_arguments(Others(others), {"optimizer": {**found, "beta_1": 0.8}})
+
+
+def test_data_are_known_by_their_shapes_and_kinds():
+    x = {"a": np.ones((3, 2)), "b": (np.ones(3), None)}
+    assert data_shapes(x, np.ones((3, 1))) == [(3, 2), (3,), None, (3, 1)]
+    assert data_shapes(iter([1]), [1.0] * 3) == ["list_iterator", [1.0] * 3]
 
 
 def test_of_long_ones_it_shows_where_they_differ():
