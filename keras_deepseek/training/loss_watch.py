@@ -84,6 +84,9 @@ class LossWatch(keras.callbacks.Callback):
         if self._found is None:
             return
         epoch, batch, loss = self._found
+        state = "The weights are finite still."
+        if find_spoilt(self.model.trainable_variables):
+            state = "The weights are spoilt: go on from a checkpoint."
         first = "" if batch == epoch == 0 else ", or the update before, by gradients that were not"
         raise TrainingDivergedError(
             f"The loss is {loss:g} from batch {batch + 1} of epoch {epoch + 1} on, and the "
@@ -91,7 +94,7 @@ class LossWatch(keras.callbacks.Callback):
             "at its labels: those that are no class do it, and binary ones that are not 0 or 1. "
             "Lower the learning rate or clip the gradients (gradient_clip=) where it grew; "
             "guard='stop' says which it was, "
-            "guard='skip' leaves such batches out. The weights are spoilt: go on from a checkpoint."
+            f"guard='skip' leaves such batches out. {state}"
         )
 
     def _check_weights(self) -> None:

@@ -28,6 +28,15 @@ def test_a_loss_that_is_no_number_ends_the_training_and_names_the_batch():
         fit(make(), BAD, epochs=3)
 
 
+@pytest.mark.parametrize(
+    ("precision", "state"),
+    [("float32", "are spoilt"), ("mixed_float16", "are finite still")],  # Which scales its loss.
+)
+def test_it_says_what_became_of_the_weights(precision, state):
+    with pytest.raises(TrainingDivergedError, match=f"The weights {state}"):
+        fit(make(precision=precision), BAD)
+
+
 def test_no_checkpoint_is_taken_of_weights_that_are_spoilt(tmp_path):
     trainer = make(checkpoint_dir=tmp_path, checkpoint_every=1, keep_last=9)
     with pytest.raises(TrainingDivergedError, match="batch 6 of epoch 1"):
