@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.artifacts.errors import PeerLostError
 from keras_deepseek.backend import current
 from keras_deepseek.backend.processes import lost_peer_error
 
@@ -102,6 +103,20 @@ def test_a_strategy_of_the_script_may_have_joined_the_processes(tmp_path):
         np.testing.assert_allclose(rank["weights"], alone["weights"], rtol=0, atol=1e-5)
         np.testing.assert_array_equal(rank["weights"], ranks[0]["weights"])
         assert "Received world_size=7, and the strategy runs with 2" in str(rank["refused"])
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="The others have errors of their own.")
+def test_jax_s_errors_about_a_peer_are_told_from_others():
+    from keras_deepseek.backend.jax.processes import LostPeers
+
+    for text in (
+        "UNKNOWN: Gloo AllGather failed: Connection reset",
+        "DEADLINE_EXCEEDED: timed out",
+    ):
+        with pytest.raises(PeerLostError, match="another one has ended"), LostPeers("make a step"):
+            raise ValueError(text)
+    with pytest.raises(ValueError, match="RESOURCE_EXHAUSTED"), LostPeers("make a step"):
+        raise ValueError("RESOURCE_EXHAUSTED: Out of memory")
 
 
 def test_an_object_that_runs_no_processes_says_nothing_of_them():

@@ -18,6 +18,9 @@ from keras_deepseek.backend.jax.replicas import JaxReplicas
 from keras_deepseek.backend.meeting import meet
 from keras_deepseek.backend.processes import NamingLostPeers, Processes, RemoteReplicas, check_place
 
+_OF_PEERS = ("gloo", "nccl", "coordination service", "deadline_exceeded", "unavailable")
+"""What errors speak of that are about another process, and not about memory, say."""
+
 
 def count_processes() -> int:
     """Returns how many processes the framework's engine runs in already."""
@@ -104,7 +107,7 @@ class JaxProcesses:
         """Returns the value of one rank, which can be pickled."""
         is_source = self.rank == source
         data = np.frombuffer(pickle.dumps(value), "uint8") if is_source else np.zeros(0, "uint8")
-        with _LostPeers(f"get what rank {source} knows"):
+        with LostPeers(f"get what rank {source} knows"):
             size = multihost_utils.broadcast_one_to_all(np.array(data.size), is_source)
             sent = data if is_source else np.zeros(int(size), "uint8")
             received = multihost_utils.broadcast_one_to_all(sent, is_source)
@@ -132,7 +135,7 @@ class JaxProcesses:
         before = self._wait(len(wishes))
         sharding = NamedSharding(self._mesh, PartitionSpec("rank"))
         own = np.array([wishes], "int32")
-        with _LostPeers("agree on whether to stop"):
+        with LostPeers("agree on whether to stop"):
             found = jax.make_array_from_process_local_data(
                 sharding, own, (self.world_size, len(wishes))
             )
@@ -148,11 +151,11 @@ class JaxProcesses:
         if self._waiting is None:
             return [False] * count
         found, self._waiting = self._waiting, None
-        with _LostPeers("agree on whether to stop"):
+        with LostPeers("agree on whether to stop"):
             return [bool(each) for each in np.asarray(found)]
 
 
-class _LostPeers(NamingLostPeers):
+class LostPeers(NamingLostPeers):
     """Says in our words that a process is gone, where JAX finds it."""
 
     engine = "JAX"
@@ -160,4 +163,6 @@ class _LostPeers(NamingLostPeers):
     @staticmethod
     def is_of_peer(error: BaseException) -> bool:
         """Returns whether an error of the engine may be about another process."""
-        return isinstance(error, jax.errors.JaxRuntimeError)
+        text = str(error).lower()
+        is_engines = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
+        return is_engines and any(mark in text for mark in _OF_PEERS)

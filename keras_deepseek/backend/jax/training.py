@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.backend.jax.placement import place_batch
+from keras_deepseek.backend.jax.processes import LostPeers
 
 _GROUPS = (
     "trainable_variables",
@@ -87,9 +88,10 @@ def make_train_function(
         *others, metrics = state
         variables = carried()
         try:
-            logs, (*others, values) = train_function(
-                (*others, [*metrics, *(variable.value for variable in variables)]), iterator
-            )
+            with LostPeers("make a step"):
+                logs, (*others, values) = train_function(
+                    (*others, [*metrics, *(variable.value for variable in variables)]), iterator
+                )
         except Exception:
             # Keras has taken the values out of the variables, and puts back what stands here.
             if not any(value.is_deleted() for values in state for value in values):
