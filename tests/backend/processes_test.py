@@ -106,9 +106,13 @@ def test_a_strategy_of_the_script_may_have_joined_the_processes(tmp_path):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="The others have errors of their own.")
-def test_jax_s_errors_about_a_peer_are_told_from_others():
+def test_jax_s_errors_about_a_peer_are_told_from_others(monkeypatch):
+    from keras_deepseek.backend.jax import processes
     from keras_deepseek.backend.jax.processes import LostPeers
 
+    with pytest.raises(ValueError, match="Gloo"), LostPeers("make a step"):
+        raise ValueError("Gloo is what a process that trains alone has nothing to do with.")
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
     for text in (
         "UNKNOWN: Gloo AllGather failed: Connection reset",
         "DEADLINE_EXCEEDED: timed out",

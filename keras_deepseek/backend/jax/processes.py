@@ -18,7 +18,7 @@ from keras_deepseek.backend.jax.replicas import JaxReplicas
 from keras_deepseek.backend.meeting import meet
 from keras_deepseek.backend.processes import NamingLostPeers, Processes, RemoteReplicas, check_place
 
-_OF_PEERS = ("gloo", "nccl", "coordination service", "deadline_exceeded", "unavailable")
+_OF_PEERS = ("gloo", "nccl", "coordination service", "deadline_exceeded:", "unavailable:")
 """What errors speak of that are about another process, and not about memory, say."""
 
 
@@ -165,4 +165,5 @@ class LostPeers(NamingLostPeers):
         """Returns whether an error of the engine may be about another process."""
         text = str(error).lower()
         is_engines = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
-        return is_engines and any(mark in text for mark in _OF_PEERS)
+        is_about_peers = is_engines and any(mark in text for mark in _OF_PEERS)
+        return is_about_peers and jax.process_count() > 1
