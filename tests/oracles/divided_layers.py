@@ -246,7 +246,7 @@ def places() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for operation in graph.get_operations():
         shapes = [tuple(each.shape) for each in (*operation.inputs, *operation.outputs)]
-        if operation.type == "MatMul":
+        if operation.type in ("MatMul", "BatchMatMulV2"):  # By Keras's release.
             sizes = {size for shape in shapes for size in shape}
             name = ",".join(str(size) for size in sorted(sizes & {3, 6, 7, 11}))
             found.setdefault(name, []).append(operation.device.split("device:")[-1].lower())
