@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from keras_deepseek.backend.buckets import cut_into_buckets
 from keras_deepseek.backend.gradient_compression import Compression, LowRank
-
-_BUCKET_BYTES = 4 * 2**20  # One may be summed while the next is computed.
 
 
 class GradientSums:
@@ -167,17 +166,7 @@ def _widen(bits: Any, scales: Any, dtype: str) -> Any:
 
 
 def _cut(tensors: Sequence[Any]) -> Iterator[list[Any]]:
-    """Yields the tensors in groups of one dtype, each of so many bytes."""
-    bucket: list[Any] = []
-    size = 0
-    for tensor in tensors:
-        if bucket and not (tensor.dtype == bucket[0].dtype and size < _BUCKET_BYTES):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.nbytes
-    if bucket:
-        yield bucket
+    return cut_into_buckets(tensors, lambda tensor: int(tensor.nbytes))
 
 
 def _flatten(tensors: Sequence[Any]) -> Any:

@@ -10,9 +10,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_deepseek.backend.buckets import cut_into_buckets
 from keras_deepseek.backend.gradient_compression import Compression, LowRank
 
-_BUCKET_BYTES = 4 * 2**20  # One is summed while the next is copied together.
 _LEAST_BYTES = 256  # Who sums 64 bytes or less is not told that a peer has ended, and waits on.
 _IN_STEPS, _FIRST, _SECOND = range(20_001, 20_004)
 """Groups of collective operations. Keys count in each, so that none depends on another's calls."""
@@ -204,17 +204,9 @@ def _orthonormal(columns: Any) -> Any:
 
 
 def _cut(tensors: Sequence[Any]) -> Iterator[list[Any]]:
-    """Yields the tensors in groups of one dtype, each of so many bytes."""
-    bucket: list[Any] = []
-    size = 0
-    for tensor in tensors:
-        if bucket and not (tensor.dtype == bucket[0].dtype and size < _BUCKET_BYTES):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.dtype.size * tensor.shape.num_elements()
-    if bucket:
-        yield bucket
+    return cut_into_buckets(
+        tensors, lambda tensor: int(tensor.dtype.size * tensor.shape.num_elements())
+    )
 
 
 def _round(rows: Any, dtype: str) -> Any:
