@@ -27,9 +27,24 @@ def serve_task(
     """Computes what the chief of a cluster has it compute, until the process is ended."""
     os.environ.setdefault(*_FAIL_FAST)
     cluster = tf.train.ClusterSpec({kind: list(found) for kind, found in addresses.items()})
-    server = tf.distribute.Server(cluster, job_name=task_type, task_index=index, protocol="grpc")
+    server = tf.distribute.Server(
+        cluster,
+        job_name=task_type,
+        task_index=index,
+        protocol="grpc",
+        config=tf.compat.v1.ConfigProto(inter_op_parallelism_threads=_num_threads(addresses)),
+    )
     on_ready()
     server.join()
+
+
+def _num_threads(addresses: Mapping[str, Sequence[str]]) -> int:
+    """Returns how many operations a task is to run at once.
+
+    One that waits for another task keeps a thread: with fewer than there are tasks that wait for
+    each other, none goes on, for ever.
+    """
+    return max(os.cpu_count() or 1, 1 + sum(map(len, addresses.values())))
 
 
 def connect_tasks(find_addresses: Callable[[], Mapping[str, Sequence[str]]]) -> TaskCluster:

@@ -21,7 +21,8 @@ def run_trainings(folder):
     done = subprocess.run(
         [sys.executable, "tests/oracles/coordinated_training.py", folder],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        # With so few threads tasks that wait for each other once never went on.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_NUM_INTEROP_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=900,
