@@ -9,7 +9,7 @@ from typing import Any, Literal
 from keras_deepseek.artifacts.errors import BundleError
 from keras_deepseek.artifacts.signature import Signature
 
-FORM = 1
+FORM = 2
 """The form of the manifest that this release writes. A reader refuses a higher one."""
 
 
@@ -18,16 +18,20 @@ class Verification:
     """Whether an artifact was seen to compute what its model computes.
 
     Args:
-        state: `"verified"`, or `"unverified"` with a reason. (What failed is never written.)
-        reason: string. Why it is unverified; empty otherwise.
+        state: `"verified"`, or `"unverified"` or `"failed"` with a reason. (What failed is written
+            where `verify="warn"` asks for it alone.)
+        reason: string. Why it is not verified; empty otherwise.
         num_samples: integer. Batches that were compared.
         largest_difference: float. The largest absolute difference of any output of any sample.
+        agreement: dict. By output name, how near outputs of less precision are to the model's:
+            `deploy.verify.agreements` says what its numbers are. Empty where they should be equal.
     """
 
-    state: Literal["verified", "unverified"]
+    state: Literal["verified", "unverified", "failed"]
     reason: str = ""
     num_samples: int = 0
     largest_difference: float = 0.0
+    agreement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,24 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.backend.keras_internals import flatten_layers
+
 
 @contextmanager
-def lent_policy(layers: Sequence[keras.Layer], policy: keras.DTypePolicy) -> Iterator[None]:
+def lent_policy(
+    layers: Sequence[keras.Layer], policy: keras.DTypePolicy, *, casts_tables: bool = False
+) -> Iterator[None]:
     """Makes layers compute by another dtype policy until the block ends.
 
     Args:
         layers: Layers, built and not quantized.
         policy: `keras.DTypePolicy`.
+        casts_tables: boolean. Whether an embedding casts all of its table, and not the rows that it
+            looks up: what is constant is then half as large. Defaults to `False`.
     """
     # Not by setting attributes: Keras and PyTorch look at each of them.
     own_policies = [vars(layer)["_dtype_policy"] for layer in layers]
-    tables = [layer for layer in layers if _looks_rows_up(layer)]
+    tables = [layer for layer in layers if _looks_rows_up(layer) and not casts_tables]
     own_calls = [vars(layer).get("call") for layer in tables]
     for layer in layers:
         vars(layer)["_dtype_policy"] = policy
@@ -38,6 +44,41 @@ def lent_policy(layers: Sequence[keras.Layer], policy: keras.DTypePolicy) -> Ite
                 vars(layer)["call"] = own_call
         for layer, own_policy in zip(layers, own_policies, strict=True):
             vars(layer)["_dtype_policy"] = own_policy
+
+
+def layers_to_switch(model: keras.Model) -> list[keras.Layer]:
+    """Returns the layers of a model that may compute by another policy than their own.
+
+    Quantized layers keep theirs. So does an output layer that ends in softmax or sigmoid: a
+    probability in half precision rounds to 1 and its loss to 0 (Keras's guide on mixed precision
+    asks for the same).
+
+    Args:
+        model: `keras.Model`, built.
+    """
+    probabilities = (keras.activations.softmax, keras.activations.sigmoid)
+    keep = {
+        id(layer)
+        for layer in _output_layers(model)
+        if isinstance(layer, keras.layers.Softmax)
+        or getattr(layer, "activation", None) in probabilities
+    }
+    layers = [layer for layer in flatten_layers(model) if layer.quantization_mode is None]
+    return [layer for layer in layers if id(layer) not in keep]
+
+
+def _output_layers(model: keras.Model) -> list[keras.Layer]:
+    """Returns the layers that give a model's outputs, through models inside it.
+
+    Of a subclassed model nobody knows which they are: all of its own layers may be.
+    """
+    if isinstance(model, keras.Sequential):
+        last = list(model.layers[-1:])
+    else:
+        names = getattr(model, "output_names", None)
+        last = [layer for layer in model.layers if names is None or layer.name in names]
+    inner = [layer for layer in last if isinstance(layer, keras.Model)]
+    return [*last, *(layer for nested in inner for layer in _output_layers(nested))]
 
 
 def _looks_rows_up(layer: keras.Layer) -> bool:

@@ -13,6 +13,7 @@ import keras
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.keras_internals import first_call_shapes
+from keras_deepseek.backend.layer_precision import layers_to_switch, lent_policy
 
 
 class NamedModel:
@@ -24,17 +25,21 @@ class NamedModel:
 
     Args:
         model: `keras.Model`: Functional, Sequential, or a subclass that was called or built.
+        precision: string. `"float16"` or `"bfloat16"`, what layers compute in as under Keras's
+            mixed policies; inputs and outputs stay what they are. Defaults to `None`, the model's
+            own precision.
 
     Raises:
         InvalidInputError: The model is not built, so its inputs are unknown.
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self, model: keras.Model, precision: str | None = None) -> None:
         if not isinstance(model, keras.Model):
             raise InvalidInputError(
                 f"Expected a keras.Model, received {type(model).__name__}: {model!r}."
             )
         self.model = model
+        self.precision = precision
         inputs = _symbolic_inputs(model)
         outputs = _symbolic_outputs(model, inputs)
         self._input_names = _name_structure(inputs, "input", _given_input_name)
@@ -53,7 +58,20 @@ class NamedModel:
         Returns:
             A dict of tensors by output name.
         """
-        return self.name_outputs(self.model(self.pack_inputs(inputs), training=False))
+        packed = self.pack_inputs(inputs)
+        if self.precision is None:
+            return self.name_outputs(self.model(packed, training=False))
+        policy = keras.DTypePolicy(f"mixed_{self.precision}")
+        with lent_policy(layers_to_switch(self.model), policy, casts_tables=True):
+            outputs = self.name_outputs(self.model(packed, training=False))
+        return {
+            spec.name: keras.ops.cast(outputs[spec.name], spec.dtype)
+            for spec in self.signature.outputs
+        }
+
+    def in_precision(self, precision: str | None) -> "NamedModel":
+        """Returns the same model, computing in another precision."""
+        return NamedModel(self.model, precision)
 
     def pack_inputs(self, inputs: Mapping[str, Any]) -> Any:
         """Returns tensors by name as the nested structure that the model takes."""

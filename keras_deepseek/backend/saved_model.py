@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.artifacts.signature import Array
@@ -17,11 +18,7 @@ def load_saved_model(path: Path) -> Callable[[dict[str, Array]], dict[str, Array
         MissingExtraError: TensorFlow is not installed.
         InvalidInputError: The folder holds no SavedModel, or one without `serving_default`.
     """
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise MissingExtraError("tensorflow", "tensorflow", "to run a SavedModel") from error
-
+    tf = import_tensorflow("to run a SavedModel")
     try:
         loaded = tf.saved_model.load(str(path))
         serve = loaded.signatures["serving_default"]
@@ -37,3 +34,19 @@ def load_saved_model(path: Path) -> Callable[[dict[str, Array]], dict[str, Array
     # The signature lives as long as the object that it was loaded with.
     infer.loaded = loaded  # type: ignore[attr-defined]
     return infer
+
+
+def import_tensorflow(purpose: str) -> Any:
+    """Returns TensorFlow.
+
+    Args:
+        purpose: string. What it is needed for, as in "to run a SavedModel".
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise MissingExtraError("tensorflow", "tensorflow", purpose) from error
+    return tf

@@ -1,4 +1,4 @@
-"""The other end of `TensorFlowProcessRoute`: exports a saved model in a process of its own.
+"""The other end of `InChild`: exports a saved model through another backend, in its own process.
 
 `python -m keras_deepseek.deploy.child FOLDER` reads `job.json`, `model.keras` and `samples.npz`
 there, fills the folder that the job names, and leaves `result.json` and `outputs.npz`.
@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_deepseek.artifacts.errors import NotSupportedError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.deploy.failure_reason import failure_reason
 
 
 def save_batches(path: Path, batches: list[dict[str, Array]]) -> None:
@@ -44,25 +45,32 @@ def main(work: Path) -> None:
     """Does the job in the folder `work`.
 
     Args:
-        work: The folder that `TensorFlowProcessRoute` filled.
+        work: The folder that the other end filled.
     """
     job = json.loads((work / "job.json").read_text(encoding="utf-8"))
     try:
         result = _export(work, job)
     except Exception as error:  # noqa: BLE001 - it is raised again on the other side.
-        result = {"error": f"{type(error).__name__}: {error}"}
+        result = {"error": failure_reason(error)}
     (work / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     from keras_deepseek.backend.keras_file import load_keras_file
     from keras_deepseek.backend.named_model import NamedModel
+    from keras_deepseek.deploy.custom_objects import load_objects
     from keras_deepseek.deploy.registry import create_format
 
-    model = NamedModel(load_keras_file(work / "model.keras", job["custom_objects_from"]))
+    load_objects(work)
+    calibration = work / "calibration.npz"
+    if calibration.exists():
+        job["options"]["calibration"] = load_batches(calibration)
     export_format = create_format(job["format"], job["options"])
     folder = Path(job["folder"])
-    how = export_format.write(model, folder)
+    how = ""
+    if not job["is_written"]:
+        loaded = load_keras_file(work / "model.keras", job["custom_objects_from"])
+        how = export_format.write(NamedModel(loaded, job["precision"]), folder)
     try:
         save_batches(
             work / "outputs.npz", export_format.run(folder, load_batches(work / "samples.npz"))

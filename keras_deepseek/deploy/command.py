@@ -1,6 +1,9 @@
 """`keras-deepseek export`: from a `.keras` file to a bundle."""
 
 import argparse
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 NAME = "export"
 HELP = "write a Keras model as ONNX, SavedModel or TensorRT, and verify it"
@@ -26,6 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the folder of the bundle, or a file with the format's suffix (model.onnx)",
     )
     parser.add_argument("--name", help="the model's name in the bundle (default: its own)")
+    parser.add_argument(
+        "--precision", choices=["float16", "bfloat16", "int8"], help="(default: the model's own)"
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="DATA.npz",
+        help="rows like those of use, by the names of the inputs, that int8 is made for",
+    )
+    parser.add_argument(
+        "--verify",
+        choices=["raise", "warn"],
+        default="raise",
+        help="warn: write an artifact that computes something else all the same (default: raise)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing: verify the artifact that is at OUT"
+    )
     parser.add_argument("--opset", type=int, help="ONNX operator set (default: 18)")
     parser.add_argument(
         "--custom-objects-from",
@@ -47,10 +67,33 @@ def run(arguments: argparse.Namespace) -> None:
 
     model = load_keras_file(arguments.model, arguments.custom_objects_from)
     options = {} if arguments.opset is None else {"opset": arguments.opset}
-    Exporter(
+    exporter = Exporter(
         model,
         backend=arguments.backend,
         name=arguments.name,
+        precision=arguments.precision,
+        calibration=arguments.calibrate and _load_rows(arguments.calibrate),
         custom_objects_from=arguments.custom_objects_from,
+        verify=arguments.verify,
         **options,
-    ).export(arguments.output)
+    )
+    if arguments.check:
+        exporter.check(arguments.output)
+    else:
+        exporter.export(arguments.output)
+
+
+def _load_rows(path: str) -> Any:
+    """Returns the arrays of a `.npz` file by name, or the one that it holds without one."""
+    import numpy as np
+
+    from keras_deepseek.artifacts.errors import InvalidInputError
+
+    try:
+        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = dict(file.items())
+    except (OSError, ValueError, BadZipFile, AttributeError) as error:
+        raise InvalidInputError(
+            f"No arrays can be read from {path!r}: {error}. Expected a file that numpy.savez wrote."
+        ) from error
+    return arrays["arr_0"] if list(arrays) == ["arr_0"] else arrays

@@ -40,10 +40,15 @@ class ExportReport:
         return self.verification.state == "verified"
 
     def __str__(self) -> str:
+        agreement = "".join(
+            f", {name}: {found['relative_error']:.1%} off"
+            + (f", {found['same_largest']:.1%} same answer" if "same_largest" in found else "")
+            for name, found in self.verification.agreement.items()
+        )
         found = (
             f"verified on {self.verification.num_samples} batches, largest difference "
-            f"{self.verification.largest_difference:.2g}"
+            f"{self.verification.largest_difference:.2g}{agreement}"
             if self.verified
-            else f"unverified: {self.verification.reason}"
+            else f"{self.verification.state}: {self.verification.reason}"
         )
         return f"{self.path}: {self.format}, {found} ({self.route}, {self.seconds:.1f} s)"

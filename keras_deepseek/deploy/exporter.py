@@ -4,40 +4,46 @@ It stands between training and serving. What it writes is a bundle, which `infer
 """
 
 import contextlib
-import importlib.metadata
 import os
-import platform
+import shutil
+import tempfile
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
-from keras_deepseek import __version__
-from keras_deepseek.artifacts.bundle import check_target, publish_bundle, staging_folder
-from keras_deepseek.artifacts.errors import ExportError, InvalidInputError
+from keras_deepseek.artifacts.bundle import (
+    Bundle,
+    check_target,
+    publish_bundle,
+    staging_folder,
+)
+from keras_deepseek.artifacts.errors import (
+    ExportError,
+    InvalidInputError,
+    NotSupportedError,
+    unknown_name_message,
+)
 from keras_deepseek.artifacts.manifest import Manifest, Verification
+from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.export_report import ExportReport
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
+from keras_deepseek.deploy.installed_versions import installed_versions
+from keras_deepseek.deploy.make_artifact import check_artifact, make_artifact
 from keras_deepseek.deploy.registry import create_format, format_for_suffix
-from keras_deepseek.deploy.routes import ExportJob, MadeArtifact, make_artifact
-from keras_deepseek.deploy.samples import make_samples
+from keras_deepseek.deploy.samples import cut_batches, make_samples, make_unequal_samples
 
-_PACKAGES = (
-    "keras",
-    "numpy",
-    "tensorflow",
-    "jax",
-    "torch",
-    "onnx",
-    "tf2onnx",
-    "onnxruntime",
-    "tensorrt-rtx-cu12",
-)
+_INT8 = "int8"
+_OF_INT8 = ("onnx", "tensorrt")
+_PRECISIONS = ("float16", "bfloat16", _INT8)
 
 
 class Exporter:
@@ -53,13 +59,23 @@ class Exporter:
         backend: string. `"onnx"`, `"savedmodel"`, `"tensorrt"`, the name of a registered format, or
             `"custom"`: the registered format that the path's suffix names.
         name: string. The model's name in the bundle. Defaults to `None`, the model's own.
+        precision: string. `"float16"` or `"bfloat16"`: what layers compute in, as under Keras's
+            mixed policies, the inputs and outputs staying what they are. Or `"int8"`, for ONNX and
+            TensorRT: products alone, with `calibration`. Defaults to `None`, as the model computes.
+        calibration: inputs as `model.predict` takes them, a few hundred rows like those of use,
+            whose ranges int8 is made for, and which it is verified on. Defaults to `None`.
         samples: list of inputs to verify on, each as `model.predict` takes them (several inputs by
             name). Use several batch sizes and lengths. Defaults to `None`, random ones.
         custom_objects_from: sequence of module names or files that define the model's custom
             layers, for an export that takes another process. Modules that were imported are found
-            without it. Defaults to `()`.
+            without it; so are classes of a notebook where `cloudpickle` is installed. Defaults to
+            `()`.
+        verify: string. `"raise"`, or `"warn"`: an artifact that computes something else is written
+            all the same where no route gives a right one, its state `failed`, and a warning says
+            so. Defaults to `"raise"`.
         verbose: boolean. Prints a line for each stage. Defaults to `True`.
-        **options: Arguments of the format: `opset` (integer, 18) for ONNX.
+        **options: Arguments of the format: `opset` (integer, 18) and `simplified` (boolean, `True`)
+            for ONNX.
 
     Raises:
         InvalidInputError: The backend or an option is unknown, or the model is not built.
@@ -80,8 +96,11 @@ class Exporter:
         backend: str,
         *,
         name: str | None = None,
+        precision: str | None = None,
+        calibration: Any = None,
         samples: Sequence[Any] | None = None,
         custom_objects_from: Sequence[str | os.PathLike[str]] = (),
+        verify: Literal["raise", "warn"] = "raise",
         verbose: bool = True,
         **options: Any,
     ) -> None:
@@ -90,14 +109,28 @@ class Exporter:
         self._verbose = verbose
         self._options = options
         self._custom_objects_from = custom_objects_from
-        self._format = self._choose_format()
-        self._model = NamedModel(model)
+        if verify not in ("raise", "warn"):
+            raise InvalidInputError(unknown_name_message("verify=", verify, ("raise", "warn")))
+        self._takes_differing = verify == "warn"
+        _check_precision(backend, precision, has_calibration=calibration is not None)
+        self._precision = precision
+        self._model = NamedModel(model, None if precision == _INT8 else precision)
         self.signature = self._model.signature
-        self._samples = (
-            make_samples(model, self.signature)
-            if samples is None
-            else [self.signature.bind(sample) for sample in samples]
-        )
+        batches = None
+        if calibration is not None:
+            batches = cut_batches(self.signature.bind(calibration))
+            self._options["calibration"] = batches
+        self._format = self._choose_format()
+        self._further_samples: list[dict[str, Array]] = []
+        self._samples_are_random = False
+        if samples is None and batches:
+            self._samples = batches
+        elif samples is None:
+            self._samples_are_random = True
+            self._samples = make_samples(model, self.signature)
+            self._further_samples = make_unequal_samples(model, self.signature)
+        else:
+            self._samples = [self.signature.bind(sample) for sample in samples]
         if not self._samples:
             raise InvalidInputError("`samples` is empty: expected at least one batch to verify on.")
 
@@ -140,7 +173,77 @@ class Exporter:
             seconds=time.monotonic() - started,
         )
         self._say(str(report))
+        if report.verification.state == "failed":
+            warnings.warn(f"{report}. Do not serve it.", stacklevel=2)
         return report
+
+    def check(self, path: str | os.PathLike[str]) -> ExportReport:
+        """Verifies an artifact that exists: that it still computes what the model computes.
+
+        Args:
+            path: The bundle, or the one file, that an export wrote.
+
+        Returns:
+            An `ExportReport`.
+
+        Raises:
+            ExportError: It computes something else (unless `verify="warn"`), or has other inputs
+                and outputs than the model.
+            BundleError: The bundle is missing or damaged.
+            NotSupportedError: An artifact of this format can't be run.
+        """
+        started = time.monotonic()
+        target = Path(path)
+        export_format = self._format or format_for_suffix(target)
+        if isinstance(export_format, TensorRTFormat):
+            raise NotSupportedError("A TensorRT engine can't be run here. Check the ONNX file.")
+        with self._artifact_at(target, export_format) as (folder, manifest):
+            precision = self._precision
+            if manifest is not None:
+                precision = manifest.precision if manifest.precision in _PRECISIONS else None
+            if precision == _INT8 and self._samples_are_random:
+                raise InvalidInputError(
+                    "An artifact in int8 is right for data like those that it was made for: pass "
+                    "precision='int8' and calibration=, or samples=."
+                )
+            job = replace(self._job(export_format), precision=precision)
+            verification = check_artifact(job, folder)
+        report = ExportReport(
+            path=target,
+            format=export_format.name,
+            route="checked",
+            verification=verification,
+            passed_over=(),
+            seconds=time.monotonic() - started,
+        )
+        if verification.state == "failed" and not self._takes_differing:
+            raise ExportError(f"{report}. Export the model again.")
+        self._say(str(report))
+        return report
+
+    @contextlib.contextmanager
+    def _artifact_at(
+        self, target: Path, export_format: ExportFormat
+    ) -> Iterator[tuple[Path, Manifest | None]]:
+        """Yields the folder of an artifact, and the manifest where it has one."""
+        if export_format.suffix and target.is_file():
+            with tempfile.TemporaryDirectory(prefix="keras_deepseek_check_") as folder:
+                shutil.copyfile(target, Path(folder) / export_format.entry)
+                yield Path(folder), None
+            return
+        bundle = Bundle.open(target)
+        manifest = bundle.manifest
+        if manifest.format != export_format.name:
+            raise ExportError(
+                f"The bundle at {str(target)!r} holds {manifest.format!r}; "
+                f"expected {export_format.name!r}."
+            )
+        if manifest.signature != self.signature:
+            raise ExportError(
+                f"The bundle at {str(target)!r} is of another model: it has "
+                f"{_describe(manifest.signature)}; expected {_describe(self.signature)}."
+            )
+        yield bundle.path, manifest
 
     def _choose_format(self) -> ExportFormat | TensorRTFormat | None:
         """Returns the format; `None` where the path will say which."""
@@ -154,10 +257,19 @@ class Exporter:
     def _make(self, export_format: ExportFormat | TensorRTFormat, folder: Path) -> MadeArtifact:
         if isinstance(export_format, TensorRTFormat):
             return self._make_engine(export_format, folder)
-        job = ExportJob(
-            self._model, export_format, self._options, self._samples, self._custom_objects_from
+        return make_artifact(self._job(export_format), folder, self._say)
+
+    def _job(self, export_format: ExportFormat) -> ExportJob:
+        return ExportJob(
+            self._model,
+            export_format,
+            self._options,
+            self._samples,
+            self._custom_objects_from,
+            self._further_samples,
+            takes_differing=self._takes_differing,
+            precision=self._precision,
         )
-        return make_artifact(job, folder, self._say)
 
     def _make_engine(self, tensorrt: TensorRTFormat, folder: Path) -> MadeArtifact:
         onnx_folder = folder.parent / "onnx"
@@ -183,9 +295,9 @@ class Exporter:
             format=export_format.name,
             entry=export_format.entry,
             signature=self.signature,
-            precision=self._model.model.compute_dtype,
+            precision=self._precision or self._model.model.compute_dtype,
             route=made.route,
-            versions=_versions(),
+            versions=installed_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             verification=made.verification,
         )
@@ -195,15 +307,27 @@ class Exporter:
             print(line, flush=True)
 
 
+def _check_precision(backend: str, precision: str | None, *, has_calibration: bool) -> None:
+    if precision is not None and precision not in _PRECISIONS:
+        raise InvalidInputError(unknown_name_message("precision", precision, _PRECISIONS))
+    if precision == _INT8 and backend not in _OF_INT8:
+        raise InvalidInputError(
+            f"int8 is written as {' or '.join(_OF_INT8)} alone; received backend={backend!r}."
+        )
+    if (precision == _INT8) != has_calibration:
+        raise InvalidInputError(
+            "precision='int8' and calibration= go together: int8 is made for the ranges that data "
+            "have. Pass calibration=x_train[:256], or another precision."
+        )
+
+
+def _describe(signature: Signature) -> str:
+    inputs, outputs = (
+        "; ".join(map(str, specs)) for specs in (signature.inputs, signature.outputs)
+    )
+    return f"inputs {inputs} and outputs {outputs}"
+
+
 def _check_file(target: Path) -> None:
     if target.is_dir():
         raise ExportError(f"{str(target)!r} is a folder, where a file is to be written.")
-
-
-def _versions() -> dict[str, str]:
-    """Returns the release of each package on this machine that an export may go through."""
-    installed = {"keras_deepseek": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            installed[package] = importlib.metadata.version(package)
-    return installed

@@ -1,16 +1,21 @@
 """Batches to verify an export on."""
 
+import itertools
 from collections.abc import Iterator
 
 import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
+from keras_deepseek.backend.free_axes import has_several_lengths
 from keras_deepseek.backend.keras_internals import flatten_layers
 
 _BATCH_SIZES = (1, 3, 4)
+_LARGEST_BATCH = 32
 _LENGTHS = (16, 9, 13)
 """One length a batch for the free axes, so that a shape that was baked in shows."""
+_UNEQUAL_LENGTHS = (9, 13, 16, 6)
+"""One length a free axis, in turn, so that an axis that was taken for another shows."""
 
 
 def make_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
@@ -24,17 +29,55 @@ def make_samples(model: keras.Model, signature: Signature) -> list[dict[str, Arr
         signature: Its signature.
 
     Returns:
-        A list of dicts of arrays by input name.
+        A list of dicts of arrays by input name. Within a batch all free axes have one length.
     """
-    generator = np.random.default_rng(0)
-    vocabulary = min(_vocabularies(model), default=10)
     return [
-        {
-            spec.name: _draw(generator, spec, batch_size, length, vocabulary)
-            for spec in signature.inputs
-        }
+        _make_batch(model, signature, batch_size, itertools.repeat(length))
         for batch_size, length in zip(_BATCH_SIZES, _LENGTHS, strict=True)
     ]
+
+
+def make_unequal_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
+    """Returns a random batch whose free axes differ in length, which not every model takes.
+
+    Args:
+        model: `keras.Model`.
+        signature: Its signature.
+
+    Returns:
+        A list of a dict of arrays by input name; of none where there are no two free axes.
+    """
+    if not has_several_lengths(signature):
+        return []
+    return [_make_batch(model, signature, _BATCH_SIZES[1], itertools.cycle(_UNEQUAL_LENGTHS))]
+
+
+def cut_batches(arrays: dict[str, Array]) -> list[dict[str, Array]]:
+    """Returns the rows of data in batches of several sizes.
+
+    Args:
+        arrays: dict of arrays by input name, of as many rows each.
+    """
+    num_rows = len(next(iter(arrays.values())))
+    sizes = itertools.chain(_BATCH_SIZES, itertools.repeat(_LARGEST_BATCH))
+    starts = [0]
+    while starts[-1] < num_rows:
+        starts.append(starts[-1] + next(sizes))
+    return [
+        {name: array[start:end] for name, array in arrays.items()}
+        for start, end in itertools.pairwise(starts)
+    ]
+
+
+def _make_batch(
+    model: keras.Model, signature: Signature, batch_size: int, lengths: Iterator[int]
+) -> dict[str, Array]:
+    generator = np.random.default_rng(batch_size)
+    vocabulary = min(_vocabularies(model), default=10)
+    return {
+        spec.name: _draw(generator, spec, batch_size, lengths, vocabulary)
+        for spec in signature.inputs
+    }
 
 
 def _vocabularies(model: keras.Model) -> Iterator[int]:
@@ -44,10 +87,14 @@ def _vocabularies(model: keras.Model) -> Iterator[int]:
 
 
 def _draw(
-    generator: np.random.Generator, spec: TensorSpec, batch_size: int, length: int, vocabulary: int
+    generator: np.random.Generator,
+    spec: TensorSpec,
+    batch_size: int,
+    lengths: Iterator[int],
+    vocabulary: int,
 ) -> Array:
     shape = [
-        size if size is not None else (batch_size if axis == 0 else length)
+        size if size is not None else (batch_size if axis == 0 else next(lengths))
         for axis, size in enumerate(spec.shape)
     ]
     dtype = np.dtype(spec.dtype)

@@ -13,7 +13,7 @@ import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import flatten_layers
-from keras_deepseek.backend.layer_precision import lent_policy
+from keras_deepseek.backend.layer_precision import layers_to_switch, lent_policy
 
 _logger = logging.getLogger(__name__)
 
@@ -91,39 +91,14 @@ def step_in_precision(
 
 
 def _layers_to_switch(model: keras.Model, policy: keras.DTypePolicy) -> list[keras.Layer]:
-    """Returns the layers that `policy` is for.
-
-    Quantized layers keep theirs. So does an output layer that ends in softmax or sigmoid: a
-    probability in half precision rounds to 1 and its loss to 0 (Keras's guide on mixed precision
-    asks for the same).
-    """
-    layers = [layer for layer in flatten_layers(model) if layer.quantization_mode is None]
-    for layer in layers:
+    """Returns the layers that `policy` is for."""
+    for layer in flatten_layers(model):
+        if layer.quantization_mode is not None:
+            continue
         if layer.variable_dtype != policy.variable_dtype and layer.weights:
             raise InvalidInputError(
                 f"Layer {layer.name!r} has {layer.variable_dtype} weights; training by "
                 f"{policy.name!r} needs {policy.variable_dtype} ones. Build the model with that "
                 "dtype, or choose another precision."
             )
-    probabilities = (keras.activations.softmax, keras.activations.sigmoid)
-    keep = {
-        id(layer)
-        for layer in _output_layers(model)
-        if isinstance(layer, keras.layers.Softmax)
-        or getattr(layer, "activation", None) in probabilities
-    }
-    return [layer for layer in layers if id(layer) not in keep]
-
-
-def _output_layers(model: keras.Model) -> list[keras.Layer]:
-    """Returns the layers that give a model's outputs, through models inside it.
-
-    Of a subclassed model nobody knows which they are: all of its own layers may be.
-    """
-    if isinstance(model, keras.Sequential):
-        last = list(model.layers[-1:])
-    else:
-        names = getattr(model, "output_names", None)
-        last = [layer for layer in model.layers if names is None or layer.name in names]
-    inner = [layer for layer in last if isinstance(layer, keras.Model)]
-    return [*last, *(layer for nested in inner for layer in _output_layers(nested))]
+    return layers_to_switch(model)

@@ -1,17 +1,20 @@
+import importlib.util
+import sys
+
 import keras
 import pytest
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.artifacts.errors import MissingExtraError, NotSupportedError
 from keras_deepseek.backend.named_model import NamedModel
 
-IN_TENSORFLOW = keras.backend.backend() == "tensorflow"
+WRITERS = {"tensorflow": "tf2onnx", "jax": "jax2onnx", "torch": "onnxscript"}
+"""The package by which each backend writes ONNX."""
 
 
-@pytest.mark.skipif(not IN_TENSORFLOW, reason="only TensorFlow writes a SavedModel")
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch writes none")
 def test_a_saved_model_has_the_models_names(model, tmp_path):
-    import tensorflow as tf
-
+    tf = pytest.importorskip("tensorflow")
     named = NamedModel(model)
     backend.current().write_saved_model(named, str(tmp_path))
     signature = tf.saved_model.load(str(tmp_path)).signatures["serving_default"]
@@ -22,10 +25,12 @@ def test_a_saved_model_has_the_models_names(model, tmp_path):
     assert set(signature.structured_outputs) == {spec.name for spec in named.signature.outputs}
 
 
-@pytest.mark.skipif(not IN_TENSORFLOW, reason="only TensorFlow writes ONNX")
 def test_an_onnx_file_has_as_many_inputs_and_outputs_as_the_model(model, tmp_path):
-    import onnx
-
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip(WRITERS[keras.backend.backend()])
+    is_recurrent = any(isinstance(layer, keras.layers.RNN) for layer in model.layers)
+    if is_recurrent and keras.backend.backend() == "torch":
+        pytest.skip("Keras's loop over a free length can't be traced by torch.export")
     named = NamedModel(model)
     backend.current().write_onnx(named, str(tmp_path / "model.onnx"), 18)
     proto = onnx.load(tmp_path / "model.onnx")
@@ -34,10 +39,26 @@ def test_an_onnx_file_has_as_many_inputs_and_outputs_as_the_model(model, tmp_pat
     assert [opset.version for opset in proto.opset_import if not opset.domain] == [18]
 
 
-@pytest.mark.skipif(IN_TENSORFLOW, reason="TensorFlow writes both")
+def test_inputs_stand_in_the_models_order(tmp_path):
+    """TensorFlow sorts the keys of a dict."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip(WRITERS[keras.backend.backend()])
+    last, first = keras.Input((3,), name="z"), keras.Input((5,), name="a")
+    named = NamedModel(keras.Model([last, first], keras.layers.Concatenate()([last, first])))
+    backend.current().write_onnx(named, str(tmp_path / "model.onnx"), 18)
+    inputs = onnx.load(tmp_path / "model.onnx").graph.input
+    assert [value.type.tensor_type.shape.dim[1].dim_value for value in inputs] == [3, 5]
+
+
+def test_a_writer_that_is_not_installed_names_its_extra(convolutional, tmp_path, monkeypatch):
+    writer = WRITERS[keras.backend.backend()]
+    monkeypatch.setitem(sys.modules, writer, None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
+    with pytest.raises(MissingExtraError, match=rf"`{writer}` .*keras_deepseek\[onnx"):
+        backend.current().write_onnx(NamedModel(convolutional), str(tmp_path / "model.onnx"), 18)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the others write it")
 def test_a_backend_that_can_not_write_says_so(convolutional, tmp_path):
-    named = NamedModel(convolutional)
     with pytest.raises(NotSupportedError, match="SavedModel is not written from"):
-        backend.current().write_saved_model(named, str(tmp_path))
-    with pytest.raises(NotSupportedError, match="ONNX is not written from"):
-        backend.current().write_onnx(named, str(tmp_path / "model.onnx"), 18)
+        backend.current().write_saved_model(NamedModel(convolutional), str(tmp_path))

@@ -25,6 +25,8 @@ def test_a_job_that_fails_leaves_its_error(tmp_path, digits):
     job = {
         "format": "onxx",
         "options": {},
+        "precision": None,
+        "is_written": False,
         "folder": str(tmp_path / "artifact"),
         "custom_objects_from": [],
     }
@@ -41,6 +43,8 @@ def test_a_job_leaves_the_artifact_and_its_outputs(tmp_path, digits):
     job = {
         "format": "savedmodel",
         "options": {},
+        "precision": None,
+        "is_written": False,
         "folder": str(folder),
         "custom_objects_from": [],
     }

@@ -3,7 +3,12 @@
 import importlib.util
 
 import keras
+import numpy as np
 import pytest
+
+from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.deploy.export_job import ExportJob
+from keras_deepseek.deploy.samples import make_samples
 
 
 def build_digits() -> keras.Model:
@@ -55,3 +60,44 @@ def tensorflow_installed():
 def tensorflow_missing():
     if importlib.util.find_spec("tensorflow") is not None:
         pytest.skip("TensorFlow is installed")
+
+
+class WeightsFormat:
+    """A format of NumPy alone: the weights of one Dense layer, which `run` multiplies by."""
+
+    name, suffix, entry = "weights", ".npz", "weights.npz"
+
+    def __init__(self, spoil=0.0, fail=None):
+        self.spoil = spoil
+        self.fail = fail
+
+    def write(self, model, folder):
+        kernel, bias = model.model.get_weights()
+        np.savez(folder / self.entry, kernel=kernel + self.spoil, bias=bias)
+        return "NumPy"
+
+    def run(self, folder, samples):
+        if self.fail:
+            raise self.fail
+        with np.load(folder / self.entry) as weights:
+            return [
+                {"output_0": sample["input_0"] @ weights["kernel"] + weights["bias"]}
+                for sample in samples
+            ]
+
+
+@pytest.fixture
+def weights_format():
+    return WeightsFormat
+
+
+@pytest.fixture
+def job_of():
+    """Returns a function from a format, and a model or none, to a job."""
+
+    def make(export_format, model=None, **options):
+        named = NamedModel(model or keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
+        samples = make_samples(named.model, named.signature)
+        return ExportJob(named, export_format, {}, samples, **options)
+
+    return make

@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 
 from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.deploy.samples import make_samples
+from keras_deepseek.deploy.samples import cut_batches, make_samples, make_unequal_samples
 
 
 def samples_of(model):
@@ -22,6 +23,27 @@ def test_batch_sizes_and_lengths_differ(model):
     assert len({shape[0] for shape in shapes}) == len(samples) >= 3
     if model.name == "text":
         assert len({shape[1] for shape in shapes}) == len(samples)
+
+
+def test_lengths_of_two_inputs_differ_where_both_are_free():
+    from keras import Input, Model, layers
+
+    source, target = Input((None, 4), name="source"), Input((None, 4), name="target")
+    model = Model([source, target], layers.Attention()([target, source]))
+    (sample,) = make_unequal_samples(model, NamedModel(model).signature)
+    assert sample["source"].shape[0] == sample["target"].shape[0]
+    assert sample["source"].shape[1] != sample["target"].shape[1]
+    one = Model(source, layers.Dense(2)(source))
+    assert make_unequal_samples(one, NamedModel(one).signature) == []
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(1, [1]), (5, [1, 3, 1]), (50, [1, 3, 4, 32, 10])])
+def test_data_are_cut_into_batches_of_several_sizes(rows, sizes):
+    arrays = {"x": np.arange(rows), "y": np.arange(2 * rows).reshape(rows, 2)}
+    batches = cut_batches(arrays)
+    assert [len(batch["x"]) for batch in batches] == sizes
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(np.concatenate([batch[name] for batch in batches]), array)
 
 
 def test_integers_are_of_the_vocabulary_and_end_in_padding():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import ExportError
-from keras_deepseek.deploy.verify import TOLERANCES, compare
+from keras_deepseek.deploy.verify import TOLERANCES, agreements, compare
 
 
 def outputs(value, dtype="float32"):
@@ -17,10 +17,42 @@ def test_the_largest_difference_is_told():
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 1000.0])
 def test_what_is_beyond_the_tolerance_fails_at_every_scale(scale):
-    allowed = TOLERANCES["float32"] * max(1.0, scale)
+    allowed = TOLERANCES["float32"] * scale
     compare(outputs([scale, 0.0]), outputs([scale, 0.5 * allowed]))
     with pytest.raises(ExportError, match=r"Output 'y' of batch 0: differs by"):
         compare(outputs([scale, 0.0]), outputs([scale, 2 * allowed]))
+
+
+def test_probabilities_of_many_classes_are_not_taken_for_nothing():
+    generator = np.random.default_rng(0)
+    probabilities = generator.dirichlet(np.ones(50_000), size=2)
+    compare(outputs(probabilities), outputs(probabilities))
+    with pytest.raises(ExportError, match="differs by"):
+        compare(outputs(probabilities), outputs(probabilities[:, ::-1]))
+
+
+def test_what_rounding_leaves_is_nothing():
+    compare(outputs([0.0, 1e-7]), outputs([1e-7, 0.0]))
+
+
+def test_less_precision_may_differ_by_more():
+    compare(outputs([1.0]), outputs([1.005]), "float16")
+    compare(outputs([1.0]), outputs([1.05]), "int8")
+    with pytest.raises(ExportError, match="differs by"):
+        compare(outputs([1.0]), outputs([1.05]), "float16")
+
+
+def test_agreement_is_over_all_rows():
+    expected = [{"y": np.array([[3.0, 4.0], [1.0, 0.0]])}, {"y": np.array([[0.0, 5.0]])}]
+    received = [{"y": np.array([[3.0, 4.0], [0.0, 1.0]])}, {"y": np.array([[0.0, 5.0]])}]
+    found = agreements(expected, received)["y"]
+    assert found["relative_error"] == pytest.approx((2 / 51) ** 0.5)
+    assert found["same_largest"] == pytest.approx(2 / 3)
+    assert agreements(expected, expected)["y"] == {"relative_error": 0.0, "same_largest": 1.0}
+
+
+def test_one_value_a_row_has_no_largest():
+    assert "same_largest" not in agreements([{"y": np.ones((3, 1))}], [{"y": np.ones((3, 1))}])["y"]
 
 
 def test_nan_must_stand_in_the_same_place():

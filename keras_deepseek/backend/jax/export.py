@@ -1,14 +1,63 @@
-"""JAX's own ways out of Keras: none yet, so `deploy` goes through a TensorFlow process."""
+"""JAX's own ways out of Keras: jax2onnx, and jax2tf where TensorFlow is installed beside it."""
 
-from keras_deepseek.artifacts.errors import NotSupportedError
+import warnings
+from typing import Any
+
+import jax
+
+from keras_deepseek.artifacts.errors import MissingExtraError
+from keras_deepseek.backend.free_axes import Shapes, with_named_axes
 from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.saved_model_writer import save_as_saved_model
 
 
 def write_saved_model(model: NamedModel, path: str) -> None:
     """Writes the model as a SavedModel into a folder, or raises `NotSupportedError`."""
-    raise NotSupportedError("A SavedModel is not written from JAX itself.")
+
+    def write(shapes: Shapes) -> None:
+        options = {"polymorphic_shapes": [_polymorphic(shapes)]}
+        save_as_saved_model(model, path, jax2tf_kwargs=options)
+
+    with warnings.catch_warnings():
+        # Keras names an option of jax2tf that is on its way out.
+        warnings.filterwarnings("ignore", ".*native_serialization", DeprecationWarning)
+        with_named_axes(model.signature, write)
+
+
+def _polymorphic(shapes: Shapes) -> dict[str, str]:
+    """Returns shapes as jax2tf takes them: a text each, and symbols for the free axes."""
+    names = dict.fromkeys(size for shape in shapes.values() for size in shape)
+    symbols = {name: f"axis_{index}" for index, name in enumerate(names) if isinstance(name, str)}
+    return {
+        name: ", ".join(symbols[size] if isinstance(size, str) else str(size) for size in shape)
+        for name, shape in shapes.items()
+    }
 
 
 def write_onnx(model: NamedModel, path: str, opset: int) -> None:
     """Writes the model as an ONNX file, or raises `NotSupportedError`."""
-    raise NotSupportedError("ONNX is not written from JAX itself.")
+    try:
+        import jax2onnx
+    except ImportError as error:
+        raise MissingExtraError("jax2onnx", "onnx-jax", "to export ONNX from JAX") from error
+
+    names = [spec.name for spec in model.signature.inputs]
+
+    def run(*tensors: Any) -> tuple[Any, ...]:
+        outputs = model(dict(zip(names, tensors, strict=True)))
+        return tuple(outputs[spec.name] for spec in model.signature.outputs)
+
+    def write(shapes: Shapes) -> None:
+        jax2onnx.to_onnx(
+            run,
+            inputs=[
+                jax.ShapeDtypeStruct(shapes[spec.name], jax.numpy.dtype(spec.dtype))
+                for spec in model.signature.inputs
+            ],
+            input_names=names,
+            opset=opset,
+            return_mode="file",
+            output_path=path,
+        )
+
+    with_named_axes(model.signature, write)

@@ -1,7 +1,26 @@
-"""PyTorch's own ways out of Keras: none yet, so `deploy` goes through a TensorFlow process."""
+"""PyTorch's own ways out of Keras: `torch.export` and the ONNX exporter that builds on it."""
 
-from keras_deepseek.artifacts.errors import NotSupportedError
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+
+from keras_deepseek.artifacts.errors import MissingExtraError, NotSupportedError
+from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.backend.free_axes import BATCH, Shapes, with_named_axes
 from keras_deepseek.backend.named_model import NamedModel
+
+_BATCH_SIZE = 5
+_SHORTEST = 11
+"""Sizes to trace with: none that an export is verified on. Each free axis has one of its own, since
+`torch.export` takes two of one size for the same."""
 
 
 def write_saved_model(model: NamedModel, path: str) -> None:
@@ -11,4 +30,71 @@ def write_saved_model(model: NamedModel, path: str) -> None:
 
 def write_onnx(model: NamedModel, path: str, opset: int) -> None:
     """Writes the model as an ONNX file, or raises `NotSupportedError`."""
-    raise NotSupportedError("ONNX is not written from PyTorch itself.")
+    if importlib.util.find_spec("onnxscript") is None:
+        raise MissingExtraError("onnxscript", "onnx", "to export ONNX from PyTorch")
+
+    def write(shapes: Shapes) -> None:
+        torch.onnx.export(
+            _Positional(model),
+            tuple(_examples(model.signature, shapes)),
+            path,
+            input_names=[spec.name for spec in model.signature.inputs],
+            output_names=[spec.name for spec in model.signature.outputs],
+            opset_version=opset,
+            dynamic_shapes={"tensors": tuple(map(_free_axes, model.signature.inputs))},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+    with _quietly():
+        with_named_axes(model.signature, write)
+
+
+class _Positional(torch.nn.Module):
+    """A model by the order of its signature, as the exporter takes it."""
+
+    def __init__(self, model: NamedModel) -> None:
+        super().__init__()
+        self.model = model.model
+        self._named_model = model
+        self.eval()
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        signature = self._named_model.signature
+        names = (spec.name for spec in signature.inputs)
+        outputs = self._named_model(dict(zip(names, tensors, strict=True)))
+        return tuple(outputs[spec.name] for spec in signature.outputs)
+
+
+def _examples(signature: Signature, shapes: Shapes) -> Iterator[torch.Tensor]:
+    """Returns an input of each name, whose free axes have a size by their name."""
+    names = dict.fromkeys(size for shape in shapes.values() for size in shape)
+    lengths = [name for name in names if isinstance(name, str) and name != BATCH]
+    sizes = {name: _SHORTEST + 3 * index for index, name in enumerate(lengths)}
+    sizes[BATCH] = _BATCH_SIZE
+    for spec in signature.inputs:
+        shape = [sizes[size] if isinstance(size, str) else size for size in shapes[spec.name]]
+        yield keras.ops.convert_to_tensor(np.ones(shape), dtype=spec.dtype)
+
+
+def _free_axes(spec: TensorSpec) -> dict[int, Any]:
+    return {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if size is None}
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps the exporter from telling of its stages and of what is its own affair."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    nowhere = io.StringIO()
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -15,6 +15,11 @@ class ExportFormat(Protocol):
         suffix: string. The ending of a path that asks for the file alone, as in `".onnx"`; empty
             where an artifact is a folder.
         entry: string. The file inside the bundle that a runtime loads; `"."` for the whole folder.
+
+    A format may have `backends`, a tuple of the names of those that can write it, in the order in
+    which they are tried; without it the one that runs is. Others load the model in a process of
+    their own, and there know of a format of the user's by `custom_objects_from` alone. And it may
+    have a `runtime`, the name of the backend that its `run` takes, where not every one will do.
     """
 
     name: str

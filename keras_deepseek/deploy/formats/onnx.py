@@ -1,22 +1,34 @@
 """ONNX: one file, run by onnxruntime."""
 
-import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
-from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.deploy.failure_reason import failure_reason
+from keras_deepseek.deploy.onnx_passes.describe import describe
+from keras_deepseek.deploy.onnx_passes.import_package import import_package
+from keras_deepseek.deploy.onnx_passes.quantize import quantize
+from keras_deepseek.deploy.onnx_passes.rename import rename
+from keras_deepseek.deploy.onnx_passes.save import save
+from keras_deepseek.deploy.onnx_passes.simplify import simplify
+from keras_deepseek.deploy.onnx_passes.to_bfloat16 import to_bfloat16
 
 _OPSETS = range(13, 19)
 
 
 class OnnxFormat:
-    """Writes ONNX by the exporter of the backend that runs.
+    """Writes ONNX by the exporter of the backend that runs, and what follows on the graph.
 
     Args:
         opset: integer. The version of ONNX's default operator set, from 13 to 18. Defaults to `18`.
+        simplified: boolean. Whether constants are folded and nodes left out that do nothing.
+            Defaults to `True`.
+        calibration: For each batch of the user's data its arrays by input name: products are then
+            computed in int8, by the ranges that these have. Defaults to `None`.
 
     Raises:
         InvalidInputError: The version is none of these.
@@ -25,72 +37,77 @@ class OnnxFormat:
     name = "onnx"
     suffix = ".onnx"
     entry = "model.onnx"
+    backends = ("tensorflow", "jax", "torch")
 
-    def __init__(self, opset: int = 18) -> None:
+    def __init__(
+        self,
+        opset: int = 18,
+        simplified: bool = True,
+        calibration: Sequence[dict[str, Array]] | None = None,
+    ) -> None:
         if type(opset) is not int or opset not in _OPSETS:
             raise InvalidInputError(
                 f"`opset` must be an integer from {_OPSETS[0]} to {_OPSETS[-1]}; "
                 f"received {opset!r}."
             )
         self.opset = opset
+        self.simplified = simplified
+        self.calibration = calibration
 
     def write(self, model: NamedModel, folder: Path) -> str:
         """Writes `model.onnx`, its inputs and outputs named as in the model."""
-        onnx = _import("onnx")
-        _import("onnxruntime")  # What could not be verified afterwards is not begun.
+        onnx = import_package("onnx")
+        import_package("onnxruntime")  # What could not be verified afterwards is not begun.
         path = folder / self.entry
-        backend.current().write_onnx(model, str(path), self.opset)
+        is_brief = model.precision == "bfloat16"
+        written = model.in_precision("float16") if is_brief else model
+        backend.current().write_onnx(written, str(path), self.opset)
         proto = onnx.load(path)
-        _rename(proto.graph, model.signature)
+        rename(proto.graph, model.signature)
+        num_written = len(proto.graph.node)
+        if self.simplified:
+            proto = simplify(proto)
+        if is_brief:
+            to_bfloat16(proto.graph)
+        if self.calibration is not None:
+            proto = quantize(proto, self.calibration)
+        describe(proto, self._properties(model))
         onnx.checker.check_model(proto)
-        onnx.save(proto, path)
-        return f"ONNX opset {self.opset}"
+        save(proto, path)
+        return f"ONNX opset {self.opset}, {len(proto.graph.node)} nodes of {num_written}"
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
-        """Runs the file by onnxruntime on the CPU."""
-        session = _import("onnxruntime").InferenceSession(
-            folder / self.entry, providers=["CPUExecutionProvider"]
-        )
+        """Runs the file by onnxruntime on the CPU, or by ONNX's reference what that lacks."""
+        runtime = import_package("onnxruntime")
+        try:
+            session = runtime.InferenceSession(
+                folder / self.entry, providers=["CPUExecutionProvider"]
+            )
+        except runtime.capi.onnxruntime_pybind11_state.NotImplemented as lacking:
+            try:
+                return _run_by_reference(folder / self.entry, samples)
+            except Exception as error:  # Its operators raise whatever NumPy does.
+                raise NotSupportedError(
+                    f"onnxruntime can't run it on a CPU ({failure_reason(lacking)}), nor can the "
+                    f"reference ({failure_reason(error)})"
+                ) from error
         names = [output.name for output in session.get_outputs()]
         return [dict(zip(names, session.run(None, sample), strict=True)) for sample in samples]
 
-
-def _import(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise MissingExtraError(package, "onnx", "to export and verify ONNX") from error
-
-
-def _rename(graph: Any, signature: Signature) -> None:
-    """Gives the graph's inputs and outputs, which stand in the signature's order, its names."""
-    new_names = {}
-    for values, specs in ((graph.input, signature.inputs), (graph.output, signature.outputs)):
-        for value, spec in zip(values, specs, strict=True):
-            new_names[value.name] = spec.name
-            _name_free_axes(value, spec)
-    _rename_tensors(graph, new_names, taken=set(new_names.values()) - set(new_names))
+    def _properties(self, model: NamedModel) -> dict[str, Any]:
+        precision = "int8" if self.calibration is not None else model.precision
+        return {
+            "name": model.model.name,
+            "precision": precision or model.model.compute_dtype,
+            "inputs": "; ".join(map(str, model.signature.inputs)),
+            "outputs": "; ".join(map(str, model.signature.outputs)),
+        }
 
 
-def _name_free_axes(value: Any, spec: TensorSpec) -> None:
-    for axis, (size, dim) in enumerate(
-        zip(spec.shape, value.type.tensor_type.shape.dim, strict=False)
-    ):
-        if size is None:
-            dim.dim_param = "batch" if axis == 0 else f"{spec.name}_axis_{axis}"
-
-
-def _rename_tensors(graph: Any, new_names: dict[str, str], taken: set[str]) -> None:
-    """Renames tensors in a graph and the graphs inside it; an inner tensor makes room."""
-
-    def rename(name: str) -> str:
-        return new_names.get(name, f"{name}__inner" if name in taken else name)
-
-    for node in graph.node:
-        node.input[:] = [rename(name) for name in node.input]
-        node.output[:] = [rename(name) for name in node.output]
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                _rename_tensors(inner, new_names, taken)
-    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
-        value.name = rename(value.name)
+def _run_by_reference(path: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
+    """Runs a file by ONNX's own evaluator, which is of NumPy, slow, and knows bfloat16."""
+    evaluator = import_package("onnx.reference").ReferenceEvaluator(str(path))
+    return [
+        dict(zip(evaluator.output_names, evaluator.run(None, sample), strict=True))
+        for sample in samples
+    ]

@@ -14,6 +14,8 @@ class SavedModelFormat:
     name = "savedmodel"
     suffix = ""
     entry = "."
+    backends = ("tensorflow", "jax")
+    runtime = "tensorflow"
 
     def write(self, model: NamedModel, folder: Path) -> str:
         """Writes `saved_model.pb` and what belongs to it."""

@@ -1,0 +1,67 @@
+"""Names of the axes of any length, for exporters that trace a model by symbols or by examples.
+
+Two inputs may have lengths of their own, as an encoder and a decoder have, or must be as long as
+each other, as tokens and their mask. A model does not say which: tracing it does.
+"""
+
+from collections.abc import Callable, Mapping
+
+from keras_deepseek.artifacts.signature import Signature
+
+Shapes = Mapping[str, tuple[int | str, ...]]
+"""The shape of each input by its name: a size, or the name of a free axis."""
+
+BATCH = "batch"
+
+
+def with_named_axes(signature: Signature, trace: Callable[[Shapes], None]) -> None:
+    """Calls `trace` with lengths that are each input's own; where it fails, with shared ones.
+
+    Args:
+        signature: `Signature`.
+        trace: Function of the shapes that traces the model and may raise anything.
+    """
+    try:
+        trace(name_axes(signature, are_shared=False))
+    except Exception:  # Of whichever exporter.
+        if not has_several_lengths(signature):
+            raise
+        trace(name_axes(signature, are_shared=True))
+
+
+def has_several_lengths(signature: Signature) -> bool:
+    """Returns whether two axes of the inputs, beside the batch's, are of any length.
+
+    Args:
+        signature: `Signature`.
+    """
+    free = [size for spec in signature.inputs for size in spec.shape[1:] if size is None]
+    return len(free) > 1
+
+
+def name_axes(signature: Signature, *, are_shared: bool) -> Shapes:
+    """Returns the shapes of the inputs with names for the free axes; the first is the batch.
+
+    Args:
+        signature: `Signature`.
+        are_shared: boolean. Whether lengths at one place of two inputs have one name.
+
+    Example:
+
+    >>> from keras_deepseek.artifacts.signature import Signature, TensorSpec
+    >>> tokens = TensorSpec("tokens", (None, None), "int32")
+    >>> name_axes(Signature(inputs=(tokens,), outputs=()), are_shared=False)
+    {'tokens': ('batch', 'tokens_axis_1')}
+    """
+
+    def name(owner: str, axis: int) -> str:
+        if axis == 0:
+            return BATCH
+        return f"axis_{axis}" if are_shared else f"{owner}_axis_{axis}"
+
+    return {
+        spec.name: tuple(
+            name(spec.name, axis) if size is None else size for axis, size in enumerate(spec.shape)
+        )
+        for spec in signature.inputs
+    }

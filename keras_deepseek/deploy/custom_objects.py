@@ -1,0 +1,100 @@
+"""How a process of its own finds the classes that a model's `.keras` file names.
+
+Those of a module are imported there by its name, or from the file that the user gives. Those of the
+running script or notebook can't be imported: they are sent by value.
+"""
+
+import importlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.keras_internals import flatten_layers
+
+_SCRIPT = "__main__"
+_FILE_NAME = "objects.pickle"
+
+
+@dataclass(frozen=True)
+class CustomObjects:
+    """What a model is made of beside Keras.
+
+    Args:
+        sources: tuple of strings. Modules, by name or by file, that define it.
+        of_script: dict. Classes and functions of the running script, by the names that Keras has
+            for them.
+    """
+
+    sources: tuple[str, ...]
+    of_script: dict[str, Any]
+
+
+def find_custom_objects(
+    model: keras.Model, config: str, given: Sequence[str | os.PathLike[str]]
+) -> CustomObjects:
+    """Returns what another process needs, to load a model.
+
+    Args:
+        model: `keras.Model`.
+        config: string. The text of its configuration.
+        given: Modules, by name or by `.py` file, that the user named. They say where the classes of
+            the running script are, too.
+    """
+    registered = keras.saving.get_custom_objects().values()
+    named = {
+        value for value in registered if f'"{keras.saving.get_registered_name(value)}"' in config
+    }
+    objects = {*(type(layer) for layer in flatten_layers(model)), *named}
+    modules = {
+        each.__module__
+        for each in objects
+        if each.__module__.split(".")[0] not in ("keras", "builtins")
+    }
+    files = [Path(source).resolve() for source in given if str(source).endswith(".py")]
+    modules_given = [str(source) for source in given if not str(source).endswith(".py")]
+    found = modules - {_SCRIPT, *(file.stem for file in files)}
+    of_script = {
+        keras.saving.get_registered_name(each): each
+        for each in objects
+        if each.__module__ == _SCRIPT and not given
+    }
+    return CustomObjects((*sorted(found), *modules_given, *map(str, files)), of_script)
+
+
+def save_objects(folder: Path, objects: dict[str, Any]) -> None:
+    """Writes classes and functions into a folder, by value.
+
+    Raises:
+        InvalidInputError: That can't be done: it is said what can be instead.
+    """
+    if not objects:
+        return
+    names = ", ".join(sorted(each.__name__ for each in objects.values()))
+    try:
+        text = importlib.import_module("cloudpickle").dumps(objects)
+    except Exception as error:  # Whatever a class of the user's holds.
+        reason = (
+            "`cloudpickle` is not installed, which sends them (pip install cloudpickle)"
+            if isinstance(error, ImportError)
+            else f"they can't be sent there ({type(error).__name__}: {error})"
+        )
+        raise InvalidInputError(
+            f"{names}: defined in the running script or notebook, where another process can't find "
+            f"them, and {reason}. Or move them to a file and pass "
+            "Exporter(..., custom_objects_from=['FILE.py'])."
+        ) from error
+    (folder / _FILE_NAME).write_bytes(text)
+
+
+def load_objects(folder: Path) -> None:
+    """Makes known to Keras what `save_objects` wrote into a folder, if anything."""
+    path = folder / _FILE_NAME
+    if path.exists():
+        objects = importlib.import_module("cloudpickle").loads(path.read_bytes())
+        names = {each.__name__: each for each in objects.values()}
+        keras.saving.get_custom_objects().update(names | objects)

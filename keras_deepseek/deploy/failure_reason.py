@@ -1,0 +1,32 @@
+"""What an exporter failed of, in a line of the many that it may have said."""
+
+import re
+
+from keras_deepseek.artifacts.errors import KerasDeepSeekError
+
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
+_LONGEST = 300
+_NUM_LINES = 2  # Keras says in the first where it was, and in the second what it was.
+
+
+def failure_reason(error: BaseException) -> str:
+    """Returns the cause of an error in short.
+
+    An error of this package is its own cause; of another's, the one that it was raised from is.
+
+    Args:
+        error: What an export raised.
+
+    Example:
+
+    >>> failure_reason(TypeError("no such operator"))
+    'TypeError: no such operator'
+    """
+    if isinstance(error, KerasDeepSeekError):
+        return str(error)
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in _COLORS.sub("", str(error)).splitlines()]
+    words = " ".join([line for line in lines if line][:_NUM_LINES])
+    kind = type(error).__name__
+    return f"{kind}: {words[:_LONGEST].rstrip('.')}" if words else kind

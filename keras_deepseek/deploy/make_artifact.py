@@ -1,0 +1,138 @@
+"""From the routes to a format, the first whose artifact computes what the model computes."""
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.errors import (
+    ExportError,
+    InvalidInputError,
+    MissingExtraError,
+    NotSupportedError,
+)
+from keras_deepseek.artifacts.manifest import Verification
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact, RouteResult
+from keras_deepseek.deploy.failure_reason import failure_reason
+from keras_deepseek.deploy.routes import InChild, InProcess, Route, find_routes
+from keras_deepseek.deploy.verify import agreements, compare
+
+
+def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> MadeArtifact:
+    """Goes through the routes until one gives an artifact that computes what the model computes.
+
+    Args:
+        job: What to export.
+        folder: An empty folder for the artifact.
+        say: Function that shows a line of progress.
+
+    Returns:
+        A `MadeArtifact`.
+
+    Raises:
+        ExportError: No route did; the message names each with its reason.
+        InvalidInputError: The model's custom layers can't be found from another process.
+    """
+    format_name = job.export_format.name
+    job, expected = _compute_expected(job)
+    passed_over: list[str] = []
+    missing: list[MissingExtraError] = []
+    differing: MadeArtifact | None = None
+    kept = folder.with_name(f"{folder.name}.differs")
+    for route in find_routes(job.export_format):
+        say(f"{format_name}: trying {route.name}")
+        try:
+            result = route.export(job, folder)
+            verification = _verify(expected, result, job.precision)
+            if verification.state != "failed":
+                return MadeArtifact(result.how, verification, tuple(passed_over))
+            passed_over.append(f"through {route.name}: {verification.reason}")
+            say(f"{format_name}: {verification.reason}")
+            if job.takes_differing and differing is None:
+                differing = MadeArtifact(result.how, verification, tuple(passed_over[:-1]))
+                folder.rename(kept)
+        except InvalidInputError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever was raised, the next route is tried.
+            reason = failure_reason(error)
+            passed_over.append(f"through {route.name}: {reason}")
+            if isinstance(error, MissingExtraError):
+                missing.append(error)
+            elif not isinstance(error, NotSupportedError):
+                say(f"{format_name}: {reason}")
+        _empty(folder)
+    if differing is not None:
+        folder.rmdir()
+        kept.rename(folder)
+        return differing
+    raise ExportError(_failure(job, passed_over, missing))
+
+
+def check_artifact(job: ExportJob, folder: Path) -> Verification:
+    """Returns whether an artifact that exists computes what the model computes.
+
+    Args:
+        job: Which model, and the format and the precision of the artifact.
+        folder: Where the artifact stands.
+    """
+    running = keras.backend.backend()
+    runtime = getattr(job.export_format, "runtime", running)
+    route: Route = InProcess(running) if runtime == running else InChild(runtime)
+    job, expected = _compute_expected(job)
+    return _verify(expected, route.run(job, folder), job.precision)
+
+
+def _compute_expected(job: ExportJob) -> tuple[ExportJob, list[dict[str, Array]]]:
+    """Returns the job with all samples that the model takes, and its outputs for them."""
+    infer = backend.current().compile_inference(job.model.in_precision(None))
+    expected = [infer(sample) for sample in job.samples]
+    samples = list(job.samples)
+    for sample in job.further_samples:
+        with contextlib.suppress(Exception):  # Of whichever backend: the model takes no such batch.
+            expected.append(infer(sample))
+            samples.append(sample)
+    return replace(job, samples=samples, further_samples=()), expected
+
+
+def _failure(job: ExportJob, passed_over: list[str], missing: list[MissingExtraError]) -> str:
+    message = (
+        f"{job.model.model.name!r} can't be exported as {job.export_format.name}: "
+        f"{'; '.join(passed_over).rstrip('.')}."
+    )
+    extras = sorted({error.extra for error in missing})
+    if extras:
+        commands = " or ".join(f"pip install 'keras_deepseek[{extra}]'" for extra in extras)
+        message += f" A route is not there for want of a package: {commands}."
+    return message
+
+
+def _verify(
+    expected: list[dict[str, Array]], result: RouteResult, precision: str | None
+) -> Verification:
+    if result.outputs is None:
+        return Verification("unverified", result.reason)
+    try:
+        comparison = compare(expected, result.outputs, precision)
+    except ExportError as error:
+        return Verification("failed", str(error))
+    agreement = {} if precision is None else agreements(expected, result.outputs)
+    if not comparison.any_finite:
+        return Verification(
+            "unverified", "the model gives no finite value, so nothing was compared"
+        )
+    return Verification(
+        "verified",
+        num_samples=comparison.num_samples,
+        largest_difference=comparison.largest_difference,
+        agreement=agreement,
+    )
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()

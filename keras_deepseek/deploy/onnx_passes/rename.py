@@ -1,0 +1,56 @@
+"""Gives a graph the model's names, which exporters lose or put their own in place of."""
+
+from typing import Any
+
+from keras_deepseek.artifacts.signature import Signature, TensorSpec
+
+
+def rename(graph: Any, signature: Signature) -> None:
+    """Gives the graph's inputs and outputs, which stand in the signature's order, its names.
+
+    Args:
+        graph: `onnx.GraphProto`, changed in place.
+        signature: `Signature`.
+    """
+    _separate_outputs(graph)
+    new_names = {}
+    for values, specs in ((graph.input, signature.inputs), (graph.output, signature.outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            new_names[value.name] = spec.name
+            _name_free_axes(value, spec)
+    _rename_tensors(graph, new_names, taken=set(new_names.values()) - set(new_names))
+
+
+def _separate_outputs(graph: Any) -> None:
+    """Makes each output a tensor of its own, where it is an input or another output, too."""
+    taken = {value.name for value in graph.input}
+    for index, value in enumerate(graph.output):
+        if value.name in taken:
+            name = f"{value.name}__output_{index}"
+            graph.node.add(op_type="Identity", input=[value.name], output=[name])
+            value.name = name
+        taken.add(value.name)
+
+
+def _name_free_axes(value: Any, spec: TensorSpec) -> None:
+    for axis, (size, dim) in enumerate(
+        zip(spec.shape, value.type.tensor_type.shape.dim, strict=False)
+    ):
+        if size is None:
+            dim.dim_param = "batch" if axis == 0 else f"{spec.name}_axis_{axis}"
+
+
+def _rename_tensors(graph: Any, new_names: dict[str, str], taken: set[str]) -> None:
+    """Renames tensors in a graph and the graphs inside it; an inner tensor makes room."""
+
+    def new_name(name: str) -> str:
+        return new_names.get(name, f"{name}__inner" if name in taken else name)
+
+    for node in graph.node:
+        node.input[:] = [new_name(name) for name in node.input]
+        node.output[:] = [new_name(name) for name in node.output]
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                _rename_tensors(inner, new_names, taken)
+    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        value.name = new_name(value.name)

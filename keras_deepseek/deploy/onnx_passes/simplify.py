@@ -1,0 +1,28 @@
+"""Folds constants and leaves out what does nothing."""
+
+import logging
+from typing import Any
+
+from keras_deepseek.deploy.onnx_passes.import_package import import_package
+
+_logger = logging.getLogger(__name__)
+
+
+def simplify(model: Any) -> Any:
+    """Returns a graph with fewer nodes that computes the same.
+
+    Args:
+        model: `onnx.ModelProto`.
+
+    Returns:
+        `onnx.ModelProto`; the given one where it can't be made simpler.
+    """
+    onnx, onnxslim = import_package("onnx"), import_package("onnxslim")
+    before = model.SerializeToString()
+    try:
+        simple = onnxslim.slim(onnx.load_from_string(before))
+        onnx.checker.check_model(simple)
+    except Exception as error:  # noqa: BLE001 - whatever it stumbles over, what it was given is right.
+        _logger.warning("The ONNX graph is left as it was: onnxslim: %s", error)
+        return model
+    return simple

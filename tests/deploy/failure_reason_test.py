@@ -1,0 +1,30 @@
+import pytest
+
+from keras_deepseek.artifacts.errors import ExportError
+from keras_deepseek.deploy.failure_reason import failure_reason
+
+
+def raised(error, cause=None):
+    with pytest.raises(type(error)) as caught:
+        raise error from cause
+    return caught.value
+
+
+def test_the_first_lines_of_the_cause_are_told_without_colours():
+    text = "\n\x1b[96mIn Layer.call():\x1b[0m\n scan is not supported.\nNext steps: ..."
+    cause = raised(ValueError(text))
+    error = raised(RuntimeError("Failed to export. Next steps: ..."), cause)
+    assert failure_reason(error) == "ValueError: In Layer.call(): scan is not supported"
+
+
+def test_our_own_error_is_its_own_cause():
+    error = raised(ExportError("Output 'y' differs.\nExport it again."), ValueError("inner"))
+    assert failure_reason(error) == "Output 'y' differs.\nExport it again."
+
+
+def test_an_error_without_words_has_its_name():
+    assert failure_reason(TypeError()) == "TypeError"
+
+
+def test_a_long_line_is_cut():
+    assert len(failure_reason(ValueError("x" * 10_000))) < 400

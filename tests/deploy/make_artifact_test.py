@@ -1,0 +1,105 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import ExportError, NotSupportedError
+from keras_deepseek.deploy import make_artifact as module
+from keras_deepseek.deploy import routes
+from keras_deepseek.deploy.make_artifact import make_artifact
+from keras_deepseek.deploy.routes import InProcess
+
+
+def test_an_artifact_that_computes_the_same_is_verified(tmp_path, weights_format, job_of):
+    made = make_artifact(job_of(weights_format()), tmp_path, print)
+    assert made.verification.state == "verified"
+    assert made.verification.num_samples == 3
+    assert made.route == "NumPy"
+
+
+def test_an_artifact_that_differs_fails_and_is_removed(tmp_path, weights_format, job_of):
+    reason = rf"through the {keras.backend.backend()} backend: .*differs by"
+    with pytest.raises(ExportError, match=reason):
+        make_artifact(job_of(weights_format(spoil=0.01)), tmp_path, print)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_model_that_gives_nan_alone_is_unverified(tmp_path, weights_format, job_of):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.set_weights([np.full((4, 3), np.nan), np.zeros(3)])
+    made = make_artifact(job_of(weights_format(), model), tmp_path, print)
+    assert made.verification.state == "unverified"
+    assert "no finite value" in made.verification.reason
+
+
+def test_what_can_not_be_run_here_is_unverified_with_its_reason(tmp_path, weights_format, job_of):
+    export_format = weights_format(fail=NotSupportedError("it needs a GPU"))
+    made = make_artifact(job_of(export_format), tmp_path, print)
+    assert made.verification.state == "unverified"
+    assert made.verification.reason == "it needs a GPU"
+
+
+def test_an_artifact_that_breaks_fails_with_its_reason(tmp_path, weights_format, job_of):
+    with pytest.raises(ExportError, match="segment missing"):
+        make_artifact(job_of(weights_format(fail=OSError("segment missing"))), tmp_path, print)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_backend_that_is_not_installed_is_passed_over_and_its_extra_named(
+    tmp_path, monkeypatch, weights_format, job_of
+):
+    monkeypatch.setattr(routes.importlib.util, "find_spec", lambda name: None)
+    running = keras.backend.backend()
+    missing = next(name for name in ("tensorflow", "jax") if name != running)
+    export_format = weights_format()
+    export_format.backends = (missing, running)
+    made = make_artifact(job_of(export_format), tmp_path, print)
+    assert made.verification.state == "verified"
+    (reason,) = made.passed_over
+    assert f"keras_deepseek[{missing}]" in reason
+    export_format.backends = (missing,)
+    with pytest.raises(ExportError, match=rf"want of a package: pip install .*\[{missing}\]"):
+        make_artifact(job_of(export_format), tmp_path, print)
+
+
+def test_what_differs_is_kept_where_it_is_asked_for(tmp_path, weights_format, job_of):
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    job = job_of(weights_format(spoil=0.01), takes_differing=True)
+    made = make_artifact(job, folder, print)
+    assert made.verification.state == "failed"
+    assert "differs by" in made.verification.reason
+    assert (folder / "weights.npz").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+
+
+def test_a_right_route_is_better_than_one_that_differs(
+    tmp_path, monkeypatch, weights_format, job_of
+):
+    """The first route computes something else, the second does not."""
+
+    class Second(InProcess):
+        def export(self, job, folder):
+            job.export_format.spoil = 0.0
+            return super().export(job, folder)
+
+    monkeypatch.setattr(module, "find_routes", lambda _: [InProcess("jax"), Second("jax")])
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    made = make_artifact(job_of(weights_format(spoil=0.01), takes_differing=True), folder, print)
+    assert made.verification.state == "verified"
+    (reason,) = made.passed_over
+    assert "differs by" in reason
+
+
+def test_further_samples_count_if_the_model_takes_them(tmp_path, weights_format, job_of):
+    further = [{"input_0": np.ones((2, 4), "float32")}, {"input_0": np.ones((2, 5), "float32")}]
+    made = make_artifact(job_of(weights_format(), further_samples=further), tmp_path, print)
+    assert made.verification.num_samples == 4
+
+
+def test_less_precision_is_measured(tmp_path, weights_format, job_of):
+    made = make_artifact(job_of(weights_format(spoil=0.001), precision="float16"), tmp_path, print)
+    assert made.verification.state == "verified"
+    assert 0 < made.verification.agreement["output_0"]["relative_error"] < 0.01
+    with pytest.raises(ExportError, match="differs by"):
+        make_artifact(job_of(weights_format(spoil=0.1), precision="float16"), tmp_path, print)

@@ -1,0 +1,15 @@
+import json
+
+import pytest
+
+from keras_deepseek.artifacts.errors import MissingExtraError
+from keras_deepseek.deploy.onnx_passes.import_package import import_package
+
+
+def test_what_is_installed_is_imported():
+    assert import_package("json") is json
+
+
+def test_what_is_missing_names_its_extra():
+    with pytest.raises(MissingExtraError, match=r"`not_there` .*keras_deepseek\[onnx\]"):
+        import_package("not_there.inner")

@@ -1,0 +1,24 @@
+import numpy as np
+import pytest
+
+from keras_deepseek.deploy.onnx_passes.quantize import quantize
+
+
+def test_products_are_in_int8_and_near(dense, run):
+    onnx = pytest.importorskip("onnx")
+    generator = np.random.default_rng(2)
+    batches = [{"x": generator.normal(size=(8, 4)).astype("float32")} for _ in range(4)]
+    made = quantize(dense, batches)
+    kinds = [node.op_type for node in made.graph.node]
+    assert "QuantizeLinear" in kinds
+    assert "DequantizeLinear" in kinds
+    points = {
+        onnx.numpy_helper.to_array(tensor).item()
+        for tensor in made.graph.initializer
+        if "zero_point" in tensor.name and not tensor.dims
+    }
+    assert points == {0}  # Symmetric, as TensorRT asks.
+    x = batches[0]["x"]
+    expected = run(dense, x)
+    received = run(made, x)
+    assert 0 < np.abs(received - expected).max() < 0.05 * np.abs(expected).max()

@@ -1,0 +1,53 @@
+import importlib
+
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.deploy.onnx_passes.rename import rename
+
+
+def test_a_renamed_graph_computes_the_same_with_clashing_names(tmp_path):
+    """The output takes a name that a tensor inside the graph has already."""
+    helper = pytest.importorskip("onnx.helper")
+    onnx, onnxruntime = (
+        importlib.import_module("onnx"),
+        pytest.importorskip("onnxruntime"),
+    )
+    floats = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [
+            helper.make_node("Neg", ["x:0"], ["score"]),
+            helper.make_node("Mul", ["score", "two"], ["Identity:0"]),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("x:0", floats, [None, 2])],
+        [helper.make_tensor_value_info("Identity:0", floats, [None, 2])],
+        [helper.make_tensor("two", floats, [], [2.0])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    signature = Signature(
+        (TensorSpec("two", (None, 2), "float32"),), (TensorSpec("score", (None, 2), "float32"),)
+    )
+    rename(model.graph, signature)
+    onnx.checker.check_model(model)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (received,) = session.run(["score"], {"two": np.ones((3, 2), "float32")})
+    np.testing.assert_array_equal(received, np.full((3, 2), -2.0))
+
+
+def test_an_input_that_is_an_output_too_has_both_names(make_graph):
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    model = make_graph([onnx.helper.make_node("Neg", ["x"], ["y"])], {}, output_shape=(None, 4))
+    for name in ("x", "y"):
+        copy = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (None, 4))
+        model.graph.output.append(copy)
+    specs = [TensorSpec(name, (None, 4), "float32") for name in ("given", "a", "b", "c")]
+    rename(model.graph, Signature(tuple(specs[:1]), tuple(specs[1:])))
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    x = np.ones((2, 4), "float32")
+    a, b, c = session.run(["a", "b", "c"], {"given": x})
+    np.testing.assert_array_equal(b, x)
+    np.testing.assert_array_equal(a, -x)
+    np.testing.assert_array_equal(c, -x)

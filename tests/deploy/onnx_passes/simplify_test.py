@@ -1,0 +1,39 @@
+import logging
+
+import numpy as np
+import pytest
+
+from keras_deepseek.deploy.onnx_passes import simplify as module
+from keras_deepseek.deploy.onnx_passes.simplify import simplify
+
+
+def test_what_does_nothing_is_left_out(make_graph, run):
+    pytest.importorskip("onnxslim")
+    from onnx import helper
+
+    nodes = [
+        helper.make_node("Identity", ["x"], ["same"]),
+        helper.make_node("Add", ["one", "one"], ["two"]),
+        helper.make_node("Mul", ["same", "two"], ["y"]),
+    ]
+    model = make_graph(nodes, {"one": np.ones((), "float32")}, output_shape=(None, 4))
+    simple = simplify(model)
+    assert [node.op_type for node in simple.graph.node] == ["Mul"]
+    assert len(model.graph.node) == 3
+    x = np.random.default_rng(0).normal(size=(2, 4)).astype("float32")
+    np.testing.assert_array_equal(run(simple, x), run(model, x))
+
+
+def test_a_graph_that_can_not_be_simplified_is_left_as_it_was(dense, monkeypatch, caplog):
+    class Slim:
+        @staticmethod
+        def slim(model):
+            raise RuntimeError("no")
+
+    real = module.import_package
+    monkeypatch.setattr(
+        module, "import_package", lambda name: Slim if name == "onnxslim" else real(name)
+    )
+    with caplog.at_level(logging.WARNING):
+        assert simplify(dense) is dense
+    assert "left as it was: onnxslim: no" in caplog.text
