@@ -1,0 +1,24 @@
+"""Runs each guide as a reader would, on each backend: `pytest guides`, with all three installed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GUIDES = sorted(Path(__file__).parent.glob("[0-9]*.py"))
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+@pytest.mark.parametrize("guide", GUIDES, ids=[guide.stem for guide in GUIDES])
+def test_a_guide_runs(guide, backend, tmp_path):
+    ended = subprocess.run(
+        [sys.executable, guide],
+        cwd=tmp_path,
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
