@@ -173,6 +173,20 @@ def compiled_metric_names(model: keras.Model) -> list[str]:
     return [] if model._compile_metrics is None else list(model._compile_metrics.result())
 
 
+def given_metric_variables(model: keras.Model) -> list[keras.Variable]:
+    """Returns the variables of metric objects that a model was compiled with.
+
+    Their owner made them before the model was compiled, and Keras makes them the model's no sooner
+    than the first batch.
+    """
+    compiled = model._compile_metrics
+    if compiled is None:
+        return []
+    given = keras.tree.flatten([compiled._user_metrics, compiled._user_weighted_metrics])
+    metrics = [each for each in given if isinstance(each, keras.metrics.Metric)]
+    return [variable for metric in metrics for variable in metric.variables]
+
+
 def batch_states(model: keras.Model) -> list[keras.Variable]:
     """Returns what a batch leaves in the layers of a model, such as moving statistics.
 

@@ -40,7 +40,9 @@ def choose_devices(device_map: DeviceMap, count_devices: Callable[[str], int]) -
         name = f"device_map[{kind!r}]"
         asked[kind] = [check_integer(name, index, least=0) for index in indices]
         if not indices or len(set(indices)) < len(indices):
-            raise InvalidInputError(f"`{name}` must name each device once, received {given!r}.")
+            raise InvalidInputError(
+                f"`{name}` must name one device or more, each of them once; received {given!r}."
+            )
     counts = {kind: count_devices(kind) for kind in _KINDS}
     there = _list_devices(count_devices)
     for kind, indices in asked.items():

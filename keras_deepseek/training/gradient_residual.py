@@ -47,6 +47,7 @@ class GradientResidual:
         self._processes = processes
         self._replicas = replicas
         self._trained: list[int] = []
+        self._has_warned = False
         self.variables: list[keras.Variable] = []
         """It, once the model is built: one variable for all gradients, or none."""
 
@@ -121,6 +122,9 @@ class GradientResidual:
             return
         begin = np.resize(self._begin(trained)[0], own_shape)  # For each device of its own.
         self._replicas.write_own(residual, begin)
+        if self._processes.rank > 0 or self._has_warned:
+            return
+        self._has_warned = True
         _logger.warning(
             "The training goes on without what compression has taken from its gradients, which "
             "begins at zero: the checkpoint has it of %d processes, each %s, and here are %d, each "

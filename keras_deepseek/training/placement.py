@@ -11,6 +11,7 @@ import keras
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.keras_internals import Distribution
+from keras_deepseek.backend.keras_training import given_metric_variables
 from keras_deepseek.backend.processes import Replicas
 from keras_deepseek.training.cluster import Strategy
 from keras_deepseek.training.device import (
@@ -145,6 +146,11 @@ class Placement:
             self.layers.check(model)
         if self.distribution is None:
             return
-        variables = (*model.variables, *model.optimizer.variables, *model.metrics_variables)
+        variables = (
+            *model.variables,
+            *model.optimizer.variables,
+            *model.metrics_variables,
+            *given_metric_variables(model),
+        )
         with self.in_use():
             backend.current().place_variables(variables)

@@ -96,7 +96,7 @@ def train(way: str, strategy: Any, model: Any = build, optimizer: Any = None) ->
         model,
         optimizer=optimizer or keras.optimizers.AdamW(0.01, use_ema=True),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(k=2)],
         seed=3,
         distributed_strategy=strategy,
         **given,

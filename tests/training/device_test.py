@@ -42,7 +42,7 @@ def test_what_is_no_index_is_refused(index):
 
 @pytest.mark.parametrize("indices", [[], [0, 0]])
 def test_each_device_is_named_once(indices):
-    with pytest.raises(InvalidInputError, match="must name each device once"):
+    with pytest.raises(InvalidInputError, match="must name one device or more, each of them once"):
         choose({"gpu": indices}, gpu=2)
 
 

@@ -5,6 +5,7 @@ is used twice, as a tied embedding is, twice. Here each device finds its gradien
 alone, and what is sent is in the program.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -20,6 +21,8 @@ from keras_deepseek.backend.jax.gradient_sums import GradientSums
 from keras_deepseek.backend.keras_training import NestedScope
 from keras_deepseek.backend.processes import ComputePart
 
+_logger = logging.getLogger(__name__)
+
 _AXIS = "batch"  # As Keras's `DataParallel` calls it, whose mesh this is.
 
 
@@ -32,6 +35,7 @@ class JaxReplicas:
         self._mesh = Mesh(np.array(jax.devices()), [_AXIS])
         self._sums = GradientSums(_AXIS, self._mesh.size)
         self._each_its_own = NamedSharding(self._mesh, PartitionSpec(_AXIS))
+        self._divides: bool | None = None  # Whether the first batch could be cut.
         self._last: _Program | None = None  # Of two sums outside of a step one would compile twice.
 
     def own_random_numbers(self) -> AbstractContextManager[None]:
@@ -92,7 +96,18 @@ class JaxReplicas:
     def _can_divide(self, batch: Any) -> bool:
         """Returns whether a batch was cut into parts: see `placement.distributed`."""
         num_devices = self._mesh.size
-        return all(array.shape[0] % num_devices == 0 for array in jax.tree.leaves(batch))
+        numbers = {array.shape[0] for array in jax.tree.leaves(batch)}
+        divides = all(number % num_devices == 0 for number in numbers)
+        if self._divides is None:
+            self._divides = divides
+            if not divides and jax.process_index() == 0:
+                _logger.warning(
+                    "A batch of %s rows can't be cut into equal parts for %d devices: each of them "
+                    "computes all of it, and gradients are not compressed. Take a batch_size that "
+                    "%d divides.",
+                    *(max(numbers), num_devices, num_devices),
+                )
+        return divides
 
     def own_variable(self, value: Array, name: str) -> keras.Variable:
         """Returns a float32 variable of which each device has a value of its own.

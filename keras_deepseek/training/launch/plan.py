@@ -65,8 +65,7 @@ class LaunchPlan:
         check_number("--grace-period", self.grace_period, least=0)
         if self.backend not in NAMES:
             raise InvalidInputError(unknown_name_message("--backend", self.backend, NAMES))
-        if not Path(self.script).is_file():
-            raise InvalidInputError(f"The script must be a Python file; {self.script!r} is none.")
+        self._check_script()
         self._check_nodes()
         self._check_strategy()
         if self.coordinator is not None:
@@ -105,6 +104,18 @@ class LaunchPlan:
         if not self.is_served:
             return 0
         return 1 if self.ps_count is None else self.ps_count
+
+    def _check_script(self) -> None:
+        """Raises an error where no process could begin, before the first of them is started."""
+        if not Path(self.script).is_file():
+            raise InvalidInputError(f"The script must be a Python file; {self.script!r} is none.")
+        try:
+            compile(Path(self.script).read_bytes(), self.script, "exec", dont_inherit=True)
+        except (SyntaxError, ValueError) as error:
+            place = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            raise InvalidInputError(
+                f"The script can't be run: {self.script!r}{place}: {getattr(error, 'msg', error)}."
+            ) from error
 
     def _check_nodes(self) -> None:
         check_integer("--nnodes", self.nnodes)

@@ -30,6 +30,10 @@ _LONGEST_WAIT = 0.5
 _PASSED_ON = ("KERAS_", "OMP_NUM_THREADS")
 """How the variables begin that a rank has from here; Ray itself gives each one thread."""
 _JOIN_TIMEOUT = "KERAS_DEEPSEEK_JOIN_TIMEOUT"
+_TOKEN_HINT = (
+    "If `ray start` has said that token authentication is enabled, set RAY_AUTH_MODE=token and the "
+    "cluster's token (RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH) here as well."
+)
 
 
 class RemoteRank:
@@ -148,8 +152,14 @@ def main(arguments: Sequence[str]) -> int:
         actor = placed
         return _hand_on(ray, actor)
     except (_NotPlacedError, ConnectionError, ValueError, ray.exceptions.RayError) as error:
-        print(f"[{rank}] Ray does not run this rank: {str(error).strip()}", file=sys.stderr)
+        reason = f"{str(error).strip()} {_TOKEN_HINT if _may_lack_token() else ''}"
+        print(f"[{rank}] Ray does not run this rank: {reason.strip()}", file=sys.stderr)
         return 1
+
+
+def _may_lack_token() -> bool:
+    """Whether this process shows a cluster no token, which newer ones ask for by default."""
+    return os.environ.get("RAY_AUTH_MODE", "disabled") == "disabled"
 
 
 class _NotPlacedError(Exception):

@@ -23,6 +23,17 @@ def test_one_node_is_the_default(script):
     assert (plan.first_rank, plan.world_size, plan.num_servers) == (0, 4, 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [(b"x = (\n", r"train\.py', line 1: '\(' was never closed"), (b"x = '\0'\n", "null bytes")],
+)
+def test_a_script_that_python_can_t_read_is_refused(tmp_path, text, match):
+    path = tmp_path / "train.py"
+    path.write_bytes(text)
+    with pytest.raises(InvalidInputError, match=match):
+        LaunchPlan(str(path), 4, "torch")
+
+
 def test_ranks_of_a_later_node_come_behind_those_before(script):
     plan = LaunchPlan(script, 4, "jax", nnodes=3, node_rank=2, coordinator="10.255.255.1:29500")
     assert (plan.first_rank, plan.world_size) == (8, 12)
