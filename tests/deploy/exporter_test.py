@@ -82,6 +82,13 @@ def test_a_path_with_the_formats_suffix_asks_for_the_file(digits, tmp_path, tens
     assert [value.name for value in session.get_outputs()] == ["probabilities"]
 
 
+def test_an_onnx_file_is_the_same_each_time(model, tmp_path, tensorflow_installed):
+    for place in ("first.onnx", "second.onnx"):
+        Exporter(model, "onnx", verbose=False).export(tmp_path / place)
+    first, second = ((tmp_path / f"{name}.onnx").read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
 def test_progress_names_the_route_and_the_result(digits, tmp_path, capsys, tensorflow_installed):
     Exporter(digits, "savedmodel").export(tmp_path / "digits")
     first, *_, last = capsys.readouterr().out.strip().splitlines()

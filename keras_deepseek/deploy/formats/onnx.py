@@ -9,6 +9,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.failure_reason import failure_reason
+from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
 from keras_deepseek.deploy.onnx_passes.describe import describe
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 from keras_deepseek.deploy.onnx_passes.quantize import quantize
@@ -71,6 +72,7 @@ class OnnxFormat:
             to_bfloat16(proto.graph)
         if self.calibration is not None:
             proto = quantize(proto, self.calibration)
+        make_canonical(proto)
         describe(proto, self._properties(model))
         onnx.checker.check_model(proto)
         save(proto, path)

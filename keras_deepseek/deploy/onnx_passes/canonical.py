@@ -1,0 +1,154 @@
+"""Makes one file of one model: exporters number what they write by what they wrote before.
+
+Nodes stand in the order in which the outputs need them. What they compute is named by the operator
+and numbered in that order; weights are named by the node that needs them first. The names that a
+backend gave are not kept: of two nodes that compute the same it keeps one, now this and now that.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+def make_canonical(model: Any) -> None:
+    """Orders and names what a graph holds by its outputs alone; what these do not need is left out.
+
+    Args:
+        model: `onnx.ModelProto`, changed in place. The names of its inputs and outputs stay.
+    """
+    graph = model.graph
+    names = {value.name: value.name for value in (*graph.input, *graph.output)}
+    for node in graph.node:
+        for inner in _inner_graphs(node):
+            _settle_copies(inner)
+    _order(graph)
+    _rename(graph, names, set(names.values()))
+    opsets = sorted(model.opset_import, key=lambda opset: str(opset.domain))
+    kept = [(opset.domain, opset.version) for opset in opsets]
+    del model.opset_import[:]
+    for domain, version in kept:
+        model.opset_import.add(domain=domain, version=version)
+
+
+def _settle_copies(graph: Any) -> None:
+    """Leaves of an inner graph's copies those alone that an output needs to have a name of its own.
+
+    Of two outputs that are the same, an exporter copies this one or that.
+    """
+    for node in graph.node:
+        for inner in _inner_graphs(node):
+            _settle_copies(inner)
+    copies = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
+
+    def source(name: str) -> str:
+        while name in copies:
+            name = copies[name]
+        return name
+
+    _replace(graph.node, [node for node in graph.node if node.op_type != "Identity"])
+    _read_instead(graph, source)
+    made = {name for node in graph.node for name in node.output}
+    for index, value in enumerate(graph.output):
+        value.name = source(value.name)
+        if value.name not in made:  # An input, one of around it, or another output.
+            name = f"{value.name}__copy_{index}"
+            graph.node.add(op_type="Identity", input=[value.name], output=[name])
+            value.name = name
+        made.discard(value.name)
+
+
+def _read_instead(graph: Any, source: Callable[[str], str]) -> None:
+    for node in graph.node:
+        node.input[:] = [source(name) for name in node.input]
+        for inner in _inner_graphs(node):
+            _read_instead(inner, source)
+            for value in inner.output:
+                value.name = source(value.name)
+
+
+def _order(graph: Any) -> None:
+    """Puts the nodes in the order of the outputs' needs, and the weights in that of the nodes."""
+    for node in graph.node:
+        for inner in _inner_graphs(node):
+            _order(inner)
+    makers = {name: node for node in graph.node for name in node.output if name}
+    ordered, done = [], set()
+    stack = [(value.name, False) for value in reversed(graph.output)]
+    while stack:  # Depth first, and not by calls: graphs are deep.
+        name, is_expanded = stack.pop()
+        node = makers.get(name)
+        if node is None or id(node) in done:
+            continue
+        if is_expanded:
+            done.add(id(node))
+            ordered.append(node)
+            continue
+        stack.append((name, True))
+        stack.extend((needed, False) for needed in reversed(list(_needs(node))))
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    used = dict.fromkeys(
+        name for node in ordered for name in _needs(node) if name in weights
+    ) | dict.fromkeys(value.name for value in graph.output if value.name in weights)
+    _replace(graph.node, ordered)
+    _replace(graph.initializer, [weights[name] for name in used])
+    del graph.value_info[:]
+
+
+def _replace(field: Any, values: list[Any]) -> None:
+    copies = [type(value).FromString(value.SerializeToString()) for value in values]
+    del field[:]
+    field.extend(copies)
+
+
+def _needs(node: Any) -> Iterator[str]:
+    """Returns the names that a node needs of the graph that it stands in."""
+    yield from (name for name in node.input if name)
+    for inner in _inner_graphs(node):
+        own = {value.name for value in (*inner.input, *inner.initializer)}
+        own |= {name for each in inner.node for name in each.output}
+        needed = [name for each in inner.node for name in _needs(each)]
+        needed += [value.name for value in inner.output]
+        yield from (name for name in needed if name not in own)
+
+
+def _inner_graphs(node: Any) -> Iterator[Any]:
+    for attribute in node.attribute:
+        yield from attribute.graphs
+        if attribute.HasField("g"):
+            yield attribute.g
+
+
+def _rename(graph: Any, names: dict[str, str], taken: set[str]) -> None:
+    """Renames all that is in a graph; `names` are those of around it, `taken` those of the file."""
+
+    def new_name(old: str, base: str) -> str:
+        if old and old not in names:
+            names[old] = f"{base}_{len(taken)}"
+            while names[old] in taken:
+                names[old] += "_"
+            taken.add(names[old])
+        return names.get(old, "")
+
+    graph.doc_string = ""
+    for value in graph.input:
+        value.name, value.doc_string = new_name(value.name, "input"), ""
+    for index, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{index}"
+        node.input[:] = [new_name(name, f"{node.name}/weight") for name in node.input]
+        node.output[:] = [new_name(name, node.op_type) for name in node.output]
+        node.doc_string = ""
+        del node.metadata_props[:]  # Traces of the stack, with the paths of this machine.
+        for attribute in node.attribute:
+            attribute.doc_string = ""
+            if attribute.HasField("t"):
+                attribute.t.name = ""
+        for inner in _inner_graphs(node):
+            inner.name = f"{node.name}_body"
+            for value in (*inner.input, *inner.output):
+                for dim in value.type.tensor_type.shape.dim:
+                    if dim.dim_param:  # A number of the exporter's.
+                        dim.ClearField("dim_param")
+            _rename(inner, names, taken)
+    for value in graph.output:
+        value.name, value.doc_string = new_name(value.name, "output"), ""
+    for tensor in graph.initializer:
+        tensor.name, tensor.doc_string = new_name(tensor.name, "weight"), ""
