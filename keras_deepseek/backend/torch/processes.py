@@ -1,5 +1,6 @@
 """Processes that train together by `torch.distributed`: over gloo, and NCCL between GPUs."""
 
+import atexit
 import contextlib
 import os
 import socket
@@ -60,7 +61,14 @@ def join_processes(
             rank=rank,
             timeout=timedelta(seconds=timeout),
         )
+        atexit.register(_leave)
         return TorchProcesses(timeout)
+
+
+def _leave() -> None:
+    """Ends the threads of the process groups while the interpreter can still wait for them."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class TorchProcesses(OneReplicaEach):
