@@ -116,8 +116,8 @@ class Trainer(Trials):
         distributed_strategy: `"allreduce"`: over all processes that `world_size` or the environment
             speaks of, each with the same data, and on JAX and TensorFlow over all devices of one.
             Or, on JAX, a `keras.distribution` object, such as a `ModelParallel` with layouts of
-            your own; on TensorFlow a `MirroredStrategy`, which says over which devices, or a
-            `MultiWorkerMirroredStrategy`, which has joined the processes.
+            your own; on TensorFlow a strategy of `tf.distribute`, which says over which devices,
+            or a `MultiWorkerMirroredStrategy`, which has joined the processes.
             `"parameter_server"`, or a `ParameterServer`: asynchronous updates by workers and
             servers, on TensorFlow by its own coordinator, as those of a `ParameterServerStrategy`,
             else by Ray. Defaults to `None`.

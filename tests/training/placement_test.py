@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import keras
@@ -100,12 +101,33 @@ def test_several_devices_and_a_strategy_are_two_ways_to_divide_a_batch(monkeypat
 
 
 @pytest.mark.skipif(not IS_TENSORFLOW, reason="Only TensorFlow has them.")
-def test_strategies_of_tensorflow_name_devices_or_are_refused():
+def test_strategies_of_tensorflow_say_which_devices():
     import tensorflow as tf
 
     assert Placement(None, tf.distribute.OneDeviceStrategy("CPU:0")).devices is None
-    with pytest.raises(NotSupportedError, match="CentralStorageStrategy is not supported"):
-        Placement(None, tf.distribute.experimental.CentralStorageStrategy(["CPU:0"]))
+    storage = tf.distribute.experimental.CentralStorageStrategy(["CPU:0"])
+    assert Placement(None, storage).devices is None
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW, reason="Only TensorFlow has it.")
+def test_a_strategy_of_tpus_divides_the_rows_among_them():
+    """Not run on TPUs: one can't be made without. Its devices are two times the CPU here."""
+    import tensorflow as tf
+
+    strategy = object.__new__(tf.distribute.TPUStrategy)
+    strategy._extended = types.SimpleNamespace(worker_devices=("/device:CPU:0",) * 2)
+    found = []
+    for each in (strategy, None):
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        trainer = Trainer(
+            model, optimizer="adam", loss="mse", metrics=["mae"], distributed_strategy=each
+        )
+        x = np.random.default_rng(0).normal(size=(13, 3))
+        history = trainer.fit(x, x[:, :2], batch_size=4, epochs=2, verbose=0, shuffle=False)
+        found.append([*history.history["loss"], *history.history["mae"]])
+        assert (trainer._placement.devices is None) == (each is None)
+    np.testing.assert_allclose(*found, rtol=1e-5)
 
 
 def test_what_is_no_strategy_is_refused():

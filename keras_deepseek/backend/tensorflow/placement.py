@@ -127,23 +127,12 @@ def _read_clock(after: Sequence[Any]) -> Any:
 def _find_devices(strategy: Any) -> list[str]:
     """Returns the names of the devices that a strategy spreads a step over."""
     if strategy == "allreduce":
-        for kind in ("GPU", "CPU"):
+        for kind in ("TPU", "GPU", "CPU"):  # Of TPUs that the script has set up.
             found = [device.name for device in tf.config.list_logical_devices(kind)]
             if found:
                 return found
-    one_process = (
-        tf.distribute.MirroredStrategy,
-        tf.distribute.OneDeviceStrategy,
-        tf.distribute.MultiWorkerMirroredStrategy,  # Of a cluster of this process alone.
-    )
-    if isinstance(strategy, one_process):
+    if isinstance(strategy, tf.distribute.Strategy):  # Of one process: those of more have joined.
         return list(strategy.extended.worker_devices)
-    if isinstance(strategy, tf.distribute.Strategy):
-        raise NotSupportedError(
-            f"{type(strategy).__name__} is not supported. Use 'allreduce', in one process or "
-            "several; a MirroredStrategy or OneDeviceStrategy, which say which devices; or a "
-            "MultiWorkerMirroredStrategy, which says which processes."
-        )
     raise InvalidInputError(
         "distributed_strategy is 'allreduce', 'parameter_server', or a strategy of tf.distribute; "
         f"received {strategy!r}."
