@@ -58,14 +58,16 @@ def main(work: Path) -> None:
 def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     from keras_deepseek.backend.keras_file import load_keras_file
     from keras_deepseek.backend.named_model import NamedModel
-    from keras_deepseek.deploy.custom_objects import load_objects
+    from keras_deepseek.deploy.custom_objects import load_objects, receive
     from keras_deepseek.deploy.registry import create_format
 
     load_objects(work)
     calibration = work / "calibration.npz"
     if calibration.exists():
         job["options"]["calibration"] = load_batches(calibration)
-    export_format = create_format(job["format"], job["options"])
+    export_format = receive(work / "format.pickle")
+    if export_format is None:
+        export_format = create_format(job["format"], job["options"])
     folder = Path(job["folder"])
     how = ""
     if not job["is_written"]:

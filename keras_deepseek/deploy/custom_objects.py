@@ -72,29 +72,46 @@ def save_objects(folder: Path, objects: dict[str, Any]) -> None:
     Raises:
         InvalidInputError: That can't be done: it is said what can be instead.
     """
-    if not objects:
-        return
-    names = ", ".join(sorted(each.__name__ for each in objects.values()))
-    try:
-        text = importlib.import_module("cloudpickle").dumps(objects)
-    except Exception as error:  # Whatever a class of the user's holds.
-        reason = (
-            "`cloudpickle` is not installed, which sends them (pip install cloudpickle)"
-            if isinstance(error, ImportError)
-            else f"they can't be sent there ({type(error).__name__}: {error})"
-        )
-        raise InvalidInputError(
-            f"{names}: defined in the running script or notebook, where another process can't find "
-            f"them, and {reason}. Or move them to a file and pass "
-            "Exporter(..., custom_objects_from=['FILE.py'])."
-        ) from error
-    (folder / _FILE_NAME).write_bytes(text)
+    if objects:
+        names = ", ".join(sorted(each.__name__ for each in objects.values()))
+        send(folder / _FILE_NAME, objects, f"{names}: defined in the running script or notebook")
 
 
 def load_objects(folder: Path) -> None:
     """Makes known to Keras what `save_objects` wrote into a folder, if anything."""
-    path = folder / _FILE_NAME
-    if path.exists():
-        objects = importlib.import_module("cloudpickle").loads(path.read_bytes())
+    objects = receive(folder / _FILE_NAME)
+    if objects is not None:
         names = {each.__name__: each for each in objects.values()}
         keras.saving.get_custom_objects().update(names | objects)
+
+
+def send(path: Path, value: Any, what: str) -> None:
+    """Writes a value for another process, with the code of the running script that it needs.
+
+    Args:
+        path: Where it goes.
+        value: Anything that cloudpickle takes.
+        what: string. What it is, as an error begins.
+
+    Raises:
+        InvalidInputError: That can't be done: it is said what can be instead.
+    """
+    try:
+        path.write_bytes(importlib.import_module("cloudpickle").dumps(value))
+    except Exception as error:  # Whatever a class of the user's holds.
+        reason = (
+            "`cloudpickle` is not installed, which sends it (pip install cloudpickle)"
+            if isinstance(error, ImportError)
+            else f"it can't be sent there ({type(error).__name__}: {error})"
+        )
+        raise InvalidInputError(
+            f"{what}, where another process can't find it, and {reason}. Or move it to a file and "
+            "pass Exporter(..., custom_objects_from=['FILE.py'])."
+        ) from error
+
+
+def receive(path: Path) -> Any:
+    """Returns what `send` wrote; `None` where it wrote nothing."""
+    if not path.exists():
+        return None
+    return importlib.import_module("cloudpickle").loads(path.read_bytes())

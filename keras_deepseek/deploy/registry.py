@@ -79,7 +79,7 @@ def register_exporter(export_format: ExportFormat) -> None:
 
 
 def format_for_suffix(path: Path) -> ExportFormat:
-    """Returns the registered format that a path's suffix names.
+    """Returns the registered format that a path's suffix names; of none, the one that has none.
 
     Raises:
         InvalidInputError: No registered format has that suffix.
@@ -87,6 +87,9 @@ def format_for_suffix(path: Path) -> ExportFormat:
     for export_format in _registered.values():
         if export_format.suffix and path.name.endswith(export_format.suffix):
             return export_format
+    folders = [each for each in _registered.values() if not each.suffix]
+    if len(folders) == 1 and not path.suffix:
+        return folders[0]
     known = {export_format.suffix: name for name, export_format in _registered.items()}
     raise InvalidInputError(
         f"No registered format writes {path.name!r}: registered are {known or 'none'}. "

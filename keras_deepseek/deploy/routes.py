@@ -21,9 +21,10 @@ import keras
 
 from keras_deepseek.artifacts.errors import ExportError, MissingExtraError, NotSupportedError
 from keras_deepseek.deploy.child import load_batches, save_batches
-from keras_deepseek.deploy.custom_objects import find_custom_objects, save_objects
+from keras_deepseek.deploy.custom_objects import find_custom_objects, save_objects, send
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
 from keras_deepseek.deploy.formats.export_format import ExportFormat
+from keras_deepseek.deploy.registry import BUILT_IN
 
 FRAMEWORKS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 """What people call the backends that an artifact may be written through."""
@@ -121,6 +122,9 @@ def _write_job(job: ExportJob, folder: Path, work: Path, *, is_written: bool) ->
         save_objects(work, objects.of_script)
         sources = objects.sources
     save_batches(work / "samples.npz", job.samples)
+    if job.export_format.name not in BUILT_IN:
+        what = f"The format {job.export_format.name!r} is registered in the running process"
+        send(work / "format.pickle", job.export_format, what)
     options = dict(job.options)
     if calibration := options.pop("calibration", None):
         save_batches(work / "calibration.npz", calibration)

@@ -18,8 +18,8 @@ class ExportFormat(Protocol):
 
     A format may have `backends`, a tuple of the names of those that can write it, in the order in
     which they are tried; without it the one that runs is. Others load the model in a process of
-    their own, and there know of a format of the user's by `custom_objects_from` alone. And it may
-    have a `runtime`, the name of the backend that its `run` takes, where not every one will do.
+    their own, to which a format of the user's is sent by `cloudpickle`. And it may have a
+    `runtime`, the name of the backend that its `run` takes, where not every one will do.
     """
 
     name: str

@@ -1,0 +1,66 @@
+"""OpenVINO: Intel's runtime, from the ONNX of the same model.
+
+It is no built-in format: it is registered as one of the user's own is, and shows how that is done.
+"""
+
+import importlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from keras_deepseek.artifacts.errors import MissingExtraError
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.deploy.formats.onnx import OnnxFormat
+
+
+class OpenVINOFormat:
+    """Writes `model.xml` and `model.bin`, and runs them by OpenVINO on the CPU.
+
+    Args:
+        opset: integer. The version of ONNX's default operator set on the way there, from 13 to 18.
+            Defaults to `18`.
+
+    Raises:
+        InvalidInputError: The version is none of these.
+
+    Example:
+
+    >>> from keras_deepseek.deploy import register_exporter
+    >>> register_exporter(OpenVINOFormat())
+    """
+
+    name = "openvino"
+    suffix = ""
+    entry = "model.xml"
+    backends = OnnxFormat.backends
+
+    def __init__(self, opset: int = 18) -> None:
+        self._onnx = OnnxFormat(opset)
+
+    def write(self, model: NamedModel, folder: Path) -> str:
+        """Writes the model in the precision that it computes in."""
+        openvino = _import_openvino()
+        with tempfile.TemporaryDirectory(prefix="keras_deepseek_openvino_") as work:
+            how = self._onnx.write(model, Path(work))
+            converted = openvino.convert_model(Path(work) / self._onnx.entry)
+        openvino.save_model(converted, folder / self.entry, compress_to_fp16=False)
+        return f"OpenVINO {openvino.__version__.partition('-')[0]} from {how}"
+
+    def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
+        """Runs the model in the precision that it has: the CPU's own choice may be another."""
+        openvino = _import_openvino()
+        options = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
+        compiled = openvino.Core().compile_model(folder / self.entry, "CPU", options)
+        names = {output: output.get_any_name() for output in compiled.outputs}
+        return [
+            {names[output]: array.copy() for output, array in compiled(sample).items()}
+            for sample in samples
+        ]
+
+
+def _import_openvino() -> Any:
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise MissingExtraError("openvino", "openvino", "to export OpenVINO") from error

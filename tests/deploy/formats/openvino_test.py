@@ -1,0 +1,70 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.bundle import Bundle
+from keras_deepseek.artifacts.errors import ExportError, InvalidInputError, MissingExtraError
+from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.deploy import Exporter, register_exporter, registry
+from keras_deepseek.deploy.formats import openvino as module
+from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+    register_exporter(OpenVINOFormat())
+
+
+@pytest.mark.parametrize(
+    ("backend", "model"), [("openvino", "digits"), ("custom", "text")], indirect=["model"]
+)
+def test_a_registered_format_is_verified_by_its_own_runtime(
+    backend, model, tmp_path, tensorflow_installed
+):
+    openvino = pytest.importorskip("openvino")
+    report = Exporter(model, backend, verbose=False).export(tmp_path / "out")
+    assert report.verified
+    bundle = Bundle.open(tmp_path / "out")
+    assert (bundle.manifest.format, bundle.manifest.entry) == ("openvino", "model.xml")
+    compiled = openvino.Core().compile_model(bundle.entry, "CPU")
+    expected = {spec.name for spec in bundle.manifest.signature.outputs}
+    assert {output.get_any_name() for output in compiled.outputs} == expected
+    assert Exporter(model, "openvino", verbose=False).check(tmp_path / "out").verified
+
+
+def test_half_precision_goes_along(digits, tmp_path, tensorflow_installed):
+    pytest.importorskip("openvino")
+    sizes = {}
+    for precision in (None, "float16"):
+        exporter = Exporter(digits, "openvino", precision=precision, verbose=False)
+        assert exporter.export(tmp_path / str(precision)).verified
+        sizes[precision] = (tmp_path / str(precision) / "model.bin").stat().st_size
+    assert sizes["float16"] < sizes[None]
+
+
+def test_one_that_has_changed_is_found(digits, tmp_path, tensorflow_installed):
+    pytest.importorskip("openvino")
+    Exporter(digits, "openvino", verbose=False).export(tmp_path / "out")
+    digits.layers[-1].bias.assign(np.arange(10.0))
+    with pytest.raises(ExportError, match="differs by"):
+        Exporter(digits, "openvino", verbose=False).check(tmp_path / "out")
+
+
+def test_without_openvino_the_extra_is_named(digits, tmp_path, monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(module.importlib, "import_module", missing)
+    with pytest.raises(MissingExtraError, match=r"keras_deepseek\[openvino\]"):
+        OpenVINOFormat().write(NamedModel(digits), tmp_path)
+
+
+def test_an_opset_that_can_not_be_written_is_refused():
+    with pytest.raises(InvalidInputError, match="from 13 to 18"):
+        OpenVINOFormat(opset=7)
+
+
+def test_it_is_a_format_as_any_other():
+    assert registry.create_format("openvino", {}).entry == "model.xml"
+    assert keras.backend.backend() in OpenVINOFormat.backends
