@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from keras_deepseek.backend.keras_internals import Distribution
     from keras_deepseek.backend.named_model import NamedModel
     from keras_deepseek.backend.processes import Processes, Replicas
+    from keras_deepseek.backend.serving_signatures import ServingSignatures
     from keras_deepseek.backend.task_cluster import TaskCluster
 
     InferenceFunction = Callable[[dict[str, Array]], dict[str, Array]]
@@ -372,7 +373,9 @@ class Backend(Protocol):
     def can_read_shapes(self, value: "Any") -> bool:
         """Whether a tensor's numbers can be read, and shapes may follow from them at no cost."""
 
-    def write_saved_model(self, model: "NamedModel", path: str) -> None:
+    def write_saved_model(
+        self, model: "NamedModel", path: str, signatures: "ServingSignatures"
+    ) -> None:
         """Writes the model as a SavedModel into a folder, or raises `NotSupportedError`."""
 
     def write_onnx(self, model: "NamedModel", path: str, opset: int) -> None:

@@ -5,20 +5,32 @@ from typing import Any
 
 import keras
 
+from keras_deepseek.artifacts.errors import NotSupportedError
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.saved_model import import_tensorflow
+from keras_deepseek.backend.serving_signatures import ServingSignatures
+
+_CLASSIFY, _REGRESS = "serving_classify", "serving_regress"
+_METHODS = {_CLASSIFY: "tensorflow/serving/classify", _REGRESS: "tensorflow/serving/regress"}
 
 
-def save_as_saved_model(model: NamedModel, path: str | os.PathLike[str], **options: Any) -> None:
+def save_as_saved_model(
+    model: NamedModel,
+    path: str | os.PathLike[str],
+    signatures: ServingSignatures,
+    **options: Any,
+) -> None:
     """Writes a model, on TensorFlow or JAX, with a `serving_default` signature of its names.
 
     Args:
         model: `NamedModel`.
         path: An empty folder.
+        signatures: `ServingSignatures`, which TensorFlow alone writes.
         **options: Arguments of Keras's `ExportArchive.add_endpoint`.
 
     Raises:
         MissingExtraError: TensorFlow is not installed.
+        NotSupportedError: The model has no such signatures.
     """
     tf = import_tensorflow("to write a SavedModel")
     specs = {
@@ -28,6 +40,89 @@ def save_as_saved_model(model: NamedModel, path: str | os.PathLike[str], **optio
     archive = keras.export.ExportArchive()
     archive.track(model.model)
     archive.add_endpoint("serving_default", model.__call__, [specs], **options)
+    examples = _ExampleSignatures(model, signatures)
+    for name, function in examples.functions().items():
+        archive.add_endpoint(name, function, [tf.TensorSpec([None], tf.string, name="inputs")])
     # What serves needs no gradients, and a loop whose length depends on the data may have none.
     without_gradients = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     archive.write_out(str(path), without_gradients, verbose=False)
+    if signatures:
+        _name_methods(str(path), list(examples.functions()))
+
+
+class _ExampleSignatures:
+    """Functions of serialized examples, as TF Serving's Classify and Regress call them.
+
+    Args:
+        model: `NamedModel`.
+        signatures: Which of them there are.
+    """
+
+    def __init__(self, model: NamedModel, signatures: ServingSignatures) -> None:
+        self._model = model
+        self._signatures = signatures
+        if signatures:
+            self._check()
+
+    def functions(self) -> dict[str, Any]:
+        """Returns the functions by the names of their signatures."""
+        found = {}
+        if self._signatures.classes is not None:
+            found[_CLASSIFY] = self._classify
+        if self._signatures.regresses:
+            found[_REGRESS] = self._regress
+        return found
+
+    def _check(self) -> None:
+        if keras.backend.backend() != "tensorflow":
+            raise NotSupportedError("Signatures that read examples are written from TensorFlow.")
+        inputs, outputs = self._model.signature.inputs, self._model.signature.outputs
+        free = [spec for spec in inputs if None in spec.shape[1:]]
+        if free:
+            raise NotSupportedError(
+                "A tf.train.Example holds features of a fixed size, and these inputs have none: "
+                f"{'; '.join(map(str, free))}. Leave classify and regress out."
+            )
+        (output, *others) = outputs
+        classes = self._signatures.classes
+        width = 1 if classes is None else len(classes)
+        if others or output.shape[1:] != (width,):
+            raise NotSupportedError(
+                f"Of {width} {'classes' if classes else 'value a row'} a model must have one "
+                f"output, of shape (any, {width}); it has {'; '.join(map(str, outputs))}."
+            )
+
+    def _classify(self, inputs: Any) -> dict[str, Any]:
+        tf = import_tensorflow("to classify")
+        scores = self._run(inputs)
+        classes = tf.constant(self._signatures.classes)[None]
+        return {"classes": tf.repeat(classes, tf.shape(scores)[0], axis=0), "scores": scores}
+
+    def _regress(self, inputs: Any) -> dict[str, Any]:
+        tf = import_tensorflow("to regress")
+        return {"outputs": tf.squeeze(self._run(inputs), axis=1)}
+
+    def _run(self, examples: Any) -> Any:
+        """Returns the model's output, in float32, for serialized examples."""
+        tf = import_tensorflow("to read examples")
+        specs = self._model.signature.inputs
+        stored = {
+            spec.name: tf.float32 if tf.as_dtype(spec.dtype).is_floating else tf.int64
+            for spec in specs
+        }
+        features = {
+            spec.name: tf.io.FixedLenFeature(spec.shape[1:], stored[spec.name]) for spec in specs
+        }
+        found = tf.io.parse_example(examples, features)
+        outputs = self._model({spec.name: tf.cast(found[spec.name], spec.dtype) for spec in specs})
+        (output,) = outputs.values()
+        return tf.cast(output, tf.float32)
+
+
+def _name_methods(path: str, names: list[str]) -> None:
+    """Says which signatures are for Classify and Regress: Keras writes all for Predict."""
+    tf = import_tensorflow("to write a SavedModel")
+    updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(path)
+    for name in names:
+        updater.replace_method_name(name, _METHODS[name], tags="serve")
+    updater.save()

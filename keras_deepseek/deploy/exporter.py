@@ -75,7 +75,8 @@ class Exporter:
             so. Defaults to `"raise"`.
         verbose: boolean. Prints a line for each stage. Defaults to `True`.
         **options: Arguments of the format: `opset` (integer, 18) and `simplified` (boolean, `True`)
-            for ONNX.
+            for ONNX; `classify` (boolean or names of classes), `regress` (boolean) and `warmup`
+            (boolean, `True`) for SavedModel: see `deploy.formats`.
 
     Raises:
         InvalidInputError: The backend or an option is unknown, or the model is not built.

@@ -7,6 +7,7 @@ import pytest
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import MissingExtraError, NotSupportedError
 from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.serving_signatures import ServingSignatures
 
 WRITERS = {"tensorflow": "tf2onnx", "jax": "jax2onnx", "torch": "onnxscript"}
 """The package by which each backend writes ONNX."""
@@ -16,7 +17,7 @@ WRITERS = {"tensorflow": "tf2onnx", "jax": "jax2onnx", "torch": "onnxscript"}
 def test_a_saved_model_has_the_models_names(model, tmp_path):
     tf = pytest.importorskip("tensorflow")
     named = NamedModel(model)
-    backend.current().write_saved_model(named, str(tmp_path))
+    backend.current().write_saved_model(named, str(tmp_path), ServingSignatures())
     signature = tf.saved_model.load(str(tmp_path)).signatures["serving_default"]
     specs = signature.structured_input_signature[1]
     for spec in named.signature.inputs:
@@ -61,4 +62,6 @@ def test_a_writer_that_is_not_installed_names_its_extra(convolutional, tmp_path,
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="the others write it")
 def test_a_backend_that_can_not_write_says_so(convolutional, tmp_path):
     with pytest.raises(NotSupportedError, match="SavedModel is not written from"):
-        backend.current().write_saved_model(NamedModel(convolutional), str(tmp_path))
+        backend.current().write_saved_model(
+            NamedModel(convolutional), str(tmp_path), ServingSignatures()
+        )

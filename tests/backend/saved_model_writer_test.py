@@ -4,10 +4,11 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import MissingExtraError
+from keras_deepseek.artifacts.errors import MissingExtraError, NotSupportedError
 from keras_deepseek.backend import current
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.saved_model import load_saved_model
+from keras_deepseek.backend.serving_signatures import ServingSignatures
 
 
 class Halving(keras.layers.Layer):
@@ -25,7 +26,7 @@ def test_a_loop_without_a_gradient_is_written(tmp_path):
     pytest.importorskip("tensorflow")
     inputs = keras.Input((4,), name="x")
     named = NamedModel(keras.Model(inputs, Halving()(inputs)))
-    current().write_saved_model(named, str(tmp_path))
+    current().write_saved_model(named, str(tmp_path), ServingSignatures())
     for scale in (0.5, 3.0, 100.0):
         x = scale * np.ones((2, 4), "float32")
         expected = keras.ops.convert_to_numpy(named({"x": x})["output_0"])
@@ -38,4 +39,90 @@ def test_without_tensorflow_the_extra_is_named(tmp_path, monkeypatch):
     model = NamedModel(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(MissingExtraError, match=r"keras_deepseek\[tensorflow\]"):
-        current().write_saved_model(model, str(tmp_path))
+        current().write_saved_model(model, str(tmp_path), ServingSignatures())
+
+
+@pytest.fixture
+def serialize():
+    tf = pytest.importorskip("tensorflow")
+
+    def make(rows):
+        def feature(values):
+            if values.dtype.kind == "f":
+                return tf.train.Feature(float_list=tf.train.FloatList(value=values.ravel()))
+            return tf.train.Feature(int64_list=tf.train.Int64List(value=values.ravel()))
+
+        examples = [
+            tf.train.Example(
+                features=tf.train.Features(
+                    feature={name: feature(values[index]) for name, values in rows.items()}
+                )
+            )
+            for index in range(len(next(iter(rows.values()))))
+        ]
+        return tf.constant([example.SerializeToString() for example in examples])
+
+    return make
+
+
+IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW, reason="TensorFlow alone writes them")
+def test_examples_are_classified_and_regressed(tmp_path, serialize):
+    import tensorflow as tf
+
+    left, right = keras.Input((2, 2), name="left"), keras.Input((3,), dtype="int32", name="right")
+    both = keras.layers.Concatenate()(
+        [keras.layers.Flatten()(left), keras.ops.cast(right, "float32")]
+    )
+    generator = np.random.default_rng(0)
+    rows = {
+        "left": generator.normal(size=(5, 2, 2)).astype("float32"),
+        "right": generator.integers(0, 9, size=(5, 3)).astype("int32"),
+    }
+    for width, signatures in (
+        (3, ServingSignatures(classes=("a", "b", "c"))),
+        (1, ServingSignatures(regresses=True)),
+    ):
+        model = keras.Model([left, right], keras.layers.Dense(width, activation="sigmoid")(both))
+        folder = tmp_path / str(width)
+        current().write_saved_model(NamedModel(model), str(folder), signatures)
+        expected = model.predict(rows, verbose=0)
+        loaded = tf.saved_model.load(str(folder))
+        assert "serving_default" in loaded.signatures
+        if width == 1:
+            found = loaded.signatures["serving_regress"](inputs=serialize(rows))["outputs"]
+            np.testing.assert_allclose(found, expected[:, 0], atol=1e-6)
+        else:
+            found = loaded.signatures["serving_classify"](inputs=serialize(rows))
+            np.testing.assert_allclose(found["scores"], expected, atol=1e-6)
+            assert found["classes"].numpy().tolist() == [[b"a", b"b", b"c"]] * 5
+        text = (folder / "saved_model.pb").read_bytes()
+        assert (b"tensorflow/serving/regress" in text) == (width == 1)
+        assert (b"tensorflow/serving/classify" in text) == (width == 3)
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW, reason="TensorFlow alone writes them")
+@pytest.mark.parametrize(
+    ("shape", "width", "signatures", "match"),
+    [
+        ((None, 3), 2, ServingSignatures(classes=("a", "b")), "fixed size.*input_0"),
+        ((3,), 2, ServingSignatures(classes=("a", "b", "c")), r"shape \(any, 3\); it has"),
+        ((3,), 2, ServingSignatures(regresses=True), r"Of 1 value a row .*shape \(any, 1\)"),
+    ],
+)
+def test_what_a_model_has_no_signature_for_is_refused(tmp_path, shape, width, signatures, match):
+    model = keras.Sequential([keras.Input(shape), keras.layers.Dense(width)])
+    with pytest.raises(NotSupportedError, match=match):
+        current().write_saved_model(NamedModel(model), str(tmp_path), signatures)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX has no operation for them")
+def test_examples_are_read_by_tensorflow_alone(tmp_path):
+    pytest.importorskip("tensorflow")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    with pytest.raises(NotSupportedError, match="written from TensorFlow"):
+        current().write_saved_model(
+            NamedModel(model), str(tmp_path), ServingSignatures(regresses=True)
+        )

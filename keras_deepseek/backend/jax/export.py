@@ -9,14 +9,15 @@ from keras_deepseek.artifacts.errors import MissingExtraError
 from keras_deepseek.backend.free_axes import Shapes, with_named_axes
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.saved_model_writer import save_as_saved_model
+from keras_deepseek.backend.serving_signatures import ServingSignatures
 
 
-def write_saved_model(model: NamedModel, path: str) -> None:
+def write_saved_model(model: NamedModel, path: str, signatures: ServingSignatures) -> None:
     """Writes the model as a SavedModel into a folder, or raises `NotSupportedError`."""
 
     def write(shapes: Shapes) -> None:
         options = {"polymorphic_shapes": [_polymorphic(shapes)]}
-        save_as_saved_model(model, path, jax2tf_kwargs=options)
+        save_as_saved_model(model, path, signatures, jax2tf_kwargs=options)
 
     with warnings.catch_warnings():
         # Keras names an option of jax2tf that is on its way out.

@@ -8,11 +8,12 @@ import tensorflow as tf
 from keras_deepseek.artifacts.errors import MissingExtraError
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.saved_model_writer import save_as_saved_model
+from keras_deepseek.backend.serving_signatures import ServingSignatures
 
 
-def write_saved_model(model: NamedModel, path: str) -> None:
+def write_saved_model(model: NamedModel, path: str, signatures: ServingSignatures) -> None:
     """Writes the model as a SavedModel into a folder, or raises `NotSupportedError`."""
-    save_as_saved_model(model, path)
+    save_as_saved_model(model, path, signatures)
 
 
 def write_onnx(model: NamedModel, path: str, opset: int) -> None:

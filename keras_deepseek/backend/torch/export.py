@@ -16,6 +16,7 @@ from keras_deepseek.artifacts.errors import MissingExtraError, NotSupportedError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.free_axes import BATCH, Shapes, with_named_axes
 from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.serving_signatures import ServingSignatures
 
 _BATCH_SIZE = 5
 _SHORTEST = 11
@@ -23,7 +24,7 @@ _SHORTEST = 11
 `torch.export` takes two of one size for the same."""
 
 
-def write_saved_model(model: NamedModel, path: str) -> None:
+def write_saved_model(model: NamedModel, path: str, signatures: ServingSignatures) -> None:
     """Writes the model as a SavedModel into a folder, or raises `NotSupportedError`."""
     raise NotSupportedError("A SavedModel is not written from PyTorch itself.")
 

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.formats.saved_model import SavedModelFormat
 
@@ -20,7 +20,45 @@ def test_what_is_written_runs_at_any_batch_size(digits, tmp_path):
         )
 
 
-@pytest.mark.skipif(IN_TENSORFLOW, reason="TensorFlow writes it")
-def test_other_backends_pass_it_on(digits, tmp_path):
+@pytest.mark.skipif(not IN_TENSORFLOW, reason="only TensorFlow reads examples")
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        ({}, "SavedModel with serving_default"),
+        ({"classify": True}, "SavedModel with serving_default, serving_classify"),
+    ],
+)
+def test_signatures_and_warmup_requests_are_as_asked(digits, tmp_path, options, how):
+    import tensorflow as tf
+
+    assert SavedModelFormat(**options).write(NamedModel(digits), tmp_path) == how
+    assert (tmp_path / "assets.extra" / "tf_serving_warmup_requests").is_file()
+    signatures = tf.saved_model.load(str(tmp_path)).signatures
+    assert set(signatures) == set(how.removeprefix("SavedModel with ").split(", "))
+
+
+@pytest.mark.skipif(not IN_TENSORFLOW, reason="only TensorFlow writes a SavedModel here")
+def test_there_need_be_no_warmup_request(digits, tmp_path):
+    SavedModelFormat(warmup=False).write(NamedModel(digits), tmp_path)
+    assert not (tmp_path / "assets.extra").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"classify": "cat"}, "`classify` must be a boolean, or a list"),
+        ({"classify": []}, "`classify` must be a boolean, or a list"),
+        ({"classify": [1, 2]}, "`classify` must be a boolean, or a list"),
+        ({"regress": "yes"}, "`regress` must be"),
+        ({"warmup": 3}, "`warmup` must be"),
+    ],
+)
+def test_arguments_that_say_nothing_are_refused(options, match):
+    with pytest.raises(InvalidInputError, match=match):
+        SavedModelFormat(**options)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the others write it")
+def test_pytorch_passes_it_on(digits, tmp_path):
     with pytest.raises(NotSupportedError):
         SavedModelFormat().write(NamedModel(digits), tmp_path)
