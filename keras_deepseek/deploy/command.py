@@ -47,12 +47,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check", action="store_true", help="write nothing: verify the artifact that is at OUT"
     )
     parser.add_argument("--opset", type=int, help="ONNX operator set (default: 18)")
+    _add_tensorrt_arguments(parser)
     parser.add_argument(
         "--custom-objects-from",
         action="append",
         default=[],
         metavar="MODULE_OR_FILE",
         help="a module or a .py file that defines custom layers; may be given several times",
+    )
+
+
+def _add_tensorrt_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--flavor",
+        choices=["auto", "tensorrt", "rtx"],
+        help="the library that builds an engine (default: plain TensorRT on a GPU, else RTX)",
+    )
+    parser.add_argument(
+        "--compute-capability",
+        action="append",
+        dest="compute_capabilities",
+        metavar="CAPABILITY",
+        help="a GPU that a TensorRT-RTX engine is for, as in 89; may be given several times",
+    )
+    parser.add_argument(
+        "--profile",
+        action="append",
+        dest="profiles",
+        metavar="AXIS=SMALLEST,USUAL,LARGEST",
+        help="sizes of a free axis of an engine, as in batch=1,4,32; may be given several times",
     )
 
 
@@ -66,7 +89,13 @@ def run(arguments: argparse.Namespace) -> None:
     from keras_deepseek.deploy.exporter import Exporter
 
     model = load_keras_file(arguments.model, arguments.custom_objects_from)
-    options = {} if arguments.opset is None else {"opset": arguments.opset}
+    given = {
+        "opset": arguments.opset,
+        "flavor": arguments.flavor,
+        "compute_capabilities": arguments.compute_capabilities,
+        "profiles": arguments.profiles and dict(map(_read_sizes, arguments.profiles)),
+    }
+    options = {name: value for name, value in given.items() if value is not None}
     exporter = Exporter(
         model,
         backend=arguments.backend,
@@ -81,6 +110,20 @@ def run(arguments: argparse.Namespace) -> None:
         exporter.check(arguments.output)
     else:
         exporter.export(arguments.output)
+
+
+def _read_sizes(text: str) -> tuple[str, tuple[int, ...]]:
+    """Returns the axis and the sizes of `batch=1,4,32`."""
+    from keras_deepseek.artifacts.errors import InvalidInputError
+
+    axis, _, sizes = text.rpartition("=")
+    try:
+        return axis, tuple(int(size) for size in sizes.split(","))
+    except ValueError as error:
+        raise InvalidInputError(
+            f"Expected --profile AXIS=SMALLEST,USUAL,LARGEST, as in batch=1,4,32; "
+            f"received {text!r}."
+        ) from error
 
 
 def _load_rows(path: str) -> Any:

@@ -23,13 +23,8 @@ from keras_deepseek.artifacts.bundle import (
     publish_bundle,
     staging_folder,
 )
-from keras_deepseek.artifacts.errors import (
-    ExportError,
-    InvalidInputError,
-    NotSupportedError,
-    unknown_name_message,
-)
-from keras_deepseek.artifacts.manifest import Manifest, Verification
+from keras_deepseek.artifacts.errors import ExportError, InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.manifest import Manifest
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
@@ -38,7 +33,12 @@ from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
 from keras_deepseek.deploy.installed_versions import installed_versions
 from keras_deepseek.deploy.make_artifact import check_artifact, make_artifact
-from keras_deepseek.deploy.registry import create_format, format_for_suffix
+from keras_deepseek.deploy.make_engine import engine_job, make_engine
+from keras_deepseek.deploy.registry import (
+    create_engine_format,
+    create_format,
+    format_for_suffix,
+)
 from keras_deepseek.deploy.samples import cut_batches, make_samples, make_unequal_samples
 
 _INT8 = "int8"
@@ -50,7 +50,7 @@ class Exporter:
     """Writes a model in a form that runs without it, and checks that it computes the same.
 
     An export is `verified`, or it fails and leaves nothing on disk. Where an artifact can't be run
-    on this machine, as a TensorRT engine, it is `unverified` and says why. The
+    on this machine, as a TensorRT engine without a GPU, it is `unverified` and says why. The
     artifact is run on batches of several sizes and lengths, and its outputs are compared by name
     with the model's.
 
@@ -74,13 +74,18 @@ class Exporter:
             all the same where no route gives a right one, its state `failed`, and a warning says
             so. Defaults to `"raise"`.
         verbose: boolean. Prints a line for each stage. Defaults to `True`.
-        **options: Arguments of the format: `opset` (integer, 18) and `simplified` (boolean, `True`)
-            for ONNX; `classify` (boolean or names of classes), `regress` (boolean) and `warmup`
-            (boolean, `True`) for SavedModel: see `deploy.formats`.
+        **options: Arguments of the format. Of ONNX: `opset` (integer, 18), `simplified` (boolean,
+            `True`) and `products_in_float16` (boolean, `False`). Of SavedModel: `classify` (boolean
+            or names of classes), `regress` (boolean) and `warmup` (boolean, `True`). Of TensorRT:
+            those of ONNX; `flavor` (`"auto"`, `"tensorrt"` or `"rtx"`); `compute_capabilities`, as
+            in `("86", "89")`; and `profiles`, the smallest, usual and largest size by free axis, as
+            in `{"batch": (1, 4, 32), "tokens_axis_1": (1, 16, 64)}`, or by input its three shapes.
 
     Raises:
-        InvalidInputError: The backend or an option is unknown, or the model is not built.
+        InvalidInputError: The backend or an option is unknown or does not fit, or the model is not
+            built.
         MissingExtraError: A package for this format is not installed.
+        NotSupportedError: Plain TensorRT is asked for where no GPU is visible.
 
     Example:
 
@@ -191,13 +196,13 @@ class Exporter:
             ExportError: It computes something else (unless `verify="warn"`), or has other inputs
                 and outputs than the model.
             BundleError: The bundle is missing or damaged.
-            NotSupportedError: An artifact of this format can't be run.
+            NotSupportedError: It is a TensorRT engine, and no GPU is visible.
         """
         started = time.monotonic()
         target = Path(path)
         export_format = self._format or format_for_suffix(target)
         if isinstance(export_format, TensorRTFormat):
-            raise NotSupportedError("A TensorRT engine can't be run here. Check the ONNX file.")
+            export_format.check_can_run()
         with self._artifact_at(target, export_format) as (folder, manifest):
             precision = self._precision
             if manifest is not None:
@@ -208,6 +213,8 @@ class Exporter:
                     "precision='int8' and calibration=, or samples=."
                 )
             job = replace(self._job(export_format), precision=precision)
+            if isinstance(export_format, TensorRTFormat):
+                job = engine_job(job, export_format, draws_samples=self._samples_are_random)
             verification = check_artifact(job, folder)
         report = ExportReport(
             path=target,
@@ -246,19 +253,24 @@ class Exporter:
             )
         yield bundle.path, manifest
 
-    def _choose_format(self) -> ExportFormat | TensorRTFormat | None:
+    def _choose_format(self) -> ExportFormat | None:
         """Returns the format; `None` where the path will say which."""
         if self.backend == "custom":
             return None
         if self.backend == "tensorrt":
-            create_format("onnx", self._options)
-            return TensorRTFormat()
+            engine, self._options = create_engine_format(
+                self.signature, self._precision, self._options
+            )
+            create_format("onnx", self._options)  # What it would refuse is refused now.
+            return engine
         return create_format(self.backend, self._options)
 
-    def _make(self, export_format: ExportFormat | TensorRTFormat, folder: Path) -> MadeArtifact:
-        if isinstance(export_format, TensorRTFormat):
-            return self._make_engine(export_format, folder)
-        return make_artifact(self._job(export_format), folder, self._say)
+    def _make(self, export_format: ExportFormat, folder: Path) -> MadeArtifact:
+        if not isinstance(export_format, TensorRTFormat):
+            return make_artifact(self._job(export_format), folder, self._say)
+        job = self._job(create_format("onnx", self._options))
+        draws_samples = self._samples_are_random
+        return make_engine(job, export_format, folder, self._say, draws_samples=draws_samples)
 
     def _job(self, export_format: ExportFormat) -> ExportJob:
         return ExportJob(
@@ -272,25 +284,7 @@ class Exporter:
             precision=self._precision,
         )
 
-    def _make_engine(self, tensorrt: TensorRTFormat, folder: Path) -> MadeArtifact:
-        onnx_folder = folder.parent / "onnx"
-        onnx_folder.mkdir()
-        onnx = create_format("onnx", self._options)
-        made = self._make(onnx, onnx_folder)
-        self._say("tensorrt: building the engine")
-        how = tensorrt.build(onnx_folder / onnx.entry, self.signature, folder)
-        reason = (
-            "this release runs no TensorRT engine; the ONNX that it was built from is "
-            f"{made.verification.state}, largest difference "
-            f"{made.verification.largest_difference:.2g}"
-        )
-        return MadeArtifact(
-            f"{made.route}, {how}", Verification("unverified", reason), made.passed_over
-        )
-
-    def _manifest(
-        self, export_format: ExportFormat | TensorRTFormat, made: MadeArtifact
-    ) -> Manifest:
+    def _manifest(self, export_format: ExportFormat, made: MadeArtifact) -> Manifest:
         return Manifest(
             name=self.name,
             format=export_format.name,

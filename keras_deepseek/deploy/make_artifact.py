@@ -116,6 +116,8 @@ def _verify(
 ) -> Verification:
     if result.outputs is None:
         return Verification("unverified", result.reason)
+    if not expected:
+        return Verification("unverified", "there is no batch to compare on")
     try:
         comparison = compare(expected, result.outputs, precision)
     except ExportError as error:

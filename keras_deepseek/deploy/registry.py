@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
 from keras_deepseek.deploy.formats.saved_model import SavedModelFormat
+from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
 
 BUILT_IN: dict[str, Callable[..., ExportFormat]] = {
     "onnx": OnnxFormat,
     "savedmodel": SavedModelFormat,
 }
+_OF_THE_MODEL = ("signature", "precision")
 _registered: dict[str, ExportFormat] = {}
 
 
@@ -32,11 +35,42 @@ def create_format(name: str, options: Mapping[str, Any]) -> ExportFormat:
     if name not in BUILT_IN:
         known = [*BUILT_IN, *_registered, "tensorrt", "custom"]
         raise InvalidInputError(unknown_name_message("export backend", name, known))
-    known = list(inspect.signature(BUILT_IN[name]).parameters)
+    _check_options(name, options, _parameters(BUILT_IN[name]))
+    return BUILT_IN[name](**options)
+
+
+def create_engine_format(
+    signature: Signature, precision: str | None, options: Mapping[str, Any]
+) -> tuple[TensorRTFormat, dict[str, Any]]:
+    """Returns the format of an engine, and the options of the ONNX file that it is built from.
+
+    Args:
+        signature: The model's signature.
+        precision: string. What the export was asked to compute in; `None` for the model's own.
+        options: Arguments of both, as in `{"flavor": "rtx", "opset": 17}`.
+
+    Raises:
+        InvalidInputError: An option is unknown or does not fit the model.
+        MissingExtraError: TensorRT is not installed.
+        NotSupportedError: It can't build here what is asked for.
+    """
+    of_onnx = _parameters(OnnxFormat)
+    of_engine = [name for name in _parameters(TensorRTFormat) if name not in _OF_THE_MODEL]
+    _check_options("tensorrt", options, [*of_engine, *of_onnx])
+    chosen = {name: value for name, value in options.items() if name in of_engine}
+    engine = TensorRTFormat(signature, precision, **chosen)
+    remaining = {name: value for name, value in options.items() if name in of_onnx}
+    return engine, {**remaining, **engine.onnx_options}
+
+
+def _parameters(made_by: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(made_by).parameters)
+
+
+def _check_options(name: str, options: Mapping[str, Any], known: list[str]) -> None:
     unknown = [option for option in options if option not in known]
     if unknown:
         raise InvalidInputError(f"{name!r} has no option {unknown}; it has {known}.")
-    return BUILT_IN[name](**options)
 
 
 def register_exporter(export_format: ExportFormat) -> None:

@@ -1,7 +1,7 @@
 """Batches to verify an export on."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import keras
 import numpy as np
@@ -69,15 +69,39 @@ def cut_batches(arrays: dict[str, Array]) -> list[dict[str, Array]]:
     ]
 
 
-def _make_batch(
-    model: keras.Model, signature: Signature, batch_size: int, lengths: Iterator[int]
+def draw_batch(
+    model: keras.Model, signature: Signature, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Array]:
+    """Returns a random batch of given shapes, the same one each time.
+
+    Args:
+        model: `keras.Model`.
+        signature: Its signature.
+        shapes: dict. The shape of each input by its name, the batch first.
+
+    Returns:
+        A dict of arrays by input name.
+    """
+    batch_size = next((shape[0] for shape in shapes.values() if shape), 1)
     generator = np.random.default_rng(batch_size)
     vocabulary = min(_vocabularies(model), default=10)
     return {
-        spec.name: _draw(generator, spec, batch_size, lengths, vocabulary)
+        spec.name: _draw(generator, spec, shapes[spec.name], vocabulary)
         for spec in signature.inputs
     }
+
+
+def _make_batch(
+    model: keras.Model, signature: Signature, batch_size: int, lengths: Iterator[int]
+) -> dict[str, Array]:
+    shapes = {
+        spec.name: tuple(
+            size if size is not None else (batch_size if axis == 0 else next(lengths))
+            for axis, size in enumerate(spec.shape)
+        )
+        for spec in signature.inputs
+    }
+    return draw_batch(model, signature, shapes)
 
 
 def _vocabularies(model: keras.Model) -> Iterator[int]:
@@ -89,14 +113,9 @@ def _vocabularies(model: keras.Model) -> Iterator[int]:
 def _draw(
     generator: np.random.Generator,
     spec: TensorSpec,
-    batch_size: int,
-    lengths: Iterator[int],
+    shape: tuple[int, ...],
     vocabulary: int,
 ) -> Array:
-    shape = [
-        size if size is not None else (batch_size if axis == 0 else next(lengths))
-        for axis, size in enumerate(spec.shape)
-    ]
     dtype = np.dtype(spec.dtype)
     if dtype.kind == "f":
         return generator.normal(size=shape).astype(dtype)
@@ -104,5 +123,5 @@ def _draw(
         return generator.integers(0, 2, size=shape).astype(bool)
     array = generator.integers(1, max(vocabulary, 2), size=shape).astype(dtype)
     if array.ndim > 1:
-        array[0, -(array.shape[1] // 3) :] = 0
+        array[0, array.shape[1] - array.shape[1] // 3 :] = 0
     return array

@@ -68,3 +68,40 @@ def test_a_file_without_arrays_is_named(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(InvalidInputError, match=r"No arrays can be read from .*rows\.npz"):
         command._load_rows(path)
+
+
+def test_an_engines_sizes_and_gpus_are_read(digits, tmp_path, monkeypatch):
+    made = {}
+
+    class Recorder:
+        def __init__(self, model, **arguments):
+            made.update(arguments)
+
+        def export(self, path):
+            made["path"] = path
+
+    monkeypatch.setattr("keras_deepseek.deploy.exporter.Exporter", Recorder)
+    digits.save(tmp_path / "digits.keras")
+    run(
+        tmp_path / "digits.keras",
+        *("--backend", "tensorrt", "-o", "out", "--flavor", "rtx"),
+        *("--compute-capability", "86", "--compute-capability", "89"),
+        *("--profile", "batch=1,4,32", "--profile", "tokens_axis_1=1,16,64"),
+    )
+    assert made["flavor"] == "rtx"
+    assert made["compute_capabilities"] == ["86", "89"]
+    assert made["profiles"] == {"batch": (1, 4, 32), "tokens_axis_1": (1, 16, 64)}
+    assert "opset" not in made
+
+
+@pytest.mark.parametrize("text", ["batch", "batch=", "batch=1,x,3"])
+def test_sizes_that_can_not_be_read_are_shown(text):
+    with pytest.raises(InvalidInputError, match=r"as in batch=1,4,32; received 'batch"):
+        command._read_sizes(text)
+
+
+def test_options_of_an_engine_are_of_engines_alone(digits, tmp_path):
+    digits.save(tmp_path / "digits.keras")
+    given = [tmp_path / "digits.keras", "--backend", "onnx", "-o", tmp_path / "out"]
+    with pytest.raises(InvalidInputError, match=r"'onnx' has no option \['flavor'\]"):
+        run(*given, "--flavor", "rtx")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -95,6 +97,13 @@ def test_further_samples_count_if_the_model_takes_them(tmp_path, weights_format,
     further = [{"input_0": np.ones((2, 4), "float32")}, {"input_0": np.ones((2, 5), "float32")}]
     made = make_artifact(job_of(weights_format(), further_samples=further), tmp_path, print)
     assert made.verification.num_samples == 4
+
+
+def test_where_there_is_no_batch_nothing_is_verified(tmp_path, weights_format, job_of):
+    job = replace(job_of(weights_format(), precision="float16"), samples=[])
+    job.export_format.write(job.model, tmp_path)
+    found = module.check_artifact(job, tmp_path)
+    assert (found.state, found.reason) == ("unverified", "there is no batch to compare on")
 
 
 def test_less_precision_is_measured(tmp_path, weights_format, job_of):

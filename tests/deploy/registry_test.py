@@ -3,7 +3,10 @@ from pathlib import Path
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.deploy import register_exporter, registry
+
+SIGNATURE = Signature(inputs=(TensorSpec("x", (None, 4), "float32"),), outputs=())
 
 
 class TextFormat:
@@ -41,6 +44,20 @@ def test_an_unknown_name_gets_the_nearest_one():
 def test_an_unknown_option_is_named_with_those_that_there_are():
     with pytest.raises(InvalidInputError, match=r"no option \['opsett'\]; it has \['opset', "):
         registry.create_format("onnx", {"opsett": 1})
+
+
+def test_options_of_an_engine_and_of_its_onnx_are_told_apart(plain_tensorrt):
+    engine, of_onnx = registry.create_engine_format(
+        SIGNATURE, None, {"opset": 17, "profiles": {"batch": (1, 1, 1)}, "flavor": "tensorrt"}
+    )
+    assert of_onnx == {"opset": 17}
+    assert engine.flavor.name == "tensorrt"
+    assert str(engine.profiles[0]) == "batch 1/1/1"
+
+
+def test_an_unknown_option_of_an_engine_is_named_with_those_of_both(plain_tensorrt):
+    with pytest.raises(InvalidInputError, match=r"\['opsett'\]; it has \['flavor', .*'opset', "):
+        registry.create_engine_format(SIGNATURE, None, {"opsett": 1})
 
 
 @pytest.mark.parametrize("name", ["onnx", "savedmodel", "tensorrt", "custom"])

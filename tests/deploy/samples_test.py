@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 
 from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.deploy.samples import cut_batches, make_samples, make_unequal_samples
+from keras_deepseek.deploy.samples import (
+    cut_batches,
+    draw_batch,
+    make_samples,
+    make_unequal_samples,
+)
 
 
 def samples_of(model):
@@ -62,3 +67,23 @@ def test_integers_are_of_the_vocabulary_and_end_in_padding():
 def test_samples_are_the_same_each_time(digits):
     for first, second in zip(samples_of(digits)[1], samples_of(digits)[1], strict=True):
         np.testing.assert_array_equal(first["image"], second["image"])
+
+
+def test_a_batch_of_given_shapes_is_one_that_the_model_takes(model):
+    signature = NamedModel(model).signature
+    shapes = {
+        spec.name: tuple(7 if size is None else size for size in spec.shape)
+        for spec in signature.inputs
+    }
+    batch = draw_batch(model, signature, shapes)
+    assert {name: array.shape for name, array in batch.items()} == shapes
+    assert signature.bind(batch).keys() == shapes.keys()
+    again = draw_batch(model, signature, shapes)
+    assert all(np.array_equal(batch[name], again[name]) for name in batch)
+
+
+def test_a_sequence_of_one_token_is_no_padding_alone(model):
+    if model.name != "text":
+        pytest.skip("Tokens alone are padded.")
+    (tokens,) = draw_batch(model, NamedModel(model).signature, {"tokens": (2, 1)}).values()
+    assert (tokens > 0).all()

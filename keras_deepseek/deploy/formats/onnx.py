@@ -12,6 +12,7 @@ from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
 from keras_deepseek.deploy.onnx_passes.describe import describe
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
+from keras_deepseek.deploy.onnx_passes.products_in_float16 import products_in_float16
 from keras_deepseek.deploy.onnx_passes.quantize import quantize
 from keras_deepseek.deploy.onnx_passes.rename import rename
 from keras_deepseek.deploy.onnx_passes.save import save
@@ -30,6 +31,9 @@ class OnnxFormat:
             Defaults to `True`.
         calibration: For each batch of the user's data its arrays by input name: products are then
             computed in int8, by the ranges that these have. Defaults to `None`.
+        products_in_float16: boolean. Whether products that an export in float16 leaves in float32
+            are computed in it as well, as TensorRT asks for GPUs of compute capability 7.5.
+            Defaults to `False`.
 
     Raises:
         InvalidInputError: The version is none of these.
@@ -45,6 +49,7 @@ class OnnxFormat:
         opset: int = 18,
         simplified: bool = True,
         calibration: Sequence[dict[str, Array]] | None = None,
+        products_in_float16: bool = False,
     ) -> None:
         if type(opset) is not int or opset not in _OPSETS:
             raise InvalidInputError(
@@ -54,6 +59,7 @@ class OnnxFormat:
         self.opset = opset
         self.simplified = simplified
         self.calibration = calibration
+        self.products_in_float16 = products_in_float16
 
     def write(self, model: NamedModel, folder: Path) -> str:
         """Writes `model.onnx`, its inputs and outputs named as in the model."""
@@ -72,6 +78,8 @@ class OnnxFormat:
             to_bfloat16(proto.graph)
         if self.calibration is not None:
             proto = quantize(proto, self.calibration)
+        if self.products_in_float16:
+            proto = products_in_float16(proto)
         make_canonical(proto)
         describe(proto, self._properties(model))
         onnx.checker.check_model(proto)

@@ -1,90 +1,134 @@
 """TensorRT: an engine built from the verified ONNX of the same model.
 
-The engine is built with TensorRT-RTX, which needs no GPU to build one and a GPU to run one.
+TensorRT-RTX needs no GPU to build one, plain TensorRT builds on the GPU that the engine is for, and
+both need one to run it.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.errors import ExportError, MissingExtraError
-from keras_deepseek.artifacts.signature import Signature, TensorSpec
-
-Profile = tuple[int, int, int]
-"""Smallest, usual and largest size of a free axis."""
-
-_BATCH: Profile = (1, 4, 32)
-_LENGTH: Profile = (1, 16, 64)
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.deploy.tensorrt_engine.build_engine import build_engine
+from keras_deepseek.deploy.tensorrt_engine.capabilities import TURING, check_capabilities
+from keras_deepseek.deploy.tensorrt_engine.flavor import find_flavor
+from keras_deepseek.deploy.tensorrt_engine.profiles import resolve_profiles
+from keras_deepseek.deploy.tensorrt_engine.run_engine import DTYPES, run_engine
+from keras_deepseek.deploy.tensorrt_engine.visible_gpus import count_gpus
 
 
 class TensorRTFormat:
-    """Builds a TensorRT-RTX engine in the ONNX file's own precision.
+    """Builds a TensorRT engine in the ONNX file's own precision, and runs it where a GPU is.
 
-    Free axes are bounded, as TensorRT asks: the batch from 1 to 32, any other from 1 to 64.
+    Args:
+        signature: The model's signature.
+        precision: string. What the export was asked to compute in; `None` for the model's own.
+        flavor: string. `"tensorrt"`, `"rtx"`, or `"auto"`: plain TensorRT where it is installed and
+            a GPU is visible, else TensorRT-RTX. Defaults to `"auto"`.
+        compute_capabilities: sequence of strings. The GPUs that a TensorRT-RTX engine is for, as in
+            `("86", "89")`. Defaults to `()`: all from Ampere on.
+        profiles: dict, or a sequence of dicts for several profiles: the smallest, usual and largest
+            size by free axis, as in `{"batch": (1, 4, 32)}`, or the three whole shapes by input.
+            Defaults to `None`: 1, 4 and 32 for the batch, and 1, 16 and 64 for any other.
+
+    Raises:
+        InvalidInputError: An argument is unknown or does not fit the model.
+        MissingExtraError: The library is not installed.
+        NotSupportedError: Plain TensorRT is asked for where no GPU is visible.
     """
 
     name = "tensorrt"
     suffix = ".trt"
     entry = "model.trt"
 
-    def __init__(self) -> None:
-        try:
-            import tensorrt_rtx
-        except ImportError as error:
-            raise MissingExtraError(
-                "tensorrt_rtx", "tensorrt-rtx", "to build a TensorRT engine"
-            ) from error
-        self._tensorrt = tensorrt_rtx
+    def __init__(
+        self,
+        signature: Signature,
+        precision: str | None,
+        flavor: str = "auto",
+        compute_capabilities: Sequence[str | int] = (),
+        profiles: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        _check_dtypes(signature)
+        self.profiles = resolve_profiles(signature, profiles)
+        self.flavor = find_flavor(flavor, wants_capabilities=bool(compute_capabilities))
+        self.capabilities: tuple[str, ...] = ()
+        if compute_capabilities:
+            self.capabilities = check_capabilities(
+                compute_capabilities, self.flavor.module, precision
+            )
 
-    def build(self, onnx_file: Path, signature: Signature, folder: Path) -> str:
+    @property
+    def onnx_options(self) -> dict[str, Any]:
+        """What the ONNX file has to be made with for these GPUs."""
+        return {"products_in_float16": True} if TURING in self.capabilities else {}
+
+    def write(self, model: NamedModel, folder: Path) -> str:
+        """Refuses: no backend writes an engine, which `build` makes of a verified ONNX file.
+
+        Raises:
+            NotSupportedError: Always.
+        """
+        raise NotSupportedError(
+            "A TensorRT engine is built from an ONNX file: export through "
+            "Exporter(model, 'tensorrt'), which verifies that file first."
+        )
+
+    def build(self, onnx_file: Path, folder: Path) -> str:
         """Builds the engine.
 
         Args:
             onnx_file: A verified ONNX file of the model.
-            signature: The model's signature.
             folder: Where `model.trt` goes.
 
         Returns:
-            How it was made.
+            How it was made: the library, and what GPUs and sizes the engine is for.
 
         Raises:
             ExportError: TensorRT can't take the model; the message names the nodes.
         """
-        tensorrt = self._tensorrt
-        logger = tensorrt.Logger(tensorrt.Logger.ERROR)
-        builder = tensorrt.Builder(logger)
-        network = builder.create_network(
-            1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        )
-        parser = tensorrt.OnnxParser(network, logger)
-        if not parser.parse_from_file(str(onnx_file)):
-            raise ExportError(f"TensorRT can't take this model: {_parser_errors(parser)}")
-        config = builder.create_builder_config()
-        config.add_optimization_profile(_profile(builder, signature))
-        engine = builder.build_serialized_network(network, config)
-        if engine is None:
-            raise ExportError("TensorRT parsed the model and built no engine from it.")
-        (folder / self.entry).write_bytes(bytes(engine))
-        return f"TensorRT-RTX {tensorrt.__version__}"
+        engine = build_engine(self.flavor.module, onnx_file, self.profiles, self.capabilities)
+        (folder / self.entry).write_bytes(engine)
+        gpus = ", ".join(f"SM{capability}" for capability in self.capabilities)
+        if not gpus:
+            gpus = "this GPU" if self.flavor.name == "tensorrt" else "Ampere and newer"
+        sizes = " and ".join(map(str, self.profiles))
+        return f"{self.flavor.release} (flavor {self.flavor.name}) for {gpus}, profile {sizes}"
+
+    def check_can_run(self) -> None:
+        """Raises where no engine can be run.
+
+        Raises:
+            NotSupportedError: No GPU is visible.
+        """
+        if not count_gpus():
+            raise NotSupportedError("a TensorRT engine runs on a GPU, and none is visible here")
+
+    def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
+        """Runs the engine on the GPU.
+
+        Args:
+            folder: Where `model.trt` stands.
+            samples: For each batch its arrays by input name.
+
+        Returns:
+            For each batch the arrays by output name.
+
+        Raises:
+            NotSupportedError: It can't be run on this machine.
+            ExportError: The GPU failed to run it.
+        """
+        self.check_can_run()
+        return run_engine(self.flavor.module, (folder / self.entry).read_bytes(), samples)
 
 
-def _parser_errors(parser: Any) -> str:
-    errors = (parser.get_error(index) for index in range(parser.num_errors))
-    return "; ".join(f"{error.node_name() or 'the graph'}: {error.desc()}" for error in errors)
-
-
-def _profile(builder: Any, signature: Signature) -> Any:
-    profile = builder.create_optimization_profile()
-    for spec in signature.inputs:
-        profile.set_shape(spec.name, *_bounds(spec))
-    return profile
-
-
-def _bounds(spec: TensorSpec) -> list[tuple[int, ...]]:
-    """Returns the smallest, usual and largest shape of an input."""
-    return [
-        tuple(
-            size if size is not None else (_BATCH if axis == 0 else _LENGTH)[bound]
-            for axis, size in enumerate(spec.shape)
-        )
-        for bound in range(3)
-    ]
+def _check_dtypes(signature: Signature) -> None:
+    """Refuses what TensorRT would take for something else, as float64 for float32."""
+    for spec in (*signature.inputs, *signature.outputs):
+        if spec.dtype not in DTYPES.values():
+            raise InvalidInputError(
+                f"TensorRT has no {spec.dtype}, which the model has in {spec}; it has "
+                f"{', '.join(DTYPES.values())}. Cast it in the model."
+            )

@@ -1,0 +1,58 @@
+"""Makes a graph multiply and convolve in float16 where it still does in float32.
+
+GPUs of compute capability 7.5 (Turing) have no such product in float32 in TensorRT-RTX, and an
+export in float16 leaves an output layer that ends in softmax in float32: its product is then
+computed in float16, and its softmax in float32.
+"""
+
+from typing import Any
+
+from keras_deepseek.deploy.onnx_passes.import_package import import_package
+
+_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
+
+
+def products_in_float16(model: Any) -> Any:
+    """Returns a graph whose products take and give float16, between casts.
+
+    Args:
+        model: `onnx.ModelProto`.
+
+    Returns:
+        `onnx.ModelProto`.
+    """
+    onnx = import_package("onnx")
+    inferred = onnx.shape_inference.infer_shapes(model)
+    _change(onnx, inferred.graph, set())
+    return inferred
+
+
+def _change(onnx: Any, graph: Any, outer: set[str]) -> None:
+    """Changes a graph in place; `outer` are the float32 tensors of the graphs around it."""
+    full = onnx.TensorProto.FLOAT
+    values = (*graph.input, *graph.output, *graph.value_info)
+    floats = outer | {value.name for value in values if value.type.tensor_type.elem_type == full}
+    floats |= {tensor.name for tensor in graph.initializer if tensor.data_type == full}
+    nodes = list(graph.node)
+    del graph.node[:]
+    for index, node in enumerate(nodes):
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                _change(onnx, inner, floats)
+        if node.op_type in _OPERATORS and node.output[0] in floats:
+            graph.node.extend(_between_casts(onnx, node, f"{node.output[0]}__half_{index}"))
+        else:
+            graph.node.append(node)
+
+
+def _between_casts(onnx: Any, node: Any, name: str) -> list[Any]:
+    """Returns a product in float16, with the casts before and after it."""
+    half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    casts = []
+    for place, given in enumerate(node.input):
+        if given:  # A bias that is left out has no name.
+            node.input[place] = f"{name}_{place}"
+            casts.append(onnx.helper.make_node("Cast", [given], [node.input[place]], to=half))
+    after = onnx.helper.make_node("Cast", [name], [node.output[0]], to=full)
+    node.output[0] = name
+    return [*casts, node, after]

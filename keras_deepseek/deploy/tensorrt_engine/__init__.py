@@ -1,0 +1,1 @@
+"""What a TensorRT engine takes: who builds it, for which GPUs and sizes, and how it is run."""

@@ -1,0 +1,22 @@
+"""What TensorRT says went wrong: it is told by a log, where a call gives back nothing."""
+
+from typing import Any
+
+
+def make_error_log(tensorrt: Any) -> Any:
+    """Returns a logger of TensorRT's that keeps errors, in its list `errors`, and prints nothing.
+
+    Args:
+        tensorrt: The module of either flavor.
+    """
+
+    class ErrorLog(tensorrt.ILogger):
+        def __init__(self) -> None:
+            tensorrt.ILogger.__init__(self)  # It is of C++, which asks for this by name.
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= tensorrt.ILogger.ERROR:
+                self.errors.append(message)
+
+    return ErrorLog()

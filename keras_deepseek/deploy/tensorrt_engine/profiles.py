@@ -1,0 +1,141 @@
+"""The sizes that an engine takes on the model's free axes: TensorRT's optimisation profiles."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.backend.free_axes import BATCH, name_axes
+
+Sizes = tuple[int, int, int]
+"""The smallest, the usual and the largest size of an axis."""
+
+Shape = tuple[int, ...]
+
+BOUNDS = ("smallest", "usual", "largest")
+_OF_BATCH: Sizes = (1, 4, 32)
+_OF_LENGTH: Sizes = (1, 16, 64)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The range of sizes that an engine is built for, and the one that it is fastest at.
+
+    Args:
+        sizes: dict. By free axis its smallest, usual and largest size.
+        shapes: dict. By input its smallest, usual and largest shape.
+    """
+
+    sizes: Mapping[str, Sizes]
+    shapes: Mapping[str, tuple[Shape, ...]]
+
+    def takes(self, shapes: Mapping[str, Shape]) -> bool:
+        """Returns whether a batch of these shapes, by input, is within the range."""
+        return all(
+            smallest <= size <= largest
+            for name, (lower, _, upper) in self.shapes.items()
+            for smallest, size, largest in zip(lower, shapes[name], upper, strict=True)
+        )
+
+    def __str__(self) -> str:
+        ranges = (f"{axis} {'/'.join(map(str, sizes))}" for axis, sizes in self.sizes.items())
+        return ", ".join(ranges) or "fixed sizes"
+
+
+def resolve_profiles(signature: Signature, profiles: Any) -> tuple[Profile, ...]:
+    """Returns the profiles of an engine with a size for every free axis.
+
+    Args:
+        signature: The model's.
+        profiles: `None`, a dict, or a sequence of dicts: one a profile. A dict holds three sizes by
+            the name of an axis, or three shapes by the name of an input. An axis that it leaves out
+            has 1, 4 and 32 where it is the batch's, and 1, 16 and 64 where it is another.
+
+    Raises:
+        InvalidInputError: A name is unknown, or its sizes do not fit the model or do not ascend.
+    """
+    given = [{}] if profiles is None else [profiles] if isinstance(profiles, Mapping) else profiles
+    is_sequence = isinstance(given, Sequence) and not isinstance(given, str)
+    if not is_sequence or not given or not all(isinstance(one, Mapping) for one in given):
+        raise InvalidInputError(
+            "`profiles` must be a dict, as in {'batch': (1, 4, 32)}, or a sequence of such; "
+            f"received {profiles!r}."
+        )
+    return tuple(_resolve(signature, one) for one in given)
+
+
+def _resolve(signature: Signature, profile: Mapping[str, Any]) -> Profile:
+    axes_of = name_axes(signature, are_shared=False)
+    free = [axis for axes in axes_of.values() for axis in axes if isinstance(axis, str)]
+    specs = {spec.name: spec for spec in signature.inputs}
+    sizes: dict[str, Sizes] = {}
+    for name, value in profile.items():
+        if name in free and not (name in specs and _are_shapes(value)):
+            found = {name: _check_sizes(f"axis {name!r}", value)}
+        elif name in specs:
+            found = _sizes_of(specs[name], axes_of[name], value)
+        else:
+            known = [*dict.fromkeys(free), *specs]
+            raise InvalidInputError(unknown_name_message("axis or input of profiles=", name, known))
+        for axis, triple in found.items():
+            if sizes.setdefault(axis, triple) != triple:
+                raise InvalidInputError(
+                    f"Axis {axis!r} is given two ranges in one profile: {sizes[axis]} and "
+                    f"{triple}. Give it one, or pass two profiles."
+                )
+    complete = {
+        axis: sizes.get(axis, _OF_BATCH if axis == BATCH else _OF_LENGTH)
+        for axis in dict.fromkeys(free)
+    }
+    shapes = {
+        name: tuple(
+            tuple(complete[axis][bound] if isinstance(axis, str) else axis for axis in axes)
+            for bound in range(len(BOUNDS))
+        )
+        for name, axes in axes_of.items()
+    }
+    return Profile(complete, shapes)
+
+
+def _sizes_of(spec: TensorSpec, axes: tuple[int | str, ...], value: Any) -> dict[str, Sizes]:
+    """Returns the sizes by free axis of an input whose smallest to largest shapes are given."""
+    if not _are_shapes(value) or any(
+        len(shape) != len(axes)
+        or any(axis not in (size, str(axis)) for axis, size in zip(axes, shape, strict=True))
+        for shape in value
+    ):
+        raise InvalidInputError(
+            f"Input {spec.name!r} in profiles= must have three shapes, the {', '.join(BOUNDS)}, "
+            f"that fit {spec}; received {value!r}."
+        )
+    return {
+        axis: _check_sizes(
+            f"axis {place} of input {spec.name!r}", [shape[place] for shape in value]
+        )
+        for place, axis in enumerate(axes)
+        if isinstance(axis, str)
+    }
+
+
+def _are_shapes(value: Any) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and len(value) == len(BOUNDS)
+        and all(isinstance(shape, Sequence) and not isinstance(shape, str) for shape in value)
+    )
+
+
+def _check_sizes(place: str, value: Any) -> Sizes:
+    sizes = tuple(value) if isinstance(value, Sequence) else ()
+    if len(sizes) != len(BOUNDS) or not all(type(size) is int for size in sizes):
+        raise InvalidInputError(
+            f"The sizes of {place} in profiles= must be three integers, the {', '.join(BOUNDS)}; "
+            f"received {value!r}."
+        )
+    smallest, usual, largest = sizes
+    if not 1 <= smallest <= usual <= largest:
+        raise InvalidInputError(
+            f"The sizes of {place} in profiles= must ascend from 1 or more; received {value!r}."
+        )
+    return smallest, usual, largest

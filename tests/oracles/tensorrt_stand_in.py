@@ -1,0 +1,315 @@
+"""Stands for plain TensorRT and for `cuda-python` where there is no GPU.
+
+They keep to the documented API, as strictly as the code of C++ does: a parser does not keep its
+network alive, a shape beyond the profile is refused, and nothing is computed before
+`execute_async_v3` nor from an address that was not reserved. What is "parsed" is the `.npz` file of
+one Dense layer's weights (`WeightsFormat` of tests/deploy/conftest.py), so no package is needed.
+"""
+
+import ctypes
+import enum
+import io
+import json
+import types
+import weakref
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import numpy as np
+
+
+class Severity(enum.IntEnum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
+
+
+class ILogger:
+    ERROR, WARNING = Severity.ERROR, Severity.WARNING
+    is_initialized = False
+
+    def __init__(self):
+        self.is_initialized = True
+
+
+class NetworkDefinitionCreationFlag(enum.IntEnum):
+    EXPLICIT_BATCH = 0
+    STRONGLY_TYPED = 1
+
+
+class ErrorCode(enum.IntEnum):
+    INVALID_NODE = 6
+    UNSUPPORTED_NODE = 8
+
+
+class DataType(enum.IntEnum):
+    FLOAT = 0
+    HALF = 1
+    FP8 = 6
+
+
+class TensorIOMode(enum.IntEnum):
+    NONE = 0
+    INPUT = 1
+    OUTPUT = 2
+
+
+class Network:
+    def __init__(self, flags):
+        assert flags == 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
+        self.weights = None
+
+
+class ParserError:
+    def __init__(self, place, name, operator, code, reason):
+        self._told = (place, name, operator, code, reason)
+
+    def node(self):
+        return self._told[0]
+
+    def node_name(self):
+        return self._told[1]
+
+    def node_operator(self):
+        return self._told[2]
+
+    def code(self):
+        return self._told[3]
+
+    def desc(self):
+        return self._told[4]
+
+
+class OptimizationProfile:
+    def __init__(self):
+        self.shapes = {}
+
+    def set_shape(self, name, smallest, usual, largest):
+        if not all(a <= b <= c for a, b, c in zip(smallest, usual, largest, strict=True)):
+            raise ValueError(name)
+        self.shapes[name] = [list(smallest), list(usual), list(largest)]
+
+
+class BuilderConfig:
+    """It has no compute capabilities: those are TensorRT-RTX's alone."""
+
+    __slots__ = ("profiles",)
+
+    def __init__(self):
+        self.profiles = []
+
+    def add_optimization_profile(self, profile):
+        self.profiles.append(profile.shapes)
+        return len(self.profiles) - 1
+
+
+class PlainTensorRT(types.ModuleType):
+    """The module `tensorrt`.
+
+    `blocked` are the errors that a parser has, `words` what is logged, and `failing` the names of
+    the steps that fail: `"parse"`, `"build"`, `"load"`, `"execute"`. `spoils` is added to outputs.
+    """
+
+    __version__ = "10.16.0"
+    ILogger, Severity = ILogger, Severity
+    NetworkDefinitionCreationFlag = NetworkDefinitionCreationFlag
+    DataType, TensorIOMode, ErrorCode = DataType, TensorIOMode, ErrorCode
+
+    def __init__(self, cuda):
+        super().__init__("tensorrt")
+        self.__spec__ = ModuleSpec("tensorrt", None)
+        self.cuda = cuda
+        self.blocked, self.failing, self.spoils = [], set(), 0.0
+        self.words = "Error Code 4: no luck"
+        self.input_dtype, self.output_size_is_known = DataType.FLOAT, True
+
+    def Builder(self, logger):  # noqa: N802
+        assert logger.is_initialized
+        return Builder(self, logger)
+
+    def OnnxParser(self, network, logger):  # noqa: N802
+        assert logger.is_initialized
+        return OnnxParser(self, network)
+
+    def Runtime(self, logger):  # noqa: N802
+        assert logger.is_initialized
+        return Runtime(self, logger)
+
+
+class Builder:
+    def __init__(self, module, logger):
+        self._module, self._logger = module, logger
+
+    def create_network(self, flags):
+        return Network(flags)
+
+    def create_builder_config(self):
+        return BuilderConfig()
+
+    def create_optimization_profile(self):
+        return OptimizationProfile()
+
+    def build_serialized_network(self, network, config):
+        self._logger.log(Severity.WARNING, "Only a warning")
+        if "build" in self._module.failing:
+            self._logger.log(Severity.ERROR, self._module.words)
+            return None
+        return memoryview(json.dumps(config.profiles).encode() + b"\n" + network.weights)
+
+
+class OnnxParser:
+    def __init__(self, module, network):
+        self._module, self._network = module, weakref.ref(network)
+        self._errors = []
+
+    def supports_model_v2(self, model, path=None):
+        assert self._network() is not None, "TensorRT would have crashed"
+        assert Path(path).read_bytes() == model
+        self._errors = [ParserError(*told) for told in self._module.blocked]
+        return not self._errors
+
+    def parse_from_file(self, path):
+        self._network().weights = Path(path).read_bytes()
+        if "parse" in self._module.failing:
+            self._errors = [ParserError(-1, "", "", ErrorCode.INVALID_NODE, "torn")]
+        return "parse" not in self._module.failing
+
+    @property
+    def num_errors(self):
+        return len(self._errors)
+
+    def get_error(self, index):
+        return self._errors[index]
+
+
+class Runtime:
+    def __init__(self, module, logger):
+        self._module, self._logger = module, logger
+
+    def deserialize_cuda_engine(self, engine):
+        if "load" in self._module.failing:
+            self._logger.log(Severity.ERROR, self._module.words)
+            return None
+        profiles, weights = engine.split(b"\n", 1)
+        with np.load(io.BytesIO(weights)) as file:
+            return Engine(self._module, json.loads(profiles), file["kernel"], file["bias"])
+
+
+class Engine:
+    num_io_tensors = 2
+
+    def __init__(self, module, profiles, kernel, bias):
+        self.module, self.profiles = module, profiles
+        self.kernel, self.bias = kernel, bias
+        self.num_optimization_profiles = len(profiles)
+
+    def get_tensor_name(self, index):
+        return ("input_0", "output_0")[index]
+
+    def get_tensor_mode(self, name):
+        return TensorIOMode.INPUT if name == "input_0" else TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, name):
+        return self.module.input_dtype if name == "input_0" else DataType.FLOAT
+
+    def get_tensor_profile_shape(self, name, index):
+        return self.profiles[index][name]
+
+    def create_execution_context(self):
+        return Context(self)
+
+
+class Context:
+    def __init__(self, engine):
+        self._engine, self._cuda = engine, engine.module.cuda
+        self._profile, self._shape, self._addresses = None, None, {}
+
+    def set_optimization_profile_async(self, index, stream):
+        assert stream in self._cuda.streams
+        self._profile, self._shape, self._addresses = index, None, {}
+        return "profile" not in self._engine.module.failing
+
+    def set_input_shape(self, name, shape):
+        smallest, _, largest = self._engine.get_tensor_profile_shape(name, self._profile)
+        self._shape = shape
+        fits = all(a <= b <= c for a, b, c in zip(smallest, shape, largest, strict=True))
+        return fits and "shape" not in self._engine.module.failing
+
+    def get_tensor_shape(self, name):
+        known = self._engine.module.output_size_is_known
+        return (self._shape[0] if known else -1, len(self._engine.bias))
+
+    def set_tensor_address(self, name, address):
+        self._addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream):
+        assert stream in self._cuda.streams
+        if "execute" in self._engine.module.failing:
+            return False
+        given = np.empty(self._shape, "float32")
+        self._cuda.read(self._addresses["input_0"], given)
+        made = given @ self._engine.kernel + self._engine.bias + self._engine.module.spoils
+        self._cuda.write(self._addresses["output_0"], made.astype("float32"))
+        return True
+
+
+class Error(enum.IntEnum):
+    cudaSuccess = 0  # noqa: N815
+    cudaErrorMemoryAllocation = 2  # noqa: N815
+
+
+class CopyKind(enum.IntEnum):
+    cudaMemcpyHostToDevice = 1  # noqa: N815
+    cudaMemcpyDeviceToHost = 2  # noqa: N815
+
+
+class CudaRuntime(types.ModuleType):
+    """The module `cuda.bindings.runtime`: each call gives a tuple whose first part is an error.
+
+    `failing` are the names of the calls that fail. `memory` and `streams` are what has not been
+    given back.
+    """
+
+    cudaError_t, cudaMemcpyKind = Error, CopyKind  # noqa: N815
+
+    def __init__(self):
+        super().__init__("cuda.bindings.runtime")
+        self.memory, self.streams, self.failing = {}, set(), set()
+
+    def cudaStreamCreate(self):  # noqa: N802
+        self.streams.add(7)
+        return Error.cudaSuccess, 7
+
+    def cudaStreamDestroy(self, stream):  # noqa: N802
+        self.streams.remove(stream)
+        return (Error.cudaSuccess,)
+
+    def cudaStreamSynchronize(self, stream):  # noqa: N802
+        assert stream in self.streams
+        return (Error.cudaSuccess,)
+
+    def cudaMalloc(self, size):  # noqa: N802
+        if "cudaMalloc" in self.failing:
+            return Error.cudaErrorMemoryAllocation, 0
+        reserved = ctypes.create_string_buffer(size)
+        self.memory[ctypes.addressof(reserved)] = reserved
+        return Error.cudaSuccess, ctypes.addressof(reserved)
+
+    def cudaFree(self, address):  # noqa: N802
+        del self.memory[address]
+        return (Error.cudaSuccess,)
+
+    def cudaMemcpy(self, target, source, size, kind):  # noqa: N802
+        on_device = target if kind == CopyKind.cudaMemcpyHostToDevice else source
+        assert size <= len(self.memory[on_device])
+        ctypes.memmove(target, source, size)
+        return (Error.cudaSuccess,)
+
+    def read(self, address, array):
+        assert array.nbytes == len(self.memory[address])
+        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+
+    def write(self, address, array):
+        assert array.nbytes == len(self.memory[address])
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
