@@ -221,12 +221,17 @@ def check_devices(model: keras.Model, device_map: Any) -> None:
 
 
 def difference(one: Any, other: Any) -> float:
-    """Returns the largest difference of two structures of numbers."""
-    pairs = zip(keras.tree.flatten(one), keras.tree.flatten(other), strict=True)
-    return max(
-        float(np.max(np.abs(np.asarray(a, "float64") - np.asarray(b, "float64")), initial=0.0))
-        for a, b in pairs
-    )
+    """Returns the largest difference of two structures of numbers.
+
+    Of arrays with values beyond 1, as sums of squares, it is a share of the largest.
+    """
+
+    def compare(a: Any, b: Any) -> float:
+        a, b = np.asarray(a, "float64"), np.asarray(b, "float64")
+        scale = np.max(np.abs(b), initial=1.0)
+        return float(np.max(np.abs(a - b), initial=0.0) / scale)
+
+    return max(map(compare, keras.tree.flatten(one), keras.tree.flatten(other)))
 
 
 def places() -> dict[str, list[str]]:
