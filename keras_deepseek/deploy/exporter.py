@@ -167,6 +167,7 @@ class Exporter:
             folder.mkdir()
             made = self._make(export_format, folder)
             if as_file:
+                _check_alone(folder, export_format.entry, target)
                 (folder / export_format.entry).replace(target)
             else:
                 publish_bundle(folder, target, self._manifest(export_format, made))
@@ -321,6 +322,16 @@ def _describe(signature: Signature) -> str:
         "; ".join(map(str, specs)) for specs in (signature.inputs, signature.outputs)
     )
     return f"inputs {inputs} and outputs {outputs}"
+
+
+def _check_alone(folder: Path, entry: str, target: Path) -> None:
+    """Raises an error where an artifact is more than the one file that was asked for."""
+    others = sorted(path.name for path in folder.iterdir() if path.name != entry)
+    if others:
+        raise ExportError(
+            f"One file, {target.name!r}, can't hold this model: its weights are beside it in "
+            f"{', '.join(others)}. Name a folder, as in export({target.stem!r}), which holds all."
+        )
 
 
 def _check_file(target: Path) -> None:

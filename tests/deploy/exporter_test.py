@@ -82,6 +82,24 @@ def test_a_path_with_the_formats_suffix_asks_for_the_file(digits, tmp_path, tens
     assert [value.name for value in session.get_outputs()] == ["probabilities"]
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it changes this process")
+def test_weights_beyond_one_file_ask_for_a_folder(digits, tmp_path, monkeypatch):
+    import onnxruntime
+
+    from keras_deepseek.deploy.onnx_passes import save
+
+    monkeypatch.setattr(save, "_LARGEST", 1_000)
+    exporter = Exporter(digits, "onnx", verbose=False)
+    with pytest.raises(ExportError, match=r"can't hold this model.*export\('digits'\)"):
+        exporter.export(tmp_path / "digits.onnx")
+    assert not any(tmp_path.iterdir())
+    assert exporter.export(tmp_path / "digits").verified
+    assert (tmp_path / "digits" / "model.onnx.data").is_file()
+    assert exporter.check(tmp_path / "digits").verified
+    session = onnxruntime.InferenceSession(Bundle.open(tmp_path / "digits").entry)
+    assert session.run(None, {"image": np.zeros((2, 8, 8, 1), "float32")})[0].shape == (2, 10)
+
+
 def test_an_onnx_file_is_the_same_each_time(model, tmp_path, tensorflow_installed):
     for place in ("first.onnx", "second.onnx"):
         Exporter(model, "onnx", verbose=False).export(tmp_path / place)
