@@ -4,6 +4,7 @@ Keras models take and give nested structures; artifacts and requests know names.
 one place that maps between them: inference, export and verification all go through it.
 """
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -71,7 +72,9 @@ class NamedModel:
 
     def in_precision(self, precision: str | None) -> "NamedModel":
         """Returns the same model, computing in another precision."""
-        return NamedModel(self.model, precision)
+        same = copy.copy(self)  # Its names are known, which a subclass is called to find.
+        same.precision = precision
+        return same
 
     def pack_inputs(self, inputs: Mapping[str, Any]) -> Any:
         """Returns tensors by name as the nested structure that the model takes."""

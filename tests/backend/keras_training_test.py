@@ -16,6 +16,7 @@ from keras_deepseek.backend.keras_training import (
     count_update,
     epoch_logs,
     exclude_from_decay,
+    given_metric_variables,
     hearing_metrics,
     lent_train_step,
     map_with_masks,
@@ -325,3 +326,13 @@ def test_what_is_made_of_tensors_has_masks_that_are_made_likewise():
     assert made["x"] is not masked
     (mask,) = output_masks(made["x"])
     np.testing.assert_array_equal(ops.convert_to_numpy(mask), tokens != 0)
+
+
+def test_the_variables_of_metric_objects_are_known_before_the_first_batch():
+    """Keras's private `_user_metrics` and `_user_weighted_metrics` hold them."""
+    one, other = keras.metrics.MeanSquaredError(), keras.metrics.MeanAbsoluteError()
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    assert given_metric_variables(model) == []
+    model.compile("sgd", "mse", metrics=["mae", one], weighted_metrics=[other])
+    found = {id(variable) for variable in given_metric_variables(model)}
+    assert found == {id(variable) for metric in (one, other) for variable in metric.variables}

@@ -3,15 +3,14 @@
 It is no built-in format: it is registered as one of the user's own is, and shows how that is done.
 """
 
-import importlib
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.errors import MissingExtraError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
+from keras_deepseek.deploy.import_extra import import_extra
 
 
 class OpenVINOFormat:
@@ -60,7 +59,4 @@ class OpenVINOFormat:
 
 
 def _import_openvino() -> Any:
-    try:
-        return importlib.import_module("openvino")
-    except ImportError as error:
-        raise MissingExtraError("openvino", "openvino", "to export OpenVINO") from error
+    return import_extra("openvino", "openvino", "to export OpenVINO")

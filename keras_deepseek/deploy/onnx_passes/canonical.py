@@ -8,6 +8,8 @@ backend gave are not kept: of two nodes that compute the same it keeps one, now 
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
+
 
 def make_canonical(model: Any) -> None:
     """Orders and names what a graph holds by its outputs alone; what these do not need is left out.
@@ -18,7 +20,7 @@ def make_canonical(model: Any) -> None:
     graph = model.graph
     names = {value.name: value.name for value in (*graph.input, *graph.output)}
     for node in graph.node:
-        for inner in _inner_graphs(node):
+        for inner in inner_graphs(node):
             _settle_copies(inner)
     _order(graph)
     _rename(graph, names, set(names.values()))
@@ -35,7 +37,7 @@ def _settle_copies(graph: Any) -> None:
     Of two outputs that are the same, an exporter copies this one or that.
     """
     for node in graph.node:
-        for inner in _inner_graphs(node):
+        for inner in inner_graphs(node):
             _settle_copies(inner)
     copies = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
 
@@ -59,7 +61,7 @@ def _settle_copies(graph: Any) -> None:
 def _read_instead(graph: Any, source: Callable[[str], str]) -> None:
     for node in graph.node:
         node.input[:] = [source(name) for name in node.input]
-        for inner in _inner_graphs(node):
+        for inner in inner_graphs(node):
             _read_instead(inner, source)
             for value in inner.output:
                 value.name = source(value.name)
@@ -68,7 +70,7 @@ def _read_instead(graph: Any, source: Callable[[str], str]) -> None:
 def _order(graph: Any) -> None:
     """Puts the nodes in the order of the outputs' needs, and the weights in that of the nodes."""
     for node in graph.node:
-        for inner in _inner_graphs(node):
+        for inner in inner_graphs(node):
             _order(inner)
     makers = {name: node for node in graph.node for name in node.output if name}
     ordered, done = [], set()
@@ -102,19 +104,12 @@ def _replace(field: Any, values: list[Any]) -> None:
 def _needs(node: Any) -> Iterator[str]:
     """Returns the names that a node needs of the graph that it stands in."""
     yield from (name for name in node.input if name)
-    for inner in _inner_graphs(node):
+    for inner in inner_graphs(node):
         own = {value.name for value in (*inner.input, *inner.initializer)}
         own |= {name for each in inner.node for name in each.output}
         needed = [name for each in inner.node for name in _needs(each)]
         needed += [value.name for value in inner.output]
         yield from (name for name in needed if name not in own)
-
-
-def _inner_graphs(node: Any) -> Iterator[Any]:
-    for attribute in node.attribute:
-        yield from attribute.graphs
-        if attribute.HasField("g"):
-            yield attribute.g
 
 
 def _rename(graph: Any, names: dict[str, str], taken: set[str]) -> None:
@@ -141,7 +136,7 @@ def _rename(graph: Any, names: dict[str, str], taken: set[str]) -> None:
             attribute.doc_string = ""
             if attribute.HasField("t"):
                 attribute.t.name = ""
-        for inner in _inner_graphs(node):
+        for inner in inner_graphs(node):
             inner.name = f"{node.name}_body"
             for value in (*inner.input, *inner.output):
                 for dim in value.type.tensor_type.shape.dim:

@@ -1,9 +1,8 @@
 """The packages that ONNX takes, or the extra that brings them."""
 
-import importlib
 from typing import Any
 
-from keras_deepseek.artifacts.errors import MissingExtraError
+from keras_deepseek.deploy.import_extra import import_extra
 
 
 def import_package(name: str) -> Any:
@@ -15,8 +14,4 @@ def import_package(name: str) -> Any:
     Raises:
         MissingExtraError: It is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package, _, _ = name.partition(".")
-        raise MissingExtraError(package, "onnx", "to export and verify ONNX") from error
+    return import_extra(name, "onnx", "to export and verify ONNX")

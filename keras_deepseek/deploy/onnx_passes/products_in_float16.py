@@ -8,6 +8,7 @@ computed in float16, and its softmax in float32.
 from typing import Any
 
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
+from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
 
 _OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 
@@ -36,9 +37,8 @@ def _change(onnx: Any, graph: Any, outer: set[str]) -> None:
     nodes = list(graph.node)
     del graph.node[:]
     for index, node in enumerate(nodes):
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                _change(onnx, inner, floats)
+        for inner in inner_graphs(node):
+            _change(onnx, inner, floats)
         if node.op_type in _OPERATORS and node.output[0] in floats:
             graph.node.extend(_between_casts(onnx, node, f"{node.output[0]}__half_{index}"))
         else:

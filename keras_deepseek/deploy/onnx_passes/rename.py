@@ -3,6 +3,7 @@
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
 
 
 def rename(graph: Any, signature: Signature) -> None:
@@ -49,8 +50,7 @@ def _rename_tensors(graph: Any, new_names: dict[str, str], taken: set[str]) -> N
     for node in graph.node:
         node.input[:] = [new_name(name) for name in node.input]
         node.output[:] = [new_name(name) for name in node.output]
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                _rename_tensors(inner, new_names, taken)
+        for inner in inner_graphs(node):
+            _rename_tensors(inner, new_names, taken)
     for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
         value.name = new_name(value.name)

@@ -18,9 +18,10 @@ def simplify(model: Any) -> Any:
         `onnx.ModelProto`; the given one where it can't be made simpler.
     """
     onnx, onnxslim = import_package("onnx"), import_package("onnxslim")
-    before = model.SerializeToString()
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
     try:
-        simple = onnxslim.slim(onnx.load_from_string(before))
+        simple = onnxslim.slim(copy)
         onnx.checker.check_model(simple)
     except Exception as error:  # noqa: BLE001 - whatever it stumbles over, what it was given is right.
         _logger.warning("The ONNX graph is left as it was: onnxslim: %s", error)

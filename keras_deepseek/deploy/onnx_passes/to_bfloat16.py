@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
+from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
 
 
 def to_bfloat16(graph: Any) -> None:
@@ -37,5 +38,5 @@ def to_bfloat16(graph: Any) -> None:
                 attribute.i = brief
             if attribute.HasField("t"):
                 change_tensor(attribute.t)
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                to_bfloat16(inner)
+        for inner in inner_graphs(node):
+            to_bfloat16(inner)

@@ -4,17 +4,16 @@ Plain TensorRT builds on the GPU that the engine is for. TensorRT-RTX builds for
 compute capabilities, on a machine that has none.
 """
 
-import importlib
 import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
 from keras_deepseek.artifacts.errors import (
     InvalidInputError,
-    MissingExtraError,
     NotSupportedError,
     unknown_name_message,
 )
+from keras_deepseek.deploy.import_extra import import_extra
 from keras_deepseek.deploy.tensorrt_engine.visible_gpus import count_gpus
 
 FLAVORS = ("auto", "tensorrt", "rtx")
@@ -86,8 +85,4 @@ def _choose(*, wants_capabilities: bool) -> str:
 
 
 def _import_flavor(name: str) -> Flavor:
-    module = _MODULES[name]
-    try:
-        return Flavor(name, importlib.import_module(module))
-    except ImportError as error:
-        raise MissingExtraError(module, _EXTRAS[name], _PURPOSES[name]) from error
+    return Flavor(name, import_extra(_MODULES[name], _EXTRAS[name], _PURPOSES[name]))

@@ -3,8 +3,8 @@ import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.deploy import import_extra
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
-from keras_deepseek.deploy.onnx_passes import import_package
 
 IN_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
@@ -32,6 +32,6 @@ def test_without_onnx_the_extra_is_named(digits, tmp_path, monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(import_package.importlib, "import_module", missing)
+    monkeypatch.setattr(import_extra.importlib, "import_module", missing)
     with pytest.raises(MissingExtraError, match=r"keras_deepseek\[onnx\]"):
         OnnxFormat().write(NamedModel(digits), tmp_path)

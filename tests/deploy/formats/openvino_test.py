@@ -5,8 +5,7 @@ import pytest
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.errors import ExportError, InvalidInputError, MissingExtraError
 from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.deploy import Exporter, register_exporter, registry
-from keras_deepseek.deploy.formats import openvino as module
+from keras_deepseek.deploy import Exporter, import_extra, register_exporter, registry
 from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
 
 
@@ -55,7 +54,7 @@ def test_without_openvino_the_extra_is_named(digits, tmp_path, monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(module.importlib, "import_module", missing)
+    monkeypatch.setattr(import_extra.importlib, "import_module", missing)
     with pytest.raises(MissingExtraError, match=r"keras_deepseek\[openvino\]"):
         OpenVINOFormat().write(NamedModel(digits), tmp_path)
 
