@@ -3,6 +3,7 @@
 It is no built-in format: it is registered as one of the user's own is, and shows how that is done.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ class OpenVINOFormat:
         openvino = _import_openvino()
         with tempfile.TemporaryDirectory(prefix="keras_deepseek_openvino_") as work:
             how = self._onnx.write(model, Path(work))
-            converted = openvino.convert_model(Path(work) / self._onnx.entry)
+            # `openvino.convert_model` does the same, and reports that it was used.
+            converted = openvino.Core().read_model(Path(work) / self._onnx.entry)
         openvino.save_model(converted, folder / self.entry, compress_to_fp16=False)
         return f"OpenVINO {openvino.__version__.partition('-')[0]} from {how}"
 
@@ -59,4 +61,16 @@ class OpenVINOFormat:
 
 
 def _import_openvino() -> Any:
-    return import_extra("openvino", "openvino", "to export OpenVINO")
+    """Imports it without its telemetry, which forks this process to send that it was imported.
+
+    JAX's threads don't survive a fork, and an export has nothing to report to anybody.
+    """
+    telemetry = "openvino_telemetry"
+    loaded = sys.modules.get(telemetry)
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # what `import` refuses
+    try:
+        return import_extra("openvino", "openvino", "to export OpenVINO")
+    finally:
+        del sys.modules[telemetry]
+        if loaded is not None:
+            sys.modules[telemetry] = loaded

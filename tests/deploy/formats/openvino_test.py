@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -40,6 +43,20 @@ def test_half_precision_goes_along(digits, tmp_path, tensorflow_installed):
         assert exporter.export(tmp_path / str(precision)).verified
         sizes[precision] = (tmp_path / str(precision) / "model.bin").stat().st_size
     assert sizes["float16"] < sizes[None]
+
+
+def test_nothing_is_reported_to_its_makers():
+    """Its telemetry forks the process to send, which JAX's threads may not survive."""
+    pytest.importorskip("openvino_telemetry")
+    script = """
+from keras_deepseek.deploy.formats.openvino import _import_openvino
+_import_openvino()
+import openvino.tools.ovc
+print(type(openvino.tools.ovc.telemetry).__module__)
+import openvino_telemetry
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
 
 
 def test_one_that_has_changed_is_found(digits, tmp_path, tensorflow_installed):
