@@ -58,6 +58,9 @@ class Backend(Protocol):
     def compile_inference(self, model: "NamedModel") -> "InferenceFunction":
         """Returns the model as a compiled function of NumPy arrays, from and to dicts by name."""
 
+    def plain_inference(self, model: "NamedModel") -> "InferenceFunction":
+        """Returns the model as a function of NumPy arrays, computed at each batch's own sizes."""
+
     def compute_gradients(
         self,
         function: "Callable[..., Any]",

@@ -24,19 +24,18 @@ def with_named_axes(signature: Signature, trace: Callable[[Shapes], None]) -> No
     try:
         trace(name_axes(signature, are_shared=False))
     except Exception:  # Of whichever exporter.
-        if not has_several_lengths(signature):
+        if count_free_lengths(signature) <= 1:
             raise
         trace(name_axes(signature, are_shared=True))
 
 
-def has_several_lengths(signature: Signature) -> bool:
-    """Returns whether two axes of the inputs, beside the batch's, are of any length.
+def count_free_lengths(signature: Signature) -> int:
+    """Returns how many axes of the inputs, beside the batch's, are of any length.
 
     Args:
         signature: `Signature`.
     """
-    free = [size for spec in signature.inputs for size in spec.shape[1:] if size is None]
-    return len(free) > 1
+    return sum(size is None for spec in signature.inputs for size in spec.shape[1:])
 
 
 def name_axes(signature: Signature, *, are_shared: bool) -> Shapes:

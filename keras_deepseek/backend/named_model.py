@@ -23,6 +23,7 @@ class NamedModel:
     A name is the key in a dict of inputs or outputs, else the name that the user gave to the
     `Input` or to the output layer, else `input_0`, `output_0` and so on: names that Keras counted
     up (`dense_7`) differ from process to process and would make two exports of one model differ.
+    An output layer that has an input's name, as an input that is handed on, gives it no name.
 
     Args:
         model: `keras.Model`: Functional, Sequential, or a subclass that was called or built.
@@ -44,7 +45,8 @@ class NamedModel:
         inputs = _symbolic_inputs(model)
         outputs = _symbolic_outputs(model, inputs)
         self._input_names = _name_structure(inputs, "input", _given_input_name)
-        self._output_names = _name_structure(outputs, "output", _output_namer(model, outputs))
+        namer = _output_namer(model, outputs, taken=set(keras.tree.flatten(self._input_names)))
+        self._output_names = _name_structure(outputs, "output", namer)
         self.signature = Signature(
             inputs=_specs(self._input_names, inputs),
             outputs=_specs(self._output_names, outputs),
@@ -139,7 +141,7 @@ def _given_input_name(tensor: Any) -> str | None:
     return None if counted_up else str(tensor.name)
 
 
-def _output_namer(model: keras.Model, outputs: Any) -> Callable[[Any], str | None]:
+def _output_namer(model: keras.Model, outputs: Any, taken: set[str]) -> Callable[[Any], str | None]:
     """Returns a function from an output tensor to the name that the user gave its layer."""
     if isinstance(model, keras.Sequential):
         names = [model.layers[-1].name]
@@ -152,7 +154,8 @@ def _output_namer(model: keras.Model, outputs: Any) -> Callable[[Any], str | Non
     def given_name(tensor: Any) -> str | None:
         name = layer_names.get(id(tensor))
         counted_up = rf"{_snake_case(classes.get(name, ''))}(_\d+)?" if name else ""
-        return None if name is None or re.fullmatch(counted_up, name) else name
+        has_none = name is None or name in taken or re.fullmatch(counted_up, name)
+        return None if has_none else name
 
     return given_name
 

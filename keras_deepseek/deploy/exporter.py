@@ -39,7 +39,12 @@ from keras_deepseek.deploy.registry import (
     create_format,
     format_for_suffix,
 )
-from keras_deepseek.deploy.samples import cut_batches, make_samples, make_unequal_samples
+from keras_deepseek.deploy.samples import (
+    ROUND_LENGTHS,
+    cut_batches,
+    make_samples,
+    make_unequal_samples,
+)
 
 _INT8 = "int8"
 _OF_INT8 = ("onnx", "tensorrt")
@@ -127,6 +132,7 @@ class Exporter:
             batches = cut_batches(self.signature.bind(calibration))
             self._options["calibration"] = batches
         self._format = self._choose_format()
+        self._other_samples: list[list[dict[str, Array]]] = []
         self._further_samples: list[dict[str, Array]] = []
         self._samples_are_random = False
         if samples is None and batches:
@@ -134,6 +140,7 @@ class Exporter:
         elif samples is None:
             self._samples_are_random = True
             self._samples = make_samples(model, self.signature)
+            self._other_samples = [make_samples(model, self.signature, ROUND_LENGTHS)]
             self._further_samples = make_unequal_samples(model, self.signature)
         else:
             self._samples = [self.signature.bind(sample) for sample in samples]
@@ -281,6 +288,7 @@ class Exporter:
             self._samples,
             self._custom_objects_from,
             self._further_samples,
+            self._other_samples,
             takes_differing=self._takes_differing,
             precision=self._precision,
         )

@@ -89,14 +89,30 @@ def check_artifact(job: ExportJob, folder: Path) -> Verification:
 
 def _compute_expected(job: ExportJob) -> tuple[ExportJob, list[dict[str, Array]]]:
     """Returns the job with all samples that the model takes, and its outputs for them."""
-    infer = backend.current().compile_inference(job.model.in_precision(None))
-    expected = [infer(sample) for sample in job.samples]
-    samples = list(job.samples)
+    infer = backend.current().plain_inference(job.model.in_precision(None))
+    samples, expected = _infer_first(infer, [job.samples, *job.other_samples])
     for sample in job.further_samples:
         with contextlib.suppress(Exception):  # Of whichever backend: the model takes no such batch.
             expected.append(infer(sample))
             samples.append(sample)
-    return replace(job, samples=samples, further_samples=()), expected
+    return replace(job, samples=samples, further_samples=(), other_samples=()), expected
+
+
+def _infer_first(
+    infer: Callable[[dict[str, Array]], dict[str, Array]], lists: list[list[dict[str, Array]]]
+) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
+    """Returns the first list of batches that a model takes, and its outputs."""
+    failures = []
+    for samples in lists:
+        try:
+            return list(samples), [infer(sample) for sample in samples]
+        except Exception as error:  # noqa: BLE001 - of whichever backend
+            failures.append(error)
+    shapes = {name: array.shape for name, array in lists[0][0].items()}
+    raise InvalidInputError(
+        f"The model itself fails on a batch that it is to be verified on, as one of {shapes}: "
+        f"{failure_reason(failures[0])}. Pass samples=[...], batches of sizes that it takes."
+    ) from failures[0]
 
 
 def _failure(job: ExportJob, passed_over: list[str], missing: list[MissingExtraError]) -> str:

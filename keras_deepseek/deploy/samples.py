@@ -1,24 +1,31 @@
 """Batches to verify an export on."""
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping
 
 import keras
 import numpy as np
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
-from keras_deepseek.backend.free_axes import has_several_lengths
+from keras_deepseek.backend.free_axes import count_free_lengths
 from keras_deepseek.backend.keras_internals import flatten_layers
+from keras_deepseek.backend.named_model import NamedModel
 
 _BATCH_SIZES = (1, 3, 4)
 _LARGEST_BATCH = 32
-_LENGTHS = (16, 9, 13)
+LENGTHS = (16, 9, 13)
 """One length a batch for the free axes, so that a shape that was baked in shows."""
+ROUND_LENGTHS = (32, 64, 96)
+"""Lengths for models that take no odd ones, as those that halve an image several times."""
 _UNEQUAL_LENGTHS = (9, 13, 16, 6)
 """One length a free axis, in turn, so that an axis that was taken for another shows."""
 
 
-def make_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
+def make_samples(
+    model: keras.Model, signature: Signature, lengths: tuple[int, ...] = LENGTHS
+) -> list[dict[str, Array]]:
     """Returns random batches of several sizes and lengths that fit a model.
 
     Floats are drawn from a standard normal distribution. Integers are drawn below the smallest
@@ -27,14 +34,32 @@ def make_samples(model: keras.Model, signature: Signature) -> list[dict[str, Arr
     Args:
         model: `keras.Model`.
         signature: Its signature.
+        lengths: tuple of integers. The length of the free axes in each batch. Defaults to
+            `(16, 9, 13)`.
 
     Returns:
         A list of dicts of arrays by input name. Within a batch all free axes have one length.
     """
     return [
         _make_batch(model, signature, batch_size, itertools.repeat(length))
-        for batch_size, length in zip(_BATCH_SIZES, _LENGTHS, strict=True)
+        for batch_size, length in zip(_BATCH_SIZES, lengths, strict=True)
     ]
+
+
+def make_taken_samples(model: NamedModel) -> list[dict[str, Array]]:
+    """Returns random batches that a model was seen to take; none where it took none of them.
+
+    Args:
+        model: `NamedModel`.
+    """
+    infer = backend.current().plain_inference(model)
+    for lengths in (LENGTHS, ROUND_LENGTHS):
+        samples = make_samples(model.model, model.signature, lengths)
+        with contextlib.suppress(Exception):  # Of whichever backend.
+            for sample in samples if count_free_lengths(model.signature) else ():
+                infer(sample)
+            return samples
+    return []
 
 
 def make_unequal_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
@@ -47,7 +72,7 @@ def make_unequal_samples(model: keras.Model, signature: Signature) -> list[dict[
     Returns:
         A list of a dict of arrays by input name; of none where there are no two free axes.
     """
-    if not has_several_lengths(signature):
+    if count_free_lengths(signature) <= 1:
         return []
     return [_make_batch(model, signature, _BATCH_SIZES[1], itertools.cycle(_UNEQUAL_LENGTHS))]
 

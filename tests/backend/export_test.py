@@ -2,6 +2,7 @@ import importlib.util
 import sys
 
 import keras
+import numpy as np
 import pytest
 
 from keras_deepseek import backend
@@ -65,3 +66,31 @@ def test_a_backend_that_can_not_write_says_so(convolutional, tmp_path):
         backend.current().write_saved_model(
             NamedModel(convolutional), str(tmp_path), ServingSignatures()
         )
+
+
+def run_onnx(model, path, given):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip(WRITERS[keras.backend.backend()])
+    backend.current().write_onnx(NamedModel(model), str(path), 18)
+    session = runtime.InferenceSession(path)
+    (value,) = session.get_inputs()
+    return session.run(None, {value.name: given})
+
+
+def test_an_array_that_stands_in_a_model_is_no_input(tmp_path):
+    """tf2onnx takes what a function has captured for one."""
+    places = np.linspace(0.0, 1.0, 300, dtype="float32")
+    inputs = keras.Input((300,), name="x")
+    model = keras.Model(inputs, inputs + keras.ops.convert_to_tensor(places))
+    given = np.ones((2, 300), "float32")
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
+    np.testing.assert_allclose(outputs, given + places, rtol=1e-6)
+
+
+def test_a_grouped_convolution_is_written(tmp_path):
+    """Keras compiles it on TensorFlow by itself, as a function that tf2onnx does not open."""
+    inputs = keras.Input((6, 6, 4), name="x")
+    model = keras.Model(inputs, keras.layers.Conv2D(8, 3, groups=2)(inputs))
+    given = np.random.default_rng(0).normal(size=(2, 6, 6, 4)).astype("float32")
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
+    np.testing.assert_allclose(outputs, model.predict(given, verbose=0), atol=1e-5)

@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.backend.free_axes import has_several_lengths, name_axes, with_named_axes
+from keras_deepseek.backend.free_axes import count_free_lengths, name_axes, with_named_axes
 
 TOKENS = TensorSpec("tokens", (None, None), "int32")
 MASK = TensorSpec("mask", (None, None), "bool")
@@ -22,10 +22,11 @@ def test_an_axis_is_its_inputs_own_or_shared():
     assert shared["tokens"] == shared["mask"] == ("batch", "axis_1")
 
 
-def test_two_lengths_are_several():
-    assert has_several_lengths(signature_of(TOKENS, MASK))
-    assert not has_several_lengths(signature_of(TOKENS, IMAGE))
-    assert has_several_lengths(signature_of(TensorSpec("x", (None, None, None, 3), "float32")))
+def test_lengths_are_counted():
+    assert count_free_lengths(signature_of(TOKENS, MASK)) == 2
+    assert count_free_lengths(signature_of(TOKENS, IMAGE)) == 1
+    assert count_free_lengths(signature_of(IMAGE)) == 0
+    assert count_free_lengths(signature_of(TensorSpec("x", (None, None, None, 3), "float32"))) == 2
 
 
 def test_lengths_are_shared_where_own_ones_do_not_trace():

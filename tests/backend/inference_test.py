@@ -54,3 +54,14 @@ def test_dropout_and_batch_statistics_are_those_of_inference():
     np.testing.assert_allclose(outputs, 3.0, rtol=1e-2)
     for before, after in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+def test_a_batch_is_computed_at_its_own_sizes():
+    """Keras's `TimeDistributed` takes the batch for the length in a graph where both are free."""
+    inputs = keras.Input((None, 3))
+    layer = keras.layers.TimeDistributed(keras.layers.Dense(2))
+    named = NamedModel(keras.Model(inputs, layer(inputs)))
+    given = np.random.default_rng(0).normal(size=(2, 7, 3)).astype("float32")
+    outputs = backend.current().plain_inference(named)({"input_0": given})["output_0"]
+    kernel, bias = layer.get_weights()
+    np.testing.assert_allclose(outputs, given @ kernel + bias, atol=1e-6, rtol=1e-5)

@@ -141,3 +141,10 @@ def test_strings_are_refused_with_a_way_out():
 def test_what_is_no_model_is_refused():
     with pytest.raises(InvalidInputError, match=r"Expected a keras\.Model, received str"):
         NamedModel("model.keras")
+
+
+def test_an_input_that_is_handed_on_gives_the_output_no_name():
+    image = keras.Input((4,), name="image")
+    model = keras.Model(image, [image, keras.layers.Dense(2, name="head")(image)])
+    signature = NamedModel(model).signature
+    assert [spec.name for spec in signature.outputs] == ["output_0", "head"]

@@ -66,6 +66,19 @@ def tensorflow_missing():
         pytest.skip("TensorFlow is installed")
 
 
+@pytest.fixture
+def halving():
+    """Returns a function to a model that takes images whose sides are multiples of a factor."""
+
+    def make(factor):
+        inputs = keras.Input((None, None, 1), name="image")
+        small = keras.layers.AveragePooling2D(factor)(inputs)
+        large = keras.layers.UpSampling2D(factor)(small)
+        return keras.Model(inputs, keras.layers.Add()([inputs, large]))
+
+    return make
+
+
 class WeightsFormat:
     """A format of NumPy alone: the weights of one Dense layer, which `run` multiplies by."""
 

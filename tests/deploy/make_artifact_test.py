@@ -4,11 +4,14 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import ExportError, NotSupportedError
+from keras_deepseek import backend
+from keras_deepseek.artifacts.errors import ExportError, InvalidInputError, NotSupportedError
+from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy import make_artifact as module
 from keras_deepseek.deploy import routes
 from keras_deepseek.deploy.make_artifact import make_artifact
 from keras_deepseek.deploy.routes import InProcess
+from keras_deepseek.deploy.samples import ROUND_LENGTHS, make_samples
 
 
 def test_an_artifact_that_computes_the_same_is_verified(tmp_path, weights_format, job_of):
@@ -112,3 +115,28 @@ def test_less_precision_is_measured(tmp_path, weights_format, job_of):
     assert 0 < made.verification.agreement["output_0"]["relative_error"] < 0.01
     with pytest.raises(ExportError, match="differs by"):
         make_artifact(job_of(weights_format(spoil=0.1), precision="float16"), tmp_path, print)
+
+
+class AsTheModel:
+    """A format that keeps no artifact, and computes by the model that it was to write."""
+
+    name, suffix, entry = "as the model", ".none", "none"
+
+    def write(self, model, folder):
+        self.infer = backend.current().plain_inference(model)
+        return "nothing"
+
+    def run(self, folder, samples):
+        return [self.infer(sample) for sample in samples]
+
+
+def test_a_model_that_takes_no_odd_length_is_verified_at_round_ones(tmp_path, job_of, halving):
+    model = halving(4)
+    round_ones = make_samples(model, NamedModel(model).signature, ROUND_LENGTHS)
+    job = job_of(AsTheModel(), model, other_samples=[round_ones])
+    assert make_artifact(job, tmp_path, print).verification.num_samples == 3
+
+
+def test_a_model_that_takes_none_of_the_batches_asks_for_some(tmp_path, job_of, halving):
+    with pytest.raises(InvalidInputError, match=r"itself fails on a batch.*Pass samples="):
+        make_artifact(job_of(AsTheModel(), halving(17)), tmp_path, print)

@@ -6,6 +6,7 @@ from keras_deepseek.deploy.samples import (
     cut_batches,
     draw_batch,
     make_samples,
+    make_taken_samples,
     make_unequal_samples,
 )
 
@@ -40,6 +41,12 @@ def test_lengths_of_two_inputs_differ_where_both_are_free():
     assert sample["source"].shape[1] != sample["target"].shape[1]
     one = Model(source, layers.Dense(2)(source))
     assert make_unequal_samples(one, NamedModel(one).signature) == []
+
+
+@pytest.mark.parametrize(("factor", "lengths"), [(1, [16, 9, 13]), (4, [32, 64, 96]), (17, [])])
+def test_batches_are_drawn_that_the_model_takes(halving, factor, lengths):
+    samples = make_taken_samples(NamedModel(halving(factor)))
+    assert [sample["image"].shape[1] for sample in samples] == lengths
 
 
 @pytest.mark.parametrize(("rows", "sizes"), [(1, [1]), (5, [1, 3, 1]), (50, [1, 3, 4, 32, 10])])

@@ -16,7 +16,7 @@ from keras_deepseek.backend.jax.gradients import (
     differentiate,
     rematerialize,
 )
-from keras_deepseek.backend.jax.inference import compile_inference
+from keras_deepseek.backend.jax.inference import compile_inference, plain_inference
 from keras_deepseek.backend.jax.layer_devices import beside, compute_on, move_variables
 from keras_deepseek.backend.jax.loops import repeat, run_if
 from keras_deepseek.backend.jax.memory import count_kept_bytes, is_out_of_memory, release_memory
@@ -85,6 +85,7 @@ __all__ = [
     "on_device",
     "place_batch",
     "place_variables",
+    "plain_inference",
     "prefers_own_feed",
     "read_array",
     "read_buffers",

@@ -16,7 +16,7 @@ from keras_deepseek.backend.tensorflow.gradients import (
     differentiate,
     rematerialize,
 )
-from keras_deepseek.backend.tensorflow.inference import compile_inference
+from keras_deepseek.backend.tensorflow.inference import compile_inference, plain_inference
 from keras_deepseek.backend.tensorflow.layer_devices import beside, compute_on, move_variables
 from keras_deepseek.backend.tensorflow.loops import repeat, run_if
 from keras_deepseek.backend.tensorflow.memory import (
@@ -93,6 +93,7 @@ __all__ = [
     "on_device",
     "place_batch",
     "place_variables",
+    "plain_inference",
     "prefers_own_feed",
     "read_array",
     "read_buffers",

@@ -1,12 +1,17 @@
 """TensorFlow's own ways out of Keras."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import (
+    convert_variables_to_constants_v2,
+)
 
 from keras_deepseek.artifacts.errors import MissingExtraError
 from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.onnx_handlers import onnx_handlers
 from keras_deepseek.backend.saved_model_writer import save_as_saved_model
 from keras_deepseek.backend.serving_signatures import ServingSignatures
 
@@ -30,33 +35,43 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
 
     # By position: of a dict, TensorFlow takes the keys in the order of the alphabet.
     def run(*tensors: tf.Tensor) -> list[tf.Tensor]:
-        outputs = model(dict(zip(specs, tensors, strict=True)))
+        with _inlined_functions():
+            outputs = model(dict(zip(specs, tensors, strict=True)))
         return [outputs[spec.name] for spec in model.signature.outputs]
 
+    signature = list(specs.values())
     tf2onnx.convert.from_function(
-        tf.function(run, autograph=False),
-        list(specs.values()),
+        _Traced(tf.function(run, autograph=False).get_concrete_function(*signature)),
+        signature,
         opset=opset,
-        custom_op_handlers={"Erfc": (_convert_erfc, [])},
+        custom_op_handlers=onnx_handlers(),
         output_path=path,
     )
 
 
-def _convert_erfc(context: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `1 - Erf(x)` for TensorFlow's `Erfc`, which ONNX and tf2onnx know nothing of."""
-    from tf2onnx.utils import map_onnx_to_numpy_type
+@contextlib.contextmanager
+def _inlined_functions() -> Iterator[None]:
+    """Traces compiled functions within, as Keras's grouped convolution is one, as plain nodes."""
+    was_eager = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(run_eagerly=True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(run_eagerly=was_eager)
 
-    (given,) = node.input
-    dtype = map_onnx_to_numpy_type(context.get_dtype(given))
-    one = context.make_const(f"{name}/one", np.ones((), dtype))
-    erf = context.make_node("Erf", [given])
-    outputs, shapes, dtypes = node.output, node.output_shapes, node.output_dtypes
-    context.remove_node(node.name)
-    return context.make_node(
-        "Sub",
-        [one.output[0], erf.output[0]],
-        name=name,
-        outputs=outputs,
-        shapes=shapes,
-        dtypes=dtypes,
-    )
+
+class _Traced:
+    """A traced function as tf2onnx takes a function: it looks at no more.
+
+    What a function has captured, as an array that stands in a model, tf2onnx takes for an input.
+    """
+
+    def __init__(self, function: Any) -> None:
+        if any(tensor.dtype != tf.resource for tensor in function.captured_inputs):
+            function = convert_variables_to_constants_v2(
+                function, lower_control_flow=False, aggressive_inlining=True
+            )
+        self._function = function
+
+    def get_concrete_function(self, *_: Any) -> Any:
+        return self._function

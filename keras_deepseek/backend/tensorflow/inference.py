@@ -26,3 +26,14 @@ def compile_inference(model: NamedModel) -> Callable[[dict[str, Array]], dict[st
         return {name: tensor.numpy() for name, tensor in traced(tensors).items()}
 
     return infer
+
+
+def plain_inference(model: NamedModel) -> Callable[[dict[str, Array]], dict[str, Array]]:
+    """Returns the model as a function of NumPy arrays, computed at each batch's own sizes."""
+
+    def infer(inputs: dict[str, Array]) -> dict[str, Array]:
+        # Not by a graph of free sizes, which some layers compute otherwise: `TimeDistributed`.
+        tensors = {name: tf.convert_to_tensor(array) for name, array in inputs.items()}
+        return {name: tensor.numpy() for name, tensor in model(tensors).items()}
+
+    return infer

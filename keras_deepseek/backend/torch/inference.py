@@ -21,3 +21,8 @@ def compile_inference(model: NamedModel) -> Callable[[dict[str, Array]], dict[st
             }
 
     return infer
+
+
+def plain_inference(model: NamedModel) -> Callable[[dict[str, Array]], dict[str, Array]]:
+    """Returns the model as a function of NumPy arrays, computed at each batch's own sizes."""
+    return compile_inference(model)

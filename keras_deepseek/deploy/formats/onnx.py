@@ -6,7 +6,7 @@ from typing import Any
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
@@ -65,6 +65,7 @@ class OnnxFormat:
         """Writes `model.onnx`, its inputs and outputs named as in the model."""
         onnx = import_package("onnx")
         import_package("onnxruntime")  # What could not be verified afterwards is not begun.
+        _check_names(model.signature)
         path = folder / self.entry
         is_brief = model.precision == "bfloat16"
         written = model.in_precision("float16") if is_brief else model
@@ -112,6 +113,17 @@ class OnnxFormat:
             "inputs": "; ".join(map(str, model.signature.inputs)),
             "outputs": "; ".join(map(str, model.signature.outputs)),
         }
+
+
+def _check_names(signature: Signature) -> None:
+    """Raises an error where an input and an output, which may differ, are to have one name."""
+    names = {spec.name for spec in signature.inputs}
+    shared = sorted(names.intersection(spec.name for spec in signature.outputs))
+    if shared:
+        raise InvalidInputError(
+            f"ONNX has one name for one tensor, and {shared} name an input and an output. Name the "
+            "outputs otherwise, as in keras.Model(inputs, {'new_name': output})."
+        )
 
 
 def _run_by_reference(path: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:

@@ -11,7 +11,7 @@ from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.saved_model import load_saved_model
 from keras_deepseek.backend.serving_signatures import ServingSignatures
 from keras_deepseek.deploy.formats.warmup_requests import write_warmup_requests
-from keras_deepseek.deploy.samples import make_samples
+from keras_deepseek.deploy.samples import make_taken_samples
 
 
 class SavedModelFormat:
@@ -55,8 +55,7 @@ class SavedModelFormat:
         signatures = ServingSignatures(self._classes(model), self._regress)
         backend.current().write_saved_model(model, str(folder), signatures)
         if self._warmup:
-            samples = make_samples(model.model, model.signature)
-            write_warmup_requests(folder, model.model.name, samples)
+            write_warmup_requests(folder, model.model.name, make_taken_samples(model))
         names = ["serving_default"]
         names += ["serving_classify"] if signatures.classes is not None else []
         names += ["serving_regress"] if signatures.regresses else []

@@ -22,8 +22,18 @@ def simplify(model: Any) -> Any:
     copy.CopyFrom(model)
     try:
         simple = onnxslim.slim(copy)
+        _put_back_inputs(simple.graph, model.graph)
         onnx.checker.check_model(simple)
     except Exception as error:  # noqa: BLE001 - whatever it stumbles over, what it was given is right.
         _logger.warning("The ONNX graph is left as it was: onnxslim: %s", error)
         return model
     return simple
+
+
+def _put_back_inputs(simple: Any, graph: Any) -> None:
+    """Gives a graph the inputs, too, that nothing reads and that onnxslim has left out."""
+    inputs = {value.name: value for value in simple.input}
+    all_inputs = [inputs.get(value.name, value) for value in graph.input]
+    copies = [type(value).FromString(value.SerializeToString()) for value in all_inputs]
+    del simple.input[:]
+    simple.input.extend(copies)

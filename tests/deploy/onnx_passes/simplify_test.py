@@ -37,3 +37,14 @@ def test_a_graph_that_can_not_be_simplified_is_left_as_it_was(dense, monkeypatch
     with caplog.at_level(logging.WARNING):
         assert simplify(dense) is dense
     assert "left as it was: onnxslim: no" in caplog.text
+
+
+def test_an_input_that_nothing_reads_stays(make_graph, run):
+    pytest.importorskip("onnxslim")
+    from onnx import TensorProto, helper
+
+    model = make_graph([helper.make_node("Neg", ["x"], ["y"])], {}, output_shape=(None, 4))
+    unread = helper.make_tensor_value_info("unread", TensorProto.FLOAT, ["batch", 2])
+    model.graph.input.insert(0, unread)
+    simple = simplify(model)
+    assert [value.name for value in simple.graph.input] == ["unread", "x"]

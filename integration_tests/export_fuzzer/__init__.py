@@ -1,0 +1,1 @@
+"""Random Functional models, exported, and looked at again at shapes that no export has seen."""

@@ -1,0 +1,152 @@
+"""Exports the models of some numbers by the backend that runs, and says what came of each.
+
+    python -m integration_tests.export_fuzzer onnx 0 100 results.jsonl
+
+A line is written as soon as a model is through; a run that was stopped goes on where it was.
+"""
+
+import argparse
+import contextlib
+import gc
+import itertools
+import json
+import signal
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from integration_tests.export_fuzzer.fresh_batches import fresh_batches
+from integration_tests.export_fuzzer.random_models import random_model
+from keras_deepseek.artifacts.errors import ExportError
+from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.deploy import Exporter, register_exporter
+from keras_deepseek.deploy.export_report import ExportReport
+from keras_deepseek.deploy.formats.onnx import OnnxFormat
+from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
+from keras_deepseek.deploy.formats.saved_model import SavedModelFormat
+from keras_deepseek.deploy.samples import make_samples
+from keras_deepseek.deploy.verify import compare
+
+_SECONDS = 300
+"""After this long an export counts as one that hangs."""
+_FORMATS = {"onnx": OnnxFormat, "savedmodel": SavedModelFormat, "openvino": OpenVINOFormat}
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("format", choices=_FORMATS)
+    parser.add_argument("first", type=int, help="the number of the first model")
+    parser.add_argument("end", type=int, help="the number after the last model's")
+    parser.add_argument("results", type=Path, help="where a line for each model is appended")
+    parser.add_argument(
+        "--all-routes", action="store_true", help="by other backends too, as a user's export is"
+    )
+    arguments = parser.parse_args()
+    name = arguments.format
+    if not arguments.all_routes or name == "openvino":
+        name = f"{name}_of_{keras.backend.backend()}"
+        register_exporter(_one_route(arguments.format, name))
+    done = set()
+    if arguments.results.exists():
+        lines = arguments.results.read_text(encoding="utf-8").splitlines()
+        done = {json.loads(line)["seed"] for line in lines}
+    for seed in range(arguments.first, arguments.end):
+        if seed in done:
+            continue
+        result = {"seed": seed, "format": name, **_try(seed, name)}
+        with arguments.results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+        print(seed, result["state"], result.get("reason", "")[:200], flush=True)
+
+
+def _raise_timeout(*_: object) -> None:
+    raise TimeoutError(f"It took more than {_SECONDS} s.")
+
+
+def _one_route(format_name: str, name: str) -> Any:
+    """Returns a format that the running backend alone writes: its route is looked at, no other."""
+    export_format = _FORMATS[format_name]()
+    export_format.name = name
+    export_format.backends = (keras.backend.backend(),)
+    return export_format
+
+
+def _try(seed: int, format_name: str) -> dict[str, Any]:
+    """Returns the state of a model's export: `wrong` where it was verified and differs."""
+    keras.utils.clear_session()
+    gc.collect()
+    signal.signal(signal.SIGALRM, _raise_timeout)
+    signal.alarm(_SECONDS)
+    started = time.monotonic()
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")
+        model = _model_that_runs(seed)
+        layers = [layer.__class__.__name__ for layer in model.layers]
+        try:
+            exporter = Exporter(model, format_name, verbose=False)
+            report = exporter.export(Path(folder) / "out")
+            found = _look_again(model, exporter.signature, report, format_name, seed)
+        except ExportError as error:
+            found = {"state": "refused", "reason": str(error)}
+        except Exception:  # noqa: BLE001 - it is what is looked for
+            found = {"state": "crashed", "reason": traceback.format_exc()[-1500:]}
+    signal.alarm(0)
+    return {**found, "layers": layers, "seconds": round(time.monotonic() - started, 2)}
+
+
+def _model_that_runs(seed: int) -> keras.Model:
+    for attempt in itertools.count():
+        model = random_model(seed, attempt)
+        signature = NamedModel(model).signature
+        with contextlib.suppress(Exception):
+            for batch in make_samples(model, signature):
+                _call(model, signature, batch)
+            return model
+    raise AssertionError("unreachable")
+
+
+def _look_again(
+    model: keras.Model, signature: Signature, report: ExportReport, format_name: str, seed: int
+) -> dict[str, Any]:
+    expected, batches = [], []
+    for batch in fresh_batches(signature, seed):
+        with contextlib.suppress(Exception):  # The model itself takes no such lengths.
+            expected.append(_call(model, signature, batch))
+            batches.append(batch)
+    found = {"state": report.verification.state, "num_fresh": len(batches)}
+    if report.verification.state != "verified":
+        return {**found, "reason": report.verification.reason}
+    try:
+        received = _FORMATS[format_name.partition("_of_")[0]]().run(report.path, batches)
+    except Exception as error:  # noqa: BLE001 - of whichever runtime
+        return {**found, "state": "stops", "reason": str(error)[:1000]}
+    try:
+        compare(expected, received)
+    except ExportError as error:
+        return {**found, "state": "wrong", "reason": str(error)}
+    return found
+
+
+def _call(model: keras.Model, signature: Signature, batch: dict[str, Array]) -> dict[str, Array]:
+    """Returns a model's outputs by name, by a plain call of it."""
+    inputs = model.input_names if hasattr(model, "input_names") else [i.name for i in model.inputs]
+    given = batch if isinstance(model._inputs_struct, dict) else [batch[name] for name in inputs]
+    outputs = model(given[0] if isinstance(given, list) and len(given) == 1 else given)
+    if not isinstance(outputs, dict):
+        names = [spec.name for spec in signature.outputs]
+        listed: Iterable[Any] = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        outputs = dict(zip(names, listed, strict=True))
+    return {name: np.asarray(keras.ops.convert_to_numpy(array)) for name, array in outputs.items()}
+
+
+if __name__ == "__main__":
+    main()
