@@ -242,7 +242,7 @@ _SEQUENCES: list[_Operation] = [
     lambda r, x: ops.flip(x, axis=1),
     lambda r, x: ops.roll(x, 1, axis=1),
     lambda r, x: ops.sort(x, axis=1),
-    lambda r, x: ops.argmax(x, axis=1),
+    lambda r, x: ops.argmax(x[:, :, :1], axis=-1),
     lambda r, x: x[:, -1],
     lambda r, x: x[:, ::2],
     lambda r, x: x[:, 1:],

@@ -14,6 +14,7 @@ import numpy as np
 from keras_deepseek.artifacts.errors import NotSupportedError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.failure_reason import failure_reason
+from keras_deepseek.deploy.stage_display import CHILD_MARK
 
 
 def save_batches(path: Path, batches: list[dict[str, Array]]) -> None:
@@ -72,11 +73,12 @@ def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     how = ""
     if not job["is_written"]:
         loaded = load_keras_file(work / "model.keras", job["custom_objects_from"])
+        print(f"{CHILD_MARK}writing", flush=True)
         how = export_format.write(NamedModel(loaded, job["precision"]), folder)
+    samples = load_batches(work / "samples.npz")
+    print(f"{CHILD_MARK}running it on {len(samples)} batches", flush=True)
     try:
-        save_batches(
-            work / "outputs.npz", export_format.run(folder, load_batches(work / "samples.npz"))
-        )
+        save_batches(work / "outputs.npz", export_format.run(folder, samples))
     except NotSupportedError as error:
         return {"how": how, "ran": False, "reason": str(error)}
     return {"how": how, "ran": True, "reason": ""}

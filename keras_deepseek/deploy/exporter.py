@@ -45,6 +45,7 @@ from keras_deepseek.deploy.samples import (
     make_samples,
     make_unequal_samples,
 )
+from keras_deepseek.deploy.stage_display import StageDisplay
 
 _INT8 = "int8"
 _OF_INT8 = ("onnx", "tensorrt")
@@ -78,7 +79,7 @@ class Exporter:
         verify: string. `"raise"`, or `"warn"`: an artifact that computes something else is written
             all the same where no route gives a right one, its state `failed`, and a warning says
             so. Defaults to `"raise"`.
-        verbose: boolean. Prints a line for each stage. Defaults to `True`.
+        verbose: boolean. Shows each stage, on a terminal with its time. Defaults to `True`.
         **options: Arguments of the format. Of ONNX: `opset` (integer, 18), `simplified` (boolean,
             `True`) and `products_in_float16` (boolean, `False`). Of SavedModel: `classify` (boolean
             or names of classes), `regress` (boolean) and `warmup` (boolean, `True`). Of TensorRT:
@@ -169,10 +170,10 @@ class Exporter:
         export_format = self._format or format_for_suffix(target)
         as_file = bool(export_format.suffix) and target.name.endswith(export_format.suffix)
         _check_file(target) if as_file else check_target(target)
-        with staging_folder(target) as work:
+        with staging_folder(target) as work, StageDisplay(is_shown=self._verbose) as say:
             folder = work / "artifact"
             folder.mkdir()
-            made = self._make(export_format, folder)
+            made = self._make(export_format, folder, say)
             if as_file:
                 _check_alone(folder, export_format.entry, target)
                 (folder / export_format.entry).replace(target)
@@ -273,12 +274,12 @@ class Exporter:
             return engine
         return create_format(self.backend, self._options)
 
-    def _make(self, export_format: ExportFormat, folder: Path) -> MadeArtifact:
+    def _make(self, export_format: ExportFormat, folder: Path, say: StageDisplay) -> MadeArtifact:
         if not isinstance(export_format, TensorRTFormat):
-            return make_artifact(self._job(export_format), folder, self._say)
+            return make_artifact(self._job(export_format), folder, say)
         job = self._job(create_format("onnx", self._options))
         draws_samples = self._samples_are_random
-        return make_engine(job, export_format, folder, self._say, draws_samples=draws_samples)
+        return make_engine(job, export_format, folder, say, draws_samples=draws_samples)
 
     def _job(self, export_format: ExportFormat) -> ExportJob:
         return ExportJob(

@@ -29,7 +29,7 @@ def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> M
     Args:
         job: What to export.
         folder: An empty folder for the artifact.
-        say: Function that shows a line of progress.
+        say: Function that shows a stage as it begins.
 
     Returns:
         A `MadeArtifact`.
@@ -39,15 +39,15 @@ def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> M
         InvalidInputError: The model's custom layers can't be found from another process.
     """
     format_name = job.export_format.name
+    say(f"{format_name}: computing what the model gives")
     job, expected = _compute_expected(job)
     passed_over: list[str] = []
     missing: list[MissingExtraError] = []
     differing: MadeArtifact | None = None
     kept = folder.with_name(f"{folder.name}.differs")
     for route in find_routes(job.export_format):
-        say(f"{format_name}: trying {route.name}")
         try:
-            result = route.export(job, folder)
+            result = route.export(job, folder, lambda stage: say(f"{format_name}: {stage}"))
             verification = _verify(expected, result, job.precision)
             if verification.state != "failed":
                 return MadeArtifact(result.how, verification, tuple(passed_over))

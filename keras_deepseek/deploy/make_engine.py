@@ -26,7 +26,7 @@ def make_engine(
         job: What to export, its format that of the ONNX file.
         tensorrt: How to build the engine.
         folder: An empty folder for the engine. The ONNX file stands beside it.
-        say: Function that shows a line of progress.
+        say: Function that shows a stage as it begins.
         draws_samples: boolean. Whether the engine is verified on random batches of its profiles'
             sizes, in place of the job's.
 

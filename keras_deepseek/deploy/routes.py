@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +26,10 @@ from keras_deepseek.deploy.custom_objects import find_custom_objects, save_objec
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.registry import BUILT_IN
+from keras_deepseek.deploy.stage_display import CHILD_MARK
+
+Say = Callable[[str], None]
+"""A function that shows a stage as it begins."""
 
 FRAMEWORKS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 """What people call the backends that an artifact may be written through."""
@@ -37,8 +42,8 @@ class Route(Protocol):
     def name(self) -> str:
         """What the report calls it."""
 
-    def export(self, job: ExportJob, folder: Path) -> RouteResult:
-        """Writes the artifact into `folder` and runs it on the job's samples."""
+    def export(self, job: ExportJob, folder: Path, say: Say) -> RouteResult:
+        """Writes the artifact into `folder` and runs it on the job's samples, saying its stages."""
 
     def run(self, job: ExportJob, folder: Path) -> RouteResult:
         """Runs the artifact that stands in `folder` on the job's samples."""
@@ -59,9 +64,11 @@ class InProcess:
         """What the report calls it."""
         return f"the {self.backend} backend"
 
-    def export(self, job: ExportJob, folder: Path) -> RouteResult:
-        """Writes the artifact into `folder` and runs it on the job's samples."""
+    def export(self, job: ExportJob, folder: Path, say: Say) -> RouteResult:
+        """Writes the artifact into `folder` and runs it on the job's samples, saying its stages."""
+        say(f"writing through {self.name}")
         how = job.export_format.write(job.model, folder)
+        say(f"running it on {len(job.samples)} batches")
         return replace(self.run(job, folder), how=how)
 
     def run(self, job: ExportJob, folder: Path) -> RouteResult:
@@ -87,22 +94,23 @@ class InChild:
         """What the report calls it."""
         return f"a {FRAMEWORKS[self.backend]} process"
 
-    def export(self, job: ExportJob, folder: Path) -> RouteResult:
-        """Writes the artifact into `folder` and runs it on the job's samples."""
-        result = self._send(job, folder, is_written=False)
+    def export(self, job: ExportJob, folder: Path, say: Say) -> RouteResult:
+        """Writes the artifact into `folder` and runs it on the job's samples, saying its stages."""
+        say(f"starting {self.name}")
+        result = self._send(job, folder, say, is_written=False)
         return replace(result, how=f"{result.how}, {self.name}")
 
     def run(self, job: ExportJob, folder: Path) -> RouteResult:
         """Runs the artifact that stands in `folder` on the job's samples."""
-        return self._send(job, folder, is_written=True)
+        return self._send(job, folder, lambda _: None, is_written=True)
 
-    def _send(self, job: ExportJob, folder: Path, *, is_written: bool) -> RouteResult:
+    def _send(self, job: ExportJob, folder: Path, say: Say, *, is_written: bool) -> RouteResult:
         if importlib.util.find_spec(self.backend) is None:
             raise MissingExtraError(self.backend, self.backend, f"to export through {self.name}")
         with tempfile.TemporaryDirectory(prefix="keras_deepseek_export_") as temporary:
             work = Path(temporary)
             _write_job(job, folder, work, is_written=is_written)
-            _run_child(work, self.backend)
+            _run_child(work, self.backend, lambda stage: say(f"{stage}, in {self.name}"))
             result = json.loads((work / "result.json").read_text(encoding="utf-8"))
             if "error" in result:
                 raise ExportError(result["error"])
@@ -150,20 +158,28 @@ def find_routes(export_format: ExportFormat) -> list[Route]:
     return [InProcess(name) if name == running else InChild(name) for name in backends]
 
 
-def _run_child(work: Path, backend_name: str) -> None:
+def _run_child(work: Path, backend_name: str, say: Say) -> None:
     environment = {
         **os.environ,
         "KERAS_BACKEND": backend_name,
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
         "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
     }
-    finished = subprocess.run(
-        [sys.executable, "-m", "keras_deepseek.deploy.child", str(work)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if finished.returncode:
-        last_lines = "\n".join(finished.stderr.strip().splitlines()[-5:])
-        raise ExportError(f"the process ended with code {finished.returncode}: {last_lines}")
+    command = [sys.executable, "-m", "keras_deepseek.deploy.child", str(work)]
+    with (
+        (work / "errors.txt").open("w+", encoding="utf-8", errors="replace") as errors,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as child,
+    ):
+        try:
+            for line in child.stdout or ():
+                if line.startswith(CHILD_MARK):
+                    say(line.removeprefix(CHILD_MARK).strip())
+        except BaseException:
+            child.kill()
+            raise
+        if child.wait():
+            errors.seek(0)
+            last_lines = "\n".join(errors.read().strip().splitlines()[-5:])
+            raise ExportError(f"the process ended with code {child.returncode}: {last_lines}")

@@ -110,7 +110,7 @@ def test_an_onnx_file_is_the_same_each_time(model, tmp_path, tensorflow_installe
 def test_progress_names_the_route_and_the_result(digits, tmp_path, capsys, tensorflow_installed):
     Exporter(digits, "savedmodel").export(tmp_path / "digits")
     first, *_, last = capsys.readouterr().out.strip().splitlines()
-    assert first.startswith("savedmodel: trying")
+    assert first == "savedmodel: computing what the model gives"
     assert "verified on 3 batches" in last
 
 

@@ -83,9 +83,9 @@ def test_a_right_route_is_better_than_one_that_differs(
     """The first route computes something else, the second does not."""
 
     class Second(InProcess):
-        def export(self, job, folder):
+        def export(self, job, folder, say):
             job.export_format.spoil = 0.0
-            return super().export(job, folder)
+            return super().export(job, folder, say)
 
     monkeypatch.setattr(module, "find_routes", lambda _: [InProcess("jax"), Second("jax")])
     folder = tmp_path / "artifact"

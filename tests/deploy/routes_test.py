@@ -82,9 +82,15 @@ def test_layers_from_a_file_reach_the_other_process(tmp_path, tensorflow_install
         job = job_of(SavedModelFormat(), model, custom_objects_from=[source])
         folder = tmp_path / "artifact"
         folder.mkdir()
-        result = InChild("tensorflow").export(job, folder)
+        stages: list[str] = []
+        result = InChild("tensorflow").export(job, folder, stages.append)
     finally:
         del keras.saving.get_custom_objects()["Doubling"]
+    assert stages == [
+        "starting a TensorFlow process",
+        "writing, in a TensorFlow process",
+        "running it on 3 batches, in a TensorFlow process",
+    ]
     assert "saved_model.pb" in os.listdir(folder)
     for sample, outputs in zip(job.samples, result.outputs, strict=True):
         np.testing.assert_allclose(outputs["output_0"], 2 * sample["input_0"])

@@ -1,0 +1,75 @@
+"""Shows what an export is at."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+CHILD_MARK = "keras_deepseek export stage: "
+"""What begins a line of a child process that names its stage."""
+
+
+class StageDisplay:
+    """A function that is called as a stage begins, with what it is.
+
+    On a terminal the stage that runs is shown with its time, and each that is over leaves a line;
+    elsewhere each is a line as it begins.
+
+    Args:
+        is_shown: boolean. Whether anything is shown.
+        console: `rich.console.Console`. Defaults to `None`, that of the standard output.
+
+    Example:
+
+    >>> with StageDisplay(is_shown=False) as show:
+    ...     show("onnx: writing through the jax backend")
+    """
+
+    def __init__(self, *, is_shown: bool, console: Console | None = None) -> None:
+        self._is_shown = is_shown
+        self._console = console or Console(highlight=False)
+        self._stage: str | None = None
+        self._began = 0.0
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._is_live = is_shown and self._console.is_terminal
+
+    def __enter__(self) -> Self:
+        if self._is_live:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._is_live:
+            self._end_stage()
+            self._progress.stop()
+
+    def __call__(self, stage: str) -> None:
+        if not self._is_shown:
+            return
+        if not self._is_live:
+            print(stage, flush=True)
+            return
+        self._end_stage()
+        self._stage, self._began = stage, time.monotonic()
+        self._progress.add_task(stage, total=None)
+
+    def _end_stage(self) -> None:
+        if self._stage is not None:
+            seconds = time.monotonic() - self._began
+            self._console.print(f"{self._stage} ({seconds:.1f} s)", markup=False, highlight=False)
+        for task in self._progress.task_ids:
+            self._progress.remove_task(task)
+        self._stage = None
