@@ -4,7 +4,7 @@
 `inference` checks each request against it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ import numpy.typing as npt
 from keras_deepseek.artifacts.errors import InvalidInputError
 
 Array = npt.NDArray[Any]
+InferenceFunction = Callable[[dict[str, Array]], dict[str, Array]]
+"""A batch's outputs by name for its inputs by name."""
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,12 @@ if TYPE_CHECKING:
 
     import keras
 
-    from keras_deepseek.artifacts.signature import Array
+    from keras_deepseek.artifacts.signature import Array, InferenceFunction
     from keras_deepseek.backend.keras_internals import Distribution
     from keras_deepseek.backend.named_model import NamedModel
     from keras_deepseek.backend.processes import Processes, Replicas
     from keras_deepseek.backend.serving_signatures import ServingSignatures
     from keras_deepseek.backend.task_cluster import TaskCluster
-
-    InferenceFunction = Callable[[dict[str, Array]], dict[str, Array]]
 
 
 class Backend(Protocol):

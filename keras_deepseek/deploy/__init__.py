@@ -3,6 +3,15 @@
 from keras_deepseek.deploy.export_report import ExportReport
 from keras_deepseek.deploy.exporter import Exporter
 from keras_deepseek.deploy.formats.export_format import ExportFormat
+from keras_deepseek.deploy.latencies import Latency, LatencyTable, compare_latencies
 from keras_deepseek.deploy.registry import register_exporter
 
-__all__ = ["ExportFormat", "ExportReport", "Exporter", "register_exporter"]
+__all__ = [
+    "ExportFormat",
+    "ExportReport",
+    "Exporter",
+    "Latency",
+    "LatencyTable",
+    "compare_latencies",
+    "register_exporter",
+]

@@ -16,15 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser of this command.
     """
     parser.add_argument("model", metavar="MODEL.keras", help="a model that `model.save` wrote")
-    parser.add_argument(
-        "--backend",
-        required=True,
-        help="onnx, savedmodel, tensorrt, custom, or a registered format",
-    )
+    parser.add_argument("--backend", help="onnx, savedmodel, tensorrt, openvino, or custom")
     parser.add_argument(
         "-o",
         "--output",
-        required=True,
         metavar="OUT",
         help="the folder of the bundle, or a file with the format's suffix (model.onnx)",
     )
@@ -45,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--check", action="store_true", help="write nothing: verify the artifact that is at OUT"
+    )
+    parser.add_argument(
+        "--benchmark",
+        action="store_true",
+        help="keep nothing: show what a batch takes in each format, or in that of --backend",
     )
     parser.add_argument("--opset", type=int, help="ONNX operator set (default: 18)")
     _add_tensorrt_arguments(parser)
@@ -85,9 +85,16 @@ def run(arguments: argparse.Namespace) -> None:
     Args:
         arguments: What the parser of this command read.
     """
+    from keras_deepseek.artifacts.errors import InvalidInputError
     from keras_deepseek.backend.keras_file import load_keras_file
     from keras_deepseek.deploy.exporter import Exporter
 
+    _register_openvino()
+    if arguments.benchmark:
+        _compare_latencies(arguments)
+        return
+    if not (arguments.backend and arguments.output):
+        raise InvalidInputError("Pass --backend and --output, or --benchmark to compare formats.")
     model = load_keras_file(arguments.model, arguments.custom_objects_from)
     given = {
         "opset": arguments.opset,
@@ -110,6 +117,27 @@ def run(arguments: argparse.Namespace) -> None:
         exporter.check(arguments.output)
     else:
         exporter.export(arguments.output)
+
+
+def _compare_latencies(arguments: argparse.Namespace) -> None:
+    from keras_deepseek.backend.keras_file import load_keras_file
+    from keras_deepseek.deploy.latencies import compare_latencies
+
+    table = compare_latencies(
+        load_keras_file(arguments.model, arguments.custom_objects_from),
+        arguments.backend and [arguments.backend],
+        calibration=arguments.calibrate and _load_rows(arguments.calibrate),
+        custom_objects_from=arguments.custom_objects_from,
+    )
+    print(table)
+
+
+def _register_openvino() -> None:
+    """Makes the format that this package has beside the built-in ones known to the command."""
+    from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
+    from keras_deepseek.deploy.registry import register_exporter
+
+    register_exporter(OpenVINOFormat())
 
 
 def _read_sizes(text: str) -> tuple[str, tuple[int, ...]]:

@@ -23,9 +23,14 @@ from keras_deepseek.artifacts.bundle import (
     publish_bundle,
     staging_folder,
 )
-from keras_deepseek.artifacts.errors import ExportError, InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.errors import (
+    ExportError,
+    InvalidInputError,
+    NotSupportedError,
+    unknown_name_message,
+)
 from keras_deepseek.artifacts.manifest import Manifest
-from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.export_report import ExportReport
@@ -237,6 +242,27 @@ class Exporter:
             raise ExportError(f"{report}. Export the model again.")
         self._say(str(report))
         return report
+
+    def load(self, path: str | os.PathLike[str]) -> InferenceFunction:
+        """Returns an artifact as a function of a batch's arrays, from and to dicts by name.
+
+        It is for measuring: `ServingEngine` serves.
+
+        Args:
+            path: The bundle, or the one file, that an export wrote.
+
+        Raises:
+            BundleError: The bundle is missing or damaged.
+            NotSupportedError: It can't be run on this machine, or the format has no `load`.
+        """
+        target = Path(path)
+        export_format = self._format or format_for_suffix(target)
+        load = getattr(export_format, "load", None)
+        if load is None:
+            raise NotSupportedError(f"The format {export_format.name!r} has no `load`.")
+        with self._artifact_at(target, export_format) as (folder, _):
+            infer: InferenceFunction = load(folder)
+        return infer
 
     @contextlib.contextmanager
     def _artifact_at(

@@ -16,7 +16,7 @@ from keras_deepseek.artifacts.errors import (
     NotSupportedError,
 )
 from keras_deepseek.artifacts.manifest import Verification
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact, RouteResult
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.routes import InChild, InProcess, Route, find_routes
@@ -99,7 +99,7 @@ def _compute_expected(job: ExportJob) -> tuple[ExportJob, list[dict[str, Array]]
 
 
 def _infer_first(
-    infer: Callable[[dict[str, Array]], dict[str, Array]], lists: list[list[dict[str, Array]]]
+    infer: InferenceFunction, lists: list[list[dict[str, Array]]]
 ) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
     """Returns the first list of batches that a model takes, and its outputs."""
     failures = []

@@ -33,10 +33,15 @@ def create_format(name: str, options: Mapping[str, Any]) -> ExportFormat:
     if name in _registered and not options:
         return _registered[name]
     if name not in BUILT_IN:
-        known = [*BUILT_IN, *_registered, "tensorrt", "custom"]
+        known = [*known_formats(), "custom"]
         raise InvalidInputError(unknown_name_message("export backend", name, known))
     _check_options(name, options, _parameters(BUILT_IN[name]))
     return BUILT_IN[name](**options)
+
+
+def known_formats() -> list[str]:
+    """Returns the names of all formats, the registered ones among them."""
+    return [*BUILT_IN, *_registered, "tensorrt"]
 
 
 def create_engine_format(

@@ -105,3 +105,18 @@ def test_options_of_an_engine_are_of_engines_alone(digits, tmp_path):
     given = [tmp_path / "digits.keras", "--backend", "onnx", "-o", tmp_path / "out"]
     with pytest.raises(InvalidInputError, match=r"'onnx' has no option \['flavor'\]"):
         run(*given, "--flavor", "rtx")
+
+
+def test_formats_are_compared_and_nothing_is_kept(digits, tmp_path, capsys, tensorflow_installed):
+    digits.save(tmp_path / "digits.keras")
+    run(tmp_path / "digits.keras", "--benchmark", "--backend", "savedmodel")
+    *_, head, of_keras, of_format = capsys.readouterr().out.strip().splitlines()
+    assert head.startswith("ms (CPU ms)")
+    assert (of_keras.split()[0], of_format.split()[0]) == ("keras", "savedmodel")
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.keras"]
+
+
+def test_without_a_backend_or_an_output_both_are_asked_for(digits, tmp_path):
+    digits.save(tmp_path / "digits.keras")
+    with pytest.raises(InvalidInputError, match="--backend and --output"):
+        run(tmp_path / "digits.keras", "--backend", "onnx")

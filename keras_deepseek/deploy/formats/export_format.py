@@ -19,7 +19,9 @@ class ExportFormat(Protocol):
     A format may have `backends`, a tuple of the names of those that can write it, in the order in
     which they are tried; without it the one that runs is. Others load the model in a process of
     their own, to which a format of the user's is sent by `cloudpickle`. And it may have a
-    `runtime`, the name of the backend that its `run` takes, where not every one will do.
+    `runtime`, the name of the backend that its `run` takes, where not every one will do; and
+    `load`, which returns for a folder the function of a batch that `run` calls for each: with it
+    latencies are compared.
     """
 
     name: str

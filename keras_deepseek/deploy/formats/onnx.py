@@ -6,7 +6,7 @@ from typing import Any
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
-from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
@@ -89,21 +89,20 @@ class OnnxFormat:
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
         """Runs the file by onnxruntime on the CPU, or by ONNX's reference what that lacks."""
+        infer = self.load(folder)
+        return [infer(sample) for sample in samples]
+
+    def load(self, folder: Path) -> InferenceFunction:
+        """Returns the file as a function of arrays by name."""
         runtime = import_package("onnxruntime")
         try:
             session = runtime.InferenceSession(
                 folder / self.entry, providers=["CPUExecutionProvider"]
             )
         except runtime.capi.onnxruntime_pybind11_state.NotImplemented as lacking:
-            try:
-                return _run_by_reference(folder / self.entry, samples)
-            except Exception as error:  # Its operators raise whatever NumPy does.
-                raise NotSupportedError(
-                    f"onnxruntime can't run it on a CPU ({failure_reason(lacking)}), nor can the "
-                    f"reference ({failure_reason(error)})"
-                ) from error
+            return _load_reference(folder / self.entry, failure_reason(lacking))
         names = [output.name for output in session.get_outputs()]
-        return [dict(zip(names, session.run(None, sample), strict=True)) for sample in samples]
+        return lambda sample: dict(zip(names, session.run(None, sample), strict=True))
 
     def _properties(self, model: NamedModel) -> dict[str, Any]:
         precision = "int8" if self.calibration is not None else model.precision
@@ -126,10 +125,18 @@ def _check_names(signature: Signature) -> None:
         )
 
 
-def _run_by_reference(path: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
-    """Runs a file by ONNX's own evaluator, which is of NumPy, slow, and knows bfloat16."""
-    evaluator = import_package("onnx.reference").ReferenceEvaluator(str(path))
-    return [
-        dict(zip(evaluator.output_names, evaluator.run(None, sample), strict=True))
-        for sample in samples
-    ]
+def _load_reference(path: Path, lacking: str) -> InferenceFunction:
+    """Returns a file as ONNX's own evaluator runs it, which is slow, and knows bfloat16."""
+
+    def infer(sample: dict[str, Array]) -> dict[str, Array]:
+        try:
+            evaluator = import_package("onnx.reference").ReferenceEvaluator(str(path))
+            outputs = evaluator.run(None, sample)
+        except Exception as error:  # Its operators raise whatever NumPy does.
+            raise NotSupportedError(
+                f"onnxruntime can't run it on a CPU ({lacking}), nor can the reference "
+                f"({failure_reason(error)})"
+            ) from error
+        return dict(zip(evaluator.output_names, outputs, strict=True))
+
+    return infer

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
 from keras_deepseek.deploy.import_extra import import_extra
@@ -50,14 +50,18 @@ class OpenVINOFormat:
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
         """Runs the model in the precision that it has: the CPU's own choice may be another."""
+        infer = self.load(folder)
+        return [infer(sample) for sample in samples]
+
+    def load(self, folder: Path) -> InferenceFunction:
+        """Returns the model as a function of arrays by name."""
         openvino = _import_openvino()
         options = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
         compiled = openvino.Core().compile_model(folder / self.entry, "CPU", options)
         names = {output: output.get_any_name() for output in compiled.outputs}
-        return [
-            {names[output]: array.copy() for output, array in compiled(sample).items()}
-            for sample in samples
-        ]
+        return lambda sample: {
+            names[output]: array.copy() for output, array in compiled(sample).items()
+        }
 
 
 def _import_openvino() -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_boolean
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.saved_model import load_saved_model
 from keras_deepseek.backend.serving_signatures import ServingSignatures
@@ -63,8 +63,12 @@ class SavedModelFormat:
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
         """Runs the signature by TensorFlow, without Keras."""
-        infer = load_saved_model(folder)
+        infer = self.load(folder)
         return [infer(sample) for sample in samples]
+
+    def load(self, folder: Path) -> InferenceFunction:
+        """Returns the signature as a function of arrays by name."""
+        return load_saved_model(folder)
 
     def _classes(self, model: NamedModel) -> tuple[str, ...] | None:
         """Returns the names of the classes; `None` where nothing is to be classified."""

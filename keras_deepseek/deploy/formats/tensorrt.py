@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
-from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.tensorrt_engine.build_engine import build_engine
 from keras_deepseek.deploy.tensorrt_engine.capabilities import TURING, check_capabilities
 from keras_deepseek.deploy.tensorrt_engine.flavor import find_flavor
+from keras_deepseek.deploy.tensorrt_engine.load_engine import DTYPES, load_engine
 from keras_deepseek.deploy.tensorrt_engine.profiles import resolve_profiles
-from keras_deepseek.deploy.tensorrt_engine.run_engine import DTYPES, run_engine
 from keras_deepseek.deploy.tensorrt_engine.visible_gpus import count_gpus
 
 
@@ -120,8 +120,13 @@ class TensorRTFormat:
             NotSupportedError: It can't be run on this machine.
             ExportError: The GPU failed to run it.
         """
+        infer = self.load(folder)
+        return [infer(sample) for sample in samples]
+
+    def load(self, folder: Path) -> InferenceFunction:
+        """Returns the engine as a function of arrays by name, or raises `NotSupportedError`."""
         self.check_can_run()
-        return run_engine(self.flavor.module, (folder / self.entry).read_bytes(), samples)
+        return load_engine(self.flavor.module, (folder / self.entry).read_bytes())
 
 
 def _check_dtypes(signature: Signature) -> None:

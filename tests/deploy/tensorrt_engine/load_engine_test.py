@@ -4,12 +4,17 @@ import pytest
 from keras_deepseek.artifacts.errors import ExportError, NotSupportedError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.deploy.tensorrt_engine.build_engine import build_engine
+from keras_deepseek.deploy.tensorrt_engine.load_engine import load_engine
 from keras_deepseek.deploy.tensorrt_engine.profiles import resolve_profiles
-from keras_deepseek.deploy.tensorrt_engine.run_engine import run_engine
 
 SIGNATURE = Signature(inputs=(TensorSpec("input_0", (None, 4), "float32"),), outputs=())
 TWO = [{"batch": (1, 1, 1)}, {"batch": (4, 4, 8)}]
 KERNEL, BIAS = np.arange(12.0, dtype="float32").reshape(4, 3), np.ones(3, "float32")
+
+
+def run_engine(tensorrt, engine, samples):
+    infer = load_engine(tensorrt, engine)
+    return [infer(sample) for sample in samples]
 
 
 def batch(size, dtype="float32"):

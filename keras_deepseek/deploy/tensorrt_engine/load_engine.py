@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from keras_deepseek.artifacts.errors import ExportError, NotSupportedError
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.deploy.tensorrt_engine.device_memory import DeviceMemory, empty_array
 from keras_deepseek.deploy.tensorrt_engine.error_log import make_error_log
 
@@ -22,22 +22,18 @@ DTYPES = {
 """NumPy's names for the dtypes of inputs and outputs, by TensorRT's."""
 
 
-def run_engine(
-    tensorrt: Any, engine_bytes: bytes, samples: list[dict[str, Array]]
-) -> list[dict[str, Array]]:
-    """Returns the outputs of an engine for batches.
+def load_engine(tensorrt: Any, engine_bytes: bytes) -> InferenceFunction:
+    """Returns an engine as a function of a batch's arrays, from and to dicts by name.
+
+    The function raises `NotSupportedError` where the engine takes no such batch, and `ExportError`
+    where the GPU failed to run it.
 
     Args:
         tensorrt: The module of the flavor that built it.
         engine_bytes: The engine.
-        samples: For each batch its arrays by input name.
-
-    Returns:
-        For each batch the arrays by output name.
 
     Raises:
-        NotSupportedError: The engine is for another GPU or release, or takes no such batch.
-        ExportError: The GPU failed to run it.
+        NotSupportedError: The engine is for another GPU or release.
     """
     log = make_error_log(tensorrt)
     engine = tensorrt.Runtime(log).deserialize_cuda_engine(engine_bytes)
@@ -45,12 +41,12 @@ def run_engine(
     if not context:
         reasons = "; ".join(log.errors) or "it gives no reason"
         raise NotSupportedError(f"TensorRT can't load the engine on this GPU: {reasons}")
-    outputs = []
-    with DeviceMemory() as memory:
-        for sample in samples:
-            outputs.append(_run_batch(engine, context, memory, sample))
-            memory.free()
-    return outputs
+
+    def infer(sample: dict[str, Array]) -> dict[str, Array]:
+        with DeviceMemory() as memory:
+            return _run_batch(engine, context, memory, sample)
+
+    return infer
 
 
 def _run_batch(

@@ -1,0 +1,186 @@
+"""How long a batch takes in each format, measured beside each other on this machine."""
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.errors import InvalidInputError, KerasDeepSeekError
+from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.deploy.exporter import Exporter
+from keras_deepseek.deploy.failure_reason import failure_reason
+from keras_deepseek.deploy.registry import known_formats
+from keras_deepseek.deploy.samples import draw_batch
+
+_NUM_WARM_UPS = 3
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What a batch took in one format.
+
+    Args:
+        format: string. `"keras"` is the model itself, compiled by the backend that runs.
+        batch_size: integer, in rows.
+        milliseconds: float. The median of the times, on the clock.
+        cpu_milliseconds: float. The median of what the processor's cores worked together.
+    """
+
+    format: str
+    batch_size: int
+    milliseconds: float
+    cpu_milliseconds: float
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """The latencies of all formats, and why others have none; `print` shows them as a table.
+
+    Args:
+        rows: tuple of `Latency`.
+        left_out: dict. The reason by format, of those that were not measured.
+    """
+
+    rows: tuple[Latency, ...]
+    left_out: dict[str, str]
+
+    def __str__(self) -> str:
+        sizes = sorted({row.batch_size for row in self.rows})
+        head = "".join(f"{f'batch of {size}':>26}" for size in sizes)
+        lines = [f"{'ms (CPU ms)':<14}{head}"]
+        for name in dict.fromkeys(row.format for row in self.rows):
+            cells = [
+                f"{row.milliseconds:.2f} ({row.cpu_milliseconds:.2f})"
+                for size in sizes
+                for row in self.rows
+                if (row.format, row.batch_size) == (name, size)
+            ]
+            lines.append(f"{name:<14}" + "".join(f"{cell:>26}" for cell in cells))
+        lines += [f"{name}: {reason}" for name, reason in self.left_out.items()]
+        return "\n".join(lines)
+
+
+def compare_latencies(
+    model: keras.Model,
+    backends: Sequence[str] | None = None,
+    *,
+    batch_sizes: Sequence[int] = (1, 8, 32),
+    length: int = 64,
+    seconds: float = 1.0,
+    calibration: Any = None,
+    custom_objects_from: Sequence[str] = (),
+    verbose: bool = True,
+) -> LatencyTable:
+    """Exports a model in each format, verifies it, and times it beside the model itself.
+
+    The formats take turns, batch by batch, so that what else the machine does meets all of them.
+    Each uses as many threads as its runtime takes by itself.
+
+    Args:
+        model: `keras.Model`, built.
+        backends: list of strings, the formats. Defaults to `None`: all that are known.
+        batch_sizes: integers, in rows. Defaults to `(1, 8, 32)`.
+        length: integer. The size of each free axis. Defaults to `64`.
+        seconds: float. How long a format is timed at each batch size. Defaults to `1.0`.
+        calibration: inputs as `Exporter` takes them: ONNX in int8 is compared as well. Defaults to
+            `None`.
+        custom_objects_from: as of `Exporter`. Defaults to `()`.
+        verbose: boolean. Shows the stages of each export. Defaults to `True`.
+
+    Returns:
+        A `LatencyTable`. A format that can't be exported or run is left out with its reason.
+
+    Raises:
+        InvalidInputError: The model is not built, or an argument is not a positive number.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_deepseek.deploy import compare_latencies
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> table = compare_latencies(model, backends=[], batch_sizes=[2], seconds=0.01)
+    >>> [(row.format, row.batch_size) for row in table.rows]
+    [('keras', 2)]
+    """
+    if min((*batch_sizes, length, seconds), default=0) <= 0 or not batch_sizes:
+        raise InvalidInputError(
+            "`batch_sizes`, `length` and `seconds` must be positive; received "
+            f"{tuple(batch_sizes)}, {length} and {seconds}."
+        )
+    named = NamedModel(model)
+    infer: dict[str, InferenceFunction] = {"keras": backend.current().compile_inference(named)}
+    left_out: dict[str, str] = {}
+    wanted: list[tuple[str, dict[str, Any]]] = [
+        (name, {}) for name in (known_formats() if backends is None else backends)
+    ]
+    if calibration is not None:
+        wanted.append(("onnx", {"precision": "int8", "calibration": calibration}))
+    with tempfile.TemporaryDirectory(prefix="keras_deepseek_latencies_") as work:
+        for name, options in wanted:
+            label = " ".join([name, *([options["precision"]] if options else [])])
+            try:
+                exporter = Exporter(
+                    model, name, custom_objects_from=custom_objects_from, verbose=verbose, **options
+                )
+                exporter.export(Path(work) / label)
+                infer[label] = exporter.load(Path(work) / label)
+            except InvalidInputError:
+                raise
+            except KerasDeepSeekError as error:
+                left_out[label] = str(error)
+        rows = list(_time_all(infer, _batches(named, batch_sizes, length), seconds, left_out))
+    return LatencyTable(tuple(rows), left_out)
+
+
+def _batches(
+    named: NamedModel, batch_sizes: Iterable[int], length: int
+) -> dict[int, dict[str, Array]]:
+    def shape(batch_size: int, sizes: tuple[int | None, ...]) -> tuple[int, ...]:
+        return (batch_size, *(length if size is None else size for size in sizes[1:]))
+
+    return {
+        batch_size: draw_batch(
+            named.model,
+            named.signature,
+            {spec.name: shape(batch_size, spec.shape) for spec in named.signature.inputs},
+        )
+        for batch_size in batch_sizes
+    }
+
+
+def _time_all(
+    infer: dict[str, InferenceFunction],
+    batches: dict[int, dict[str, Array]],
+    seconds: float,
+    left_out: dict[str, str],
+) -> Iterable[Latency]:
+    """Yields the latencies; a format that fails on a batch is put among those left out."""
+    for batch_size, batch in batches.items():
+        running = {name: run for name, run in infer.items() if name not in left_out}
+        for name, run in list(running.items()):
+            try:
+                for _ in range(_NUM_WARM_UPS):
+                    run(batch)
+            except Exception as error:  # noqa: BLE001 - of whichever runtime
+                left_out[name] = f"fails on a batch of {batch_size}: {failure_reason(error)}"
+                del running[name]
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in running}
+        until = time.perf_counter() + seconds * len(running)
+        for name in itertools.cycle(running):
+            began, began_cpu = time.perf_counter(), time.process_time()
+            running[name](batch)
+            ended, ended_cpu = time.perf_counter(), time.process_time()
+            times[name].append((1e3 * (ended - began), 1e3 * (ended_cpu - began_cpu)))
+            if ended > until and all(times.values()):
+                break
+        for name, measured in times.items():
+            clock, cpu = (statistics.median(column) for column in zip(*measured, strict=True))
+            yield Latency(name, batch_size, clock, cpu)
