@@ -17,10 +17,14 @@ from keras_deepseek.artifacts.errors import (
 )
 from keras_deepseek.artifacts.manifest import Verification
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.backend.keras_internals import flatten_layers
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact, RouteResult
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.routes import InChild, InProcess, Route, find_routes
 from keras_deepseek.deploy.verify import agreements, compare
+
+_HALF_PRECISIONS = ("bfloat16", "float16")
+"""What a layer may compute in, the least precise one first."""
 
 
 def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> MadeArtifact:
@@ -36,9 +40,12 @@ def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> M
 
     Raises:
         ExportError: No route did; the message names each with its reason.
-        InvalidInputError: The model's custom layers can't be found from another process.
+        InvalidInputError: The model's custom layers can't be found from another process, or the
+            format has no such names as its inputs and outputs.
     """
     format_name = job.export_format.name
+    if check := getattr(job.export_format, "check_signature", None):
+        check(job.model.signature)
     say(f"{format_name}: computing what the model gives")
     job, expected = _compute_expected(job)
     passed_over: list[str] = []
@@ -48,7 +55,7 @@ def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> M
     for route in find_routes(job.export_format):
         try:
             result = route.export(job, folder, lambda stage: say(f"{format_name}: {stage}"))
-            verification = _verify(expected, result, job.precision)
+            verification = _verify(expected, result, job)
             if verification.state != "failed":
                 return MadeArtifact(result.how, verification, tuple(passed_over))
             passed_over.append(f"through {route.name}: {verification.reason}")
@@ -84,7 +91,7 @@ def check_artifact(job: ExportJob, folder: Path) -> Verification:
     runtime = getattr(job.export_format, "runtime", running)
     route: Route = InProcess(running) if runtime == running else InChild(runtime)
     job, expected = _compute_expected(job)
-    return _verify(expected, route.run(job, folder), job.precision)
+    return _verify(expected, route.run(job, folder), job)
 
 
 def _compute_expected(job: ExportJob) -> tuple[ExportJob, list[dict[str, Array]]]:
@@ -127,18 +134,18 @@ def _failure(job: ExportJob, passed_over: list[str], missing: list[MissingExtraE
     return message
 
 
-def _verify(
-    expected: list[dict[str, Array]], result: RouteResult, precision: str | None
-) -> Verification:
+def _verify(expected: list[dict[str, Array]], result: RouteResult, job: ExportJob) -> Verification:
     if result.outputs is None:
         return Verification("unverified", result.reason)
     if not expected:
         return Verification("unverified", "there is no batch to compare on")
     try:
-        comparison = compare(expected, result.outputs, precision)
+        comparison = compare(
+            expected, result.outputs, job.precision or _least_precision(job.model.model)
+        )
     except ExportError as error:
         return Verification("failed", str(error))
-    agreement = {} if precision is None else agreements(expected, result.outputs)
+    agreement = {} if job.precision is None else agreements(expected, result.outputs)
     if not comparison.any_finite:
         return Verification(
             "unverified", "the model gives no finite value, so nothing was compared"
@@ -149,6 +156,12 @@ def _verify(
         largest_difference=comparison.largest_difference,
         agreement=agreement,
     )
+
+
+def _least_precision(model: keras.Model) -> str | None:
+    """Returns the half precision that a layer computes in; the last one's is often another."""
+    dtypes = {layer.compute_dtype for layer in flatten_layers(model)}
+    return next((dtype for dtype in _HALF_PRECISIONS if dtype in dtypes), None)
 
 
 def _empty(folder: Path) -> None:

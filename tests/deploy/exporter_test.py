@@ -82,6 +82,37 @@ def test_a_path_with_the_formats_suffix_asks_for_the_file(digits, tmp_path, tens
     assert [value.name for value in session.get_outputs()] == ["probabilities"]
 
 
+def test_a_float32_head_on_layers_of_half_precision_is_judged_by_these(
+    tmp_path, tensorflow_installed
+):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((12,), name="x")
+    hidden = keras.layers.Dense(16, activation="relu", dtype="mixed_float16")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(4, dtype="float32", name="y")(hidden))
+    report = Exporter(model, "onnx", verbose=False).export(tmp_path / "model")
+    assert report.verified
+    assert Exporter(model, "onnx", verbose=False).check(tmp_path / "model").verified
+    model.layers[-1].bias.assign(0.1 * np.ones(4))
+    with pytest.raises(ExportError, match="differs by"):
+        Exporter(model, "onnx", verbose=False).check(tmp_path / "model")
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_an_output_of_an_inputs_name_is_refused_before_work_is_done(
+    backend, tmp_path, capsys, monkeypatch
+):
+    from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
+
+    monkeypatch.setattr(registry, "_registered", {})
+    register_exporter(OpenVINOFormat())
+    inputs = {"score": keras.Input((3,), name="score")}
+    model = keras.Model(inputs, {"score": keras.layers.Dense(2)(inputs["score"])})
+    with pytest.raises(InvalidInputError, match="of an input and of an output: score"):
+        Exporter(model, backend).export(tmp_path / "model")
+    assert "trying" not in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it changes this process")
 def test_weights_beyond_one_file_ask_for_a_folder(digits, tmp_path, monkeypatch):
     import onnxruntime

@@ -11,9 +11,9 @@ from tensorflow.python.framework.convert_to_constants import (
 
 from keras_deepseek.artifacts.errors import MissingExtraError
 from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.backend.onnx_handlers import onnx_handlers
 from keras_deepseek.backend.saved_model_writer import save_as_saved_model
 from keras_deepseek.backend.serving_signatures import ServingSignatures
+from keras_deepseek.backend.tf2onnx_operators import HANDLERS
 
 
 def write_saved_model(model: NamedModel, path: str, signatures: ServingSignatures) -> None:
@@ -44,7 +44,7 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
         _Traced(tf.function(run, autograph=False).get_concrete_function(*signature)),
         signature,
         opset=opset,
-        custom_op_handlers=onnx_handlers(),
+        custom_op_handlers=HANDLERS,
         output_path=path,
     )
 

@@ -19,9 +19,10 @@ class ExportFormat(Protocol):
     A format may have `backends`, a tuple of the names of those that can write it, in the order in
     which they are tried; without it the one that runs is. Others load the model in a process of
     their own, to which a format of the user's is sent by `cloudpickle`. And it may have a
-    `runtime`, the name of the backend that its `run` takes, where not every one will do; and
+    `runtime`, the name of the backend that its `run` takes, where not every one will do;
     `load`, which returns for a folder the function of a batch that `run` calls for each: with it
-    latencies are compared.
+    latencies are compared; and `check_signature`, a function of the model's signature that raises
+    an `InvalidInputError`, before any work is done, where the format has no such names or shapes.
     """
 
     name: str

@@ -14,7 +14,7 @@ from keras_deepseek.deploy.onnx_passes.describe import describe
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 from keras_deepseek.deploy.onnx_passes.products_in_float16 import products_in_float16
 from keras_deepseek.deploy.onnx_passes.quantize import quantize
-from keras_deepseek.deploy.onnx_passes.rename import rename
+from keras_deepseek.deploy.onnx_passes.rename import check_names, rename
 from keras_deepseek.deploy.onnx_passes.save import save
 from keras_deepseek.deploy.onnx_passes.simplify import simplify
 from keras_deepseek.deploy.onnx_passes.to_bfloat16 import to_bfloat16
@@ -61,11 +61,14 @@ class OnnxFormat:
         self.calibration = calibration
         self.products_in_float16 = products_in_float16
 
+    def check_signature(self, signature: Signature) -> None:
+        """Raises an `InvalidInputError` where ONNX has no such names."""
+        check_names(signature)
+
     def write(self, model: NamedModel, folder: Path) -> str:
         """Writes `model.onnx`, its inputs and outputs named as in the model."""
         onnx = import_package("onnx")
         import_package("onnxruntime")  # What could not be verified afterwards is not begun.
-        _check_names(model.signature)
         path = folder / self.entry
         is_brief = model.precision == "bfloat16"
         written = model.in_precision("float16") if is_brief else model
@@ -112,17 +115,6 @@ class OnnxFormat:
             "inputs": "; ".join(map(str, model.signature.inputs)),
             "outputs": "; ".join(map(str, model.signature.outputs)),
         }
-
-
-def _check_names(signature: Signature) -> None:
-    """Raises an error where an input and an output, which may differ, are to have one name."""
-    names = {spec.name for spec in signature.inputs}
-    shared = sorted(names.intersection(spec.name for spec in signature.outputs))
-    if shared:
-        raise InvalidInputError(
-            f"ONNX has one name for one tensor, and {shared} name an input and an output. Name the "
-            "outputs otherwise, as in keras.Model(inputs, {'new_name': output})."
-        )
 
 
 def _load_reference(path: Path, lacking: str) -> InferenceFunction:

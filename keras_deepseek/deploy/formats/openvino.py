@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
 from keras_deepseek.deploy.import_extra import import_extra
@@ -38,6 +38,10 @@ class OpenVINOFormat:
     def __init__(self, opset: int = 18) -> None:
         self._onnx = OnnxFormat(opset)
 
+    def check_signature(self, signature: Signature) -> None:
+        """Raises an `InvalidInputError` where ONNX has no such names."""
+        self._onnx.check_signature(signature)
+
     def write(self, model: NamedModel, folder: Path) -> str:
         """Writes the model in the precision that it computes in."""
         openvino = _import_openvino()
@@ -57,11 +61,16 @@ class OpenVINOFormat:
         """Returns the model as a function of arrays by name."""
         openvino = _import_openvino()
         options = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
-        compiled = openvino.Core().compile_model(folder / self.entry, "CPU", options)
-        names = {output: output.get_any_name() for output in compiled.outputs}
-        return lambda sample: {
-            names[output]: array.copy() for output, array in compiled(sample).items()
-        }
+        model = openvino.Core().read_model(folder / self.entry)
+        # Compiled, an output may have the name of what it was made of as well.
+        names = [output.get_any_name() for output in model.outputs]
+        compiled = openvino.Core().compile_model(model, "CPU", options)
+
+        def infer(sample: dict[str, Array]) -> dict[str, Array]:
+            outputs = compiled(sample)
+            return {name: outputs[index].copy() for index, name in enumerate(names)}
+
+        return infer
 
 
 def _import_openvino() -> Any:

@@ -8,6 +8,7 @@ backend gave are not kept: of two nodes that compute the same it keeps one, now 
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
 
 
@@ -16,6 +17,9 @@ def make_canonical(model: Any) -> None:
 
     Args:
         model: `onnx.ModelProto`, changed in place. The names of its inputs and outputs stay.
+
+    Raises:
+        ExportError: A node needs what it computes itself.
     """
     graph = model.graph
     names = {value.name: value.name for value in (*graph.input, *graph.output)}
@@ -73,7 +77,7 @@ def _order(graph: Any) -> None:
         for inner in inner_graphs(node):
             _order(inner)
     makers = {name: node for node in graph.node for name in node.output if name}
-    ordered, done = [], set()
+    ordered, done, begun = [], set(), set()
     stack = [(value.name, False) for value in reversed(graph.output)]
     while stack:  # Depth first, and not by calls: graphs are deep.
         name, is_expanded = stack.pop()
@@ -84,6 +88,9 @@ def _order(graph: Any) -> None:
             done.add(id(node))
             ordered.append(node)
             continue
+        if id(node) in begun:
+            raise ExportError(f"The graph goes round in a circle at {name!r}, of {node.op_type}.")
+        begun.add(id(node))
         stack.append((name, True))
         stack.extend((needed, False) for needed in reversed(list(_needs(node))))
     weights = {tensor.name: tensor for tensor in graph.initializer}

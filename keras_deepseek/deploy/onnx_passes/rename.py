@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
 
@@ -20,6 +21,23 @@ def rename(graph: Any, signature: Signature) -> None:
             new_names[value.name] = spec.name
             _name_free_axes(value, spec)
     _rename_tensors(graph, new_names, taken=set(new_names.values()) - set(new_names))
+
+
+def check_names(signature: Signature) -> None:
+    """Raises where a signature has names that ONNX can't have.
+
+    Args:
+        signature: `Signature`.
+
+    Raises:
+        InvalidInputError: An output has the name of an input, as keys of dicts may have.
+    """
+    both = {spec.name for spec in signature.inputs} & {spec.name for spec in signature.outputs}
+    if both:
+        raise InvalidInputError(
+            "ONNX has one tensor of a name, and these are of an input and of an output: "
+            f"{', '.join(sorted(both))}. Give the outputs keys of their own."
+        )
 
 
 def _separate_outputs(graph: Any) -> None:

@@ -35,12 +35,3 @@ def test_without_onnx_the_extra_is_named(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(import_extra.importlib, "import_module", missing)
     with pytest.raises(MissingExtraError, match=r"keras_deepseek\[onnx\]"):
         OnnxFormat().write(NamedModel(digits), tmp_path)
-
-
-def test_one_name_for_an_input_and_an_output_is_refused(tmp_path):
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    image = keras.Input((4,), name="image")
-    model = keras.Model(image, {"image": keras.layers.Dense(4)(image)})
-    with pytest.raises(InvalidInputError, match=r"\['image'\] name an input and an output"):
-        OnnxFormat().write(NamedModel(model), tmp_path)

@@ -35,6 +35,16 @@ def test_a_registered_format_is_verified_by_its_own_runtime(
     assert Exporter(model, "openvino", verbose=False).check(tmp_path / "out").verified
 
 
+def test_an_output_that_is_computed_from_keeps_its_name(tmp_path, tensorflow_installed):
+    """Compiled, the output has the name of a view of it as well."""
+    pytest.importorskip("openvino")
+    keys = keras.Input((4, 6), name="keys")
+    further = keras.ops.concatenate([keys[:, :2], keys[:, 2:] * 2], axis=1)
+    scores = keras.ops.sum(keras.ops.expand_dims(further, 1) ** 2, axis=-1)
+    model = keras.Model(keys, {"further": further, "scores": scores})
+    assert Exporter(model, "openvino", verbose=False).export(tmp_path / "out").verified
+
+
 def test_half_precision_goes_along(digits, tmp_path, tensorflow_installed):
     pytest.importorskip("openvino")
     sizes = {}

@@ -3,6 +3,7 @@ import random
 import numpy as np
 import pytest
 
+from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
 
 
@@ -135,3 +136,12 @@ def test_of_two_equal_outputs_of_a_loop_always_the_same_is_a_copy(make_graph, ru
     assert kinds == ["Identity", "Add", "Identity"]
     last = loop.attribute[0].g.node[-1]
     assert loop.attribute[0].g.output[2].name == last.output[0]
+
+
+def test_a_graph_that_goes_round_is_refused(make_graph):
+    from onnx import helper
+
+    nodes = [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Neg", ["a"], ["b"])]
+    model = make_graph([*nodes, helper.make_node("Relu", ["b"], ["y"])], {})
+    with pytest.raises(ExportError, match="round in a circle"):
+        make_canonical(model)

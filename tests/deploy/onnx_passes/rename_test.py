@@ -3,8 +3,9 @@ import importlib
 import numpy as np
 import pytest
 
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.deploy.onnx_passes.rename import rename
+from keras_deepseek.deploy.onnx_passes.rename import check_names, rename
 
 
 def test_a_renamed_graph_computes_the_same_with_clashing_names(tmp_path):
@@ -51,3 +52,11 @@ def test_an_input_that_is_an_output_too_has_both_names(make_graph):
     np.testing.assert_array_equal(b, x)
     np.testing.assert_array_equal(a, -x)
     np.testing.assert_array_equal(c, -x)
+
+
+def test_an_output_of_an_inputs_name_is_refused():
+    """Two tensors of one name make a graph that goes round in circles."""
+    same, other = (TensorSpec(name, (None, 4), "float32") for name in ("score", "other"))
+    with pytest.raises(InvalidInputError, match="of an input and of an output: score"):
+        check_names(Signature((same,), (other, same)))
+    check_names(Signature((same,), (other,)))

@@ -1,0 +1,137 @@
+"""What tf2onnx has to be told: TensorFlow's operators that it has no ONNX for.
+
+Each handler takes what tf2onnx calls a handler with: the graph, the node that it is to replace,
+the name of that, and the handler's arguments, of which there are none.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def convert_erfc(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `1 - Erf(x)` for `Erfc`."""
+    one = _constant(graph, node, name, 1)
+    erf = graph.make_node("Erf", [node.input[0]])
+    return _replace(graph, node, name, "Sub", [one, erf.output[0]])
+
+
+def convert_expm1(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `Exp(x) - 1` for `Expm1`."""
+    one = _constant(graph, node, name, 1)
+    exponential = graph.make_node("Exp", [node.input[0]])
+    return _replace(graph, node, name, "Sub", [exponential.output[0], one])
+
+
+def convert_log1p(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `Log(x + 1)` for `Log1p`."""
+    following = graph.make_node("Add", [node.input[0], _constant(graph, node, name, 1)])
+    return _replace(graph, node, name, "Log", [following.output[0]])
+
+
+def convert_dynamic_update_slice(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts what lies around the update, chosen by a padded mask, for `XlaDynamicUpdateSlice`.
+
+    As there, an update that begins too far out is moved inwards, so that it fits.
+    """
+    operand, update, starts = node.input
+    dtype = graph.get_dtype(operand)
+
+    def add(operator: str, *inputs: str, **attributes: Any) -> str:
+        return str(graph.make_node(operator, list(inputs), attr=attributes).output[0])
+
+    sizes, update_sizes = add("Shape", operand), add("Shape", update)
+    room = add("Sub", sizes, update_sizes)
+    zero = graph.make_const(f"{name}/zero", np.zeros((), "int64")).output[0]
+    before = add("Min", add("Max", add("Cast", starts, to=_INT64), zero), room)
+    pads = add("Concat", before, add("Sub", room, before), axis=0)
+    # Of booleans, `Pad` of older versions and onnxruntime's `Where` take none.
+    padded = add("Pad", add("Cast", update, to=_FLOAT) if dtype == _BOOL else update, pads)
+    ones = graph.make_const(f"{name}/one", np.ones((), "float32")).output[0]
+    mask = add("Cast", add("Pad", add("Expand", ones, update_sizes), pads), to=_BOOL)
+    if dtype != _BOOL:
+        return _replace(graph, node, name, "Where", [mask, padded, operand])
+    around = add("And", operand, add("Not", mask))
+    return _replace(graph, node, name, "Or", [add("Cast", padded, to=_BOOL), around])
+
+
+def convert_bitwise_and(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts a comparison for the look at a float's sign bit, as Keras's `argmax` has it.
+
+    ONNX has no look at the bits of a float before opset 26. Of a NaN the sign is lost.
+    """
+    bits = next((each for each in node.inputs if each.type == "Bitcast"), None)
+    masks = [each.get_tensor_value() for each in node.inputs if each.is_const()]
+    if bits is None or masks != [_SIGN_BIT]:
+        return _replace(graph, node, name, "BitwiseAnd", list(node.input))
+
+    def constant(what: str, value: Any) -> str:
+        return str(graph.make_const(f"{name}/{what}", np.asarray(value)).output[0])
+
+    x = graph.make_node("Cast", [bits.input[0]], attr={"to": _FLOAT}).output[0]
+    one, zero = constant("one", np.float32(1)), constant("zero", np.float32(0))
+    # Of negative zero, one by it is negative infinity.
+    inverse = graph.make_node("Div", [one, x]).output[0]
+    below, inverse_below = (
+        graph.make_node("Less", [each, zero]).output[0] for each in (x, inverse)
+    )
+    is_negative = graph.make_node("Or", [below, inverse_below]).output[0]
+    choices = [constant("bit", np.int32(_SIGN_BIT)), constant("none", np.int32(0))]
+    return _replace(graph, node, name, "Where", [is_negative, *choices])
+
+
+def convert_bound(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts a count of what stands before each value for `LowerBound` and `UpperBound`."""
+    comparison = "LessOrEqual" if node.type == "UpperBound" else "Less"
+    dtype = graph.get_dtype(node.output[0])
+    first, last = (
+        str(graph.make_const(f"{name}/axis_{axis}", np.array([axis], "int64")).output[0])
+        for axis in (1, 2)
+    )
+    ordered = graph.make_node("Unsqueeze", [node.input[0], first]).output[0]
+    values = graph.make_node("Unsqueeze", [node.input[1], last]).output[0]
+    stands_before = graph.make_node(comparison, [ordered, values]).output[0]
+    counted = graph.make_node("Cast", [stands_before], attr={"to": dtype}).output[0]
+    return _replace(graph, node, name, "ReduceSum", [counted, last], keepdims=0)
+
+
+HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
+    "BitwiseAnd": (convert_bitwise_and, []),
+    "Erfc": (convert_erfc, []),
+    "Expm1": (convert_expm1, []),
+    "Log1p": (convert_log1p, []),
+    "LowerBound": (convert_bound, []),
+    "UpperBound": (convert_bound, []),
+    "XlaDynamicUpdateSlice": (convert_dynamic_update_slice, []),
+}
+"""What tf2onnx takes as `custom_op_handlers`."""
+
+_SIGN_BIT = -(2**31)
+_FLOAT, _INT64, _BOOL = 1, 7, 9
+"""Numbers of ONNX's for types."""
+
+
+def _constant(graph: Any, node: Any, name: str, value: float) -> str:
+    """Returns the name of a constant of the type that a node's input has."""
+    from tf2onnx.utils import map_onnx_to_numpy_type
+
+    dtype = map_onnx_to_numpy_type(graph.get_dtype(node.input[0]))
+    return str(graph.make_const(f"{name}/constant", np.full((), value, dtype)).output[0])
+
+
+def _replace(
+    graph: Any, node: Any, name: str, operator: str, inputs: list[str], **attributes: Any
+) -> Any:
+    """Puts an operator in the place of a node."""
+    outputs, shapes, dtypes = node.output, node.output_shapes, node.output_dtypes
+    graph.remove_node(node.name)
+    return graph.make_node(
+        operator,
+        inputs,
+        attr=attributes,
+        name=name,
+        outputs=outputs,
+        shapes=shapes,
+        dtypes=dtypes,
+    )

@@ -1,0 +1,112 @@
+"""What stands in ONNX for TensorFlow's operators computes the same as they do."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.tf2onnx_operators import HANDLERS
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="these are operators of TensorFlow's"
+)
+
+
+class Applied(keras.layers.Layer):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def call(self, *inputs):
+        return self.function(*inputs)
+
+
+def run_both(function, *arrays, tmp_path):
+    """Returns what the model gives, and its ONNX file; and the operators in that."""
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    pytest.importorskip("tf2onnx")
+    from keras_deepseek.backend.tensorflow.export import write_onnx
+
+    inputs = [
+        keras.Input(array.shape[1:], dtype=str(array.dtype), name=f"x{index}")
+        for index, array in enumerate(arrays)
+    ]
+    outputs = Applied(function)(*inputs)
+    model = NamedModel(keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs))
+    path = str(tmp_path / "model.onnx")
+    write_onnx(model, path, 18)
+    session = onnxruntime.InferenceSession(path)
+    names = [value.name for value in session.get_inputs()]
+    assert sorted(names) == [value.name for value in inputs]
+    given = {f"x{index}": array for index, array in enumerate(arrays)}
+    (received,) = session.run(None, given)
+    expected = model(given)["output_0"]
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    return keras.ops.convert_to_numpy(expected), received, operators
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        ops.erf,
+        lambda x: ops.gelu(x, approximate=False),
+        ops.celu,
+        ops.expm1,
+        lambda x: ops.log1p(ops.abs(x)),
+    ],
+)
+def test_functions_of_one_tensor(function, tmp_path):
+    x = np.linspace(-4, 4, 24, dtype="float32").reshape(3, 8)
+    expected, received, operators = run_both(function, x, tmp_path=tmp_path)
+    np.testing.assert_allclose(received, expected, atol=1e-6)
+    assert not operators & set(HANDLERS)
+
+
+@pytest.mark.parametrize("function", [ops.signbit, ops.argmax, lambda x: ops.argmax(x, axis=-1)])
+def test_the_sign_bit_of_floats(function, tmp_path):
+    """Negative zero has one, and is less than zero to Keras's `argmax`."""
+    x = np.array([[-0.0, 0.0, -1.0, -0.0], [-2.0, -3.0, -np.inf, -2.5], [1, 1e-45, np.inf, 0]])
+    expected, received, operators = run_both(function, x.astype("float32"), tmp_path=tmp_path)
+    assert received.dtype == expected.dtype
+    np.testing.assert_array_equal(received, expected)
+    assert "Bitcast" not in operators
+
+
+def test_the_bits_of_integers(tmp_path):
+    x = np.arange(-8, 8, dtype="int32").reshape(2, 8)
+    expected, received, _ = run_both(lambda x: ops.bitwise_and(x, 6), x, tmp_path=tmp_path)
+    np.testing.assert_array_equal(received, expected)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_places_in_what_is_sorted(side, dtype, tmp_path):
+    values = np.array([[-1, 0, 1, 4], [5, 2, 7, 9]], dtype)
+    ordered = np.array([0, 1, 1, 4, 7], dtype)
+    expected, received, operators = run_both(
+        lambda x: ops.searchsorted(ordered, ops.reshape(x, (-1,)), side=side),
+        values,
+        tmp_path=tmp_path,
+    )
+    assert received.dtype == expected.dtype
+    np.testing.assert_array_equal(received, expected)
+    assert not operators & set(HANDLERS)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32", "bool"])
+@pytest.mark.parametrize("start", [0, 2, 5, 9, -3])
+def test_an_update_stands_where_it_fits(dtype, start, tmp_path):
+    """One that begins too far out is moved inwards, as TensorFlow moves it."""
+    generator = np.random.default_rng(0)
+    whole = (generator.normal(size=(3, 6, 2)) * 5).astype(dtype)
+    part = (generator.normal(size=(3, 2, 2)) * 5).astype(dtype)
+    index = np.full((3,), start, "int32")
+
+    def update(whole, part, index):
+        return ops.slice_update(whole, (0, index[0], 0), part)
+
+    expected, received, operators = run_both(update, whole, part, index, tmp_path=tmp_path)
+    assert received.dtype == expected.dtype
+    np.testing.assert_array_equal(received, expected)
+    assert not operators & set(HANDLERS)
