@@ -109,7 +109,7 @@ def test_an_output_of_an_inputs_name_is_refused_before_work_is_done(
     model = keras.Model(inputs, {"score": keras.layers.Dense(2)(inputs["score"])})
     with pytest.raises(InvalidInputError, match="of an input and of an output: score"):
         Exporter(model, backend).export(tmp_path / "model")
-    assert "trying" not in capsys.readouterr().out
+    assert capsys.readouterr().out == ""
     assert not any(tmp_path.iterdir())
 
 
