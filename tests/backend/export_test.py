@@ -94,3 +94,18 @@ def test_a_grouped_convolution_is_written(tmp_path):
     given = np.random.default_rng(0).normal(size=(2, 6, 6, 4)).astype("float32")
     (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
     np.testing.assert_allclose(outputs, model.predict(given, verbose=0), atol=1e-5)
+
+
+class Places(keras.layers.Layer):
+    def call(self, inputs):
+        places = keras.ops.arange(keras.ops.shape(inputs)[1], dtype="float32")
+        return inputs + keras.ops.expand_dims(places, -1)
+
+
+def test_places_of_a_free_length_are_written(tmp_path):
+    """jax2onnx makes a sentinel of a free size in `arange`."""
+    inputs = keras.Input((None, 2), name="x")
+    model = keras.Model(inputs, Places()(inputs))
+    given = np.zeros((2, 5, 2), "float32")
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
+    np.testing.assert_array_equal(outputs[1, :, 1], np.arange(5))

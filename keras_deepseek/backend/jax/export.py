@@ -1,9 +1,12 @@
 """JAX's own ways out of Keras: jax2onnx, and jax2tf where TensorFlow is installed beside it."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.export
 
 from keras_deepseek.artifacts.errors import MissingExtraError
 from keras_deepseek.backend.free_axes import Shapes, with_named_axes
@@ -45,7 +48,8 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
     names = [spec.name for spec in model.signature.inputs]
 
     def run(*tensors: Any) -> tuple[Any, ...]:
-        outputs = model(dict(zip(names, tensors, strict=True)))
+        with _iota_for_free_sizes():
+            outputs = model(dict(zip(names, tensors, strict=True)))
         return tuple(outputs[spec.name] for spec in model.signature.outputs)
 
     def write(shapes: Shapes) -> None:
@@ -62,3 +66,21 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
         )
 
     with_named_axes(model.signature, write)
+
+
+@contextlib.contextmanager
+def _iota_for_free_sizes() -> Iterator[None]:
+    """Counts up to a free size by `iota`: jax2onnx makes a sentinel of the size in `arange`."""
+    arange = jax.numpy.arange
+
+    def count(start: Any, stop: Any = None, step: Any = None, dtype: Any = None) -> Any:
+        is_free = jax.export.is_symbolic_dim(start) and stop is None and step is None
+        if not is_free:
+            return arange(start, stop, step, dtype=dtype)
+        return jax.lax.broadcasted_iota(jax.numpy.dtype(dtype or "int32"), (start,), 0)
+
+    jax.numpy.arange = count
+    try:
+        yield
+    finally:
+        jax.numpy.arange = arange
