@@ -31,6 +31,7 @@ __all__ = [
     "first_call_shapes",
     "flatten_layers",
     "forget_global_seed",
+    "functional_graph",
     "global_seed_state",
     "has_global_seed",
     "infers_shapes",
@@ -47,13 +48,19 @@ Distribution: TypeAlias = keras.distribution.DataParallel | keras.distribution.M
 """Keras's distributions: what they have in common has no public name."""
 
 
-def flatten_layers(model: keras.Model) -> list[keras.Layer]:
+def flatten_layers(model: keras.Layer) -> list[keras.Layer]:
     """Returns the model and every layer inside it, at any depth.
 
     `model.layers` stops at the first level: the projections inside an attention layer, or the cell
     inside a recurrent one, are found here alone.
     """
     return list(model._flatten_layers())
+
+
+def functional_graph(model: keras.Layer) -> Any:
+    """Returns what holds the `inputs` and `operations` of a model that is a graph, or `None`."""
+    graph = getattr(model, "_functional", None) or model  # A Sequential has one inside.
+    return graph if hasattr(graph, "operations") and hasattr(graph, "inputs") else None
 
 
 def infers_shapes() -> bool:

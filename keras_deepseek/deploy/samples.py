@@ -10,11 +10,14 @@ import numpy as np
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
 from keras_deepseek.backend.free_axes import count_free_lengths
-from keras_deepseek.backend.keras_internals import flatten_layers
+from keras_deepseek.backend.input_vocabularies import input_vocabularies
 from keras_deepseek.backend.named_model import NamedModel
 
 _BATCH_SIZES = (1, 3, 4)
 _LARGEST_BATCH = 32
+_FEW, _BINARY = 10, 2
+"""How many integers an input that is looked up nowhere has, and one that says which of two kinds,
+where none stands for padding."""
 LENGTHS = (16, 9, 13)
 """One length a batch for the free axes, so that a shape that was baked in shows."""
 ROUND_LENGTHS = (32, 64, 96)
@@ -28,8 +31,8 @@ def make_samples(
 ) -> list[dict[str, Array]]:
     """Returns random batches of several sizes and lengths that fit a model.
 
-    Floats are drawn from a standard normal distribution. Integers are drawn below the smallest
-    vocabulary of the model's embeddings, and end in zeros in the first row, as padding does.
+    Floats are drawn from a standard normal distribution. Integers are drawn below the vocabulary of
+    the embeddings that the input reaches, and end in zeros in the first row, as padding does.
 
     Args:
         model: `keras.Model`.
@@ -109,10 +112,10 @@ def draw_batch(
     """
     batch_size = next((shape[0] for shape in shapes.values() if shape), 1)
     generator = np.random.default_rng(batch_size)
-    vocabulary = min(_vocabularies(model), default=10)
+    vocabularies = input_vocabularies(model, len(signature.inputs))
     return {
-        spec.name: _draw(generator, spec, shapes[spec.name], vocabulary)
-        for spec in signature.inputs
+        spec.name: _draw(generator, spec, shapes[spec.name], vocabulary or _FEW)
+        for spec, vocabulary in zip(signature.inputs, vocabularies, strict=True)
     }
 
 
@@ -129,12 +132,6 @@ def _make_batch(
     return draw_batch(model, signature, shapes)
 
 
-def _vocabularies(model: keras.Model) -> Iterator[int]:
-    for layer in flatten_layers(model):
-        if isinstance(layer, keras.layers.Embedding):
-            yield layer.input_dim
-
-
 def _draw(
     generator: np.random.Generator,
     spec: TensorSpec,
@@ -146,7 +143,7 @@ def _draw(
         return generator.normal(size=shape).astype(dtype)
     if dtype.kind == "b":
         return generator.integers(0, 2, size=shape).astype(bool)
-    array = generator.integers(1, max(vocabulary, 2), size=shape).astype(dtype)
+    array = generator.integers(vocabulary > _BINARY, vocabulary, size=shape).astype(dtype)
     if array.ndim > 1:
         array[0, array.shape[1] - array.shape[1] // 3 :] = 0
     return array

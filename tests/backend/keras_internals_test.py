@@ -23,6 +23,7 @@ from keras_deepseek.backend.keras_internals import (
     flatten_layers,
     forget_global_seed,
     from_scipy,
+    functional_graph,
     global_seed_state,
     has_global_seed,
     infers_shapes,
@@ -269,3 +270,16 @@ def test_sparse_matrices_of_scipy_become_tensors():
     assert keras.ops.is_tensor(tensor)
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(tensor), dense)
     assert from_scipy(dense) is dense
+
+
+def test_a_graph_is_found_in_a_model_that_has_one():
+    inputs = keras.Input((3,))
+    layer = keras.layers.Dense(2)
+    functional = keras.Model(inputs, layer(inputs))
+    for model in (functional, keras.Sequential([inputs, keras.layers.Dense(2)])):
+        graph = functional_graph(model)
+        assert len(graph.inputs) == 1
+        assert any(isinstance(each, keras.layers.Dense) for each in graph.operations)
+    assert functional_graph(layer) is None
+    assert layer._inbound_nodes[0].input_tensors[0] is inputs
+    assert functional.outputs[0]._keras_history.operation is layer
