@@ -380,7 +380,7 @@ class Backend(Protocol):
         """Writes the model as a SavedModel into a folder, or raises `NotSupportedError`."""
 
     def write_onnx(self, model: "NamedModel", path: str, opset: int) -> None:
-        """Writes the model as an ONNX file, or raises `NotSupportedError`."""
+        """Writes an ONNX file of an opset up to this, or raises `NotSupportedError`."""
 
 
 NAMES = ("tensorflow", "jax", "torch")

@@ -1,4 +1,4 @@
-"""What tf2onnx has to be told: TensorFlow's operators that it has no ONNX for.
+"""What tf2onnx has to be told: TensorFlow's operators that it lacks or writes wrongly.
 
 Each handler takes what tf2onnx calls a handler with: the graph, the node that it is to replace,
 the name of that, and the handler's arguments, of which there are none.
@@ -28,6 +28,14 @@ def convert_log1p(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     """Puts `Log(x + 1)` for `Log1p`."""
     following = graph.make_node("Add", [node.input[0], _constant(graph, node, name, 1)])
     return _replace(graph, node, name, "Log", [following.output[0]])
+
+
+def convert_select(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
+    """Puts `Where`: tf2onnx adds products with 0 and 1, which make NaN of infinity."""
+    from tf2onnx.onnx_opset.controlflow import Select
+
+    node.set_attr("handles_nan", 1)
+    return Select.version_9(graph, node)
 
 
 def convert_dynamic_update_slice(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
@@ -102,6 +110,8 @@ HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     "Expm1": (convert_expm1, []),
     "Log1p": (convert_log1p, []),
     "LowerBound": (convert_bound, []),
+    "Select": (convert_select, []),
+    "SelectV2": (convert_select, []),
     "UpperBound": (convert_bound, []),
     "XlaDynamicUpdateSlice": (convert_dynamic_update_slice, []),
 }

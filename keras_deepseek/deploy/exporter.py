@@ -85,12 +85,14 @@ class Exporter:
             all the same where no route gives a right one, its state `failed`, and a warning says
             so. Defaults to `"raise"`.
         verbose: boolean. Shows each stage, on a terminal with its time. Defaults to `True`.
-        **options: Arguments of the format. Of ONNX: `opset` (integer, 18), `simplified` (boolean,
-            `True`) and `products_in_float16` (boolean, `False`). Of SavedModel: `classify` (boolean
-            or names of classes), `regress` (boolean) and `warmup` (boolean, `True`). Of TensorRT:
-            those of ONNX; `flavor` (`"auto"`, `"tensorrt"` or `"rtx"`); `compute_capabilities`, as
-            in `("86", "89")`; and `profiles`, the smallest, usual and largest size by free axis, as
-            in `{"batch": (1, 4, 32), "tokens_axis_1": (1, 16, 64)}`, or by input its three shapes.
+        **options: Arguments of the format. Of ONNX: `opset` (integer from 13 to 25, 18),
+            `simplified` (boolean, `True`), `fused` (boolean, `True`: one operator where ONNX has
+            one for several) and `products_in_float16` (boolean, `False`). Of SavedModel: `classify`
+            (boolean or names of classes), `regress` (boolean) and `warmup` (boolean, `True`). Of
+            TensorRT: those of ONNX; `flavor` (`"auto"`, `"tensorrt"` or `"rtx"`);
+            `compute_capabilities`, as in `("86", "89")`; and `profiles`, the smallest, usual and
+            largest size by free axis, as in `{"batch": (1, 4, 32), "tokens_axis_1": (1, 16, 64)}`,
+            or by input its three shapes.
 
     Raises:
         InvalidInputError: The backend or an option is unknown or does not fit, or the model is not

@@ -1,4 +1,5 @@
 import importlib.util
+import os
 import sys
 
 import keras
@@ -109,3 +110,21 @@ def test_places_of_a_free_length_are_written(tmp_path):
     given = np.zeros((2, 5, 2), "float32")
     (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
     np.testing.assert_array_equal(outputs[1, :, 1], np.arange(5))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf2onnx's own ways")
+def test_an_optimizer_of_tf2onnx_that_fails_is_passed_over(model, tmp_path, monkeypatch):
+    optimizer = pytest.importorskip("tf2onnx.optimizer")
+    import onnx
+
+    class Failing:
+        def optimize(self, graph, iteration):
+            raise ValueError("no")
+
+    monkeypatch.setitem(optimizer._optimizers, "loop_optimizer", Failing)
+    before = list(optimizer._optimizers)
+    backend.current().write_onnx(NamedModel(model), str(tmp_path / "model.onnx"), 25)
+    proto = onnx.load(tmp_path / "model.onnx")
+    assert [each.version for each in proto.opset_import if not each.domain] == [18]
+    assert list(optimizer._optimizers) == before
+    assert "TF2ONNX_CATCH_ERRORS" not in os.environ

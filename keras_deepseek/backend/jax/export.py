@@ -39,7 +39,7 @@ def _polymorphic(shapes: Shapes) -> dict[str, str]:
 
 
 def write_onnx(model: NamedModel, path: str, opset: int) -> None:
-    """Writes the model as an ONNX file, or raises `NotSupportedError`."""
+    """Writes an ONNX file of an opset up to this, or raises `NotSupportedError`."""
     try:
         import jax2onnx
     except ImportError as error:

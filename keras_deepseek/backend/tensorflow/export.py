@@ -1,8 +1,10 @@
 """TensorFlow's own ways out of Keras."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import (
@@ -15,6 +17,9 @@ from keras_deepseek.backend.saved_model_writer import save_as_saved_model
 from keras_deepseek.backend.serving_signatures import ServingSignatures
 from keras_deepseek.backend.tf2onnx_operators import HANDLERS
 
+_HIGHEST_OPSET = 18
+"""The newest operator set that tf2onnx writes."""
+
 
 def write_saved_model(model: NamedModel, path: str, signatures: ServingSignatures) -> None:
     """Writes the model as a SavedModel into a folder, or raises `NotSupportedError`."""
@@ -22,7 +27,7 @@ def write_saved_model(model: NamedModel, path: str, signatures: ServingSignature
 
 
 def write_onnx(model: NamedModel, path: str, opset: int) -> None:
-    """Writes the model as an ONNX file, or raises `NotSupportedError`."""
+    """Writes an ONNX file of an opset up to this, or raises `NotSupportedError`."""
     try:
         import tf2onnx
     except ImportError as error:
@@ -40,13 +45,36 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
         return [outputs[spec.name] for spec in model.signature.outputs]
 
     signature = list(specs.values())
-    tf2onnx.convert.from_function(
-        _Traced(tf.function(run, autograph=False).get_concrete_function(*signature)),
-        signature,
-        opset=opset,
-        custom_op_handlers=HANDLERS,
-        output_path=path,
-    )
+    traced = _Traced(tf.function(run, autograph=False).get_concrete_function(*signature))
+
+    def convert() -> None:
+        tf2onnx.convert.from_function(
+            traced,
+            signature,
+            opset=min(opset, _HIGHEST_OPSET),
+            custom_op_handlers=HANDLERS,
+            output_path=path,
+        )
+
+    # So that it can go on where one of its optimizers fails, tf2onnx copies the graph and its
+    # weights before each, which takes most of its time and memory. None fails as a rule.
+    with _einsum_is_kept():
+        try:
+            with mock.patch.dict(os.environ, {"TF2ONNX_CATCH_ERRORS": "FALSE"}):
+                convert()
+        except Exception:  # noqa: BLE001 - of an optimizer, or of what will fail again.
+            convert()
+
+
+@contextlib.contextmanager
+def _einsum_is_kept() -> Iterator[None]:
+    """Keeps tf2onnx from writing each `Einsum` as a dozen nodes that compute shapes."""
+    from tf2onnx import optimizer
+
+    known = getattr(optimizer, "_optimizers", {})
+    with mock.patch.dict(known):
+        known.pop("einsum_optimizer", None)
+        yield
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ def write_saved_model(model: NamedModel, path: str, signatures: ServingSignature
 
 
 def write_onnx(model: NamedModel, path: str, opset: int) -> None:
-    """Writes the model as an ONNX file, or raises `NotSupportedError`."""
+    """Writes an ONNX file of an opset up to this, or raises `NotSupportedError`."""
     if importlib.util.find_spec("onnxscript") is None:
         raise MissingExtraError("onnxscript", "onnx", "to export ONNX from PyTorch")
 

@@ -11,24 +11,31 @@ from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
 from keras_deepseek.deploy.onnx_passes.describe import describe
+from keras_deepseek.deploy.onnx_passes.fuse import fuse
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 from keras_deepseek.deploy.onnx_passes.products_in_float16 import products_in_float16
 from keras_deepseek.deploy.onnx_passes.quantize import quantize
+from keras_deepseek.deploy.onnx_passes.raise_opset import raise_opset
 from keras_deepseek.deploy.onnx_passes.rename import check_names, rename
 from keras_deepseek.deploy.onnx_passes.save import save
 from keras_deepseek.deploy.onnx_passes.simplify import simplify
 from keras_deepseek.deploy.onnx_passes.to_bfloat16 import to_bfloat16
 
-_OPSETS = range(13, 19)
+_OPSETS = range(13, 26)
 
 
 class OnnxFormat:
     """Writes ONNX by the exporter of the backend that runs, and what follows on the graph.
 
     Args:
-        opset: integer. The version of ONNX's default operator set, from 13 to 18. Defaults to `18`.
+        opset: integer. The version of ONNX's default operator set, from 13 to 25. What a backend's
+            exporter does not write itself is raised to it by ONNX's converter. Defaults to `18`.
         simplified: boolean. Whether constants are folded and nodes left out that do nothing.
             Defaults to `True`.
+        fused: boolean. Whether what ONNX has one operator for is written as that, where it comes in
+            several: `LayerNormalization`, from opset 20 on `Gelu`, from 23 on `RMSNormalization`
+            and, up to 24, `Attention`; and an `Einsum` of two tensors as `MatMul`. Defaults to
+            `True`.
         calibration: For each batch of the user's data its arrays by input name: products are then
             computed in int8, by the ranges that these have. Defaults to `None`.
         products_in_float16: boolean. Whether products that an export in float16 leaves in float32
@@ -48,6 +55,7 @@ class OnnxFormat:
         self,
         opset: int = 18,
         simplified: bool = True,
+        fused: bool = True,
         calibration: Sequence[dict[str, Array]] | None = None,
         products_in_float16: bool = False,
     ) -> None:
@@ -58,6 +66,7 @@ class OnnxFormat:
             )
         self.opset = opset
         self.simplified = simplified
+        self.fused = fused
         self.calibration = calibration
         self.products_in_float16 = products_in_float16
 
@@ -78,6 +87,9 @@ class OnnxFormat:
         num_written = len(proto.graph.node)
         if self.simplified:
             proto = simplify(proto)
+        proto = raise_opset(proto, self.opset)
+        if self.fused:
+            fuse(proto)
         if is_brief:
             to_bfloat16(proto.graph)
         if self.calibration is not None:

@@ -18,7 +18,7 @@ class OpenVINOFormat:
     """Writes `model.xml` and `model.bin`, and runs them by OpenVINO on the CPU.
 
     Args:
-        opset: integer. The version of ONNX's default operator set on the way there, from 13 to 18.
+        opset: integer. The version of ONNX's default operator set on the way there, from 13 to 25.
             Defaults to `18`.
 
     Raises:

@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
@@ -9,22 +10,45 @@ from keras_deepseek.deploy.formats.onnx import OnnxFormat
 IN_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 
-@pytest.mark.skipif(not IN_TENSORFLOW, reason="the others know 18, and are asked for it alone")
-@pytest.mark.parametrize("opset", [13, 18])
+@pytest.mark.skipif(not IN_TENSORFLOW, reason="the others know 18 and more")
+@pytest.mark.parametrize("opset", [13, 18, 19, 25])
 def test_names_and_free_axes_are_the_models(digits, tmp_path, opset):
     import onnx
 
     OnnxFormat(opset).write(NamedModel(digits), tmp_path)
-    graph = onnx.load(tmp_path / "model.onnx").graph
+    proto = onnx.load(tmp_path / "model.onnx")
+    assert [each.version for each in proto.opset_import if not each.domain] == [opset]
+    graph = proto.graph
     (value,) = graph.input
     assert value.name == "image"
     assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
     assert [output.name for output in graph.output] == ["probabilities"]
 
 
+@pytest.mark.skipif(not IN_TENSORFLOW, reason="PyTorch writes the fused operator by itself")
+@pytest.mark.parametrize("fused", [True, False])
+def test_operators_are_fused_or_left_as_written(tmp_path, fused):
+    import onnx
+
+    x = keras.Input((None, 4), name="x")
+    model = keras.Model(x, keras.layers.LayerNormalization()(x))
+    OnnxFormat(fused=fused).write(NamedModel(model), tmp_path)
+    kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert (kinds == {"LayerNormalization"}) == fused
+
+
+@pytest.mark.skipif(not IN_TENSORFLOW, reason="tf2onnx writes a choice as a sum of products")
+def test_what_is_not_chosen_may_be_infinite(tmp_path):
+    x = keras.Input((4,), name="x")
+    chosen = keras.ops.where(x > 0, keras.ops.log(keras.ops.maximum(x, 0.0)), 0.0)
+    OnnxFormat().write(NamedModel(keras.Model(x, chosen)), tmp_path)
+    (outputs,) = OnnxFormat().run(tmp_path, [{"x": np.array([[-1.0, 0.0, 1.0, 2.0]], "float32")}])
+    np.testing.assert_allclose(outputs["output_0"], [[0, 0, 0, np.log(2)]], atol=1e-6)
+
+
 @pytest.mark.parametrize("opset", [0, -1, 7, 99, "18", True, None])
 def test_an_opset_that_can_not_be_written_is_refused(opset):
-    with pytest.raises(InvalidInputError, match="from 13 to 18"):
+    with pytest.raises(InvalidInputError, match="from 13 to 25"):
         OnnxFormat(opset)
 
 

@@ -1,3 +1,4 @@
+import importlib.util
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.errors import ExportError, InvalidInputError, MissingExtraError
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy import Exporter, import_extra, register_exporter, registry
-from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
+from keras_deepseek.deploy.formats.openvino import OpenVINOFormat, _import_openvino
 
 
 @pytest.fixture(autouse=True)
@@ -18,13 +19,20 @@ def registered(monkeypatch):
     register_exporter(OpenVINOFormat())
 
 
+def require_openvino():
+    """Imports it as the format does: `importorskip` would import its telemetry, which forks."""
+    if importlib.util.find_spec("openvino") is None:
+        pytest.skip("openvino is not installed")
+    return _import_openvino()
+
+
 @pytest.mark.parametrize(
     ("backend", "model"), [("openvino", "digits"), ("custom", "text")], indirect=["model"]
 )
 def test_a_registered_format_is_verified_by_its_own_runtime(
     backend, model, tmp_path, tensorflow_installed
 ):
-    openvino = pytest.importorskip("openvino")
+    openvino = require_openvino()
     report = Exporter(model, backend, verbose=False).export(tmp_path / "out")
     assert report.verified
     bundle = Bundle.open(tmp_path / "out")
@@ -46,7 +54,7 @@ def test_an_output_that_is_computed_from_keeps_its_name(tmp_path, tensorflow_ins
 
 
 def test_half_precision_goes_along(digits, tmp_path, tensorflow_installed):
-    pytest.importorskip("openvino")
+    require_openvino()
     sizes = {}
     for precision in (None, "float16"):
         exporter = Exporter(digits, "openvino", precision=precision, verbose=False)
@@ -70,7 +78,7 @@ import openvino_telemetry
 
 
 def test_one_that_has_changed_is_found(digits, tmp_path, tensorflow_installed):
-    pytest.importorskip("openvino")
+    require_openvino()
     Exporter(digits, "openvino", verbose=False).export(tmp_path / "out")
     digits.layers[-1].bias.assign(np.arange(10.0))
     with pytest.raises(ExportError, match="differs by"):
@@ -87,7 +95,7 @@ def test_without_openvino_the_extra_is_named(digits, tmp_path, monkeypatch):
 
 
 def test_an_opset_that_can_not_be_written_is_refused():
-    with pytest.raises(InvalidInputError, match="from 13 to 18"):
+    with pytest.raises(InvalidInputError, match="from 13 to 25"):
         OpenVINOFormat(opset=7)
 
 

@@ -1,5 +1,7 @@
 """Small ONNX graphs, written by hand: these passes know nothing of Keras."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -52,3 +54,67 @@ def run():
         return session.run(None, {"x": x})[0]
 
     return run_model
+
+
+@pytest.fixture
+def parse():
+    """Returns a function from the text of nodes, an input and an output to a model.
+
+    Weights stand between `<` and `>` behind the output.
+    """
+    parser = pytest.importorskip("onnx.parser")
+    pytest.importorskip("onnxruntime")
+
+    def make(nodes, inputs="float[N,S,4] x", outputs="float[A,B,C] y", weights="", opset=18):
+        text = f'<ir_version: 10, opset_import: ["" : {opset}]> graph ({inputs}) => ({outputs})'
+        return parser.parse_model(f"{text} <{weights}> {{ {nodes} }}")
+
+    return make
+
+
+@pytest.fixture
+def run_all():
+    """Returns a function that runs a model on a dict of arrays."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    def run_model(model, arrays):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+        known = {value.name for value in session.get_inputs()}
+        return session.run(None, {name: arrays[name] for name in arrays if name in known})
+
+    return run_model
+
+
+@pytest.fixture
+def check_pass(run_all):
+    """Returns a function that applies a pass, compares what is computed, and counts operators.
+
+    It returns how many replacements the pass says it made, and a `Counter` of the operators.
+    """
+    import onnx
+
+    def check(apply, model, batches, tolerance=1e-5):
+        before = [run_all(model, arrays) for arrays in batches]
+        num_replaced = apply(model)
+        onnx.checker.check_model(model, full_check=True)
+        for arrays, expected in zip(batches, before, strict=True):
+            for left, right in zip(expected, run_all(model, arrays), strict=True):
+                np.testing.assert_allclose(right, left, atol=tolerance, rtol=tolerance)
+        return num_replaced, Counter(node.op_type for node in model.graph.node)
+
+    return check
+
+
+@pytest.fixture
+def draw():
+    """Returns a function from shapes by name to arrays of normal numbers by name."""
+
+    def make(**shapes):
+        generator = np.random.default_rng(0)
+        return {
+            name: generator.normal(size=shape).astype("float32") for name, shape in shapes.items()
+        }
+
+    return make

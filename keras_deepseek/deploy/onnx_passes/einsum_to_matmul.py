@@ -1,0 +1,157 @@
+"""Writes a product of two tensors that is an `Einsum` as `MatMul` between transpositions.
+
+Runtimes lay the kernel of a `MatMul` out for their processor when they load it, and know patterns
+around it; an `Einsum` they take as it is. Keras's attention has six of them a layer.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
+
+_NUM_OPERANDS = 2
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """The axes of a product by their role, each a letter of the equation."""
+
+    left: str
+    right: str
+    output: str
+    batch: tuple[str, ...]
+    rows: tuple[str, ...]
+    summed: tuple[str, ...]
+    columns: tuple[str, ...]
+
+
+def einsum_to_matmul(model: Any) -> int:
+    """Replaces what can be replaced, and leaves other equations as they are.
+
+    Args:
+        model: `onnx.ModelProto`, changed in place.
+
+    Returns:
+        How many were replaced.
+    """
+    view = GraphView(model)
+    num_replaced = 0
+    for node in view.nodes("Einsum"):
+        new_nodes = _write_product(view, node)
+        if new_nodes:
+            view.replace(node, new_nodes)
+            num_replaced += 1
+    return num_replaced
+
+
+def _write_product(view: GraphView, node: Any) -> list[Any]:
+    if len(node.input) != _NUM_OPERANDS:
+        return []
+    equation = attribute(node, "equation").decode().replace(" ", "")
+    left, right = node.input
+    constants = [view.constant(name) for name in node.input]
+    axes = _sort_axes(equation)
+    if (
+        axes is not None and constants[0] is not None and constants[1] is None
+    ):  # A kernel goes right.
+        left, right = right, left
+        constants.reverse()
+        terms, output = equation.split("->")
+        axes = _sort_axes(f"{','.join(reversed(terms.split(',')))}->{output}")
+    if axes is None:
+        return []
+    if constants[1] is not None and not axes.batch:
+        return _by_kernel(view, node, axes, left, right, constants[1])
+    if len(axes.rows) == len(axes.summed) == len(axes.columns) == 1:
+        return _of_two(view, node, axes, left, right)
+    return []
+
+
+def _sort_axes(equation: str) -> _Axes | None:
+    """Returns the axes of an equation; `None` for one that is no product of two tensors."""
+    terms, arrow, output = equation.partition("->")
+    left, _, right = terms.partition(",")
+    if not arrow or not (left + right + output).isalpha():
+        return None
+    if any(len(set(term)) < len(term) for term in (left, right, output)):
+        return None
+    batch = tuple(axis for axis in output if axis in left and axis in right)
+    rows = tuple(axis for axis in output if axis in left and axis not in right)
+    columns = tuple(axis for axis in output if axis in right and axis not in left)
+    summed = tuple(axis for axis in left if axis in right and axis not in output)
+    if set(left) != {*batch, *rows, *summed} or set(right) != {*batch, *summed, *columns}:
+        return None  # An axis that is summed in one of them alone.
+    return _Axes(left, right, output, batch, rows, summed, columns)
+
+
+def _by_kernel(
+    view: GraphView, node: Any, axes: _Axes, left: str, right: str, kernel: Any
+) -> list[Any]:
+    """Returns the nodes of a product with a constant, which takes the shape of a matrix."""
+    if not axes.rows or not axes.summed or not axes.columns:
+        return []
+    order = [axes.right.index(axis) for axis in (*axes.summed, *axes.columns)]
+    sizes = [kernel.shape[axis] for axis in order]
+    num_summed = len(axes.summed)
+    summed, columns = sizes[:num_summed], sizes[num_summed:]
+    matrix = kernel.transpose(order).reshape(math.prod(summed), math.prod(columns))
+    nodes = _transpose(view, axes.left, (*axes.rows, *axes.summed), left, f"{node.output[0]}__left")
+    name = nodes[-1].output[0] if nodes else left
+    keep = [0] * len(axes.rows)
+    if num_summed > 1:
+        nodes.append(_reshape(view, name, [*keep, math.prod(summed)], f"{node.output[0]}__flat"))
+        name = nodes[-1].output[0]
+    weight = view.add_weight(matrix, right)
+    nodes.append(view.node("MatMul", [name, weight], f"{node.output[0]}__product"))
+    if len(columns) > 1:
+        name = f"{node.output[0]}__parted"
+        nodes.append(_reshape(view, nodes[-1].output[0], [*keep, *columns], name))
+    return _give_output(view, node, axes, (*axes.rows, *axes.columns), nodes)
+
+
+def _of_two(view: GraphView, node: Any, axes: _Axes, left: str, right: str) -> list[Any]:
+    """Returns the nodes of a product of two tensors with one axis of each role, and a batch."""
+    made = (*axes.batch, *axes.rows, *axes.columns)
+    if made != tuple(axes.output) and (*axes.batch, *axes.columns, *axes.rows) == tuple(
+        axes.output
+    ):
+        left, right = right, left  # The same numbers, and nothing to transpose after.
+        axes = _Axes(
+            axes.right, axes.left, axes.output, axes.batch, axes.columns, axes.summed, axes.rows
+        )
+        made = (*axes.batch, *axes.rows, *axes.columns)
+    names, nodes = [], []
+    for side, name, given, wanted in (
+        ("left", left, axes.left, (*axes.batch, *axes.rows, *axes.summed)),
+        ("right", right, axes.right, (*axes.batch, *axes.summed, *axes.columns)),
+    ):
+        before = _transpose(view, given, wanted, name, f"{node.output[0]}__{side}")
+        names.append(before[0].output[0] if before else name)
+        nodes += before
+    nodes.append(view.node("MatMul", names, f"{node.output[0]}__product"))
+    return _give_output(view, node, axes, made, nodes)
+
+
+def _transpose(
+    view: GraphView, given: str, wanted: tuple[str, ...], name: str, output: str
+) -> list[Any]:
+    order = [given.index(axis) for axis in wanted]
+    if order == sorted(order):
+        return []
+    return [view.node("Transpose", [name], output, perm=order)]
+
+
+def _reshape(view: GraphView, name: str, sizes: list[int], output: str) -> Any:
+    shape = view.add_weight(np.array(sizes, "int64"), f"shape_{'_'.join(map(str, sizes))}")
+    return view.node("Reshape", [name, shape], output)
+
+
+def _give_output(
+    view: GraphView, node: Any, axes: _Axes, made: tuple[str, ...], nodes: list[Any]
+) -> list[Any]:
+    nodes += _transpose(view, "".join(made), tuple(axes.output), nodes[-1].output[0], "after")
+    nodes[-1].output[0] = node.output[0]
+    return nodes

@@ -1,0 +1,37 @@
+"""Goes through the passes that write several operators as one, in the order that they need."""
+
+from typing import Any
+
+from keras_deepseek.deploy.onnx_passes.add_masks import add_masks
+from keras_deepseek.deploy.onnx_passes.einsum_to_matmul import einsum_to_matmul
+from keras_deepseek.deploy.onnx_passes.fuse_attention import fuse_attention
+from keras_deepseek.deploy.onnx_passes.fuse_gelu import fuse_gelu
+from keras_deepseek.deploy.onnx_passes.fuse_layer_normalization import fuse_layer_normalization
+from keras_deepseek.deploy.onnx_passes.fuse_rms_normalization import fuse_rms_normalization
+from keras_deepseek.deploy.onnx_passes.keep_reduced_axes import keep_reduced_axes
+from keras_deepseek.deploy.onnx_passes.plain_products import plain_products
+from keras_deepseek.deploy.onnx_passes.sizes_of_factors import sizes_of_factors
+from keras_deepseek.deploy.onnx_passes.turn_products import turn_products
+
+_PASSES = (
+    einsum_to_matmul,
+    plain_products,
+    turn_products,
+    sizes_of_factors,
+    add_masks,
+    keep_reduced_axes,
+    fuse_layer_normalization,
+    fuse_rms_normalization,
+    fuse_gelu,
+    fuse_attention,
+)
+
+
+def fuse(model: Any) -> None:
+    """Writes what ONNX has one operator for as that operator.
+
+    Args:
+        model: `onnx.ModelProto`, changed in place.
+    """
+    for each in _PASSES:
+        each(model)

@@ -1,0 +1,196 @@
+"""Who makes and who uses each tensor of a graph: what a pass asks before it replaces nodes."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.deploy.onnx_passes.import_package import import_package
+from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
+
+_SMALL = 1024
+"""Bytes of a weight that shapes may depend on."""
+
+
+class GraphView:
+    """A model's outer graph by its tensors. It shows the graph as it was when the view was made.
+
+    Args:
+        model: `onnx.ModelProto`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.onnx = import_package("onnx")
+        self.graph = model.graph
+        self.opset = next(each.version for each in model.opset_import if not each.domain)
+        self._makers = {name: node for node in self.graph.node for name in node.output if name}
+        self._weights = {tensor.name: tensor for tensor in self.graph.initializer}
+        self._users = Counter(_used(self.graph))
+        self._values = _infer(self.onnx, model)
+
+    def nodes(self, *op_types: str) -> list[Any]:
+        """Returns the nodes of these types, in their order."""
+        return [node for node in self.graph.node if node.op_type in op_types and not node.domain]
+
+    def maker(self, name: str, *op_types: str) -> Any:
+        """Returns the node that makes a tensor, if it is of one of these types, or `None`."""
+        node = self._makers.get(name)
+        is_one = node is not None and not node.domain and node.op_type in op_types
+        return node if is_one else None
+
+    def constant(self, name: str) -> Array | None:
+        """Returns the values of a tensor that no input changes, or `None`."""
+        if name in self._weights:
+            return self.onnx.numpy_helper.to_array(self._weights[name])  # type: ignore[no-any-return]
+        node = self.maker(name, "Constant")
+        if node is not None and node.attribute[0].name == "value":
+            return self.onnx.numpy_helper.to_array(node.attribute[0].t)  # type: ignore[no-any-return]
+        return None
+
+    def scalar(self, name: str) -> float | None:
+        """Returns the one number that a tensor holds, or `None` where it is something else."""
+        array = self.constant(name)
+        if array is None or array.size != 1 or array.dtype.kind not in "fiV":
+            return None
+        return float(array.reshape(()))
+
+    def is_number(self, name: str, expected: float) -> bool:
+        """Returns whether a tensor is this one number, as near as float16 tells."""
+        number = self.scalar(name)
+        return number is not None and bool(np.isclose(number, expected, rtol=1e-3, atol=0.0))
+
+    def shape(self, name: str) -> list[int | str | None] | None:
+        """Returns a tensor's sizes, a text or `None` for a free one; `None` for an unknown rank."""
+        value = self._values.get(name)
+        if value is None or not value.type.tensor_type.HasField("shape"):
+            return None
+        return [
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+            for dim in value.type.tensor_type.shape.dim
+        ]
+
+    def dtype(self, name: str) -> int:
+        """Returns a tensor's type as ONNX numbers it; 0 where it is not known."""
+        value = self._values.get(name)
+        return int(value.type.tensor_type.elem_type) if value is not None else 0
+
+    def num_users(self, name: str) -> int:
+        """Returns how often a tensor is used, as an output of the graph among others."""
+        return self._users[name]
+
+    def are_inner(self, nodes: Iterable[Any], last: Any) -> bool:
+        """Returns whether nobody uses what some nodes make, but they and, of the last, anybody."""
+        own = {id(node): node for node in nodes}
+        own[id(last)] = last
+        uses = Counter(name for node in own.values() for name in node.input)
+        return all(
+            self.num_users(name) == uses[name]
+            for node in own.values()
+            if node is not last
+            for name in node.output
+        )
+
+    def add_weight(self, array: Array, like: str) -> str:
+        """Adds a constant and returns its name; it may be asked for several times."""
+        name = f"{like}__{'x'.join(map(str, array.shape))}"
+        while name in self._weights or name in self._makers:
+            if name in self._weights and _is_same(self.constant(name), array):
+                return name
+            name += "_"
+        tensor = self.onnx.numpy_helper.from_array(np.array(array, order="C"), name)
+        self._weights[name] = self.graph.initializer.add()
+        self._weights[name].CopyFrom(tensor)
+        return name
+
+    def replace(self, node: Any, new_nodes: list[Any]) -> None:
+        """Puts new nodes, of which the last makes the same output, where a node stood."""
+        index = next(i for i, each in enumerate(self.graph.node) if each is node)
+        del self.graph.node[index]
+        for offset, new in enumerate(new_nodes):
+            self.graph.node.insert(index + offset, new)
+
+    def read_instead(self, name: str, other: str) -> None:
+        """Makes all who use a tensor use another of the same values; an output keeps its name."""
+        _read_instead(self.graph, name, other)
+        if any(value.name == name for value in self.graph.output):
+            maker = self._makers[name]
+            maker.output[list(maker.output).index(name)] = f"{name}__unused"
+            self.graph.node.append(self.node("Identity", [other], name))
+
+    def node(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> Any:
+        """Returns a new node."""
+        return self.onnx.helper.make_node(op_type, inputs, [output], **attributes)
+
+
+def attribute(node: Any, name: str, default: Any = None) -> Any:
+    """Returns an attribute of a node, or what stands for one that it lacks."""
+    from onnx.helper import get_attribute_value
+
+    for each in node.attribute:
+        if each.name == name:
+            return get_attribute_value(each)
+    return default
+
+
+def in_both_orders(node: Any) -> Iterator[tuple[str, str]]:
+    """Yields the two inputs of a sum or product in the one order and the other."""
+    first, second = node.input
+    yield first, second
+    yield second, first
+
+
+def drop_unused(graph: Any) -> None:
+    """Leaves out the nodes and weights that nobody uses, of which passes leave some behind."""
+    while True:
+        users = Counter(_used(graph))
+        unused = [node for node in graph.node if not any(users[name] for name in node.output)]
+        if not unused:
+            break
+        for node in unused:
+            graph.node.remove(node)
+    for tensor in [each for each in graph.initializer if not users[each.name]]:
+        graph.initializer.remove(tensor)
+
+
+def _read_instead(graph: Any, name: str, other: str) -> None:
+    for node in graph.node:
+        node.input[:] = [other if each == name else each for each in node.input]
+        for inner in inner_graphs(node):
+            _read_instead(inner, name, other)
+
+
+def _used(graph: Any) -> Iterator[str]:
+    for node in graph.node:
+        yield from (name for name in node.input if name)
+        for inner in inner_graphs(node):
+            yield from _used(inner)
+    yield from (value.name for value in graph.output)
+
+
+def _is_same(left: Array | None, right: Array) -> bool:
+    return left is not None and left.dtype == right.dtype and np.array_equal(left, right)
+
+
+def _infer(onnx: Any, model: Any) -> dict[str, Any]:
+    """Returns what is known of the tensors; large weights are left at home on the way."""
+    light = onnx.ModelProto()
+    light.ir_version = model.ir_version
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    graph = light.graph
+    graph.name = "light"
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() <= _SMALL:
+            graph.initializer.add().CopyFrom(tensor)
+        graph.value_info.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
+        if tensor.ByteSize() > _SMALL:
+            graph.input.append(graph.value_info.pop())
+    graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+    return {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}

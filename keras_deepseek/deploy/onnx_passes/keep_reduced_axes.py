@@ -1,0 +1,92 @@
+"""Lets a sum or mean keep the axes that it reduces, where nodes after it put them back.
+
+JAX sums without them and broadcasts what comes out; jax2onnx writes six nodes for that.
+"""
+
+from typing import Any
+
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute, drop_unused
+from keras_deepseek.deploy.onnx_passes.shape_values import read_shape
+
+_REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceMax", "ReduceMin")
+
+
+def keep_reduced_axes(model: Any) -> int:
+    """Replaces `Expand(Reshape(Reduce(x, keepdims=0)))` by a reduction that keeps its axes.
+
+    A choice by a constant between a tensor and one that has its shape goes, too.
+
+    Args:
+        model: `onnx.ModelProto`, changed in place.
+
+    Returns:
+        How many were replaced.
+    """
+    view = GraphView(model)
+    num_replaced = 0
+    for node in view.nodes("Expand"):
+        reduction = _find_reduction(view, node)
+        if reduction is not None:
+            new = view.node(reduction.op_type, list(reduction.input), node.output[0])
+            kept = [each for each in reduction.attribute if each.name != "keepdims"]
+            new.attribute.extend(kept)
+            view.replace(node, [new])
+            num_replaced += 1
+    if num_replaced:
+        view = GraphView(model)
+    for node in view.nodes("Where"):
+        chosen = _find_chosen(view, node)
+        if chosen:
+            view.read_instead(node.output[0], chosen)
+            num_replaced += 1
+    drop_unused(model.graph)
+    return num_replaced
+
+
+def _find_reduction(view: GraphView, expand: Any) -> Any:
+    """Returns the reduction whose axes an `Expand` and a `Reshape` put back, all of size 1."""
+    reshape = view.maker(expand.input[0], "Reshape")
+    reduction = reshape and view.maker(reshape.input[0], *_REDUCTIONS)
+    if not reduction or attribute(reduction, "keepdims", 1) or len(reduction.input) < 2:  # noqa: PLR2004
+        return None
+    shape, axes = view.shape(reduction.input[0]), view.constant(reduction.input[1])
+    if shape is None or axes is None or not axes.size:
+        return None
+    reduced = {int(axis) % len(shape) for axis in axes}
+    left = [axis for axis in range(len(shape)) if axis not in reduced]
+    sizes = read_shape(view, reshape.input[1])
+    put_back = read_shape(view, expand.input[1])
+    if sizes is None or put_back is None or len(sizes) != len(shape) or len(put_back) != len(shape):
+        return None
+    for axis, size in enumerate(shape):
+        own = (reduction.output[0], left.index(axis)) if axis not in reduced else 1
+        wanted = (1,) if axis in reduced else (size, own)
+        num_unknown = sizes.count(-1)
+        if put_back[axis] not in wanted:
+            return None
+        if sizes[axis] not in wanted and (sizes[axis] != -1 or num_unknown > 1):
+            return None
+    return reduction
+
+
+def _find_chosen(view: GraphView, where: Any) -> str:
+    """Returns the branch that a constant chooses, if the other is a number of no more axes."""
+    condition, *branches = where.input
+    chosen = view.constant(condition)
+    if chosen is None or chosen.size != 1 or chosen.ndim:
+        return ""
+    name, other = branches if bool(chosen) else reversed(branches)
+    expand = view.maker(other, "Expand")
+    if expand is None or view.constant(expand.input[0]) is None:
+        return ""
+    if view.constant(expand.input[0]).size != 1:  # type: ignore[union-attr]
+        return ""
+    shape = view.shape(name)
+    sizes = read_shape(view, expand.input[1])
+    if shape is None or sizes is None or len(sizes) != len(shape):
+        return ""
+    has_its_shape = all(
+        given in (size, (name, axis))
+        for axis, (given, size) in enumerate(zip(sizes, shape, strict=True))
+    )
+    return name if has_its_shape else ""

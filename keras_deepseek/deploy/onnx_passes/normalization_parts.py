@@ -1,0 +1,144 @@
+"""What the fused normalizations have in common: means over the last axes, roots, and scales."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute, in_both_orders
+
+_SQUARE = 2.0
+
+
+class Mean(NamedTuple):
+    """A mean that keeps its axes: of which tensor, over how many of the last, by which nodes."""
+
+    source: str
+    num_axes: int
+    nodes: list[Any]
+
+
+class Root(NamedTuple):
+    """The inverse root of a tensor and a small number."""
+
+    source: str
+    epsilon: float
+    nodes: list[Any]
+
+
+def find_mean(view: GraphView, name: str) -> Mean | None:
+    """Returns the mean that a tensor is, or `None`.
+
+    Args:
+        view: `GraphView`.
+        name: string. The tensor.
+    """
+    node = view.maker(name, "ReduceMean", "Div")
+    if node is None:
+        return None
+    if node.op_type == "ReduceMean":
+        num_axes = _count_last_axes(view, node)
+        return Mean(node.input[0], num_axes, [node]) if num_axes else None
+    total = view.maker(node.input[0], "ReduceSum")
+    num_axes = _count_last_axes(view, total) if total is not None else 0
+    if not num_axes or view.scalar(node.input[1]) != _count(view, total.input[0], num_axes):
+        return None
+    return Mean(total.input[0], num_axes, [node, total])
+
+
+def find_mean_square(view: GraphView, name: str) -> Mean | None:
+    """Returns the mean of a tensor's squares that a tensor is, or `None`."""
+    node = view.maker(name, "Div")
+    total = node and view.maker(node.input[0], "ReduceSumSquare")
+    if total:
+        num_axes = _count_last_axes(view, total)
+        if num_axes and view.scalar(node.input[1]) == _count(view, total.input[0], num_axes):
+            return Mean(total.input[0], num_axes, [node, total])
+        return None
+    mean = find_mean(view, name)
+    square = mean and view.maker(mean.source, "Mul", "Pow")
+    if mean is None or not square:
+        return None
+    first, second = square.input
+    is_square = first == second if square.op_type == "Mul" else view.scalar(second) == _SQUARE
+    return Mean(first, mean.num_axes, [*mean.nodes, square]) if is_square else None
+
+
+def find_inverse_root(view: GraphView, name: str) -> Root | None:
+    """Returns what `1 / sqrt(source + epsilon)` a tensor is, or `None`."""
+    node = view.maker(name, "Reciprocal", "Div")
+    if node is None or (node.op_type == "Div" and view.scalar(node.input[0]) != 1.0):
+        return None
+    root = view.maker(node.input[-1], "Sqrt")
+    total = root and view.maker(root.input[0], "Add")
+    if not total:
+        return None
+    for source, epsilon in in_both_orders(total):
+        number = view.scalar(epsilon)
+        if number is not None:
+            return Root(source, number, [node, root, total])
+    return None
+
+
+def with_factor(view: GraphView, name: str) -> Iterator[tuple[str, Array | None, list[Any]]]:
+    """Yields a tensor by itself, and what it is the product of with a constant."""
+    yield name, None, []
+    node = view.maker(name, "Mul")
+    for tensor, factor in in_both_orders(node) if node is not None else ():
+        constant = view.constant(factor)
+        if constant is not None:
+            yield tensor, constant, [node]
+
+
+def fit_weight(
+    array: Array | None, sizes: list[int], rank: int, dtype: Any, default: float
+) -> Array | None:
+    """Returns a scale or bias in the shape of the last axes; `None` where it varies over others.
+
+    Args:
+        array: Array, or `None` for one that is not there.
+        sizes: list of integers. The last axes.
+        rank: integer. The axes of the tensor that it is applied to.
+        dtype: The dtype to have.
+        default: float. Each value where there is no array.
+    """
+    if array is None:
+        return np.full(sizes, default, dtype)
+    if array.dtype != dtype or array.ndim > rank:
+        return None
+    extra = array.ndim - len(sizes)
+    if extra > 0:
+        if any(size != 1 for size in array.shape[:extra]):
+            return None
+        array = array.reshape(array.shape[extra:])
+    try:
+        return np.broadcast_to(array, sizes)
+    except ValueError:
+        return None
+
+
+def last_sizes(view: GraphView, name: str, num_axes: int) -> list[int] | None:
+    """Returns the sizes of a tensor's last axes, or `None` where one of them is free."""
+    shape = view.shape(name)
+    sizes = shape[-num_axes:] if shape is not None and len(shape) >= num_axes else [None]
+    return [int(size) for size in sizes] if all(isinstance(s, int) for s in sizes) else None  # type: ignore[arg-type]
+
+
+def _count(view: GraphView, name: str, num_axes: int) -> float | None:
+    sizes = last_sizes(view, name, num_axes)
+    return float(np.prod(sizes)) if sizes is not None else None
+
+
+def _count_last_axes(view: GraphView, reduction: Any) -> int:
+    """Returns how many of the last axes a reduction goes over; 0 where it does something else."""
+    axes: Any = attribute(reduction, "axes")
+    if len(reduction.input) > 1 and reduction.input[1]:
+        axes = view.constant(reduction.input[1])
+    if axes is None or not attribute(reduction, "keepdims", 1):
+        return 0
+    shape = view.shape(reduction.input[0])
+    given = sorted(int(axis) for axis in np.ravel(axes))
+    if shape is not None:
+        given = sorted({axis % len(shape) - len(shape) for axis in given})
+    return len(given) if given == list(range(-len(given), 0)) else 0

@@ -1,0 +1,55 @@
+"""Multiplies a tensor of several axes with a kernel as it is, instead of flat.
+
+TensorFlow's `tensordot` makes a matrix of its input first, and gives the product its axes back by a
+shape that it computes. `MatMul` needs neither, and runtimes know what follows on it.
+"""
+
+from typing import Any
+
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, drop_unused
+from keras_deepseek.deploy.onnx_passes.shape_values import read_shape
+
+_MATRIX = 2
+
+
+def plain_products(model: Any) -> int:
+    """Replaces `Reshape(MatMul(Reshape(x), kernel))` by `MatMul(x, kernel)` where that is the same.
+
+    Args:
+        model: `onnx.ModelProto`, changed in place.
+
+    Returns:
+        How many were replaced.
+    """
+    view = GraphView(model)
+    num_replaced = 0
+    for node in view.nodes("Reshape"):
+        product = view.maker(node.input[0], "MatMul")
+        flat = view.maker(product.input[0], "Reshape") if product is not None else None
+        if flat is None or view.num_users(product.output[0]) != 1:
+            continue
+        if _is_same(view, node, product, flat):
+            new = view.node("MatMul", [flat.input[0], product.input[1]], node.output[0])
+            view.replace(node, [new])
+            num_replaced += 1
+    drop_unused(model.graph)
+    return num_replaced
+
+
+def _is_same(view: GraphView, node: Any, product: Any, flat: Any) -> bool:
+    x = flat.input[0]
+    shape, kernel = view.shape(x), view.shape(product.input[1])
+    if shape is None or kernel is None or len(kernel) != _MATRIX or len(shape) <= _MATRIX:
+        return False
+    if view.constant(product.input[1]) is None or shape[-1] != kernel[0]:
+        return False
+    if read_shape(view, flat.input[1]) != [-1, kernel[0]]:
+        return False
+    sizes = read_shape(view, node.input[1])
+    if sizes is None or len(sizes) != len(shape) or sizes[-1] != kernel[1]:
+        return False
+    unknown = sizes.count(-1)
+    return all(
+        given in (size, (x, axis)) or (given == -1 and unknown == 1)
+        for axis, (given, size) in enumerate(zip(sizes[:-1], shape[:-1], strict=True))
+    )

@@ -1,0 +1,62 @@
+"""What a tensor that holds a shape says: numbers, and the axes of other tensors."""
+
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
+
+Size = int | tuple[str, int]
+"""A number, or the tensor and its axis that has this size."""
+
+_FAR = 2**31 - 1
+
+
+def read_shape(view: GraphView, name: str) -> list[Size] | None:
+    """Returns the sizes that a tensor holds, or `None` where that can't be told.
+
+    Args:
+        view: `GraphView`.
+        name: string. A tensor of whole numbers, of one axis.
+    """
+    constant = view.constant(name)
+    if constant is not None:
+        return [int(size) for size in np.ravel(constant)] if constant.dtype.kind == "i" else None
+    node = view.maker(name, "Concat", "Cast", "Shape", "Gather", "Slice")
+    if node is None:
+        return None
+    if node.op_type == "Concat":
+        parts = [read_shape(view, each) for each in node.input]
+        return None if None in parts else [size for part in parts for size in part or ()]
+    if node.op_type == "Cast":
+        return read_shape(view, node.input[0])
+    if node.op_type == "Shape":
+        return _read_axes(view, node)
+    sizes = read_shape(view, node.input[0])
+    return None if sizes is None else _choose(view, node, sizes)
+
+
+def _read_axes(view: GraphView, node: Any) -> list[Size] | None:
+    shape = view.shape(node.input[0])
+    if shape is None:
+        return None
+    sizes: list[Size] = [
+        size if isinstance(size, int) else (node.input[0], axis) for axis, size in enumerate(shape)
+    ]
+    return sizes[attribute(node, "start", 0) : attribute(node, "end", len(shape))]
+
+
+def _choose(view: GraphView, node: Any, sizes: list[Size]) -> list[Size] | None:
+    """Returns the sizes that a `Gather` or a `Slice` takes of a shape."""
+    numbers = [view.constant(name) for name in node.input[1:]]
+    if any(array is None or array.size != 1 for array in numbers) and node.op_type == "Slice":
+        return None
+    if node.op_type == "Gather":
+        (indices,) = numbers
+        if indices is None or any(not -len(sizes) <= each < len(sizes) for each in indices.flat):
+            return None
+        return [sizes[int(index)] for index in indices.flat]
+    start, end, *others = (int(array.reshape(())) for array in numbers if array is not None)
+    if others[1:] not in ([], [1]):
+        return None
+    return sizes[start if abs(start) <= _FAR else 0 : end]

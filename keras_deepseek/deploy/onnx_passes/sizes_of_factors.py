@@ -1,0 +1,60 @@
+"""Takes a size of an attention's scores from the queries or the keys, where a mask asks for it.
+
+What asks the scores for their shape keeps them from being one with the softmax after them.
+"""
+
+from typing import Any
+
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, drop_unused
+from keras_deepseek.deploy.onnx_passes.shape_values import read_shape
+
+_LEAST_RANK = 2
+
+
+def sizes_of_factors(model: Any) -> int:
+    """Replaces one of the last two sizes of a product, with a number or without.
+
+    Args:
+        model: `onnx.ModelProto`, changed in place.
+
+    Returns:
+        How many were replaced.
+    """
+    view = GraphView(model)
+    num_replaced = 0
+    for node in view.nodes("Slice", "Gather"):
+        sizes = read_shape(view, node.input[0]) and read_shape(view, node.output[0])
+        if not sizes or len(sizes) != 1 or view.shape(node.output[0]) != [1]:
+            continue
+        factor = _find_factor(view, sizes[0])
+        dtype = view.dtype(node.output[0])
+        if factor is None or not dtype:
+            continue
+        name, axis = factor
+        size = f"{node.output[0]}__size"
+        view.replace(
+            node,
+            [
+                view.node("Shape", [name], size, start=axis, end=axis + 1),
+                view.node("Cast", [size], node.output[0], to=dtype),
+            ],
+        )
+        num_replaced += 1
+    drop_unused(model.graph)
+    return num_replaced
+
+
+def _find_factor(view: GraphView, size: Any) -> tuple[str, int] | None:
+    """Returns the factor of a product that has the same size on the same axis."""
+    if isinstance(size, int):
+        return None
+    name, axis = size
+    scaled = view.maker(name, "Mul", "Div")
+    if scaled is not None and view.scalar(scaled.input[1]) is not None:
+        name = scaled.input[0]
+    product = view.maker(name, "MatMul")
+    ranks = {len(view.shape(each) or ()) for each in product.input} if product is not None else {0}
+    (rank, *others) = ranks
+    if others or rank < _LEAST_RANK or axis not in (rank - 2, rank - 1):
+        return None
+    return str(product.input[0 if axis == rank - 2 else 1]), axis

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+
+from keras_deepseek.deploy.onnx_passes.graph_view import (
+    GraphView,
+    attribute,
+    drop_unused,
+    in_both_orders,
+)
+
+WEIGHTS = "float[2] pair = {1, 2}, float[1] third = {0.33333}, int64 whole = {3}, bool yes = {1}"
+
+
+@pytest.fixture
+def model(parse):
+    return parse("a = Add (x, third) b = Abs (a) c = Mul (a, b) y = Neg (c)", weights=WEIGHTS)
+
+
+def test_makers_users_and_shapes(model):
+    view = GraphView(model)
+    assert view.opset == 18
+    assert view.maker("b", "Abs", "Neg").input[0] == "a"
+    assert view.maker("b", "Neg") is None
+    assert view.maker("x", "Abs") is None
+    assert [view.num_users(name) for name in ("a", "b", "y", "pair")] == [2, 1, 1, 0]
+    assert view.shape("b") == ["N", "S", 4]
+    assert view.shape("unheard") is None
+    assert (view.dtype("b"), view.dtype("whole"), view.dtype("unheard")) == (1, 7, 0)
+
+
+def test_numbers(model):
+    view = GraphView(model)
+    assert view.scalar("whole") == 3
+    assert view.scalar("pair") is None
+    assert view.scalar("yes") is None
+    assert view.scalar("a") is None
+    assert view.is_number("third", 1 / 3)
+    assert not view.is_number("third", 0.34)
+
+
+def test_what_is_inner(model):
+    view = GraphView(model)
+    add, absolute, product, last = model.graph.node
+    assert view.are_inner([add, absolute, product], last)
+    assert view.are_inner([absolute], product)
+    assert not view.are_inner([add], absolute)  # The product uses it, too.
+    assert not view.are_inner([last], product)  # It is an output.
+
+
+def test_new_weights_are_named_apart_and_shared(model):
+    view = GraphView(model)
+    names = [view.add_weight(np.array(array, "float32"), "w") for array in ([1, 2], [1, 3], [1, 2])]
+    assert names[0] == names[2] != names[1]
+    assert view.constant(names[1]).tolist() == [1, 3]
+    assert view.add_weight(np.array(2.0), "number") == "number__"
+    assert view.constant("number__").shape == ()
+
+
+def test_what_nobody_uses_is_left_out(model):
+    view = GraphView(model)
+    view.replace(view.maker("y", "Neg"), [view.node("Sin", ["b"], "y")])
+    drop_unused(model.graph)
+    assert [node.op_type for node in model.graph.node] == ["Add", "Abs", "Sin"]
+    assert [tensor.name for tensor in model.graph.initializer] == ["third"]
+
+
+def test_another_tensor_is_read_instead(model):
+    view = GraphView(model)
+    view.read_instead("c", "b")
+    view.read_instead("y", "a")
+    nodes = {node.output[0]: node for node in model.graph.node}
+    assert nodes["y__unused"].input[0] == "b"
+    assert (nodes["y"].op_type, nodes["y"].input[0]) == ("Identity", "a")
+
+
+def test_inner_graphs_use_tensors_and_read_others(parse):
+    nodes = """a = Abs (x)
+        y = If (yes) <then_branch = one () => (float[A,B,C] p) { p = Neg (a) },
+            else_branch = two () => (float[D,E,F] q) { q = Sin (x) }>"""
+    model = parse(nodes, weights=WEIGHTS)
+    view = GraphView(model)
+    assert (view.num_users("a"), view.num_users("x")) == (1, 2)
+    view.read_instead("a", "x")
+    assert GraphView(model).num_users("a") == 0
+
+
+def test_constants_of_nodes(parse):
+    view = GraphView(parse("c = Constant <value = float[1] {2}> () y = Mul (x, c)"))
+    assert view.scalar("c") == 2
+
+
+def test_attributes_and_orders(model):
+    node = GraphView(model).node("Softmax", ["x"], "y", axis=2)
+    assert (attribute(node, "axis"), attribute(node, "unheard", 7)) == (2, 7)
+    assert list(in_both_orders(model.graph.node[2])) == [("a", "b"), ("b", "a")]
