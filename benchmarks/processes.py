@@ -52,13 +52,16 @@ def measure(backend: str, rivals: str, rounds: int, **setting: Any) -> Any:
     return run_script("measure.py", backend, rivals, str(rounds), json.dumps(setting))
 
 
-def run_script(name: str, backend: str, *arguments: str, **variables: str) -> Any:
+def run_script(
+    name: str, backend: str, *arguments: str, python: str = sys.executable, **variables: str
+) -> Any:
     """Returns what a script of `rivals/` prints last, as JSON, or `None` if it fails.
 
     Args:
         name: string. The script.
         backend: string. The backend of its process, which has one thread.
         *arguments: Those of the script.
+        python: string. The Python that runs it. Defaults to the running one.
         **variables: Further environment variables.
     """
     paths = [str(_FOLDER.parent), os.environ.get("PYTHONPATH", "")]
@@ -69,7 +72,7 @@ def run_script(name: str, backend: str, *arguments: str, **variables: str) -> An
         "KERAS_BACKEND": backend,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
     }
-    command = [sys.executable, str(_FOLDER / "rivals" / name), *arguments]
+    command = [python, str(_FOLDER / "rivals" / name), *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         last = result.stderr.strip().splitlines()[-1:]

@@ -1,0 +1,206 @@
+"""What an export of a BERT takes, and how fast its artifact is, beside Keras's and Optimum's.
+
+The same BERT four times: KerasHub's `BertBackbone` with random weights, exported by `Exporter` and
+by Keras's own `model.export`, and the `BertModel` of transformers with these weights, exported by
+Hugging Face Optimum without its optimizer and with it at O2 and O3. Each artifact is compared with
+what KerasHub's model gives.
+
+- "seconds" are those of the export alone, in a process of its own that has imported the packages
+  and loaded the model; "CPU" is its processor time, and "MB" what the process held at the most
+  beyond what it held then. Imports and loading are "before". Of ours, "verified" is the share of
+  the time that goes into running the model and the artifact on batches to compare them; Optimum
+  compares as well, on one batch, and Keras does not.
+- "ms" are the processor time of a run in onnxruntime, one thread, the same options for all; the
+  artifacts take turns.
+
+Rivals take turns in rounds, each number is the median, a ratio that of the medians. Targets: our
+export takes at most as much processor time as Keras's to the same format, and our artifact at most
+as much as Optimum's with its optimizer, each within 2 %. Optimum pins other versions of its
+packages: it may have a Python of its own. Prints a table and writes the numbers as JSON:
+
+    python benchmarks/export.py [--rounds 5] [--base] [--optimum-python PYTHON] [--json RESULT.json]
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from processes import make_parser, run_script, write_json
+
+SMALL = {"num_layers": 4, "hidden_dim": 256, "num_heads": 4, "vocabulary_size": 8192}
+BASE = {"num_layers": 12, "hidden_dim": 768, "num_heads": 12, "vocabulary_size": 30522}
+QUICK = {"num_layers": 1, "hidden_dim": 32, "num_heads": 2, "vocabulary_size": 64}
+SHAPES = [(1, 16), (1, 128), (8, 64)]
+OURS, KERAS, PLAIN, O2, O3 = "ours", "Keras", "Optimum", "Optimum O2", "Optimum O3"
+OURS_SAVED, KERAS_SAVED = "ours, SavedModel", "Keras, SavedModel"
+UNFUSED, NEW = "ours, not fused", "ours, opset 23"
+RIVALS: dict[str, tuple[str, dict[str, Any]]] = {
+    OURS: ("ours", {}),
+    UNFUSED: ("ours", {"fused": False}),
+    NEW: ("ours", {"opset": 23}),
+    KERAS: ("keras", {"format": "onnx"}),
+    PLAIN: ("optimum", {}),
+    O2: ("optimum", {"optimize": "O2"}),
+    O3: ("optimum", {"optimize": "O3"}),
+    OURS_SAVED: ("ours", {"format": "savedmodel"}),
+    KERAS_SAVED: ("keras", {"format": "tf_saved_model"}),
+}
+NOT_ONNX = (OURS_SAVED, KERAS_SAVED)
+MOST = 1.02
+TOLERANCE = 1e-4
+
+Numbers = dict[str, Any]
+
+
+def main() -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--base", action="store_true", help="BERT's base size")
+    parser.add_argument("--optimum-python", default=sys.executable, help="a Python with Optimum")
+    arguments = parser.parse_args()
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    sizes = BASE if arguments.base else QUICK if arguments.quick else SMALL
+    setting = {**sizes, "intermediate_dim": 4 * sizes["hidden_dim"]}
+    with tempfile.TemporaryDirectory(prefix="export_benchmark_") as work:
+        folder = Path(work)
+        made = run_script("export_bert.py", backend, "make", work, json.dumps(setting))
+        if made is None:
+            return 1
+        print(f"BERT of {made['parameters']:,} parameters, {setting}, {backend}")
+        rows = export_all(folder, backend, arguments.optimum_python, arguments.rounds)
+        compared = compare(folder, backend, setting, rows, arguments.rounds)
+    show_exports(rows)
+    show_latency(rows, compared)
+    claims = [] if arguments.quick else judge(rows, compared)
+    for claim in claims:
+        print(claim)
+    result = {"setting": setting, "backend": backend, "exports": rows, **compared, "claims": claims}
+    write_json(arguments.json, result)
+    return 0 if all(claim.endswith("holds") for claim in claims) else 1
+
+
+def export_all(folder: Path, backend: str, optimum: str, rounds: int) -> dict[str, list[Numbers]]:
+    """Returns the numbers of each export by rival and round; a rival that fails is left out."""
+    rows: dict[str, list[Numbers]] = {}
+    has_optimum = _has_optimum(optimum)
+    for index in range(rounds):
+        for name, (kind, options) in RIVALS.items():
+            if kind == "optimum" and not has_optimum:
+                if not index:
+                    print(f"{name}: left out, optimum-onnx is not installed for {optimum}")
+                continue
+            out = folder / name.replace(" ", "_")
+            shutil.rmtree(out, ignore_errors=True)
+            python = optimum if kind == "optimum" else sys.executable
+            numbers = run_script(
+                "export_bert.py",
+                backend,
+                kind,
+                str(folder),
+                json.dumps(options),
+                str(out),
+                python=python,
+                HF_HUB_OFFLINE="1",
+            )
+            if numbers:
+                rows.setdefault(name, []).append(numbers)
+    return rows
+
+
+def _has_optimum(python: str) -> bool:
+    if python == sys.executable:
+        return importlib.util.find_spec("optimum") is not None
+    asked = [python, "-c", "import optimum.exporters.onnx"]
+    return subprocess.run(asked, capture_output=True, check=False).returncode == 0
+
+
+def compare(
+    folder: Path, backend: str, setting: Numbers, rows: dict[str, list[Numbers]], rounds: int
+) -> Numbers:
+    """Returns how long the artifacts run, and how far they are from KerasHub's model."""
+    artifacts = {
+        name: numbers[-1]["artifact"] for name, numbers in rows.items() if name not in NOT_ONNX
+    }
+    asked = {
+        "artifacts": artifacts,
+        "shapes": SHAPES,
+        "rounds": 4 * rounds,
+        "tokens_a_sample": 1024,
+        "vocabulary_size": setting["vocabulary_size"],
+    }
+    found = run_script("export_bert.py", backend, "compare", str(folder), json.dumps(asked))
+    return found or {"latency": {}, "differences": {}}
+
+
+def median(rows: list[Numbers], name: str) -> float:
+    """Returns the median of a number over the rounds."""
+    return statistics.median(row[name] for row in rows)
+
+
+def show_exports(rows: dict[str, list[Numbers]]) -> None:
+    """Prints what each export took, and the ratio of its CPU seconds to Keras's."""
+    heads = ("seconds", "CPU", "by Keras", "MB", "verified", "before")
+    print(f"\n{'export':20}" + "".join(f"{head:>10}" for head in heads))
+    for name, numbers in rows.items():
+        seconds, processor = (median(numbers, each) for each in ("seconds", "cpu_seconds"))
+        peer = KERAS_SAVED if name in NOT_ONNX else KERAS
+        ratio = f"{processor / median(rows[peer], 'cpu_seconds'):.2f}" if peer in rows else ""
+        share = ""
+        if "verification_seconds" in numbers[0]:
+            share = f"{median(numbers, 'verification_seconds') / seconds:.0%}"
+        cells = [f"{seconds:.2f}", f"{processor:.2f}", ratio]
+        cells += [f"{median(numbers, 'megabytes'):.0f}", share]
+        cells.append(f"{median(numbers, 'import_seconds'):.2f}")
+        print(f"{name:20}" + "".join(f"{cell:>10}" for cell in cells))
+
+
+def show_latency(rows: dict[str, list[Numbers]], compared: Numbers) -> None:
+    """Prints the milliseconds of each artifact by batch and length, and those by Optimum O2."""
+    shapes = [f"{batch}x{length}" for batch, length in SHAPES]
+    print(
+        f"\n{'ms':20}"
+        + "".join(f"{shape:>10}{'by O2':>8}" for shape in shapes)
+        + f"{'differs':>10}"
+    )
+    peers = compared["latency"].get(O2)
+    for name in rows:
+        latency = compared["latency"].get(name)
+        if latency is None:
+            continue
+        cells = ""
+        for shape in shapes:
+            taken = latency[shape]["cpu_ms"]
+            ratio = f"{taken / peers[shape]['cpu_ms']:.2f}" if peers else ""
+            cells += f"{taken:>10.3f}{ratio:>8}"
+        print(f"{name:20}{cells}{compared['differences'][name]:>10.1e}")
+
+
+def judge(rows: dict[str, list[Numbers]], compared: Numbers) -> list[str]:
+    """Returns the claims, and whether they hold."""
+    claims = []
+
+    def claim(words: str, ours: float, theirs: float, most: float = MOST) -> None:
+        verdict = "holds" if ours <= most * theirs else "DOES NOT HOLD"
+        claims.append(f"{words}: {ours:.3g} and {theirs:.3g}: {verdict}")
+
+    for ours, theirs in ((OURS, KERAS), (OURS_SAVED, KERAS_SAVED)):
+        if ours in rows and theirs in rows:
+            seconds = [median(rows[name], "cpu_seconds") for name in (ours, theirs)]
+            claim(f"CPU seconds to export, {ours} and {theirs}", *seconds)
+    for theirs in (O2, O3):
+        for shape, numbers in compared["latency"].get(theirs, {}).items():
+            taken = compared["latency"][OURS][shape]["cpu_ms"]
+            claim(f"ms at {shape}, {OURS} and {theirs}", taken, numbers["cpu_ms"])
+    for name, difference in compared["differences"].items():
+        claim(f"difference from KerasHub's, {name}", difference, TOLERANCE, 1.0)
+    return claims
+
+
+if __name__ == "__main__":
+    sys.exit(main())
