@@ -1,6 +1,8 @@
 """From the routes to a format, the first whose artifact computes what the model computes."""
 
 import contextlib
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +25,8 @@ from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.routes import InChild, InProcess, Route, find_routes
 from keras_deepseek.deploy.verify import agreements, compare
 
+_LEAST_ROOM = 2**16
+"""Bytes. A runtime that could not write them may say so in words of its own."""
 _HALF_PRECISIONS = ("bfloat16", "float16")
 """What a layer may compute in, the least precise one first."""
 
@@ -39,7 +43,7 @@ def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> M
         A `MadeArtifact`.
 
     Raises:
-        ExportError: No route did; the message names each with its reason.
+        ExportError: No route did; the message names each with its reason. Or the disk is full.
         InvalidInputError: The model's custom layers can't be found from another process, or the
             format has no such names as its inputs and outputs.
     """
@@ -67,6 +71,7 @@ def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> M
             raise
         except Exception as error:  # noqa: BLE001 - whatever was raised, the next route is tried.
             reason = failure_reason(error)
+            _check_room(folder, reason)
             passed_over.append(f"through {route.name}: {reason}")
             if isinstance(error, MissingExtraError):
                 missing.append(error)
@@ -162,6 +167,16 @@ def _least_precision(model: keras.Model) -> str | None:
     """Returns the half precision that a layer computes in; the last one's is often another."""
     dtypes = {layer.compute_dtype for layer in flatten_layers(model)}
     return next((dtype for dtype in _HALF_PRECISIONS if dtype in dtypes), None)
+
+
+def _check_room(folder: Path, reason: str) -> None:
+    """Raises where a route failed of a full disk, as all others would."""
+    is_full = shutil.disk_usage(folder).free < _LEAST_ROOM
+    if is_full or os.strerror(errno.ENOSPC) in reason:
+        raise ExportError(
+            f"The disk of {str(folder.parent.parent)!r} is full: {reason}. Make room, or export to "
+            "another."
+        )
 
 
 def _empty(folder: Path) -> None:

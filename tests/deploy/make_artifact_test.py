@@ -1,4 +1,7 @@
+import errno
+import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -140,3 +143,17 @@ def test_a_model_that_takes_no_odd_length_is_verified_at_round_ones(tmp_path, jo
 def test_a_model_that_takes_none_of_the_batches_asks_for_some(tmp_path, job_of, halving):
     with pytest.raises(InvalidInputError, match=r"itself fails on a batch.*Pass samples="):
         make_artifact(job_of(AsTheModel(), halving(17)), tmp_path, print)
+
+
+@pytest.mark.parametrize("free", [0, 10**9])
+def test_a_full_disk_ends_the_search(tmp_path, weights_format, job_of, monkeypatch, free):
+    """A runtime may say so in words of its own, or the system in its."""
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(module, "find_routes", lambda _: [InProcess("jax"), InProcess("torch")])
+    words = "iostream error" if free == 0 else os.strerror(errno.ENOSPC)
+    stages: list[str] = []
+    folder = tmp_path / "work" / "artifact"
+    folder.mkdir(parents=True)
+    with pytest.raises(ExportError, match=rf"The disk of '{tmp_path}' is full: .*{words}"):
+        make_artifact(job_of(weights_format(fail=OSError(words))), folder, stages.append)
+    assert not any("torch" in stage for stage in stages)
