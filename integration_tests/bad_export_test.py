@@ -52,7 +52,8 @@ def refuse(installation, models, tmp_path):
         )
         assert_refused(done, "export", *words)
         assert not out.exists()
-        assert not any(path.name.startswith(".") for path in out.parent.iterdir())
+        left = out.parent.iterdir() if out.parent.is_dir() else ()
+        assert not any(path.name.startswith(".") for path in left)
 
     return run
 
@@ -83,9 +84,7 @@ def test_an_extra_that_is_missing_is_named(refuse, backend, extra):
 
 def test_a_folder_that_can_not_be_made(refuse, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
-    out = tmp_path / "file" / "out"
-    with pytest.raises(NotADirectoryError):
-        refuse("wide.keras", str(tmp_path / "file"), out=out)
+    refuse("wide.keras", str(tmp_path / "file"), out=tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize("backend", ["onnx", "savedmodel"])

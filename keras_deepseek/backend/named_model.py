@@ -15,6 +15,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.keras_internals import first_call_shapes
 from keras_deepseek.backend.layer_precision import layers_to_switch, lent_policy
+from keras_deepseek.backend.time_distributed import mended_time_distributed
 
 
 class NamedModel:
@@ -71,6 +72,11 @@ class NamedModel:
             spec.name: keras.ops.cast(outputs[spec.name], spec.dtype)
             for spec in self.signature.outputs
         }
+
+    def trace(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Runs the model on the symbols of a graph whose sizes may be free: see `__call__`."""
+        with mended_time_distributed():
+            return self(inputs)
 
     def in_precision(self, precision: str | None) -> "NamedModel":
         """Returns the same model, computing in another precision."""

@@ -39,7 +39,7 @@ def save_as_saved_model(
     }
     archive = keras.export.ExportArchive()
     archive.track(model.model)
-    archive.add_endpoint("serving_default", model.__call__, [specs], **options)
+    archive.add_endpoint("serving_default", model.trace, [specs], **options)
     examples = _ExampleSignatures(model, signatures)
     for name, function in examples.functions().items():
         archive.add_endpoint(name, function, [tf.TensorSpec([None], tf.string, name="inputs")])

@@ -1,11 +1,15 @@
 """What an exporter failed of, in a line of the many that it may have said."""
 
+import errno
+import os
 import re
 
 from keras_deepseek.artifacts.errors import KerasDeepSeekError
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 300
+DISK_IS_FULL = os.strerror(errno.ENOSPC)
+"""What the system says where there is no room for a file."""
 _NUM_LINES = 2  # Keras says in the first where it was, and in the second what it was.
 
 
@@ -26,7 +30,10 @@ def failure_reason(error: BaseException) -> str:
         return str(error)
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in _COLORS.sub("", str(error)).splitlines()]
+    text = _COLORS.sub("", str(error))
+    lines = [line.strip() for line in text.splitlines()]
     words = " ".join([line for line in lines if line][:_NUM_LINES])
+    if DISK_IS_FULL in text[_LONGEST:]:  # TensorFlow says it last.
+        words = DISK_IS_FULL
     kind = type(error).__name__
     return f"{kind}: {words[:_LONGEST].rstrip('.')}" if words else kind

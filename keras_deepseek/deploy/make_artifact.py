@@ -1,8 +1,6 @@
 """From the routes to a format, the first whose artifact computes what the model computes."""
 
 import contextlib
-import errno
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +19,7 @@ from keras_deepseek.artifacts.manifest import Verification
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.keras_internals import flatten_layers
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact, RouteResult
-from keras_deepseek.deploy.failure_reason import failure_reason
+from keras_deepseek.deploy.failure_reason import DISK_IS_FULL, failure_reason
 from keras_deepseek.deploy.routes import InChild, InProcess, Route, find_routes
 from keras_deepseek.deploy.verify import agreements, compare
 
@@ -172,7 +170,7 @@ def _least_precision(model: keras.Model) -> str | None:
 def _check_room(folder: Path, reason: str) -> None:
     """Raises where a route failed of a full disk, as all others would."""
     is_full = shutil.disk_usage(folder).free < _LEAST_ROOM
-    if is_full or os.strerror(errno.ENOSPC) in reason:
+    if is_full or DISK_IS_FULL in reason:
         raise ExportError(
             f"The disk of {str(folder.parent.parent)!r} is full: {reason}. Make room, or export to "
             "another."

@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 
 from keras_deepseek.artifacts.errors import ExportError
@@ -28,3 +31,8 @@ def test_an_error_without_words_has_its_name():
 
 def test_a_long_line_is_cut():
     assert len(failure_reason(ValueError("x" * 10_000))) < 400
+
+
+def test_a_full_disk_is_told_however_late_it_is_said():
+    error = OSError(f"{'path/' * 100}; {os.strerror(errno.ENOSPC)} [Op:SaveV2]")
+    assert failure_reason(error) == f"OSError: {os.strerror(errno.ENOSPC)}"

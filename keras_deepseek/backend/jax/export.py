@@ -49,7 +49,7 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
 
     def run(*tensors: Any) -> tuple[Any, ...]:
         with _iota_for_free_sizes():
-            outputs = model(dict(zip(names, tensors, strict=True)))
+            outputs = model.trace(dict(zip(names, tensors, strict=True)))
         return tuple(outputs[spec.name] for spec in model.signature.outputs)
 
     def write(shapes: Shapes) -> None:

@@ -41,7 +41,7 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
     # By position: of a dict, TensorFlow takes the keys in the order of the alphabet.
     def run(*tensors: tf.Tensor) -> list[tf.Tensor]:
         with _inlined_functions():
-            outputs = model(dict(zip(specs, tensors, strict=True)))
+            outputs = model.trace(dict(zip(specs, tensors, strict=True)))
         return [outputs[spec.name] for spec in model.signature.outputs]
 
     signature = list(specs.values())

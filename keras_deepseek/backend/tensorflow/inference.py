@@ -17,7 +17,7 @@ def compile_inference(model: NamedModel) -> Callable[[dict[str, Array]], dict[st
 
     @tf.function(input_signature=[specs], autograph=False)
     def run(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return model(inputs)
+        return model.trace(inputs)
 
     traced = run.get_concrete_function()  # Once, for every batch size and free axis.
 

@@ -64,7 +64,7 @@ class _Positional(torch.nn.Module):
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         signature = self._named_model.signature
         names = (spec.name for spec in signature.inputs)
-        outputs = self._named_model(dict(zip(names, tensors, strict=True)))
+        outputs = self._named_model.trace(dict(zip(names, tensors, strict=True)))
         return tuple(outputs[spec.name] for spec in signature.outputs)
 
 
