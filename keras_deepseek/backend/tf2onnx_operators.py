@@ -38,6 +38,26 @@ def convert_select(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
     return Select.version_9(graph, node)
 
 
+def convert_floor_div(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `(x - Mod(x, y)) / y` for integers: tf2onnx puts `Div`, which rounds towards zero."""
+    from tf2onnx.onnx_opset.math import FloorDiv
+
+    if graph.get_dtype(node.input[0]) not in _INTEGERS:
+        return FloorDiv.version_6(graph, node)
+    rest = graph.make_node("Mod", list(node.input))
+    whole = graph.make_node("Sub", [node.input[0], rest.output[0]])
+    return _replace(graph, node, name, "Div", [whole.output[0], node.input[1]])
+
+
+def convert_floor_mod(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `Mod` for integers, whose sign is that of `y`: what tf2onnx puts has that of `x`."""
+    from tf2onnx.onnx_opset.math import FloorMod
+
+    if graph.get_dtype(node.input[0]) not in _INTEGERS:
+        return FloorMod.version_7(graph, node)
+    return _replace(graph, node, name, "Mod", list(node.input))
+
+
 def convert_dynamic_update_slice(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     """Puts what lies around the update, chosen by a padded mask, for `XlaDynamicUpdateSlice`.
 
@@ -108,6 +128,8 @@ HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     "BitwiseAnd": (convert_bitwise_and, []),
     "Erfc": (convert_erfc, []),
     "Expm1": (convert_expm1, []),
+    "FloorDiv": (convert_floor_div, []),
+    "FloorMod": (convert_floor_mod, []),
     "Log1p": (convert_log1p, []),
     "LowerBound": (convert_bound, []),
     "Select": (convert_select, []),
@@ -118,7 +140,8 @@ HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
 """What tf2onnx takes as `custom_op_handlers`."""
 
 _SIGN_BIT = -(2**31)
-_FLOAT, _INT64, _BOOL = 1, 7, 9
+_FLOAT, _INT32, _INT64, _BOOL = 1, 6, 7, 9
+_INTEGERS = (_INT32, _INT64)
 """Numbers of ONNX's for types."""
 
 

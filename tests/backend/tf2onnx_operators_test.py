@@ -82,6 +82,18 @@ def test_the_bits_of_integers(tmp_path):
     np.testing.assert_array_equal(received, expected)
 
 
+@pytest.mark.parametrize("function", [ops.floor_divide, ops.mod])
+@pytest.mark.parametrize("dtype", ["int32", "int64", "float32"])
+def test_rounding_is_downwards(function, dtype, tmp_path):
+    """tf2onnx rounds integers towards zero."""
+    x = np.array([[-7, -6, -1, 0], [1, 6, 7, -128]], dtype)
+    y = np.array([[3, -3, 128, 5], [-128, 6, -4, 128]], dtype)
+    expected, received, _ = run_both(function, x, y, tmp_path=tmp_path)
+    assert received.dtype == expected.dtype
+    np.testing.assert_array_equal(received, expected)
+    np.testing.assert_array_equal(received, getattr(np, function.__name__)(x, y))
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("dtype", ["float32", "int32"])
 def test_places_in_what_is_sorted(side, dtype, tmp_path):
