@@ -33,7 +33,7 @@ def failure_reason(error: BaseException) -> str:
     text = _COLORS.sub("", str(error))
     lines = [line.strip() for line in text.splitlines()]
     words = " ".join([line for line in lines if line][:_NUM_LINES])
-    if DISK_IS_FULL in text[_LONGEST:]:  # TensorFlow says it last.
+    if DISK_IS_FULL in text and DISK_IS_FULL not in words[:_LONGEST]:  # TensorFlow says it last.
         words = DISK_IS_FULL
     kind = type(error).__name__
     return f"{kind}: {words[:_LONGEST].rstrip('.')}" if words else kind
