@@ -32,6 +32,11 @@ class Latency:
         batch_size: integer, in rows.
         milliseconds: float. The median of the times, on the clock.
         cpu_milliseconds: float. The median of what the processor's cores worked together.
+
+    Example:
+
+    >>> Latency("onnx", batch_size=8, milliseconds=1.5, cpu_milliseconds=2.5).format
+    'onnx'
     """
 
     format: str
@@ -47,6 +52,11 @@ class LatencyTable:
     Args:
         rows: tuple of `Latency`.
         left_out: dict. The reason by format, of those that were not measured.
+
+    Example:
+
+    >>> print(LatencyTable((), {"tensorrt": "no GPU is visible"}).left_out["tensorrt"])
+    no GPU is visible
     """
 
     rows: tuple[Latency, ...]

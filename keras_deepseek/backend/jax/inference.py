@@ -1,16 +1,14 @@
 """A Keras model as one jitted JAX function."""
 
-from collections.abc import Callable
-
 import jax
 import keras
 import numpy as np
 
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.named_model import NamedModel
 
 
-def compile_inference(model: NamedModel) -> Callable[[dict[str, Array]], dict[str, Array]]:
+def compile_inference(model: NamedModel) -> InferenceFunction:
     """Returns the model as a compiled function of NumPy arrays, from and to dicts by name."""
     variables = model.model.variables
 
@@ -27,6 +25,6 @@ def compile_inference(model: NamedModel) -> Callable[[dict[str, Array]], dict[st
     return infer
 
 
-def plain_inference(model: NamedModel) -> Callable[[dict[str, Array]], dict[str, Array]]:
+def plain_inference(model: NamedModel) -> InferenceFunction:
     """Returns the model as a function of NumPy arrays, computed at each batch's own sizes."""
     return compile_inference(model)

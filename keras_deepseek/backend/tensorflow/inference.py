@@ -1,14 +1,12 @@
 """A Keras model as one traced TensorFlow function."""
 
-from collections.abc import Callable
-
 import tensorflow as tf
 
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.named_model import NamedModel
 
 
-def compile_inference(model: NamedModel) -> Callable[[dict[str, Array]], dict[str, Array]]:
+def compile_inference(model: NamedModel) -> InferenceFunction:
     """Returns the model as a compiled function of NumPy arrays, from and to dicts by name."""
     specs = {
         spec.name: tf.TensorSpec(spec.shape, spec.dtype, name=spec.name)
@@ -28,7 +26,7 @@ def compile_inference(model: NamedModel) -> Callable[[dict[str, Array]], dict[st
     return infer
 
 
-def plain_inference(model: NamedModel) -> Callable[[dict[str, Array]], dict[str, Array]]:
+def plain_inference(model: NamedModel) -> InferenceFunction:
     """Returns the model as a function of NumPy arrays, computed at each batch's own sizes."""
 
     def infer(inputs: dict[str, Array]) -> dict[str, Array]:
