@@ -58,6 +58,33 @@ def convert_floor_mod(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     return _replace(graph, node, name, "Mod", list(node.input))
 
 
+def convert_segment_sum(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts a comparison of each number with each segment for a sum of numbers by segments.
+
+    tf2onnx sorts them and uses `Unique`, which TensorRT has not; it does so still for rows.
+    """
+    from tf2onnx.onnx_opset.reduction import SegmentSum
+
+    numbers, segments, num_segments = node.input
+    if graph.get_rank(numbers) != 1 or graph.get_rank(segments) != 1:
+        return SegmentSum.version_11(graph, node)
+    dtype = graph.get_dtype(numbers)
+
+    def add(operator: str, *inputs: str, **attributes: Any) -> str:
+        return str(graph.make_node(operator, list(inputs), attr=attributes).output[0])
+
+    def constant(what: str, value: Any) -> str:
+        return str(graph.make_const(f"{name}/{what}", np.asarray(value, "int64")).output[0])
+
+    places = add(
+        "Range", constant("zero", 0), add("Cast", num_segments, to=_INT64), constant("one", 1)
+    )
+    columns = add("Unsqueeze", add("Cast", segments, to=_INT64), constant("last", [1]))
+    belongs = add("Cast", add("Equal", columns, places), to=dtype)
+    parts = add("Mul", belongs, add("Unsqueeze", numbers, constant("axis", [1])))
+    return _replace(graph, node, name, "ReduceSum", [parts, constant("first", [0])], keepdims=0)
+
+
 def convert_dynamic_update_slice(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     """Puts what lies around the update, chosen by a padded mask, for `XlaDynamicUpdateSlice`.
 
@@ -134,6 +161,7 @@ HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     "LowerBound": (convert_bound, []),
     "Select": (convert_select, []),
     "SelectV2": (convert_select, []),
+    "UnsortedSegmentSum": (convert_segment_sum, []),
     "UpperBound": (convert_bound, []),
     "XlaDynamicUpdateSlice": (convert_dynamic_update_slice, []),
 }

@@ -94,6 +94,23 @@ def test_rounding_is_downwards(function, dtype, tmp_path):
     np.testing.assert_array_equal(received, getattr(np, function.__name__)(x, y))
 
 
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_sum_by_segments(dtype, width, tmp_path):
+    """A number below zero is of no segment."""
+    data = (np.arange(1, 8 * width + 1) * 3).reshape(8, width).astype(dtype)
+    segments = np.array([[2], [0], [2], [5], [1], [0], [-1], [5]], "int32")
+
+    def sums(data, segments):
+        given = ops.reshape(data, (-1,)) if width == 1 else data
+        return ops.segment_sum(given, ops.reshape(segments, (-1,)), num_segments=6)
+
+    expected, received, operators = run_both(sums, data, segments, tmp_path=tmp_path)
+    assert received.dtype == expected.dtype
+    np.testing.assert_array_equal(received, expected)
+    assert ("Unique" in operators) == (width > 1)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("dtype", ["float32", "int32"])
 def test_places_in_what_is_sorted(side, dtype, tmp_path):
