@@ -148,19 +148,22 @@ def publish_bundle(folder: Path, path: str | os.PathLike[str], manifest: Manifes
         The `Bundle` at `path`.
 
     Raises:
-        BundleError: Something that is not a bundle stands at `path`.
+        BundleError: Something that is not a bundle stands at `path`, or the disk is full.
     """
     target = Path(path)
     check_target(target)
     sealed = replace(manifest, files={name: _describe(folder / name) for name in _files(folder)})
-    (folder / MANIFEST_NAME).write_text(sealed.to_json(), encoding="utf-8")
-    for name in (*sealed.files, MANIFEST_NAME):
-        _flush_to_disk(folder / name)
-    if is_bundle(target):
-        _swap(folder, target)
-    else:
-        folder.rename(target)
-    _flush_to_disk(target.parent)
+    try:
+        (folder / MANIFEST_NAME).write_text(sealed.to_json(), encoding="utf-8")
+        for name in (*sealed.files, MANIFEST_NAME):
+            _flush_to_disk(folder / name)
+        if is_bundle(target):
+            _swap(folder, target)
+        else:
+            folder.rename(target)
+        _flush_to_disk(target.parent)
+    except OSError as error:
+        raise BundleError(f"The bundle {str(target)!r} can't be written: {error}.") from error
     return Bundle(target, sealed)
 
 

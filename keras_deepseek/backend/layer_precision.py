@@ -51,7 +51,7 @@ def layers_to_switch(model: keras.Model) -> list[keras.Layer]:
 
     Quantized layers keep theirs. So does an output layer that ends in softmax or sigmoid: a
     probability in half precision rounds to 1 and its loss to 0 (Keras's guide on mixed precision
-    asks for the same).
+    asks for the same). And so does a `Normalization`: what it makes small may be beyond float16.
 
     Args:
         model: `keras.Model`, built.
@@ -63,8 +63,13 @@ def layers_to_switch(model: keras.Model) -> list[keras.Layer]:
         if isinstance(layer, keras.layers.Softmax)
         or getattr(layer, "activation", None) in probabilities
     }
-    layers = [layer for layer in flatten_layers(model) if layer.quantization_mode is None]
-    return [layer for layer in layers if id(layer) not in keep]
+    return [
+        layer
+        for layer in flatten_layers(model)
+        if layer.quantization_mode is None
+        and id(layer) not in keep
+        and not isinstance(layer, keras.layers.Normalization)
+    ]
 
 
 def _output_layers(model: keras.Model) -> list[keras.Layer]:

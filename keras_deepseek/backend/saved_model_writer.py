@@ -76,21 +76,7 @@ class _ExampleSignatures:
     def _check(self) -> None:
         if keras.backend.backend() != "tensorflow":
             raise NotSupportedError("Signatures that read examples are written from TensorFlow.")
-        inputs, outputs = self._model.signature.inputs, self._model.signature.outputs
-        free = [spec for spec in inputs if None in spec.shape[1:]]
-        if free:
-            raise NotSupportedError(
-                "A tf.train.Example holds features of a fixed size, and these inputs have none: "
-                f"{'; '.join(map(str, free))}. Leave classify and regress out."
-            )
-        (output, *others) = outputs
-        classes = self._signatures.classes
-        width = 1 if classes is None else len(classes)
-        if others or output.shape[1:] != (width,):
-            raise NotSupportedError(
-                f"Of {width} {'classes' if classes else 'value a row'} a model must have one "
-                f"output, of shape (any, {width}); it has {'; '.join(map(str, outputs))}."
-            )
+        self._signatures.check(self._model.signature)
 
     def _classify(self, inputs: Any) -> dict[str, Any]:
         tf = import_tensorflow("to classify")

@@ -18,16 +18,40 @@ def convert_erfc(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def convert_expm1(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `Exp(x) - 1` for `Expm1`."""
-    one = _constant(graph, node, name, 1)
+    """Puts `tanh(x / 2) (Exp(x) + 1)` for `Expm1`, which keeps what is small."""
+    half = graph.make_node("Mul", [node.input[0], _constant(graph, node, name, 0.5)])
     exponential = graph.make_node("Exp", [node.input[0]])
-    return _replace(graph, node, name, "Sub", [exponential.output[0], one])
+    following = graph.make_node("Add", [exponential.output[0], _constant(graph, node, name, 1)])
+    tangent = graph.make_node("Tanh", [half.output[0]])
+    return _replace(graph, node, name, "Mul", [tangent.output[0], following.output[0]])
 
 
 def convert_log1p(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `Log(x + 1)` for `Log1p`."""
-    following = graph.make_node("Add", [node.input[0], _constant(graph, node, name, 1)])
-    return _replace(graph, node, name, "Log", [following.output[0]])
+    """Puts `2 atanh(x / (x + 2))` for `Log1p` of what is small, and `Log(x + 1)` of the rest."""
+    (x,) = node.input
+
+    def add(operator: str, *inputs: str) -> str:
+        return str(graph.make_node(operator, list(inputs)).output[0])
+
+    one, two = (_constant(graph, node, name, value) for value in (1, 2))
+    small = add("Mul", two, add("Atanh", add("Div", x, add("Add", x, two))))
+    large = add("Log", add("Add", x, one))
+    is_small = add("Less", add("Abs", x), _constant(graph, node, name, 0.5))
+    return _replace(graph, node, name, "Where", [is_small, small, large])
+
+
+def convert_one_hot(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
+    """Puts a number beyond all classes for one below zero, which ONNX counts from the end."""
+    from tf2onnx.onnx_opset.tensor import OneHot
+
+    indices, depth = node.input[:2]
+    dtype = graph.get_dtype(indices)
+    zero = graph.make_const(f"{node.name}/zero", np.zeros((), _NUMPY_INTEGERS[dtype])).output[0]
+    beyond = graph.make_node("Cast", [depth], attr={"to": dtype}).output[0]
+    is_below = graph.make_node("Less", [indices, zero]).output[0]
+    kept = graph.make_node("Where", [is_below, beyond, indices]).output[0]
+    graph.replace_input(node, indices, kept, 0)
+    return OneHot.version_11(graph, node)
 
 
 def convert_select(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
@@ -159,6 +183,7 @@ HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     "FloorMod": (convert_floor_mod, []),
     "Log1p": (convert_log1p, []),
     "LowerBound": (convert_bound, []),
+    "OneHot": (convert_one_hot, []),
     "Select": (convert_select, []),
     "SelectV2": (convert_select, []),
     "UnsortedSegmentSum": (convert_segment_sum, []),
@@ -169,16 +194,17 @@ HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
 
 _SIGN_BIT = -(2**31)
 _FLOAT, _INT32, _INT64, _BOOL = 1, 6, 7, 9
-_INTEGERS = (_INT32, _INT64)
+_NUMPY_INTEGERS = {_INT32: "int32", _INT64: "int64"}
+_INTEGERS = tuple(_NUMPY_INTEGERS)
 """Numbers of ONNX's for types."""
 
 
 def _constant(graph: Any, node: Any, name: str, value: float) -> str:
     """Returns the name of a constant of the type that a node's input has."""
-    from tf2onnx.utils import map_onnx_to_numpy_type
+    from tf2onnx.utils import make_name, map_onnx_to_numpy_type
 
     dtype = map_onnx_to_numpy_type(graph.get_dtype(node.input[0]))
-    return str(graph.make_const(f"{name}/constant", np.full((), value, dtype)).output[0])
+    return str(graph.make_const(make_name(f"{name}/constant"), np.full((), value, dtype)).output[0])
 
 
 def _replace(

@@ -25,7 +25,8 @@ def save_batches(path: Path, batches: list[dict[str, Array]]) -> None:
         for index, batch in enumerate(batches)
         for name, array in batch.items()
     }
-    np.savez(path, allow_pickle=False, **arrays)
+    # NumPy 1.26 would take `allow_pickle` for the name of an array.
+    np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
 def load_batches(path: Path) -> list[dict[str, Array]]:

@@ -91,6 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     _register_openvino()
     if arguments.benchmark:
+        _check_benchmark(arguments)
         _compare_latencies(arguments)
         return
     if not (arguments.backend and arguments.output):
@@ -117,6 +118,22 @@ def run(arguments: argparse.Namespace) -> None:
         exporter.check(arguments.output)
     else:
         exporter.export(arguments.output)
+
+
+def _check_benchmark(arguments: argparse.Namespace) -> None:
+    """Raises where something is asked for that a comparison of formats would not heed."""
+    from keras_deepseek.artifacts.errors import InvalidInputError
+
+    unheeded = ("output", "name", "precision", "check", "opset", "flavor", "profiles")
+    given = [
+        f"--{name}"
+        for name in (*unheeded, "compute_capabilities")
+        if getattr(arguments, name) not in (None, False)
+    ]
+    if given:
+        raise InvalidInputError(
+            f"--benchmark compares formats as they are by themselves: leave {', '.join(given)} out."
+        )
 
 
 def _compare_latencies(arguments: argparse.Namespace) -> None:

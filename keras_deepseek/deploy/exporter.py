@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
 from keras_deepseek.artifacts.bundle import (
     Bundle,
@@ -40,6 +41,7 @@ from keras_deepseek.deploy.installed_versions import installed_versions
 from keras_deepseek.deploy.make_artifact import check_artifact, make_artifact
 from keras_deepseek.deploy.make_engine import engine_job, make_engine
 from keras_deepseek.deploy.registry import (
+    check_no_options,
     create_engine_format,
     create_format,
     format_for_suffix,
@@ -127,6 +129,7 @@ class Exporter:
         self.name = str(name or getattr(model, "name", "model"))
         self._verbose = verbose
         self._options = options
+        _check_sources(custom_objects_from)
         self._custom_objects_from = custom_objects_from
         if verify not in ("raise", "warn"):
             raise InvalidInputError(unknown_name_message("verify=", verify, ("raise", "warn")))
@@ -137,7 +140,7 @@ class Exporter:
         self.signature = self._model.signature
         batches = None
         if calibration is not None:
-            batches = cut_batches(self.signature.bind(calibration))
+            batches = cut_batches(_check_calibration(self.signature.bind(calibration)))
             self._options["calibration"] = batches
         self._format = self._choose_format()
         self._other_samples: list[list[dict[str, Array]]] = []
@@ -293,6 +296,7 @@ class Exporter:
     def _choose_format(self) -> ExportFormat | None:
         """Returns the format; `None` where the path will say which."""
         if self.backend == "custom":
+            check_no_options("custom", self._options)
             return None
         if self.backend == "tensorrt":
             engine, self._options = create_engine_format(
@@ -352,6 +356,26 @@ def _check_precision(backend: str, precision: str | None, *, has_calibration: bo
             "precision='int8' and calibration= go together: int8 is made for the ranges that data "
             "have. Pass calibration=x_train[:256], or another precision."
         )
+
+
+def _check_calibration(arrays: dict[str, Array]) -> dict[str, Array]:
+    """Returns the rows, or says what in them no range can be made of."""
+    for name, array in arrays.items():
+        if not len(array):
+            raise InvalidInputError(f"`calibration` has no rows for input {name!r}.")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InvalidInputError(
+                f"`calibration` holds NaN or infinity in input {name!r}: int8 is made for the "
+                "ranges that the rows have. Leave such rows out."
+            )
+    return arrays
+
+
+def _check_sources(sources: Sequence[str | os.PathLike[str]]) -> None:
+    for source in sources:
+        path = Path(source)
+        if path.suffix == ".py" and not path.is_file():
+            raise InvalidInputError(f"`custom_objects_from` names {str(path)!r}, where no file is.")
 
 
 def _describe(signature: Signature) -> str:

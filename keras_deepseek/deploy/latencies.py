@@ -12,7 +12,11 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import InvalidInputError, KerasDeepSeekError
+from keras_deepseek.artifacts.errors import (
+    InvalidInputError,
+    KerasDeepSeekError,
+    unknown_name_message,
+)
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.exporter import Exporter
@@ -125,6 +129,9 @@ def compare_latencies(
             "`batch_sizes`, `length` and `seconds` must be positive; received "
             f"{tuple(batch_sizes)}, {length} and {seconds}."
         )
+    for name in backends or ():
+        if name not in known_formats():
+            raise InvalidInputError(unknown_name_message("format", name, known_formats()))
     named = NamedModel(model)
     infer: dict[str, InferenceFunction] = {"keras": backend.current().compile_inference(named)}
     left_out: dict[str, str] = {}
@@ -142,8 +149,6 @@ def compare_latencies(
                 )
                 exporter.export(Path(work) / label)
                 infer[label] = exporter.load(Path(work) / label)
-            except InvalidInputError:
-                raise
             except KerasDeepSeekError as error:
                 left_out[label] = str(error)
         rows = list(_time_all(infer, _batches(named, batch_sizes, length), seconds, left_out))

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from keras_deepseek.deploy.failure_reason import DISK_IS_FULL, failure_reason
 from keras_deepseek.deploy.routes import InChild, InProcess, Route, find_routes
 from keras_deepseek.deploy.verify import agreements, compare
 
-_LEAST_ROOM = 2**16
+_LEAST_ROOM = 2**13
 """Bytes. A runtime that could not write them may say so in words of its own."""
 _HALF_PRECISIONS = ("bfloat16", "float16")
 """What a layer may compute in, the least precise one first."""
@@ -94,7 +95,11 @@ def check_artifact(job: ExportJob, folder: Path) -> Verification:
     runtime = getattr(job.export_format, "runtime", running)
     route: Route = InProcess(running) if runtime == running else InChild(runtime)
     job, expected = _compute_expected(job)
-    return _verify(expected, route.run(job, folder), job)
+    try:
+        result = route.run(job, folder)
+    except Exception as error:  # noqa: BLE001 - of whichever runtime
+        return Verification("failed", f"it can't be run: {failure_reason(error)}")
+    return _verify(expected, result, job)
 
 
 def _compute_expected(job: ExportJob) -> tuple[ExportJob, list[dict[str, Array]]]:
@@ -121,7 +126,7 @@ def _infer_first(
     shapes = {name: array.shape for name, array in lists[0][0].items()}
     raise InvalidInputError(
         f"The model itself fails on a batch that it is to be verified on, as one of {shapes}: "
-        f"{failure_reason(failures[0])}. Pass samples=[...], batches of sizes that it takes."
+        f"{failure_reason(failures[0])}. Pass samples=[...], batches that it takes."
     ) from failures[0]
 
 
@@ -169,11 +174,12 @@ def _least_precision(model: keras.Model) -> str | None:
 
 def _check_room(folder: Path, reason: str) -> None:
     """Raises where a route failed of a full disk, as all others would."""
-    is_full = shutil.disk_usage(folder).free < _LEAST_ROOM
-    if is_full or DISK_IS_FULL in reason:
+    places = [str(folder.parent.parent), tempfile.gettempdir()]
+    full = [place for place in places if shutil.disk_usage(place).free < _LEAST_ROOM]
+    if full or DISK_IS_FULL in reason:
         raise ExportError(
-            f"The disk of {str(folder.parent.parent)!r} is full: {reason}. Make room, or export to "
-            "another."
+            f"The disk of {' or '.join(map(repr, full or places))} is full: {reason}. Make room, "
+            "or use another."
         )
 
 

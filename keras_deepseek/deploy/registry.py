@@ -30,7 +30,8 @@ def create_format(name: str, options: Mapping[str, Any]) -> ExportFormat:
     Raises:
         InvalidInputError: The name or an option is unknown.
     """
-    if name in _registered and not options:
+    if name in _registered:
+        check_no_options(name, options)
         return _registered[name]
     if name not in BUILT_IN:
         known = [*known_formats(), "custom"]
@@ -66,6 +67,23 @@ def create_engine_format(
     engine = TensorRTFormat(signature, precision, **chosen)
     remaining = {name: value for name, value in options.items() if name in of_onnx}
     return engine, {**remaining, **engine.onnx_options}
+
+
+def check_no_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raises where options are given for a format that was made before.
+
+    Args:
+        name: string. What the user calls the format.
+        options: The options.
+
+    Raises:
+        InvalidInputError: There are some.
+    """
+    if options:
+        raise InvalidInputError(
+            f"{name!r} takes no options: a registered format is made with them, as in "
+            f"register_exporter(MyFormat({', '.join(f'{key}=...' for key in options)}))."
+        )
 
 
 def _parameters(made_by: Callable[..., Any]) -> list[str]:

@@ -106,7 +106,8 @@ class InChild:
 
     def _send(self, job: ExportJob, folder: Path, say: Say, *, is_written: bool) -> RouteResult:
         if importlib.util.find_spec(self.backend) is None:
-            raise MissingExtraError(self.backend, self.backend, f"to export through {self.name}")
+            extra = getattr(job.export_format, "extras", {}).get(self.backend, self.backend)
+            raise MissingExtraError(self.backend, extra, f"to export through {self.name}")
         with tempfile.TemporaryDirectory(prefix="keras_deepseek_export_") as temporary:
             work = Path(temporary)
             _write_job(job, folder, work, is_written=is_written)

@@ -10,6 +10,7 @@ import numpy as np
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
 from keras_deepseek.backend.free_axes import count_free_lengths
+from keras_deepseek.backend.input_scales import input_scales
 from keras_deepseek.backend.input_vocabularies import input_vocabularies
 from keras_deepseek.backend.named_model import NamedModel
 
@@ -31,8 +32,10 @@ def make_samples(
 ) -> list[dict[str, Array]]:
     """Returns random batches of several sizes and lengths that fit a model.
 
-    Floats are drawn from a standard normal distribution. Integers are drawn below the vocabulary of
-    the embeddings that the input reaches, and end in zeros in the first row, as padding does.
+    Floats are drawn from a standard normal distribution, or from the one that a `Normalization` or
+    `Rescaling`, where the input goes first, makes a standard one of. Integers are drawn below the
+    vocabulary of the embeddings that the input reaches, and end in zeros in the first row, as
+    padding does.
 
     Args:
         model: `keras.Model`.
@@ -112,11 +115,20 @@ def draw_batch(
     """
     batch_size = next((shape[0] for shape in shapes.values() if shape), 1)
     generator = np.random.default_rng(batch_size)
-    vocabularies = input_vocabularies(model, len(signature.inputs))
-    return {
-        spec.name: _draw(generator, spec, shapes[spec.name], vocabulary or _FEW)
-        for spec, vocabulary in zip(signature.inputs, vocabularies, strict=True)
-    }
+    num_inputs = len(signature.inputs)
+    drawn = {}
+    for spec, vocabulary, scale in zip(
+        signature.inputs,
+        input_vocabularies(model, num_inputs),
+        input_scales(model, num_inputs),
+        strict=True,
+    ):
+        array = _draw(generator, spec, shapes[spec.name], vocabulary or _FEW)
+        if scale is not None and array.dtype.kind == "f":
+            mean, deviation = scale
+            array = (mean + deviation * array).astype(array.dtype)
+        drawn[spec.name] = array
+    return drawn
 
 
 def _make_batch(

@@ -103,21 +103,6 @@ def test_examples_are_classified_and_regressed(tmp_path, serialize):
         assert (b"tensorflow/serving/classify" in text) == (width == 3)
 
 
-@pytest.mark.skipif(not IS_TENSORFLOW, reason="TensorFlow alone writes them")
-@pytest.mark.parametrize(
-    ("shape", "width", "signatures", "match"),
-    [
-        ((None, 3), 2, ServingSignatures(classes=("a", "b")), "fixed size.*input_0"),
-        ((3,), 2, ServingSignatures(classes=("a", "b", "c")), r"shape \(any, 3\); it has"),
-        ((3,), 2, ServingSignatures(regresses=True), r"Of 1 value a row .*shape \(any, 1\)"),
-    ],
-)
-def test_what_a_model_has_no_signature_for_is_refused(tmp_path, shape, width, signatures, match):
-    model = keras.Sequential([keras.Input(shape), keras.layers.Dense(width)])
-    with pytest.raises(NotSupportedError, match=match):
-        current().write_saved_model(NamedModel(model), str(tmp_path), signatures)
-
-
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX has no operation for them")
 def test_examples_are_read_by_tensorflow_alone(tmp_path):
     pytest.importorskip("tensorflow")

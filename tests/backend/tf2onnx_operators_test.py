@@ -111,6 +111,21 @@ def test_a_sum_by_segments(dtype, width, tmp_path):
     assert ("Unique" in operators) == (width > 1)
 
 
+@pytest.mark.parametrize("function", [ops.expm1, ops.log1p])
+def test_what_is_small_is_kept(function, tmp_path):
+    x = np.array([[1e-30, 1e-8, -1e-6, 0.3, -0.4999, 0.5], [-0.9, 2, 40, 1e7, 3e38, 0]], "float32")
+    x = np.minimum(x, 80) if function is ops.expm1 else x
+    _, received, _ = run_both(function, x, tmp_path=tmp_path)
+    np.testing.assert_allclose(received, getattr(np, function.__name__)(x), rtol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_a_class_below_zero_is_none(dtype, tmp_path):
+    given = np.array([[0, -1, 7], [8, -8, 3]], dtype)
+    expected, received, _ = run_both(lambda x: ops.one_hot(x, 8), given, tmp_path=tmp_path)
+    np.testing.assert_array_equal(received, expected)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("dtype", ["float32", "int32"])
 def test_places_in_what_is_sorted(side, dtype, tmp_path):

@@ -120,3 +120,9 @@ def test_without_a_backend_or_an_output_both_are_asked_for(digits, tmp_path):
     digits.save(tmp_path / "digits.keras")
     with pytest.raises(InvalidInputError, match="--backend and --output"):
         run(tmp_path / "digits.keras", "--backend", "onnx")
+
+
+def test_what_a_comparison_would_not_heed_is_refused(digits, tmp_path):
+    digits.save(tmp_path / "digits.keras")
+    with pytest.raises(InvalidInputError, match="leave --precision, --opset out"):
+        run(tmp_path / "digits.keras", "--benchmark", "--precision", "float16", "--opset", "20")

@@ -233,6 +233,33 @@ def test_arguments_that_do_not_fit_are_refused(digits, arguments, match):
         Exporter(digits, "onnx", **arguments)
 
 
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        (np.zeros((0, 8, 8, 1), "float32"), "has no rows"),
+        (np.full((3, 8, 8, 1), np.nan, "float32"), "NaN or infinity in input 'image'"),
+    ],
+)
+def test_rows_that_give_no_ranges_are_refused(digits, rows, match):
+    with pytest.raises(InvalidInputError, match=match):
+        Exporter(digits, "onnx", precision="int8", calibration=rows)
+
+
+def test_what_is_asked_for_and_can_not_be_is_told_before_any_work(digits, tmp_path, capsys):
+    with pytest.raises(InvalidInputError, match=r"names '.*nothing.py', where no file is"):
+        Exporter(digits, "onnx", custom_objects_from=[tmp_path / "nothing.py"])
+    with pytest.raises(InvalidInputError, match="'custom' takes no options"):
+        Exporter(digits, "custom", opset=18)
+    with pytest.raises(InvalidInputError, match="one output, of shape"):
+        Exporter(digits, "savedmodel", classify=["a", "b"]).export(tmp_path / "out")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_registered_format_takes_its_options_itself(digits, text_format):
+    with pytest.raises(InvalidInputError, match=r"register_exporter\(MyFormat\(opset=...\)\)"):
+        Exporter(digits, "text", opset=18)
+
+
 def test_int8_is_of_onnx_alone(digits):
     with pytest.raises(InvalidInputError, match=r"onnx or tensorrt alone; received .*savedmodel"):
         Exporter(digits, "savedmodel", precision="int8", calibration=np.zeros((2, 8, 8, 1)))

@@ -154,6 +154,12 @@ def test_a_full_disk_ends_the_search(tmp_path, weights_format, job_of, monkeypat
     stages: list[str] = []
     folder = tmp_path / "work" / "artifact"
     folder.mkdir(parents=True)
-    with pytest.raises(ExportError, match=rf"The disk of '{tmp_path}' is full: .*{words}"):
+    with pytest.raises(ExportError, match=rf"The disk of '{tmp_path}'.* is full: .*{words}"):
         make_artifact(job_of(weights_format(fail=OSError(words))), folder, stages.append)
     assert not any("torch" in stage for stage in stages)
+
+
+def test_an_artifact_that_can_not_be_run_is_a_failed_one(tmp_path, weights_format, job_of):
+    job = job_of(weights_format(fail=ValueError("cut short")))
+    found = module.check_artifact(job, tmp_path)
+    assert (found.state, found.reason) == ("failed", "it can't be run: ValueError: cut short")

@@ -94,3 +94,15 @@ def test_a_sequence_of_one_token_is_no_padding_alone(model):
         pytest.skip("Tokens alone are padded.")
     (tokens,) = draw_batch(model, NamedModel(model).signature, {"tokens": (2, 1)}).values()
     assert (tokens > 0).all()
+
+
+def test_floats_are_what_the_first_layer_makes_standard_ones_of():
+    from keras import Input, Model, layers
+
+    inputs = Input((3,), name="x")
+    model = Model(inputs, layers.Normalization(mean=[1e5, 0, 5], variance=[1e8, 1, 1e-6])(inputs))
+    _, samples = samples_of(model)
+    whole = np.concatenate([sample["x"] for sample in samples])
+    assert whole.dtype == np.float32
+    np.testing.assert_array_less(np.abs(whole - [1e5, 0, 5]), [6e4, 6, 6e-3])
+    assert whole[:, 0].std() > 1e3

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.argument_check import check_boolean
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
 from keras_deepseek.backend.named_model import NamedModel
@@ -50,6 +52,8 @@ class OnnxFormat:
     suffix = ".onnx"
     entry = "model.onnx"
     backends = ("tensorflow", "jax", "torch")
+    extras = MappingProxyType({"jax": "onnx-jax"})
+    """The extra that brings what a backend writes by, where it has another name."""
 
     def __init__(
         self,
@@ -65,10 +69,10 @@ class OnnxFormat:
                 f"received {opset!r}."
             )
         self.opset = opset
-        self.simplified = simplified
-        self.fused = fused
+        self.simplified = check_boolean("simplified", simplified)
+        self.fused = check_boolean("fused", fused)
         self.calibration = calibration
-        self.products_in_float16 = products_in_float16
+        self.products_in_float16 = check_boolean("products_in_float16", products_in_float16)
 
     def check_signature(self, signature: Signature) -> None:
         """Raises an `InvalidInputError` where ONNX has no such names."""

@@ -34,6 +34,7 @@ class OpenVINOFormat:
     suffix = ""
     entry = "model.xml"
     backends = OnnxFormat.backends
+    extras = OnnxFormat.extras
 
     def __init__(self, opset: int = 18) -> None:
         self._onnx = OnnxFormat(opset)

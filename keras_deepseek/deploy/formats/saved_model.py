@@ -6,7 +6,7 @@ from pathlib import Path
 from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_boolean
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.saved_model import load_saved_model
 from keras_deepseek.backend.serving_signatures import ServingSignatures
@@ -50,9 +50,13 @@ class SavedModelFormat:
         self._regress = check_boolean("regress", regress)
         self._warmup = check_boolean("warmup", warmup)
 
+    def check_signature(self, signature: Signature) -> None:
+        """Raises where a model's inputs and outputs are none to classify or regress by."""
+        ServingSignatures(self._classes(signature), self._regress).check(signature)
+
     def write(self, model: NamedModel, folder: Path) -> str:
         """Writes `saved_model.pb` and what belongs to it."""
-        signatures = ServingSignatures(self._classes(model), self._regress)
+        signatures = ServingSignatures(self._classes(model.signature), self._regress)
         backend.current().write_saved_model(model, str(folder), signatures)
         if self._warmup:
             write_warmup_requests(folder, model.model.name, make_taken_samples(model))
@@ -70,11 +74,11 @@ class SavedModelFormat:
         """Returns the signature as a function of arrays by name."""
         return load_saved_model(folder)
 
-    def _classes(self, model: NamedModel) -> tuple[str, ...] | None:
+    def _classes(self, signature: Signature) -> tuple[str, ...] | None:
         """Returns the names of the classes; `None` where nothing is to be classified."""
         if self._classify is False:
             return None
         if self._classify is not True:
             return tuple(self._classify)
-        width = model.signature.outputs[0].shape[-1] if model.signature.outputs[0].shape else None
+        width = signature.outputs[0].shape[-1] if signature.outputs[0].shape else None
         return tuple(str(index) for index in range(width or 0))

@@ -10,6 +10,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
 
+_HALF_BYTES = 2
 _SMALL = 1024
 """Bytes of a weight that shapes may depend on."""
 
@@ -57,9 +58,12 @@ class GraphView:
         return float(array.reshape(()))
 
     def is_number(self, name: str, expected: float) -> bool:
-        """Returns whether a tensor is this one number, as near as float16 tells."""
-        number = self.scalar(name)
-        return number is not None and bool(np.isclose(number, expected, rtol=1e-3, atol=0.0))
+        """Returns whether a tensor is this one number, as near as its dtype tells."""
+        number, array = self.scalar(name), self.constant(name)
+        if number is None or array is None:
+            return False
+        nearness = 1e-6 if array.dtype.itemsize > _HALF_BYTES else 1e-3
+        return bool(np.isclose(number, expected, rtol=nearness, atol=0.0))
 
     def shape(self, name: str) -> list[int | str | None] | None:
         """Returns a tensor's sizes, a text or `None` for a free one; `None` for an unknown rank."""
