@@ -45,7 +45,8 @@ def cells(request, tmp_path_factory):
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("model", MODELS)
 def test_a_cell_is_verified_or_says_what_it_fails_of(cells, model, form):
-    cell, committed = cells[model][form], COMMITTED[model][form]
+    cell = cells[model][form]
+    committed = COMMITTED.get(model, {}).get(form, cell)  # One that is new is looked at by itself.
     assert cell["state"] != "wrong", cell["error"]
     assert cell["state"] != "begun", "the process ended in this cell"
     if cell["state"] == "failed":
