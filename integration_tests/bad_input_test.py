@@ -1,26 +1,13 @@
 """Input that can't be worked with: one line that helps, exit code 2, and nothing left behind."""
 
-import re
 import shutil
 import socket
 
 import pytest
 
-LOG_OF_TENSORFLOW = re.compile(r"[EIW]0000 |WARNING: All log messages before absl::InitializeLog")
-"""TensorFlow 2.21 writes these when it is loaded, before it reads a setting that would stop it."""
-
-
-def assert_refused(done, command, *words):
-    """Asserts one line on stderr that holds all words."""
-    assert done.returncode == 2, (done.stdout, done.stderr)
-    lines = [line for line in done.stderr.splitlines() if not LOG_OF_TENSORFLOW.match(line)]
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith(f"keras-deepseek {command}: error: ")
-    assert [word for word in words if word not in lines[0]] == [], lines[0]
-
 
 @pytest.fixture
-def refuse_export(installation, tmp_path):
+def refuse_export(installation, tmp_path, assert_refused):
     def run(model, *words, backend="onnx"):
         out = tmp_path / "out" / "bundle"
         done = installation.run("keras-deepseek", "export", model, "--backend", backend, "-o", out)
@@ -31,7 +18,7 @@ def refuse_export(installation, tmp_path):
 
 
 @pytest.fixture
-def refuse_serve(installation):
+def refuse_serve(installation, assert_refused):
     def run(*arguments, words):
         assert_refused(installation.run("keras-deepseek", "serve", *arguments), "serve", *words)
 
@@ -58,7 +45,9 @@ def test_a_backend_that_does_not_exist_names_the_nearest(refuse_export, model_fi
     refuse_export(model_file, "'onxx'", "did you mean 'onnx'?", backend="onxx")
 
 
-def test_an_output_that_would_overwrite_something_else(installation, model_file, tmp_path):
+def test_an_output_that_would_overwrite_something_else(
+    installation, model_file, tmp_path, assert_refused
+):
     (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
     done = installation.run(
         "keras-deepseek", "export", model_file, "--backend", "onnx", "-o", tmp_path

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -139,3 +140,22 @@ def export(installation: Installation, model_file: Path) -> Callable[[str], Path
         return bundle
 
     return run
+
+
+LOG_OF_TENSORFLOW = re.compile(r"[EIW]0000 |WARNING: All log messages before absl::InitializeLog")
+"""TensorFlow 2.21 writes these when it is loaded, before it reads a setting that would stop it."""
+
+
+def _assert_refused(done: subprocess.CompletedProcess[str], command: str, *words: str) -> None:
+    """Asserts one line on stderr that holds all words."""
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    lines = [line for line in done.stderr.splitlines() if not LOG_OF_TENSORFLOW.match(line)]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith(f"keras-deepseek {command}: error: ")
+    assert [word for word in words if word not in lines[0]] == [], lines[0]
+
+
+@pytest.fixture
+def assert_refused() -> Callable[..., None]:
+    """Returns a function that asserts one line on stderr that holds all words."""
+    return _assert_refused
