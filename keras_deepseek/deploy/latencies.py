@@ -140,19 +140,23 @@ def compare_latencies(
     ]
     if calibration is not None:
         wanted.append(("onnx", {"precision": "int8", "calibration": calibration}))
+    shared: dict[str, Any] = {"custom_objects_from": custom_objects_from, "verbose": verbose}
     with tempfile.TemporaryDirectory(prefix="keras_deepseek_latencies_") as work:
         for name, options in wanted:
             label = " ".join([name, *([options["precision"]] if options else [])])
             try:
-                exporter = Exporter(
-                    model, name, custom_objects_from=custom_objects_from, verbose=verbose, **options
+                infer[label] = _export(
+                    Exporter(model, name, **shared, **options), Path(work, label)
                 )
-                exporter.export(Path(work) / label)
-                infer[label] = exporter.load(Path(work) / label)
             except KerasDeepSeekError as error:
                 left_out[label] = str(error)
         rows = list(_time_all(infer, _batches(named, batch_sizes, length), seconds, left_out))
     return LatencyTable(tuple(rows), left_out)
+
+
+def _export(exporter: Exporter, path: Path) -> InferenceFunction:
+    exporter.export(path)
+    return exporter.load(path)
 
 
 def _batches(
