@@ -49,6 +49,7 @@ from keras_deepseek.deploy.registry import (
 from keras_deepseek.deploy.samples import (
     ROUND_LENGTHS,
     cut_batches,
+    hold_out,
     make_samples,
     make_unequal_samples,
 )
@@ -76,7 +77,8 @@ class Exporter:
             mixed policies, the inputs and outputs staying what they are. Or `"int8"`, for ONNX and
             TensorRT: products alone, with `calibration`. Defaults to `None`, as the model computes.
         calibration: inputs as `model.predict` takes them, a few hundred rows like those of use,
-            whose ranges int8 is made for, and which it is verified on. Defaults to `None`.
+            whose ranges int8 is made for. It is verified on each fifth, which is left out of
+            that; of fewer than 20 rows, on all of them. Defaults to `None`.
         samples: list of inputs to verify on, each as `model.predict` takes them (several inputs by
             name). Use several batch sizes and lengths. Defaults to `None`, random ones.
         custom_objects_from: sequence of module names or files that define the model's custom
@@ -138,16 +140,16 @@ class Exporter:
         self._precision = precision
         self._model = NamedModel(model, None if precision == _INT8 else precision)
         self.signature = self._model.signature
-        batches = None
+        held_out = None
         if calibration is not None:
-            batches = cut_batches(_check_calibration(self.signature.bind(calibration)))
-            self._options["calibration"] = batches
+            rows, held_out = hold_out(_check_calibration(self.signature.bind(calibration)))
+            self._options["calibration"] = cut_batches(rows)
         self._format = self._choose_format()
         self._other_samples: list[list[dict[str, Array]]] = []
         self._further_samples: list[dict[str, Array]] = []
         self._samples_are_random = False
-        if samples is None and batches:
-            self._samples = batches
+        if samples is None and held_out:
+            self._samples = cut_batches(held_out)
         elif samples is None:
             self._samples_are_random = True
             self._samples = make_samples(model, self.signature)

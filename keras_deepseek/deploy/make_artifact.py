@@ -158,6 +158,16 @@ def _verify(expected: list[dict[str, Array]], result: RouteResult, job: ExportJo
         return Verification(
             "unverified", "the model gives no finite value, so nothing was compared"
         )
+    if comparison.untold:
+        names = ", ".join(map(repr, comparison.untold))
+        return Verification(
+            "unverified",
+            f"output {names} hardly moves from row to row of the samples, so that one which is the "
+            "same for all would pass; pass samples=, rows like those of use, several of a shape",
+            num_samples=comparison.num_samples,
+            largest_difference=comparison.largest_difference,
+            agreement=agreement,
+        )
     return Verification(
         "verified",
         num_samples=comparison.num_samples,

@@ -19,6 +19,7 @@ _LARGEST_BATCH = 32
 _FEW, _BINARY = 10, 2
 """How many integers an input that is looked up nowhere has, and one that says which of two kinds,
 where none stands for padding."""
+_LEAST_TO_HOLD_OUT, _EACH_HELD_OUT = 20, 5
 LENGTHS = (16, 9, 13)
 """One length a batch for the free axes, so that a shape that was baked in shows."""
 ROUND_LENGTHS = (32, 64, 96)
@@ -98,6 +99,23 @@ def cut_batches(arrays: dict[str, Array]) -> list[dict[str, Array]]:
         {name: array[start:end] for name, array in arrays.items()}
         for start, end in itertools.pairwise(starts)
     ]
+
+
+def hold_out(arrays: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Returns rows to make ranges of, and others to verify on: each fifth row where that is enough.
+
+    Args:
+        arrays: dict of arrays by input name, of as many rows each. Of fewer than 20 rows all serve
+            for both.
+    """
+    num_rows = len(next(iter(arrays.values())))
+    if num_rows < _LEAST_TO_HOLD_OUT:
+        return arrays, arrays
+    is_held_out = np.arange(num_rows) % _EACH_HELD_OUT == _EACH_HELD_OUT - 1
+    return (
+        {name: array[~is_held_out] for name, array in arrays.items()},
+        {name: array[is_held_out] for name, array in arrays.items()},
+    )
 
 
 def draw_batch(

@@ -1,5 +1,6 @@
 """Whether an artifact computes what its model computes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,15 +14,30 @@ TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-
 _LEAST_SCALE = 1e-2
 """What an output's largest value counts for at least: what is nearly nothing may be what rounding
 left, but the probabilities of many thousand classes are not to pass for that."""
+_SHARE_OF_MOVEMENT = 0.1
+"""What a column may be off by, by root mean square, of how much it moves from row to row."""
+_TOLD_BY = 0.25
+"""The same for a whole output whose movement the tolerance hides, to count as compared."""
+_LEAST_COLUMN = 0.02
+"""Below this share of what an output may be off by, a column's movement may be rounding."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared: batches, the largest absolute difference, and whether that says much."""
+    """What was compared, and whether that says much.
+
+    Args:
+        num_samples: integer. Batches.
+        largest_difference: float. The largest absolute one.
+        any_finite: boolean. Whether the model gave any finite value.
+        untold: tuple of strings. Outputs that an artifact would have passed with that computes the
+            same for all rows.
+    """
 
     num_samples: int
     largest_difference: float
     any_finite: bool = True
+    untold: tuple[str, ...] = ()
 
 
 def compare(
@@ -42,7 +58,8 @@ def compare(
 
     Raises:
         ExportError: A name, a shape, a dtype, the place of a NaN, or a value differs. The message
-            says which output of which batch.
+            says which output of which batch. Or a column, along the last axis, whose values are
+            too small beside the others' for that differs by its own measure.
     """
     if len(expected) != len(received):
         raise ExportError(f"{len(received)} batches came back of {len(expected)}.")
@@ -55,10 +72,63 @@ def compare(
                 largest = max(largest, _difference(array, outputs[name], precision))
             except ExportError as error:
                 raise ExportError(f"Output {name!r} of batch {index}: {error}") from error
+    untold = []
+    for name in expected[0] if expected else ():
+        groups = list(_rows_by_shape(name, expected, received))
+        try:
+            for left, right in groups:
+                _check_columns(left, right, _tolerance(expected[0][name], precision))
+        except ExportError as error:
+            raise ExportError(f"Output {name!r}: {error}") from error
+        if not _tells(groups):
+            untold.append(name)
     any_finite = any(
         np.isfinite(array.astype("float64")).any() for batch in expected for array in batch.values()
     )
-    return Comparison(len(expected), largest, any_finite)
+    return Comparison(len(expected), largest, any_finite, tuple(untold))
+
+
+def _rows_by_shape(
+    name: str, expected: list[dict[str, Array]], received: list[dict[str, Array]]
+) -> Iterator[tuple[Array, Array]]:
+    """Yields an output of the model and of its artifact, all rows of a shape in one array."""
+    by_shape: dict[tuple[int, ...], list[tuple[Array, Array]]] = {}
+    for reference, outputs in zip(expected, received, strict=True):
+        left, right = np.atleast_1d(reference[name]), np.atleast_1d(outputs[name])
+        by_shape.setdefault(left.shape[1:], []).append((left, right))
+    for pairs in by_shape.values():
+        left, right = (np.concatenate(side).astype("float64") for side in zip(*pairs, strict=True))
+        finite = np.isfinite(left)
+        yield np.where(finite, left, 0.0), np.where(finite, right, 0.0)
+
+
+def _check_columns(left: Array, right: Array, tolerance: float) -> None:
+    """Raises where a column is off by what the tolerance of larger columns hides."""
+    if left.ndim <= 1 or not left.size:
+        return
+    others = tuple(range(left.ndim - 1))
+    moved = np.sqrt(np.square(left - left.mean(0)).mean(others))
+    error = np.sqrt(np.square(right - left).mean(others))
+    allowed = np.maximum(tolerance * np.abs(left).max(others), _SHARE_OF_MOVEMENT * moved)
+    is_rounding = moved <= _LEAST_COLUMN * tolerance * np.abs(left).max()
+    excess = np.where(is_rounding, 0.0, error - allowed)
+    column = int(excess.argmax())
+    if excess[column] > 0:
+        raise ExportError(
+            f"column {column} differs by {error[column]:.3g} (root mean square), and moves by "
+            f"{moved[column]:.3g} from row to row; {allowed[column]:.3g} is allowed."
+        )
+
+
+def _tells(groups: list[tuple[Array, Array]]) -> bool:
+    """Returns whether an output moves from row to row, and the artifact's in the same way."""
+    moved = sum(float(np.square(left - left.mean(0)).sum()) for left, _ in groups if len(left))
+    error = sum(
+        float(np.square(right - right.mean(0) - left + left.mean(0)).sum())
+        for left, right in groups
+        if len(left)
+    )
+    return moved > 0 and error <= _TOLD_BY**2 * moved
 
 
 def _difference(expected: Array, received: Array, precision: str | None) -> float:
@@ -79,11 +149,16 @@ def _difference(expected: Array, received: Array, precision: str | None) -> floa
     if not np.isfinite(right).all():
         raise ExportError("NaN or infinity where the model gives finite values.")
     difference = float(np.abs(left - right).max(initial=0.0))
-    tolerance = max(TOLERANCES[name] for name in (str(expected.dtype), precision) if name)
-    allowed = tolerance * max(_LEAST_SCALE, float(np.abs(left).max(initial=0.0)))
+    largest = float(np.abs(left).max(initial=0.0))
+    allowed = _tolerance(expected, precision) * max(_LEAST_SCALE, largest)
     if difference > allowed:
         raise ExportError(f"differs by {difference:.3g}; {allowed:.3g} is allowed.")
     return difference
+
+
+def _tolerance(expected: Array, precision: str | None) -> float:
+    names = [name for name in (str(expected.dtype), precision) if name]
+    return max(TOLERANCES.get(name, 0.0) for name in names)
 
 
 def agreements(

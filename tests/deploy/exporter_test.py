@@ -204,18 +204,32 @@ def test_layers_may_compute_in_half_precision(digits, tmp_path, backend, tensorf
     assert exporter.check(tmp_path / "half").verified
 
 
-def test_int8_is_made_for_data_and_verified_on_them(digits, tmp_path, tensorflow_installed):
+def test_int8_is_made_for_data_and_verified_on_others(digits, tmp_path, tensorflow_installed):
     import onnx
 
     images = np.random.default_rng(0).random((40, 8, 8, 1))
     report = Exporter(digits, "onnx", precision="int8", calibration=images, verbose=False).export(
         tmp_path / "small.onnx"
     )
-    assert report.verification.num_samples == 4
+    assert report.verification.num_samples == 3  # Of 1, 3 and 4 rows, a fifth of what was given.
     assert report.verification.agreement["probabilities"]["relative_error"] < 0.05
     assert "% off" in str(report)
     nodes = onnx.load(tmp_path / "small.onnx").graph.node
     assert any(node.op_type == "QuantizeLinear" for node in nodes)
+
+
+def test_samples_that_move_no_output_verify_nothing(tmp_path, tensorflow_installed):
+    inputs = keras.Input((3,), name="features")
+    saturated = keras.layers.Dense(
+        2, activation="sigmoid", kernel_initializer="ones", bias_initializer="ones", name="share"
+    )(inputs * 1e4 + 1e6)
+    exporter = Exporter(keras.Model(inputs, saturated), "onnx", verbose=False)
+    report = exporter.export(tmp_path / "saturated.onnx")
+    assert report.verification.state == "unverified"
+    assert "output 'share' hardly moves" in report.verification.reason
+    rows = np.linspace(-110.0, -90.0, 6, dtype="float32")[:, None] * np.ones(3, "float32")
+    exporter = Exporter(keras.Model(inputs, saturated), "onnx", samples=[rows], verbose=False)
+    assert exporter.check(tmp_path / "saturated.onnx").verified
 
 
 @pytest.mark.parametrize(

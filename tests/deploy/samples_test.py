@@ -5,6 +5,7 @@ from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.samples import (
     cut_batches,
     draw_batch,
+    hold_out,
     make_samples,
     make_taken_samples,
     make_unequal_samples,
@@ -106,3 +107,16 @@ def test_floats_are_what_the_first_layer_makes_standard_ones_of():
     assert whole.dtype == np.float32
     assert (np.abs(whole - [1e5, 0, 5]) < [6e4, 6, 6e-3]).all()
     assert whole[:, 0].std() > 1e3
+
+
+def test_each_fifth_row_is_held_out_of_enough():
+    rows = {"x": np.arange(23), "y": np.arange(23) * 2}
+    kept, held_out = hold_out(rows)
+    assert held_out["x"].tolist() == [4, 9, 14, 19]
+    assert sorted([*kept["x"], *held_out["x"]]) == list(range(23))
+    assert kept["y"].tolist() == (2 * kept["x"]).tolist()
+
+
+def test_few_rows_serve_for_both():
+    rows = {"x": np.arange(19)}
+    assert hold_out(rows) == (rows, rows)

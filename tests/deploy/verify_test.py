@@ -88,5 +88,44 @@ def test_shapes_dtypes_names_and_batches_must_agree(received, match):
         compare(outputs([0.0, 0.0]), received)
 
 
+def test_a_small_column_is_not_hidden_by_a_large_one():
+    price_and_share = np.random.default_rng(0).uniform([1e5, 0.0], [2e5, 1.0], (8, 2))
+    other = price_and_share.copy()
+    other[:, 1] = 0.5
+    compare(outputs(price_and_share), outputs(price_and_share + np.array([0.5, 1e-3])))
+    with pytest.raises(ExportError, match="Output 'y': column 1 differs by"):
+        compare(outputs(price_and_share), outputs(other))
+
+
+def test_what_rounding_leaves_in_a_column_is_no_difference():
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(8, 2)) * [1.0, 1e-7]
+    compare(outputs(values), outputs(values[:, :] * [1.0, -1.0]))
+
+
+def test_an_output_that_hardly_moves_is_told_from_a_constant_if_both_move_alike():
+    values = 0.1 + 1e-6 * np.random.default_rng(0).normal(size=(8, 10))
+    assert compare(outputs(values, "float64"), outputs(values, "float64")).untold == ()
+    constant = np.full_like(values, 0.1)
+    assert compare(outputs(values), outputs(constant)).untold == ("y",)
+    assert compare(outputs(constant), outputs(constant)).untold == ("y",)
+
+
+def test_rows_of_several_batches_tell_together():
+    rows = [{"y": np.array([[value, 1.0]], "float32")} for value in (1.0, 2.0)]
+    assert compare(rows, rows).untold == ()
+    assert compare(rows[:1], rows[:1]).untold == ("y",)
+
+
+def test_integers_that_are_the_same_in_all_rows_tell_nothing():
+    assert compare(outputs([1, 1], "int32"), outputs([1, 1], "int32")).untold == ("y",)
+    assert compare(outputs([1, 2], "int32"), outputs([1, 2], "int32")).untold == ()
+
+
+def test_each_untold_output_is_named():
+    batches = [{"moves": np.arange(3.0), "stands": np.ones((3, 2)), "none": np.ones((3, 0))}]
+    assert compare(batches, batches).untold == ("stands", "none")
+
+
 def test_an_empty_batch_has_no_difference():
     assert compare(outputs(np.zeros((0, 3))), outputs(np.zeros((0, 3)))).largest_difference == 0.0
