@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from keras_deepseek import __version__, cli
-from keras_deepseek.artifacts.bundle import staging_folder
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.staging_folder import staging_folder
 
 
 @pytest.fixture
@@ -117,15 +117,25 @@ def test_the_rooms_bring_export_serve_and_launch(capsys):
     assert "launch" in shown
 
 
-def test_help_loads_no_framework_and_no_numpy():
+@pytest.mark.parametrize(
+    ("words", "unneeded"),
+    [
+        (["export", "--help"], ["jax", "keras", "numpy", "tensorflow", "torch"]),
+        (
+            ["export", "missing.keras", "--backend", "onnx", "-o", "out"],
+            ["jax", "keras", "tensorflow", "torch"],
+        ),
+    ],
+)
+def test_help_and_a_missing_file_load_no_framework(words, unneeded):
     code = (
         "import sys\n"
         "from keras_deepseek.cli import main\n"
         "try:\n"
-        "    main(['export', '--help'])\n"
+        f"    main({words})\n"
         "except SystemExit:\n"
         "    pass\n"
-        "heavy = {'jax', 'keras', 'numpy', 'tensorflow', 'torch'} & set(sys.modules)\n"
+        f"heavy = set({unneeded}) & set(sys.modules)\n"
         "sys.exit(f'loaded: {heavy}' if heavy else 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -10,6 +10,8 @@ import numpy as np
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 
+KERAS_FILE = "a `.keras` file"
+
 
 def check_integer(name: str, value: Any, *, least: int = 1, default: int | None = None) -> int:
     """Returns an integer, one of NumPy as Python's, or says what was received in its place.
@@ -75,6 +77,20 @@ def check_file_path(name: str, value: Any) -> str:
     if Path(path).is_dir():
         raise InvalidInputError(f"`{name}` must be the path of a file, and {path!r} is a folder.")
     return path
+
+
+def check_file_exists(value: str | os.PathLike[str], expected: str) -> None:
+    """Says that there is no file where one is to be read, before any work is done for it.
+
+    Args:
+        value: The path.
+        expected: string. What is expected, as in ``"a `.keras` file"``.
+
+    Raises:
+        InvalidInputError: There is none.
+    """
+    if not Path(value).is_file():
+        raise InvalidInputError(f"No file at {os.fspath(value)!r}: expected {expected}.")
 
 
 def check_number(

@@ -1,18 +1,15 @@
 """The bundle: what `deploy` writes and `inference` serves.
 
-A bundle is a folder: the exported files and `bundle.json`, the manifest. It is filled under a
-temporary name beside its place, hashed, and renamed, so that what stands at its path is whole. A
+A bundle is a folder: the exported files and `bundle.json`, the manifest. It is filled in a
+`staging_folder` beside its place, hashed, and renamed, so that what stands at its path is whole. A
 bundle of a SavedModel whose folder is named by a number (`digits/1`) is one that TF Serving loads
 as it is.
 """
 
-import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,34 +72,6 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
         path: A folder, or where one might stand.
     """
     return (Path(path) / MANIFEST_NAME).is_file()
-
-
-@contextmanager
-def staging_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields an empty folder beside `path`, for what is to stand there; removed on the way out.
-
-    Args:
-        path: Where the finished file or folder will stand. Its parents are made.
-    """
-    target = Path(path)
-    missing = [parent for parent in target.parents if not parent.exists()]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(
-            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-        )
-    except OSError as error:
-        raise BundleError(
-            f"Nothing can be written at {str(target)!r}: {error.strerror}. Name another place."
-        ) from error
-    folder.chmod(0o755)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # Those that have been filled stay.
-            for parent in missing:
-                parent.rmdir()
 
 
 def check_target(path: str | os.PathLike[str]) -> None:

@@ -17,6 +17,7 @@ from zipfile import BadZipFile, ZipFile
 
 import keras
 
+from keras_deepseek.artifacts.argument_check import KERAS_FILE, check_file_exists
 from keras_deepseek.artifacts.errors import InvalidInputError
 
 _OWN_MODULE = re.compile(r'"(keras_deepseek\.(?:layers|models)[\w.]*)"')
@@ -35,8 +36,7 @@ def load_keras_file(
     Raises:
         InvalidInputError: There is no such file or module, or Keras can't load the model.
     """
-    if not Path(path).is_file():
-        raise InvalidInputError(f"No file at {os.fspath(path)!r}: expected a `.keras` file.")
+    check_file_exists(path, KERAS_FILE)
     for source in custom_objects_from:
         import_source(source)
     try:

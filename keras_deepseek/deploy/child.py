@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.stage_display import CHILD_MARK
@@ -75,7 +75,10 @@ def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     if not job["is_written"]:
         loaded = load_keras_file(work / "model.keras", job["custom_objects_from"])
         print(f"{CHILD_MARK}writing", flush=True)
-        how = export_format.write(NamedModel(loaded, job["precision"]), folder)
+        try:
+            how = export_format.write(NamedModel(loaded, job["precision"]), folder)
+        except InvalidInputError as error:  # What no other route would do either.
+            return {"refused": str(error)}
     samples = load_batches(work / "samples.npz")
     print(f"{CHILD_MARK}running it on {len(samples)} batches", flush=True)
     try:

@@ -85,17 +85,14 @@ def run(arguments: argparse.Namespace) -> None:
     Args:
         arguments: What the parser of this command read.
     """
-    from keras_deepseek.artifacts.errors import InvalidInputError
+    _check(arguments)
     from keras_deepseek.backend.keras_file import load_keras_file
     from keras_deepseek.deploy.exporter import Exporter
 
     _register_openvino()
     if arguments.benchmark:
-        _check_benchmark(arguments)
         _compare_latencies(arguments)
         return
-    if not (arguments.backend and arguments.output):
-        raise InvalidInputError("Pass --backend and --output, or --benchmark to compare formats.")
     model = load_keras_file(arguments.model, arguments.custom_objects_from)
     given = {
         "opset": arguments.opset,
@@ -118,6 +115,20 @@ def run(arguments: argparse.Namespace) -> None:
         exporter.check(arguments.output)
     else:
         exporter.export(arguments.output)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises for what is wrong in the arguments themselves, in no time: nothing loads Keras."""
+    from keras_deepseek.artifacts.argument_check import KERAS_FILE, check_file_exists
+    from keras_deepseek.artifacts.errors import InvalidInputError
+
+    if arguments.benchmark:
+        _check_benchmark(arguments)
+    elif not (arguments.backend and arguments.output):
+        raise InvalidInputError("Pass --backend and --output, or --benchmark to compare formats.")
+    check_file_exists(arguments.model, KERAS_FILE)
+    if arguments.calibrate:
+        check_file_exists(arguments.calibrate, "a file that numpy.savez wrote")
 
 
 def _check_benchmark(arguments: argparse.Namespace) -> None:

@@ -22,7 +22,6 @@ from keras_deepseek.artifacts.bundle import (
     Bundle,
     check_target,
     publish_bundle,
-    staging_folder,
 )
 from keras_deepseek.artifacts.errors import (
     ExportError,
@@ -32,6 +31,7 @@ from keras_deepseek.artifacts.errors import (
 )
 from keras_deepseek.artifacts.manifest import Manifest
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
+from keras_deepseek.artifacts.staging_folder import staging_folder
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.export_report import ExportReport

@@ -20,7 +20,12 @@ from zipfile import ZipFile
 
 import keras
 
-from keras_deepseek.artifacts.errors import ExportError, MissingExtraError, NotSupportedError
+from keras_deepseek.artifacts.errors import (
+    ExportError,
+    InvalidInputError,
+    MissingExtraError,
+    NotSupportedError,
+)
 from keras_deepseek.deploy.child import load_batches, save_batches
 from keras_deepseek.deploy.custom_objects import find_custom_objects, save_objects, send
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
@@ -113,6 +118,8 @@ class InChild:
             _write_job(job, folder, work, is_written=is_written)
             _run_child(work, self.backend, lambda stage: say(f"{stage}, in {self.name}"))
             result = json.loads((work / "result.json").read_text(encoding="utf-8"))
+            if "refused" in result:
+                raise InvalidInputError(result["refused"])
             if "error" in result:
                 raise ExportError(result["error"])
             outputs = load_batches(work / "outputs.npz") if result["ran"] else None

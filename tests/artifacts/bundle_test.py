@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -11,11 +9,11 @@ from keras_deepseek.artifacts.bundle import (
     check_target,
     is_bundle,
     publish_bundle,
-    staging_folder,
 )
 from keras_deepseek.artifacts.errors import BundleError
 from keras_deepseek.artifacts.manifest import Manifest, Verification
 from keras_deepseek.artifacts.signature import Signature
+from keras_deepseek.artifacts.staging_folder import staging_folder
 
 MANIFEST = Manifest(
     name="digits",
@@ -65,24 +63,6 @@ def test_a_failure_in_the_middle_leaves_the_old_bundle(tmp_path):
         fill_half()
     assert os.listdir(tmp_path) == ["digits"]
     assert Bundle.open(tmp_path / "digits").manifest.files["model.bin"]["bytes"] == 7
-
-
-KILLED = """
-import os, signal, sys
-from keras_deepseek.artifacts.bundle import staging_folder
-with staging_folder(sys.argv[1]) as folder:
-    (folder / "model.bin").write_bytes(b"half")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_a_process_killed_in_mid_write_leaves_nothing_that_opens(tmp_path):
-    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "digits"], check=False)
-    assert killed.returncode == -9
-    assert not (tmp_path / "digits").exists()
-    for left in tmp_path.iterdir():
-        with pytest.raises(BundleError):
-            Bundle.open(left)
 
 
 @pytest.mark.parametrize("name", ["model.bin", "variables/data", MANIFEST_NAME])
@@ -160,25 +140,6 @@ def test_a_damaged_bundle_is_replaced(tmp_path):
     (tmp_path / "digits" / "model.bin").unlink()
     write_bundle(tmp_path / "digits")
     Bundle.open(tmp_path / "digits")
-
-
-def test_a_failure_leaves_no_folder_that_was_made_for_it(tmp_path):
-    def fail():
-        with staging_folder(tmp_path / "a" / "b" / "digits"):
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        fail()
-    assert not any(tmp_path.iterdir())
-
-
-def test_a_place_that_can_not_be_written_says_so(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with (
-        pytest.raises(BundleError, match="Nothing can be written"),
-        staging_folder(tmp_path / "file" / "digits"),
-    ):
-        pass
 
 
 def test_an_empty_folder_is_filled(tmp_path):

@@ -189,6 +189,15 @@ def test_a_model_of_half_precision_exports_as_it_is(
     assert manifest.signature.outputs[0].dtype == policy.removeprefix("mixed_")
 
 
+def test_bfloat16_goes_by_the_opset_that_has_it(digits, tmp_path, tensorflow_installed):
+    exporter = Exporter(digits, "onnx", precision="bfloat16", verbose=False)
+    with pytest.raises(InvalidInputError, match=r"no Conv in bfloat16 at opset 18: pass opset=22"):
+        exporter.export(tmp_path / "brief")
+    assert not any(tmp_path.iterdir())
+    exporter = Exporter(digits, "onnx", precision="bfloat16", opset=22, verbose=False)
+    assert exporter.export(tmp_path / "brief").verified
+
+
 @pytest.mark.parametrize("backend", ["onnx", "savedmodel"])
 def test_layers_may_compute_in_half_precision(digits, tmp_path, backend, tensorflow_installed):
     exporter = Exporter(digits, backend, precision="float16", verbose=False)

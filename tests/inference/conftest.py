@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import Bundle, Manifest, Signature, TensorSpec, Verification
-from keras_deepseek.artifacts.bundle import publish_bundle, staging_folder
+from keras_deepseek.artifacts.bundle import publish_bundle
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.staging_folder import staging_folder
 
 DOUBLE = Signature(
     inputs=(TensorSpec("x", (None, 2), "float32"),),

@@ -12,6 +12,7 @@ from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signatu
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
+from keras_deepseek.deploy.onnx_passes.check_bfloat16 import check_bfloat16
 from keras_deepseek.deploy.onnx_passes.describe import describe
 from keras_deepseek.deploy.onnx_passes.fuse import fuse
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
@@ -96,6 +97,7 @@ class OnnxFormat:
             fuse(proto)
         if is_brief:
             to_bfloat16(proto.graph)
+            check_bfloat16(proto, _OPSETS[-1])
         if self.calibration is not None:
             proto = quantize(proto, self.calibration)
         if self.products_in_float16:

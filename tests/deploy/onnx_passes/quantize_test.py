@@ -1,3 +1,5 @@
+import logging
+
 import numpy as np
 import pytest
 
@@ -22,3 +24,12 @@ def test_products_are_in_int8_and_near(dense, run):
     expected = run(dense, x)
     received = run(made, x)
     assert 0 < np.abs(received - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_advice_to_simplify_what_is_simple_is_kept_back(dense, caplog):
+    handlers = list(logging.getLogger().handlers)
+    with caplog.at_level(logging.WARNING):
+        quantize(dense, [{"x": np.ones((8, 4), "float32")}])
+        logging.getLogger().warning("another")
+    assert caplog.messages == ["another"]
+    assert logging.getLogger().handlers == handlers

@@ -1,0 +1,82 @@
+"""A hidden folder beside the place of what is written, so that what stands there is whole.
+
+It is locked for as long as its process lives. One that a killed process left is removed by the next
+that writes at the same place.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from keras_deepseek.artifacts.errors import BundleError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: there nothing that was left is removed.
+    fcntl = None  # type: ignore[assignment]
+
+_SUFFIX = ".partial"
+
+
+@contextmanager
+def staging_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, for what is to stand there; removed on the way out.
+
+    Args:
+        path: Where the finished file or folder will stand. Its parents are made.
+
+    Raises:
+        BundleError: Nothing can be written there.
+    """
+    target = Path(path)
+    missing = [parent for parent in target.parents if not parent.exists()]
+    with contextlib.ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # The parent's lock keeps others from a folder that is made and not yet locked.
+            with contextlib.ExitStack() as briefly:
+                if _lock(briefly, target.parent, waits=True):
+                    _remove_left(target)
+                folder = Path(
+                    tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent)
+                )
+                _lock(stack, folder, waits=False)
+        except OSError as error:
+            raise BundleError(
+                f"Nothing can be written at {str(target)!r}: {error.strerror}. Name another place."
+            ) from error
+        folder.chmod(0o755)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # Those that have been filled stay.
+                for parent in missing:
+                    parent.rmdir()
+
+
+def _remove_left(target: Path) -> None:
+    """Removes the folders for `target` whose processes are gone."""
+    prefix = f".{target.name}."
+    for folder in list(target.parent.iterdir()):
+        middle = folder.name.removeprefix(prefix).removesuffix(_SUFFIX)
+        if folder.name == f"{prefix}{middle}{_SUFFIX}" and "." not in middle and folder.is_dir():
+            with contextlib.ExitStack() as briefly:
+                if _lock(briefly, folder, waits=False):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock(stack: contextlib.ExitStack, folder: Path, *, waits: bool) -> bool:
+    """Returns whether a folder is now locked, until the stack is closed or the process ends."""
+    if fcntl is None:
+        return False
+    with contextlib.suppress(OSError):  # Another has it, or the file system has no locks.
+        descriptor = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        return True
+    return False

@@ -1,0 +1,59 @@
+"""Which operators ONNX does not have in bfloat16, and since when it has others."""
+
+from typing import Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.deploy.onnx_passes.import_package import import_package
+from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
+
+_BFLOAT16 = "tensor(bfloat16)"
+
+
+def check_bfloat16(model: Any, latest: int) -> None:
+    """Raises where a graph computes in bfloat16 by operators that ONNX has not got in it.
+
+    Args:
+        model: `onnx.ModelProto`.
+        latest: integer. The highest version of the default operator set that may be asked for.
+
+    Raises:
+        InvalidInputError: There are such operators. The message names them, and the version that
+            has them all, if there is one.
+    """
+    onnx = import_package("onnx")
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    found = _inputs_in_bfloat16(onnx.shape_inference.infer_shapes(model).graph, frozenset())
+    lacking = sorted({name for name, place in found if not _takes_it(name, place, opset)})
+    if not lacking:
+        return
+    further = range(opset + 1, latest + 1)
+    enough = next((v for v in further if all(_takes_it(*one, v) for one in found)), None)
+    advice = f"opset={enough}, which has, or " if enough else ""
+    raise InvalidInputError(
+        f"ONNX has no {', '.join(lacking)} in bfloat16 at opset {opset}: pass "
+        f"{advice}precision='float16'."
+    )
+
+
+def _inputs_in_bfloat16(graph: Any, outer: frozenset[str]) -> set[tuple[str, int]]:
+    """Returns the operators that are given bfloat16, each with the place of that input."""
+    brief = import_package("onnx").TensorProto.BFLOAT16
+    values = [*graph.input, *graph.output, *graph.value_info]
+    names = outer.union(
+        (value.name for value in values if value.type.tensor_type.elem_type == brief),
+        (tensor.name for tensor in graph.initializer if tensor.data_type == brief),
+    )
+    found: set[tuple[str, int]] = set()
+    for node in graph.node:
+        places = [place for place, name in enumerate(node.input) if name in names]
+        if not node.domain:
+            found |= {(node.op_type, place) for place in places}
+        for inner in inner_graphs(node):
+            found |= _inputs_in_bfloat16(inner, names)
+    return found
+
+
+def _takes_it(operator: str, place: int, opset: int) -> bool:
+    inputs = import_package("onnx").defs.get_schema(operator, opset, "").inputs
+    # The last one may stand for any number of them.
+    return _BFLOAT16 in inputs[min(place, len(inputs) - 1)].types

@@ -1,0 +1,93 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from keras_deepseek.artifacts.bundle import Bundle
+from keras_deepseek.artifacts.errors import BundleError
+from keras_deepseek.artifacts.staging_folder import staging_folder
+
+BEGUN = """
+import os, signal, sys
+from keras_deepseek.artifacts.staging_folder import staging_folder
+with staging_folder(sys.argv[1]) as folder:
+    (folder / "model.bin").write_bytes(b"half")
+    print(folder, flush=True)
+    {then}
+"""
+KILLED = BEGUN.format(then="os.kill(os.getpid(), signal.SIGKILL)")
+WAITING = BEGUN.format(then="sys.stdin.read()")
+
+
+def test_it_is_removed_in_the_end(tmp_path):
+    with staging_folder(tmp_path / "digits") as folder:
+        (folder / "model.bin").write_bytes(b"half")
+        assert folder.parent == tmp_path
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_process_killed_in_mid_write_leaves_nothing_that_opens(tmp_path):
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "digits"], check=False)
+    assert killed.returncode == -9
+    assert not (tmp_path / "digits").exists()
+    (left,) = tmp_path.iterdir()
+    with pytest.raises(BundleError):
+        Bundle.open(left)
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path / "digits"], check=False)
+    others = {".digits.2.abc.partial", ".other.abc.partial", ".digits.abc.old", "digits.partial"}
+    for name in others:
+        (tmp_path / name).mkdir()
+    with staging_folder(tmp_path / "digits") as folder:
+        assert set(os.listdir(tmp_path)) == {*others, folder.name}
+    assert set(os.listdir(tmp_path)) == others
+
+
+def test_what_another_process_is_writing_stays(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING, tmp_path / "digits"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as writing:
+        other = writing.stdout.readline().strip()
+        with (
+            staging_folder(tmp_path / "digits") as folder,
+            staging_folder(tmp_path / "digits") as another,
+        ):
+            assert len({other, str(folder), str(another)}) == 3
+            assert Path(other, "model.bin").exists()
+            assert folder.is_dir()
+        writing.stdin.close()
+    assert writing.returncode == 0
+    assert not any(tmp_path.iterdir())
+
+
+def test_without_locks_it_is_made_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("keras_deepseek.artifacts.staging_folder.fcntl", None)
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path / "digits"], check=False)
+    with staging_folder(tmp_path / "digits"):
+        assert len(os.listdir(tmp_path)) == 2
+
+
+def test_a_failure_leaves_no_folder_that_was_made_for_it(tmp_path):
+    def fail():
+        with staging_folder(tmp_path / "a" / "b" / "digits"):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_place_that_can_not_be_written_says_so(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(BundleError, match="Nothing can be written"),
+        staging_folder(tmp_path / "file" / "digits"),
+    ):
+        pass
