@@ -57,6 +57,8 @@ def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> M
     kept = folder.with_name(f"{folder.name}.differs")
     for route in find_routes(job.export_format):
         try:
+            if check := getattr(job.export_format, "check_backend", None):
+                check(job.model, route.backend)
             result = route.export(job, folder, lambda stage: say(f"{format_name}: {stage}"))
             verification = _verify(expected, result, job)
             if verification.state != "failed":

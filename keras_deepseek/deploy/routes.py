@@ -44,6 +44,10 @@ class Route(Protocol):
     """A way from a model to an artifact and its outputs."""
 
     @property
+    def backend(self) -> str:
+        """The name of the backend that it goes through."""
+
+    @property
     def name(self) -> str:
         """What the report calls it."""
 

@@ -16,6 +16,7 @@ from keras_deepseek.artifacts.errors import MissingExtraError, NotSupportedError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.free_axes import BATCH, Shapes, with_named_axes
 from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.one_file import fits_one_file
 from keras_deepseek.backend.serving_signatures import ServingSignatures
 
 _BATCH_SIZE = 5
@@ -44,7 +45,7 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
             opset_version=opset,
             dynamic_shapes={"tensors": tuple(map(_free_axes, model.signature.inputs))},
             dynamo=True,
-            external_data=False,
+            external_data=not fits_one_file(model.model),
             verbose=False,
         )
 

@@ -9,7 +9,9 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_boolean
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
+from keras_deepseek.backend.host_values import count_bytes
 from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.one_file import fits_one_file
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
 from keras_deepseek.deploy.onnx_passes.check_bfloat16 import check_bfloat16
@@ -20,7 +22,7 @@ from keras_deepseek.deploy.onnx_passes.products_in_float16 import products_in_fl
 from keras_deepseek.deploy.onnx_passes.quantize import quantize
 from keras_deepseek.deploy.onnx_passes.raise_opset import raise_opset
 from keras_deepseek.deploy.onnx_passes.rename import check_names, rename
-from keras_deepseek.deploy.onnx_passes.save import save
+from keras_deepseek.deploy.onnx_passes.save import load, save
 from keras_deepseek.deploy.onnx_passes.simplify import simplify
 from keras_deepseek.deploy.onnx_passes.to_bfloat16 import to_bfloat16
 
@@ -79,6 +81,25 @@ class OnnxFormat:
         """Raises an `InvalidInputError` where ONNX has no such names."""
         check_names(signature)
 
+    def check_backend(self, model: NamedModel, name: str) -> None:
+        """Raises a `NotSupportedError` where a backend can't write a file of this size."""
+        if fits_one_file(model.model):
+            return
+        if name != "torch":
+            raise NotSupportedError(
+                "its exporter writes one file, which holds 2 GB, and the weights have "
+                f"{count_bytes(model.model.variables) / 1e9:.1f} GB"
+            )
+        wanted = {
+            "precision='bfloat16'": model.precision == "bfloat16",
+            "precision='int8'": self.calibration is not None,
+            "products_in_float16": self.products_in_float16,
+        }
+        if asked := [what for what, is_asked in wanted.items() if is_asked]:
+            raise NotSupportedError(
+                f"{', '.join(asked)} is not done for weights beyond the 2 GB that one file holds"
+            )
+
     def write(self, model: NamedModel, folder: Path) -> str:
         """Writes `model.onnx`, its inputs and outputs named as in the model."""
         onnx = import_package("onnx")
@@ -87,10 +108,10 @@ class OnnxFormat:
         is_brief = model.precision == "bfloat16"
         written = model.in_precision("float16") if is_brief else model
         backend.current().write_onnx(written, str(path), self.opset)
-        proto = onnx.load(path)
+        proto, is_large = load(path)
         rename(proto.graph, model.signature)
         num_written = len(proto.graph.node)
-        if self.simplified:
+        if self.simplified and not is_large:
             proto = simplify(proto)
         proto = raise_opset(proto, self.opset)
         if self.fused:
@@ -104,9 +125,10 @@ class OnnxFormat:
             proto = products_in_float16(proto)
         make_canonical(proto)
         describe(proto, self._properties(model))
-        onnx.checker.check_model(proto)
         save(proto, path)
-        return f"ONNX opset {self.opset}, {len(proto.graph.node)} nodes of {num_written}"
+        onnx.checker.check_model(path)
+        beside = ", its weights beside it" if is_large else ""
+        return f"ONNX opset {self.opset}, {len(proto.graph.node)} nodes of {num_written}{beside}"
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
         """Runs the file by onnxruntime on the CPU, or by ONNX's reference what that lacks."""

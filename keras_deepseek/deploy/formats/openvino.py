@@ -43,6 +43,10 @@ class OpenVINOFormat:
         """Raises an `InvalidInputError` where ONNX has no such names."""
         self._onnx.check_signature(signature)
 
+    def check_backend(self, model: NamedModel, name: str) -> None:
+        """Raises a `NotSupportedError` where a backend can't write the model as ONNX."""
+        self._onnx.check_backend(model, name)
+
     def write(self, model: NamedModel, folder: Path) -> str:
         """Writes the model in the precision that it computes in."""
         openvino = _import_openvino()

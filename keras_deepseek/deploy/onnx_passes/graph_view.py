@@ -9,6 +9,7 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
+from keras_deepseek.deploy.onnx_passes.save import is_on_disk
 
 _HALF_BYTES = 2
 _SMALL = 1024
@@ -43,7 +44,7 @@ class GraphView:
 
     def constant(self, name: str) -> Array | None:
         """Returns the values of a tensor that no input changes, or `None`."""
-        if name in self._weights:
+        if name in self._weights and not is_on_disk(self._weights[name]):
             return self.onnx.numpy_helper.to_array(self._weights[name])  # type: ignore[no-any-return]
         node = self.maker(name, "Constant")
         if node is not None and node.attribute[0].name == "value":
@@ -189,12 +190,13 @@ def _infer(onnx: Any, model: Any) -> dict[str, Any]:
     graph.input.extend(model.graph.input)
     graph.output.extend(model.graph.output)
     for tensor in model.graph.initializer:
-        if tensor.ByteSize() <= _SMALL:
+        is_small = tensor.ByteSize() <= _SMALL and not is_on_disk(tensor)
+        if is_small:
             graph.initializer.add().CopyFrom(tensor)
         graph.value_info.append(
             onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
         )
-        if tensor.ByteSize() > _SMALL:
+        if not is_small:
             graph.input.append(graph.value_info.pop())
     graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
     return {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}

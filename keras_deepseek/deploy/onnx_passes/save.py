@@ -1,19 +1,54 @@
-"""Writes a graph to disk: in one file, or beside it what one file can't hold."""
+"""Reads a graph from disk and writes it: in one file, or beside it what one file can't hold."""
 
 from pathlib import Path
 from typing import Any
 
+from keras_deepseek.backend.one_file import LARGEST_FILE
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 
-_LARGEST = 2**31 - 2**24
-"""Bytes that one file holds: a protocol buffer ends at 2 GiB, and the nodes take some of it."""
+_LEAST_BESIDE = 2**20
+"""Bytes from which on a weight of a large graph stays on disk."""
+
+
+def load(path: Path) -> tuple[Any, bool]:
+    """Reads the graph at `path`, and says whether it has left its large weights on disk.
+
+    They stay in `path.data`, where the exporter has put them, and are seen by their shapes alone.
+
+    Args:
+        path: Where the file is.
+
+    Returns:
+        An `onnx.ModelProto` and a boolean.
+    """
+    onnx = import_package("onnx")
+    if not _data(path).exists():
+        return onnx.load(path), False
+    model = onnx.load(path, load_external_data=False)
+    import_package("onnx.external_data_helper")
+    for tensor in model.graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if is_on_disk(tensor) and int(place["length"]) < _LEAST_BESIDE:
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+            tensor.ClearField("external_data")
+            tensor.data_location = onnx.TensorProto.DEFAULT
+    return model, True
+
+
+def is_on_disk(tensor: Any) -> bool:
+    """Returns whether a weight's values are not in the graph.
+
+    Args:
+        tensor: `onnx.TensorProto`.
+    """
+    return bool(tensor.data_location == import_package("onnx").TensorProto.EXTERNAL)
 
 
 def save(model: Any, path: Path) -> None:
     """Writes a graph as `path`, and its weights beside it as `path.data` where they are too large.
 
     Args:
-        model: `onnx.ModelProto`.
+        model: `onnx.ModelProto`. Weights that are in `path.data` already stay there.
         path: Where the file goes.
     """
     onnx = import_package("onnx")
@@ -21,7 +56,11 @@ def save(model: Any, path: Path) -> None:
     onnx.save(
         model,
         path,
-        save_as_external_data=size > _LARGEST,
-        location=f"{path.name}.data",
+        save_as_external_data=size > LARGEST_FILE,
+        location=_data(path).name,
         size_threshold=1024,
     )
+
+
+def _data(path: Path) -> Path:
+    return path.with_name(f"{path.name}.data")

@@ -2,10 +2,19 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
+from keras_deepseek import backend
+from keras_deepseek.artifacts.errors import (
+    InvalidInputError,
+    MissingExtraError,
+    NotSupportedError,
+)
+from keras_deepseek.backend import one_file
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy import import_extra
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
+from keras_deepseek.deploy.onnx_passes import save
+from keras_deepseek.deploy.samples import make_samples
+from keras_deepseek.deploy.verify import compare
 
 IN_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
@@ -44,6 +53,44 @@ def test_what_is_not_chosen_may_be_infinite(tmp_path):
     OnnxFormat().write(NamedModel(keras.Model(x, chosen)), tmp_path)
     (outputs,) = OnnxFormat().run(tmp_path, [{"x": np.array([[-1.0, 0.0, 1.0, 2.0]], "float32")}])
     np.testing.assert_allclose(outputs["output_0"], [[0, 0, 0, np.log(2)]], atol=1e-6)
+
+
+def build_encoder() -> keras.Model:
+    tokens = keras.Input((None,), name="tokens", dtype="int32")
+    x = keras.layers.Embedding(50, 16)(tokens)
+    x = keras.layers.LayerNormalization()(x + keras.layers.MultiHeadAttention(2, 8)(x, x))
+    return keras.Model(tokens, keras.layers.Dense(12, activation="gelu")(x))
+
+
+def test_a_backend_that_writes_one_file_is_passed_over_for_large_weights(monkeypatch):
+    encoder = NamedModel(build_encoder())
+    OnnxFormat().check_backend(encoder, "tensorflow")
+    monkeypatch.setattr(one_file, "LARGEST_FILE", 1_000)
+    for name in ("tensorflow", "jax"):
+        with pytest.raises(NotSupportedError, match=r"one file, which holds 2 GB, and .* 0\.0 GB"):
+            OnnxFormat().check_backend(encoder, name)
+    OnnxFormat().check_backend(encoder, "torch")
+    for export_format, model in (
+        (OnnxFormat(), encoder.in_precision("bfloat16")),
+        (OnnxFormat(calibration=[]), encoder),
+        (OnnxFormat(products_in_float16=True), encoder),
+    ):
+        with pytest.raises(NotSupportedError, match=r"is not done for weights beyond the 2 GB"):
+            export_format.check_backend(model, "torch")
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the others write one file")
+@pytest.mark.parametrize("precision", [None, "float16"])
+def test_weights_beyond_one_file_stand_beside_it(tmp_path, monkeypatch, precision):
+    monkeypatch.setattr(one_file, "LARGEST_FILE", 1_000)
+    monkeypatch.setattr(save, "_LEAST_BESIDE", 500)
+    encoder = build_encoder()
+    named = NamedModel(encoder, precision)
+    assert OnnxFormat().write(named, tmp_path).endswith(", its weights beside it")
+    assert (tmp_path / "model.onnx.data").stat().st_size > 1_000
+    sample = make_samples(encoder, named.signature)
+    infer = backend.current().plain_inference(NamedModel(encoder))
+    compare([infer(each) for each in sample], OnnxFormat().run(tmp_path, sample), precision)
 
 
 @pytest.mark.parametrize("opset", [0, -1, 7, 99, "18", True, None])

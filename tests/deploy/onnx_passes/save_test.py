@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.deploy.onnx_passes import save as module
-from keras_deepseek.deploy.onnx_passes.save import save
+from keras_deepseek.deploy.onnx_passes.save import is_on_disk, load, save
 
 
 @pytest.mark.parametrize(("largest", "files"), [(10**9, 1), (1_000, 2)])
@@ -12,7 +12,7 @@ def test_weights_that_one_file_can_not_hold_stand_beside_it(
     onnxruntime = pytest.importorskip("onnxruntime")
     from onnx import helper
 
-    monkeypatch.setattr(module, "_LARGEST", largest)
+    monkeypatch.setattr(module, "LARGEST_FILE", largest)
     kernel = np.random.default_rng(0).normal(size=(4, 300)).astype("float32")
     nodes = [helper.make_node("MatMul", ["x", "kernel"], ["y"])]
     save(make_graph(nodes, {"kernel": kernel}, output_shape=(None, 300)), tmp_path / "model.onnx")
@@ -21,3 +21,45 @@ def test_weights_that_one_file_can_not_hold_stand_beside_it(
     x = np.ones((2, 4), "float32")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ kernel, rtol=1e-5)
+
+
+def test_large_weights_stay_on_disk_and_small_ones_are_read(make_graph, tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from onnx import helper
+
+    monkeypatch.setattr(module, "LARGEST_FILE", 1_000)
+    monkeypatch.setattr(module, "_LEAST_BESIDE", 4_000)
+    path = tmp_path / "model.onnx"
+    generator = np.random.default_rng(0)
+    kernel = generator.normal(size=(4, 300)).astype("float32")
+    bias = generator.normal(size=300).astype("float32")
+    nodes = [
+        helper.make_node("MatMul", ["x", "kernel"], ["product"]),
+        helper.make_node("Add", ["product", "bias"], ["y"]),
+    ]
+    graph = make_graph(nodes, {"kernel": kernel, "bias": bias}, output_shape=(None, 300))
+    save(graph, path)
+    read, is_large = load(path)
+    assert is_large
+    assert {each.name: is_on_disk(each) for each in read.graph.initializer} == {
+        "kernel": True,
+        "bias": False,
+    }
+    read.graph.node[1].op_type = "Sub"
+    save(read, path)
+    x = np.ones((2, 4), "float32")
+    session = onnxruntime.InferenceSession(path)
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ kernel - bias, rtol=1e-4)
+
+
+def test_what_one_file_holds_is_read_whole(make_graph, tmp_path):
+    pytest.importorskip("onnx")
+    from onnx import helper
+
+    save(
+        make_graph([helper.make_node("MatMul", ["x", "k"], ["y"])], {"k": np.ones((4, 3), "f")}),
+        tmp_path / "model.onnx",
+    )
+    read, is_large = load(tmp_path / "model.onnx")
+    assert not is_large
+    assert not any(map(is_on_disk, read.graph.initializer))
