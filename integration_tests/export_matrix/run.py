@@ -20,13 +20,9 @@ import keras
 
 from integration_tests.export_matrix import models
 from integration_tests.export_matrix.artifact_runner import ArtifactRunner
-from integration_tests.export_matrix.fresh_batches import (
-    compute,
-    difference,
-    draw_batches,
-    tolerance,
-)
+from integration_tests.export_matrix.fresh_batches import fresh_batches
 from integration_tests.export_matrix.warm_children import warm_children
+from integration_tests.second_look import compute, difference, tolerance
 from keras_deepseek.artifacts.errors import KerasDeepSeekError
 from keras_deepseek.deploy import Exporter, register_exporter
 from keras_deepseek.deploy.export_report import ExportReport
@@ -121,20 +117,15 @@ class Matrix:
 
     def _check_again(self, exporter: Exporter, form: str, bundle: Path) -> Cell:
         """Compares at sizes that the Exporter has not seen, without its code."""
-        model, batches, expected = exporter._model.model, [], []
-        for batch in draw_batches(model, exporter.signature):
-            try:
-                expected.append(compute(model, exporter.signature, batch))
-            except Exception:  # noqa: BLE001 - the model itself takes no such lengths.
-                continue
-            batches.append(batch)
+        model, signature = exporter._model.model, exporter.signature
+        batches, expected = compute(model, signature, fresh_batches(model, signature))
         if not batches:
             return {"state": "wrong", "error": "the model takes none of the fresh batches"}
         try:
             received = self._artifacts.run(form, bundle, batches)
         except RuntimeError as error:
             return {"state": "wrong", "error": f"does not run at fresh sizes: {error}"}
-        found = max(map(difference, expected, received))
+        found = difference(expected, received)
         checked = {"difference": float(f"{found:.1e}"), "fresh_batches": len(batches)}
         if found <= tolerance(model):
             return checked

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import keras
 from keras import ops
@@ -16,8 +15,12 @@ def mended_time_distributed() -> Iterator[None]:
     Where the length is free, Keras applies it to as many steps as there are rows on TensorFlow, and
     fails on JAX. What is computed of a step does not depend on others, so this gives the same.
     """
-    with mock.patch.object(keras.layers.TimeDistributed, "call", _call):
+    kerass = keras.layers.TimeDistributed.call
+    keras.layers.TimeDistributed.call = _call
+    try:
         yield
+    finally:
+        keras.layers.TimeDistributed.call = kerass
 
 
 def _call(

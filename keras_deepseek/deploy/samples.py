@@ -10,8 +10,7 @@ import numpy as np
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
 from keras_deepseek.backend.free_axes import count_free_lengths
-from keras_deepseek.backend.input_scales import input_scales
-from keras_deepseek.backend.input_vocabularies import input_vocabularies
+from keras_deepseek.backend.input_kinds import input_kinds
 from keras_deepseek.backend.named_model import NamedModel
 
 _BATCH_SIZES = (1, 3, 4)
@@ -133,17 +132,11 @@ def draw_batch(
     """
     batch_size = next((shape[0] for shape in shapes.values() if shape), 1)
     generator = np.random.default_rng(batch_size)
-    num_inputs = len(signature.inputs)
     drawn = {}
-    for spec, vocabulary, scale in zip(
-        signature.inputs,
-        input_vocabularies(model, num_inputs),
-        input_scales(model, num_inputs),
-        strict=True,
-    ):
-        array = _draw(generator, spec, shapes[spec.name], vocabulary or _FEW)
-        if scale is not None and array.dtype.kind == "f":
-            mean, deviation = scale
+    for spec, kind in zip(signature.inputs, input_kinds(model, len(signature.inputs)), strict=True):
+        array = _draw(generator, spec, shapes[spec.name], kind.vocabulary or _FEW)
+        if kind.scale is not None and array.dtype.kind == "f":
+            mean, deviation = kind.scale
             array = (mean + deviation * array).astype(array.dtype)
         drawn[spec.name] = array
     return drawn

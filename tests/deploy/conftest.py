@@ -41,6 +41,10 @@ def build_two_heads() -> keras.Model:
     return keras.Model({"left": left, "right": right}, outputs, name="two_heads")
 
 
+def build_dense() -> keras.Model:
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)], name="dense")
+
+
 BUILDERS = {"digits": build_digits, "text": build_text, "two heads": build_two_heads}
 
 
@@ -52,6 +56,11 @@ def model(request):
 @pytest.fixture
 def digits():
     return build_digits()
+
+
+@pytest.fixture
+def dense():
+    return build_dense()
 
 
 @pytest.fixture
@@ -113,7 +122,7 @@ def job_of():
     """Returns a function from a format, and a model or none, to a job."""
 
     def make(export_format, model=None, **options):
-        named = NamedModel(model or keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
+        named = NamedModel(model or build_dense())
         samples = make_samples(named.model, named.signature)
         return ExportJob(named, export_format, {}, samples, **options)
 

@@ -33,9 +33,13 @@ def batch_of(signature, batch_size=5, length=7):
     }
 
 
-def predict(exporter, model, batch):
-    named = exporter._model
-    return named.name_outputs(model.predict(named.pack_inputs(batch), verbose=0))
+def check_outputs(exporter, infer):
+    """Compares what a function of arrays by name gives with what the exporter's model does."""
+    named, batch = exporter._model, batch_of(exporter.signature)
+    received = infer(batch)
+    predicted = named.model.predict(named.pack_inputs(batch), verbose=0)
+    for name, expected in named.name_outputs(predicted).items():
+        np.testing.assert_allclose(received[name], expected, atol=1e-5)
 
 
 def test_an_onnx_bundle_computes_what_the_model_computes(model, tmp_path, tensorflow_installed):
@@ -49,11 +53,8 @@ def test_an_onnx_bundle_computes_what_the_model_computes(model, tmp_path, tensor
     assert bundle.manifest.signature == exporter.signature
     assert bundle.manifest.verification.num_samples == 3
     session = onnxruntime.InferenceSession(bundle.entry)
-    batch = batch_of(exporter.signature)
     names = [output.name for output in session.get_outputs()]
-    received = dict(zip(names, session.run(None, batch), strict=True))
-    for name, expected in predict(exporter, model, batch).items():
-        np.testing.assert_allclose(received[name], expected, atol=1e-5)
+    check_outputs(exporter, lambda batch: dict(zip(names, session.run(None, batch), strict=True)))
 
 
 def test_a_saved_model_bundle_computes_what_the_model_computes(
@@ -65,10 +66,7 @@ def test_a_saved_model_bundle_computes_what_the_model_computes(
     assert exporter.export(tmp_path / model.name / "1").verified
     bundle = Bundle.open(tmp_path / model.name / "1")
     assert (bundle.entry / "saved_model.pb").is_file()
-    batch = batch_of(exporter.signature)
-    received = load_saved_model(bundle.entry)(batch)
-    for name, expected in predict(exporter, model, batch).items():
-        np.testing.assert_allclose(received[name], expected, atol=1e-5)
+    check_outputs(exporter, load_saved_model(bundle.entry))
 
 
 def test_a_path_with_the_formats_suffix_asks_for_the_file(digits, tmp_path, tensorflow_installed):

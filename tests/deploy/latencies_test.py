@@ -1,14 +1,8 @@
-import keras
 import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.deploy import Latency, LatencyTable, compare_latencies, registry
-
-
-@pytest.fixture
-def dense():
-    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
 
 
 def test_formats_are_timed_beside_the_model(digits, tensorflow_installed):

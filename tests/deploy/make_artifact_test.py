@@ -31,10 +31,9 @@ def test_an_artifact_that_differs_fails_and_is_removed(tmp_path, weights_format,
     assert not any(tmp_path.iterdir())
 
 
-def test_a_model_that_gives_nan_alone_is_unverified(tmp_path, weights_format, job_of):
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    model.set_weights([np.full((4, 3), np.nan), np.zeros(3)])
-    made = make_artifact(job_of(weights_format(), model), tmp_path, print)
+def test_a_model_that_gives_nan_alone_is_unverified(tmp_path, weights_format, job_of, dense):
+    dense.set_weights([np.full((4, 3), np.nan), np.zeros(3)])
+    made = make_artifact(job_of(weights_format(), dense), tmp_path, print)
     assert made.verification.state == "unverified"
     assert "no finite value" in made.verification.reason
 

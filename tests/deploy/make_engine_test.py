@@ -104,9 +104,8 @@ def test_a_gpu_that_fails_fails_the_export(job, tmp_path, plain_tensorrt):
         make(job, tmp_path)
 
 
-def test_a_model_of_nan_verifies_nothing(job_of, weights_format, tmp_path, plain_tensorrt):
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    model.layers[0].set_weights([np.full((4, 3), np.nan), np.zeros(3)])
-    made = make(job_of(weights_format(), model), tmp_path)
+def test_a_model_of_nan_verifies_nothing(job_of, weights_format, dense, tmp_path, plain_tensorrt):
+    dense.set_weights([np.full((4, 3), np.nan), np.zeros(3)])
+    made = make(job_of(weights_format(), dense), tmp_path)
     assert made.verification.state == "unverified"
     assert "the ONNX that it was built from is unverified" in made.verification.reason

@@ -2,9 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import Any
-from unittest import mock
 
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import (
@@ -60,7 +59,8 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
     # weights before each, which takes most of its time and memory. None fails as a rule.
     with _einsum_is_kept():
         try:
-            with mock.patch.dict(os.environ, {"TF2ONNX_CATCH_ERRORS": "FALSE"}):
+            with _put_back(os.environ):
+                os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"
                 convert()
         except Exception:  # noqa: BLE001 - of an optimizer, or of what will fail again.
             convert()
@@ -72,9 +72,20 @@ def _einsum_is_kept() -> Iterator[None]:
     from tf2onnx import optimizer
 
     known = getattr(optimizer, "_optimizers", {})
-    with mock.patch.dict(known):
+    with _put_back(known):
         known.pop("einsum_optimizer", None)
         yield
+
+
+@contextlib.contextmanager
+def _put_back(mapping: MutableMapping[str, Any]) -> Iterator[None]:
+    """Has a mapping hold in the end what it holds now, in the same order."""
+    kept = dict(mapping)
+    try:
+        yield
+    finally:
+        mapping.clear()
+        mapping.update(kept)
 
 
 @contextlib.contextmanager

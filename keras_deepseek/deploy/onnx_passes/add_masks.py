@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute, drop_unused
-from keras_deepseek.deploy.onnx_passes.shape_values import read_shape
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
+from keras_deepseek.deploy.onnx_passes.shape_values import read_repeated
 
 _NO_SCORE = 1e9
 """Beside it no score counts, but in a row where all have it something may be left of them."""
@@ -18,40 +18,54 @@ _NO_SCORE = 1e9
 _NOTHING_LEFT = 1e30
 
 
-def add_masks(model: Any) -> int:
+def add_masks(view: GraphView) -> int:
     """Replaces the choices around a softmax where the result is the same.
 
     Args:
-        model: `onnx.ModelProto`, changed in place.
+        view: `GraphView` of the graph to change.
 
     Returns:
         How many attentions were changed.
     """
-    view = GraphView(model)
-    num_replaced = 0
     made: dict[tuple[str, float], str] = {}
-    for product in view.nodes("MatMul"):
-        num_replaced += _add_mask(view, product, made)
-    drop_unused(model.graph)
-    return num_replaced
+    return view.rewrite(lambda view, product: _add_mask(view, product, made), "MatMul")
 
 
-def _add_mask(view: GraphView, product: Any, made: dict[tuple[str, float], str]) -> bool:
+def _add_mask(
+    view: GraphView, product: Any, made: dict[tuple[str, float], str]
+) -> list[Any] | None:
     zeroing = view.maker(product.input[0], "Where")
     softmax = view.maker(zeroing.input[1] if zeroing is not None else product.input[0], "Softmax")
     choice = view.maker(softmax.input[0], "Where") if softmax is not None else None
     if choice is None or not _gives_the_same(view, zeroing, softmax, choice):
-        return False
+        return None
     inner = [node for node in (zeroing, softmax, choice) if node is not None]
     mask, scores, least = choice.input
-    small = _without_ones(view, mask, scores)
-    shape = view.shape(small)
+    mask = _without_ones(view, mask, scores)
+    shape = view.shape(mask)
     if not view.are_inner(inner, product) or shape is None:
-        return False
+        return None
     if len(shape) > len(view.shape(scores) or ()):
-        return False
-    _write(view, product, zeroing, softmax, choice, small, view.scalar(least) or 0.0, made)
-    return True
+        return None
+    output = product.output[0]
+    zero = view.add_weight(np.array(0.0, "float32"), "no_mask")
+    names = [f"{output}__{name}" for name in ("bias", "masked", "softmax", "attended", "any")]
+    bias, masked, probabilities, attended, any_name = names
+    nodes = []
+    number = view.scalar(least) or 0.0
+    if (mask, number) not in made:
+        made[mask, number] = bias
+        nodes.append(view.node("Where", [mask, zero, least], bias))
+    nodes.append(view.node("Add", [scores, made[mask, number]], masked))
+    nodes.append(view.node("Softmax", [masked], probabilities))
+    nodes[-1].attribute.extend(softmax.attribute)
+    if zeroing is None:
+        return [*nodes, view.node("MatMul", [probabilities, product.input[1]], output)]
+    nodes.append(view.node("MatMul", [probabilities, product.input[1]], attended))
+    if (mask, 0.0) not in made:
+        made[mask, 0.0] = any_name
+        nodes += _find_any(view, mask, any_name)
+    return [*nodes, view.node("Where", [made[mask, 0.0], attended, zero], output)]
 
 
 def _gives_the_same(view: GraphView, zeroing: Any, softmax: Any, choice: Any) -> bool:
@@ -72,59 +86,20 @@ def _without_ones(view: GraphView, mask: str, scores: str) -> str:
     """Returns what of a mask is left without one that is true everywhere in the scores' shape."""
     both = view.maker(mask, "And")
     for other, expanded in (both.input, reversed(both.input)) if both is not None else ():
-        expand = view.maker(expanded, "Expand")
-        constant = view.constant(expand.input[0]) if expand is not None else None
-        if constant is None or not np.all(constant) or constant.size != 1:
-            continue
-        sizes, shape = read_shape(view, expand.input[1]), view.shape(scores) or []
-        if (
-            sizes is not None
-            and len(sizes) == len(shape)
-            and all(
-                given in (size, (scores, axis))
-                for axis, (given, size) in enumerate(zip(sizes, shape, strict=True))
-            )
-        ):
+        value = read_repeated(view, expanded, scores)
+        if value is not None and value.all():
             return str(other)
     return mask
 
 
-def _write(
-    view: GraphView,
-    product: Any,
-    zeroing: Any,
-    softmax: Any,
-    choice: Any,
-    mask: str,
-    number: float,
-    made: dict[tuple[str, float], str],
-) -> None:
-    zero = view.add_weight(np.array(0.0, "float32"), "no_mask")
-    bias = made.get((mask, number))
-    before = []
-    if bias is None:
-        bias = made[mask, number] = f"{choice.output[0]}__bias"
-        before.append(view.node("Where", [mask, zero, choice.input[2]], bias))
-    masked = f"{choice.output[0]}__masked"
-    before.append(view.node("Add", [choice.input[1], bias], masked))
-    view.replace(choice, before)
-    softmax.input[0] = masked
-    if zeroing is None:
-        return
-    any_name = made.get((mask, 0.0))
-    after = []
-    if any_name is None:
-        any_name = made[mask, 0.0] = f"{choice.output[0]}__any"
-        numbers, most = f"{any_name}_numbers", f"{any_name}_most"
-        axes = view.add_weight(np.array([-1], "int64"), "last_axis")
-        is_input = view.opset >= 18  # noqa: PLR2004 - where the axes became an input
-        options = {} if is_input else {"axes": [-1]}
-        after = [
-            view.node("Cast", [mask], numbers, to=view.onnx.TensorProto.FLOAT),
-            view.node("ReduceMax", [numbers, axes] if is_input else [numbers], most, **options),
-            view.node("Cast", [most], any_name, to=view.onnx.TensorProto.BOOL),
-        ]
-    attended = f"{product.output[0]}__attended"
-    after.append(view.node("MatMul", [softmax.output[0], product.input[1]], attended))
-    after.append(view.node("Where", [any_name, attended, zero], product.output[0]))
-    view.replace(product, after)
+def _find_any(view: GraphView, mask: str, output: str) -> list[Any]:
+    """Returns the nodes that say of each row whether a mask leaves it a key."""
+    numbers, most = f"{output}_numbers", f"{output}_most"
+    axes = view.add_weight(np.array([-1], "int64"), "last_axis")
+    is_input = view.opset >= 18  # noqa: PLR2004 - where the axes became an input
+    options = {} if is_input else {"axes": [-1]}
+    return [
+        view.node("Cast", [mask], numbers, to=view.onnx.TensorProto.FLOAT),
+        view.node("ReduceMax", [numbers, axes] if is_input else [numbers], most, **options),
+        view.node("Cast", [most], output, to=view.onnx.TensorProto.BOOL),
+    ]

@@ -5,11 +5,11 @@ and numbered in that order; weights are named by the node that needs them first.
 backend gave are not kept: of two nodes that compute the same it keeps one, now this and now that.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from keras_deepseek.artifacts.errors import ExportError
-from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
+from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs, read_instead
 
 
 def make_canonical(model: Any) -> None:
@@ -51,7 +51,7 @@ def _settle_copies(graph: Any) -> None:
         return name
 
     _replace(graph.node, [node for node in graph.node if node.op_type != "Identity"])
-    _read_instead(graph, source)
+    read_instead(graph, source)
     made = {name for node in graph.node for name in node.output}
     for index, value in enumerate(graph.output):
         value.name = source(value.name)
@@ -60,15 +60,6 @@ def _settle_copies(graph: Any) -> None:
             graph.node.add(op_type="Identity", input=[value.name], output=[name])
             value.name = name
         made.discard(value.name)
-
-
-def _read_instead(graph: Any, source: Callable[[str], str]) -> None:
-    for node in graph.node:
-        node.input[:] = [source(name) for name in node.input]
-        for inner in inner_graphs(node):
-            _read_instead(inner, source)
-            for value in inner.output:
-                value.name = source(value.name)
 
 
 def _order(graph: Any) -> None:

@@ -28,28 +28,21 @@ class _Axes:
     columns: tuple[str, ...]
 
 
-def einsum_to_matmul(model: Any) -> int:
+def einsum_to_matmul(view: GraphView) -> int:
     """Replaces what can be replaced, and leaves other equations as they are.
 
     Args:
-        model: `onnx.ModelProto`, changed in place.
+        view: `GraphView` of the graph to change.
 
     Returns:
         How many were replaced.
     """
-    view = GraphView(model)
-    num_replaced = 0
-    for node in view.nodes("Einsum"):
-        new_nodes = _write_product(view, node)
-        if new_nodes:
-            view.replace(node, new_nodes)
-            num_replaced += 1
-    return num_replaced
+    return view.rewrite(_write_product, "Einsum")
 
 
-def _write_product(view: GraphView, node: Any) -> list[Any]:
+def _write_product(view: GraphView, node: Any) -> list[Any] | None:
     if len(node.input) != _NUM_OPERANDS:
-        return []
+        return None
     equation = attribute(node, "equation").decode().replace(" ", "")
     left, right = node.input
     constants = [view.constant(name) for name in node.input]
@@ -62,12 +55,12 @@ def _write_product(view: GraphView, node: Any) -> list[Any]:
         terms, output = equation.split("->")
         axes = _sort_axes(f"{','.join(reversed(terms.split(',')))}->{output}")
     if axes is None:
-        return []
+        return None
     if constants[1] is not None and not axes.batch:
         return _by_kernel(view, node, axes, left, right, constants[1])
     if len(axes.rows) == len(axes.summed) == len(axes.columns) == 1:
         return _of_two(view, node, axes, left, right)
-    return []
+    return None
 
 
 def _sort_axes(equation: str) -> _Axes | None:
@@ -89,10 +82,10 @@ def _sort_axes(equation: str) -> _Axes | None:
 
 def _by_kernel(
     view: GraphView, node: Any, axes: _Axes, left: str, right: str, kernel: Any
-) -> list[Any]:
+) -> list[Any] | None:
     """Returns the nodes of a product with a constant, which takes the shape of a matrix."""
     if not axes.rows or not axes.summed or not axes.columns:
-        return []
+        return None
     order = [axes.right.index(axis) for axis in (*axes.summed, *axes.columns)]
     sizes = [kernel.shape[axis] for axis in order]
     num_summed = len(axes.summed)

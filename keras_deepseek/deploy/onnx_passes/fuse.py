@@ -8,6 +8,7 @@ from keras_deepseek.deploy.onnx_passes.fuse_attention import fuse_attention
 from keras_deepseek.deploy.onnx_passes.fuse_gelu import fuse_gelu
 from keras_deepseek.deploy.onnx_passes.fuse_layer_normalization import fuse_layer_normalization
 from keras_deepseek.deploy.onnx_passes.fuse_rms_normalization import fuse_rms_normalization
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
 from keras_deepseek.deploy.onnx_passes.keep_reduced_axes import keep_reduced_axes
 from keras_deepseek.deploy.onnx_passes.plain_products import plain_products
 from keras_deepseek.deploy.onnx_passes.sizes_of_factors import sizes_of_factors
@@ -33,5 +34,6 @@ def fuse(model: Any) -> None:
     Args:
         model: `onnx.ModelProto`, changed in place.
     """
+    view = GraphView(model)
     for each in _PASSES:
-        each(model)
+        each(view)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, drop_unused, in_both_orders
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, in_both_orders
 
 _FIRST_OPSET = 20
 _CUBIC = 0.044715
@@ -16,28 +16,24 @@ _ROOT_OF_2 = float(np.sqrt(2.0))
 _ROOT_OF_2_BY_PI = float(np.sqrt(2.0 / np.pi))
 
 
-def fuse_gelu(model: Any) -> int:
+def fuse_gelu(view: GraphView) -> int:
     """Replaces `x / 2 * (1 + erf(x / sqrt(2)))`, and the approximation of it by `tanh`.
 
     Args:
-        model: `onnx.ModelProto`, changed in place.
+        view: `GraphView` of the graph to change.
 
     Returns:
         How many were replaced.
     """
-    view = GraphView(model)
-    num_replaced = 0
-    for node in view.nodes("Mul"):
-        found = _find(view, node)
-        if found is None:
-            continue
-        x, approximate, nodes = found
-        if not view.are_inner(nodes, node):
-            continue
-        view.replace(node, _write(view, node, x, approximate))
-        num_replaced += 1
-    drop_unused(model.graph)
-    return num_replaced
+    return view.rewrite(_fuse, "Mul")
+
+
+def _fuse(view: GraphView, last: Any) -> list[Any] | None:
+    found = _find(view, last)
+    if found is None:
+        return None
+    x, approximate, nodes = found
+    return _write(view, last, x, approximate) if view.are_inner(nodes, last) else None
 
 
 def _find(view: GraphView, last: Any) -> tuple[str, str, list[Any]] | None:

@@ -7,42 +7,31 @@ that runtimes do not know, and that reads and writes the tensor eight times.
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, drop_unused, in_both_orders
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, in_both_orders
 from keras_deepseek.deploy.onnx_passes.normalization_parts import (
     find_inverse_root,
     find_mean,
     find_mean_square,
-    fit_weight,
-    last_sizes,
     with_factor,
+    write_normalization,
 )
 
 _FIRST_OPSET = 17
 
 
-def fuse_layer_normalization(model: Any) -> int:
+def fuse_layer_normalization(view: GraphView) -> int:
     """Replaces what is exactly a normalization over the last axes, and nothing that is near it.
 
     Args:
-        model: `onnx.ModelProto`, changed in place.
+        view: `GraphView` of the graph to change.
 
     Returns:
         How many were replaced.
     """
-    view = GraphView(model)
-    if view.opset < _FIRST_OPSET:
-        return 0
-    num_replaced = 0
-    for node in view.nodes("Add"):
-        fused = _fuse(view, node)
-        if fused is not None:
-            view.replace(node, [fused])
-            num_replaced += 1
-    drop_unused(model.graph)
-    return num_replaced
+    return view.rewrite(_fuse, "Add") if view.opset >= _FIRST_OPSET else 0
 
 
-def _fuse(view: GraphView, last: Any) -> Any:
+def _fuse(view: GraphView, last: Any) -> list[Any] | None:
     for scaled, shift in in_both_orders(last):
         product = view.maker(scaled, "Mul")
         if product is None:
@@ -74,7 +63,7 @@ def _fuse_parts(
     moved: Any,
     bias: Array | None,
     nodes: list[Any],
-) -> Any:
+) -> list[Any] | None:
     """Returns the one node for `x * factor + (moved + bias)`, if `moved` is `-mean(x) * factor`."""
     for negated, same_factor in in_both_orders(moved):
         negative = view.maker(negated, "Neg")
@@ -88,8 +77,10 @@ def _fuse_parts(
             deviation = _find_deviation(view, inverse, x, mean.num_axes)
             if deviation is not None:
                 epsilon, more = deviation
-                nodes = [*nodes, *scale_nodes, *more]
-                return _write(view, last, x, mean.num_axes, epsilon, scale, bias, nodes)
+                mean = mean._replace(nodes=[*nodes, *scale_nodes, *more])
+                return write_normalization(
+                    view, "LayerNormalization", last, mean, epsilon, scale, bias
+                )
     return None
 
 
@@ -106,31 +97,3 @@ def _find_deviation(
     if mean is None or mean.source != x or not mean.num_axes == variance.num_axes == num_axes:
         return None
     return root.epsilon, [*root.nodes, *variance.nodes, difference, *mean.nodes]
-
-
-def _write(
-    view: GraphView,
-    last: Any,
-    x: str,
-    num_axes: int,
-    epsilon: float,
-    scale: Array | None,
-    bias: Array | None,
-    nodes: list[Any],
-) -> Any:
-    sizes = last_sizes(view, x, num_axes)
-    if sizes is None or not view.are_inner(nodes, last):
-        return None
-    known = {view.onnx.TensorProto.FLOAT, view.onnx.TensorProto.FLOAT16}
-    if view.dtype(x) not in known:  # In float64, runtimes compute the mean in float32.
-        return None
-    dtype = view.onnx.helper.tensor_dtype_to_np_dtype(view.dtype(x))
-    rank = len(view.shape(x) or ())
-    scale = fit_weight(scale, sizes, rank, dtype, 1.0)
-    bias_array = None if bias is None else fit_weight(bias, sizes, rank, dtype, 0.0)
-    if scale is None or (bias is not None and bias_array is None):
-        return None
-    inputs = [x, view.add_weight(scale, f"{last.output[0]}__scale")]
-    if bias_array is not None:
-        inputs.append(view.add_weight(bias_array, f"{last.output[0]}__bias"))
-    return view.node("LayerNormalization", inputs, last.output[0], axis=-num_axes, epsilon=epsilon)

@@ -4,44 +4,40 @@ from collections.abc import Iterator
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, drop_unused, in_both_orders
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, in_both_orders
 from keras_deepseek.deploy.onnx_passes.normalization_parts import (
     find_inverse_root,
     find_mean_square,
-    fit_weight,
-    last_sizes,
     with_factor,
+    write_normalization,
 )
 
 _FIRST_OPSET = 23
 
 
-def fuse_rms_normalization(model: Any) -> int:
+def fuse_rms_normalization(view: GraphView) -> int:
     """Replaces `x / sqrt(mean(x * x) + epsilon) * scale` over the last axes.
 
     Args:
-        model: `onnx.ModelProto`, changed in place.
+        view: `GraphView` of the graph to change.
 
     Returns:
         How many were replaced.
     """
-    view = GraphView(model)
     if view.opset < _FIRST_OPSET:
         return 0
-    num_replaced = 0
     used: set[int] = set()
-    for node in reversed(view.nodes("Mul")):  # With its scale before it is found without.
-        if id(node) in used:
-            continue
-        for x, inverse, scale, nodes in _readings(view, node):
-            fused = _fuse(view, node, x, inverse, scale, nodes)
+
+    def fuse(view: GraphView, last: Any) -> list[Any] | None:
+        for x, inverse, scale, nodes in _readings(view, last) if id(last) not in used else ():
+            fused = _fuse(view, last, x, inverse, scale, nodes)
             if fused is not None:
-                view.replace(node, [fused])
-                used |= {id(each) for each in nodes}
-                num_replaced += 1
-                break
-    drop_unused(model.graph)
-    return num_replaced
+                used.update(map(id, nodes))
+                return fused
+        return None
+
+    # With its scale before it is found without.
+    return view.rewrite(fuse, "Mul", last_first=True)
 
 
 def _readings(view: GraphView, last: Any) -> Iterator[tuple[str, str, Array | None, list[Any]]]:
@@ -57,21 +53,10 @@ def _readings(view: GraphView, last: Any) -> Iterator[tuple[str, str, Array | No
 
 def _fuse(
     view: GraphView, last: Any, x: str, inverse: str, scale: Array | None, nodes: list[Any]
-) -> Any:
+) -> list[Any] | None:
     root = find_inverse_root(view, inverse)
     square = find_mean_square(view, root.source) if root else None
     if root is None or square is None or square.source != x:
         return None
-    if not view.are_inner([*nodes, *root.nodes, *square.nodes], last):
-        return None
-    sizes = last_sizes(view, x, square.num_axes)
-    types = view.onnx.TensorProto
-    if sizes is None or view.dtype(x) not in (types.FLOAT, types.FLOAT16):
-        return None
-    dtype = view.onnx.helper.tensor_dtype_to_np_dtype(view.dtype(x))
-    weight = fit_weight(scale, sizes, len(view.shape(x) or ()), dtype, 1.0)
-    if weight is None:
-        return None
-    inputs = [x, view.add_weight(weight, f"{last.output[0]}__scale")]
-    axis = -square.num_axes
-    return view.node("RMSNormalization", inputs, last.output[0], axis=axis, epsilon=root.epsilon)
+    square = square._replace(nodes=[*nodes, *root.nodes, *square.nodes])
+    return write_normalization(view, "RMSNormalization", last, square, root.epsilon, scale)

@@ -1,23 +1,27 @@
-"""Who makes and who uses each tensor of a graph: what a pass asks before it replaces nodes."""
+"""Who makes and who uses each tensor of a graph, and how a pass replaces nodes by what it finds."""
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
-from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
+from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs, read_instead
 from keras_deepseek.deploy.onnx_passes.save import is_on_disk
 
 _HALF_BYTES = 2
-_SMALL = 1024
-"""Bytes of a weight that shapes may depend on."""
+_SMALL = 128
+"""Numbers of a weight that shapes may depend on."""
 
 
 class GraphView:
-    """A model's outer graph by its tensors. It shows the graph as it was when the view was made.
+    """A model's outer graph by its tensors: as it was when the view was made, or last rewritten.
+
+    Passes after each other share one, as long as they change the graph by `rewrite` alone.
 
     Args:
         model: `onnx.ModelProto`.
@@ -27,10 +31,50 @@ class GraphView:
         self.onnx = import_package("onnx")
         self.graph = model.graph
         self.opset = next(each.version for each in model.opset_import if not each.domain)
+        self._model = model
+        self._read()
+
+    def _read(self) -> None:
         self._makers = {name: node for node in self.graph.node for name in node.output if name}
         self._weights = {tensor.name: tensor for tensor in self.graph.initializer}
         self._users = Counter(_used(self.graph))
-        self._values = _infer(self.onnx, model)
+        self.__dict__.pop("_values", None)
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        return _infer(self.onnx, self._model)  # It takes long, and not every pass asks.
+
+    def rewrite(
+        self,
+        make_new: Callable[["GraphView", Any], list[Any] | None],
+        *op_types: str,
+        last_first: bool = False,
+    ) -> int:
+        """Puts new nodes where those of some types stood, and leaves out what is then unused.
+
+        Args:
+            make_new: Returns, for this view and a node, the nodes that make its outputs instead,
+                or `None` where it stays. All of them are put in place at the end.
+            *op_types: string. The types.
+            last_first: boolean. Whether it is asked about the last node first. Defaults to `False`.
+
+        Returns:
+            How many nodes were replaced.
+        """
+        nodes = self.nodes(*op_types)
+        made = {
+            id(node): new
+            for node in (reversed(nodes) if last_first else nodes)
+            if (new := make_new(self, node)) is not None
+        }
+        for index, node in reversed(list(enumerate(self.graph.node))):
+            if id(node) in made:
+                del self.graph.node[index]
+                for new in reversed(made[id(node)]):
+                    self.graph.node.insert(index, new)
+        if drop_unused(self.graph) or made:
+            self._read()
+        return len(made)
 
     def nodes(self, *op_types: str) -> list[Any]:
         """Returns the nodes of these types, in their order."""
@@ -109,20 +153,15 @@ class GraphView:
         self._weights[name].CopyFrom(tensor)
         return name
 
-    def replace(self, node: Any, new_nodes: list[Any]) -> None:
-        """Puts new nodes, of which the last makes the same output, where a node stood."""
-        index = next(i for i, each in enumerate(self.graph.node) if each is node)
-        del self.graph.node[index]
-        for offset, new in enumerate(new_nodes):
-            self.graph.node.insert(index + offset, new)
+    def read_instead(self, name: str, other: str) -> list[Any]:
+        """Makes all who use a tensor use another of the same values.
 
-    def read_instead(self, name: str, other: str) -> None:
-        """Makes all who use a tensor use another of the same values; an output keeps its name."""
-        _read_instead(self.graph, name, other)
-        if any(value.name == name for value in self.graph.output):
-            maker = self._makers[name]
-            maker.output[list(maker.output).index(name)] = f"{name}__unused"
-            self.graph.node.append(self.node("Identity", [other], name))
+        Returns:
+            The nodes that are left to make it: one where it is an output, which keeps its name.
+        """
+        read_instead(self.graph, lambda each: other if each == name else each)
+        is_output = any(value.name == name for value in self.graph.output)
+        return [self.node("Identity", [other], name)] if is_output else []
 
     def node(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> Any:
         """Returns a new node."""
@@ -146,32 +185,30 @@ def in_both_orders(node: Any) -> Iterator[tuple[str, str]]:
     yield second, first
 
 
-def drop_unused(graph: Any) -> None:
-    """Leaves out the nodes and weights that nobody uses, of which passes leave some behind."""
-    while True:
-        users = Counter(_used(graph))
-        unused = [node for node in graph.node if not any(users[name] for name in node.output)]
-        if not unused:
-            break
-        for node in unused:
-            graph.node.remove(node)
-    for tensor in [each for each in graph.initializer if not users[each.name]]:
-        graph.initializer.remove(tensor)
-
-
-def _read_instead(graph: Any, name: str, other: str) -> None:
-    for node in graph.node:
-        node.input[:] = [other if each == name else each for each in node.input]
-        for inner in inner_graphs(node):
-            _read_instead(inner, name, other)
+def drop_unused(graph: Any) -> bool:
+    """Leaves out the nodes and weights that nobody uses, and returns whether there were any."""
+    users = Counter(_used(graph))
+    num_before = len(graph.node) + len(graph.initializer)
+    for index, node in reversed(list(enumerate(graph.node))):  # Who uses it stands behind it.
+        if not any(users[name] for name in node.output):
+            users.subtract(_used_by(node))
+            del graph.node[index]
+    for index, tensor in reversed(list(enumerate(graph.initializer))):
+        if not users[tensor.name]:
+            del graph.initializer[index]
+    return len(graph.node) + len(graph.initializer) < num_before
 
 
 def _used(graph: Any) -> Iterator[str]:
     for node in graph.node:
-        yield from (name for name in node.input if name)
-        for inner in inner_graphs(node):
-            yield from _used(inner)
+        yield from _used_by(node)
     yield from (value.name for value in graph.output)
+
+
+def _used_by(node: Any) -> Iterator[str]:
+    yield from (name for name in node.input if name)
+    for inner in inner_graphs(node):
+        yield from _used(inner)
 
 
 def _is_same(left: Array | None, right: Array) -> bool:
@@ -190,13 +227,11 @@ def _infer(onnx: Any, model: Any) -> dict[str, Any]:
     graph.input.extend(model.graph.input)
     graph.output.extend(model.graph.output)
     for tensor in model.graph.initializer:
-        is_small = tensor.ByteSize() <= _SMALL and not is_on_disk(tensor)
-        if is_small:
+        value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        if math.prod(tensor.dims) <= _SMALL:
             graph.initializer.add().CopyFrom(tensor)
-        graph.value_info.append(
-            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-        )
-        if not is_small:
-            graph.input.append(graph.value_info.pop())
+            graph.value_info.append(value)
+        else:
+            graph.input.append(value)
     graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
     return {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}

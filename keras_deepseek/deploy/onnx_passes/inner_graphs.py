@@ -1,6 +1,6 @@
 """The graphs inside of a node: the branches of an `If`, the body of a `Loop` or a `Scan`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -14,3 +14,18 @@ def inner_graphs(node: Any) -> Iterator[Any]:
         yield from attribute.graphs
         if attribute.HasField("g"):
             yield attribute.g
+
+
+def read_instead(graph: Any, source: Callable[[str], str]) -> None:
+    """Makes all nodes of a graph, and of those inside it, read other tensors.
+
+    Args:
+        graph: `onnx.GraphProto`, changed in place. Its own outputs keep their names.
+        source: Function from the name of a tensor to the one to read in its place.
+    """
+    for node in graph.node:
+        node.input[:] = [source(name) for name in node.input]
+        for inner in inner_graphs(node):
+            read_instead(inner, source)
+            for value in inner.output:
+                value.name = source(value.name)

@@ -5,42 +5,38 @@ JAX sums without them and broadcasts what comes out; jax2onnx writes six nodes f
 
 from typing import Any
 
-from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute, drop_unused
-from keras_deepseek.deploy.onnx_passes.shape_values import read_shape
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
+from keras_deepseek.deploy.onnx_passes.shape_values import read_repeated, read_shape
 
 _REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceSumSquare", "ReduceMax", "ReduceMin")
 
 
-def keep_reduced_axes(model: Any) -> int:
+def keep_reduced_axes(view: GraphView) -> int:
     """Replaces `Expand(Reshape(Reduce(x, keepdims=0)))` by a reduction that keeps its axes.
 
     A choice by a constant between a tensor and one that has its shape goes, too.
 
     Args:
-        model: `onnx.ModelProto`, changed in place.
+        view: `GraphView` of the graph to change.
 
     Returns:
         How many were replaced.
     """
-    view = GraphView(model)
-    num_replaced = 0
-    for node in view.nodes("Expand"):
-        reduction = _find_reduction(view, node)
-        if reduction is not None:
-            new = view.node(reduction.op_type, list(reduction.input), node.output[0])
-            kept = [each for each in reduction.attribute if each.name != "keepdims"]
-            new.attribute.extend(kept)
-            view.replace(node, [new])
-            num_replaced += 1
-    if num_replaced:
-        view = GraphView(model)
-    for node in view.nodes("Where"):
-        chosen = _find_chosen(view, node)
-        if chosen:
-            view.read_instead(node.output[0], chosen)
-            num_replaced += 1
-    drop_unused(model.graph)
-    return num_replaced
+    return view.rewrite(_reduce, "Expand") + view.rewrite(_choose, "Where")
+
+
+def _reduce(view: GraphView, node: Any) -> list[Any] | None:
+    reduction = _find_reduction(view, node)
+    if reduction is None:
+        return None
+    new = view.node(reduction.op_type, list(reduction.input), node.output[0])
+    new.attribute.extend(each for each in reduction.attribute if each.name != "keepdims")
+    return [new]
+
+
+def _choose(view: GraphView, node: Any) -> list[Any] | None:
+    chosen = _find_chosen(view, node)
+    return view.read_instead(node.output[0], chosen) if chosen else None
 
 
 def _find_reduction(view: GraphView, expand: Any) -> Any:
@@ -76,17 +72,4 @@ def _find_chosen(view: GraphView, where: Any) -> str:
     if chosen is None or chosen.size != 1 or chosen.ndim:
         return ""
     name, other = branches if bool(chosen) else reversed(branches)
-    expand = view.maker(other, "Expand")
-    if expand is None or view.constant(expand.input[0]) is None:
-        return ""
-    if view.constant(expand.input[0]).size != 1:  # type: ignore[union-attr]
-        return ""
-    shape = view.shape(name)
-    sizes = read_shape(view, expand.input[1])
-    if shape is None or sizes is None or len(sizes) != len(shape):
-        return ""
-    has_its_shape = all(
-        given in (size, (name, axis))
-        for axis, (given, size) in enumerate(zip(sizes, shape, strict=True))
-    )
-    return name if has_its_shape else ""
+    return name if read_repeated(view, other, name) is not None else ""

@@ -91,20 +91,55 @@ def with_factor(view: GraphView, name: str) -> Iterator[tuple[str, Array | None,
             yield tensor, constant, [node]
 
 
-def fit_weight(
-    array: Array | None, sizes: list[int], rank: int, dtype: Any, default: float
-) -> Array | None:
+def write_normalization(
+    view: GraphView,
+    op_type: str,
+    last: Any,
+    mean: Mean,
+    epsilon: float,
+    scale: Array | None,
+    bias: Array | None = None,
+) -> list[Any] | None:
+    """Returns the one node of a normalization; `None` where it computes something else.
+
+    Args:
+        view: `GraphView`.
+        op_type: string. Its type.
+        last: The node whose output it makes.
+        mean: `Mean`. What it goes over, and all nodes in whose place it stands but the last.
+        epsilon: float.
+        scale: Array, or `None` for one that is not there.
+        bias: The same. Defaults to `None`.
+    """
+    sizes = last_sizes(view, mean.source, mean.num_axes)
+    if sizes is None or not view.are_inner(mean.nodes, last):
+        return None
+    known = (view.onnx.TensorProto.FLOAT, view.onnx.TensorProto.FLOAT16)
+    if view.dtype(mean.source) not in known:  # In float64, runtimes compute the mean in float32.
+        return None
+    dtype = view.onnx.helper.tensor_dtype_to_np_dtype(view.dtype(mean.source))
+    rank = len(view.shape(mean.source) or ())
+    given = {"scale": np.ones(sizes, dtype) if scale is None else scale, "bias": bias}
+    inputs = [mean.source]
+    for name, array in given.items():
+        fitted = None if array is None else fit_weight(array, sizes, rank, dtype)
+        if fitted is not None:
+            inputs.append(view.add_weight(fitted, f"{last.output[0]}__{name}"))
+        elif array is not None:
+            return None
+    axis = -mean.num_axes
+    return [view.node(op_type, inputs, last.output[0], axis=axis, epsilon=epsilon)]
+
+
+def fit_weight(array: Array, sizes: list[int], rank: int, dtype: Any) -> Array | None:
     """Returns a scale or bias in the shape of the last axes; `None` where it varies over others.
 
     Args:
-        array: Array, or `None` for one that is not there.
+        array: Array.
         sizes: list of integers. The last axes.
         rank: integer. The axes of the tensor that it is applied to.
         dtype: The dtype to have.
-        default: float. Each value where there is no array.
     """
-    if array is None:
-        return np.full(sizes, default, dtype)
     if array.dtype != dtype or array.ndim > rank:
         return None
     extra = array.ndim - len(sizes)

@@ -6,34 +6,32 @@ shape that it computes. `MatMul` needs neither, and runtimes know what follows o
 
 from typing import Any
 
-from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, drop_unused
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
 from keras_deepseek.deploy.onnx_passes.shape_values import read_shape
 
 _MATRIX = 2
 
 
-def plain_products(model: Any) -> int:
+def plain_products(view: GraphView) -> int:
     """Replaces `Reshape(MatMul(Reshape(x), kernel))` by `MatMul(x, kernel)` where that is the same.
 
     Args:
-        model: `onnx.ModelProto`, changed in place.
+        view: `GraphView` of the graph to change.
 
     Returns:
         How many were replaced.
     """
-    view = GraphView(model)
-    num_replaced = 0
-    for node in view.nodes("Reshape"):
-        product = view.maker(node.input[0], "MatMul")
-        flat = view.maker(product.input[0], "Reshape") if product is not None else None
-        if flat is None or view.num_users(product.output[0]) != 1:
-            continue
-        if _is_same(view, node, product, flat):
-            new = view.node("MatMul", [flat.input[0], product.input[1]], node.output[0])
-            view.replace(node, [new])
-            num_replaced += 1
-    drop_unused(model.graph)
-    return num_replaced
+    return view.rewrite(_multiply, "Reshape")
+
+
+def _multiply(view: GraphView, node: Any) -> list[Any] | None:
+    product = view.maker(node.input[0], "MatMul")
+    flat = view.maker(product.input[0], "Reshape") if product is not None else None
+    if flat is None or view.num_users(product.output[0]) != 1:
+        return None
+    if not _is_same(view, node, product, flat):
+        return None
+    return [view.node("MatMul", [flat.input[0], product.input[1]], node.output[0])]
 
 
 def _is_same(view: GraphView, node: Any, product: Any, flat: Any) -> bool:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
 
 Size = int | tuple[str, int]
@@ -34,6 +35,25 @@ def read_shape(view: GraphView, name: str) -> list[Size] | None:
         return _read_axes(view, node)
     sizes = read_shape(view, node.input[0])
     return None if sizes is None else _choose(view, node, sizes)
+
+
+def read_repeated(view: GraphView, name: str, like: str) -> Array | None:
+    """Returns the one value that a tensor repeats in the shape of another, or `None`.
+
+    Args:
+        view: `GraphView`.
+        name: string. The tensor.
+        like: string. The other one.
+    """
+    expand = view.maker(name, "Expand")
+    value = view.constant(expand.input[0]) if expand is not None else None
+    if expand is None or value is None or value.size != 1:
+        return None
+    sizes, shape = read_shape(view, expand.input[1]), view.shape(like)
+    if sizes is None or shape is None or len(sizes) != len(shape):
+        return None
+    pairs = enumerate(zip(sizes, shape, strict=True))
+    return value if all(given in (size, (like, axis)) for axis, (given, size) in pairs) else None
 
 
 def _read_axes(view: GraphView, node: Any) -> list[Size] | None:

@@ -5,43 +5,38 @@ What asks the scores for their shape keeps them from being one with the softmax 
 
 from typing import Any
 
-from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, drop_unused
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
 from keras_deepseek.deploy.onnx_passes.shape_values import read_shape
 
 _LEAST_RANK = 2
 
 
-def sizes_of_factors(model: Any) -> int:
+def sizes_of_factors(view: GraphView) -> int:
     """Replaces one of the last two sizes of a product, with a number or without.
 
     Args:
-        model: `onnx.ModelProto`, changed in place.
+        view: `GraphView` of the graph to change.
 
     Returns:
         How many were replaced.
     """
-    view = GraphView(model)
-    num_replaced = 0
-    for node in view.nodes("Slice", "Gather"):
-        sizes = read_shape(view, node.input[0]) and read_shape(view, node.output[0])
-        if not sizes or len(sizes) != 1 or view.shape(node.output[0]) != [1]:
-            continue
-        factor = _find_factor(view, sizes[0])
-        dtype = view.dtype(node.output[0])
-        if factor is None or not dtype:
-            continue
-        name, axis = factor
-        size = f"{node.output[0]}__size"
-        view.replace(
-            node,
-            [
-                view.node("Shape", [name], size, start=axis, end=axis + 1),
-                view.node("Cast", [size], node.output[0], to=dtype),
-            ],
-        )
-        num_replaced += 1
-    drop_unused(model.graph)
-    return num_replaced
+    return view.rewrite(_ask_factor, "Slice", "Gather")
+
+
+def _ask_factor(view: GraphView, node: Any) -> list[Any] | None:
+    sizes = read_shape(view, node.input[0]) and read_shape(view, node.output[0])
+    if not sizes or len(sizes) != 1 or view.shape(node.output[0]) != [1]:
+        return None
+    factor = _find_factor(view, sizes[0])
+    dtype = view.dtype(node.output[0])
+    if factor is None or not dtype:
+        return None
+    name, axis = factor
+    size = f"{node.output[0]}__size"
+    return [
+        view.node("Shape", [name], size, start=axis, end=axis + 1),
+        view.node("Cast", [size], node.output[0], to=dtype),
+    ]
 
 
 def _find_factor(view: GraphView, size: Any) -> tuple[str, int] | None:

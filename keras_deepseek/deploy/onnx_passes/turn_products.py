@@ -6,44 +6,42 @@ transposed anyway; the scores need not be.
 
 from typing import Any
 
-from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute, drop_unused
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
 
 
-def turn_products(model: Any) -> int:
+def turn_products(view: GraphView) -> int:
     """Replaces `Transpose(MatMul(a, b))` of the last two axes, where `a` or `b` is a transposition.
 
     Args:
-        model: `onnx.ModelProto`, changed in place.
+        view: `GraphView` of the graph to change.
 
     Returns:
         How many were replaced.
     """
-    view = GraphView(model)
-    num_replaced = 0
-    for node in view.nodes("Transpose"):
-        order = list(attribute(node, "perm", []))
-        product = view.maker(node.input[0], "MatMul")
-        if product is None or view.num_users(product.output[0]) != 1 or order != _turn(len(order)):
-            continue
-        factors = [(name, view.maker(name, "Transpose")) for name in product.input]
-        ranks = [len(view.shape(name) or ()) for name, _ in factors]
-        if ranks != [len(order)] * 2 or not any(before for _, before in factors):
-            continue
-        before: list[Any] = []
-        names: list[str] = []
-        for name, factor in reversed(factors):
-            source, given = name, list(range(len(order)))
-            if factor is not None:
-                source = factor.input[0]
-                given = list(attribute(factor, "perm", list(reversed(given))))
-            turned = [given[axis] for axis in order]
-            names.append(f"{node.output[0]}__{len(names)}" if turned != sorted(turned) else source)
-            if names[-1] != source:
-                before.append(view.node("Transpose", [source], names[-1], perm=turned))
-        view.replace(node, [*before, view.node("MatMul", names, node.output[0])])
-        num_replaced += 1
-    drop_unused(model.graph)
-    return num_replaced
+    return view.rewrite(_turn_product, "Transpose")
+
+
+def _turn_product(view: GraphView, node: Any) -> list[Any] | None:
+    order = list(attribute(node, "perm", []))
+    product = view.maker(node.input[0], "MatMul")
+    if product is None or view.num_users(product.output[0]) != 1 or order != _turn(len(order)):
+        return None
+    factors = [(name, view.maker(name, "Transpose")) for name in product.input]
+    ranks = [len(view.shape(name) or ()) for name, _ in factors]
+    if ranks != [len(order)] * 2 or not any(before for _, before in factors):
+        return None
+    before: list[Any] = []
+    names: list[str] = []
+    for name, factor in reversed(factors):
+        source, given = name, list(range(len(order)))
+        if factor is not None:
+            source = factor.input[0]
+            given = list(attribute(factor, "perm", list(reversed(given))))
+        turned = [given[axis] for axis in order]
+        names.append(f"{node.output[0]}__{len(names)}" if turned != sorted(turned) else source)
+        if names[-1] != source:
+            before.append(view.node("Transpose", [source], names[-1], perm=turned))
+    return [*before, view.node("MatMul", names, node.output[0])]
 
 
 def _turn(rank: int) -> list[int]:

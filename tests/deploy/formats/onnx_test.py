@@ -83,7 +83,7 @@ def test_a_backend_that_writes_one_file_is_passed_over_for_large_weights(monkeyp
 @pytest.mark.parametrize("precision", [None, "float16"])
 def test_weights_beyond_one_file_stand_beside_it(tmp_path, monkeypatch, precision):
     monkeypatch.setattr(one_file, "LARGEST_FILE", 1_000)
-    monkeypatch.setattr(save, "_LEAST_BESIDE", 500)
+    monkeypatch.setattr(save, "_LEAST_BESIDE", 1_024)
     encoder = build_encoder()
     named = NamedModel(encoder, precision)
     assert OnnxFormat().write(named, tmp_path).endswith(", its weights beside it")

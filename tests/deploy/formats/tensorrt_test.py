@@ -252,11 +252,6 @@ def weights_for_onnx(monkeypatch, weights_format):
     monkeypatch.setitem(registry.BUILT_IN, "onnx", weights_format)
 
 
-@pytest.fixture
-def dense():
-    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)], name="dense")
-
-
 def test_plain_tensorrt_builds_runs_and_verifies_where_a_gpu_is(
     dense, tmp_path, plain_tensorrt, weights_for_onnx
 ):

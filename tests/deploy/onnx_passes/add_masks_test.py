@@ -75,10 +75,9 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_is_near_it_stays(parse, check_pass, batches, name):
-    old, new = CHANGES[name]
-    model = parse(BY_KERAS.replace(old, new), INPUTS, OUTPUTS, WEIGHTS.replace(old, new))
-    assert check_pass(add_masks, model, batches)[0] == 0
+def test_what_is_near_it_stays(check_changed, batches, name):
+    names = {"inputs": INPUTS, "outputs": OUTPUTS}
+    assert check_changed(add_masks, batches, BY_KERAS, WEIGHTS, CHANGES[name], **names)[0] == 0
 
 
 def test_without_zeroing_less_than_nothing_must_be_left(parse, check_pass, batches):

@@ -95,14 +95,32 @@ def check_pass(run_all):
     """
     import onnx
 
+    from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
+
     def check(apply, model, batches, tolerance=1e-5):
         before = [run_all(model, arrays) for arrays in batches]
-        num_replaced = apply(model)
+        num_replaced = apply(GraphView(model))
         onnx.checker.check_model(model, full_check=True)
         for arrays, expected in zip(batches, before, strict=True):
             for left, right in zip(expected, run_all(model, arrays), strict=True):
                 np.testing.assert_allclose(right, left, atol=tolerance, rtol=tolerance)
         return num_replaced, Counter(node.op_type for node in model.graph.node)
+
+    return check
+
+
+@pytest.fixture
+def check_changed(parse, check_pass):
+    """Returns a function that applies a pass to a graph of which some texts were replaced.
+
+    A text is replaced in the nodes or in the weights. It returns what `check_pass` does.
+    """
+
+    def check(apply, batches, nodes, weights, *changes, **options):
+        for old, new in changes:
+            assert old in nodes + weights
+            nodes, weights = nodes.replace(old, new), weights.replace(old, new)
+        return check_pass(apply, parse(nodes, weights=weights, **options), batches)
 
     return check
 

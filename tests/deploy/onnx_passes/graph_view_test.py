@@ -56,21 +56,61 @@ def test_new_weights_are_named_apart_and_shared(model):
     assert view.constant("number__").shape == ()
 
 
-def test_what_nobody_uses_is_left_out(model):
+def test_new_nodes_stand_where_others_stood_and_what_nobody_uses_is_left_out(model):
     view = GraphView(model)
-    view.replace(view.maker("y", "Neg"), [view.node("Sin", ["b"], "y")])
-    drop_unused(model.graph)
-    assert [node.op_type for node in model.graph.node] == ["Add", "Abs", "Sin"]
+
+    def take_roots(view, node):
+        return [view.node("Sqrt", ["b"], "root"), view.node("Sin", ["root"], node.output[0])]
+
+    assert view.rewrite(take_roots, "Neg", "Cos") == 1
+    assert [node.op_type for node in model.graph.node] == ["Add", "Abs", "Sqrt", "Sin"]
     assert [tensor.name for tensor in model.graph.initializer] == ["third"]
+    assert (view.num_users("b"), view.shape("root")) == (1, ["N", "S", 4])
+    assert view.maker("c", "Mul") is None
+
+
+def test_nodes_are_asked_about_in_order_or_the_last_first(model):
+    asked = []
+
+    def leave(view, node):
+        asked.append(node.op_type)
+
+    view = GraphView(model)
+    assert view.rewrite(leave, "Add", "Mul") == 0
+    assert view.rewrite(leave, "Add", "Mul", last_first=True) == 0
+    assert asked == ["Add", "Mul", "Mul", "Add"]
+
+
+def test_shapes_are_inferred_once_as_long_as_nothing_changes(model, monkeypatch):
+    import onnx
+
+    inferred = []
+    infer = onnx.shape_inference.infer_shapes
+    monkeypatch.setattr(
+        onnx.shape_inference, "infer_shapes", lambda *a, **k: inferred.append(1) or infer(*a, **k)
+    )
+    drop_unused(model.graph)
+    view = GraphView(model)
+    view.rewrite(lambda view, node: None, "Neg")
+    assert not inferred
+    for _ in range(3):
+        view.rewrite(lambda view, node: view.shape(node.input[0]) and None, "Neg")
+    assert len(inferred) == 1
+    view.rewrite(lambda view, node: [view.node("Abs", ["c"], "y")], "Neg")
+    assert view.shape("y")
+    assert len(inferred) == 2
 
 
 def test_another_tensor_is_read_instead(model):
     view = GraphView(model)
-    view.read_instead("c", "b")
-    view.read_instead("y", "a")
-    nodes = {node.output[0]: node for node in model.graph.node}
-    assert nodes["y__unused"].input[0] == "b"
-    assert (nodes["y"].op_type, nodes["y"].input[0]) == ("Identity", "a")
+    assert view.rewrite(lambda view, node: view.read_instead("c", "b"), "Mul") == 1
+    assert [(node.op_type, node.input[0]) for node in model.graph.node[-2:]] == [
+        ("Abs", "a"),
+        ("Neg", "b"),
+    ]
+    assert view.rewrite(lambda view, node: view.read_instead("y", "a"), "Neg") == 1
+    (_, last) = model.graph.node
+    assert (last.op_type, last.input[0], last.output[0]) == ("Identity", "a", "y")
 
 
 def test_inner_graphs_use_tensors_and_read_others(parse):

@@ -74,10 +74,9 @@ def test_inverse_roots(view_of, last, is_one):
 
 def test_weights_take_the_shape_of_the_last_axes():
     def fit(array, sizes, rank=3):
-        return parts.fit_weight(array, sizes, rank, np.dtype("float32"), 1.0)
+        return parts.fit_weight(array, sizes, rank, np.dtype("float32"))
 
     scale = np.arange(4, dtype="float32")
-    assert fit(None, [2]).tolist() == [1, 1]
     assert fit(scale.reshape(1, 1, 4), [4]).tolist() == [0, 1, 2, 3]
     assert fit(scale[:1], [2]).tolist() == [0, 0]
     assert fit(scale.reshape(4, 1), [4]) is None
