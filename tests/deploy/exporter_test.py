@@ -117,7 +117,7 @@ def test_weights_beyond_one_file_ask_for_a_folder(digits, tmp_path, monkeypatch)
 
     from keras_deepseek.deploy.onnx_passes import save
 
-    monkeypatch.setattr(save, "_LARGEST", 1_000)
+    monkeypatch.setattr(save, "LARGEST_FILE", 1_000)
     exporter = Exporter(digits, "onnx", verbose=False)
     with pytest.raises(ExportError, match=r"can't hold this model.*export\('digits'\)"):
         exporter.export(tmp_path / "digits.onnx")
