@@ -55,11 +55,14 @@ def doubler() -> Doubler:
     return Doubler()
 
 
+_UNVERIFIED = Verification("unverified", "a test")
+
+
 @pytest.fixture
 def bundle_of(tmp_path: Path) -> Callable[[str], Bundle]:
     """Writes a bundle of the doubling model in the format that is asked for."""
 
-    def write(form: str) -> Bundle:
+    def write(form: str, verification: Verification = _UNVERIFIED) -> Bundle:
         path = tmp_path / form
         with staging_folder(path) as folder:
             entry = _WRITERS.get(form, _write_nothing)(folder)
@@ -72,7 +75,7 @@ def bundle_of(tmp_path: Path) -> Callable[[str], Bundle]:
                 route="a test",
                 versions={},
                 created="2026-01-01T00:00:00Z",
-                verification=Verification("unverified", "a test"),
+                verification=verification,
             )
             return publish_bundle(folder, path, manifest)
 

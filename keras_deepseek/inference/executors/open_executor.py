@@ -1,6 +1,7 @@
 """From what a user names to what computes it. Each runtime is imported only where it is needed."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,13 @@ def _open_path(path: Path, custom_objects_from: Sequence[str | os.PathLike[str]]
 
 
 def _open_bundle(bundle: Bundle, custom_objects_from: Sequence[str | os.PathLike[str]]) -> Executor:
+    verification = bundle.manifest.verification
+    if verification.state == "failed":
+        warnings.warn(
+            f"The bundle at {str(bundle.path)!r} computes something else than its model: "
+            f"{verification.reason}. Export it again without verify='warn'.",
+            stacklevel=2,
+        )
     match bundle.manifest.format:
         case "onnx":
             from keras_deepseek.inference.executors.onnx_runtime import OnnxRuntime

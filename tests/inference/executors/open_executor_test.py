@@ -5,7 +5,12 @@ import sys
 import keras
 import pytest
 
-from keras_deepseek.artifacts import BundleError, InvalidInputError, NotSupportedError
+from keras_deepseek.artifacts import (
+    BundleError,
+    InvalidInputError,
+    NotSupportedError,
+    Verification,
+)
 from keras_deepseek.inference.executors import open_executor
 
 RUNTIMES = {"onnx": "onnxruntime", "savedmodel": "tensorflow", "keras": "keras"}
@@ -24,6 +29,13 @@ def test_a_bundle_is_opened_by_its_format(bundle_of, rows, form):
     pytest.importorskip(RUNTIMES[form])
     executor = open_executor(bundle_of(form).path)
     assert executor.run(rows(1, 2))["y"][:, 0].tolist() == [2, 4]
+
+
+def test_a_bundle_that_failed_its_verification_warns(bundle_of):
+    pytest.importorskip("keras")
+    bundle = bundle_of("keras", Verification("failed", "output 'y' differs by 3"))
+    with pytest.warns(UserWarning, match=r"something else than its model: output 'y' differs by 3"):
+        open_executor(bundle.path)
 
 
 @pytest.mark.parametrize("form", ["onnx", "savedmodel"])
