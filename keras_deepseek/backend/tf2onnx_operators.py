@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from keras_deepseek.backend.tf2onnx_integers import INTEGER_HANDLERS
+from keras_deepseek.backend.tf2onnx_nodes import replace_node
+
 
 def convert_erfc(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     """Puts `1 - Erf(x)` for `Erfc`."""
     one = _constant(graph, node, name, 1)
     erf = graph.make_node("Erf", [node.input[0]])
-    return _replace(graph, node, name, "Sub", [one, erf.output[0]])
+    return replace_node(graph, node, name, "Sub", [one, erf.output[0]])
 
 
 def convert_expm1(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
@@ -23,7 +26,7 @@ def convert_expm1(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     exponential = graph.make_node("Exp", [node.input[0]])
     following = graph.make_node("Add", [exponential.output[0], _constant(graph, node, name, 1)])
     tangent = graph.make_node("Tanh", [half.output[0]])
-    return _replace(graph, node, name, "Mul", [tangent.output[0], following.output[0]])
+    return replace_node(graph, node, name, "Mul", [tangent.output[0], following.output[0]])
 
 
 def convert_log1p(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
@@ -37,7 +40,7 @@ def convert_log1p(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     small = add("Mul", two, add("Atanh", add("Div", x, add("Add", x, two))))
     large = add("Log", add("Add", x, one))
     is_small = add("Less", add("Abs", x), _constant(graph, node, name, 0.5))
-    return _replace(graph, node, name, "Where", [is_small, small, large])
+    return replace_node(graph, node, name, "Where", [is_small, small, large])
 
 
 def convert_one_hot(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
@@ -62,24 +65,9 @@ def convert_select(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
     return Select.version_9(graph, node)
 
 
-def convert_floor_div(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `(x - Mod(x, y)) / y` for integers: tf2onnx puts `Div`, which rounds towards zero."""
-    from tf2onnx.onnx_opset.math import FloorDiv
-
-    if graph.get_dtype(node.input[0]) not in _INTEGERS:
-        return FloorDiv.version_6(graph, node)
-    rest = graph.make_node("Mod", list(node.input))
-    whole = graph.make_node("Sub", [node.input[0], rest.output[0]])
-    return _replace(graph, node, name, "Div", [whole.output[0], node.input[1]])
-
-
-def convert_floor_mod(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `Mod` for integers, whose sign is that of `y`: what tf2onnx puts has that of `x`."""
-    from tf2onnx.onnx_opset.math import FloorMod
-
-    if graph.get_dtype(node.input[0]) not in _INTEGERS:
-        return FloorMod.version_7(graph, node)
-    return _replace(graph, node, name, "Mod", list(node.input))
+def convert_sign(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `Sign`: tf2onnx compares with zero, and makes zero of NaN."""
+    return replace_node(graph, node, name, "Sign", list(node.input))
 
 
 def convert_segment_sum(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
@@ -106,7 +94,7 @@ def convert_segment_sum(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     columns = add("Unsqueeze", add("Cast", segments, to=_INT64), constant("last", [1]))
     belongs = add("Cast", add("Equal", columns, places), to=dtype)
     parts = add("Mul", belongs, add("Unsqueeze", numbers, constant("axis", [1])))
-    return _replace(graph, node, name, "ReduceSum", [parts, constant("first", [0])], keepdims=0)
+    return replace_node(graph, node, name, "ReduceSum", [parts, constant("first", [0])], keepdims=0)
 
 
 def convert_dynamic_update_slice(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
@@ -130,9 +118,9 @@ def convert_dynamic_update_slice(graph: Any, node: Any, name: str, _: list[Any])
     ones = graph.make_const(f"{name}/one", np.ones((), "float32")).output[0]
     mask = add("Cast", add("Pad", add("Expand", ones, update_sizes), pads), to=_BOOL)
     if dtype != _BOOL:
-        return _replace(graph, node, name, "Where", [mask, padded, operand])
+        return replace_node(graph, node, name, "Where", [mask, padded, operand])
     around = add("And", operand, add("Not", mask))
-    return _replace(graph, node, name, "Or", [add("Cast", padded, to=_BOOL), around])
+    return replace_node(graph, node, name, "Or", [add("Cast", padded, to=_BOOL), around])
 
 
 def convert_bitwise_and(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
@@ -143,7 +131,7 @@ def convert_bitwise_and(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     bits = next((each for each in node.inputs if each.type == "Bitcast"), None)
     masks = [each.get_tensor_value() for each in node.inputs if each.is_const()]
     if bits is None or masks != [_SIGN_BIT]:
-        return _replace(graph, node, name, "BitwiseAnd", list(node.input))
+        return replace_node(graph, node, name, "BitwiseAnd", list(node.input))
 
     def constant(what: str, value: Any) -> str:
         return str(graph.make_const(f"{name}/{what}", np.asarray(value)).output[0])
@@ -157,7 +145,7 @@ def convert_bitwise_and(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     )
     is_negative = graph.make_node("Or", [below, inverse_below]).output[0]
     choices = [constant("bit", np.int32(_SIGN_BIT)), constant("none", np.int32(0))]
-    return _replace(graph, node, name, "Where", [is_negative, *choices])
+    return replace_node(graph, node, name, "Where", [is_negative, *choices])
 
 
 def convert_bound(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
@@ -172,30 +160,29 @@ def convert_bound(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     values = graph.make_node("Unsqueeze", [node.input[1], last]).output[0]
     stands_before = graph.make_node(comparison, [ordered, values]).output[0]
     counted = graph.make_node("Cast", [stands_before], attr={"to": dtype}).output[0]
-    return _replace(graph, node, name, "ReduceSum", [counted, last], keepdims=0)
+    return replace_node(graph, node, name, "ReduceSum", [counted, last], keepdims=0)
 
 
 HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     "BitwiseAnd": (convert_bitwise_and, []),
     "Erfc": (convert_erfc, []),
     "Expm1": (convert_expm1, []),
-    "FloorDiv": (convert_floor_div, []),
-    "FloorMod": (convert_floor_mod, []),
     "Log1p": (convert_log1p, []),
     "LowerBound": (convert_bound, []),
     "OneHot": (convert_one_hot, []),
     "Select": (convert_select, []),
     "SelectV2": (convert_select, []),
+    "Sign": (convert_sign, []),
     "UnsortedSegmentSum": (convert_segment_sum, []),
     "UpperBound": (convert_bound, []),
     "XlaDynamicUpdateSlice": (convert_dynamic_update_slice, []),
+    **INTEGER_HANDLERS,
 }
 """What tf2onnx takes as `custom_op_handlers`."""
 
 _SIGN_BIT = -(2**31)
 _FLOAT, _INT32, _INT64, _BOOL = 1, 6, 7, 9
 _NUMPY_INTEGERS = {_INT32: "int32", _INT64: "int64"}
-_INTEGERS = tuple(_NUMPY_INTEGERS)
 """Numbers of ONNX's for types."""
 
 
@@ -205,20 +192,3 @@ def _constant(graph: Any, node: Any, name: str, value: float) -> str:
 
     dtype = map_onnx_to_numpy_type(graph.get_dtype(node.input[0]))
     return str(graph.make_const(make_name(f"{name}/constant"), np.full((), value, dtype)).output[0])
-
-
-def _replace(
-    graph: Any, node: Any, name: str, operator: str, inputs: list[str], **attributes: Any
-) -> Any:
-    """Puts an operator in the place of a node."""
-    outputs, shapes, dtypes = node.output, node.output_shapes, node.output_dtypes
-    graph.remove_node(node.name)
-    return graph.make_node(
-        operator,
-        inputs,
-        attr=attributes,
-        name=name,
-        outputs=outputs,
-        shapes=shapes,
-        dtypes=dtypes,
-    )

@@ -64,3 +64,47 @@ def model(request):
 @pytest.fixture
 def convolutional():
     return build_convolutional()
+
+
+class Applied(keras.layers.Layer):
+    def __init__(self, function, dtype):
+        super().__init__(dtype=dtype)
+        self.function = function
+
+    def call(self, *inputs):
+        return self.function(*inputs)
+
+
+@pytest.fixture
+def run_both(tmp_path):
+    """Runs a function of tensors as a model, and as the ONNX file that TensorFlow writes."""
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    pytest.importorskip("tf2onnx")
+    from keras_deepseek.backend.named_model import NamedModel
+    from keras_deepseek.backend.tensorflow.export import write_onnx
+
+    def run(function, *arrays):
+        """Returns what the model gives, and its ONNX file; and the operators in that."""
+        inputs = [
+            keras.Input(array.shape[1:], dtype=str(array.dtype), name=f"x{index}")
+            for index, array in enumerate(arrays)
+        ]
+        # Floats of the model's inputs are cast to its layers' type.
+        dtype = "float64" if any(array.dtype == "float64" for array in arrays) else None
+        outputs = Applied(function, dtype)(*inputs)
+        model = NamedModel(keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs))
+        path = str(tmp_path / "model.onnx")
+        write_onnx(model, path, 18)
+        session = onnxruntime.InferenceSession(path)
+        names = [value.name for value in session.get_inputs()]
+        assert sorted(names) == [value.name for value in inputs]
+        given = {f"x{index}": array for index, array in enumerate(arrays)}
+        received = session.run(None, given)
+        expected = [keras.ops.convert_to_numpy(each) for each in model(given).values()]
+        operators = {node.op_type for node in onnx.load(path).graph.node}
+        assert all(map(onnx.defs.has, operators))
+        if len(received) == 1:
+            return expected[0], received[0], operators
+        return expected, received, operators
+
+    return run

@@ -97,6 +97,43 @@ def test_a_grouped_convolution_is_written(tmp_path):
     np.testing.assert_allclose(outputs, model.predict(given, verbose=0), atol=1e-5)
 
 
+@pytest.mark.parametrize("side", [2, 4])
+def test_maps_of_one_pixel_are_normalized(side, tmp_path):
+    """tf2onnx puts the features of a squared map of 1x1 on another axis."""
+    inputs = keras.Input((side, side, 4), name="x")
+    maps = keras.layers.Conv2D(8, 2, strides=2)(inputs)
+    model = keras.Model(inputs, keras.layers.LayerNormalization()(maps))
+    given = np.random.default_rng(0).normal(size=(3, side, side, 4)).astype("float32")
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
+    np.testing.assert_allclose(outputs, model.predict(given, verbose=0), atol=1e-5)
+
+
+class Chosen(keras.layers.Layer):
+    def call(self, inputs):
+        return keras.ops.take(inputs, np.array([3, 0, 1]), axis=1)
+
+
+def test_a_choice_of_several_is_written(tmp_path):
+    """PyTorch leaves an axis that it can't squeeze, and its exporter squeezes it."""
+    inputs = keras.Input((4,), name="x")
+    model = keras.Model(inputs, Chosen()(inputs))
+    given = np.arange(8, dtype="float32").reshape(2, 4)
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
+    np.testing.assert_array_equal(outputs, given[:, [3, 0, 1]])
+
+
+def test_a_masked_recurrent_layer_of_a_fixed_length_is_written(tmp_path):
+    """On PyTorch, Keras's loop over time makes a list of the batch."""
+    inputs = keras.Input((6, 3), name="x")
+    layer = keras.layers.GRU(4, return_sequences=True)
+    model = keras.Model(inputs, layer(keras.layers.Masking()(inputs)))
+    given = np.random.default_rng(0).normal(size=(3, 6, 3)).astype("float32")
+    given[0, 3:] = given[1, :2] = 0
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
+    np.testing.assert_allclose(outputs, model.predict(given, verbose=0), atol=1e-5)
+    assert not layer.unroll
+
+
 class Places(keras.layers.Layer):
     def call(self, inputs):
         places = keras.ops.arange(keras.ops.shape(inputs)[1], dtype="float32")
@@ -110,6 +147,33 @@ def test_places_of_a_free_length_are_written(tmp_path):
     given = np.zeros((2, 5, 2), "float32")
     (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
     np.testing.assert_array_equal(outputs[1, :, 1], np.arange(5))
+
+
+class PlacesOfAFixedLength(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs + keras.ops.arange(inputs.shape[1], dtype="float32")
+
+
+def test_places_of_a_fixed_length_are_written(tmp_path):
+    """What jax2onnx puts for `arange` takes no `None`."""
+    inputs = keras.Input((5,), name="x")
+    model = keras.Model(inputs, PlacesOfAFixedLength()(inputs))
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", np.zeros((2, 5), "float32"))
+    np.testing.assert_array_equal(outputs, [range(5)] * 2)
+
+
+class AllButTheFirst(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs[:, 1:] * 2.0
+
+
+def test_a_name_may_have_a_hyphen(tmp_path):
+    """JAX reads the name of an axis as a formula."""
+    inputs = keras.Input((None, 2), name="left-right")
+    model = keras.Model(inputs, AllButTheFirst()(inputs))
+    given = np.random.default_rng(0).normal(size=(3, 7, 2)).astype("float32")
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
+    np.testing.assert_array_equal(outputs, given[:, 1:] * 2)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf2onnx's own ways")

@@ -5,45 +5,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.backend.tf2onnx_operators import HANDLERS
-
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="these are operators of TensorFlow's"
 )
-
-
-class Applied(keras.layers.Layer):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def call(self, *inputs):
-        return self.function(*inputs)
-
-
-def run_both(function, *arrays, tmp_path):
-    """Returns what the model gives, and its ONNX file; and the operators in that."""
-    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    pytest.importorskip("tf2onnx")
-    from keras_deepseek.backend.tensorflow.export import write_onnx
-
-    inputs = [
-        keras.Input(array.shape[1:], dtype=str(array.dtype), name=f"x{index}")
-        for index, array in enumerate(arrays)
-    ]
-    outputs = Applied(function)(*inputs)
-    model = NamedModel(keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs))
-    path = str(tmp_path / "model.onnx")
-    write_onnx(model, path, 18)
-    session = onnxruntime.InferenceSession(path)
-    names = [value.name for value in session.get_inputs()]
-    assert sorted(names) == [value.name for value in inputs]
-    given = {f"x{index}": array for index, array in enumerate(arrays)}
-    (received,) = session.run(None, given)
-    expected = model(given)["output_0"]
-    operators = {node.op_type for node in onnx.load(path).graph.node}
-    return keras.ops.convert_to_numpy(expected), received, operators
 
 
 @pytest.mark.parametrize(
@@ -59,44 +23,41 @@ def run_both(function, *arrays, tmp_path):
         lambda x: ops.where(x > 0, ops.sqrt(x), x),
     ],
 )
-def test_functions_of_one_tensor(function, tmp_path):
+def test_functions_of_one_tensor(function, run_both):
     x = np.linspace(-4, 4, 24, dtype="float32").reshape(3, 8)
-    expected, received, operators = run_both(function, x, tmp_path=tmp_path)
+    expected, received, _ = run_both(function, x)
     np.testing.assert_allclose(received, expected, atol=1e-6)
-    assert not operators & set(HANDLERS)
 
 
 @pytest.mark.parametrize("function", [ops.signbit, ops.argmax, lambda x: ops.argmax(x, axis=-1)])
-def test_the_sign_bit_of_floats(function, tmp_path):
+def test_the_sign_bit_of_floats(function, run_both):
     """Negative zero has one, and is less than zero to Keras's `argmax`."""
     x = np.array([[-0.0, 0.0, -1.0, -0.0], [-2.0, -3.0, -np.inf, -2.5], [1, 1e-45, np.inf, 0]])
-    expected, received, operators = run_both(function, x.astype("float32"), tmp_path=tmp_path)
+    expected, received, operators = run_both(function, x.astype("float32"))
     assert received.dtype == expected.dtype
     np.testing.assert_array_equal(received, expected)
     assert "Bitcast" not in operators
 
 
-def test_the_bits_of_integers(tmp_path):
+def test_the_bits_of_integers(run_both):
     x = np.arange(-8, 8, dtype="int32").reshape(2, 8)
-    expected, received, _ = run_both(lambda x: ops.bitwise_and(x, 6), x, tmp_path=tmp_path)
+    expected, received, _ = run_both(lambda x: ops.bitwise_and(x, 6), x)
     np.testing.assert_array_equal(received, expected)
 
 
-@pytest.mark.parametrize("function", [ops.floor_divide, ops.mod])
-@pytest.mark.parametrize("dtype", ["int32", "int64", "float32"])
-def test_rounding_is_downwards(function, dtype, tmp_path):
-    """tf2onnx rounds integers towards zero."""
-    x = np.array([[-7, -6, -1, 0], [1, 6, 7, -128]], dtype)
-    y = np.array([[3, -3, 128, 5], [-128, 6, -4, 128]], dtype)
-    expected, received, _ = run_both(function, x, y, tmp_path=tmp_path)
-    assert received.dtype == expected.dtype
-    np.testing.assert_array_equal(received, expected)
-    np.testing.assert_array_equal(received, getattr(np, function.__name__)(x, y))
+@pytest.mark.parametrize("dtype", ["int32", "int64", "float32", "float64"])
+def test_signs(dtype, run_both):
+    x = np.array([[-7, -1, 0], [1, 2**30 + 1, 5]], dtype)
+    if dtype.startswith("float"):
+        x[1, 2], x[0, 0] = np.nan, -np.inf
+    expected, received, _ = run_both(ops.sign, x)
+    assert received.dtype == expected.dtype == dtype
+    np.testing.assert_array_equal(received, np.sign(x))
 
 
 @pytest.mark.parametrize("dtype", ["int32", "float32"])
 @pytest.mark.parametrize("width", [1, 3])
-def test_a_sum_by_segments(dtype, width, tmp_path):
+def test_a_sum_by_segments(dtype, width, run_both):
     """A number below zero is of no segment."""
     data = (np.arange(1, 8 * width + 1) * 3).reshape(8, width).astype(dtype)
     segments = np.array([[2], [0], [2], [5], [1], [0], [-1], [5]], "int32")
@@ -105,45 +66,43 @@ def test_a_sum_by_segments(dtype, width, tmp_path):
         given = ops.reshape(data, (-1,)) if width == 1 else data
         return ops.segment_sum(given, ops.reshape(segments, (-1,)), num_segments=6)
 
-    expected, received, operators = run_both(sums, data, segments, tmp_path=tmp_path)
+    expected, received, operators = run_both(sums, data, segments)
     assert received.dtype == expected.dtype
     np.testing.assert_array_equal(received, expected)
     assert ("Unique" in operators) == (width > 1)
 
 
 @pytest.mark.parametrize("function", [ops.expm1, ops.log1p])
-def test_what_is_small_is_kept(function, tmp_path):
+def test_what_is_small_is_kept(function, run_both):
     x = np.array([[1e-30, 1e-8, -1e-6, 0.3, -0.4999, 0.5], [-0.9, 2, 40, 1e7, 3e38, 0]], "float32")
     x = np.minimum(x, 80) if function is ops.expm1 else x
-    _, received, _ = run_both(function, x, tmp_path=tmp_path)
+    _, received, _ = run_both(function, x)
     np.testing.assert_allclose(received, getattr(np, function.__name__)(x), rtol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
-def test_a_class_below_zero_is_none(dtype, tmp_path):
+def test_a_class_below_zero_is_none(dtype, run_both):
     given = np.array([[0, -1, 7], [8, -8, 3]], dtype)
-    expected, received, _ = run_both(lambda x: ops.one_hot(x, 8), given, tmp_path=tmp_path)
+    expected, received, _ = run_both(lambda x: ops.one_hot(x, 8), given)
     np.testing.assert_array_equal(received, expected)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("dtype", ["float32", "int32"])
-def test_places_in_what_is_sorted(side, dtype, tmp_path):
+def test_places_in_what_is_sorted(side, dtype, run_both):
     values = np.array([[-1, 0, 1, 4], [5, 2, 7, 9]], dtype)
     ordered = np.array([0, 1, 1, 4, 7], dtype)
-    expected, received, operators = run_both(
+    expected, received, _ = run_both(
         lambda x: ops.searchsorted(ordered, ops.reshape(x, (-1,)), side=side),
         values,
-        tmp_path=tmp_path,
     )
     assert received.dtype == expected.dtype
     np.testing.assert_array_equal(received, expected)
-    assert not operators & set(HANDLERS)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32", "bool"])
 @pytest.mark.parametrize("start", [0, 2, 5, 9, -3])
-def test_an_update_stands_where_it_fits(dtype, start, tmp_path):
+def test_an_update_stands_where_it_fits(dtype, start, run_both):
     """One that begins too far out is moved inwards, as TensorFlow moves it."""
     generator = np.random.default_rng(0)
     whole = (generator.normal(size=(3, 6, 2)) * 5).astype(dtype)
@@ -153,7 +112,6 @@ def test_an_update_stands_where_it_fits(dtype, start, tmp_path):
     def update(whole, part, index):
         return ops.slice_update(whole, (0, index[0], 0), part)
 
-    expected, received, operators = run_both(update, whole, part, index, tmp_path=tmp_path)
+    expected, received, _ = run_both(update, whole, part, index)
     assert received.dtype == expected.dtype
     np.testing.assert_array_equal(received, expected)
-    assert not operators & set(HANDLERS)

@@ -30,10 +30,16 @@ def write_saved_model(model: NamedModel, path: str, signatures: ServingSignature
 
 def _polymorphic(shapes: Shapes) -> dict[str, str]:
     """Returns shapes as jax2tf takes them: a text each, and symbols for the free axes."""
+    named = _with_symbols(shapes)
+    return {name: ", ".join(map(str, shape)) for name, shape in named.items()}
+
+
+def _with_symbols(shapes: Shapes) -> Shapes:
+    """Puts symbols for the names of free axes, as JAX reads `left-right_axis_1` as a difference."""
     names = dict.fromkeys(size for shape in shapes.values() for size in shape)
     symbols = {name: f"axis_{index}" for index, name in enumerate(names) if isinstance(name, str)}
     return {
-        name: ", ".join(symbols[size] if isinstance(size, str) else str(size) for size in shape)
+        name: tuple(symbols[size] if isinstance(size, str) else size for size in shape)
         for name, shape in shapes.items()
     }
 
@@ -53,10 +59,11 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
         return tuple(outputs[spec.name] for spec in model.signature.outputs)
 
     def write(shapes: Shapes) -> None:
+        symbolic = _with_symbols(shapes)
         jax2onnx.to_onnx(
             run,
             inputs=[
-                jax.ShapeDtypeStruct(shapes[spec.name], jax.numpy.dtype(spec.dtype))
+                jax.ShapeDtypeStruct(symbolic[spec.name], jax.numpy.dtype(spec.dtype))
                 for spec in model.signature.inputs
             ],
             input_names=names,
@@ -76,7 +83,10 @@ def _iota_for_free_sizes() -> Iterator[None]:
     def count(start: Any, stop: Any = None, step: Any = None, dtype: Any = None) -> Any:
         is_free = jax.export.is_symbolic_dim(start) and stop is None and step is None
         if not is_free:
-            return arange(start, stop, step, dtype=dtype)
+            bounds = [start, stop, step]
+            while bounds[-1] is None:  # What jax2onnx puts for `arange` takes none.
+                bounds.pop()
+            return arange(*bounds, dtype=dtype)
         return jax.lax.broadcasted_iota(jax.numpy.dtype(dtype or "int32"), (start,), 0)
 
     jax.numpy.arange = count

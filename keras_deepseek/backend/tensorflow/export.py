@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -18,6 +18,7 @@ from keras_deepseek.backend.tf2onnx_operators import HANDLERS
 
 _HIGHEST_OPSET = 18
 """The newest operator set that tf2onnx writes."""
+_CATCHES = "TF2ONNX_CATCH_ERRORS"
 
 
 def write_saved_model(model: NamedModel, path: str, signatures: ServingSignatures) -> None:
@@ -57,13 +58,25 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
 
     # So that it can go on where one of its optimizers fails, tf2onnx copies the graph and its
     # weights before each, which takes most of its time and memory. None fails as a rule.
-    with _einsum_is_kept():
+    with _einsum_is_kept(), _transpositions_are_kept():
         try:
-            with _put_back(os.environ):
-                os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"
+            with _optimizers_may_fail():
                 convert()
         except Exception:  # noqa: BLE001 - of an optimizer, or of what will fail again.
             convert()
+
+
+@contextlib.contextmanager
+def _optimizers_may_fail() -> Iterator[None]:
+    """Keeps tf2onnx from catching, for which it copies the graph, what its optimizers raise."""
+    before = os.environ.get(_CATCHES)
+    os.environ[_CATCHES] = "FALSE"
+    try:
+        yield
+    finally:
+        del os.environ[_CATCHES]
+        if before is not None:
+            os.environ[_CATCHES] = before
 
 
 @contextlib.contextmanager
@@ -72,20 +85,31 @@ def _einsum_is_kept() -> Iterator[None]:
     from tf2onnx import optimizer
 
     known = getattr(optimizer, "_optimizers", {})
-    with _put_back(known):
-        known.pop("einsum_optimizer", None)
-        yield
-
-
-@contextlib.contextmanager
-def _put_back(mapping: MutableMapping[str, Any]) -> Iterator[None]:
-    """Has a mapping hold in the end what it holds now, in the same order."""
-    kept = dict(mapping)
+    kept = dict(known)
+    known.pop("einsum_optimizer", None)
     try:
         yield
     finally:
-        mapping.clear()
-        mapping.update(kept)
+        known.clear()  # Their order counts.
+        known.update(kept)
+
+
+@contextlib.contextmanager
+def _transpositions_are_kept() -> Iterator[None]:
+    """Keeps tf2onnx from putting `Reshape` for a `Transpose` that moves sizes of one alone.
+
+    It takes the sizes from what it noted, and does not note them anew where it has moved a
+    transposition beyond a square: the variance of 1x1 maps then came out in the wrong order.
+    Runtimes copy nothing for such a transposition either.
+    """
+    from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
+
+    action = TransposeOptimizer.post_optimize_action
+    TransposeOptimizer.post_optimize_action = lambda *_: None
+    try:
+        yield
+    finally:
+        TransposeOptimizer.post_optimize_action = action
 
 
 @contextlib.contextmanager

@@ -1,11 +1,12 @@
 """PyTorch's own ways out of Keras: `torch.export` and the ONNX exporter that builds on it."""
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ import torch
 from keras_deepseek.artifacts.errors import MissingExtraError, NotSupportedError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.free_axes import BATCH, Shapes, with_named_axes
+from keras_deepseek.backend.keras_internals import flatten_layers
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.one_file import fits_one_file
 from keras_deepseek.backend.serving_signatures import ServingSignatures
@@ -44,13 +46,45 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
             output_names=[spec.name for spec in model.signature.outputs],
             opset_version=opset,
             dynamic_shapes={"tensors": tuple(map(_free_axes, model.signature.inputs))},
+            custom_translation_table={
+                torch.ops.aten.squeeze.dim: _squeeze,
+                torch.ops.aten.squeeze.dims: _squeeze,
+            },
             dynamo=True,
             external_data=not fits_one_file(model.model),
             verbose=False,
         )
 
-    with _quietly():
+    with _quietly(), _unrolled(model.model):
         with_named_axes(model.signature, write)
+
+
+def _squeeze(tensor: Any, dim: int | Sequence[int]) -> Any:
+    """Leaves axes as they are whose size is not one, as PyTorch does.
+
+    `torch.onnx` writes `Squeeze` for them too, which ONNX forbids: of Keras's `take` for one.
+    """
+    operators: Any = importlib.import_module("onnxscript").opset18
+    axes = [dim] if isinstance(dim, int) else dim
+    axes = [axis for axis in axes if len(tensor.shape) and tensor.shape[axis] == 1]
+    return operators.Squeeze(tensor, axes) if axes else operators.Identity(tensor)
+
+
+@contextlib.contextmanager
+def _unrolled(model: keras.Model) -> Iterator[None]:
+    """Unrolls recurrent layers: Keras's loop over time takes the batch apart for its shape.
+
+    Of a free length neither can be traced.
+    """
+    recurrent = [layer for layer in flatten_layers(model) if isinstance(layer, keras.layers.RNN)]
+    were_unrolled = [layer.unroll for layer in recurrent]
+    try:
+        for layer in recurrent:
+            layer.unroll = True
+        yield
+    finally:
+        for layer, was_unrolled in zip(recurrent, were_unrolled, strict=True):
+            layer.unroll = was_unrolled
 
 
 class _Positional(torch.nn.Module):

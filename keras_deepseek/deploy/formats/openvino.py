@@ -54,6 +54,7 @@ class OpenVINOFormat:
             how = self._onnx.write(model, Path(work))
             # `openvino.convert_model` does the same, and reports that it was used.
             converted = openvino.Core().read_model(Path(work) / self._onnx.entry)
+        _keep_the_order_of_equals(converted)
         openvino.save_model(converted, folder / self.entry, compress_to_fp16=False)
         return f"OpenVINO {openvino.__version__.partition('-')[0]} from {how}"
 
@@ -76,6 +77,20 @@ class OpenVINOFormat:
             return {name: outputs[index].copy() for index, name in enumerate(names)}
 
         return infer
+
+
+def _keep_the_order_of_equals(model: Any) -> None:
+    """Makes `TopK` take the first of equal values, as ONNX says: OpenVINO takes any by itself."""
+    for operator in model.get_ops():
+        kind = operator.get_type_name()
+        if kind == "TopK":
+            operator.set_attribute("sort", "value")  # By another order, no equals have theirs.
+            operator.set_attribute("stable", True)  # noqa: FBT003 - it has no names.
+        elif kind in ("Loop", "TensorIterator"):
+            _keep_the_order_of_equals(operator.get_function())
+        elif kind == "If":
+            for branch in range(2):
+                _keep_the_order_of_equals(operator.get_function(branch))
 
 
 def _import_openvino() -> Any:

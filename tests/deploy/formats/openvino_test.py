@@ -53,6 +53,44 @@ def test_an_output_that_is_computed_from_keeps_its_name(tmp_path, tensorflow_ins
     assert Exporter(model, "openvino", verbose=False).export(tmp_path / "out").verified
 
 
+class FirstPlaces(keras.layers.Layer):
+    """The places of the largest, plain, in a loop or in a branch."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def call(self, inputs):
+        ops = keras.ops
+
+        def places(x):
+            return ops.cast(ops.top_k(x, 3)[1], "float32")
+
+        if self.inside == "loop":
+            return ops.map(places, inputs)
+        if self.inside == "branch":
+            return ops.cond(ops.sum(inputs) > 0.0, lambda: places(inputs), lambda: places(-inputs))
+        return places(inputs)
+
+
+@pytest.mark.parametrize("inside", [None, "loop", "branch"])
+def test_of_equals_the_first_are_taken(inside, tmp_path, tensorflow_installed):
+    """OpenVINO takes any of them by itself."""
+    require_openvino()
+    inputs = keras.Input((9, 33), name="x")
+    model = keras.Model(inputs, FirstPlaces(inside)(inputs))
+    random = np.random.default_rng(0)
+    given = [
+        {"x": random.integers(low, low + 3, (size, 9, 33)).astype("float32")}
+        for size, low in ((1, 0), (2, 1), (3, -4))
+    ]
+    exporter = Exporter(model, "openvino", samples=given, verbose=False)
+    assert exporter.export(tmp_path / "out").verified
+    # By chance they may be the first even so: it is not by chance in loops and branches either.
+    graph = (tmp_path / "out" / "model.xml").read_text(encoding="utf-8")
+    assert graph.count('stable="true"') == graph.count('type="TopK"') == 1 + (inside == "branch")
+
+
 def test_half_precision_goes_along(digits, tmp_path, tensorflow_installed):
     require_openvino()
     sizes = {}

@@ -1,0 +1,187 @@
+"""TensorFlow's operators on integers that tf2onnx writes in floats, or not at all.
+
+A float32 keeps integers up to 2**24. The handlers are of the form that `tf2onnx_operators` has.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.backend.tf2onnx_nodes import add_node, replace_node
+
+
+def convert_top_k(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `TopK` of integers and of float64, which tf2onnx casts to float32."""
+    from tf2onnx.onnx_opset.tensor import TopKV2
+
+    dtype = graph.get_dtype(node.input[0])
+    if dtype not in _WIDER:
+        node.type = "TopK"
+        return TopKV2.version_13(graph, node)
+    x = _cast(graph, node.input[0], _WIDER[dtype])
+    one = graph.make_const(f"{name}/one", np.array([1], "int64")).output[0]
+    count = add_node(graph, "Reshape", [_cast(graph, node.input[1], _INT64), one])
+    outputs, shapes, dtypes = node.output, node.output_shapes, node.output_dtypes
+    graph.remove_node(node.name)
+    found = graph.make_node(
+        "TopK",
+        [x, count],
+        attr={"axis": -1},
+        output_count=2,
+        shapes=shapes,
+        dtypes=[_WIDER[dtype], _INT64],
+    )
+    for given, kept, shape, to in zip(found.output, outputs, shapes, dtypes, strict=True):
+        graph.make_node("Cast", [given], {"to": to}, outputs=[kept], shapes=[shape], dtypes=[to])
+    return found
+
+
+def convert_comparison(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `Less` and `Greater` of integers, which tf2onnx casts to float32."""
+    from tf2onnx.onnx_opset.logical import GreaterLess
+
+    dtypes = {_WIDER.get(graph.get_dtype(value)) for value in node.input}
+    if None in dtypes or (_DOUBLE in dtypes and len(dtypes) > 1):
+        return GreaterLess.version_7(graph, node)
+    # What tf2onnx has made int64 of, as the count of a loop, it may still take for int32.
+    to = _DOUBLE if _DOUBLE in dtypes else _INT64
+    inputs = [add_node(graph, "Cast", [value], to=to) for value in node.input]
+    return replace_node(graph, node, name, node.type, inputs)
+
+
+def convert_arg_extreme(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
+    """Casts booleans and what else onnxruntime finds no extreme of, as the first that is true."""
+    from tf2onnx.onnx_opset.reduction import ArgMax
+
+    dtype = graph.get_dtype(node.input[0])
+    if dtype in _UNORDERED:
+        given = _cast(graph, node.input[0], _WIDER[dtype])
+        graph.replace_input(node, node.input[0], given, 0)
+    return ArgMax.version_12(graph, node)
+
+
+def convert_floor_div(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `(x - Mod(x, y)) / y` for integers: tf2onnx puts `Div`, which rounds towards zero."""
+    from tf2onnx.onnx_opset.math import FloorDiv
+
+    if graph.get_dtype(node.input[0]) not in _SIGNED:
+        return FloorDiv.version_6(graph, node)
+    rest = add_node(graph, "Mod", list(node.input))
+    whole = add_node(graph, "Sub", [node.input[0], rest])
+    return replace_node(graph, node, name, "Div", [whole, node.input[1]])
+
+
+def convert_floor_mod(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `Mod` for integers, whose sign is that of `y`: what tf2onnx puts has that of `x`."""
+    from tf2onnx.onnx_opset.math import FloorMod
+
+    if graph.get_dtype(node.input[0]) not in _SIGNED:
+        return FloorMod.version_7(graph, node)
+    return replace_node(graph, node, name, "Mod", list(node.input))
+
+
+def convert_shift(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `BitShift` of the 64 bits for signed integers, of which ONNX has none.
+
+    To the right, as there, ones move in from the left of what is below zero: as zeros of `-1 - x`.
+    """
+    from tf2onnx.onnx_opset.math import BitShift
+
+    if graph.get_dtype(node.input[0]) not in _SIGNED:
+        return BitShift.version_11(graph, node)
+    x, places = (_cast(graph, value, _INT64) for value in node.input)
+    to = node.output_dtypes[0]
+
+    def shift(value: str, direction: str) -> str:
+        bits = [_cast(graph, each, _UINT64) for each in (value, places)]
+        return _cast(graph, add_node(graph, "BitShift", bits, direction=direction), _INT64)
+
+    if node.type == "LeftShift":
+        return replace_node(graph, node, name, "Cast", [shift(x, "LEFT")], to=to)
+    ones = graph.make_const(f"{name}/ones", np.array(-1, "int64")).output[0]
+    zero = graph.make_const(f"{name}/zero", np.array(0, "int64")).output[0]
+    is_below = add_node(graph, "Less", [x, zero])
+    above = add_node(graph, "Where", [is_below, add_node(graph, "Sub", [ones, x]), x])
+    moved = shift(above, "RIGHT")
+    signed = add_node(graph, "Where", [is_below, add_node(graph, "Sub", [ones, moved]), moved])
+    return replace_node(graph, node, name, "Cast", [signed], to=to)
+
+
+def convert_segment_extreme(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `ScatterND` for the extreme by segments, where tf2onnx stops at integers.
+
+    It puts infinity for a segment that has none, where TensorFlow has the least number. What is of
+    a segment below zero, and left out, goes into one beyond them that is cut off.
+    """
+    from tf2onnx.onnx_opset.reduction import SegmentSum
+    from tf2onnx.utils import map_onnx_to_numpy_type
+
+    numbers, segments, num_segments = node.input
+    dtype = graph.get_dtype(numbers)
+    numpy_dtype = map_onnx_to_numpy_type(dtype)
+    if graph.get_rank(segments) != 1 or graph.opset < _OPSET_OF_SCATTERED_EXTREMES:
+        return SegmentSum.version_13(graph, node)
+    limits = (np.finfo if dtype in _FLOATS else np.iinfo)(numpy_dtype)
+    reduction, least = ("max", limits.min) if node.type.endswith("Max") else ("min", limits.max)
+
+    def constant(what: str, value: Any, of: Any = "int64") -> str:
+        return str(graph.make_const(f"{name}/{what}", np.asarray(value, of)).output[0])
+
+    one = constant("one", [1])
+    count = add_node(graph, "Reshape", [_cast(graph, num_segments, _INT64), one])
+    places = _cast(graph, segments, _INT64)
+    is_below = add_node(graph, "Less", [places, constant("zero", 0)])
+    places = add_node(graph, "Where", [is_below, count, places])
+    columns = add_node(graph, "Unsqueeze", [places, one])
+    sizes = add_node(graph, "Shape", [numbers], start=1)
+    rows = add_node(graph, "Add", [count, one])
+    shape = add_node(graph, "Concat", [rows, sizes], axis=0)
+    empty = add_node(graph, "Expand", [constant("least", least, numpy_dtype), shape])
+    filled = add_node(graph, "ScatterND", [empty, columns, numbers], reduction=reduction)
+    first = constant("first", [0])
+    return replace_node(graph, node, name, "Slice", [filled, first, count, first])
+
+
+def _cast(graph: Any, value: str, to: int) -> str:
+    """Returns a value in a type, the value itself where it has that."""
+    return value if graph.get_dtype(value) == to else add_node(graph, "Cast", [value], to=to)
+
+
+_UINT8, _INT8, _UINT16, _INT16, _INT32, _INT64, _BOOL = 2, 3, 4, 5, 6, 7, 9
+_FLOAT, _FLOAT16, _DOUBLE, _UINT32, _UINT64 = 1, 10, 11, 12, 13
+"""Numbers of ONNX's for types."""
+
+_OPSET_OF_SCATTERED_EXTREMES = 18
+
+_WIDER = {
+    _BOOL: _INT32,
+    _UINT8: _INT32,
+    _INT8: _INT32,
+    _UINT16: _INT32,
+    _INT16: _INT32,
+    _INT32: _INT32,
+    _UINT32: _INT64,
+    _INT64: _INT64,
+    _DOUBLE: _DOUBLE,
+}
+"""By type one that holds all of its values, and that onnxruntime orders."""
+
+_UNORDERED = (_BOOL, _UINT16, _INT16, _UINT32)
+_SIGNED = (_INT8, _INT16, _INT32, _INT64)
+_FLOATS = (_FLOAT, _FLOAT16, _DOUBLE)
+
+INTEGER_HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
+    "ArgMax": (convert_arg_extreme, []),
+    "ArgMin": (convert_arg_extreme, []),
+    "FloorDiv": (convert_floor_div, []),
+    "FloorMod": (convert_floor_mod, []),
+    "Greater": (convert_comparison, []),
+    "LeftShift": (convert_shift, []),
+    "Less": (convert_comparison, []),
+    "RightShift": (convert_shift, []),
+    "TopKV2": (convert_top_k, []),
+    "UnsortedSegmentMax": (convert_segment_extreme, []),
+    "UnsortedSegmentMin": (convert_segment_extreme, []),
+}
+"""What tf2onnx takes as `custom_op_handlers`."""

@@ -1,0 +1,101 @@
+"""Integers come out of ONNX with all of their digits, where TensorFlow wrote it."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="these are operators of TensorFlow's"
+)
+
+DTYPES = ["int8", "uint8", "int32", "int64", "float64"]
+
+
+def near(dtype):
+    """Numbers that are the same in a type of half of their digits."""
+    if dtype == "float64":
+        return 1 + np.array([[3, -1, 2, -4], [0, 1, -2, 2]]) * 2.0**-50
+    largest = np.iinfo(dtype).max
+    numbers = largest - np.array([[1, 6, 3, 3], [5, 0, 7, 2]])
+    signs = [[1, 1, 1, 1], [-1, 1, -1, 1]] if np.iinfo(dtype).min else 1
+    return (numbers * np.array(signs)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_order(dtype, run_both):
+    x = near(dtype)
+    expected, received, _ = run_both(lambda x: ops.sort(x, axis=-1), x)
+    assert received.dtype == expected.dtype == dtype
+    np.testing.assert_array_equal(received, np.sort(x, axis=-1))
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "float32"])
+def test_the_largest_and_their_places(dtype, run_both):
+    x = near("float64" if dtype == "float32" else dtype).astype(dtype)
+    expected, received, _ = run_both(lambda x: ops.top_k(x, 3), x)
+    for a, b in zip(received, expected, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(received[0], -np.sort(-x.astype("O"), axis=-1)[:, :3])
+
+
+@pytest.mark.parametrize("function", [ops.less, ops.greater, ops.less_equal, ops.greater_equal])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_comparisons(function, dtype, run_both):
+    x = near(dtype)
+    y = x[:, [1, 0, 3, 2]]
+    _, received, _ = run_both(function, x, y)
+    np.testing.assert_array_equal(received, getattr(np, function.__name__)(x, y))
+
+
+@pytest.mark.parametrize("function", [ops.argmax, ops.argmin])
+@pytest.mark.parametrize("dtype", ["bool", "int16", "int32", "float32"])
+def test_the_place_of_an_extreme(function, dtype, run_both):
+    x = np.array([[0, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1]], dtype)
+    expected, received, _ = run_both(lambda x: function(x, axis=-1), x)
+    assert received.dtype == expected.dtype
+    np.testing.assert_array_equal(received, getattr(np, function.__name__)(x, axis=-1))
+
+
+@pytest.mark.parametrize("function", [ops.floor_divide, ops.mod])
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "float32"])
+def test_rounding_is_downwards(function, dtype, run_both):
+    """tf2onnx rounds integers towards zero."""
+    x = np.array([[-7, -6, -1, 0], [1, 6, 7, -127]], dtype)
+    y = np.array([[3, -3, 127, 5], [-127, 6, -4, 127]], dtype)
+    expected, received, _ = run_both(function, x, y)
+    assert received.dtype == expected.dtype
+    np.testing.assert_array_equal(received, expected)
+    np.testing.assert_array_equal(received, getattr(np, function.__name__)(x, y))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64"])
+def test_bits_are_moved(dtype, run_both):
+    """To the right, the sign stays."""
+    x = np.array([[100, 77, 3, 1], [5, 0, 7, 127]]).astype(dtype)
+    x[1] = (0 - x[1]).astype(dtype)
+    places = np.array([[1, 0, 7, 2], [1, 3, 2, 6]], dtype)
+    for function in (ops.left_shift, ops.right_shift):
+        expected, received, _ = run_both(function, x, places)
+        assert received.dtype == dtype
+        np.testing.assert_array_equal(received, expected)
+        np.testing.assert_array_equal(received, getattr(np, function.__name__)(x, places))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "float32", "float64"])
+@pytest.mark.parametrize("width", [1, 2])
+def test_an_extreme_by_segments(dtype, width, run_both):
+    """A number below zero is of no segment; a segment that has none has the least number."""
+    x = np.repeat(near("float64" if dtype == "float32" else dtype).reshape(8, 1), width, 1)
+    segments = np.array([[2], [0], [2], [4], [1], [0], [-1], [4]], "int32")
+
+    def extremes(x, segments):
+        rows = ops.reshape(x, (-1,)) if width == 1 else x
+        return ops.segment_max(rows, ops.reshape(segments, (-1,)), num_segments=5)
+
+    expected, received, _ = run_both(extremes, x.astype(dtype), segments)
+    assert received.dtype == expected.dtype == dtype
+    np.testing.assert_array_equal(received, expected)
+    least = np.finfo(dtype).min if dtype.startswith("float") else np.iinfo(dtype).min
+    np.testing.assert_array_equal(received[3], least)
