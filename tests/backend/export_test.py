@@ -108,6 +108,16 @@ def test_maps_of_one_pixel_are_normalized(side, tmp_path):
     np.testing.assert_allclose(outputs, model.predict(given, verbose=0), atol=1e-5)
 
 
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_maps_are_pooled(padding, tmp_path):
+    """jax2onnx pools over the batch as well, which onnxruntime does not run."""
+    inputs = keras.Input((7, 8, 3), name="x")
+    model = keras.Model(inputs, keras.layers.MaxPooling2D((3, 2), 2, padding=padding)(inputs))
+    given = np.random.default_rng(0).normal(size=(2, 7, 8, 3)).astype("float32")
+    (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
+    np.testing.assert_array_equal(outputs, model.predict(given, verbose=0))
+
+
 class Chosen(keras.layers.Layer):
     def call(self, inputs):
         return keras.ops.take(inputs, np.array([3, 0, 1]), axis=1)
@@ -192,3 +202,25 @@ def test_an_optimizer_of_tf2onnx_that_fails_is_passed_over(model, tmp_path, monk
     assert [each.version for each in proto.opset_import if not each.domain] == [18]
     assert list(optimizer._optimizers) == before
     assert "TF2ONNX_CATCH_ERRORS" not in os.environ
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX has the one function")
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("num_groups", [4, 2])
+@pytest.mark.parametrize("num_masks", [None, 1, 4])
+def test_attention_in_parts_is_that_of_jax(num_masks, num_groups, is_causal):
+    import jax
+
+    from keras_deepseek.backend.jax.export import _attend
+
+    generator = np.random.default_rng(0)
+    query = generator.normal(size=(2, 5, 4, 8)).astype("float32")
+    key, value = generator.normal(size=(2, 2, 7, num_groups, 8)).astype("float32")
+    options = {"is_causal": is_causal, "scale": 0.3}
+    if num_masks:
+        options["mask"] = generator.random((2, num_masks, 5, 7)) < 0.5
+        options["mask"][0, :, 1] = False  # A row with no key.
+        options["bias"] = generator.normal(size=(1, num_masks, 5, 7)).astype("float32")
+    expected = jax.nn.dot_product_attention(query, key, value, **options)
+    received = _attend(*map(jax.numpy.asarray, (query, key, value)), **options)
+    np.testing.assert_allclose(received, expected, atol=1e-5)

@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import jax.export
+import numpy as np
 
 from keras_deepseek.artifacts.errors import MissingExtraError
 from keras_deepseek.backend.free_axes import Shapes, with_named_axes
+from keras_deepseek.backend.jax2onnx_pooling import pool_over_fewer_axes
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.saved_model_writer import save_as_saved_model
 from keras_deepseek.backend.serving_signatures import ServingSignatures
@@ -54,7 +56,7 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
     names = [spec.name for spec in model.signature.inputs]
 
     def run(*tensors: Any) -> tuple[Any, ...]:
-        with _iota_for_free_sizes():
+        with _iota_for_free_sizes(), _attention_in_parts():
             outputs = model.trace(dict(zip(names, tensors, strict=True)))
         return tuple(outputs[spec.name] for spec in model.signature.outputs)
 
@@ -73,6 +75,7 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
         )
 
     with_named_axes(model.signature, write)
+    pool_over_fewer_axes(path)
 
 
 @contextlib.contextmanager
@@ -94,3 +97,56 @@ def _iota_for_free_sizes() -> Iterator[None]:
         yield
     finally:
         jax.numpy.arange = arange
+
+
+@contextlib.contextmanager
+def _attention_in_parts() -> Iterator[None]:
+    """Writes out what jax2onnx makes of JAX's attention: of a row with no key it makes zeros.
+
+    JAX takes the mean of all values there, and so do the other backends.
+    """
+    attention = jax.nn.dot_product_attention
+    jax.nn.dot_product_attention = _attend
+    try:
+        yield
+    finally:
+        jax.nn.dot_product_attention = attention
+
+
+def _attend(
+    query: Any,
+    key: Any,
+    value: Any,
+    bias: Any = None,
+    mask: Any = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    implementation: str | None = None,
+) -> Any:
+    """Returns what `jax.nn.dot_product_attention` does of (batch, length, heads, features)."""
+    num_groups = key.shape[2]
+    shape = query.shape
+    query = query.reshape((*shape[:2], num_groups, shape[2] // num_groups, shape[3]))
+    scores = jax.numpy.einsum("btkgh,bskh->bkgts", query, key)
+    scores = scores.astype("float32") * (shape[3] ** -0.5 if scale is None else scale)
+    if bias is not None:
+        scores += _by_group(bias, num_groups)
+    if is_causal:
+        rows, columns = (jax.numpy.arange(scores.shape[axis]) for axis in (3, 4))
+        scores = jax.numpy.where(rows[:, None] >= columns[None], scores, _NEVER)
+    if mask is not None:
+        scores = jax.numpy.where(_by_group(mask, num_groups), scores, _NEVER)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    attended = jax.numpy.einsum("bkgts,bskh->btkgh", weights, value)
+    return attended.reshape((*shape[:3], value.shape[-1]))
+
+
+_NEVER = -0.7 * float(np.finfo("float32").max)
+
+
+def _by_group(array: Any, num_groups: int) -> Any:
+    """Parts the heads of (batch, heads, length, length), or leaves the one that is for all."""
+    batch, num_heads, *lengths = array.shape
+    parts = (1, 1) if num_heads == 1 else (num_groups, num_heads // num_groups)
+    return array.reshape((batch, *parts, *lengths))

@@ -1,0 +1,85 @@
+"""Pooling as onnxruntime runs it: jax2onnx pools over the batch and the channels as well."""
+
+from typing import Any
+
+_MOST_POOLED = 3
+"""Over how many axes onnxruntime pools."""
+
+
+def pool_over_fewer_axes(path: str) -> None:
+    """Rewrites each `MaxPool` of an ONNX file that is over more axes than onnxruntime pools over.
+
+    jax2onnx puts two axes of size one in front of a tensor, and pools over all of its own. Two of
+    these, the batch and the channels, have windows of one: they become those in front.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    nodes = {output: node for node in model.graph.node for output in node.output}
+    changed = False
+    for pool in [node for node in model.graph.node if node.op_type == "MaxPool"]:
+        options = {each.name: onnx.helper.get_attribute_value(each) for each in pool.attribute}
+        before = _inner_input(nodes, pool.input[0])
+        after = [node for node in model.graph.node if pool.output[0] in node.input]
+        if len(options["kernel_shape"]) <= _MOST_POOLED or before is None or len(after) != 1:
+            continue
+        order = _order(options)
+        if order is None or after[0].op_type != "Squeeze":
+            continue
+        _replace(model.graph, pool, after[0], before, order, options)
+        changed = True
+    if changed:
+        onnx.save(model, path)
+
+
+def _inner_input(nodes: dict[str, Any], name: str) -> str | None:
+    """Returns what two axes were put in front of."""
+    for _ in range(2):
+        node = nodes.get(name)
+        if node is None or node.op_type != "Unsqueeze":
+            return None
+        name = node.input[0]
+    return name
+
+
+def _order(options: dict[str, Any]) -> list[int] | None:
+    """Returns the axes, with two in front that have windows of one."""
+    windows = options["kernel_shape"]
+    rank = len(windows)
+    pads, strides = options.get("pads", [0] * 2 * rank), options.get("strides", [1] * rank)
+    single = [
+        axis
+        for axis in range(rank)
+        if windows[axis] == strides[axis] == 1 and pads[axis] == pads[axis + rank] == 0
+    ][:2]
+    rest = [axis for axis in range(rank) if axis not in single]
+    return single + rest if len(rest) == rank - 2 <= _MOST_POOLED else None
+
+
+def _replace(
+    graph: Any, pool: Any, squeeze: Any, before: str, order: list[int], options: dict[str, Any]
+) -> None:
+    """Puts the pooling between two transpositions; what stood around it goes where it is unused."""
+    from onnx import helper
+
+    rank = len(order)
+    kept: dict[str, Any] = {
+        name: [values[axis] for axis in order[2:]] if len(values) == rank else values
+        for name, values in options.items()
+        if name in ("kernel_shape", "strides", "dilations")
+    }
+    if "pads" in options:
+        kept["pads"] = [options["pads"][axis + end] for end in (0, rank) for axis in order[2:]]
+    kept |= {name: options[name] for name in ("auto_pad", "ceil_mode") if name in options}
+    back = [order.index(axis) for axis in range(rank)]
+    name = pool.output[0]
+    first, last = f"{name}/pooled_last", f"{name}/pooled"
+    place = list(graph.node).index(pool)
+    for node in (
+        helper.make_node("Transpose", [last], [squeeze.output[0]], perm=back),
+        helper.make_node("MaxPool", [first], [last], **kept),
+        helper.make_node("Transpose", [before], [first], perm=order),
+    ):
+        graph.node.insert(place, node)
+    graph.node.remove(pool)
+    graph.node.remove(squeeze)
