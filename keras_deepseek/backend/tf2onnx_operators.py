@@ -65,6 +65,16 @@ def convert_select(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
     return Select.version_9(graph, node)
 
 
+def convert_transposed_convolution(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
+    """Has ONNX cut from the end what is too much: tf2onnx does not, of a size not known to it."""
+    from tf2onnx.onnx_opset.nn import ConvTranspose
+
+    ConvTranspose.version_11(graph, node)
+    if node.get_attr("output_shape"):
+        node.set_attr("auto_pad", "SAME_UPPER")
+    return node
+
+
 def convert_sign(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     """Puts `Sign`: tf2onnx compares with zero, and makes zero of NaN."""
     return replace_node(graph, node, name, "Sign", list(node.input))
@@ -165,6 +175,8 @@ def convert_bound(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     "BitwiseAnd": (convert_bitwise_and, []),
+    "Conv2DBackpropInput": (convert_transposed_convolution, []),
+    "Conv3DBackpropInputV2": (convert_transposed_convolution, []),
     "Erfc": (convert_erfc, []),
     "Expm1": (convert_expm1, []),
     "Log1p": (convert_log1p, []),

@@ -115,3 +115,18 @@ def test_an_update_stands_where_it_fits(dtype, start, run_both):
     expected, received, _ = run_both(update, whole, part, index)
     assert received.dtype == expected.dtype
     np.testing.assert_array_equal(received, expected)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("kernel_size", [2, 3, 4])
+def test_a_transposed_convolution_is_cut_at_the_end(kernel_size, padding, run_both):
+    """Behind a product, whose sizes tf2onnx does not know."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(2, 4, 3, 5)).astype("float32")
+    product = generator.normal(size=(5, 2)).astype("float32")
+    kernel = generator.normal(size=(kernel_size, kernel_size, 6, 2)).astype("float32")
+    expected, received, operators = run_both(
+        lambda x: ops.conv_transpose(ops.tensordot(x, product, 1), kernel, 2, padding), x
+    )
+    assert "ConvTranspose" in operators
+    np.testing.assert_allclose(received, expected, atol=1e-5)

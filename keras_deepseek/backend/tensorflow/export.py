@@ -9,6 +9,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
 )
+from tensorflow.python.grappler import tf_optimizer
 
 from keras_deepseek.artifacts.errors import MissingExtraError
 from keras_deepseek.backend.named_model import NamedModel
@@ -63,7 +64,8 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
             with _optimizers_may_fail():
                 convert()
         except Exception:  # noqa: BLE001 - of an optimizer, or of what will fail again.
-            convert()
+            with _constants_are_kept():
+                convert()
 
 
 @contextlib.contextmanager
@@ -110,6 +112,26 @@ def _transpositions_are_kept() -> Iterator[None]:
         yield
     finally:
         TransposeOptimizer.post_optimize_action = action
+
+
+@contextlib.contextmanager
+def _constants_are_kept() -> Iterator[None]:
+    """Keeps TensorFlow from folding constants, on which it may take a bias for an input.
+
+    Of `constant + (x + bias)` it makes `(constant + x) + bias` with the two in the wrong places.
+    """
+    optimize = tf_optimizer.OptimizeGraph
+
+    def optimize_less(config: Any, *arguments: Any, **options: Any) -> Any:
+        names = config.graph_options.rewrite_options.optimizers
+        names[:] = [name for name in names if name != "constfold"]
+        return optimize(config, *arguments, **options)
+
+    tf_optimizer.OptimizeGraph = optimize_less
+    try:
+        yield
+    finally:
+        tf_optimizer.OptimizeGraph = optimize
 
 
 @contextlib.contextmanager
