@@ -227,11 +227,11 @@ def test_attention_in_parts_is_that_of_jax(num_masks, num_groups, is_causal):
 
 
 def test_a_constant_is_added_to_a_bias(tmp_path):
-    """TensorFlow, folding constants, takes the one for the other."""
+    """TensorFlow, folding constants, takes the one for the other; `predict` ends of it."""
     inputs = keras.Input((8, 7), name="x")
     layer = keras.layers.Conv1DTranspose(6, 3, bias_initializer="normal")
     constant = np.random.default_rng(1).normal(size=(1, 10, 1)).astype("float32")
     model = keras.Model(inputs, keras.ops.add(constant, layer(inputs)))
     given = np.random.default_rng(0).normal(size=(2, 8, 7)).astype("float32")
     (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
-    np.testing.assert_allclose(outputs, model.predict(given, verbose=0), atol=1e-5)
+    np.testing.assert_allclose(outputs, model(given), atol=1e-5)
