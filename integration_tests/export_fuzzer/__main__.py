@@ -128,6 +128,8 @@ def _look_again(
     except Exception as error:  # noqa: BLE001 - of whichever runtime
         return {**found, "state": "stops", "reason": str(error)[:1000]}
     share = difference(expected, received)
+    if not batches:
+        return {**found, "state": "not looked at", "reason": "the model takes no fresh batch"}
     if share <= tolerance(model):
         return found
     return {**found, "state": "wrong", "reason": f"differs by {share:.3g} of the largest value"}

@@ -21,10 +21,13 @@ class InputKind:
         scale: The mean and the standard deviation, which can be broadcast to a batch, of what a
             `Normalization` or `Rescaling` that it reaches at once makes a standard one of. Defaults
             to `None`.
+        mask_value: float. What a `Masking` that it reaches at once takes for padding. Defaults to
+            `None`.
     """
 
     vocabulary: int | None = None
     scale: tuple[Array, Array] | None = None
+    mask_value: float | None = None
 
 
 def input_kinds(model: keras.Layer, num_inputs: int) -> list[InputKind]:
@@ -43,7 +46,8 @@ def input_kinds(model: keras.Layer, num_inputs: int) -> list[InputKind]:
     graph = functional_graph(model)
     if graph is None:
         rows = (x.input_dim for x in flatten_layers(model) if isinstance(x, keras.layers.Embedding))
-        return [InputKind(min(rows, default=None), _scale(model))] * num_inputs
+        mask_value = model.mask_value if isinstance(model, keras.layers.Masking) else None
+        return [InputKind(min(rows, default=None), _scale(model), mask_value)] * num_inputs
     kinds = [InputKind()] * num_inputs
     places = {id(tensor): index for index, tensor in enumerate(graph.inputs)}
     for tensor, found in _taken_by_layers(graph):
@@ -54,6 +58,9 @@ def input_kinds(model: keras.Layer, num_inputs: int) -> list[InputKind]:
         if found.scale is not None and id(tensor) in places:
             index = places[id(tensor)]
             kinds[index] = replace(kinds[index], scale=found.scale)
+        if found.mask_value is not None and id(tensor) in places:
+            index = places[id(tensor)]
+            kinds[index] = replace(kinds[index], mask_value=found.mask_value)
     return kinds
 
 

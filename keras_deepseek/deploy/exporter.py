@@ -33,6 +33,7 @@ from keras_deepseek.artifacts.manifest import Manifest
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
 from keras_deepseek.artifacts.staging_folder import staging_folder
 from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.unchanged_state import unchanged_state
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.export_report import ExportReport
 from keras_deepseek.deploy.formats.export_format import ExportFormat
@@ -50,8 +51,8 @@ from keras_deepseek.deploy.samples import (
     ROUND_LENGTHS,
     cut_batches,
     hold_out,
+    make_further_samples,
     make_samples,
-    make_unequal_samples,
 )
 from keras_deepseek.deploy.stage_display import StageDisplay
 
@@ -154,7 +155,7 @@ class Exporter:
             self._samples_are_random = True
             self._samples = make_samples(model, self.signature)
             self._other_samples = [make_samples(model, self.signature, ROUND_LENGTHS)]
-            self._further_samples = make_unequal_samples(model, self.signature)
+            self._further_samples = make_further_samples(model, self.signature)
         else:
             self._samples = [self.signature.bind(sample) for sample in samples]
         if not self._samples:
@@ -185,7 +186,8 @@ class Exporter:
         with staging_folder(target) as work, StageDisplay(is_shown=self._verbose) as say:
             folder = work / "artifact"
             folder.mkdir()
-            made = self._make(export_format, folder, say)
+            with unchanged_state(self._model.model):
+                made = self._make(export_format, folder, say)
             if as_file:
                 _check_alone(folder, export_format.entry, target)
                 (folder / export_format.entry).replace(target)
@@ -236,7 +238,8 @@ class Exporter:
             job = replace(self._job(export_format), precision=precision)
             if isinstance(export_format, TensorRTFormat):
                 job = engine_job(job, export_format, draws_samples=self._samples_are_random)
-            verification = check_artifact(job, folder)
+            with unchanged_state(self._model.model):
+                verification = check_artifact(job, folder)
         report = ExportReport(
             path=target,
             format=export_format.name,

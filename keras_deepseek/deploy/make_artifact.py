@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import (
@@ -110,8 +111,10 @@ def _compute_expected(job: ExportJob) -> tuple[ExportJob, list[dict[str, Array]]
     samples, expected = _infer_first(infer, [job.samples, *job.other_samples])
     for sample in job.further_samples:
         with contextlib.suppress(Exception):  # Of whichever backend: the model takes no such batch.
-            expected.append(infer(sample))
-            samples.append(sample)
+            outputs = infer(sample)
+            if all(np.isfinite(array.astype("float64")).all() for array in outputs.values()):
+                expected.append(outputs)
+                samples.append(sample)
     return replace(job, samples=samples, further_samples=(), other_samples=()), expected
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 
 import keras
@@ -23,6 +24,10 @@ LENGTHS = (16, 9, 13)
 """One length a batch for the free axes, so that a shape that was baked in shows."""
 ROUND_LENGTHS = (32, 64, 96)
 """Lengths for models that take no odd ones, as those that halve an image several times."""
+_SHORT, _LONG, _OF_WIDE = 5, 40, 11
+"""Lengths of the smallest and the largest batch, and of the one of large numbers."""
+_MANY, _LARGEST_ROW = 20, 2**18
+"""Rows of the largest batch, and how many numbers one may have for there to be so many."""
 _UNEQUAL_LENGTHS = (9, 13, 16, 6)
 """One length a free axis, in turn, so that an axis that was taken for another shows."""
 
@@ -68,19 +73,39 @@ def make_taken_samples(model: NamedModel) -> list[dict[str, Array]]:
     return []
 
 
-def make_unequal_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
-    """Returns a random batch whose free axes differ in length, which not every model takes.
+def make_further_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
+    """Returns random batches that not every model takes.
+
+    One is small and one large, so that a choice by a size shows that was made when it was traced;
+    in one the free axes differ in length; and one has large floats, and floats of a large mean, of
+    which a formula that is not stable makes something else.
 
     Args:
         model: `keras.Model`.
         signature: Its signature.
 
     Returns:
-        A list of a dict of arrays by input name; of none where there are no two free axes.
+        A list of dicts of arrays by input name.
     """
-    if count_free_lengths(signature) <= 1:
-        return []
-    return [_make_batch(model, signature, _BATCH_SIZES[1], itertools.cycle(_UNEQUAL_LENGTHS))]
+    made = [_make_batch(model, signature, 1, itertools.repeat(_SHORT))]
+    row = (math.prod(size or _LONG for size in spec.shape[1:]) for spec in signature.inputs)
+    if max(row, default=0) <= _LARGEST_ROW:
+        made.append(_make_batch(model, signature, _MANY, itertools.repeat(_LONG)))
+    if count_free_lengths(signature) > 1:
+        unequal = itertools.cycle(_UNEQUAL_LENGTHS)
+        made.append(_make_batch(model, signature, _BATCH_SIZES[1], unequal))
+    if any(np.dtype(spec.dtype).kind == "f" for spec in signature.inputs):
+        wide = _make_batch(model, signature, 2, itertools.repeat(_OF_WIDE))
+        made.append({name: _widen(array) for name, array in wide.items()})
+    return made
+
+
+def _widen(array: Array) -> Array:
+    """Makes the floats of the first row large, and puts those of the second far from zero."""
+    if array.dtype.kind == "f":
+        array[0] *= 20
+        array[1] += 50 * array[1].std()
+    return array
 
 
 def cut_batches(arrays: dict[str, Array]) -> list[dict[str, Array]]:
@@ -138,6 +163,8 @@ def draw_batch(
         if kind.scale is not None and array.dtype.kind == "f":
             mean, deviation = kind.scale
             array = (mean + deviation * array).astype(array.dtype)
+        if kind.mask_value is not None and array.ndim > 1:
+            array[0, array.shape[1] - array.shape[1] // 3 :] = kind.mask_value
         drawn[spec.name] = array
     return drawn
 

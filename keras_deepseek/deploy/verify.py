@@ -1,5 +1,6 @@
 """Whether an artifact computes what its model computes."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,8 +19,9 @@ _SHARE_OF_MOVEMENT = 0.1
 """What a column may be off by, by root mean square, of how much it moves from row to row."""
 _TOLD_BY = 0.25
 """The same for a whole output whose movement the tolerance hides, to count as compared."""
-_LEAST_COLUMN = 0.02
-"""Below this share of what an output may be off by, a column's movement may be rounding."""
+_ROUNDING = 1
+"""A column that moves by no more units in the last place of the output's largest value may be what
+a difference of such values left."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +66,27 @@ def compare(
     if len(expected) != len(received):
         raise ExportError(f"{len(received)} batches came back of {len(expected)}.")
     largest = 0.0
+    scales: Counter[str] = Counter()
+    if precision == "int8":  # What is rounded by the range of all rows is judged by that of all.
+        for reference in expected:
+            scales |= Counter({name: _largest(array) for name, array in reference.items()})
     for index, (reference, outputs) in enumerate(zip(expected, received, strict=True)):
         if set(reference) != set(outputs):
             raise ExportError(f"Outputs are {sorted(outputs)}; expected {sorted(reference)}.")
         for name, array in reference.items():
             try:
-                largest = max(largest, _difference(array, outputs[name], precision))
+                difference = _difference(array, outputs[name], precision, scales[name])
+                largest = max(largest, difference)
             except ExportError as error:
                 raise ExportError(f"Output {name!r} of batch {index}: {error}") from error
     untold = []
     for name in expected[0] if expected else ():
         groups = list(_rows_by_shape(name, expected, received))
+        tolerance = _tolerance(expected[0][name], precision)
+        unit = _unit(expected[0][name])
         try:
             for left, right in groups:
-                _check_columns(left, right, _tolerance(expected[0][name], precision))
+                _check_columns(left, right, tolerance, unit)
         except ExportError as error:
             raise ExportError(f"Output {name!r}: {error}") from error
         if not _tells(groups):
@@ -102,7 +111,7 @@ def _rows_by_shape(
         yield np.where(finite, left, 0.0), np.where(finite, right, 0.0)
 
 
-def _check_columns(left: Array, right: Array, tolerance: float) -> None:
+def _check_columns(left: Array, right: Array, tolerance: float, unit: float) -> None:
     """Raises where a column is off by what the tolerance of larger columns hides."""
     if left.ndim <= 1 or not left.size:
         return
@@ -110,7 +119,7 @@ def _check_columns(left: Array, right: Array, tolerance: float) -> None:
     moved = np.sqrt(np.square(left - left.mean(0)).mean(others))
     error = np.sqrt(np.square(right - left).mean(others))
     allowed = np.maximum(tolerance * np.abs(left).max(others), _SHARE_OF_MOVEMENT * moved)
-    is_rounding = moved <= _LEAST_COLUMN * tolerance * np.abs(left).max()
+    is_rounding = moved <= _ROUNDING * unit * np.abs(left).max()
     excess = np.where(is_rounding, 0.0, error - allowed)
     column = int(excess.argmax())
     if excess[column] > 0:
@@ -131,7 +140,9 @@ def _tells(groups: list[tuple[Array, Array]]) -> bool:
     return moved > 0 and error <= _TOLD_BY**2 * moved
 
 
-def _difference(expected: Array, received: Array, precision: str | None) -> float:
+def _difference(
+    expected: Array, received: Array, precision: str | None, least_scale: float
+) -> float:
     """Returns the largest absolute difference, or raises where it is beyond the tolerance."""
     if expected.shape != received.shape:
         raise ExportError(f"shape {received.shape}; expected {expected.shape}.")
@@ -149,11 +160,22 @@ def _difference(expected: Array, received: Array, precision: str | None) -> floa
     if not np.isfinite(right).all():
         raise ExportError("NaN or infinity where the model gives finite values.")
     difference = float(np.abs(left - right).max(initial=0.0))
-    largest = float(np.abs(left).max(initial=0.0))
-    allowed = _tolerance(expected, precision) * max(_LEAST_SCALE, largest)
+    scale = max(_LEAST_SCALE, least_scale, _largest(left))
+    allowed = _tolerance(expected, precision) * scale
     if difference > allowed:
         raise ExportError(f"differs by {difference:.3g}; {allowed:.3g} is allowed.")
     return difference
+
+
+def _largest(array: Array) -> float:
+    values = np.abs(array.astype("float64"))
+    return float(values[np.isfinite(values)].max(initial=0.0))
+
+
+def _unit(array: Array) -> float:
+    """Returns what two numbers of an array's dtype about one differ by at the least."""
+    is_float = str(array.dtype) in TOLERANCES and array.dtype.kind == "f"
+    return float(np.finfo(array.dtype).eps) if is_float else 2.0**-7
 
 
 def _tolerance(expected: Array, precision: str | None) -> float:

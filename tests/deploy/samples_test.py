@@ -6,9 +6,9 @@ from keras_deepseek.deploy.samples import (
     cut_batches,
     draw_batch,
     hold_out,
+    make_further_samples,
     make_samples,
     make_taken_samples,
-    make_unequal_samples,
 )
 
 
@@ -37,11 +37,34 @@ def test_lengths_of_two_inputs_differ_where_both_are_free():
 
     source, target = Input((None, 4), name="source"), Input((None, 4), name="target")
     model = Model([source, target], layers.Attention()([target, source]))
-    (sample,) = make_unequal_samples(model, NamedModel(model).signature)
-    assert sample["source"].shape[0] == sample["target"].shape[0]
-    assert sample["source"].shape[1] != sample["target"].shape[1]
-    one = Model(source, layers.Dense(2)(source))
-    assert make_unequal_samples(one, NamedModel(one).signature) == []
+    samples = make_further_samples(model, NamedModel(model).signature)
+    assert all(sample["source"].shape[0] == sample["target"].shape[0] for sample in samples)
+    differ = [sample["source"].shape[1] != sample["target"].shape[1] for sample in samples]
+    assert sum(differ) == 1
+
+
+def test_further_batches_are_small_and_large_and_of_large_numbers():
+    from keras import Input, Model, layers
+
+    x = Input((None, 4), name="x")
+    model = Model(x, layers.Dense(2)(x))
+    small, large, wide = make_further_samples(model, NamedModel(model).signature)
+    assert (small["x"].shape, large["x"].shape) == ((1, 5, 4), (20, 40, 4))
+    assert np.abs(wide["x"][0]).max() > 20
+    assert wide["x"][1].min() > 20
+    tokens = Input((None,), dtype="int32", name="tokens")
+    model = Model(tokens, layers.Embedding(9, 2)(tokens))
+    assert len(make_further_samples(model, NamedModel(model).signature)) == 2
+
+
+def test_what_masking_takes_for_padding_ends_the_first_row():
+    from keras import Input, Model, layers
+
+    x = Input((12, 4), name="x")
+    model = Model(x, layers.LSTM(2)(layers.Masking(mask_value=-1.0)(x)))
+    for sample in make_samples(model, NamedModel(model).signature):
+        assert (sample["x"][0, 8:] == -1.0).all()
+        assert (sample["x"][:, :8] != -1.0).all()
 
 
 @pytest.mark.parametrize(("factor", "lengths"), [(1, [16, 9, 13]), (4, [32, 64, 96]), (17, [])])

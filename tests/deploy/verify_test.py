@@ -88,13 +88,24 @@ def test_shapes_dtypes_names_and_batches_must_agree(received, match):
         compare(outputs([0.0, 0.0]), received)
 
 
+def test_int8_is_judged_by_the_range_of_all_rows():
+    expected = [{"y": np.array([[0.1]], "float32")}, {"y": np.array([[1.0], [-0.5]], "float32")}]
+    received = [{"y": np.array([[0.15]], "float32")}, expected[1]]
+    compare(expected, received, "int8")
+    with pytest.raises(ExportError, match="of batch 0: differs by"):
+        compare(expected, received, "float16")
+
+
 def test_a_small_column_is_not_hidden_by_a_large_one():
-    price_and_share = np.random.default_rng(0).uniform([1e5, 0.0], [2e5, 1.0], (8, 2))
+    price_and_share = np.random.default_rng(0).uniform([5e5, 0.0], [1e6, 1.0], (8, 2))
     other = price_and_share.copy()
     other[:, 1] = 0.5
     compare(outputs(price_and_share), outputs(price_and_share + np.array([0.5, 1e-3])))
+    for precision in (None, "float16"):
+        with pytest.raises(ExportError, match="Output 'y': column 1 differs by"):
+            compare(outputs(price_and_share), outputs(other), precision)
     with pytest.raises(ExportError, match="Output 'y': column 1 differs by"):
-        compare(outputs(price_and_share), outputs(other))
+        compare(outputs(price_and_share), outputs(price_and_share * [1.0, 0.0]), "int8")
 
 
 def test_what_rounding_leaves_in_a_column_is_no_difference():
