@@ -38,16 +38,45 @@ def save_as_saved_model(
         for spec in model.signature.inputs
     }
     archive = keras.export.ExportArchive()
-    archive.track(model.model)
-    archive.add_endpoint("serving_default", model.trace, [specs], **options)
     examples = _ExampleSignatures(model, signatures)
-    for name, function in examples.functions().items():
-        archive.add_endpoint(name, function, [tf.TensorSpec([None], tf.string, name="inputs")])
+    if keras.backend.backend() == "tensorflow":
+        functions = {"serving_default": (model.trace, specs)}
+        spec = tf.TensorSpec([None], tf.string, name="inputs")
+        functions |= {name: (function, spec) for name, function in examples.functions().items()}
+        for name, (function, spec) in functions.items():
+            archive.add_endpoint(name, _trace_once(function, spec))
+    else:
+        archive.track(model.model)
+        archive.add_endpoint("serving_default", model.trace, [specs], **options)
     # What serves needs no gradients, and a loop whose length depends on the data may have none.
     without_gradients = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    archive.write_out(str(path), without_gradients, verbose=False)
+    try:
+        archive.write_out(str(path), without_gradients, verbose=False)
+    except AssertionError:  # It reads what is no variable, as a table: to find that takes long.
+        archive.track(model.model)
+        archive.write_out(str(path), without_gradients, verbose=False)
     if signatures:
         _name_methods(str(path), list(examples.functions()))
+
+
+def _trace_once(function: Any, spec: Any) -> Any:
+    """Returns a traced function of TensorFlow's that calls another, which is not traced again.
+
+    A function that was traced is traced once more while it is saved, since that is another context.
+    """
+    tf = import_tensorflow("to write a SavedModel")
+
+    def traced(function: Any) -> Any:
+        return tf.function(function, input_signature=[spec], autograph=False)
+
+    inner = traced(function).get_concrete_function()
+
+    def call(inputs: Any) -> Any:
+        return inner(inputs)
+
+    outer = traced(call)
+    outer.get_concrete_function()  # Keras takes a function that has been.
+    return outer
 
 
 class _ExampleSignatures:

@@ -111,3 +111,49 @@ def test_examples_are_read_by_tensorflow_alone(tmp_path):
         current().write_saved_model(
             NamedModel(model), str(tmp_path), ServingSignatures(regresses=True)
         )
+
+
+class Counting(keras.layers.Layer):
+    """Counts how often it is called."""
+
+    num_calls = 0
+
+    def call(self, inputs):
+        self.num_calls += 1
+        return inputs + 1.0
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW, reason="TensorFlow alone traces it by itself")
+def test_a_model_is_traced_once(tmp_path):
+    inputs = keras.Input((4,), name="x")
+    layer = Counting()
+    named = NamedModel(keras.Model(inputs, layer(inputs)))
+    layer.num_calls = 0
+    current().write_saved_model(named, str(tmp_path), ServingSignatures())
+    assert layer.num_calls == 1
+    received = load_saved_model(tmp_path)({"x": np.ones((3, 4), "float32")})
+    np.testing.assert_array_equal(received["output_0"], np.full((3, 4), 2.0))
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW, reason="the tables are TensorFlow's")
+def test_a_table_is_written_with_the_model(tmp_path):
+    inputs = keras.Input((3,), dtype="int64", name="x")
+    lookup = keras.layers.IntegerLookup(vocabulary=[7, 5, 9])
+    named = NamedModel(keras.Model(inputs, keras.layers.Embedding(4, 2)(lookup(inputs))))
+    current().write_saved_model(named, str(tmp_path), ServingSignatures())
+    x = np.array([[5, 9, 7], [1, 5, 5]], "int64")
+    expected = keras.ops.convert_to_numpy(named({"x": x})["output_0"])
+    np.testing.assert_array_equal(load_saved_model(tmp_path)({"x": x})["output_0"], expected)
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW, reason="on JAX it is Keras's own endpoint")
+def test_what_is_loaded_has_the_endpoint_by_its_name(tmp_path):
+    import tensorflow as tf
+
+    left, right = keras.Input((2,), name="left"), keras.Input((2,), name="right")
+    named = NamedModel(keras.Model([left, right], keras.layers.Add()([left, right])))
+    current().write_saved_model(named, str(tmp_path), ServingSignatures())
+    loaded = tf.saved_model.load(str(tmp_path))
+    batch = {"left": tf.ones((3, 2)), "right": 2 * tf.ones((3, 2))}
+    (received,) = loaded.serving_default(batch).values()
+    np.testing.assert_array_equal(received, np.full((3, 2), 3.0))

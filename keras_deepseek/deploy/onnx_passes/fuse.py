@@ -1,8 +1,9 @@
-"""Goes through the passes that write several operators as one, in the order that they need."""
+"""Goes through the passes that write several operators as one or as fewer, in their order."""
 
 from typing import Any
 
 from keras_deepseek.deploy.onnx_passes.add_masks import add_masks
+from keras_deepseek.deploy.onnx_passes.drop_expands import drop_expands
 from keras_deepseek.deploy.onnx_passes.einsum_to_matmul import einsum_to_matmul
 from keras_deepseek.deploy.onnx_passes.fuse_attention import fuse_attention
 from keras_deepseek.deploy.onnx_passes.fuse_gelu import fuse_gelu
@@ -10,7 +11,11 @@ from keras_deepseek.deploy.onnx_passes.fuse_layer_normalization import fuse_laye
 from keras_deepseek.deploy.onnx_passes.fuse_rms_normalization import fuse_rms_normalization
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
 from keras_deepseek.deploy.onnx_passes.keep_reduced_axes import keep_reduced_axes
+from keras_deepseek.deploy.onnx_passes.negative_places import negative_places
+from keras_deepseek.deploy.onnx_passes.plain_casts import plain_casts
 from keras_deepseek.deploy.onnx_passes.plain_products import plain_products
+from keras_deepseek.deploy.onnx_passes.plain_sizes import plain_sizes
+from keras_deepseek.deploy.onnx_passes.scales_into_kernels import scales_into_kernels
 from keras_deepseek.deploy.onnx_passes.sizes_of_factors import sizes_of_factors
 from keras_deepseek.deploy.onnx_passes.turn_products import turn_products
 
@@ -25,11 +30,16 @@ _PASSES = (
     fuse_rms_normalization,
     fuse_gelu,
     fuse_attention,
+    negative_places,
+    drop_expands,
+    scales_into_kernels,
+    plain_casts,
+    plain_sizes,
 )
 
 
 def fuse(model: Any) -> None:
-    """Writes what ONNX has one operator for as that operator.
+    """Writes what ONNX has one operator for as that operator, and leaves out what does nothing.
 
     Args:
         model: `onnx.ModelProto`, changed in place.

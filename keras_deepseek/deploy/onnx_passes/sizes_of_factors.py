@@ -9,6 +9,8 @@ from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
 from keras_deepseek.deploy.onnx_passes.shape_values import read_shape
 
 _LEAST_RANK = 2
+_FIRST_OPSET = 15
+"""Since it `Shape` has a start and an end."""
 
 
 def sizes_of_factors(view: GraphView) -> int:
@@ -20,7 +22,7 @@ def sizes_of_factors(view: GraphView) -> int:
     Returns:
         How many were replaced.
     """
-    return view.rewrite(_ask_factor, "Slice", "Gather")
+    return 0 if view.opset < _FIRST_OPSET else view.rewrite(_ask_factor, "Slice", "Gather")
 
 
 def _ask_factor(view: GraphView, node: Any) -> list[Any] | None:

@@ -59,3 +59,50 @@ def test_a_block_of_keras_is_of_fused_operators(written, run_all, opset):
         x = generator.normal(size=shape).astype("float32")
         (received,) = run_all(graph, {name: x})
         np.testing.assert_allclose(received, model.predict(x, verbose=0), atol=2e-5)
+
+
+@keras.saving.register_keras_serializable("fuse_test")
+class Positions(keras.layers.Layer):
+    """A row of weights for each place of a batch."""
+
+    def build(self, shape):
+        self.row = self.add_weight(shape=(1, shape[-1]), name="row")
+
+    def call(self, x):
+        return keras.ops.broadcast_to(self.row, keras.ops.shape(x))
+
+
+def build_embedder():
+    """An embedding, positions, and queries that are scaled, with biases that are not 0."""
+    layers = keras.layers
+    ids = keras.Input((None,), dtype="int32", name="ids")
+    hidden = layers.Embedding(50, 8)(ids)
+    hidden = hidden + Positions()(hidden)
+    queries = layers.EinsumDense("abc,cde->abde", (None, 2, 4), bias_axes="de")(hidden) * 0.125
+    scores = keras.ops.einsum("bqhd,bkd->bhqk", queries, hidden[..., :4])
+    return keras.Model(ids, scores)
+
+
+def test_an_embedding_is_looked_up_and_no_more(tmp_path, run_all):
+    import onnx
+
+    for package in {"tensorflow": ("tf2onnx",), "jax": ("jax2onnx",), "torch": ("onnxscript",)}[
+        keras.backend.backend()
+    ]:
+        pytest.importorskip(package)
+    model = build_embedder()
+    generator = np.random.default_rng(0)
+    for variable in model.weights:
+        variable.assign(generator.normal(0.5, 0.2, variable.shape))
+    path = tmp_path / "model.onnx"
+    backend.current().write_onnx(NamedModel(model), str(path), 18)
+    graph = simplify(onnx.load(path))
+    fuse(graph)
+    counted = Counter(node.op_type for node in graph.graph.node)
+    for operator in ("Less", "Where", "Expand", "Mul"):
+        assert counted[operator] == 0, counted
+    name = graph.graph.input[0].name
+    for shape in ((1, 1), (2, 5), (3, 7)):
+        ids = generator.integers(0, 50, shape).astype("int32")
+        (received,) = run_all(graph, {name: ids})
+        np.testing.assert_allclose(received, model.predict(ids, verbose=0), atol=2e-5)

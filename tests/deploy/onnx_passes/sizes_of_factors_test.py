@@ -39,3 +39,8 @@ def test_other_sizes_stay(parse, check_pass, batches, axes):
 def test_the_size_of_another_sum_stays(parse, check_pass, batches):
     model = parse(NODES.replace("Mul (product, half)", "Sin (product)"), INPUTS, OUTPUTS, WEIGHTS)
     assert check_pass(sizes_of_factors, model, batches)[0] == 0
+
+
+def test_an_opset_without_a_shape_of_axes(parse, check_pass, batches):
+    model = parse(NODES, INPUTS, OUTPUTS, WEIGHTS, opset=13)
+    assert check_pass(sizes_of_factors, model, batches)[0] == 0

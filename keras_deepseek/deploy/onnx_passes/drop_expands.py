@@ -1,0 +1,73 @@
+"""Leaves to an operator that broadcasts what an `Expand` before it has repeated.
+
+Positions are repeated for each row of a batch, and then added to embeddings of that shape.
+"""
+
+from typing import Any
+
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
+from keras_deepseek.deploy.onnx_passes.shape_values import Size, read_shape
+
+_BROADCASTING = (
+    *("Add", "Sub", "Mul", "Div", "Pow", "Mod", "Min", "Max", "Where", "And", "Or", "Xor"),
+    *("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"),
+)
+
+
+def drop_expands(view: GraphView) -> int:
+    """Replaces `Expand(x, sizes)` beside a tensor that has these sizes, or of which they are one.
+
+    Args:
+        view: `GraphView` of the graph to change.
+
+    Returns:
+        How many operators read `x` itself then.
+    """
+    return view.rewrite(_read_plain, *_BROADCASTING)
+
+
+def _read_plain(view: GraphView, node: Any) -> list[Any] | None:
+    names = list(node.input)
+    for index, name in enumerate(node.input):
+        expand = view.maker(name, "Expand")
+        others = [*names[:index], *names[index + 1 :]]
+        if expand is not None and any(_has(view, each, expand.input[1]) for each in others):
+            names[index] = expand.input[0]
+    if names == list(node.input):
+        return None
+    new = view.node(node.op_type, names, node.output[0])
+    new.attribute.extend(node.attribute)
+    return [new]
+
+
+def _has(view: GraphView, name: str, sizes_name: str) -> bool:
+    """Returns whether a tensor stays as it is when it is broadcast to some sizes."""
+    shape, sizes = view.shape(name), read_shape(view, sizes_name)
+    if shape is None or sizes is None or len(sizes) > len(shape):
+        return False
+    axes = range(len(shape) - len(sizes), len(shape))
+    return all(
+        given in (1, shape[axis]) or _find_source(view, given) == _find_source(view, (name, axis))
+        for axis, given in zip(axes, sizes, strict=True)
+    )
+
+
+def _find_source(view: GraphView, size: Size) -> Size:
+    """Returns the first tensor, and its axis, that a tensor has a size of."""
+    while not isinstance(size, int):
+        name, axis = size
+        node = view.maker(name, "Cast", "Not", "Equal", "Gather")
+        if node is None:
+            break
+        source = node.input[0]
+        if node.op_type == "Equal" and view.scalar(node.input[1]) is None:
+            break
+        if node.op_type == "Gather":
+            source = node.input[1]
+            if attribute(node, "axis", 0) != 0:
+                break
+        rank = len(view.shape(source) or ())
+        if axis >= rank or (node.op_type != "Gather" and rank != len(view.shape(name) or ())):
+            break
+        size = (source, axis)
+    return size

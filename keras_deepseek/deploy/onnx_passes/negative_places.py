@@ -1,0 +1,59 @@
+"""Lets ONNX's `Gather` count negative places from the end itself.
+
+Keras's `take`, by which an `Embedding` looks up, adds the number of rows to negative places first.
+"""
+
+from typing import Any
+
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute, in_both_orders
+
+
+def negative_places(view: GraphView) -> int:
+    """Replaces `Gather(x, Where(places < 0, places + n, places))`, if `x` has `n` of them.
+
+    A place from `-n` to `n - 1` gives the same. No other is one: backends stop at it, and so does
+    onnxruntime, but for `-2 n` to `-n - 1`, at which it stops afterwards alone.
+
+    Args:
+        view: `GraphView` of the graph to change.
+
+    Returns:
+        How many were replaced.
+    """
+    return view.rewrite(_gather, "Gather")
+
+
+def _gather(view: GraphView, node: Any) -> list[Any] | None:
+    data, places = node.input
+    choice = view.maker(places, "Where")
+    shape = view.shape(data)
+    axis = attribute(node, "axis", 0)
+    if choice is None or shape is None or not -len(shape) <= axis < len(shape):
+        return None
+    condition, added, plain = choice.input
+    if not _is_negative(view, condition, plain) or not _is_added(view, added, plain, shape[axis]):
+        return None
+    return [view.node("Gather", [data, plain], node.output[0], axis=axis)]
+
+
+def _is_negative(view: GraphView, condition: str, places: str) -> bool:
+    """Returns whether a tensor says which places are negative: casts keep the sign."""
+    less = view.maker(condition, "Less")
+    if less is None or view.scalar(less.input[1]) != 0.0:
+        return False
+    types = view.onnx.TensorProto
+    cast = view.maker(less.input[0], "Cast")
+    if cast is None or less.input[0] == places:
+        return bool(less.input[0] == places)
+    is_wide = attribute(cast, "to") in (types.FLOAT, types.DOUBLE, types.INT64)
+    return is_wide and cast.input[0] == places
+
+
+def _is_added(view: GraphView, name: str, places: str, size: int | str | None) -> bool:
+    """Returns whether a tensor is the places and a size, which is known."""
+    node = view.maker(name, "Add")
+    if node is None or not isinstance(size, int):
+        return False
+    return any(
+        given == places and view.scalar(number) == size for given, number in in_both_orders(node)
+    )
