@@ -106,3 +106,20 @@ def test_without_onnx_the_extra_is_named(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(import_extra.importlib, "import_module", missing)
     with pytest.raises(MissingExtraError, match=r"keras_deepseek\[onnx\]"):
         OnnxFormat().write(NamedModel(digits), tmp_path)
+
+
+def test_what_onnxruntime_has_no_kernel_for_is_not_verified_by_another(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto
+    nodes = [
+        helper.make_node("Cast", ["x"], ["small"], to=kind.UINT8),
+        helper.make_node("ReduceSum", ["small"], ["summed"]),
+        helper.make_node("Cast", ["summed"], ["y"], to=kind.FLOAT),
+    ]
+    x, y = (helper.make_tensor_value_info(name, kind.FLOAT, None) for name in "xy")
+    graph = helper.make_graph(nodes, "sum", [x], [y])
+    opsets = [helper.make_opsetid("", 18)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(Exception, match="NOT_IMPLEMENTED"):
+        OnnxFormat().run(tmp_path, [{"x": np.ones((2, 4), "float32")}])
