@@ -34,6 +34,7 @@ __all__ = [
     "functional_graph",
     "global_seed_state",
     "has_global_seed",
+    "image_operations",
     "infers_shapes",
     "numpy_batches",
     "order_metrics",
@@ -61,6 +62,11 @@ def functional_graph(model: keras.Layer) -> Any:
     """Returns what holds the `inputs` and `operations` of a model that is a graph, or `None`."""
     graph = getattr(model, "_functional", None) or model  # A Sequential has one inside.
     return graph if hasattr(graph, "operations") and hasattr(graph, "inputs") else None
+
+
+def image_operations() -> Any:
+    """Returns the module whose `resize` the layers call, and whose `Resize` looks at no size."""
+    return keras.src.ops.image
 
 
 def infers_shapes() -> bool:

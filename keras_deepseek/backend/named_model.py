@@ -13,6 +13,7 @@ import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.backend.free_size_resize import mended_resize
 from keras_deepseek.backend.keras_internals import first_call_shapes
 from keras_deepseek.backend.layer_precision import layers_to_switch, lent_policy
 from keras_deepseek.backend.time_distributed import mended_time_distributed
@@ -75,7 +76,7 @@ class NamedModel:
 
     def trace(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Runs the model on the symbols of a graph whose sizes may be free: see `__call__`."""
-        with mended_time_distributed():
+        with mended_time_distributed(), mended_resize():
             return self(inputs)
 
     def in_precision(self, precision: str | None) -> "NamedModel":

@@ -1,0 +1,29 @@
+"""Keras's `ops.image.resize` in graphs whose sizes are free."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from keras_deepseek.backend.keras_internals import image_operations
+
+
+@contextlib.contextmanager
+def mended_resize() -> Iterator[None]:
+    """Has `ops.image.resize` take a size that is computed, as bilinear `UpSampling2D` gives it.
+
+    Keras asks whether it is positive, which no symbol of a graph answers.
+    """
+    resize, operations = keras.ops.image.resize, image_operations()
+
+    def resize_to_any(images: Any, size: Any, *arguments: Any, **options: Any) -> Any:
+        if arguments or all(isinstance(each, int) for each in size):
+            return resize(images, size, *arguments, **options)
+        return operations.Resize(size, **options).call(images)
+
+    keras.ops.image.resize = operations.resize = resize_to_any
+    try:
+        yield
+    finally:
+        keras.ops.image.resize = operations.resize = resize
