@@ -23,9 +23,12 @@ class ExportJob:
         custom_objects_from: Modules, by name or by file, that define the model's custom layers.
         further_samples: Batches to verify on as well, if the model itself takes them. Defaults to
             `()`.
+        wide_samples: Batches of large numbers, the same, which are compared less strictly. Defaults
+            to `()`.
         other_samples: Lists like `samples`, for a model that does not take those. Defaults to `()`.
         takes_differing: boolean. Whether an artifact that computes something else is better than
             none. Defaults to `False`.
+        num_wide: integer. How many of the samples, the last ones, are wide. Defaults to `0`.
         precision: string. What the artifact computes in, `"int8"` among them. Defaults to `None`:
             what the model does.
     """
@@ -36,8 +39,10 @@ class ExportJob:
     samples: list[dict[str, Array]]
     custom_objects_from: Sequence[str | os.PathLike[str]] = ()
     further_samples: Sequence[dict[str, Array]] = ()
+    wide_samples: Sequence[dict[str, Array]] = ()
     other_samples: Sequence[list[dict[str, Array]]] = ()
     takes_differing: bool = False
+    num_wide: int = 0
     precision: str | None = None
 
 

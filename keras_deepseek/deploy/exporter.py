@@ -53,6 +53,7 @@ from keras_deepseek.deploy.samples import (
     hold_out,
     make_further_samples,
     make_samples,
+    make_wide_samples,
 )
 from keras_deepseek.deploy.stage_display import StageDisplay
 
@@ -148,6 +149,7 @@ class Exporter:
         self._format = self._choose_format()
         self._other_samples: list[list[dict[str, Array]]] = []
         self._further_samples: list[dict[str, Array]] = []
+        self._wide_samples: list[dict[str, Array]] = []
         self._samples_are_random = False
         if samples is None and held_out:
             self._samples = cut_batches(held_out)
@@ -156,6 +158,7 @@ class Exporter:
             self._samples = make_samples(model, self.signature)
             self._other_samples = [make_samples(model, self.signature, ROUND_LENGTHS)]
             self._further_samples = make_further_samples(model, self.signature)
+            self._wide_samples = make_wide_samples(model, self.signature)
         else:
             self._samples = [self.signature.bind(sample) for sample in samples]
         if not self._samples:
@@ -326,6 +329,7 @@ class Exporter:
             self._samples,
             self._custom_objects_from,
             self._further_samples,
+            self._wide_samples,
             self._other_samples,
             takes_differing=self._takes_differing,
             precision=self._precision,

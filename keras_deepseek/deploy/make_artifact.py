@@ -27,6 +27,8 @@ from keras_deepseek.deploy.verify import agreements, compare
 
 _LEAST_ROOM = 2**13
 """Bytes. A runtime that could not write them may say so in words of its own."""
+_OF_WIDE = "float16"
+"""The precision whose tolerance large numbers have: what is lost of them grows on the way."""
 _HALF_PRECISIONS = ("bfloat16", "float16")
 """What a layer may compute in, the least precise one first."""
 
@@ -109,13 +111,18 @@ def _compute_expected(job: ExportJob) -> tuple[ExportJob, list[dict[str, Array]]
     """Returns the job with all samples that the model takes, and its outputs for them."""
     infer = backend.current().plain_inference(job.model.in_precision(None))
     samples, expected = _infer_first(infer, [job.samples, *job.other_samples])
-    for sample in job.further_samples:
-        with contextlib.suppress(Exception):  # Of whichever backend: the model takes no such batch.
-            outputs = infer(sample)
-            if all(np.isfinite(array.astype("float64")).all() for array in outputs.values()):
-                expected.append(outputs)
-                samples.append(sample)
-    return replace(job, samples=samples, further_samples=(), other_samples=()), expected
+    num_taken = []
+    for further in (job.further_samples, job.wide_samples):
+        num_before = len(samples)
+        for sample in further:
+            with contextlib.suppress(Exception):  # Of whichever backend: it takes no such batch.
+                outputs = infer(sample)
+                if all(np.isfinite(array.astype("float64")).all() for array in outputs.values()):
+                    expected.append(outputs)
+                    samples.append(sample)
+        num_taken.append(len(samples) - num_before)
+    known = replace(job, samples=samples, further_samples=(), wide_samples=(), other_samples=())
+    return replace(known, num_wide=num_taken[-1]), expected
 
 
 def _infer_first(
@@ -152,10 +159,11 @@ def _verify(expected: list[dict[str, Array]], result: RouteResult, job: ExportJo
         return Verification("unverified", result.reason)
     if not expected:
         return Verification("unverified", "there is no batch to compare on")
+    precision = job.precision or _least_precision(job.model.model)
+    num_usual = len(expected) - job.num_wide
     try:
-        comparison = compare(
-            expected, result.outputs, job.precision or _least_precision(job.model.model)
-        )
+        comparison = compare(expected[:num_usual], result.outputs[:num_usual], precision)
+        wide = compare(expected[num_usual:], result.outputs[num_usual:], precision or _OF_WIDE)
     except ExportError as error:
         return Verification("failed", str(error))
     agreement = {} if job.precision is None else agreements(expected, result.outputs)
@@ -175,7 +183,7 @@ def _verify(expected: list[dict[str, Array]], result: RouteResult, job: ExportJo
         )
     return Verification(
         "verified",
-        num_samples=comparison.num_samples,
+        num_samples=comparison.num_samples + wide.num_samples,
         largest_difference=comparison.largest_difference,
         agreement=agreement,
     )

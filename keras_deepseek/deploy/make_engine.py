@@ -57,6 +57,7 @@ def engine_job(job: ExportJob, tensorrt: TensorRTFormat, *, draws_samples: bool)
         draws_samples: boolean. Whether the batches are drawn: of the smallest, the usual and the
             largest sizes of each profile, as far as the model itself takes them.
     """
+    job = replace(job, export_format=tensorrt, wide_samples=())
     if not draws_samples:
         samples = [
             sample
@@ -66,11 +67,13 @@ def engine_job(job: ExportJob, tensorrt: TensorRTFormat, *, draws_samples: bool)
                 for profile in tensorrt.profiles
             )
         ]
-        return replace(job, export_format=tensorrt, samples=samples, further_samples=())
+        return replace(
+            job, export_format=tensorrt, samples=samples, further_samples=(), wide_samples=()
+        )
     drawn = [
         draw_batch(job.model.model, job.model.signature, shapes) for shapes in _shapes(tensorrt)
     ]
-    return replace(job, export_format=tensorrt, samples=[], further_samples=drawn)
+    return replace(job, samples=[], further_samples=drawn)
 
 
 def _shapes(tensorrt: TensorRTFormat) -> list[dict[str, tuple[int, ...]]]:

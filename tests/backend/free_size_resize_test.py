@@ -29,6 +29,6 @@ def test_maps_of_free_size_are_made_larger():
 
 def test_a_size_that_is_known_is_checked_as_before():
     resize = keras.ops.image.resize
-    with mended_resize(), pytest.raises(ValueError, match="positive height"):
-        keras.ops.image.resize(np.ones((2, 2, 1)), (0, 2))
+    with mended_resize(), pytest.raises(ValueError, match="tuple of 2 integers"):
+        keras.ops.image.resize(np.ones((2, 2, 1)), (2,))
     assert keras.ops.image.resize is resize

@@ -26,6 +26,7 @@ from keras_deepseek.backend.keras_internals import (
     functional_graph,
     global_seed_state,
     has_global_seed,
+    image_operations,
     infers_shapes,
     numpy_batches,
     order_metrics,
@@ -283,3 +284,11 @@ def test_a_graph_is_found_in_a_model_that_has_one():
     assert functional_graph(layer) is None
     assert layer._inbound_nodes[0].input_tensors[0] is inputs
     assert functional.outputs[0]._keras_history.operation is layer
+
+
+def test_a_resize_by_the_operation_is_that_of_the_function():
+    images = np.arange(16.0, dtype="float32").reshape(1, 4, 4, 1)
+    expected = keras.ops.image.resize(images, (8, 6))
+    received = image_operations().Resize((8, 6)).call(images)
+    np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (received, expected)))
+    assert image_operations().resize is keras.ops.image.resize

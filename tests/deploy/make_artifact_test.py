@@ -162,3 +162,15 @@ def test_an_artifact_that_can_not_be_run_is_a_failed_one(tmp_path, weights_forma
     job = job_of(weights_format(fail=ValueError("cut short")))
     found = module.check_artifact(job, tmp_path)
     assert (found.state, found.reason) == ("failed", "it can't be run: ValueError: cut short")
+
+
+@pytest.mark.parametrize(("kind", "state"), [("further", "failed"), ("wide", "verified")])
+def test_large_numbers_are_compared_less_strictly(tmp_path, weights_format, job_of, kind, state):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    # What the format adds to the weights shows in rows alone whose sum is not zero.
+    usual = [{"input_0": np.array([[1, -1, 0, 0], [0, 2, 0, -2]], "float32")}]
+    large = {f"{kind}_samples": [{"input_0": np.full((2, 4), 50.0, "float32")}]}
+    job = job_of(weights_format(spoil=5e-4), takes_differing=True)
+    made = make_artifact(replace(job, samples=usual, **large), folder, print)
+    assert made.verification.state == state

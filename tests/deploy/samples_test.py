@@ -9,6 +9,7 @@ from keras_deepseek.deploy.samples import (
     make_further_samples,
     make_samples,
     make_taken_samples,
+    make_wide_samples,
 )
 
 
@@ -48,13 +49,14 @@ def test_further_batches_are_small_and_large_and_of_large_numbers():
 
     x = Input((None, 4), name="x")
     model = Model(x, layers.Dense(2)(x))
-    small, large, wide = make_further_samples(model, NamedModel(model).signature)
+    small, large = make_further_samples(model, NamedModel(model).signature)
+    (wide,) = make_wide_samples(model, NamedModel(model).signature)
     assert (small["x"].shape, large["x"].shape) == ((1, 5, 4), (20, 40, 4))
     assert np.abs(wide["x"][0]).max() > 20
     assert wide["x"][1].min() > 20
     tokens = Input((None,), dtype="int32", name="tokens")
     model = Model(tokens, layers.Embedding(9, 2)(tokens))
-    assert len(make_further_samples(model, NamedModel(model).signature)) == 2
+    assert make_wide_samples(model, NamedModel(model).signature) == []
 
 
 def test_what_masking_takes_for_padding_ends_the_first_row():
