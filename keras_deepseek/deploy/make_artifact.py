@@ -163,7 +163,12 @@ def _verify(expected: list[dict[str, Array]], result: RouteResult, job: ExportJo
     num_usual = len(expected) - job.num_wide
     try:
         comparison = compare(expected[:num_usual], result.outputs[:num_usual], precision)
-        wide = compare(expected[num_usual:], result.outputs[num_usual:], precision or _OF_WIDE)
+        wide = compare(
+            expected[num_usual:],
+            result.outputs[num_usual:],
+            precision or _OF_WIDE,
+            by_column=False,
+        )
     except ExportError as error:
         return Verification("failed", str(error))
     agreement = {} if job.precision is None else agreements(expected, result.outputs)

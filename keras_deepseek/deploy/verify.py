@@ -16,7 +16,8 @@ _LEAST_SCALE = 1e-2
 """What an output's largest value counts for at least: what is nearly nothing may be what rounding
 left, but the probabilities of many thousand classes are not to pass for that."""
 _SHARE_OF_MOVEMENT = 0.1
-"""What a column may be off by, by root mean square, of how much it moves from row to row."""
+"""What a column may be off by, by root mean square, of how much it moves from row to row; or five
+times the tolerance, since the share of a rare class is off by as much as its logit is."""
 _TOLD_BY = 0.25
 """The same for a whole output whose movement the tolerance hides, to count as compared."""
 _ROUNDING = 1
@@ -46,6 +47,8 @@ def compare(
     expected: list[dict[str, Array]],
     received: list[dict[str, Array]],
     precision: str | None = None,
+    *,
+    by_column: bool = True,
 ) -> Comparison:
     """Compares the outputs of a model and of its artifact, by name.
 
@@ -54,6 +57,7 @@ def compare(
         received: For each batch the artifact's.
         precision: string. What the artifact computes in, where that is not the outputs' dtype.
             Defaults to `None`.
+        by_column: boolean. Whether columns are looked at by themselves. Defaults to `True`.
 
     Returns:
         A `Comparison`.
@@ -85,7 +89,7 @@ def compare(
         tolerance = _tolerance(expected[0][name], precision)
         unit = _unit(expected[0][name])
         try:
-            for left, right in groups:
+            for left, right in groups if by_column else ():
                 _check_columns(left, right, tolerance, unit)
         except ExportError as error:
             raise ExportError(f"Output {name!r}: {error}") from error
@@ -118,7 +122,8 @@ def _check_columns(left: Array, right: Array, tolerance: float, unit: float) -> 
     others = tuple(range(left.ndim - 1))
     moved = np.sqrt(np.square(left - left.mean(0)).mean(others))
     error = np.sqrt(np.square(right - left).mean(others))
-    allowed = np.maximum(tolerance * np.abs(left).max(others), _SHARE_OF_MOVEMENT * moved)
+    share = max(_SHARE_OF_MOVEMENT, 5 * tolerance)
+    allowed = np.maximum(tolerance * np.abs(left).max(others), share * moved)
     is_rounding = moved <= _ROUNDING * unit * np.abs(left).max()
     excess = np.where(is_rounding, 0.0, error - allowed)
     column = int(excess.argmax())

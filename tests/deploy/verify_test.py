@@ -108,6 +108,15 @@ def test_a_small_column_is_not_hidden_by_a_large_one():
         compare(outputs(price_and_share), outputs(price_and_share * [1.0, 0.0]), "int8")
 
 
+def test_a_rare_class_is_off_by_as_much_as_its_logit():
+    rare = np.random.default_rng(0).uniform([0.9, 0.0], [1.0, 1e-4], (8, 2))
+    other = rare * [1.0, 1.15]
+    compare(outputs(rare), outputs(other), "bfloat16")
+    compare(outputs(rare), outputs(other), by_column=False)
+    with pytest.raises(ExportError, match="column 1"):
+        compare(outputs(rare), outputs(other), "float16")
+
+
 def test_what_rounding_leaves_in_a_column_is_no_difference():
     generator = np.random.default_rng(0)
     values = generator.normal(size=(8, 2)) * [1.0, 1e-7]
