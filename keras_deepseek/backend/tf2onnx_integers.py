@@ -143,16 +143,61 @@ def convert_segment_extreme(graph: Any, node: Any, name: str, _: list[Any]) -> A
     return replace_node(graph, node, name, "Slice", [filled, first, count, first])
 
 
+def convert_reduction(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
+    """Casts what onnxruntime sums up, multiplies and orders along an axis in no type of its own.
+
+    A sum of int32 that overflows is cut off by onnxruntime, where TensorFlow goes on from below.
+    """
+    from tf2onnx.onnx_opset.math import CumSum
+    from tf2onnx.onnx_opset.reduction import ReduceOpBase
+
+    dtype = graph.get_dtype(node.input[0])
+    is_sum = node.type in ("Sum", "Cumsum")
+    wide = _INT64 if is_sum and dtype in _SUMMED else _WIDER.get(dtype, dtype)
+    node.type = _REDUCTIONS[node.type]
+    if wide != dtype:
+        graph.replace_input(node, node.input[0], _cast(graph, node.input[0], wide), 0)
+        _cast_back(graph, node, wide)
+    if node.type == "CumSum":
+        return CumSum.version_11(graph, node)
+    if graph.opset >= _OPSET_OF_REDUCED_AXES:
+        return ReduceOpBase.version_18(graph, node)
+    return ReduceOpBase.version_13(graph, node)
+
+
+def convert_relu(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `Max` of an integer and zero: ONNX and onnxruntime have `Relu` of few of them."""
+    from tf2onnx.onnx_opset.math import DirectOp
+
+    dtype = graph.get_dtype(node.input[0])
+    if dtype not in _WIDER or dtype == _DOUBLE:
+        return DirectOp.version_6(graph, node)
+    wide = _cast(graph, node.input[0], _INT64)
+    zero = graph.make_const(f"{name}/zero", np.array(0, "int64")).output[0]
+    above = add_node(graph, "Max", [wide, zero])
+    return replace_node(graph, node, name, "Cast", [above], to=dtype)
+
+
 def _cast(graph: Any, value: str, to: int) -> str:
     """Returns a value in a type, the value itself where it has that."""
     return value if graph.get_dtype(value) == to else add_node(graph, "Cast", [value], to=to)
+
+
+def _cast_back(graph: Any, node: Any, dtype: int) -> None:
+    """Gives what follows a node's output in the type that it had, and the output another one."""
+    (output,) = node.output
+    had = graph.get_dtype(output)
+    graph.set_dtype(output, dtype)
+    cast = graph.insert_new_node_on_output("Cast", output, name=f"{node.name}/cast_back", to=had)
+    graph.set_dtype(cast.output[0], had)
+    graph.copy_shape(output, cast.output[0])
 
 
 _UINT8, _INT8, _UINT16, _INT16, _INT32, _INT64, _BOOL = 2, 3, 4, 5, 6, 7, 9
 _FLOAT, _FLOAT16, _DOUBLE, _UINT32, _UINT64 = 1, 10, 11, 12, 13
 """Numbers of ONNX's for types."""
 
-_OPSET_OF_SCATTERED_EXTREMES = 18
+_OPSET_OF_SCATTERED_EXTREMES = _OPSET_OF_REDUCED_AXES = 18
 
 _WIDER = {
     _BOOL: _INT32,
@@ -169,7 +214,16 @@ _WIDER = {
 
 _UNORDERED = (_BOOL, _UINT16, _INT16, _UINT32)
 _SIGNED = (_INT8, _INT16, _INT32, _INT64)
+_SUMMED = (_INT8, _UINT8, _INT16, _UINT16, _INT32, _UINT32)
 _FLOATS = (_FLOAT, _FLOAT16, _DOUBLE)
+
+_REDUCTIONS = {
+    "Cumsum": "CumSum",
+    "Max": "ReduceMax",
+    "Min": "ReduceMin",
+    "Prod": "ReduceProd",
+    "Sum": "ReduceSum",
+}
 
 INTEGER_HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     "ArgMax": (convert_arg_extreme, []),
@@ -179,9 +233,11 @@ INTEGER_HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     "Greater": (convert_comparison, []),
     "LeftShift": (convert_shift, []),
     "Less": (convert_comparison, []),
+    "Relu": (convert_relu, []),
     "RightShift": (convert_shift, []),
     "TopKV2": (convert_top_k, []),
     "UnsortedSegmentMax": (convert_segment_extreme, []),
     "UnsortedSegmentMin": (convert_segment_extreme, []),
+    **dict.fromkeys(_REDUCTIONS, (convert_reduction, [])),
 }
 """What tf2onnx takes as `custom_op_handlers`."""

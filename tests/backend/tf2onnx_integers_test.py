@@ -99,3 +99,41 @@ def test_an_extreme_by_segments(dtype, width, run_both):
     np.testing.assert_array_equal(received, expected)
     least = np.finfo(dtype).min if dtype.startswith("float") else np.iinfo(dtype).min
     np.testing.assert_array_equal(received[3], least)
+
+
+NARROW = ["int8", "uint8", "int16", "uint16", "uint32"]
+REDUCTIONS = {
+    "sum": lambda x: ops.sum(x, axis=-1),
+    "all": lambda x: ops.sum(x, axis=(1, 2), keepdims=True),
+    "product": lambda x: ops.prod(x, axis=1),
+    "largest": lambda x: ops.max(x, axis=-1),
+    "smallest": lambda x: ops.min(x, axis=1),
+    "sums": lambda x: ops.cumsum(x, axis=-1),
+    "relu": ops.relu,
+}
+
+
+@pytest.mark.parametrize("dtype", [*NARROW, "int32", "int64", "float32"])
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_what_is_reduced(name, dtype, run_both):
+    """onnxruntime has no sum of what is narrower than int32, nor of what has no sign."""
+    if name == "relu" and dtype == "uint32":
+        pytest.skip("TensorFlow has none on a CPU")
+    x = (np.arange(24).reshape(2, 3, 4) * 5 - (0 if dtype.startswith("u") else 9)).astype(dtype)
+    expected, received, _ = run_both(REDUCTIONS[name], x)
+    assert received.dtype == expected.dtype
+    np.testing.assert_array_equal(received, expected)
+
+
+def test_which_are_true_is_counted(run_both):
+    x = np.array([[True, False, True], [False] * 3])
+    expected, received, _ = run_both(lambda x: ops.sum(x, axis=-1), x)
+    assert received.dtype == expected.dtype
+    np.testing.assert_array_equal(received, [2, 0])
+
+
+@pytest.mark.parametrize("name", ["sum", "sums"])
+def test_a_sum_that_overflows_goes_on_from_below(name, run_both):
+    x = np.array([[[2**31 - 1, 2**30, 7], [-(2**31), -5, 3]]], "int32")
+    expected, received, _ = run_both(REDUCTIONS[name], x)
+    np.testing.assert_array_equal(received, expected)

@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_deepseek.artifacts.errors import MissingExtraError
 from keras_deepseek.backend.free_axes import Shapes, with_named_axes
+from keras_deepseek.backend.jax.onnx_operators import functions_in_parts, primitives_in_parts
 from keras_deepseek.backend.jax2onnx_pooling import pool_over_fewer_axes
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.saved_model_writer import save_as_saved_model
@@ -56,7 +57,7 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
     names = [spec.name for spec in model.signature.inputs]
 
     def run(*tensors: Any) -> tuple[Any, ...]:
-        with _iota_for_free_sizes(), _attention_in_parts():
+        with _iota_for_free_sizes(), _attention_in_parts(), functions_in_parts():
             outputs = model.trace(dict(zip(names, tensors, strict=True)))
         return tuple(outputs[spec.name] for spec in model.signature.outputs)
 
@@ -74,7 +75,8 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
             output_path=path,
         )
 
-    with_named_axes(model.signature, write)
+    with primitives_in_parts():
+        with_named_axes(model.signature, write)
     pool_over_fewer_axes(path)
 
 

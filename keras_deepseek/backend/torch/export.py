@@ -1,12 +1,11 @@
 """PyTorch's own ways out of Keras: `torch.export` and the ONNX exporter that builds on it."""
 
 import contextlib
-import importlib
 import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -20,6 +19,7 @@ from keras_deepseek.backend.keras_internals import flatten_layers
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.one_file import fits_one_file
 from keras_deepseek.backend.serving_signatures import ServingSignatures
+from keras_deepseek.backend.torch.onnx_operators import moments_in_two_steps, translations
 
 _BATCH_SIZE = 5
 _SHORTEST = 11
@@ -46,28 +46,14 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
             output_names=[spec.name for spec in model.signature.outputs],
             opset_version=opset,
             dynamic_shapes={"tensors": tuple(map(_free_axes, model.signature.inputs))},
-            custom_translation_table={
-                torch.ops.aten.squeeze.dim: _squeeze,
-                torch.ops.aten.squeeze.dims: _squeeze,
-            },
+            custom_translation_table=translations(),
             dynamo=True,
             external_data=not fits_one_file(model.model),
             verbose=False,
         )
 
-    with _quietly(), _unrolled(model.model):
+    with _quietly(), _unrolled(model.model), moments_in_two_steps():
         with_named_axes(model.signature, write)
-
-
-def _squeeze(tensor: Any, dim: int | Sequence[int]) -> Any:
-    """Leaves axes as they are whose size is not one, as PyTorch does.
-
-    `torch.onnx` writes `Squeeze` for them too, which ONNX forbids: of Keras's `take` for one.
-    """
-    operators: Any = importlib.import_module("onnxscript").opset18
-    axes = [dim] if isinstance(dim, int) else dim
-    axes = [axis for axis in axes if len(tensor.shape) and tensor.shape[axis] == 1]
-    return operators.Squeeze(tensor, axes) if axes else operators.Identity(tensor)
 
 
 @contextlib.contextmanager
