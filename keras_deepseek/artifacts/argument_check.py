@@ -3,6 +3,7 @@
 import math
 import numbers
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,29 @@ def check_path(name: str, value: Any) -> str:
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise InvalidInputError(f"`{name}` must be a path, received {value!r}.")
     return os.fspath(value)
+
+
+def check_sources(
+    name: str, value: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
+) -> tuple[str, ...]:
+    """Returns modules and files as strings, one that was given by itself among them.
+
+    Args:
+        name: string. The argument, as the error names it.
+        value: What was given.
+
+    Raises:
+        InvalidInputError: It is no sequence of module names or paths.
+    """
+    sources = [value] if isinstance(value, str | os.PathLike) else value
+    if not isinstance(sources, list | tuple) or not all(
+        isinstance(source, str | os.PathLike) and os.fspath(source) for source in sources
+    ):
+        raise InvalidInputError(
+            f"`{name}` must be a list of module names or files, as in ['my_layers.py']; "
+            f"received {value!r}."
+        )
+    return tuple(os.fspath(source) for source in sources)
 
 
 def check_file_path(name: str, value: Any) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from keras_deepseek.artifacts.errors import BundleError
+from keras_deepseek.artifacts.exchange import exchange
 from keras_deepseek.artifacts.manifest import Manifest
 
 MANIFEST_NAME = "bundle.json"
@@ -137,7 +138,10 @@ def publish_bundle(folder: Path, path: str | os.PathLike[str], manifest: Manifes
 
 
 def _swap(folder: Path, target: Path) -> None:
-    """Puts `folder` at `target`; the old bundle returns should the second rename fail."""
+    """Puts `folder` at `target`, in one step where that can be done, and removes the old bundle."""
+    if exchange(folder, target):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
     target.rename(old)
     try:

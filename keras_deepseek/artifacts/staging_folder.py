@@ -1,10 +1,11 @@
 """A hidden folder beside the place of what is written, so that what stands there is whole.
 
 It is locked for as long as its process lives. One that a killed process left is removed by the next
-that writes at the same place.
+that writes at the same place. A folder for what is needed for a while is made in the same way.
 """
 
 import contextlib
+import glob
 import os
 import shutil
 import tempfile
@@ -37,14 +38,7 @@ def staging_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            # The parent's lock keeps others from a folder that is made and not yet locked.
-            with contextlib.ExitStack() as briefly:
-                if _lock(briefly, target.parent, waits=True):
-                    _remove_left(target)
-                folder = Path(
-                    tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent)
-                )
-                _lock(stack, folder, waits=False)
+            folder = _make_folder(stack, target)
         except OSError as error:
             raise BundleError(
                 f"Nothing can be written at {str(target)!r}: {error.strerror}. Name another place."
@@ -59,12 +53,53 @@ def staging_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                     parent.rmdir()
 
 
+@contextmanager
+def temporary_folder(name: str) -> Iterator[Path]:
+    """Yields an empty folder that nobody else can read; removed on the way out.
+
+    Unlike one of `tempfile`, it does not stay where its process is killed: the next process that
+    asks for one of the same name removes it.
+
+    Args:
+        name: string. What it is for, as in `"keras_deepseek_export"`.
+
+    Raises:
+        BundleError: Nothing can be written where temporary files go.
+    """
+    target = Path(tempfile.gettempdir(), name)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = _make_folder(stack, target)
+        except OSError as error:
+            raise BundleError(
+                f"Nothing can be written in {str(target.parent)!r}: {error.strerror}. "
+                "Set TMPDIR to another place."
+            ) from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_folder(stack: contextlib.ExitStack, target: Path) -> Path:
+    """Returns a new folder beside `target`, locked until the stack is closed."""
+    # The parent's lock keeps others from a folder that is made and not yet locked.
+    with contextlib.ExitStack() as briefly:
+        if _lock(briefly, target.parent, waits=True):
+            _remove_left(target)
+        folder = Path(
+            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent)
+        )
+        _lock(stack, folder, waits=False)
+    return folder
+
+
 def _remove_left(target: Path) -> None:
     """Removes the folders for `target` whose processes are gone."""
     prefix = f".{target.name}."
-    for folder in list(target.parent.iterdir()):
+    for folder in list(target.parent.glob(f"{glob.escape(prefix)}*{_SUFFIX}")):
         middle = folder.name.removeprefix(prefix).removesuffix(_SUFFIX)
-        if folder.name == f"{prefix}{middle}{_SUFFIX}" and "." not in middle and folder.is_dir():
+        if "." not in middle and folder.is_dir():  # With a dot, it is for another name.
             with contextlib.ExitStack() as briefly:
                 if _lock(briefly, folder, waits=False):
                     shutil.rmtree(folder, ignore_errors=True)

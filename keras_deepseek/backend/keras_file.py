@@ -17,7 +17,7 @@ from zipfile import BadZipFile, ZipFile
 
 import keras
 
-from keras_deepseek.artifacts.argument_check import KERAS_FILE, check_file_exists
+from keras_deepseek.artifacts.argument_check import KERAS_FILE, check_file_exists, check_sources
 from keras_deepseek.artifacts.errors import InvalidInputError
 
 _OWN_MODULE = re.compile(r'"(keras_deepseek\.(?:layers|models)[\w.]*)"')
@@ -37,7 +37,7 @@ def load_keras_file(
         InvalidInputError: There is no such file or module, or Keras can't load the model.
     """
     check_file_exists(path, KERAS_FILE)
-    for source in custom_objects_from:
+    for source in check_sources("custom_objects_from", custom_objects_from):
         import_source(source)
     try:
         _import_own_classes(path)

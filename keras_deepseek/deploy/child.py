@@ -5,7 +5,9 @@ there, fills the folder that the job names, and leaves `result.json` and `output
 """
 
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,20 @@ def main(work: Path) -> None:
     (work / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
+def end_with_parent() -> None:
+    """Ends this process as soon as the one that holds the other end of its input has ended.
+
+    Else it would go on for minutes for nobody, in folders that the next export removes.
+    """
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     from keras_deepseek.backend.keras_file import load_keras_file
     from keras_deepseek.backend.named_model import NamedModel
@@ -89,4 +105,5 @@ def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     main(Path(sys.argv[1]))

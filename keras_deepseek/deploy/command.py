@@ -5,6 +5,12 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+_OF_ENGINES = {
+    "flavor": "--flavor",
+    "compute_capabilities": "--compute-capability",
+    "profiles": "--profile",
+}
+"""The flags of TensorRT alone, by the arguments that they fill."""
 NAME = "export"
 HELP = "write a Keras model as ONNX, SavedModel or TensorRT, and verify it"
 
@@ -126,21 +132,33 @@ def _check(arguments: argparse.Namespace) -> None:
         _check_benchmark(arguments)
     elif not (arguments.backend and arguments.output):
         raise InvalidInputError("Pass --backend and --output, or --benchmark to compare formats.")
+    else:
+        _check_engine_flags(arguments)
     check_file_exists(arguments.model, KERAS_FILE)
     if arguments.calibrate:
-        check_file_exists(arguments.calibrate, "a file that numpy.savez wrote")
+        check_file_exists(arguments.calibrate, "a file that numpy.savez or numpy.save wrote")
+
+
+def _check_engine_flags(arguments: argparse.Namespace) -> None:
+    """Raises where what is of an engine alone is asked of another format."""
+    from keras_deepseek.artifacts.errors import InvalidInputError
+
+    given = [flag for name, flag in _OF_ENGINES.items() if getattr(arguments, name) is not None]
+    if given and arguments.backend != "tensorrt":
+        raise InvalidInputError(
+            f"{', '.join(given)}: of TensorRT engines alone, and --backend {arguments.backend} "
+            f"takes none of {', '.join(_OF_ENGINES.values())}. Leave them out, or pass --backend "
+            "tensorrt."
+        )
 
 
 def _check_benchmark(arguments: argparse.Namespace) -> None:
     """Raises where something is asked for that a comparison of formats would not heed."""
     from keras_deepseek.artifacts.errors import InvalidInputError
 
-    unheeded = ("output", "name", "precision", "check", "opset", "flavor", "profiles")
-    given = [
-        f"--{name}"
-        for name in (*unheeded, "compute_capabilities")
-        if getattr(arguments, name) not in (None, False)
-    ]
+    unheeded = ("output", "name", "precision", "check", "opset")
+    flags = {name: f"--{name}" for name in unheeded} | _OF_ENGINES
+    given = [flag for name, flag in flags.items() if getattr(arguments, name) not in (None, False)]
     if given:
         raise InvalidInputError(
             f"--benchmark compares formats as they are by themselves: leave {', '.join(given)} out."
@@ -183,16 +201,20 @@ def _read_sizes(text: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _load_rows(path: str) -> Any:
-    """Returns the arrays of a `.npz` file by name, or the one that it holds without one."""
+    """Returns the arrays of a `.npz` file by name; the one that has none, as in a `.npy` file."""
     import numpy as np
 
     from keras_deepseek.artifacts.errors import InvalidInputError
 
     try:
-        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = dict(file.items())
-    except (OSError, ValueError, BadZipFile, AttributeError) as error:
+        with Path(path).open("rb") as opened:
+            loaded = np.load(opened, allow_pickle=False)
+            arrays = loaded if isinstance(loaded, np.ndarray) else dict(loaded.items())
+    except (OSError, ValueError, BadZipFile, AttributeError, EOFError) as error:
         raise InvalidInputError(
-            f"No arrays can be read from {path!r}: {error}. Expected a file that numpy.savez wrote."
+            f"No arrays can be read from {str(path)!r}: {error}. Expected a file that numpy.savez "
+            "or numpy.save wrote."
         ) from error
+    if isinstance(arrays, np.ndarray):
+        return arrays
     return arrays["arr_0"] if list(arrays) == ["arr_0"] else arrays

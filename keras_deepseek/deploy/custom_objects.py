@@ -1,12 +1,15 @@
 """How a process of its own finds the classes that a model's `.keras` file names.
 
 Those of a module are imported there by its name, or from the file that the user gives. Those of the
-running script or notebook can't be imported: they are sent by value.
+running script or notebook can't be imported: they are sent by value, unless what the user gives has
+them as well.
 """
 
+import ast
 import importlib
+import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +45,8 @@ def find_custom_objects(
     Args:
         model: `keras.Model`.
         config: string. The text of its configuration.
-        given: Modules, by name or by `.py` file, that the user named. They say where the classes of
-            the running script are, too.
+        given: Modules, by name or by `.py` file, that the user named. A class of the running script
+            that one of them has is taken from there.
     """
     registered = keras.saving.get_custom_objects().values()
     named = {
@@ -61,9 +64,35 @@ def find_custom_objects(
     of_script = {
         keras.saving.get_registered_name(each): each
         for each in objects
-        if each.__module__ == _SCRIPT and not given
+        if each.__module__ == _SCRIPT and not _has(given, each.__name__)
     }
     return CustomObjects((*sorted(found), *modules_given, *map(str, files)), of_script)
+
+
+def _has(sources: Sequence[str | os.PathLike[str]], name: str) -> bool:
+    """Returns whether one of the modules or files defines or imports a name; none of them runs."""
+    return any(name in names or "*" in names for names in map(_names_in, sources))
+
+
+def _names_in(source: str | os.PathLike[str]) -> set[str]:
+    """Returns the names that a source defines or imports, `*` where it does not say which."""
+    try:
+        path = os.fspath(source)
+        if not path.endswith(".py"):
+            spec = importlib.util.find_spec(path)
+            path = spec.origin or "" if spec is not None else ""
+        tree = ast.parse(Path(path).read_bytes())
+    except (OSError, ValueError, SyntaxError, ImportError):
+        return {"*"}  # It is compiled, or can't be read: the import there says so.
+    return set(_bound_names(tree))
+
+
+def _bound_names(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.ImportFrom):
+            yield from (alias.asname or alias.name for alias in node.names)
 
 
 def save_objects(folder: Path, objects: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ It stands between training and serving. What it writes is a bundle, which `infer
 import contextlib
 import os
 import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import keras
-import numpy as np
 
 from keras_deepseek.artifacts.bundle import (
     Bundle,
@@ -31,9 +29,19 @@ from keras_deepseek.artifacts.errors import (
 )
 from keras_deepseek.artifacts.manifest import Manifest
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
-from keras_deepseek.artifacts.staging_folder import staging_folder
+from keras_deepseek.artifacts.staging_folder import staging_folder, temporary_folder
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.unchanged_state import unchanged_state
+from keras_deepseek.deploy.export_arguments import (
+    INT8,
+    PRECISIONS,
+    check_artifact_path,
+    check_calibration,
+    check_custom_sources,
+    check_model_name,
+    check_precision,
+    check_samples,
+)
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.export_report import ExportReport
 from keras_deepseek.deploy.formats.export_format import ExportFormat
@@ -56,10 +64,6 @@ from keras_deepseek.deploy.samples import (
     make_wide_samples,
 )
 from keras_deepseek.deploy.stage_display import StageDisplay
-
-_INT8 = "int8"
-_OF_INT8 = ("onnx", "tensorrt")
-_PRECISIONS = ("float16", "bfloat16", _INT8)
 
 
 class Exporter:
@@ -84,9 +88,9 @@ class Exporter:
         samples: list of inputs to verify on, each as `model.predict` takes them (several inputs by
             name). Use several batch sizes and lengths. Defaults to `None`, random ones.
         custom_objects_from: sequence of module names or files that define the model's custom
-            layers, for an export that takes another process. Modules that were imported are found
-            without it; so are classes of a notebook where `cloudpickle` is installed. Defaults to
-            `()`.
+            layers, for an export that takes another process; one may stand by itself. Modules that
+            were imported are found without it; so are classes of a notebook where `cloudpickle` is
+            installed. Defaults to `()`.
         verify: string. `"raise"`, or `"warn"`: an artifact that computes something else is written
             all the same where no route gives a right one, its state `failed`, and a warning says
             so. Defaults to `"raise"`.
@@ -101,8 +105,8 @@ class Exporter:
             or by input its three shapes.
 
     Raises:
-        InvalidInputError: The backend or an option is unknown or does not fit, or the model is not
-            built.
+        InvalidInputError: The backend or an option is unknown or does not fit, an argument is none
+            of these, or the model is not built.
         MissingExtraError: A package for this format is not installed.
         NotSupportedError: Plain TensorRT is asked for where no GPU is visible.
 
@@ -130,21 +134,20 @@ class Exporter:
         **options: Any,
     ) -> None:
         self.backend = backend
-        self.name = str(name or getattr(model, "name", "model"))
+        self.name = str(getattr(model, "name", "model")) if name is None else check_model_name(name)
         self._verbose = verbose
         self._options = options
-        _check_sources(custom_objects_from)
-        self._custom_objects_from = custom_objects_from
+        self._custom_objects_from = check_custom_sources(custom_objects_from)
         if verify not in ("raise", "warn"):
             raise InvalidInputError(unknown_name_message("verify=", verify, ("raise", "warn")))
         self._takes_differing = verify == "warn"
-        _check_precision(backend, precision, has_calibration=calibration is not None)
+        check_precision(backend, precision, has_calibration=calibration is not None)
         self._precision = precision
-        self._model = NamedModel(model, None if precision == _INT8 else precision)
+        self._model = NamedModel(model, None if precision == INT8 else precision)
         self.signature = self._model.signature
         held_out = None
         if calibration is not None:
-            rows, held_out = hold_out(_check_calibration(self.signature.bind(calibration)))
+            rows, held_out = hold_out(check_calibration(self.signature.bind(calibration)))
             self._options["calibration"] = cut_batches(rows)
         self._format = self._choose_format()
         self._other_samples: list[list[dict[str, Array]]] = []
@@ -160,9 +163,7 @@ class Exporter:
             self._further_samples = make_further_samples(model, self.signature)
             self._wide_samples = make_wide_samples(model, self.signature)
         else:
-            self._samples = [self.signature.bind(sample) for sample in samples]
-        if not self._samples:
-            raise InvalidInputError("`samples` is empty: expected at least one batch to verify on.")
+            self._samples = [self.signature.bind(sample) for sample in check_samples(samples)]
 
     def export(self, path: str | os.PathLike[str]) -> ExportReport:
         """Writes the artifact and verifies it.
@@ -179,10 +180,11 @@ class Exporter:
         Raises:
             ExportError: No route gave an artifact that computes the same. The message names each
                 route with its reason, and nothing is left on disk.
-            BundleError: Something that is not a bundle stands at `path`.
+            BundleError: Something that is not a bundle stands at `path`, or none can stand there.
+            InvalidInputError: `path` is no path.
         """
         started = time.monotonic()
-        target = Path(path)
+        target = check_artifact_path(path)
         export_format = self._format or format_for_suffix(target)
         as_file = bool(export_format.suffix) and target.name.endswith(export_format.suffix)
         _check_file(target) if as_file else check_target(target)
@@ -225,15 +227,15 @@ class Exporter:
             NotSupportedError: It is a TensorRT engine, and no GPU is visible.
         """
         started = time.monotonic()
-        target = Path(path)
+        target = check_artifact_path(path)
         export_format = self._format or format_for_suffix(target)
         if isinstance(export_format, TensorRTFormat):
             export_format.check_can_run()
         with self._artifact_at(target, export_format) as (folder, manifest):
             precision = self._precision
             if manifest is not None:
-                precision = manifest.precision if manifest.precision in _PRECISIONS else None
-            if precision == _INT8 and self._samples_are_random:
+                precision = manifest.precision if manifest.precision in PRECISIONS else None
+            if precision == INT8 and self._samples_are_random:
                 raise InvalidInputError(
                     "An artifact in int8 is right for data like those that it was made for: pass "
                     "precision='int8' and calibration=, or samples=."
@@ -268,7 +270,7 @@ class Exporter:
             BundleError: The bundle is missing or damaged.
             NotSupportedError: It can't be run on this machine, or the format has no `load`.
         """
-        target = Path(path)
+        target = check_artifact_path(path)
         export_format = self._format or format_for_suffix(target)
         load = getattr(export_format, "load", None)
         if load is None:
@@ -283,9 +285,9 @@ class Exporter:
     ) -> Iterator[tuple[Path, Manifest | None]]:
         """Yields the folder of an artifact, and the manifest where it has one."""
         if export_format.suffix and target.is_file():
-            with tempfile.TemporaryDirectory(prefix="keras_deepseek_check_") as folder:
-                shutil.copyfile(target, Path(folder) / export_format.entry)
-                yield Path(folder), None
+            with temporary_folder("keras_deepseek_check") as folder:
+                shutil.copyfile(target, folder / export_format.entry)
+                yield folder, None
             return
         bundle = Bundle.open(target)
         manifest = bundle.manifest
@@ -351,40 +353,6 @@ class Exporter:
     def _say(self, line: str) -> None:
         if self._verbose:
             print(line, flush=True)
-
-
-def _check_precision(backend: str, precision: str | None, *, has_calibration: bool) -> None:
-    if precision is not None and precision not in _PRECISIONS:
-        raise InvalidInputError(unknown_name_message("precision", precision, _PRECISIONS))
-    if precision == _INT8 and backend not in _OF_INT8:
-        raise InvalidInputError(
-            f"int8 is written as {' or '.join(_OF_INT8)} alone; received backend={backend!r}."
-        )
-    if (precision == _INT8) != has_calibration:
-        raise InvalidInputError(
-            "precision='int8' and calibration= go together: int8 is made for the ranges that data "
-            "have. Pass calibration=x_train[:256], or another precision."
-        )
-
-
-def _check_calibration(arrays: dict[str, Array]) -> dict[str, Array]:
-    """Returns the rows, or says what in them no range can be made of."""
-    for name, array in arrays.items():
-        if not len(array):
-            raise InvalidInputError(f"`calibration` has no rows for input {name!r}.")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise InvalidInputError(
-                f"`calibration` holds NaN or infinity in input {name!r}: int8 is made for the "
-                "ranges that the rows have. Leave such rows out."
-            )
-    return arrays
-
-
-def _check_sources(sources: Sequence[str | os.PathLike[str]]) -> None:
-    for source in sources:
-        path = Path(source)
-        if path.suffix == ".py" and not path.is_file():
-            raise InvalidInputError(f"`custom_objects_from` names {str(path)!r}, where no file is.")
 
 
 def _describe(signature: Signature) -> str:

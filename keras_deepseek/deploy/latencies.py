@@ -2,7 +2,6 @@
 
 import itertools
 import statistics
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from keras_deepseek.artifacts.errors import (
     unknown_name_message,
 )
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.exporter import Exporter
 from keras_deepseek.deploy.failure_reason import failure_reason
@@ -141,13 +141,11 @@ def compare_latencies(
     if calibration is not None:
         wanted.append(("onnx", {"precision": "int8", "calibration": calibration}))
     shared: dict[str, Any] = {"custom_objects_from": custom_objects_from, "verbose": verbose}
-    with tempfile.TemporaryDirectory(prefix="keras_deepseek_latencies_") as work:
+    with temporary_folder("keras_deepseek_latencies") as work:
         for name, options in wanted:
             label = " ".join([name, *([options["precision"]] if options else [])])
             try:
-                infer[label] = _export(
-                    Exporter(model, name, **shared, **options), Path(work, label)
-                )
+                infer[label] = _export(Exporter(model, name, **shared, **options), work / label)
             except KerasDeepSeekError as error:
                 left_out[label] = str(error)
         rows = list(_time_all(infer, _batches(named, batch_sizes, length), seconds, left_out))

@@ -22,6 +22,7 @@ from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.keras_internals import flatten_layers
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact, RouteResult
 from keras_deepseek.deploy.failure_reason import DISK_IS_FULL, failure_reason
+from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.routes import InChild, InProcess, Route, find_routes
 from keras_deepseek.deploy.verify import agreements, compare
 
@@ -63,6 +64,7 @@ def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> M
             if check := getattr(job.export_format, "check_backend", None):
                 check(job.model, route.backend)
             result = route.export(job, folder, lambda stage: say(f"{format_name}: {stage}"))
+            _check_entry(job.export_format, folder)
             verification = _verify(expected, result, job)
             if verification.state != "failed":
                 return MadeArtifact(result.how, verification, tuple(passed_over))
@@ -198,6 +200,15 @@ def _least_precision(model: keras.Model) -> str | None:
     """Returns the half precision that a layer computes in; the last one's is often another."""
     dtypes = {layer.compute_dtype for layer in flatten_layers(model)}
     return next((dtype for dtype in _HALF_PRECISIONS if dtype in dtypes), None)
+
+
+def _check_entry(export_format: ExportFormat, folder: Path) -> None:
+    """Raises where a format wrote nothing at the place that a runtime is to load."""
+    entry = folder / export_format.entry
+    if not entry.exists() or (entry.is_dir() and not any(entry.iterdir())):
+        raise ExportError(
+            f"the format {export_format.name!r} wrote nothing at its entry, {export_format.entry!r}"
+        )
 
 
 def _check_room(folder: Path, reason: str) -> None:

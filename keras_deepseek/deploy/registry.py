@@ -136,19 +136,19 @@ def register_exporter(export_format: ExportFormat) -> None:
 
 
 def format_for_suffix(path: Path) -> ExportFormat:
-    """Returns the registered format that a path's suffix names; of none, the one that has none.
+    """Returns the registered format that a path's suffix names.
 
     Raises:
-        InvalidInputError: No registered format has that suffix.
+        InvalidInputError: No registered format has that suffix, or the path has none.
     """
     for export_format in _registered.values():
         if export_format.suffix and path.name.endswith(export_format.suffix):
             return export_format
-    folders = [each for each in _registered.values() if not each.suffix]
-    if len(folders) == 1 and not path.suffix:
-        return folders[0]
-    known = {export_format.suffix: name for name, export_format in _registered.items()}
+    known = {each.suffix: name for name, each in _registered.items() if each.suffix}
+    folders = [name for name, each in _registered.items() if not each.suffix]
+    by_name = f" By its name, as a backend, is reached {', '.join(folders)}." if folders else ""
     raise InvalidInputError(
-        f"No registered format writes {path.name!r}: registered are {known or 'none'}. "
+        f"'custom' means the registered format that a path's suffix names, and none writes "
+        f"{path.name!r}: registered are {known or 'none'}.{by_name} "
         "Register one with keras_deepseek.deploy.register_exporter."
     )

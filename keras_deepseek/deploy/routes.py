@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from keras_deepseek.artifacts.errors import (
     MissingExtraError,
     NotSupportedError,
 )
+from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.deploy.child import load_batches, save_batches
 from keras_deepseek.deploy.custom_objects import find_custom_objects, save_objects, send
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
@@ -117,8 +117,7 @@ class InChild:
         if importlib.util.find_spec(self.backend) is None:
             extra = getattr(job.export_format, "extras", {}).get(self.backend, self.backend)
             raise MissingExtraError(self.backend, extra, f"to export through {self.name}")
-        with tempfile.TemporaryDirectory(prefix="keras_deepseek_export_") as temporary:
-            work = Path(temporary)
+        with temporary_folder("keras_deepseek_export") as work:
             _write_job(job, folder, work, is_written=is_written)
             _run_child(work, self.backend, lambda stage: say(f"{stage}, in {self.name}"))
             result = json.loads((work / "result.json").read_text(encoding="utf-8"))
@@ -181,7 +180,12 @@ def _run_child(work: Path, backend_name: str, say: Say) -> None:
     with (
         (work / "errors.txt").open("w+", encoding="utf-8", errors="replace") as errors,
         subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,  # By its end the child knows of this process's.
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
         ) as child,
     ):
         try:

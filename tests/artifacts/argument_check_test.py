@@ -10,6 +10,7 @@ from keras_deepseek.artifacts.argument_check import (
     check_integer,
     check_number,
     check_path,
+    check_sources,
 )
 from keras_deepseek.artifacts.errors import InvalidInputError
 
@@ -88,3 +89,16 @@ def test_the_path_of_a_file_is_not_that_of_a_folder(tmp_path):
         check_file_path("file", tmp_path)
     with pytest.raises(InvalidInputError, match="`file` must be a path"):
         check_file_path("file", "")
+
+
+@pytest.mark.parametrize("one", ["layers.py", Path("layers.py")])
+def test_sources_are_a_list_or_one_by_itself(one):
+    assert check_sources("custom_objects_from", one) == ("layers.py",)
+    assert check_sources("custom_objects_from", [one, "my.layers"]) == ("layers.py", "my.layers")
+    assert check_sources("custom_objects_from", ()) == ()
+
+
+@pytest.mark.parametrize("value", [5, None, "", [""], [5], {"layers.py": 1}])
+def test_what_names_no_sources_is_refused(value):
+    with pytest.raises(InvalidInputError, match=r"`custom_objects_from` must be a list.*received"):
+        check_sources("custom_objects_from", value)

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from keras_deepseek.artifacts.bundle import (
     publish_bundle,
 )
 from keras_deepseek.artifacts.errors import BundleError
+from keras_deepseek.artifacts.exchange import exchange
 from keras_deepseek.artifacts.manifest import Manifest, Verification
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.artifacts.staging_folder import staging_folder
@@ -49,6 +52,51 @@ def test_nothing_else_is_left_beside_it(tmp_path):
     write_bundle(tmp_path / "digits", b"newer")
     assert os.listdir(tmp_path) == ["digits"]
     assert (tmp_path / "digits" / "model.bin").read_bytes() == b"newer"
+
+
+KILLED_AS_IT_REPLACES = """
+import os, shutil, signal, sys
+from pathlib import Path
+from keras_deepseek.artifacts.bundle import Bundle, publish_bundle
+from keras_deepseek.artifacts.staging_folder import staging_folder
+
+def die(*arguments, **keywords):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def rename_and_die(path, target):
+    os.rename(path, target)
+    die()
+
+target = Path(sys.argv[1])
+with staging_folder(target) as work:
+    folder = work / "artifact"
+    folder.mkdir()
+    (folder / "model.bin").write_bytes(b"newer")
+    shutil.rmtree, Path.rename = die, rename_and_die
+    publish_bundle(folder, target, Bundle.open(target).manifest)
+"""
+
+
+def test_a_process_killed_as_it_replaces_a_bundle_leaves_one(tmp_path):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    if not exchange(tmp_path / "here", tmp_path / "there"):
+        pytest.skip("this system, or file system, exchanges no folders")
+    target = tmp_path / "models" / "digits"
+    write_bundle(target)
+    killed = subprocess.run([sys.executable, "-c", KILLED_AS_IT_REPLACES, target], check=False)
+    assert killed.returncode == -9
+    assert (Bundle.open(target).path / "model.bin").read_bytes() == b"newer"
+    write_bundle(target, b"newest")
+    assert os.listdir(target.parent) == ["digits"]
+
+
+def test_where_folders_can_not_be_exchanged_they_are_renamed(tmp_path, monkeypatch):
+    write_bundle(tmp_path / "digits")
+    monkeypatch.setattr("keras_deepseek.artifacts.bundle.exchange", lambda first, second: False)
+    write_bundle(tmp_path / "digits", b"newer")
+    assert os.listdir(tmp_path) == ["digits"]
+    assert (Bundle.open(tmp_path / "digits").path / "model.bin").read_bytes() == b"newer"
 
 
 def test_a_failure_in_the_middle_leaves_the_old_bundle(tmp_path):

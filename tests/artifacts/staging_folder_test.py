@@ -1,13 +1,15 @@
 import os
+import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.errors import BundleError
-from keras_deepseek.artifacts.staging_folder import staging_folder
+from keras_deepseek.artifacts.staging_folder import staging_folder, temporary_folder
 
 BEGUN = """
 import os, signal, sys
@@ -18,6 +20,9 @@ with staging_folder(sys.argv[1]) as folder:
     {then}
 """
 KILLED = BEGUN.format(then="os.kill(os.getpid(), signal.SIGKILL)")
+KILLED_WITH_A_TEMPORARY_ONE = KILLED.replace(
+    "import staging_folder", "import temporary_folder as staging_folder"
+)
 WAITING = BEGUN.format(then="sys.stdin.read()")
 
 
@@ -45,6 +50,43 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     with staging_folder(tmp_path / "digits") as folder:
         assert set(os.listdir(tmp_path)) == {*others, folder.name}
     assert set(os.listdir(tmp_path)) == others
+
+
+@pytest.mark.parametrize("name", ["di*ts", "[d]igits", "d?", "ä b"])
+def test_a_name_is_no_pattern(tmp_path, name):
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path / name], check=False)
+    for other in (".digits.abc.partial", ".di.abc.partial"):
+        (tmp_path / other).mkdir()
+    assert len(os.listdir(tmp_path)) == 3
+    with staging_folder(tmp_path / name):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [".di.abc.partial", ".digits.abc.partial"]
+
+
+def test_a_temporary_folder_is_ones_own_and_what_was_left_of_it_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_WITH_A_TEMPORARY_ONE, "job"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        check=False,
+    )
+    assert killed.returncode == -9
+    (left,) = tmp_path.glob(".job.*")
+    with temporary_folder("job") as folder, temporary_folder("job") as another:
+        assert set(tmp_path.iterdir()) == {folder, another}
+        assert left not in (folder, another)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        (folder / "model.keras").write_text("model")
+    assert not any(tmp_path.iterdir())
+
+
+def test_no_place_for_temporary_folders_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with (
+        pytest.raises(BundleError, match=r"written in .*missing.*Set TMPDIR"),
+        temporary_folder("job"),
+    ):
+        pass
 
 
 def test_what_another_process_is_writing_stays(tmp_path):

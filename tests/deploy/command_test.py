@@ -6,7 +6,7 @@ import pytest
 
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.deploy import command
+from keras_deepseek.deploy import command, registry
 
 
 def run(*arguments):
@@ -57,11 +57,13 @@ def test_rows_of_a_file_calibrate_int8_and_an_artifact_is_checked(
 def test_one_array_needs_no_name(tmp_path):
     np.savez(tmp_path / "rows.npz", np.ones((2, 3)))
     assert command._load_rows(tmp_path / "rows.npz").shape == (2, 3)
+    np.save(tmp_path / "rows.npy", np.ones((2, 3)))
+    assert command._load_rows(tmp_path / "rows.npy").shape == (2, 3)
     np.savez(tmp_path / "rows.npz", a=np.ones(1), b=np.zeros(1))
     assert sorted(command._load_rows(tmp_path / "rows.npz")) == ["a", "b"]
 
 
-@pytest.mark.parametrize("content", [None, b"torn", b"PK\x03\x04"])
+@pytest.mark.parametrize("content", [None, b"", b"torn", b"PK\x03\x04", b"\x93NUMPY"])
 def test_a_file_without_arrays_is_named(tmp_path, content):
     path = tmp_path / "rows.npz"
     if content is not None:
@@ -100,11 +102,22 @@ def test_sizes_that_can_not_be_read_are_shown(text):
         command._read_sizes(text)
 
 
-def test_options_of_an_engine_are_of_engines_alone(digits, tmp_path):
-    digits.save(tmp_path / "digits.keras")
-    given = [tmp_path / "digits.keras", "--backend", "onnx", "-o", tmp_path / "out"]
-    with pytest.raises(InvalidInputError, match=r"'onnx' has no option \['flavor'\]"):
-        run(*given, "--flavor", "rtx")
+@pytest.mark.parametrize(
+    "given", [("--flavor", "rtx"), ("--compute-capability", "89"), ("--profile", "batch=1,4,32")]
+)
+@pytest.mark.parametrize("backend", ["onnx", "custom"])
+def test_options_of_an_engine_are_of_engines_alone(tmp_path, backend, given):
+    with pytest.raises(
+        InvalidInputError, match=rf"^{given[0]}: of TensorRT .*--backend {backend} takes none"
+    ):
+        run("digits.keras", "--backend", backend, "-o", tmp_path / "out", *given)
+
+
+def test_a_custom_path_without_a_suffix_is_refused(dense, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+    dense.save(tmp_path / "dense.keras")
+    with pytest.raises(InvalidInputError, match=r"'custom' means .*none writes 'foo'.*openvino"):
+        run(tmp_path / "dense.keras", "--backend", "custom", "-o", tmp_path / "foo")
 
 
 def test_formats_are_compared_and_nothing_is_kept(digits, tmp_path, capsys, tensorflow_installed):
@@ -126,3 +139,6 @@ def test_what_a_comparison_would_not_heed_is_refused(digits, tmp_path):
     digits.save(tmp_path / "digits.keras")
     with pytest.raises(InvalidInputError, match="leave --precision, --opset out"):
         run(tmp_path / "digits.keras", "--benchmark", "--precision", "float16", "--opset", "20")
+    given = ["--compute-capability", "89", "--profile", "batch=1,4,32"]
+    with pytest.raises(InvalidInputError, match="leave --compute-capability, --profile out"):
+        run(tmp_path / "digits.keras", "--benchmark", *given)

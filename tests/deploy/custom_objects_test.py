@@ -26,12 +26,38 @@ def test_kerass_own_classes_need_nothing():
     assert (found.sources, found.of_script) == ((), {})
 
 
-def test_a_class_of_the_script_is_sent_unless_a_file_is_said_to_have_it(tmp_path):
-    found = find_custom_objects(model_of(OF_SCRIPT()), "", [])
-    assert found.of_script == {"Notebook": OF_SCRIPT}
+@pytest.mark.parametrize(
+    ("text", "is_sent"),
+    [
+        ("class Notebook: ...", False),
+        ("if True:\n    class Notebook: ...", False),
+        ("from layers import Books as Notebook", False),
+        ("from layers import *", False),
+        ("class Notebook(:", False),
+        ("class Other: ...", True),
+        ("from layers import Notebook as Other", True),
+    ],
+)
+def test_a_class_of_the_script_is_sent_unless_a_file_has_it(tmp_path, text, is_sent):
+    assert find_custom_objects(model_of(OF_SCRIPT()), "", []).of_script == {"Notebook": OF_SCRIPT}
     source = tmp_path / "mine.py"
+    source.write_text(text)
     found = find_custom_objects(model_of(OF_SCRIPT()), "", [source])
-    assert (found.sources, found.of_script) == ((str(source),), {})
+    assert found.sources == (str(source),)
+    assert found.of_script == ({"Notebook": OF_SCRIPT} if is_sent else {})
+
+
+@pytest.mark.parametrize(
+    ("module", "is_sent"), [("my_books", False), ("my_other", True), ("no.such.module", False)]
+)
+def test_a_class_of_the_script_is_sent_unless_a_module_has_it(
+    tmp_path, monkeypatch, module, is_sent
+):
+    (tmp_path / "my_books.py").write_text("class Notebook: ...")
+    (tmp_path / "my_other.py").write_text("raise SystemError('it is not run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = find_custom_objects(model_of(OF_SCRIPT()), "", [module])
+    assert bool(found.of_script) == is_sent
 
 
 def test_what_was_sent_is_known_to_keras(tmp_path):

@@ -269,6 +269,10 @@ def test_rows_that_give_no_ranges_are_refused(digits, rows, match):
 def test_what_is_asked_for_and_can_not_be_is_told_before_any_work(digits, tmp_path, capsys):
     with pytest.raises(InvalidInputError, match=r"names '.*nothing.py', where no file is"):
         Exporter(digits, "onnx", custom_objects_from=[tmp_path / "nothing.py"])
+    with pytest.raises(InvalidInputError, match=r"nothing\.py', where no file is"):
+        Exporter(digits, "onnx", custom_objects_from=str(tmp_path / "nothing.py"))
+    with pytest.raises(InvalidInputError, match=r"must be a list.*received 5"):
+        Exporter(digits, "onnx", custom_objects_from=5)
     with pytest.raises(InvalidInputError, match="'custom' takes no options"):
         Exporter(digits, "custom", opset=18)
     with pytest.raises(InvalidInputError, match="one output, of shape"):

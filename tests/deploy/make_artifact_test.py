@@ -51,6 +51,25 @@ def test_an_artifact_that_breaks_fails_with_its_reason(tmp_path, weights_format,
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("entry", ["other.npz", "empty", "."])
+def test_a_format_that_writes_no_entry_fails(tmp_path, weights_format, job_of, entry):
+    class Elsewhere(weights_format):
+        def write(self, model, folder):
+            (folder / "empty").mkdir()
+            if entry == ".":
+                (folder / "empty").rmdir()
+            return "NumPy"
+
+        def run(self, folder, samples):
+            raise NotSupportedError("it is not run")
+
+    export_format = Elsewhere()
+    export_format.entry = entry
+    with pytest.raises(ExportError, match=rf"format 'weights' wrote nothing .*{entry!r}"):
+        make_artifact(job_of(export_format), tmp_path, print)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_backend_that_is_not_installed_is_passed_over_and_its_extra_named(
     tmp_path, monkeypatch, weights_format, job_of
 ):
@@ -120,12 +139,13 @@ def test_less_precision_is_measured(tmp_path, weights_format, job_of):
 
 
 class AsTheModel:
-    """A format that keeps no artifact, and computes by the model that it was to write."""
+    """A format that keeps nothing in its artifact, and computes by the model itself."""
 
     name, suffix, entry = "as the model", ".none", "none"
 
     def write(self, model, folder):
         self.infer = backend.current().plain_inference(model)
+        (folder / self.entry).touch()
         return "nothing"
 
     def run(self, folder, samples):

@@ -41,6 +41,18 @@ def test_an_unknown_name_gets_the_nearest_one():
         registry.create_format("onxx", {})
 
 
+def test_a_path_without_a_suffix_names_no_format():
+    text, folder = TextFormat(), TextFormat()
+    folder.name, folder.suffix = "folder", ""
+    register_exporter(text)
+    register_exporter(folder)
+    for name in ("model", "model.bin"):
+        with pytest.raises(
+            InvalidInputError, match=rf"none writes '{name}'.*'.txt': 'text'.*reached folder\."
+        ):
+            registry.format_for_suffix(Path(name))
+
+
 def test_an_unknown_option_is_named_with_those_that_there_are():
     with pytest.raises(InvalidInputError, match=r"no option \['opsett'\]; it has \['opset', "):
         registry.create_format("onnx", {"opsett": 1})

@@ -1,7 +1,9 @@
 import importlib.util
 import os
+import select
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -39,20 +41,38 @@ class Doubling(keras.layers.Layer):
     def call(self, inputs):
         return 2 * keras.ops.relu(inputs)
 
-model = keras.Sequential([keras.Input((4,)), Doubling()])
-print(Exporter(model, sys.argv[1], verbose=False).export(sys.argv[2]).verification.state)
+given = sys.argv[3:]
+layers = [Doubling()]
+if given:
+    from keras_deepseek.backend.keras_file import import_source
+    import_source(given[0])
+    layers.append(keras.saving.get_custom_objects()["Tripling"]())
+model = keras.Sequential([keras.Input((4,)), *layers])
+exporter = Exporter(model, sys.argv[1], verbose=False, custom_objects_from=given)
+print(exporter.export(sys.argv[2]).verification.state)
+"""
+
+TRIPLING = """
+import keras
+
+class Tripling(keras.layers.Layer):
+    def call(self, inputs):
+        return 3 * inputs
 """
 
 
-def test_a_class_of_the_running_script_reaches_the_other_process(tmp_path):
+@pytest.mark.parametrize("with_a_file", [False, True])
+def test_a_class_of_the_running_script_reaches_the_other_process(tmp_path, with_a_file):
     pytest.importorskip("cloudpickle")
     other = other_backend()
     if other != "tensorflow":
         pytest.skip("TensorFlow writes what this exports")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
+    (tmp_path / "tripling.py").write_text(TRIPLING)
+    given = [tmp_path / "tripling.py"] if with_a_file else []
     ended = subprocess.run(
-        [sys.executable, script, "savedmodel", tmp_path / "out"],
+        [sys.executable, script, "savedmodel", tmp_path / "out", *given],
         capture_output=True,
         text=True,
         check=False,
@@ -73,7 +93,7 @@ def test_layers_from_a_file_reach_the_other_process(tmp_path, tensorflow_install
     from keras_deepseek.backend.keras_file import import_source
     from keras_deepseek.deploy.formats.saved_model import SavedModelFormat
 
-    source = tmp_path / "doubling_layer.py"
+    source = tmp_path / "doubling_for_a_child.py"
     source.write_text(LAYER_FILE)
     import_source(source)
     try:
@@ -94,3 +114,33 @@ def test_layers_from_a_file_reach_the_other_process(tmp_path, tensorflow_install
     assert "saved_model.pb" in os.listdir(folder)
     for sample, outputs in zip(job.samples, result.outputs, strict=True):
         np.testing.assert_allclose(outputs["output_0"], 2 * sample["input_0"])
+
+
+WAITING_FOR_A_CHILD = """
+import sys
+from pathlib import Path
+from keras_deepseek.deploy.routes import _run_child
+
+try:
+    _run_child(Path(sys.argv[1]), sys.argv[2], print)
+finally:
+    Path(sys.argv[1], "job.json").read_text()  # So that who writes there does not wait for ever.
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux alone watches others' processes")
+def test_a_child_ends_with_the_process_that_started_it(tmp_path):
+    job = tmp_path / "job.json"
+    os.mkfifo(job)
+    command = [sys.executable, "-c", WAITING_FOR_A_CHILD, tmp_path, keras.backend.backend()]
+    with subprocess.Popen(command) as parent, job.open("w"):  # Open once the child reads its job.
+        (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        watched = os.pidfd_open(int(child))
+        try:
+            ended = select.poll()
+            ended.register(watched, select.POLLIN)
+            assert not ended.poll(0)
+            parent.kill()
+            assert ended.poll(60_000)
+        finally:
+            os.close(watched)

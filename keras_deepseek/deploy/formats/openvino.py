@@ -4,11 +4,11 @@ It is no built-in format: it is registered as one of the user's own is, and show
 """
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
+from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
 from keras_deepseek.deploy.import_extra import import_extra
@@ -50,10 +50,10 @@ class OpenVINOFormat:
     def write(self, model: NamedModel, folder: Path) -> str:
         """Writes the model in the precision that it computes in."""
         openvino = _import_openvino()
-        with tempfile.TemporaryDirectory(prefix="keras_deepseek_openvino_") as work:
-            how = self._onnx.write(model, Path(work))
+        with temporary_folder("keras_deepseek_openvino") as work:
+            how = self._onnx.write(model, work)
             # `openvino.convert_model` does the same, and reports that it was used.
-            converted = openvino.Core().read_model(Path(work) / self._onnx.entry)
+            converted = openvino.Core().read_model(work / self._onnx.entry)
         _keep_the_order_of_equals(converted)
         openvino.save_model(converted, folder / self.entry, compress_to_fp16=False)
         return f"OpenVINO {openvino.__version__.partition('-')[0]} from {how}"

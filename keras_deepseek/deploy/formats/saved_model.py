@@ -46,6 +46,10 @@ class SavedModelFormat:
                 "`classify` must be a boolean, or a list of the classes' names; "
                 f"received {classify!r}."
             )
+        if len(set(names)) < len(names):
+            raise InvalidInputError(
+                f"`classify` names a class twice: {[*names]}. By its name a client tells it."
+            )
         self._classify = classify
         self._regress = check_boolean("regress", regress)
         self._warmup = check_boolean("warmup", warmup)

@@ -7,12 +7,11 @@ attention lose more than they gain.
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 
 _OPERATORS = ["Conv", "MatMul", "Gemm"]
@@ -36,8 +35,8 @@ def quantize(model: Any, batches: Sequence[dict[str, Array]]) -> Any:
         def get_next(self) -> dict[str, Array] | None:
             return next(remaining, None)
 
-    with tempfile.TemporaryDirectory(prefix="keras_deepseek_int8_") as folder:
-        given, made = Path(folder, "given.onnx"), Path(folder, "made.onnx")
+    with temporary_folder("keras_deepseek_int8") as folder:
+        given, made = folder / "given.onnx", folder / "made.onnx"
         onnx.save(model, given)
         with _no_advice():
             quantization.quantize_static(

@@ -1,0 +1,146 @@
+"""What a user gives to an `Exporter`, checked before any work is done for it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.argument_check import check_path, check_sources
+from keras_deepseek.artifacts.errors import (
+    BundleError,
+    InvalidInputError,
+    unknown_name_message,
+)
+from keras_deepseek.artifacts.signature import Array
+
+INT8 = "int8"
+PRECISIONS = ("float16", "bfloat16", INT8)
+"""What an artifact may be asked to compute in."""
+_OF_INT8 = ("onnx", "tensorrt")
+
+
+def check_model_name(name: Any) -> str:
+    """Returns the name of a model in a bundle, or says that it can't be one.
+
+    Args:
+        name: What was given.
+
+    Raises:
+        InvalidInputError: It is no text, or not one part of a path, as which it is served.
+    """
+    if (
+        not isinstance(name, str)
+        or not name.strip()
+        or name in (".", "..")
+        or not name.isprintable()
+        or any(sign in name for sign in "/\\")
+    ):
+        raise InvalidInputError(
+            f"`name` must be a text without slashes, a part of the URL that it is served at; "
+            f"received {name!r}."
+        )
+    return name
+
+
+def check_artifact_path(path: Any) -> Path:
+    """Returns the place of an artifact, or says that there can be none.
+
+    Args:
+        path: What was given.
+
+    Raises:
+        InvalidInputError: It is no path.
+        BundleError: The system can't reach such a path.
+    """
+    place = Path(check_path("path", path))
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # A folder that is missing is made; a file in its place is named later.
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BundleError(
+            f"No artifact can stand at {str(place)!r}: {reason}. Name another place."
+        ) from error
+    return place
+
+
+def check_samples(samples: Any) -> Sequence[Any]:
+    """Returns batches to verify on, or says that these are none.
+
+    Args:
+        samples: What was given.
+
+    Raises:
+        InvalidInputError: It is no list, or an empty one.
+    """
+    if not isinstance(samples, list | tuple):
+        raise InvalidInputError(
+            "`samples` must be a list of batches, each as `model.predict` takes them, as in "
+            f"samples=[x[:3], x[3:4]]; received {type(samples).__name__}."
+        )
+    if not samples:
+        raise InvalidInputError("`samples` is empty: expected at least one batch to verify on.")
+    return samples
+
+
+def check_custom_sources(given: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """Returns the modules and files that define a model's custom layers.
+
+    Args:
+        given: What was given.
+
+    Raises:
+        InvalidInputError: They are no such list, or a file is missing.
+    """
+    sources = check_sources("custom_objects_from", given)
+    for path in map(Path, sources):
+        if path.suffix == ".py" and not path.is_file():
+            raise InvalidInputError(f"`custom_objects_from` names {str(path)!r}, where no file is.")
+    return sources
+
+
+def check_precision(backend: str, precision: str | None, *, has_calibration: bool) -> None:
+    """Says that an artifact can't be had in a precision.
+
+    Args:
+        backend: string. The format.
+        precision: string, or `None`.
+        has_calibration: boolean. Whether there are rows to make int8 for.
+
+    Raises:
+        InvalidInputError: It is unknown, or none of this format, or int8 without rows.
+    """
+    if precision is not None and precision not in PRECISIONS:
+        raise InvalidInputError(unknown_name_message("precision", precision, PRECISIONS))
+    if precision == INT8 and backend not in _OF_INT8:
+        raise InvalidInputError(
+            f"int8 is written as {' or '.join(_OF_INT8)} alone; received backend={backend!r}."
+        )
+    if (precision == INT8) != has_calibration:
+        raise InvalidInputError(
+            "precision='int8' and calibration= go together: int8 is made for the ranges that data "
+            "have. Pass calibration=x_train[:256], or another precision."
+        )
+
+
+def check_calibration(arrays: dict[str, Array]) -> dict[str, Array]:
+    """Returns the rows that int8 is made for, or says what in them no range can be made of.
+
+    Args:
+        arrays: The rows by input name.
+
+    Raises:
+        InvalidInputError: There are none, or they hold NaN or infinity.
+    """
+    for name, array in arrays.items():
+        if not len(array):
+            raise InvalidInputError(f"`calibration` has no rows for input {name!r}.")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InvalidInputError(
+                f"`calibration` holds NaN or infinity in input {name!r}: int8 is made for the "
+                "ranges that the rows have. Leave such rows out."
+            )
+    return arrays
