@@ -9,6 +9,7 @@ import glob
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ except ImportError:  # Windows has no such locks: there nothing that was left is
     fcntl = None  # type: ignore[assignment]
 
 _SUFFIX = ".partial"
+_LONGEST_WAIT = 0.2
+"""Seconds. Who has locked a folder before has then long looked at what is in it."""
 
 
 @contextmanager
@@ -85,12 +88,12 @@ def _make_folder(stack: contextlib.ExitStack, target: Path) -> Path:
     """Returns a new folder beside `target`, locked until the stack is closed."""
     # The parent's lock keeps others from a folder that is made and not yet locked.
     with contextlib.ExitStack() as briefly:
-        if _lock(briefly, target.parent, waits=True):
+        if _lock_briefly(briefly, target.parent):
             _remove_left(target)
         folder = Path(
             tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent)
         )
-        _lock(stack, folder, waits=False)
+        _lock(stack, folder)
     return folder
 
 
@@ -101,17 +104,30 @@ def _remove_left(target: Path) -> None:
         middle = folder.name.removeprefix(prefix).removesuffix(_SUFFIX)
         if "." not in middle and folder.is_dir():  # With a dot, it is for another name.
             with contextlib.ExitStack() as briefly:
-                if _lock(briefly, folder, waits=False):
+                if _lock(briefly, folder):
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lock(stack: contextlib.ExitStack, folder: Path, *, waits: bool) -> bool:
+def _lock_briefly(stack: contextlib.ExitStack, folder: Path) -> bool:
+    """Returns whether a folder is now locked; others who make one in it are waited for.
+
+    It may be such a folder itself, which is locked for long, and which nobody else removes from.
+    """
+    deadline = time.monotonic() + (_LONGEST_WAIT if fcntl else 0.0)
+    while not _lock(stack, folder):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LONGEST_WAIT / 10)
+    return True
+
+
+def _lock(stack: contextlib.ExitStack, folder: Path) -> bool:
     """Returns whether a folder is now locked, until the stack is closed or the process ends."""
     if fcntl is None:
         return False
     with contextlib.suppress(OSError):  # Another has it, or the file system has no locks.
         descriptor = os.open(folder, os.O_RDONLY)
         stack.callback(os.close, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     return False

@@ -133,3 +133,14 @@ def test_a_place_that_can_not_be_written_says_so(tmp_path):
         staging_folder(tmp_path / "file" / "digits"),
     ):
         pass
+
+
+def test_one_may_stand_in_another(tmp_path):
+    with (
+        staging_folder(tmp_path / "outer") as outer,
+        staging_folder(outer / "inner") as inner,
+        staging_folder(inner / "innermost") as innermost,
+    ):
+        assert innermost.parent == inner
+        assert inner.parent == outer
+    assert not any(tmp_path.iterdir())
