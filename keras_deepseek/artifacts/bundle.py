@@ -137,6 +137,25 @@ def publish_bundle(folder: Path, path: str | os.PathLike[str], manifest: Manifes
     return Bundle(target, sealed)
 
 
+def publish_file(file: Path, path: str | os.PathLike[str]) -> None:
+    """Moves one file to `path`, in place of an older one, once it is on the disk.
+
+    Args:
+        file: A file of `staging_folder(path)`.
+        path: Where it will stand.
+
+    Raises:
+        BundleError: It can't be written.
+    """
+    target = Path(path)
+    try:
+        _flush_to_disk(file)
+        file.replace(target)
+        _flush_to_disk(target.parent)
+    except OSError as error:
+        raise BundleError(f"The file {str(target)!r} can't be written: {error}.") from error
+
+
 def _swap(folder: Path, target: Path) -> None:
     """Puts `folder` at `target`, in one step where that can be done, and removes the old bundle."""
     if exchange(folder, target):

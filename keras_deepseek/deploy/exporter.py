@@ -20,6 +20,7 @@ from keras_deepseek.artifacts.bundle import (
     Bundle,
     check_target,
     publish_bundle,
+    publish_file,
 )
 from keras_deepseek.artifacts.errors import (
     ExportError,
@@ -195,7 +196,7 @@ class Exporter:
                 made = self._make(export_format, folder, say)
             if as_file:
                 _check_alone(folder, export_format.entry, target)
-                (folder / export_format.entry).replace(target)
+                publish_file(folder / export_format.entry, target)
             else:
                 publish_bundle(folder, target, self._manifest(export_format, made))
         report = ExportReport(

@@ -146,9 +146,9 @@ def format_for_suffix(path: Path) -> ExportFormat:
             return export_format
     known = {each.suffix: name for name, each in _registered.items() if each.suffix}
     folders = [name for name, each in _registered.items() if not each.suffix]
-    by_name = f" By its name, as a backend, is reached {', '.join(folders)}." if folders else ""
+    by_name = f" Of no suffix is {', '.join(folders)}: pass that as the backend." if folders else ""
     raise InvalidInputError(
         f"'custom' means the registered format that a path's suffix names, and none writes "
-        f"{path.name!r}: registered are {known or 'none'}.{by_name} "
+        f"{path.name!r}: with a suffix there are {known or 'none'}.{by_name} "
         "Register one with keras_deepseek.deploy.register_exporter."
     )

@@ -11,6 +11,7 @@ from keras_deepseek.artifacts.bundle import (
     check_target,
     is_bundle,
     publish_bundle,
+    publish_file,
 )
 from keras_deepseek.artifacts.errors import BundleError
 from keras_deepseek.artifacts.exchange import exchange
@@ -97,6 +98,32 @@ def test_where_folders_can_not_be_exchanged_they_are_renamed(tmp_path, monkeypat
     write_bundle(tmp_path / "digits", b"newer")
     assert os.listdir(tmp_path) == ["digits"]
     assert (Bundle.open(tmp_path / "digits").path / "model.bin").read_bytes() == b"newer"
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    target = tmp_path / "digits.onnx"
+    target.write_bytes(b"older")
+    flushed = []
+
+    def fsync(descriptor):
+        flushed.append((os.fstat(descriptor).st_ino, target.read_bytes()))
+
+    with staging_folder(target) as folder:
+        file = folder / "model.onnx"
+        file.write_bytes(b"newer")
+        number = file.stat().st_ino
+        monkeypatch.setattr(os, "fsync", fsync)
+        publish_file(file, target)
+    assert flushed == [(number, b"older"), (tmp_path.stat().st_ino, b"newer")]
+    assert os.listdir(tmp_path) == ["digits.onnx"]
+
+
+def test_a_file_that_can_not_take_its_place_says_so(tmp_path):
+    (tmp_path / "digits.onnx").mkdir()
+    with staging_folder(tmp_path / "digits.onnx") as folder:
+        (folder / "model.onnx").touch()
+        with pytest.raises(BundleError, match=r"digits\.onnx' can't be written"):
+            publish_file(folder / "model.onnx", tmp_path / "digits.onnx")
 
 
 def test_a_failure_in_the_middle_leaves_the_old_bundle(tmp_path):

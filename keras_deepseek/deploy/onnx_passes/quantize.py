@@ -5,9 +5,7 @@ and DequantizeLinear nodes say where. Other operators stay in float32: with them
 attention lose more than they gain.
 """
 
-import contextlib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Array
@@ -15,6 +13,8 @@ from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 
 _OPERATORS = ["Conv", "MatMul", "Gemm"]
+_IS_SIMPLIFIED = ("onnx.quant.pre_process", "onnxruntime.quant")
+"""The mark of a graph that onnxruntime does not advise to simplify first, as this one is."""
 
 
 def quantize(model: Any, batches: Sequence[dict[str, Array]]) -> Any:
@@ -37,35 +37,23 @@ def quantize(model: Any, batches: Sequence[dict[str, Array]]) -> Any:
 
     with temporary_folder("keras_deepseek_int8") as folder:
         given, made = folder / "given.onnx", folder / "made.onnx"
-        onnx.save(model, given)
-        with _no_advice():
-            quantization.quantize_static(
-                given,
-                made,
-                Reader(),
-                quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=_OPERATORS,
-                per_channel=True,
-                activation_type=quantization.QuantType.QInt8,
-                weight_type=quantization.QuantType.QInt8,
-                extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
-            )
-        return onnx.load(made)
-
-
-@contextlib.contextmanager
-def _no_advice() -> Iterator[None]:
-    """Keeps back the warnings that ask for a graph to be simplified first, as this one is."""
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "pre-processing before quantization" not in record.getMessage()
-
-    root = logging.getLogger()
-    handlers = list(root.handlers)
-    root.addFilter(is_other)
-    try:
-        yield
-    finally:
-        root.removeFilter(is_other)
-        for handler in set(root.handlers).difference(handlers):  # logging.warning() adds one.
-            root.removeHandler(handler)
+        marked = onnx.ModelProto()
+        marked.CopyFrom(model)
+        marked.metadata_props.add(key=_IS_SIMPLIFIED[0], value=_IS_SIMPLIFIED[1])
+        onnx.save(marked, given)
+        quantization.quantize_static(
+            given,
+            made,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=_OPERATORS,
+            per_channel=True,
+            activation_type=quantization.QuantType.QInt8,
+            weight_type=quantization.QuantType.QInt8,
+            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+        )
+        quantized = onnx.load(made)
+    for index, entry in reversed(list(enumerate(quantized.metadata_props))):
+        if entry.key == _IS_SIMPLIFIED[0]:
+            del quantized.metadata_props[index]
+    return quantized

@@ -27,9 +27,19 @@ def test_products_are_in_int8_and_near(dense, run):
 
 
 def test_advice_to_simplify_what_is_simple_is_kept_back(dense, caplog):
-    handlers = list(logging.getLogger().handlers)
+    before = dense.SerializeToString()
     with caplog.at_level(logging.WARNING):
-        quantize(dense, [{"x": np.ones((8, 4), "float32")}])
+        made = quantize(dense, [{"x": np.ones((8, 4), "float32")}])
         logging.getLogger().warning("another")
     assert caplog.messages == ["another"]
-    assert logging.getLogger().handlers == handlers
+    assert dense.SerializeToString() == before
+    assert "onnx.quant.pre_process" not in {entry.key for entry in made.metadata_props}
+
+
+def test_the_root_logger_is_left_as_it_is(dense, monkeypatch):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])  # As of who set none: then Python adds one.
+    filters = list(root.filters)
+    quantize(dense, [{"x": np.ones((8, 4), "float32")}])
+    assert root.handlers == []
+    assert root.filters == filters
