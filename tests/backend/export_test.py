@@ -235,3 +235,166 @@ def test_a_constant_is_added_to_a_bias(tmp_path):
     given = np.random.default_rng(0).normal(size=(2, 8, 7)).astype("float32")
     (outputs,) = run_onnx(model, tmp_path / "model.onnx", given)
     np.testing.assert_allclose(outputs, keras.ops.convert_to_numpy(model(given)), atol=1e-5)
+
+
+class Applied(keras.layers.Layer):
+    def __init__(self, function, dtype=None):
+        super().__init__(dtype=dtype)
+        self.function = function
+
+    def call(self, inputs):
+        return self.function(inputs)
+
+
+def run_function(function, given, path, shape=None):
+    inputs = keras.Input(shape or given.shape[1:], dtype=str(given.dtype), name="x")
+    model = keras.Model(inputs, Applied(function)(inputs))
+    (received,) = run_onnx(model, path / "model.onnx", given)
+    return received
+
+
+FAR = np.array([[-1e30, -200, -100, -87, -60, -20, -17, -16.5, -3, -0.6, -0.4, -1e-3, -1e-7]])
+FAR = np.concatenate([FAR, -FAR, FAR * 0], axis=1).astype("float32")
+TINY = float(np.finfo("float32").tiny)
+ENDS = np.array([[-np.inf, np.inf, np.nan]], "float32")
+
+
+def log_sigmoid(x):
+    return np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x)))
+
+
+@pytest.mark.parametrize("given", [FAR, ENDS], ids=["far", "ends"])
+def test_log_sigmoid(given, tmp_path):
+    received = run_function(keras.ops.log_sigmoid, given, tmp_path)
+    expected = log_sigmoid(given.astype("float64"))
+    np.testing.assert_allclose(received, expected, rtol=1e-6, atol=TINY)
+
+
+@pytest.mark.parametrize("given", [FAR, ENDS], ids=["far", "ends"])
+def test_expm1(given, tmp_path):
+    given = np.minimum(given, 80) if given is FAR else given
+    received = run_function(keras.ops.expm1, given, tmp_path)
+    np.testing.assert_allclose(received, np.expm1(given.astype("float64")), rtol=1e-6)
+
+
+@pytest.mark.parametrize("given", [FAR, ENDS], ids=["far", "ends"])
+def test_log1p(given, tmp_path):
+    given = np.maximum(given, -1) if given is FAR else given
+    received = run_function(keras.ops.log1p, given, tmp_path)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = np.log1p(given.astype("float64"))
+    np.testing.assert_allclose(received, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["logaddexp", "logaddexp2"])
+def test_the_logarithm_of_a_sum_of_powers(name, tmp_path):
+    pairs = [(100, 100), (-100, -100), (200, 199), (-1e30, 3), (-12, 0), (0.5, -0.25)]
+    pairs += [(np.inf, np.inf), (-np.inf, -np.inf), (np.inf, -np.inf), (np.nan, 1)]
+    given = np.array(pairs, "float32")
+    received = run_function(lambda x: getattr(keras.ops, name)(x[:, 0], x[:, 1]), given, tmp_path)
+    with np.errstate(invalid="ignore"):
+        expected = getattr(np, name)(*given.astype("float64").T)
+    np.testing.assert_allclose(received, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mean", [0, 50, 500, 3000])
+def test_groups_with_a_large_mean_are_normalized(mean, tmp_path):
+    given = np.random.default_rng(0).normal(size=(2, 20, 30, 6)).astype("float32")
+    given += np.float32(mean)
+    layer = keras.layers.GroupNormalization(3)
+    received = run_function(layer, given, tmp_path, (None, None, 6))
+    groups = given.astype("float64").reshape(2, 20, 30, 3, 2)
+    axes = (1, 2, 4)
+    spread = np.sqrt(groups.var(axes, keepdims=True) + layer.epsilon)
+    expected = ((groups - groups.mean(axes, keepdims=True)) / spread).reshape(given.shape)
+    # A mean of float32 is off by some of its last digits.
+    np.testing.assert_allclose(received, expected, atol=1e-5 + 1e-6 * mean)
+
+
+def test_no_class_below_zero_and_beyond_the_last(tmp_path):
+    """ONNX counts what is below zero from the end."""
+    given = np.array([[-1, 3], [4, 8], [0, 9 if keras.backend.backend() != "torch" else 1]])
+    received = run_function(lambda x: keras.ops.one_hot(x, 9), given.astype("int32"), tmp_path)
+    np.testing.assert_array_equal(received, given[..., None] == np.arange(9))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="these are Keras's on PyTorch")
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("axes", [(1,), (0, -1), [1, 2]])
+def test_moments_are_those_of_keras(axes, keepdims, dtype):
+    from keras_deepseek.backend.torch import export
+
+    x = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(dtype)
+    expected = keras.ops.moments(x, axes, keepdims=keepdims)
+    with export._moments_in_two_steps():
+        received = keras.ops.moments(x, axes, keepdims=keepdims)
+    for ours, theirs in zip(received, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.shape == theirs.shape
+        tolerance = 1e-3 if dtype == "float16" else 1e-5
+        np.testing.assert_allclose(ours.cpu(), theirs.cpu(), atol=tolerance)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="these are Keras's on PyTorch")
+def test_a_variance_beside_a_large_mean_is_kept():
+    """Canary: Keras's own is looked up where it is replaced, and loses it."""
+    from keras_deepseek.backend.torch import export
+
+    x = np.random.default_rng(0).normal(size=(2, 1000)).astype("float32") + np.float32(3000)
+    expected = x.astype("float64").var(axis=1)
+    before = keras.ops.moments(x, (1,))[1].cpu().numpy()
+    with export._moments_in_two_steps():
+        received = keras.ops.moments(x, (1,))[1].cpu().numpy()
+    after = keras.ops.moments(x, (1,))[1].cpu().numpy()
+    np.testing.assert_allclose(received, expected, rtol=1e-5)
+    assert np.abs(before - expected).max() > 1e-2
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="these are Keras's on PyTorch")
+def test_moments_across_replicas_are_refused_as_by_keras():
+    from keras_deepseek.backend.torch import export
+
+    with export._moments_in_two_steps(), pytest.raises(NotImplementedError, match="synchronized"):
+        keras.ops.moments(np.ones((2, 3), "float32"), (1,), synchronized=True)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="jax2onnx's own ways")
+def test_what_is_put_is_taken_back():
+    import jax
+
+    from keras_deepseek.backend.jax import export
+
+    system = pytest.importorskip("jax2onnx.plugins.plugin_system")
+    system.import_all_plugins()
+    before = dict(system.PLUGIN_REGISTRY), jax.nn.one_hot, jax.nn.log_sigmoid
+    with export._primitives_in_parts(), export._functions_in_parts():
+        assert system.PLUGIN_REGISTRY["log1p"] is not before[0]["log1p"]
+        assert jax.nn.log_sigmoid is export._log_sigmoid
+    assert before == (dict(system.PLUGIN_REGISTRY), jax.nn.one_hot, jax.nn.log_sigmoid)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="PyTorch has no one of integers")
+def test_log_sigmoid_of_integers(tmp_path):
+    given = np.array([[-30, 0, 3]], "int32")
+    received = run_function(keras.ops.log_sigmoid, given, tmp_path)
+    np.testing.assert_allclose(received, log_sigmoid(given), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_more_classes_than_a_type_has_numbers(dtype, tmp_path):
+    given = np.array([[1, 100], [0, 7]], dtype)
+    received = run_function(lambda x: keras.ops.one_hot(x, 300), given, tmp_path)
+    np.testing.assert_array_equal(received.argmax(-1), given)
+
+
+@pytest.mark.parametrize("name", ["expm1", "log1p", "log_sigmoid"])
+def test_numbers_have_the_type_of_a_model_in_float16(name, tmp_path):
+    given = np.array([[1e-3, 0.3, 5]], "float16")
+    function = getattr(keras.ops, name)
+    inputs = keras.Input((3,), dtype="float16", name="x")
+    model = keras.Model(inputs, Applied(function, "float16")(inputs))
+    (received,) = run_onnx(model, tmp_path / "model.onnx", given)
+    expected = keras.ops.convert_to_numpy(function(given.astype("float32")))
+    np.testing.assert_allclose(received, expected, rtol=5e-3)

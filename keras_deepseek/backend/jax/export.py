@@ -1,8 +1,10 @@
 """JAX's own ways out of Keras: jax2onnx, and jax2tf where TensorFlow is installed beside it."""
 
 import contextlib
+import importlib
+import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,7 +13,6 @@ import numpy as np
 
 from keras_deepseek.artifacts.errors import MissingExtraError
 from keras_deepseek.backend.free_axes import Shapes, with_named_axes
-from keras_deepseek.backend.jax.onnx_operators import functions_in_parts, primitives_in_parts
 from keras_deepseek.backend.jax2onnx_pooling import pool_over_fewer_axes
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.saved_model_writer import save_as_saved_model
@@ -57,7 +58,7 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
     names = [spec.name for spec in model.signature.inputs]
 
     def run(*tensors: Any) -> tuple[Any, ...]:
-        with _iota_for_free_sizes(), _attention_in_parts(), functions_in_parts():
+        with _iota_for_free_sizes(), _attention_in_parts(), _functions_in_parts():
             outputs = model.trace(dict(zip(names, tensors, strict=True)))
         return tuple(outputs[spec.name] for spec in model.signature.outputs)
 
@@ -75,7 +76,7 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
             output_path=path,
         )
 
-    with primitives_in_parts():
+    with _primitives_in_parts():
         with_named_axes(model.signature, write)
     pool_over_fewer_axes(path)
 
@@ -152,3 +153,94 @@ def _by_group(array: Any, num_groups: int) -> Any:
     batch, num_heads, *lengths = array.shape
     parts = (1, 1) if num_heads == 1 else (num_groups, num_heads // num_groups)
     return array.reshape((batch, *parts, *lengths))
+
+
+@contextlib.contextmanager
+def _functions_in_parts() -> Iterator[None]:
+    """Traces functions of `jax.nn` as others than those that jax2onnx puts for them."""
+    module = jax.nn
+    kept = module.log_sigmoid, module.one_hot
+    one_hot = module.one_hot
+
+    def one_hot_of_what_is_not_below(x: Any, num_classes: int, **options: Any) -> Any:
+        """Puts a class beyond all for one below zero, which ONNX counts from the end."""
+        if jax.numpy.issubdtype(x.dtype, jax.numpy.signedinteger):
+            x = x.astype(jax.numpy.promote_types(x.dtype, "int32"))
+            x = jax.numpy.where(x < 0, num_classes, x)
+        return one_hot(x, num_classes, **options)
+
+    module.log_sigmoid, module.one_hot = _log_sigmoid, one_hot_of_what_is_not_below
+    try:
+        yield
+    finally:
+        module.log_sigmoid, module.one_hot = kept
+
+
+@contextlib.contextmanager
+def _primitives_in_parts() -> Iterator[None]:
+    """Has jax2onnx write primitives by formulas that keep what is small."""
+    system: Any = importlib.import_module("jax2onnx.plugins.plugin_system")
+    system.import_all_plugins()
+    registry: dict[str, Any] = system.PLUGIN_REGISTRY
+    kept = {name: registry[name] for name in _FORMULAS if name in registry}
+    registry.update({name: _InParts(formula, registry) for name, formula in _FORMULAS.items()})
+    try:
+        yield
+    finally:
+        for name in _FORMULAS:
+            del registry[name]
+        registry.update(kept)
+
+
+class _InParts:
+    """A plugin of jax2onnx's that writes a primitive as a formula compiled by itself."""
+
+    def __init__(self, formula: Callable[[Any], Any], registry: dict[str, Any]) -> None:
+        self._formula = formula
+        self._compiled = registry[jax.make_jaxpr(jax.jit(formula))(0.0).eqns[0].primitive.name]
+
+    def lower(self, context: Any, equation: Any) -> None:
+        """Writes the parts where the primitive stands."""
+        given = equation.invars[0].aval
+        traced = jax.make_jaxpr(self._formula)(jax.ShapeDtypeStruct(given.shape, given.dtype))
+        self._compiled.lower(
+            context,
+            types.SimpleNamespace(
+                params={"jaxpr": traced}, invars=equation.invars[:1], outvars=equation.outvars
+            ),
+        )
+
+
+def _expm1(x: Any) -> Any:
+    """Returns `exp(x) - 1` as `tanh(x / 2) (exp(x) + 1)`, which keeps what is small."""
+    return jax.lax.tanh(x * 0.5) * (jax.lax.exp(x) + 1)
+
+
+def _log1p(x: Any) -> Any:
+    """Returns `log(1 + x)`, of what is small as `log(u) x / (u - 1)` of `u = 1 + x`.
+
+    What is left of `x` in `u` stands in both: the error of the one is that of the other.
+    """
+    following = x + 1
+    logarithm = jax.lax.log(following)
+    kept = following - 1
+    small = jax.numpy.where(kept == 0, x, logarithm * (x / kept))
+    return jax.numpy.where(jax.lax.abs(x) < _SMALL, small, logarithm)
+
+
+def _log_sigmoid(x: Any) -> Any:
+    """Returns `min(x, 0) - log1p(exp(-|x|))`: of jax2onnx's `log(sigmoid(x))` nothing is left."""
+    if not jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
+        x = x.astype("float32")
+    negative = jax.lax.min(x, jax.lax.full_like(x, 0))
+    return negative - jax.lax.log1p(jax.lax.exp(-jax.lax.abs(x)))
+
+
+_SMALL = 0.5
+
+_FORMULAS: dict[str, Callable[[Any], Any]] = {
+    "expm1": _expm1,
+    # A plugin that puts nothing for `jax.numpy.expm1`, which comes to the primitive then.
+    "jax.numpy.expm1": _expm1,
+    "log1p": _log1p,
+}

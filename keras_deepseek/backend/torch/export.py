@@ -5,7 +5,7 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -14,12 +14,12 @@ import torch
 
 from keras_deepseek.artifacts.errors import MissingExtraError, NotSupportedError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.backend import torch_onnx_operators as operators
 from keras_deepseek.backend.free_axes import BATCH, Shapes, with_named_axes
 from keras_deepseek.backend.keras_internals import flatten_layers
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.one_file import fits_one_file
 from keras_deepseek.backend.serving_signatures import ServingSignatures
-from keras_deepseek.backend.torch.onnx_operators import moments_in_two_steps, translations
 
 _BATCH_SIZE = 5
 _SHORTEST = 11
@@ -46,14 +46,63 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
             output_names=[spec.name for spec in model.signature.outputs],
             opset_version=opset,
             dynamic_shapes={"tensors": tuple(map(_free_axes, model.signature.inputs))},
-            custom_translation_table=translations(),
+            custom_translation_table=_translations(),
             dynamo=True,
             external_data=not fits_one_file(model.model),
             verbose=False,
         )
 
-    with _quietly(), _unrolled(model.model), moments_in_two_steps():
+    with _quietly(), _unrolled(model.model), _moments_in_two_steps():
         with_named_axes(model.signature, write)
+
+
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Returns what `torch.onnx.export` takes as `custom_translation_table`."""
+    aten = torch.ops.aten
+    return {
+        aten.squeeze.dim: operators.squeeze,
+        aten.squeeze.dims: operators.squeeze,
+        aten.expm1.default: operators.expm1,
+        aten.special_expm1.default: operators.expm1,
+        aten.log1p.default: operators.log1p,
+        aten.log_sigmoid.default: operators.log_sigmoid,
+        aten.logaddexp.default: operators.logaddexp,
+        aten.logaddexp2.default: operators.logaddexp2,
+    }
+
+
+@contextlib.contextmanager
+def _moments_in_two_steps() -> Iterator[None]:
+    """Takes a variance from the mean: Keras subtracts squares, of which little may be left."""
+    module: Any = keras.src.backend.torch.nn
+    moments = module.moments
+    module.moments = _moments
+    try:
+        yield
+    finally:
+        module.moments = moments
+
+
+def _moments(
+    x: Any, axes: Sequence[int], keepdims: bool = False, synchronized: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns what Keras's `moments` does, by `mean((x - mean)^2)`."""
+    if synchronized:
+        raise NotImplementedError("Argument synchronized=True is not supported with PyTorch.")
+    x = keras.ops.convert_to_tensor(x)
+    dtype = x.dtype
+    values = x.float() if dtype == torch.float16 else x
+    axes = list(axes)
+    mean = torch.mean(values, dim=axes, keepdim=True)
+    variance = torch.mean(torch.square(values - mean), dim=axes, keepdim=True)
+    if not keepdims:
+        mean, variance = torch.squeeze(mean, axes), torch.squeeze(variance, axes)
+    if dtype == torch.float16:
+        limits = torch.finfo(dtype)
+        mean, variance = (
+            torch.clip(each, limits.min, limits.max).to(dtype) for each in (mean, variance)
+        )
+    return mean, variance
 
 
 @contextlib.contextmanager
