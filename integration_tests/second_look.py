@@ -63,13 +63,24 @@ def call(model: keras.Model, signature: Signature, batch: Batch) -> Batch:
     if isinstance(getattr(model, "input", None), list):
         given = [batch[name] for name in names]
     if keras.backend.backend() == "jax":  # Eagerly it compiles each operation.
-        outputs = model.predict(given, verbose=0)
+        outputs = _call_compiled(model, given)
     else:
         outputs = model(given, training=False)
     arrays = [keras.ops.convert_to_numpy(each) for each in keras.tree.flatten(outputs)]
     if isinstance(outputs, dict):
         return dict(zip(keras.tree.flatten({key: key for key in outputs}), arrays, strict=True))
     return dict(zip((spec.name for spec in signature.outputs), arrays, strict=True))
+
+
+def _call_compiled(model: keras.Model, given: Any) -> Any:
+    """Returns what a model on JAX gives; `predict` would take its weights away where it fails."""
+    import jax
+
+    states = [
+        [variable.value for variable in variables]
+        for variables in (model.trainable_variables, model.non_trainable_variables)
+    ]
+    return jax.jit(lambda *each: model.stateless_call(*each, training=False)[0])(*states, given)
 
 
 def tolerance(model: keras.Model) -> float:
