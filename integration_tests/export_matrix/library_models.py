@@ -22,7 +22,7 @@ SMALLEST = {
     "convnext": ("ConvNeXtTiny", 32, {}),
 }
 """By family: the function of its smallest model, the side of the images, and further arguments."""
-_GAIN = 4.0
+_GAINS = {"MobileNet": 4.0, "MobileNetV2": 3.0, "MobileNetV3Small": 4.0}
 """As Keras draws them, the weights of the MobileNets let nothing of an image through."""
 
 
@@ -31,8 +31,8 @@ def _builder(function: str, side: int, options: dict[str, Any]) -> Callable[[], 
         make = getattr(keras.applications, function)
         model = make(weights=None, input_shape=(side, side, 3), classes=10, **options)
         for weight in model.weights:
-            if function.startswith("Mobile") and weight.path.endswith("kernel"):
-                weight.assign(_GAIN * weight.value)
+            if function in _GAINS and weight.path.endswith("kernel"):
+                weight.assign(_GAINS[function] * weight.value)
         return model
 
     return build
