@@ -116,10 +116,11 @@ def make_wide_samples(model: keras.Model, signature: Signature) -> list[dict[str
 
 
 def _widen(array: Array) -> Array:
-    """Makes the floats of the first row large, and puts those of the second far from zero."""
+    """Makes the floats of the first row large, and puts those of the others far from zero."""
     if array.dtype.kind == "f":
-        array[0] *= 20
-        array[1] += 50 * array[1].std()
+        far = 50 * array.std()
+        array[:1] *= 20
+        array[1:] += far
     return array
 
 

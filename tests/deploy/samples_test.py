@@ -54,6 +54,10 @@ def test_further_batches_are_small_and_large_and_of_large_numbers():
     assert (small["x"].shape, large["x"].shape) == ((1, 5, 4), (20, 40, 4))
     assert np.abs(wide["x"][0]).max() > 20
     assert wide["x"][1].min() > 20
+    one_row = Input(batch_shape=(1, 4), name="x")
+    model = Model(one_row, layers.Dense(2)(one_row))
+    (wide,) = make_wide_samples(model, NamedModel(model).signature)
+    assert wide["x"].shape == (1, 4)
     tokens = Input((None,), dtype="int32", name="tokens")
     model = Model(tokens, layers.Embedding(9, 2)(tokens))
     assert make_wide_samples(model, NamedModel(model).signature) == []
