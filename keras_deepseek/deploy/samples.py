@@ -159,7 +159,10 @@ def hold_out(arrays: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Arra
 
 
 def draw_batch(
-    model: keras.Model, signature: Signature, shapes: Mapping[str, tuple[int, ...]]
+    model: keras.Model,
+    signature: Signature,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int | None = None,
 ) -> dict[str, Array]:
     """Returns a random batch of given shapes, the same one each time.
 
@@ -167,12 +170,13 @@ def draw_batch(
         model: `keras.Model`.
         signature: Its signature.
         shapes: dict. The shape of each input by its name, the batch first.
+        seed: integer. Defaults to `None`: the rows of a batch.
 
     Returns:
         A dict of arrays by input name.
     """
     batch_size = next((shape[0] for shape in shapes.values() if shape), 1)
-    generator = np.random.default_rng(batch_size)
+    generator = np.random.default_rng(batch_size if seed is None else seed)
     drawn = {}
     for spec, kind in zip(signature.inputs, input_kinds(model, len(signature.inputs)), strict=True):
         array = _draw(generator, spec, shapes[spec.name], kind.vocabulary or _FEW)
@@ -195,7 +199,8 @@ def _make_batch(
         )
         for spec in signature.inputs
     }
-    return draw_batch(model, signature, shapes)
+    # Of a batch whose size is fixed, the rows are to differ all the same.
+    return draw_batch(model, signature, shapes, seed=batch_size)
 
 
 def _draw(

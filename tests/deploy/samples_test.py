@@ -56,6 +56,8 @@ def test_further_batches_are_small_and_large_and_of_large_numbers():
     assert wide["x"][1].min() > 20
     one_row = Input(batch_shape=(1, 4), name="x")
     model = Model(one_row, layers.Dense(2)(one_row))
+    rows = make_samples(model, NamedModel(model).signature)
+    assert len({row["x"].tobytes() for row in rows}) == len(rows)
     (wide,) = make_wide_samples(model, NamedModel(model).signature)
     assert wide["x"].shape == (1, 4)
     tokens = Input((None,), dtype="int32", name="tokens")
