@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_deepseek.backend.keras_internals import image_operations
+from keras_deepseek.backend.lent_attributes import lent_attributes
 
 
 @contextlib.contextmanager
@@ -22,8 +23,8 @@ def mended_resize() -> Iterator[None]:
             return resize(images, size, *arguments, **options)
         return operations.Resize(size, **options).call(images)
 
-    keras.ops.image.resize = operations.resize = resize_to_any
-    try:
+    with (
+        lent_attributes(keras.ops.image, resize=resize_to_any),
+        lent_attributes(operations, resize=resize_to_any),
+    ):
         yield
-    finally:
-        keras.ops.image.resize = operations.resize = resize

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek.backend.lent_attributes import lent_attributes
+
 
 @contextlib.contextmanager
 def mended_time_distributed() -> Iterator[None]:
@@ -15,12 +17,8 @@ def mended_time_distributed() -> Iterator[None]:
     Where the length is free, Keras applies it to as many steps as there are rows on TensorFlow, and
     fails on JAX. What is computed of a step does not depend on others, so this gives the same.
     """
-    kerass = keras.layers.TimeDistributed.call
-    keras.layers.TimeDistributed.call = _call
-    try:
+    with lent_attributes(keras.layers.TimeDistributed, call=_call):
         yield
-    finally:
-        keras.layers.TimeDistributed.call = kerass
 
 
 def _call(

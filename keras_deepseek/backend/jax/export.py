@@ -14,6 +14,7 @@ import numpy as np
 from keras_deepseek.artifacts.errors import MissingExtraError
 from keras_deepseek.backend.free_axes import Shapes, with_named_axes
 from keras_deepseek.backend.jax2onnx_pooling import pool_over_fewer_axes
+from keras_deepseek.backend.lent_attributes import lent_attributes
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.saved_model_writer import save_as_saved_model
 from keras_deepseek.backend.serving_signatures import ServingSignatures
@@ -95,11 +96,8 @@ def _iota_for_free_sizes() -> Iterator[None]:
             return arange(*bounds, dtype=dtype)
         return jax.lax.broadcasted_iota(jax.numpy.dtype(dtype or "int32"), (start,), 0)
 
-    jax.numpy.arange = count
-    try:
+    with lent_attributes(jax.numpy, arange=count):
         yield
-    finally:
-        jax.numpy.arange = arange
 
 
 @contextlib.contextmanager
@@ -108,12 +106,8 @@ def _attention_in_parts() -> Iterator[None]:
 
     JAX takes the mean of all values there, and so do the other backends.
     """
-    attention = jax.nn.dot_product_attention
-    jax.nn.dot_product_attention = _attend
-    try:
+    with lent_attributes(jax.nn, dot_product_attention=_attend):
         yield
-    finally:
-        jax.nn.dot_product_attention = attention
 
 
 def _attend(
@@ -158,9 +152,7 @@ def _by_group(array: Any, num_groups: int) -> Any:
 @contextlib.contextmanager
 def _functions_in_parts() -> Iterator[None]:
     """Traces functions of `jax.nn` as others than those that jax2onnx puts for them."""
-    module = jax.nn
-    kept = module.log_sigmoid, module.one_hot
-    one_hot = module.one_hot
+    one_hot = jax.nn.one_hot
 
     def one_hot_of_what_is_not_below(x: Any, num_classes: int, **options: Any) -> Any:
         """Puts a class beyond all for one below zero, which ONNX counts from the end."""
@@ -169,11 +161,8 @@ def _functions_in_parts() -> Iterator[None]:
             x = jax.numpy.where(x < 0, num_classes, x)
         return one_hot(x, num_classes, **options)
 
-    module.log_sigmoid, module.one_hot = _log_sigmoid, one_hot_of_what_is_not_below
-    try:
+    with lent_attributes(jax.nn, log_sigmoid=_log_sigmoid, one_hot=one_hot_of_what_is_not_below):
         yield
-    finally:
-        module.log_sigmoid, module.one_hot = kept
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from tensorflow.python.framework.convert_to_constants import (
 from tensorflow.python.grappler import tf_optimizer
 
 from keras_deepseek.artifacts.errors import MissingExtraError
+from keras_deepseek.backend.lent_attributes import lent_attributes
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.saved_model_writer import save_as_saved_model
 from keras_deepseek.backend.serving_signatures import ServingSignatures
@@ -106,12 +107,8 @@ def _transpositions_are_kept() -> Iterator[None]:
     """
     from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
-    action = TransposeOptimizer.post_optimize_action
-    TransposeOptimizer.post_optimize_action = lambda *_: None
-    try:
+    with lent_attributes(TransposeOptimizer, post_optimize_action=lambda *_: None):
         yield
-    finally:
-        TransposeOptimizer.post_optimize_action = action
 
 
 @contextlib.contextmanager
@@ -127,11 +124,8 @@ def _constants_are_kept() -> Iterator[None]:
         names[:] = [name for name in names if name != "constfold"]
         return optimize(config, *arguments, **options)
 
-    tf_optimizer.OptimizeGraph = optimize_less
-    try:
+    with lent_attributes(tf_optimizer, OptimizeGraph=optimize_less):
         yield
-    finally:
-        tf_optimizer.OptimizeGraph = optimize
 
 
 @contextlib.contextmanager

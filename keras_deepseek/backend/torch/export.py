@@ -17,6 +17,7 @@ from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend import torch_onnx_operators as operators
 from keras_deepseek.backend.free_axes import BATCH, Shapes, with_named_axes
 from keras_deepseek.backend.keras_internals import flatten_layers
+from keras_deepseek.backend.lent_attributes import lent_attributes
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.one_file import fits_one_file
 from keras_deepseek.backend.serving_signatures import ServingSignatures
@@ -74,13 +75,8 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 @contextlib.contextmanager
 def _moments_in_two_steps() -> Iterator[None]:
     """Takes a variance from the mean: Keras subtracts squares, of which little may be left."""
-    module: Any = keras.src.backend.torch.nn
-    moments = module.moments
-    module.moments = _moments
-    try:
+    with lent_attributes(keras.src.backend.torch.nn, moments=_moments):
         yield
-    finally:
-        module.moments = moments
 
 
 def _moments(
