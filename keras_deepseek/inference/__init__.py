@@ -1,8 +1,15 @@
 """Serving: batches of single requests, in-process and over HTTP."""
 
 from keras_deepseek.inference.engine import ServingEngine
-from keras_deepseek.inference.errors import ClosedError, OverloadedError
+from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError, OverloadedError
 from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.http import HttpServer
 
-__all__ = ["ClosedError", "Executor", "HttpServer", "OverloadedError", "ServingEngine"]
+__all__ = [
+    "ClosedError",
+    "DeadlineExceededError",
+    "Executor",
+    "HttpServer",
+    "OverloadedError",
+    "ServingEngine",
+]

@@ -1,5 +1,6 @@
 """Checks what a user gives to the engine, before anything is loaded or started for it."""
 
+import math
 import re
 
 from keras_deepseek.artifacts.errors import (
@@ -25,6 +26,20 @@ def check_count(argument: str, value: int) -> None:
         raise InvalidInputError(
             f"Received {argument}={value!r}. Expected an integer of at least 1."
         )
+
+
+def check_seconds(argument: str, value: float | None) -> None:
+    """Refuses what is neither `None` nor a time above zero."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 < value < math.inf):
+        raise InvalidInputError(f"Received {argument}={value!r}. Expected seconds, above 0.")
+
+
+def check_request_options(timeout: float | None, priority: int) -> None:
+    """Refuses a timeout that is no time, and a priority that is no whole number."""
+    check_seconds("timeout", timeout)
+    if not isinstance(priority, int) or isinstance(priority, bool):
+        raise InvalidInputError(f"Received priority={priority!r}. Expected an integer.")
 
 
 def check_address(host: str, port: int) -> None:

@@ -3,7 +3,8 @@
 Nothing here decides when a batch leaves (`batch_queue`) or runs it (`batcher`).
 """
 
-from concurrent.futures import Future
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,41 +13,82 @@ import numpy as np
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Array
 
-Reason = Literal["full", "idle", "waited", "closing", "retried"]
-"""Why a batch left: it was full; the model was idle; its oldest request had waited long enough; the
-batcher is closing; or it is one request alone, after the batch that it was in had failed."""
+Reason = Literal["full", "idle", "gathered", "waited", "deadline", "closing", "retried"]
+"""Why a batch left: it was full; the model was idle, and waiting would not have paid; the rows that
+were waited for had come; they had not, in the time that waiting pays, or that is fixed; a deadline
+drew near; the batcher is closing; or it is one request alone, after its batch had failed."""
 
 
 class Request:
-    """Rows that came together and are answered together.
+    """Rows that came together and are answered together, once.
 
     Args:
         inputs: dict of arrays by name, rows first.
+        deliver: Function of the request, called once, when `outputs` or `error` is there: on the
+            model's thread, or on the one that found the deadline passed. It must not block.
+            Defaults to `None`.
+        deadline: float. The time in seconds after which nobody wants the answer. Defaults to never.
+        priority: integer. Of those that wait for the same model, higher ones leave first. Defaults
+            to `0`.
+
+    What `lane` holds must be equal in two requests for them to share a batch.
 
     Raises:
         InvalidInputError: The arrays differ in their number of rows.
     """
 
-    def __init__(self, inputs: dict[str, Array]) -> None:
-        sizes = {name: array.shape[0] if array.ndim else None for name, array in inputs.items()}
-        if len(set(sizes.values())) != 1 or None in sizes.values():
+    __slots__ = (
+        "_answered_rows",
+        "_deliver",
+        "_open",
+        "_parts",
+        "arrived",
+        "deadline",
+        "error",
+        "inputs",
+        "is_over",
+        "lane",
+        "outputs",
+        "priority",
+        "rows",
+        "taken",
+    )
+
+    def __init__(
+        self,
+        inputs: dict[str, Array],
+        deliver: "Callable[[Request], None] | None" = None,
+        *,
+        deadline: float = math.inf,
+        priority: int = 0,
+    ) -> None:
+        sizes = {array.shape[0] if array.ndim else None for array in inputs.values()}
+        if len(sizes) != 1 or None in sizes:
+            shapes = {name: array.shape for name, array in inputs.items()}
             raise InvalidInputError(
-                f"Expected at least one input, all with the same number of rows; received {sizes}."
+                f"Expected at least one input, all with the same number of rows; received {shapes}."
             )
         self.inputs = inputs
-        self.rows = len(next(iter(inputs.values())))
+        self.rows: int = sizes.pop() or 0
+        self.lane = tuple(
+            [(name, array.shape[1:], array.dtype) for name, array in sorted(inputs.items())]
+        )
+        self.deadline = deadline
+        self.priority = priority
         self.taken = 0
         self.arrived = 0.0
-        self.future: Future[dict[str, Array]] = Future()
+        self.outputs: dict[str, Array] | None = None
+        self.error: BaseException | None = None
+        self.is_over = False
+        self._deliver = deliver
+        self._open = iter((True,))
         self._answered_rows = 0
         self._parts: dict[int, dict[str, Array]] = {}
 
     @property
-    def lane(self) -> tuple[object, ...]:
-        """What must be equal in two requests for them to share a batch."""
-        return tuple(
-            (name, array.shape[1:], array.dtype) for name, array in sorted(self.inputs.items())
-        )
+    def has_answer(self) -> bool:
+        """Whether there are outputs or an error: not where it was withdrawn."""
+        return self.outputs is not None or self.error is not None
 
     @property
     def waiting(self) -> int:
@@ -54,19 +96,36 @@ class Request:
         return max(self.rows - self.taken, 1)
 
     def answer(self, start: int, outputs: dict[str, Array], rows: int) -> None:
-        """Takes the outputs of the rows from `start` on; the last of them completes the future."""
+        """Takes the outputs of the rows from `start` on; the last of them completes the request."""
+        if rows == self.rows:
+            self._finish(outputs, None)
+            return
         self._parts[start] = outputs
         self._answered_rows += rows
-        if self._answered_rows < self.rows or self.future.done():
-            return
-        parts = [self._parts[start] for start in sorted(self._parts)]
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
-        self.future.set_result(joined if len(parts) > 1 else outputs)
+        if self._answered_rows == self.rows:
+            parts = [self._parts[start] for start in sorted(self._parts)]
+            joined = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+            self._finish(joined, None)
 
     def fail(self, error: BaseException) -> None:
         """Answers with an error, unless there is an answer."""
-        if not self.future.done():
-            self.future.set_exception(error)
+        self._finish(None, error)
+
+    def withdraw(self) -> bool:
+        """Returns whether there was no answer yet; there will be none any more."""
+        if not next(self._open, False):
+            return False
+        self.is_over = True
+        return True
+
+    def _finish(self, outputs: dict[str, Array] | None, error: BaseException | None) -> None:
+        # Of the threads that come here at the same time, one gets the iterator's only item.
+        if not next(self._open, False):
+            return
+        self.outputs, self.error = outputs, error
+        self.is_over = True
+        if self._deliver is not None:
+            self._deliver(self)
 
 
 @dataclass(frozen=True)

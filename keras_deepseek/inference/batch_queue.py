@@ -1,135 +1,205 @@
-"""Decides which rows leave together, and when. Pure: the time is an argument, nothing waits."""
+"""Decides which rows leave together, and when, and which are refused. Pure: nothing here waits.
 
-from collections import deque
+The time is an argument of every call. `lane` holds the requests of one set of shapes, `wait_rule`
+and `leave_rule` say how long they wait for company, `batcher` runs what leaves.
+"""
 
-from keras_deepseek.inference.batch import Batch, Reason, Request, Slice
+import math
+from collections.abc import Callable
+
+from keras_deepseek.inference.batch import Batch, Request
+from keras_deepseek.inference.batch_time import BatchTime
 from keras_deepseek.inference.errors import OverloadedError
+from keras_deepseek.inference.lane import Lane
+from keras_deepseek.inference.leave_rule import LeaveRule
+
+NUM_LANES_KEPT = 64
+"""Lanes that are kept for what they have learned, though they are empty."""
 
 
 class BatchQueue:
-    """Requests in the order of their arrival, in one lane for each set of shapes.
+    """Requests that wait for a model, in one lane for each set of shapes.
 
-    With `batch_size=None` whatever waits leaves at once, up to `max_batch_size` rows: the model is
-    never idle while a row waits, and batches grow by themselves while it is busy. With a number, a
-    batch leaves when it has that many rows, or when its oldest request has waited for `max_wait`.
-
-    A request that a batch has no room for is continued in the next one.
+    A request that a batch has no room for is continued in the next one. One that could not be
+    answered in time, by its deadline or by `target_latency`, is refused when it comes.
 
     Args:
-        batch_size: integer or `None`. Rows of a fixed batch.
-        max_batch_size: integer. Rows of the largest batch.
-        max_wait: float. Seconds that the oldest request of a fixed batch waits for others.
+        make_rule: Function that returns a new `LeaveRule`, for a new lane.
+        buckets: tuple of integers. The batch sizes that the model sees, rising.
+        batch_time: `BatchTime`. What the model takes; whoever runs batches adds to it.
         max_rows: integer. Rows that may wait. A request that is larger by itself is accepted while
             nothing else waits.
+        num_replicas: integer. Batches that may run at the same time. Defaults to `1`.
+        target_latency: float or `None`. Seconds within which requests are to be answered.
     """
 
     def __init__(
-        self, *, batch_size: int | None, max_batch_size: int, max_wait: float, max_rows: int
+        self,
+        make_rule: Callable[[], LeaveRule],
+        *,
+        buckets: tuple[int, ...],
+        batch_time: BatchTime,
+        max_rows: int,
+        num_replicas: int = 1,
+        target_latency: float | None = None,
     ) -> None:
-        self._is_fixed = batch_size is not None
-        self._limit = batch_size or max_batch_size
-        self._max_wait = max_wait
-        self._max_rows = max_rows
-        self._lanes: dict[tuple[object, ...], deque[Request]] = {}
         self.rows = 0
         self.is_closing = False
+        self._make_rule = make_rule
+        self._buckets = buckets
+        self._time = batch_time
+        self._max_rows = max_rows
+        self._num_replicas = num_replicas
+        self._target_latency = target_latency or math.inf
+        self._lanes: dict[tuple[object, ...], Lane] = {}
+        self._ends: list[float] = []
 
     def add(self, request: Request, now: float) -> None:
-        """Puts a request at the end of its lane.
+        """Puts a request into its lane.
 
         Args:
             request: `Request`.
             now: float. The time in seconds.
 
         Raises:
-            OverloadedError: Too many rows are waiting.
+            OverloadedError: Too many rows are waiting, or it could not be answered in time.
         """
-        if self._is_too_much(request):
-            self._drop_finished()
-        if self._is_too_much(request):
-            raise OverloadedError(self.rows, self._max_rows)
+        self._check_room(request, now)
         request.arrived = now
-        self._lanes.setdefault(request.lane, deque()).append(request)
+        lane = self._find_lane(request)
+        is_first = lane.rows == 0
+        lane.add(request)
         self.rows += request.waiting
+        if is_first and len(self._ends) < self._num_replicas:
+            lane.rule.begin("idle", request.waiting, now)
+        else:
+            lane.rule.arrive(request.waiting, now)
 
     def next_batch(self, now: float) -> Batch | None:
         """Takes the rows that are to leave now, or returns `None`.
 
-        Where several lanes are due, the one whose first request is oldest goes first.
+        Where several lanes are due, one with a request of higher priority goes first, then the one
+        whose oldest request is older. Whoever runs the batch calls `free` afterwards.
 
         Args:
             now: float. The time in seconds.
         """
-        self._drop_finished()
-        for lane in sorted(self._lanes.values(), key=lambda lane: lane[0].arrived):
-            reason = self._reason_to_leave(lane, now)
-            if reason is None:
-                continue
-            arrived = lane[0].arrived
-            slices = self._take(lane)
-            if slices:
-                return Batch(tuple(slices), reason, now - arrived)
-        return None
+        limit = self._limit()
+        due = [
+            (lane.urgency, number, lane, reason)
+            for number, lane in enumerate(self._lanes.values())
+            if (reason := lane.reason_to_leave(limit, now, self.is_closing)) is not None
+        ]
+        if not due:
+            return None
+        _, _, lane, reason = min(due)
+        age = now - lane.oldest
+        rows = lane.rows
+        slices = lane.take(limit)
+        self.rows -= rows - lane.rows
+        batch = Batch(tuple(slices), reason, age)
+        self._ends.append(now + self._time.predict(self.bucket(batch.rows)))
+        return batch
 
-    def next_time(self) -> float | None:
-        """Returns when a batch will be due if nothing else arrives, or `None` if none will be."""
-        arrivals = [lane[0].arrived for lane in self._lanes.values() if lane]
-        return min(arrivals) + self._max_wait if arrivals else None
+    def free(self, now: float) -> None:
+        """A batch was run: the model is free again.
+
+        Args:
+            now: float. The time in seconds.
+        """
+        # Which of them it was does not matter: the one that should have ended first.
+        self._ends.remove(min(self._ends))
+        for lane in self._lanes.values():
+            if lane.rows:
+                lane.rule.begin("freed", lane.rows, now)
+            else:
+                lane.rule.end(now)
+
+    def forget(self, request: Request) -> None:
+        """Gives back the room of a request that is over.
+
+        Args:
+            request: `Request`.
+        """
+        lane = self._lanes.get(request.lane)
+        waiting = request.waiting
+        if lane is not None and lane.forget(request):
+            self.rows -= waiting
+
+    def next_time(self) -> float:
+        """Returns when a batch will be due if nothing more comes: infinity if none will be."""
+        return min((lane.time_due() for lane in self._lanes.values()), default=math.inf)
 
     def clear(self) -> list[Request]:
         """Takes all requests out and returns them."""
-        requests = [request for lane in self._lanes.values() for request in lane]
-        self._lanes.clear()
         self.rows = 0
-        return requests
+        return [request for lane in self._lanes.values() for request in lane.clear()]
 
-    def _is_too_much(self, request: Request) -> bool:
-        return self.rows > 0 and self.rows + request.waiting > self._max_rows
+    def bucket(self, rows: int) -> int:
+        """Returns the size of the batch that the model sees for so many rows.
 
-    def _reason_to_leave(self, lane: deque[Request], now: float) -> Reason | None:
-        if _has_rows(lane, self._limit):
-            return "full"
-        if not self._is_fixed:
-            return "idle"
-        if self.is_closing:
-            return "closing"
-        return "waited" if now >= lane[0].arrived + self._max_wait else None
+        Args:
+            rows: integer. At most the largest bucket.
+        """
+        return next(size for size in self._buckets if size >= rows)
 
-    def _take(self, lane: deque[Request]) -> list[Slice]:
-        slices = []
-        room = self._limit
-        while lane and room > 0:
-            request = lane[0]
-            waiting = request.waiting
-            # From here on the request can't be cancelled; one that was in the meantime is skipped.
-            if request.taken == 0 and not request.future.set_running_or_notify_cancel():
-                lane.popleft()
-                self.rows -= waiting
-                continue
-            stop = min(request.rows, request.taken + room)
-            slices.append(Slice(request, request.taken, stop))
-            room -= stop - request.taken
-            request.taken = stop
-            if stop == request.rows:
-                lane.popleft()
-            self.rows -= waiting if stop == request.rows else waiting - request.waiting
-        return slices
+    def predict_wait(self, request: Request, now: float) -> float:
+        """Returns the seconds after which a request that comes now would be answered.
 
-    def _drop_finished(self) -> None:
-        """Forgets what was cancelled, or failed in an earlier part, and lanes without a request."""
-        for key, lane in list(self._lanes.items()):
-            finished = [request for request in lane if request.future.done()]
-            for request in finished:
-                lane.remove(request)
-                self.rows -= request.waiting
-            if not lane:
-                del self._lanes[key]
+        Those of higher priority that may come later are not reckoned with, nor that batches of
+        several lanes are less than full.
 
+        Args:
+            request: `Request`.
+            now: float. The time in seconds.
+        """
+        limit = self._limit()
+        full, rest = divmod(self.rows + request.waiting, limit)
+        own = self._time.predict(self.bucket(rest)) if rest else 0.0
+        queued = (full * self._time.predict(limit) + own) / self._num_replicas
+        running = len(self._ends) >= self._num_replicas
+        return queued + (max(min(self._ends) - now, 0.0) if running else 0.0)
 
-def _has_rows(lane: deque[Request], limit: int) -> bool:
-    rows = 0
-    for request in lane:
-        rows += request.rows - request.taken
-        if rows >= limit:
-            return True
-    return False
+    def _limit(self) -> int:
+        """Returns the rows of the largest batch: where one runs, the next has to be in time too."""
+        limit = self._buckets[-1]
+        if self._target_latency == math.inf:
+            return limit
+        fitting = [
+            size for size in self._buckets if 2 * self._time.predict(size) <= self._target_latency
+        ]
+        return max(fitting, default=self._buckets[0])
+
+    def _check_room(self, request: Request, now: float) -> None:
+        if self.rows > 0 and self.rows + request.waiting > self._max_rows:
+            raise OverloadedError(
+                f"The queue is full: {self.rows} rows are waiting and at most {self._max_rows} "
+                "may. Send less at a time, or raise `max_queue_rows`",
+                retry_after=self.predict_wait(request, now),
+            )
+        allowed = min(request.deadline - now, self._target_latency)
+        if allowed == math.inf or not self._time.is_known:
+            return
+        wait = self.predict_wait(request, now)
+        # A target can be missed by the model alone, on a free machine: that refuses nobody.
+        if wait > allowed and (self.rows or self._ends):
+            raise OverloadedError(
+                f"The answer would take {wait:.3g} s, and has to be there in {allowed:.3g} s: "
+                f"{self.rows} rows are waiting",
+                retry_after=wait,
+            )
+
+    def _find_lane(self, request: Request) -> Lane:
+        lane = self._lanes.get(request.lane)
+        if lane is None:
+            if len(self._lanes) >= NUM_LANES_KEPT:
+                self._drop_an_empty_lane()
+            lane = self._lanes[request.lane] = Lane(
+                self._make_rule(), self._time, self._target_latency
+            )
+        return lane
+
+    def _drop_an_empty_lane(self) -> None:
+        empty = next((key for key, lane in self._lanes.items() if not lane.rows), None)
+        if empty is not None:
+            del self._lanes[empty]

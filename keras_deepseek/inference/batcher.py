@@ -1,20 +1,24 @@
-"""Groups single requests into batches and runs them on the one thread that calls the model.
+"""Runs the batches that `batch_queue` lets leave, on one thread for each replica of the model.
 
 `engine` puts requests in; `batch_queue` decides; an executor computes.
 """
 
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import InferenceFunction
 from keras_deepseek.inference.batch import Batch, Reason, Request
 from keras_deepseek.inference.batch_queue import BatchQueue
-from keras_deepseek.inference.errors import ClosedError
+from keras_deepseek.inference.batch_time import BatchTime
+from keras_deepseek.inference.deadline_watch import DeadlineWatch
+from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError
+from keras_deepseek.inference.leave_rule import FixedRule, LeaveRule
+from keras_deepseek.inference.wait_rule import WaitRule
 
 NUM_DECISIONS = 256
 """How many of the last decisions are kept."""
@@ -25,16 +29,19 @@ class BatchDecision:
     """What left, and why.
 
     Args:
-        reason: string. `"full"`, `"idle"`, `"waited"`, `"closing"` or `"retried"`.
+        reason: string. `"full"`, `"idle"`, `"gathered"`, `"waited"`, `"deadline"`, `"closing"` or
+            `"retried"`.
         rows: integer. Rows of requests.
         padded_rows: integer. Rows that were added to fill a bucket.
         queue_age: float. Seconds that the oldest request had waited.
+        seconds: float. How long the model took.
     """
 
     reason: Reason
     rows: int
     padded_rows: int
     queue_age: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,20 @@ class BatchStatistics:
         batches: integer. Calls of the model.
         rows: integer. Rows of requests that they held.
         padded_rows: integer. Rows that were added to fill buckets.
+        busy_seconds: float. Time inside the model, summed over the replicas.
+        waiting_rows: integer. Rows in the queue now.
+        overhead: float. Seconds that a batch takes beside what each row adds, as fitted.
+        per_row: float. Seconds that a row adds to a batch, as fitted.
         decisions: tuple of `BatchDecision`: the last ones, oldest first.
     """
 
     batches: int
     rows: int
     padded_rows: int
+    busy_seconds: float
+    waiting_rows: int
+    overhead: float
+    per_row: float
     decisions: tuple[BatchDecision, ...]
 
 
@@ -73,81 +88,113 @@ def batch_buckets(batch_size: int | Literal["dynamic"], max_batch_size: int) -> 
 
 
 class Batcher:
-    """Requests in, futures out; between them as few calls of the model as their arrival allows.
+    """Requests in, answers out; between them as few calls of the model as their arrival allows.
 
-    - `batch_size="dynamic"`: whenever the model is free, everything that waits is taken at once, up
-      to `max_batch_size` rows. It never waits for more to come.
+    - `batch_size="dynamic"`: whenever the model is free, what waits is taken, up to
+      `max_batch_size` rows, unless waiting for more has turned out to make answers come sooner
+      (`WaitRule`).
     - `batch_size=8`: batches of 8 rows; one that is not full leaves `max_wait` after its oldest
       request came.
 
     Each batch is padded to one of `buckets` by repeating its last row, so that a compiled model
     sees few shapes. Only requests of equal shapes (apart from the rows) share a batch. A request
     with more rows than fit is run in parts. When a batch fails, its requests are run one by one:
-    only those that fail alone are answered with an error. A request that is cancelled before its
-    turn is not run.
+    only those that fail alone are answered with an error. What is cancelled, or too late, before
+    its turn is not run, and a request that passes its deadline is answered with an error then.
 
     Args:
-        run: Function from a dict of arrays to a dict of arrays, rows first.
+        replicas: sequence of functions from a dict of arrays to a dict of arrays, rows first. Each
+            is called from a thread of its own.
         batch_size: `"dynamic"`, or an integer. Defaults to `"dynamic"`.
         max_batch_size: integer. Defaults to `32`.
         max_wait: float. Seconds; for a fixed batch size. Defaults to `0.005`.
         max_queue_rows: integer. Rows that may wait. Defaults to `1024`.
+        target_latency: float or `None`. Seconds within which requests are to be answered: batches
+            are kept as small as that needs, and requests that would take longer are refused.
         clock: Function that returns the time in seconds. Defaults to `time.monotonic`.
-        after_batch: Function that is called once after each batch, on the thread that ran it, when
-            all of its futures are complete. Defaults to `None`.
+        after_batch: Function that is called when requests were answered: once after each batch, on
+            the thread that ran it. Defaults to `None`.
     """
 
     def __init__(
         self,
-        run: Callable[[dict[str, Array]], dict[str, Array]],
+        replicas: Sequence[InferenceFunction],
         *,
         batch_size: int | Literal["dynamic"] = "dynamic",
         max_batch_size: int = 32,
         max_wait: float = 0.005,
         max_queue_rows: int = 1024,
+        target_latency: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         after_batch: Callable[[], None] | None = None,
     ) -> None:
         self.buckets = batch_buckets(batch_size, max_batch_size)
-        self._run = run
+        self.batch_time = BatchTime()
+        self._replicas = tuple(replicas)
         self._clock = clock
         self._after_batch = after_batch or (lambda: None)
+
+        def make_rule() -> LeaveRule:
+            if batch_size != "dynamic":
+                return FixedRule(batch_size, max_wait)
+            return WaitRule(max_batch_size, self.batch_time)
+
         self._queue = BatchQueue(
-            batch_size=None if batch_size == "dynamic" else batch_size,
-            max_batch_size=max_batch_size,
-            max_wait=max_wait,
+            make_rule,
+            buckets=self.buckets,
+            batch_time=self.batch_time,
             max_rows=max_queue_rows,
+            num_replicas=len(self._replicas),
+            target_latency=target_latency,
         )
         self._condition = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._deadlines = DeadlineWatch(self._expire, clock)
+        self._threads: list[threading.Thread] = []
         self._batches = self._rows = self._padded_rows = 0
+        self._busy_seconds = 0.0
         self._decisions: deque[BatchDecision] = deque(maxlen=NUM_DECISIONS)
 
     def start(self) -> None:
-        """Starts the thread that runs the model. What was submitted before is run now."""
-        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
-        self._thread.start()
+        """Starts the threads that run the model. What was submitted before is run now."""
+        for number, run in enumerate(self._replicas):
+            thread = threading.Thread(
+                target=self._work, args=(run,), name=f"replica-{number}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
 
-    def submit(self, inputs: dict[str, Array]) -> Future[dict[str, Array]]:
-        """Accepts a request.
+    def submit(self, request: Request) -> None:
+        """Accepts a request, which is answered once.
 
         Args:
-            inputs: dict of arrays by name, rows first.
-
-        Returns:
-            A `concurrent.futures.Future` of the outputs by name.
+            request: `Request`. Its deadline is in seconds of the batcher's clock.
 
         Raises:
-            OverloadedError: Too many rows are waiting.
+            OverloadedError: Too many rows are waiting, or it could not be answered in time.
             ClosedError: The batcher is closed.
         """
-        request = Request(inputs)
         with self._condition:
             if self._queue.is_closing:
                 raise ClosedError("The batcher is closed and accepts no request.")
             self._queue.add(request, self._clock())
             self._condition.notify()
-        return request.future
+            if request.deadline < math.inf:
+                self._deadlines.add(request)
+
+    def cancel(self, request: Request) -> bool:
+        """Takes a request out of the queue; one that runs is not answered.
+
+        Args:
+            request: `Request`.
+
+        Returns:
+            Whether there was no answer yet.
+        """
+        with self._condition:
+            if not request.withdraw():
+                return False
+            self._queue.forget(request)
+            return True
 
     def close(self, drain: bool = True) -> None:
         """Accepts nothing more and returns when what was accepted is answered.
@@ -159,30 +206,41 @@ class Batcher:
         with self._condition:
             self._queue.is_closing = True
             abandoned = [] if drain else self._queue.clear()
-            self._condition.notify()
+            self._condition.notify_all()
         for request in abandoned:
             request.fail(ClosedError("The batcher was closed before the request's turn came."))
         self._after_batch()
-        if self._thread is None:
-            self._work()
-        else:
-            self._thread.join()
+        if not self._threads:
+            self._work(self._replicas[0])
+        for thread in self._threads:
+            thread.join()
+        self._deadlines.close()
 
     def statistics(self) -> BatchStatistics:
         """Returns what was done so far."""
         with self._condition:
             return BatchStatistics(
-                self._batches, self._rows, self._padded_rows, tuple(self._decisions)
+                self._batches,
+                self._rows,
+                self._padded_rows,
+                self._busy_seconds,
+                self._queue.rows,
+                self.batch_time.overhead,
+                self.batch_time.per_row,
+                tuple(self._decisions),
             )
 
-    def _work(self) -> None:
+    def _work(self, run: InferenceFunction) -> None:
         while (batch := self._wait_for_batch()) is not None:
-            self._answer(batch)
+            self._answer(batch, run)
             self._after_batch()
+            with self._condition:
+                self._queue.free(self._clock())
 
     def _wait_for_batch(self) -> Batch | None:
-        with self._condition:
-            while True:
+        while True:
+            self._expire()
+            with self._condition:
                 now = self._clock()
                 batch = self._queue.next_batch(now)
                 if batch is not None:
@@ -190,35 +248,63 @@ class Batcher:
                 if self._queue.is_closing:
                     return None
                 time_due = self._queue.next_time()
-                self._condition.wait(None if time_due is None else max(time_due - now, 0.0))
+                self._condition.wait(None if time_due == math.inf else max(time_due - now, 0.0))
 
-    def _answer(self, batch: Batch) -> None:
-        error = self._try(batch)
+    def _answer(self, batch: Batch, run: InferenceFunction) -> None:
+        error = self._try(batch, run)
         if error is None:
             return
-        if len(batch.slices) == 1:
-            batch.fail(error)
-            return
-        for single in batch.split():
-            error = self._try(single)
-            if error is not None:
-                single.fail(error)
+        singles = batch.split() if len(batch.slices) > 1 else []
+        for single in singles:
+            single_error = self._try(single, run)
+            if single_error is not None:
+                self._fail(single, single_error)
+        if not singles:
+            self._fail(batch, error)
 
-    def _try(self, batch: Batch) -> BaseException | None:
+    def _try(self, batch: Batch, run: InferenceFunction) -> BaseException | None:
         """Runs a batch and answers its requests, or returns what went wrong."""
-        size = next(size for size in self.buckets if size >= batch.rows)
-        self._record(batch, size)
+        size = self._queue.bucket(batch.rows)
+        start = self._clock()
         try:
-            batch.distribute(self._run(batch.stack(size)), size)
+            try:
+                outputs = run(batch.stack(size))
+            finally:
+                self._record(batch, size, self._clock() - start)
+            self._expire()
+            batch.distribute(outputs, size)
         # Whatever it is, it must not end the thread: requests would hang.
         except BaseException as error:  # noqa: BLE001
             return error
         return None
 
-    def _record(self, batch: Batch, size: int) -> None:
+    def _fail(self, batch: Batch, error: BaseException) -> None:
+        batch.fail(error)
+        with self._condition:
+            for part in batch.slices:  # What is left of a request of several parts is not run.
+                self._queue.forget(part.request)
+
+    def _record(self, batch: Batch, size: int, seconds: float) -> None:
         padded = size - batch.rows
         with self._condition:
+            self.batch_time.add(size, seconds)
             self._batches += 1
             self._rows += batch.rows
             self._padded_rows += padded
-            self._decisions.append(BatchDecision(batch.reason, batch.rows, padded, batch.queue_age))
+            self._busy_seconds += seconds
+            self._decisions.append(
+                BatchDecision(batch.reason, batch.rows, padded, batch.queue_age, seconds)
+            )
+
+    def _expire(self) -> None:
+        """Answers those whose deadline has passed, whether they wait or run."""
+        if not self._deadlines.is_due(self._clock()):
+            return
+        with self._condition:
+            late = self._deadlines.take_due(self._clock())
+            for request in late:
+                self._queue.forget(request)
+        for request in late:
+            request.fail(DeadlineExceededError("The deadline passed before the answer was there."))
+        if late:
+            self._after_batch()

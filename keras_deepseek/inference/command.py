@@ -37,6 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-batch-size", type=int, default=32, metavar="N", help="largest batch (default: 32)"
     )
     parser.add_argument(
+        "--target-latency",
+        type=float,
+        metavar="SECONDS",
+        help="keep answers within so many seconds, and refuse what would take longer",
+    )
+    parser.add_argument(
+        "--replicas", type=int, default=1, metavar="N", help="copies of the model (default: 1)"
+    )
+    parser.add_argument(
         "--custom-objects-from",
         action="append",
         default=[],
@@ -72,6 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
             name=arguments.name,
             batch_size=_number_or_word(size),
             max_batch_size=arguments.max_batch_size,
+            target_latency=arguments.target_latency,
+            replicas=arguments.replicas,
             custom_objects_from=arguments.custom_objects_from,
         )
         server = engine.serve(arguments.http_port, host=arguments.host)

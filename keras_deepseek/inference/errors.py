@@ -1,23 +1,26 @@
 """The errors of serving: what a client should try again later, here or at another server."""
 
+import math
+
 from keras_deepseek.artifacts.errors import KerasDeepSeekError
 
 
 class OverloadedError(KerasDeepSeekError):
-    """A request that was refused because too many rows were waiting already.
+    """A request that was refused because too many wait already for it to be answered in time.
 
     Args:
-        waiting: integer. Rows that were waiting.
-        limit: integer. Rows that may wait.
-        retry_after: integer. Seconds after which another try is sensible. Defaults to `1`.
+        reason: string. Why, without a full stop.
+        retry_after: float. Seconds after which another try is sensible; they are rounded up to at
+            least one whole second. Defaults to `1.0`.
     """
 
-    def __init__(self, waiting: int, limit: int, retry_after: int = 1) -> None:
-        super().__init__(
-            f"The queue is full: {waiting} rows are waiting and at most {limit} may. "
-            f"Try again in {retry_after} s, send less at a time, or raise `max_queue_rows`."
-        )
-        self.retry_after = retry_after
+    def __init__(self, reason: str, retry_after: float = 1.0) -> None:
+        self.retry_after = max(math.ceil(retry_after), 1)
+        super().__init__(f"{reason}. Try again in {self.retry_after} s.")
+
+
+class DeadlineExceededError(KerasDeepSeekError):
+    """A request whose deadline passed before its answer was there."""
 
 
 class ClosedError(KerasDeepSeekError):

@@ -1,59 +1,53 @@
-"""Hands finished requests from the model's thread to event loops: one wake for a whole batch."""
+"""Hands finished requests from the model's threads to event loops: one wake for a whole batch."""
 
 import asyncio
 import contextlib
 import threading
-from concurrent.futures import Future
+from collections.abc import Callable
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.inference.batch import Request
 
-_Answer = Future[dict[str, Array]]
-_Waiter = asyncio.Future[dict[str, Array]]
+Waiter = asyncio.Future[dict[str, Array]]
 
 
 class LoopDelivery:
-    """Collects finished futures until `flush` gives each event loop its own in one call."""
+    """Collects finished requests until `flush` gives each event loop its own in one call."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._finished: dict[asyncio.AbstractEventLoop, list[tuple[_Waiter, _Answer]]] = {}
+        self._finished: dict[asyncio.AbstractEventLoop, list[tuple[Waiter, Request]]] = {}
 
-    def wait_for(self, answer: _Answer) -> _Waiter:
-        """Returns an awaitable of the running event loop for `answer`.
+    def open(self) -> tuple[Waiter, Callable[[Request], None]]:
+        """Returns an awaitable of the running event loop, and the function that takes its request.
 
-        Cancelling the awaitable cancels `answer`.
-
-        Args:
-            answer: `concurrent.futures.Future`. Whoever completes it calls `flush` afterwards.
+        Whoever calls the function calls `flush` afterwards.
         """
-        waiter: _Waiter = asyncio.get_running_loop().create_future()
-        waiter.add_done_callback(lambda waiter: answer.cancel() if waiter.cancelled() else None)
-        answer.add_done_callback(lambda answer: self._collect(waiter, answer))
-        if answer.done():  # It may have been completed, and flushed, before the callback was added.
-            self.flush()
-        return waiter
+        loop = asyncio.get_running_loop()
+        waiter: Waiter = loop.create_future()
+
+        def deliver(request: Request) -> None:
+            with self._lock:
+                self._finished.setdefault(loop, []).append((waiter, request))
+
+        return waiter, deliver
 
     def flush(self) -> None:
         """Wakes each event loop that has finished requests, once."""
+        if not self._finished:
+            return
         with self._lock:
             finished, self._finished = self._finished, {}
         for loop, pairs in finished.items():
             with contextlib.suppress(RuntimeError):  # Closed: nobody is left who waits.
                 loop.call_soon_threadsafe(_settle, pairs)
 
-    def _collect(self, waiter: _Waiter, answer: _Answer) -> None:
-        if answer.cancelled():  # Only the waiter's own cancellation comes here.
-            return
-        with self._lock:
-            self._finished.setdefault(waiter.get_loop(), []).append((waiter, answer))
 
-
-def _settle(pairs: list[tuple[_Waiter, _Answer]]) -> None:
-    for waiter, answer in pairs:
+def _settle(pairs: list[tuple[Waiter, Request]]) -> None:
+    for waiter, request in pairs:
         if waiter.done():
             continue
-        error = answer.exception()
-        if error is None:
-            waiter.set_result(answer.result())
-        else:
-            waiter.set_exception(error)
+        if request.error is not None:
+            waiter.set_exception(request.error)
+        elif request.outputs is not None:
+            waiter.set_result(request.outputs)

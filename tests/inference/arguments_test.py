@@ -7,6 +7,8 @@ from keras_deepseek.inference.arguments import (
     check_batch_size,
     check_count,
     check_name,
+    check_request_options,
+    check_seconds,
 )
 
 
@@ -25,6 +27,23 @@ def test_a_name_that_would_break_the_url_is_refused(name):
 def test_a_count_below_one_or_of_another_type_is_refused(value):
     with pytest.raises(InvalidInputError, match="max_batch_size"):
         check_count("max_batch_size", value)
+
+
+@pytest.mark.parametrize("value", [None, 1, 0.5])
+def test_a_time_or_none_is_taken(value):
+    check_seconds("timeout", value)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), True, "1"])
+def test_a_time_that_is_none_is_refused(value):
+    with pytest.raises(InvalidInputError, match="timeout"):
+        check_request_options(value, priority=0)
+
+
+@pytest.mark.parametrize("priority", [1.0, True, None])
+def test_a_priority_is_a_whole_number(priority):
+    with pytest.raises(InvalidInputError, match="priority"):
+        check_request_options(None, priority)
 
 
 @pytest.mark.parametrize("value", ["dynamic", 1, 8])

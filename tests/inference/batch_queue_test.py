@@ -1,21 +1,38 @@
+import math
+
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from keras_deepseek.inference.batch import Request
-from keras_deepseek.inference.batch_queue import BatchQueue
+from keras_deepseek.inference.batch_queue import NUM_LANES_KEPT, BatchQueue
+from keras_deepseek.inference.batch_time import BatchTime
+from keras_deepseek.inference.batcher import batch_buckets
 from keras_deepseek.inference.errors import OverloadedError
+from keras_deepseek.inference.leave_rule import FixedRule
 
 
-def make_queue(batch_size=None, max_batch_size=4, max_wait=1.0, max_rows=100):
+def make_queue(batch_size=None, max_batch_size=4, max_wait=1.0, max_rows=100, **options):
+    limit = batch_size or max_batch_size
+
+    def make_rule():
+        return FixedRule(limit, max_wait if batch_size else 0.0)
+
     return BatchQueue(
-        batch_size=batch_size, max_batch_size=max_batch_size, max_wait=max_wait, max_rows=max_rows
+        make_rule,
+        buckets=batch_buckets(batch_size or "dynamic", max_batch_size),
+        **{"batch_time": BatchTime(), "max_rows": max_rows} | options,
     )
 
 
-def request_of(rows, width=2):
-    return Request({"x": np.zeros((rows, width), "float32")})
+def steady_time():
+    """Returns the time of a model that takes a second a batch."""
+    time = BatchTime()
+    time.add(4, 1.0)
+    return time
+
+
+def request_of(rows, width=2, **options):
+    return Request({"x": np.zeros((rows, width), "float32")}, **options)
 
 
 def taken(batch):
@@ -25,7 +42,7 @@ def taken(batch):
 def test_an_empty_queue_has_no_batch_and_nothing_to_look_out_for():
     queue = make_queue()
     assert queue.next_batch(0.0) is None
-    assert queue.next_time() is None
+    assert queue.next_time() == math.inf
 
 
 def test_dynamic_takes_everything_at_once_and_tells_how_long_it_waited():
@@ -94,33 +111,16 @@ def test_a_full_lane_does_not_wait_behind_an_older_one_that_is_not_due():
     assert queue.next_batch(0.1) is None
 
 
-def test_a_cancelled_request_is_dropped_and_frees_its_room():
+def test_what_is_forgotten_frees_its_room():
     queue = make_queue(max_rows=3)
     gone, kept = request_of(2), request_of(1)
     queue.add(gone, 0.0)
     queue.add(kept, 0.0)
-    gone.future.cancel()
+    queue.forget(gone)
+    queue.forget(gone)
     queue.add(request_of(2), 0.0)
     assert taken(queue.next_batch(0.0))[0] == (kept, 0, 1)
     assert queue.rows == 0
-
-
-def test_a_request_that_is_cancelled_at_the_last_moment_is_skipped():
-    queue = make_queue()
-    gone = request_of(1)
-    queue.add(gone, 0.0)
-    gone.future.done = lambda: False  # So it looked a moment before it was cancelled.
-    gone.future.cancel()
-    assert queue.next_batch(0.0) is None
-    assert queue.rows == 0
-
-
-def test_what_was_taken_can_not_be_cancelled_any_more():
-    queue = make_queue()
-    request = request_of(1)
-    queue.add(request, 0.0)
-    queue.next_batch(0.0)
-    assert not request.future.cancel()
 
 
 def test_the_rest_of_a_request_that_failed_is_not_run():
@@ -128,8 +128,72 @@ def test_the_rest_of_a_request_that_failed_is_not_run():
     request = request_of(4)
     queue.add(request, 0.0)
     queue.next_batch(0.0).fail(ArithmeticError())
+    queue.forget(request)
     assert queue.next_batch(0.0) is None
     assert queue.rows == 0
+
+
+def test_a_lane_with_a_higher_priority_goes_before_an_older_one():
+    queue = make_queue()
+    old, urgent = request_of(1, width=2), request_of(1, width=3, priority=1)
+    queue.add(old, 0.0)
+    queue.add(urgent, 1.0)
+    assert taken(queue.next_batch(1.0)) == [(urgent, 0, 1)]
+
+
+def test_an_answer_that_would_come_after_its_deadline_is_refused_at_once():
+    queue = make_queue(batch_time=steady_time())
+    queue.add(request_of(4), 0.0)
+    queue.next_batch(0.0)  # Until 1.0.
+    queue.add(request_of(4), 0.5)  # Until 2.0.
+    with pytest.raises(OverloadedError, match=r"2.5 s, and has to be there in 2.4 s") as caught:
+        queue.add(request_of(1, deadline=2.9), 0.5)
+    assert caught.value.retry_after == 3
+    queue.add(request_of(1, deadline=3.1), 0.5)
+
+
+def test_nothing_is_refused_for_a_time_that_is_not_known():
+    queue = make_queue()
+    queue.add(request_of(4), 0.0)
+    queue.add(request_of(1, deadline=0.001), 0.0)
+    assert queue.rows == 5
+
+
+def test_two_replicas_answer_in_half_the_time():
+    queue = make_queue(batch_time=steady_time(), num_replicas=2)
+    for _ in range(4):
+        queue.add(request_of(4), 0.0)
+    assert queue.predict_wait(request_of(4), 0.0) == 2.5
+
+
+def test_a_target_keeps_batches_small_and_refuses_what_would_be_late():
+    time = BatchTime()
+    for rows in (1, 2, 4):
+        time.add(rows, float(rows))
+    queue = make_queue(batch_time=time, target_latency=4.0)
+    for _ in range(3):
+        queue.add(request_of(1), 0.0)
+    assert queue.next_batch(0.0).rows == 2  # With one that runs, two batches fit in the target.
+    queue.add(request_of(1), 0.0)
+    with pytest.raises(OverloadedError, match="has to be there in 4 s"):
+        queue.add(request_of(1), 0.0)
+
+
+def test_a_model_too_slow_for_the_target_still_answers_when_it_is_free():
+    queue = make_queue(batch_time=steady_time(), target_latency=0.5)
+    queue.add(request_of(1), 0.0)
+    assert queue.next_batch(0.0).rows == 1
+    queue.free(1.0)
+    queue.add(request_of(1), 1.0)
+
+
+def test_lanes_are_kept_for_what_they_learned_but_not_without_end():
+    queue = make_queue()
+    for width in range(3 * NUM_LANES_KEPT):
+        queue.add(request_of(1, width=width), 0.0)
+        queue.next_batch(0.0)
+        queue.free(0.0)
+    assert len(queue._lanes) == NUM_LANES_KEPT
 
 
 def test_a_full_queue_refuses_and_counts_requests_without_rows_too():
@@ -154,51 +218,3 @@ def test_clear_hands_out_what_waits():
     assert queue.clear() == [request]
     assert queue.rows == 0
     assert queue.next_batch(0.0) is None
-
-
-actions = st.lists(
-    st.one_of(
-        st.tuples(st.just("add"), st.integers(0, 9), st.sampled_from([2, 3])),
-        st.tuples(st.just("run"), st.floats(0.0, 2.0), st.just(0)),
-        st.tuples(st.just("cancel"), st.integers(0, 30), st.just(0)),
-    ),
-    max_size=40,
-)
-
-
-@given(actions=actions, batch_size=st.sampled_from([None, 1, 3]), limit=st.integers(3, 5))
-def test_in_any_schedule_each_row_is_answered_once_and_in_order(actions, batch_size, limit):
-    queue = make_queue(batch_size=batch_size, max_batch_size=limit, max_rows=20)
-    now, requests, next_row = 0.0, [], 0
-
-    def answer(batch):
-        assert batch.rows <= (batch_size or limit)
-        assert len({part.request.lane for part in batch.slices}) == 1
-        batch.distribute(batch.stack(max(batch.rows, 1)), max(batch.rows, 1))
-
-    for kind, value, width in actions:
-        if kind == "add":
-            x = np.arange(next_row, next_row + value)[:, None].repeat(width, axis=1)
-            request = Request({"x": x})
-            try:
-                queue.add(request, now)
-            except OverloadedError:
-                assert queue.rows + max(value, 1) > 20
-                continue
-            requests.append(request)
-            next_row += value
-        elif kind == "run":
-            now += value
-            batch = queue.next_batch(now)
-            if batch is not None:
-                answer(batch)
-        elif requests:
-            requests[value % len(requests)].future.cancel()
-    queue.is_closing = True
-    while (batch := queue.next_batch(now)) is not None:
-        answer(batch)
-    assert queue.rows == 0
-    for request in requests:
-        assert request.future.done()
-        if not request.future.cancelled():
-            np.testing.assert_array_equal(request.future.result()["x"], request.inputs["x"])

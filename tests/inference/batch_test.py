@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 
@@ -29,24 +31,24 @@ def test_each_request_gets_its_own_rows_and_no_padding(rows):
     first, second = Request(rows(1, 2)), Request(rows(3))
     batch = batch_of(whole(first), whole(second))
     batch.distribute(batch.stack(4), 4)
-    assert first.future.result()["x"][:, 0].tolist() == [1, 2]
-    assert second.future.result()["x"][:, 0].tolist() == [3]
+    assert first.outputs["x"][:, 0].tolist() == [1, 2]
+    assert second.outputs["x"][:, 0].tolist() == [3]
 
 
 def test_parts_are_put_together_in_the_order_of_their_rows(rows):
     request = Request(rows(1, 2, 3))
     late, early = batch_of(Slice(request, 2, 3)), batch_of(Slice(request, 0, 2))
     late.distribute(late.stack(1), 1)
-    assert not request.future.done()
+    assert not request.is_over
     early.distribute(early.stack(2), 2)
-    assert request.future.result()["x"][:, 0].tolist() == [1, 2, 3]
+    assert request.outputs["x"][:, 0].tolist() == [1, 2, 3]
 
 
 def test_a_request_that_failed_in_one_part_keeps_its_error(rows):
     request = Request(rows(1, 2))
     batch_of(Slice(request, 0, 1)).fail(ArithmeticError("first"))
     batch_of(Slice(request, 1, 2)).fail(ArithmeticError("second"))
-    assert str(request.future.exception()) == "first"
+    assert str(request.error) == "first"
 
 
 @pytest.mark.parametrize("shape", [(), (3, 2)])
@@ -74,3 +76,42 @@ def test_only_equal_shapes_and_dtypes_share_a_lane():
 def test_splitting_gives_each_request_a_batch_of_its_own(rows):
     batch = batch_of(whole(Request(rows(1))), whole(Request(rows(2, 3))))
     assert [(part.rows, part.reason) for part in batch.split()] == [(1, "retried"), (2, "retried")]
+
+
+def test_a_request_is_delivered_once_whoever_comes_first(rows):
+    delivered = []
+    request = Request(rows(1), delivered.append)
+    request.answer(0, {"y": rows(2)["x"]}, 1)
+    request.fail(ArithmeticError("too late"))
+    request.answer(0, {"y": rows(3)["x"]}, 1)
+    assert delivered == [request]
+    assert request.error is None
+    assert request.outputs["y"][0, 0] == 2
+    assert not request.withdraw()
+
+
+def test_of_many_threads_that_finish_a_request_one_does(rows):
+    for _ in range(20):
+        delivered, start = [], threading.Barrier(4)
+        request = Request(rows(1), delivered.append)
+
+        def finish(number, request=request, start=start):
+            start.wait(60)
+            request.fail(ArithmeticError(str(number)))
+
+        threads = [threading.Thread(target=finish, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert delivered == [request]
+
+
+def test_what_was_withdrawn_is_not_delivered(rows):
+    delivered = []
+    request = Request(rows(1), delivered.append)
+    assert request.withdraw()
+    request.answer(0, rows(1), 1)
+    assert delivered == []
+    assert request.is_over
+    assert not request.has_answer

@@ -1,13 +1,40 @@
+import math
+import os
 import threading
+import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.batcher import NUM_DECISIONS, Batcher, batch_buckets
-from keras_deepseek.inference.errors import ClosedError, OverloadedError
+from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError, OverloadedError
+from tests.oracles.manual_batcher import ManualBatcher
 
 
-def values(future):
-    return future.result(timeout=60)["y"][:, 0].tolist()
+class Answer:
+    """A request that can be waited for."""
+
+    def __init__(self, inputs, **options):
+        self.is_there = threading.Event()
+        self.request = Request(inputs, lambda _: self.is_there.set(), **options)
+
+    def result(self):
+        assert self.is_there.wait(60)
+        if self.request.error is not None:
+            raise self.request.error
+        return self.request.outputs
+
+
+def submit(batcher, inputs, **options):
+    answer = Answer(inputs, **options)
+    batcher.submit(answer.request)
+    return answer
+
+
+def values(answer):
+    return answer.result()["y"][:, 0].tolist()
 
 
 def test_buckets_are_powers_of_two_and_the_largest_size():
@@ -18,16 +45,16 @@ def test_buckets_are_powers_of_two_and_the_largest_size():
 
 
 def test_what_waits_is_answered_in_padded_batches_without_a_thread_too(doubler, rows):
-    batcher = Batcher(doubler.run, max_batch_size=4)
-    futures = [batcher.submit(rows(*range(count))) for count in (1, 2, 5)]
+    batcher = Batcher([doubler.run], max_batch_size=4)
+    futures = [submit(batcher, rows(*range(count))) for count in (1, 2, 5)]
     batcher.close()
     assert [values(future) for future in futures] == [[0], [0, 2], [0, 2, 4, 6, 8]]
     assert doubler.sizes == [4, 4]
 
 
 def test_a_smaller_batch_is_padded_to_its_bucket(doubler, rows):
-    batcher = Batcher(doubler.run, max_batch_size=8)
-    future = batcher.submit(rows(1, 2, 3))
+    batcher = Batcher([doubler.run], max_batch_size=8)
+    future = submit(batcher, rows(1, 2, 3))
     batcher.close()
     assert values(future) == [2, 4, 6]
     assert doubler.rows_seen == [1, 2, 3, 3]
@@ -36,28 +63,28 @@ def test_a_smaller_batch_is_padded_to_its_bucket(doubler, rows):
 
 
 def test_no_rows_are_answered_with_no_rows(doubler, rows):
-    batcher = Batcher(doubler.run)
-    future = batcher.submit(rows())
+    batcher = Batcher([doubler.run])
+    future = submit(batcher, rows())
     batcher.close()
     assert future.result()["y"].shape == (0, 2)
 
 
 def test_only_the_request_that_fails_alone_gets_the_error(doubler, rows):
-    batcher = Batcher(doubler.run)
-    good, bad, other = (batcher.submit(rows(value)) for value in (1, -1, 2))
+    batcher = Batcher([doubler.run])
+    good, bad, other = (submit(batcher, rows(value)) for value in (1, -1, 2))
     batcher.close()
     assert (values(good), values(other)) == ([2], [4])
     with pytest.raises(ArithmeticError, match="a row starts with -1"):
         bad.result()
     reasons = [decision.reason for decision in batcher.statistics().decisions]
-    assert reasons == ["idle", "retried", "retried", "retried"]
+    assert reasons == ["closing", "retried", "retried", "retried"]
 
 
 def test_a_request_that_fails_alone_is_not_run_a_second_time(doubler, rows):
-    batcher = Batcher(doubler.run)
-    future = batcher.submit(rows(-1))
+    batcher = Batcher([doubler.run])
+    future = submit(batcher, rows(-1))
     batcher.close()
-    assert isinstance(future.exception(), ArithmeticError)
+    assert isinstance(future.request.error, ArithmeticError)
     assert doubler.sizes == [1]
 
 
@@ -67,30 +94,31 @@ def test_even_an_exit_inside_the_model_leaves_the_batcher_running(rows):
             raise SystemExit
         return {"y": inputs["x"]}
 
-    batcher = Batcher(run)
+    batcher = Batcher([run])
     batcher.start()
     with pytest.raises(SystemExit):
-        batcher.submit(rows(0)).result(timeout=60)
-    assert values(batcher.submit(rows(5))) == [5]
+        submit(batcher, rows(0)).result()
+    assert values(submit(batcher, rows(5))) == [5]
     batcher.close()
 
 
 def test_a_cancelled_request_is_not_run(doubler, rows):
-    batcher = Batcher(doubler.run)
-    gone, kept = batcher.submit(rows(1)), batcher.submit(rows(2))
-    assert gone.cancel()
+    batcher = Batcher([doubler.run])
+    gone, kept = submit(batcher, rows(1)), submit(batcher, rows(2))
+    assert batcher.cancel(gone.request)
+    assert not batcher.cancel(gone.request)
     batcher.close()
     assert values(kept) == [4]
     assert doubler.rows_seen == [2]
 
 
 def test_requests_gather_while_the_model_is_busy(doubler, rows):
-    batcher = Batcher(doubler.run, max_batch_size=4)
+    batcher = Batcher([doubler.run], max_batch_size=4)
     doubler.hold()
     batcher.start()
-    futures = [batcher.submit(rows(0))]
+    futures = [submit(batcher, rows(0))]
     assert doubler.entered.wait(60)
-    futures += [batcher.submit(rows(value)) for value in (1, 2, 3)]
+    futures += [submit(batcher, rows(value)) for value in (1, 2, 3)]
     doubler.release()
     assert [values(future) for future in futures] == [[0], [2], [4], [6]]
     batcher.close()
@@ -98,9 +126,9 @@ def test_requests_gather_while_the_model_is_busy(doubler, rows):
 
 
 def test_a_fixed_batch_leaves_when_it_is_full(doubler, rows):
-    batcher = Batcher(doubler.run, batch_size=3, max_wait=3600.0)
+    batcher = Batcher([doubler.run], batch_size=3, max_wait=3600.0)
     batcher.start()
-    futures = [batcher.submit(rows(value)) for value in (1, 2, 3)]
+    futures = [submit(batcher, rows(value)) for value in (1, 2, 3)]
     assert [values(future) for future in futures] == [[2], [4], [6]]
     batcher.close()
     assert [decision.reason for decision in batcher.statistics().decisions] == ["full"]
@@ -108,8 +136,8 @@ def test_a_fixed_batch_leaves_when_it_is_full(doubler, rows):
 
 def test_a_fixed_batch_leaves_padded_when_its_time_has_come(doubler, rows):
     times = iter([100.0, 100.5, 101.0, 102.0])
-    batcher = Batcher(doubler.run, batch_size=3, max_wait=1.0, clock=lambda: next(times, 103.0))
-    future = batcher.submit(rows(1))  # At 100.0; the thread looks at 100.5, then at 101.0.
+    batcher = Batcher([doubler.run], batch_size=3, max_wait=1.0, clock=lambda: next(times, 103.0))
+    future = submit(batcher, rows(1))  # At 100.0; the thread looks at 100.5, then at 101.0.
     wait = batcher._condition.wait
     batcher._condition.wait = lambda timeout: None if timeout else wait()
     batcher.start()
@@ -121,28 +149,28 @@ def test_a_fixed_batch_leaves_padded_when_its_time_has_come(doubler, rows):
 
 
 def test_a_full_queue_refuses_and_what_was_accepted_is_answered(doubler, rows):
-    batcher = Batcher(doubler.run, max_queue_rows=2)
-    futures = [batcher.submit(rows(1)), batcher.submit(rows(2))]
+    batcher = Batcher([doubler.run], max_queue_rows=2)
+    futures = [submit(batcher, rows(1)), submit(batcher, rows(2))]
     with pytest.raises(OverloadedError):
-        batcher.submit(rows(3))
+        submit(batcher, rows(3))
     batcher.close()
     assert [values(future) for future in futures] == [[2], [4]]
 
 
 def test_closing_finishes_what_was_accepted_and_refuses_the_rest(doubler, rows):
-    batcher = Batcher(doubler.run, batch_size=4, max_wait=3600.0)
+    batcher = Batcher([doubler.run], batch_size=4, max_wait=3600.0)
     batcher.start()
-    future = batcher.submit(rows(1))
+    future = submit(batcher, rows(1))
     batcher.close()
     assert values(future) == [2]
     with pytest.raises(ClosedError, match="closed"):
-        batcher.submit(rows(1))
+        submit(batcher, rows(1))
 
 
 def test_closing_without_draining_says_so_to_those_who_wait(doubler, rows):
-    batcher = Batcher(doubler.run, batch_size=4, max_wait=3600.0)
+    batcher = Batcher([doubler.run], batch_size=4, max_wait=3600.0)
     batcher.start()
-    future = batcher.submit(rows(1))
+    future = submit(batcher, rows(1))
     batcher.close(drain=False)
     with pytest.raises(ClosedError, match="before the request's turn"):
         future.result()
@@ -151,33 +179,33 @@ def test_closing_without_draining_says_so_to_those_who_wait(doubler, rows):
 
 def test_the_callback_comes_once_a_batch_when_all_of_it_is_answered(doubler, rows):
     finished = []
-    batcher = Batcher(doubler.run, after_batch=lambda: finished.append(all_done()))
-    futures = [batcher.submit(rows(1)), batcher.submit(rows(2))]
+    batcher = Batcher([doubler.run], after_batch=lambda: finished.append(all_done()))
+    futures = [submit(batcher, rows(1)), submit(batcher, rows(2))]
 
     def all_done():
-        return all(future.done() for future in futures)
+        return all(future.is_there.is_set() for future in futures)
 
     batcher.close()
     assert finished == [False, True]  # Once for closing, once for the batch.
 
 
 def test_only_the_last_decisions_are_kept(doubler, rows):
-    batcher = Batcher(doubler.run, max_batch_size=1, max_queue_rows=2 * NUM_DECISIONS)
+    batcher = Batcher([doubler.run], max_batch_size=1, max_queue_rows=2 * NUM_DECISIONS)
     for _ in range(NUM_DECISIONS + 5):
-        batcher.submit(rows(1))
+        submit(batcher, rows(1))
     batcher.close()
     assert batcher.statistics().batches == NUM_DECISIONS + 5
     assert len(batcher.statistics().decisions) == NUM_DECISIONS
 
 
 def test_many_threads_get_their_own_answers(doubler, rows):
-    batcher = Batcher(doubler.run, max_batch_size=8)
+    batcher = Batcher([doubler.run], max_batch_size=8)
     batcher.start()
     answers = {}
 
     def ask(start):
         for value in range(start, start + 20):
-            answers[value] = values(batcher.submit(rows(value, -2 - value)))
+            answers[value] = values(submit(batcher, rows(value, -2 - value)))
 
     threads = [threading.Thread(target=ask, args=(100 * index,)) for index in range(16)]
     for thread in threads:
@@ -188,3 +216,131 @@ def test_many_threads_get_their_own_answers(doubler, rows):
     assert answers == {value: [2 * value, -4 - 2 * value] for value in answers}
     assert len(answers) == 16 * 20
     assert batcher.statistics().rows == 16 * 20 * 2
+
+
+def test_each_replica_runs_a_batch_at_the_same_time(rows):
+    both = threading.Barrier(2)
+
+    def run(inputs):
+        both.wait(60)  # Would fail if one waited for the other.
+        return {"y": inputs["x"]}
+
+    batcher = Batcher([run, run], max_batch_size=1)
+    batcher.start()
+    answers = [submit(batcher, rows(value)) for value in range(6)]
+    assert [values(answer) for answer in answers] == [[value] for value in range(6)]
+    batcher.close()
+
+
+def test_what_is_late_is_not_run_and_told_so(doubler, rows):
+    now = [0.0]
+    batcher = Batcher([doubler.run], clock=lambda: now[0])
+    late = submit(batcher, rows(1), deadline=1.0)
+    kept = submit(batcher, rows(2), deadline=3.0)
+    now[0] = 2.0
+    batcher.close()
+    with pytest.raises(DeadlineExceededError, match="deadline passed"):
+        late.result()
+    assert values(kept) == [4]
+    assert doubler.rows_seen == [2]
+
+
+def test_an_answer_that_is_there_after_its_deadline_is_an_error(rows):
+    now = [0.0]
+
+    def run(inputs):
+        now[0] += 5.0
+        return {"y": inputs["x"]}
+
+    batcher = Batcher([run], clock=lambda: now[0])
+    late, kept = submit(batcher, rows(1), deadline=4.0), submit(batcher, rows(2), deadline=6.0)
+    batcher.close()
+    with pytest.raises(DeadlineExceededError):
+        late.result()
+    assert values(kept) == [2]
+
+
+def test_a_deadline_passes_while_every_replica_is_busy(doubler, rows):
+    batcher = Batcher([doubler.run])
+    doubler.hold()
+    batcher.start()
+    running = submit(batcher, rows(1))
+    assert doubler.entered.wait(60)
+    waiting = submit(batcher, rows(2), deadline=time.monotonic() + 0.02)
+    with pytest.raises(DeadlineExceededError):
+        waiting.result()
+    doubler.release()
+    assert values(running) == [2]
+    batcher.close()
+    assert doubler.rows_seen == [1]
+
+
+def test_a_cancelled_request_that_runs_is_not_answered(doubler, rows):
+    batcher = Batcher([doubler.run])
+    doubler.hold()
+    batcher.start()
+    answer = submit(batcher, rows(1))
+    assert doubler.entered.wait(60)
+    assert batcher.cancel(answer.request)
+    doubler.release()
+    batcher.close()
+    assert not answer.is_there.is_set()
+
+
+def test_statistics_tell_what_the_model_takes(rows):
+    now = [0.0]
+
+    def run(inputs):
+        now[0] += 0.5
+        return {"y": inputs["x"]}
+
+    batcher = Batcher([run], clock=lambda: now[0])
+    submit(batcher, rows(1))
+    assert batcher.statistics().waiting_rows == 1
+    batcher.close()
+    statistics = batcher.statistics()
+    assert statistics.busy_seconds == statistics.overhead == 0.5
+    assert statistics.decisions[0].seconds == 0.5
+    assert statistics.waiting_rows == 0
+
+
+requests = st.fixed_dictionaries(
+    {
+        "rows": st.integers(0, 9),
+        "width": st.sampled_from([2, 3]),
+        "timeout": st.sampled_from([math.inf, 0.5, 2.0, 5.0]),
+        "priority": st.integers(0, 2),
+        "client": st.sampled_from([None, "a", "b"]),
+        "fails": st.sampled_from([False, False, False, True]),
+    }
+)
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("request"), requests),
+        st.tuples(st.just("pass"), st.floats(0.0, 2.0)),
+        st.tuples(st.just("run"), st.floats(0.0, 2.0)),
+        st.tuples(st.just("cancel"), st.integers(0, 30)),
+    ),
+    max_size=40,
+)
+
+
+# A million: SCHEDULES=1000000 pytest tests/inference/batcher_test.py -k in_time_and_in_order
+@settings(max_examples=int(os.environ.get("SCHEDULES", "200")), deadline=None, database=None)
+@given(
+    actions=actions,
+    batch_size=st.sampled_from(["dynamic", "dynamic", 1, 3]),
+    max_batch_size=st.integers(3, 5),
+    target_latency=st.sampled_from([None, 3.0]),
+)
+def test_each_request_is_over_once_in_time_and_in_order(
+    actions, batch_size, max_batch_size, target_latency
+):
+    schedule = ManualBatcher(
+        batch_size=batch_size, max_batch_size=max_batch_size, target_latency=target_latency
+    )
+    for kind, value in actions:
+        schedule.act(kind, value)
+    schedule.running_for = 0.0
+    schedule.batcher.close()
+    schedule.check()

@@ -34,6 +34,8 @@ def test_the_defaults_are_those_of_the_engine():
         "host": "127.0.0.1",
         "batch_size": "dynamic",
         "max_batch_size": 32,
+        "target_latency": None,
+        "replicas": 1,
         "custom_objects_from": [],
     }
 

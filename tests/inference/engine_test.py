@@ -1,6 +1,6 @@
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import keras
 import numpy as np
@@ -8,7 +8,8 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
 from keras_deepseek.inference import HttpServer, OverloadedError, ServingEngine
-from keras_deepseek.inference.errors import ClosedError
+from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError
+from tests.inference.conftest import Doubler
 
 
 def make_model():
@@ -27,7 +28,7 @@ def test_the_mission_s_own_call_answers_as_the_model_does():
 def test_a_served_batch_is_bit_equal_to_the_executor_called_at_that_size():
     x = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
     with ServingEngine(make_model(), max_batch_size=4) as engine:
-        expected = engine._executor.run({"x": x})["scores"]
+        expected = engine._executors[0].run({"x": x})["scores"]
         np.testing.assert_array_equal(engine.predict(x), expected)
 
 
@@ -55,9 +56,10 @@ def test_any_number_of_rows_is_answered(doubler):
             np.testing.assert_array_equal(engine.predict(x), 2 * x)
 
 
-def test_starting_runs_each_batch_size_once(doubler):
-    with ServingEngine(doubler, max_batch_size=6):
-        assert doubler.sizes == [1, 2, 4, 6]
+def test_starting_runs_each_batch_size_and_once_more_to_see_how_long_it_takes(doubler):
+    with ServingEngine(doubler, max_batch_size=6) as engine:
+        assert doubler.sizes == [1, 1, 2, 2, 4, 4, 6, 6]
+        assert engine.statistics().overhead > 0
 
 
 def test_a_fixed_batch_size_is_the_only_one_that_the_model_sees(doubler):
@@ -83,7 +85,7 @@ def test_the_first_use_starts_the_engine_once(doubler):
     engine.predict([[1, 2]])
     assert engine.ready
     engine.start()
-    assert doubler.sizes == [1, 1]
+    assert doubler.sizes == [1, 1, 1]
     engine.close()
 
 
@@ -147,6 +149,94 @@ def test_a_cancelled_await_takes_the_request_out_of_the_queue(doubler):
     assert doubler.rows_seen == [1]
 
 
+def test_cancelling_a_future_takes_the_request_out_of_the_queue(doubler):
+    with ServingEngine(doubler, warm_up=False) as engine:
+        doubler.hold()
+        first = engine.submit([[1, 1]])
+        assert doubler.entered.wait(60)
+        second = engine.submit([[2, 2]])
+        assert engine.statistics().waiting_rows == 1
+        assert second.cancel()
+        assert engine.statistics().waiting_rows == 0
+        doubler.release()
+        assert first.result()["y"].tolist() == [[2, 2]]
+    assert doubler.rows_seen == [1]
+
+
+def test_a_request_that_is_late_is_told_so_and_not_run(doubler):
+    with ServingEngine(doubler, warm_up=False) as engine:
+        doubler.hold()
+        first = engine.submit([[1, 1]])
+        assert doubler.entered.wait(60)
+        with pytest.raises(DeadlineExceededError):
+            engine.predict([[2, 2]], timeout=0.02)
+        doubler.release()
+        first.result()
+    assert doubler.rows_seen == [1]
+
+
+def test_of_those_that_wait_higher_priorities_are_run_first(doubler):
+    with ServingEngine(doubler, warm_up=False, max_batch_size=1) as engine:
+        doubler.hold()
+        futures = [engine.submit([[0, 0]])]
+        assert doubler.entered.wait(60)
+        futures += [engine.submit([[value, 0]], priority=value) for value in (1, 3, 2)]
+        doubler.release()
+        wait(futures, timeout=60)
+    assert doubler.rows_seen == [0, 3, 2, 1]
+
+
+def test_a_client_gets_its_answers_in_order_though_replicas_finish_in_another():
+    class Slow(Doubler):
+        def run(self, inputs):
+            if inputs["x"][0, 0] == 0:
+                assert others_ran.wait(60)
+            elif inputs["x"][0, 0] == 2:
+                others_ran.set()
+            return super().run(inputs)
+
+    others_ran, order = threading.Event(), []
+    with ServingEngine(Slow(), warm_up=False, max_batch_size=1, replicas=2) as engine:
+        futures = [engine.submit([[value, 0]], client="a") for value in range(3)]
+        for value, future in enumerate(futures):
+            future.add_done_callback(lambda _, value=value: order.append(value))
+        wait(futures, timeout=60)
+    assert order == [0, 1, 2]
+
+
+def test_cancelling_one_of_a_client_s_requests_lets_the_next_be_answered(doubler):
+    async def main(engine):
+        doubler.hold()
+        first = engine.submit_async([[1, 1]], client="a")
+        await asyncio.to_thread(doubler.entered.wait, 60)
+        second = engine.submit_async([[2, 2]], client="a")
+        first.cancel()
+        doubler.release()
+        return await second
+
+    with ServingEngine(doubler, warm_up=False) as engine:
+        assert asyncio.run(main(engine))["y"].tolist() == [[4, 4]]
+
+
+def test_a_refused_request_does_not_hold_its_client_s_others_back(doubler):
+    with ServingEngine(doubler, warm_up=False, max_queue_rows=1) as engine:
+        doubler.hold()
+        first = engine.submit([[1, 1]], client="a")
+        assert doubler.entered.wait(60)
+        second = engine.submit([[2, 2]], client="a")
+        with pytest.raises(OverloadedError):
+            engine.submit([[3, 3]], client="a")
+        doubler.release()
+        assert wait([first, second], timeout=60).not_done == set()
+
+
+def test_what_comes_from_a_path_is_loaded_for_each_replica(bundle_of):
+    pytest.importorskip("onnxruntime")
+    with ServingEngine(bundle_of("onnx").path, replicas=2) as engine:
+        assert len(set(map(id, engine._executors))) == 2
+        assert engine.predict([[1, 2]]).tolist() == [[2, 4]]
+
+
 def test_too_many_waiting_rows_are_refused(doubler):
     with ServingEngine(doubler, warm_up=False, max_queue_rows=2) as engine:
         doubler.hold()
@@ -179,6 +269,8 @@ def test_statistics_tell_why_batches_left(doubler):
         ({"max_batch_size": 0}, "max_batch_size=0"),
         ({"max_queue_rows": 0}, "max_queue_rows=0"),
         ({"name": "a/b"}, "name='a/b'"),
+        ({"replicas": 0}, "replicas=0"),
+        ({"target_latency": 0}, "target_latency=0"),
     ],
 )
 def test_an_argument_that_does_not_fit_is_refused(doubler, arguments, message):

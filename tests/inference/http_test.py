@@ -76,9 +76,8 @@ def test_a_client_that_hangs_up_is_not_computed_and_disturbs_nobody(doubler):
                 gone.sendall(head.encode() + b"\r\n\r\n" + body)
                 assert accepted.acquire(timeout=60)  # The first client's.
                 assert accepted.acquire(timeout=60)
-                ((request,),) = engine._batcher._queue._lanes.values()
-                cancelled = threading.Event()
-                request.future.add_done_callback(lambda _: cancelled.set())
+                cancelled, cancel = threading.Event(), engine._batcher.cancel
+                engine._batcher.cancel = lambda request: (cancel(request), cancelled.set())[0]
             assert cancelled.wait(60)
             last = pool.submit(ask, server, 2)
             doubler.release()

@@ -1,27 +1,32 @@
 import asyncio
 import threading
-from concurrent.futures import Future
 
+import numpy as np
 import pytest
 
+from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.loop_delivery import LoopDelivery
+
+
+def open_request(delivery):
+    waiter, deliver = delivery.open()
+    return waiter, Request({"x": np.zeros((1, 1))}, deliver)
 
 
 def test_a_whole_batch_wakes_the_event_loop_once():
     async def main():
         delivery, loop, wakes = LoopDelivery(), asyncio.get_running_loop(), []
-        answers = [Future() for _ in range(5)]
-        waiters = [delivery.wait_for(answer) for answer in answers]
+        pairs = [open_request(delivery) for _ in range(5)]
         wake = loop.call_soon_threadsafe
         loop.call_soon_threadsafe = lambda *args: (wakes.append(1), wake(*args))
 
         def finish():
-            for index, answer in enumerate(answers):
-                answer.set_result({"y": index})
+            for index, (_, request) in enumerate(pairs):
+                request.answer(0, {"y": index}, 1)
             delivery.flush()
 
         threading.Thread(target=finish).start()
-        results = await asyncio.gather(*waiters)
+        results = await asyncio.gather(*(waiter for waiter, _ in pairs))
         return results, len(wakes)
 
     results, wakes = asyncio.run(main())
@@ -29,46 +34,24 @@ def test_a_whole_batch_wakes_the_event_loop_once():
     assert wakes == 1
 
 
-def test_an_answer_that_is_there_already_is_delivered():
-    async def main():
-        answer = Future()
-        answer.set_result({"y": 1})
-        return await LoopDelivery().wait_for(answer)
-
-    assert asyncio.run(main()) == {"y": 1}
-
-
 def test_an_error_is_raised_where_it_is_awaited():
     async def main():
-        answer = Future()
-        answer.set_exception(ArithmeticError("no"))
-        await LoopDelivery().wait_for(answer)
+        delivery = LoopDelivery()
+        waiter, request = open_request(delivery)
+        request.fail(ArithmeticError("no"))
+        delivery.flush()
+        await waiter
 
     with pytest.raises(ArithmeticError, match="no"):
         asyncio.run(main())
 
 
-def test_cancelling_the_awaitable_cancels_the_request():
-    async def main():
-        answer = Future()
-        waiter = LoopDelivery().wait_for(answer)
-        waiter.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiter
-        await asyncio.sleep(0)  # Callbacks come in the loop's next round.
-        return answer.cancelled()
-
-    assert asyncio.run(main())
-
-
 def test_an_answer_that_comes_after_the_cancellation_is_let_go():
     async def main():
-        delivery, answer = LoopDelivery(), Future()
-        waiter = delivery.wait_for(answer)
-        answer.set_running_or_notify_cancel()
+        delivery = LoopDelivery()
+        waiter, request = open_request(delivery)
         waiter.cancel()
-        await asyncio.sleep(0)
-        answer.set_result({"y": 1})
+        request.answer(0, {"y": 1}, 1)
         delivery.flush()
         await asyncio.sleep(0)
         return waiter.cancelled()
@@ -77,11 +60,12 @@ def test_an_answer_that_comes_after_the_cancellation_is_let_go():
 
 
 def test_a_closed_event_loop_is_passed_over():
-    delivery, answer = LoopDelivery(), Future()
+    delivery, opened = LoopDelivery(), []
 
     async def main():
-        delivery.wait_for(answer)
+        opened.append(open_request(delivery))
 
     asyncio.run(main())
-    answer.set_result({"y": 1})
+    opened[0][1].answer(0, {"y": 1}, 1)
     delivery.flush()
+    assert delivery._finished == {}
