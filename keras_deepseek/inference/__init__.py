@@ -4,11 +4,13 @@ from keras_deepseek.inference.engine import ServingEngine
 from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError, OverloadedError
 from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.http import HttpServer
+from keras_deepseek.inference.http_limits import HttpLimits
 
 __all__ = [
     "ClosedError",
     "DeadlineExceededError",
     "Executor",
+    "HttpLimits",
     "HttpServer",
     "OverloadedError",
     "ServingEngine",

@@ -1,23 +1,28 @@
-"""Listens for HTTP on a thread of its own. What the paths answer stands in `http_application`."""
+"""Listens for HTTP on a thread of its own.
+
+`http_connection` speaks with each client; what the paths answer stands in `http_application`.
+"""
 
 import asyncio
+import contextlib
 import socket
+import ssl
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.arguments import check_address
+from keras_deepseek.inference.http_limits import HttpLimits
+from keras_deepseek.inference.open_connections import OpenConnections
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from keras_deepseek.inference.engine import ServingEngine
 
 MAX_BODY_BYTES = 64 * 2**20
 """Larger requests are refused: a tensor of 64 MiB of JSON wants another protocol."""
 
-GRACE_SECONDS = 30
-"""How long a stopping server waits for requests in flight, those of slow senders included."""
+_BACKLOG = 2048
 
 
 class HttpServer:
@@ -29,8 +34,12 @@ class HttpServer:
         engine: `ServingEngine`. Until it is ready, requests are answered with the status 503.
         host: string. The address to listen at. Defaults to `"127.0.0.1"`: this machine alone.
         port: integer. `0` takes a free one. Defaults to `8501`.
-        max_body_bytes: integer. Larger requests are answered with the status 413. Defaults to 64
-            MiB (`67108864`).
+        max_body_bytes: integer. Larger requests are answered with the status 413, also those that
+            come compressed and would be inflated to more. Defaults to 64 MiB (`67108864`).
+        ssl_context: `ssl.SSLContext` of a server, to speak TLS. Where its `verify_mode` is
+            `ssl.CERT_REQUIRED`, clients without a certificate that it trusts are turned away.
+            Defaults to `None`: plain HTTP.
+        limits: `HttpLimits`. Defaults to `None`: its own defaults.
 
     Example:
 
@@ -52,24 +61,32 @@ class HttpServer:
         port: int = 8501,
         *,
         max_body_bytes: int = MAX_BODY_BYTES,
+        ssl_context: ssl.SSLContext | None = None,
+        limits: HttpLimits | None = None,
     ) -> None:
         check_address(host, port)
+        if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
+            raise InvalidInputError(
+                f"Received ssl_context={ssl_context!r}. Expected an `ssl.SSLContext` or `None`."
+            )
         self.engine = engine
         self.host = host
         self.port = port
         self.max_body_bytes = max_body_bytes
+        self.limits = limits or HttpLimits()
+        self._ssl_context = ssl_context
         self._is_stopping = False
-        self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
+        # The second is known when the first is set: the thread has begun.
+        self._begun = threading.Event()
+        self._tell_to_stop: Callable[[], object] = _do_nothing
 
     @property
     def url(self) -> str:
         """The address that clients use, as in `"http://127.0.0.1:8501"`."""
-        return (
-            f"http://[{self.host}]:{self.port}"
-            if ":" in self.host
-            else f"http://{self.host}:{self.port}"
-        )
+        scheme = "http" if self._ssl_context is None else "https"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{self.port}"
 
     @property
     def ready(self) -> bool:
@@ -83,12 +100,11 @@ class HttpServer:
             InvalidInputError: The port is taken, or the address is none of this machine's.
             MissingExtraError: The packages of the extra `serving` are not installed.
         """
-        self._server = self._make_server()
+        make_protocol = self._prepare()
         listener = self._listen()
         self.port = listener.getsockname()[1]
-        # uvicorn handles signals on the main thread only, so here it leaves them alone.
         self._thread = threading.Thread(
-            target=self._run, args=(self._server, listener), name="http", daemon=True
+            target=self._run, args=(make_protocol, listener), name="http", daemon=True
         )
         self._thread.start()
 
@@ -98,47 +114,89 @@ class HttpServer:
             self._thread.join()
 
     def stop(self) -> None:
-        """Becomes unready, answers the requests in flight, and returns when the port is free."""
+        """Becomes unready, answers the requests in flight, and returns when the port is free.
+
+        Clients that keep their connection are told `Connection: close` with their next answer.
+        After `limits.grace_seconds` what is still in flight is dropped.
+        """
         self._is_stopping = True
-        if self._server is not None:
-            self._server.should_exit = True
+        if self._thread is not None:
+            self._begun.wait()
+            self._tell_to_stop()
         self.wait()
 
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
-            return socket.create_server((self.host, self.port), family=family, backlog=2048)
+            return socket.create_server((self.host, self.port), family=family, backlog=_BACKLOG)
         except OSError as error:
             raise InvalidInputError(
                 f"Can't listen at {self.host!r} on port {self.port}: {error}. "
                 "Choose another port, or 0 for a free one."
             ) from error
 
-    def _make_server(self) -> "uvicorn.Server":
+    def _prepare(self) -> Callable[[OpenConnections], asyncio.Protocol]:
+        """Returns what makes the protocol of a connection."""
         try:
-            import httptools  # noqa: F401 - uvicorn imports it by name.
-            import uvicorn
-
-            from keras_deepseek.inference.http_application import build_application
+            import httptools  # noqa: F401 - The next import needs it.
         except ImportError as error:
-            package = (error.name or "uvicorn").split(".")[0]
-            raise MissingExtraError(package, "serving", "to serve over HTTP") from error
+            raise MissingExtraError("httptools", "serving", "to serve over HTTP") from error
+        from keras_deepseek.inference.http_application import TfServingApplication
+        from keras_deepseek.inference.http_connection import HttpConnection
 
-        config = uvicorn.Config(
-            build_application(self),
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
+        application = TfServingApplication(self)
+        return lambda connections: HttpConnection(
+            application, connections, self.max_body_bytes, self.limits
         )
-        config.load()
-        return uvicorn.Server(config)
 
-    @staticmethod
-    def _run(server: "uvicorn.Server", listener: socket.socket) -> None:
-        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-            runner.run(server.serve(sockets=[listener]))
+    def _run(
+        self, make_protocol: Callable[[OpenConnections], asyncio.Protocol], listener: socket.socket
+    ) -> None:
+        try:
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                runner.run(self._serve(make_protocol, listener))
+        finally:
+            listener.close()
+            self._begun.set()
+
+    async def _serve(
+        self, make_protocol: Callable[[OpenConnections], asyncio.Protocol], listener: socket.socket
+    ) -> None:
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        connections = OpenConnections(self.limits)
+        connections.watch()
+        server = await loop.create_server(
+            lambda: make_protocol(connections),
+            sock=listener,
+            ssl=self._ssl_context,
+            ssl_handshake_timeout=self.limits.header_seconds if self._ssl_context else None,
+            ssl_shutdown_timeout=self.limits.linger_seconds if self._ssl_context else None,
+            backlog=_BACKLOG,
+        )
+        self._tell_to_stop = lambda: _call_in(loop, stop.set)
+        self._begun.set()
+        await stop.wait()
+        # Clients that the kernel has let in would be reset by closing: take them before.
+        for _ in range(3):
+            await asyncio.sleep(0)
+        server.close()
+        await connections.drain()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Returns uvloop's, where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    with contextlib.suppress(RuntimeError):  # It is closed: it has stopped already.
+        loop.call_soon_threadsafe(function)
+
+
+def _do_nothing() -> None:
+    """Stands for what a server that never began to listen is told."""

@@ -1,23 +1,20 @@
-"""What each HTTP path answers: Starlette's endpoints around the pure functions of `protocols`.
+"""What each HTTP path answers: a table of routes around the pure functions of `protocols`.
 
-The handlers await the engine on the event loop; none of them blocks it for the model's sake.
+All of it runs on the server's event loop, and nothing waits there for the model: `:predict` is
+answered by a function of the future that the engine gave.
 """
 
 import asyncio
+import functools
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-from starlette.applications import Starlette
-from starlette.endpoints import HTTPEndpoint
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.inference.errors import ClosedError, OverloadedError
+from keras_deepseek.inference.http_message import HttpError, HttpRequest, HttpResponse, Pending
 from keras_deepseek.inference.protocols import tf_serving
 
 if TYPE_CHECKING:
@@ -26,186 +23,130 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+_Match = re.Match[str]
+_Handler = Callable[["TfServingApplication", HttpRequest, _Match], HttpResponse | Pending]
 
-def build_application(server: "HttpServer") -> Starlette:
-    """Returns the ASGI application of a server.
+
+class TfServingApplication:
+    """TF Serving's REST calls for the engine of one server, and `/healthz`.
 
     Args:
-        server: `HttpServer`. Its engine, its readiness and its limits are read at each request.
+        server: `HttpServer`. Its engine and its readiness are read at each request.
     """
-    model = "/v1/models/{name}"
-    version = model + "/versions/{version}"
-    application = Starlette(
-        routes=[
-            Route("/healthz", Health),
-            # `:predict` goes first: a name takes everything up to the next slash.
-            Route(model + ":predict", Predict),
-            Route(version + ":predict", Predict),
-            Route(model + "/metadata", Metadata),
-            Route(version + "/metadata", Metadata),
-            Route(model, Status),
-            Route(version, Status),
-        ],
-        exception_handlers={
-            HTTPException: _answer_http_error,
-            InvalidInputError: _answer_invalid,
-            OverloadedError: _answer_overloaded,
-            ClosedError: _answer_unready,
-            ClientDisconnect: _answer_nobody,
-            Exception: _answer_failure,
-        },
-    )
-    application.state.server = server
-    return application
 
+    def __init__(self, server: "HttpServer") -> None:
+        self._server = server
 
-class Health(HTTPEndpoint):
-    """Whether to send requests here."""
+    def handle(self, request: HttpRequest) -> HttpResponse | Pending:
+        """Returns the answer of the route that fits.
 
-    async def get(self, request: Request) -> Response:
+        Args:
+            request: `HttpRequest`.
+
+        Raises:
+            HttpError: 404 where no route fits the path, 405 where one fits with another method.
+            KerasDeepSeekError: The route refuses the request.
+        """
+        for pattern, method, handler in _ROUTES:
+            match = pattern.fullmatch(request.path)
+            if match is None:
+                continue
+            if request.method == method or (request.method == "HEAD" and method == "GET"):
+                return handler(self, request, match)
+            allowed = "GET, HEAD" if method == "GET" else method
+            raise HttpError(405, "Method Not Allowed", (("allow", allowed),))
+        raise HttpError(404, _malformed(request))
+
+    def answer_error(self, error: Exception) -> HttpResponse:
+        """Returns the answer that tells a client of an error.
+
+        Args:
+            error: Exception. One that is not the client's is logged and not shown.
+        """
+        if isinstance(error, HttpError):
+            return _answer_error(error.status, str(error), error.headers)
+        if isinstance(error, InvalidInputError):
+            return _answer_error(400, str(error))
+        if isinstance(error, OverloadedError):
+            return _answer_error(429, str(error), (("retry-after", str(error.retry_after)),))
+        if isinstance(error, ClosedError):
+            return _answer_error(503, str(error))
+        _logger.error("The server failed.", exc_info=error)
+        return _answer_error(500, "The server failed; see its log.")
+
+    def health(self, _request: HttpRequest, _match: _Match) -> HttpResponse:
         """Answers 200 when requests are answered, else 503."""
-        if not _server(request).ready:
+        if not self._server.ready:
             return _answer_error(503, "Not ready.")
         return _answer_json({"status": "ready"})
 
-
-class Status(HTTPEndpoint):
-    """The state of a model."""
-
-    async def get(self, request: Request) -> Response:
+    def status(self, request: HttpRequest, match: _Match) -> HttpResponse:
         """Answers as TF Serving's GetModelStatus does."""
-        _find_engine(request)
-        return _answer_json(tf_serving.format_status(_server(request).ready))
+        self._find_engine(request, match)
+        return _answer_json(tf_serving.format_status(self._server.ready))
 
-
-class Metadata(HTTPEndpoint):
-    """What a model takes and gives."""
-
-    async def get(self, request: Request) -> Response:
+    def metadata(self, request: HttpRequest, match: _Match) -> HttpResponse:
         """Answers as TF Serving's GetModelMetadata does."""
-        engine = _find_engine(request)
+        engine = self._find_engine(request, match)
         return _answer_json(tf_serving.format_metadata(engine.name, engine.signature))
 
-
-class Predict(HTTPEndpoint):
-    """The model's outputs."""
-
-    async def post(self, request: Request) -> Response:
-        """Answers in the form, row or column, that the request has."""
-        engine = _find_engine(request)
-        if not _server(request).ready:
+    def predict(self, request: HttpRequest, match: _Match) -> Pending:
+        """Answers with the model's outputs in the form, row or column, that the request has."""
+        engine = self._find_engine(request, match)
+        if not self._server.ready:
             raise ClosedError(
                 f"The model {engine.name!r} is not ready: it is starting or stopping."
             )
-        body = await _read_body(request, _server(request).max_body_bytes)
-        call = tf_serving.parse_predict(body, engine.signature)
-        outputs = await _compute(request, engine, call.inputs)
-        return _answer_json(tf_serving.format_outputs(outputs, call.is_row_form))
+        call = tf_serving.parse_predict(request.body, engine.signature)
+        answer = engine.submit_async(call.inputs)
+        return Pending(answer, functools.partial(_answer_outputs, engine.name, call.is_row_form))
+
+    def _find_engine(self, request: HttpRequest, match: _Match) -> "ServingEngine":
+        """Returns the engine that the path names, or answers 404."""
+        engine = self._server.engine
+        name, version = match["name"], match["version"]
+        if version is not None and not version.isdecimal():
+            raise HttpError(404, _malformed(request))
+        if name != engine.name or version not in (None, tf_serving.VERSION):
+            raise HttpError(404, tf_serving.not_found_message(name, version))
+        return engine
 
 
-def _server(request: Request) -> "HttpServer":
-    server: HttpServer = request.app.state.server
-    return server
+_MODEL = r"/v1/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?"
+
+_ROUTES: tuple[tuple[re.Pattern[str], str, _Handler], ...] = (
+    # `:predict` goes first: a name takes everything up to the next slash.
+    (re.compile(_MODEL + ":predict"), "POST", TfServingApplication.predict),
+    (re.compile(_MODEL + "/metadata"), "GET", TfServingApplication.metadata),
+    (re.compile(_MODEL), "GET", TfServingApplication.status),
+    (re.compile("/healthz"), "GET", TfServingApplication.health),
+)
 
 
-def _find_engine(request: Request) -> "ServingEngine":
-    """Returns the engine that the path names, or answers 404."""
-    engine = _server(request).engine
-    name, version = request.path_params["name"], request.path_params.get("version")
-    if version is not None and not version.isdecimal():
-        raise HTTPException(404, _malformed(request))
-    if name != engine.name or version not in (None, tf_serving.VERSION):
-        raise HTTPException(404, tf_serving.not_found_message(name, version))
-    return engine
-
-
-async def _read_body(request: Request, limit: int) -> bytes:
-    refusal = HTTPException(
-        413, f"The body is larger than {limit} bytes. Send fewer rows in one request."
-    )
-    # uvicorn has refused a length that is not a number.
-    if int(request.headers.get("content-length", 0)) > limit:
-        raise refusal
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise refusal
-    return bytes(body)
-
-
-async def _compute(
-    request: Request, engine: "ServingEngine", inputs: dict[str, Any]
-) -> dict[str, Array]:
-    """Returns the outputs; what goes wrong inside the model is logged and answered with 500."""
-    answer = engine.submit_async(inputs)
-    try:
-        return await _unless_hung_up(request, answer)
-    except (ClientDisconnect, ClosedError):
-        raise
-    except Exception as error:
-        _logger.exception("The model %r failed.", engine.name)
-        raise HTTPException(
-            500, f"The model failed with {type(error).__name__}; see the server's log."
-        ) from error
-
-
-async def _unless_hung_up(
-    request: Request, answer: "asyncio.Future[dict[str, Array]]"
-) -> dict[str, Array]:
-    """Returns the answer; a client that hangs up takes its request out of the queue."""
-    # The body has been read: all that can still be received is that the client is gone.
-    hang_up = asyncio.ensure_future(request.receive())
-    hang_up.add_done_callback(lambda _: answer.cancel())
-    try:
-        return await answer
-    except asyncio.CancelledError:
-        if hang_up.done() and not hang_up.cancelled():
-            raise ClientDisconnect() from None
-        raise
-    finally:
-        hang_up.cancel()
+def _answer_outputs(
+    model_name: str, is_row_form: bool, future: "asyncio.Future[dict[str, Array]]"
+) -> HttpResponse:
+    """Answers with the outputs. What went wrong inside the model is logged; the answer is 500."""
+    error = future.exception()
+    if error is None:
+        return _answer_json(tf_serving.format_outputs(future.result(), is_row_form))
+    if isinstance(error, ClosedError | OverloadedError):
+        raise error
+    _logger.error("The model %r failed.", model_name, exc_info=error)
+    raise HttpError(500, f"The model failed with {type(error).__name__}; see the server's log.")
 
 
 def _answer_json(
-    content: Any, status: int = 200, headers: Mapping[str, str] | None = None
-) -> Response:
-    return Response(tf_serving.to_json(content), status, headers, "application/json")
+    content: Any, status: int = 200, headers: tuple[tuple[str, str], ...] = ()
+) -> HttpResponse:
+    return HttpResponse(status, tf_serving.to_json(content), headers=headers)
 
 
-def _answer_error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+def _answer_error(
+    status: int, message: str, headers: tuple[tuple[str, str], ...] = ()
+) -> HttpResponse:
     return _answer_json({"error": message}, status, headers)
 
 
-async def _answer_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    message = error.detail
-    if error.status_code in (404, 405) and "path_params" not in request.scope:
-        message = _malformed(request)
-    return _answer_error(error.status_code, message, error.headers)
-
-
-def _malformed(request: Request) -> str:
-    return f"Malformed request: {request.method} {request.url.path}"
-
-
-async def _answer_invalid(_request: Request, error: Exception) -> Response:
-    return _answer_error(400, str(error))
-
-
-async def _answer_overloaded(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, OverloadedError)
-    return _answer_error(429, str(error), {"Retry-After": str(error.retry_after)})
-
-
-async def _answer_unready(_request: Request, error: Exception) -> Response:
-    return _answer_error(503, str(error))
-
-
-async def _answer_nobody(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=499)
-
-
-async def _answer_failure(_request: Request, _error: Exception) -> Response:
-    # Starlette raises the error again after this, so that the traceback is in the log.
-    return _answer_error(500, "The server failed; see its log.")
+def _malformed(request: HttpRequest) -> str:
+    return f"Malformed request: {request.method} {request.path}"

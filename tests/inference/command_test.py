@@ -43,7 +43,7 @@ def test_the_defaults_are_those_of_the_engine():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_says_when_it_is_ready_answers_and_ends_with_0(bundle_of, number):
     pytest.importorskip("onnxruntime")
-    pytest.importorskip("uvicorn")
+    pytest.importorskip("httptools")
     path = str(bundle_of("onnx").path)
     call = [sys.executable, "-c", MAIN, path, "--name", "double", "--http-port", "0"]
     with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:

@@ -285,7 +285,7 @@ def test_a_model_of_one_batch_size_is_refused():
 
 
 def test_serving_stops_with_the_engine_and_a_failed_start_frees_the_port(doubler):
-    pytest.importorskip("uvicorn")
+    pytest.importorskip("httptools")
     with ServingEngine(doubler) as engine:
         server = engine.serve(0)
         assert engine.serve(0).port != server.port
@@ -300,7 +300,7 @@ def test_serving_stops_with_the_engine_and_a_failed_start_frees_the_port(doubler
 
 
 def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch):
-    pytest.importorskip("uvicorn")
+    pytest.importorskip("httptools")
     waits, wait = threading.Event(), HttpServer.wait
     monkeypatch.setattr(HttpServer, "wait", lambda server: (waits.set(), wait(server)))
     engine = ServingEngine(doubler)
@@ -313,7 +313,7 @@ def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch):
 
 
 def test_ctrl_c_ends_a_blocking_server(doubler, monkeypatch):
-    pytest.importorskip("uvicorn")
+    pytest.importorskip("httptools")
     wait, interrupts = HttpServer.wait, iter([KeyboardInterrupt])
 
     def interrupted_wait(server):

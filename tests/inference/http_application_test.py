@@ -7,7 +7,7 @@ import pytest
 from keras_deepseek.inference import HttpServer, ServingEngine
 from keras_deepseek.inference.protocols import tf_serving
 
-pytest.importorskip("uvicorn")
+pytest.importorskip("httptools")
 
 PREDICT = "/v1/models/double:predict"
 

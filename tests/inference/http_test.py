@@ -11,7 +11,7 @@ import pytest
 from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
 from keras_deepseek.inference import HttpServer, ServingEngine
 
-pytest.importorskip("uvicorn")
+pytest.importorskip("httptools")
 
 
 def ask(server, value):
@@ -148,6 +148,6 @@ def test_the_url_of_an_ip_6_address_has_brackets(doubler):
 
 
 def test_the_error_names_the_extra_where_the_server_is_missing(doubler, monkeypatch):
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(MissingExtraError, match=r"`uvicorn` .*keras_deepseek\[serving\]"):
+    monkeypatch.setitem(sys.modules, "httptools", None)
+    with pytest.raises(MissingExtraError, match=r"`httptools` .*keras_deepseek\[serving\]"):
         HttpServer(ServingEngine(doubler)).start()

@@ -50,7 +50,7 @@ def test_a_bundle_is_served_where_keras_is_not_installed(bundle_of, form):
 def test_importing_the_room_loads_no_framework_and_no_server():
     code = (
         "import sys, keras_deepseek.inference\n"
-        "print({'keras', 'tensorflow', 'jax', 'torch', 'onnxruntime', 'starlette', 'uvicorn'}"
+        "print({'keras', 'tensorflow', 'jax', 'torch', 'onnxruntime', 'httptools', 'uvloop'}"
         " & set(sys.modules))"
     )
     result = subprocess.run(

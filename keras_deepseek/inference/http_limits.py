@@ -1,0 +1,72 @@
+"""How much, and for how long, one HTTP client may ask of the server."""
+
+from dataclasses import dataclass, fields
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class HttpLimits:
+    """The limits of one connection. What is slow to come is dropped, so that it can't pile up.
+
+    Args:
+        max_header_bytes: integer. Of the request line and all headers. Beyond it, 431. Defaults to
+            64 KiB (`65536`).
+        max_header_fields: integer. Beyond it, 431. Defaults to `100`.
+        max_pipelined: integer. Requests of one connection that are computed at a time; those behind
+            them wait, and no more are read. Defaults to `16`.
+        header_seconds: float. For a request's line and headers to be all there. Then 408. Defaults
+            to `10.0`.
+        body_seconds: float. What a body gets beyond the time that `min_body_rate` gives it. Then
+            408. Defaults to `30.0`.
+        min_body_rate: float. Bytes a second. Defaults to `10000.0`.
+        idle_seconds: float. That a connection is kept open without a request. Defaults to `75.0`.
+        write_seconds: float. That a client may read nothing of an answer. Defaults to `30.0`.
+        linger_seconds: float. That the server, having said `Connection: close`, leaves the client
+            to read the answer and to close. Defaults to `1.0`.
+        settle_seconds: float. That a stopping server still takes a request on an idle connection:
+            the client may have sent it already. Defaults to `0.2`.
+        grace_seconds: float. That a stopping server waits for requests in flight. Defaults to
+            `30.0`.
+
+    Raises:
+        InvalidInputError: A limit is not a positive number.
+
+    Example:
+
+    >>> limits = HttpLimits(idle_seconds=10, grace_seconds=5)
+    >>> limits.idle_seconds, limits.header_seconds
+    (10, 10.0)
+    """
+
+    max_header_bytes: int = 2**16
+    max_header_fields: int = 100
+    max_pipelined: int = 16
+    header_seconds: float = 10.0
+    body_seconds: float = 30.0
+    min_body_rate: float = 10_000.0
+    idle_seconds: float = 75.0
+    write_seconds: float = 30.0
+    linger_seconds: float = 1.0
+    settle_seconds: float = 0.2
+    grace_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise InvalidInputError(
+                    f"Received {item.name}={value!r}. Expected a positive number."
+                )
+
+    @property
+    def tick_seconds(self) -> float:
+        """How often the clock of all connections is looked at: often enough for the shortest."""
+        shortest = min(
+            self.header_seconds,
+            self.body_seconds,
+            self.idle_seconds,
+            self.write_seconds,
+            self.linger_seconds,
+        )
+        return min(1.0, shortest / 4)

@@ -1,0 +1,100 @@
+"""What goes between the HTTP server's connections and the application that answers them."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(slots=True)
+class HttpRequest:
+    """One request, read to its end.
+
+    Args:
+        method: string. Upper case, as in `"POST"`.
+        path: string. Without the query, and with its percent escapes decoded.
+        query: string. What follows the first `?`, as it came.
+        headers: dict. Values by lower-case name; those of a repeated name are joined by commas.
+        body: bytes. Inflated, where it came compressed.
+        client: string. The address of the other end.
+        peer_subject: tuple of (name, value) pairs, as in `(("commonName", "client"),)`: the subject
+            of the certificate that the client proved to hold. Empty where it showed none.
+        keep_alive: boolean. Whether the client will send more on this connection.
+        is_old: boolean. Whether it speaks HTTP/1.0.
+    """
+
+    method: str
+    path: str
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    client: str = ""
+    peer_subject: tuple[tuple[str, str], ...] = ()
+    keep_alive: bool = True
+    is_old: bool = False
+
+
+@dataclass(slots=True)
+class HttpResponse:
+    """An answer.
+
+    Args:
+        status: integer, from 200 up.
+        body: bytes.
+        content_type: string.
+        headers: tuple of (name, value) pairs: further headers.
+    """
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(slots=True)
+class Pending:
+    """An answer that is still computed. A client that hangs up cancels the future.
+
+    Args:
+        future: `asyncio.Future` of the server's loop.
+        make_response: function from the finished future to an `HttpResponse`. What it raises is
+            answered by `HttpApplication.answer_error`.
+    """
+
+    future: "asyncio.Future[Any]"
+    make_response: Callable[["asyncio.Future[Any]"], HttpResponse]
+
+
+class HttpError(Exception):
+    """A request that is refused.
+
+    Args:
+        status: integer, from 400 up.
+        message: string. For the client.
+        headers: tuple of (name, value) pairs, for the answer.
+    """
+
+    def __init__(
+        self, status: int, message: str, headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+
+
+class HttpApplication(Protocol):
+    """What a server needs to know about its routes. Both calls are made on the event loop."""
+
+    def handle(self, request: HttpRequest) -> HttpResponse | Pending:
+        """Returns the answer to a request, now or later, or raises any exception.
+
+        Args:
+            request: `HttpRequest`.
+        """
+
+    def answer_error(self, error: Exception) -> HttpResponse:
+        """Returns the answer that tells a client of an error. It must not raise.
+
+        Args:
+            error: What `handle` or `make_response` raised, or an `HttpError` of the server.
+        """

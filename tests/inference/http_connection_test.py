@@ -1,0 +1,423 @@
+"""A connection over a transport that only notes what is done to it, and a clock that is set."""
+
+import asyncio
+import gzip
+import socket
+
+import pytest
+
+pytest.importorskip("httptools")
+
+from keras_deepseek.inference.http_connection import HttpConnection, probe_dead_peers
+from keras_deepseek.inference.http_limits import HttpLimits
+from keras_deepseek.inference.http_message import HttpError, HttpResponse, Pending
+from keras_deepseek.inference.open_connections import OpenConnections
+
+GET = b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n"
+LIMITS = HttpLimits(max_pipelined=3)
+
+
+def post(body, *headers):
+    lines = [b"POST /now HTTP/1.1", b"Host: x", b"Content-Length: %d" % len(body), *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+class Application:
+    """Answers `/now` at once, `/fault` by raising, and other paths when `answer` is called."""
+
+    def __init__(self, loop):
+        self.requests = []
+        self.futures = {}
+        self._loop = loop
+
+    def handle(self, request):
+        self.requests.append(request)
+        if request.path == "/now":
+            return HttpResponse(body=request.body or b"now")
+        if request.path == "/fault":
+            raise ArithmeticError("a secret")
+        self.futures[request.path[1:]] = future = self._loop.create_future()
+        return Pending(future, lambda future: HttpResponse(body=future.result()))
+
+    def answer_error(self, error):
+        if isinstance(error, HttpError):
+            return HttpResponse(error.status, str(error).encode())
+        return HttpResponse(500, type(error).__name__.encode())
+
+
+class Transport(asyncio.Transport):
+    """Notes what is written and done."""
+
+    def __init__(self, **information):
+        super().__init__(information)
+        self.written = b""
+        self.done = []
+        self.unsent = 0
+
+    def write(self, data):
+        self.written += data
+
+    def get_write_buffer_size(self):
+        return self.unsent
+
+    def is_closing(self):
+        return "close" in self.done or "abort" in self.done
+
+    def can_write_eof(self):
+        return True
+
+    def write_eof(self):
+        self.done.append("write_eof")
+
+    def close(self):
+        self.done.append("close")
+
+    def abort(self):
+        self.done.append("abort")
+
+    def pause_reading(self):
+        self.done.append("pause_reading")
+
+    def resume_reading(self):
+        self.done.append("resume_reading")
+
+
+class Wire:
+    """A connection with all that is around it."""
+
+    def __init__(self, loop, limits=LIMITS, **information):
+        self.now = 1000.0
+        self.loop = loop
+        self.application = Application(loop)
+        self.connections = OpenConnections(limits)
+        self.transport = Transport(**information)
+        self.connection = HttpConnection(
+            self.application, self.connections, 1000, limits, lambda: self.now
+        )
+        self.connection.connection_made(self.transport)
+
+    def send(self, *pieces):
+        for piece in pieces:
+            self.connection.data_received(piece)
+
+    def answer(self, name, value=None):
+        """Lets the application's future of the path `name` hold its name, or `value`."""
+        future = self.application.futures[name]
+        if isinstance(value, BaseException):
+            future.set_exception(value)
+        else:
+            future.set_result(name.encode() if value is None else value)
+        self.loop.run_until_complete(asyncio.sleep(0))
+
+    def take(self):
+        """Returns the status, the headers and the body of each answer since the last call."""
+        answers, rest = [], self.transport.written
+        self.transport.written = b""
+        while rest:
+            head, _, rest = rest.partition(b"\r\n\r\n")
+            first, *lines = head.decode().split("\r\n")
+            headers = dict(line.split(": ", 1) for line in lines)
+            length = int(headers.get("content-length", 0))
+            answers.append((int(first.split()[1]), headers, rest[:length].decode()))
+            rest = rest[length:]
+        return answers
+
+    def bodies(self):
+        return [body for _, _, body in self.take()]
+
+    def statuses(self):
+        return [status for status, _, _ in self.take()]
+
+    def wait(self, seconds):
+        self.now += seconds
+        self.connection.check_time()
+
+
+@pytest.fixture
+def loop():
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def wire(loop):
+    return Wire(loop)
+
+
+def test_an_answer_is_written_and_the_connection_stays_open(wire):
+    wire.send(post(b"hello"))
+    ((status, headers, body),) = wire.take()
+    assert (status, body) == (200, "hello")
+    assert "connection" not in headers
+    wire.send(GET % b"now")
+    assert wire.bodies() == ["now"]
+    assert wire.transport.done == []
+
+
+def test_a_stream_of_requests_may_be_split_at_every_position(loop):
+    stream = GET % b"now" + post(b"hello") + GET % b"now"
+    for position in range(len(stream) + 1):
+        wire = Wire(loop)
+        wire.send(stream[:position], stream[position:])
+        assert wire.bodies() == ["now", "hello", "now"]
+    wire = Wire(loop)
+    wire.send(*(stream[i : i + 1] for i in range(len(stream))))
+    assert wire.bodies() == ["now", "hello", "now"]
+
+
+def test_pipelined_requests_are_computed_together_and_answered_in_their_order(wire):
+    wire.send(GET % b"a" + GET % b"now" + GET % b"b")
+    assert list(wire.application.futures) == ["a", "b"]
+    wire.answer("b")
+    assert wire.bodies() == []
+    wire.answer("a")
+    assert wire.bodies() == ["a", "now", "b"]
+
+
+def test_a_client_that_pipelines_much_waits(wire):
+    wire.send(b"".join(GET % b"%d" % i for i in range(5)))
+    assert list(wire.application.futures) == ["0", "1", "2"]
+    assert wire.transport.done == ["pause_reading"]
+    wire.answer("0")
+    assert list(wire.application.futures) == ["0", "1", "2", "3"]
+    wire.answer("1")
+    assert wire.transport.done == ["pause_reading"]
+    for name in "234":
+        wire.answer(name)
+    assert wire.transport.done == ["pause_reading", "resume_reading"]
+    assert wire.bodies() == ["0", "1", "2", "3", "4"]
+
+
+def test_a_refusal_comes_after_the_answers_before_it_and_is_the_last(wire):
+    wire.send(GET % b"a" + b"nonsense\r\n\r\n" + GET % b"now")
+    assert wire.bodies() == []
+    wire.answer("a")
+    (_, first, body), (status, last, _) = wire.take()
+    assert (body, status) == ("a", 400)
+    assert "connection" not in first
+    assert last["connection"] == "close"
+    assert wire.transport.done == ["write_eof"]  # What still comes must not reset the connection.
+    wire.send(GET % b"now")
+    assert wire.take() == []
+
+
+def test_a_fault_of_the_application_is_answered_and_harms_nothing_else(wire):
+    wire.send(GET % b"fault" + GET % b"a" + GET % b"now")
+    wire.answer("a", ArithmeticError("a secret"))
+    assert wire.take()[0][2] == "ArithmeticError"
+    wire.send(GET % b"now")
+    assert wire.statuses() == [200]
+
+
+def test_what_the_application_gives_up_is_answered(wire):
+    wire.send(GET % b"a")
+    wire.application.futures["a"].cancel()
+    wire.loop.run_until_complete(asyncio.sleep(0))
+    assert wire.statuses() == [503]
+
+
+def test_a_client_that_hangs_up_cancels_its_requests(wire):
+    wire.send(GET % b"a" + GET % b"b" + GET % b"c" + GET % b"d")
+    assert wire.connection.eof_received() is False  # The transport closes itself.
+    assert all(future.cancelled() for future in wire.application.futures.values())
+    wire.connection.connection_lost(None)
+    wire.loop.run_until_complete(asyncio.sleep(0))
+    assert (wire.take(), len(wire.connections)) == ([], 0)
+
+
+def test_a_lost_connection_cancels_its_requests_and_an_answer_that_comes_late_is_dropped(wire):
+    wire.send(GET % b"a" + GET % b"b" + GET % b"c")
+    wire.application.futures["a"].set_exception(ArithmeticError())
+    wire.application.futures["b"].set_result(b"b")
+    wire.connection.connection_lost(ConnectionResetError())
+    wire.loop.run_until_complete(asyncio.sleep(0))
+    assert wire.application.futures["c"].cancelled()
+    assert wire.take() == []
+
+
+def test_head_is_answered_without_a_body(wire):
+    wire.send(b"HEAD /now HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert wire.transport.written.endswith(b"\r\n\r\n")
+    assert b"content-length: 3\r\n" in wire.transport.written
+
+
+def test_the_client_decides_whether_the_connection_is_kept(loop):
+    for head, word, done in (
+        (b"GET /now HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "close", ["close"]),
+        (b"GET /now HTTP/1.0\r\n\r\n", "close", ["close"]),
+        (b"GET /now HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", "keep-alive", []),
+    ):
+        wire = Wire(loop)
+        wire.send(head)
+        assert wire.take()[0][1]["connection"] == word
+        assert wire.transport.done == done
+
+
+def test_a_client_is_told_to_go_on_but_not_among_earlier_answers(wire):
+    head, body = post(b"hello", b"Expect: 100-continue").split(b"\r\n\r\n")
+    wire.send(head + b"\r\n\r\n")
+    assert wire.transport.written == b"HTTP/1.1 100 Continue\r\n\r\n"
+    wire.take()
+    wire.send(body)
+    assert wire.bodies() == ["hello"]
+    wire.send(GET % b"a" + head + b"\r\n\r\n")
+    assert wire.transport.written == b""
+    wire.answer("a")
+    assert wire.statuses() == [200, 100]
+    wire.send(body)
+    assert wire.bodies() == ["hello"]
+
+
+def test_a_client_whose_body_would_be_too_large_is_not_told_to_go_on(wire):
+    wire.send(
+        b"POST /now HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\nExpect: 100-continue\r\n\r\n"
+    )
+    assert wire.statuses() == [413]
+    assert wire.transport.done == ["write_eof"]
+
+
+def test_compressed_bodies_are_inflated_and_bombs_refused(wire):
+    wire.send(post(gzip.compress(b"hello"), b"Content-Encoding: gzip"))
+    assert wire.bodies() == ["hello"]
+    wire.send(post(gzip.compress(bytes(100_000)), b"Content-Encoding: gzip"))
+    assert wire.statuses() == [413]
+    wire.send(post(b"hello", b"Content-Encoding: gzip"))
+    assert wire.statuses() == [400]
+    assert len(wire.application.requests) == 1
+
+
+def test_the_request_tells_who_sent_it(loop):
+    certificate = {"subject": ((("organizationName", "a"),), (("commonName", "b"),))}
+    wire = Wire(loop, peername=("10.0.0.1", 5), peercert=certificate)
+    wire.send(GET % b"now")
+    (request,) = wire.application.requests
+    assert request.client == "10.0.0.1"
+    assert request.peer_subject == (("organizationName", "a"), ("commonName", "b"))
+
+
+def test_a_client_that_does_not_read_is_not_answered_more(wire):
+    wire.send(GET % b"a")
+    wire.connection.pause_writing()
+    wire.answer("a")
+    wire.send(GET % b"b" + GET % b"c")  # What was underway when reading was paused.
+    assert wire.transport.done == ["pause_reading"]
+    assert list(wire.application.futures) == ["a"]
+    wire.connection.resume_writing()
+    assert list(wire.application.futures) == ["a", "b", "c"]
+    assert wire.transport.done == ["pause_reading", "resume_reading"]
+
+
+def test_a_client_that_reads_nothing_for_long_is_dropped_and_a_slow_one_is_not(wire):
+    wire.transport.unsent = 100
+    wire.wait(1)
+    for _ in range(5):
+        wire.transport.unsent -= 1
+        wire.wait(LIMITS.write_seconds)
+    assert wire.transport.done == []
+    wire.wait(1)
+    wire.wait(LIMITS.write_seconds)
+    assert wire.transport.done == ["abort"]
+
+
+def test_a_head_that_comes_slowly_is_refused_whatever_its_pace(wire):
+    seconds = int(LIMITS.header_seconds)
+    for _ in range(seconds):
+        wire.send(b"GET / HTTP/1.1\r\nHost: x\r\n" if wire.now == 1000 else b"a: b\r\n")
+        wire.wait(1)
+    assert wire.take() == []
+    wire.wait(1)
+    ((status, headers, _),) = wire.take()
+    assert (status, headers["connection"]) == (408, "close")
+
+
+@pytest.mark.parametrize(("rate", "seconds", "status"), [(11, 90, 200), (5, 61, 408)])
+def test_a_body_that_comes_slowly_is_refused_and_one_at_the_least_rate_is_not(
+    loop, rate, seconds, status
+):
+    wire = Wire(loop, HttpLimits(body_seconds=30, min_body_rate=10))
+    head = post(bytes(1000))[:-1000]
+    wire.send(head)
+    for _ in range(seconds - 1):
+        wire.send(bytes(rate))
+        wire.wait(1)
+    assert wire.take() == []
+    wire.wait(2)
+    wire.send(bytes(1000 - rate * (seconds - 1)))
+    assert wire.statuses() == [status]
+
+
+def test_a_client_that_computes_long_is_not_hurried(wire):
+    wire.send(GET % b"a")
+    wire.wait(100_000)
+    wire.answer("a")
+    assert wire.bodies() == ["a"]
+    wire.wait(LIMITS.idle_seconds)
+    assert wire.transport.done == []
+
+
+def test_a_client_that_must_wait_is_not_hurried(wire):
+    wire.send(b"".join(GET % b"%d" % i for i in range(4)) + b"GET /now HT")
+    wire.wait(1000)
+    wire.wait(1000)
+    for name in "0123":
+        wire.answer(name)
+    wire.wait(1)
+    wire.send(b"TP/1.1\r\nHost: x\r\n\r\n")
+    assert wire.bodies() == ["0", "1", "2", "3", "now"]
+
+
+def test_an_idle_connection_is_closed_without_a_word(wire):
+    wire.send(GET % b"now")
+    wire.take()
+    wire.wait(LIMITS.idle_seconds)
+    assert wire.transport.done == []
+    wire.wait(1)
+    assert (wire.take(), wire.transport.done) == ([], ["close"])
+
+
+def test_a_connection_that_never_asked_is_closed_sooner(wire):
+    wire.wait(LIMITS.header_seconds + 1)
+    assert (wire.take(), wire.transport.done) == ([], ["close"])
+
+
+def test_a_client_that_does_not_close_is_closed(wire):
+    wire.send(b"nonsense\r\n\r\n")
+    wire.wait(LIMITS.linger_seconds)
+    assert wire.transport.done == ["write_eof"]
+    wire.wait(1)
+    assert wire.transport.done == ["write_eof", "abort"]
+
+
+def test_a_draining_connection_ends_after_what_it_was_asked(wire):
+    wire.send(GET % b"a" + GET % b"b" + b"GET /now HT")
+    wire.connection.start_draining()
+    wire.connection.close_if_idle()
+    assert wire.transport.done == []
+    wire.answer("a")
+    wire.answer("b")
+    assert [headers.get("connection") for _, headers, _ in wire.take()] == [None, None]
+    wire.connection.close_if_idle()
+    wire.send(b"TP/1.1\r\nHost: x\r\n\r\n")
+    ((_, headers, body),) = wire.take()
+    assert (headers["connection"], body) == ("close", "now")
+    assert wire.transport.done == ["write_eof"]
+
+
+def test_an_idle_draining_connection_is_closed(wire):
+    wire.connection.close_if_idle()
+    assert wire.transport.done == ["close"]
+    wire.connection.connection_lost(None)
+    wire.connection.close_if_idle()
+    wire.connection.abort()
+    wire.connection.check_time()
+    assert wire.transport.done == ["close"]
+
+
+def test_the_kernel_is_asked_to_probe_a_silent_client():
+    with socket.socket() as client:
+        probe_dead_peers(client)
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+    probe_dead_peers(None)
