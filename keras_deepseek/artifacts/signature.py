@@ -49,13 +49,32 @@ class TensorSpec:
         Raises:
             InvalidInputError: The shape does not fit, or the values can't be of this dtype.
         """
+        return self._cast(self._check_shape(self._to_array(value)))
+
+    def cast(self, value: Any) -> Array:
+        """Returns `value` as an array of this dtype, of whatever shape it has.
+
+        Args:
+            value: An array, or nested lists of numbers.
+
+        Returns:
+            A NumPy array.
+
+        Raises:
+            InvalidInputError: The values can't be of this dtype.
+        """
+        return self._cast(self._to_array(value))
+
+    def _to_array(self, value: Any) -> Array:
         try:
             array = np.asarray(value)
         except ValueError as error:
             raise InvalidInputError(
                 f"Input {self.name!r}: rows of unequal length; expected {self}."
             ) from error
-        return self._cast(self._check_shape(array))
+        if array.dtype == np.float64 and self.dtype in ("int64", "uint64"):
+            return _exact_integers(value, array, self.dtype)
+        return array
 
     def _check_shape(self, array: Array) -> Array:
         fits = array.ndim == len(self.shape) and all(
@@ -71,11 +90,11 @@ class TensorSpec:
     def _cast(self, array: Array) -> Array:
         if str(array.dtype) == self.dtype:
             return array
-        target = np.dtype(self.dtype)
+        target = _find_dtype(self.dtype)
         try:
             with np.errstate(over="raise"):
                 if not array.size or _keeps_its_meaning(array, target):
-                    return array.astype(target)
+                    return _round(array, target)
         except FloatingPointError:
             pass  # A float beyond the range of a shorter one.
         raise InvalidInputError(
@@ -93,17 +112,59 @@ class TensorSpec:
         return cls(str(config["name"]), tuple(config["shape"]), str(config["dtype"]))
 
 
+def _find_dtype(name: str) -> np.dtype[Any]:
+    if name == "bfloat16":
+        import ml_dtypes  # It makes the name known to NumPy.
+
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+    return np.dtype(name)
+
+
+def _exact_integers(value: Any, array: Array, dtype: str) -> Array:
+    """Returns integers from a list for which NumPy chose floats, which would round the large ones.
+
+    NumPy does so where one is beyond int64 and another is not.
+    """
+    exact = np.asarray(value, object)
+    if all(isinstance(each, int) for each in exact.ravel().tolist()):
+        try:
+            return exact.astype(dtype)
+        except OverflowError:
+            pass  # Then one of them is beyond this dtype, too, and `array` is refused.
+    return array
+
+
+def _kind(dtype: np.dtype[Any]) -> str:
+    return "f" if dtype.name == "bfloat16" else dtype.kind
+
+
+def _round(array: Array, target: np.dtype[Any]) -> Array:
+    rounded = array.astype(target)
+    # NumPy does not notice an overflow of this dtype, which is not its own.
+    if target.name == "bfloat16" and (np.isinf(rounded) & np.isfinite(array)).any():
+        raise FloatingPointError
+    return rounded
+
+
 def _keeps_its_meaning(array: Array, target: np.dtype[Any]) -> bool:
     """Floats may be rounded to a shorter float; nothing else may change its value."""
-    if array.dtype.kind not in "biuf":
-        return array.dtype.kind == target.kind
+    kind = _kind(array.dtype)
+    if kind not in "biuf":
+        return kind == target.kind
     if target.kind in "iu":
         limits = np.iinfo(target)
-        whole = array.dtype.kind in "biu" or bool(np.all(np.floor(array) == array))
-        return whole and bool(array.min() >= limits.min) and bool(array.max() <= limits.max)
+        if kind != "f":
+            return int(array.min()) >= limits.min and int(array.max()) <= limits.max
+        # As a float the largest integer may be the one above it, which is no integer of the dtype.
+        return (
+            bool(np.all(np.floor(array) == array))
+            and float(array.min()) >= limits.min
+            and float(array.max()) < float(limits.max + 1)
+        )
     if target.kind == "b":
         return bool(np.all((array == 0) | (array == 1)))
-    return target.kind == "f"
+    return _kind(target) == "f"
 
 
 @dataclass(frozen=True)

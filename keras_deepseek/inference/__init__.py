@@ -1,10 +1,16 @@
 """Serving: batches of single requests, in-process and over HTTP."""
 
 from keras_deepseek.inference.engine import ServingEngine
-from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError, OverloadedError
+from keras_deepseek.inference.errors import (
+    ClosedError,
+    DeadlineExceededError,
+    ModelNotFoundError,
+    OverloadedError,
+)
 from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.http import HttpServer
 from keras_deepseek.inference.http_limits import HttpLimits
+from keras_deepseek.inference.model_options import ModelOptions
 
 __all__ = [
     "ClosedError",
@@ -12,6 +18,8 @@ __all__ = [
     "Executor",
     "HttpLimits",
     "HttpServer",
+    "ModelNotFoundError",
+    "ModelOptions",
     "OverloadedError",
     "ServingEngine",
 ]

@@ -4,34 +4,25 @@
 """
 
 import asyncio
-import math
 import os
 import threading
-import time
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any, Literal, Unpack
 
 from keras_deepseek.artifacts.signature import Array, Signature
-from keras_deepseek.inference.arguments import (
-    check_batch_axis,
-    check_batch_size,
-    check_count,
-    check_name,
-    check_request_options,
-    check_seconds,
-)
+from keras_deepseek.inference.arguments import check_count, check_name
 from keras_deepseek.inference.batch import Request
-from keras_deepseek.inference.batcher import Batcher, BatchStatistics
-from keras_deepseek.inference.client_order import ClientOrder
-from keras_deepseek.inference.errors import ClosedError
-from keras_deepseek.inference.executors.open_executor import open_executor
+from keras_deepseek.inference.batcher import BatchStatistics
+from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
+from keras_deepseek.inference.future_delivery import Answer, open_future
 from keras_deepseek.inference.http import HttpServer
 from keras_deepseek.inference.loop_delivery import LoopDelivery, Waiter
+from keras_deepseek.inference.model_options import ModelOptions
+from keras_deepseek.inference.model_version import ModelVersion
+from keras_deepseek.inference.request_options import RequestOptions
+from keras_deepseek.inference.served_model import ServedModel
 
 
 class ServingEngine:
@@ -51,6 +42,7 @@ class ServingEngine:
     Args:
         model: A built `keras.Model`, the path of a bundle or of a `.keras` file, or an `Executor`.
         name: string. The name in URLs. Defaults to `"model"`.
+        version: integer. The number of this version. Defaults to `1`.
         batch_size: `"dynamic"`, or an integer up to `max_batch_size`. Defaults to `"dynamic"`.
         max_batch_size: integer. Rows of the largest batch; requests with more are run in parts.
             Defaults to `32`.
@@ -84,6 +76,7 @@ class ServingEngine:
         model: Any,
         *,
         name: str = "model",
+        version: int = 1,
         batch_size: int | Literal["dynamic"] = "dynamic",
         max_batch_size: int = 32,
         max_queue_rows: int = 1024,
@@ -92,34 +85,34 @@ class ServingEngine:
         warm_up: bool = True,
         custom_objects_from: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
-        check_name(name)
-        check_count("max_batch_size", max_batch_size)
-        check_count("max_queue_rows", max_queue_rows)
-        check_batch_size(batch_size, max_batch_size)
-        check_count("replicas", replicas)
-        check_seconds("target_latency", target_latency)
         self.name = name
-        self._executors = [open_executor(model, custom_objects_from) for _ in range(replicas)]
-        check_batch_axis(self.signature)
-        self._warm_up = warm_up
-        self._delivery = LoopDelivery()
-        self._order = ClientOrder()
-        self._batcher = Batcher(
-            [executor.run for executor in self._executors],
+        self.options = ModelOptions(
             batch_size=batch_size,
             max_batch_size=max_batch_size,
             max_queue_rows=max_queue_rows,
             target_latency=target_latency,
-            after_batch=self._delivery.flush,
+            replicas=replicas,
+            warm_up=warm_up,
+            custom_objects_from=custom_objects_from,
         )
+        self._delivery = LoopDelivery()
+        self._models: Mapping[str, ServedModel] = {}
         self._lock = threading.Lock()
+        self._loading = threading.Lock()
         self._state: Literal["new", "ready", "closed"] = "new"
         self._servers: list[HttpServer] = []
+        self._first = self._open(model, name, version, self.options)
+        self._add_model(name).add(self._first)
+
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """The served models by name."""
+        return self._models
 
     @property
     def signature(self) -> Signature:
-        """The names, shapes and dtypes of the model's inputs and outputs."""
-        return self._executors[0].signature
+        """The names, shapes and dtypes of the inputs and outputs of the engine's own model."""
+        return self.find().signature
 
     @property
     def ready(self) -> bool:
@@ -127,7 +120,7 @@ class ServingEngine:
         return self._state == "ready"
 
     def start(self) -> None:
-        """Warms the model up and starts the thread that runs it. Nothing is done the second time.
+        """Warms the model up and starts the threads that run it. Nothing is done the second time.
 
         Raises:
             ClosedError: The engine was closed.
@@ -136,10 +129,97 @@ class ServingEngine:
             if self._state == "ready":
                 return
             self._check_open()
-            if self._warm_up:
-                self._run_every_bucket()
-            self._batcher.start()
+            self._first.start()
             self._state = "ready"
+
+    def load(
+        self,
+        model: Any,
+        *,
+        name: str | None = None,
+        version: int | None = None,
+        share: float | None = None,
+        keep: int = 1,
+        options: ModelOptions | None = None,
+    ) -> ModelVersion:
+        """Serves another model, or another version of one, when it is loaded and warm.
+
+        Until then, requests go to the versions that there are, and where it fails nothing has
+        changed for them. Afterwards the oldest versions, beyond `keep` others, answer what they
+        have accepted and are closed.
+
+        Args:
+            model: As in the constructor.
+            name: string. Defaults to `None`: the engine's own model.
+            version: integer. One that is there is replaced. Defaults to `None`: one more than the
+                newest.
+            share: float from 0 to 1. The part of the requests for this model that go to this
+                version while it is on trial (`ServedModel.set_share`). Defaults to `None`: it is
+                not on trial, and takes all of them if it is the newest.
+            keep: integer. How many versions stay, this one among them and those on trial not.
+                Defaults to `1`.
+            options: `ModelOptions`. Defaults to `None`: those of the engine.
+
+        Returns:
+            The `ModelVersion`.
+
+        Raises:
+            InvalidInputError: The model is nothing that can be served, or an argument does not fit.
+            ClosedError: The engine was closed.
+        """
+        check_count("keep", keep)
+        self.start()
+        with self._loading:
+            name = self.name if name is None else name
+            served = self._models.get(name)
+            number = version or max(served.versions if served else (), default=0) + 1
+            loaded = self._open(model, name, number, options or self.options)
+            served = served or self._add_model(name)
+            replaced = served.versions.get(number)
+            if replaced is None:
+                served.add(loaded, share)  # So that its status can be asked for.
+            loaded.start()
+            served.add(loaded, share)
+            if replaced is not None:
+                replaced.close()
+            for surplus in served.surplus(loaded, keep):
+                served.remove(surplus)
+                surplus.close()
+        return loaded
+
+    def unload(self, name: str | None = None, version: int | None = None) -> None:
+        """Closes a version, or all of a model, when what was accepted is answered.
+
+        Args:
+            name: string. Defaults to `None`: the engine's own model.
+            version: integer. Defaults to `None`: all of them, and the model with them.
+
+        Raises:
+            ModelNotFoundError: There is no such model or version.
+        """
+        with self._loading:
+            served = self._find_model(name)
+            if version is None:
+                self._models = {key: one for key, one in self._models.items() if one is not served}
+            wanted = served.versions.values() if version is None else [served.find(version)]
+            for one in list(wanted):
+                served.remove(one)
+                one.close()
+
+    def find(
+        self, name: str | None = None, version: int | None = None, label: str = ""
+    ) -> ModelVersion:
+        """Returns the version that a request is for.
+
+        Args:
+            name: string. Defaults to `None`: the engine's own model.
+            version: integer. Defaults to `None`: the newest, or one on trial.
+            label: string. In place of a version. Defaults to `""`.
+
+        Raises:
+            ModelNotFoundError: There is no such model, version or label.
+        """
+        return self._find_model(name).find(version, label)
 
     def close(self) -> None:
         """Becomes unready, answers what was accepted, and stops the servers. It can't be undone."""
@@ -149,24 +229,18 @@ class ServingEngine:
             self._state = "closed"
         for server in self._servers:
             server.stop()
-        self._batcher.close(drain=True)
+        with self._loading:
+            for served in self._models.values():
+                for version in served.versions.values():
+                    version.close()
 
-    def predict(
-        self,
-        x: Any,
-        *,
-        timeout: float | None = None,
-        priority: int = 0,
-        client: Hashable = None,
-    ) -> Any:
+    def predict(self, x: Any, **options: Unpack[RequestOptions]) -> Any:
         """Returns the model's outputs for `x`; blocks until they are there.
 
         Args:
             x: An array, or nested lists, where the model has one input; else a mapping by input
                 name, or a sequence in the order of the inputs. Rows first: any number of them.
-            timeout: float. As in `submit`. Defaults to `None`.
-            priority: integer. As in `submit`. Defaults to `0`.
-            client: A hashable value. As in `submit`. Defaults to `None`.
+            **options: `RequestOptions`.
 
         Returns:
             A NumPy array where the model has one output, else a dict of arrays by output name.
@@ -178,98 +252,60 @@ class ServingEngine:
             ClosedError: The engine was closed.
         """
         self.start()
-        return self._unwrap(
-            self.submit(x, timeout=timeout, priority=priority, client=client).result()
-        )
+        return _unwrap(self.submit(x, **options).result())
 
-    async def predict_async(
-        self,
-        x: Any,
-        *,
-        timeout: float | None = None,
-        priority: int = 0,
-        client: Hashable = None,
-    ) -> Any:
+    async def predict_async(self, x: Any, **options: Unpack[RequestOptions]) -> Any:
         """Returns what `predict` returns, without blocking the event loop.
 
         Cancelling the call takes the request out of the queue.
 
         Args:
             x: As in `predict`.
-            timeout: float. As in `submit`. Defaults to `None`.
-            priority: integer. As in `submit`. Defaults to `0`.
-            client: A hashable value. As in `submit`. Defaults to `None`.
+            **options: `RequestOptions`.
         """
         if not self.ready:
             await asyncio.to_thread(self.start)
-        return self._unwrap(
-            await self.submit_async(x, timeout=timeout, priority=priority, client=client)
-        )
+        return _unwrap(await self.submit_async(x, **options))
 
-    def submit(
-        self,
-        x: Any,
-        *,
-        timeout: float | None = None,
-        priority: int = 0,
-        client: Hashable = None,
-    ) -> Future[dict[str, Array]]:
+    def submit(self, x: Any, **options: Unpack[RequestOptions]) -> Answer:
         """Puts `x` in the queue of a started engine.
 
         Args:
             x: As in `predict`.
-            timeout: float. Seconds after which nobody wants the answer: a request that is late is
-                not run, and one that would be late is refused. Defaults to `None`: it never is.
-            priority: integer. Of those that wait, higher ones are run first. Defaults to `0`.
-            client: A hashable value: requests that have it are answered in their order. Defaults
-                to `None`: each is answered when it is done.
+            **options: `RequestOptions`.
 
         Returns:
             A `concurrent.futures.Future` of a dict of arrays by output name. Cancelling it takes
             the request out of the queue.
         """
-        answer: Future[dict[str, Array]] = Future()
-        request = self._submit(x, partial(_complete, answer), timeout, priority, client)
-
-        def cancel(answer: Future[dict[str, Array]]) -> None:
-            if answer.cancelled():
-                self._cancel(request, client)
-
-        answer.add_done_callback(cancel)
+        answer, deliver = open_future()
+        cancel = self._submit(x, deliver, options)
+        answer.add_done_callback(lambda answer: cancel() if answer.cancelled() else None)
         return answer
 
-    def submit_async(
-        self,
-        x: Any,
-        *,
-        timeout: float | None = None,
-        priority: int = 0,
-        client: Hashable = None,
-    ) -> Waiter:
+    def submit_async(self, x: Any, **options: Unpack[RequestOptions]) -> Waiter:
         """Puts `x` in the queue of a started engine, for the running event loop to await.
 
         Args:
             x: As in `predict`.
-            timeout: float. As in `submit`. Defaults to `None`.
-            priority: integer. As in `submit`. Defaults to `0`.
-            client: A hashable value. As in `submit`. Defaults to `None`.
+            **options: `RequestOptions`.
 
         Returns:
             An `asyncio.Future` of a dict of arrays by output name.
         """
         waiter, deliver = self._delivery.open()
-        request = self._submit(x, deliver, timeout, priority, client)
-
-        def cancel(waiter: Waiter) -> None:
-            if waiter.cancelled():
-                self._cancel(request, client)
-
-        waiter.add_done_callback(cancel)
+        cancel = self._submit(x, deliver, options)
+        waiter.add_done_callback(lambda waiter: cancel() if waiter.cancelled() else None)
         return waiter
 
-    def statistics(self) -> BatchStatistics:
-        """Returns how many batches and rows were run, and why the last batches left."""
-        return self._batcher.statistics()
+    def statistics(self, model: str | None = None, version: int | None = None) -> BatchStatistics:
+        """Returns how many batches and rows were run, and why the last batches left.
+
+        Args:
+            model: string. The model's name. Defaults to `None`: the engine's own.
+            version: integer. Defaults to `None`: the newest.
+        """
+        return self.find(model, version).statistics()
 
     def serve(
         self, http_port: int = 8501, *, host: str = "127.0.0.1", block: bool = False
@@ -325,62 +361,49 @@ class ServingEngine:
             raise ClosedError(f"The engine of the model {self.name!r} is closed: make a new one.")
 
     def _submit(
-        self,
-        x: Any,
-        deliver: Callable[[Request], None],
-        timeout: float | None,
-        priority: int,
-        client: Hashable,
-    ) -> Request:
+        self, x: Any, deliver: Callable[[Request], None], options: RequestOptions
+    ) -> Callable[[], None]:
+        """Puts `x` in a version's queue; returns the function that takes it out again."""
         if not self.ready:
             self._check_open()
             raise ClosedError(f"The model {self.name!r} is not ready: call `start` first.")
-        check_request_options(timeout, priority)
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
-        inputs = self.signature.bind(x)
-        if client is None:
-            request = Request(inputs, deliver, deadline=deadline, priority=priority)
-            self._batcher.submit(request)
-            return request
-        request = Request(
-            inputs, lambda _: self._order.settle(client), deadline=deadline, priority=priority
-        )
-        self._order.add(client, request, deliver)
-        try:
-            self._batcher.submit(request)
-        except BaseException:
-            self._cancel(request, client)
-            raise
-        return request
+        name, number = options.get("model"), options.get("version")
+        label, client = options.get("label", ""), options.get("client")
+        while True:
+            version = self.find(name, number, label)
+            try:
+                request = version.submit(
+                    version.signature.bind(x),
+                    deliver,
+                    timeout=options.get("timeout"),
+                    priority=options.get("priority", 0),
+                    client=client,
+                )
+            except ClosedError:
+                # It was closed since it was found: another may have taken its place.
+                if self.find(name, number, label) is version:
+                    raise
+            else:
+                return partial(version.cancel, request, client)
 
-    def _cancel(self, request: Request, client: Hashable) -> None:
-        if self._batcher.cancel(request) and client is not None:
-            self._order.settle(client)
-            self._delivery.flush()
+    def _open(self, model: Any, name: str, number: int, options: ModelOptions) -> ModelVersion:
+        check_name(name)
+        check_count("version", number)
+        return ModelVersion(name, number, model, options, self._delivery.flush)
 
-    def _run_every_bucket(self) -> None:
-        specs = self.signature.inputs
-        sizes = {spec.name: [size for size in spec.shape[1:] if size is not None] for spec in specs}
-        if any(len(sizes[spec.name]) < len(spec.shape) - 1 for spec in specs):
-            return
-        for bucket in self._batcher.buckets:
-            inputs = {
-                spec.name: np.zeros((bucket, *sizes[spec.name]), spec.dtype) for spec in specs
-            }
-            for executor in self._executors:
-                executor.run(inputs)
-            start = time.monotonic()
-            self._executors[0].run(inputs)  # The first call may have compiled: it tells nothing.
-            self._batcher.batch_time.add(bucket, time.monotonic() - start)
+    def _add_model(self, name: str) -> ServedModel:
+        served = ServedModel(name)
+        self._models = {**self._models, name: served}
+        return served
 
-    def _unwrap(self, outputs: dict[str, Array]) -> Any:
-        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+    def _find_model(self, name: str | None) -> ServedModel:
+        served = self._models.get(self.name if name is None else name)
+        if served is None:
+            raise ModelNotFoundError(
+                f"There is no model {name or self.name!r}; those served are {list(self._models)}."
+            )
+        return served
 
 
-def _complete(answer: Future[dict[str, Array]], request: Request) -> None:
-    if not answer.set_running_or_notify_cancel():
-        return
-    if request.error is not None:
-        answer.set_exception(request.error)
-    else:
-        answer.set_result(request.outputs or {})
+def _unwrap(outputs: dict[str, Array]) -> Any:
+    return next(iter(outputs.values())) if len(outputs) == 1 else outputs

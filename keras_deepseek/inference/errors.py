@@ -25,3 +25,7 @@ class DeadlineExceededError(KerasDeepSeekError):
 
 class ClosedError(KerasDeepSeekError):
     """A request to an engine that is not started, closing or closed."""
+
+
+class ModelNotFoundError(KerasDeepSeekError):
+    """A request for a model, a version or a label that is not served here."""

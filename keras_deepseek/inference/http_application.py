@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.inference.errors import ClosedError, OverloadedError
+from keras_deepseek.inference.errors import (
+    ClosedError,
+    DeadlineExceededError,
+    OverloadedError,
+)
 from keras_deepseek.inference.http_message import HttpError, HttpRequest, HttpResponse, Pending
 from keras_deepseek.inference.protocols import tf_serving
 
@@ -71,6 +75,8 @@ class TfServingApplication:
             return _answer_error(429, str(error), (("retry-after", str(error.retry_after)),))
         if isinstance(error, ClosedError):
             return _answer_error(503, str(error))
+        if isinstance(error, DeadlineExceededError):
+            return _answer_error(504, str(error))
         _logger.error("The server failed.", exc_info=error)
         return _answer_error(500, "The server failed; see its log.")
 
@@ -130,7 +136,7 @@ def _answer_outputs(
     error = future.exception()
     if error is None:
         return _answer_json(tf_serving.format_outputs(future.result(), is_row_form))
-    if isinstance(error, ClosedError | OverloadedError):
+    if isinstance(error, ClosedError | OverloadedError | DeadlineExceededError):
         raise error
     _logger.error("The model %r failed.", model_name, exc_info=error)
     raise HttpError(500, f"The model failed with {type(error).__name__}; see the server's log.")

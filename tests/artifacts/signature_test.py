@@ -44,6 +44,15 @@ def test_rows_of_unequal_length_are_refused():
         ("int32", [float("nan")]),
         ("float32", [1e300]),
         ("float16", [70000]),
+        ("int64", [2.0**63]),
+        ("uint64", [2.0**64]),
+        ("int64", [0, 2**63]),
+        ("int64", [-1, 2**64 - 1]),
+        ("uint64", [-1, 2**64 - 1]),
+        ("uint64", [0.5, 2**64 - 1]),
+        ("int64", [float("inf")]),
+        ("bfloat16", [1e39]),
+        ("bfloat16", ["text"]),
         ("float32", ["text"]),
         ("float32", [None]),
     ],
@@ -61,10 +70,43 @@ def test_values_that_would_change_their_meaning_are_refused(dtype, values):
         ("float16", [1.1]),
         ("float32", [True]),
         ("float32", [float("inf")]),
+        ("bfloat16", [1.1, 3e38, float("inf")]),
     ],
 )
 def test_values_that_keep_their_meaning_are_taken(dtype, values):
     assert TensorSpec("x", (None,), dtype).check(values).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        ("uint64", [0, 2**64 - 1]),
+        ("uint64", [[1], [2**63 + 1]]),
+        ("int64", [-(2**63), 2**63 - 1]),
+        ("int64", [-(2.0**63), 1.0]),
+    ],
+)
+def test_integers_keep_every_digit(dtype, values):
+    array = TensorSpec("x", np.shape(values), dtype).check(values)
+    assert (array.dtype, array.tolist()) == (dtype, values)
+
+
+def test_values_of_any_shape_are_cast():
+    spec = TensorSpec("x", (None, 2), "float32")
+    assert spec.cast([1, 2, 3]).dtype == "float32"
+    for value, message in (([[1], [1, 2]], "unequal length"), (["a"], "can't all be float32")):
+        with pytest.raises(InvalidInputError, match=message):
+            spec.cast(value)
+
+
+def test_bfloat16_is_a_float_among_others():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    array = np.array([1.5, -2.0], ml_dtypes.bfloat16)
+    for dtype in ("float32", "float16", "bfloat16"):
+        assert TensorSpec("x", (2,), dtype).check(array).tolist() == [1.5, -2]
+    assert TensorSpec("x", (2,), "int8").check(array[1:].repeat(2)).tolist() == [-2, -2]
+    with pytest.raises(InvalidInputError, match="can't all be int8"):
+        TensorSpec("x", (2,), "int8").check(array)
 
 
 def test_an_empty_batch_is_a_batch():

@@ -23,14 +23,14 @@ def ask(server, value):
 
 def watch_requests(engine):
     """Returns a semaphore that is released once for each request that the engine accepts."""
-    accepted, submit = threading.Semaphore(0), engine._batcher.submit
+    accepted, submit = threading.Semaphore(0), engine.find()._batcher.submit
 
     def submit_and_tell(inputs):
         future = submit(inputs)
         accepted.release()
         return future
 
-    engine._batcher.submit = submit_and_tell
+    engine.find()._batcher.submit = submit_and_tell
     return accepted
 
 
@@ -76,8 +76,10 @@ def test_a_client_that_hangs_up_is_not_computed_and_disturbs_nobody(doubler):
                 gone.sendall(head.encode() + b"\r\n\r\n" + body)
                 assert accepted.acquire(timeout=60)  # The first client's.
                 assert accepted.acquire(timeout=60)
-                cancelled, cancel = threading.Event(), engine._batcher.cancel
-                engine._batcher.cancel = lambda request: (cancel(request), cancelled.set())[0]
+                cancelled, cancel = threading.Event(), engine.find()._batcher.cancel
+                engine.find()._batcher.cancel = lambda request: (cancel(request), cancelled.set())[
+                    0
+                ]
             assert cancelled.wait(60)
             last = pool.submit(ask, server, 2)
             doubler.release()

@@ -1,11 +1,12 @@
 """TF Serving's REST words: pure functions, for whichever server answers HTTP.
 
 Row form: `{"instances": [...]}` is answered with `{"predictions": [...]}`, one value a row. Column
-form: `{"inputs": ...}` is answered with `{"outputs": ...}`, one array a tensor.
+form: `{"inputs": ...}` is answered with `{"outputs": ...}`, one array a tensor. `:classify` and
+`:regress` are in `tf_serving_examples`, gRPC in `tf_serving_grpc`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,27 +14,45 @@ import numpy as np
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
+from keras_deepseek.inference.protocols.base64_objects import (
+    decode_strings,
+    encode_strings,
+    is_base64_object,
+)
+from keras_deepseek.inference.protocols.dtypes import DTYPES
+from keras_deepseek.inference.protocols.json_text import load_json, to_json
+
+__all__ = [
+    "PREDICT_METHOD",
+    "SIGNATURE_NAME",
+    "VERSION",
+    "PredictCall",
+    "Signatures",
+    "VersionStatus",
+    "encode_outputs",
+    "find_signature",
+    "format_metadata",
+    "format_outputs",
+    "format_status",
+    "format_versions",
+    "load_object",
+    "not_found_message",
+    "parse_predict",
+    "to_json",
+]
 
 VERSION = "1"
 """The one version of a model that an engine serves."""
 
 SIGNATURE_NAME = "serving_default"
+"""The signature of a call that names none."""
 
-_TF_DTYPES = {
-    "float32": "DT_FLOAT",
-    "float64": "DT_DOUBLE",
-    "float16": "DT_HALF",
-    "bfloat16": "DT_BFLOAT16",
-    "int8": "DT_INT8",
-    "int16": "DT_INT16",
-    "int32": "DT_INT32",
-    "int64": "DT_INT64",
-    "uint8": "DT_UINT8",
-    "uint16": "DT_UINT16",
-    "uint32": "DT_UINT32",
-    "uint64": "DT_UINT64",
-    "bool": "DT_BOOL",
-}
+PREDICT_METHOD = "tensorflow/serving/predict"
+
+Signatures = Signature | Mapping[str, Signature]
+"""A model's signatures by name; one alone is `serving_default`."""
+
+_TF_NAMES = {dtype.name: dtype.tf_name for dtype in DTYPES}
 
 
 @dataclass(frozen=True)
@@ -44,18 +63,39 @@ class PredictCall:
         inputs: dict. Nested lists or arrays by input name; their shapes and dtypes are not checked
             yet.
         is_row_form: boolean. Whether the answer has one value a row.
+        signature_name: string. The signature that is called. Defaults to `"serving_default"`.
     """
 
     inputs: dict[str, Any]
     is_row_form: bool
+    signature_name: str = SIGNATURE_NAME
 
 
-def parse_predict(body: bytes, signature: Signature) -> PredictCall:
+@dataclass(frozen=True)
+class VersionStatus:
+    """The state of one version of a model.
+
+    Args:
+        version: integer.
+        state: string. `"START"`, `"LOADING"`, `"AVAILABLE"`, `"UNLOADING"`, `"END"` or
+            `"UNKNOWN"`.
+        error_code: string. A gRPC status: what a version failed with that could not be loaded.
+            Defaults to `"OK"`.
+        error_message: string. Defaults to `""`.
+    """
+
+    version: int
+    state: str
+    error_code: str = "OK"
+    error_message: str = ""
+
+
+def parse_predict(body: bytes, signature: Signatures) -> PredictCall:
     """Returns what the body of a `:predict` asks for.
 
     Args:
         body: bytes. JSON.
-        signature: `Signature` of the model.
+        signature: `Signature` of the model, or a mapping of several by name.
 
     Raises:
         InvalidInputError: It is not JSON, or not of one of the two forms.
@@ -63,22 +103,60 @@ def parse_predict(body: bytes, signature: Signature) -> PredictCall:
     Example:
 
     >>> signature = Signature((TensorSpec("x", (None, 2), "float32"),), ())
-    >>> parse_predict(b'{"instances": [[1, 2], [3, 4]]}', signature)
-    PredictCall(inputs={'x': [[1, 2], [3, 4]]}, is_row_form=True)
-    >>> parse_predict(b'{"inputs": {"x": [[1, 2]]}}', signature)
-    PredictCall(inputs={'x': [[1, 2]]}, is_row_form=False)
+    >>> parse_predict(b'{"instances": [[1, 2], [3, 4]]}', signature).inputs
+    {'x': [[1, 2], [3, 4]]}
+    >>> parse_predict(b'{"inputs": {"x": [[1, 2]]}}', signature).is_row_form
+    False
     """
-    content = _load_json(body)
-    _check_signature_name(content)
+    content = load_object(body)
+    if ("instances" in content) == ("inputs" in content):
+        raise InvalidInputError("Expected a JSON object with either 'instances' or 'inputs'.")
+    name, called = find_signature(content.get("signature_name", ""), signature)
     if "instances" in content:
-        inputs = _from_rows(content["instances"], signature)
+        inputs = _from_rows(content["instances"], called)
     else:
-        inputs = _from_columns(content["inputs"], signature)
-    specs = {spec.name: spec for spec in signature.inputs}
+        inputs = _from_columns(content["inputs"], called)
+    specs = {spec.name: spec for spec in called.inputs}
     return PredictCall(
-        {name: _with_shape(value, specs.get(name)) for name, value in inputs.items()},
+        {key: _to_value(value, specs.get(key)) for key, value in inputs.items()},
         is_row_form="instances" in content,
+        signature_name=name,
     )
+
+
+def load_object(body: bytes) -> dict[str, Any]:
+    """Returns the JSON object that a body holds.
+
+    Raises:
+        InvalidInputError: It is not JSON, or no object.
+    """
+    content = load_json(body)
+    if not isinstance(content, dict):
+        raise InvalidInputError(
+            "Expected a JSON object with either 'instances' or 'inputs', or with 'examples'; "
+            f"received {type(content).__name__}."
+        )
+    return content
+
+
+def find_signature(name: Any, signatures: Signatures) -> tuple[str, Signature]:
+    """Returns the signature that a call names, and its name.
+
+    Args:
+        name: string. As a client sent it; empty for `serving_default`.
+        signatures: `Signature`, or a mapping of several by name.
+
+    Raises:
+        InvalidInputError: The model does not have it.
+    """
+    known = {SIGNATURE_NAME: signatures} if isinstance(signatures, Signature) else signatures
+    wanted = SIGNATURE_NAME if name == "" else name
+    if not isinstance(wanted, str) or wanted not in known:
+        raise InvalidInputError(
+            f"Serving signature name: {json.dumps(wanted, default=str)} not found in signature "
+            f"def. Expected {' or '.join(map(repr, sorted(known)))}."
+        )
+    return wanted, known[wanted]
 
 
 def format_outputs(outputs: Mapping[str, Array], is_row_form: bool) -> dict[str, Any]:
@@ -93,46 +171,79 @@ def format_outputs(outputs: Mapping[str, Array], is_row_form: bool) -> dict[str,
     >>> format_outputs({"a": np.array([1, 2]), "b": np.array([3, 4])}, is_row_form=True)
     {'predictions': [{'a': 1, 'b': 3}, {'a': 2, 'b': 4}]}
     """
-    columns = {name: array.tolist() for name, array in outputs.items()}
-    only = next(iter(columns.values())) if len(columns) == 1 else None
-    if not is_row_form:
-        return {"outputs": columns if only is None else only}
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return {"predictions": rows if only is None else only}
+    columns = {name: _to_list(name, array) for name, array in outputs.items()}
+    return _arrange(columns, is_row_form)
+
+
+def encode_outputs(outputs: Mapping[str, Array], is_row_form: bool) -> bytes:
+    """Returns the answer to `:predict` as JSON, without lists between it and the arrays.
+
+    Args:
+        outputs: dict of arrays by output name, rows first.
+        is_row_form: boolean. As in the call.
+
+    Example:
+
+    >>> encode_outputs({"a": np.array([[1, 2]])}, is_row_form=False)
+    b'{"outputs":[[1,2]]}'
+    """
+    columns = {
+        name: _to_list(name, array) if array.dtype.kind in "OUS" else array
+        for name, array in outputs.items()
+    }
+    return to_json(_arrange(columns, is_row_form))
 
 
 def format_status(is_ready: bool) -> dict[str, Any]:
-    """Returns the answer to `GET /v1/models/NAME`.
+    """Returns the answer to `GET /v1/models/NAME` for the one version of an engine.
 
     Args:
         is_ready: boolean. Whether requests are answered.
     """
+    return format_versions([VersionStatus(int(VERSION), "AVAILABLE" if is_ready else "LOADING")])
+
+
+def format_versions(versions: Iterable[VersionStatus]) -> dict[str, Any]:
+    """Returns the answer to `GET /v1/models/NAME`, the newest version first.
+
+    Args:
+        versions: iterable of `VersionStatus`.
+    """
     return {
         "model_version_status": [
             {
-                "version": VERSION,
-                "state": "AVAILABLE" if is_ready else "LOADING",
-                "status": {"error_code": "OK", "error_message": ""},
+                "version": str(version.version),
+                "state": version.state,
+                "status": {
+                    "error_code": version.error_code,
+                    "error_message": version.error_message,
+                },
             }
+            for version in sorted(versions, key=lambda version: -version.version)
         ]
     }
 
 
-def format_metadata(name: str, signature: Signature) -> dict[str, Any]:
+def format_metadata(name: str, signature: Signatures, version: str = VERSION) -> dict[str, Any]:
     """Returns the answer to `GET /v1/models/NAME/metadata`.
 
     Args:
         name: string. The model's name.
-        signature: `Signature` of the model.
+        signature: `Signature` of the model, or a mapping of several by name.
+        version: string. The version that is described. Defaults to `"1"`.
     """
-    definition = {
-        "inputs": {spec.name: _tensor_info(spec) for spec in signature.inputs},
-        "outputs": {spec.name: _tensor_info(spec) for spec in signature.outputs},
-        "method_name": "tensorflow/serving/predict",
+    known = {SIGNATURE_NAME: signature} if isinstance(signature, Signature) else signature
+    definitions = {
+        key: {
+            "inputs": {spec.name: _tensor_info(spec) for spec in each.inputs},
+            "outputs": {spec.name: _tensor_info(spec) for spec in each.outputs},
+            "method_name": PREDICT_METHOD,
+        }
+        for key, each in known.items()
     }
     return {
-        "model_spec": {"name": name, "signature_name": "", "version": VERSION},
-        "metadata": {"signature_def": {"signature_def": {SIGNATURE_NAME: definition}}},
+        "model_spec": {"name": name, "signature_name": "", "version": version},
+        "metadata": {"signature_def": {"signature_def": definitions}},
     }
 
 
@@ -150,40 +261,22 @@ def not_found_message(name: str, version: str | None) -> str:
     return f"Servable not found for request: {wanted}"
 
 
-def to_json(content: Any) -> bytes:
-    """Returns JSON. Like TF Serving's it has bare `NaN`, `Infinity` and `-Infinity`."""
-    return json.dumps(content, separators=(",", ":")).encode()
-
-
-def _load_json(body: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"The body is not JSON: {error}.") from error
-    if not isinstance(content, dict) or ("instances" in content) == ("inputs" in content):
-        raise InvalidInputError("Expected a JSON object with either 'instances' or 'inputs'.")
-    return content
-
-
-def _check_signature_name(content: Mapping[str, Any]) -> None:
-    name = content.get("signature_name", SIGNATURE_NAME)
-    if name not in (SIGNATURE_NAME, ""):
-        raise InvalidInputError(
-            f"Serving signature name: {json.dumps(name)} not found in signature def. "
-            f"Expected {SIGNATURE_NAME!r}, or none."
-        )
-
-
 def _from_rows(rows: Any, signature: Signature) -> dict[str, Any]:
     if not isinstance(rows, list):
         raise InvalidInputError("'instances' must be a list, with one value for each row.")
     names = [spec.name for spec in signature.inputs]
     if not rows:
         return {name: [] for name in names}
-    if all(isinstance(row, dict) for row in rows):
+    named = [isinstance(row, dict) and not is_base64_object(row) for row in rows]
+    if all(named):
         if any(row.keys() != rows[0].keys() for row in rows):
             raise InvalidInputError(f"Every one of 'instances' must have the same names: {names}.")
         return {name: [row[name] for row in rows] for name in rows[0]}
+    if any(named):
+        raise InvalidInputError(
+            f"Either every one of 'instances' is an object with {names}, or none is; number "
+            f"{named.index(not named[0])} differs from number 0."
+        )
     if len(names) > 1:
         raise InvalidInputError(
             f"The model has several inputs: each of 'instances' must be an object with {names}."
@@ -192,9 +285,14 @@ def _from_rows(rows: Any, signature: Signature) -> dict[str, Any]:
 
 
 def _from_columns(columns: Any, signature: Signature) -> dict[str, Any]:
-    if isinstance(columns, dict):
-        return dict(columns)
     names = [spec.name for spec in signature.inputs]
+    if isinstance(columns, dict) and not is_base64_object(columns):
+        missing = [name for name in names if name not in columns]
+        if missing:
+            raise InvalidInputError(
+                f"Missing named input: {missing} in 'inputs' object; expected {names}."
+            )
+        return {name: columns[name] for name in names}
     if len(names) > 1:
         raise InvalidInputError(
             f"The model has several inputs: 'inputs' must be an object with {names}."
@@ -202,17 +300,34 @@ def _from_columns(columns: Any, signature: Signature) -> dict[str, Any]:
     return {names[0]: columns}
 
 
-def _with_shape(value: Any, spec: TensorSpec | None) -> Any:
-    """Returns `value`, or an array of no rows for `[]`, from which alone no shape can be read."""
-    if value != [] or spec is None:
+def _to_value(value: Any, spec: TensorSpec | None) -> Any:
+    """Returns `value`, or an array of what can't be read from it alone."""
+    if spec is None:
         return value
-    return np.zeros((0, *(1 if size is None else size for size in spec.shape[1:])), spec.dtype)
+    if value == []:  # No shape can be read from it.
+        return np.zeros((0, *(1 if size is None else size for size in spec.shape[1:])), spec.dtype)
+    return decode_strings(value, f"Input {spec.name!r}") if spec.dtype == "object" else value
+
+
+def _to_list(name: str, array: Array) -> Any:
+    return encode_strings(name, array) if array.dtype.kind in "OUS" else array.tolist()
+
+
+def _arrange(columns: Mapping[str, Any], is_row_form: bool) -> dict[str, Any]:
+    """Returns columns, which are lists or arrays, in the form of the question."""
+    only = next(iter(columns.values())) if len(columns) == 1 else None
+    if not is_row_form:
+        return {"outputs": columns if only is None else only}
+    if only is not None:
+        return {"predictions": only}
+    rows = zip(*columns.values(), strict=True)
+    return {"predictions": [dict(zip(columns, row, strict=True)) for row in rows]}
 
 
 def _tensor_info(spec: TensorSpec) -> dict[str, Any]:
     sizes = [-1 if size is None else size for size in spec.shape]
     return {
-        "dtype": _TF_DTYPES.get(spec.dtype, "DT_INVALID"),
+        "dtype": _TF_NAMES.get(spec.dtype, "DT_INVALID"),
         "tensor_shape": {
             "dim": [{"size": str(size), "name": ""} for size in sizes],
             "unknown_rank": False,

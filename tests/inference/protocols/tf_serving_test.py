@@ -133,6 +133,136 @@ def test_status_and_metadata_are_worded_as_tf_serving_does():
     }
 
 
+TEXT = Signature((TensorSpec("s", (None,), "object"),), (TensorSpec("y", (None,), "float32"),))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"instances": ["cat", {"b64": "/w=="}]},
+        {"instances": [{"s": "cat"}, {"s": {"b64": "/w=="}}]},
+        {"inputs": ["cat", {"b64": "/w=="}]},
+        {"inputs": {"s": ["cat", {"b64": "/w=="}]}},
+    ],
+)
+def test_bytes_are_text_or_base64_in_rows_and_columns(content):
+    bound = TEXT.bind(parse(content, TEXT).inputs)
+    assert bound["s"].tolist() == [b"cat", b"\xff"]
+    assert bound["s"].dtype == object
+
+
+def test_one_base64_object_is_a_column_and_no_names():
+    signature = Signature((TensorSpec("s", (), "object"),), ())
+    assert parse({"inputs": {"b64": "/w=="}}, signature).inputs["s"].tolist() == b"\xff"
+    # With another key beside it, it is an object of inputs by name.
+    with pytest.raises(InvalidInputError, match="Missing named input"):
+        parse({"inputs": {"b64": "/w==", "other": 1}}, signature)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"instances": [{"b64": "!"}]}, "no base64"),
+        ({"instances": [1.5]}, "expected a string"),
+        ({"instances": [["a"], ["b", "c"]]}, "unequal length"),
+    ],
+)
+def test_what_is_no_string_is_refused_where_strings_are_taken(content, message):
+    with pytest.raises(InvalidInputError, match=message):
+        parse(content, TEXT)
+
+
+@pytest.mark.parametrize(
+    "content", [{"instances": [{"b64": "AA=="}]}, {"inputs": {"x": [{"b64": "AA=="}, "a"]}}]
+)
+def test_bytes_are_refused_where_numbers_are_taken(content):
+    with pytest.raises(InvalidInputError, match=r"Input 'x': received"):
+        ONE.bind(parse(content).inputs)
+
+
+@pytest.mark.parametrize("rows", [[[1, 2], {"x": [1, 2]}], [{"x": [1, 2]}, [1, 2], [1, 2]]])
+def test_rows_are_all_named_or_none_is(rows):
+    with pytest.raises(InvalidInputError, match="number 1 differs from number 0"):
+        parse({"instances": rows})
+
+
+def test_columns_need_every_input_and_may_have_more():
+    columns = {"a": [[1, 2]], "b": [[5]], "more": 3}
+    assert parse({"inputs": columns}, TWO).inputs == {"a": [[1, 2]], "b": [[5]]}
+    with pytest.raises(InvalidInputError, match=r"Missing named input: \['b'\]"):
+        parse({"inputs": {"a": [[1, 2]]}}, TWO)
+
+
+def test_what_stands_beside_the_question_is_passed_over():
+    assert parse({"instances": [[1, 2]], "parameters": {}, "x": 1}).inputs == {"x": [[1, 2]]}
+
+
+def test_a_signature_is_called_by_its_name():
+    several = {"serving_default": ONE, "two": TWO}
+    call = parse({"inputs": [[1, 2]], "signature_name": ""}, several)
+    assert call.signature_name == "serving_default"
+    call = parse({"inputs": {"a": [[1, 2]], "b": [[5]]}, "signature_name": "two"}, several)
+    assert (call.signature_name, list(call.inputs)) == ("two", ["a", "b"])
+    for name in ("three", 3, None, ["two"]):
+        with pytest.raises(InvalidInputError, match="Expected 'serving_default' or 'two'"):
+            parse({"inputs": [[1, 2]], "signature_name": name}, several)
+    with pytest.raises(InvalidInputError, match="not found"):
+        parse({"inputs": [[1, 2]]}, {"two": TWO})
+
+
+def test_outputs_of_strings_are_text_or_base64():
+    outputs = {
+        "label": np.array([b"cat", b"\xff"], object),
+        "raw_bytes": np.array([b"a", b"b"], object),
+    }
+    rows = [
+        {"label": "cat", "raw_bytes": {"b64": "YQ=="}},
+        {"label": {"b64": "/w=="}, "raw_bytes": {"b64": "Yg=="}},
+    ]
+    assert tf_serving.format_outputs(outputs, is_row_form=True) == {"predictions": rows}
+    assert json.loads(tf_serving.encode_outputs(outputs, is_row_form=True)) == {"predictions": rows}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8", "uint64", "bool"])
+@pytest.mark.parametrize("is_row_form", [True, False])
+@pytest.mark.parametrize("names", [["y"], ["y", "z"]])
+def test_what_is_encoded_reads_as_what_is_formatted(dtype, is_row_form, names):
+    pytest.importorskip("ml_dtypes")
+    array = np.array([[0.1, 1.0], [0.2, 0.0]]).astype(dtype)
+    outputs = dict.fromkeys(names, array)
+    encoded = json.loads(tf_serving.encode_outputs(outputs, is_row_form))
+    formatted = tf_serving.format_outputs(outputs, is_row_form)
+
+    def as_arrays(value):
+        if isinstance(value, dict):
+            return {name: as_arrays(part) for name, part in value.items()}
+        if isinstance(value, list) and isinstance(value[0], dict):
+            return [as_arrays(part) for part in value]
+        return np.array(value).astype(dtype).tolist()
+
+    assert as_arrays(encoded) == as_arrays(formatted)
+
+
+def test_every_version_has_its_state_the_newest_first():
+    states = tf_serving.format_versions(
+        [
+            tf_serving.VersionStatus(1, "UNLOADING"),
+            tf_serving.VersionStatus(12, "END", "INTERNAL", "no memory"),
+            tf_serving.VersionStatus(2, "AVAILABLE"),
+        ]
+    )["model_version_status"]
+    assert [state["version"] for state in states] == ["12", "2", "1"]
+    assert states[0]["status"] == {"error_code": "INTERNAL", "error_message": "no memory"}
+
+
+def test_metadata_has_every_signature_and_the_version_that_was_asked_for():
+    metadata = tf_serving.format_metadata("m", {"serving_default": ONE, "text": TEXT}, "7")
+    assert metadata["model_spec"]["version"] == "7"
+    definitions = metadata["metadata"]["signature_def"]["signature_def"]
+    assert set(definitions) == {"serving_default", "text"}
+    assert definitions["text"]["inputs"]["s"]["dtype"] == "DT_STRING"
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
     lambda children: (

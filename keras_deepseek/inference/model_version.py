@@ -1,0 +1,166 @@
+"""One version of a model: its executors, its batcher, and its life from loading to the end.
+
+`served_model` holds the versions of a model; `engine` sends requests to them.
+"""
+
+import math
+import time
+from collections.abc import Callable, Hashable
+from typing import Any, Literal
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.inference.arguments import check_batch_axis, check_request_options
+from keras_deepseek.inference.batch import Request
+from keras_deepseek.inference.batcher import Batcher, BatchStatistics
+from keras_deepseek.inference.client_order import ClientOrder
+from keras_deepseek.inference.errors import ClosedError
+from keras_deepseek.inference.executors.open_executor import open_executor
+from keras_deepseek.inference.model_options import ModelOptions
+
+State = Literal["LOADING", "AVAILABLE", "UNLOADING", "END"]
+"""TF Serving's words for where a version is in its life."""
+
+
+class ModelVersion:
+    """A version that requests can be sent to.
+
+    Args:
+        name: string. The model's name.
+        number: integer. The version.
+        model: What `open_executor` takes.
+        options: `ModelOptions`.
+        after_batch: Function that is called when requests were answered.
+
+    Raises:
+        InvalidInputError: The model is nothing that can be served.
+        NotSupportedError: It takes one batch size alone, or no executor runs its format.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        number: int,
+        model: Any,
+        options: ModelOptions,
+        after_batch: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.number = number
+        self.state: State = "LOADING"
+        self.error: BaseException | None = None
+        self._options = options
+        self._after_batch = after_batch
+        self._executors = [
+            open_executor(model, options.custom_objects_from) for _ in range(options.replicas)
+        ]
+        check_batch_axis(self.signature)
+        self._order = ClientOrder()
+        self._batcher = Batcher(
+            [executor.run for executor in self._executors],
+            batch_size=options.batch_size,
+            max_batch_size=options.max_batch_size,
+            max_queue_rows=options.max_queue_rows,
+            target_latency=options.target_latency,
+            after_batch=after_batch,
+        )
+
+    @property
+    def signature(self) -> Signature:
+        """The names, shapes and dtypes of the model's inputs and outputs."""
+        return self._executors[0].signature
+
+    def start(self) -> None:
+        """Warms up, and answers requests from then on.
+
+        Raises:
+            Exception: What the model raised; the version is at its end.
+        """
+        try:
+            if self._options.warm_up:
+                self._run_every_bucket()
+        except BaseException as error:
+            self.state, self.error = "END", error
+            raise
+        self._batcher.start()
+        self.state = "AVAILABLE"
+
+    def submit(
+        self,
+        inputs: dict[str, Array],
+        deliver: Callable[[Request], None],
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        client: Hashable = None,
+    ) -> Request:
+        """Puts rows in the queue.
+
+        Args:
+            inputs: dict of arrays by name, as the signature has them.
+            deliver: Function of the `Request`, called when it is answered.
+            timeout: float. Seconds after which nobody wants the answer. Defaults to `None`.
+            priority: integer. Higher ones are run first. Defaults to `0`.
+            client: A hashable value, whose requests are answered in order. Defaults to `None`.
+
+        Raises:
+            ClosedError: The version does not answer requests, yet or any more.
+            OverloadedError: Too many rows are waiting, or it could not be answered in time.
+        """
+        check_request_options(timeout, priority)
+        if self.state != "AVAILABLE":
+            raise ClosedError(
+                f"Version {self.number} of the model {self.name!r} is {self.state.lower()}."
+            )
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        if client is None:
+            request = Request(inputs, deliver, deadline=deadline, priority=priority)
+            self._batcher.submit(request)
+            return request
+        request = Request(
+            inputs, lambda _: self._order.settle(client), deadline=deadline, priority=priority
+        )
+        self._order.add(client, request, deliver)
+        try:
+            self._batcher.submit(request)
+        except BaseException:
+            self.cancel(request, client)
+            raise
+        return request
+
+    def cancel(self, request: Request, client: Hashable) -> None:
+        """Takes a request out of the queue; one that runs is not answered.
+
+        Args:
+            request: `Request`, as `submit` returned it.
+            client: As it was submitted with.
+        """
+        if self._batcher.cancel(request) and client is not None:
+            self._order.settle(client)
+            self._after_batch()
+
+    def close(self) -> None:
+        """Accepts nothing more and returns when what was accepted is answered."""
+        self.state = "UNLOADING"
+        self._batcher.close(drain=True)
+        self.state = "END"
+
+    def statistics(self) -> BatchStatistics:
+        """Returns how many batches and rows were run, and why the last batches left."""
+        return self._batcher.statistics()
+
+    def _run_every_bucket(self) -> None:
+        specs = self.signature.inputs
+        if any(size is None for spec in specs for size in spec.shape[1:]):
+            return
+        for bucket in self._batcher.buckets:
+            inputs = {
+                spec.name: np.zeros((bucket, *map(int, spec.shape[1:])), spec.dtype)  # type: ignore[arg-type]
+                for spec in specs
+            }
+            for executor in self._executors:
+                executor.run(inputs)
+            start = time.monotonic()
+            self._executors[0].run(inputs)  # The first call may have compiled: it tells nothing.
+            self._batcher.batch_time.add(bucket, time.monotonic() - start)

@@ -1,0 +1,307 @@
+"""Open Inference (KServe V2, Triton) over REST: the bodies of `/v2/...` as pure functions.
+
+A tensor's values stand in JSON, flat or nested, or behind it as raw bytes: the binary tensor
+extension. Then the header `Inference-Header-Content-Length` says where JSON ends. gRPC is in
+`open_inference_grpc`; what describes servers and models, in `open_inference_models`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.signature import Array, TensorSpec
+from keras_deepseek.inference.protocols.dtypes import (
+    Dtype,
+    dtype_of,
+    dtype_of_open_inference,
+)
+from keras_deepseek.inference.protocols.json_text import load_json, to_json
+from keras_deepseek.inference.protocols.tensor_bytes import (
+    check_shape,
+    from_bytes,
+    shape_array,
+    string_array,
+    strings_of,
+    to_bytes,
+)
+
+HEADER = "Inference-Header-Content-Length"
+"""The HTTP header that says how many bytes of a body are JSON, where raw bytes follow."""
+
+_REFUSED_PARAMETERS = ("shared_memory_region", "classification")
+
+
+@dataclass(frozen=True)
+class WantedOutput:
+    """An output that a request asks for.
+
+    Args:
+        name: string.
+        is_binary: boolean. Whether its values are to be raw bytes. Defaults to `False`.
+    """
+
+    name: str
+    is_binary: bool = False
+
+
+@dataclass(frozen=True)
+class InferCall:
+    """A request for inference.
+
+    Args:
+        inputs: dict of arrays by input name; not yet checked against a signature.
+        outputs: tuple of `WantedOutput`; all outputs, if there are none. Defaults to `()`.
+        is_binary: boolean. Whether outputs that are not named are to be raw bytes. Defaults to
+            `False`.
+        id: string. Comes back with the answer. Defaults to `""`.
+        parameters: dict. What else the request says. Defaults to none.
+        model_name: string. Over REST the path has it. Defaults to `""`.
+        model_version: string. Defaults to `""`.
+    """
+
+    inputs: dict[str, Array]
+    outputs: tuple[WantedOutput, ...] = ()
+    is_binary: bool = False
+    id: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    model_name: str = ""
+    model_version: str = ""
+
+    def select(self, outputs: Mapping[str, Array]) -> list[tuple[WantedOutput, Array]]:
+        """Returns the outputs that are wanted, in the order in which they are.
+
+        Args:
+            outputs: mapping of arrays by name: all that the model has.
+
+        Raises:
+            InvalidInputError: One is wanted that the model does not have.
+        """
+        wanted = self.outputs or tuple(WantedOutput(name, self.is_binary) for name in outputs)
+        for output in wanted:
+            if output.name not in outputs:
+                raise InvalidInputError(unknown_name_message("output", output.name, outputs))
+        return [(output, outputs[output.name]) for output in wanted]
+
+
+def parse_infer(body: bytes, header_length: str | None = None) -> InferCall:
+    """Returns what the body of a `POST /v2/models/NAME/infer` asks for.
+
+    Args:
+        body: bytes. JSON, and behind it the raw bytes of its tensors.
+        header_length: string. The header `Inference-Header-Content-Length`. Defaults to `None`: the
+            whole body is JSON.
+
+    Raises:
+        InvalidInputError: It is not of this form, or a tensor in it does not hold together. No
+            length is believed before it is compared with the bytes that are there.
+
+    Example:
+
+    >>> tensor = b'{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}'
+    >>> parse_infer(b'{"inputs": [' + tensor + b"]}").inputs
+    {'x': array([[1., 2.]], dtype=float32)}
+    """
+    text, rest = _split(body, header_length)
+    content = load_json(text)
+    if not isinstance(content, dict) or not isinstance(content.get("inputs"), list):
+        raise InvalidInputError("Expected a JSON object with a list of 'inputs'.")
+    inputs: dict[str, Array] = {}
+    position = 0
+    for tensor in content["inputs"]:
+        name = _name_of(tensor, "inputs")
+        if name in inputs:
+            raise InvalidInputError(f"Input {name!r} was sent twice.")
+        inputs[name], taken = _read_tensor(tensor, rest[position:], f"Input {name!r}")
+        position += taken
+    if position != len(rest):
+        raise InvalidInputError(
+            f"Received {len(rest)} bytes after the JSON, of which the inputs' 'binary_data_size' "
+            f"name {position}."
+        )
+    return _with_outputs(content, inputs)
+
+
+def encode_infer(
+    call: InferCall, outputs: Mapping[str, Array], model_name: str, model_version: str
+) -> tuple[bytes, int | None]:
+    """Returns the body of the answer, and the value of `Inference-Header-Content-Length`.
+
+    Args:
+        call: `InferCall`.
+        outputs: mapping of arrays by name: all that the model has.
+        model_name: string.
+        model_version: string.
+
+    Returns:
+        The body; and how many bytes of it are JSON, or `None` where all are and the header is not
+        sent.
+
+    Raises:
+        InvalidInputError: An output is wanted that the model does not have, or one as JSON that is
+            no text.
+    """
+    tensors, parts = [], []
+    for wanted, array in call.select(outputs):
+        dtype = dtype_of(str(array.dtype))
+        tensor: dict[str, Any] = {
+            "name": wanted.name,
+            "datatype": dtype.open_inference,
+            "shape": list(array.shape),
+        }
+        if wanted.is_binary:
+            parts.append(to_bytes(array))
+            tensor["parameters"] = {"binary_data_size": len(parts[-1])}
+        else:
+            tensor["data"] = _to_data(wanted.name, array, dtype)
+        tensors.append(tensor)
+    content = {"model_name": model_name, "model_version": model_version, "outputs": tensors}
+    if call.id:
+        content["id"] = call.id
+    text = to_json(content)
+    return (b"".join([text, *parts]), len(text)) if parts else (text, None)
+
+
+def encode_error(message: str) -> bytes:
+    """Returns the body of an answer that says what went wrong.
+
+    Args:
+        message: string.
+
+    Example:
+
+    >>> encode_error("no such model")
+    b'{"error":"no such model"}'
+    """
+    return to_json({"error": message})
+
+
+def read_parameters(value: Any, where: str) -> dict[str, Any]:
+    """Returns the parameters of a request or of a tensor in it.
+
+    Args:
+        value: dict, or `None` for no parameters.
+        where: string. What an error names.
+
+    Raises:
+        InvalidInputError: They are no object, or ask for what no server of ours does: shared
+            memory, or classification.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidInputError(
+            f"{where}: 'parameters' must be an object; received {type(value).__name__}."
+        )
+    for name in _REFUSED_PARAMETERS:
+        if name in value:
+            raise InvalidInputError(f"{where}: the parameter {name!r} is not supported.")
+    return value
+
+
+def _split(body: bytes, header_length: str | None) -> tuple[bytes | memoryview, memoryview]:
+    view = memoryview(body)
+    if header_length is None:
+        return body, view[:0]
+    is_number = header_length.isascii() and header_length.isdecimal()
+    # Compared as text first: Python refuses to read a number of thousands of digits.
+    is_short = len(header_length) <= len(str(len(body)))
+    if not is_number or not is_short or int(header_length) > len(body):
+        raise InvalidInputError(
+            f"Received {HEADER}: {header_length[:30]!r}. Expected a number of bytes from 0 to "
+            f"{len(body)}, as long as the body is."
+        )
+    return view[: int(header_length)], view[int(header_length) :]
+
+
+def _name_of(tensor: Any, where: str) -> str:
+    name = tensor.get("name") if isinstance(tensor, dict) else None
+    if not isinstance(name, str):
+        raise InvalidInputError(f"Each of {where!r} must be an object with a 'name'.")
+    return name
+
+
+def _read_tensor(tensor: dict[str, Any], rest: memoryview, where: str) -> tuple[Array, int]:
+    """Returns a tensor, and how many of the bytes behind JSON are its own."""
+    dtype = dtype_of_open_inference(tensor.get("datatype"), where)
+    sizes = tensor.get("shape")
+    if not isinstance(sizes, list):
+        raise InvalidInputError(f"{where}: expected 'shape', a list of integers.")
+    shape = check_shape(sizes, where)
+    size = read_parameters(tensor.get("parameters"), where).get("binary_data_size")
+    if ("data" in tensor) == (size is not None):
+        raise InvalidInputError(
+            f"{where}: expected either 'data' or the parameter 'binary_data_size'."
+        )
+    if size is None:
+        return _from_data(tensor["name"], tensor["data"], dtype, shape), 0
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(rest):
+        raise InvalidInputError(
+            f"{where}: received binary_data_size {size!r:.30}; {len(rest)} bytes are left."
+        )
+    return from_bytes(rest[:size], dtype, shape, where), size
+
+
+def _from_data(name: str, data: Any, dtype: Dtype, shape: tuple[int, ...]) -> Array:
+    """Returns the values that stand in JSON, flat or nested."""
+    where = f"Input {name!r}"
+    if dtype.is_bytes:
+        return shape_array(string_array(_texts_of(data, where)), shape, where)
+    return shape_array(TensorSpec(name, shape, dtype.name).cast(data), shape, where)
+
+
+def _texts_of(data: Any, where: str) -> list[bytes]:
+    values: list[bytes] = []
+    stack = [data]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, list):
+            stack.extend(reversed(value))
+        elif isinstance(value, str):
+            values.append(value.encode(errors="surrogatepass"))
+        else:
+            raise InvalidInputError(f"{where}: expected strings; received {value!r:.50}.")
+    return values
+
+
+def _to_data(name: str, array: Array, dtype: Dtype) -> Any:
+    if not dtype.is_bytes:
+        return array.ravel()
+    try:
+        return [value.decode() for value in strings_of(array)]
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            f"Output {name!r} is no text, which JSON can't hold. Ask for it with the parameter "
+            "'binary_data'."
+        ) from error
+
+
+def _with_outputs(content: Mapping[str, Any], inputs: dict[str, Array]) -> InferCall:
+    parameters = read_parameters(content.get("parameters"), "The request")
+    is_binary = _flag(parameters, "binary_data_output", default=False)
+    outputs = content.get("outputs") or []
+    if not isinstance(outputs, list):
+        raise InvalidInputError("'outputs' must be a list of objects with a 'name'.")
+    identity = content.get("id", "")
+    if not isinstance(identity, str):
+        raise InvalidInputError("'id' must be a string.")
+    return InferCall(
+        inputs=inputs,
+        outputs=tuple(_read_wanted(output, is_binary) for output in outputs),
+        is_binary=is_binary,
+        id=identity,
+        parameters=parameters,
+    )
+
+
+def _read_wanted(output: Any, is_binary: bool) -> WantedOutput:
+    name = _name_of(output, "outputs")
+    parameters = read_parameters(output.get("parameters"), f"Output {name!r}")
+    return WantedOutput(name, _flag(parameters, "binary_data", is_binary))
+
+
+def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidInputError(f"The parameter {name!r} must be true or false.")
+    return value

@@ -1,0 +1,280 @@
+"""Open Inference's gRPC: from the bytes of a request to arrays, and from arrays to bytes.
+
+An input's values are raw bytes, in `raw_input_contents`, or listed in its `contents`. An answer has
+the form of the question.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.inference.protocols.dtypes import (
+    Dtype,
+    dtype_of,
+    dtype_of_open_inference,
+)
+from keras_deepseek.inference.protocols.messages import Message
+from keras_deepseek.inference.protocols.open_inference import (
+    InferCall,
+    WantedOutput,
+    read_parameters,
+)
+from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
+from keras_deepseek.inference.protocols.open_inference_models import ModelState, repository_index
+from keras_deepseek.inference.protocols.tensor_bytes import (
+    check_shape,
+    from_bytes,
+    shape_array,
+    string_array,
+    strings_of,
+    to_bytes,
+)
+from keras_deepseek.inference.protocols.tensor_proto import listed_values
+
+_PACKAGE = "inference."
+
+
+def parse_infer(data: bytes) -> InferCall:
+    """Returns what a `ModelInferRequest` asks for; raw bytes are not copied.
+
+    Args:
+        data: bytes. The message.
+
+    Raises:
+        InvalidInputError: It is no such message, or a tensor in it does not hold together.
+    """
+    message = OPEN_INFERENCE.parse(_PACKAGE + "ModelInferRequest", data)
+    raw = message.raw_input_contents
+    if raw and len(raw) != len(message.inputs):
+        raise InvalidInputError(
+            f"Received {len(raw)} raw_input_contents for {len(message.inputs)} inputs."
+        )
+    inputs: dict[str, Array] = {}
+    for number, tensor in enumerate(message.inputs):
+        if tensor.name in inputs:
+            raise InvalidInputError(f"Input {tensor.name!r} was sent twice.")
+        inputs[tensor.name] = _read_tensor(tensor, raw[number] if raw else None)
+    is_raw = bool(raw)
+    return InferCall(
+        inputs=inputs,
+        outputs=tuple(_read_wanted(output, is_raw) for output in message.outputs),
+        is_binary=is_raw,
+        id=message.id,
+        parameters=_read_parameters(message.parameters, "The request"),
+        model_name=message.model_name,
+        model_version=message.model_version,
+    )
+
+
+def format_infer(
+    call: InferCall, outputs: Mapping[str, Array], model_name: str, model_version: str
+) -> bytes:
+    """Returns the `ModelInferResponse` to a call.
+
+    Args:
+        call: `InferCall`.
+        outputs: mapping of arrays by name: all that the model has.
+        model_name: string.
+        model_version: string.
+
+    Raises:
+        InvalidInputError: An output is wanted that the model does not have.
+    """
+    return _serialize(_infer_response(call, outputs, model_name, model_version))
+
+
+def format_stream_answer(
+    call: InferCall, outputs: Mapping[str, Array], model_name: str, model_version: str
+) -> bytes:
+    """Returns the `ModelStreamInferResponse` to one call of a stream.
+
+    Args:
+        call: `InferCall`.
+        outputs: mapping of arrays by name: all that the model has.
+        model_name: string.
+        model_version: string.
+
+    Raises:
+        InvalidInputError: An output is wanted that the model does not have.
+    """
+    response = _infer_response(call, outputs, model_name, model_version)
+    return _write("ModelStreamInferResponse", infer_response=response)
+
+
+def format_stream_error(error_message: str, call: InferCall | None = None) -> bytes:
+    """Returns the `ModelStreamInferResponse` that says what went wrong; the stream goes on.
+
+    Args:
+        error_message: string.
+        call: `InferCall`, whose `id` comes back. Defaults to `None`, for what could not be read.
+    """
+    response = OPEN_INFERENCE.new(
+        _PACKAGE + "ModelInferResponse", id="" if call is None else call.id
+    )
+    return _write("ModelStreamInferResponse", error_message=error_message, infer_response=response)
+
+
+def parse_model(data: bytes, call: str) -> tuple[str, str]:
+    """Returns the name and the version of the model that a request is about; empty for any.
+
+    Args:
+        data: bytes. The message.
+        call: string. `"ModelReady"` or `"ModelMetadata"`.
+
+    Raises:
+        InvalidInputError: It is no such message.
+    """
+    message = OPEN_INFERENCE.parse(f"{_PACKAGE}{call}Request", data)
+    return message.name, message.version
+
+
+def format_live() -> bytes:
+    """Returns the `ServerLiveResponse`."""
+    return _write("ServerLiveResponse", live=True)
+
+
+def format_ready(is_ready: bool, call: str = "ServerReady") -> bytes:
+    """Returns the `ServerReadyResponse` or the `ModelReadyResponse`.
+
+    Args:
+        is_ready: boolean. Whether requests are answered.
+        call: string. `"ServerReady"` or `"ModelReady"`. Defaults to `"ServerReady"`.
+    """
+    return _write(f"{call}Response", ready=is_ready)
+
+
+def format_metadata(content: Mapping[str, Any], call: str) -> bytes:
+    """Returns the `ServerMetadataResponse` or the `ModelMetadataResponse`.
+
+    Args:
+        content: mapping. What `server_metadata` or `model_metadata` has returned.
+        call: string. `"ServerMetadata"` or `"ModelMetadata"`.
+    """
+    return _write(f"{call}Response", **content)
+
+
+def parse_repository_index(data: bytes) -> bool:
+    """Returns whether a `RepositoryIndexRequest` asks for the models that are ready alone.
+
+    Raises:
+        InvalidInputError: It is no such message.
+    """
+    return bool(OPEN_INFERENCE.parse(_PACKAGE + "RepositoryIndexRequest", data).ready)
+
+
+def format_repository_index(states: Iterable[ModelState], ready: bool = False) -> bytes:
+    """Returns the `RepositoryIndexResponse`.
+
+    Args:
+        states: iterable of `ModelState`.
+        ready: boolean. Whether to leave out those that are not ready. Defaults to `False`.
+    """
+    return _write("RepositoryIndexResponse", models=repository_index(states, ready))
+
+
+def parse_repository_model(data: bytes, call: str) -> str:
+    """Returns the name of the model that is to be loaded or unloaded.
+
+    Args:
+        data: bytes. The message, of Triton's form or of KServe's.
+        call: string. `"RepositoryModelLoad"` or `"RepositoryModelUnload"`.
+
+    Raises:
+        InvalidInputError: It is no such message, or names no model.
+    """
+    message = OPEN_INFERENCE.parse(f"{_PACKAGE}{call}Request", data)
+    name: str = message.model_name or message.repository_name
+    if not name:
+        raise InvalidInputError(f"{call}: expected the name of a model.")
+    return name
+
+
+def format_repository_model(name: str, call: str) -> bytes:
+    """Returns that a model was loaded or unloaded.
+
+    Args:
+        name: string. The model's name.
+        call: string. `"RepositoryModelLoad"` or `"RepositoryModelUnload"`.
+    """
+    flag = "isLoaded" if call == "RepositoryModelLoad" else "isUnloaded"
+    return _write(f"{call}Response", model_name=name, **{flag: True})
+
+
+def _write(message: str, /, **fields: Any) -> bytes:
+    return _serialize(OPEN_INFERENCE.new(_PACKAGE + message, **fields))
+
+
+def _serialize(message: Message) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data
+
+
+def _read_tensor(tensor: Message, raw: bytes | None) -> Array:
+    where = f"Input {tensor.name!r}"
+    dtype = dtype_of_open_inference(tensor.datatype, where)
+    shape = check_shape(tensor.shape, where)
+    _read_parameters(tensor.parameters, where)
+    if raw is None:
+        return shape_array(_read_contents(tensor.contents, dtype, where), shape, where)
+    if tensor.HasField("contents"):
+        raise InvalidInputError(
+            f"{where}: received 'contents' beside raw_input_contents; expected one of them."
+        )
+    return from_bytes(raw, dtype, shape, where)
+
+
+def _read_contents(contents: Message, dtype: Dtype, where: str) -> Array:
+    filled = [field.name for field, _ in contents.ListFields()]
+    if any(name != dtype.open_inference_values for name in filled):
+        raise InvalidInputError(
+            f"{where}: received {filled}; {dtype.open_inference} comes in "
+            f"{dtype.open_inference_values or 'raw_input_contents'}."
+        )
+    if not dtype.open_inference_values:
+        return np.zeros(0, dtype.numpy)
+    values = getattr(contents, dtype.open_inference_values)
+    if dtype.is_bytes:
+        return string_array(list(values))
+    return listed_values(values, dtype.numpy, where)
+
+
+def _read_wanted(output: Message, is_raw: bool) -> WantedOutput:
+    _read_parameters(output.parameters, f"Output {output.name!r}")
+    return WantedOutput(output.name, is_raw)
+
+
+def _read_parameters(parameters: Mapping[str, Message], where: str) -> dict[str, Any]:
+    values = {}
+    for name, parameter in parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        values[name] = getattr(parameter, kind) if kind else None
+    return read_parameters(values, where)
+
+
+def _infer_response(
+    call: InferCall, outputs: Mapping[str, Array], model_name: str, model_version: str
+) -> Message:
+    message = OPEN_INFERENCE.new(
+        _PACKAGE + "ModelInferResponse",
+        model_name=model_name,
+        model_version=model_version,
+        id=call.id,
+    )
+    # They have no `contents` for floats of two bytes; raw bytes are for all outputs or for none.
+    selected = [
+        (wanted, array, dtype_of(str(array.dtype))) for wanted, array in call.select(outputs)
+    ]
+    is_raw = call.is_binary or any(not dtype.open_inference_values for *_, dtype in selected)
+    for wanted, array, dtype in selected:
+        tensor = message.outputs.add(
+            name=wanted.name, datatype=dtype.open_inference, shape=array.shape
+        )
+        if is_raw:
+            message.raw_output_contents.append(to_bytes(array))
+        else:
+            values = strings_of(array) if dtype.is_bytes else array.ravel().tolist()
+            getattr(tensor.contents, dtype.open_inference_values).extend(values)
+    return message

@@ -1,0 +1,140 @@
+"""What Open Inference says about servers and models: the same facts for REST and for gRPC."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.inference.protocols.dtypes import dtype_of
+from keras_deepseek.inference.protocols.json_text import load_json
+
+EXTENSIONS = ("binary_tensor_data", "model_repository")
+"""What is spoken beyond the protocol itself."""
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """The state of one version of a model, as the index of a repository has it.
+
+    Args:
+        name: string.
+        version: string.
+        is_ready: boolean. Whether requests are answered.
+        reason: string. Why it is not ready. Defaults to `""`.
+    """
+
+    name: str
+    version: str
+    is_ready: bool
+    reason: str = ""
+
+    @property
+    def state(self) -> str:
+        """`"READY"` or `"UNAVAILABLE"`."""
+        return "READY" if self.is_ready else "UNAVAILABLE"
+
+
+def server_metadata(name: str, version: str) -> dict[str, Any]:
+    """Returns the answer to `GET /v2`.
+
+    Args:
+        name: string. The server's name.
+        version: string. The server's version.
+
+    Example:
+
+    >>> server_metadata("keras_deepseek", "1.0")["extensions"]
+    ['binary_tensor_data', 'model_repository']
+    """
+    return {"name": name, "version": version, "extensions": list(EXTENSIONS)}
+
+
+def model_metadata(
+    name: str, signature: Signature, versions: Sequence[str], platform: str
+) -> dict[str, Any]:
+    """Returns the answer to `GET /v2/models/NAME`.
+
+    Args:
+        name: string. The model's name.
+        signature: `Signature` of the model.
+        versions: sequence of strings. The versions that are served.
+        platform: string. What runs the model, as in `"onnxruntime_onnx"`.
+
+    Raises:
+        InvalidInputError: A tensor is of a dtype that Open Inference does not have.
+    """
+    return {
+        "name": name,
+        "versions": list(versions),
+        "platform": platform,
+        "inputs": [_tensor_metadata(spec) for spec in signature.inputs],
+        "outputs": [_tensor_metadata(spec) for spec in signature.outputs],
+    }
+
+
+def server_live() -> dict[str, Any]:
+    """Returns the answer to `GET /v2/health/live`, which is given with 200."""
+    return {"live": True}
+
+
+def server_ready(is_ready: bool) -> dict[str, Any]:
+    """Returns the answer to `GET /v2/health/ready`; where it is not ready, with a status of 503.
+
+    Args:
+        is_ready: boolean. Whether every model answers requests.
+    """
+    return {"ready": is_ready}
+
+
+def model_ready(name: str, is_ready: bool) -> dict[str, Any]:
+    """Returns the answer to `GET /v2/models/NAME/ready`; where it is not ready, with 503.
+
+    Args:
+        name: string. The model's name.
+        is_ready: boolean. Whether it answers requests.
+    """
+    return {"name": name, "ready": is_ready}
+
+
+def parse_repository_index(body: bytes) -> bool:
+    """Returns whether a `POST /v2/repository/index` asks for the models that are ready alone.
+
+    Args:
+        body: bytes. JSON, or nothing.
+
+    Raises:
+        InvalidInputError: It is neither.
+    """
+    content = load_json(body) if body.strip() else {}
+    ready = content.get("ready", False) if isinstance(content, dict) else None
+    if not isinstance(ready, bool):
+        raise InvalidInputError("Expected a JSON object, in which 'ready' may be true or false.")
+    return ready
+
+
+def repository_index(states: Iterable[ModelState], ready: bool = False) -> list[dict[str, Any]]:
+    """Returns the answer to `POST /v2/repository/index`.
+
+    Args:
+        states: iterable of `ModelState`.
+        ready: boolean. Whether to leave out those that are not ready. Defaults to `False`.
+    """
+    return [
+        {
+            "name": state.name,
+            "version": state.version,
+            "state": state.state,
+            "reason": state.reason,
+        }
+        for state in states
+        if state.is_ready or not ready
+    ]
+
+
+def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "datatype": dtype_of(spec.dtype).open_inference,
+        "shape": [-1 if size is None else size for size in spec.shape],
+    }

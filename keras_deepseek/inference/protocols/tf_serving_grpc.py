@@ -1,0 +1,295 @@
+"""TF Serving's gRPC: from the bytes of a request to arrays, and from arrays to those of an answer.
+
+PredictionService's calls are here, ModelService's in `tf_serving_model_service`. The server hands
+on bytes both ways, so a request that is no message is answered as a bad input.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.inference.protocols.messages import Message
+from keras_deepseek.inference.protocols.tensor_proto import from_tensor_protos, to_tensor_proto
+from keras_deepseek.inference.protocols.tf_serving_examples import (
+    CLASSIFY_METHOD,
+    REGRESS_METHOD,
+    Classes,
+    Example,
+)
+from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
+
+_SERVING = "tensorflow.serving."
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model a request is for.
+
+    Args:
+        name: string. The model's name.
+        version: integer, or `None` for the newest. Defaults to `None`.
+        label: string. In place of a version; empty for none. Defaults to `""`.
+        signature_name: string. Empty for `serving_default`. Defaults to `""`.
+    """
+
+    name: str
+    version: int | None = None
+    label: str = ""
+    signature_name: str = ""
+
+
+@dataclass(frozen=True)
+class PredictMessage:
+    """A call of `Predict`.
+
+    Args:
+        model: `ModelSpec`.
+        inputs: dict of arrays by input name; not yet checked against a signature.
+        output_names: tuple of strings. The outputs that are wanted; all, if there are none.
+    """
+
+    model: ModelSpec
+    inputs: dict[str, Array]
+    output_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExamplesMessage:
+    """A call of `Classify` or `Regress`.
+
+    Args:
+        model: `ModelSpec`.
+        examples: tuple of features by name, for `tf_serving_examples.bind_examples`.
+    """
+
+    model: ModelSpec
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of the questions of `MultiInference`, which all have the same examples.
+
+    Args:
+        model: `ModelSpec`.
+        method: string. `CLASSIFY_METHOD` or `REGRESS_METHOD`.
+    """
+
+    model: ModelSpec
+    method: str
+
+
+def parse_predict(data: bytes) -> PredictMessage:
+    """Returns what a `PredictRequest` asks for.
+
+    Args:
+        data: bytes. The message.
+
+    Raises:
+        InvalidInputError: It is no such message, or a tensor in it does not hold together.
+    """
+    message = TF_SERVING.parse(_SERVING + "PredictRequest", data)
+    return PredictMessage(
+        read_model_spec(message.model_spec),
+        from_tensor_protos(message.inputs),
+        tuple(message.output_filter),
+    )
+
+
+def format_predict(
+    call: PredictMessage, outputs: Mapping[str, Array], version: int | None = None
+) -> bytes:
+    """Returns the `PredictResponse` to a call.
+
+    Args:
+        call: `PredictMessage`.
+        outputs: dict of arrays by output name.
+        version: integer. The version that has answered. Defaults to `None`.
+
+    Raises:
+        InvalidInputError: The call asks for an output that the model does not have.
+    """
+    message = TF_SERVING.new(_SERVING + "PredictResponse", model_spec=_answered_by(call, version))
+    for name in call.output_names or outputs:
+        if name not in outputs:
+            raise InvalidInputError(unknown_name_message("output", name, outputs))
+        message.outputs[name].CopyFrom(to_tensor_proto(outputs[name]))
+    return _serialize(message)
+
+
+def parse_classify(data: bytes) -> ExamplesMessage:
+    """Returns what a `ClassificationRequest` asks for.
+
+    Raises:
+        InvalidInputError: It is no such message, or has no examples.
+    """
+    return _read_examples(TF_SERVING.parse(_SERVING + "ClassificationRequest", data))
+
+
+def format_classify(
+    call: ExamplesMessage, results: Sequence[Classes], version: int | None = None
+) -> bytes:
+    """Returns the `ClassificationResponse` to a call.
+
+    Args:
+        call: `ExamplesMessage`.
+        results: list. What `tf_serving_examples.classify` has returned.
+        version: integer. The version that has answered. Defaults to `None`.
+    """
+    return _serialize(
+        TF_SERVING.new(
+            _SERVING + "ClassificationResponse",
+            result=_classification(results),
+            model_spec=_answered_by(call, version),
+        )
+    )
+
+
+def parse_regress(data: bytes) -> ExamplesMessage:
+    """Returns what a `RegressionRequest` asks for.
+
+    Raises:
+        InvalidInputError: It is no such message, or has no examples.
+    """
+    return _read_examples(TF_SERVING.parse(_SERVING + "RegressionRequest", data))
+
+
+def format_regress(
+    call: ExamplesMessage, results: Sequence[float], version: int | None = None
+) -> bytes:
+    """Returns the `RegressionResponse` to a call.
+
+    Args:
+        call: `ExamplesMessage`.
+        results: list. What `tf_serving_examples.regress` has returned.
+        version: integer. The version that has answered. Defaults to `None`.
+    """
+    return _serialize(
+        TF_SERVING.new(
+            _SERVING + "RegressionResponse",
+            result=_regression(results),
+            model_spec=_answered_by(call, version),
+        )
+    )
+
+
+def parse_multi_inference(data: bytes) -> tuple[tuple[Task, ...], tuple[Example, ...]]:
+    """Returns the questions of a `MultiInferenceRequest`, and the examples of all of them.
+
+    Args:
+        data: bytes. The message.
+
+    Raises:
+        InvalidInputError: It is no such message, or has no examples; or its tasks are none, of
+            several models, twice of one signature, or neither classify nor regress.
+    """
+    message = TF_SERVING.parse(_SERVING + "MultiInferenceRequest", data)
+    tasks = tuple(
+        Task(read_model_spec(task.model_spec), task.method_name) for task in message.tasks
+    )
+    unknown = [
+        task.method for task in tasks if task.method not in (CLASSIFY_METHOD, REGRESS_METHOD)
+    ]
+    if unknown:
+        raise InvalidInputError(
+            unknown_name_message("method_name", unknown[0], [CLASSIFY_METHOD, REGRESS_METHOD])
+        )
+    models = {replace(task.model, signature_name="") for task in tasks}
+    if len(models) != 1 or len({task.model.signature_name for task in tasks}) != len(tasks):
+        raise InvalidInputError(
+            f"Received {len(tasks)} tasks of {len(models)} models. Expected at least one task, all "
+            "of one model, each of a signature of its own."
+        )
+    return tasks, _examples_of(message.input)
+
+
+def format_multi_inference(
+    answers: Sequence[tuple[Task, Sequence[Classes] | Sequence[float]]], version: int | None = None
+) -> bytes:
+    """Returns the `MultiInferenceResponse` to tasks.
+
+    Args:
+        answers: sequence of a task and what `classify` or `regress` has returned for it.
+        version: integer. The version that has answered. Defaults to `None`.
+    """
+    message = TF_SERVING.new(_SERVING + "MultiInferenceResponse")
+    for task, results in answers:
+        result = message.results.add(model_spec=_answered_by(task, version))
+        if task.method == CLASSIFY_METHOD:
+            result.classification_result.CopyFrom(_classification(results))
+        else:
+            result.regression_result.CopyFrom(_regression(results))
+    return _serialize(message)
+
+
+def read_model_spec(message: Message) -> ModelSpec:
+    """Returns which model a message of TF Serving is for."""
+    return ModelSpec(
+        message.name,
+        message.version.value if message.HasField("version") else None,
+        message.version_label,
+        message.signature_name,
+    )
+
+
+def write_model_spec(model: ModelSpec) -> Message:
+    """Returns the message that names a model."""
+    message = TF_SERVING.new(
+        _SERVING + "ModelSpec", name=model.name, signature_name=model.signature_name
+    )
+    if model.version is not None:
+        message.version.value = model.version
+    return message
+
+
+def _answered_by(call: PredictMessage | ExamplesMessage | Task, version: int | None) -> Message:
+    return write_model_spec(
+        replace(call.model, version=call.model.version if version is None else version)
+    )
+
+
+def _read_examples(message: Message) -> ExamplesMessage:
+    return ExamplesMessage(read_model_spec(message.model_spec), _examples_of(message.input))
+
+
+def _examples_of(message: Message) -> tuple[Example, ...]:
+    """Returns the examples of an `Input`, each with the context's features."""
+    if message.WhichOneof("kind") == "example_list_with_context":
+        context = _features_of(message.example_list_with_context.context)
+        examples = message.example_list_with_context.examples
+    else:
+        context, examples = {}, message.example_list.examples
+    if not examples:
+        raise InvalidInputError("Input is empty. Expected at least one example.")
+    return tuple({**context, **_features_of(example)} for example in examples)
+
+
+def _features_of(example: Message) -> dict[str, Sequence[Any]]:
+    features: dict[str, Sequence[Any]] = {}
+    for name, feature in example.features.feature.items():
+        kind = feature.WhichOneof("kind")
+        features[name] = list(getattr(feature, kind).value) if kind else []
+    return features
+
+
+def _classification(results: Any) -> Message:
+    message = TF_SERVING.new(_SERVING + "ClassificationResult")
+    for classes in results:
+        row = message.classifications.add()
+        for label, score in classes:
+            row.classes.add(label=label, score=score)
+    return message
+
+
+def _regression(results: Any) -> Message:
+    message = TF_SERVING.new(_SERVING + "RegressionResult")
+    for value in results:
+        message.regressions.add(value=value)
+    return message
+
+
+def _serialize(message: Message) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data

@@ -1,0 +1,75 @@
+import threading
+
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
+from keras_deepseek.inference.errors import ClosedError
+from keras_deepseek.inference.model_options import ModelOptions
+from keras_deepseek.inference.model_version import ModelVersion
+from tests.inference.conftest import DOUBLE, Doubler
+
+
+def open_version(model, **options):
+    return ModelVersion("m", 3, model, ModelOptions(**options), lambda: None)
+
+
+def submit(version, value, **options):
+    answered = threading.Event()
+    x = np.full((1, 2), value, "float32")
+    request = version.submit({"x": x}, lambda _: answered.set(), **options)
+    return request, answered
+
+
+def test_its_life_goes_from_loading_to_the_end(doubler):
+    version = open_version(doubler, max_batch_size=2)
+    assert version.state == "LOADING"
+    with pytest.raises(ClosedError, match=r"Version 3 of the model 'm' is loading"):
+        submit(version, 1)
+    version.start()
+    assert version.state == "AVAILABLE"
+    assert version.signature == DOUBLE
+    request, answered = submit(version, 1)
+    assert answered.wait(60)
+    assert request.outputs["y"].tolist() == [[2, 2]]
+    version.close()
+    assert version.state == "END"
+    with pytest.raises(ClosedError, match="is end"):
+        submit(version, 1)
+
+
+def test_a_warm_up_that_fails_is_the_end_and_remembered():
+    class Broken(Doubler):
+        def run(self, inputs):
+            raise ArithmeticError("no")
+
+    version = open_version(Broken())
+    with pytest.raises(ArithmeticError):
+        version.start()
+    assert version.state == "END"
+    assert str(version.error) == "no"
+
+
+def test_what_can_not_be_batched_is_refused():
+    fixed = Doubler(Signature((TensorSpec("x", (8, 2), "float32"),), DOUBLE.outputs))
+    with pytest.raises(NotSupportedError, match="leave the batch size open"):
+        open_version(fixed)
+
+
+def test_options_of_a_request_are_looked_at_before_it_waits(doubler):
+    version = open_version(doubler, warm_up=False)
+    version.start()
+    with pytest.raises(InvalidInputError, match="timeout"):
+        submit(version, 1, timeout=-1)
+    with pytest.raises(InvalidInputError, match="priority"):
+        submit(version, 1, priority="high")
+    version.close()
+
+
+def test_every_replica_is_warmed_up():
+    doublers = [Doubler(), Doubler()]
+    version = open_version(doublers[0], replicas=2, max_batch_size=1)
+    version._executors = doublers
+    version.start()
+    version.close()
+    assert [doubler.sizes for doubler in doublers] == [[1, 1], [1]]

@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.inference.protocols import dtypes
+
+
+def test_each_dtype_has_one_word_in_each_protocol():
+    for words in ("name", "tf_number", "tf_name", "open_inference"):
+        assert len({getattr(dtype, words) for dtype in dtypes.DTYPES}) == len(dtypes.DTYPES)
+
+
+@pytest.mark.parametrize("dtype", dtypes.DTYPES, ids=lambda dtype: dtype.name)
+def test_each_is_found_by_each_word(dtype):
+    assert dtypes.dtype_of(str(dtype.numpy)) is dtype
+    assert dtypes.dtype_of_tf_number(dtype.tf_number, "x") is dtype
+    assert dtypes.dtype_of_open_inference(dtype.open_inference, "x") is dtype
+
+
+@pytest.mark.parametrize("array", [np.array(["ab"]), np.array([b"ab"]), np.array([b"a"], object)])
+def test_strings_of_any_kind_are_bytes(array):
+    assert dtypes.dtype_of(str(array.dtype)).is_bytes
+
+
+def test_what_no_protocol_has_is_refused_with_what_was_received():
+    with pytest.raises(InvalidInputError, match="complex64"):
+        dtypes.dtype_of("complex64")
+    with pytest.raises(InvalidInputError, match="Input 'x': received DataType 8"):
+        dtypes.dtype_of_tf_number(8, "Input 'x'")
+    for name in ("FP8", "", None, ["FP32"]):
+        with pytest.raises(InvalidInputError, match="Input 'x': received datatype"):
+            dtypes.dtype_of_open_inference(name, "Input 'x'")

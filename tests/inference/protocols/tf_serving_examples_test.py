@@ -1,0 +1,190 @@
+import contextlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
+from keras_deepseek.inference.protocols import tf_serving_examples
+
+SIGNATURE = Signature(
+    (
+        TensorSpec("age", (None,), "float32"),
+        TensorSpec("pixels", (None, 2, 2), "int32"),
+        TensorSpec("word", (None, 1), "object"),
+    ),
+    (),
+)
+PIXELS = [1, 2, 3, 4]
+
+
+def parse(content, signature=SIGNATURE):
+    return tf_serving_examples.parse_examples(json.dumps(content).encode(), signature).inputs
+
+
+def test_each_input_takes_the_feature_of_its_name():
+    inputs = parse(
+        {
+            "examples": [
+                {"age": 3, "pixels": PIXELS, "word": "a", "unknown": 3},
+                {"age": [4.5], "pixels": [5, 6, 7, 8], "word": [{"b64": "/w=="}]},
+            ]
+        }
+    )
+    assert {name: array.dtype.name for name, array in inputs.items()} == {
+        "age": "float32",
+        "pixels": "int32",
+        "word": "object",
+    }
+    assert inputs["age"].tolist() == [3, 4.5]
+    assert inputs["pixels"].tolist() == [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
+    assert inputs["word"].tolist() == [[b"a"], [b"\xff"]]
+
+
+def test_the_context_is_in_every_example_that_does_not_have_it_itself():
+    inputs = parse(
+        {
+            "context": {"age": 1.5, "word": "c"},
+            "examples": [{"pixels": PIXELS}, {"pixels": PIXELS, "age": 2.5}],
+        }
+    )
+    assert inputs["age"].tolist() == [1.5, 2.5]
+    assert inputs["word"].tolist() == [[b"c"], [b"c"]]
+
+
+def test_one_axis_of_any_length_is_as_long_as_the_list():
+    signature = Signature((TensorSpec("x", (None, None, 2), "float32"),), ())
+    inputs = parse({"examples": [{"x": [1, 2, 3, 4]}, {"x": [5, 6, 7, 8]}]}, signature)
+    assert inputs["x"].shape == (2, 2, 2)
+    with pytest.raises(InvalidInputError, match=r"received \[2, 4\] values"):
+        parse({"examples": [{"x": [1, 2, 3, 4]}, {"x": [5, 6]}]}, signature)
+    with pytest.raises(InvalidInputError, match="several axes of any length"):
+        parse(
+            {"examples": [{"x": [1]}]},
+            Signature((TensorSpec("x", (None, None, None), "int8"),), ()),
+        )
+
+
+def test_a_signature_is_found_by_name():
+    body = b'{"examples": [{"a": 1}], "signature_name": "other"}'
+    one = Signature((TensorSpec("a", (None,), "int64"),), ())
+    call = tf_serving_examples.parse_examples(body, {"serving_default": SIGNATURE, "other": one})
+    assert (call.signature_name, call.inputs["a"].tolist()) == ("other", [1])
+    with pytest.raises(InvalidInputError, match='"other" not found'):
+        tf_serving_examples.parse_examples(body, one)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "JSON object"),
+        ({}, "'examples', a list of at least one"),
+        ({"examples": []}, "'examples', a list of at least one"),
+        ({"examples": {"age": 1}}, "'examples', a list of at least one"),
+        ({"examples": [3]}, "must be an object of features"),
+        ({"examples": [{}], "context": []}, "must be an object of features"),
+        ({"examples": [{"age": 1}, {}]}, "Example 1 has no feature 'age'"),
+        ({"examples": [{"age": [1, 2]}]}, r"Feature 'age': received \[2\] values"),
+        ({"examples": [{"age": None}]}, "Feature 'age': expected strings"),
+        ({"examples": [{"age": [[1]]}]}, "Feature 'age': expected strings"),
+        ({"examples": [{"age": [1, 2.5]}]}, "of one kind"),
+        ({"examples": [{"age": ["a", 1]}]}, "Feature 'age': expected a string"),
+        ({"examples": [{"age": {"b64": "!"}}]}, "no base64"),
+        (
+            {"examples": [{"age": "x", "pixels": PIXELS, "word": "a"}]},
+            "Input 'age': received dtype",
+        ),
+        ({"examples": [{"age": 1, "pixels": [0.5] * 4, "word": "a"}]}, "Input 'pixels'"),
+    ],
+)
+def test_what_the_model_can_t_take_is_refused(content, message):
+    with pytest.raises(InvalidInputError, match=message):
+        parse(content)
+
+
+SCORES = np.array([[0.25, 0.75], [0.5, 0.5]], "float32")
+NAMES = np.array([[b"cat", b"dog"], [b"cat", b"dog"]], object)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "first"),
+    [
+        ({"y": SCORES}, None, [("", 0.25), ("", 0.75)]),
+        ({"y": SCORES}, ["cat", "dog"], [("cat", 0.25), ("dog", 0.75)]),
+        ({"scores": SCORES, "classes": NAMES}, None, [("cat", 0.25), ("dog", 0.75)]),
+        ({"scores": SCORES, "other": SCORES}, None, [("", 0.25), ("", 0.75)]),
+        ({"classes": NAMES}, None, [("cat", 0.0), ("dog", 0.0)]),
+        ({"y": SCORES.astype("float16"), "n": np.array([1, 2])}, None, [("", 0.25), ("", 0.75)]),
+    ],
+)
+def test_scores_and_labels_make_classes(outputs, labels, first):
+    results = tf_serving_examples.classify(outputs, 2, labels)
+    assert (len(results), results[0]) == (2, first)
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        {},
+        {"y": SCORES[:, 0]},
+        {"y": SCORES[:1]},
+        {"y": SCORES[None]},
+        {"a": SCORES, "b": SCORES},
+        {"y": SCORES.astype(int)},
+        {"y": SCORES, "n": NAMES[:, :1]},
+        {"y": np.float32(1)},
+    ],
+)
+def test_a_model_that_can_t_classify_is_refused(outputs):
+    outputs = {name: np.asarray(array) for name, array in outputs.items()}
+    with pytest.raises(InvalidInputError, match="can't classify"):
+        tf_serving_examples.classify(outputs, 2)
+
+
+def test_labels_are_as_many_as_classes():
+    with pytest.raises(InvalidInputError, match="2 classes and 3 labels"):
+        tf_serving_examples.classify({"y": SCORES}, 2, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("array", [SCORES[:, 0], SCORES[:, :1]])
+def test_one_number_for_each_example_is_a_regression(array):
+    assert tf_serving_examples.regress({"y": array}, 2) == [0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    "outputs", [{"y": SCORES}, {"y": SCORES[:1, 0]}, {"y": np.array([1, 2])}, {}]
+)
+def test_a_model_that_can_t_regress_is_refused(outputs):
+    with pytest.raises(InvalidInputError, match="can't regress"):
+        tf_serving_examples.regress(outputs, 2)
+
+
+def test_bfloat16_is_a_float():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    assert tf_serving_examples.regress({"y": np.array([1.5], ml_dtypes.bfloat16)}, 1) == [1.5]
+
+
+def test_answers_are_worded_as_tf_serving_does():
+    assert tf_serving_examples.encode_results([1.5, float("nan")]) == b'{"results":[1.5,NaN]}'
+    classes = tf_serving_examples.classify({"y": SCORES[:1]}, 1, ["a", "b"])
+    assert tf_serving_examples.encode_results(classes) == b'{"results":[[["a",0.25],["b",0.75]]]}'
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries({"age": json_values, "pixels": json_values, "word": json_values}),
+        max_size=3,
+    )
+)
+def test_whatever_json_holds_is_bound_or_refused_as_a_bad_input(examples):
+    with contextlib.suppress(InvalidInputError):
+        assert parse({"examples": examples})["pixels"].shape == (len(examples), 2, 2)
