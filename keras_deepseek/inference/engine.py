@@ -8,9 +8,11 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Unpack
 
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.arguments import check_count, check_name
 from keras_deepseek.inference.batch import Request
@@ -19,6 +21,7 @@ from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
 from keras_deepseek.inference.future_delivery import Answer, open_future
 from keras_deepseek.inference.http import HttpServer
 from keras_deepseek.inference.loop_delivery import LoopDelivery, Waiter
+from keras_deepseek.inference.model_folder import ModelFolder, Policy, find_versions
 from keras_deepseek.inference.model_options import ModelOptions
 from keras_deepseek.inference.model_version import ModelVersion
 from keras_deepseek.inference.request_options import RequestOptions
@@ -41,6 +44,8 @@ class ServingEngine:
 
     Args:
         model: A built `keras.Model`, the path of a bundle or of a `.keras` file, or an `Executor`.
+            Or the path of a folder of versions, as `"models/digits"` with the bundle
+            `"models/digits/1"`: its newest version is served, also when it comes later.
         name: string. The name in URLs. Defaults to `"model"`.
         version: integer. The number of this version. Defaults to `1`.
         batch_size: `"dynamic"`, or an integer up to `max_batch_size`. Defaults to `"dynamic"`.
@@ -101,6 +106,12 @@ class ServingEngine:
         self._loading = threading.Lock()
         self._state: Literal["new", "ready", "closed"] = "new"
         self._servers: list[HttpServer] = []
+        self._folders: list[ModelFolder] = []
+        if isinstance(model, str | os.PathLike) and (found := find_versions(Path(model))):
+            version = max(found)
+            self._folders.append(ModelFolder(self, Path(model), name, self.options))
+            self._folders[0].note(version, found[version])
+            model = found[version]
         self._first = self._open(model, name, version, self.options)
         self._add_model(name).add(self._first)
 
@@ -131,6 +142,8 @@ class ServingEngine:
             self._check_open()
             self._first.start()
             self._state = "ready"
+            for folder in self._folders:
+                folder.start()
 
     def load(
         self,
@@ -139,7 +152,7 @@ class ServingEngine:
         name: str | None = None,
         version: int | None = None,
         share: float | None = None,
-        keep: int = 1,
+        keep: int | None = 1,
         options: ModelOptions | None = None,
     ) -> ModelVersion:
         """Serves another model, or another version of one, when it is loaded and warm.
@@ -157,7 +170,7 @@ class ServingEngine:
                 version while it is on trial (`ServedModel.set_share`). Defaults to `None`: it is
                 not on trial, and takes all of them if it is the newest.
             keep: integer. How many versions stay, this one among them and those on trial not.
-                Defaults to `1`.
+                Defaults to `1`; `None`: all.
             options: `ModelOptions`. Defaults to `None`: those of the engine.
 
         Returns:
@@ -167,7 +180,8 @@ class ServingEngine:
             InvalidInputError: The model is nothing that can be served, or an argument does not fit.
             ClosedError: The engine was closed.
         """
-        check_count("keep", keep)
+        if keep is not None:
+            check_count("keep", keep)
         self.start()
         with self._loading:
             name = self.name if name is None else name
@@ -182,10 +196,51 @@ class ServingEngine:
             served.add(loaded, share)
             if replaced is not None:
                 replaced.close()
-            for surplus in served.surplus(loaded, keep):
+            for surplus in [] if keep is None else served.surplus(loaded, keep):
                 served.remove(surplus)
                 surplus.close()
         return loaded
+
+    def follow(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        name: str,
+        versions: Policy = 1,
+        poll_seconds: float = 1.0,
+        options: ModelOptions | None = None,
+    ) -> None:
+        """Serves the versions that a folder holds, as they come and go.
+
+        Args:
+            folder: A path, as `"models/digits"` with the bundles `"models/digits/1"` and so on.
+            name: string. The model's name.
+            versions: integer: the newest so many; `"all"`; or a sequence of numbers. Defaults to
+                `1`.
+            poll_seconds: float. How long it waits between two looks. Defaults to `1.0`.
+            options: `ModelOptions`. Defaults to `None`: those of the engine.
+
+        Raises:
+            InvalidInputError: The folder holds none of these versions, or an argument does not fit.
+        """
+        check_name(name)
+        follower = ModelFolder(
+            self,
+            Path(folder),
+            name,
+            options or self.options,
+            versions=versions,
+            poll_seconds=poll_seconds,
+        )
+        if not follower.wanted():
+            raise InvalidInputError(
+                f"The folder {str(folder)!r} holds no version that is wanted: expected bundles "
+                f"named by numbers, as {str(Path(folder) / '1')!r}."
+            )
+        self.start()
+        follower.look()
+        self._folders.append(follower)
+        follower.start()
 
     def unload(self, name: str | None = None, version: int | None = None) -> None:
         """Closes a version, or all of a model, when what was accepted is answered.
@@ -227,6 +282,8 @@ class ServingEngine:
             if self._state == "closed":
                 return
             self._state = "closed"
+        for folder in self._folders:
+            folder.stop()
         for server in self._servers:
             server.stop()
         with self._loading:

@@ -1,0 +1,172 @@
+"""Follows a folder of versions, laid out as TF Serving has them: `digits/1`, `digits/2`, ...
+
+A version is served when its bundle has come, in place of an older one, and one whose bundle has
+gone is closed. `engine` does both; here is what it should do, found by looking again and again.
+"""
+
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from keras_deepseek.artifacts.bundle import MANIFEST_NAME, is_bundle
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.inference.arguments import check_count, check_seconds
+from keras_deepseek.inference.errors import ClosedError
+from keras_deepseek.inference.model_options import ModelOptions
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.engine import ServingEngine
+
+_logger = logging.getLogger(__name__)
+
+Policy = int | Literal["all"] | Sequence[int]
+"""The newest so many versions, all that there are, or those of these numbers."""
+
+
+def find_versions(folder: Path) -> dict[int, Path]:
+    """Returns the bundles in a folder whose names are numbers, by rising number.
+
+    Args:
+        folder: `pathlib.Path`.
+    """
+    try:
+        children = list(folder.iterdir())
+    except OSError:
+        return {}
+    found = {int(child.name): child for child in children if child.name.isdecimal()}
+    return {number: found[number] for number in sorted(found) if is_bundle(found[number])}
+
+
+class ModelFolder:
+    """Serves the versions that a folder holds, as they come and go.
+
+    A version that fails is logged, and tried again when its bundle has changed. The last one that
+    is served stays, though its folder has gone: a server without a model helps nobody.
+
+    Args:
+        engine: `ServingEngine`.
+        folder: `pathlib.Path`.
+        name: string. The model's name.
+        options: `ModelOptions` of each version.
+        versions: integer: the newest so many; `"all"`; or a sequence of numbers. Defaults to `1`.
+        poll_seconds: float. How long it waits between two looks. Defaults to `1.0`.
+
+    Raises:
+        InvalidInputError: `versions` is none of these.
+    """
+
+    def __init__(
+        self,
+        engine: "ServingEngine",
+        folder: Path,
+        name: str,
+        options: ModelOptions,
+        *,
+        versions: Policy = 1,
+        poll_seconds: float = 1.0,
+    ) -> None:
+        _check_policy(versions)
+        check_seconds("poll_seconds", poll_seconds)
+        self.name = name
+        self.folder = folder
+        self._engine = engine
+        self._options = options
+        self._versions = versions
+        self._poll_seconds = poll_seconds
+        self._seen: dict[int, int] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def wanted(self) -> dict[int, Path]:
+        """Returns the bundles that should be served, by rising number."""
+        present = find_versions(self.folder)
+        if self._versions == "all":
+            return present
+        if isinstance(self._versions, int):
+            return {number: present[number] for number in list(present)[-self._versions :]}
+        return {number: path for number, path in present.items() if number in self._versions}
+
+    def note(self, number: int, path: Path) -> None:
+        """Remembers a version that is served already.
+
+        Args:
+            number: integer.
+            path: `pathlib.Path` of its bundle.
+        """
+        self._seen[number] = _stamp(path)
+
+    def look(self) -> None:
+        """Loads what has come or changed, and closes what has gone."""
+        wanted = self.wanted()
+        for number, path in wanted.items():
+            stamp = _stamp(path)
+            if self._seen.get(number) == stamp:
+                continue
+            self._seen[number] = stamp
+            try:
+                self._engine.load(
+                    path, name=self.name, version=number, keep=None, options=self._options
+                )
+            except ClosedError:
+                return
+            # Whatever a bundle does, the versions that are served go on.
+            except Exception:
+                _logger.exception("Version %d of the model %r failed.", number, self.name)
+            else:
+                _logger.info("Version %d of the model %r is served.", number, self.name)
+        self._close_others(wanted)
+
+    def start(self) -> None:
+        """Looks from now on, on a thread of its own."""
+        self._thread = threading.Thread(target=self._work, name="model-folder", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Looks no more; returns when a look that goes on has ended."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while not self._stop.wait(self._poll_seconds):
+            self.look()
+
+    def _close_others(self, wanted: dict[int, Path]) -> None:
+        served = self._engine.models.get(self.name)
+        if served is None:
+            return
+        available = {
+            number for number, version in served.versions.items() if version.state == "AVAILABLE"
+        }
+        if not available & set(wanted):
+            return
+        for number in self._seen.keys() - wanted.keys():
+            del self._seen[number]
+            if number in served.versions:
+                self._engine.unload(self.name, number)
+                _logger.info("Version %d of the model %r is closed.", number, self.name)
+
+
+def _stamp(path: Path) -> int:
+    try:
+        return (path / MANIFEST_NAME).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _check_policy(versions: Policy) -> None:
+    if versions == "all":
+        return
+    if isinstance(versions, Sequence) and not isinstance(versions, str) and versions:
+        for number in versions:
+            check_count("versions", number)
+        return
+    if isinstance(versions, int):
+        check_count("versions", versions)
+        return
+    raise InvalidInputError(
+        f"Received versions={versions!r}. Expected how many of the newest, 'all', or a list of "
+        "numbers."
+    )

@@ -1,0 +1,147 @@
+import logging
+import os
+import shutil
+import threading
+
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.inference import ServingEngine
+from keras_deepseek.inference.model_folder import ModelFolder, find_versions
+from keras_deepseek.inference.model_options import ModelOptions
+
+pytest.importorskip("onnxruntime")
+
+OPTIONS = ModelOptions(warm_up=False)
+
+
+@pytest.fixture
+def bundle(bundle_of):
+    return bundle_of("onnx").path
+
+
+@pytest.fixture
+def folder(tmp_path, bundle):
+    path = tmp_path / "digits"
+    shutil.copytree(bundle, path / "1")
+    return path
+
+
+@pytest.fixture
+def engine(folder):
+    with ServingEngine(folder, name="digits", warm_up=False) as engine:
+        yield engine
+
+
+def states(engine):
+    return {number: one.state for number, one in engine.models["digits"].versions.items()}
+
+
+def follower(engine, folder, **options):
+    model_folder = ModelFolder(engine, folder, "digits", OPTIONS, **options)
+    model_folder.look()
+    return model_folder
+
+
+def spoil(path):
+    (path / "model.onnx").write_bytes(b"nothing")
+
+
+def test_only_bundles_with_a_number_are_versions(folder, bundle):
+    (folder / "2").mkdir()
+    (folder / "3").write_text("no folder")
+    shutil.copytree(bundle, folder / "latest")
+    shutil.copytree(bundle, folder / "10")
+    assert list(find_versions(folder)) == [1, 10]
+    assert find_versions(folder / "nowhere") == {}
+
+
+def test_an_engine_takes_the_newest_version_of_a_folder(folder, bundle):
+    shutil.copytree(bundle, folder / "12")
+    with ServingEngine(folder, name="digits", warm_up=False) as engine:
+        assert states(engine) == {12: "AVAILABLE"}
+        assert engine.predict([[1, 2]]).tolist() == [[2, 4]]
+
+
+def test_a_version_that_comes_takes_over_and_the_old_one_is_closed(engine, folder, bundle):
+    model_folder = follower(engine, folder)
+    old = engine.find()
+    shutil.copytree(bundle, folder / "2")
+    model_folder.look()
+    assert states(engine) == {2: "AVAILABLE"}
+    assert old.state == "END"
+
+
+def test_one_that_fails_is_logged_once_and_the_old_one_goes_on(engine, folder, bundle, caplog):
+    model_folder = follower(engine, folder)
+    shutil.copytree(bundle, folder / "2")
+    spoil(folder / "2")
+    model_folder.look()
+    model_folder.look()
+    assert states(engine) == {1: "AVAILABLE"}
+    assert caplog.text.count("Version 2 of the model 'digits' failed") == 1
+    shutil.rmtree(folder / "2")
+    shutil.copytree(bundle, folder / "2")
+    os.utime(folder / "2" / "bundle.json", ns=(1, 1))
+    model_folder.look()
+    assert states(engine) == {2: "AVAILABLE"}
+
+
+def test_a_bundle_that_was_exported_anew_is_loaded_again(engine, folder):
+    model_folder = follower(engine, folder)
+    before = engine.find()
+    os.utime(folder / "1" / "bundle.json", ns=(1, 1))
+    model_folder.look()
+    assert engine.find() is not before
+    assert states(engine) == {1: "AVAILABLE"}
+
+
+def test_the_last_version_stays_though_its_folder_has_gone(engine, folder):
+    model_folder = follower(engine, folder)
+    shutil.rmtree(folder)
+    model_folder.look()
+    assert states(engine) == {1: "AVAILABLE"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [(2, [2, 3]), ("all", [1, 2, 3]), ([1, 3, 9], [1, 3])]
+)
+def test_which_versions_are_served_is_said(engine, folder, bundle, policy, expected):
+    for number in ("2", "3"):
+        shutil.copytree(bundle, folder / number)
+    model_folder = follower(engine, folder, versions=policy)
+    assert list(model_folder.wanted()) == expected
+    assert set(expected) <= set(states(engine))
+
+
+@pytest.mark.parametrize("policy", [0, "newest", [], [0], 1.5])
+def test_a_policy_that_is_none_is_refused(engine, folder, policy):
+    with pytest.raises(InvalidInputError, match="versions"):
+        ModelFolder(engine, folder, "digits", OPTIONS, versions=policy)
+
+
+def test_it_looks_by_itself_until_it_is_stopped(engine, folder, bundle):
+    model_folder = ModelFolder(engine, folder, "digits", OPTIONS, poll_seconds=0.001)
+    looked, look = threading.Event(), model_folder.look
+    model_folder.look = lambda: (look(), looked.set())
+    model_folder.start()
+    assert looked.wait(60)
+    model_folder.stop()
+    assert not model_folder._thread.is_alive()
+
+
+def test_a_closed_engine_is_left_alone(engine, folder, bundle, caplog):
+    model_folder = follower(engine, folder)
+    engine.close()
+    shutil.copytree(bundle, folder / "2")
+    with caplog.at_level(logging.INFO):
+        model_folder.look()
+    assert caplog.text == ""
+
+
+def test_another_model_is_followed_beside_the_first(engine, tmp_path, bundle):
+    shutil.copytree(bundle, tmp_path / "cats" / "5")
+    engine.follow(tmp_path / "cats", name="cats")
+    assert engine.predict([[1, 2]], model="cats", version=5).tolist() == [[2, 4]]
+    with pytest.raises(InvalidInputError, match="holds no version that is wanted"):
+        engine.follow(tmp_path / "dogs", name="dogs")
