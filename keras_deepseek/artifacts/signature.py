@@ -4,6 +4,7 @@
 `inference` checks each request against it.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,9 +89,9 @@ class TensorSpec:
         return array
 
     def _cast(self, array: Array) -> Array:
-        if str(array.dtype) == self.dtype:
-            return array
         target = _find_dtype(self.dtype)
+        if array.dtype == target:
+            return array
         try:
             with np.errstate(over="raise"):
                 if not array.size or _keeps_its_meaning(array, target):
@@ -112,6 +113,8 @@ class TensorSpec:
         return cls(str(config["name"]), tuple(config["shape"]), str(config["dtype"]))
 
 
+# To ask each array's dtype for its name would take longer than to cast a small array.
+@functools.cache
 def _find_dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes  # It makes the name known to NumPy.
@@ -135,14 +138,19 @@ def _exact_integers(value: Any, array: Array, dtype: str) -> Array:
     return array
 
 
+@functools.lru_cache(64)
+def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    return dtype.name == "bfloat16"
+
+
 def _kind(dtype: np.dtype[Any]) -> str:
-    return "f" if dtype.name == "bfloat16" else dtype.kind
+    return "f" if _is_bfloat16(dtype) else dtype.kind
 
 
 def _round(array: Array, target: np.dtype[Any]) -> Array:
     rounded = array.astype(target)
     # NumPy does not notice an overflow of this dtype, which is not its own.
-    if target.name == "bfloat16" and (np.isinf(rounded) & np.isfinite(array)).any():
+    if _is_bfloat16(target) and (np.isinf(rounded) & np.isfinite(array)).any():
         raise FloatingPointError
     return rounded
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.arguments import check_address
 from keras_deepseek.inference.http_limits import HttpLimits
+from keras_deepseek.inference.listener import Listener
 from keras_deepseek.inference.open_connections import OpenConnections
 
 if TYPE_CHECKING:
@@ -165,21 +166,19 @@ class HttpServer:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         connections = OpenConnections(self.limits)
         connections.watch()
-        server = await loop.create_server(
+        server = Listener(
+            listener,
             lambda: make_protocol(connections),
-            sock=listener,
-            ssl=self._ssl_context,
-            ssl_handshake_timeout=self.limits.header_seconds if self._ssl_context else None,
-            ssl_shutdown_timeout=self.limits.linger_seconds if self._ssl_context else None,
-            backlog=_BACKLOG,
+            self._ssl_context,
+            self.limits.header_seconds,
+            self.limits.linger_seconds,
         )
+        server.start()
         self._tell_to_stop = lambda: _call_in(loop, stop.set)
         self._begun.set()
         await stop.wait()
-        # Clients that the kernel has let in would be reset by closing: take them before.
-        for _ in range(3):
-            await asyncio.sleep(0)
-        server.close()
+        connections.start_draining()
+        await server.stop()
         await connections.drain()
 
 

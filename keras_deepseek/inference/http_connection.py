@@ -90,12 +90,8 @@ class HttpConnection(asyncio.Protocol):
         """The connection is there, with TLS where it is asked for."""
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
-        self._reader = HttpReader(
-            self._limits,
-            self._max_body_bytes,
-            str(peer[0]) if peer else "",
-            _read_subject(transport.get_extra_info("peercert")),
-        )
+        self._reader.client = str(peer[0]) if peer else ""
+        self._reader.peer_subject = _read_subject(transport.get_extra_info("peercert"))
         self._since = self._clock()
         probe_dead_peers(transport.get_extra_info("socket"))
         self._connections.add(self)
@@ -104,7 +100,7 @@ class HttpConnection(asyncio.Protocol):
         """Bytes have come."""
         reader = self._reader
         for received in reader.feed(data):
-            if self._waiting or self._is_full():
+            if self._is_full():
                 self._waiting.append(received)
                 self._pause_reading()
             else:
@@ -145,10 +141,8 @@ class HttpConnection(asyncio.Protocol):
             exchange: The request.
             future: `asyncio.Future`.
         """
-        if exchange.pending is None or self._transport is None:
-            if not future.cancelled():
-                future.exception()  # Nobody is left to be told.
-            return
+        if exchange.pending is None:
+            return  # Nobody is left to be told.
         try:
             exchange.response = exchange.pending.make_response(future)
         except asyncio.CancelledError:  # Not by the client: `_drop_requests` forgets the exchange.
@@ -244,13 +238,14 @@ class HttpConnection(asyncio.Protocol):
         if self._is_reading_paused and not self._waiting and not self._is_full():
             self._is_reading_paused = False
             self._since = self._clock()
-            if self._transport is not None:
+            if self._transport is not None and not self._transport.is_closing():
                 self._transport.resume_reading()
 
     def _pause_reading(self) -> None:
-        if not self._is_reading_paused and self._transport is not None:
+        transport = self._transport
+        if not self._is_reading_paused and transport is not None and not transport.is_closing():
             self._is_reading_paused = True
-            self._transport.pause_reading()
+            transport.pause_reading()
 
     def _write_answers(self) -> None:
         """Writes the answers that are due."""

@@ -21,17 +21,13 @@ class HttpReader:
     Args:
         limits: `HttpLimits`.
         max_body_bytes: integer. Larger bodies are refused with 413.
-        client: string. The address of the other end, for the requests.
-        peer_subject: tuple of pairs. The subject of its certificate, for the requests.
     """
 
-    def __init__(
-        self,
-        limits: HttpLimits,
-        max_body_bytes: int,
-        client: str = "",
-        peer_subject: tuple[tuple[str, str], ...] = (),
-    ) -> None:
+    def __init__(self, limits: HttpLimits, max_body_bytes: int) -> None:
+        self.client = ""
+        """The address of the other end, for the requests."""
+        self.peer_subject: tuple[tuple[str, str], ...] = ()
+        """The subject of its certificate, for the requests."""
         self.phase = IDLE
         self.steps = 0
         """Grows whenever the phase changes."""
@@ -41,10 +37,9 @@ class HttpReader:
         """Whether nothing more is read: the client or the server wants the connection closed."""
         self.wants_continue = False
         """Whether the client waits for "100 Continue" before it sends the body."""
-        self._limits = limits
+        self._max_fields = limits.max_header_fields
+        self._max_head_bytes = limits.max_header_bytes
         self._max_body_bytes = max_body_bytes
-        self._client = client
-        self._peer_subject = peer_subject
         self._complete: list[HttpRequest | HttpError] = []
         self._refusal: HttpError | None = None
         self._target = b""
@@ -85,6 +80,7 @@ class HttpReader:
     def stop(self) -> None:
         """Reads nothing more."""
         self.is_done = True
+        self.wants_continue = False
         self.phase = IDLE
 
     def on_message_begin(self) -> None:
@@ -101,14 +97,18 @@ class HttpReader:
     def on_url(self, piece: bytes) -> None:
         """A piece of the target has come."""
         self._target += piece
-        self._count_head(len(piece))
+        self._head_bytes += len(piece)
+        if self._head_bytes > self._max_head_bytes:
+            self._refuse_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header has come, or, after a body in chunks, a trailer."""
         self._fields += 1
-        if self._fields > self._limits.max_header_fields:
-            self._refuse(431, f"More than {self._limits.max_header_fields} headers.")
-        self._count_head(len(name) + len(value))
+        self._head_bytes += len(name) + len(value)
+        if self._fields > self._max_fields:
+            self._refuse(431, f"More than {self._max_fields} headers.")
+        if self._head_bytes > self._max_head_bytes:
+            self._refuse_head()
         if self.phase == BODY:
             return  # Trailers could replace headers that were looked at already.
         key = name.decode("latin-1").lower()
@@ -160,8 +160,8 @@ class HttpReader:
                 query,
                 self._headers,
                 body[0] if len(body) == 1 else b"".join(body),
-                self._client,
-                self._peer_subject,
+                self.client,
+                self.peer_subject,
                 keep_alive,
                 self._is_old,
             )
@@ -181,21 +181,16 @@ class HttpReader:
         path, _, query = target.partition("?")
         return unquote(path) if "%" in path else path, query
 
-    def _count_head(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > self._limits.max_header_bytes:
-            self._refuse_head()
-
     def _limit_quiet_bytes(self, size: int) -> None:
         """Refuses a line that never ends: nothing is told of it until it does."""
         noted = (self.steps, self._head_bytes, self.body_bytes)
         self._quiet_bytes = self._quiet_bytes + size if noted == self._noted else 0
         self._noted = noted
-        if self._quiet_bytes > self._limits.max_header_bytes:
+        if self._quiet_bytes > self._max_head_bytes:
             self._refuse_head()
 
     def _refuse_head(self) -> None:
-        self._refuse(431, f"The headers are larger than {self._limits.max_header_bytes} bytes.")
+        self._refuse(431, f"The headers are larger than {self._max_head_bytes} bytes.")
 
     def _refuse_body(self) -> None:
         self._refuse(

@@ -50,17 +50,21 @@ class OpenConnections:
 
     def watch(self) -> None:
         """Looks at the clock of every connection, now and from time to time."""
-        for connection in list(self._open):
-            connection.check_time()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._limits.tick_seconds, self.watch)
+        for connection in list(self._open):
+            connection.check_time()
+
+    def start_draining(self) -> None:
+        """Lets every connection, also those to come, close after its next answer."""
+        self._is_draining = True
+        for connection in self._open:
+            connection.start_draining()
 
     async def drain(self) -> None:
         """Returns when every connection is closed; those in use are given time to finish."""
         limits, loop = self._limits, asyncio.get_running_loop()
-        self._is_draining = True
-        for connection in self._open:
-            connection.start_draining()
+        self.start_draining()
         end = loop.time() + limits.grace_seconds
         await self._wait_until_closed(min(end, loop.time() + limits.settle_seconds))
         for connection in list(self._open):

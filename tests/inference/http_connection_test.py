@@ -1,6 +1,7 @@
 """A connection over a transport that only notes what is done to it, and a clock that is set."""
 
 import asyncio
+import gc
 import gzip
 import socket
 
@@ -227,6 +228,8 @@ def test_a_client_that_hangs_up_cancels_its_requests(wire):
 
 
 def test_a_lost_connection_cancels_its_requests_and_an_answer_that_comes_late_is_dropped(wire):
+    told = []
+    wire.loop.set_exception_handler(lambda loop, context: told.append(context["message"]))
     wire.send(GET % b"a" + GET % b"b" + GET % b"c")
     wire.application.futures["a"].set_exception(ArithmeticError())
     wire.application.futures["b"].set_result(b"b")
@@ -234,6 +237,9 @@ def test_a_lost_connection_cancels_its_requests_and_an_answer_that_comes_late_is
     wire.loop.run_until_complete(asyncio.sleep(0))
     assert wire.application.futures["c"].cancelled()
     assert wire.take() == []
+    wire.application.futures.clear()
+    gc.collect()
+    assert told == []  # As in "exception was never retrieved".
 
 
 def test_head_is_answered_without_a_body(wire):
@@ -267,6 +273,13 @@ def test_a_client_is_told_to_go_on_but_not_among_earlier_answers(wire):
     assert wire.statuses() == [200, 100]
     wire.send(body)
     assert wire.bodies() == ["hello"]
+
+
+def test_a_client_that_was_refused_is_not_told_to_go_on(wire):
+    wire.send(GET % b"a" + post(b"hello", b"Expect: 100-continue")[:-5])
+    wire.wait(LIMITS.body_seconds + 1)
+    wire.answer("a")
+    assert wire.statuses() == [200, 408]
 
 
 def test_a_client_whose_body_would_be_too_large_is_not_told_to_go_on(wire):

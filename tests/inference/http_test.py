@@ -1,7 +1,15 @@
+import asyncio
+import gzip
+import http.client
 import json
+import random
+import shutil
 import socket
+import ssl
+import subprocess
 import sys
 import threading
+import types
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
-from keras_deepseek.inference import HttpServer, ServingEngine
+from keras_deepseek.inference import HttpLimits, HttpServer, ServingEngine
+from keras_deepseek.inference.http_application import TfServingApplication
 
 pytest.importorskip("httptools")
 
@@ -119,6 +128,325 @@ def test_a_server_without_a_ready_engine_answers_503(doubler):
     assert ask(server, 1) == 2
     server.stop()
     engine.close()
+
+
+def predict_request(value, *headers):
+    body = b'{"instances": [[%d, %d]]}' % (value, value)
+    lines = [b"POST /v1/models/model:predict HTTP/1.1", b"Host: x", *headers]
+    return b"\r\n".join([*lines, b"Content-Length: %d" % len(body)]) + b"\r\n\r\n" + body
+
+
+@pytest.fixture
+def serve(doubler):
+    """Starts a server with limits of its own."""
+    with ServingEngine(doubler) as engine:
+        servers = []
+
+        def serve(ssl_context=None, max_body_bytes=10_000, **limits):
+            server = HttpServer(
+                engine,
+                port=0,
+                max_body_bytes=max_body_bytes,
+                ssl_context=ssl_context,
+                limits=HttpLimits(**limits),
+            )
+            server.start()
+            servers.append(server)
+            return server
+
+        yield serve
+        for server in servers:
+            server.stop()
+
+
+def connect(server):
+    return socket.create_connection((server.host, server.port), timeout=60)
+
+
+def read_all(connection):
+    """Returns what comes until the server closes."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def wait_until_refused(server):
+    """Returns when the server accepts nobody any more."""
+    while True:
+        try:
+            connect(server).close()
+        except ConnectionRefusedError:
+            return
+
+
+def test_pipelined_requests_are_answered_in_their_order(serve):
+    with connect(serve()) as connection:
+        values = range(100)
+        last = predict_request(100, b"Connection: close")
+        connection.sendall(b"".join(map(predict_request, values)) + last)
+        answers = read_all(connection).split(b"HTTP/1.1 200 OK\r\n")[1:]
+    predictions = [json.loads(answer.split(b"\r\n\r\n")[1])["predictions"] for answer in answers]
+    assert predictions == [[[2.0 * value] * 2] for value in range(101)]
+
+
+def test_a_request_may_come_byte_by_byte(serve):
+    with connect(serve()) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in predict_request(3, b"Connection: close"):
+            connection.sendall(bytes([byte]))
+        assert b"[[6.0,6.0]]" in read_all(connection)
+
+
+def test_a_client_that_waits_to_be_told_to_go_on_is_told(serve):
+    with connect(serve()) as connection:
+        head, body = predict_request(3, b"Expect: 100-continue", b"Connection: close").split(
+            b"\r\n\r\n"
+        )
+        connection.sendall(head + b"\r\n\r\n")
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert b"[[6.0,6.0]]" in read_all(connection)
+
+
+def test_compressed_bodies_are_taken_and_bombs_are_refused(serve):
+    server = serve()
+    url = f"{server.url}/v1/models/model:predict"
+
+    def ask_compressed(content):
+        body, headers = gzip.compress(content), {"Content-Encoding": "gzip"}
+        request = urllib.request.Request(url, body, headers)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)
+
+    assert ask_compressed(b'{"instances": [[1, 2]]}') == {"predictions": [[2.0, 4.0]]}
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        ask_compressed(b" " * 1_000_000)
+    with caught.value as error:
+        assert error.code == 413
+        assert "inflates to more than 10000 bytes" in json.load(error)["error"]
+
+
+def test_a_million_random_bytes_disturb_nobody_and_show_nothing(serve, caplog):
+    server = serve()
+    source = random.Random(3)
+    good = http.client.HTTPConnection(server.host, server.port, timeout=60)
+    for number in range(500):
+        start = predict_request(1)[: source.randrange(80)] if number % 2 else b""
+        with connect(server) as connection:
+            connection.sendall(start + source.randbytes(2000))
+            connection.shutdown(socket.SHUT_WR)
+            answer = read_all(connection)
+        assert b"Traceback" not in answer
+        if not start:
+            assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+            assert json.loads(answer.split(b"\r\n\r\n")[1])["error"]
+        if number % 10 == 0:
+            good.request("POST", "/v1/models/model:predict", '{"instances": [[1, 2]]}')
+            assert json.load(good.getresponse()) == {"predictions": [[2.0, 4.0]]}
+    good.close()
+    assert caplog.records == []
+
+
+def test_clients_that_send_slowly_are_turned_away_and_others_served(serve):
+    server = serve(header_seconds=0.2, body_seconds=0.2)
+    slow = [connect(server) for _ in range(50)]
+    for number, connection in enumerate(slow):
+        connection.sendall(predict_request(1)[: -5 if number % 2 else 30])
+    assert ask(server, 2) == 4
+    for connection in slow:
+        assert read_all(connection).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+        connection.close()
+
+
+def test_idle_connections_are_closed(serve):
+    with connect(serve(idle_seconds=0.1)) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read_all(connection).endswith(b'{"status":"ready"}')
+
+
+def test_a_client_that_reads_nothing_is_dropped_and_holds_nobody_up(serve):
+    server = serve(write_seconds=0.2)
+    path = 60_000 * b"a"  # The answer repeats it.
+
+    def ask_without_reading():
+        with connect(server) as connection:
+            while True:
+                connection.sendall(b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % path)
+
+    with ThreadPoolExecutor(1) as pool:
+        dropped = pool.submit(ask_without_reading)
+        while not dropped.done():
+            assert ask(server, 2) == 4
+        with pytest.raises(ConnectionError):
+            dropped.result()
+
+
+def test_clients_that_keep_their_connection_lose_no_request_when_the_server_stops(serve):
+    server = serve(settle_seconds=60.0)
+    busy, lock = threading.Semaphore(0), threading.Lock()
+    statuses = []
+
+    def ask_until_told_to_stop():
+        connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+        is_told = False
+        while not is_told:
+            connection.request("POST", "/v1/models/model:predict", '{"instances": [[1, 2]]}')
+            response = connection.getresponse()
+            is_told = response.will_close
+            response.read()
+            with lock:
+                statuses.append(response.status)
+            busy.release()
+        return True
+
+    with ThreadPoolExecutor(32) as pool:
+        clients = [pool.submit(ask_until_told_to_stop) for _ in range(32)]
+        for _ in range(320):
+            assert busy.acquire(timeout=60)
+        server.stop()
+        assert all(client.result(timeout=60) for client in clients)
+    assert set(statuses) <= {200, 503}
+    assert statuses.count(200) >= 288
+
+
+def test_every_request_in_flight_is_answered_when_the_server_stops(doubler):
+    with ServingEngine(doubler, warm_up=False) as engine:
+        accepted = watch_requests(engine)
+        server = engine.serve(0)
+        doubler.hold()
+        clients = [connect(server) for _ in range(40)]
+        idle = connect(server)
+        for value, client in enumerate(clients):
+            client.sendall(predict_request(value))
+        for _ in clients:
+            assert accepted.acquire(timeout=60)
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        wait_until_refused(server)
+        doubler.release()
+        for value, client in enumerate(clients):
+            answer = read_all(client)
+            client.close()
+            assert b"\r\nconnection: close\r\n" in answer
+            assert answer.endswith(b"[[%d.0,%d.0]]}" % (2 * value, 2 * value))
+        assert read_all(idle) == b""
+        idle.close()
+        stopping.join(60)
+        assert not stopping.is_alive()
+
+
+def test_a_stopping_server_does_not_wait_for_ever(doubler):
+    with ServingEngine(doubler, warm_up=False) as engine:
+        server = HttpServer(engine, port=0, limits=HttpLimits(grace_seconds=0.1))
+        server.start()
+        doubler.hold()
+        with connect(server) as connection:
+            connection.sendall(predict_request(1))
+            assert doubler.entered.wait(60)
+            server.stop()
+            assert read_all(connection) == b""
+        doubler.release()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """A folder with an authority and the keys of a server and of a client that it vouches for."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments):
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority")
+    for name, extension in (
+        ("server", "subjectAltName=IP:127.0.0.1"),
+        ("client", "keyUsage=digitalSignature"),
+    ):
+        openssl(
+            "req", "-x509", *key, "-CA", "ca.pem", "-CAkey", "ca.key", "-keyout", f"{name}.key",
+            "-out", f"{name}.pem", "-subj", f"/O=house/CN={name}", "-addext", extension,
+            "-addext", "basicConstraints=critical,CA:FALSE",
+        )  # fmt: skip
+    return folder
+
+
+def client_context(certificates, name=None):
+    context = ssl.create_default_context(cafile=certificates / "ca.pem")
+    if name is not None:
+        context.load_cert_chain(certificates / f"{name}.pem", certificates / f"{name}.key")
+    return context
+
+
+@pytest.fixture
+def server_context(certificates):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    context.load_verify_locations(certificates / "ca.pem")
+    return context
+
+
+def ask_health(server, context):
+    with urllib.request.urlopen(f"{server.url}/healthz", timeout=60, context=context) as response:
+        return json.load(response)["status"]
+
+
+def test_tls_is_spoken_where_a_context_is_given(serve, server_context, certificates):
+    server = serve(server_context)
+    assert server.url.startswith("https://")
+    assert ask_health(server, client_context(certificates)) == "ready"
+    with connect(server) as plain:
+        plain.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"ready" not in read_all(plain)
+    assert ask_health(server, client_context(certificates)) == "ready"
+
+
+def test_a_malformed_request_over_tls_is_answered_and_the_connection_closed(
+    serve, server_context, certificates
+):
+    server = serve(server_context, linger_seconds=0.1)
+    context = client_context(certificates)
+    with context.wrap_socket(connect(server), server_hostname="127.0.0.1") as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 Bad Request")
+        assert b"error" in read_all(connection)
+
+
+def test_a_client_must_prove_who_it_is_where_the_context_asks_for_it(
+    serve, server_context, certificates, monkeypatch
+):
+    server_context.verify_mode = ssl.CERT_REQUIRED
+    server = serve(server_context)
+    seen, handle = [], TfServingApplication.handle
+
+    def handle_and_note(application, request):
+        seen.append(request.peer_subject)
+        return handle(application, request)
+
+    monkeypatch.setattr(TfServingApplication, "handle", handle_and_note)
+    with pytest.raises((urllib.error.URLError, ConnectionError, ssl.SSLError)):
+        ask_health(server, client_context(certificates))
+    assert seen == []
+    assert ask_health(server, client_context(certificates, "client")) == "ready"
+    assert seen == [(("organizationName", "house"), ("commonName", "client"))]
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_the_loop_is_uvloop_s_where_it_is_installed(serve, monkeypatch, is_installed):
+    made = []
+
+    def new_event_loop():
+        made.append(asyncio.new_event_loop())
+        return made[0]
+
+    uvloop = types.SimpleNamespace(new_event_loop=new_event_loop) if is_installed else None
+    monkeypatch.setitem(sys.modules, "uvloop", uvloop)
+    assert ask(serve(), 1) == 2
+    assert len(made) == int(is_installed)
+
+
+def test_a_context_that_is_none_is_refused(doubler):
+    with pytest.raises(InvalidInputError, match=r"Received ssl_context='server\.pem'"):
+        HttpServer(ServingEngine(doubler), ssl_context="server.pem")
 
 
 def test_a_server_that_never_started_can_be_stopped(doubler):

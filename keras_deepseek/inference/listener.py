@@ -1,0 +1,96 @@
+"""Accepts the connections of a listening socket, and makes a protocol for each.
+
+The event loop's own server, when it is closed, forgets connections that it has accepted and not yet
+given to a protocol: their clients would wait for ever. This one loses none.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+
+_logger = logging.getLogger(__name__)
+
+_AT_A_TIME = 100
+"""Between so many, those that are connected already get their turn."""
+
+_REST_SECONDS = 1.0
+"""After an error such as too many open files, which does not pass by trying again at once."""
+
+
+class Listener:
+    """A listening socket on the running event loop.
+
+    Args:
+        listener: `socket.socket` that listens.
+        make_protocol: function that returns an `asyncio.Protocol`.
+        ssl_context: `ssl.SSLContext`, or `None` for plain connections.
+        handshake_seconds: float. That TLS's handshake may take.
+        farewell_seconds: float. That TLS's end may take.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        make_protocol: Callable[[], asyncio.Protocol],
+        ssl_context: ssl.SSLContext | None,
+        handshake_seconds: float,
+        farewell_seconds: float,
+    ) -> None:
+        self._listener = listener
+        self._make_protocol = make_protocol
+        self._ssl_context = ssl_context
+        self._seconds = (handshake_seconds, farewell_seconds) if ssl_context else (None, None)
+        self._loop = asyncio.get_running_loop()
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._rest: asyncio.TimerHandle | None = None
+        listener.settimeout(0)
+
+    def start(self) -> None:
+        """Accepts whoever comes."""
+        self._loop.add_reader(self._listener, self._accept)
+
+    async def stop(self) -> None:
+        """Frees the port. Returns when all whom the kernel had let in have their protocol."""
+        if self._rest is not None:
+            self._rest.cancel()
+        self._loop.remove_reader(self._listener)
+        while self._accept():
+            pass
+        self._listener.close()
+        if self._connecting:
+            await asyncio.wait(self._connecting)
+
+    def _accept(self) -> bool:
+        """Accepts some; returns whether there may be more."""
+        for _ in range(_AT_A_TIME):
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return False
+            except ConnectionAbortedError:  # The client was faster.
+                continue
+            except OSError:
+                _logger.exception("Can't accept connections.")
+                self._loop.remove_reader(self._listener)
+                self._rest = self._loop.call_later(_REST_SECONDS, self.start)
+                return False
+            task = self._loop.create_task(self._connect(connection))
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
+        return True
+
+    async def _connect(self, connection: socket.socket) -> None:
+        connection.settimeout(0)
+        handshake_seconds, farewell_seconds = self._seconds
+        # A client that does not speak TLS, or has no right certificate, is not worth a traceback.
+        with contextlib.suppress(OSError):
+            await self._loop.connect_accepted_socket(
+                self._make_protocol,
+                connection,
+                ssl=self._ssl_context,
+                ssl_handshake_timeout=handshake_seconds,
+                ssl_shutdown_timeout=farewell_seconds,
+            )
