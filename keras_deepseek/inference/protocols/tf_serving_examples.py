@@ -1,10 +1,12 @@
 """TF Serving's `:classify` and `:regress`: examples in, classes with scores or one number out.
 
 An example is features by name, each a list of values. Each input of the model takes the feature of
-its name; a feature that no input has is passed over, as TensorFlow does. `tf_serving_grpc` reads
-the same examples from messages.
+its name; a feature that no input has is passed over, as TensorFlow does. A model that has one input
+of strings reads features itself, and takes whole examples as messages. `tf_serving_grpc` reads the
+same examples from messages.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +23,7 @@ from keras_deepseek.inference.protocols.tf_serving import (
     find_signature,
     load_object,
 )
+from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 
 Example = Mapping[str, Sequence[Any]]
 """Features by name: all of the values of one are `bytes`, integers or floats."""
@@ -30,6 +33,8 @@ Classes = list[tuple[str, float]]
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 REGRESS_METHOD = "tensorflow/serving/regress"
+
+_LARGEST_FLOAT = float(np.finfo("float32").max)
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,13 @@ def bind_examples(examples: Sequence[Example], signature: Signature) -> dict[str
 
     Raises:
         InvalidInputError: There is no example, or a feature is missing, or its values do not fit.
+        MissingExtraError: The model takes whole examples, and `protobuf` is not installed.
     """
     if not examples:
         raise InvalidInputError("Received no examples. Expected at least one.")
+    name = _whole_example_input(signature)
+    if name is not None and not any(name in example for example in examples):
+        return signature.bind({name: string_array([_serialize(each) for each in examples])})
     return signature.bind({spec.name: _stack(spec, examples) for spec in signature.inputs})
 
 
@@ -206,6 +215,41 @@ def _stack(spec: TensorSpec, examples: Sequence[Example]) -> Array:
     is_bytes = any(isinstance(value, bytes) for value in values)
     array = string_array(values) if is_bytes else np.asarray(values)
     return array.reshape(len(rows), *shape)
+
+
+def _whole_example_input(signature: Signature) -> str | None:
+    """Returns the one input of a model that takes one string a row."""
+    if len(signature.inputs) != 1:
+        return None
+    (spec,) = signature.inputs
+    return spec.name if spec.dtype == "object" and len(spec.shape) == 1 else None
+
+
+def _serialize(example: Example) -> bytes:
+    """Returns an example as TensorFlow's `parse_example` reads it."""
+    message = TF_SERVING.new("tensorflow.Example")
+    for name, values in example.items():
+        feature = message.features.feature[name]
+        if any(isinstance(value, bytes) for value in values):
+            feature.bytes_list.value.extend(values)
+        elif any(isinstance(value, float) for value in values):
+            feature.float_list.value.extend(_check_float(name, value) for value in values)
+        else:
+            feature.int64_list.value.extend(_check_integer(name, value) for value in values)
+    data: bytes = message.SerializeToString(deterministic=True)
+    return data
+
+
+def _check_float(name: str, value: float) -> float:
+    if math.isfinite(value) and abs(value) > _LARGEST_FLOAT:
+        raise InvalidInputError(f"Feature {name!r}: received {value}, which is no float32.")
+    return value
+
+
+def _check_integer(name: str, value: int) -> int:
+    if not -(2**63) <= value < 2**63:
+        raise InvalidInputError(f"Feature {name!r}: received {value!r:.30}, which is no int64.")
+    return int(value)
 
 
 def _row_shape(spec: TensorSpec, count: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@ import contextlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError
@@ -129,6 +129,7 @@ def test_a_message_that_is_cut_short_is_a_tensor_or_a_bad_input(array, data):
         tensor_proto.from_tensor_proto(TF_SERVING.parse(TENSOR, cut), "x", 2**10)
 
 
+@settings(max_examples=40)
 @given(arrays([*NUMBERS, "object"]))
 def test_tensorflow_reads_what_is_written_and_writes_what_is_read(array):
     tf = import_client("tensorflow")

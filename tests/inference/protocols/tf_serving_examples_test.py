@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 from keras_deepseek.inference.protocols import tf_serving_examples
+from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
+from tests.oracles.protocols import import_client
 
 SIGNATURE = Signature(
     (
@@ -65,6 +67,40 @@ def test_one_axis_of_any_length_is_as_long_as_the_list():
             {"examples": [{"x": [1]}]},
             Signature((TensorSpec("x", (None, None, None), "int8"),), ()),
         )
+
+
+def test_a_model_with_one_input_of_strings_takes_whole_examples():
+    pytest.importorskip("google.protobuf", reason="protobuf is not installed")
+    signature = Signature((TensorSpec("inputs", (None,), "object"),), ())
+    inputs = parse(
+        {
+            "context": {"word": {"b64": "/w=="}},
+            "examples": [{"age": 3, "size": [1.5, 2.0]}, {"age": [True]}],
+        },
+        signature,
+    )
+    examples = [TF_SERVING.parse("tensorflow.Example", data) for data in inputs["inputs"]]
+    first, second = (example.features.feature for example in examples)
+    assert first["word"].bytes_list.value == second["word"].bytes_list.value == [b"\xff"]
+    assert (first["age"].int64_list.value, second["age"].int64_list.value) == ([3], [1])
+    assert first["size"].float_list.value == [1.5, 2]
+    for value, message in ((2**63, "no int64"), (1e39, "no float32")):
+        with pytest.raises(InvalidInputError, match=message):
+            parse({"examples": [{"age": value}]}, signature)
+    # Where there is a feature of the input's own name, that is what it takes.
+    assert parse({"examples": [{"inputs": "a"}]}, signature)["inputs"].tolist() == [b"a"]
+
+
+def test_tensorflow_parses_the_whole_examples():
+    tf = import_client("tensorflow")
+    signature = Signature((TensorSpec("inputs", (None,), "object"),), ())
+    content = {"examples": [{"a": [1.5, 2.0], "s": "x"}, {"a": [3.5, 4.0], "s": {"b64": "/w=="}}]}
+    parsed = tf.io.parse_example(
+        parse(content, signature)["inputs"],
+        {"a": tf.io.FixedLenFeature([2], "float32"), "s": tf.io.FixedLenFeature([], "string")},
+    )
+    assert parsed["a"].numpy().tolist() == [[1.5, 2], [3.5, 4]]
+    assert parsed["s"].numpy().tolist() == [b"x", b"\xff"]
 
 
 def test_a_signature_is_found_by_name():
