@@ -336,7 +336,7 @@ class ServingEngine:
             the request out of the queue.
         """
         answer, deliver = open_future()
-        cancel = self._submit(x, deliver, options)
+        cancel, _ = self._submit(lambda signature: signature.bind(x), deliver, options)
         answer.add_done_callback(lambda answer: cancel() if answer.cancelled() else None)
         return answer
 
@@ -350,10 +350,25 @@ class ServingEngine:
         Returns:
             An `asyncio.Future` of a dict of arrays by output name.
         """
+        return self.dispatch(lambda signature: signature.bind(x), **options)[0]
+
+    def dispatch(
+        self, bind: Callable[[Signature], dict[str, Array]], **options: Unpack[RequestOptions]
+    ) -> tuple[Waiter, ModelVersion]:
+        """Does what `submit_async` does, for inputs that are read by the version's signature.
+
+        Args:
+            bind: Function from the `Signature` of the version that will answer to arrays by input
+                name, checked against it. It is called again where that version is closed meanwhile.
+            **options: `RequestOptions`.
+
+        Returns:
+            An `asyncio.Future` of a dict of arrays by output name, and the `ModelVersion`.
+        """
         waiter, deliver = self._delivery.open()
-        cancel = self._submit(x, deliver, options)
+        cancel, version = self._submit(bind, deliver, options)
         waiter.add_done_callback(lambda waiter: cancel() if waiter.cancelled() else None)
-        return waiter
+        return waiter, version
 
     def statistics(self, model: str | None = None, version: int | None = None) -> BatchStatistics:
         """Returns how many batches and rows were run, and why the last batches left.
@@ -418,9 +433,12 @@ class ServingEngine:
             raise ClosedError(f"The engine of the model {self.name!r} is closed: make a new one.")
 
     def _submit(
-        self, x: Any, deliver: Callable[[Request], None], options: RequestOptions
-    ) -> Callable[[], None]:
-        """Puts `x` in a version's queue; returns the function that takes it out again."""
+        self,
+        bind: Callable[[Signature], dict[str, Array]],
+        deliver: Callable[[Request], None],
+        options: RequestOptions,
+    ) -> tuple[Callable[[], None], ModelVersion]:
+        """Puts a request in a version's queue; returns what takes it out, and the version."""
         if not self.ready:
             self._check_open()
             raise ClosedError(f"The model {self.name!r} is not ready: call `start` first.")
@@ -430,7 +448,7 @@ class ServingEngine:
             version = self.find(name, number, label)
             try:
                 request = version.submit(
-                    version.signature.bind(x),
+                    bind(version.signature),
                     deliver,
                     timeout=options.get("timeout"),
                     priority=options.get("priority", 0),
@@ -441,7 +459,7 @@ class ServingEngine:
                 if self.find(name, number, label) is version:
                     raise
             else:
-                return partial(version.cancel, request, client)
+                return partial(version.cancel, request, client), version
 
     def _open(self, model: Any, name: str, number: int, options: ModelOptions) -> ModelVersion:
         check_name(name)

@@ -142,10 +142,10 @@ class HttpServer:
             import httptools  # noqa: F401 - The next import needs it.
         except ImportError as error:
             raise MissingExtraError("httptools", "serving", "to serve over HTTP") from error
-        from keras_deepseek.inference.http_application import TfServingApplication
+        from keras_deepseek.inference.http_application import HttpApplication
         from keras_deepseek.inference.http_connection import HttpConnection
 
-        application = TfServingApplication(self)
+        application = HttpApplication(self)
         return lambda connections: HttpConnection(
             application, connections, self.max_body_bytes, self.limits
         )

@@ -68,7 +68,8 @@ def test_status_metadata_and_health_are_told(ask):
     ("method", "path", "status", "message"),
     [
         ("POST", "/v1/models/other:predict", 404, "Servable not found for request: Latest(other)"),
-        ("GET", "/v1/models/other", 404, "Servable not found for request: Latest(other)"),
+        ("GET", "/v1/models/other", 404, "Could not find any versions of model other"),
+        ("GET", "/v1/models/double/labels/new", 404, "Unrecognized servable version label: new"),
         ("GET", "/v1/models/other/metadata", 404, "Servable not found for request: Latest(other)"),
         (
             "GET",
@@ -137,7 +138,7 @@ def test_a_failing_model_is_answered_with_500_and_logged_but_not_shown(ask, capl
 
 
 def test_a_fault_of_the_server_itself_is_answered_with_500_too(ask, server, monkeypatch, caplog):
-    monkeypatch.setattr(tf_serving, "format_status", lambda is_ready: 1 / 0)
+    monkeypatch.setattr(tf_serving, "format_versions", lambda versions: 1 / 0)
     status, content, _ = ask("GET", "/v1/models/double")
     assert (status, content) == (500, {"error": "The server failed; see its log."})
     server.stop()  # It is logged after the answer.
@@ -149,5 +150,5 @@ def test_a_stopping_engine_answers_503(ask, engine):
     assert ask("GET", "/healthz")[0] == 503
     assert ask("POST", PREDICT, '{"instances": [[1, 2]]}')[0] == 503
     status = ask("GET", "/v1/models/double")[1]
-    assert status["model_version_status"][0]["state"] != "AVAILABLE"
+    assert status["model_version_status"][0]["state"] == "UNLOADING"
     engine._state = "ready"

@@ -18,7 +18,7 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
 from keras_deepseek.inference import HttpLimits, HttpServer, ServingEngine
-from keras_deepseek.inference.http_application import TfServingApplication
+from keras_deepseek.inference.http_application import HttpApplication
 
 pytest.importorskip("httptools")
 
@@ -416,13 +416,13 @@ def test_a_client_must_prove_who_it_is_where_the_context_asks_for_it(
 ):
     server_context.verify_mode = ssl.CERT_REQUIRED
     server = serve(server_context)
-    seen, handle = [], TfServingApplication.handle
+    seen, handle = [], HttpApplication.handle
 
     def handle_and_note(application, request):
         seen.append(request.peer_subject)
         return handle(application, request)
 
-    monkeypatch.setattr(TfServingApplication, "handle", handle_and_note)
+    monkeypatch.setattr(HttpApplication, "handle", handle_and_note)
     with pytest.raises((urllib.error.URLError, ConnectionError, ssl.SSLError)):
         ask_health(server, client_context(certificates))
     assert seen == []

@@ -5,7 +5,7 @@ extension. Then the header `Inference-Header-Content-Length` says where JSON end
 `open_inference_grpc`; what describes servers and models, in `open_inference_models`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,11 +77,23 @@ class InferCall:
         Raises:
             InvalidInputError: One is wanted that the model does not have.
         """
+        self.check_outputs(outputs)
         wanted = self.outputs or tuple(WantedOutput(name, self.is_binary) for name in outputs)
-        for output in wanted:
-            if output.name not in outputs:
-                raise InvalidInputError(unknown_name_message("output", output.name, outputs))
         return [(output, outputs[output.name]) for output in wanted]
+
+    def check_outputs(self, names: Iterable[str]) -> None:
+        """Refuses a request for an output that the model does not have.
+
+        Args:
+            names: iterable of strings. The outputs that it has.
+
+        Raises:
+            InvalidInputError: One is wanted that is not among them.
+        """
+        known = list(names)
+        for output in self.outputs:
+            if output.name not in known:
+                raise InvalidInputError(unknown_name_message("output", output.name, known))
 
 
 def parse_infer(body: bytes, header_length: str | None = None) -> InferCall:

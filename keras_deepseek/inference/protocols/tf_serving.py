@@ -25,7 +25,6 @@ from keras_deepseek.inference.protocols.json_text import load_json, to_json
 __all__ = [
     "PREDICT_METHOD",
     "SIGNATURE_NAME",
-    "VERSION",
     "PredictCall",
     "Signatures",
     "VersionStatus",
@@ -33,16 +32,12 @@ __all__ = [
     "find_signature",
     "format_metadata",
     "format_outputs",
-    "format_status",
     "format_versions",
     "load_object",
     "not_found_message",
     "parse_predict",
     "to_json",
 ]
-
-VERSION = "1"
-"""The one version of a model that an engine serves."""
 
 SIGNATURE_NAME = "serving_default"
 """The signature of a call that names none."""
@@ -194,15 +189,6 @@ def encode_outputs(outputs: Mapping[str, Array], is_row_form: bool) -> bytes:
     return to_json(_arrange(columns, is_row_form))
 
 
-def format_status(is_ready: bool) -> dict[str, Any]:
-    """Returns the answer to `GET /v1/models/NAME` for the one version of an engine.
-
-    Args:
-        is_ready: boolean. Whether requests are answered.
-    """
-    return format_versions([VersionStatus(int(VERSION), "AVAILABLE" if is_ready else "LOADING")])
-
-
 def format_versions(versions: Iterable[VersionStatus]) -> dict[str, Any]:
     """Returns the answer to `GET /v1/models/NAME`, the newest version first.
 
@@ -224,13 +210,13 @@ def format_versions(versions: Iterable[VersionStatus]) -> dict[str, Any]:
     }
 
 
-def format_metadata(name: str, signature: Signatures, version: str = VERSION) -> dict[str, Any]:
+def format_metadata(name: str, signature: Signatures, version: str) -> dict[str, Any]:
     """Returns the answer to `GET /v1/models/NAME/metadata`.
 
     Args:
         name: string. The model's name.
         signature: `Signature` of the model, or a mapping of several by name.
-        version: string. The version that is described. Defaults to `"1"`.
+        version: string. The version that is described.
     """
     known = {SIGNATURE_NAME: signature} if isinstance(signature, Signature) else signature
     definitions = {

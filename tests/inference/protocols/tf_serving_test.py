@@ -108,7 +108,7 @@ def test_numbers_that_json_lacks_are_written_bare():
 
 
 def test_status_and_metadata_are_worded_as_tf_serving_does():
-    assert tf_serving.format_status(is_ready=True) == {
+    assert tf_serving.format_versions([tf_serving.VersionStatus(1, "AVAILABLE")]) == {
         "model_version_status": [
             {
                 "version": "1",
@@ -117,7 +117,6 @@ def test_status_and_metadata_are_worded_as_tf_serving_does():
             }
         ]
     }
-    assert tf_serving.format_status(is_ready=False)["model_version_status"][0]["state"] == "LOADING"
     metadata = tf_serving.format_metadata("double", TWO)
     assert metadata["model_spec"] == {"name": "double", "signature_name": "", "version": "1"}
     definition = metadata["metadata"]["signature_def"]["signature_def"]["serving_default"]

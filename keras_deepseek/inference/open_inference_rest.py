@@ -1,0 +1,106 @@
+"""Open Inference's (KServe's V2) REST calls: `/v2/...`."""
+
+import asyncio
+import re
+from typing import TYPE_CHECKING
+
+import keras_deepseek
+from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.inference.errors import ClosedError
+from keras_deepseek.inference.http_answers import Route, answer_json, outputs_of, read_version
+from keras_deepseek.inference.http_message import HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.protocols import open_inference, open_inference_models
+from keras_deepseek.inference.protocols.open_inference_models import ModelState
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.http import HttpServer
+
+_Match = re.Match[str]
+_Inputs = dict[str, Array]
+
+PLATFORM = "keras_deepseek"
+"""What runs the models, as clients are told."""
+
+
+def server_metadata(_server: "HttpServer", _request: HttpRequest, _match: _Match) -> HttpResponse:
+    """Answers with the server's name, version and extensions."""
+    content = open_inference_models.server_metadata("keras_deepseek", keras_deepseek.__version__)
+    return answer_json(content)
+
+
+def live(_server: "HttpServer", _request: HttpRequest, _match: _Match) -> HttpResponse:
+    """Answers that the server runs."""
+    return answer_json(open_inference_models.server_live())
+
+
+def ready(server: "HttpServer", _request: HttpRequest, _match: _Match) -> HttpResponse:
+    """Answers whether requests are answered."""
+    content = open_inference_models.server_ready(server.ready)
+    return answer_json(content, 200 if server.ready else 503)
+
+
+def model_ready(server: "HttpServer", request: HttpRequest, match: _Match) -> HttpResponse:
+    """Answers whether a model's requests are answered."""
+    version = server.engine.find(match["name"], read_version(request, match))
+    is_ready = server.ready and version.state == "AVAILABLE"
+    content = open_inference_models.model_ready(version.name, is_ready)
+    return answer_json(content, 200 if is_ready else 503)
+
+
+def model_metadata(server: "HttpServer", request: HttpRequest, match: _Match) -> HttpResponse:
+    """Answers with a model's inputs and outputs."""
+    version = server.engine.find(match["name"], read_version(request, match))
+    numbers = [str(number) for number in server.engine.models[version.name].versions]
+    return answer_json(
+        open_inference_models.model_metadata(version.name, version.signature, numbers, PLATFORM)
+    )
+
+
+def infer(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
+    """Answers with a model's outputs, as JSON or as raw bytes behind it."""
+    name = match["name"]
+    if not server.ready:
+        raise ClosedError(f"The model {name!r} is not ready: it is starting or stopping.")
+    length = request.headers.get(open_inference.HEADER.lower())
+    call = open_inference.parse_infer(request.body, length)
+
+    def bind(signature: Signature) -> _Inputs:
+        call.check_outputs(spec.name for spec in signature.outputs)
+        return signature.bind(call.inputs)
+
+    future, version = server.engine.dispatch(bind, model=name, version=read_version(request, match))
+
+    def respond(future: "asyncio.Future[_Inputs]") -> HttpResponse:
+        body, header_length = open_inference.encode_infer(
+            call, outputs_of(name, future), name, str(version.number)
+        )
+        if header_length is None:
+            return HttpResponse(body=body)
+        headers = ((open_inference.HEADER, str(header_length)),)
+        return HttpResponse(200, body, "application/octet-stream", headers)
+
+    return Pending(future, respond)
+
+
+def repository_index(server: "HttpServer", request: HttpRequest, _match: _Match) -> HttpResponse:
+    """Answers with every version of every model, and its state."""
+    only_ready = open_inference_models.parse_repository_index(request.body)
+    states = [
+        ModelState(name, str(number), version.state == "AVAILABLE", version.state)
+        for name, served in server.engine.models.items()
+        for number, version in served.versions.items()
+    ]
+    return answer_json(open_inference_models.repository_index(states, only_ready))
+
+
+_MODEL = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?"
+
+ROUTES = (
+    Route("POST", re.compile(_MODEL + "/infer"), infer),
+    Route("GET", re.compile(_MODEL + "/ready"), model_ready),
+    Route("GET", re.compile(_MODEL), model_metadata),
+    Route("GET", re.compile("/v2/health/live"), live),
+    Route("GET", re.compile("/v2/health/ready"), ready),
+    Route("POST", re.compile("/v2/repository/index"), repository_index),
+    Route("GET", re.compile("/v2/?"), server_metadata),
+)

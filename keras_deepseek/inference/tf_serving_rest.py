@@ -1,0 +1,155 @@
+"""TF Serving's REST calls: `/v1/models/NAME[/versions/V|/labels/L][:predict|...]`."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
+from keras_deepseek.inference.http_answers import Route, answer_json, outputs_of, read_version
+from keras_deepseek.inference.http_message import HttpError, HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.model_version import ModelVersion
+from keras_deepseek.inference.protocols import tf_serving, tf_serving_examples
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.engine import ServingEngine
+    from keras_deepseek.inference.http import HttpServer
+
+_Inputs = dict[str, Array]
+
+
+def status(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> HttpResponse:
+    """Answers as GetModelStatus does: with one version, or with all."""
+    name, version, label = _read(request, match)
+    if version is None and not label:
+        served = server.engine.models.get(name)
+        if served is None:
+            raise HttpError(404, f"Could not find any versions of model {name}")
+        found = list(served.versions.values())
+    else:
+        found = [_find(server.engine, name, version, label)]
+    return answer_json(tf_serving.format_versions([_status_of(one, server) for one in found]))
+
+
+def metadata(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> HttpResponse:
+    """Answers as GetModelMetadata does."""
+    version = _find(server.engine, *_read(request, match))
+    return answer_json(
+        tf_serving.format_metadata(version.name, version.signature, str(version.number))
+    )
+
+
+def predict(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> Pending:
+    """Answers with the outputs in the form, row or column, that the request has."""
+    name, version, label = _read(request, match)
+    _check_ready(server, name)
+    forms: list[bool] = []
+
+    def bind(signature: Signature) -> _Inputs:
+        call = tf_serving.parse_predict(request.body, signature)
+        forms.append(call.is_row_form)
+        return signature.bind(call.inputs)
+
+    def encode(outputs: _Inputs) -> bytes:
+        return tf_serving.encode_outputs(outputs, forms[-1])
+
+    return _dispatch(server.engine, bind, encode, name, version, label)
+
+
+def classify(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> Pending:
+    """Answers with the classes of each example."""
+    return _answer_examples(server, request, match, tf_serving_examples.classify)
+
+
+def regress(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> Pending:
+    """Answers with the number of each example."""
+    return _answer_examples(server, request, match, tf_serving_examples.regress)
+
+
+_MODEL = (
+    r"/v1/models/(?P<name>[^/:]+)"
+    r"(?:/versions/(?P<version>[^/:]+)|/labels/(?P<label>[^/:]+))?"
+)
+
+ROUTES = (
+    Route("POST", re.compile(_MODEL + ":predict"), predict),
+    Route("POST", re.compile(_MODEL + ":classify"), classify),
+    Route("POST", re.compile(_MODEL + ":regress"), regress),
+    Route("GET", re.compile(_MODEL + "/metadata"), metadata),
+    Route("GET", re.compile(_MODEL), status),
+)
+
+
+def _answer_examples(
+    server: "HttpServer",
+    request: HttpRequest,
+    match: re.Match[str],
+    read: Callable[[_Inputs, int], list[tf_serving_examples.Classes] | list[float]],
+) -> Pending:
+    name, version, label = _read(request, match)
+    _check_ready(server, name)
+    rows: list[int] = []
+
+    def bind(signature: Signature) -> _Inputs:
+        inputs = tf_serving_examples.parse_examples(request.body, signature).inputs
+        rows.append(len(next(iter(inputs.values()))))
+        return inputs
+
+    def encode(outputs: _Inputs) -> bytes:
+        return tf_serving_examples.encode_results(read(outputs, rows[-1]))
+
+    return _dispatch(server.engine, bind, encode, name, version, label)
+
+
+def _dispatch(
+    engine: "ServingEngine",
+    bind: Callable[[Signature], _Inputs],
+    encode: Callable[[_Inputs], bytes],
+    name: str,
+    version: int | None,
+    label: str,
+) -> Pending:
+    def respond(future: "asyncio.Future[_Inputs]") -> HttpResponse:
+        return HttpResponse(body=encode(outputs_of(name, future)))
+
+    try:
+        future, _ = engine.dispatch(bind, model=name, version=version, label=label)
+    except ModelNotFoundError as error:
+        raise _not_found(name, version, label) from error
+    return Pending(future, respond)
+
+
+def _read(request: HttpRequest, match: re.Match[str]) -> tuple[str, int | None, str]:
+    """Returns the model, version and label that the path names."""
+    return match["name"], read_version(request, match), match["label"] or ""
+
+
+def _find(engine: "ServingEngine", name: str, version: int | None, label: str) -> ModelVersion:
+    try:
+        return engine.find(name, version, label)
+    except ModelNotFoundError as error:
+        raise _not_found(name, version, label) from error
+
+
+def _not_found(name: str, version: int | None, label: str) -> HttpError:
+    if label:
+        return HttpError(404, f"Unrecognized servable version label: {label}")
+    text = None if version is None else str(version)
+    return HttpError(404, tf_serving.not_found_message(name, text))
+
+
+def _check_ready(server: "HttpServer", name: str) -> None:
+    if not server.ready:
+        raise ClosedError(f"The model {name!r} is not ready: it is starting or stopping.")
+
+
+def _status_of(version: ModelVersion, server: "HttpServer") -> tf_serving.VersionStatus:
+    state: str = version.state
+    if state == "AVAILABLE" and not server.ready:
+        state = "UNLOADING"
+    if version.error is None:
+        return tf_serving.VersionStatus(version.number, state)
+    kind = type(version.error).__name__
+    message = f"It failed with {kind}; see the server's log."
+    return tf_serving.VersionStatus(version.number, state, "UNKNOWN", message)

@@ -1,0 +1,108 @@
+import json
+
+import numpy as np
+import pytest
+
+import keras_deepseek
+from keras_deepseek.inference import ModelOptions, ServingEngine
+from tests.inference.conftest import Doubler
+from tests.oracles.rest_client import RestClient
+
+pytest.importorskip("httptools")
+
+
+@pytest.fixture
+def engine():
+    with ServingEngine(Doubler(), name="double", version=3, warm_up=False) as engine:
+        yield engine
+
+
+@pytest.fixture
+def client(engine):
+    client = RestClient(engine.serve(0))
+    yield client
+    client.close()
+
+
+def request_of(values, **options):
+    x = {"name": "x", "shape": [len(values), 2], "datatype": "FP32", "data": values}
+    return {"inputs": [x], **options}
+
+
+def test_outputs_come_as_json_with_the_request_s_id(client):
+    answer = client.ask("POST", "/v2/models/double/infer", request_of([[1, 2]], id="7"))
+    assert answer.content == {
+        "model_name": "double",
+        "model_version": "3",
+        "id": "7",
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [2.0, 4.0]}],
+    }
+
+
+def test_tensors_go_and_come_as_raw_bytes(client):
+    x = np.array([[1, 2], [3, 4]], "float32")
+    tensor = {"name": "x", "shape": [2, 2], "datatype": "FP32"}
+    tensor["parameters"] = {"binary_data_size": x.nbytes}
+    wanted = [{"name": "y", "parameters": {"binary_data": True}}]
+    text = json.dumps({"inputs": [tensor], "outputs": wanted}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(text))}
+    answer = client.ask("POST", "/v2/models/double/versions/3/infer", text + x.tobytes(), headers)
+    length = int(answer.headers["Inference-Header-Content-Length"])
+    (output,) = json.loads(answer.body[:length])["outputs"]
+    assert output["parameters"] == {"binary_data_size": x.nbytes}
+    y = np.frombuffer(answer.body[length:], "float32").reshape(output["shape"])
+    np.testing.assert_array_equal(y, 2 * x)
+
+
+def test_server_and_model_tell_what_they_are(client):
+    assert client.ask("GET", "/v2").content == {
+        "name": "keras_deepseek",
+        "version": keras_deepseek.__version__,
+        "extensions": ["binary_tensor_data", "model_repository"],
+    }
+    content = client.ask("GET", "/v2/models/double").content
+    assert (content["name"], content["versions"]) == ("double", ["3"])
+    assert content["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
+
+
+def test_health_is_told_of_the_server_and_of_each_model(client, engine):
+    assert client.ask("GET", "/v2/health/live").content == {"live": True}
+    assert client.ask("GET", "/v2/health/ready").content == {"ready": True}
+    assert client.ask("GET", "/v2/models/double/ready").content == {"name": "double", "ready": True}
+    engine.find().state = "UNLOADING"
+    answer = client.ask("GET", "/v2/models/double/versions/3/ready")
+    assert (answer.status, answer.content["ready"]) == (503, False)
+    engine.find().state = "AVAILABLE"
+
+
+def test_the_repository_s_index_has_every_version(client, engine):
+    class Broken(Doubler):
+        def run(self, inputs):
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        engine.load(Broken(), options=ModelOptions())
+    index = client.ask("POST", "/v2/repository/index").content
+    assert [(one["name"], one["version"], one["state"]) for one in index] == [
+        ("double", "3", "READY"),
+        ("double", "4", "UNAVAILABLE"),
+    ]
+    assert len(client.ask("POST", "/v2/repository/index", {"ready": True}).content) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("double/infer", {}, 400, "'inputs'"),
+        ("double/infer", request_of([[1, 2, 3]]), 400, "x"),
+        ("double/infer", request_of([[1, 2]], outputs=[{"name": "z"}]), 400, "'z'"),
+        ("other/infer", request_of([[1, 2]]), 404, "no model 'other'"),
+        ("double/versions/9/infer", request_of([[1, 2]]), 404, "no version 9"),
+        ("double/versions/x/infer", request_of([[1, 2]]), 404, "Malformed"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_not_run(client, engine, path, body, status, message):
+    answer = client.ask("POST", f"/v2/models/{path}", body)
+    assert answer.status == status
+    assert message in answer.content["error"]
+    assert engine.statistics().batches == 0
