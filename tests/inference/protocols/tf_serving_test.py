@@ -117,7 +117,7 @@ def test_status_and_metadata_are_worded_as_tf_serving_does():
             }
         ]
     }
-    metadata = tf_serving.format_metadata("double", TWO)
+    metadata = tf_serving.format_metadata("double", TWO, "1")
     assert metadata["model_spec"] == {"name": "double", "signature_name": "", "version": "1"}
     definition = metadata["metadata"]["signature_def"]["signature_def"]["serving_default"]
     assert definition["method_name"] == "tensorflow/serving/predict"
