@@ -134,7 +134,7 @@ def _find(engine: "ServingEngine", name: str, version: int | None, label: str) -
 
 def _not_found(name: str, version: int | None, label: str) -> HttpError:
     if label:
-        return HttpError(404, f"Unrecognized servable version label: {label}")
+        return HttpError(400, tf_serving.unknown_label_message(label))
     text = None if version is None else str(version)
     return HttpError(404, tf_serving.not_found_message(name, text))
 

@@ -69,7 +69,7 @@ def test_status_metadata_and_health_are_told(ask):
     [
         ("POST", "/v1/models/other:predict", 404, "Servable not found for request: Latest(other)"),
         ("GET", "/v1/models/other", 404, "Could not find any versions of model other"),
-        ("GET", "/v1/models/double/labels/new", 404, "Unrecognized servable version label: new"),
+        ("GET", "/v1/models/double/labels/new", 400, "Unrecognized servable version label: new"),
         ("GET", "/v1/models/other/metadata", 404, "Servable not found for request: Latest(other)"),
         (
             "GET",

@@ -58,7 +58,7 @@ def test_server_and_model_tell_what_they_are(client):
     assert client.ask("GET", "/v2").content == {
         "name": "keras_deepseek",
         "version": keras_deepseek.__version__,
-        "extensions": ["binary_tensor_data", "model_repository"],
+        "extensions": ["binary_tensor_data", "classification", "model_repository"],
     }
     content = client.ask("GET", "/v2/models/double").content
     assert (content["name"], content["versions"]) == ("double", ["3"])

@@ -86,7 +86,7 @@ def test_regress_gives_a_number_for_each_example(client):
         ("sum:regress", {"examples": [{"a": 1}]}, 400, "b"),
         ("scores:regress", {"examples": [{"x": [1, 2]}]}, 400, "can't regress"),
         ("sum:classify", {"examples": [{"a": 1, "b": 2}]}, 400, "can't classify"),
-        ("scores/labels/new:predict", {"instances": [[1, 2]]}, 404, "label: new"),
+        ("scores/labels/new:predict", {"instances": [[1, 2]]}, 400, "label: new"),
         ("scores/versions/9:predict", {"instances": [[1, 2]]}, 404, "Specific(scores, 9)"),
         ("other:classify", {"examples": [{"x": [1, 2]}]}, 404, "Latest(other)"),
     ],

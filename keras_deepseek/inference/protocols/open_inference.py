@@ -17,6 +17,11 @@ from keras_deepseek.inference.protocols.dtypes import (
     dtype_of_open_inference,
 )
 from keras_deepseek.inference.protocols.json_text import load_json, to_json
+from keras_deepseek.inference.protocols.open_inference_classes import (
+    PARAMETER,
+    largest,
+    read_count,
+)
 from keras_deepseek.inference.protocols.tensor_bytes import (
     check_shape,
     from_bytes,
@@ -29,7 +34,7 @@ from keras_deepseek.inference.protocols.tensor_bytes import (
 HEADER = "Inference-Header-Content-Length"
 """The HTTP header that says how many bytes of a body are JSON, where raw bytes follow."""
 
-_REFUSED_PARAMETERS = ("shared_memory_region", "classification")
+_REFUSED_PARAMETERS = ("shared_memory_region",)
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,13 @@ class WantedOutput:
     Args:
         name: string.
         is_binary: boolean. Whether its values are to be raw bytes. Defaults to `False`.
+        classes: integer. How many of the largest values of each row are wanted as text in place of
+            the output; 0 for the output. Defaults to `0`.
     """
 
     name: str
     is_binary: bool = False
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,11 +83,17 @@ class InferCall:
             outputs: mapping of arrays by name: all that the model has.
 
         Raises:
-            InvalidInputError: One is wanted that the model does not have.
+            InvalidInputError: One is wanted that the model does not have, or as classes one that
+                has no rows of numbers.
         """
         self.check_outputs(outputs)
         wanted = self.outputs or tuple(WantedOutput(name, self.is_binary) for name in outputs)
-        return [(output, outputs[output.name]) for output in wanted]
+        return [
+            (output, outputs[output.name])
+            if not output.classes
+            else (output, largest(outputs[output.name], output.classes, f"Output {output.name!r}"))
+            for output in wanted
+        ]
 
     def check_outputs(self, names: Iterable[str]) -> None:
         """Refuses a request for an output that the model does not have.
@@ -196,8 +210,7 @@ def read_parameters(value: Any, where: str) -> dict[str, Any]:
         where: string. What an error names.
 
     Raises:
-        InvalidInputError: They are no object, or ask for what no server of ours does: shared
-            memory, or classification.
+        InvalidInputError: They are no object, or ask for shared memory, which no server has.
     """
     if value is None:
         return {}
@@ -309,7 +322,11 @@ def _with_outputs(content: Mapping[str, Any], inputs: dict[str, Array]) -> Infer
 def _read_wanted(output: Any, is_binary: bool) -> WantedOutput:
     name = _name_of(output, "outputs")
     parameters = read_parameters(output.get("parameters"), f"Output {name!r}")
-    return WantedOutput(name, _flag(parameters, "binary_data", is_binary))
+    return WantedOutput(
+        name,
+        _flag(parameters, "binary_data", is_binary),
+        read_count(parameters.get(PARAMETER), f"Output {name!r}"),
+    )
 
 
 def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:

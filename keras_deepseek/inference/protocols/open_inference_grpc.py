@@ -22,6 +22,7 @@ from keras_deepseek.inference.protocols.open_inference import (
     WantedOutput,
     read_parameters,
 )
+from keras_deepseek.inference.protocols.open_inference_classes import PARAMETER, read_count
 from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
 from keras_deepseek.inference.protocols.open_inference_models import ModelState, repository_index
 from keras_deepseek.inference.protocols.tensor_bytes import (
@@ -242,8 +243,9 @@ def _read_contents(contents: Message, dtype: Dtype, where: str) -> Array:
 
 
 def _read_wanted(output: Message, is_raw: bool) -> WantedOutput:
-    _read_parameters(output.parameters, f"Output {output.name!r}")
-    return WantedOutput(output.name, is_raw)
+    where = f"Output {output.name!r}"
+    parameters = _read_parameters(output.parameters, where)
+    return WantedOutput(output.name, is_raw, read_count(parameters.get(PARAMETER), where))
 
 
 def _read_parameters(parameters: Mapping[str, Message], where: str) -> dict[str, Any]:

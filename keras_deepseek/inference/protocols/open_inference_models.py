@@ -9,7 +9,7 @@ from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.inference.protocols.dtypes import dtype_of
 from keras_deepseek.inference.protocols.json_text import load_json
 
-EXTENSIONS = ("binary_tensor_data", "model_repository")
+EXTENSIONS = ("binary_tensor_data", "classification", "model_repository")
 """What is spoken beyond the protocol itself."""
 
 
@@ -45,7 +45,7 @@ def server_metadata(name: str, version: str) -> dict[str, Any]:
     Example:
 
     >>> server_metadata("keras_deepseek", "1.0")["extensions"]
-    ['binary_tensor_data', 'model_repository']
+    ['binary_tensor_data', 'classification', 'model_repository']
     """
     return {"name": name, "version": version, "extensions": list(EXTENSIONS)}
 

@@ -37,6 +37,7 @@ __all__ = [
     "not_found_message",
     "parse_predict",
     "to_json",
+    "unknown_label_message",
 ]
 
 SIGNATURE_NAME = "serving_default"
@@ -245,6 +246,17 @@ def not_found_message(name: str, version: str | None) -> str:
     """
     wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
     return f"Servable not found for request: {wanted}"
+
+
+def unknown_label_message(label: str) -> str:
+    """Returns what TF Serving says, with a status of 400, about a label that no version has.
+
+    Example:
+
+    >>> unknown_label_message("canary")
+    'Unrecognized servable version label: canary'
+    """
+    return f"Unrecognized servable version label: {label}"
 
 
 def _from_rows(rows: Any, signature: Signature) -> dict[str, Any]:

@@ -144,6 +144,17 @@ def test_an_input_is_sent_once_and_shared_memory_is_refused():
         parse(request)
 
 
+def test_classes_are_answered_in_place_of_an_output():
+    request = request_for(x=np.zeros(1, "float32"))
+    request.outputs.add(name="y").parameters["classification"].int64_param = 1
+    call = parse(request)
+    data = open_inference_grpc.format_infer(call, {"y": np.float32([[1, 3], [4, 2]])}, "m", "1")
+    assert read_answer(data)["y"].tolist() == [[b"3.000000:1"], [b"4.000000:0"]]
+    request.outputs[0].parameters["classification"].string_param = "1"
+    with pytest.raises(InvalidInputError, match="Output 'y': received classification='1'"):
+        parse(request)
+
+
 def test_an_answer_of_a_stream_has_the_answer_or_an_error():
     call = InferCall({}, id="7")
     data = open_inference_grpc.format_stream_answer(call, {"y": np.float32([1])}, "m", "1")

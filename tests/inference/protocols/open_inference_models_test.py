@@ -28,7 +28,7 @@ def test_a_server_says_which_extensions_it_has():
     assert metadata == {
         "name": "k",
         "version": "1",
-        "extensions": ["binary_tensor_data", "model_repository"],
+        "extensions": ["binary_tensor_data", "classification", "model_repository"],
     }
 
 

@@ -124,8 +124,8 @@ def test_a_tensor_that_does_not_hold_together_is_refused(changes, message):
         (b'{"inputs": [], "parameters": 3}', "'parameters' must be an object"),
         (b'{"inputs": [], "parameters": {"binary_data_output": 1}}', "must be true or false"),
         (
-            b'{"inputs": [], "outputs": [{"name": "a", "parameters": {"classification": 3}}]}',
-            "'classification' is not supported",
+            b'{"inputs": [], "outputs": [{"name": "a", "parameters": {"classification": 0}}]}',
+            "received classification=0",
         ),
     ],
 )
@@ -279,6 +279,25 @@ def test_a_request_that_is_cut_short_is_refused(array, data):
     cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
     with pytest.raises(InvalidInputError):
         open_inference.parse_infer(cut, str(len(text)))
+
+
+def test_tritonclient_asks_for_classes_and_understands_them():
+    client = import_client("tritonclient.http")
+    given_input = client.InferInput("x", [2, 3], "FP32")
+    given_input.set_data_from_numpy(FLOATS)
+    for is_binary in (True, False):
+        wanted = [client.InferRequestedOutput("y", binary_data=is_binary, class_count=2)]
+        make = client.InferenceServerClient.generate_request_body
+        body, size = make([given_input], outputs=wanted)
+        call = open_inference.parse_infer(bytes(body), str(size))
+        assert call.outputs == (WantedOutput("y", is_binary, 2),)
+        answer, length = open_inference.encode_infer(call, {"y": FLOATS}, "m", "1")
+        understood = client.InferenceServerClient.parse_response_body(answer, header_length=length)
+        received = [
+            [str(each, "ascii") if is_binary else each for each in row]
+            for row in understood.as_numpy("y").tolist()
+        ]
+        assert received == [["2.000000:2", "1.000000:1"], ["5.000000:2", "4.000000:1"]]
 
 
 TRITON = [name for name in [*NUMBERS, "object"] if name != "bfloat16"]

@@ -107,6 +107,11 @@ def test_numbers_that_json_lacks_are_written_bare():
     assert tf_serving.to_json(outputs) == b'{"predictions":[NaN,Infinity,-Infinity]}'
 
 
+def test_a_label_that_no_version_has_is_named():
+    message = tf_serving.unknown_label_message("canary")
+    assert message == "Unrecognized servable version label: canary"
+
+
 def test_status_and_metadata_are_worded_as_tf_serving_does():
     assert tf_serving.format_versions([tf_serving.VersionStatus(1, "AVAILABLE")]) == {
         "model_version_status": [
