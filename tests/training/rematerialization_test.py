@@ -68,6 +68,7 @@ def test_a_training_has_the_same_numbers(arguments):
         np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "SimpleRNN"])
 def test_recurrent_layers_drop_the_same_again(name):
     """Keras keeps their dropout masks during a call, and the last batch has fewer rows."""

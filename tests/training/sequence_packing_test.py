@@ -151,6 +151,7 @@ def copy_weights(full, masked):
     head.bias.assign(bias)
 
 
+@pytest.mark.slow_on_jax
 def test_packed_with_a_masked_head_trains_as_padded_with_a_full_one():
     rng = np.random.default_rng(0)
     documents = [rng.integers(1, VOCABULARY_SIZE, n) for n in (12, 3, 7, 4, 9, 5, 8)]

@@ -52,6 +52,7 @@ OPTIMIZERS = [
 ]
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_of_keras_trains_as_in_keras(name):
     if not hasattr(keras.optimizers, name):
@@ -63,12 +64,14 @@ def test_every_optimizer_of_keras_trains_as_in_keras(name):
     assert_same(fit(build(), optimizer=make(0.01)), (history, plain.get_weights()))
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("number", [3, 100])
 def test_micro_batches_make_the_step_of_the_whole_batch(number):
     """Batches are of 16 and 10 rows, so that there are micro-batches of two sizes."""
     assert_same(fit(build(), micro_batches=number), fit(build()))
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight", "sum"])
 def test_micro_batches_weigh_samples_as_the_whole_batch(reduction):
     results = [

@@ -37,6 +37,7 @@ def test_it_passes_the_layer_routine():
     LayerTestCase().run_layer_test(CachedAttention, {"attention": serialize(attention)}, (2, 4, 6))
 
 
+@pytest.mark.slow_on_jax
 def test_it_passes_the_layer_routine_with_a_rotary_embedding_and_dropout():
     LayerTestCase().run_layer_test(
         CachedAttention,

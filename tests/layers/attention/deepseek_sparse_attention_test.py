@@ -353,6 +353,7 @@ def test_dropout_acts_in_training_alone():
     assert np.abs(run(layer, inputs, training=True) - run(layer, inputs)).max() > 1e-3
 
 
+@pytest.mark.slow_on_jax
 def test_quantized_kernels_are_used_as_their_own_layers_use_them():
     layer, inputs = make_layer(num_keys_per_query=5, indexer_loss_weight=1.0), draw(2, 5, 6)
     for up in (layer.key_up, layer.value_up):

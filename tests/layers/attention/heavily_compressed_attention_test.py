@@ -38,6 +38,7 @@ def test_it_passes_the_layer_routine():
     )
 
 
+@pytest.mark.slow_on_jax
 @settings(max_examples=2)
 @given(
     length=st.sampled_from([1, 8, 23]),

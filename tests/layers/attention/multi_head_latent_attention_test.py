@@ -89,6 +89,7 @@ def test_outputs_and_gradients_are_those_of_transformers(name):
     check_case(MultiHeadLatentAttention(**read_arguments(case)), case)
 
 
+@pytest.mark.slow_on_jax
 @settings(max_examples=4)
 @given(
     batch_size=st.integers(1, 3),

@@ -37,6 +37,7 @@ def test_it_passes_the_layer_routine():
     )
 
 
+@pytest.mark.slow_on_jax
 def test_it_passes_the_layer_routine_with_yarn_dropout_and_positions():
     arguments = {**WINDOW, "rope_scaling": YARN, "dropout": 0.2, "seed": 3, "max_length": 64}
     arguments = {**arguments, "head_dim": 4, "rope_max_wavelength": 50.0}
@@ -55,6 +56,7 @@ def test_outputs_and_gradients_are_those_of_transformers(name):
     check_case(getattr(layers, str(case["layer"]))(**read_arguments(case)), case)
 
 
+@pytest.mark.slow_on_jax
 @settings(max_examples=3)
 @given(
     length=st.sampled_from([1, 6, 40]),
@@ -87,6 +89,7 @@ def test_cached_decoding_is_the_full_forward(kind):
     assert_close(decode(layer, inputs, (0, 6, 7, 7, 13, 14), max_length=17), run(layer, inputs))
 
 
+@pytest.mark.slow_on_jax
 def test_a_cache_of_as_many_entries_as_are_seen_needs_no_choice():
     layer, inputs = make_layer("CompressedSparseAttention", index_top_k=8), draw(2, 14, 6)
     assert_close(decode(layer, inputs, (0, 6, 7, 7, 13, 14), max_length=17), run(layer, inputs))

@@ -63,6 +63,7 @@ def test_it_passes_the_layer_routine(init_kwargs, input_shape):
     LayerTestCase().run_layer_test(SparseAttention, init_kwargs, input_shape, oracle=oracle)
 
 
+@pytest.mark.slow_on_jax
 @settings(max_examples=6)
 @given(
     length=st.sampled_from([1, 7, 30]),

@@ -72,6 +72,7 @@ def test_it_passes_the_layer_routine(router, kwargs, shape):
     LayerTestCase().run_layer_test(DeepSeekMoE, kwargs, shape, oracle=oracle)
 
 
+@pytest.mark.slow_on_jax
 def test_it_passes_the_layer_routine_with_token_ids():
     kwargs = {"router": config_of(HashRouter(5, 2, 7)), "intermediate_dim": 3}
     shapes, dtypes = {"inputs": (2, 3, 4), "token_ids": (2, 3)}, ["float32", "int32"]
@@ -100,6 +101,7 @@ def test_every_way_of_dispatch_computes_the_loop_over_experts(monkeypatch, way, 
     assert_close(outputs, oracle(layer, inputs))
 
 
+@pytest.mark.slow_on_jax
 def test_all_tokens_at_one_expert_are_none_too_many():
     layer = DeepSeekMoE(ExpertRouter(64, 1), 4)
     layer.build((None, 8))

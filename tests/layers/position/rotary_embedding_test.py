@@ -66,6 +66,7 @@ def test_it_rotates_as_transformers_does(name):
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 3), st.integers(1, 4))
 
 
+@pytest.mark.slow_on_jax
 @settings(max_examples=10)
 @given(shape=shapes, start=st.integers(0, 50), interleaved=st.booleans())
 def test_it_keeps_the_norm_and_follows_the_formula(shape, start, interleaved):

@@ -76,6 +76,7 @@ def test_the_round_trip_through_its_config_keeps_the_weights_shapes():
     assert revived.config == model.config
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_under_a_mixed_policy_the_head_stays_in_float32_through_saving(dtype, tmp_path):
     make_model(dtype=dtype).save(tmp_path / "model.keras")
