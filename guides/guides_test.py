@@ -16,7 +16,8 @@ def test_a_guide_runs(guide, backend, tmp_path):
     ended = subprocess.run(
         [sys.executable, guide],
         cwd=tmp_path,
-        env={**os.environ, "KERAS_BACKEND": backend},
+        # What a guide writes stays for its reader to look at.
+        env={**os.environ, "KERAS_BACKEND": backend, "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,

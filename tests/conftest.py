@@ -1,7 +1,9 @@
 """What holds for every test: quiet frameworks, one thread, a fixed seed, no state left behind."""
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 
@@ -36,6 +38,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_report_header() -> str:
     """Says what the tests run on."""
     return f"keras {version('keras')} on {os.environ['KERAS_BACKEND']}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_temporary_folder() -> Iterator[None]:
+    """Gives the tests, and the processes that they start, a folder for what they don't remove.
+
+    These are the examples of docstrings, and processes that are killed or end by `os._exit`.
+    """
+    folder = tempfile.mkdtemp(prefix="tests_")  # Short: the paths of sockets may lie in it.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import importlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def main() -> None:
 def _work(work: Path) -> None:
     """Does what the process of a route does, and ends."""
     code = 1
+    tempfile.tempdir = str(work)  # Nothing that is to be removed at its end would be.
     try:
         with (work / "stderr.txt").open("w", encoding="utf-8") as said:
             os.dup2(said.fileno(), sys.stderr.fileno())

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from keras_deepseek.artifacts.errors import BundleError
 from keras_deepseek.artifacts.signature import Signature
 
-FORM = 2
+FORM = 3
 """The form of the manifest that this release writes. A reader refuses a higher one."""
 
 
@@ -25,6 +25,8 @@ class Verification:
         largest_difference: float. The largest absolute difference of any output of any sample.
         agreement: dict. By output name, how near outputs of less precision are to the model's:
             `deploy.verify.agreements` says what its numbers are. Empty where they should be equal.
+        signatures: tuple of strings. What was compared of a SavedModel, as in `("serving_default",
+            "serving_classify")`. Defaults to `()`: the artifact is one function.
     """
 
     state: Literal["verified", "unverified", "failed"]
@@ -32,6 +34,13 @@ class Verification:
     num_samples: int = 0
     largest_difference: float = 0.0
     agreement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    signatures: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Verification":
+        """Returns what the manifest holds of one."""
+        given = {**content}
+        return cls(**{**given, "signatures": tuple(given.get("signatures", ()))})
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class Manifest:
                 **{
                     **content,
                     "signature": Signature.from_dict(content["signature"]),
-                    "verification": Verification(**content["verification"]),
+                    "verification": Verification.from_dict(content["verification"]),
                 }
             )
         except (TypeError, KeyError) as error:

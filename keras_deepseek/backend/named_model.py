@@ -6,7 +6,7 @@ one place that maps between them: inference, export and verification all go thro
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -46,6 +46,12 @@ class NamedModel:
         self.precision = precision
         inputs = _symbolic_inputs(model)
         outputs = _symbolic_outputs(model, inputs)
+        makers = (
+            getattr(each, "_keras_history", [None])[0] for each in keras.tree.flatten(outputs)
+        )
+        # Backwards it gives strings, and its outputs say that they are integers.
+        lookups = (maker for maker in makers if isinstance(maker, keras.layers.StringLookup))
+        _refuse_strings(lookup.name for lookup in lookups if lookup.invert)
         self._input_names = _name_structure(inputs, "input", _given_input_name)
         namer = _output_namer(model, outputs, taken=set(keras.tree.flatten(self._input_names)))
         self._output_names = _name_structure(outputs, "output", namer)
@@ -178,10 +184,13 @@ def _specs(names: Any, tensors: Any) -> tuple[TensorSpec, ...]:
         TensorSpec(name, tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype))
         for name, tensor in pairs
     )
-    strings = [spec.name for spec in specs if spec.dtype == "string"]
-    if strings:
-        raise NotSupportedError(
-            f"Strings can't be exported or served yet: {strings}. Take the layers that read "
-            "strings out of the model, and give it numbers."
-        )
+    _refuse_strings(spec.name for spec in specs if spec.dtype == "string")
     return specs
+
+
+def _refuse_strings(found: Iterable[str]) -> None:
+    if names := [*found]:
+        raise NotSupportedError(
+            f"Strings can't be exported or served yet: {names}. Take the layers that read "
+            "or give strings out of the model, and give it numbers."
+        )

@@ -6,12 +6,12 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.backend.example_signatures import CLASSIFY, REGRESS
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.saved_model import import_tensorflow
 from keras_deepseek.backend.serving_signatures import ServingSignatures
 
-_CLASSIFY, _REGRESS = "serving_classify", "serving_regress"
-_METHODS = {_CLASSIFY: "tensorflow/serving/classify", _REGRESS: "tensorflow/serving/regress"}
+_METHODS = {CLASSIFY: "tensorflow/serving/classify", REGRESS: "tensorflow/serving/regress"}
 
 
 def save_as_saved_model(
@@ -97,9 +97,9 @@ class _ExampleSignatures:
         """Returns the functions by the names of their signatures."""
         found = {}
         if self._signatures.classes is not None:
-            found[_CLASSIFY] = self._classify
+            found[CLASSIFY] = self._classify
         if self._signatures.regresses:
-            found[_REGRESS] = self._regress
+            found[REGRESS] = self._regress
         return found
 
     def _check(self) -> None:
@@ -129,8 +129,8 @@ class _ExampleSignatures:
             spec.name: tf.io.FixedLenFeature(spec.shape[1:], stored[spec.name]) for spec in specs
         }
         found = tf.io.parse_example(examples, features)
-        outputs = self._model({spec.name: tf.cast(found[spec.name], spec.dtype) for spec in specs})
-        (output,) = outputs.values()
+        rows = {spec.name: tf.cast(found[spec.name], spec.dtype) for spec in specs}
+        (output,) = self._model.trace(rows).values()
         return tf.cast(output, tf.float32)
 
 

@@ -1,9 +1,7 @@
 """`keras-deepseek export`: from a `.keras` file to a bundle."""
 
 import argparse
-from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 _OF_ENGINES = {
     "flavor": "--flavor",
@@ -11,6 +9,17 @@ _OF_ENGINES = {
     "profiles": "--profile",
 }
 """The flags of TensorRT alone, by the arguments that they fill."""
+_OF_SAVED_MODELS = {"classify": "--classify", "regress": "--regress"}
+_OF_FORMATS = (
+    ("TensorRT engines", ("tensorrt",), _OF_ENGINES),
+    ("a SavedModel", ("savedmodel",), _OF_SAVED_MODELS),
+    ("ONNX and TensorRT", ("onnx", "tensorrt"), {"opset": "--opset"}),
+)
+"""Flags that not every format has: of what they are, its names, the flags."""
+_OPTIONS = ("opset", "flavor", "compute_capabilities", "profiles", "classify", "regress")
+_SUFFIXES = {"onnx": ".onnx", "savedmodel": "", "tensorrt": ".trt", "openvino": ""}
+"""The suffix of a file alone, by the formats of this package. `--custom-objects-from` may bring
+others."""
 NAME = "export"
 HELP = "write a Keras model as ONNX, SavedModel or TensorRT, and verify it"
 
@@ -33,11 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=["float16", "bfloat16", "int8"], help="(default: the model's own)"
     )
-    parser.add_argument(
-        "--calibrate",
-        metavar="DATA.npz",
-        help="rows like those of use, by the names of the inputs, that int8 is made for",
-    )
+    _add_data_arguments(parser)
     parser.add_argument(
         "--verify",
         choices=["raise", "warn"],
@@ -53,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep nothing: show what a batch takes in each format, or in that of --backend",
     )
     parser.add_argument("--opset", type=int, help="ONNX operator set (default: 18)")
+    _add_saved_model_arguments(parser)
     _add_tensorrt_arguments(parser)
     parser.add_argument(
         "--custom-objects-from",
@@ -60,6 +66,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="MODULE_OR_FILE",
         help="a module or a .py file that defines custom layers; may be given several times",
+    )
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--calibrate",
+        metavar="DATA.npz",
+        help="rows like those of use, by the names of the inputs, that int8 is made for",
+    )
+    parser.add_argument(
+        "--samples",
+        action="append",
+        metavar="FILE.npz",
+        help="rows like those of use, by the names of the inputs, to verify on in place of random "
+        "ones; may be given several times, as for several lengths",
+    )
+
+
+def _add_saved_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--classify",
+        nargs="*",
+        metavar="LABEL",
+        help="a SavedModel has serving_classify too: the names of its classes, in the order of the "
+        "output, behind MODEL; none for their numbers",
+    )
+    parser.add_argument(
+        "--regress",
+        action="store_true",
+        default=None,
+        help="a SavedModel has serving_regress too, of one value a row",
     )
 
 
@@ -92,30 +129,25 @@ def run(arguments: argparse.Namespace) -> None:
         arguments: What the parser of this command read.
     """
     _check(arguments)
+    calibration, samples = _load_data(arguments)
     from keras_deepseek.backend.keras_file import load_keras_file
     from keras_deepseek.deploy.exporter import Exporter
 
     _register_openvino()
-    if arguments.benchmark:
-        _compare_latencies(arguments)
-        return
     model = load_keras_file(arguments.model, arguments.custom_objects_from)
-    given = {
-        "opset": arguments.opset,
-        "flavor": arguments.flavor,
-        "compute_capabilities": arguments.compute_capabilities,
-        "profiles": arguments.profiles and dict(map(_read_sizes, arguments.profiles)),
-    }
-    options = {name: value for name, value in given.items() if value is not None}
+    if arguments.benchmark:
+        _compare_latencies(model, calibration, arguments)
+        return
     exporter = Exporter(
         model,
         backend=arguments.backend,
         name=arguments.name,
         precision=arguments.precision,
-        calibration=arguments.calibrate and _load_rows(arguments.calibrate),
+        calibration=calibration,
+        samples=samples,
         custom_objects_from=arguments.custom_objects_from,
         verify=arguments.verify,
-        **options,
+        **_options(arguments),
     )
     if arguments.check:
         exporter.check(arguments.output)
@@ -123,41 +155,96 @@ def run(arguments: argparse.Namespace) -> None:
         exporter.export(arguments.output)
 
 
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the arguments of the format that were given."""
+    given = {name: getattr(arguments, name) for name in _OPTIONS}
+    given["profiles"] = arguments.profiles and dict(map(_read_sizes, arguments.profiles))
+    if arguments.classify == []:
+        given["classify"] = True  # Classes by their numbers.
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _load_data(arguments: argparse.Namespace) -> tuple[Any, list[Any] | None]:
+    """Returns the rows to calibrate on, and the batches to verify on, as far as there are some."""
+    from keras_deepseek.artifacts.rows_file import cut_batches, load_rows
+
+    calibration = load_rows(arguments.calibrate) if arguments.calibrate else None
+    if arguments.samples is None:
+        return calibration, None
+    samples: list[Any] = []
+    for rows in map(load_rows, arguments.samples):
+        if isinstance(rows, dict):
+            samples += cut_batches(rows)
+        else:
+            samples += [batch[""] for batch in cut_batches({"": rows})]
+    return calibration, samples
+
+
 def _check(arguments: argparse.Namespace) -> None:
     """Raises for what is wrong in the arguments themselves, in no time: nothing loads Keras."""
     from keras_deepseek.artifacts.argument_check import KERAS_FILE, check_file_exists
     from keras_deepseek.artifacts.errors import InvalidInputError
+    from keras_deepseek.artifacts.export_arguments import check_backend, check_custom_sources
 
+    if not (arguments.benchmark or (arguments.backend and arguments.output)):
+        raise InvalidInputError("Pass --backend and --output, or --benchmark to compare formats.")
+    sources = check_custom_sources(arguments.custom_objects_from)
+    if arguments.backend and not sources:
+        check_backend(arguments.backend, _SUFFIXES)
     if arguments.benchmark:
         _check_benchmark(arguments)
-    elif not (arguments.backend and arguments.output):
-        raise InvalidInputError("Pass --backend and --output, or --benchmark to compare formats.")
     else:
-        _check_engine_flags(arguments)
+        _check_flags(arguments)
+        _check_export(arguments)
     check_file_exists(arguments.model, KERAS_FILE)
-    if arguments.calibrate:
-        check_file_exists(arguments.calibrate, "a file that numpy.savez or numpy.save wrote")
 
 
-def _check_engine_flags(arguments: argparse.Namespace) -> None:
-    """Raises where what is of an engine alone is asked of another format."""
+def _check_export(arguments: argparse.Namespace) -> None:
+    """Raises for a value that no export, or no check, can have."""
+    from keras_deepseek.artifacts import export_arguments as rules
+    from keras_deepseek.artifacts.bundle import Bundle, check_target
+
+    if arguments.name is not None:
+        rules.check_model_name(arguments.name)
+    rules.check_precision(
+        arguments.backend, arguments.precision, has_calibration=arguments.calibrate is not None
+    )
+    options = _options(arguments)
+    if "opset" in options:
+        rules.check_opset(options["opset"])
+    rules.check_classes(options.get("classify", False))
+    target = rules.check_artifact_path(arguments.output)
+    suffix = _SUFFIXES.get(arguments.backend)
+    if arguments.check:
+        if not target.exists():
+            Bundle.open(target)  # Which says so.
+    elif suffix and target.name.endswith(suffix):
+        rules.check_target_file(target)
+    elif suffix is not None:
+        check_target(target)
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Raises where what is of some formats alone is asked of another."""
     from keras_deepseek.artifacts.errors import InvalidInputError
 
-    given = [flag for name, flag in _OF_ENGINES.items() if getattr(arguments, name) is not None]
-    if given and arguments.backend != "tensorrt":
-        raise InvalidInputError(
-            f"{', '.join(given)}: of TensorRT engines alone, and --backend {arguments.backend} "
-            f"takes none of {', '.join(_OF_ENGINES.values())}. Leave them out, or pass --backend "
-            "tensorrt."
-        )
+    for kind, backends, flags in _OF_FORMATS:
+        given = [flag for name, flag in flags.items() if getattr(arguments, name) is not None]
+        if given and arguments.backend not in backends:
+            other = " or ".join(backends)
+            raise InvalidInputError(
+                f"{', '.join(given)}: of {kind} alone, and --backend {arguments.backend} "
+                f"takes none of {', '.join(flags.values())}. Leave them out, or pass --backend "
+                f"{other}."
+            )
 
 
 def _check_benchmark(arguments: argparse.Namespace) -> None:
     """Raises where something is asked for that a comparison of formats would not heed."""
     from keras_deepseek.artifacts.errors import InvalidInputError
 
-    unheeded = ("output", "name", "precision", "check", "opset")
-    flags = {name: f"--{name}" for name in unheeded} | _OF_ENGINES
+    unheeded = ("output", "name", "precision", "samples", "check", "opset")
+    flags = {name: f"--{name}" for name in unheeded} | _OF_ENGINES | _OF_SAVED_MODELS
     given = [flag for name, flag in flags.items() if getattr(arguments, name) not in (None, False)]
     if given:
         raise InvalidInputError(
@@ -165,14 +252,13 @@ def _check_benchmark(arguments: argparse.Namespace) -> None:
         )
 
 
-def _compare_latencies(arguments: argparse.Namespace) -> None:
-    from keras_deepseek.backend.keras_file import load_keras_file
+def _compare_latencies(model: Any, calibration: Any, arguments: argparse.Namespace) -> None:
     from keras_deepseek.deploy.latencies import compare_latencies
 
     table = compare_latencies(
-        load_keras_file(arguments.model, arguments.custom_objects_from),
+        model,
         arguments.backend and [arguments.backend],
-        calibration=arguments.calibrate and _load_rows(arguments.calibrate),
+        calibration=calibration,
         custom_objects_from=arguments.custom_objects_from,
     )
     print(table)
@@ -198,23 +284,3 @@ def _read_sizes(text: str) -> tuple[str, tuple[int, ...]]:
             f"Expected --profile AXIS=SMALLEST,USUAL,LARGEST, as in batch=1,4,32; "
             f"received {text!r}."
         ) from error
-
-
-def _load_rows(path: str) -> Any:
-    """Returns the arrays of a `.npz` file by name; the one that has none, as in a `.npy` file."""
-    import numpy as np
-
-    from keras_deepseek.artifacts.errors import InvalidInputError
-
-    try:
-        with Path(path).open("rb") as opened:
-            loaded = np.load(opened, allow_pickle=False)
-            arrays = loaded if isinstance(loaded, np.ndarray) else dict(loaded.items())
-    except (OSError, ValueError, BadZipFile, AttributeError, EOFError) as error:
-        raise InvalidInputError(
-            f"No arrays can be read from {str(path)!r}: {error}. Expected a file that numpy.savez "
-            "or numpy.save wrote."
-        ) from error
-    if isinstance(arrays, np.ndarray):
-        return arrays
-    return arrays["arr_0"] if list(arrays) == ["arr_0"] else arrays

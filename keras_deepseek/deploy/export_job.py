@@ -18,7 +18,7 @@ class ExportJob:
     Args:
         model: `NamedModel`, in the precision that is asked for where that is a float.
         export_format: `ExportFormat`.
-        options: dict. The arguments that the format was made with.
+        options: dict. The arguments that the format was made with, its calibration apart.
         samples: For each batch its arrays by input name.
         custom_objects_from: Modules, by name or by file, that define the model's custom layers.
         further_samples: Batches to verify on as well, if the model itself takes them. Defaults to
@@ -28,9 +28,9 @@ class ExportJob:
         other_samples: Lists like `samples`, for a model that does not take those. Defaults to `()`.
         takes_differing: boolean. Whether an artifact that computes something else is better than
             none. Defaults to `False`.
-        num_wide: integer. How many of the samples, the last ones, are wide. Defaults to `0`.
         precision: string. What the artifact computes in, `"int8"` among them. Defaults to `None`:
             what the model does.
+        calibration: The batches that the format was made with for int8. Defaults to `None`.
     """
 
     model: NamedModel
@@ -42,8 +42,13 @@ class ExportJob:
     wide_samples: Sequence[dict[str, Array]] = ()
     other_samples: Sequence[list[dict[str, Array]]] = ()
     takes_differing: bool = False
-    num_wide: int = 0
     precision: str | None = None
+    calibration: Sequence[dict[str, Array]] | None = None
+
+    @property
+    def batches(self) -> list[dict[str, Array]]:
+        """What an artifact is run on: the samples, and behind them those of large numbers."""
+        return [*self.samples, *self.wide_samples]
 
 
 @dataclass(frozen=True)

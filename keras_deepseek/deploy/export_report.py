@@ -45,8 +45,9 @@ class ExportReport:
             + (f", {found['same_largest']:.1%} same answer" if "same_largest" in found else "")
             for name, found in self.verification.agreement.items()
         )
+        by = f" by {', '.join(names)}" if len(names := self.verification.signatures) > 1 else ""
         found = (
-            f"verified on {self.verification.num_samples} batches, largest difference "
+            f"verified on {self.verification.num_samples} batches{by}, largest difference "
             f"{self.verification.largest_difference:.2g}{agreement}"
             if self.verified
             else f"{self.verification.state}: {self.verification.reason}"

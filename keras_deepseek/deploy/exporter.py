@@ -3,12 +3,10 @@
 It stands between training and serving. What it writes is a bundle, which `inference` serves.
 """
 
-import contextlib
 import os
-import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any, Literal
 import keras
 
 from keras_deepseek.artifacts.bundle import (
-    Bundle,
     check_target,
     publish_bundle,
     publish_file,
@@ -28,43 +25,37 @@ from keras_deepseek.artifacts.errors import (
     NotSupportedError,
     unknown_name_message,
 )
-from keras_deepseek.artifacts.manifest import Manifest
-from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
-from keras_deepseek.artifacts.staging_folder import staging_folder, temporary_folder
-from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.backend.unchanged_state import unchanged_state
-from keras_deepseek.deploy.export_arguments import (
+from keras_deepseek.artifacts.export_arguments import (
     INT8,
     PRECISIONS,
     check_artifact_path,
-    check_calibration,
     check_custom_sources,
     check_model_name,
     check_precision,
     check_samples,
+    check_target_file,
 )
+from keras_deepseek.artifacts.manifest import Manifest
+from keras_deepseek.artifacts.signature import InferenceFunction
+from keras_deepseek.artifacts.staging_folder import staging_folder
+from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.unchanged_state import unchanged_state
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.export_report import ExportReport
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
 from keras_deepseek.deploy.installed_versions import installed_versions
 from keras_deepseek.deploy.make_artifact import check_artifact, make_artifact
-from keras_deepseek.deploy.make_engine import engine_job, make_engine
+from keras_deepseek.deploy.make_engine import engine_job, make_engine, say_left_out
+from keras_deepseek.deploy.open_artifact import open_artifact
 from keras_deepseek.deploy.registry import (
-    check_no_options,
+    check_options,
     create_engine_format,
     create_format,
     format_for_suffix,
 )
-from keras_deepseek.deploy.samples import (
-    ROUND_LENGTHS,
-    cut_batches,
-    hold_out,
-    make_further_samples,
-    make_samples,
-    make_wide_samples,
-)
 from keras_deepseek.deploy.stage_display import StageDisplay
+from keras_deepseek.deploy.verification_data import choose_data
 
 
 class Exporter:
@@ -85,7 +76,8 @@ class Exporter:
             TensorRT: products alone, with `calibration`. Defaults to `None`, as the model computes.
         calibration: inputs as `model.predict` takes them, a few hundred rows like those of use,
             whose ranges int8 is made for. It is verified on each fifth, which is left out of
-            that; of fewer than 20 rows, on all of them. Defaults to `None`.
+            that; of fewer than 20 rows, on all of them; with `samples`, on those. Defaults to
+            `None`.
         samples: list of inputs to verify on, each as `model.predict` takes them (several inputs by
             name). Use several batch sizes and lengths. Defaults to `None`, random ones.
         custom_objects_from: sequence of module names or files that define the model's custom
@@ -143,28 +135,14 @@ class Exporter:
             raise InvalidInputError(unknown_name_message("verify=", verify, ("raise", "warn")))
         self._takes_differing = verify == "warn"
         check_precision(backend, precision, has_calibration=calibration is not None)
+        if samples is not None:
+            check_samples(samples)
+        check_options(backend, options)  # What is wrong whatever the model is, before it is called.
         self._precision = precision
         self._model = NamedModel(model, None if precision == INT8 else precision)
         self.signature = self._model.signature
-        held_out = None
-        if calibration is not None:
-            rows, held_out = hold_out(check_calibration(self.signature.bind(calibration)))
-            self._options["calibration"] = cut_batches(rows)
+        self._data = choose_data(self._model, samples, calibration)
         self._format = self._choose_format()
-        self._other_samples: list[list[dict[str, Array]]] = []
-        self._further_samples: list[dict[str, Array]] = []
-        self._wide_samples: list[dict[str, Array]] = []
-        self._samples_are_random = False
-        if samples is None and held_out:
-            self._samples = cut_batches(held_out)
-        elif samples is None:
-            self._samples_are_random = True
-            self._samples = make_samples(model, self.signature)
-            self._other_samples = [make_samples(model, self.signature, ROUND_LENGTHS)]
-            self._further_samples = make_further_samples(model, self.signature)
-            self._wide_samples = make_wide_samples(model, self.signature)
-        else:
-            self._samples = [self.signature.bind(sample) for sample in check_samples(samples)]
 
     def export(self, path: str | os.PathLike[str]) -> ExportReport:
         """Writes the artifact and verifies it.
@@ -188,7 +166,7 @@ class Exporter:
         target = check_artifact_path(path)
         export_format = self._format or format_for_suffix(target)
         as_file = bool(export_format.suffix) and target.name.endswith(export_format.suffix)
-        _check_file(target) if as_file else check_target(target)
+        check_target_file(target) if as_file else check_target(target)
         with staging_folder(target) as work, StageDisplay(is_shown=self._verbose) as say:
             folder = work / "artifact"
             folder.mkdir()
@@ -230,26 +208,30 @@ class Exporter:
         started = time.monotonic()
         target = check_artifact_path(path)
         export_format = self._format or format_for_suffix(target)
+        left_out = ""
         if isinstance(export_format, TensorRTFormat):
             export_format.check_can_run()
-        with self._artifact_at(target, export_format) as (folder, manifest):
+        with open_artifact(target, export_format, self.signature) as (folder, manifest):
             precision = self._precision
             if manifest is not None:
                 precision = manifest.precision if manifest.precision in PRECISIONS else None
-            if precision == INT8 and self._samples_are_random:
+            if precision == INT8 and self._data.are_random:
                 raise InvalidInputError(
                     "An artifact in int8 is right for data like those that it was made for: pass "
                     "precision='int8' and calibration=, or samples=."
                 )
             job = replace(self._job(export_format), precision=precision)
             if isinstance(export_format, TensorRTFormat):
-                job = engine_job(job, export_format, draws_samples=self._samples_are_random)
+                given = len(job.samples)
+                job = engine_job(job, export_format, draws_samples=self._data.are_random)
+                if not self._data.are_random:
+                    left_out = say_left_out(given - len(job.samples), given)
             with unchanged_state(self._model.model):
                 verification = check_artifact(job, folder)
         report = ExportReport(
             path=target,
             format=export_format.name,
-            route="checked",
+            route=f"checked{left_out}",
             verification=verification,
             passed_over=(),
             seconds=time.monotonic() - started,
@@ -276,52 +258,30 @@ class Exporter:
         load = getattr(export_format, "load", None)
         if load is None:
             raise NotSupportedError(f"The format {export_format.name!r} has no `load`.")
-        with self._artifact_at(target, export_format) as (folder, _):
+        with open_artifact(target, export_format, self.signature) as (folder, _):
             infer: InferenceFunction = load(folder)
         return infer
-
-    @contextlib.contextmanager
-    def _artifact_at(
-        self, target: Path, export_format: ExportFormat
-    ) -> Iterator[tuple[Path, Manifest | None]]:
-        """Yields the folder of an artifact, and the manifest where it has one."""
-        if export_format.suffix and target.is_file():
-            with temporary_folder("keras_deepseek_check") as folder:
-                shutil.copyfile(target, folder / export_format.entry)
-                yield folder, None
-            return
-        bundle = Bundle.open(target)
-        manifest = bundle.manifest
-        if manifest.format != export_format.name:
-            raise ExportError(
-                f"The bundle at {str(target)!r} holds {manifest.format!r}; "
-                f"expected {export_format.name!r}."
-            )
-        if manifest.signature != self.signature:
-            raise ExportError(
-                f"The bundle at {str(target)!r} is of another model: it has "
-                f"{_describe(manifest.signature)}; expected {_describe(self.signature)}."
-            )
-        yield bundle.path, manifest
 
     def _choose_format(self) -> ExportFormat | None:
         """Returns the format; `None` where the path will say which."""
         if self.backend == "custom":
-            check_no_options("custom", self._options)
             return None
         if self.backend == "tensorrt":
             engine, self._options = create_engine_format(
                 self.signature, self._precision, self._options
             )
-            create_format("onnx", self._options)  # What it would refuse is refused now.
             return engine
-        return create_format(self.backend, self._options)
+        return self._create(self.backend)
+
+    def _create(self, name: str) -> ExportFormat:
+        data = {} if (found := self._data.calibration) is None else {"calibration": found}
+        return create_format(name, self._options | data)
 
     def _make(self, export_format: ExportFormat, folder: Path, say: StageDisplay) -> MadeArtifact:
         if not isinstance(export_format, TensorRTFormat):
             return make_artifact(self._job(export_format), folder, say)
-        job = self._job(create_format("onnx", self._options))
-        draws_samples = self._samples_are_random
+        job = self._job(self._create("onnx"))
+        draws_samples = self._data.are_random
         return make_engine(job, export_format, folder, say, draws_samples=draws_samples)
 
     def _job(self, export_format: ExportFormat) -> ExportJob:
@@ -329,13 +289,14 @@ class Exporter:
             self._model,
             export_format,
             self._options,
-            self._samples,
+            self._data.samples,
             self._custom_objects_from,
-            self._further_samples,
-            self._wide_samples,
-            self._other_samples,
+            self._data.further_samples,
+            self._data.wide_samples,
+            self._data.other_samples,
             takes_differing=self._takes_differing,
             precision=self._precision,
+            calibration=self._data.calibration,
         )
 
     def _manifest(self, export_format: ExportFormat, made: MadeArtifact) -> Manifest:
@@ -356,13 +317,6 @@ class Exporter:
             print(line, flush=True)
 
 
-def _describe(signature: Signature) -> str:
-    inputs, outputs = (
-        "; ".join(map(str, specs)) for specs in (signature.inputs, signature.outputs)
-    )
-    return f"inputs {inputs} and outputs {outputs}"
-
-
 def _check_alone(folder: Path, entry: str, target: Path) -> None:
     """Raises an error where an artifact is more than the one file that was asked for."""
     others = sorted(path.name for path in folder.iterdir() if path.name != entry)
@@ -371,8 +325,3 @@ def _check_alone(folder: Path, entry: str, target: Path) -> None:
             f"One file, {target.name!r}, can't hold this model: its weights are beside it in "
             f"{', '.join(others)}. Name a folder, as in export({target.stem!r}), which holds all."
         )
-
-
-def _check_file(target: Path) -> None:
-    if target.is_dir():
-        raise ExportError(f"{str(target)!r} is a folder, where a file is to be written.")

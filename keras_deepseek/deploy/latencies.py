@@ -124,6 +124,27 @@ def compare_latencies(
     >>> [(row.format, row.batch_size) for row in table.rows]
     [('keras', 2)]
     """
+    _check(backends, batch_sizes, length, seconds)
+    named = NamedModel(model)
+    of_model = backend.current().compile_inference(named)
+    wanted: list[tuple[str, dict[str, Any]]] = [
+        (name, {}) for name in (known_formats() if backends is None else backends)
+    ]
+    if calibration is not None:
+        wanted.append(("onnx", {"precision": "int8", "calibration": calibration}))
+    shared = {"custom_objects_from": custom_objects_from, "verbose": verbose}
+    with temporary_folder("keras_deepseek_latencies") as work:
+        exported, left_out = _export_all(
+            model, [(name, shared | own) for name, own in wanted], work
+        )
+        batches = _batches(named, batch_sizes, length)
+        rows = list(_time_all({"keras": of_model, **exported}, batches, seconds, left_out))
+    return LatencyTable(tuple(rows), left_out)
+
+
+def _check(
+    backends: Sequence[str] | None, batch_sizes: Sequence[int], length: int, seconds: float
+) -> None:
     if min((*batch_sizes, length, seconds), default=0) <= 0 or not batch_sizes:
         raise InvalidInputError(
             "`batch_sizes`, `length` and `seconds` must be positive; received "
@@ -132,29 +153,23 @@ def compare_latencies(
     for name in backends or ():
         if name not in known_formats():
             raise InvalidInputError(unknown_name_message("format", name, known_formats()))
-    named = NamedModel(model)
-    infer: dict[str, InferenceFunction] = {"keras": backend.current().compile_inference(named)}
+
+
+def _export_all(
+    model: keras.Model, wanted: Iterable[tuple[str, dict[str, Any]]], work: Path
+) -> tuple[dict[str, InferenceFunction], dict[str, str]]:
+    """Returns each format as a function, and why others are none, by format and precision."""
+    infer: dict[str, InferenceFunction] = {}
     left_out: dict[str, str] = {}
-    wanted: list[tuple[str, dict[str, Any]]] = [
-        (name, {}) for name in (known_formats() if backends is None else backends)
-    ]
-    if calibration is not None:
-        wanted.append(("onnx", {"precision": "int8", "calibration": calibration}))
-    shared: dict[str, Any] = {"custom_objects_from": custom_objects_from, "verbose": verbose}
-    with temporary_folder("keras_deepseek_latencies") as work:
-        for name, options in wanted:
-            label = " ".join([name, *([options["precision"]] if options else [])])
-            try:
-                infer[label] = _export(Exporter(model, name, **shared, **options), work / label)
-            except KerasDeepSeekError as error:
-                left_out[label] = str(error)
-        rows = list(_time_all(infer, _batches(named, batch_sizes, length), seconds, left_out))
-    return LatencyTable(tuple(rows), left_out)
-
-
-def _export(exporter: Exporter, path: Path) -> InferenceFunction:
-    exporter.export(path)
-    return exporter.load(path)
+    for name, arguments in wanted:
+        label = f"{name} {arguments.get('precision', '')}".rstrip()
+        try:
+            exporter = Exporter(model, name, **arguments)
+            exporter.export(work / label)
+            infer[label] = exporter.load(work / label)
+        except KerasDeepSeekError as error:
+            left_out[label] = str(error)
+    return infer, left_out
 
 
 def _batches(

@@ -3,9 +3,10 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -32,6 +33,13 @@ _OF_WIDE = "float16"
 """The precision whose tolerance large numbers have: what is lost of them grows on the way."""
 _HALF_PRECISIONS = ("bfloat16", "float16")
 """What a layer may compute in, the least precise one first."""
+
+
+class _Expected(NamedTuple):
+    """What the model gives: for the samples, and for the batches of large numbers."""
+
+    usual: list[dict[str, Array]]
+    wide: list[dict[str, Array]]
 
 
 def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> MadeArtifact:
@@ -109,22 +117,41 @@ def check_artifact(job: ExportJob, folder: Path) -> Verification:
     return _verify(expected, result, job)
 
 
-def _compute_expected(job: ExportJob) -> tuple[ExportJob, list[dict[str, Array]]]:
-    """Returns the job with all samples that the model takes, and its outputs for them."""
+def _compute_expected(job: ExportJob) -> tuple[ExportJob, _Expected]:
+    """Returns the job with the batches that the model takes, and its outputs for them."""
     infer = backend.current().plain_inference(job.model.in_precision(None))
-    samples, expected = _infer_first(infer, [job.samples, *job.other_samples])
-    num_taken = []
-    for further in (job.further_samples, job.wide_samples):
-        num_before = len(samples)
-        for sample in further:
-            with contextlib.suppress(Exception):  # Of whichever backend: it takes no such batch.
-                outputs = infer(sample)
-                if all(np.isfinite(array.astype("float64")).all() for array in outputs.values()):
-                    expected.append(outputs)
-                    samples.append(sample)
-        num_taken.append(len(samples) - num_before)
-    known = replace(job, samples=samples, further_samples=(), wide_samples=(), other_samples=())
-    return replace(known, num_wide=num_taken[-1]), expected
+    samples, usual = _infer_first(infer, [job.samples, *job.other_samples])
+    further, of_further = _infer_taken(infer, job.further_samples)
+    wide, of_wide = _infer_taken(infer, job.wide_samples)
+    known = replace(
+        job,
+        samples=samples + further,
+        wide_samples=wide,
+        further_samples=(),
+        other_samples=(),
+    )
+    extend: Callable[[dict[str, Array]], dict[str, Array]] = getattr(
+        job.export_format, "further_outputs", lambda _: {}
+    )
+    expected = (
+        [{**outputs, **extend(outputs)} for outputs in each]
+        for each in (usual + of_further, of_wide)
+    )
+    return known, _Expected(*expected)
+
+
+def _infer_taken(
+    infer: InferenceFunction, samples: Sequence[dict[str, Array]]
+) -> tuple[list[dict[str, Array]], list[dict[str, Array]]]:
+    """Returns the batches that a model takes and gives finite values for, and these."""
+    taken, given = [], []
+    for sample in samples:
+        with contextlib.suppress(Exception):  # Of whichever backend: it takes no such batch.
+            outputs = infer(sample)
+            if all(np.isfinite(array.astype("float64")).all() for array in outputs.values()):
+                taken.append(sample)
+                given.append(outputs)
+    return taken, given
 
 
 def _infer_first(
@@ -156,24 +183,22 @@ def _failure(job: ExportJob, passed_over: list[str], missing: list[MissingExtraE
     return message
 
 
-def _verify(expected: list[dict[str, Array]], result: RouteResult, job: ExportJob) -> Verification:
+def _verify(expected: _Expected, result: RouteResult, job: ExportJob) -> Verification:
     if result.outputs is None:
         return Verification("unverified", result.reason)
-    if not expected:
+    if not (expected.usual or expected.wide):
         return Verification("unverified", "there is no batch to compare on")
     precision = job.precision or _least_precision(job.model.model)
-    num_usual = len(expected) - job.num_wide
+    num_usual = len(expected.usual)
+    usual, of_wide = result.outputs[:num_usual], result.outputs[num_usual:]
     try:
-        comparison = compare(expected[:num_usual], result.outputs[:num_usual], precision)
-        wide = compare(
-            expected[num_usual:],
-            result.outputs[num_usual:],
-            precision or _OF_WIDE,
-            by_column=False,
-        )
+        comparison = compare(expected.usual, usual, precision)
+        wide = compare(expected.wide, of_wide, precision or _OF_WIDE, by_column=False)
     except ExportError as error:
         return Verification("failed", str(error))
-    agreement = {} if job.precision is None else agreements(expected, result.outputs)
+    agreement = {}
+    if job.precision is not None:
+        agreement = agreements(expected.usual + expected.wide, result.outputs)
     if not comparison.any_finite:
         return Verification(
             "unverified", "the model gives no finite value, so nothing was compared"
@@ -193,6 +218,7 @@ def _verify(expected: list[dict[str, Array]], result: RouteResult, job: ExportJo
         num_samples=comparison.num_samples + wide.num_samples,
         largest_difference=comparison.largest_difference,
         agreement=agreement,
+        signatures=getattr(job.export_format, "signatures", ()),
     )
 
 

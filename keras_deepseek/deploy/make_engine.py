@@ -42,9 +42,11 @@ def make_engine(
     made = make_artifact(job, onnx_folder, say)
     say("tensorrt: building the engine")
     how = tensorrt.build(onnx_folder / job.export_format.entry, folder)
-    verification = _verify(
-        engine_job(job, tensorrt, draws_samples=draws_samples), tensorrt, folder, made.verification
-    )
+    of_engine = engine_job(job, tensorrt, draws_samples=draws_samples)
+    if not draws_samples:
+        num_given = len(job.samples)
+        how += say_left_out(num_given - len(of_engine.samples), num_given)
+    verification = _verify(of_engine, tensorrt, folder, made.verification)
     return MadeArtifact(f"{made.route}, {how}", verification, made.passed_over)
 
 
@@ -74,6 +76,18 @@ def engine_job(job: ExportJob, tensorrt: TensorRTFormat, *, draws_samples: bool)
         draw_batch(job.model.model, job.model.signature, shapes) for shapes in _shapes(tensorrt)
     ]
     return replace(job, samples=[], further_samples=drawn)
+
+
+def say_left_out(num_left_out: int, num_given: int) -> str:
+    """Returns what a report says of given batches that no profile has room for.
+
+    Args:
+        num_left_out: integer. How many these are.
+        num_given: integer. How many batches were given.
+    """
+    if not num_left_out:
+        return ""
+    return f", {num_left_out} of the {num_given} batches left out, which no profile has room for"
 
 
 def _shapes(tensorrt: TensorRTFormat) -> list[dict[str, tuple[int, ...]]]:

@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.export_arguments import check_backend
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
 from keras_deepseek.deploy.formats.saved_model import SavedModelFormat
 from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
+from keras_deepseek.deploy.tensorrt_engine.flavor import check_flavor
 
 BUILT_IN: dict[str, Callable[..., ExportFormat]] = {
     "onnx": OnnxFormat,
@@ -34,10 +36,30 @@ def create_format(name: str, options: Mapping[str, Any]) -> ExportFormat:
         check_no_options(name, options)
         return _registered[name]
     if name not in BUILT_IN:
-        known = [*known_formats(), "custom"]
-        raise InvalidInputError(unknown_name_message("export backend", name, known))
-    _check_options(name, options, _parameters(BUILT_IN[name]))
+        check_backend(name, known_formats())
+    _check_names(name, options, _parameters(BUILT_IN[name]))
     return BUILT_IN[name](**options)
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Says what is wrong with a format or its options whatever the model is.
+
+    Args:
+        name: string. The name of a format, or `"custom"`.
+        options: Its arguments, as in `{"opset": 20}`.
+
+    Raises:
+        InvalidInputError: The name or an option is unknown, or an option has no such value.
+    """
+    if name == "custom":
+        check_no_options(name, options)
+    elif name == "tensorrt":
+        _check_names(name, options, [*_of_engine(), *_parameters(OnnxFormat)])
+        of_onnx = _parameters(OnnxFormat)
+        create_format("onnx", {key: options[key] for key in options if key in of_onnx})
+        check_flavor(options.get("flavor", "auto"))
+    else:
+        create_format(name, options)
 
 
 def known_formats() -> list[str]:
@@ -61,9 +83,8 @@ def create_engine_format(
         NotSupportedError: It can't build here what is asked for.
     """
     of_onnx = _parameters(OnnxFormat)
-    of_engine = [name for name in _parameters(TensorRTFormat) if name not in _OF_THE_MODEL]
-    _check_options("tensorrt", options, [*of_engine, *of_onnx])
-    chosen = {name: value for name, value in options.items() if name in of_engine}
+    _check_names("tensorrt", options, [*_of_engine(), *of_onnx])
+    chosen = {name: value for name, value in options.items() if name in _of_engine()}
     engine = TensorRTFormat(signature, precision, **chosen)
     remaining = {name: value for name, value in options.items() if name in of_onnx}
     return engine, {**remaining, **engine.onnx_options}
@@ -90,7 +111,11 @@ def _parameters(made_by: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(made_by).parameters)
 
 
-def _check_options(name: str, options: Mapping[str, Any], known: list[str]) -> None:
+def _of_engine() -> list[str]:
+    return [name for name in _parameters(TensorRTFormat) if name not in _OF_THE_MODEL]
+
+
+def _check_names(name: str, options: Mapping[str, Any], known: list[str]) -> None:
     unknown = [option for option in options if option not in known]
     if unknown:
         raise InvalidInputError(f"{name!r} has no option {unknown}; it has {known}.")

@@ -77,13 +77,13 @@ class InProcess:
         """Writes the artifact into `folder` and runs it on the job's samples, saying its stages."""
         say(f"writing through {self.name}")
         how = job.export_format.write(job.model, folder)
-        say(f"running it on {len(job.samples)} batches")
+        say(f"running it on {len(job.batches)} batches")
         return replace(self.run(job, folder), how=how)
 
     def run(self, job: ExportJob, folder: Path) -> RouteResult:
         """Runs the artifact that stands in `folder` on the job's samples."""
         try:
-            return RouteResult("", job.export_format.run(folder, job.samples))
+            return RouteResult("", job.export_format.run(folder, job.batches))
         except NotSupportedError as error:
             return RouteResult("", None, str(error))
 
@@ -140,16 +140,15 @@ def _write_job(job: ExportJob, folder: Path, work: Path, *, is_written: bool) ->
         objects = find_custom_objects(model, config, job.custom_objects_from)
         save_objects(work, objects.of_script)
         sources = objects.sources
-    save_batches(work / "samples.npz", job.samples)
+    save_batches(work / "samples.npz", job.batches)
     if job.export_format.name not in BUILT_IN:
         what = f"The format {job.export_format.name!r} is registered in the running process"
         send(work / "format.pickle", job.export_format, what)
-    options = dict(job.options)
-    if calibration := options.pop("calibration", None):
-        save_batches(work / "calibration.npz", calibration)
+    if job.calibration:
+        save_batches(work / "calibration.npz", [*job.calibration])
     description = {
         "format": job.export_format.name,
-        "options": options,
+        "options": job.options,
         "precision": job.model.precision,
         "folder": str(folder.resolve()),
         "custom_objects_from": sources,
@@ -170,8 +169,13 @@ def find_routes(export_format: ExportFormat) -> list[Route]:
 
 
 def _run_child(work: Path, backend_name: str, say: Say) -> None:
+    temporary = (
+        work / "temporary"
+    )  # So that what it leaves there when it is killed goes with `work`.
+    temporary.mkdir()
     environment = {
         **os.environ,
+        "TMPDIR": str(temporary.resolve()),
         "KERAS_BACKEND": backend_name,
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
         "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),

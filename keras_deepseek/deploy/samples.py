@@ -11,11 +11,10 @@ import numpy as np
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
 from keras_deepseek.backend.free_axes import count_free_lengths
-from keras_deepseek.backend.input_kinds import input_kinds
+from keras_deepseek.backend.input_kinds import InputKind, input_kinds
 from keras_deepseek.backend.named_model import NamedModel
 
 _BATCH_SIZES = (1, 3, 4)
-_LARGEST_BATCH = 32
 _FEW, _BINARY = 10, 2
 """How many integers an input that is looked up nowhere has, and one that says which of two kinds,
 where none stands for padding."""
@@ -40,7 +39,8 @@ def make_samples(
     Floats are drawn from a standard normal distribution, or from the one that a `Normalization` or
     `Rescaling`, where the input goes first, makes a standard one of. Integers are drawn below the
     vocabulary of the embeddings that the input reaches, and end in zeros in the first row, as
-    padding does.
+    padding does. Where a layer knows some numbers alone, as `IntegerLookup` those of its
+    vocabulary, they are drawn of these, and of a few that it does not know.
 
     Args:
         model: `keras.Model`.
@@ -124,23 +124,6 @@ def _widen(array: Array) -> Array:
     return array
 
 
-def cut_batches(arrays: dict[str, Array]) -> list[dict[str, Array]]:
-    """Returns the rows of data in batches of several sizes.
-
-    Args:
-        arrays: dict of arrays by input name, of as many rows each.
-    """
-    num_rows = len(next(iter(arrays.values())))
-    sizes = itertools.chain(_BATCH_SIZES, itertools.repeat(_LARGEST_BATCH))
-    starts = [0]
-    while starts[-1] < num_rows:
-        starts.append(starts[-1] + next(sizes))
-    return [
-        {name: array[start:end] for name, array in arrays.items()}
-        for start, end in itertools.pairwise(starts)
-    ]
-
-
 def hold_out(arrays: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
     """Returns rows to make ranges of, and others to verify on: each fifth row where that is enough.
 
@@ -179,11 +162,11 @@ def draw_batch(
     generator = np.random.default_rng(batch_size if seed is None else seed)
     drawn = {}
     for spec, kind in zip(signature.inputs, input_kinds(model, len(signature.inputs)), strict=True):
-        array = _draw(generator, spec, shapes[spec.name], kind.vocabulary or _FEW)
-        if kind.scale is not None and array.dtype.kind == "f":
+        array = _draw(generator, spec, shapes[spec.name], kind)
+        if kind.known is None and kind.scale is not None and array.dtype.kind == "f":
             mean, deviation = kind.scale
             array = (mean + deviation * array).astype(array.dtype)
-        if kind.mask_value is not None and array.ndim > 1:
+        if kind.mask_value is not None and array.ndim > 1 and array.dtype.kind != "b":
             array[0, array.shape[1] - array.shape[1] // 3 :] = kind.mask_value
         drawn[spec.name] = array
     return drawn
@@ -204,16 +187,19 @@ def _make_batch(
 
 
 def _draw(
-    generator: np.random.Generator,
-    spec: TensorSpec,
-    shape: tuple[int, ...],
-    vocabulary: int,
+    generator: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...], kind: InputKind
 ) -> Array:
     dtype = np.dtype(spec.dtype)
-    if dtype.kind == "f":
-        return generator.normal(size=shape).astype(dtype)
     if dtype.kind == "b":
         return generator.integers(0, 2, size=shape).astype(bool)
+    if kind.known is not None:
+        values = kind.known.of_dtype(dtype, kind.vocabulary)
+        values = values[values != kind.mask_value] if kind.mask_value is not None else values
+        if len(values):
+            return generator.choice(values, size=shape)
+    if dtype.kind == "f":
+        return generator.normal(size=shape).astype(dtype)
+    vocabulary = kind.vocabulary or _FEW
     array = generator.integers(vocabulary > _BINARY, vocabulary, size=shape).astype(dtype)
     if array.ndim > 1:
         array[0, array.shape[1] - array.shape[1] // 3 :] = 0

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from keras_deepseek.artifacts.errors import BundleError
-from keras_deepseek.artifacts.manifest import FORM, Manifest, Verification
+from keras_deepseek.artifacts.manifest import FORM, Manifest, Verification, _seal
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 
 MANIFEST = Manifest(
@@ -18,13 +18,24 @@ MANIFEST = Manifest(
     route="by hand",
     versions={"keras": "3.15.1"},
     created="2026-11-25T00:00:00+00:00",
-    verification=Verification("verified", num_samples=3, largest_difference=1e-7),
+    verification=Verification(
+        "verified", num_samples=3, largest_difference=1e-7, signatures=("a", "b")
+    ),
     files={"model.onnx": {"sha256": "00", "bytes": 1}},
 )
 
 
 def test_a_manifest_comes_back_from_its_text():
     assert Manifest.from_json(MANIFEST.to_json()) == MANIFEST
+
+
+def test_a_manifest_of_an_older_form_is_read():
+    content = json.loads(MANIFEST.to_json())
+    del content["verification"]["signatures"], content["sha256"]
+    content["form"] = 2
+    found = Manifest.from_json(json.dumps({**content, "sha256": _seal(content)}))
+    assert found.verification.signatures == ()
+    assert found.signature == MANIFEST.signature
 
 
 def test_the_text_is_the_same_each_time():

@@ -110,3 +110,80 @@ def test_others_expect_nothing():
             return inputs
 
     assert input_scales(Subclassed(), 2) == [None, None]
+
+
+def known_of(model, num_inputs=1):
+    return [kind.known and kind.known.values.tolist() for kind in input_kinds(model, num_inputs)]
+
+
+@pytest.fixture
+def lookup():
+    pytest.importorskip("tensorflow")
+    return layers.IntegerLookup(vocabulary=[700, 500, 900])
+
+
+VOCABULARY = [500, 700, 900, 901, 902]
+
+
+def test_what_a_lookup_knows_is_found_and_the_table_behind_it_says_nothing(lookup):
+    tokens = Input((3,), dtype="int64")
+    model = Model(tokens, layers.Embedding(4, 2)(lookup(tokens)))
+    assert known_of(model) == [VOCABULARY]
+    assert input_vocabularies(model, 1) == [None]
+
+
+def test_what_a_lookup_knows_is_found_through_what_changes_no_number(lookup):
+    left, right = Input((3,), dtype="int32"), Input((2,), dtype="int32")
+    both = layers.Concatenate()([left, keras.ops.expand_dims(right, -1)[..., 0]])
+    found = lookup(keras.ops.cast(layers.Reshape((5,))(both), "int64"))
+    assert known_of(Model([left, right], found), 2) == [VOCABULARY, VOCABULARY]
+    other = Input((3,), dtype="int64")
+    assert known_of(Model(other, lookup(other * 2 + 1))) == [None]
+
+
+def test_a_lookup_in_a_model_inside_and_a_table_outside(lookup):
+    tokens = Input((3,), dtype="int64")
+    inner = Model(tokens, lookup(tokens))
+    again = Input((3,), dtype="int64")
+    model = Model(again, layers.Embedding(4, 2)(inner(again)))
+    assert known_of(model) == [VOCABULARY]
+    assert input_vocabularies(model, 1) == [None]
+    stack = keras.Sequential([Input((3,), dtype="int64"), inner, layers.Embedding(4, 2)])
+    assert known_of(stack) == [VOCABULARY]
+
+
+def test_a_lookup_and_a_table_of_one_input_bound_each_other(lookup):
+    tokens = Input((3,), dtype="int64")
+    outputs = [layers.Embedding(600, 2)(tokens), layers.Embedding(4, 2)(lookup(tokens))]
+    (kind,) = input_kinds(Model(tokens, outputs), 1)
+    assert (kind.vocabulary, kind.known.values.tolist()) == (600, VOCABULARY)
+
+
+def test_a_lookup_inside_of_a_layer_is_found(lookup):
+    class Finding(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.lookup = lookup
+            self.table = layers.Embedding(4, 2)
+
+        def call(self, tokens):
+            return self.table(self.lookup(tokens))
+
+    tokens = Input((3,), dtype="int64")
+    model = Model(tokens, Finding()(tokens))
+    assert known_of(model) == [VOCABULARY]
+    assert input_vocabularies(model, 1) == [None]
+
+
+def test_floats_that_are_looked_up_are_whole_numbers():
+    stack = keras.Sequential([Input((5,)), layers.Embedding(4, 3)])
+    (kind,) = input_kinds(stack, 1)
+    assert (kind.known.values.tolist(), kind.known.takes_others) == ([0, 1, 2, 3], False)
+
+
+def test_the_padding_of_a_lookup_is_found():
+    pytest.importorskip("tensorflow")
+    tokens = Input((3,), dtype="int64")
+    masked = layers.IntegerLookup(vocabulary=[5, 6], mask_token=9)
+    (kind,) = input_kinds(Model(tokens, masked(tokens)), 1)
+    assert kind.mask_value == 9

@@ -132,6 +132,15 @@ def test_a_subclassed_model_takes_a_dict_by_its_keys():
     assert names(signature.outputs) == ["sum"]
 
 
+def test_a_lookup_backwards_gives_strings_which_are_refused():
+    pytest.importorskip("tensorflow")
+    lookup = keras.layers.StringLookup(vocabulary=["cat", "dog"], invert=True, name="answer")
+    numbers = keras.Input((1,), dtype="int64")
+    for model in (keras.Model(numbers, lookup(numbers)), keras.Sequential([numbers, lookup])):
+        with pytest.raises(NotSupportedError, match=r"Strings can't be exported .*'answer'"):
+            NamedModel(model)
+
+
 def test_strings_are_refused_with_a_way_out():
     text = keras.Input((1,), dtype="string", name="text")
     with pytest.raises(NotSupportedError, match=r"Strings can't be .*\['text'"):

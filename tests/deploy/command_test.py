@@ -1,5 +1,8 @@
 import argparse
+import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -33,6 +36,122 @@ def test_a_missing_file_is_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+AT_ONCE = """
+import contextlib, io, json, sys
+from keras_deepseek.cli import main
+
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        code = main(["export", *arguments])
+    print(json.dumps([code, errors.getvalue()]))
+    assert not {"keras", "tensorflow", "jax", "torch"} & set(sys.modules), arguments
+"""
+
+
+def test_what_is_wrong_in_itself_is_refused_before_keras_is_loaded(tmp_path):
+    (tmp_path / "model.keras").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    (tmp_path / "model.onnx").mkdir()
+    np.savez(tmp_path / "rows.npz", a=np.ones((3, 2)), b=np.ones((4, 2)))
+    model, out = str(tmp_path / "model.keras"), ["-o", str(tmp_path / "out")]
+    onnx = [model, "--backend", "onnx", *out]
+    saved_model = [model, "--backend", "savedmodel", *out]
+    engine = [model, "--backend", "tensorrt", *out]
+    rows = str(tmp_path / "rows.npz")
+    cases = {
+        "Unknown export backend 'onxx': did you mean 'onnx'": [model, "--backend", "onxx", *out],
+        "backend 'saved_model': did you": [model, "--benchmark", "--backend", "saved_model"],
+        "`opset` must be an integer from 13 to 25; received 12": [*onnx, "--opset", "12"],
+        "from 13 to 25; received 26": [*engine, "--opset", "26"],
+        "--opset: of ONNX and TensorRT alone": [*saved_model, "--opset", "20"],
+        "--classify, --regress: of a SavedModel": [*onnx, "--regress", "--classify", "a", "b"],
+        "names a class twice: ['a', 'b', 'a']": [*saved_model, "--classify", "a", "b", "a"],
+        "`name` must be a text without slashes": [*onnx, "--name", "a/b"],
+        "precision='int8' and calibration= go": [*onnx, "--precision", "int8"],
+        "int8 is written as onnx": [*saved_model, "--precision", "int8", "--calibrate", rows],
+        "where no file is": [*onnx, "--custom-objects-from", str(tmp_path / "layers.py")],
+        "AXIS=SMALLEST,USUAL,LARGEST": [*engine, "--profile", "batch"],
+        "is not a bundle, so it is not replaced": [*onnx[:3], "-o", str(tmp_path / "mine")],
+        "is a folder, where a file is to be": [*onnx[:3], "-o", str(tmp_path / "model.onnx")],
+        "No bundle at": [*onnx, "--check"],
+        "No file at": [str(tmp_path / "none.keras"), *onnx[1:]],
+        "the rows are a: 3, b: 4": [*onnx, "--samples", rows],
+        "No arrays can be read from": [*onnx, "--samples", model],
+        "rows.npz' is to have as many": [*onnx, "--precision", "int8", "--calibrate", rows],
+        "leave --samples, --classify, --regress out": [
+            *(model, "--benchmark", "--samples", rows, "--regress", "--classify")
+        ],
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", AT_ONCE, json.dumps(list(cases.values()))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    told = [json.loads(line) for line in ended.stdout.splitlines()]
+    for expected, (code, message) in zip(cases, told, strict=True):
+        assert code == 2
+        assert expected in message
+    assert sorted(os.listdir(tmp_path)) == ["mine", "model.keras", "model.onnx", "rows.npz"]
+
+
+def test_a_model_is_verified_on_rows_of_files_and_classifies(
+    digits, tmp_path, capsys, tensorflow_installed
+):
+    digits.save(tmp_path / "digits.keras")
+    images = np.random.default_rng(0).random((9, 8, 8, 1), "float32")
+    np.savez(tmp_path / "named.npz", image=images)
+    np.save(tmp_path / "plain.npy", images[:2])
+    made = [tmp_path / "digits.keras", "--backend", "savedmodel", "-o", tmp_path / "out"]
+    data = ["--samples", tmp_path / "named.npz", "--samples", tmp_path / "plain.npy"]
+    run(*made, *data, "--classify", *"abcdefghij")
+    found = Bundle.open(tmp_path / "out").manifest.verification
+    # Rows of the first file in batches of 1, 3, 4 and 1, those of the second in 1 and 1.
+    assert (found.state, found.num_samples) == ("verified", 6)
+    assert found.signatures == ("serving_default", "serving_classify")
+    run(*made, "--check", "--classify", *"abcdefghij")
+    assert "verified on 6 batches by serving_default" in capsys.readouterr().out
+    with pytest.raises(InvalidInputError, match=r"Of 1 value a row .* it has probabilities"):
+        run(*made, "--regress")
+    np.savez(tmp_path / "other.npz", picture=images)
+    with pytest.raises(InvalidInputError, match=r"`samples\[0\]`: .*unknown \['picture'\]"):
+        run(*made, "--samples", tmp_path / "other.npz")
+
+
+def test_a_format_of_a_users_module_may_be_named(dense, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+    dense.save(tmp_path / "dense.keras")
+    (tmp_path / "counting_format.py").write_text(COUNTING)
+    made = [tmp_path / "dense.keras", "--backend", "counting", "-o", tmp_path / "out"]
+    run(*made, "--custom-objects-from", tmp_path / "counting_format.py")
+    assert Bundle.open(tmp_path / "out").manifest.format == "counting"
+
+
+COUNTING = """
+from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.deploy import register_exporter
+
+class Counting:
+    name, suffix, entry = "counting", "", "count.txt"
+    def write(self, model, folder):
+        (folder / self.entry).write_text(str(model.model.count_params()))
+        return "counting"
+    def run(self, folder, samples):
+        raise NotSupportedError("a number can't be run")
+
+register_exporter(Counting())
+"""
+
+
+def test_classes_may_go_by_their_numbers():
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    parsed = parser.parse_args(["model.keras", "--backend", "savedmodel", "--classify"])
+    assert command._options(parsed) == {"classify": True}
+
+
 def test_an_unknown_backend_is_refused(digits, tmp_path):
     digits.save(tmp_path / "digits.keras")
     with pytest.raises(InvalidInputError, match="did you mean 'onnx'"):
@@ -52,24 +171,6 @@ def test_rows_of_a_file_calibrate_int8_and_an_artifact_is_checked(
     assert "checked" in capsys.readouterr().out
     with pytest.raises(InvalidInputError, match="for data like those"):
         run(*made, "--check")
-
-
-def test_one_array_needs_no_name(tmp_path):
-    np.savez(tmp_path / "rows.npz", np.ones((2, 3)))
-    assert command._load_rows(tmp_path / "rows.npz").shape == (2, 3)
-    np.save(tmp_path / "rows.npy", np.ones((2, 3)))
-    assert command._load_rows(tmp_path / "rows.npy").shape == (2, 3)
-    np.savez(tmp_path / "rows.npz", a=np.ones(1), b=np.zeros(1))
-    assert sorted(command._load_rows(tmp_path / "rows.npz")) == ["a", "b"]
-
-
-@pytest.mark.parametrize("content", [None, b"", b"torn", b"PK\x03\x04", b"\x93NUMPY"])
-def test_a_file_without_arrays_is_named(tmp_path, content):
-    path = tmp_path / "rows.npz"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InvalidInputError, match=r"No arrays can be read from .*rows\.npz"):
-        command._load_rows(path)
 
 
 def test_an_engines_sizes_and_gpus_are_read(digits, tmp_path, monkeypatch):

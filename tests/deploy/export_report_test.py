@@ -14,6 +14,10 @@ from keras_deepseek.deploy import ExportReport
             "m.onnx: onnx, verified on 3 batches, largest difference 1.5e-07 (by hand, 0.5 s)",
         ),
         (
+            Verification("verified", num_samples=2, signatures=("a", "b")),
+            "m.onnx: onnx, verified on 2 batches by a, b, largest difference 0 (by hand, 0.5 s)",
+        ),
+        (
             Verification("unverified", "no GPU"),
             "m.onnx: onnx, unverified: no GPU (by hand, 0.5 s)",
         ),

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.errors import ExportError, InvalidInputError, NotSupportedError
 from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.deploy import Exporter, routes
 from keras_deepseek.deploy import make_artifact as module
-from keras_deepseek.deploy import routes
 from keras_deepseek.deploy.make_artifact import make_artifact
 from keras_deepseek.deploy.routes import InProcess
 from keras_deepseek.deploy.samples import ROUND_LENGTHS, make_samples
@@ -194,3 +195,65 @@ def test_large_numbers_are_compared_less_strictly(tmp_path, weights_format, job_
     job = job_of(weights_format(spoil=5e-4), takes_differing=True)
     made = make_artifact(replace(job, samples=usual, **large), folder, print)
     assert made.verification.state == state
+
+
+def test_a_float32_head_on_layers_of_half_precision_is_judged_by_these(
+    tmp_path, tensorflow_installed
+):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((12,), name="x")
+    hidden = keras.layers.Dense(16, activation="relu", dtype="mixed_float16")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(4, dtype="float32", name="y")(hidden))
+    report = Exporter(model, "onnx", verbose=False).export(tmp_path / "model")
+    assert report.verified
+    assert Exporter(model, "onnx", verbose=False).check(tmp_path / "model").verified
+    model.layers[-1].bias.assign(0.1 * np.ones(4))
+    with pytest.raises(ExportError, match="differs by"):
+        Exporter(model, "onnx", verbose=False).check(tmp_path / "model")
+
+
+def test_a_model_trained_in_half_precision_exports_in_float32(tmp_path, tensorflow_installed):
+    from keras_deepseek.training import Trainer
+
+    model = keras.Sequential(
+        [keras.Input((4,), name="x"), keras.layers.Dense(3, name="y")], name="line"
+    )
+    trainer = Trainer(model, optimizer="sgd", loss="mse", fp16_enabled=True)
+    trainer.fit(np.ones((8, 4)), np.ones((8, 3)), verbose=0)
+    report = Exporter(model, "onnx", verbose=False).export(tmp_path / "line")
+    assert Bundle.open(report.path).manifest.precision == "float32"
+    assert report.verification.largest_difference < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("backend", "policy"),
+    [
+        ("onnx", "mixed_float16"),
+        ("savedmodel", "mixed_float16"),
+        ("savedmodel", "mixed_bfloat16"),
+    ],
+)
+def test_a_model_of_half_precision_exports_as_it_is(
+    tmp_path, backend, policy, tensorflow_installed
+):
+    dense = keras.layers.Dense(3, dtype=policy)
+    model = keras.Sequential([keras.Input((4,)), dense], name="half")
+    report = Exporter(model, backend, verbose=False).export(tmp_path / "half")
+    assert report.verified
+    manifest = Bundle.open(tmp_path / "half").manifest
+    assert manifest.signature.outputs[0].dtype == policy.removeprefix("mixed_")
+
+
+@pytest.mark.parametrize("backend", ["onnx", "savedmodel"])
+def test_layers_may_compute_in_half_precision(digits, tmp_path, backend, tensorflow_installed):
+    exporter = Exporter(digits, backend, precision="float16", verbose=False)
+    report = exporter.export(tmp_path / "half")
+    assert report.verified
+    assert 0 < report.verification.largest_difference < 1e-2
+    assert report.verification.agreement["probabilities"]["same_largest"] > 0.9
+    manifest = Bundle.open(tmp_path / "half").manifest
+    assert manifest.precision == "float16"
+    assert manifest.signature.outputs[0].dtype == "float32"
+    assert manifest.verification == report.verification
+    assert digits.compute_dtype == "float32"
+    assert exporter.check(tmp_path / "half").verified

@@ -6,7 +6,7 @@ import pytest
 
 from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
-from keras_deepseek.deploy.make_engine import engine_job, make_engine
+from keras_deepseek.deploy.make_engine import engine_job, make_engine, say_left_out
 
 
 def make(job, folder, *, draws_samples=True, **options):
@@ -38,6 +38,8 @@ def test_an_engine_is_verified_on_the_sizes_of_its_profiles(job, tmp_path, plain
 def test_given_samples_are_what_it_is_verified_on(job, tmp_path, plain_tensorrt):
     made = make(job, tmp_path, draws_samples=False, profiles={"batch": (3, 3, 4)})
     assert (made.verification.state, made.verification.num_samples) == ("verified", 2)
+    assert made.route.endswith(", 1 of the 3 batches left out, which no profile has room for")
+    assert say_left_out(0, 3) == ""
 
 
 def test_samples_beyond_all_profiles_verify_nothing(job, tmp_path, plain_tensorrt):

@@ -1,10 +1,12 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.bundle import Bundle
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.deploy import register_exporter, registry
+from keras_deepseek.deploy import Exporter, register_exporter, registry
 
 SIGNATURE = Signature(inputs=(TensorSpec("x", (None, 4), "float32"),), outputs=())
 
@@ -13,10 +15,18 @@ class TextFormat:
     name, suffix, entry = "text", ".txt", "model.txt"
 
     def write(self, model, folder):
-        return "by hand"
+        (folder / self.entry).write_text(
+            json.dumps([weight.tolist() for weight in model.model.get_weights()])
+        )
+        return "JSON"
 
     def run(self, folder, samples):
-        return []
+        raise NotSupportedError("text is not run")
+
+
+@pytest.fixture
+def text_format():
+    register_exporter(TextFormat())
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +99,23 @@ def test_a_class_in_place_of_an_instance_is_refused():
 def test_what_is_no_format_says_what_it_lacks():
     with pytest.raises(InvalidInputError, match="lacks name, suffix, entry, write, run"):
         register_exporter(object())
+
+
+def test_a_registered_format_takes_its_options_itself(digits, text_format):
+    with pytest.raises(InvalidInputError, match=r"register_exporter\(MyFormat\(opset=...\)\)"):
+        Exporter(digits, "text", opset=18)
+
+
+@pytest.mark.parametrize(("backend", "path"), [("text", "bundle"), ("custom", "model.txt")])
+def test_a_registered_format_is_written(digits, tmp_path, text_format, backend, path):
+    report = Exporter(model=digits, backend=backend, verbose=False).export(tmp_path / path)
+    assert (report.verified, report.verification.reason) == (False, "text is not run")
+    if backend == "text":
+        assert Bundle.open(tmp_path / path).manifest.verification.state == "unverified"
+    else:
+        assert json.loads((tmp_path / path).read_text())
+
+
+def test_custom_without_a_registered_format_says_how(digits, tmp_path):
+    with pytest.raises(InvalidInputError, match="register_exporter"):
+        Exporter(model=digits, backend="custom").export(tmp_path / "model.unknown")

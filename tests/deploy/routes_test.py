@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.artifacts.errors import NotSupportedError
 from keras_deepseek.deploy.routes import InChild, InProcess, find_routes
 
 
@@ -114,6 +115,27 @@ def test_layers_from_a_file_reach_the_other_process(tmp_path, tensorflow_install
     assert "saved_model.pb" in os.listdir(folder)
     for sample, outputs in zip(job.samples, result.outputs, strict=True):
         np.testing.assert_allclose(outputs["output_0"], 2 * sample["input_0"])
+
+
+def test_what_a_child_leaves_among_temporary_files_is_removed(tmp_path, job_of):
+    pytest.importorskip("cloudpickle")
+
+    class Leaving:
+        name, suffix, entry = "leaving", ".txt", "place.txt"
+
+        def write(self, model, folder):
+            import tempfile
+
+            (folder / self.entry).write_text(tempfile.mkdtemp())
+            return "by hand"
+
+        def run(self, folder, samples):
+            raise NotSupportedError("it is not run")
+
+    InChild(other_backend()).export(job_of(Leaving()), tmp_path, print)
+    left = Path((tmp_path / "place.txt").read_text())
+    assert left.parent.name == "temporary"
+    assert not left.parent.parent.exists()
 
 
 WAITING_FOR_A_CHILD = """

@@ -3,7 +3,6 @@ import pytest
 
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.samples import (
-    cut_batches,
     draw_batch,
     hold_out,
     make_further_samples,
@@ -81,15 +80,6 @@ def test_batches_are_drawn_that_the_model_takes(halving, factor, lengths):
     assert [sample["image"].shape[1] for sample in samples] == lengths
 
 
-@pytest.mark.parametrize(("rows", "sizes"), [(1, [1]), (5, [1, 3, 1]), (50, [1, 3, 4, 32, 10])])
-def test_data_are_cut_into_batches_of_several_sizes(rows, sizes):
-    arrays = {"x": np.arange(rows), "y": np.arange(2 * rows).reshape(rows, 2)}
-    batches = cut_batches(arrays)
-    assert [len(batch["x"]) for batch in batches] == sizes
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(np.concatenate([batch[name] for batch in batches]), array)
-
-
 def test_integers_are_of_the_vocabulary_and_end_in_padding():
     from keras import Input, Model, layers
 
@@ -151,3 +141,47 @@ def test_each_fifth_row_is_held_out_of_enough():
 def test_few_rows_serve_for_both():
     rows = {"x": np.arange(19)}
     assert hold_out(rows) == (rows, rows)
+
+
+def drawn_by(layer, dtype):
+    from keras import Input, Model
+
+    inputs = Input((9,), dtype=dtype, name="x")
+    _, samples = samples_of(Model(inputs, layer(inputs)))
+    return samples
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int16", "float32"])
+def test_what_is_looked_up_is_of_the_vocabulary_with_a_few_that_are_unknown(dtype):
+    from keras import layers
+
+    pytest.importorskip("tensorflow")
+    layer = layers.IntegerLookup(vocabulary=[700, 500, 900, 2**40], mask_token=3)
+    samples = drawn_by(layer, dtype)
+    drawn = np.concatenate([sample["x"] for sample in samples])
+    known = {700, 500, 900} if dtype == "int16" else {700, 500, 900, 2**40}
+    assert drawn.dtype == dtype
+    assert known <= set(drawn[:, :6].ravel().tolist())
+    if dtype == "int64":
+        assert set(drawn.ravel().tolist()) - known - {3}
+    assert all((sample["x"][0, 6:] == 3).all() for sample in samples)
+    assert (drawn[:, :6] != 3).all()
+
+
+def test_what_takes_no_unknown_number_is_given_none():
+    from keras import layers
+
+    pytest.importorskip("tensorflow")
+    lookup = layers.IntegerLookup(vocabulary=[7, 5], num_oov_indices=0)
+    for layer, known in ((lookup, {5, 7}), (layers.CategoryEncoding(3, "multi_hot"), {0, 1, 2})):
+        drawn = np.concatenate([sample["x"] for sample in drawn_by(layer, "int64")])
+        assert set(drawn.ravel().tolist()) == known
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_each_bin_is_drawn_from(dtype):
+    from keras import layers
+
+    samples = drawn_by(layers.Discretization([100.0, 200.0, 300.0]), dtype)
+    drawn = np.concatenate([sample["x"] for sample in samples])
+    assert set(np.digitize(drawn, [100, 200, 300]).ravel().tolist()) == {0, 1, 2, 3}

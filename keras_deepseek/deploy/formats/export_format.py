@@ -21,10 +21,12 @@ class ExportFormat(Protocol):
     their own, to which a format of the user's is sent by `cloudpickle`. And it may have a
     `runtime`, the name of the backend that its `run` takes, where not every one will do;
     `load`, which returns for a folder the function of a batch that `run` calls for each: with it
-    latencies are compared; `check_signature`, a function of the model's signature that raises an
+    latencies are compared; `further_outputs`, a function from the model's outputs of a batch to
+    what `run` gives beside them, and `signatures`, the names of all that is compared so, for the
+    report; `check_signature`, a function of the model's signature that raises an
     `InvalidInputError`, before any work is done, where the format has no such names or shapes; and
     `check_backend`, a function of the model and of the name of a backend that raises a
-    `NotSupportedError` where that is known not to write it.
+    `NotSupportedError` where that is known not to write it, an `InvalidInputError` where none does.
     """
 
     name: str

@@ -8,8 +8,10 @@ from typing import Any
 from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_boolean
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.artifacts.export_arguments import OPSETS, check_opset
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
 from keras_deepseek.backend.host_values import count_bytes
+from keras_deepseek.backend.known_numbers import layers_by_tensorflow
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.one_file import fits_one_file
 from keras_deepseek.deploy.failure_reason import failure_reason
@@ -25,8 +27,6 @@ from keras_deepseek.deploy.onnx_passes.rename import check_names, rename
 from keras_deepseek.deploy.onnx_passes.save import load, save
 from keras_deepseek.deploy.onnx_passes.simplify import simplify
 from keras_deepseek.deploy.onnx_passes.to_bfloat16 import to_bfloat16
-
-_OPSETS = range(13, 26)
 
 
 class OnnxFormat:
@@ -66,12 +66,7 @@ class OnnxFormat:
         calibration: Sequence[dict[str, Array]] | None = None,
         products_in_float16: bool = False,
     ) -> None:
-        if type(opset) is not int or opset not in _OPSETS:
-            raise InvalidInputError(
-                f"`opset` must be an integer from {_OPSETS[0]} to {_OPSETS[-1]}; "
-                f"received {opset!r}."
-            )
-        self.opset = opset
+        self.opset = check_opset(opset)
         self.simplified = check_boolean("simplified", simplified)
         self.fused = check_boolean("fused", fused)
         self.calibration = calibration
@@ -82,7 +77,17 @@ class OnnxFormat:
         check_names(signature)
 
     def check_backend(self, model: NamedModel, name: str) -> None:
-        """Raises a `NotSupportedError` where a backend can't write a file of this size."""
+        """Raises where no backend can write a model, or this one not a file of its size.
+
+        Raises:
+            InvalidInputError: A layer is none that ONNX has operators for.
+            NotSupportedError: The weights are too many for this backend.
+        """
+        if names := layers_by_tensorflow(model.model):
+            raise InvalidInputError(
+                f"ONNX has no operators for {', '.join(names)}, whose tables and hashes are "
+                "TensorFlow's: take such layers out of the model, or export it as 'savedmodel'."
+            )
         if fits_one_file(model.model):
             return
         if name != "torch":
@@ -118,7 +123,7 @@ class OnnxFormat:
             fuse(proto)
         if is_brief:
             to_bfloat16(proto.graph)
-            check_bfloat16(proto, _OPSETS[-1])
+            check_bfloat16(proto, OPSETS[-1])
         if self.calibration is not None:
             proto = quantize(proto, self.calibration)
         if self.products_in_float16:
@@ -128,7 +133,8 @@ class OnnxFormat:
         save(proto, path)
         onnx.checker.check_model(path)
         beside = ", its weights beside it" if is_large else ""
-        return f"ONNX opset {self.opset}, {len(proto.graph.node)} nodes of {num_written}{beside}"
+        how = f"ONNX opset {self.opset}, {len(proto.graph.node)} nodes of {num_written}{beside}"
+        return how if self.calibration is None else f"{how}, {_describe_rows(self.calibration)}"
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
         """Runs the file by onnxruntime on the CPU, or by ONNX's reference what that lacks."""
@@ -157,6 +163,12 @@ class OnnxFormat:
             "inputs": "; ".join(map(str, model.signature.inputs)),
             "outputs": "; ".join(map(str, model.signature.outputs)),
         }
+
+
+def _describe_rows(batches: Sequence[dict[str, Array]]) -> str:
+    """Returns how many rows int8 was made for, and of which inputs: not the data."""
+    num_rows = sum(len(next(iter(batch.values()))) for batch in batches)
+    return f"int8 for the ranges of {num_rows} rows of {', '.join(batches[0])}"
 
 
 def _computes_in_bfloat16(path: Path) -> bool:

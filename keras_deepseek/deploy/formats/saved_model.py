@@ -1,17 +1,22 @@
 """SavedModel: a folder that TF Serving loads, run by TensorFlow."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_boolean
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.artifacts.export_arguments import check_classes
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
+from keras_deepseek.backend.example_signatures import CLASSIFY, REGRESS, classify, regress
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.backend.saved_model import load_saved_model
 from keras_deepseek.backend.serving_signatures import ServingSignatures
 from keras_deepseek.deploy.formats.warmup_requests import write_warmup_requests
 from keras_deepseek.deploy.samples import make_taken_samples
+
+_DEFAULT = "serving_default"
 
 
 class SavedModelFormat:
@@ -39,18 +44,7 @@ class SavedModelFormat:
     def __init__(
         self, classify: bool | Sequence[str] = False, regress: bool = False, warmup: bool = True
     ) -> None:
-        names = [] if isinstance(classify, bool) else classify
-        is_list = isinstance(names, list | tuple) and all(isinstance(each, str) for each in names)
-        if not is_list or (not isinstance(classify, bool) and not names):
-            raise InvalidInputError(
-                "`classify` must be a boolean, or a list of the classes' names; "
-                f"received {classify!r}."
-            )
-        if len(set(names)) < len(names):
-            raise InvalidInputError(
-                f"`classify` names a class twice: {[*names]}. By its name a client tells it."
-            )
-        self._classify = classify
+        self._classify = check_classes(classify)
         self._regress = check_boolean("regress", regress)
         self._warmup = check_boolean("warmup", warmup)
 
@@ -64,25 +58,60 @@ class SavedModelFormat:
         backend.current().write_saved_model(model, str(folder), signatures)
         if self._warmup:
             write_warmup_requests(folder, model.model.name, make_taken_samples(model))
-        names = ["serving_default"]
-        names += ["serving_classify"] if signatures.classes is not None else []
-        names += ["serving_regress"] if signatures.regresses else []
-        return f"SavedModel with {', '.join(names)}"
+        return f"SavedModel with {', '.join(self.signatures)}"
+
+    @property
+    def signatures(self) -> tuple[str, ...]:
+        """The names of the signatures, each of which is verified."""
+        return (_DEFAULT, *self._further)
+
+    def further_outputs(self, outputs: dict[str, Array]) -> dict[str, Array]:
+        """Returns what the signatures beside `serving_default` are to give, by their names."""
+        if not self._further:
+            return {}
+        (output,) = outputs.values()
+        rows = output.astype("float32")
+        expected = {CLASSIFY: rows, REGRESS: rows.reshape(len(rows), -1)[:, 0]}
+        return {name: expected[name] for name in self._further}
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
-        """Runs the signature by TensorFlow, without Keras."""
+        """Runs all signatures by TensorFlow, without Keras.
+
+        Raises:
+            NotSupportedError: The artifact has a signature that there is nothing to compare with.
+        """
         infer = self.load(folder)
-        return [infer(sample) for sample in samples]
+        loaded = infer.loaded  # type: ignore[attr-defined]
+        further = self._further
+        unknown = {CLASSIFY: "classify=[...], its classes", REGRESS: "regress=True"}
+        for name, argument in unknown.items():
+            if name in loaded.signatures and name not in further:
+                raise NotSupportedError(f"it has {name}: pass {argument}, to have it compared")
+        return [
+            infer(sample) | {name: call(loaded, sample) for name, call in further.items()}
+            for sample in samples
+        ]
 
     def load(self, folder: Path) -> InferenceFunction:
-        """Returns the signature as a function of arrays by name."""
+        """Returns `serving_default` as a function of arrays by name."""
         return load_saved_model(folder)
+
+    @property
+    def _further(self) -> dict[str, Callable[[Any, dict[str, Array]], Array]]:
+        """The signatures of examples: what each gives for a SavedModel, loaded, and rows."""
+        classes = self._classify if isinstance(self._classify, tuple) else None
+        found: dict[str, Callable[[Any, dict[str, Array]], Array]] = {}
+        if self._classify is not False:
+            found[CLASSIFY] = lambda loaded, rows: classify(loaded, rows, classes)
+        if self._regress:
+            found[REGRESS] = regress
+        return found
 
     def _classes(self, signature: Signature) -> tuple[str, ...] | None:
         """Returns the names of the classes; `None` where nothing is to be classified."""
         if self._classify is False:
             return None
         if self._classify is not True:
-            return tuple(self._classify)
+            return self._classify
         width = signature.outputs[0].shape[-1] if signature.outputs[0].shape else None
         return tuple(str(index) for index in range(width or 0))

@@ -1,5 +1,6 @@
 """Which operators ONNX does not have in bfloat16, and since when it has others."""
 
+import math
 from typing import Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError
@@ -7,6 +8,8 @@ from keras_deepseek.deploy.onnx_passes.import_package import import_package
 from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
 
 _BFLOAT16 = "tensor(bfloat16)"
+_FEW = 64
+"""Numbers of a tensor that may be sizes, and no weights."""
 
 
 def check_bfloat16(model: Any, latest: int) -> None:
@@ -20,9 +23,10 @@ def check_bfloat16(model: Any, latest: int) -> None:
         InvalidInputError: There are such operators. The message names them, and the version that
             has them all, if there is one.
     """
-    onnx = import_package("onnx")
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
-    found = _inputs_in_bfloat16(onnx.shape_inference.infer_shapes(model).graph, frozenset())
+    inference = import_package("onnx.shape_inference")
+    typed = inference.infer_shapes(_without_weights(model))
+    found = _inputs_in_bfloat16(typed.graph, frozenset())
     lacking = sorted({name for name, place in found if not _takes_it(name, place, opset)})
     if not lacking:
         return
@@ -33,6 +37,32 @@ def check_bfloat16(model: Any, latest: int) -> None:
         f"ONNX has no {', '.join(lacking)} in bfloat16 at opset {opset}: pass "
         f"{advice}precision='float16'."
     )
+
+
+def _without_weights(model: Any) -> Any:
+    """Returns a model with inputs of the same types in place of its large weights.
+
+    What is small stays: by sizes that are stored the ranks of others are found.
+    """
+    onnx = import_package("onnx")
+    graph = model.graph
+    light = onnx.ModelProto(
+        ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions
+    )
+    light.graph.name = graph.name
+    light.graph.node.extend(graph.node)
+    light.graph.input.extend(graph.input)
+    light.graph.output.extend(graph.output)
+    light.graph.value_info.extend(graph.value_info)
+    given = {value.name for value in graph.input}
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) <= _FEW:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in given:
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    return light
 
 
 def _inputs_in_bfloat16(graph: Any, outer: frozenset[str]) -> set[tuple[str, int]]:

@@ -46,6 +46,19 @@ class Flavor:
         return f"{_TITLES[self.name]} {self.module.__version__}"
 
 
+def check_flavor(name: str) -> None:
+    """Says that a flavor is unknown.
+
+    Args:
+        name: string.
+
+    Raises:
+        InvalidInputError: It is.
+    """
+    if name not in FLAVORS:
+        raise InvalidInputError(unknown_name_message("flavor", name, FLAVORS))
+
+
 def find_flavor(name: str, *, wants_capabilities: bool) -> Flavor:
     """Returns the library that is asked for, or the one that there is.
 
@@ -60,8 +73,7 @@ def find_flavor(name: str, *, wants_capabilities: bool) -> Flavor:
         MissingExtraError: The library is not installed.
         NotSupportedError: Plain TensorRT is asked for where no GPU is visible.
     """
-    if name not in FLAVORS:
-        raise InvalidInputError(unknown_name_message("flavor", name, FLAVORS))
+    check_flavor(name)
     if name == "auto":
         return _import_flavor(_choose(wants_capabilities=wants_capabilities))
     if name == "tensorrt" and wants_capabilities:

@@ -3,14 +3,16 @@ import numpy as np
 import pytest
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.errors import (
+    ExportError,
     InvalidInputError,
     MissingExtraError,
     NotSupportedError,
 )
 from keras_deepseek.backend import one_file
 from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.deploy import import_extra
+from keras_deepseek.deploy import Exporter, import_extra, register_exporter, registry
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
 from keras_deepseek.deploy.onnx_passes import save
 from keras_deepseek.deploy.samples import make_samples
@@ -110,16 +112,74 @@ def test_without_onnx_the_extra_is_named(digits, tmp_path, monkeypatch):
 
 def test_what_onnxruntime_has_no_kernel_for_is_not_verified_by_another(tmp_path):
     onnx = pytest.importorskip("onnx")
-    helper, kind = onnx.helper, onnx.TensorProto
-    nodes = [
-        helper.make_node("Cast", ["x"], ["small"], to=kind.UINT32),
-        helper.make_node("ReduceSum", ["small"], ["summed"]),
-        helper.make_node("Cast", ["summed"], ["y"], to=kind.FLOAT),
-    ]
-    x, y = (helper.make_tensor_value_info(name, kind.FLOAT, None) for name in "xy")
-    graph = helper.make_graph(nodes, "sum", [x], [y])
-    opsets = [helper.make_opsetid("", 18)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    model = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 18]>
+        sum (float[] x) => (float[] y) {
+            small = Cast <to = 12> (x)  summed = ReduceSum (small)  y = Cast <to = 1> (summed)
+        }""")
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(Exception, match="NOT_IMPLEMENTED"):
         OnnxFormat().run(tmp_path, [{"x": np.ones((2, 4), "float32")}])
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_an_output_of_an_inputs_name_is_refused_before_work_is_done(
+    backend, tmp_path, capsys, monkeypatch
+):
+    from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
+
+    monkeypatch.setattr(registry, "_registered", {})
+    register_exporter(OpenVINOFormat())
+    inputs = {"score": keras.Input((3,), name="score")}
+    model = keras.Model(inputs, {"score": keras.layers.Dense(2)(inputs["score"])})
+    with pytest.raises(InvalidInputError, match="of an input and of an output: score"):
+        Exporter(model, backend).export(tmp_path / "model")
+    assert capsys.readouterr().out == ""
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="it changes this process")
+def test_weights_beyond_one_file_ask_for_a_folder(digits, tmp_path, monkeypatch):
+    import onnxruntime
+
+    from keras_deepseek.deploy.onnx_passes import save
+
+    monkeypatch.setattr(save, "LARGEST_FILE", 1_000)
+    exporter = Exporter(digits, "onnx", verbose=False)
+    with pytest.raises(ExportError, match=r"can't hold this model.*export\('digits'\)"):
+        exporter.export(tmp_path / "digits.onnx")
+    assert not any(tmp_path.iterdir())
+    assert exporter.export(tmp_path / "digits").verified
+    assert (tmp_path / "digits" / "model.onnx.data").is_file()
+    assert exporter.check(tmp_path / "digits").verified
+    session = onnxruntime.InferenceSession(Bundle.open(tmp_path / "digits").entry)
+    assert session.run(None, {"image": np.zeros((2, 8, 8, 1), "float32")})[0].shape == (2, 10)
+
+
+def test_an_onnx_file_is_the_same_each_time(model, tmp_path, tensorflow_installed):
+    for place in ("first.onnx", "second.onnx"):
+        Exporter(model, "onnx", verbose=False).export(tmp_path / place)
+    first, second = ((tmp_path / f"{name}.onnx").read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
+def test_bfloat16_goes_by_the_opset_that_has_it(digits, tmp_path, tensorflow_installed):
+    exporter = Exporter(digits, "onnx", precision="bfloat16", verbose=False)
+    with pytest.raises(InvalidInputError, match=r"no Conv in bfloat16 at opset 18: pass opset=22"):
+        exporter.export(tmp_path / "brief")
+    assert not any(tmp_path.iterdir())
+    exporter = Exporter(digits, "onnx", precision="bfloat16", opset=22, verbose=False)
+    assert exporter.export(tmp_path / "brief").verified
+
+
+def test_a_layer_that_onnx_has_no_operators_for_is_named(tmp_path):
+    pytest.importorskip("tensorflow")
+    tokens = keras.Input((3,), dtype="int64")
+    inner = keras.Sequential([tokens, keras.layers.Hashing(5, name="bins")])
+    other = keras.Input((3,), dtype="int64")
+    lookup = keras.layers.IntegerLookup(vocabulary=[7, 5], name="known")
+    model = keras.Model(other, [lookup(other), inner(other)])
+    with pytest.raises(
+        InvalidInputError, match=r"for IntegerLookup 'known', Hashing 'bins', whose"
+    ):
+        Exporter(model, "onnx", verbose=False).export(tmp_path / "model")
+    assert not any(tmp_path.iterdir())

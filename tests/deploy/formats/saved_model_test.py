@@ -2,8 +2,11 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.artifacts.bundle import Bundle
+from keras_deepseek.artifacts.errors import ExportError, InvalidInputError, NotSupportedError
 from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.saved_model_writer import _ExampleSignatures
+from keras_deepseek.deploy import Exporter
 from keras_deepseek.deploy.formats.saved_model import SavedModelFormat
 
 IN_TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -63,3 +66,107 @@ def test_arguments_that_say_nothing_are_refused(options, match):
 def test_pytorch_passes_it_on(digits, tmp_path):
     with pytest.raises(NotSupportedError):
         SavedModelFormat().write(NamedModel(digits), tmp_path)
+
+
+def build_price():
+    x, count = keras.Input((2, 3), name="x"), keras.Input((2,), dtype="int32", name="count")
+    both = keras.layers.Concatenate()([keras.layers.Flatten()(x), keras.ops.cast(count, "float32")])
+    return keras.Model([x, count], keras.layers.Dense(1, name="price")(both), name="price")
+
+
+def test_what_reads_examples_is_verified_on_every_backend(digits, tmp_path, tensorflow_installed):
+    names = [f"class {index}" for index in range(10)]
+    made = {
+        "serving_classify": Exporter(digits, "savedmodel", classify=names, verbose=False),
+        "serving_regress": Exporter(build_price(), "savedmodel", regress=True, verbose=False),
+    }
+    for name, exporter in made.items():
+        report = exporter.export(tmp_path / name)
+        assert report.verified
+        assert report.verification.signatures == ("serving_default", name)
+        assert f"batches by serving_default, {name}, largest" in str(report)
+        assert Bundle.open(tmp_path / name).manifest.verification == report.verification
+        assert exporter.check(tmp_path / name).verification.signatures == ("serving_default", name)
+
+
+def test_in_less_precision_it_is_verified_too(digits, tmp_path, tensorflow_installed):
+    exporter = Exporter(digits, "savedmodel", classify=True, precision="float16", verbose=False)
+    agreement = exporter.export(tmp_path / "half").verification.agreement
+    assert 0 < agreement["serving_classify"]["relative_error"] < 1e-2
+
+
+def test_a_signature_that_nothing_is_known_of_is_not_checked(
+    digits, tmp_path, tensorflow_installed
+):
+    exporter = Exporter(digits, "savedmodel", classify=True, verbose=False)
+    exporter.export(tmp_path / "digits")
+    found = Exporter(digits, "savedmodel", verbose=False).check(tmp_path / "digits").verification
+    assert found.state == "unverified"
+    assert found.reason.startswith("it has serving_classify: pass classify=")
+    other = Exporter(digits, "savedmodel", classify=[*"abcdefghij"], verbose=False)
+    with pytest.raises(ExportError, match="does not name the class 'a' once a row"):
+        other.check(tmp_path / "digits")
+
+
+def _swap(self, inputs):
+    found = classify(self, inputs)
+    return {"classes": found["classes"][:, ::-1], "scores": found["scores"]}
+
+
+def _only_serving(self, inputs):
+    """Gives other scores than `serving_default`."""
+    found = classify(self, inputs)
+    return {"classes": found["classes"], "scores": found["scores"] * 0.99 + 0.001}
+
+
+def _shift(self, inputs):
+    return {"outputs": regress(self, inputs)["outputs"] + 0.5}
+
+
+classify, regress = _ExampleSignatures._classify, _ExampleSignatures._regress
+
+
+@pytest.mark.skipif(not IN_TENSORFLOW, reason="it is written in this process by TensorFlow alone")
+@pytest.mark.parametrize(
+    ("kind", "wrong"), [("classify", _swap), ("classify", _only_serving), ("regress", _shift)]
+)
+def test_a_wrong_one_fails_and_leaves_nothing(digits, tmp_path, monkeypatch, kind, wrong):
+    monkeypatch.setattr(_ExampleSignatures, f"_{kind}", wrong)
+    model = digits if kind == "classify" else build_price()
+    exporter = Exporter(model, "savedmodel", verbose=False, **{kind: True})
+    with pytest.raises(ExportError, match=rf"Output 'serving_{kind}'.* differs by"):
+        exporter.export(tmp_path / "wrong")
+    assert not any(tmp_path.iterdir())
+
+
+def looking_up(**options):
+    x = keras.Input((3,), dtype="int64", name="x")
+    layer = keras.layers.IntegerLookup(vocabulary=[700, 500, 900], **options)
+    return keras.Model(x, keras.layers.Embedding(layer.vocabulary_size(), 2)(layer(x)))
+
+
+def binning():
+    x = keras.Input((3,), name="x")
+    bins = keras.layers.Discretization([100.0, 200.0, 300.0])(x)
+    return keras.Model(x, keras.layers.Embedding(4, 2)(bins))
+
+
+def encoding():
+    x = keras.Input((3,), name="x")
+    encoded = keras.layers.CategoryEncoding(4, output_mode="multi_hot")(x)
+    return keras.Model(x, keras.layers.Dense(2)(encoded))
+
+
+@pytest.mark.skipif(not IN_TENSORFLOW, reason="TensorFlow alone has the tables in a graph")
+@pytest.mark.parametrize(
+    "build",
+    [
+        looking_up,
+        lambda: looking_up(num_oov_indices=0),
+        lambda: looking_up(mask_token=0),
+        binning,
+        encoding,
+    ],
+)
+def test_what_knows_some_numbers_alone_is_verified(tmp_path, build):
+    assert Exporter(build(), "savedmodel", verbose=False).export(tmp_path / "model").verified

@@ -98,34 +98,13 @@ def test_a_weight_that_is_an_output_stays(make_graph, run):
 
 @pytest.mark.parametrize("copied", [0, 1])
 def test_of_two_equal_outputs_of_a_loop_always_the_same_is_a_copy(make_graph, run, copied):
-    from onnx import TensorProto, helper
-
-    floats = TensorProto.FLOAT
     names = ["sum", "sum"]
     names[copied] = "copy"
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["going"], ["goes_on"]),
-            helper.make_node("Add", ["left", "right"], ["sum"]),
-            helper.make_node("Identity", ["sum"], ["copy"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("step", TensorProto.INT64, []),
-            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("left", floats, [None, 4]),
-            helper.make_tensor_value_info("right", floats, [None, 4]),
-        ],
-        [
-            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
-            *(helper.make_tensor_value_info(name, floats, [None, 4]) for name in names),
-        ],
-    )
-    nodes = [
-        helper.make_node("Loop", ["steps", "", "x", "x"], ["left_end", "right_end"], body=body),
-        helper.make_node("Sub", ["left_end", "right_end"], ["difference"]),
-        helper.make_node("Add", ["difference", "left_end"], ["y"]),
-    ]
+    nodes = f"""left_end, right_end = Loop (steps, , x, x) <body = body
+        (int64 step, bool going, float[N, 4] left, float[N, 4] right)
+        => (bool goes_on, float[N, 4] {names[0]}, float[N, 4] {names[1]})
+        {{ goes_on = Identity (going)  sum = Add (left, right)  copy = Identity (sum) }}>
+        difference = Sub (left_end, right_end)  y = Add (difference, left_end)"""
     model = make_graph(nodes, {"steps": np.array(3)}, output_shape=(None, 4))
     x = np.arange(8, dtype="float32").reshape(2, 4)
     expected = run(model, x)
@@ -139,9 +118,6 @@ def test_of_two_equal_outputs_of_a_loop_always_the_same_is_a_copy(make_graph, ru
 
 
 def test_a_graph_that_goes_round_is_refused(make_graph):
-    from onnx import helper
-
-    nodes = [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Neg", ["a"], ["b"])]
-    model = make_graph([*nodes, helper.make_node("Relu", ["b"], ["y"])], {})
+    model = make_graph("a = Add (x, b)  b = Neg (a)  y = Relu (b)", {})
     with pytest.raises(ExportError, match="round in a circle"):
         make_canonical(model)

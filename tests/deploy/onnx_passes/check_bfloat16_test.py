@@ -5,50 +5,57 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.deploy.onnx_passes.check_bfloat16 import check_bfloat16
 
 onnx = pytest.importorskip("onnx")
-from onnx import helper  # noqa: E402 - after the test is known to run
 
-BRIEF, FLOAT = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
-
-
-def in_bfloat16(*nodes):
-    """Returns a graph whose nodes compute `y` of `x`, both in bfloat16."""
-    around = [helper.make_node("Cast", ["given"], ["x"], to=BRIEF), *nodes]
-    around.append(helper.make_node("Cast", ["y"], ["returned"], to=FLOAT))
-    kernel = helper.make_tensor("kernel", BRIEF, (1, 1, 3), np.ones(3))
-    graph = helper.make_graph(
-        around,
-        "brief",
-        [helper.make_tensor_value_info("given", FLOAT, (2, 1, 8))],
-        [helper.make_tensor_value_info("returned", FLOAT, None)],
-        [kernel],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+BRIEF = onnx.TensorProto.BFLOAT16
 
 
-def test_what_onnx_has_in_bfloat16_passes():
-    model = in_bfloat16(
-        helper.make_node("Mul", ["x", "kernel"], ["z"]),
-        helper.make_node("Concat", ["z", "z", "z"], ["y"], axis=0),
-    )
-    check_bfloat16(model, 25)
+@pytest.fixture
+def in_bfloat16(make_graph):
+    """Returns a function from nodes that compute `z` of `b`, in bfloat16, to a model."""
+
+    def make(nodes, size=3):
+        around = f"b = Cast <to = {BRIEF}> (x)  {nodes}  y = Cast <to = 1> (z)"
+        model = make_graph(around, {}, shape=(2, 1, None), output_shape=None)
+        kernel = onnx.helper.make_tensor("kernel", BRIEF, (1, 1, size), np.ones(size))
+        model.graph.initializer.append(kernel)
+        return model
+
+    return make
 
 
-def test_the_opset_that_has_the_operator_is_named():
-    model = in_bfloat16(helper.make_node("Conv", ["x", "kernel"], ["y"]))
+def test_what_onnx_has_in_bfloat16_passes(in_bfloat16):
+    check_bfloat16(in_bfloat16("a = Mul (b, kernel)  z = Concat <axis = 0> (a, a, a)"), 25)
+
+
+def test_the_opset_that_has_the_operator_is_named(in_bfloat16):
+    model = in_bfloat16("z = Conv (b, kernel)")
     with pytest.raises(InvalidInputError, match="no Conv in bfloat16 at opset 18: pass opset=22"):
         check_bfloat16(model, 25)
     with pytest.raises(InvalidInputError, match="opset 18: pass precision='float16'"):
         check_bfloat16(model, 21)
 
 
-def test_operators_inside_of_others_count():
-    branch = helper.make_graph(
-        [helper.make_node("Conv", ["x", "kernel"], ["inner"])],
-        "branch",
-        [],
-        [helper.make_tensor_value_info("inner", BRIEF, None)],
-    )
-    whether = helper.make_node("Constant", [], ["yes"], value=helper.make_tensor("", 9, (), [1]))
-    both = helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)
+def test_operators_inside_of_others_count(in_bfloat16):
+    branch = "branch () => (bfloat16[] inner) { inner = Conv (b, kernel) }"
+    nodes = f"""yes = Constant <value = bool {{1}}> ()
+        z = If (yes) <then_branch = {branch}, else_branch = {branch}>"""
     with pytest.raises(InvalidInputError, match="no Conv in bfloat16"):
-        check_bfloat16(in_bfloat16(whether, both), 25)
+        check_bfloat16(in_bfloat16(nodes), 25)
+
+
+def test_types_are_inferred_without_the_weights(in_bfloat16, monkeypatch):
+    infer = onnx.shape_inference.infer_shapes
+    sizes = []
+
+    def measured(model):
+        sizes.append(model.ByteSize())
+        return infer(model)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", measured)
+    # The kernel alone says what the product is given.
+    model = in_bfloat16("a = Mul (b, kernel)  z = Conv (a, kernel)", size=100_000)
+    with pytest.raises(InvalidInputError, match="no Conv in bfloat16 at opset 18: pass opset=22"):
+        check_bfloat16(model, 25)
+    (size,) = sizes
+    assert model.ByteSize() > 200_000 > 100 * size
+    assert len(model.graph.initializer) == 1

@@ -8,12 +8,18 @@ import pytest
 
 @pytest.fixture
 def make_graph():
-    """Returns a function from nodes and weights to a model with input `x` and output `y`."""
+    """Returns a function from nodes and weights to a model with input `x` and output `y`.
+
+    The nodes are ONNX's own, or a text: `"z = MatMul (x, kernel)  y = Cast <to = 7> (z)"`.
+    """
     helper = pytest.importorskip("onnx.helper")
     pytest.importorskip("onnxruntime")
     import onnx
+    from onnx import parser
 
     def make(nodes, weights, shape=(None, 4), output_shape=(None, 3), dtype=onnx.TensorProto.FLOAT):
+        if isinstance(nodes, str):
+            nodes = parser.parse_graph(f"graph () => () {{ {nodes} }}").node
         graph = helper.make_graph(
             nodes,
             "graph",
@@ -29,18 +35,12 @@ def make_graph():
 @pytest.fixture
 def dense(make_graph):
     """A product, a sum and a rectifier."""
-    from onnx import helper
-
     generator = np.random.default_rng(0)
     weights = {
         "kernel": generator.normal(size=(4, 3)).astype("float32"),
         "bias": generator.normal(size=3).astype("float32"),
     }
-    nodes = [
-        helper.make_node("MatMul", ["x", "kernel"], ["product"]),
-        helper.make_node("Add", ["product", "bias"], ["sum"]),
-        helper.make_node("Relu", ["sum"], ["y"]),
-    ]
+    nodes = "product = MatMul (x, kernel)  sum = Add (product, bias)  y = Relu (sum)"
     return make_graph(nodes, weights)
 
 

@@ -10,12 +10,10 @@ def test_weights_that_one_file_can_not_hold_stand_beside_it(
     make_graph, tmp_path, monkeypatch, largest, files
 ):
     onnxruntime = pytest.importorskip("onnxruntime")
-    from onnx import helper
-
     monkeypatch.setattr(module, "LARGEST_FILE", largest)
     kernel = np.random.default_rng(0).normal(size=(4, 300)).astype("float32")
-    nodes = [helper.make_node("MatMul", ["x", "kernel"], ["y"])]
-    save(make_graph(nodes, {"kernel": kernel}, output_shape=(None, 300)), tmp_path / "model.onnx")
+    graph = make_graph("y = MatMul (x, kernel)", {"kernel": kernel}, output_shape=(None, 300))
+    save(graph, tmp_path / "model.onnx")
     expected = ["model.onnx", "model.onnx.data"][:files]
     assert sorted(path.name for path in tmp_path.iterdir()) == expected
     x = np.ones((2, 4), "float32")
@@ -25,18 +23,13 @@ def test_weights_that_one_file_can_not_hold_stand_beside_it(
 
 def test_large_weights_stay_on_disk_and_small_ones_are_read(make_graph, tmp_path, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime")
-    from onnx import helper
-
     monkeypatch.setattr(module, "LARGEST_FILE", 1_000)
     monkeypatch.setattr(module, "_LEAST_BESIDE", 4_000)
     path = tmp_path / "model.onnx"
     generator = np.random.default_rng(0)
     kernel = generator.normal(size=(4, 300)).astype("float32")
     bias = generator.normal(size=300).astype("float32")
-    nodes = [
-        helper.make_node("MatMul", ["x", "kernel"], ["product"]),
-        helper.make_node("Add", ["product", "bias"], ["y"]),
-    ]
+    nodes = "product = MatMul (x, kernel)  y = Add (product, bias)"
     graph = make_graph(nodes, {"kernel": kernel, "bias": bias}, output_shape=(None, 300))
     save(graph, path)
     read, is_large = load(path)
@@ -53,13 +46,7 @@ def test_large_weights_stay_on_disk_and_small_ones_are_read(make_graph, tmp_path
 
 
 def test_what_one_file_holds_is_read_whole(make_graph, tmp_path):
-    pytest.importorskip("onnx")
-    from onnx import helper
-
-    save(
-        make_graph([helper.make_node("MatMul", ["x", "k"], ["y"])], {"k": np.ones((4, 3), "f")}),
-        tmp_path / "model.onnx",
-    )
+    save(make_graph("y = MatMul (x, k)", {"k": np.ones((4, 3), "f")}), tmp_path / "model.onnx")
     read, is_large = load(tmp_path / "model.onnx")
     assert not is_large
     assert not any(map(is_on_disk, read.graph.initializer))

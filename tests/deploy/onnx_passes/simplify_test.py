@@ -9,13 +9,7 @@ from keras_deepseek.deploy.onnx_passes.simplify import simplify
 
 def test_what_does_nothing_is_left_out(make_graph, run):
     pytest.importorskip("onnxslim")
-    from onnx import helper
-
-    nodes = [
-        helper.make_node("Identity", ["x"], ["same"]),
-        helper.make_node("Add", ["one", "one"], ["two"]),
-        helper.make_node("Mul", ["same", "two"], ["y"]),
-    ]
+    nodes = "same = Identity (x)  two = Add (one, one)  y = Mul (same, two)"
     model = make_graph(nodes, {"one": np.ones((), "float32")}, output_shape=(None, 4))
     simple = simplify(model)
     assert [node.op_type for node in simple.graph.node] == ["Mul"]
@@ -43,7 +37,7 @@ def test_an_input_that_nothing_reads_stays(make_graph, run):
     pytest.importorskip("onnxslim")
     from onnx import TensorProto, helper
 
-    model = make_graph([helper.make_node("Neg", ["x"], ["y"])], {}, output_shape=(None, 4))
+    model = make_graph("y = Neg (x)", {}, output_shape=(None, 4))
     unread = helper.make_tensor_value_info("unread", TensorProto.FLOAT, ["batch", 2])
     model.graph.input.insert(0, unread)
     simple = simplify(model)

@@ -1,7 +1,11 @@
-"""What a user gives to an `Exporter`, checked before any work is done for it."""
+"""What a user gives to an `Exporter`, checked before any work is done for it.
+
+It stands here, where no framework is loaded, so that the command line refuses at once what is wrong
+in itself, by the rules of the formats.
+"""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +14,71 @@ import numpy as np
 from keras_deepseek.artifacts.argument_check import check_path, check_sources
 from keras_deepseek.artifacts.errors import (
     BundleError,
+    ExportError,
     InvalidInputError,
     unknown_name_message,
 )
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.signature import Array, Signature
 
 INT8 = "int8"
 PRECISIONS = ("float16", "bfloat16", INT8)
 """What an artifact may be asked to compute in."""
+OPSETS = range(13, 26)
+"""The versions of ONNX's default operator set that are written."""
 _OF_INT8 = ("onnx", "tensorrt")
+
+
+def check_backend(name: Any, known: Iterable[str]) -> None:
+    """Says that there is no format of a name.
+
+    Args:
+        name: What was given.
+        known: The names of the formats that there are.
+
+    Raises:
+        InvalidInputError: It is none of them; the message has the nearest.
+    """
+    if name not in (names := [*known, "custom"]):
+        raise InvalidInputError(unknown_name_message("export backend", name, names))
+
+
+def check_opset(opset: Any) -> int:
+    """Returns the version of ONNX's default operator set, or says which there are.
+
+    Args:
+        opset: What was given.
+
+    Raises:
+        InvalidInputError: It is none of them.
+    """
+    if type(opset) is not int or opset not in OPSETS:
+        raise InvalidInputError(
+            f"`opset` must be an integer from {OPSETS[0]} to {OPSETS[-1]}; received {opset!r}."
+        )
+    return opset
+
+
+def check_classes(classify: Any) -> bool | tuple[str, ...]:
+    """Returns whether, or by what names, a SavedModel classifies; or says that this tells neither.
+
+    Args:
+        classify: What was given.
+
+    Raises:
+        InvalidInputError: It is no boolean and no list of names, or a name comes twice.
+    """
+    if isinstance(classify, bool):
+        return classify
+    is_list = isinstance(classify, list | tuple) and all(isinstance(one, str) for one in classify)
+    if not is_list or not classify:
+        raise InvalidInputError(
+            f"`classify` must be a boolean, or a list of the classes' names; received {classify!r}."
+        )
+    if len(set(classify)) < len(classify):
+        raise InvalidInputError(
+            f"`classify` names a class twice: {[*classify]}. By its name a client tells it."
+        )
+    return tuple(classify)
 
 
 def check_model_name(name: Any) -> str:
@@ -67,6 +127,19 @@ def check_artifact_path(path: Any) -> Path:
     return place
 
 
+def check_target_file(target: Path) -> None:
+    """Says that an artifact of one file can't be written at a place.
+
+    Args:
+        target: The place.
+
+    Raises:
+        ExportError: A folder stands there.
+    """
+    if target.is_dir():
+        raise ExportError(f"{str(target)!r} is a folder, where a file is to be written.")
+
+
 def check_samples(samples: Any) -> Sequence[Any]:
     """Returns batches to verify on, or says that these are none.
 
@@ -84,6 +157,30 @@ def check_samples(samples: Any) -> Sequence[Any]:
     if not samples:
         raise InvalidInputError("`samples` is empty: expected at least one batch to verify on.")
     return samples
+
+
+def bind_rows(name: str, signature: Signature, values: Any) -> dict[str, Array]:
+    """Returns rows by input name, or says what is wrong with them and where they were given.
+
+    Args:
+        name: string. The argument, as in `"samples[0]"`.
+        signature: `Signature` of the model.
+        values: What was given, as `model.predict` takes it.
+
+    Raises:
+        InvalidInputError: It does not fit the model's inputs, or has no rows.
+    """
+    try:
+        arrays = signature.bind(values)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"`{name}`: {error}") from error
+    empty = [each for each, array in arrays.items() if array.ndim and not len(array)]
+    if empty:
+        raise InvalidInputError(
+            f"`{name}` has no rows for input {', '.join(map(repr, empty))}: nothing is seen by it. "
+            "Leave it out."
+        )
+    return arrays
 
 
 def check_custom_sources(given: Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
@@ -133,11 +230,9 @@ def check_calibration(arrays: dict[str, Array]) -> dict[str, Array]:
         arrays: The rows by input name.
 
     Raises:
-        InvalidInputError: There are none, or they hold NaN or infinity.
+        InvalidInputError: They hold NaN or infinity.
     """
     for name, array in arrays.items():
-        if not len(array):
-            raise InvalidInputError(f"`calibration` has no rows for input {name!r}.")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InvalidInputError(
                 f"`calibration` holds NaN or infinity in input {name!r}: int8 is made for the "

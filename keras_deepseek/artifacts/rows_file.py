@@ -1,0 +1,63 @@
+"""Rows of a model's inputs in a file of NumPy's: what an export is calibrated or verified on."""
+
+import itertools
+import os
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from keras_deepseek.artifacts.argument_check import check_file_exists
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.signature import Array
+
+_EXPECTED = "a file that numpy.savez or numpy.save wrote"
+_FIRST_SIZES, _LARGEST = (1, 3, 4), 32
+"""Rows of a batch."""
+
+
+def load_rows(path: str | os.PathLike[str]) -> Array | dict[str, Array]:
+    """Returns the arrays of a `.npz` file by name; the one that has none, as in a `.npy` file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InvalidInputError: It is missing or holds no arrays, or these differ in their number of
+            rows, or have none.
+    """
+    check_file_exists(path, _EXPECTED)
+    try:
+        with Path(path).open("rb") as opened:
+            loaded = np.load(opened, allow_pickle=False)
+            arrays = loaded if isinstance(loaded, np.ndarray) else dict(loaded.items())
+    except (OSError, ValueError, BadZipFile, AttributeError, EOFError) as error:
+        raise InvalidInputError(
+            f"No arrays can be read from {os.fspath(path)!r}: {error}. Expected {_EXPECTED}."
+        ) from error
+    named = {"": arrays} if isinstance(arrays, np.ndarray) else arrays
+    counts = {name: len(array) if array.ndim else None for name, array in named.items()}
+    if len(set(counts.values())) != 1 or not all(counts.values()):
+        told = ", ".join(f"{name or 'its array'}: {count}" for name, count in counts.items())
+        raise InvalidInputError(
+            f"{os.fspath(path)!r} is to have as many rows, at least one, in each of its arrays; "
+            f"the rows are {told or 'none'}."
+        )
+    return named["arr_0"] if list(named) == ["arr_0"] else arrays
+
+
+def cut_batches(arrays: dict[str, Array]) -> list[dict[str, Array]]:
+    """Returns the rows of data in batches of several sizes.
+
+    Args:
+        arrays: dict of arrays by input name, of as many rows each.
+    """
+    num_rows = len(next(iter(arrays.values())))
+    sizes = itertools.chain(_FIRST_SIZES, itertools.repeat(_LARGEST))
+    starts = [0]
+    while starts[-1] < num_rows:
+        starts.append(starts[-1] + next(sizes))
+    return [
+        {name: array[start:end] for name, array in arrays.items()}
+        for start, end in itertools.pairwise(starts)
+    ]

@@ -1,0 +1,55 @@
+"""An artifact that an earlier export wrote, opened to be checked or measured."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from keras_deepseek.artifacts.bundle import Bundle
+from keras_deepseek.artifacts.errors import ExportError
+from keras_deepseek.artifacts.manifest import Manifest
+from keras_deepseek.artifacts.signature import Signature
+from keras_deepseek.artifacts.staging_folder import temporary_folder
+from keras_deepseek.deploy.formats.export_format import ExportFormat
+
+
+@contextlib.contextmanager
+def open_artifact(
+    target: Path, export_format: ExportFormat, signature: Signature
+) -> Iterator[tuple[Path, Manifest | None]]:
+    """Yields the folder of an artifact, and the manifest where it has one.
+
+    Args:
+        target: The bundle, or the one file.
+        export_format: `ExportFormat` that it is to have.
+        signature: `Signature` of the model that it is to be of.
+
+    Raises:
+        BundleError: The bundle is missing or damaged.
+        ExportError: It is of another format or model.
+    """
+    if export_format.suffix and target.is_file():
+        with temporary_folder("keras_deepseek_check") as folder:
+            shutil.copyfile(target, folder / export_format.entry)
+            yield folder, None
+        return
+    bundle = Bundle.open(target)
+    manifest = bundle.manifest
+    if manifest.format != export_format.name:
+        raise ExportError(
+            f"The bundle at {str(target)!r} holds {manifest.format!r}; "
+            f"expected {export_format.name!r}."
+        )
+    if manifest.signature != signature:
+        raise ExportError(
+            f"The bundle at {str(target)!r} is of another model: it has "
+            f"{_describe(manifest.signature)}; expected {_describe(signature)}."
+        )
+    yield bundle.path, manifest
+
+
+def _describe(signature: Signature) -> str:
+    inputs, outputs = (
+        "; ".join(map(str, specs)) for specs in (signature.inputs, signature.outputs)
+    )
+    return f"inputs {inputs} and outputs {outputs}"

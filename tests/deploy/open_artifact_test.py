@@ -1,0 +1,32 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import BundleError, ExportError
+from keras_deepseek.deploy import Exporter
+
+
+def test_an_artifact_is_checked_against_its_model(digits, tmp_path, capsys, tensorflow_installed):
+    for place in ("digits", "digits.onnx"):
+        Exporter(digits, "onnx", verbose=False).export(tmp_path / place)
+        assert Exporter(digits, "onnx").check(tmp_path / place).verified
+        assert "checked" in capsys.readouterr().out
+    digits.layers[-1].bias.assign(np.arange(10.0))
+    for place in ("digits", "digits.onnx"):
+        with pytest.raises(ExportError, match=r"differs by .*Export the model again"):
+            Exporter(digits, "onnx", verbose=False).check(tmp_path / place)
+    report = Exporter(digits, "onnx", verify="warn", verbose=False).check(tmp_path / "digits")
+    assert report.verification.state == "failed"
+    other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    with pytest.raises(ExportError, match="is of another model: it has inputs image"):
+        Exporter(other, "onnx", verbose=False).check(tmp_path / "digits")
+    with pytest.raises(ExportError, match="holds 'onnx'; expected 'savedmodel'"):
+        Exporter(digits, "savedmodel", verbose=False).check(tmp_path / "digits")
+    with pytest.raises(BundleError, match="No bundle"):
+        Exporter(digits, "onnx", verbose=False).check(tmp_path / "nothing")
+
+
+def test_a_saved_model_is_checked_on_every_backend(digits, tmp_path, tensorflow_installed):
+    exporter = Exporter(digits, "savedmodel", verbose=False)
+    exporter.export(tmp_path / "digits")
+    assert exporter.check(tmp_path / "digits").verified
