@@ -73,12 +73,28 @@ def convert_floor_div(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def convert_floor_mod(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `Mod` for integers, whose sign is that of `y`: what tf2onnx puts has that of `x`."""
+    """Puts `Mod`, whose sign is that of `y`; of floats the one with the sign of `x`, and `y` to it.
+
+    tf2onnx puts `x - floor(x / y) y`, of which nothing is left where `x` is large beside `y`, and
+    for integers what has the sign of `x`.
+    """
     from tf2onnx.onnx_opset.math import FloorMod
 
-    if graph.get_dtype(node.input[0]) not in _SIGNED:
+    dtype = graph.get_dtype(node.input[0])
+    if dtype in _SIGNED:
+        return replace_node(graph, node, name, "Mod", list(node.input))
+    if dtype not in _FLOATS:
         return FloorMod.version_7(graph, node)
-    return replace_node(graph, node, name, "Mod", list(node.input))
+    x, y = node.input
+    to = _NUMPY_FLOATS[dtype]
+    zero = graph.make_const(f"{name}/zero", np.zeros((), to)).output[0]
+    rest = add_node(graph, "Mod", [x, y], fmod=1)
+    signs = [add_node(graph, "Less", [each, zero]) for each in (rest, y)]
+    is_some = add_node(graph, "Not", [add_node(graph, "Equal", [rest, zero])])
+    is_beyond = add_node(graph, "And", [is_some, add_node(graph, "Xor", signs)])
+    return replace_node(
+        graph, node, name, "Where", [is_beyond, add_node(graph, "Add", [rest, y]), rest]
+    )
 
 
 def convert_shift(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
@@ -216,6 +232,7 @@ _UNORDERED = (_BOOL, _UINT16, _INT16, _UINT32)
 _SIGNED = (_INT8, _INT16, _INT32, _INT64)
 _SUMMED = (_INT8, _UINT8, _INT16, _UINT16, _INT32, _UINT32)
 _FLOATS = (_FLOAT, _FLOAT16, _DOUBLE)
+_NUMPY_FLOATS = {_FLOAT: "float32", _FLOAT16: "float16", _DOUBLE: "float64"}
 
 _REDUCTIONS = {
     "Cumsum": "CumSum",

@@ -30,17 +30,22 @@ def convert_expm1(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
 
 def convert_log1p(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `2 atanh(x / (x + 2))` for `Log1p` of what is small, and `Log(x + 1)` of the rest."""
+    """Puts `Log(u) x / (u - 1)` of `u = x + 1` for `Log1p` of what is small.
+
+    `u` loses some of it. What is left of `x` stands in both: the error of one is the other's.
+    """
     (x,) = node.input
 
     def add(operator: str, *inputs: str) -> str:
         return str(graph.make_node(operator, list(inputs)).output[0])
 
-    one, two = (_constant(graph, node, name, value) for value in (1, 2))
-    small = add("Mul", two, add("Atanh", add("Div", x, add("Add", x, two))))
-    large = add("Log", add("Add", x, one))
-    is_small = add("Less", add("Abs", x), _constant(graph, node, name, 0.5))
-    return replace_node(graph, node, name, "Where", [is_small, small, large])
+    one, zero, half = (_constant(graph, node, name, value) for value in (1, 0, 0.5))
+    following = add("Add", x, one)
+    logarithm, kept = add("Log", following), add("Sub", following, one)
+    small = add("Mul", logarithm, add("Div", x, kept))
+    small = add("Where", add("Equal", kept, zero), x, small)
+    is_small = add("Less", add("Abs", x), half)
+    return replace_node(graph, node, name, "Where", [is_small, small, logarithm])
 
 
 def convert_one_hot(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:

@@ -77,6 +77,7 @@ def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     from keras_deepseek.backend.keras_file import load_keras_file
     from keras_deepseek.backend.named_model import NamedModel
     from keras_deepseek.deploy.custom_objects import load_objects, receive
+    from keras_deepseek.deploy.failure_place import whole_tracebacks
     from keras_deepseek.deploy.registry import create_format
 
     load_objects(work)
@@ -92,7 +93,8 @@ def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
         loaded = load_keras_file(work / "model.keras", job["custom_objects_from"])
         print(f"{CHILD_MARK}writing", flush=True)
         try:
-            how = export_format.write(NamedModel(loaded, job["precision"]), folder)
+            with whole_tracebacks():
+                how = export_format.write(NamedModel(loaded, job["precision"]), folder)
         except InvalidInputError as error:  # What no other route would do either.
             return {"refused": str(error)}
     samples = load_batches(work / "samples.npz")

@@ -31,6 +31,8 @@ class ExportJob:
         precision: string. What the artifact computes in, `"int8"` among them. Defaults to `None`:
             what the model does.
         calibration: The batches that the format was made with for int8. Defaults to `None`.
+        is_drawn: boolean. Whether the samples are random, so that others may stand for them.
+            Defaults to `False`.
     """
 
     model: NamedModel
@@ -44,6 +46,7 @@ class ExportJob:
     takes_differing: bool = False
     precision: str | None = None
     calibration: Sequence[dict[str, Array]] | None = None
+    is_drawn: bool = False
 
     @property
     def batches(self) -> list[dict[str, Array]]:

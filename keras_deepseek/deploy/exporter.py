@@ -90,9 +90,9 @@ class Exporter:
         verbose: boolean. Shows each stage, on a terminal with its time. Defaults to `True`.
         **options: Arguments of the format. Of ONNX: `opset` (integer from 13 to 25, 18),
             `simplified` (boolean, `True`), `fused` (boolean, `True`: one operator where ONNX has
-            one for several) and `products_in_float16` (boolean, `False`). Of SavedModel: `classify`
-            (boolean or names of classes), `regress` (boolean) and `warmup` (boolean, `True`). Of
-            TensorRT: those of ONNX; `flavor` (`"auto"`, `"tensorrt"` or `"rtx"`);
+            one for several), `products_in_float16` and `rolled` (booleans, `False`). Of SavedModel:
+            `classify` (boolean or names of classes), `regress` (boolean) and `warmup` (boolean,
+            `True`). Of TensorRT: those of ONNX; `flavor` (`"auto"`, `"tensorrt"` or `"rtx"`);
             `compute_capabilities`, as in `("86", "89")`; and `profiles`, the smallest, usual and
             largest size by free axis, as in `{"batch": (1, 4, 32), "tokens_axis_1": (1, 16, 64)}`,
             or by input its three shapes.
@@ -297,6 +297,7 @@ class Exporter:
             takes_differing=self._takes_differing,
             precision=self._precision,
             calibration=self._data.calibration,
+            is_drawn=self._data.are_random,
         )
 
     def _manifest(self, export_format: ExportFormat, made: MadeArtifact) -> Manifest:

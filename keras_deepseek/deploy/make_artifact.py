@@ -20,11 +20,12 @@ from keras_deepseek.artifacts.errors import (
 )
 from keras_deepseek.artifacts.manifest import Verification
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
-from keras_deepseek.backend.keras_internals import flatten_layers
+from keras_deepseek.backend.output_layers import layers_by_output
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact, RouteResult
 from keras_deepseek.deploy.failure_reason import DISK_IS_FULL, failure_reason
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.routes import InChild, InProcess, Route, find_routes
+from keras_deepseek.deploy.ties import redraw_tie
 from keras_deepseek.deploy.verify import agreements, compare
 
 _LEAST_ROOM = 2**13
@@ -73,9 +74,9 @@ def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> M
                 check(job.model, route.backend)
             result = route.export(job, folder, lambda stage: say(f"{format_name}: {stage}"))
             _check_entry(job.export_format, folder)
-            verification = _verify(expected, result, job)
+            verification, beside = _verify_off_ties(expected, result, job, route, folder)
             if verification.state != "failed":
-                return MadeArtifact(result.how, verification, tuple(passed_over))
+                return MadeArtifact(f"{result.how}{beside}", verification, tuple(passed_over))
             passed_over.append(f"through {route.name}: {verification.reason}")
             say(f"{format_name}: {verification.reason}")
             if job.takes_differing and differing is None:
@@ -130,13 +131,8 @@ def _compute_expected(job: ExportJob) -> tuple[ExportJob, _Expected]:
         further_samples=(),
         other_samples=(),
     )
-    extend: Callable[[dict[str, Array]], dict[str, Array]] = getattr(
-        job.export_format, "further_outputs", lambda _: {}
-    )
-    expected = (
-        [{**outputs, **extend(outputs)} for outputs in each]
-        for each in (usual + of_further, of_wide)
-    )
+    extend = _extend(job)
+    expected = ([extend(outputs) for outputs in each] for each in (usual + of_further, of_wide))
     return known, _Expected(*expected)
 
 
@@ -188,12 +184,17 @@ def _verify(expected: _Expected, result: RouteResult, job: ExportJob) -> Verific
         return Verification("unverified", result.reason)
     if not (expected.usual or expected.wide):
         return Verification("unverified", "there is no batch to compare on")
-    precision = job.precision or _least_precision(job.model.model)
+    precisions = _precisions(job, expected)
     num_usual = len(expected.usual)
     usual, of_wide = result.outputs[:num_usual], result.outputs[num_usual:]
     try:
-        comparison = compare(expected.usual, usual, precision)
-        wide = compare(expected.wide, of_wide, precision or _OF_WIDE, by_column=False)
+        comparison = compare(expected.usual, usual, precisions)
+        wide = compare(
+            expected.wide,
+            of_wide,
+            {name: precision or _OF_WIDE for name, precision in precisions.items()},
+            by_column=False,
+        )
     except ExportError as error:
         return Verification("failed", str(error))
     agreement = {}
@@ -222,9 +223,51 @@ def _verify(expected: _Expected, result: RouteResult, job: ExportJob) -> Verific
     )
 
 
-def _least_precision(model: keras.Model) -> str | None:
+def _verify_off_ties(
+    expected: _Expected, result: RouteResult, job: ExportJob, route: Route, folder: Path
+) -> tuple[Verification, str]:
+    """Returns the state of an artifact, and whether a batch was drawn anew for a tie in it."""
+    found = _verify(expected, result, job)
+    if found.state != "failed" or not job.is_drawn or job.precision is not None:
+        return found, ""
+    infer, extend = backend.current().plain_inference(job.model.in_precision(None)), _extend(job)
+
+    def infer_all(sample: dict[str, Array]) -> dict[str, Array]:
+        return extend(infer(sample))
+
+    precisions = _precisions(job, expected)
+    with contextlib.suppress(Exception):  # Of whichever backend: then it stays failed.
+        redrawn = redraw_tie(job, infer_all, expected.usual, result, precisions, route, folder)
+        if redrawn is not None:
+            usual, result = redrawn
+            found = _verify(expected._replace(usual=usual), result, job)
+            return found, ", one batch drawn anew, at a tie of the model's"
+    return found, ""
+
+
+def _extend(job: ExportJob) -> Callable[[dict[str, Array]], dict[str, Array]]:
+    """Returns what adds to a model's outputs those that its format makes of them."""
+    further: Callable[[dict[str, Array]], dict[str, Array]] = getattr(
+        job.export_format, "further_outputs", lambda _: {}
+    )
+    return lambda outputs: {**outputs, **further(outputs)}
+
+
+def _precisions(job: ExportJob, expected: _Expected) -> dict[str, str | None]:
+    """Returns by output name what it is computed in, where that is not its own dtype."""
+    names = (expected.usual or expected.wide)[0].keys()
+    if job.precision is not None:
+        return dict.fromkeys(names, job.precision)
+    layers = layers_by_output(job.model)
+    known = {name: _least_precision(each) for name, each in layers.items()}
+    # What a format makes of an output is as exact as the least exact of them at the least.
+    least = next((one for one in _HALF_PRECISIONS if one in known.values()), None)
+    return {name: known.get(name, least) for name in names}
+
+
+def _least_precision(layers: list[keras.Layer]) -> str | None:
     """Returns the half precision that a layer computes in; the last one's is often another."""
-    dtypes = {layer.compute_dtype for layer in flatten_layers(model)}
+    dtypes = {layer.compute_dtype for layer in layers}
     return next((dtype for dtype in _HALF_PRECISIONS if dtype in dtypes), None)
 
 

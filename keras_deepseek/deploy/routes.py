@@ -29,6 +29,7 @@ from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.deploy.child import load_batches, save_batches
 from keras_deepseek.deploy.custom_objects import find_custom_objects, save_objects, send
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
+from keras_deepseek.deploy.failure_place import whole_tracebacks
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.registry import BUILT_IN
 from keras_deepseek.deploy.stage_display import CHILD_MARK
@@ -76,7 +77,8 @@ class InProcess:
     def export(self, job: ExportJob, folder: Path, say: Say) -> RouteResult:
         """Writes the artifact into `folder` and runs it on the job's samples, saying its stages."""
         say(f"writing through {self.name}")
-        how = job.export_format.write(job.model, folder)
+        with whole_tracebacks():
+            how = job.export_format.write(job.model, folder)
         say(f"running it on {len(job.batches)} batches")
         return replace(self.run(job, folder), how=how)
 

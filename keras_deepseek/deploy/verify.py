@@ -1,7 +1,7 @@
 """Whether an artifact computes what its model computes."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from keras_deepseek.artifacts.signature import Array
 TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2, "int8": 1e-1}
 """The largest difference by dtype, as a share of the output's largest value."""
 
+_INT8 = "int8"
 _LEAST_SCALE = 1e-2
 """What an output's largest value counts for at least: what is nearly nothing may be what rounding
 left, but the probabilities of many thousand classes are not to pass for that."""
@@ -46,7 +47,7 @@ class Comparison:
 def compare(
     expected: list[dict[str, Array]],
     received: list[dict[str, Array]],
-    precision: str | None = None,
+    precision: str | Mapping[str, str | None] | None = None,
     *,
     by_column: bool = True,
 ) -> Comparison:
@@ -55,8 +56,8 @@ def compare(
     Args:
         expected: For each batch the model's outputs by name.
         received: For each batch the artifact's.
-        precision: string. What the artifact computes in, where that is not the outputs' dtype.
-            Defaults to `None`.
+        precision: string, or a dict of strings by output name. What the artifact computes in,
+            where that is not the outputs' dtype. Defaults to `None`.
         by_column: boolean. Whether columns are looked at by themselves. Defaults to `True`.
 
     Returns:
@@ -70,23 +71,28 @@ def compare(
     if len(expected) != len(received):
         raise ExportError(f"{len(received)} batches came back of {len(expected)}.")
     largest = 0.0
+    precisions = dict(precision) if isinstance(precision, Mapping) else {}
+    if isinstance(precision, str):
+        precisions = dict.fromkeys(expected[0] if expected else (), precision)
     scales: Counter[str] = Counter()
-    if precision == "int8":  # What is rounded by the range of all rows is judged by that of all.
-        for reference in expected:
-            scales |= Counter({name: _largest(array) for name, array in reference.items()})
+    for reference in expected:  # What int8 rounds by the range of all rows is judged by that.
+        of_int8 = {
+            name: array for name, array in reference.items() if precisions.get(name) == _INT8
+        }
+        scales |= Counter({name: _largest(array) for name, array in of_int8.items()})
     for index, (reference, outputs) in enumerate(zip(expected, received, strict=True)):
         if set(reference) != set(outputs):
             raise ExportError(f"Outputs are {sorted(outputs)}; expected {sorted(reference)}.")
         for name, array in reference.items():
             try:
-                difference = _difference(array, outputs[name], precision, scales[name])
+                difference = _difference(array, outputs[name], precisions.get(name), scales[name])
                 largest = max(largest, difference)
             except ExportError as error:
                 raise ExportError(f"Output {name!r} of batch {index}: {error}") from error
     untold = []
     for name in expected[0] if expected else ():
         groups = list(_rows_by_shape(name, expected, received))
-        tolerance = _tolerance(expected[0][name], precision)
+        tolerance = _tolerance(expected[0][name], precisions.get(name))
         unit = _unit(expected[0][name])
         try:
             for left, right in groups if by_column else ():
@@ -99,6 +105,38 @@ def compare(
         np.isfinite(array.astype("float64")).any() for batch in expected for array in batch.values()
     )
     return Comparison(len(expected), largest, any_finite, tuple(untold))
+
+
+def differing_places(
+    expected: dict[str, Array], received: dict[str, Array], precisions: Mapping[str, str | None]
+) -> dict[str, Array] | None:
+    """Returns where the outputs of one batch differ beyond the tolerance, by output name.
+
+    Args:
+        expected: The model's outputs by name.
+        received: Those to compare.
+        precisions: By output name what it is computed in.
+
+    Returns:
+        A dict of boolean arrays; `None` where names, shapes or dtypes differ.
+    """
+    if set(expected) != set(received):
+        return None
+    found = {}
+    for name, array in expected.items():
+        other = received[name]
+        if (array.shape, array.dtype) != (other.shape, other.dtype):
+            return None
+        if str(array.dtype) not in TOLERANCES:
+            found[name] = np.asarray(array != other)
+            continue
+        left, right = array.astype("float64"), other.astype("float64")
+        allowed = _tolerance(array, precisions.get(name)) * max(_LEAST_SCALE, _largest(array))
+        with np.errstate(invalid="ignore"):
+            is_near = np.abs(left - right) <= allowed
+        is_same = (left == right) | (np.isnan(left) & np.isnan(right))
+        found[name] = np.asarray(~(is_near | is_same))
+    return found
 
 
 def _rows_by_shape(

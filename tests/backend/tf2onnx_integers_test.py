@@ -137,3 +137,13 @@ def test_a_sum_that_overflows_goes_on_from_below(name, run_both):
     x = np.array([[[2**31 - 1, 2**30, 7], [-(2**31), -5, 3]]], "int32")
     expected, received, _ = run_both(REDUCTIONS[name], x)
     np.testing.assert_array_equal(received, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("function", [ops.mod, ops.fmod])
+@pytest.mark.parametrize("divisor", [3.0, -3.0, 0.7])
+def test_the_rest_of_what_is_large(function, divisor, dtype, run_both):
+    x = np.array([[1e30, -1e30, 7.5, -7.5, 1e10, -1e10, 3e7, 0.0, 6.0, -6.0]], dtype)
+    expected, received, _ = run_both(lambda x: function(x, ops.cast(divisor, dtype)), x)
+    assert np.any(expected[:, 4:6] != 0)
+    np.testing.assert_array_equal(received, expected)

@@ -1,9 +1,12 @@
 import errno
 import os
 
+import keras
+import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import ExportError
+from keras_deepseek.deploy.failure_place import whole_tracebacks
 from keras_deepseek.deploy.failure_reason import failure_reason
 
 
@@ -37,3 +40,19 @@ def test_a_long_line_is_cut():
 def test_a_full_disk_is_told_however_late_it_is_said(length):
     full = os.strerror(errno.ENOSPC)
     assert full in failure_reason(OSError(f"{'p' * length}; {full} [Op:SaveV2]"))
+
+
+def test_what_pytorch_says_of_itself_is_left_out():
+    said = "The error above occurred when calling torch.export.export.\n\nCould not guard on u0"
+    assert failure_reason(ValueError(said)) == "ValueError: Could not guard on u0"
+
+
+def test_the_place_in_the_model_is_told():
+    class Failing(keras.layers.Layer):
+        def call(self, inputs):
+            raise ValueError("no such thing")
+
+    layer = Failing(name="culprit")
+    with whole_tracebacks(), pytest.raises(ValueError, match="no such thing") as caught:
+        layer(np.ones((2, 3), "float32"))
+    assert failure_reason(caught.value) == "ValueError: no such thing (in 'culprit')"

@@ -153,6 +153,38 @@ class AsTheModel:
         return [self.infer(sample) for sample in samples]
 
 
+class Spoiled(AsTheModel):
+    """One that is off by a share in one output."""
+
+    def __init__(self, output, share):
+        self.output, self.share = output, share
+
+    def run(self, folder, samples):
+        outputs = super().run(folder, samples)
+        for each in outputs:
+            each[self.output] = each[self.output] * (1 + self.share)
+        return outputs
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("output", ["full", "half"])
+def test_a_layer_in_half_precision_counts_for_the_outputs_behind_it(
+    tmp_path, job_of, output, dtype
+):
+    x = keras.Input((4,), name="x")
+    half = keras.layers.Dense(3, dtype=f"mixed_{dtype}")(x)
+    outputs = {
+        "full": keras.layers.Dense(3, name="full")(x),
+        "half": keras.layers.Dense(3, name="half")(half),
+    }
+    job = job_of(Spoiled(output, 3e-3), keras.Model(x, outputs))
+    if output == "half":
+        assert make_artifact(job, tmp_path, print).verification.state == "verified"
+        return
+    with pytest.raises(ExportError, match="Output 'full' of batch 0: differs by"):
+        make_artifact(job, tmp_path, print)
+
+
 def test_a_model_that_takes_no_odd_length_is_verified_at_round_ones(tmp_path, job_of, halving):
     model = halving(4)
     round_ones = make_samples(model, NamedModel(model).signature, ROUND_LENGTHS)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import ExportError
-from keras_deepseek.deploy.verify import TOLERANCES, agreements, compare
+from keras_deepseek.deploy.verify import TOLERANCES, agreements, compare, differing_places
 
 
 def outputs(value, dtype="float32"):
@@ -40,6 +40,26 @@ def test_less_precision_may_differ_by_more():
     compare(outputs([1.0]), outputs([1.05]), "int8")
     with pytest.raises(ExportError, match="differs by"):
         compare(outputs([1.0]), outputs([1.05]), "float16")
+
+
+def test_each_output_has_a_precision_of_its_own():
+    rows = np.arange(8.0, dtype="float32").reshape(4, 2)
+    expected, received = [{"a": rows, "b": rows}], [{"a": rows * 1.001, "b": rows}]
+    assert compare(expected, received, {"a": "float16", "b": None}).num_samples == 1
+    with pytest.raises(ExportError, match="Output 'a' of batch 0: differs"):
+        compare(expected, received, {"a": None, "b": "float16"})
+
+
+def test_the_places_that_differ_are_told():
+    left = np.array([[1.0, np.nan, np.inf, 4.0]], "float32")
+    right = np.array([[1.1, np.nan, np.inf, 4.0]], "float32")
+    found = differing_places({"y": left}, {"y": right}, {})
+    assert found["y"].tolist() == [[True, False, False, False]]
+    assert not differing_places({"y": left}, {"y": right}, {"y": "int8"})["y"].any()
+    assert differing_places({"y": left}, {"y": left[:, :2]}, {}) is None
+    assert differing_places({"y": left}, {"z": left}, {}) is None
+    whole = differing_places({"y": np.array([1, 2])}, {"y": np.array([1, 3])}, {})
+    assert whole["y"].tolist() == [False, True]
 
 
 def test_agreement_is_over_all_rows():

@@ -77,9 +77,20 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
             output_path=path,
         )
 
-    with _primitives_in_parts():
+    with _primitives_in_parts(), _whole_tracebacks():
         with_named_axes(model.signature, write)
     pool_over_fewer_axes(path)
+
+
+@contextlib.contextmanager
+def _whole_tracebacks() -> Iterator[None]:
+    """Leaves frames of JAX's in tracebacks, since with them the layers' frames are lost."""
+    before = jax.config.jax_traceback_filtering
+    jax.config.update("jax_traceback_filtering", "off")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_filtering", before)
 
 
 @contextlib.contextmanager

@@ -47,7 +47,8 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
         return [outputs[spec.name] for spec in model.signature.outputs]
 
     signature = list(specs.values())
-    traced = _Traced(tf.function(run, autograph=False).get_concrete_function(*signature))
+    with _whole_tracebacks():
+        traced = _Traced(tf.function(run, autograph=False).get_concrete_function(*signature))
 
     def convert() -> None:
         tf2onnx.convert.from_function(
@@ -67,6 +68,18 @@ def write_onnx(model: NamedModel, path: str, opset: int) -> None:
         except Exception:  # noqa: BLE001 - of an optimizer, or of what will fail again.
             with _constants_are_kept():
                 convert()
+
+
+@contextlib.contextmanager
+def _whole_tracebacks() -> Iterator[None]:
+    """Leaves frames of TensorFlow's in tracebacks, since with them the layers' frames are lost."""
+    were_filtered = tf.debugging.is_traceback_filtering_enabled()
+    tf.debugging.disable_traceback_filtering()
+    try:
+        yield
+    finally:
+        if were_filtered:
+            tf.debugging.enable_traceback_filtering()
 
 
 @contextlib.contextmanager

@@ -17,16 +17,20 @@ from keras_deepseek.backend.one_file import fits_one_file
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
 from keras_deepseek.deploy.onnx_passes.check_bfloat16 import check_bfloat16
+from keras_deepseek.deploy.onnx_passes.check_operators import check_operators
 from keras_deepseek.deploy.onnx_passes.describe import describe
 from keras_deepseek.deploy.onnx_passes.fuse import fuse
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 from keras_deepseek.deploy.onnx_passes.products_in_float16 import products_in_float16
 from keras_deepseek.deploy.onnx_passes.quantize import quantize
 from keras_deepseek.deploy.onnx_passes.raise_opset import raise_opset
 from keras_deepseek.deploy.onnx_passes.rename import check_names, rename
+from keras_deepseek.deploy.onnx_passes.roll_rounds import roll_rounds
 from keras_deepseek.deploy.onnx_passes.save import load, save
 from keras_deepseek.deploy.onnx_passes.simplify import simplify
 from keras_deepseek.deploy.onnx_passes.to_bfloat16 import to_bfloat16
+from keras_deepseek.deploy.onnx_passes.wrap_integers import wrap_integers
 
 
 class OnnxFormat:
@@ -46,6 +50,8 @@ class OnnxFormat:
         products_in_float16: boolean. Whether products that an export in float16 leaves in float32
             are computed in it as well, as TensorRT asks for GPUs of compute capability 7.5.
             Defaults to `False`.
+        rolled: boolean. Whether rounds of the same normalization, as Sinkhorn's, are a `Loop`, as
+            TensorRT asks for. Defaults to `False`.
 
     Raises:
         InvalidInputError: The version is none of these.
@@ -65,12 +71,14 @@ class OnnxFormat:
         fused: bool = True,
         calibration: Sequence[dict[str, Array]] | None = None,
         products_in_float16: bool = False,
+        rolled: bool = False,
     ) -> None:
         self.opset = check_opset(opset)
         self.simplified = check_boolean("simplified", simplified)
         self.fused = check_boolean("fused", fused)
         self.calibration = calibration
         self.products_in_float16 = check_boolean("products_in_float16", products_in_float16)
+        self.rolled = check_boolean("rolled", rolled)
 
     def check_signature(self, signature: Signature) -> None:
         """Raises an `InvalidInputError` where ONNX has no such names."""
@@ -114,11 +122,13 @@ class OnnxFormat:
         written = model.in_precision("float16") if is_brief else model
         backend.current().write_onnx(written, str(path), self.opset)
         proto, is_large = load(path)
+        check_operators(proto)
         rename(proto.graph, model.signature)
         num_written = len(proto.graph.node)
         if self.simplified and not is_large:
             proto = simplify(proto)
         proto = raise_opset(proto, self.opset)
+        wrap_integers(proto)
         if self.fused:
             fuse(proto)
         if is_brief:
@@ -128,6 +138,8 @@ class OnnxFormat:
             proto = quantize(proto, self.calibration)
         if self.products_in_float16:
             proto = products_in_float16(proto)
+        if self.rolled:
+            roll_rounds(GraphView(proto))
         make_canonical(proto)
         describe(proto, self._properties(model))
         save(proto, path)

@@ -62,8 +62,9 @@ class TensorRTFormat:
 
     @property
     def onnx_options(self) -> dict[str, Any]:
-        """What the ONNX file has to be made with for these GPUs."""
-        return {"products_in_float16": True} if TURING in self.capabilities else {}
+        """What the ONNX file has to be made with for an engine, and for these GPUs."""
+        of_turing = {"products_in_float16": True} if TURING in self.capabilities else {}
+        return {"rolled": True, **of_turing}
 
     def write(self, model: NamedModel, folder: Path) -> str:
         """Refuses: no backend writes an engine, which `build` makes of a verified ONNX file.

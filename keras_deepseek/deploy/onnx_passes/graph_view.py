@@ -86,6 +86,10 @@ class GraphView:
         is_one = node is not None and not node.domain and node.op_type in op_types
         return node if is_one else None
 
+    def any_maker(self, name: str) -> Any:
+        """Returns the node that makes a tensor, or `None` for an input or a weight."""
+        return self._makers.get(name)
+
     def constant(self, name: str) -> Array | None:
         """Returns the values of a tensor that no input changes, or `None`."""
         if name in self._weights and not is_on_disk(self._weights[name]):
@@ -216,7 +220,19 @@ def _is_same(left: Array | None, right: Array) -> bool:
 
 
 def _infer(onnx: Any, model: Any) -> dict[str, Any]:
-    """Returns what is known of the tensors; large weights are left at home on the way."""
+    graph = infer_graph(onnx, model)
+    return {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
+
+
+def infer_graph(onnx: Any, model: Any) -> Any:
+    """Returns a graph of the same nodes with what is known of the tensors, here and within them.
+
+    Large weights are left at home on the way.
+
+    Args:
+        onnx: The module.
+        model: `onnx.ModelProto`.
+    """
     light = onnx.ModelProto()
     light.ir_version = model.ir_version
     light.opset_import.extend(model.opset_import)
@@ -233,5 +249,4 @@ def _infer(onnx: Any, model: Any) -> dict[str, Any]:
             graph.value_info.append(value)
         else:
             graph.input.append(value)
-    graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
-    return {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
+    return onnx.shape_inference.infer_shapes(light, data_prop=True).graph

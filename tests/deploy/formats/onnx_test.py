@@ -183,3 +183,30 @@ def test_a_layer_that_onnx_has_no_operators_for_is_named(tmp_path):
     ):
         Exporter(model, "onnx", verbose=False).export(tmp_path / "model")
     assert not any(tmp_path.iterdir())
+
+
+OVERFLOWING = {
+    "sum": lambda x: keras.ops.sum(x, axis=-1),
+    "product": lambda x: keras.ops.prod(x, axis=1, keepdims=True),
+    "trace": lambda x: keras.ops.trace(keras.ops.reshape(x, (-1, 2, 2)), axis1=1, axis2=2),
+}
+
+
+@pytest.mark.parametrize("name", OVERFLOWING)
+def test_integers_wrap_around_as_in_keras(name, tmp_path):
+    x = keras.Input((4,), dtype="int32", name="x")
+    model = keras.Model(x, OVERFLOWING[name](x))
+    given = np.array([[2**30, 2**30, 2**30, 2**31 - 1], [70000, 70000, -(2**31), 3]], "int32")
+    expected = keras.ops.convert_to_numpy(model(keras.ops.convert_to_tensor(given)))
+    assert np.any(expected != np.clip(OVERFLOWING_EXACTLY[name](given), -(2**31), 2**31 - 1))
+    OnnxFormat().write(NamedModel(model), tmp_path)
+    (outputs,) = OnnxFormat().run(tmp_path, [{"x": given}])
+    assert outputs["output_0"].dtype == expected.dtype
+    np.testing.assert_array_equal(outputs["output_0"], expected)
+
+
+OVERFLOWING_EXACTLY = {
+    "sum": lambda x: x.astype("float64").sum(-1),
+    "product": lambda x: x.astype("float64").prod(1, keepdims=True),
+    "trace": lambda x: x.astype("float64")[:, [0, 3]].sum(1),
+}

@@ -16,6 +16,7 @@ from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy import Exporter, registry
 from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
+from keras_deepseek.layers import ManifoldConstrainedHyperConnections
 
 INSTALLED = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not INSTALLED, reason="tensorrt_rtx is not installed")
@@ -106,6 +107,26 @@ def test_engines_are_built_for_gpus_that_are_not_there(
     assert (tmp_path / "model.trt").stat().st_size > 1000
     gpus = ", ".join(f"SM{capability}" for capability in capabilities) or "Ampere and newer"
     assert f"(flavor rtx) for {gpus}, profile batch 1/4/32" in how
+
+
+@needs_rtx
+def test_rounds_of_a_normalization_are_a_loop_in_an_engine(
+    tmp_path, num_gpus, tensorflow_installed
+):
+    streams = keras.Input((3, 4, 8), name="streams")
+    layer = ManifoldConstrainedHyperConnections(keras.layers.Dense(8), name="mixed")
+    model = keras.Model(streams, layer(streams))
+    onnx_file = tmp_path / "model.onnx"
+    assert Exporter(model, "onnx", rolled=True, verbose=False).export(onnx_file).verified
+    onnx = pytest.importorskip("onnx")
+    operators = [node.op_type for node in onnx.load(onnx_file).graph.node]
+    # Of the 39 steps, one is left. Of all of them TensorRT-RTX would build for ever.
+    assert operators.count("Loop") == 1
+    assert operators.count("Div") <= 2
+    engine = TensorRTFormat(NamedModel(model).signature, None, flavor="rtx")
+    assert engine.onnx_options == {"rolled": True}
+    engine.build(onnx_file, tmp_path)
+    assert 1000 < (tmp_path / "model.trt").stat().st_size < 10_000_000
 
 
 @needs_rtx

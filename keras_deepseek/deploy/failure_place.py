@@ -1,0 +1,79 @@
+"""Where in a model an exporter failed: the layer and the operator that it was at.
+
+Exporters seldom say so. What they were at stands in the frames of the error's traceback.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from types import FrameType
+
+import keras
+
+_COMPILED = ("closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit")
+"""Primitives of JAX's that only stand around others."""
+_NODES = ("eqn", "equation", "node")
+"""What exporters call the operator that they are at."""
+
+
+@contextlib.contextmanager
+def whole_tracebacks() -> Iterator[None]:
+    """Has Keras leave its frames in the tracebacks of errors, until the block ends."""
+    were_filtered = keras.config.is_traceback_filtering_enabled()
+    keras.config.disable_traceback_filtering()
+    try:
+        yield
+    finally:
+        if were_filtered:
+            keras.config.enable_traceback_filtering()
+
+
+def failure_place(error: BaseException) -> str:
+    """Returns the layer and the operator that an error was raised in, `""` where none is found.
+
+    Args:
+        error: What an export raised.
+
+    Example:
+
+    >>> failure_place(TypeError("no such operator"))
+    ''
+    """
+    layers: list[str] = []
+    operator, scope = "", ""
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if name := _layer_name(frame):
+            layers = [*layers[: layers.index(name)], name] if name in layers else [*layers, name]
+        found = _operator(frame)
+        operator, scope = found[0] or operator, found[1] or scope
+        traceback = traceback.tb_next
+    place = "/".join(layers) or scope
+    where = f"in {place!r}" if place else ""
+    return ", ".join(words for words in (where, f"at {operator}" if operator else "") if words)
+
+
+def _layer_name(frame: FrameType) -> str:
+    """Returns the name of the layer or operation whose method a frame runs, but not of a model."""
+    own = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames else None
+    if isinstance(own, keras.Model) or not isinstance(own, keras.Layer | keras.Operation):
+        return ""
+    return str(own.name)
+
+
+def _operator(frame: FrameType) -> tuple[str, str]:
+    """Returns the operator that an exporter is at in a frame, and the layers around it."""
+    for name in _NODES:
+        node = frame.f_locals.get(name) if name in frame.f_code.co_varnames else None
+        if node is None:
+            continue
+        module = type(node).__module__.partition(".")[0]
+        if module == "jax" and hasattr(node, "primitive"):
+            kind, scopes = str(node.primitive.name), str(node.source_info.name_stack).split("/")
+            scopes = [scope for scope in scopes if not scope.endswith(")")]  # As of `vmap()`.
+            return "" if kind in _COMPILED else kind, "/".join(scopes)
+        if module == "tf2onnx":
+            return str(node.type), str(node.name).rpartition("/")[0]
+        if module == "torch" and hasattr(node, "target"):
+            return str(node.target), ""
+    return "", ""

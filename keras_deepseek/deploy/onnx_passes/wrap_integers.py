@@ -1,0 +1,243 @@
+"""Lets sums, products and powers of integers wrap around, as they do in Keras.
+
+onnxruntime computes these three in float64: what is beyond the type is cut off at its bounds, and
+beyond 2**53 digits are lost. `Add`, `Mul` and `Cast` wrap around in it.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.deploy.onnx_passes.graph_view import attribute, infer_graph
+from keras_deepseek.deploy.onnx_passes.import_package import import_package
+from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
+
+_OPERATORS = ("ReduceSum", "ReduceProd", "Pow")
+_OF_SIZES = ("Shape", "Size", "Constant")
+_OVER_SIZES = ("Cast", "Concat", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Unsqueeze")
+_INT32, _INT64, _BOOL = 6, 7, 9
+_NARROW = (2, 3, 4, 5, 6, 9, 12)
+"""ONNX's numbers for types: of 32 bits or fewer."""
+_NUMPY = {_INT32: "int32", _INT64: "int64"}
+_HIGHEST_POWER = 64
+
+
+def wrap_integers(model: Any) -> int:
+    """Replaces `ReduceSum`, `ReduceProd` and `Pow` of int32 and int64 by what wraps around.
+
+    A sum of int32 becomes one of int64, and one of int64 two, of the high and of the low half. A
+    product becomes a `Loop` that multiplies, a power by a constant its multiplications. What is
+    computed of sizes stays, as it overflows nowhere, and so does what counts booleans; so does a
+    power by what is computed.
+
+    Args:
+        model: `onnx.ModelProto`, changed in place.
+
+    Returns:
+        How many nodes were replaced.
+    """
+    if not any(node.op_type in _OPERATORS for node in _all_nodes(model.graph)):
+        return 0
+    onnx = import_package("onnx")
+    return _Scope(onnx, model.graph, infer_graph(onnx, model), None).rewrite()
+
+
+def _all_nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for inner in inner_graphs(node):
+            yield from _all_nodes(inner)
+
+
+class _Scope:
+    """A graph with what is known of its tensors, and the one around it."""
+
+    def __init__(self, onnx: Any, graph: Any, inferred: Any, outer: "_Scope | None") -> None:
+        self._onnx = onnx
+        self._graph = graph
+        self._inferred = inferred
+        self._outer = outer
+        values = (*inferred.value_info, *inferred.input, *inferred.output)
+        self._types = {value.name: value.type.tensor_type for value in values}
+        self._weights = {tensor.name: tensor for tensor in graph.initializer}
+        self._makers = {name: node for node in graph.node for name in node.output if name}
+        self._made: list[Any] = []
+        self._name = ""
+
+    def rewrite(self) -> int:
+        """Replaces the nodes of this graph and of those within, and returns how many."""
+        count, kept = 0, []
+        for node, known in zip(list(self._graph.node), self._inferred.node, strict=True):
+            for inner, inferred in zip(inner_graphs(node), inner_graphs(known), strict=True):
+                count += _Scope(self._onnx, inner, inferred, self).rewrite()
+            self._made, self._name = [], node.output[0] if node.output else ""
+            last = self._replace(node)
+            if last is None:
+                kept.append(node)
+                continue
+            self._made[-1].output[0] = node.output[0]
+            kept += self._made
+            count += 1
+        if count:
+            kept = [type(node).FromString(node.SerializeToString()) for node in kept]
+            del self._graph.node[:]
+            self._graph.node.extend(kept)
+        return count
+
+    def _replace(self, node: Any) -> str | None:
+        """Puts nodes beside a node that make the same; returns `None` where it stays."""
+        dtype = self.type_of(node.input[0]) if node.op_type in _OPERATORS else 0
+        if node.domain or dtype not in _NUMPY:
+            return None
+        if node.op_type == "Pow":
+            return self._write_power(node)
+        if self._is_of_sizes(node.input[0]) or self._reduces_nothing(node):
+            return None
+        if node.op_type == "ReduceProd":
+            return self._write_product(node, dtype)
+        return self._write_sum(node, dtype)
+
+    def _write_sum(self, node: Any, dtype: int) -> str | None:
+        x, *axes = node.input
+        how = {"keepdims": attribute(node, "keepdims", 1)}
+        maker = self.maker_of(x)
+        is_cast = maker is not None and maker.op_type == "Cast"
+        given = self.type_of(maker.input[0]) if is_cast else dtype
+        if given == _BOOL or (dtype == _INT64 and given in _NARROW):
+            return None
+        if dtype == _INT32:
+            wide = self._add("Cast", x, to=_INT64)
+            return self._add("Cast", self._add("ReduceSum", wide, *axes, **how), to=_INT32)
+        half = self._constant(2**32, "int64")
+        low = self._add("Mod", x, half)  # Not below zero.
+        high = self._add("Div", self._add("Sub", x, low), half)
+        low, high = (self._add("ReduceSum", each, *axes, **how) for each in (low, high))
+        return self._add("Add", low, self._add("Mul", high, half))
+
+    def _write_product(self, node: Any, dtype: int) -> str | None:
+        x = node.input[0]
+        axes, rank = self._axes(node), self.rank_of(x)
+        keeps = bool(attribute(node, "keepdims", 1))
+        if axes is None or (rank is None and (keeps or len(axes) != 1)):
+            return None
+        if rank is not None:
+            axes = sorted(axis % rank for axis in axes) or list(range(rank))
+        zero, one = self._constant(0, _NUMPY[dtype]), self._constant(1, _NUMPY[dtype])
+        found = x
+        for axis in reversed(axes):
+            along = self._constant([axis], "int64")
+            body = self._multiplication(found, axis, dtype)
+            nothing = self._add("ReduceSum", self._add("Mul", found, zero), along, keepdims=0)
+            first = self._add("Add", nothing, one)
+            length = self._add("Gather", self._add("Shape", found), self._constant(axis, "int64"))
+            always = self._constant(np.True_, "bool")
+            found = self._add("Loop", length, always, first, body=body)
+        return self._add("Unsqueeze", found, self._constant(axes, "int64")) if keeps else found
+
+    def _multiplication(self, x: str, axis: int, dtype: int) -> Any:
+        """Returns the body of a loop that multiplies what stands along an axis.
+
+        No `Scan`: onnxruntime crashes of one over nothing.
+        """
+        make, boolean = self._onnx.helper, self._onnx.TensorProto.BOOL
+        names = ("index", "goes_on", "kept_on", "before", "factor", "product")
+        index, goes_on, kept_on, before, factor, product = (
+            f"{self._name}__{len(self._made)}_{each}" for each in names
+        )
+        return make.make_graph(
+            [
+                make.make_node("Identity", [goes_on], [kept_on]),
+                make.make_node("Gather", [x, index], [factor], axis=axis),
+                make.make_node("Mul", [before, factor], [product]),
+            ],
+            f"{product}_body",
+            [
+                make.make_tensor_value_info(index, _INT64, []),
+                make.make_tensor_value_info(goes_on, boolean, []),
+                make.make_tensor_value_info(before, dtype, None),
+            ],
+            [
+                make.make_tensor_value_info(kept_on, boolean, []),
+                make.make_tensor_value_info(product, dtype, None),
+            ],
+        )
+
+    def _write_power(self, node: Any) -> str | None:
+        x, exponent = node.input
+        value = self.value_of(exponent)
+        if value is None or value.size != 1 or value.dtype.kind not in "iu":
+            return None
+        power, rank = int(value.reshape(())), self.rank_of(x)
+        if not 1 < power <= _HIGHEST_POWER or (value.ndim and (rank is None or rank < value.ndim)):
+            return None
+        found, square = "", x
+        while True:
+            if power % 2:
+                found = self._add("Mul", found, square) if found else square
+            power //= 2
+            if not power:
+                return found
+            square = self._add("Mul", square, square)
+
+    def _reduces_nothing(self, node: Any) -> bool:
+        """Returns whether a reduction names no axes and means none of them by that."""
+        return bool(attribute(node, "noop_with_empty_axes", 0)) and not self._axes(node)
+
+    def _axes(self, node: Any) -> list[int] | None:
+        """Returns the axes of a reduction, none for all of them; `None` where nobody knows them."""
+        if len(node.input) < 2 or not node.input[1]:  # noqa: PLR2004
+            return [int(axis) for axis in attribute(node, "axes", ())]
+        value = self.value_of(node.input[1])
+        return None if value is None else [int(axis) for axis in value.reshape(-1)]
+
+    def _is_of_sizes(self, name: str) -> bool:
+        """Returns whether a tensor is made of sizes and constants alone."""
+        if self.value_of(name) is not None:
+            return True
+        node = self.maker_of(name)
+        if node is None or node.op_type not in (*_OF_SIZES, *_OVER_SIZES):
+            return False
+        return node.op_type in _OF_SIZES or all(self._is_of_sizes(each) for each in node.input)
+
+    def type_of(self, name: str) -> int:
+        """Returns ONNX's number for the type of a tensor; 0 where it is not known."""
+        if name in self._types:
+            return int(self._types[name].elem_type)
+        if name in self._weights:
+            return int(self._weights[name].data_type)
+        return self._outer.type_of(name) if self._outer is not None else 0
+
+    def rank_of(self, name: str) -> int | None:
+        """Returns the number of a tensor's axes; `None` where it is not known."""
+        known = self._types.get(name)
+        if known is not None:
+            return len(known.shape.dim) if known.HasField("shape") else None
+        return self._outer.rank_of(name) if self._outer is not None else None
+
+    def maker_of(self, name: str) -> Any:
+        """Returns the node that makes a tensor, here or around, or `None`."""
+        if name in self._makers or self._outer is None:
+            return self._makers.get(name)
+        return self._outer.maker_of(name)
+
+    def value_of(self, name: str) -> Any:
+        """Returns the values of a constant, or `None`."""
+        if name in self._weights:
+            return self._onnx.numpy_helper.to_array(self._weights[name])
+        node = self._makers.get(name)
+        if node is not None:
+            is_value = node.op_type == "Constant" and node.attribute[0].name == "value"
+            return self._onnx.numpy_helper.to_array(node.attribute[0].t) if is_value else None
+        return self._outer.value_of(name) if self._outer is not None else None
+
+    def _add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        output = f"{self._name}__wrapped_{len(self._made)}"
+        self._made.append(
+            self._onnx.helper.make_node(operator, list(inputs), [output], **attributes)
+        )
+        return output
+
+    def _constant(self, value: Any, dtype: str) -> str:
+        tensor = self._onnx.numpy_helper.from_array(np.array(value, dtype))
+        return self._add("Constant", value=tensor)

@@ -1,0 +1,72 @@
+import keras
+import pytest
+
+from keras_deepseek import backend
+from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.deploy.failure_place import failure_place, whole_tracebacks
+
+
+class Refusing(keras.layers.Layer):
+    """A layer that runs, and that no exporter gets through."""
+
+    is_traced = False
+
+    def call(self, inputs):
+        if Refusing.is_traced:
+            raise KeyError("refused")
+        return inputs * 2
+
+
+@pytest.fixture
+def nested():
+    inner = keras.Sequential([keras.Input((4,)), Refusing(name="refusing")], name="inner")
+    x = keras.Input((4,), name="x")
+    return keras.Model(x, keras.layers.Dense(2)(inner(x)))
+
+
+def test_an_error_from_elsewhere_has_no_place():
+    with pytest.raises(ZeroDivisionError) as caught:
+        _ = 1 / 0
+    assert failure_place(caught.value) == ""
+
+
+def test_the_layer_that_an_exporter_was_at_is_found(nested, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    infer = backend.current().plain_inference(NamedModel(nested))
+    assert infer  # It runs where nothing is refused.
+    monkeypatch.setattr(Refusing, "is_traced", True)
+    with whole_tracebacks(), pytest.raises(Exception, match="refused") as caught:
+        backend.current().write_onnx(NamedModel(nested), str(tmp_path / "model.onnx"), 18)
+    error: BaseException = caught.value
+    while error.__cause__ is not None:
+        error = error.__cause__
+    assert failure_place(error).startswith("in 'refusing'")
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="it names them in the file")
+def test_the_operator_that_an_exporter_has_nothing_for_is_found(tmp_path):
+    pytest.importorskip("onnx")
+    x = keras.Input((4, 4), name="x")
+    model = keras.Model(x, keras.ops.svd(x)[0])
+    with whole_tracebacks(), pytest.raises(Exception, match="svd") as caught:
+        backend.current().write_onnx(NamedModel(model), str(tmp_path / "model.onnx"), 18)
+    error: BaseException = caught.value
+    while error.__cause__ is not None:
+        error = error.__cause__
+    assert "at svd" in failure_place(error) or "at aten._linalg_svd" in failure_place(error)
+
+
+@pytest.mark.parametrize("was_filtered", [True, False])
+def test_tracebacks_are_as_before_afterwards(was_filtered):
+    before = keras.config.is_traceback_filtering_enabled()
+    set_to = {
+        True: keras.config.enable_traceback_filtering,
+        False: keras.config.disable_traceback_filtering,
+    }
+    try:
+        set_to[was_filtered]()
+        with whole_tracebacks():
+            assert not keras.config.is_traceback_filtering_enabled()
+        assert keras.config.is_traceback_filtering_enabled() == was_filtered
+    finally:
+        set_to[before]()
