@@ -270,7 +270,12 @@ def test_without_tensorrt_the_extra_is_named(digits, num_gpus):
 @pytest.fixture
 def weights_for_onnx(monkeypatch, weights_format):
     """Lets an artifact of NumPy stand for the ONNX file, which the stand-in reads."""
-    monkeypatch.setitem(registry.BUILT_IN, "onnx", weights_format)
+
+    class Weights(weights_format):
+        def __init__(self, rolled=False):  # As TensorRT asks for it.
+            super().__init__()
+
+    monkeypatch.setitem(registry.BUILT_IN, "onnx", Weights)
 
 
 def test_plain_tensorrt_builds_runs_and_verifies_where_a_gpu_is(
