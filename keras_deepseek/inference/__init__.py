@@ -11,6 +11,7 @@ from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.http import HttpServer
 from keras_deepseek.inference.http_limits import HttpLimits
 from keras_deepseek.inference.model_options import ModelOptions
+from keras_deepseek.inference.padding import Padding
 
 __all__ = [
     "ClosedError",
@@ -21,5 +22,6 @@ __all__ = [
     "ModelNotFoundError",
     "ModelOptions",
     "OverloadedError",
+    "Padding",
     "ServingEngine",
 ]

@@ -24,6 +24,7 @@ from keras_deepseek.inference.loop_delivery import LoopDelivery, Waiter
 from keras_deepseek.inference.model_folder import ModelFolder, Policy, find_versions
 from keras_deepseek.inference.model_options import ModelOptions
 from keras_deepseek.inference.model_version import ModelVersion
+from keras_deepseek.inference.padding import Padding
 from keras_deepseek.inference.request_options import RequestOptions
 from keras_deepseek.inference.served_model import ServedModel
 
@@ -39,8 +40,8 @@ class ServingEngine:
 
     The engine starts at its first use, or by `start` or `with`. Starting runs the model once for
     every batch size that it will see, so that no request pays for compilation; that needs inputs
-    whose axes are all fixed but the first. Models with a free axis compile when its lengths are
-    first met.
+    whose axes are all fixed but the first, or `padding`. Other models with a free axis compile when
+    its lengths are first met.
 
     Args:
         model: A built `keras.Model`, the path of a bundle or of a `.keras` file, or an `Executor`.
@@ -58,6 +59,8 @@ class ServingEngine:
         replicas: integer. Threads that run the model, each with a batch of its own. What comes from
             a path is loaded as often; a live model or an `Executor` is called from all of them.
             Defaults to `1`.
+        padding: `Padding`. What requests of unequal lengths are filled with, to share batches.
+            Defaults to `None`: they don't.
         warm_up: boolean. Whether starting runs the model for every batch size. Defaults to `True`.
         custom_objects_from: sequence of module names or `.py` files that define the custom classes
             of a `.keras` file. Defaults to `()`.
@@ -76,7 +79,7 @@ class ServingEngine:
     array([[0., 0.]], dtype=float32)
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of its model are the engine's own.
         self,
         model: Any,
         *,
@@ -87,6 +90,7 @@ class ServingEngine:
         max_queue_rows: int = 1024,
         target_latency: float | None = None,
         replicas: int = 1,
+        padding: Padding | None = None,
         warm_up: bool = True,
         custom_objects_from: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
@@ -97,6 +101,7 @@ class ServingEngine:
             max_queue_rows=max_queue_rows,
             target_latency=target_latency,
             replicas=replicas,
+            padding=padding,
             warm_up=warm_up,
             custom_objects_from=custom_objects_from,
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from keras_deepseek.inference.arguments import check_batch_size, check_count, check_seconds
+from keras_deepseek.inference.padding import Padding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,7 @@ class ModelOptions:
         max_queue_rows: integer. Defaults to `1024`.
         target_latency: float. Seconds. Defaults to `None`.
         replicas: integer. Defaults to `1`.
+        padding: `Padding`. Defaults to `None`: requests of unequal lengths don't share batches.
         warm_up: boolean. Defaults to `True`.
         custom_objects_from: sequence of module names or `.py` files. Defaults to `()`.
 
@@ -39,6 +41,7 @@ class ModelOptions:
     max_queue_rows: int = 1024
     target_latency: float | None = None
     replicas: int = 1
+    padding: Padding | None = None
     warm_up: bool = True
     custom_objects_from: Sequence[str | os.PathLike[str]] = ()
 

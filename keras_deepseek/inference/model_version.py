@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any, Literal
 
-import numpy as np
-
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.arguments import check_batch_axis, check_request_options
 from keras_deepseek.inference.batch import Request
@@ -18,6 +16,8 @@ from keras_deepseek.inference.client_order import ClientOrder
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.inference.model_options import ModelOptions
+from keras_deepseek.inference.padding import Padder
+from keras_deepseek.inference.warm_up import check_padding, run_every_size
 
 State = Literal["LOADING", "AVAILABLE", "UNLOADING", "END"]
 """TF Serving's words for where a version is in its life."""
@@ -55,7 +55,10 @@ class ModelVersion:
         self._executors = [
             open_executor(model, options.custom_objects_from) for _ in range(options.replicas)
         ]
-        check_batch_axis(self.signature)
+        signature = self._executors[0].signature
+        check_batch_axis(signature)
+        padding = options.padding
+        self._padder = None if padding is None else Padder(padding, signature)
         self._order = ClientOrder()
         self._batcher = Batcher(
             [executor.run for executor in self._executors],
@@ -69,7 +72,7 @@ class ModelVersion:
     @property
     def signature(self) -> Signature:
         """The names, shapes and dtypes of the model's inputs and outputs."""
-        return self._executors[0].signature
+        return self._executors[0].signature if self._padder is None else self._padder.signature
 
     def start(self) -> None:
         """Warms up, and answers requests from then on.
@@ -79,7 +82,7 @@ class ModelVersion:
         """
         try:
             if self._options.warm_up:
-                self._run_every_bucket()
+                self._warm_up()
         except BaseException as error:
             self.state, self.error = "END", error
             raise
@@ -113,15 +116,13 @@ class ModelVersion:
             raise ClosedError(
                 f"Version {self.number} of the model {self.name!r} is {self.state.lower()}."
             )
+        if self._padder is not None:
+            inputs, deliver = self._fill(self._padder, inputs, deliver)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        if client is None:
-            request = Request(inputs, deliver, deadline=deadline, priority=priority)
-            self._batcher.submit(request)
-            return request
-        request = Request(
-            inputs, lambda _: self._order.settle(client), deadline=deadline, priority=priority
-        )
-        self._order.add(client, request, deliver)
+        of_request = deliver if client is None else lambda _: self._order.settle(client)
+        request = Request(inputs, of_request, deadline=deadline, priority=priority)
+        if client is not None:
+            self._order.add(client, request, deliver)
         try:
             self._batcher.submit(request)
         except BaseException:
@@ -150,17 +151,22 @@ class ModelVersion:
         """Returns how many batches and rows were run, and why the last batches left."""
         return self._batcher.statistics()
 
-    def _run_every_bucket(self) -> None:
-        specs = self.signature.inputs
-        if any(size is None for spec in specs for size in spec.shape[1:]):
-            return
-        for bucket in self._batcher.buckets:
-            inputs = {
-                spec.name: np.zeros((bucket, *map(int, spec.shape[1:])), spec.dtype)  # type: ignore[arg-type]
-                for spec in specs
-            }
-            for executor in self._executors:
-                executor.run(inputs)
-            start = time.monotonic()
-            self._executors[0].run(inputs)  # The first call may have compiled: it tells nothing.
-            self._batcher.batch_time.add(bucket, time.monotonic() - start)
+    def _warm_up(self) -> None:
+        padding, buckets = self._options.padding, self._batcher.buckets
+        lengths = () if padding is None else padding.lengths
+        if self._padder is not None:
+            check_padding(self._executors[0], self._padder, lengths, buckets[0])
+        run_every_size(self._executors, buckets, lengths, self._batcher.batch_time)
+
+    @staticmethod
+    def _fill(
+        padder: Padder, inputs: dict[str, Array], deliver: Callable[[Request], None]
+    ) -> tuple[dict[str, Array], Callable[[Request], None]]:
+        """Returns the filled inputs, and what cuts the outputs before it delivers them."""
+
+        def cut(request: Request) -> None:
+            if request.outputs is not None:
+                request.outputs = padder.cut(request.outputs, inputs)
+            deliver(request)
+
+        return padder.fill(inputs), cut

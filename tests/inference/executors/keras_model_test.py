@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.inference import Padding, ServingEngine
 from keras_deepseek.inference.executors.keras_model import KerasModel
 
 
@@ -65,3 +66,18 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(tmp_path):
 def test_what_is_not_a_model_is_refused():
     with pytest.raises(InvalidInputError, match=r"Expected a keras\.Model"):
         KerasModel(keras.layers.Dense(1))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GlobalAveragePooling1D"])
+def test_rows_of_unequal_lengths_share_batches_and_are_answered_as_alone(kind):
+    layer = keras.layers.LSTM(3) if kind == "LSTM" else keras.layers.GlobalAveragePooling1D()
+    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    embedded = keras.layers.Embedding(9, 4, mask_zero=True)(tokens)
+    pooled = layer(embedded)
+    model = keras.Model(tokens, keras.layers.Dense(2, name="scores")(pooled))
+    padding = Padding(lengths=(4, 6), values={"tokens": 0}, masks="by_value")
+    rows = [np.arange(1, 1 + length, dtype="int32")[None] for length in (2, 3, 6)]
+    with ServingEngine(model, max_batch_size=4, padding=padding) as engine:
+        answers = [future.result()["scores"] for future in map(engine.submit, rows)]
+    for row, answer in zip(rows, answers, strict=True):
+        np.testing.assert_allclose(answer, model.predict(row, verbose=0), atol=1e-5)
