@@ -6,6 +6,7 @@ from keras_deepseek.inference.errors import (
     DeadlineExceededError,
     ModelNotFoundError,
     OverloadedError,
+    ReplicaError,
 )
 from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.http import HttpServer
@@ -23,5 +24,6 @@ __all__ = [
     "ModelOptions",
     "OverloadedError",
     "Padding",
+    "ReplicaError",
     "ServingEngine",
 ]

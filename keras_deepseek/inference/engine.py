@@ -59,6 +59,12 @@ class ServingEngine:
         replicas: integer. Threads that run the model, each with a batch of its own. What comes from
             a path is loaded as often; a live model or an `Executor` is called from all of them.
             Defaults to `1`.
+        isolated: boolean. Whether each replica runs in a process of its own, which is started anew
+            where it crashes or hangs: its batch is tried again, one request after the other.
+            `model` is a path then, or `"package.module:function"`, which returns an `Executor`.
+            Defaults to `False`.
+        batch_timeout: float. Seconds after which a batch of such a process counts as hung. Defaults
+            to `60.0`.
         padding: `Padding`. What requests of unequal lengths are filled with, to share batches.
             Defaults to `None`: they don't.
         warm_up: boolean. Whether starting runs the model for every batch size. Defaults to `True`.
@@ -90,6 +96,8 @@ class ServingEngine:
         max_queue_rows: int = 1024,
         target_latency: float | None = None,
         replicas: int = 1,
+        isolated: bool = False,
+        batch_timeout: float = 60.0,
         padding: Padding | None = None,
         warm_up: bool = True,
         custom_objects_from: Sequence[str | os.PathLike[str]] = (),
@@ -101,6 +109,8 @@ class ServingEngine:
             max_queue_rows=max_queue_rows,
             target_latency=target_latency,
             replicas=replicas,
+            isolated=isolated,
+            batch_timeout=batch_timeout,
             padding=padding,
             warm_up=warm_up,
             custom_objects_from=custom_objects_from,

@@ -29,3 +29,7 @@ class ClosedError(KerasDeepSeekError):
 
 class ModelNotFoundError(KerasDeepSeekError):
     """A request for a model, a version or a label that is not served here."""
+
+
+class ReplicaError(KerasDeepSeekError):
+    """A batch whose model failed, crashed or hung in a process of its own."""

@@ -19,6 +19,8 @@ class ModelOptions:
         max_queue_rows: integer. Defaults to `1024`.
         target_latency: float. Seconds. Defaults to `None`.
         replicas: integer. Defaults to `1`.
+        isolated: boolean. Defaults to `False`.
+        batch_timeout: float. Seconds. Defaults to `60.0`.
         padding: `Padding`. Defaults to `None`: requests of unequal lengths don't share batches.
         warm_up: boolean. Defaults to `True`.
         custom_objects_from: sequence of module names or `.py` files. Defaults to `()`.
@@ -41,6 +43,8 @@ class ModelOptions:
     max_queue_rows: int = 1024
     target_latency: float | None = None
     replicas: int = 1
+    isolated: bool = False
+    batch_timeout: float = 60.0
     padding: Padding | None = None
     warm_up: bool = True
     custom_objects_from: Sequence[str | os.PathLike[str]] = ()
@@ -51,3 +55,4 @@ class ModelOptions:
         check_batch_size(self.batch_size, self.max_batch_size)
         check_count("replicas", self.replicas)
         check_seconds("target_latency", self.target_latency)
+        check_seconds("batch_timeout", self.batch_timeout)

@@ -14,6 +14,8 @@ from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.batcher import Batcher, BatchStatistics
 from keras_deepseek.inference.client_order import ClientOrder
 from keras_deepseek.inference.errors import ClosedError
+from keras_deepseek.inference.executors.executor import Executor
+from keras_deepseek.inference.executors.isolated_model import IsolatedModel
 from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.inference.model_options import ModelOptions
 from keras_deepseek.inference.padding import Padder
@@ -52,9 +54,7 @@ class ModelVersion:
         self.error: BaseException | None = None
         self._options = options
         self._after_batch = after_batch
-        self._executors = [
-            open_executor(model, options.custom_objects_from) for _ in range(options.replicas)
-        ]
+        self._executors = [_open(model, options) for _ in range(options.replicas)]
         signature = self._executors[0].signature
         check_batch_axis(signature)
         padding = options.padding
@@ -145,6 +145,9 @@ class ModelVersion:
         """Accepts nothing more and returns when what was accepted is answered."""
         self.state = "UNLOADING"
         self._batcher.close(drain=True)
+        for executor in self._executors:
+            if isinstance(executor, IsolatedModel):
+                executor.close()
         self.state = "END"
 
     def statistics(self) -> BatchStatistics:
@@ -170,3 +173,10 @@ class ModelVersion:
             deliver(request)
 
         return padder.fill(inputs), cut
+
+
+def _open(model: Any, options: ModelOptions) -> Executor:
+    if options.isolated:
+        sources = options.custom_objects_from
+        return IsolatedModel(model, sources, batch_timeout=options.batch_timeout)
+    return open_executor(model, options.custom_objects_from)

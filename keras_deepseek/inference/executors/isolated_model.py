@@ -1,0 +1,125 @@
+"""A model in a process of its own: what it does to that process, the server outlives."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.inference.arguments import check_seconds
+from keras_deepseek.inference.errors import ReplicaError
+from keras_deepseek.inference.executors.tensor_stream import receive_message, send_message
+
+
+class IsolatedModel:
+    """Runs a model in a process that is started anew where it crashes or hangs.
+
+    Args:
+        source: The path of a bundle or of a `.keras` file; or `"package.module:function"`, a
+            function without arguments that returns an `Executor`.
+        custom_objects_from: sequence of module names or `.py` files. Defaults to `()`.
+        batch_timeout: float. Seconds after which a batch counts as hung. Defaults to `60.0`.
+
+    Raises:
+        InvalidInputError: The source can't be opened, or is a model that lives in this process.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        custom_objects_from: Sequence[str | os.PathLike[str]] = (),
+        *,
+        batch_timeout: float = 60.0,
+    ) -> None:
+        if not isinstance(source, str | os.PathLike):
+            raise InvalidInputError(
+                f"A {type(source).__name__} can't go to a process of its own. Expected the path of "
+                "a bundle or of a `.keras` file, or 'package.module:function'."
+            )
+        check_seconds("batch_timeout", batch_timeout)
+        self._arguments = [str(source), *map(str, custom_objects_from)]
+        self._batch_timeout = batch_timeout
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: socket.socket | None = None
+        self._signature = self._start()
+
+    @property
+    def signature(self) -> Signature:
+        """The names, shapes and dtypes of the inputs and outputs."""
+        return self._signature
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Returns arrays by output name.
+
+        Args:
+            inputs: dict of arrays by input name, as the signature has them.
+
+        Raises:
+            ReplicaError: The model failed; or its process crashed or hung, and is started anew by
+                the next batch.
+        """
+        if self._connection is None:
+            self._start()
+        assert self._connection is not None
+        try:
+            send_message(self._connection, {}, inputs)
+            content, outputs = receive_message(self._connection)
+        except TimeoutError as error:
+            self.close()
+            raise ReplicaError(
+                f"The model hung: it gave no answer in {self._batch_timeout:g} s. Its process was "
+                "ended."
+            ) from error
+        except (EOFError, OSError) as error:
+            code = self.close()
+            raise ReplicaError(f"The model's process ended with code {code}.") from error
+        if "error" in content:
+            raise ReplicaError(f"{content['kind']}: {content['error']}")
+        return outputs
+
+    def close(self) -> int | None:
+        """Ends the process; returns the code that it ended with by itself, or `None`."""
+        process, connection = self._process, self._connection
+        self._process = self._connection = None
+        if connection is not None:
+            connection.close()
+        if process is None:
+            return None
+        # Leaving the block closes its standard input, and waits for it.
+        with process:
+            # One that crashed has its code in a moment; one that was idle ends by itself.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(0.2)
+            process.kill()
+        return None
+
+    def _start(self) -> Signature:
+        ours, theirs = socket.socketpair()
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+        }
+        command = [sys.executable, "-m", "keras_deepseek.inference.executors.model_worker"]
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno()), *self._arguments],
+                stdin=subprocess.PIPE,  # By its end the process knows of this one's.
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the server, which finishes its batches.
+            )
+        self._connection = ours
+        try:
+            content, _ = receive_message(ours)
+        except EOFError as error:
+            code = self.close()
+            raise ReplicaError(f"The model's process ended with code {code}.") from error
+        if "error" in content:
+            self.close()
+            raise InvalidInputError(f"{content['kind']}: {content['error']}")
+        ours.settimeout(self._batch_timeout)
+        return Signature.from_dict(content["signature"])

@@ -1,0 +1,97 @@
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.inference import ReplicaError, ServingEngine
+from keras_deepseek.inference.executors.isolated_model import IsolatedModel
+from tests.oracles import faulty_executor
+from tests.oracles.faulty_executor import CRASHES, EXITS, FAILS, HANGS
+
+SOURCE = "tests.oracles.faulty_executor"
+
+
+def rows_of(*values):
+    return {"x": np.array([[value, 0] for value in values], "float32")}
+
+
+@pytest.fixture
+def isolated():
+    model = IsolatedModel(f"{SOURCE}:Faulty", batch_timeout=1.0)
+    yield model
+    model.close()
+
+
+def check_answers(isolated):
+    assert isolated.run(rows_of(1, 2))["y"][:, 0].tolist() == [2, 4]
+
+
+def test_it_computes_in_another_process(isolated):
+    assert isolated.signature == faulty_executor.Faulty.signature
+    check_answers(isolated)
+    assert isolated._process.pid != os.getpid()
+
+
+def test_an_error_of_the_model_is_told_and_the_process_stays(isolated):
+    pid = isolated._process.pid
+    with pytest.raises(ReplicaError, match="ArithmeticError: a row fails"):
+        isolated.run(rows_of(FAILS))
+    check_answers(isolated)
+    assert isolated._process.pid == pid
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(EXITS, "code 7"), (CRASHES, f"code -{int(signal.SIGSEGV)}"), (HANGS, "no answer in 1 s")],
+)
+def test_one_that_crashes_or_hangs_is_told_and_started_anew(isolated, value, message):
+    before = isolated._process
+    with pytest.raises(ReplicaError, match=message):
+        isolated.run(rows_of(value))
+    assert before.poll() is not None
+    check_answers(isolated)
+
+
+def test_one_that_was_killed_between_two_batches_is_started_anew(isolated):
+    isolated._process.kill()
+    isolated._process.wait()
+    with pytest.raises(ReplicaError, match="code -9"):
+        isolated.run(rows_of(1))
+    check_answers(isolated)
+
+
+def test_closing_ends_the_process(isolated):
+    process = isolated._process
+    isolated.close()
+    assert process.poll() is not None
+    assert isolated.close() is None
+
+
+def test_what_can_not_be_opened_is_refused(tmp_path):
+    with pytest.raises(InvalidInputError, match="FileNotFoundError: no such model"):
+        IsolatedModel(f"{SOURCE}:refuse")
+    with pytest.raises(ReplicaError, match="code 9"):
+        IsolatedModel(f"{SOURCE}:leave")
+    with pytest.raises(InvalidInputError, match="it does not exist"):
+        IsolatedModel(tmp_path / "missing.keras")
+    with pytest.raises(InvalidInputError, match="can't go to a process of its own"):
+        IsolatedModel(faulty_executor.Faulty())
+
+
+def test_a_bundle_is_served_from_a_process_of_its_own(bundle_of):
+    pytest.importorskip("onnxruntime")
+    with ServingEngine(bundle_of("onnx").path, isolated=True, max_batch_size=2) as engine:
+        assert engine.predict([[1, 2]]).tolist() == [[2, 4]]
+
+
+def test_only_the_request_that_crashes_its_process_gets_an_error():
+    with ServingEngine(f"{SOURCE}:Faulty", isolated=True, batch_size=3) as engine:
+        futures = [engine.submit(rows_of(value)) for value in (1, CRASHES, 2)]
+        assert futures[0].result(60)["y"][0, 0] == 2
+        assert futures[2].result(60)["y"][0, 0] == 4
+        with pytest.raises(ReplicaError, match="ended with code"):
+            futures[1].result(60)
+        process = engine.find()._executors[0]._process
+    assert process.poll() is not None

@@ -1,0 +1,48 @@
+import socket
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hypothesis_numpy
+
+from keras_deepseek.inference.executors.tensor_stream import receive_message, send_message
+
+
+@pytest.fixture
+def ends():
+    pair = socket.socketpair()
+    yield pair
+    for end in pair:
+        end.close()
+
+
+DTYPES = st.sampled_from(["float32", "float16", "int64", "uint8", "bool"])
+SHAPES = hypothesis_numpy.array_shapes(min_dims=0, min_side=0, max_side=4)
+
+
+@given(hypothesis_numpy.arrays(DTYPES, SHAPES), hypothesis_numpy.arrays(DTYPES, SHAPES))
+def test_arrays_come_as_they_went(first, second):
+    left, right = socket.socketpair()
+    with left, right:
+        send_message(left, {"number": 3}, {"a": first, "b": second.T})
+        content, arrays = receive_message(right)
+    assert content == {"number": 3}
+    for sent, received in ((first, arrays["a"]), (second.T, arrays["b"])):
+        assert received.dtype == sent.dtype
+        np.testing.assert_array_equal(received, sent)
+
+
+def test_an_end_that_is_closed_is_told(ends):
+    left, right = ends
+    left.sendall(b"\0\0")
+    left.close()
+    with pytest.raises(EOFError):
+        receive_message(right)
+
+
+def test_silence_is_an_error_after_the_timeout(ends):
+    right = ends[1]
+    right.settimeout(0.01)
+    with pytest.raises(TimeoutError):
+        receive_message(right)

@@ -1,0 +1,42 @@
+"""Executors for a process of their own: what a row starts with is done to that process."""
+
+import os
+import signal
+import threading
+from typing import Any
+
+from keras_deepseek.artifacts import Signature, TensorSpec
+
+FAILS, EXITS, HANGS, CRASHES = -1, -2, -3, -4
+
+
+class Faulty:
+    """Doubles its input."""
+
+    signature = Signature(
+        inputs=(TensorSpec("x", (None, 2), "float32"),),
+        outputs=(TensorSpec("y", (None, 2), "float32"),),
+    )
+
+    def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        first = set(inputs["x"][:, 0].tolist())
+        if FAILS in first:
+            raise ArithmeticError("a row fails")
+        if EXITS in first:
+            os._exit(7)
+        if HANGS in first:
+            threading.Event().wait()
+        if CRASHES in first:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        print("what a framework says goes to the standard output")
+        return {"y": 2 * inputs["x"]}
+
+
+def refuse() -> Any:
+    """Can't be opened."""
+    raise FileNotFoundError("no such model")
+
+
+def leave() -> Any:
+    """Ends the process while it is opened."""
+    os._exit(9)
