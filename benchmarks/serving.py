@@ -152,7 +152,7 @@ def wait_until_it_answers(server: Server) -> None:
             continue
         if found["requests_per_second"]:
             return
-    raise SystemExit(f"{server.rival.name} does not answer.")
+    raise TimeoutError(f"{server.rival.name} does not answer.")
 
 
 def ceiling(num_clients: int) -> float:
@@ -199,12 +199,17 @@ def main() -> None:
     for number in range(1 if arguments.quick else arguments.rounds):
         for rival in rivals:
             print(f"round {number + 1}: {rival.name}", file=sys.stderr, flush=True)
-            with serving(rival, arguments.python) as server:
-                rounds[rival.name].append(measure(server, seconds))
-    settings = list(rounds[rivals[0].name][0])
+            try:
+                with serving(rival, arguments.python) as server:
+                    rounds[rival.name].append(measure(server, seconds))
+            except TimeoutError as error:
+                print(error, file=sys.stderr, flush=True)
+    measured = {name: many for name, many in rounds.items() if many}
     found = {
-        setting: {name: median_of([one[setting] for one in many]) for name, many in rounds.items()}
-        for setting in settings
+        setting: {
+            name: median_of([one[setting] for one in many]) for name, many in measured.items()
+        }
+        for setting in next(iter(measured.values()))[0]
     }
     print_tables(found)
     if arguments.json:

@@ -15,7 +15,7 @@ class Doubler(litserve.LitAPI):
         """Makes the accelerator, in the process that runs it."""
         self._accelerator = Accelerator()
 
-    def decode_request(self, request: Any) -> Any:
+    def decode_request(self, request: dict[str, Any]) -> Any:
         """Returns a row."""
         return np.array(request["instances"][0], "float32")
 
