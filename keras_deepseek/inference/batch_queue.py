@@ -7,7 +7,7 @@ and `leave_rule` say how long they wait for company, `batcher` runs what leaves.
 import math
 from collections.abc import Callable
 
-from keras_deepseek.inference.batch import Batch, Request
+from keras_deepseek.inference.batch import Batch, Reason, Request
 from keras_deepseek.inference.batch_time import BatchTime
 from keras_deepseek.inference.errors import OverloadedError
 from keras_deepseek.inference.lane import Lane
@@ -85,11 +85,7 @@ class BatchQueue:
             now: float. The time in seconds.
         """
         limit = self._limit()
-        due = [
-            (lane.urgency, number, lane, reason)
-            for number, lane in enumerate(self._lanes.values())
-            if (reason := lane.reason_to_leave(limit, now, self.is_closing)) is not None
-        ]
+        due = self._due(limit, now)
         if not due:
             return None
         _, _, lane, reason = min(due)
@@ -100,6 +96,14 @@ class BatchQueue:
         batch = Batch(tuple(slices), reason, age)
         self._ends.append(now + self._time.predict(self.bucket(batch.rows)))
         return batch
+
+    def is_due(self, now: float) -> bool:
+        """Returns whether `next_batch` would return one.
+
+        Args:
+            now: float. The time in seconds.
+        """
+        return bool(self._due(self._limit(), now))
 
     def free(self, now: float) -> None:
         """A batch was run: the model is free again.
@@ -159,6 +163,13 @@ class BatchQueue:
         queued = (full * self._time.predict(limit) + own) / self._num_replicas
         running = len(self._ends) >= self._num_replicas
         return queued + (max(min(self._ends) - now, 0.0) if running else 0.0)
+
+    def _due(self, limit: int, now: float) -> list[tuple[tuple[int, float], int, Lane, Reason]]:
+        return [
+            (lane.urgency, number, lane, reason)
+            for number, lane in enumerate(self._lanes.values())
+            if (reason := lane.reason_to_leave(limit, now, self.is_closing)) is not None
+        ]
 
     def _limit(self) -> int:
         """Returns the rows of the largest batch: where one runs, the next has to be in time too."""

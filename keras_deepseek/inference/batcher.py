@@ -3,6 +3,7 @@
 `engine` puts requests in; `batch_queue` decides; an executor computes.
 """
 
+import contextlib
 import math
 import threading
 import time
@@ -111,6 +112,8 @@ class Batcher:
         max_queue_rows: integer. Rows that may wait. Defaults to `1024`.
         target_latency: float or `None`. Seconds within which requests are to be answered: batches
             are kept as small as that needs, and requests that would take longer are refused.
+        take_turn: Function that returns a context, in which a batch is formed and run. Defaults to
+            `None`: batches wait for nobody else's.
         clock: Function that returns the time in seconds. Defaults to `time.monotonic`.
         after_batch: Function that is called when requests were answered: once after each batch, on
             the thread that ran it. Defaults to `None`.
@@ -125,12 +128,14 @@ class Batcher:
         max_wait: float = 0.005,
         max_queue_rows: int = 1024,
         target_latency: float | None = None,
+        take_turn: Callable[[], contextlib.AbstractContextManager[None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
         after_batch: Callable[[], None] | None = None,
     ) -> None:
         self.buckets = batch_buckets(batch_size, max_batch_size)
         self.batch_time = BatchTime()
         self._replicas = tuple(replicas)
+        self._take_turn = take_turn or contextlib.nullcontext
         self._clock = clock
         self._after_batch = after_batch or (lambda: None)
 
@@ -231,22 +236,28 @@ class Batcher:
             )
 
     def _work(self, run: InferenceFunction) -> None:
-        while (batch := self._wait_for_batch()) is not None:
-            self._answer(batch, run)
-            self._after_batch()
-            with self._condition:
-                self._queue.free(self._clock())
+        while self._wait_until_due():
+            with self._take_turn():
+                self._expire()
+                with self._condition:
+                    batch = self._queue.next_batch(self._clock())
+                if batch is None:  # Another replica took it.
+                    continue
+                self._answer(batch, run)
+                self._after_batch()
+                with self._condition:
+                    self._queue.free(self._clock())
 
-    def _wait_for_batch(self) -> Batch | None:
+    def _wait_until_due(self) -> bool:
+        """Returns whether a batch is due; otherwise the batcher is closed, and nothing waits."""
         while True:
             self._expire()
             with self._condition:
                 now = self._clock()
-                batch = self._queue.next_batch(now)
-                if batch is not None:
-                    return batch
+                if self._queue.is_due(now):
+                    return True
                 if self._queue.is_closing:
-                    return None
+                    return False
                 time_due = self._queue.next_time()
                 self._condition.wait(None if time_due == math.inf else max(time_due - now, 0.0))
 

@@ -27,6 +27,7 @@ from keras_deepseek.inference.model_version import ModelVersion
 from keras_deepseek.inference.padding import Padding
 from keras_deepseek.inference.request_options import RequestOptions
 from keras_deepseek.inference.served_model import ServedModel
+from keras_deepseek.inference.turns import Turns
 
 
 class ServingEngine:
@@ -70,6 +71,9 @@ class ServingEngine:
         warm_up: boolean. Whether starting runs the model for every batch size. Defaults to `True`.
         custom_objects_from: sequence of module names or `.py` files that define the custom classes
             of a `.keras` file. Defaults to `()`.
+        max_concurrent_batches: integer. Batches that run at the same time, of all models together:
+            of those that wait, the model that has had least of the machine is next. Defaults to
+            `None`: each replica runs when it can.
 
     Raises:
         InvalidInputError: An argument is not one of these.
@@ -101,7 +105,11 @@ class ServingEngine:
         padding: Padding | None = None,
         warm_up: bool = True,
         custom_objects_from: Sequence[str | os.PathLike[str]] = (),
+        max_concurrent_batches: int | None = None,
     ) -> None:
+        if max_concurrent_batches is not None:
+            check_count("max_concurrent_batches", max_concurrent_batches)
+        self._turns = None if max_concurrent_batches is None else Turns(max_concurrent_batches)
         self.name = name
         self.options = ModelOptions(
             batch_size=batch_size,
@@ -479,7 +487,7 @@ class ServingEngine:
     def _open(self, model: Any, name: str, number: int, options: ModelOptions) -> ModelVersion:
         check_name(name)
         check_count("version", number)
-        return ModelVersion(name, number, model, options, self._delivery.flush)
+        return ModelVersion(name, number, model, options, self._delivery.flush, self._turns)
 
     def _add_model(self, name: str) -> ServedModel:
         served = ServedModel(name)

@@ -6,6 +6,7 @@
 import math
 import time
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, Literal
 
 from keras_deepseek.artifacts.signature import Array, Signature
@@ -19,6 +20,7 @@ from keras_deepseek.inference.executors.isolated_model import IsolatedModel
 from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.inference.model_options import ModelOptions
 from keras_deepseek.inference.padding import Padder
+from keras_deepseek.inference.turns import Turns
 from keras_deepseek.inference.warm_up import check_padding, run_every_size
 
 State = Literal["LOADING", "AVAILABLE", "UNLOADING", "END"]
@@ -34,6 +36,7 @@ class ModelVersion:
         model: What `open_executor` takes.
         options: `ModelOptions`.
         after_batch: Function that is called when requests were answered.
+        turns: `Turns` that its batches wait for. Defaults to `None`: they wait for nobody else's.
 
     Raises:
         InvalidInputError: The model is nothing that can be served.
@@ -47,6 +50,7 @@ class ModelVersion:
         model: Any,
         options: ModelOptions,
         after_batch: Callable[[], None],
+        turns: Turns | None = None,
     ) -> None:
         self.name = name
         self.number = number
@@ -66,6 +70,7 @@ class ModelVersion:
             max_batch_size=options.max_batch_size,
             max_queue_rows=options.max_queue_rows,
             target_latency=options.target_latency,
+            take_turn=None if turns is None else partial(turns.take, name),
             after_batch=after_batch,
         )
 

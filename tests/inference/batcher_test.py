@@ -1,3 +1,4 @@
+import contextlib
 import math
 import os
 import threading
@@ -135,11 +136,18 @@ def test_a_fixed_batch_leaves_when_it_is_full(doubler, rows):
 
 
 def test_a_fixed_batch_leaves_padded_when_its_time_has_come(doubler, rows):
-    times = iter([100.0, 100.5, 101.0, 102.0])
-    batcher = Batcher([doubler.run], batch_size=3, max_wait=1.0, clock=lambda: next(times, 103.0))
-    future = submit(batcher, rows(1))  # At 100.0; the thread looks at 100.5, then at 101.0.
+    now = [100.0]
+    batcher = Batcher([doubler.run], batch_size=3, max_wait=1.0, clock=lambda: now[0])
+    future = submit(batcher, rows(1))
     wait = batcher._condition.wait
-    batcher._condition.wait = lambda timeout: None if timeout else wait()
+
+    def let_time_pass(timeout):
+        if timeout is None:
+            return wait()
+        now[0] += timeout
+        return True
+
+    batcher._condition.wait = let_time_pass
     batcher.start()
     assert values(future) == [2]
     batcher.close()
@@ -230,6 +238,27 @@ def test_each_replica_runs_a_batch_at_the_same_time(rows):
     answers = [submit(batcher, rows(value)) for value in range(6)]
     assert [values(answer) for answer in answers] == [[value] for value in range(6)]
     batcher.close()
+
+
+def test_a_batch_is_formed_when_its_turn_has_come(doubler, rows):
+    turn = threading.Semaphore(0)
+    asked = threading.Event()
+
+    @contextlib.contextmanager
+    def take_turn():
+        asked.set()
+        assert turn.acquire(timeout=60)
+        yield
+
+    batcher = Batcher([doubler.run], take_turn=take_turn)
+    batcher.start()
+    answers = [submit(batcher, rows(1))]
+    assert asked.wait(60)
+    answers.append(submit(batcher, rows(2)))  # It came while the first waited for the turn.
+    turn.release()
+    assert [values(answer) for answer in answers] == [[2], [4]]
+    batcher.close()
+    assert doubler.sizes == [2]
 
 
 def test_what_is_late_is_not_run_and_told_so(doubler, rows):
