@@ -1,4 +1,4 @@
-"""Serving: batches of single requests, in-process and over HTTP."""
+"""Serving: batches of single requests, in-process, over HTTP and over gRPC."""
 
 from keras_deepseek.inference.engine import ServingEngine
 from keras_deepseek.inference.errors import (
@@ -9,6 +9,7 @@ from keras_deepseek.inference.errors import (
     ReplicaError,
 )
 from keras_deepseek.inference.executors.executor import Executor
+from keras_deepseek.inference.grpc_server import GrpcServer
 from keras_deepseek.inference.http import HttpServer
 from keras_deepseek.inference.http_limits import HttpLimits
 from keras_deepseek.inference.model_options import ModelOptions
@@ -18,6 +19,7 @@ __all__ = [
     "ClosedError",
     "DeadlineExceededError",
     "Executor",
+    "GrpcServer",
     "HttpLimits",
     "HttpServer",
     "ModelNotFoundError",

@@ -1,10 +1,17 @@
 """The command `keras-deepseek serve`."""
 
 import argparse
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.engine import ServingEngine
 
 NAME = "serve"
-HELP = "answer TF Serving's REST calls for a bundle or a .keras file"
+DEFAULT_GRPC_PORT = 8500
+HELP = "answer TF Serving's and Open Inference's calls for a bundle or a .keras file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="0 takes a free one (default: 8501)",
     )
+    parser.add_argument(
+        "--grpc-port",
+        type=int,
+        metavar="P",
+        help="likewise for gRPC (default: 8500, where the extra `grpc` is installed)",
+    )
+    parser.add_argument("--no-grpc", action="store_true", help="serve over HTTP alone")
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="H", help="address to listen at (default: 127.0.0.1)"
     )
@@ -71,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     def interrupt(_signal_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    size = arguments.batch_size
+    size, grpc_port = arguments.batch_size, _grpc_port(arguments)
     # Stops the loading and the warm-up too: nothing has been accepted by then.
     previous = signal.signal(signal.SIGTERM, interrupt)
     engine = None
@@ -85,8 +99,8 @@ def run(arguments: argparse.Namespace) -> None:
             replicas=arguments.replicas,
             custom_objects_from=arguments.custom_objects_from,
         )
-        server = engine.serve(arguments.http_port, host=arguments.host)
-        print(f"Serving {engine.name!r} at {server.url}/v1/models/{engine.name}", flush=True)
+        engine.serve(arguments.http_port, grpc_port, host=arguments.host)
+        print(_describe(engine, arguments.no_grpc), flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         pass
@@ -95,6 +109,28 @@ def run(arguments: argparse.Namespace) -> None:
         signal.signal(signal.SIGTERM, previous)
         if engine is not None:
             engine.close()
+
+
+def _grpc_port(arguments: argparse.Namespace) -> int | None:
+    """Returns TF Serving's own port, unless another is asked for, or none, or gRPC is missing."""
+    if arguments.no_grpc and arguments.grpc_port is not None:
+        raise InvalidInputError("Received both --grpc-port and --no-grpc. Give one of them.")
+    if arguments.grpc_port is not None:
+        port: int = arguments.grpc_port
+        return port
+    # A name with a dot is looked for in its parent, which must be there.
+    is_installed = all(find_spec(name) for name in ("grpc", "google", "google.protobuf"))
+    return DEFAULT_GRPC_PORT if is_installed and not arguments.no_grpc else None
+
+
+def _describe(engine: "ServingEngine", no_grpc: bool) -> str:
+    http, *others = engine.servers
+    text = f"Serving {engine.name!r} at {http.url}/v1/models/{engine.name}"
+    if others:
+        return f"{text} and {others[0].url}"
+    if no_grpc:
+        return text
+    return f"{text}; for gRPC: pip install 'keras_deepseek[grpc]'"
 
 
 def _number_or_word(text: str) -> Any:

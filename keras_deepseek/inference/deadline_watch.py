@@ -91,6 +91,8 @@ class DeadlineWatch:
                 due = self._heap[0][0] if self._heap else math.inf
                 now = self._clock()
                 if due > now:
-                    self._condition.wait(None if due == math.inf else due - now)
+                    # No thread can wait longer than that, and what is due then is looked at again.
+                    longest = min(due - now, threading.TIMEOUT_MAX)
+                    self._condition.wait(None if due == math.inf else longest)
                     continue
             self._wake()

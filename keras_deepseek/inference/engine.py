@@ -1,9 +1,11 @@
 """The engine: a model, its batcher, and the servers in front of it.
 
-`executors` computes, `batcher` groups, `http` listens; this file joins them and holds their life.
+`executors` computes, `batcher` groups, `http` and `grpc_server` listen; this file joins them and
+holds their life.
 """
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Unpack
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.arguments import check_count, check_name
 from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.batcher import BatchStatistics
-from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
+from keras_deepseek.inference.errors import ClosedError, LoadFailedError, ModelNotFoundError
 from keras_deepseek.inference.future_delivery import Answer, open_future
+from keras_deepseek.inference.grpc_server import GrpcServer
 from keras_deepseek.inference.http import HttpServer
 from keras_deepseek.inference.loop_delivery import LoopDelivery, Waiter
 from keras_deepseek.inference.model_folder import ModelFolder, Policy, find_versions
@@ -28,6 +30,10 @@ from keras_deepseek.inference.padding import Padding
 from keras_deepseek.inference.request_options import RequestOptions
 from keras_deepseek.inference.served_model import ServedModel
 from keras_deepseek.inference.turns import Turns
+
+Server = HttpServer | GrpcServer
+
+_logger = logging.getLogger(__name__)
 
 
 class ServingEngine:
@@ -127,8 +133,9 @@ class ServingEngine:
         self._models: Mapping[str, ServedModel] = {}
         self._lock = threading.Lock()
         self._loading = threading.Lock()
+        self._replacing = threading.Lock()
         self._state: Literal["new", "ready", "closed"] = "new"
-        self._servers: list[HttpServer] = []
+        self._servers: Sequence[Server] = ()
         self._folders: list[ModelFolder] = []
         if isinstance(model, str | os.PathLike) and (found := find_versions(Path(model))):
             version = max(found)
@@ -142,6 +149,16 @@ class ServingEngine:
     def models(self) -> Mapping[str, ServedModel]:
         """The served models by name."""
         return self._models
+
+    @property
+    def folders(self) -> Sequence[ModelFolder]:
+        """The folders that are followed."""
+        return self._folders
+
+    @property
+    def servers(self) -> Sequence[Server]:
+        """The servers that `serve` has started."""
+        return self._servers
 
     @property
     def signature(self) -> Signature:
@@ -255,15 +272,55 @@ class ServingEngine:
             versions=versions,
             poll_seconds=poll_seconds,
         )
-        if not follower.wanted():
-            raise InvalidInputError(
-                f"The folder {str(folder)!r} holds no version that is wanted: expected bundles "
-                f"named by numbers, as {str(Path(folder) / '1')!r}."
-            )
+        follower.check_not_empty()
         self.start()
         follower.look()
         self._folders.append(follower)
         follower.start()
+
+    def replace_folders(
+        self, folders: Sequence[ModelFolder], labels: Mapping[str, Mapping[str, int]]
+    ) -> None:
+        """Serves what these folders hold, and no other model.
+
+        All of it is loaded and warm before anything changes for requests; where that fails,
+        nothing does. A folder that is followed already, in the same way, is not loaded again.
+
+        Args:
+            folders: sequence of `ModelFolder`, each of a name of its own.
+            labels: mapping from each name to versions by label, all of them among those wanted.
+
+        Raises:
+            InvalidInputError: A folder holds none of the versions that are wanted.
+            LoadFailedError: A version could not be loaded, or did not warm up. Why is logged.
+            ClosedError: The engine was closed.
+        """
+        for folder in folders:
+            check_name(folder.name)
+            folder.check_not_empty()
+        self.start()
+        with self._replacing:
+            old = self._folders
+            paused = [folder for folder in old if folder.pause()]
+            try:
+                with self._loading:
+                    self._check_open()
+                    kept = [one for one in old if self._has(one.name, labels.get(one.name, {}))]
+                    like = {folder.name: _find_like(folder, kept) for folder in folders}
+                    changed = [folder for folder in folders if like[folder.name] is None]
+                    self._exchange(changed, self._load_folders(changed))
+                    self._remove_models([name for name in self._models if name not in like])
+                    for name, versions in labels.items():
+                        self._models[name].set_labels(versions)
+                    self._folders = [like[folder.name] or folder for folder in folders]
+            finally:
+                for folder in paused:
+                    folder.resume()
+            for folder in old:
+                if folder not in self._folders:
+                    folder.stop()
+            for folder in changed:
+                folder.start()
 
     def unload(self, name: str | None = None, version: int | None = None) -> None:
         """Closes a version, or all of a model, when what was accepted is answered.
@@ -275,14 +332,20 @@ class ServingEngine:
         Raises:
             ModelNotFoundError: There is no such model or version.
         """
+        served = self._find_model(name)
+        if version is None:
+            # Else a new version in its folder would bring it back.
+            for folder in self._folders:
+                if folder.name == served.name:
+                    folder.pause()
         with self._loading:
             served = self._find_model(name)
             if version is None:
-                self._models = {key: one for key, one in self._models.items() if one is not served}
-            wanted = served.versions.values() if version is None else [served.find(version)]
-            for one in list(wanted):
-                served.remove(one)
-                one.close()
+                self._remove_models([served.name])
+                return
+            one = served.find(version)
+            served.remove(one)
+            one.close()
 
     def find(
         self, name: str | None = None, version: int | None = None, label: str = ""
@@ -307,8 +370,7 @@ class ServingEngine:
             self._state = "closed"
         for folder in self._folders:
             folder.stop()
-        for server in self._servers:
-            server.stop()
+        _stop(self._servers)
         with self._loading:
             for served in self._models.values():
                 for version in served.versions.values():
@@ -403,41 +465,53 @@ class ServingEngine:
         return self.find(model, version).statistics()
 
     def serve(
-        self, http_port: int = 8501, *, host: str = "127.0.0.1", block: bool = False
+        self,
+        http_port: int = 8501,
+        grpc_port: int | None = None,
+        *,
+        host: str = "127.0.0.1",
+        block: bool = False,
     ) -> HttpServer:
-        """Answers TF Serving's REST calls, under `/v1/models/NAME`.
+        """Answers the calls of TF Serving and of Open Inference.
 
-        The port is taken first, then the engine starts; meanwhile clients are told that it is not
+        The ports are taken first, then the engine starts; meanwhile clients are told that it is not
         ready.
 
         Args:
             http_port: integer. `0` takes a free one. Defaults to `8501`.
+            grpc_port: integer, TF Serving's is 8500. Defaults to `None`: no gRPC.
             host: string. The address to listen at. Defaults to `"127.0.0.1"`: this machine alone.
-            block: boolean. Whether to return only when the server was stopped, by `close` or by
+            block: boolean. Whether to return only when the servers were stopped, by `close` or by
                 Ctrl-C. Defaults to `False`.
 
         Returns:
-            The `HttpServer`, with its `url`. `close` stops it.
+            The `HttpServer`, with its `url`. `servers` has the `GrpcServer`, too. `close` stops
+            them.
 
         Raises:
-            InvalidInputError: The port is taken, or the address is none of this machine's.
-            MissingExtraError: The packages of the extra `serving` are not installed.
+            InvalidInputError: A port is taken, or the address is none of this machine's.
+            MissingExtraError: The packages of the extra `serving`, or of `grpc`, are not installed.
         """
         self._check_open()
-        server = HttpServer(self, host, http_port)
-        server.start()
-        self._servers.append(server)
+        http = HttpServer(self, host, http_port)
+        servers: list[Server] = [http]
+        if grpc_port is not None:
+            servers.append(GrpcServer(self, host, grpc_port))
         try:
+            for server in servers:
+                server.start()
+            self._servers = [*self._servers, *servers]
             self.start()
         except BaseException:
-            server.stop()
+            _stop(servers)
+            self._servers = [server for server in self._servers if server not in servers]
             raise
         if block:
             try:
-                server.wait()
+                http.wait()
             except KeyboardInterrupt:
-                server.stop()
-        return server
+                _stop(servers)
+        return http
 
     def __enter__(self) -> "ServingEngine":
         self.start()
@@ -489,6 +563,51 @@ class ServingEngine:
         check_count("version", number)
         return ModelVersion(name, number, model, options, self._delivery.flush, self._turns)
 
+    def _load_folders(self, folders: Sequence[ModelFolder]) -> list[ModelVersion]:
+        """Returns the versions that folders hold, warm; none of them is served yet."""
+        loaded: list[ModelVersion] = []
+        for folder in folders:
+            try:
+                for number, path in folder.wanted().items():
+                    folder.note(number, path)
+                    loaded.append(self._open(path, folder.name, number, folder.options))
+                    loaded[-1].start()
+            except Exception as error:
+                for version in loaded:
+                    if version.state == "AVAILABLE":
+                        version.close()
+                _logger.exception("The folder %r could not be loaded.", str(folder.folder))
+                raise LoadFailedError(folder.name) from error
+        return loaded
+
+    def _has(self, name: str, labels: Mapping[str, int]) -> bool:
+        """Returns whether a model is served, and each version that labels stand for available."""
+        served = self._models.get(name)
+        return served is not None and all(
+            number in served.versions and served.versions[number].state == "AVAILABLE"
+            for number in labels.values()
+        )
+
+    def _exchange(self, folders: Sequence[ModelFolder], loaded: Sequence[ModelVersion]) -> None:
+        """Puts versions in the place of all that the models of these folders had."""
+        for folder in folders:
+            served = self._models.get(folder.name) or self._add_model(folder.name)
+            old = list(served.versions.values())
+            for version in loaded:
+                if version.name == folder.name:
+                    served.add(version)
+            for version in old:
+                served.remove(version)
+                version.close()
+
+    def _remove_models(self, names: Sequence[str]) -> None:
+        removed = [self._models[name] for name in names]
+        self._models = {name: one for name, one in self._models.items() if name not in names}
+        for served in removed:
+            for version in list(served.versions.values()):
+                served.remove(version)
+                version.close()
+
     def _add_model(self, name: str) -> ServedModel:
         served = ServedModel(name)
         self._models = {**self._models, name: served}
@@ -501,6 +620,19 @@ class ServingEngine:
                 f"There is no model {name or self.name!r}; those served are {list(self._models)}."
             )
         return served
+
+
+def _stop(servers: Sequence[Server]) -> None:
+    """Stops servers at one time: each waits for its own requests."""
+    stopping = [threading.Thread(target=server.stop) for server in servers]
+    for thread in stopping:
+        thread.start()
+    for thread in stopping:
+        thread.join()
+
+
+def _find_like(folder: ModelFolder, others: Sequence[ModelFolder]) -> ModelFolder | None:
+    return next((other for other in others if folder.is_like(other)), None)
 
 
 def _unwrap(outputs: dict[str, Array]) -> Any:

@@ -33,3 +33,14 @@ class ModelNotFoundError(KerasDeepSeekError):
 
 class ReplicaError(KerasDeepSeekError):
     """A batch whose model failed, crashed or hung in a process of its own."""
+
+
+class LoadFailedError(KerasDeepSeekError):
+    """A model that a client asked for, and that could not be loaded.
+
+    Args:
+        name: string. The model. Why stands in the log alone.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The model {name!r} could not be loaded; see the server's log.")

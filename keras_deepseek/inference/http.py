@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import contextlib
 import socket
 import ssl
 import threading
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.arguments import check_address
+from keras_deepseek.inference.event_loop import call_in, loop_factory
 from keras_deepseek.inference.http_limits import HttpLimits
 from keras_deepseek.inference.listener import Listener
 from keras_deepseek.inference.open_connections import OpenConnections
@@ -154,7 +154,7 @@ class HttpServer:
         self, make_protocol: Callable[[OpenConnections], asyncio.Protocol], listener: socket.socket
     ) -> None:
         try:
-            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
                 runner.run(self._serve(make_protocol, listener))
         finally:
             listener.close()
@@ -174,27 +174,12 @@ class HttpServer:
             self.limits.linger_seconds,
         )
         server.start()
-        self._tell_to_stop = lambda: _call_in(loop, stop.set)
+        self._tell_to_stop = lambda: call_in(loop, stop.set)
         self._begun.set()
         await stop.wait()
         connections.start_draining()
         await server.stop()
         await connections.drain()
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Returns uvloop's, where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
-def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
-    with contextlib.suppress(RuntimeError):  # It is closed: it has stopped already.
-        loop.call_soon_threadsafe(function)
 
 
 def _do_nothing() -> None:

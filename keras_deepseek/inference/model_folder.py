@@ -71,12 +71,14 @@ class ModelFolder:
         check_seconds("poll_seconds", poll_seconds)
         self.name = name
         self.folder = folder
+        self.options = options
         self._engine = engine
-        self._options = options
         self._versions = versions
         self._poll_seconds = poll_seconds
         self._seen: dict[int, int] = {}
         self._stop = threading.Event()
+        self._looking = threading.Lock()
+        self._is_paused = False
         self._thread: threading.Thread | None = None
 
     def wanted(self) -> dict[int, Path]:
@@ -97,26 +99,56 @@ class ModelFolder:
         """
         self._seen[number] = _stamp(path)
 
+    def check_not_empty(self) -> None:
+        """Refuses a folder that has nothing to serve.
+
+        Raises:
+            InvalidInputError: It holds none of the versions that are wanted.
+        """
+        if not self.wanted():
+            raise InvalidInputError(
+                f"The folder {str(self.folder)!r} holds no version that is wanted: expected "
+                f"bundles named by numbers, as {str(self.folder / '1')!r}."
+            )
+
+    def is_like(self, other: "ModelFolder") -> bool:
+        """Returns whether two follow the same folder in the same way, for the same model.
+
+        Args:
+            other: `ModelFolder`.
+        """
+        mine, its = (
+            (one.name, one.folder, one._versions, one.options)  # noqa: SLF001
+            for one in (self, other)
+        )
+        return mine == its
+
+    def pause(self) -> bool:
+        """Changes nothing until `resume`; returns, when a look that goes on has ended, if it did.
+
+        Returns:
+            Whether it was not paused before.
+        """
+        with self._looking:
+            was_paused, self._is_paused = self._is_paused, True
+        return not was_paused
+
+    def resume(self, *, from_scratch: bool = False) -> None:
+        """Ends a pause.
+
+        Args:
+            from_scratch: boolean. Whether to load what was loaded before. Defaults to `False`.
+        """
+        with self._looking:
+            self._is_paused = False
+            if from_scratch:
+                self._seen.clear()
+
     def look(self) -> None:
-        """Loads what has come or changed, and closes what has gone."""
-        wanted = self.wanted()
-        for number, path in wanted.items():
-            stamp = _stamp(path)
-            if self._seen.get(number) == stamp:
-                continue
-            self._seen[number] = stamp
-            try:
-                self._engine.load(
-                    path, name=self.name, version=number, keep=None, options=self._options
-                )
-            except ClosedError:
-                return
-            # Whatever a bundle does, the versions that are served go on.
-            except Exception:
-                _logger.exception("Version %d of the model %r failed.", number, self.name)
-            else:
-                _logger.info("Version %d of the model %r is served.", number, self.name)
-        self._close_others(wanted)
+        """Loads what has come or changed, and closes what has gone; nothing in a pause."""
+        with self._looking:
+            if not self._is_paused:
+                self._look()
 
     def start(self) -> None:
         """Looks from now on, on a thread of its own."""
@@ -132,6 +164,26 @@ class ModelFolder:
     def _work(self) -> None:
         while not self._stop.wait(self._poll_seconds):
             self.look()
+
+    def _look(self) -> None:
+        wanted = self.wanted()
+        for number, path in wanted.items():
+            stamp = _stamp(path)
+            if self._seen.get(number) == stamp:
+                continue
+            self._seen[number] = stamp
+            try:
+                self._engine.load(
+                    path, name=self.name, version=number, keep=None, options=self.options
+                )
+            except ClosedError:
+                return
+            # Whatever a bundle does, the versions that are served go on.
+            except Exception:
+                _logger.exception("Version %d of the model %r failed.", number, self.name)
+            else:
+                _logger.info("Version %d of the model %r is served.", number, self.name)
+        self._close_others(wanted)
 
     def _close_others(self, wanted: dict[int, Path]) -> None:
         served = self._engine.models.get(self.name)

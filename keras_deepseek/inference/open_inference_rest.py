@@ -9,17 +9,14 @@ from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.http_answers import Route, answer_json, outputs_of, read_version
 from keras_deepseek.inference.http_message import HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.model_states import PLATFORM, repository_states
 from keras_deepseek.inference.protocols import open_inference, open_inference_models
-from keras_deepseek.inference.protocols.open_inference_models import ModelState
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http import HttpServer
 
 _Match = re.Match[str]
 _Inputs = dict[str, Array]
-
-PLATFORM = "keras_deepseek"
-"""What runs the models, as clients are told."""
 
 
 def server_metadata(_server: "HttpServer", _request: HttpRequest, _match: _Match) -> HttpResponse:
@@ -85,11 +82,7 @@ def infer(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
 def repository_index(server: "HttpServer", request: HttpRequest, _match: _Match) -> HttpResponse:
     """Answers with every version of every model, and its state."""
     only_ready = open_inference_models.parse_repository_index(request.body)
-    states = [
-        ModelState(name, str(number), version.state == "AVAILABLE", version.state)
-        for name, served in server.engine.models.items()
-        for number, version in served.versions.items()
-    ]
+    states = repository_states(server.engine.models)
     return answer_json(open_inference_models.repository_index(states, only_ready))
 
 

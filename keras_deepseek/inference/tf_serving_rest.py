@@ -9,6 +9,7 @@ from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
 from keras_deepseek.inference.http_answers import Route, answer_json, outputs_of, read_version
 from keras_deepseek.inference.http_message import HttpError, HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.model_states import version_status
 from keras_deepseek.inference.model_version import ModelVersion
 from keras_deepseek.inference.protocols import tf_serving, tf_serving_examples
 
@@ -29,7 +30,9 @@ def status(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> 
         found = list(served.versions.values())
     else:
         found = [_find(server.engine, name, version, label)]
-    return answer_json(tf_serving.format_versions([_status_of(one, server) for one in found]))
+    return answer_json(
+        tf_serving.format_versions([version_status(one, server.ready) for one in found])
+    )
 
 
 def metadata(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> HttpResponse:
@@ -142,14 +145,3 @@ def _not_found(name: str, version: int | None, label: str) -> HttpError:
 def _check_ready(server: "HttpServer", name: str) -> None:
     if not server.ready:
         raise ClosedError(f"The model {name!r} is not ready: it is starting or stopping.")
-
-
-def _status_of(version: ModelVersion, server: "HttpServer") -> tf_serving.VersionStatus:
-    state: str = version.state
-    if state == "AVAILABLE" and not server.ready:
-        state = "UNLOADING"
-    if version.error is None:
-        return tf_serving.VersionStatus(version.number, state)
-    kind = type(version.error).__name__
-    message = f"It failed with {kind}; see the server's log."
-    return tf_serving.VersionStatus(version.number, state, "UNKNOWN", message)

@@ -1,8 +1,11 @@
 """What the tests of serving share: an executor that can be watched, and bundles of a tiny model."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ from keras_deepseek.artifacts import Bundle, Manifest, Signature, TensorSpec, Ve
 from keras_deepseek.artifacts.bundle import publish_bundle
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.artifacts.staging_folder import staging_folder
+from keras_deepseek.inference import GrpcServer, ServingEngine
+from keras_deepseek.inference.protocols.messages import Protocol
 
 DOUBLE = Signature(
     inputs=(TensorSpec("x", (None, 2), "float32"),),
@@ -131,3 +136,65 @@ def rows(*values: float) -> dict[str, Array]:
 @pytest.fixture(name="rows")
 def rows_fixture() -> Callable[..., dict[str, Array]]:
     return rows
+
+
+class GrpcClient:
+    """Asks a server over one channel; requests and answers are messages of this package."""
+
+    def __init__(self, server: Any) -> None:
+        grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
+        self.server = server
+        self.channel = grpc.insecure_channel(server.target)
+
+    def send(self, protocol: Protocol, path: str, data: bytes, timeout: float | None = 60) -> Any:
+        """Returns the call that sends bytes to a method, as in `"grpc.health.v1.Health/Check"`."""
+        _, answer = _calls_of(protocol, path)
+        read = partial(protocol.parse, answer)
+        return self.channel.unary_unary(f"/{path}", None, read).future(data, timeout=timeout)
+
+    def ask(self, protocol: Protocol, path: str, /, **fields: Any) -> Any:
+        """Returns the answer to a request of these fields."""
+        request, _ = _calls_of(protocol, path)
+        return self.send(
+            protocol, path, protocol.new(request, **fields).SerializeToString()
+        ).result()
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+def _calls_of(protocol: Protocol, path: str) -> list[str]:
+    service, _, call = path.partition("/")
+    package = service.rpartition(".")[0]
+    names = protocol.services[service][call]
+    return [f"{package}.{name.removeprefix('stream ')}" for name in names]
+
+
+@pytest.fixture
+def serve_grpc() -> Iterator[Callable[..., GrpcClient]]:
+    """Starts gRPC servers, and returns a client of each."""
+    pytest.importorskip("grpc", reason="grpcio is not installed")
+    with ExitStack() as stack:
+
+        def serve(engine: ServingEngine, **arguments: Any) -> GrpcClient:
+            server = GrpcServer(engine, port=0, **{"settle_seconds": 0.01, **arguments})
+            server.start()
+            stack.callback(server.stop)
+            client = GrpcClient(server)
+            stack.callback(client.close)
+            return client
+
+        yield serve
+
+
+@pytest.fixture
+def status_of() -> Callable[..., tuple[str, str]]:
+    """Returns the status and the text of a call that is refused."""
+    grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
+
+    def status_of(call: Callable[..., Any], *arguments: Any, **fields: Any) -> tuple[str, str]:
+        with pytest.raises(grpc.RpcError) as caught:
+            call(*arguments, **fields)
+        return caught.value.code().name, caught.value.details()
+
+    return status_of

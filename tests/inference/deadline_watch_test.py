@@ -1,4 +1,5 @@
 import threading
+import time
 
 import numpy as np
 
@@ -65,5 +66,20 @@ def test_its_thread_wakes_when_a_deadline_passes():
     watch.add(request)
     assert woken.wait(60)
     assert found == [request]
+    watch.close()
+    assert not watch._thread.is_alive()
+
+
+def test_a_deadline_beyond_all_that_a_thread_can_wait_for_does_no_harm():
+    watch = DeadlineWatch(lambda: None, clock=time.monotonic)
+    entered, wait = threading.Event(), watch._condition.wait
+
+    def wait_and_tell(timeout):
+        entered.set()
+        return wait(timeout)
+
+    watch._condition.wait = wait_and_tell
+    watch.add(request_of(1e19))
+    assert entered.wait(60)
     watch.close()
     assert not watch._thread.is_alive()

@@ -1,4 +1,5 @@
 import asyncio
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -408,6 +409,27 @@ def test_serving_stops_with_the_engine_and_a_failed_start_frees_the_port(doubler
         broken.serve(server.port)
     with ServingEngine(doubler, warm_up=False) as engine:
         assert engine.serve(server.port).port == server.port
+
+
+def test_both_ports_are_taken_or_none_and_closing_frees_both(doubler):
+    pytest.importorskip("httptools")
+    pytest.importorskip("grpc")
+    with ServingEngine(doubler) as engine:
+        http = engine.serve(0, 0)
+        assert engine.servers[0] is http
+        target = engine.servers[1].target
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            taken, free = other.getsockname()[1], socket.create_server(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+            free.close()
+            with pytest.raises(InvalidInputError, match=f"on port {taken}"):
+                engine.serve(port, taken)
+        assert len(engine.servers) == 2
+    again = ServingEngine(doubler)
+    assert again.serve(http.port, int(target.rpartition(":")[2])).ready
+    assert all(server.ready for server in again.servers)
+    again.close()
+    assert not any(server.ready for server in again.servers)
 
 
 def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch):

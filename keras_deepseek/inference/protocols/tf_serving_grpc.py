@@ -12,6 +12,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_mess
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.inference.protocols.messages import Message
 from keras_deepseek.inference.protocols.tensor_proto import from_tensor_protos, to_tensor_proto
+from keras_deepseek.inference.protocols.tf_serving import SIGNATURE_NAME
 from keras_deepseek.inference.protocols.tf_serving_examples import (
     CLASSIFY_METHOD,
     REGRESS_METHOD,
@@ -112,6 +113,8 @@ def format_predict(
         InvalidInputError: The call asks for an output that the model does not have.
     """
     message = TF_SERVING.new(_SERVING + "PredictResponse", model_spec=_answered_by(call, version))
+    # TF Serving says which signature has answered, though none was named.
+    message.model_spec.signature_name = call.model.signature_name or SIGNATURE_NAME
     for name in call.output_names or outputs:
         if name not in outputs:
             raise InvalidInputError(unknown_name_message("output", name, outputs))

@@ -1,0 +1,92 @@
+"""What a client of gRPC may ask about which models are served: to load, to unload, to replace all.
+
+These calls wait for models to load, so the server makes them on threads of their own.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.inference.errors import LoadFailedError, ModelNotFoundError
+from keras_deepseek.inference.model_folder import ModelFolder, Policy
+from keras_deepseek.inference.protocols.tf_serving_model_service import ServedModel
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.engine import ServingEngine
+
+
+def load(engine: "ServingEngine", name: str) -> None:
+    """Serves what the model's folder holds now; a model that has no folder and is served is so.
+
+    Args:
+        engine: `ServingEngine`.
+        name: string.
+
+    Raises:
+        ModelNotFoundError: No folder of this name is followed, and no such model served.
+        LoadFailedError: None of its versions could be loaded.
+    """
+    for folder in engine.folders:
+        if folder.name == name:
+            folder.resume(from_scratch=name not in engine.models)
+            folder.look()
+    served = engine.models.get(name)
+    if served is None and all(folder.name != name for folder in engine.folders):
+        raise ModelNotFoundError(f"There is no folder that the model {name!r} could come from.")
+    versions = served.versions.values() if served is not None else ()
+    if all(version.state != "AVAILABLE" for version in versions):
+        raise LoadFailedError(name)
+
+
+def unload(engine: "ServingEngine", name: str) -> None:
+    """Closes a model, and looks no more at its folder until it is loaded again.
+
+    Args:
+        engine: `ServingEngine`.
+        name: string.
+
+    Raises:
+        ModelNotFoundError: There is no such model.
+    """
+    engine.unload(name)
+
+
+def replace_models(engine: "ServingEngine", models: Sequence[ServedModel]) -> None:
+    """Serves these models and no others; an error leaves all as it was.
+
+    Args:
+        engine: `ServingEngine`.
+        models: sequence of `ServedModel`, as a `ReloadConfigRequest` has them.
+
+    Raises:
+        InvalidInputError: A folder holds none of the versions that are wanted, or a label stands
+            for one that is not.
+        LoadFailedError: A version could not be loaded, or did not warm up.
+    """
+    folders = [_follow(engine, model) for model in models]
+    labels = {model.name: model.labels for model in models}
+    for folder in folders:
+        present = folder.wanted()
+        for label, number in labels[folder.name].items():
+            if number not in present:
+                raise InvalidInputError(
+                    f"The label {label!r} of the model {folder.name!r} stands for version "
+                    f"{number}; those wanted are {list(present)}."
+                )
+    engine.replace_folders(folders, labels)
+
+
+def _follow(engine: "ServingEngine", model: ServedModel) -> ModelFolder:
+    policies: dict[str, Policy] = {
+        "latest": model.num_versions,
+        "all": "all",
+        "specific": model.versions,
+    }
+    return ModelFolder(
+        engine,
+        Path(model.base_path),
+        model.name,
+        engine.options,
+        versions=policies[model.policy],
+    )

@@ -1,0 +1,52 @@
+"""TF Serving's ModelService over gRPC: the state of models, and which ones a server has."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from keras_deepseek.inference import model_control
+from keras_deepseek.inference.errors import ModelNotFoundError
+from keras_deepseek.inference.grpc_answers import StatusError, check_ready
+from keras_deepseek.inference.model_states import version_status
+from keras_deepseek.inference.model_version import ModelVersion
+from keras_deepseek.inference.protocols import tf_serving_model_service
+from keras_deepseek.inference.protocols.tf_serving_grpc import ModelSpec
+from keras_deepseek.inference.tf_serving_rpc import check_named, find, version_of
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.grpc_server import GrpcServer
+
+
+async def status(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+    """Answers a `GetModelStatusRequest`: with one version, or with all."""
+    model = tf_serving_model_service.parse_status(data)
+    check_named(model)
+    statuses = [version_status(version, server.ready) for version in _versions(server, model)]
+    return tf_serving_model_service.format_status(statuses)
+
+
+async def reload_config(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+    """Answers a `ReloadConfigRequest` when all of its models are served, and no others."""
+    models = tf_serving_model_service.parse_reload(data)
+    check_ready(server, server.engine.name)
+    await asyncio.to_thread(model_control.replace_models, server.engine, models)
+    return tf_serving_model_service.format_reload()
+
+
+CALLS = {"GetModelStatus": status, "HandleReloadConfigRequest": reload_config}
+"""The calls of `tensorflow.serving.ModelService`."""
+
+
+def _versions(server: "GrpcServer", model: ModelSpec) -> list[ModelVersion]:
+    if version_of(model) is None and not model.label:
+        served = server.engine.models.get(model.name)
+        if served is None or not served.versions:
+            text = f"Could not find any versions of model {model.name}"
+            raise StatusError("NOT_FOUND", text)
+        return list(served.versions.values())
+    if model.label:
+        return [find(server, model)]
+    try:
+        return [server.engine.find(model.name, model.version)]
+    except ModelNotFoundError as error:
+        text = f"Could not find version {model.version} of model {model.name}"
+        raise StatusError("NOT_FOUND", text) from error

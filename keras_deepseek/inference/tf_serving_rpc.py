@@ -1,0 +1,168 @@
+"""TF Serving's PredictionService over gRPC: predictions, classes, numbers, and the signature."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.signature import Signature
+from keras_deepseek.inference.errors import ModelNotFoundError
+from keras_deepseek.inference.grpc_answers import Bind, Inputs, StatusError, dispatch, outputs_of
+from keras_deepseek.inference.model_version import ModelVersion
+from keras_deepseek.inference.protocols import (
+    tf_serving,
+    tf_serving_examples,
+    tf_serving_grpc,
+    tf_serving_model_service,
+)
+from keras_deepseek.inference.protocols.tf_serving_grpc import ModelSpec
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.grpc_server import GrpcServer
+
+
+async def predict(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
+    """Answers a `PredictRequest`."""
+    call = tf_serving_grpc.parse_predict(data)
+
+    def bind(signature: Signature) -> Inputs:
+        called = _called(call.model, signature)
+        known = {spec.name for spec in called.outputs}
+        for name in call.output_names:
+            if name not in known:
+                raise InvalidInputError(unknown_name_message("output", name, known))
+        return called.bind(call.inputs)
+
+    outputs, version = await _ask(server, call.model, bind, timeout)
+    return tf_serving_grpc.format_predict(call, outputs, version)
+
+
+async def classify(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
+    """Answers a `ClassificationRequest`."""
+    call = tf_serving_grpc.parse_classify(data)
+    outputs, version = await _ask_examples(server, call.model, call.examples, timeout)
+    results = tf_serving_examples.classify(outputs, len(call.examples))
+    return tf_serving_grpc.format_classify(call, results, version)
+
+
+async def regress(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
+    """Answers a `RegressionRequest`."""
+    call = tf_serving_grpc.parse_regress(data)
+    outputs, version = await _ask_examples(server, call.model, call.examples, timeout)
+    results = tf_serving_examples.regress(outputs, len(call.examples))
+    return tf_serving_grpc.format_regress(call, results, version)
+
+
+async def multi_inference(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
+    """Answers a `MultiInferenceRequest`: the model runs once for all of its tasks."""
+    tasks, examples = tf_serving_grpc.parse_multi_inference(data)
+
+    def check(signature: Signature) -> None:
+        for task in tasks:
+            _called(task.model, signature)
+
+    outputs, version = await _ask_examples(server, tasks[0].model, examples, timeout, check)
+    answers: list[tuple[tf_serving_grpc.Task, list[tf_serving_examples.Classes] | list[float]]] = []
+    for task in tasks:
+        if task.method == tf_serving_examples.CLASSIFY_METHOD:
+            answers.append((task, tf_serving_examples.classify(outputs, len(examples))))
+        else:
+            answers.append((task, tf_serving_examples.regress(outputs, len(examples))))
+    return tf_serving_grpc.format_multi_inference(answers, version)
+
+
+async def metadata(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+    """Answers a `GetModelMetadataRequest`."""
+    model = tf_serving_model_service.parse_metadata(data)
+    version = find(server, model)
+    return tf_serving_model_service.format_metadata(
+        replace(model, version=version.number), version.signature
+    )
+
+
+def find(server: "GrpcServer", model: ModelSpec) -> ModelVersion:
+    """Returns the version that a request is about.
+
+    Args:
+        server: `GrpcServer`.
+        model: `ModelSpec`.
+
+    Raises:
+        InvalidInputError: It names no model.
+        StatusError: There is no such model, version or label.
+    """
+    check_named(model)
+    try:
+        return server.engine.find(model.name, version_of(model), model.label)
+    except ModelNotFoundError as error:
+        raise _not_found(model) from error
+
+
+def version_of(model: ModelSpec) -> int | None:
+    """Returns the version that a request names, or `None` for the newest.
+
+    Versions start at 1: OpenVINO's client says 0 for the newest.
+    """
+    return model.version or None
+
+
+def check_named(model: ModelSpec) -> None:
+    """Refuses a request that names no model.
+
+    Raises:
+        InvalidInputError: In TF Serving's words.
+    """
+    if not model.name:
+        raise InvalidInputError("ModelSpec has no name specified.")
+
+
+CALLS = {
+    "Predict": predict,
+    "Classify": classify,
+    "Regress": regress,
+    "MultiInference": multi_inference,
+    "GetModelMetadata": metadata,
+}
+"""The calls of `tensorflow.serving.PredictionService`."""
+
+
+async def _ask_examples(
+    server: "GrpcServer",
+    model: ModelSpec,
+    examples: Sequence[tf_serving_examples.Example],
+    timeout: float | None,
+    check: Callable[[Signature], None] | None = None,
+) -> tuple[Inputs, int]:
+    def bind(signature: Signature) -> Inputs:
+        if check is not None:
+            check(signature)
+        return tf_serving_examples.bind_examples(examples, _called(model, signature))
+
+    return await _ask(server, model, bind, timeout)
+
+
+async def _ask(
+    server: "GrpcServer", model: ModelSpec, bind: Bind, timeout: float | None
+) -> tuple[Inputs, int]:
+    """Returns the outputs, and the number of the version that has answered."""
+    check_named(model)
+    try:
+        future, version = dispatch(
+            server, bind, model.name, version_of(model), model.label, timeout
+        )
+    except ModelNotFoundError as error:
+        raise _not_found(model) from error
+    return await outputs_of(model.name, future), version.number
+
+
+def _called(model: ModelSpec, signature: Signature) -> Signature:
+    return tf_serving.find_signature(model.signature_name, signature)[1]
+
+
+def _not_found(model: ModelSpec) -> StatusError:
+    if model.label:
+        text = tf_serving.unknown_label_message(model.label)
+        return StatusError("INVALID_ARGUMENT", text)
+    version = version_of(model)
+    number = None if version is None else str(version)
+    return StatusError("NOT_FOUND", tf_serving.not_found_message(model.name, number))

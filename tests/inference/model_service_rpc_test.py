@@ -1,0 +1,97 @@
+import shutil
+
+import pytest
+
+from keras_deepseek.inference import ServingEngine
+from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
+
+pytest.importorskip("grpc", reason="grpcio is not installed")
+
+SERVICE = "tensorflow.serving.ModelService/"
+AVAILABLE, UNLOADING, END = 30, 40, 50
+
+
+@pytest.fixture
+def client(doubler, serve_grpc):
+    with ServingEngine(doubler, name="double") as engine:
+        yield serve_grpc(engine)
+
+
+def status(client, **fields):
+    answer = client.ask(TF_SERVING, SERVICE + "GetModelStatus", model_spec=fields)
+    return [(one.version, one.state) for one in answer.model_version_status]
+
+
+def reload_config(client, *models):
+    config = {"model_config_list": {"config": models}}
+    return client.ask(TF_SERVING, SERVICE + "HandleReloadConfigRequest", config=config)
+
+
+def test_the_state_of_one_version_or_of_all_is_told(client, doubler):
+    engine = client.server.engine
+    engine.load(doubler, keep=None)
+    engine.models["double"].set_labels({"stable": 1})
+    assert status(client, name="double") == [(2, AVAILABLE), (1, AVAILABLE)]
+    assert len(status(client, name="double", version={"value": 0})) == 2  # As OpenVINO's client.
+    assert status(client, name="double", version={"value": 1}) == [(1, AVAILABLE)]
+    assert status(client, name="double", version_label="stable") == [(1, AVAILABLE)]
+    engine._state = "closed"
+    assert status(client, name="double", version={"value": 1}) == [(1, UNLOADING)]
+    engine._state = "ready"
+
+
+def test_a_version_that_failed_is_at_its_end_and_why_is_not_shown(client, doubler, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(doubler, "run", lambda inputs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            client.server.engine.load(doubler)
+    answer = client.ask(TF_SERVING, SERVICE + "GetModelStatus", model_spec={"name": "double"})
+    failed = answer.model_version_status[0]
+    assert (failed.version, failed.state) == (2, END)
+    assert failed.status.error_message == "It failed with ZeroDivisionError; see the server's log."
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "text"),
+    [
+        ({"name": "other"}, "NOT_FOUND", "Could not find any versions of model other"),
+        (
+            {"name": "double", "version": {"value": 7}},
+            "NOT_FOUND",
+            "Could not find version 7 of model double",
+        ),
+        (
+            {"name": "double", "version_label": "new"},
+            "INVALID_ARGUMENT",
+            "Unrecognized servable version label: new",
+        ),
+        ({}, "INVALID_ARGUMENT", "ModelSpec has no name specified."),
+    ],
+)
+def test_what_is_not_served_is_told_in_tf_serving_s_words(client, status_of, fields, code, text):
+    assert status_of(status, client, **fields) == (code, text)
+
+
+def test_a_config_replaces_all_models_or_nothing(client, status_of, bundle_of, tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    shutil.copytree(bundle_of("onnx").path, tmp_path / "one" / "5")
+    good = {"name": "one", "base_path": str(tmp_path / "one"), "version_labels": {"stable": 5}}
+    bad = {"name": "two", "base_path": str(tmp_path / "nothing")}
+    code, text = status_of(reload_config, client, good, bad)
+    assert (code, "holds no version that is wanted" in text) == ("INVALID_ARGUMENT", True)
+    assert status(client, name="double") == [(1, AVAILABLE)]
+    assert reload_config(client, good).status.error_code == 0
+    assert status(client, name="one", version_label="stable") == [(5, AVAILABLE)]
+    assert status_of(status, client, name="double")[0] == "NOT_FOUND"
+    (tmp_path / "one" / "5" / "model.onnx").write_bytes(b"nothing")
+    again = {**good, "name": "again"}
+    text = "The model 'again' could not be loaded; see the server's log."
+    assert status_of(reload_config, client, again) == ("INTERNAL", text)
+    assert status(client, name="one") == [(5, AVAILABLE)]
+
+
+def test_an_engine_that_is_not_ready_takes_no_config(client, status_of):
+    client.server.engine._state = "new"
+    found = status_of(reload_config, client, {"name": "one", "base_path": "one"})
+    client.server.engine._state = "ready"
+    assert found[0] == "UNAVAILABLE"

@@ -1,0 +1,27 @@
+import pytest
+
+from keras_deepseek.inference import ServingEngine
+from keras_deepseek.inference.model_states import repository_states, version_status
+from keras_deepseek.inference.protocols.open_inference_models import ModelState
+from keras_deepseek.inference.protocols.tf_serving import VersionStatus
+
+
+def test_a_version_s_state_is_told_and_why_it_failed_is_not(doubler, monkeypatch):
+    with ServingEngine(doubler) as engine:
+        version = engine.find()
+        assert version_status(version, True) == VersionStatus(1, "AVAILABLE")
+        assert version_status(version, False) == VersionStatus(1, "UNLOADING")
+        monkeypatch.setattr(doubler, "run", lambda inputs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.load(doubler)
+        failed = version_status(engine.models["model"].versions[2], True)
+    message = "It failed with ZeroDivisionError; see the server's log."
+    assert failed == VersionStatus(2, "END", "UNKNOWN", message)
+
+
+def test_the_repository_has_each_version_of_each_model(doubler):
+    with ServingEngine(doubler) as engine:
+        engine.load(doubler, name="other", version=3)
+        states = repository_states(engine.models)
+    assert states[0] == ModelState("model", "1", True, "AVAILABLE")
+    assert states[1] == ModelState("other", "3", True, "AVAILABLE")
