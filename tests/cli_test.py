@@ -1,4 +1,5 @@
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from keras_deepseek import __version__, cli
+from keras_deepseek import __version__, backend, cli
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.staging_folder import staging_folder
 
@@ -191,3 +192,24 @@ def test_the_framework_that_is_installed_is_taken(tmp_path):
     finished = run_without(others, *arguments, KERAS_HOME=str(tmp_path))
     assert finished.returncode == 2
     assert "Keras can't load" in finished.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "installed", "expected"),
+    [
+        (None, ["jax", "torch"], "jax"),
+        ({"backend": "tensorflow"}, ["torch"], "torch"),  # Keras wrote it when it was first loaded.
+        ({"backend": "torch"}, ["jax", "torch"], None),
+        ({"backend": "tensorflow"}, [], None),
+    ],
+)
+def test_a_framework_that_is_installed_is_taken_where_none_that_is_was_named(
+    monkeypatch, tmp_path, settings, installed, expected
+):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: name in installed or None)
+    if settings is not None:
+        (tmp_path / "keras.json").write_text(json.dumps(settings))
+    backend.choose_installed()
+    assert os.environ.get("KERAS_BACKEND") == expected

@@ -3,6 +3,7 @@
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -31,6 +32,8 @@ def load_rows(path: str | os.PathLike[str]) -> Array | dict[str, Array]:
         with Path(path).open("rb") as opened:
             loaded = np.load(opened, allow_pickle=False)
             arrays = loaded if isinstance(loaded, np.ndarray) else dict(loaded.items())
+        if not all(isinstance(one, np.ndarray) for one in _values_of(arrays)):
+            raise ValueError("it is an archive of something else")  # noqa: TRY301
     except (OSError, ValueError, BadZipFile, AttributeError, EOFError) as error:
         raise InvalidInputError(
             f"No arrays can be read from {os.fspath(path)!r}: {error}. Expected {_EXPECTED}."
@@ -44,6 +47,10 @@ def load_rows(path: str | os.PathLike[str]) -> Array | dict[str, Array]:
             f"the rows are {told or 'none'}."
         )
     return named["arr_0"] if list(named) == ["arr_0"] else arrays
+
+
+def _values_of(arrays: Array | dict[str, Array]) -> list[Any]:
+    return list(arrays.values()) if isinstance(arrays, dict) else [arrays]
 
 
 def cut_batches(arrays: dict[str, Array]) -> list[dict[str, Array]]:

@@ -399,10 +399,12 @@ def choose_installed() -> None:
     named = os.environ.get("KERAS_BACKEND")
     if named is not None and named not in NAMES:
         raise InvalidInputError(unknown_name_message("KERAS_BACKEND", named, NAMES))
-    if named is None and not _settings_file().is_file():
-        installed = [name for name in NAMES if importlib.util.find_spec(name)]
-        if installed:
-            os.environ["KERAS_BACKEND"] = installed[0]
+    if named is not None:
+        return
+    installed = [name for name in NAMES if importlib.util.find_spec(name)]
+    # Keras writes that file itself when it is first loaded: it need not be what the user wants.
+    if installed and not (_settings_file().is_file() and chosen() in installed):
+        os.environ["KERAS_BACKEND"] = installed[0]
 
 
 def chosen() -> str:

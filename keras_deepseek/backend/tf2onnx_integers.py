@@ -62,14 +62,26 @@ def convert_arg_extreme(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
 
 
 def convert_floor_div(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
-    """Puts `(x - Mod(x, y)) / y` for integers: tf2onnx puts `Div`, which rounds towards zero."""
+    """Takes one off where `Div` has rounded a quotient below zero up: tf2onnx puts `Div` alone.
+
+    Nothing of it leaves the bounds of the type, but for the lowest number divided by -1.
+    """
     from tf2onnx.onnx_opset.math import FloorDiv
 
     if graph.get_dtype(node.input[0]) not in _SIGNED:
         return FloorDiv.version_6(graph, node)
-    rest = add_node(graph, "Mod", list(node.input))
-    whole = add_node(graph, "Sub", [node.input[0], rest])
-    return replace_node(graph, node, name, "Div", [whole, node.input[1]])
+    dtype = graph.get_dtype(node.input[0])
+    wide = _INT64 if dtype == _INT64 else _INT32
+    x, y = (_cast(graph, each, wide) for each in node.input)
+    zero = _cast(graph, graph.make_const(f"{name}/zero", np.zeros((), "int32")).output[0], wide)
+    # Its sign is that of `y`: where it is not zero, `Div` has rounded if the signs differ.
+    rest = add_node(graph, "Mod", [x, y])
+    is_rest = add_node(graph, "Not", [add_node(graph, "Equal", [rest, zero])])
+    signs = [add_node(graph, "Less", [each, zero]) for each in (x, y)]
+    is_up = add_node(graph, "And", [is_rest, add_node(graph, "Xor", signs)])
+    one = add_node(graph, "Cast", [is_up], to=wide)
+    whole = add_node(graph, "Sub", [add_node(graph, "Div", [x, y]), one])
+    return replace_node(graph, node, name, "Cast", [whole], to=dtype)
 
 
 def convert_floor_mod(graph: Any, node: Any, name: str, _: list[Any]) -> Any:

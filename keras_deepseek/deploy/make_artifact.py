@@ -20,6 +20,7 @@ from keras_deepseek.artifacts.errors import (
 )
 from keras_deepseek.artifacts.manifest import Verification
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.backend.integer_products import integer_products
 from keras_deepseek.backend.output_layers import layers_by_output
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact, RouteResult
 from keras_deepseek.deploy.failure_reason import DISK_IS_FULL, failure_reason
@@ -72,6 +73,7 @@ def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> M
         try:
             if check := getattr(job.export_format, "check_backend", None):
                 check(job.model, route.backend)
+            _check_products(job, route)
             result = route.export(job, folder, lambda stage: say(f"{format_name}: {stage}"))
             _check_entry(job.export_format, folder)
             verification, beside = _verify_off_ties(expected, result, job, route, folder)
@@ -269,6 +271,17 @@ def _least_precision(layers: list[keras.Layer]) -> str | None:
     """Returns the half precision that a layer computes in; the last one's is often another."""
     dtypes = {layer.compute_dtype for layer in layers}
     return next((dtype for dtype in _HALF_PRECISIONS if dtype in dtypes), None)
+
+
+def _check_products(job: ExportJob, route: Route) -> None:
+    """Raises where TensorFlow would compute in float32 what the model computes in integers."""
+    if route.backend != "tensorflow" or keras.backend.backend() == "tensorflow":
+        return
+    if products := integer_products(job.model.model):
+        raise NotSupportedError(
+            f"TensorFlow computes the integers of {', '.join(products)} in float32, which has no "
+            "other than even numbers beyond 2**24"
+        )
 
 
 def _check_entry(export_format: ExportFormat, folder: Path) -> None:

@@ -85,9 +85,15 @@ class InProcess:
     def run(self, job: ExportJob, folder: Path) -> RouteResult:
         """Runs the artifact that stands in `folder` on the job's samples."""
         try:
-            return RouteResult("", job.export_format.run(folder, job.batches))
+            outputs = job.export_format.run(folder, job.batches)
         except NotSupportedError as error:
             return RouteResult("", None, str(error))
+        if not isinstance(outputs, list):
+            raise ExportError(
+                f"`run` of the format {job.export_format.name!r} returned "
+                f"{type(outputs).__name__}; expected a list of outputs by name, one for each batch"
+            )
+        return RouteResult("", outputs)
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,5 @@
+from zipfile import ZipFile
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,13 @@ def test_one_array_needs_no_name(tmp_path):
     assert load_rows(tmp_path / "rows.npy").shape == (2, 3)
     np.savez(tmp_path / "rows.npz", a=np.ones(1), b=np.zeros(1))
     assert sorted(load_rows(tmp_path / "rows.npz")) == ["a", "b"]
+
+
+def test_an_archive_of_something_else_is_named(tmp_path):
+    with ZipFile(tmp_path / "model.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+    with pytest.raises(InvalidInputError, match=r"No arrays can be read from .*model\.keras"):
+        load_rows(tmp_path / "model.keras")
 
 
 @pytest.mark.parametrize("content", [b"", b"torn", b"PK\x03\x04", b"\x93NUMPY"])

@@ -70,6 +70,16 @@ def test_rounding_is_downwards(function, dtype, run_both):
     np.testing.assert_array_equal(received, getattr(np, function.__name__)(x, y))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64"])
+def test_rounding_is_downwards_up_to_the_bounds_of_the_type(dtype, run_both):
+    least, largest = np.iinfo(dtype).min, np.iinfo(dtype).max
+    x = np.array([[least, least, largest, 79], [least + 1, largest, -128, -1]], dtype)
+    y = np.array([[3, largest, -3, -69], [-2, least, 3, largest]], dtype)
+    expected, received, _ = run_both(ops.floor_divide, x, y)
+    np.testing.assert_array_equal(received, x // y)
+    np.testing.assert_array_equal(expected, x // y)
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64"])
 def test_bits_are_moved(dtype, run_both):
     """To the right, the sign stays."""

@@ -52,6 +52,26 @@ def test_an_artifact_that_breaks_fails_with_its_reason(tmp_path, weights_format,
     assert not any(tmp_path.iterdir())
 
 
+def test_a_format_whose_run_returns_nothing_fails(tmp_path, weights_format, job_of):
+    class Forgetful(weights_format):
+        def run(self, folder, samples):
+            super().run(folder, samples)
+
+    with pytest.raises(ExportError, match="returned NoneType; expected a list"):
+        make_artifact(job_of(Forgetful()), tmp_path, print)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="it computes them so itself")
+def test_tensorflow_is_passed_over_for_products_of_integers(tmp_path, weights_format, job_of):
+    class OfTensorFlow(weights_format):
+        backends = ("tensorflow",)
+
+    x = keras.Input((4,), dtype="int32")
+    model = keras.Model(x, keras.ops.einsum("bi,bi->b", x, x))
+    with pytest.raises(ExportError, match=r"computes the integers of Einsum .* in float32"):
+        make_artifact(job_of(OfTensorFlow(), model), tmp_path, print)
+
+
 @pytest.mark.parametrize("entry", ["other.npz", "empty", "."])
 def test_a_format_that_writes_no_entry_fails(tmp_path, weights_format, job_of, entry):
     class Elsewhere(weights_format):
