@@ -160,7 +160,7 @@ class GrpcServer:
         except ImportError as error:
             package = "protobuf" if (error.name or "").startswith("google") else "grpcio"
             raise MissingExtraError(package, "grpc", "to serve over gRPC") from error
-        from keras_deepseek.inference.grpc_application import make_handlers
+        from keras_deepseek.inference.grpc_application import GrpcApplication
 
         if not isinstance(self._credentials, grpc.ServerCredentials | None):
             raise InvalidInputError(
@@ -178,7 +178,7 @@ class GrpcServer:
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MILLISECONDS),
         )
-        return lambda: grpc.aio.server(handlers=make_handlers(self), options=options)
+        return lambda: grpc.aio.server(handlers=[GrpcApplication(self)], options=options)
 
     def _check_port(self) -> None:
         """Refuses an address by the system's own words, which gRPC keeps for its log."""
