@@ -360,9 +360,10 @@ class ServingEngine:
             if self._state == "closed":
                 return
             self._state = "closed"
+        _stop(self._servers)
+        # No client can change any more which folders these are.
         for folder in self._folders:
             folder.stop()
-        _stop(self._servers)
         with self._loading:
             for served in self._models.values():
                 for version in served.versions.values():
