@@ -272,9 +272,10 @@ class ServingEngine:
         )
         follower.check_not_empty()
         self.start()
-        follower.look()
-        self._folders.append(follower)
-        follower.start()
+        with self._replacing:
+            follower.look()
+            self._folders = [*self._folders, follower]
+            follower.start()
 
     def replace_folders(
         self, folders: Sequence[ModelFolder], labels: Mapping[str, Mapping[str, int]]

@@ -55,7 +55,7 @@ class FolderExchange:
             open_version: function that returns a `ModelVersion`.
 
         Raises:
-            LoadFailedError: One of them failed; those before it are closed again. Why is logged.
+            LoadFailedError: One of them failed; what was loaded is closed again. Why is logged.
         """
         loaded: list[ModelVersion] = []
         for folder in self.changed:
@@ -69,9 +69,8 @@ class FolderExchange:
                 served.set_labels(self._labels[folder.name])
             # Whatever a bundle does, the versions that are served go on.
             except Exception as error:
-                for version in loaded:
-                    if version.state == "AVAILABLE":
-                        version.close()
+                for version in loaded:  # What failed may have processes of its own, too.
+                    version.close()
                 _logger.exception("The folder %r could not be loaded.", str(folder.folder))
                 raise LoadFailedError(folder.name) from error
             self.models[folder.name] = served
