@@ -5,7 +5,6 @@ holds their life.
 """
 
 import asyncio
-import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,8 @@ from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.arguments import check_count, check_name
 from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.batcher import BatchStatistics
-from keras_deepseek.inference.errors import ClosedError, LoadFailedError, ModelNotFoundError
+from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
+from keras_deepseek.inference.folder_exchange import FolderExchange
 from keras_deepseek.inference.future_delivery import Answer, open_future
 from keras_deepseek.inference.grpc_server import GrpcServer
 from keras_deepseek.inference.http import HttpServer
@@ -32,8 +32,6 @@ from keras_deepseek.inference.served_model import ServedModel
 from keras_deepseek.inference.turns import Turns
 
 Server = HttpServer | GrpcServer
-
-_logger = logging.getLogger(__name__)
 
 
 class ServingEngine:
@@ -274,9 +272,10 @@ class ServingEngine:
         )
         follower.check_not_empty()
         self.start()
-        follower.look()
-        self._folders.append(follower)
-        follower.start()
+        with self._replacing:
+            follower.look()
+            self._folders = [*self._folders, follower]
+            follower.start()
 
     def replace_folders(
         self, folders: Sequence[ModelFolder], labels: Mapping[str, Mapping[str, int]]
@@ -300,26 +299,20 @@ class ServingEngine:
             folder.check_not_empty()
         self.start()
         with self._replacing:
-            old = self._folders
-            paused = [folder for folder in old if folder.pause()]
+            paused = [folder for folder in self._folders if folder.pause()]
             try:
                 with self._loading:
                     self._check_open()
-                    kept = [one for one in old if self._has(one.name, labels.get(one.name, {}))]
-                    like = {folder.name: _find_like(folder, kept) for folder in folders}
-                    changed = [folder for folder in folders if like[folder.name] is None]
-                    self._exchange(changed, self._load_folders(changed))
-                    self._remove_models([name for name in self._models if name not in like])
-                    for name, versions in labels.items():
-                        self._models[name].set_labels(versions)
-                    self._folders = [like[folder.name] or folder for folder in folders]
+                    exchange = FolderExchange(self._models, self._folders, folders, labels)
+                    exchange.load(self._open)
+                    self._models, self._folders = exchange.models, exchange.folders
+                    exchange.finish()
             finally:
                 for folder in paused:
                     folder.resume()
-            for folder in old:
-                if folder not in self._folders:
-                    folder.stop()
-            for folder in changed:
+            for folder in exchange.dropped:
+                folder.stop()
+            for folder in exchange.changed:
                 folder.start()
 
     def unload(self, name: str | None = None, version: int | None = None) -> None:
@@ -341,11 +334,11 @@ class ServingEngine:
         with self._loading:
             served = self._find_model(name)
             if version is None:
-                self._remove_models([served.name])
-                return
-            one = served.find(version)
-            served.remove(one)
-            one.close()
+                self._models = {key: one for key, one in self._models.items() if one is not served}
+            wanted = served.versions.values() if version is None else [served.find(version)]
+            for one in list(wanted):
+                served.remove(one)
+                one.close()
 
     def find(
         self, name: str | None = None, version: int | None = None, label: str = ""
@@ -368,9 +361,10 @@ class ServingEngine:
             if self._state == "closed":
                 return
             self._state = "closed"
+        _stop(self._servers)
+        # No client can change any more which folders these are.
         for folder in self._folders:
             folder.stop()
-        _stop(self._servers)
         with self._loading:
             for served in self._models.values():
                 for version in served.versions.values():
@@ -563,51 +557,6 @@ class ServingEngine:
         check_count("version", number)
         return ModelVersion(name, number, model, options, self._delivery.flush, self._turns)
 
-    def _load_folders(self, folders: Sequence[ModelFolder]) -> list[ModelVersion]:
-        """Returns the versions that folders hold, warm; none of them is served yet."""
-        loaded: list[ModelVersion] = []
-        for folder in folders:
-            try:
-                for number, path in folder.wanted().items():
-                    folder.note(number, path)
-                    loaded.append(self._open(path, folder.name, number, folder.options))
-                    loaded[-1].start()
-            except Exception as error:
-                for version in loaded:
-                    if version.state == "AVAILABLE":
-                        version.close()
-                _logger.exception("The folder %r could not be loaded.", str(folder.folder))
-                raise LoadFailedError(folder.name) from error
-        return loaded
-
-    def _has(self, name: str, labels: Mapping[str, int]) -> bool:
-        """Returns whether a model is served, and each version that labels stand for available."""
-        served = self._models.get(name)
-        return served is not None and all(
-            number in served.versions and served.versions[number].state == "AVAILABLE"
-            for number in labels.values()
-        )
-
-    def _exchange(self, folders: Sequence[ModelFolder], loaded: Sequence[ModelVersion]) -> None:
-        """Puts versions in the place of all that the models of these folders had."""
-        for folder in folders:
-            served = self._models.get(folder.name) or self._add_model(folder.name)
-            old = list(served.versions.values())
-            for version in loaded:
-                if version.name == folder.name:
-                    served.add(version)
-            for version in old:
-                served.remove(version)
-                version.close()
-
-    def _remove_models(self, names: Sequence[str]) -> None:
-        removed = [self._models[name] for name in names]
-        self._models = {name: one for name, one in self._models.items() if name not in names}
-        for served in removed:
-            for version in list(served.versions.values()):
-                served.remove(version)
-                version.close()
-
     def _add_model(self, name: str) -> ServedModel:
         served = ServedModel(name)
         self._models = {**self._models, name: served}
@@ -629,10 +578,6 @@ def _stop(servers: Sequence[Server]) -> None:
         thread.start()
     for thread in stopping:
         thread.join()
-
-
-def _find_like(folder: ModelFolder, others: Sequence[ModelFolder]) -> ModelFolder | None:
-    return next((other for other in others if folder.is_like(other)), None)
 
 
 def _unwrap(outputs: dict[str, Array]) -> Any:

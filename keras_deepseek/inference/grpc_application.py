@@ -32,31 +32,34 @@ UNARY_CALLS: dict[str, Mapping[str, _Call]] = {
 """The calls of one answer by service and name."""
 
 
-def make_handlers(server: "GrpcServer") -> list[Any]:
-    """Returns the handlers of every service.
+class GrpcApplication(grpc.GenericRpcHandler):
+    """Answers the calls of every service for the engine of one server.
 
     Args:
         server: `GrpcServer`. Its engine and its readiness are read at each call.
     """
-    streams = {
-        "inference.GRPCInferenceService": {
-            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(_stream(server))
-        },
-        "grpc.health.v1.Health": {"Watch": grpc.unary_stream_rpc_method_handler(_watch(server))},
-    }
-    return [
-        grpc.method_handlers_generic_handler(
-            service,
-            {
-                **{
-                    name: grpc.unary_unary_rpc_method_handler(_unary(server, call))
-                    for name, call in calls.items()
-                },
-                **streams.get(service, {}),
-            },
+
+    def __init__(self, server: "GrpcServer") -> None:
+        # One look-up for each call, where gRPC would ask each service in its turn.
+        self._methods = {
+            f"/{service}/{name}": grpc.unary_unary_rpc_method_handler(_unary(server, call))
+            for service, calls in UNARY_CALLS.items()
+            for name, call in calls.items()
+        }
+        self._methods["/inference.GRPCInferenceService/ModelStreamInfer"] = (
+            grpc.stream_stream_rpc_method_handler(_stream(server))
         )
-        for service, calls in UNARY_CALLS.items()
-    ]
+        self._methods["/grpc.health.v1.Health/Watch"] = grpc.unary_stream_rpc_method_handler(
+            _watch(server)
+        )
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Returns what answers a call, or `None` where there is no such method.
+
+        Args:
+            handler_call_details: `grpc.HandlerCallDetails`.
+        """
+        return self._methods.get(handler_call_details.method)
 
 
 def _unary(server: "GrpcServer", call: _Call) -> Callable[[bytes, Any], Awaitable[bytes]]:

@@ -24,6 +24,7 @@ MAX_MESSAGE_BYTES = 64 * 2**20
 _PROBE_MILLISECONDS = 60_000
 _PROBE_TIMEOUT_MILLISECONDS = 30_000
 _HANDSHAKE_MILLISECONDS = 10_000
+_CLIENT_PROBE_MILLISECONDS = 10_000
 
 
 class GrpcServer:
@@ -160,7 +161,7 @@ class GrpcServer:
         except ImportError as error:
             package = "protobuf" if (error.name or "").startswith("google") else "grpcio"
             raise MissingExtraError(package, "grpc", "to serve over gRPC") from error
-        from keras_deepseek.inference.grpc_application import make_handlers
+        from keras_deepseek.inference.grpc_application import GrpcApplication
 
         if not isinstance(self._credentials, grpc.ServerCredentials | None):
             raise InvalidInputError(
@@ -176,9 +177,11 @@ class GrpcServer:
             ("grpc.keepalive_timeout_ms", _PROBE_TIMEOUT_MILLISECONDS),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
+            # Clients may ask as well: gRPC would cut off who does so more than every five minutes.
+            ("grpc.http2.min_ping_interval_without_data_ms", _CLIENT_PROBE_MILLISECONDS),
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MILLISECONDS),
         )
-        return lambda: grpc.aio.server(handlers=make_handlers(self), options=options)
+        return lambda: grpc.aio.server(handlers=[GrpcApplication(self)], options=options)
 
     def _check_port(self) -> None:
         """Refuses an address by the system's own words, which gRPC keeps for its log."""

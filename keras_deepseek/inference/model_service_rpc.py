@@ -8,7 +8,7 @@ from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.grpc_answers import StatusError, check_ready
 from keras_deepseek.inference.model_states import version_status
 from keras_deepseek.inference.model_version import ModelVersion
-from keras_deepseek.inference.protocols import tf_serving_model_service
+from keras_deepseek.inference.protocols import tf_serving, tf_serving_model_service
 from keras_deepseek.inference.protocols.tf_serving_grpc import ModelSpec
 from keras_deepseek.inference.tf_serving_rpc import check_named, find, version_of
 
@@ -40,13 +40,12 @@ def _versions(server: "GrpcServer", model: ModelSpec) -> list[ModelVersion]:
     if version_of(model) is None and not model.label:
         served = server.engine.models.get(model.name)
         if served is None or not served.versions:
-            text = f"Could not find any versions of model {model.name}"
-            raise StatusError("NOT_FOUND", text)
+            raise StatusError("NOT_FOUND", tf_serving.no_version_message(model.name, None))
         return list(served.versions.values())
     if model.label:
         return [find(server, model)]
     try:
         return [server.engine.find(model.name, model.version)]
     except ModelNotFoundError as error:
-        text = f"Could not find version {model.version} of model {model.name}"
+        text = tf_serving.no_version_message(model.name, model.version)
         raise StatusError("NOT_FOUND", text) from error

@@ -26,10 +26,16 @@ def status(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> 
     if version is None and not label:
         served = server.engine.models.get(name)
         if served is None:
-            raise HttpError(404, f"Could not find any versions of model {name}")
+            raise HttpError(404, tf_serving.no_version_message(name, None))
         found = list(served.versions.values())
-    else:
+    elif label:
         found = [_find(server.engine, name, version, label)]
+    else:
+        try:
+            found = [server.engine.find(name, version)]
+        except ModelNotFoundError as error:
+            text = tf_serving.no_version_message(name, version)
+            raise HttpError(404, text) from error
     return answer_json(
         tf_serving.format_versions([version_status(one, server.ready) for one in found])
     )

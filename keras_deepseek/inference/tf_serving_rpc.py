@@ -27,10 +27,8 @@ async def predict(server: "GrpcServer", data: bytes, timeout: float | None) -> b
 
     def bind(signature: Signature) -> Inputs:
         called = _called(call.model, signature)
-        known = {spec.name for spec in called.outputs}
-        for name in call.output_names:
-            if name not in known:
-                raise InvalidInputError(unknown_name_message("output", name, known))
+        if call.output_names:
+            _check_outputs(call.output_names, called)
         return called.bind(call.inputs)
 
     outputs, version = await _ask(server, call.model, bind, timeout)
@@ -157,6 +155,13 @@ async def _ask(
 
 def _called(model: ModelSpec, signature: Signature) -> Signature:
     return tf_serving.find_signature(model.signature_name, signature)[1]
+
+
+def _check_outputs(names: Sequence[str], signature: Signature) -> None:
+    known = {spec.name for spec in signature.outputs}
+    for name in names:
+        if name not in known:
+            raise InvalidInputError(unknown_name_message("output", name, known))
 
 
 def _not_found(model: ModelSpec) -> StatusError:

@@ -75,6 +75,12 @@ def test_status_metadata_and_health_are_told(ask):
             "GET",
             "/v1/models/double/versions/2",
             404,
+            "Could not find version 2 of model double",
+        ),
+        (
+            "GET",
+            "/v1/models/double/versions/2/metadata",
+            404,
             "Servable not found for request: Specific(double, 2)",
         ),
         ("GET", "/v1/models/double/versions/x", 404, "Malformed request: GET"),

@@ -4,6 +4,7 @@ Strings of bytes are arrays of dtype `object` that hold `bytes`.
 """
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class Dtype:
     open_inference: str
     open_inference_values: str
 
-    @property
+    @cached_property
     def numpy(self) -> np.dtype[Any]:
         """NumPy's dtype."""
         if self.name == "bfloat16":
@@ -87,6 +88,16 @@ def dtype_of(name: str) -> Dtype:
     if name not in _BY_NAME:
         raise InvalidInputError(f"dtype {name} can't be sent; expected one of {sorted(_BY_NAME)}.")
     return _BY_NAME[name]
+
+
+@lru_cache(maxsize=256)
+def dtype_of_numpy(dtype: np.dtype[Any]) -> Dtype:
+    """Returns a dtype of NumPy in the words of the protocols; its name takes long to make.
+
+    Raises:
+        InvalidInputError: No protocol has it.
+    """
+    return dtype_of(str(dtype))
 
 
 def dtype_of_tf_number(number: int, where: str) -> Dtype:

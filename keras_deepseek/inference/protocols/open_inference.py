@@ -13,7 +13,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_mess
 from keras_deepseek.artifacts.signature import Array, TensorSpec
 from keras_deepseek.inference.protocols.dtypes import (
     Dtype,
-    dtype_of,
+    dtype_of_numpy,
     dtype_of_open_inference,
 )
 from keras_deepseek.inference.protocols.json_text import load_json, to_json
@@ -169,7 +169,7 @@ def encode_infer(
     """
     tensors, parts = [], []
     for wanted, array in call.select(outputs):
-        dtype = dtype_of(str(array.dtype))
+        dtype = dtype_of_numpy(array.dtype)
         tensor: dict[str, Any] = {
             "name": wanted.name,
             "datatype": dtype.open_inference,

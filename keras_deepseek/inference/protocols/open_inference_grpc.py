@@ -13,7 +13,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.inference.protocols.dtypes import (
     Dtype,
-    dtype_of,
+    dtype_of_numpy,
     dtype_of_open_inference,
 )
 from keras_deepseek.inference.protocols.messages import Message
@@ -267,7 +267,7 @@ def _infer_response(
     )
     # They have no `contents` for floats of two bytes; raw bytes are for all outputs or for none.
     selected = [
-        (wanted, array, dtype_of(str(array.dtype))) for wanted, array in call.select(outputs)
+        (wanted, array, dtype_of_numpy(array.dtype)) for wanted, array in call.select(outputs)
     ]
     is_raw = call.is_binary or any(not dtype.open_inference_values for *_, dtype in selected)
     for wanted, array, dtype in selected:

@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.inference.protocols.dtypes import Dtype, dtype_of, dtype_of_tf_number
+from keras_deepseek.inference.protocols.dtypes import Dtype, dtype_of_numpy, dtype_of_tf_number
 from keras_deepseek.inference.protocols.messages import Message
 from keras_deepseek.inference.protocols.tensor_bytes import (
     check_shape,
@@ -73,15 +73,29 @@ def to_tensor_proto(array: Array) -> Message:
     Raises:
         InvalidInputError: No `TensorProto` can hold its dtype.
     """
-    dtype = dtype_of(str(array.dtype))
-    message = TF_SERVING.new("tensorflow.TensorProto", dtype=dtype.tf_number)
+    message = TF_SERVING.new("tensorflow.TensorProto")
+    write_tensor_proto(message, array)
+    return message
+
+
+def write_tensor_proto(message: Message, array: Array) -> None:
+    """Writes an array to an empty `TensorProto`, which may stand inside of another message.
+
+    Args:
+        message: `TensorProto`.
+        array: array.
+
+    Raises:
+        InvalidInputError: No `TensorProto` can hold its dtype.
+    """
+    dtype = dtype_of_numpy(array.dtype)
+    message.dtype = dtype.tf_number
     for size in array.shape:
         message.tensor_shape.dim.add(size=size)
     if dtype.is_bytes:
         message.string_val.extend(strings_of(array))
     else:
         message.tensor_content = to_bytes(array)
-    return message
 
 
 def from_tensor_protos(messages: Mapping[str, Message]) -> dict[str, Array]:

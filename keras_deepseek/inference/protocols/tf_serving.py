@@ -248,6 +248,20 @@ def not_found_message(name: str, version: str | None) -> str:
     return f"Servable not found for request: {wanted}"
 
 
+def no_version_message(name: str, version: int | None) -> str:
+    """Returns what TF Serving says where the state of a model is asked for that it does not have.
+
+    Example:
+
+    >>> no_version_message("digits", None)
+    'Could not find any versions of model digits'
+    >>> no_version_message("digits", 3)
+    'Could not find version 3 of model digits'
+    """
+    wanted = "any versions" if version is None else f"version {version}"
+    return f"Could not find {wanted} of model {name}"
+
+
 def unknown_label_message(label: str) -> str:
     """Returns what TF Serving says, with a status of 400, about a label that no version has.
 

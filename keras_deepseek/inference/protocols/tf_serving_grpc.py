@@ -11,7 +11,10 @@ from typing import Any
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.inference.protocols.messages import Message
-from keras_deepseek.inference.protocols.tensor_proto import from_tensor_protos, to_tensor_proto
+from keras_deepseek.inference.protocols.tensor_proto import (
+    from_tensor_protos,
+    write_tensor_proto,
+)
 from keras_deepseek.inference.protocols.tf_serving import SIGNATURE_NAME
 from keras_deepseek.inference.protocols.tf_serving_examples import (
     CLASSIFY_METHOD,
@@ -112,13 +115,18 @@ def format_predict(
     Raises:
         InvalidInputError: The call asks for an output that the model does not have.
     """
-    message = TF_SERVING.new(_SERVING + "PredictResponse", model_spec=_answered_by(call, version))
+    message = TF_SERVING.new(_SERVING + "PredictResponse")
+    answered_by = message.model_spec
+    answered_by.name = call.model.name
     # TF Serving says which signature has answered, though none was named.
-    message.model_spec.signature_name = call.model.signature_name or SIGNATURE_NAME
+    answered_by.signature_name = call.model.signature_name or SIGNATURE_NAME
+    number = call.model.version if version is None else version
+    if number is not None:
+        answered_by.version.value = number
     for name in call.output_names or outputs:
         if name not in outputs:
             raise InvalidInputError(unknown_name_message("output", name, outputs))
-        message.outputs[name].CopyFrom(to_tensor_proto(outputs[name]))
+        write_tensor_proto(message.outputs[name], outputs[name])
     return _serialize(message)
 
 

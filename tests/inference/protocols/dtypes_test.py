@@ -30,3 +30,13 @@ def test_what_no_protocol_has_is_refused_with_what_was_received():
     for name in ("FP8", "", None, ["FP32"]):
         with pytest.raises(InvalidInputError, match="Input 'x': received datatype"):
             dtypes.dtype_of_open_inference(name, "Input 'x'")
+
+
+def test_numpy_s_dtypes_are_known_by_themselves():
+    assert dtypes.dtype_of_numpy(np.dtype("float32")) is dtypes.dtype_of("float32")
+    assert dtypes.dtype_of_numpy(np.dtype("<U3")) is dtypes.dtype_of("object")
+    for _ in range(2):
+        with pytest.raises(InvalidInputError, match="complex64 can't be sent"):
+            dtypes.dtype_of_numpy(np.dtype("complex64"))
+        with pytest.raises(InvalidInputError, match=">f4 can't be sent"):
+            dtypes.dtype_of_numpy(np.dtype(">f4"))
