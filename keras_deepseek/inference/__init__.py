@@ -14,6 +14,8 @@ from keras_deepseek.inference.http import HttpServer
 from keras_deepseek.inference.http_limits import HttpLimits
 from keras_deepseek.inference.model_options import ModelOptions
 from keras_deepseek.inference.padding import Padding
+from keras_deepseek.inference.replay import ReplayReport, replay_requests
+from keras_deepseek.inference.server_context import make_server_context
 
 __all__ = [
     "ClosedError",
@@ -26,6 +28,9 @@ __all__ = [
     "ModelOptions",
     "OverloadedError",
     "Padding",
+    "ReplayReport",
     "ReplicaError",
     "ServingEngine",
+    "make_server_context",
+    "replay_requests",
 ]

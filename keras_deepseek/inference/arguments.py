@@ -28,6 +28,14 @@ def check_count(argument: str, value: int) -> None:
         )
 
 
+def check_cache_entries(value: int) -> None:
+    """Refuses what is not a whole number of at least 0."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InvalidInputError(
+            f"Received cache_entries={value!r}. Expected an integer of at least 0."
+        )
+
+
 def check_seconds(argument: str, value: float | None) -> None:
     """Refuses what is neither `None` nor a time above zero."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -6,12 +6,15 @@ Nothing here decides when a batch leaves (`batch_queue`) or runs it (`batcher`).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Array
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.batch_totals import BatchDecision
 
 Reason = Literal["full", "idle", "gathered", "waited", "deadline", "closing", "retried"]
 """Why a batch left: it was full; the model was idle, and waiting would not have paid; the rows that
@@ -44,8 +47,10 @@ class Request:
         "_parts",
         "arrived",
         "deadline",
+        "decision",
         "error",
         "inputs",
+        "is_cached",
         "is_over",
         "lane",
         "outputs",
@@ -77,8 +82,12 @@ class Request:
         self.priority = priority
         self.taken = 0
         self.arrived = 0.0
+        self.decision: BatchDecision | None = None
+        """What is known of the last batch that it was in."""
         self.outputs: dict[str, Array] | None = None
         self.error: BaseException | None = None
+        self.is_cached = False
+        """Whether the answer is one that was kept."""
         self.is_over = False
         self._deliver = deliver
         self._open = iter((True,))

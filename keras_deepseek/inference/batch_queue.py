@@ -134,6 +134,14 @@ class BatchQueue:
         """Returns when a batch will be due if nothing more comes: infinity if none will be."""
         return min((lane.time_due() for lane in self._lanes.values()), default=math.inf)
 
+    def age(self, now: float) -> float:
+        """Returns the seconds that the oldest request has waited: 0 where there is none.
+
+        Args:
+            now: float. The time in seconds.
+        """
+        return max((now - lane.oldest for lane in self._lanes.values() if lane.rows), default=0.0)
+
     def clear(self) -> list[Request]:
         """Takes all requests out and returns them."""
         self.rows = 0

@@ -7,67 +7,18 @@ import contextlib
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from keras_deepseek.artifacts.signature import InferenceFunction
-from keras_deepseek.inference.batch import Batch, Reason, Request
+from keras_deepseek.inference.batch import Batch, Request
 from keras_deepseek.inference.batch_queue import BatchQueue
 from keras_deepseek.inference.batch_time import BatchTime
+from keras_deepseek.inference.batch_totals import BatchDecision, BatchStatistics, BatchTotals
 from keras_deepseek.inference.deadline_watch import DeadlineWatch
 from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError
 from keras_deepseek.inference.leave_rule import FixedRule, LeaveRule
 from keras_deepseek.inference.wait_rule import WaitRule
-
-NUM_DECISIONS = 256
-"""How many of the last decisions are kept."""
-
-
-@dataclass(frozen=True)
-class BatchDecision:
-    """What left, and why.
-
-    Args:
-        reason: string. `"full"`, `"idle"`, `"gathered"`, `"waited"`, `"deadline"`, `"closing"` or
-            `"retried"`.
-        rows: integer. Rows of requests.
-        padded_rows: integer. Rows that were added to fill a bucket.
-        queue_age: float. Seconds that the oldest request had waited.
-        seconds: float. How long the model took.
-    """
-
-    reason: Reason
-    rows: int
-    padded_rows: int
-    queue_age: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class BatchStatistics:
-    """What a batcher has done so far.
-
-    Args:
-        batches: integer. Calls of the model.
-        rows: integer. Rows of requests that they held.
-        padded_rows: integer. Rows that were added to fill buckets.
-        busy_seconds: float. Time inside the model, summed over the replicas.
-        waiting_rows: integer. Rows in the queue now.
-        overhead: float. Seconds that a batch takes beside what each row adds, as fitted.
-        per_row: float. Seconds that a row adds to a batch, as fitted.
-        decisions: tuple of `BatchDecision`: the last ones, oldest first.
-    """
-
-    batches: int
-    rows: int
-    padded_rows: int
-    busy_seconds: float
-    waiting_rows: int
-    overhead: float
-    per_row: float
-    decisions: tuple[BatchDecision, ...]
 
 
 def batch_buckets(batch_size: int | Literal["dynamic"], max_batch_size: int) -> tuple[int, ...]:
@@ -155,9 +106,7 @@ class Batcher:
         self._condition = threading.Condition()
         self._deadlines = DeadlineWatch(self._expire, clock)
         self._threads: list[threading.Thread] = []
-        self._batches = self._rows = self._padded_rows = 0
-        self._busy_seconds = 0.0
-        self._decisions: deque[BatchDecision] = deque(maxlen=NUM_DECISIONS)
+        self._totals = BatchTotals()
 
     def start(self) -> None:
         """Starts the threads that run the model. What was submitted before is run now."""
@@ -224,15 +173,12 @@ class Batcher:
     def statistics(self) -> BatchStatistics:
         """Returns what was done so far."""
         with self._condition:
-            return BatchStatistics(
-                self._batches,
-                self._rows,
-                self._padded_rows,
-                self._busy_seconds,
-                self._queue.rows,
-                self.batch_time.overhead,
-                self.batch_time.per_row,
-                tuple(self._decisions),
+            return self._totals.statistics(
+                waiting_rows=self._queue.rows,
+                queue_age=self._queue.age(self._clock()),
+                overhead=self.batch_time.overhead,
+                per_row=self.batch_time.per_row,
+                replicas=len(self._replicas),
             )
 
     def _work(self, run: InferenceFunction) -> None:
@@ -281,7 +227,7 @@ class Batcher:
             try:
                 outputs = run(batch.stack(size))
             finally:
-                self._record(batch, size, self._clock() - start)
+                self._record(batch, size, start, self._clock())
             self._expire()
             batch.distribute(outputs, size)
         # Whatever it is, it must not end the thread: requests would hang.
@@ -295,17 +241,16 @@ class Batcher:
             for part in batch.slices:  # What is left of a request of several parts is not run.
                 self._queue.forget(part.request)
 
-    def _record(self, batch: Batch, size: int, seconds: float) -> None:
-        padded = size - batch.rows
+    def _record(self, batch: Batch, size: int, start: float, end: float) -> None:
+        rows = batch.rows
+        decision = BatchDecision(
+            batch.reason, rows, size - rows, batch.queue_age, end - start, left=start
+        )
+        for part in batch.slices:
+            part.request.decision = decision
         with self._condition:
-            self.batch_time.add(size, seconds)
-            self._batches += 1
-            self._rows += batch.rows
-            self._padded_rows += padded
-            self._busy_seconds += seconds
-            self._decisions.append(
-                BatchDecision(batch.reason, batch.rows, padded, batch.queue_age, seconds)
-            )
+            self.batch_time.add(size, end - start)
+            self._totals.add(decision)
 
     def _expire(self) -> None:
         """Answers those whose deadline has passed, whether they wait or run."""

@@ -4,8 +4,6 @@ import argparse
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError
-
 if TYPE_CHECKING:
     from keras_deepseek.inference.engine import ServingEngine
 
@@ -60,6 +58,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--replicas", type=int, default=1, metavar="N", help="copies of the model (default: 1)"
     )
     parser.add_argument(
+        "--cache-entries",
+        type=int,
+        default=0,
+        metavar="N",
+        help="answers that are kept for inputs that come again (default: 0)",
+    )
+    parser.add_argument(
+        "--log-requests", metavar="FILE", help="write a sample of requests and answers there"
+    )
+    parser.add_argument(
+        "--sample",
+        type=float,
+        default=0.01,
+        metavar="PART",
+        help="the part of requests that is written (default: 0.01)",
+    )
+    parser.add_argument(
+        "--replay",
+        metavar="FILE",
+        help="do not serve: send the requests of such a file, and compare the answers",
+    )
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="a token in each line, one of which clients must send: Authorization: Bearer TOKEN",
+    )
+    parser.add_argument("--tls-certificate", metavar="PEM", help="speak TLS, with this certificate")
+    parser.add_argument(
+        "--tls-key", metavar="PEM", help="its private key (default: it is in the same file)"
+    )
+    parser.add_argument(
+        "--client-ca", metavar="PEM", help="serve clients alone that have a certificate of these"
+    )
+    parser.add_argument(
+        "--access-log", action="store_true", help="a line of JSON for each request, on stderr"
+    )
+    parser.add_argument(
         "--custom-objects-from",
         action="append",
         default=[],
@@ -77,10 +112,14 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         KerasDeepSeekError: Something in `arguments` can't be served.
     """
+    import contextlib
     import signal
     import threading
+    from pathlib import Path
 
     from keras_deepseek.inference.engine import ServingEngine
+    from keras_deepseek.inference.live_line import LiveLine
+    from keras_deepseek.inference.server_context import make_server_context
 
     def interrupt(_signal_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
@@ -90,6 +129,9 @@ def run(arguments: argparse.Namespace) -> None:
     previous = signal.signal(signal.SIGTERM, interrupt)
     engine = None
     try:
+        context = make_server_context(
+            arguments.tls_certificate, arguments.tls_key, arguments.client_ca
+        )
         engine = ServingEngine(
             arguments.path,
             name=arguments.name,
@@ -97,11 +139,28 @@ def run(arguments: argparse.Namespace) -> None:
             max_batch_size=arguments.max_batch_size,
             target_latency=arguments.target_latency,
             replicas=arguments.replicas,
+            cache_entries=arguments.cache_entries,
             custom_objects_from=arguments.custom_objects_from,
+            log_requests=arguments.log_requests,
+            sample=arguments.sample,
         )
-        engine.serve(arguments.http_port, grpc_port, host=arguments.host)
+        if arguments.replay is not None:
+            _replay(engine, arguments.replay)
+            return
+        engine.serve(
+            arguments.http_port,
+            grpc_port,
+            host=arguments.host,
+            tokens=Path(arguments.token_file) if arguments.token_file else None,
+            ssl_context=context,
+            access_log=arguments.access_log,
+        )
+        # Lines of the log would be written through it. It is made before a signal can be awaited:
+        # one that comes amid its imports may be lost in them.
+        line = contextlib.nullcontext() if arguments.access_log else LiveLine(engine)
         print(_describe(engine, arguments.no_grpc), flush=True)
-        threading.Event().wait()
+        with line:
+            threading.Event().wait()
     except KeyboardInterrupt:
         pass
     finally:
@@ -111,16 +170,35 @@ def run(arguments: argparse.Namespace) -> None:
             engine.close()
 
 
+def _replay(engine: "ServingEngine", path: str) -> None:
+    from keras_deepseek.artifacts.errors import NotSupportedError
+    from keras_deepseek.inference.replay import replay_requests
+
+    report = replay_requests(engine, path, model=engine.name)
+    if not report.passed:
+        raise NotSupportedError(f"The answers are others. {report}.")
+    print(report, flush=True)
+
+
 def _grpc_port(arguments: argparse.Namespace) -> int | None:
     """Returns TF Serving's own port, unless another is asked for, or none, or gRPC is missing."""
+    from keras_deepseek.artifacts.errors import InvalidInputError
+
     if arguments.no_grpc and arguments.grpc_port is not None:
         raise InvalidInputError("Received both --grpc-port and --no-grpc. Give one of them.")
+    if arguments.tls_certificate is not None and arguments.grpc_port is not None:
+        raise InvalidInputError(
+            "Received --grpc-port with --tls-certificate, which is for HTTP alone. Leave one "
+            "out, or start `GrpcServer` in Python, with `credentials=`."
+        )
     if arguments.grpc_port is not None:
         port: int = arguments.grpc_port
         return port
     # A name with a dot is looked for in its parent, which must be there.
     is_installed = all(find_spec(name) for name in ("grpc", "google", "google.protobuf"))
-    return DEFAULT_GRPC_PORT if is_installed and not arguments.no_grpc else None
+    # With TLS over HTTP, gRPC would be the door that is left open.
+    is_wanted = not arguments.no_grpc and arguments.tls_certificate is None
+    return DEFAULT_GRPC_PORT if is_installed and is_wanted else None
 
 
 def _describe(engine: "ServingEngine", no_grpc: bool) -> str:
@@ -128,7 +206,7 @@ def _describe(engine: "ServingEngine", no_grpc: bool) -> str:
     text = f"Serving {engine.name!r} at {http.url}/v1/models/{engine.name}"
     if others:
         return f"{text} and {others[0].url}"
-    if no_grpc:
+    if no_grpc or http.url.startswith("https:"):
         return text
     return f"{text}; for gRPC: pip install 'keras_deepseek[grpc]'"
 

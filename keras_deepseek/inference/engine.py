@@ -6,6 +6,7 @@ holds their life.
 
 import asyncio
 import os
+import ssl
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,10 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Unpack
 
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.arguments import check_count, check_name
 from keras_deepseek.inference.batch import Request
-from keras_deepseek.inference.batcher import BatchStatistics
+from keras_deepseek.inference.batch_totals import BatchStatistics
+from keras_deepseek.inference.engine_monitor import EngineMonitor
 from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
 from keras_deepseek.inference.folder_exchange import FolderExchange
 from keras_deepseek.inference.future_delivery import Answer, open_future
@@ -27,7 +30,9 @@ from keras_deepseek.inference.model_folder import ModelFolder, Policy, find_vers
 from keras_deepseek.inference.model_options import ModelOptions
 from keras_deepseek.inference.model_version import ModelVersion
 from keras_deepseek.inference.padding import Padding
+from keras_deepseek.inference.request_log import RequestLog
 from keras_deepseek.inference.request_options import RequestOptions
+from keras_deepseek.inference.request_trace import RequestTrace
 from keras_deepseek.inference.served_model import ServedModel
 from keras_deepseek.inference.turns import Turns
 
@@ -73,11 +78,17 @@ class ServingEngine:
         padding: `Padding`. What requests of unequal lengths are filled with, to share batches.
             Defaults to `None`: they don't.
         warm_up: boolean. Whether starting runs the model for every batch size. Defaults to `True`.
+        cache_entries: integer. How many answers of each version are kept for inputs that come
+            again: for models that always answer the same. Defaults to `0`: none.
         custom_objects_from: sequence of module names or `.py` files that define the custom classes
             of a `.keras` file. Defaults to `()`.
         max_concurrent_batches: integer. Batches that run at the same time, of all models together:
             of those that wait, the model that has had least of the machine is next. Defaults to
             `None`: each replica runs when it can.
+        log_requests: The path of a file that a sample of the requests, and their answers, are
+            written to (`RequestLog`), for `replay_requests`. Defaults to `None`: none are.
+        sample: float above 0, up to 1. The part of the requests that is written. Defaults to
+            `0.01`.
 
     Raises:
         InvalidInputError: An argument is not one of these.
@@ -93,7 +104,7 @@ class ServingEngine:
     array([[0., 0.]], dtype=float32)
     """
 
-    def __init__(  # noqa: PLR0913 - the options of its model are the engine's own.
+    def __init__(  # noqa: PLR0913 - one place says all about the engine's own model.
         self,
         model: Any,
         *,
@@ -108,8 +119,11 @@ class ServingEngine:
         batch_timeout: float = 60.0,
         padding: Padding | None = None,
         warm_up: bool = True,
+        cache_entries: int = 0,
         custom_objects_from: Sequence[str | os.PathLike[str]] = (),
         max_concurrent_batches: int | None = None,
+        log_requests: str | os.PathLike[str] | None = None,
+        sample: float = 0.01,
     ) -> None:
         if max_concurrent_batches is not None:
             check_count("max_concurrent_batches", max_concurrent_batches)
@@ -125,8 +139,10 @@ class ServingEngine:
             batch_timeout=batch_timeout,
             padding=padding,
             warm_up=warm_up,
+            cache_entries=cache_entries,
             custom_objects_from=custom_objects_from,
         )
+        self.monitor = EngineMonitor()
         self._delivery = LoopDelivery()
         self._models: Mapping[str, ServedModel] = {}
         self._lock = threading.Lock()
@@ -141,6 +157,7 @@ class ServingEngine:
             self._folders[0].note(version, found[version])
             model = found[version]
         self._first = self._open(model, name, version, self.options)
+        self._request_log = None if log_requests is None else RequestLog(log_requests, sample)
         self._add_model(name).add(self._first)
 
     @property
@@ -178,7 +195,8 @@ class ServingEngine:
             if self._state == "ready":
                 return
             self._check_open()
-            self._first.start()
+            with self.monitor.loading(self.name):
+                self._first.start()
             self._state = "ready"
             for folder in self._folders:
                 folder.start()
@@ -221,8 +239,9 @@ class ServingEngine:
         if keep is not None:
             check_count("keep", keep)
         self.start()
-        with self._loading:
-            name = self.name if name is None else name
+        name = self.name if name is None else name
+        check_name(name)
+        with self._loading, self.monitor.loading(name):
             served = self._models.get(name)
             number = version or max(served.versions if served else (), default=0) + 1
             loaded = self._open(model, name, number, options or self.options)
@@ -369,6 +388,8 @@ class ServingEngine:
             for served in self._models.values():
                 for version in served.versions.values():
                     version.close()
+        if self._request_log is not None:
+            self._request_log.close()
 
     def predict(self, x: Any, **options: Unpack[RequestOptions]) -> Any:
         """Returns the model's outputs for `x`; blocks until they are there.
@@ -432,20 +453,24 @@ class ServingEngine:
         return self.dispatch(lambda signature: signature.bind(x), **options)[0]
 
     def dispatch(
-        self, bind: Callable[[Signature], dict[str, Array]], **options: Unpack[RequestOptions]
+        self,
+        bind: Callable[[Signature], dict[str, Array]],
+        trace: RequestTrace | None = None,
+        **options: Unpack[RequestOptions],
     ) -> tuple[Waiter, ModelVersion]:
         """Does what `submit_async` does, for inputs that are read by the version's signature.
 
         Args:
             bind: Function from the `Signature` of the version that will answer to arrays by input
                 name, checked against it. It is called again where that version is closed meanwhile.
+            trace: `RequestTrace`. Is told who answers. Defaults to `None`.
             **options: `RequestOptions`.
 
         Returns:
             An `asyncio.Future` of a dict of arrays by output name, and the `ModelVersion`.
         """
         waiter, deliver = self._delivery.open()
-        cancel, version = self._submit(bind, deliver, options)
+        cancel, version = self._submit(bind, deliver, options, trace)
         waiter.add_done_callback(lambda waiter: cancel() if waiter.cancelled() else None)
         return waiter, version
 
@@ -464,6 +489,9 @@ class ServingEngine:
         grpc_port: int | None = None,
         *,
         host: str = "127.0.0.1",
+        tokens: Sequence[str] | os.PathLike[str] | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        access_log: bool = False,
         block: bool = False,
     ) -> HttpServer:
         """Answers the calls of TF Serving and of Open Inference.
@@ -475,6 +503,9 @@ class ServingEngine:
             http_port: integer. `0` takes a free one. Defaults to `8501`.
             grpc_port: integer, TF Serving's is 8500. Defaults to `None`: no gRPC.
             host: string. The address to listen at. Defaults to `"127.0.0.1"`: this machine alone.
+            tokens: As in `HttpServer`. Defaults to `None`: anyone may ask.
+            ssl_context: As in `HttpServer`. Defaults to `None`: no TLS.
+            access_log: As in `HttpServer`. Defaults to `False`.
             block: boolean. Whether to return only when the servers were stopped, by `close` or by
                 Ctrl-C. Defaults to `False`.
 
@@ -487,10 +518,17 @@ class ServingEngine:
             MissingExtraError: The packages of the extra `serving`, or of `grpc`, are not installed.
         """
         self._check_open()
-        http = HttpServer(self, host, http_port)
+        if ssl_context is not None and grpc_port is not None:
+            raise InvalidInputError(
+                "TLS for gRPC needs credentials of its own: start `GrpcServer(engine, "
+                "credentials=...)`, and leave `grpc_port` out here."
+            )
+        http = HttpServer(
+            self, host, http_port, tokens=tokens, ssl_context=ssl_context, access_log=access_log
+        )
         servers: list[Server] = [http]
         if grpc_port is not None:
-            servers.append(GrpcServer(self, host, grpc_port))
+            servers.append(GrpcServer(self, host, grpc_port, tokens=tokens))
         try:
             for server in servers:
                 server.start()
@@ -528,6 +566,7 @@ class ServingEngine:
         bind: Callable[[Signature], dict[str, Array]],
         deliver: Callable[[Request], None],
         options: RequestOptions,
+        trace: RequestTrace | None = None,
     ) -> tuple[Callable[[], None], ModelVersion]:
         """Puts a request in a version's queue; returns what takes it out, and the version."""
         if not self.ready:
@@ -536,20 +575,30 @@ class ServingEngine:
         name, number = options.get("model"), options.get("version")
         label, client = options.get("label", ""), options.get("client")
         while True:
-            version = self.find(name, number, label)
+            served = self._find_model(name)
+            version = served.find(number, label)
+            if trace is not None:
+                trace.model, trace.version = version.name, str(version.number)
             try:
+                inputs = bind(version.signature)
                 request = version.submit(
-                    bind(version.signature),
-                    deliver,
+                    inputs,
+                    deliver
+                    if self._request_log is None
+                    else self._request_log.watch(version.name, version.number, inputs, deliver),
                     timeout=options.get("timeout"),
                     priority=options.get("priority", 0),
                     client=client,
+                    # Else what is on trial by share would hardly be asked.
+                    use_cache=number is not None or label != "" or not served.on_trial,
                 )
             except ClosedError:
                 # It was closed since it was found: another may have taken its place.
                 if self.find(name, number, label) is version:
                     raise
             else:
+                if trace is not None:
+                    trace.request = request
                 return partial(version.cancel, request, client), version
 
     def _open(self, model: Any, name: str, number: int, options: ModelOptions) -> ModelVersion:

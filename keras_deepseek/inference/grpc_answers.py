@@ -19,6 +19,7 @@ from keras_deepseek.inference.errors import (
     OverloadedError,
 )
 from keras_deepseek.inference.model_version import ModelVersion
+from keras_deepseek.inference.request_trace import current_trace
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc_server import GrpcServer
@@ -140,7 +141,9 @@ def dispatch(
     check_ready(server, name)
     if timeout is not None and timeout <= 0:
         raise DeadlineExceededError("The request's deadline passed before it was read.")
-    return server.engine.dispatch(bind, model=name, version=version, label=label, timeout=timeout)
+    return server.engine.dispatch(
+        bind, current_trace.get(), model=name, version=version, label=label, timeout=timeout
+    )
 
 
 async def outputs_of(model_name: str, future: "asyncio.Future[Inputs]") -> Inputs:

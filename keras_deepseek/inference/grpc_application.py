@@ -16,7 +16,8 @@ from keras_deepseek.inference import (
     open_inference_stream,
     tf_serving_rpc,
 )
-from keras_deepseek.inference.grpc_answers import refusal_of, time_left
+from keras_deepseek.inference.grpc_answers import Refusal, StatusError, refusal_of, time_left
+from keras_deepseek.inference.request_trace import RequestTrace, current_trace
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc_server import GrpcServer
@@ -32,6 +33,12 @@ UNARY_CALLS: dict[str, Mapping[str, _Call]] = {
 """The calls of one answer by service and name."""
 
 
+_PROTOCOLS = {"tensorflow.serving": "tf_serving", "inference": "open_inference"}
+"""For the metrics, by the first part of a service's name."""
+
+_HEALTH = "grpc.health.v1.Health"
+
+
 class GrpcApplication(grpc.GenericRpcHandler):
     """Answers the calls of every service for the engine of one server.
 
@@ -42,7 +49,9 @@ class GrpcApplication(grpc.GenericRpcHandler):
     def __init__(self, server: "GrpcServer") -> None:
         # One look-up for each call, where gRPC would ask each service in its turn.
         self._methods = {
-            f"/{service}/{name}": grpc.unary_unary_rpc_method_handler(_unary(server, call))
+            f"/{service}/{name}": grpc.unary_unary_rpc_method_handler(
+                _unary(server, service, name, call)
+            )
             for service, calls in UNARY_CALLS.items()
             for name, call in calls.items()
         }
@@ -62,15 +71,42 @@ class GrpcApplication(grpc.GenericRpcHandler):
         return self._methods.get(handler_call_details.method)
 
 
-def _unary(server: "GrpcServer", call: _Call) -> Callable[[bytes, Any], Awaitable[bytes]]:
+def _unary(
+    server: "GrpcServer", service: str, name: str, call: _Call
+) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    protocol = _PROTOCOLS.get(service.rpartition(".")[0] or service, "grpc")
+    end = server.engine.monitor.end
+
     async def answer(data: bytes, context: Any) -> bytes:
+        trace = RequestTrace(f"{protocol}_grpc" if protocol != "grpc" else protocol, name)
+        current_trace.set(trace)
+        status = "CANCELLED"
         try:
-            return await call(server, data, time_left(context))
+            if service != _HEALTH:
+                _admit(server, context)
+            result = await call(server, data, time_left(context))
+            status = "OK"
         except Exception as error:
-            await _refuse(context, error)
+            refusal = refusal_of(error)
+            status = refusal.status
+            await _abort(context, refusal)
             raise  # Not reached: gRPC's `abort` raises.
+        finally:
+            end(trace, status)
+        return result
 
     return answer
+
+
+def _admit(server: "GrpcServer", context: Any) -> None:
+    """Refuses a call without a token, where the server asks for one."""
+    if server.tokens is None:
+        return
+    shown = [value for key, value in context.invocation_metadata() if key == "authorization"]
+    if len(shown) != 1 or not server.tokens.allows(str(shown[0])):
+        raise StatusError(
+            "UNAUTHENTICATED", "A token is asked for: send the metadata authorization: Bearer TOKEN"
+        )
 
 
 def _stream(
@@ -78,6 +114,7 @@ def _stream(
 ) -> Callable[[AsyncIterator[bytes], Any], Awaitable[None]]:
     async def answer(requests: AsyncIterator[bytes], context: Any) -> None:
         try:
+            _admit(server, context)
             await open_inference_stream.stream_infer(server, requests, context)
         except Exception as error:  # noqa: BLE001 - It is told and logged.
             await _refuse(context, error)
@@ -97,6 +134,9 @@ def _watch(server: "GrpcServer") -> Callable[[bytes, Any], Awaitable[None]]:
 
 async def _refuse(context: Any, error: Exception) -> None:
     """Ends a call with the status of an error."""
-    refusal = refusal_of(error)
+    await _abort(context, refusal_of(error))
+
+
+async def _abort(context: Any, refusal: Refusal) -> None:
     status = grpc.StatusCode[refusal.status]
     await context.abort(status, refusal.message, refusal.metadata)

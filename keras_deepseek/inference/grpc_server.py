@@ -5,15 +5,17 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.arguments import check_address, check_count, check_seconds
 from keras_deepseek.inference.event_loop import call_in, loop_factory
+from keras_deepseek.inference.tokens import TokenCheck, warn_of_strangers
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.engine import ServingEngine
@@ -41,6 +43,8 @@ class GrpcServer:
         credentials: `grpc.ServerCredentials`, as `grpc.ssl_server_credentials` makes them, to speak
             TLS. With `require_client_auth=True` clients without a certificate that they trust are
             turned away. Defaults to `None`: plain connections.
+        tokens: As in `HttpServer`; a call shows one in its metadata, `authorization`. Calls for
+            health need none. Defaults to `None`: anyone may ask.
         settle_seconds: float. That a stopping server still reads calls, to answer them with
             UNAVAILABLE, so that clients go elsewhere before it hangs up. Defaults to `0.2`.
         grace_seconds: float. That a stopping server then waits for requests in flight. Defaults to
@@ -67,6 +71,7 @@ class GrpcServer:
         *,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         credentials: Any = None,
+        tokens: Sequence[str] | os.PathLike[str] | None = None,
         settle_seconds: float = 0.2,
         grace_seconds: float = 30.0,
     ) -> None:
@@ -82,6 +87,7 @@ class GrpcServer:
         self.grace_seconds = grace_seconds
         self.is_stopping = False
         self.stopping = asyncio.Event()
+        self.tokens = None if tokens is None else TokenCheck(tokens)
         self._credentials = credentials
         self._streams: set[asyncio.Task[None]] = set()
         self._thread: threading.Thread | None = None
@@ -123,6 +129,8 @@ class GrpcServer:
         except BaseException:
             self._thread.join()
             raise
+        if self.tokens is None and self._credentials is None:
+            warn_of_strangers(self.host)
 
     def wait(self) -> None:
         """Returns when the server has stopped."""

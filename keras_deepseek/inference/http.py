@@ -4,18 +4,21 @@
 """
 
 import asyncio
+import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.inference.access_log import AccessLog
 from keras_deepseek.inference.arguments import check_address
 from keras_deepseek.inference.event_loop import call_in, loop_factory
 from keras_deepseek.inference.http_limits import HttpLimits
 from keras_deepseek.inference.listener import Listener
 from keras_deepseek.inference.open_connections import OpenConnections
+from keras_deepseek.inference.tokens import TokenCheck, warn_of_strangers
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.engine import ServingEngine
@@ -41,6 +44,11 @@ class HttpServer:
             `ssl.CERT_REQUIRED`, clients without a certificate that it trusts are turned away.
             Defaults to `None`: plain HTTP.
         limits: `HttpLimits`. Defaults to `None`: its own defaults.
+        tokens: sequence of strings, or a `pathlib.Path` of a file with one in each line. Requests
+            must show one of them, as `Authorization: Bearer TOKEN`, but those for `/`, `/healthz`
+            and `/v2/health/...`. Defaults to `None`: anyone may ask.
+        access_log: boolean. Whether each request is a line of JSON in the log
+            `keras_deepseek.inference.access`. Defaults to `False`.
 
     Example:
 
@@ -64,6 +72,8 @@ class HttpServer:
         max_body_bytes: int = MAX_BODY_BYTES,
         ssl_context: ssl.SSLContext | None = None,
         limits: HttpLimits | None = None,
+        tokens: Sequence[str] | os.PathLike[str] | None = None,
+        access_log: bool = False,
     ) -> None:
         check_address(host, port)
         if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
@@ -75,6 +85,8 @@ class HttpServer:
         self.port = port
         self.max_body_bytes = max_body_bytes
         self.limits = limits or HttpLimits()
+        self.tokens = None if tokens is None else TokenCheck(tokens)
+        self.access_log = AccessLog() if access_log else None
         self._ssl_context = ssl_context
         self._is_stopping = False
         self._thread: threading.Thread | None = None
@@ -104,6 +116,8 @@ class HttpServer:
         make_protocol = self._prepare()
         listener = self._listen()
         self.port = listener.getsockname()[1]
+        if self.tokens is None and self._ssl_context is None:
+            warn_of_strangers(self.host)
         self._thread = threading.Thread(
             target=self._run, args=(make_protocol, listener), name="http", daemon=True
         )

@@ -44,11 +44,17 @@ class Route(NamedTuple):
         method: string. `"GET"`, which `HEAD` may stand for, or `"POST"`.
         pattern: compiled regular expression of the whole path.
         handler: function of the server, the request and the pattern's match.
+        protocol: string. For the metrics. Defaults to `"http"`: none of the models' protocols.
+        call: string. Likewise, as in `"predict"`. Defaults to `""`.
+        is_open: boolean. Whether it is answered without a token. Defaults to `False`.
     """
 
     method: str
     pattern: re.Pattern[str]
     handler: Handler
+    protocol: str = "http"
+    call: str = ""
+    is_open: bool = False
 
 
 def answer_json(content: Any, status: int = 200, headers: Headers = ()) -> HttpResponse:

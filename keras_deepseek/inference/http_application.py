@@ -7,9 +7,11 @@ answered by a function of the future that the engine gave.
 import re
 from typing import TYPE_CHECKING
 
-from keras_deepseek.inference import open_inference_rest, tf_serving_rest
+from keras_deepseek.inference import http_metrics, http_pages, open_inference_rest, tf_serving_rest
+from keras_deepseek.inference.access_log import choose_request_id
 from keras_deepseek.inference.http_answers import Route, answer_error, answer_json, malformed
 from keras_deepseek.inference.http_message import HttpError, HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.request_trace import RequestTrace
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http import HttpServer
@@ -25,8 +27,15 @@ def health(server: "HttpServer", _request: HttpRequest, _match: re.Match[str]) -
 ROUTES = (
     *tf_serving_rest.ROUTES,
     *open_inference_rest.ROUTES,
-    Route("GET", re.compile("/healthz"), health),
+    Route("GET", re.compile("/healthz"), health, call="health", is_open=True),
+    *http_metrics.ROUTES,
+    *http_pages.ROUTES,
 )
+
+
+_CHALLENGE = 'Bearer realm="keras_deepseek"'
+_HUNG_UP = 499
+"""What web servers write in their logs for a client that did not wait; nobody is sent it."""
 
 
 class HttpApplication:
@@ -39,6 +48,26 @@ class HttpApplication:
     def __init__(self, server: "HttpServer") -> None:
         self._server = server
 
+    def admit(self, request: HttpRequest) -> None:
+        """Refuses a request without a token, where the server asks for one.
+
+        Args:
+            request: `HttpRequest`.
+
+        Raises:
+            HttpError: 401: it shows no token, or one that is none of the server's.
+        """
+        tokens = self._server.tokens
+        if tokens is None or tokens.allows(request.headers.get("authorization")):
+            return
+        if any(route.is_open and route.pattern.fullmatch(request.path) for route in ROUTES):
+            return
+        if "authorization" not in request.headers:
+            message = "A token is asked for: send the header Authorization: Bearer TOKEN."
+            raise HttpError(401, message, (("www-authenticate", _CHALLENGE),))
+        challenge = f'{_CHALLENGE}, error="invalid_token"'
+        raise HttpError(401, "The token is not valid.", (("www-authenticate", challenge),))
+
     def handle(self, request: HttpRequest) -> HttpResponse | Pending:
         """Returns the answer of the route that fits.
 
@@ -50,13 +79,16 @@ class HttpApplication:
             KerasDeepSeekError: The route refuses the request.
         """
         allowed = []
-        for method, pattern, handler in ROUTES:
-            match = pattern.fullmatch(request.path)
+        for route in ROUTES:
+            match = route.pattern.fullmatch(request.path)
             if match is None:
                 continue
-            if request.method == method or (request.method == "HEAD" and method == "GET"):
-                return handler(self._server, request, match)
-            allowed.append("GET, HEAD" if method == "GET" else method)
+            if request.method == route.method or (
+                request.method == "HEAD" and route.method == "GET"
+            ):
+                request.trace.protocol, request.trace.call = route.protocol, route.call
+                return route.handler(self._server, request, match)
+            allowed.append("GET, HEAD" if route.method == "GET" else route.method)
         if allowed:
             raise HttpError(405, "Method Not Allowed", (("allow", ", ".join(allowed)),))
         raise malformed(request)
@@ -68,3 +100,30 @@ class HttpApplication:
             error: Exception.
         """
         return answer_error(error)
+
+    def end(self, request: HttpRequest | None, response: HttpResponse | None) -> None:
+        """Counts a request that is answered, and logs it where that is asked for.
+
+        Args:
+            request: `HttpRequest`, or `None` where what came was none.
+            response: `HttpResponse`, or `None` where the client hung up before it was there.
+        """
+        trace = RequestTrace("http") if request is None else request.trace
+        status = _HUNG_UP if response is None else response.status
+        seconds = self._server.engine.monitor.end(trace, status)
+        access_log = self._server.access_log
+        if access_log is None:
+            return
+        headers = {} if request is None else request.headers
+        trace.request_id = choose_request_id(headers.get("x-request-id"))
+        if response is not None:
+            response.headers = (*response.headers, ("x-request-id", trace.request_id))
+        access_log.write(
+            trace,
+            method="" if request is None else request.method,
+            path="" if request is None else request.path,
+            status=status,
+            size=0 if response is None else len(response.body),
+            seconds=seconds,
+            client="" if request is None else request.client,
+        )

@@ -226,6 +226,7 @@ class HttpConnection(asyncio.Protocol):
     def _ask(self, received: HttpRequest | HttpError) -> HttpResponse | Pending:
         if isinstance(received, HttpError):
             raise received
+        self._application.admit(received)
         encoding = received.headers.get("content-encoding")
         if encoding is not None:
             received.body = inflate_body(received.body, encoding, self._max_body_bytes)
@@ -260,7 +261,9 @@ class HttpConnection(asyncio.Protocol):
     def _write(self, exchange: _Exchange) -> None:
         transport, request, response = self._transport, exchange.request, exchange.response
         if transport is None or transport.is_closing() or response is None:
+            self._application.end(request, None)
             return
+        self._application.end(request, response)
         is_last = exchange.must_close or (self._is_draining and self._is_nothing_left())
         word = "close" if is_last else "keep-alive" if request and request.is_old else None
         pieces = encode_response(
@@ -304,6 +307,7 @@ class HttpConnection(asyncio.Protocol):
         self._waiting.clear()
         exchanges, self._exchanges = self._exchanges, deque()
         for exchange in exchanges:
+            self._application.end(exchange.request, None)
             pending, exchange.pending = exchange.pending, None
             if pending is not None:
                 pending.future.cancel()

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from keras_deepseek.inference.request_trace import RequestTrace
+
 
 @dataclass(slots=True)
 class HttpRequest:
@@ -21,6 +23,7 @@ class HttpRequest:
             of the certificate that the client proved to hold. Empty where it showed none.
         keep_alive: boolean. Whether the client will send more on this connection.
         is_old: boolean. Whether it speaks HTTP/1.0.
+        trace: `RequestTrace`. What is noted of it.
     """
 
     method: str
@@ -32,6 +35,7 @@ class HttpRequest:
     peer_subject: tuple[tuple[str, str], ...] = ()
     keep_alive: bool = True
     is_old: bool = False
+    trace: RequestTrace = field(default_factory=lambda: RequestTrace("http"), compare=False)
 
 
 @dataclass(slots=True)
@@ -83,7 +87,14 @@ class HttpError(Exception):
 
 
 class HttpApplication(Protocol):
-    """What a server needs to know about its routes. Both calls are made on the event loop."""
+    """What a server needs to know about its routes. All calls are made on the event loop."""
+
+    def admit(self, request: HttpRequest) -> None:
+        """Raises an `HttpError` where the client may not ask; its body is not inflated then.
+
+        Args:
+            request: `HttpRequest`.
+        """
 
     def handle(self, request: HttpRequest) -> HttpResponse | Pending:
         """Returns the answer to a request, now or later, or raises any exception.
@@ -97,4 +108,12 @@ class HttpApplication(Protocol):
 
         Args:
             error: What `handle` or `make_response` raised, or an `HttpError` of the server.
+        """
+
+    def end(self, request: HttpRequest | None, response: HttpResponse | None) -> None:
+        """Notes that an answer is about to be written, and may add headers. It must not raise.
+
+        Args:
+            request: `HttpRequest`, or `None` where what came was none.
+            response: `HttpResponse`, or `None` where the client hung up before it was there.
         """

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from keras_deepseek.inference.arguments import check_batch_size, check_count, check_seconds
+from keras_deepseek.inference.arguments import (
+    check_batch_size,
+    check_cache_entries,
+    check_count,
+    check_seconds,
+)
 from keras_deepseek.inference.padding import Padding
 
 
@@ -23,6 +28,7 @@ class ModelOptions:
         batch_timeout: float. Seconds. Defaults to `60.0`.
         padding: `Padding`. Defaults to `None`: requests of unequal lengths don't share batches.
         warm_up: boolean. Defaults to `True`.
+        cache_entries: integer. Defaults to `0`.
         custom_objects_from: sequence of module names or `.py` files. Defaults to `()`.
 
     Raises:
@@ -47,6 +53,7 @@ class ModelOptions:
     batch_timeout: float = 60.0
     padding: Padding | None = None
     warm_up: bool = True
+    cache_entries: int = 0
     custom_objects_from: Sequence[str | os.PathLike[str]] = ()
 
     def __post_init__(self) -> None:
@@ -54,5 +61,6 @@ class ModelOptions:
         check_count("max_queue_rows", self.max_queue_rows)
         check_batch_size(self.batch_size, self.max_batch_size)
         check_count("replicas", self.replicas)
+        check_cache_entries(self.cache_entries)
         check_seconds("target_latency", self.target_latency)
         check_seconds("batch_timeout", self.batch_timeout)

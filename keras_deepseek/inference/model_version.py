@@ -12,7 +12,8 @@ from typing import Any, Literal
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.arguments import check_batch_axis, check_request_options
 from keras_deepseek.inference.batch import Request
-from keras_deepseek.inference.batcher import Batcher, BatchStatistics
+from keras_deepseek.inference.batch_totals import BatchStatistics
+from keras_deepseek.inference.batcher import Batcher
 from keras_deepseek.inference.client_order import ClientOrder
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.executors.executor import Executor
@@ -20,11 +21,14 @@ from keras_deepseek.inference.executors.isolated_model import IsolatedModel
 from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.inference.model_options import ModelOptions
 from keras_deepseek.inference.padding import Padder
+from keras_deepseek.inference.response_cache import ResponseCache
 from keras_deepseek.inference.turns import Turns
 from keras_deepseek.inference.warm_up import check_padding, run_every_size
 
 State = Literal["LOADING", "AVAILABLE", "UNLOADING", "END"]
 """TF Serving's words for where a version is in its life."""
+
+Deliver = Callable[[Request], None]
 
 
 class ModelVersion:
@@ -63,6 +67,7 @@ class ModelVersion:
         check_batch_axis(signature)
         padding = options.padding
         self._padder = None if padding is None else Padder(padding, signature)
+        self.cache = ResponseCache(options.cache_entries) if options.cache_entries else None
         self._order = ClientOrder()
         self._batcher = Batcher(
             [executor.run for executor in self._executors],
@@ -97,13 +102,14 @@ class ModelVersion:
     def submit(
         self,
         inputs: dict[str, Array],
-        deliver: Callable[[Request], None],
+        deliver: Deliver,
         *,
         timeout: float | None = None,
         priority: int = 0,
         client: Hashable = None,
+        use_cache: bool = False,
     ) -> Request:
-        """Puts rows in the queue.
+        """Puts rows in the queue, unless their answer is kept.
 
         Args:
             inputs: dict of arrays by name, as the signature has them.
@@ -111,6 +117,8 @@ class ModelVersion:
             timeout: float. Seconds after which nobody wants the answer. Defaults to `None`.
             priority: integer. Higher ones are run first. Defaults to `0`.
             client: A hashable value, whose requests are answered in order. Defaults to `None`.
+            use_cache: boolean. Whether an answer that is kept will do. With `client` it is not
+                asked for: the answer could come too soon. Defaults to `False`.
 
         Raises:
             ClosedError: The version does not answer requests, yet or any more.
@@ -121,6 +129,12 @@ class ModelVersion:
             raise ClosedError(
                 f"Version {self.number} of the model {self.name!r} is {self.state.lower()}."
             )
+        if use_cache and self.cache is not None and client is None:
+            key = self.cache.key(inputs)
+            outputs = self.cache.get(key)
+            if outputs is not None:
+                return self._answer_at_once(inputs, outputs, deliver)
+            deliver = _keep(self.cache, key, deliver)
         if self._padder is not None:
             inputs, deliver = self._fill(self._padder, inputs, deliver)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
@@ -159,6 +173,15 @@ class ModelVersion:
         """Returns how many batches and rows were run, and why the last batches left."""
         return self._batcher.statistics()
 
+    def _answer_at_once(
+        self, inputs: dict[str, Array], outputs: dict[str, Array], deliver: Deliver
+    ) -> Request:
+        request = Request(inputs, deliver)
+        request.is_cached = True
+        request.answer(0, outputs, request.rows)
+        self._after_batch()
+        return request
+
     def _warm_up(self) -> None:
         padding, buckets = self._options.padding, self._batcher.buckets
         lengths = () if padding is None else padding.lengths
@@ -178,6 +201,17 @@ class ModelVersion:
             deliver(request)
 
         return padder.fill(inputs), cut
+
+
+def _keep(cache: ResponseCache, key: bytes, deliver: Deliver) -> Deliver:
+    """Returns what delivers an answer, and keeps it."""
+
+    def deliver_and_keep(request: Request) -> None:
+        if request.outputs is not None:
+            cache.put(key, request.outputs)
+        deliver(request)
+
+    return deliver_and_keep
 
 
 def _open(model: Any, options: ModelOptions) -> Executor:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _Match = re.Match[str]
 _Inputs = dict[str, Array]
 
+PROTOCOL = "open_inference"
+"""For the metrics."""
+
 
 def server_metadata(_server: "HttpServer", _request: HttpRequest, _match: _Match) -> HttpResponse:
     """Answers with the server's name, version and extensions."""
@@ -39,6 +42,7 @@ def ready(server: "HttpServer", _request: HttpRequest, _match: _Match) -> HttpRe
 def model_ready(server: "HttpServer", request: HttpRequest, match: _Match) -> HttpResponse:
     """Answers whether a model's requests are answered."""
     version = server.engine.find(match["name"], read_version(request, match))
+    request.trace.model = version.name
     is_ready = server.ready and version.state == "AVAILABLE"
     content = open_inference_models.model_ready(version.name, is_ready)
     return answer_json(content, 200 if is_ready else 503)
@@ -47,6 +51,7 @@ def model_ready(server: "HttpServer", request: HttpRequest, match: _Match) -> Ht
 def model_metadata(server: "HttpServer", request: HttpRequest, match: _Match) -> HttpResponse:
     """Answers with a model's inputs and outputs."""
     version = server.engine.find(match["name"], read_version(request, match))
+    request.trace.model = version.name
     numbers = [str(number) for number in server.engine.models[version.name].versions]
     return answer_json(
         open_inference_models.model_metadata(version.name, version.signature, numbers, PLATFORM)
@@ -65,7 +70,9 @@ def infer(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
         call.check_outputs(spec.name for spec in signature.outputs)
         return signature.bind(call.inputs)
 
-    future, version = server.engine.dispatch(bind, model=name, version=read_version(request, match))
+    future, version = server.engine.dispatch(
+        bind, request.trace, model=name, version=read_version(request, match)
+    )
 
     def respond(future: "asyncio.Future[_Inputs]") -> HttpResponse:
         body, header_length = open_inference.encode_infer(
@@ -89,11 +96,13 @@ def repository_index(server: "HttpServer", request: HttpRequest, _match: _Match)
 _MODEL = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?"
 
 ROUTES = (
-    Route("POST", re.compile(_MODEL + "/infer"), infer),
-    Route("GET", re.compile(_MODEL + "/ready"), model_ready),
-    Route("GET", re.compile(_MODEL), model_metadata),
-    Route("GET", re.compile("/v2/health/live"), live),
-    Route("GET", re.compile("/v2/health/ready"), ready),
-    Route("POST", re.compile("/v2/repository/index"), repository_index),
-    Route("GET", re.compile("/v2/?"), server_metadata),
+    Route("POST", re.compile(_MODEL + "/infer"), infer, PROTOCOL, "infer"),
+    Route("GET", re.compile(_MODEL + "/ready"), model_ready, PROTOCOL, "model_ready"),
+    Route("GET", re.compile(_MODEL), model_metadata, PROTOCOL, "model_metadata"),
+    Route("GET", re.compile("/v2/health/live"), live, PROTOCOL, "live", is_open=True),
+    Route("GET", re.compile("/v2/health/ready"), ready, PROTOCOL, "ready", is_open=True),
+    Route(
+        "POST", re.compile("/v2/repository/index"), repository_index, PROTOCOL, "repository_index"
+    ),
+    Route("GET", re.compile("/v2/?"), server_metadata, PROTOCOL, "server_metadata"),
 )

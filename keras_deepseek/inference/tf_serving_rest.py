@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _Inputs = dict[str, Array]
 
+PROTOCOL = "tf_serving"
+"""For the metrics."""
+
 
 def status(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> HttpResponse:
     """Answers as GetModelStatus does: with one version, or with all."""
@@ -36,6 +39,7 @@ def status(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> 
         except ModelNotFoundError as error:
             text = tf_serving.no_version_message(name, version)
             raise HttpError(404, text) from error
+    request.trace.model = name
     return answer_json(
         tf_serving.format_versions([version_status(one, server.ready) for one in found])
     )
@@ -44,6 +48,7 @@ def status(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> 
 def metadata(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> HttpResponse:
     """Answers as GetModelMetadata does."""
     version = _find(server.engine, *_read(request, match))
+    request.trace.model = version.name
     return answer_json(
         tf_serving.format_metadata(version.name, version.signature, str(version.number))
     )
@@ -63,7 +68,7 @@ def predict(server: "HttpServer", request: HttpRequest, match: re.Match[str]) ->
     def encode(outputs: _Inputs) -> bytes:
         return tf_serving.encode_outputs(outputs, forms[-1])
 
-    return _dispatch(server.engine, bind, encode, name, version, label)
+    return _dispatch(server.engine, request, bind, encode, (name, version, label))
 
 
 def classify(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> Pending:
@@ -82,11 +87,11 @@ _MODEL = (
 )
 
 ROUTES = (
-    Route("POST", re.compile(_MODEL + ":predict"), predict),
-    Route("POST", re.compile(_MODEL + ":classify"), classify),
-    Route("POST", re.compile(_MODEL + ":regress"), regress),
-    Route("GET", re.compile(_MODEL + "/metadata"), metadata),
-    Route("GET", re.compile(_MODEL), status),
+    Route("POST", re.compile(_MODEL + ":predict"), predict, PROTOCOL, "predict"),
+    Route("POST", re.compile(_MODEL + ":classify"), classify, PROTOCOL, "classify"),
+    Route("POST", re.compile(_MODEL + ":regress"), regress, PROTOCOL, "regress"),
+    Route("GET", re.compile(_MODEL + "/metadata"), metadata, PROTOCOL, "metadata"),
+    Route("GET", re.compile(_MODEL), status, PROTOCOL, "status"),
 )
 
 
@@ -108,22 +113,23 @@ def _answer_examples(
     def encode(outputs: _Inputs) -> bytes:
         return tf_serving_examples.encode_results(read(outputs, rows[-1]))
 
-    return _dispatch(server.engine, bind, encode, name, version, label)
+    return _dispatch(server.engine, request, bind, encode, (name, version, label))
 
 
 def _dispatch(
     engine: "ServingEngine",
+    request: HttpRequest,
     bind: Callable[[Signature], _Inputs],
     encode: Callable[[_Inputs], bytes],
-    name: str,
-    version: int | None,
-    label: str,
+    asked: tuple[str, int | None, str],
 ) -> Pending:
+    name, version, label = asked
+
     def respond(future: "asyncio.Future[_Inputs]") -> HttpResponse:
         return HttpResponse(body=encode(outputs_of(name, future)))
 
     try:
-        future, _ = engine.dispatch(bind, model=name, version=version, label=label)
+        future, _ = engine.dispatch(bind, request.trace, model=name, version=version, label=label)
     except ModelNotFoundError as error:
         raise _not_found(name, version, label) from error
     return Pending(future, respond)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_deepseek.inference.batch import Request
-from keras_deepseek.inference.batcher import NUM_DECISIONS, Batcher, batch_buckets
+from keras_deepseek.inference.batch_totals import NUM_DECISIONS
+from keras_deepseek.inference.batcher import Batcher, batch_buckets
 from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError, OverloadedError
 from tests.oracles.manual_batcher import ManualBatcher
 

@@ -1,13 +1,18 @@
 import argparse
+import contextlib
+import http.client
 import json
+import os
 import signal
+import ssl
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 
 import pytest
 
-from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
 from keras_deepseek.inference import ServingEngine, command
 
 MAIN = """
@@ -38,35 +43,39 @@ def test_the_defaults_are_those_of_the_engine():
         "max_batch_size": 32,
         "target_latency": None,
         "replicas": 1,
+        "cache_entries": 0,
+        "log_requests": None,
+        "sample": 0.01,
+        "replay": None,
+        "token_file": None,
+        "tls_certificate": None,
+        "tls_key": None,
+        "client_ca": None,
+        "access_log": False,
         "custom_objects_from": [],
     }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("arguments", [("--grpc-port", "0"), ("--no-grpc",)])
-def test_it_says_where_it_serves_answers_and_ends_with_0(bundle_of, number, arguments):
+@contextlib.contextmanager
+def serving(*arguments):
+    """Runs the command; gives the child and the address of the model when it is served."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("httptools")
-    if "--grpc-port" in arguments:
-        pytest.importorskip("grpc")
-    path = str(bundle_of("onnx").path)
-    call = [sys.executable, "-c", MAIN, path, "--name", "double", "--http-port", "0", *arguments]
+    call = [sys.executable, "-c", MAIN, *arguments, "--name", "double", "--http-port", "0"]
+    call += [] if "--grpc-port" in arguments else ["--no-grpc"]
     with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         try:
             line = child.stdout.readline()
-            assert line.startswith("Serving 'double' at http://127.0.0.1:"), child.stderr.read()
-            url, _, grpc_url = line.split(" at ")[1].strip().partition(" and ")
-            body = b'{"instances": [[1, 2]]}'
-            with urllib.request.urlopen(f"{url}:predict", data=body) as response:
-                assert json.load(response) == {"predictions": [[2.0, 4.0]]}
-            assert bool(grpc_url) == ("--grpc-port" in arguments)
-            if grpc_url:
-                assert is_healthy(grpc_url.removeprefix("grpc://"))
-            child.send_signal(number)
-            rest, errors = child.communicate(timeout=60)
+            assert line.startswith("Serving 'double' at http"), child.stderr.read()
+            yield child, line.split(" at ")[1].strip()
         finally:
             child.kill()
-    assert (child.returncode, rest, errors) == (0, "", "")
+
+
+def ask(url, context=None, **headers):
+    request = urllib.request.Request(f"{url}:predict", b'{"instances": [[1, 2]]}', headers)
+    with urllib.request.urlopen(request, timeout=60, context=context) as response:
+        return json.load(response)
 
 
 def is_healthy(target):
@@ -75,6 +84,109 @@ def is_healthy(target):
     with grpc.insecure_channel(target) as channel:
         answer = channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=60)
     return answer == b"\x08\x01"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("arguments", [("--grpc-port", "0"), ("--no-grpc",)])
+def test_it_says_where_it_serves_answers_and_ends_with_0(bundle_of, number, arguments):
+    if "--grpc-port" in arguments:
+        pytest.importorskip("grpc")
+    with serving(str(bundle_of("onnx").path), *arguments) as (child, urls):
+        url, _, grpc_url = urls.partition(" and ")
+        assert url.startswith("http://127.0.0.1:")
+        assert ask(url) == {"predictions": [[2.0, 4.0]]}
+        assert bool(grpc_url) == ("--grpc-port" in arguments)
+        if grpc_url:
+            assert is_healthy(grpc_url.removeprefix("grpc://"))
+        child.send_signal(number)
+        rest, errors = child.communicate(timeout=60)
+    assert (child.returncode, rest, errors) == (0, "", "")
+
+
+def test_tokens_certificates_and_the_access_log_are_those_of_the_options(
+    bundle_of, certificates, tmp_path
+):
+    (tmp_path / "tokens").write_text("secret\n")
+    files = {"certificate": "server.pem", "key": "server.key"}
+    tls = [word for name, file in files.items() for word in (f"--tls-{name}", certificates / file)]
+    options = (*tls, "--client-ca", certificates / "ca.pem", "--token-file", tmp_path / "tokens")
+    context = ssl.create_default_context(cafile=certificates / "ca.pem")
+    with serving(str(bundle_of("onnx").path), *map(str, options), "--access-log") as (child, url):
+        assert url.startswith("https://")
+        with pytest.raises((OSError, http.client.HTTPException)):
+            ask(url, context, Authorization="Bearer secret")
+        context.load_cert_chain(certificates / "client.pem", certificates / "client.key")
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            ask(url, context)
+        assert ask(url, context, Authorization="Bearer secret") == {"predictions": [[2.0, 4.0]]}
+        child.send_signal(signal.SIGTERM)
+        lines = [json.loads(line) for line in child.communicate(timeout=60)[1].splitlines()]
+    assert [line["status"] for line in lines] == [401, 200]
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no pseudo-terminals")
+def test_a_terminal_shows_a_line_of_numbers(bundle_of):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("httptools")
+    call = [
+        sys.executable,
+        "-c",
+        MAIN,
+        str(bundle_of("onnx").path),
+        "--http-port",
+        "0",
+        "--no-grpc",
+    ]
+    outer, inner = os.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(call, stdout=inner, stderr=inner, env=environment) as child:
+        os.close(inner)
+        try:
+            shown = b""
+            while b"waiting" not in shown:
+                shown += os.read(outer, 4096)
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(60) == 0
+        finally:
+            child.kill()
+            os.close(outer)
+    assert b"Serving 'model' at http://127.0.0.1:" in shown
+    assert b"0 requests/s" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("missing.keras",), "it does not exist"),
+        (("missing.keras", "--batch-size", "dynamc"), "did you mean 'dynamic'"),
+        (("missing.keras", "--batch-size", "0"), "batch_size=0"),
+        (("missing.keras", "--name", "a/b"), "part of the URL"),
+        (("missing.keras", "--tls-key", "a.pem"), "without a TLS certificate"),
+        (("m.keras", "--tls-certificate", "a", "--grpc-port", "1"), "for HTTP alone"),
+        (("missing.keras", "--no-grpc", "--grpc-port", "1"), "both --grpc-port and --no-grpc"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_the_signals_alone(arguments, message):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(InvalidInputError, match=message):
+        command.run(parse(*arguments))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_requests_are_written_and_sent_again(bundle_of, tmp_path, capsys):
+    log = tmp_path / "requests"
+    path = str(bundle_of("onnx").path)
+    with serving(path, "--log-requests", str(log), "--sample", "1") as (child, url):
+        ask(url)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) == 0
+    command.run(parse(path, "--replay", str(log)))
+    assert capsys.readouterr().out.startswith("1 requests: 1 answers equal, 0 close, 0 different")
+    entry = json.loads(log.read_text())
+    entry["outputs"]["y"]["data"] = entry["inputs"]["x"]["data"]
+    log.write_text(json.dumps(entry))
+    with pytest.raises(NotSupportedError, match="1 different"):
+        command.run(parse(path, "--replay", str(log)))
 
 
 @pytest.mark.parametrize(
@@ -103,20 +215,3 @@ def test_the_line_says_what_grpc_needs_where_it_is_not_installed(doubler):
         assert command._describe(engine, no_grpc=True) == line
         missing = f"{line}; for gRPC: pip install 'keras_deepseek[grpc]'"
         assert command._describe(engine, no_grpc=False) == missing
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("missing.keras",), "it does not exist"),
-        (("missing.keras", "--batch-size", "dynamc"), "did you mean 'dynamic'"),
-        (("missing.keras", "--batch-size", "0"), "batch_size=0"),
-        (("missing.keras", "--name", "a/b"), "part of the URL"),
-        (("missing.keras", "--no-grpc", "--grpc-port", "1"), "both --grpc-port and --no-grpc"),
-    ],
-)
-def test_bad_input_is_refused_and_leaves_the_signals_alone(arguments, message):
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(InvalidInputError, match=message):
-        command.run(parse(*arguments))
-    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,5 +1,7 @@
 """What the tests of serving share: an executor that can be watched, and bundles of a tiny model."""
 
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -136,6 +138,30 @@ def rows(*values: float) -> dict[str, Array]:
 @pytest.fixture(name="rows")
 def rows_fixture() -> Callable[..., dict[str, Array]]:
     return rows
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an authority and the keys of a server and of a client that it vouches for."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority")
+    for name, extension in (
+        ("server", "subjectAltName=IP:127.0.0.1"),
+        ("client", "keyUsage=digitalSignature"),
+    ):
+        openssl(
+            "req", "-x509", *key, "-CA", "ca.pem", "-CAkey", "ca.key", "-keyout", f"{name}.key",
+            "-out", f"{name}.pem", "-subj", f"/O=house/CN={name}", "-addext", extension,
+            "-addext", "basicConstraints=critical,CA:FALSE",
+        )  # fmt: skip
+    return folder
 
 
 class GrpcClient:

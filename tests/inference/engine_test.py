@@ -458,3 +458,13 @@ def test_ctrl_c_ends_a_blocking_server(doubler, monkeypatch):
     with ServingEngine(doubler) as engine:
         assert not engine.serve(0, block=True).ready
         assert engine.ready
+
+
+def test_grpc_is_not_left_open_beside_tls(doubler):
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with ServingEngine(doubler) as engine:
+        with pytest.raises(InvalidInputError, match="credentials of its own"):
+            engine.serve(0, 0, ssl_context=context)
+        assert not engine.servers

@@ -262,3 +262,38 @@ def test_ovmsclient(target, quiet):
     errors = import_client("ovmsclient.tfs_compat.base.errors")
     with pytest.raises(errors.ModelNotFoundError, match=r"Latest\(other\)"):
         client.predict({"x": ROWS}, "other")
+
+
+def test_calls_without_a_token_are_refused_but_those_for_health(doubler, serve_grpc):
+    grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
+    with ServingEngine(doubler) as engine:
+        client = serve_grpc(engine, tokens=["secret"])
+        assert client.ask(HEALTH, "grpc.health.v1.Health/Check").status == 1
+        live = client.channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        stream = client.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        for metadata in ((), (("authorization", "Bearer other"),), (("authorization", "secret"),)):
+            with pytest.raises(grpc.RpcError) as refusal:
+                live(b"", metadata=metadata, timeout=60)
+            assert refusal.value.code() == grpc.StatusCode.UNAUTHENTICATED
+            with pytest.raises(grpc.RpcError) as refusal:
+                next(stream(iter([b""]), metadata=metadata, timeout=60))
+            assert refusal.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        assert live(b"", metadata=(("authorization", "Bearer secret"),), timeout=60)
+
+
+def test_calls_are_counted_by_model_and_status(doubler, serve_grpc):
+    grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
+    with ServingEngine(doubler, name="double") as engine:
+        client = serve_grpc(engine)
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
+        contents = {"contents": {"fp32_contents": [1, 2]}}
+        path = "inference.GRPCInferenceService/ModelInfer"
+        client.ask(OPEN_INFERENCE, path, model_name="double", inputs=[{**tensor, **contents}])
+        with pytest.raises(grpc.RpcError):
+            client.ask(OPEN_INFERENCE, path, model_name="made-up")
+        client.close()
+        client.server.stop()  # What was answered is counted by then.
+        assert engine.monitor.answers() == {
+            (("double", "1", "open_inference_grpc", "ModelInfer"), "OK"): 1,
+            (("", "", "open_inference_grpc", "ModelInfer"), "NOT_FOUND"): 1,
+        }

@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from keras_deepseek.inference import HttpServer, ServingEngine
+from keras_deepseek.inference.access_log import LOGGER
 from keras_deepseek.inference.protocols import tf_serving
 
 pytest.importorskip("httptools")
@@ -158,3 +159,75 @@ def test_a_stopping_engine_answers_503(ask, engine):
     status = ask("GET", "/v1/models/double")[1]
     assert status["model_version_status"][0]["state"] == "UNLOADING"
     engine._state = "ready"
+
+
+@pytest.fixture
+def guarded(engine):
+    server = HttpServer(engine, port=0, tokens=["first", "second"])
+    server.start()
+    yield server
+    server.stop()
+
+
+def fetch(server, method, path, headers):
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+    connection.request(
+        method, path, b'{"instances": [[1, 2]]}' if method == "POST" else None, headers
+    )
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return response.status, response.headers
+
+
+def test_without_a_token_only_health_is_told(guarded):
+    for path in ("/v1/models/double", "/v2", "/metrics", "/nowhere", "/v2/models/double/ready"):
+        status, headers = fetch(guarded, "GET", path, {})
+        assert (status, headers["WWW-Authenticate"]) == (401, 'Bearer realm="keras_deepseek"')
+    for path in ("/healthz", "/v2/health/live", "/v2/health/ready"):
+        assert fetch(guarded, "GET", path, {})[0] == 200
+    assert fetch(guarded, "POST", PREDICT, {})[0] == 401
+
+
+def test_any_of_the_tokens_opens_and_no_other(guarded):
+    for token in ("first", "second"):
+        assert fetch(guarded, "POST", PREDICT, {"Authorization": f"Bearer {token}"})[0] == 200
+    for value in ("Bearer third", "Bearer", "first", "Basic first", "Bearer first second", "\xff"):
+        status, headers = fetch(guarded, "POST", PREDICT, {"Authorization": value})
+        assert (status, "invalid_token" in headers["WWW-Authenticate"]) == (401, True)
+
+
+@pytest.fixture
+def lines(caplog):
+    """Returns the lines of the access log that there are."""
+    logging.getLogger(LOGGER).setLevel(logging.NOTSET)
+    yield lambda: [json.loads(record.message) for record in caplog.records if record.name == LOGGER]
+    logging.getLogger(LOGGER).setLevel(logging.NOTSET)
+
+
+def test_requests_are_logged_where_that_is_asked_for(engine, lines):
+    server = engine.serve(0, access_log=True)
+    status, headers = fetch(server, "POST", PREDICT + "?key=1", {"X-Request-Id": "mine-1"})
+    assert (status, headers["X-Request-Id"]) == (200, "mine-1")
+    other = fetch(server, "GET", "/nowhere", {"X-Request-Id": "two words"})[1]["X-Request-Id"]
+    first, second = lines()
+    assert first["milliseconds"] >= first["queue_milliseconds"] + first["model_milliseconds"] > 0
+    expected = {
+        "method": "POST",
+        "path": PREDICT,
+        "status": 200,
+        "bytes": len('{"predictions":[[2.0,4.0]]}'),
+        "batch_rows": 1,
+        "model": "double",
+        "version": "1",
+        "client": "127.0.0.1",
+        "request_id": "mine-1",
+    }
+    assert {key: first[key] for key in expected} == expected
+    assert (second["status"], second["model"], second["batch_rows"]) == (404, "", None)
+    assert second["request_id"] == other != "two words"
+
+
+def test_nothing_is_logged_otherwise(ask, lines):
+    assert ask("POST", PREDICT, '{"instances": [[1, 2]]}')[0] == 200
+    assert lines() == []

@@ -29,7 +29,16 @@ class Application:
     def __init__(self, loop):
         self.requests = []
         self.futures = {}
+        self.ended = []
         self._loop = loop
+
+    def admit(self, request):
+        if request.path == "/secret":
+            raise HttpError(401, "no token")
+
+    def end(self, request, response):
+        path = None if request is None else request.path
+        self.ended.append((path, None if response is None else response.status))
 
     def handle(self, request):
         self.requests.append(request)
@@ -288,6 +297,28 @@ def test_a_client_whose_body_would_be_too_large_is_not_told_to_go_on(wire):
     )
     assert wire.statuses() == [413]
     assert wire.transport.done == ["write_eof"]
+
+
+def test_a_client_that_may_not_ask_is_refused_before_its_body_is_inflated(wire):
+    head = (
+        b"POST /secret HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\n"
+    )
+    wire.send(head + b"hello")
+    assert wire.take()[0][0] == 401
+    assert wire.application.requests == []
+
+
+def test_the_end_of_each_request_is_noted_once(wire):
+    wire.send(GET % b"now" + GET % b"a" + GET % b"b")
+    wire.answer("a")
+    wire.connection.eof_received()
+    wire.connection.connection_lost(None)
+    assert wire.application.ended == [("/now", 200), ("/a", 200), ("/b", None)]
+
+
+def test_the_end_of_what_is_no_request_is_noted(wire):
+    wire.send(b"nonsense\r\n\r\n")
+    assert wire.application.ended == [(None, 400)]
 
 
 def test_compressed_bodies_are_inflated_and_bombs_refused(wire):

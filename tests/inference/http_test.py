@@ -3,10 +3,8 @@ import gzip
 import http.client
 import json
 import random
-import shutil
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 import types
@@ -346,30 +344,6 @@ def test_a_stopping_server_does_not_wait_for_ever(doubler):
         doubler.release()
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    """A folder with an authority and the keys of a server and of a client that it vouches for."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    folder = tmp_path_factory.mktemp("certificates")
-
-    def openssl(*arguments):
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority")
-    for name, extension in (
-        ("server", "subjectAltName=IP:127.0.0.1"),
-        ("client", "keyUsage=digitalSignature"),
-    ):
-        openssl(
-            "req", "-x509", *key, "-CA", "ca.pem", "-CAkey", "ca.key", "-keyout", f"{name}.key",
-            "-out", f"{name}.pem", "-subj", f"/O=house/CN={name}", "-addext", extension,
-            "-addext", "basicConstraints=critical,CA:FALSE",
-        )  # fmt: skip
-    return folder
-
-
 def client_context(certificates, name=None):
     context = ssl.create_default_context(cafile=certificates / "ca.pem")
     if name is not None:
@@ -481,3 +455,14 @@ def test_the_error_names_the_extra_where_the_server_is_missing(doubler, monkeypa
     monkeypatch.setitem(sys.modules, "httptools", None)
     with pytest.raises(MissingExtraError, match=r"`httptools` .*keras_deepseek\[serving\]"):
         HttpServer(ServingEngine(doubler)).start()
+
+
+def test_a_server_that_others_reach_is_warned_of_unless_it_asks_who_they_are(
+    doubler, server_context
+):
+    with ServingEngine(doubler) as engine:
+        with pytest.warns(UserWarning, match=r"Whoever reaches '0\.0\.0\.0' may ask"):
+            engine.serve(0, host="0.0.0.0")
+        engine.serve(0, host="0.0.0.0", tokens=["secret"])
+        engine.serve(0, host="0.0.0.0", ssl_context=server_context)
+        engine.serve(0, host="localhost")

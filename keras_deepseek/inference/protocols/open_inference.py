@@ -304,7 +304,8 @@ def _to_data(name: str, array: Array, dtype: Dtype) -> Any:
 def _with_outputs(content: Mapping[str, Any], inputs: dict[str, Array]) -> InferCall:
     parameters = read_parameters(content.get("parameters"), "The request")
     is_binary = _flag(parameters, "binary_data_output", default=False)
-    outputs = content.get("outputs") or []
+    outputs = content.get("outputs")
+    outputs = [] if outputs is None else outputs
     if not isinstance(outputs, list):
         raise InvalidInputError("'outputs' must be a list of objects with a 'name'.")
     identity = content.get("id", "")

@@ -119,6 +119,7 @@ def test_a_tensor_that_does_not_hold_together_is_refused(changes, message):
         (b'{"inputs": {}}', "list of 'inputs'"),
         (b'{"inputs": [3]}', "an object with a 'name'"),
         (b'{"inputs": [], "outputs": {"a": 1}}', "'outputs' must be a list"),
+        (b'{"inputs": [], "outputs": {}}', "'outputs' must be a list"),
         (b'{"inputs": [], "outputs": ["a"]}', "an object with a 'name'"),
         (b'{"inputs": [], "id": 3}', "'id' must be a string"),
         (b'{"inputs": [], "parameters": 3}', "'parameters' must be an object"),

@@ -1,0 +1,267 @@
+"""The JSON schemas of a model's tensors, in the forms that each protocol has for them.
+
+`openapi` puts them in the description of the server.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.inference.protocols.dtypes import dtype_of
+
+Schema = dict[str, Any]
+
+_LARGEST = {
+    "float16": (2 - 2**-11) * 2.0**15,
+    "bfloat16": (2 - 2**-8) * 2.0**127,
+    "float32": (2 - 2**-24) * 2.0**127,
+}
+"""What is larger, or equal, is rounded to infinity, and refused."""
+_BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+_MAX_EXAMPLE_VALUES = 1000
+"""A larger example would hide the rest of the description."""
+
+
+def kind_of(dtype: str) -> str:
+    """Returns JSON's word for the values of a dtype.
+
+    Args:
+        dtype: string. NumPy's name, or `"bfloat16"`.
+
+    Example:
+
+    >>> kind_of("bfloat16")
+    'number'
+    """
+    if dtype == "bool":
+        return "boolean"
+    if dtype.startswith(("int", "uint")):
+        return "integer"
+    return "number" if "float" in dtype else "string"
+
+
+def value_schema(dtype: str) -> Schema:
+    """Returns the schema of one value that is sent. Booleans may stand for numbers, as in NumPy.
+
+    Args:
+        dtype: string. NumPy's name, or `"bfloat16"`.
+
+    Example:
+
+    >>> value_schema("uint8")
+    {'type': ['integer', 'boolean'], 'minimum': 0, 'maximum': 255}
+    """
+    kind = kind_of(dtype)
+    if kind == "string":
+        return {"type": kind}
+    if kind == "boolean":
+        return {"anyOf": [{"type": kind}, {"enum": [0, 1]}]}
+    schema: Schema = {"type": [kind, "boolean"]}
+    if kind == "integer":
+        limits = np.iinfo(dtype)
+        schema |= {"minimum": int(limits.min), "maximum": int(limits.max)}
+    elif dtype in _LARGEST:
+        limit = _LARGEST[dtype]
+        schema |= {"exclusiveMinimum": -limit, "exclusiveMaximum": limit}
+    return schema
+
+
+def array_schema(value: Schema, shape: tuple[int | None, ...]) -> Schema:
+    """Returns the schema of nested lists.
+
+    Args:
+        value: dict. The schema of one value.
+        shape: tuple of integers or `None`: an axis of any length.
+    """
+    schema = value
+    for size in reversed(shape):
+        schema = {"type": "array", "items": schema}
+        if size is not None:
+            schema |= {"minItems": size, "maxItems": size}
+    return schema
+
+
+def example_of(spec: TensorSpec, *, rows: int | None = None) -> Any:
+    """Returns nested lists that fit an input, or `None` where they would be too long.
+
+    Args:
+        spec: `TensorSpec`.
+        rows: integer. Defaults to `None`: one row, without the batch axis.
+    """
+    sizes = [1 if size is None else size for size in spec.shape[1:]]
+    sizes = sizes if rows is None else [rows, *sizes]
+    if math.prod(sizes) > _MAX_EXAMPLE_VALUES:
+        return None
+    fill: Any = {"boolean": False, "string": "text", "integer": 0, "number": 0.0}
+    value: Any = fill[kind_of(spec.dtype)]
+    for size in reversed(sizes):
+        value = [value] * size
+    return value
+
+
+def predict_request(signature: Signature) -> Schema:
+    """Returns the schema of what `:predict` takes: rows, or columns.
+
+    Args:
+        signature: `Signature` of the model.
+    """
+    inputs = signature.inputs
+    rows: Schema = {
+        "type": "array",
+        "items": _object_of(inputs, 1) | {"additionalProperties": False},
+    }
+    columns = _object_of(inputs, 0)  # Names that the model does not have are passed over.
+    if len(inputs) == 1:
+        rows = {"anyOf": [{"type": "array", "items": _tensor(inputs[0], 1)}, rows]}
+        columns = {"anyOf": [_tensor(inputs[0], 0), columns]}
+    name: Schema = {"signature_name": {"enum": ["", "serving_default"]}}
+    schema: Schema = {
+        "oneOf": [
+            _object({"instances": rows, "inputs": False, **name}, ["instances"]),
+            _object({"inputs": columns, "instances": False, **name}, ["inputs"]),
+        ],
+    }
+    examples = {spec.name: example_of(spec) for spec in inputs}
+    if None not in examples.values():
+        one = examples if len(inputs) > 1 else next(iter(examples.values()))
+        schema["examples"] = [{"instances": [one]}]
+    return schema
+
+
+def predict_answer(signature: Signature) -> Schema:
+    """Returns the schema of what `:predict` answers.
+
+    Args:
+        signature: `Signature` of the model.
+    """
+    outputs = signature.outputs
+    several = len(outputs) > 1
+    row = _answer_object(outputs, 1) if several else _answer(outputs[0], 1)
+    column = _answer_object(outputs, 0) if several else _answer(outputs[0], 0)
+    return {
+        "oneOf": [
+            _object({"predictions": {"type": "array", "items": row}}, ["predictions"]),
+            _object({"outputs": column}, ["outputs"]),
+        ]
+    }
+
+
+def examples_request(signature: Signature) -> Schema:
+    """Returns the schema of what `:classify` and `:regress` take.
+
+    Args:
+        signature: `Signature` of the model.
+    """
+    features = {}
+    for spec in signature.inputs:
+        sizes = [size for size in spec.shape[1:] if size is not None]
+        is_free = len(sizes) < len(spec.shape) - 1
+        features[spec.name] = array_schema(
+            value_schema(spec.dtype), (None if is_free else math.prod(sizes),)
+        )
+    value: Schema = {"type": ["string", "number", "boolean"]}
+    others: Schema = {"anyOf": [value, {"type": "array", "items": value}]}
+    example = _object(features, list(features)) | {"additionalProperties": others}
+    rows = {"type": "array", "items": example, "minItems": 1}
+    context = {"type": "object", "additionalProperties": others}
+    return _object({"examples": rows, "context": context}, ["examples"])
+
+
+def infer_request(signature: Signature) -> Schema:
+    """Returns the schema of what `/v2/models/NAME/infer` takes as JSON.
+
+    Args:
+        signature: `Signature` of the model.
+    """
+    tensors = [_infer_tensor(spec) for spec in signature.inputs]
+    schema = _object(
+        {
+            "id": {"type": "string"},
+            "parameters": {"type": ["object", "null"]},
+            "inputs": {
+                "type": "array",
+                "items": {"anyOf": tensors},
+                "minItems": len(tensors),
+                "maxItems": len(tensors),
+            },
+            "outputs": {
+                "type": ["array", "null"],
+                "items": _object(
+                    {"name": {"enum": [spec.name for spec in signature.outputs]}}, ["name"]
+                ),
+            },
+        },
+        ["inputs"],
+    )
+    examples = [example_of(spec, rows=1) for spec in signature.inputs]
+    if None not in examples:
+        inputs = [
+            {
+                "name": spec.name,
+                "shape": [1, *(1 if size is None else size for size in spec.shape[1:])],
+                "datatype": dtype_of(spec.dtype).open_inference,
+                "data": data,
+            }
+            for spec, data in zip(signature.inputs, examples, strict=True)
+        ]
+        schema["examples"] = [{"inputs": inputs}]
+    return schema
+
+
+def infer_answer(signature: Signature) -> Schema:
+    """Returns the schema of what `/v2/models/NAME/infer` answers as JSON.
+
+    Args:
+        signature: `Signature` of the model.
+    """
+    text: Schema = {"type": "string"}
+    tensors = [_infer_tensor(spec) for spec in signature.outputs]
+    outputs = {"type": "array", "items": {"anyOf": tensors}}
+    fields = {"model_name": text, "model_version": text, "id": text, "outputs": outputs}
+    return _object(fields, ["model_name", "model_version", "outputs"])
+
+
+def _infer_tensor(spec: TensorSpec) -> Schema:
+    size = {"type": "integer", "minimum": 0}
+    shape = array_schema(size, (len(spec.shape),)) | {"description": str(spec)}
+    data = {"type": "array", "description": "The values, flat or nested."}
+    fields: Schema = {
+        "name": {"const": spec.name},
+        "shape": shape,
+        "datatype": {"const": dtype_of(spec.dtype).open_inference},
+        "parameters": {"type": ["object", "null"]},
+        "data": data,
+    }
+    return _object(fields, ["name", "shape", "datatype", "data"])
+
+
+def _tensor(spec: TensorSpec, first_axis: int) -> Schema:
+    value = value_schema(spec.dtype)
+    if kind_of(spec.dtype) == "string":
+        text = {"type": "string", "contentEncoding": "base64", "pattern": _BASE64}
+        encoded = _object({"b64": text}, ["b64"])
+        value = {"anyOf": [value, encoded | {"additionalProperties": False}]}
+    return array_schema(value, spec.shape[first_axis:])
+
+
+def _answer(spec: TensorSpec, first_axis: int) -> Schema:
+    """The axes of an output are not checked when it is computed, so they are not promised."""
+    kind = kind_of(spec.dtype)
+    value: Schema = {"type": ["string", "object"] if kind == "string" else kind}
+    return array_schema(value, tuple(None for _ in spec.shape[first_axis:]))
+
+
+def _object_of(specs: tuple[TensorSpec, ...], first_axis: int) -> Schema:
+    fields = {spec.name: _tensor(spec, first_axis) for spec in specs}
+    return _object(fields, list(fields))
+
+
+def _answer_object(specs: tuple[TensorSpec, ...], first_axis: int) -> Schema:
+    fields = {spec.name: _answer(spec, first_axis) for spec in specs}
+    return _object(fields, list(fields))
+
+
+def _object(properties: Schema, required: list[str]) -> Schema:
+    return {"type": "object", "properties": properties, "required": required}

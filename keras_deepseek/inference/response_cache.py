@@ -1,0 +1,112 @@
+"""Answers of one version of a model that are kept, for inputs that come again.
+
+`model_version` has one where `cache_entries` asks for it; it is forgotten with its version.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+
+MAX_BYTES = 256 * 2**20
+"""However many entries there may be, they hold no more than this."""
+
+_Outputs = dict[str, Array]
+
+
+class ResponseCache:
+    """The answers that were asked for last. Any thread may use it.
+
+    An input is known by a cryptographic hash: no client can make another's answer its own.
+
+    Args:
+        max_entries: integer.
+        max_bytes: integer. Of the arrays that are kept. Defaults to 256 MiB (`268435456`).
+
+    Example:
+
+    >>> cache = ResponseCache(2)
+    >>> key = cache.key({"x": np.zeros((1, 2))})
+    >>> cache.put(key, {"y": np.ones((1, 1))})
+    >>> cache.get(key)
+    {'y': array([[1.]])}
+    """
+
+    def __init__(self, max_entries: int, max_bytes: int = MAX_BYTES) -> None:
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[bytes, _Outputs] = OrderedDict()
+        self._bytes = 0
+        self._hits = self._misses = 0
+
+    def key(self, inputs: dict[str, Array]) -> bytes:
+        """Returns what stands for inputs: their names, dtypes, shapes and bytes.
+
+        Args:
+            inputs: dict of arrays by input name.
+        """
+        digest = hashlib.sha256()
+        for name, array in sorted(inputs.items()):
+            digest.update(f"{name}\0{array.dtype.str}{array.shape}".encode())
+            if array.dtype.kind == "O":
+                for value in array.ravel().tolist():
+                    data = value if isinstance(value, bytes) else str(value).encode()
+                    # Where one string ends and the next begins must not be open.
+                    digest.update(b"%d:%d:" % (isinstance(value, bytes), len(data)))
+                    digest.update(data)
+            else:
+                digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return digest.digest()
+
+    def get(self, key: bytes) -> _Outputs | None:
+        """Returns the outputs that are kept, or `None`.
+
+        They are copies: whoever gets them may change them.
+
+        Args:
+            key: bytes. As `key` returned it.
+        """
+        with self._lock:
+            outputs = self._entries.get(key)
+            if outputs is None:
+                self._misses += 1
+                return None
+            self._hits += 1
+            self._entries.move_to_end(key)
+        return {name: array.copy() for name, array in outputs.items()}
+
+    def put(self, key: bytes, outputs: _Outputs) -> None:
+        """Keeps outputs, and drops what was not asked for longest where there is no room.
+
+        Args:
+            key: bytes. As `key` returned it.
+            outputs: dict of arrays by output name. They are copied: an answer is a part of its
+                whole batch, which would be kept with it.
+        """
+        size = _size_of(outputs)
+        if size > self._max_bytes:
+            return
+        kept = {name: array.copy() for name, array in outputs.items()}
+        with self._lock:
+            replaced = self._entries.pop(key, None)
+            self._bytes += size - (0 if replaced is None else _size_of(replaced))
+            self._entries[key] = kept
+            while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
+                self._bytes -= _size_of(self._entries.popitem(last=False)[1])
+
+    def counts(self) -> tuple[int, int, int]:
+        """Returns how many requests were answered from it, how many not, and how many it holds."""
+        with self._lock:
+            return self._hits, self._misses, len(self._entries)
+
+
+def _size_of(outputs: _Outputs) -> int:
+    # An array of strings holds references; the strings' own lengths stand for what they take.
+    return sum(
+        array.nbytes + (sum(map(len, array.ravel().tolist())) if array.dtype.kind == "O" else 0)
+        for array in outputs.values()
+    )

@@ -1,0 +1,43 @@
+import ssl
+
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.inference.server_context import make_server_context
+
+
+def test_there_is_no_context_without_a_certificate():
+    assert make_server_context(None) is None
+    with pytest.raises(InvalidInputError, match="without a TLS certificate"):
+        make_server_context(None, "server.key")
+    with pytest.raises(InvalidInputError, match="without a TLS certificate"):
+        make_server_context(None, client_authority="ca.pem")
+
+
+def test_clients_need_a_certificate_where_an_authority_is_given(certificates):
+    files = certificates / "server.pem", certificates / "server.key"
+    assert make_server_context(*files).verify_mode == ssl.CERT_NONE
+    context = make_server_context(*files, certificates / "ca.pem")
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+def test_files_that_do_not_fit_are_refused(certificates, tmp_path):
+    good = certificates / "server.pem", certificates / "server.key"
+    with pytest.raises(InvalidInputError, match="Can't use the certificate"):
+        make_server_context(good[0], certificates / "client.key")
+    with pytest.raises(InvalidInputError, match=r"missing\.pem"):
+        make_server_context(tmp_path / "missing.pem")
+    (tmp_path / "bad.pem").write_text("nothing")
+    with pytest.raises(InvalidInputError, match="authorities of clients"):
+        make_server_context(*good, tmp_path / "bad.pem")
+
+
+def test_a_key_with_a_password_is_refused_in_place_of_asking_for_it(certificates, tmp_path):
+    import subprocess
+
+    locked = tmp_path / "locked.key"
+    call = ["openssl", "pkey", "-in", certificates / "server.key", "-aes256", "-passout", "pass:x"]
+    subprocess.run([*call, "-out", locked], check=True, capture_output=True)
+    with pytest.raises(InvalidInputError, match="without a password"):
+        make_server_context(certificates / "server.pem", locked)
