@@ -116,9 +116,9 @@ def test_the_client_s_deadline_is_the_request_s(watch, doubler, serve_grpc, stat
     running = hold_one(watch, doubler, client)
     seen, dispatch = [], watch.engine.dispatch
 
-    def note(bind, **options):
+    def note(bind, trace, **options):
         seen.append(options["timeout"])
-        return dispatch(bind, **options)
+        return dispatch(bind, trace, **options)
 
     watch.engine.dispatch = note
     assert status_of(start(client, 7, timeout=0.2).result)[0] == "DEADLINE_EXCEEDED"

@@ -134,9 +134,9 @@ def test_the_stream_s_deadline_is_that_of_its_requests(client, doubler):
     engine = client.server.engine
     seen, dispatch = [], engine.dispatch
 
-    def note(bind, **options):
+    def note(bind, trace, **options):
         seen.append(options["timeout"])
-        return dispatch(bind, **options)
+        return dispatch(bind, trace, **options)
 
     engine.dispatch = note
     doubler.hold()
