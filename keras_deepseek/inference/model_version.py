@@ -95,6 +95,7 @@ class ModelVersion:
                 self._warm_up()
         except BaseException as error:
             self.state, self.error = "END", error
+            self._close_executors()
             raise
         self._batcher.start()
         self.state = "AVAILABLE"
@@ -164,10 +165,13 @@ class ModelVersion:
         """Accepts nothing more and returns when what was accepted is answered."""
         self.state = "UNLOADING"
         self._batcher.close(drain=True)
+        self._close_executors()
+        self.state = "END"
+
+    def _close_executors(self) -> None:
         for executor in self._executors:
             if isinstance(executor, IsolatedModel):
                 executor.close()
-        self.state = "END"
 
     def statistics(self) -> BatchStatistics:
         """Returns how many batches and rows were run, and why the last batches left."""

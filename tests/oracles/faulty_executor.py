@@ -32,6 +32,13 @@ class Faulty:
         return {"y": 2 * inputs["x"]}
 
 
+class AfraidOfZeros(Faulty):
+    """Fails when it is warmed up."""
+
+    def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        raise ArithmeticError("no zeros")
+
+
 def refuse() -> Any:
     """Can't be opened."""
     raise FileNotFoundError("no such model")

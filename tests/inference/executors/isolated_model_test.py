@@ -95,3 +95,15 @@ def test_only_the_request_that_crashes_its_process_gets_an_error():
             futures[1].result(60)
         process = engine.find()._executors[0]._process
     assert process.poll() is not None
+
+
+def test_a_version_that_does_not_warm_up_leaves_no_process():
+    with ServingEngine(f"{SOURCE}:Faulty", isolated=True, max_batch_size=1) as engine:
+        loaded = []
+        add = engine.models["model"].add
+        engine.models["model"].add = lambda one, share: (loaded.append(one), add(one, share))
+        with pytest.raises(ReplicaError, match="zeros"):
+            engine.load(f"{SOURCE}:AfraidOfZeros")
+        (version,) = loaded
+        assert version.state == "END"
+        assert all(executor._process is None for executor in version._executors)
