@@ -17,7 +17,7 @@ from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.model_options import ModelOptions
 
 if TYPE_CHECKING:
-    from keras_deepseek.inference.engine import ServingEngine
+    from keras_deepseek.inference.model_host import ModelHost
 
 _logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class ModelFolder:
     is served stays, though its folder has gone: a server without a model helps nobody.
 
     Args:
-        engine: `ServingEngine`.
+        engine: `ModelHost`, as an engine is one.
         folder: `pathlib.Path`.
         name: string. The model's name.
         options: `ModelOptions` of each version.
@@ -59,7 +59,7 @@ class ModelFolder:
 
     def __init__(
         self,
-        engine: "ServingEngine",
+        engine: "ModelHost",
         folder: Path,
         name: str,
         options: ModelOptions,

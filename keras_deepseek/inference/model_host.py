@@ -1,0 +1,320 @@
+"""The models of an engine: loaded, followed in their folders, replaced, found, closed.
+
+`served_model` holds the versions of one, `engine` sends requests to them.
+"""
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from keras_deepseek.artifacts.signature import Signature
+from keras_deepseek.inference.arguments import check_count, check_name
+from keras_deepseek.inference.batch_totals import BatchStatistics
+from keras_deepseek.inference.engine_monitor import EngineMonitor
+from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
+from keras_deepseek.inference.folder_exchange import FolderExchange
+from keras_deepseek.inference.loop_delivery import LoopDelivery
+from keras_deepseek.inference.model_folder import ModelFolder, Policy, find_versions
+from keras_deepseek.inference.model_options import ModelOptions
+from keras_deepseek.inference.model_version import ModelVersion
+from keras_deepseek.inference.served_model import ServedModel
+from keras_deepseek.inference.turns import Turns
+
+
+class ModelHost:
+    """Holds models by name, and their life: the part of a `ServingEngine` that no request sees.
+
+    Args:
+        model: As `ServingEngine` takes it.
+        name: string. The name of this model.
+        version: integer. Its version.
+        options: `ModelOptions` of this model, and of others that come without.
+        max_concurrent_batches: integer or `None`. Batches that run at the same time.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        name: str,
+        version: int,
+        options: ModelOptions,
+        max_concurrent_batches: int | None,
+    ) -> None:
+        if max_concurrent_batches is not None:
+            check_count("max_concurrent_batches", max_concurrent_batches)
+        self._turns = None if max_concurrent_batches is None else Turns(max_concurrent_batches)
+        self.name = name
+        self.options = options
+        self.monitor = EngineMonitor()
+        self._delivery = LoopDelivery()
+        self._models: Mapping[str, ServedModel] = {}
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._replacing = threading.Lock()
+        self._state: Literal["new", "ready", "closed"] = "new"
+        self._folders: list[ModelFolder] = []
+        if isinstance(model, str | os.PathLike) and (found := find_versions(Path(model))):
+            version = max(found)
+            self._folders.append(ModelFolder(self, Path(model), name, options))
+            self._folders[0].note(version, found[version])
+            model = found[version]
+        self._first = self._open(model, name, version, options)
+        self._add_model(name).add(self._first)
+
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """The served models by name."""
+        return self._models
+
+    @property
+    def folders(self) -> Sequence[ModelFolder]:
+        """The folders that are followed."""
+        return self._folders
+
+    @property
+    def signature(self) -> Signature:
+        """The names, shapes and dtypes of the inputs and outputs of the engine's own model."""
+        return self.find().signature
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered: the engine is started and not closing."""
+        return self._state == "ready"
+
+    def start(self) -> None:
+        """Warms the model up and starts the threads that run it. Nothing is done the second time.
+
+        Raises:
+            ClosedError: The engine was closed.
+        """
+        with self._lock:
+            if self._state == "ready":
+                return
+            self._check_open()
+            with self.monitor.loading(self.name):
+                self._first.start()
+            self._state = "ready"
+            for folder in self._folders:
+                folder.start()
+
+    def load(
+        self,
+        model: Any,
+        *,
+        name: str | None = None,
+        version: int | None = None,
+        share: float | None = None,
+        keep: int | None = 1,
+        options: ModelOptions | None = None,
+    ) -> ModelVersion:
+        """Serves another model, or another version of one, when it is loaded and warm.
+
+        Until then, requests go to the versions that there are, and where it fails nothing has
+        changed for them. Afterwards the oldest versions, beyond `keep` others, answer what they
+        have accepted and are closed.
+
+        Args:
+            model: As in the constructor.
+            name: string. Defaults to `None`: the engine's own model.
+            version: integer. One that is there is replaced. Defaults to `None`: one more than the
+                newest.
+            share: float from 0 to 1. The part of the requests for this model that go to this
+                version while it is on trial (`ServedModel.set_share`). Defaults to `None`: it is
+                not on trial, and takes all of them if it is the newest.
+            keep: integer. How many versions stay, this one among them and those on trial not.
+                Defaults to `1`; `None`: all.
+            options: `ModelOptions`. Defaults to `None`: those of the engine.
+
+        Returns:
+            The `ModelVersion`.
+
+        Raises:
+            InvalidInputError: The model is nothing that can be served, or an argument does not fit.
+            ClosedError: The engine was closed.
+        """
+        if keep is not None:
+            check_count("keep", keep)
+        self.start()
+        name = self.name if name is None else name
+        check_name(name)
+        with self._loading, self.monitor.loading(name):
+            served = self._models.get(name)
+            number = version or max(served.versions if served else (), default=0) + 1
+            loaded = self._open(model, name, number, options or self.options)
+            served = served or self._add_model(name)
+            replaced = served.versions.get(number)
+            if replaced is None:
+                served.add(loaded, share)  # So that its status can be asked for.
+            loaded.start()
+            served.add(loaded, share)
+            if replaced is not None:
+                replaced.close()
+            for surplus in [] if keep is None else served.surplus(loaded, keep):
+                served.remove(surplus)
+                surplus.close()
+        return loaded
+
+    def follow(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        name: str,
+        versions: Policy = 1,
+        poll_seconds: float = 1.0,
+        options: ModelOptions | None = None,
+    ) -> None:
+        """Serves the versions that a folder holds, as they come and go.
+
+        Args:
+            folder: A path, as `"models/digits"` with the bundles `"models/digits/1"` and so on.
+            name: string. The model's name.
+            versions: integer: the newest so many; `"all"`; or a sequence of numbers. Defaults to
+                `1`.
+            poll_seconds: float. How long it waits between two looks. Defaults to `1.0`.
+            options: `ModelOptions`. Defaults to `None`: those of the engine.
+
+        Raises:
+            InvalidInputError: The folder holds none of these versions, or an argument does not fit.
+        """
+        check_name(name)
+        follower = ModelFolder(
+            self,
+            Path(folder),
+            name,
+            options or self.options,
+            versions=versions,
+            poll_seconds=poll_seconds,
+        )
+        follower.check_not_empty()
+        self.start()
+        with self._replacing:
+            follower.look()
+            self._folders = [*self._folders, follower]
+            follower.start()
+
+    def replace_folders(
+        self, folders: Sequence[ModelFolder], labels: Mapping[str, Mapping[str, int]]
+    ) -> None:
+        """Serves what these folders hold, and no other model.
+
+        All of it is loaded and warm before anything changes for requests; where that fails,
+        nothing does. A folder that is followed already, in the same way, is not loaded again.
+
+        Args:
+            folders: sequence of `ModelFolder`, each of a name of its own.
+            labels: mapping from each name to versions by label, all of them among those wanted.
+
+        Raises:
+            InvalidInputError: A folder holds none of the versions that are wanted.
+            LoadFailedError: A version could not be loaded, or did not warm up. Why is logged.
+            ClosedError: The engine was closed.
+        """
+        for folder in folders:
+            check_name(folder.name)
+            folder.check_not_empty()
+        self.start()
+        with self._replacing:
+            paused = [folder for folder in self._folders if folder.pause()]
+            try:
+                with self._loading:
+                    self._check_open()
+                    exchange = FolderExchange(self._models, self._folders, folders, labels)
+                    exchange.load(self._open)
+                    self._models, self._folders = exchange.models, exchange.folders
+                    exchange.finish()
+            finally:
+                for folder in paused:
+                    folder.resume()
+            for folder in exchange.dropped:
+                folder.stop()
+            for folder in exchange.changed:
+                folder.start()
+
+    def unload(self, name: str | None = None, version: int | None = None) -> None:
+        """Closes a version, or all of a model, when what was accepted is answered.
+
+        Args:
+            name: string. Defaults to `None`: the engine's own model.
+            version: integer. Defaults to `None`: all of them, and the model with them.
+
+        Raises:
+            ModelNotFoundError: There is no such model or version.
+        """
+        served = self._find_model(name)
+        if version is None:
+            # Else a new version in its folder would bring it back.
+            for folder in self._folders:
+                if folder.name == served.name:
+                    folder.pause()
+        with self._loading:
+            served = self._find_model(name)
+            if version is None:
+                self._models = {key: one for key, one in self._models.items() if one is not served}
+            wanted = served.versions.values() if version is None else [served.find(version)]
+            for one in list(wanted):
+                served.remove(one)
+                one.close()
+
+    def find(
+        self, name: str | None = None, version: int | None = None, label: str = ""
+    ) -> ModelVersion:
+        """Returns the version that a request is for.
+
+        Args:
+            name: string. Defaults to `None`: the engine's own model.
+            version: integer. Defaults to `None`: the newest, or one on trial.
+            label: string. In place of a version. Defaults to `""`.
+
+        Raises:
+            ModelNotFoundError: There is no such model, version or label.
+        """
+        return self._find_model(name).find(version, label)
+
+    def statistics(self, model: str | None = None, version: int | None = None) -> BatchStatistics:
+        """Returns how many batches and rows were run, and why the last batches left.
+
+        Args:
+            model: string. The model's name. Defaults to `None`: the engine's own.
+            version: integer. Defaults to `None`: the newest.
+        """
+        return self.find(model, version).statistics()
+
+    def _check_open(self) -> None:
+        if self._state == "closed":
+            raise ClosedError(f"The engine of the model {self.name!r} is closed: make a new one.")
+
+    def _begin_to_close(self) -> bool:
+        """Becomes unready; returns whether it was not closed before."""
+        with self._lock:
+            was_open = self._state != "closed"
+            self._state = "closed"
+        return was_open
+
+    def _close_models(self) -> None:
+        """Answers what was accepted. No client may change any more which folders are followed."""
+        for folder in self._folders:
+            folder.stop()
+        with self._loading:
+            for served in self._models.values():
+                for version in served.versions.values():
+                    version.close()
+
+    def _open(self, model: Any, name: str, number: int, options: ModelOptions) -> ModelVersion:
+        check_name(name)
+        check_count("version", number)
+        return ModelVersion(name, number, model, options, self._delivery.flush, self._turns)
+
+    def _add_model(self, name: str) -> ServedModel:
+        served = ServedModel(name)
+        self._models = {**self._models, name: served}
+        return served
+
+    def _find_model(self, name: str | None) -> ServedModel:
+        served = self._models.get(self.name if name is None else name)
+        if served is None:
+            raise ModelNotFoundError(
+                f"There is no model {name or self.name!r}; those served are {list(self._models)}."
+            )
+        return served
