@@ -8,6 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from keras_deepseek.backend.onnx_types import (
+    BOOL,
+    DOUBLE,
+    FLOAT,
+    FLOAT16,
+    INT8,
+    INT16,
+    INT32,
+    INT64,
+    UINT8,
+    UINT16,
+    UINT32,
+    UINT64,
+)
 from keras_deepseek.backend.tf2onnx_nodes import add_node, replace_node
 
 
@@ -21,7 +35,7 @@ def convert_top_k(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
         return TopKV2.version_13(graph, node)
     x = _cast(graph, node.input[0], _WIDER[dtype])
     one = graph.make_const(f"{name}/one", np.array([1], "int64")).output[0]
-    count = add_node(graph, "Reshape", [_cast(graph, node.input[1], _INT64), one])
+    count = add_node(graph, "Reshape", [_cast(graph, node.input[1], INT64), one])
     outputs, shapes, dtypes = node.output, node.output_shapes, node.output_dtypes
     graph.remove_node(node.name)
     found = graph.make_node(
@@ -30,7 +44,7 @@ def convert_top_k(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
         attr={"axis": -1},
         output_count=2,
         shapes=shapes,
-        dtypes=[_WIDER[dtype], _INT64],
+        dtypes=[_WIDER[dtype], INT64],
     )
     for given, kept, shape, to in zip(found.output, outputs, shapes, dtypes, strict=True):
         graph.make_node("Cast", [given], {"to": to}, outputs=[kept], shapes=[shape], dtypes=[to])
@@ -42,10 +56,10 @@ def convert_comparison(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     from tf2onnx.onnx_opset.logical import GreaterLess
 
     dtypes = {_WIDER.get(graph.get_dtype(value)) for value in node.input}
-    if None in dtypes or (_DOUBLE in dtypes and len(dtypes) > 1):
+    if None in dtypes or (DOUBLE in dtypes and len(dtypes) > 1):
         return GreaterLess.version_7(graph, node)
     # What tf2onnx has made int64 of, as the count of a loop, it may still take for int32.
-    to = _DOUBLE if _DOUBLE in dtypes else _INT64
+    to = DOUBLE if DOUBLE in dtypes else INT64
     inputs = [add_node(graph, "Cast", [value], to=to) for value in node.input]
     return replace_node(graph, node, name, node.type, inputs)
 
@@ -71,7 +85,7 @@ def convert_floor_div(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     if graph.get_dtype(node.input[0]) not in _SIGNED:
         return FloorDiv.version_6(graph, node)
     dtype = graph.get_dtype(node.input[0])
-    wide = _INT64 if dtype == _INT64 else _INT32
+    wide = INT64 if dtype == INT64 else INT32
     x, y = (_cast(graph, each, wide) for each in node.input)
     zero = _cast(graph, graph.make_const(f"{name}/zero", np.zeros((), "int32")).output[0], wide)
     # Its sign is that of `y`: where it is not zero, `Div` has rounded if the signs differ.
@@ -118,12 +132,12 @@ def convert_shift(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
     if graph.get_dtype(node.input[0]) not in _SIGNED:
         return BitShift.version_11(graph, node)
-    x, places = (_cast(graph, value, _INT64) for value in node.input)
+    x, places = (_cast(graph, value, INT64) for value in node.input)
     to = node.output_dtypes[0]
 
     def shift(value: str, direction: str) -> str:
-        bits = [_cast(graph, each, _UINT64) for each in (value, places)]
-        return _cast(graph, add_node(graph, "BitShift", bits, direction=direction), _INT64)
+        bits = [_cast(graph, each, UINT64) for each in (value, places)]
+        return _cast(graph, add_node(graph, "BitShift", bits, direction=direction), INT64)
 
     if node.type == "LeftShift":
         return replace_node(graph, node, name, "Cast", [shift(x, "LEFT")], to=to)
@@ -157,8 +171,8 @@ def convert_segment_extreme(graph: Any, node: Any, name: str, _: list[Any]) -> A
         return str(graph.make_const(f"{name}/{what}", np.asarray(value, of)).output[0])
 
     one = constant("one", [1])
-    count = add_node(graph, "Reshape", [_cast(graph, num_segments, _INT64), one])
-    places = _cast(graph, segments, _INT64)
+    count = add_node(graph, "Reshape", [_cast(graph, num_segments, INT64), one])
+    places = _cast(graph, segments, INT64)
     is_below = add_node(graph, "Less", [places, constant("zero", 0)])
     places = add_node(graph, "Where", [is_below, count, places])
     columns = add_node(graph, "Unsqueeze", [places, one])
@@ -181,7 +195,7 @@ def convert_reduction(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
 
     dtype = graph.get_dtype(node.input[0])
     is_sum = node.type in ("Sum", "Cumsum")
-    wide = _INT64 if is_sum and dtype in _SUMMED else _WIDER.get(dtype, dtype)
+    wide = INT64 if is_sum and dtype in _SUMMED else _WIDER.get(dtype, dtype)
     node.type = _REDUCTIONS[node.type]
     if wide != dtype:
         graph.replace_input(node, node.input[0], _cast(graph, node.input[0], wide), 0)
@@ -198,9 +212,9 @@ def convert_relu(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     from tf2onnx.onnx_opset.math import DirectOp
 
     dtype = graph.get_dtype(node.input[0])
-    if dtype not in _WIDER or dtype == _DOUBLE:
+    if dtype not in _WIDER or dtype == DOUBLE:
         return DirectOp.version_6(graph, node)
-    wide = _cast(graph, node.input[0], _INT64)
+    wide = _cast(graph, node.input[0], INT64)
     zero = graph.make_const(f"{name}/zero", np.array(0, "int64")).output[0]
     above = add_node(graph, "Max", [wide, zero])
     return replace_node(graph, node, name, "Cast", [above], to=dtype)
@@ -221,30 +235,26 @@ def _cast_back(graph: Any, node: Any, dtype: int) -> None:
     graph.copy_shape(output, cast.output[0])
 
 
-_UINT8, _INT8, _UINT16, _INT16, _INT32, _INT64, _BOOL = 2, 3, 4, 5, 6, 7, 9
-_FLOAT, _FLOAT16, _DOUBLE, _UINT32, _UINT64 = 1, 10, 11, 12, 13
-"""Numbers of ONNX's for types."""
-
 _OPSET_OF_SCATTERED_EXTREMES = _OPSET_OF_REDUCED_AXES = 18
 
 _WIDER = {
-    _BOOL: _INT32,
-    _UINT8: _INT32,
-    _INT8: _INT32,
-    _UINT16: _INT32,
-    _INT16: _INT32,
-    _INT32: _INT32,
-    _UINT32: _INT64,
-    _INT64: _INT64,
-    _DOUBLE: _DOUBLE,
+    BOOL: INT32,
+    UINT8: INT32,
+    INT8: INT32,
+    UINT16: INT32,
+    INT16: INT32,
+    INT32: INT32,
+    UINT32: INT64,
+    INT64: INT64,
+    DOUBLE: DOUBLE,
 }
 """By type one that holds all of its values, and that onnxruntime orders."""
 
-_UNORDERED = (_BOOL, _UINT16, _INT16, _UINT32)
-_SIGNED = (_INT8, _INT16, _INT32, _INT64)
-_SUMMED = (_INT8, _UINT8, _INT16, _UINT16, _INT32, _UINT32)
-_FLOATS = (_FLOAT, _FLOAT16, _DOUBLE)
-_NUMPY_FLOATS = {_FLOAT: "float32", _FLOAT16: "float16", _DOUBLE: "float64"}
+_UNORDERED = (BOOL, UINT16, INT16, UINT32)
+_SIGNED = (INT8, INT16, INT32, INT64)
+_SUMMED = (INT8, UINT8, INT16, UINT16, INT32, UINT32)
+_FLOATS = (FLOAT, FLOAT16, DOUBLE)
+_NUMPY_FLOATS = {FLOAT: "float32", FLOAT16: "float16", DOUBLE: "float64"}
 
 _REDUCTIONS = {
     "Cumsum": "CumSum",

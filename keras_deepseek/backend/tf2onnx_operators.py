@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_deepseek.backend.onnx_types import BOOL, FLOAT, INT32, INT64
 from keras_deepseek.backend.tf2onnx_integers import INTEGER_HANDLERS
 from keras_deepseek.backend.tf2onnx_nodes import replace_node
 
@@ -104,9 +105,9 @@ def convert_segment_sum(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
         return str(graph.make_const(f"{name}/{what}", np.asarray(value, "int64")).output[0])
 
     places = add(
-        "Range", constant("zero", 0), add("Cast", num_segments, to=_INT64), constant("one", 1)
+        "Range", constant("zero", 0), add("Cast", num_segments, to=INT64), constant("one", 1)
     )
-    columns = add("Unsqueeze", add("Cast", segments, to=_INT64), constant("last", [1]))
+    columns = add("Unsqueeze", add("Cast", segments, to=INT64), constant("last", [1]))
     belongs = add("Cast", add("Equal", columns, places), to=dtype)
     parts = add("Mul", belongs, add("Unsqueeze", numbers, constant("axis", [1])))
     return replace_node(graph, node, name, "ReduceSum", [parts, constant("first", [0])], keepdims=0)
@@ -126,16 +127,16 @@ def convert_dynamic_update_slice(graph: Any, node: Any, name: str, _: list[Any])
     sizes, update_sizes = add("Shape", operand), add("Shape", update)
     room = add("Sub", sizes, update_sizes)
     zero = graph.make_const(f"{name}/zero", np.zeros((), "int64")).output[0]
-    before = add("Min", add("Max", add("Cast", starts, to=_INT64), zero), room)
+    before = add("Min", add("Max", add("Cast", starts, to=INT64), zero), room)
     pads = add("Concat", before, add("Sub", room, before), axis=0)
     # Of booleans, `Pad` of older versions and onnxruntime's `Where` take none.
-    padded = add("Pad", add("Cast", update, to=_FLOAT) if dtype == _BOOL else update, pads)
+    padded = add("Pad", add("Cast", update, to=FLOAT) if dtype == BOOL else update, pads)
     ones = graph.make_const(f"{name}/one", np.ones((), "float32")).output[0]
-    mask = add("Cast", add("Pad", add("Expand", ones, update_sizes), pads), to=_BOOL)
-    if dtype != _BOOL:
+    mask = add("Cast", add("Pad", add("Expand", ones, update_sizes), pads), to=BOOL)
+    if dtype != BOOL:
         return replace_node(graph, node, name, "Where", [mask, padded, operand])
     around = add("And", operand, add("Not", mask))
-    return replace_node(graph, node, name, "Or", [add("Cast", padded, to=_BOOL), around])
+    return replace_node(graph, node, name, "Or", [add("Cast", padded, to=BOOL), around])
 
 
 def convert_bitwise_and(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
@@ -151,7 +152,7 @@ def convert_bitwise_and(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     def constant(what: str, value: Any) -> str:
         return str(graph.make_const(f"{name}/{what}", np.asarray(value)).output[0])
 
-    x = graph.make_node("Cast", [bits.input[0]], attr={"to": _FLOAT}).output[0]
+    x = graph.make_node("Cast", [bits.input[0]], attr={"to": FLOAT}).output[0]
     one, zero = constant("one", np.float32(1)), constant("zero", np.float32(0))
     # Of negative zero, one by it is negative infinity.
     inverse = graph.make_node("Div", [one, x]).output[0]
@@ -198,9 +199,7 @@ HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
 """What tf2onnx takes as `custom_op_handlers`."""
 
 _SIGN_BIT = -(2**31)
-_FLOAT, _INT32, _INT64, _BOOL = 1, 6, 7, 9
-_NUMPY_INTEGERS = {_INT32: "int32", _INT64: "int64"}
-"""Numbers of ONNX's for types."""
+_NUMPY_INTEGERS = {INT32: "int32", INT64: "int64"}
 
 
 def _constant(graph: Any, node: Any, name: str, value: float) -> str:

@@ -132,7 +132,9 @@ class Exporter:
         self._options = options
         self._custom_objects_from = check_custom_sources(custom_objects_from)
         if verify not in ("raise", "warn"):
-            raise InvalidInputError(unknown_name_message("verify=", verify, ("raise", "warn")))
+            raise InvalidInputError(
+                unknown_name_message("value of verify", verify, ("raise", "warn"))
+            )
         self._takes_differing = verify == "warn"
         check_precision(backend, precision, has_calibration=calibration is not None)
         if samples is not None:

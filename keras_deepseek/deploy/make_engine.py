@@ -69,9 +69,7 @@ def engine_job(job: ExportJob, tensorrt: TensorRTFormat, *, draws_samples: bool)
                 for profile in tensorrt.profiles
             )
         ]
-        return replace(
-            job, export_format=tensorrt, samples=samples, further_samples=(), wide_samples=()
-        )
+        return replace(job, samples=samples, further_samples=())
     drawn = [
         draw_batch(job.model.model, job.model.signature, shapes) for shapes in _shapes(tensorrt)
     ]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_deepseek.backend.onnx_types import BOOL, INT32, INT64
 from keras_deepseek.deploy.onnx_passes.graph_view import attribute, infer_graph
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
@@ -16,10 +17,9 @@ from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
 _OPERATORS = ("ReduceSum", "ReduceProd", "Pow")
 _OF_SIZES = ("Shape", "Size", "Constant")
 _OVER_SIZES = ("Cast", "Concat", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Unsqueeze")
-_INT32, _INT64, _BOOL = 6, 7, 9
 _NARROW = (2, 3, 4, 5, 6, 9, 12)
 """ONNX's numbers for types: of 32 bits or fewer."""
-_NUMPY = {_INT32: "int32", _INT64: "int64"}
+_NUMPY = {INT32: "int32", INT64: "int64"}
 _HIGHEST_POWER = 64
 
 
@@ -104,11 +104,11 @@ class _Scope:
         maker = self.maker_of(x)
         is_cast = maker is not None and maker.op_type == "Cast"
         given = self.type_of(maker.input[0]) if is_cast else dtype
-        if given == _BOOL or (dtype == _INT64 and given in _NARROW):
+        if given == BOOL or (dtype == INT64 and given in _NARROW):
             return None
-        if dtype == _INT32:
-            wide = self._add("Cast", x, to=_INT64)
-            return self._add("Cast", self._add("ReduceSum", wide, *axes, **how), to=_INT32)
+        if dtype == INT32:
+            wide = self._add("Cast", x, to=INT64)
+            return self._add("Cast", self._add("ReduceSum", wide, *axes, **how), to=INT32)
         half = self._constant(2**32, "int64")
         low = self._add("Mod", x, half)  # Not below zero.
         high = self._add("Div", self._add("Sub", x, low), half)
@@ -153,7 +153,7 @@ class _Scope:
             ],
             f"{product}_body",
             [
-                make.make_tensor_value_info(index, _INT64, []),
+                make.make_tensor_value_info(index, INT64, []),
                 make.make_tensor_value_info(goes_on, boolean, []),
                 make.make_tensor_value_info(before, dtype, None),
             ],
