@@ -95,7 +95,7 @@ def test_progress_names_the_route_and_the_result(digits, tmp_path, capsys, tenso
             {"precision": "int8", "calibration": np.zeros((2, 7, 8, 1))},
             r"calibration.*7, 8, 1\)",
         ),
-        ({"verify": "no"}, "Unknown verify="),
+        ({"verify": "no"}, "Unknown value of verify"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(digits, arguments, match):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.backend.onnx_types import BOOL, INT32, INT64
+from keras_deepseek.backend.onnx_types import BOOL, INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32
 from keras_deepseek.deploy.onnx_passes.graph_view import attribute, infer_graph
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
@@ -17,8 +17,8 @@ from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
 _OPERATORS = ("ReduceSum", "ReduceProd", "Pow")
 _OF_SIZES = ("Shape", "Size", "Constant")
 _OVER_SIZES = ("Cast", "Concat", "Gather", "Identity", "Mul", "Slice", "Squeeze", "Unsqueeze")
-_NARROW = (2, 3, 4, 5, 6, 9, 12)
-"""ONNX's numbers for types: of 32 bits or fewer."""
+_NARROW = (UINT8, INT8, UINT16, INT16, INT32, BOOL, UINT32)
+"""Types of 32 bits or fewer."""
 _NUMPY = {INT32: "int32", INT64: "int64"}
 _HIGHEST_POWER = 64
 
