@@ -24,7 +24,10 @@ _OWN_MODULE = re.compile(r'"(keras_deepseek\.(?:layers|models)[\w.]*)"')
 
 
 def load_keras_file(
-    path: str | os.PathLike[str], custom_objects_from: Sequence[str | os.PathLike[str]] = ()
+    path: str | os.PathLike[str],
+    custom_objects_from: Sequence[str | os.PathLike[str]] = (),
+    *,
+    is_own: bool = False,
 ) -> keras.Model:
     """Returns the model in a `.keras` file, not compiled.
 
@@ -32,6 +35,8 @@ def load_keras_file(
         path: The file.
         custom_objects_from: Modules, by name or by `.py` file, that define its custom classes.
             Defaults to `()`.
+        is_own: boolean. Whether this library has just written the file, of a model that lives: then
+            the code of its `Lambda` layers may run, as it does in the model. Defaults to `False`.
 
     Raises:
         InvalidInputError: There is no such file or module, or Keras can't load the model.
@@ -42,7 +47,7 @@ def load_keras_file(
     try:
         _import_own_classes(path)
         # Safe mode keeps code in the file from running.
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        return keras.saving.load_model(path, compile=False, safe_mode=not is_own)
     except (ValueError, TypeError, KeyError, OSError, ImportError, BadZipFile) as error:
         raise InvalidInputError(
             f"Keras can't load {os.fspath(path)!r}: {_explain(error)}"

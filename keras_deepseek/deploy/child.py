@@ -78,6 +78,7 @@ def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     from keras_deepseek.backend.named_model import NamedModel
     from keras_deepseek.deploy.custom_objects import load_objects, receive
     from keras_deepseek.deploy.failure_place import whole_tracebacks
+    from keras_deepseek.deploy.formats.export_format import run_format
     from keras_deepseek.deploy.registry import create_format
 
     load_objects(work)
@@ -90,7 +91,7 @@ def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     folder = Path(job["folder"])
     how = ""
     if not job["is_written"]:
-        loaded = load_keras_file(work / "model.keras", job["custom_objects_from"])
+        loaded = load_keras_file(work / "model.keras", job["custom_objects_from"], is_own=True)
         print(f"{CHILD_MARK}writing", flush=True)
         try:
             with whole_tracebacks():
@@ -100,7 +101,7 @@ def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     samples = load_batches(work / "samples.npz")
     print(f"{CHILD_MARK}running it on {len(samples)} batches", flush=True)
     try:
-        save_batches(work / "outputs.npz", export_format.run(folder, samples))
+        save_batches(work / "outputs.npz", run_format(export_format, folder, samples))
     except NotSupportedError as error:
         return {"how": how, "ran": False, "reason": str(error)}
     return {"how": how, "ran": True, "reason": ""}

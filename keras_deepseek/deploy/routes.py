@@ -30,7 +30,7 @@ from keras_deepseek.deploy.child import load_batches, save_batches
 from keras_deepseek.deploy.custom_objects import find_custom_objects, save_objects, send
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
 from keras_deepseek.deploy.failure_place import whole_tracebacks
-from keras_deepseek.deploy.formats.export_format import ExportFormat
+from keras_deepseek.deploy.formats.export_format import ExportFormat, run_format
 from keras_deepseek.deploy.registry import BUILT_IN
 from keras_deepseek.deploy.stage_display import CHILD_MARK
 
@@ -85,14 +85,9 @@ class InProcess:
     def run(self, job: ExportJob, folder: Path) -> RouteResult:
         """Runs the artifact that stands in `folder` on the job's samples."""
         try:
-            outputs = job.export_format.run(folder, job.batches)
+            outputs = run_format(job.export_format, folder, list(job.batches))
         except NotSupportedError as error:
             return RouteResult("", None, str(error))
-        if not isinstance(outputs, list):
-            raise ExportError(
-                f"`run` of the format {job.export_format.name!r} returned "
-                f"{type(outputs).__name__}; expected a list of outputs by name, one for each batch"
-            )
         return RouteResult("", outputs)
 
 

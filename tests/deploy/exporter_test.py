@@ -239,3 +239,10 @@ def test_killed_in_the_middle_nothing_is_left_that_opens(tmp_path):
     for left in tmp_path.iterdir():
         with pytest.raises(BundleError):
             Bundle.open(left)
+
+
+def test_a_lambda_of_a_live_model_goes_to_another_process(tmp_path, tensorflow_installed):
+    pytest.importorskip("onnxruntime")
+    x = keras.Input((3,), name="x")
+    model = keras.Model(x, keras.layers.Lambda(lambda x: 2 * x + 1, output_shape=(3,))(x))
+    assert Exporter(model, "savedmodel", verbose=False).export(tmp_path / "model").verified

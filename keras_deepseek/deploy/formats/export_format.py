@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
+from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.named_model import NamedModel
 
@@ -62,3 +63,25 @@ class ExportFormat(Protocol):
             NotSupportedError: It can't be run on this machine; the export is then `unverified` with
                 the error's message as the reason.
         """
+
+
+def run_format(
+    export_format: ExportFormat, folder: Path, samples: list[dict[str, Array]]
+) -> list[dict[str, Array]]:
+    """Returns what `run` gives, which a format of a user's may have forgotten to return.
+
+    Args:
+        export_format: `ExportFormat`.
+        folder: As in its `run`.
+        samples: As in its `run`.
+
+    Raises:
+        ExportError: It is no list.
+    """
+    outputs = export_format.run(folder, samples)
+    if not isinstance(outputs, list):
+        raise ExportError(
+            f"`run` of the format {export_format.name!r} returned {type(outputs).__name__}; "
+            "expected a list of outputs by name, one for each batch"
+        )
+    return outputs

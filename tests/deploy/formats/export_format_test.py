@@ -2,7 +2,8 @@ import inspect
 
 import pytest
 
-from keras_deepseek.deploy.formats.export_format import ExportFormat
+from keras_deepseek.artifacts.errors import ExportError
+from keras_deepseek.deploy.formats.export_format import ExportFormat, run_format
 from keras_deepseek.deploy.registry import BUILT_IN
 
 
@@ -16,3 +17,12 @@ def test_built_in_formats_keep_the_protocol(name):
         assert received == expected
     assert isinstance(export_format.suffix, str)
     assert isinstance(export_format.entry, str)
+
+
+def test_a_run_that_returns_nothing_is_an_error(tmp_path, weights_format):
+    class Forgetful(weights_format):
+        def run(self, folder, samples):
+            pass
+
+    with pytest.raises(ExportError, match="returned NoneType; expected a list"):
+        run_format(Forgetful(), tmp_path, [])
