@@ -9,6 +9,7 @@ import ast
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import ExportError, InvalidInputError
 from keras_deepseek.backend.keras_internals import flatten_layers
 
 _SCRIPT = "__main__"
@@ -61,12 +62,26 @@ def find_custom_objects(
     files = [Path(source).resolve() for source in given if str(source).endswith(".py")]
     modules_given = [str(source) for source in given if not str(source).endswith(".py")]
     found = modules - {_SCRIPT, *(file.stem for file in files)}
+    nowhere = sorted(name for name in found if _has_no_file(name))
+    if nowhere:
+        raise ExportError(
+            f"custom layers of {', '.join(map(repr, nowhere))} can't be found by another process: "
+            "there is no file of that module. Write them into one, and name it: "
+            "custom_objects_from=['my_layers.py']"
+        )
     of_script = {
         keras.saving.get_registered_name(each): each
         for each in objects
         if each.__module__ == _SCRIPT and not _has(given, each.__name__)
     }
     return CustomObjects((*sorted(found), *modules_given, *map(str, files)), of_script)
+
+
+def _has_no_file(name: str) -> bool:
+    """Returns whether a module that is loaded came from nowhere, as one that was made by hand."""
+    module = sys.modules.get(name)
+    places = ("__file__", "__path__")
+    return module is not None and all(getattr(module, place, None) is None for place in places)
 
 
 def _has(sources: Sequence[str | os.PathLike[str]], name: str) -> bool:

@@ -176,6 +176,10 @@ def _failure(job: ExportJob, passed_over: list[str], missing: list[MissingExtraE
     )
     extras = sorted({error.extra for error in missing})
     if extras:
+        for extra in extras:  # It is said once, at the end.
+            message = message.replace(
+                f" Install it with: pip install 'keras_deepseek[{extra}]'", ""
+            )
         commands = " or ".join(f"pip install 'keras_deepseek[{extra}]'" for extra in extras)
         message += f" A route is not there for want of a package: {commands}."
     return message

@@ -1,9 +1,11 @@
+import sys
 import threading
+import types
 
 import keras
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import ExportError, InvalidInputError
 from keras_deepseek.deploy import custom_objects
 from keras_deepseek.deploy.custom_objects import find_custom_objects, load_objects, save_objects
 
@@ -19,6 +21,13 @@ def test_a_class_is_found_by_its_module():
     found = find_custom_objects(model_of(layer_class()), "", ["mine.layers"])
     assert found.sources == ("elsewhere.layers", "mine.layers")
     assert found.of_script == {}
+
+
+def test_a_module_that_is_no_file_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ghost", types.ModuleType("ghost"))
+    layer_class = type("OfNoFile", (keras.layers.Identity,), {"__module__": "ghost"})
+    with pytest.raises(ExportError, match=r"'ghost' can't be found .* custom_objects_from="):
+        find_custom_objects(model_of(layer_class()), "", [])
 
 
 def test_kerass_own_classes_need_nothing():

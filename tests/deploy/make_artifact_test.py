@@ -104,8 +104,11 @@ def test_a_backend_that_is_not_installed_is_passed_over_and_its_extra_named(
     (reason,) = made.passed_over
     assert f"keras_deepseek[{missing}]" in reason
     export_format.backends = (missing,)
-    with pytest.raises(ExportError, match=rf"want of a package: pip install .*\[{missing}\]"):
+    with pytest.raises(
+        ExportError, match=rf"want of a package: pip install .*\[{missing}\]"
+    ) as told:
         make_artifact(job_of(export_format), tmp_path, print)
+    assert str(told.value).count("pip install") == 1
 
 
 def test_what_differs_is_kept_where_it_is_asked_for(tmp_path, weights_format, job_of):
