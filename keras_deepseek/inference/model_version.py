@@ -62,11 +62,17 @@ class ModelVersion:
         self.error: BaseException | None = None
         self._options = options
         self._after_batch = after_batch
-        self._executors = [_open(model, options) for _ in range(options.replicas)]
-        signature = self._executors[0].signature
-        check_batch_axis(signature)
-        padding = options.padding
-        self._padder = None if padding is None else Padder(padding, signature)
+        self._executors: list[Executor] = []
+        try:
+            for _ in range(options.replicas):
+                self._executors.append(_open(model, options))
+            signature = self._executors[0].signature
+            check_batch_axis(signature)
+            padding = options.padding
+            self._padder = None if padding is None else Padder(padding, signature)
+        except BaseException:
+            self._close_executors()
+            raise
         self.cache = ResponseCache(options.cache_entries) if options.cache_entries else None
         self._order = ClientOrder()
         self._batcher = Batcher(

@@ -32,6 +32,12 @@ class Faulty:
         return {"y": 2 * inputs["x"]}
 
 
+class OfOneSize(Faulty):
+    """Takes eight rows alone."""
+
+    signature = Signature((TensorSpec("x", (8, 2), "float32"),), Faulty.signature.outputs)
+
+
 class AfraidOfZeros(Faulty):
     """Fails when it is warmed up."""
 

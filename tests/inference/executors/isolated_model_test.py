@@ -4,7 +4,7 @@ import signal
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
 from keras_deepseek.inference import ReplicaError, ServingEngine
 from keras_deepseek.inference.executors.isolated_model import IsolatedModel
 from tests.oracles import faulty_executor
@@ -95,6 +95,14 @@ def test_only_the_request_that_crashes_its_process_gets_an_error():
             futures[1].result(60)
         process = engine.find()._executors[0]._process
     assert process.poll() is not None
+
+
+def test_a_model_that_is_refused_leaves_no_process(monkeypatch):
+    closed, close = [], IsolatedModel.close
+    monkeypatch.setattr(IsolatedModel, "close", lambda self: closed.append(close(self)))
+    with pytest.raises(NotSupportedError, match="leave the batch size open"):
+        ServingEngine(f"{SOURCE}:OfOneSize", isolated=True, replicas=2)
+    assert len(closed) == 2
 
 
 def test_a_version_that_does_not_warm_up_leaves_no_process():
