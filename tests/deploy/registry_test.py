@@ -73,7 +73,7 @@ def test_options_of_an_engine_and_of_its_onnx_are_told_apart(plain_tensorrt):
     engine, of_onnx = registry.create_engine_format(
         SIGNATURE, None, {"opset": 17, "profiles": {"batch": (1, 1, 1)}, "flavor": "tensorrt"}
     )
-    assert of_onnx == {"opset": 17}
+    assert of_onnx == {"opset": 17, "rolled": True}
     assert engine.flavor.name == "tensorrt"
     assert str(engine.profiles[0]) == "batch 1/1/1"
 
