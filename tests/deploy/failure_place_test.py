@@ -30,8 +30,7 @@ def test_an_error_from_elsewhere_has_no_place():
     assert failure_place(caught.value) == ""
 
 
-def test_the_layer_that_an_exporter_was_at_is_found(nested, tmp_path, monkeypatch):
-    pytest.importorskip("onnx")
+def test_the_layer_that_an_exporter_was_at_is_found(nested, tmp_path, monkeypatch, onnx_writer):
     infer = backend.current().plain_inference(NamedModel(nested))
     assert infer  # It runs where nothing is refused.
     monkeypatch.setattr(Refusing, "is_traced", True)
@@ -44,8 +43,7 @@ def test_the_layer_that_an_exporter_was_at_is_found(nested, tmp_path, monkeypatc
 
 
 @pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="it names them in the file")
-def test_the_operator_that_an_exporter_has_nothing_for_is_found(tmp_path):
-    pytest.importorskip("onnx")
+def test_the_operator_that_an_exporter_has_nothing_for_is_found(tmp_path, onnx_writer):
     x = keras.Input((4, 4), name="x")
     model = keras.Model(x, keras.ops.svd(x)[0])
     with whole_tracebacks(), pytest.raises(Exception, match="svd") as caught:

@@ -193,7 +193,7 @@ OVERFLOWING = {
 
 
 @pytest.mark.parametrize("name", OVERFLOWING)
-def test_integers_wrap_around_as_in_keras(name, tmp_path):
+def test_integers_wrap_around_as_in_keras(name, tmp_path, onnx_writer):
     x = keras.Input((4,), dtype="int32", name="x")
     model = keras.Model(x, OVERFLOWING[name](x))
     given = np.array([[2**30, 2**30, 2**30, 2**31 - 1], [70000, 70000, -(2**31), 3]], "int32")
