@@ -195,6 +195,7 @@ OVERFLOWING = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:NotImplemented should not be used")  # Keras 3.13, of `trace`.
 @pytest.mark.parametrize("name", OVERFLOWING)
 def test_integers_wrap_around_as_in_keras(name, tmp_path, onnx_writer):
     x = keras.Input((4,), dtype="int32", name="x")
