@@ -15,6 +15,7 @@ from keras_deepseek.inference.errors import (
     OverloadedError,
 )
 from keras_deepseek.inference.http_message import HttpError, HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.model_states import version_number
 from keras_deepseek.inference.protocols.json_text import to_json
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 Handler = Callable[["HttpServer", HttpRequest, re.Match[str]], HttpResponse | Pending]
 Headers = tuple[tuple[str, str], ...]
-
-MOST_DIGITS = 20
-"""Versions have fewer: TF Serving's are int64."""
 
 _STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (InvalidInputError, 400),
@@ -112,10 +110,10 @@ def read_version(request: HttpRequest, match: re.Match[str]) -> int | None:
     version = match["version"]
     if version is None:
         return None
-    # A number of a million digits would take long to read.
-    if not (version.isdecimal() and len(version) < MOST_DIGITS):
+    number = version_number(version)
+    if number is None:
         raise malformed(request)
-    return int(version)
+    return number
 
 
 def malformed(request: HttpRequest) -> HttpError:

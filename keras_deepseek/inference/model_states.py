@@ -1,4 +1,4 @@
-"""The state of versions in the words of the protocols, for the servers of HTTP and of gRPC."""
+"""Numbers and states of versions in the words of the protocols, for both kinds of servers."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -12,6 +12,19 @@ if TYPE_CHECKING:
 
 PLATFORM = "keras_deepseek"
 """What runs the models, as clients of Open Inference are told."""
+
+
+MOST_DIGITS = 20
+"""Versions have fewer: TF Serving's are int64. A number of a million digits would take long."""
+
+
+def version_number(text: str) -> int | None:
+    """Returns the version that a client names, or `None` where it is no number of one.
+
+    Args:
+        text: string.
+    """
+    return int(text) if text.isdecimal() and len(text) < MOST_DIGITS else None
 
 
 def version_status(version: ModelVersion, is_ready: bool) -> VersionStatus:

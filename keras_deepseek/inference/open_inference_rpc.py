@@ -8,7 +8,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.inference import model_control
 from keras_deepseek.inference.grpc_answers import Inputs, dispatch, outputs_of
-from keras_deepseek.inference.model_states import PLATFORM, repository_states
+from keras_deepseek.inference.model_states import PLATFORM, repository_states, version_number
 from keras_deepseek.inference.model_version import ModelVersion
 from keras_deepseek.inference.protocols import open_inference_grpc, open_inference_models
 from keras_deepseek.inference.protocols.open_inference import InferCall
@@ -16,9 +16,6 @@ from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFE
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc_server import GrpcServer
-
-_MOST_DIGITS = 20
-"""Versions have fewer: TF Serving's are int64."""
 
 
 async def server_live(_server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
@@ -137,7 +134,7 @@ def _read_version(name: str, version: str) -> int | None:
         raise InvalidInputError("The request names no model.")
     if not version:
         return None
-    # A number of a million digits would take long to read.
-    if not (version.isdecimal() and len(version) < _MOST_DIGITS):
+    number = version_number(version)
+    if number is None:
         raise InvalidInputError(f"Received version {version!r:.50}. Expected a whole number.")
-    return int(version)
+    return number

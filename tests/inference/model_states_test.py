@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.inference import ServingEngine
-from keras_deepseek.inference.model_states import repository_states, version_status
+from keras_deepseek.inference.model_states import repository_states, version_number, version_status
 from keras_deepseek.inference.protocols.open_inference_models import ModelState
 from keras_deepseek.inference.protocols.tf_serving import VersionStatus
 
@@ -25,3 +25,11 @@ def test_the_repository_has_each_version_of_each_model(doubler):
         states = repository_states(engine.models)
     assert states[0] == ModelState("model", "1", True, "AVAILABLE")
     assert states[1] == ModelState("other", "3", True, "AVAILABLE")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("7", 7), ("0", 0), ("9" * 20, None), ("-1", None), ("1.0", None), ("", None)],
+)
+def test_a_version_is_a_number_of_no_more_than_int64_has(text, number):
+    assert version_number(text) == number
