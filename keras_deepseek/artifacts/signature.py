@@ -78,11 +78,7 @@ class TensorSpec:
         return array
 
     def _check_shape(self, array: Array) -> Array:
-        fits = array.ndim == len(self.shape) and all(
-            expected is None or size == expected
-            for size, expected in zip(array.shape, self.shape, strict=True)
-        )
-        if not fits:
+        if not _fits(array.shape, self.shape):
             raise InvalidInputError(
                 f"Input {self.name!r}: received shape {array.shape}; expected {self}."
             )
@@ -94,6 +90,8 @@ class TensorSpec:
             return array
         try:
             with np.errstate(over="raise"):
+                if array.dtype.kind == target.kind == "f":  # NumPy's own floats may be rounded.
+                    return array.astype(target)
                 if not array.size or _keeps_its_meaning(array, target):
                     return _round(array, target)
         except FloatingPointError:
@@ -111,6 +109,15 @@ class TensorSpec:
     def from_dict(cls, config: Mapping[str, Any]) -> "TensorSpec":
         """Returns what `to_dict` was called on."""
         return cls(str(config["name"]), tuple(config["shape"]), str(config["dtype"]))
+
+
+def _fits(sizes: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    if len(sizes) != len(expected):
+        return False
+    for size, wanted in zip(sizes, expected, strict=True):  # noqa: SIM110 - half of the time.
+        if wanted is not None and size != wanted:
+            return False
+    return True
 
 
 # To ask each array's dtype for its name would take longer than to cast a small array.
@@ -210,6 +217,8 @@ class Signature:
             InvalidInputError: A name, a shape, a dtype or a batch size does not fit.
         """
         arrays = {spec.name: spec.check(value) for spec, value in self._pair(values)}
+        if len(arrays) == 1:
+            return arrays
         sizes = {name: array.shape[0] for name, array in arrays.items() if array.ndim}
         if len(set(sizes.values())) > 1:
             raise InvalidInputError(f"Inputs differ in batch size: {sizes}. Expected one size.")

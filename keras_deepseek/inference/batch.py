@@ -4,9 +4,8 @@ Nothing here decides when a batch leaves (`batch_queue`) or runs it (`batcher`).
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -133,12 +132,13 @@ class Request:
             return
         self.outputs, self.error = outputs, error
         self.is_over = True
-        if self._deliver is not None:
-            self._deliver(self)
+        # Forgotten, so that the two don't hold each other until the garbage collector comes.
+        deliver, self._deliver = self._deliver, None
+        if deliver is not None:
+            deliver(self)
 
 
-@dataclass(frozen=True)
-class Slice:
+class Slice(NamedTuple):
     """The rows from `start` up to `stop` of one request."""
 
     request: Request
@@ -151,30 +151,27 @@ class Slice:
         return self.stop - self.start
 
 
-@dataclass(frozen=True)
 class Batch:
     """Rows that go through the model together.
 
     Args:
-        slices: tuple of `Slice`, of requests in the same lane.
+        slices: sequence of `Slice`, of requests in the same lane.
         reason: string. Why the batch left.
         queue_age: float. Seconds that its oldest request had waited.
     """
 
-    slices: tuple[Slice, ...]
-    reason: Reason
-    queue_age: float
-
-    @property
-    def rows(self) -> int:
+    def __init__(self, slices: Sequence[Slice], reason: Reason, queue_age: float) -> None:
+        self.slices = slices
+        self.reason = reason
+        self.queue_age = queue_age
+        self.rows = sum([part.rows for part in slices])
         """How many rows the requests brought."""
-        return sum(part.rows for part in self.slices)
 
     def stack(self, size: int) -> dict[str, Array]:
         """Returns the inputs as arrays of `size` rows: the last row is repeated to fill them."""
         return {
             name: _pad(
-                [part.request.inputs[name][part.start : part.stop] for part in self.slices], size
+                [request.inputs[name][start:stop] for request, start, stop in self.slices], size
             )
             for name in self.slices[0].request.inputs
         }
@@ -192,11 +189,11 @@ class Batch:
                     "give one row, in the first axis, for each row that it takes."
                 )
         position = 0
-        for part in self.slices:
-            rows = slice(position, position + part.rows)
-            own = {name: array[rows] for name, array in outputs.items()}
-            part.request.answer(part.start, own, part.rows)
-            position += part.rows
+        for request, start, stop in self.slices:
+            end = position + stop - start
+            own = {name: array[position:end] for name, array in outputs.items()}
+            request.answer(start, own, stop - start)
+            position = end
 
     def split(self) -> list["Batch"]:
         """Returns a batch for each request alone."""

@@ -93,7 +93,7 @@ class BatchQueue:
         rows = lane.rows
         slices = lane.take(limit)
         self.rows -= rows - lane.rows
-        batch = Batch(tuple(slices), reason, age)
+        batch = Batch(slices, reason, age)
         self._ends.append(now + self._time.predict(self.bucket(batch.rows)))
         return batch
 

@@ -26,8 +26,17 @@ class BatchTime:
 
     def __init__(self) -> None:
         self._means: dict[int, float] = {}
-        self.overhead = 0.0
-        self.per_row = 0.0
+        self._line: tuple[float, float] | None = (0.0, 0.0)
+
+    @property
+    def overhead(self) -> float:
+        """Seconds of a batch beside what its rows add."""
+        return self._fitted_line()[0]
+
+    @property
+    def per_row(self) -> float:
+        """Seconds that each row adds."""
+        return self._fitted_line()[1]
 
     @property
     def is_known(self) -> bool:
@@ -43,7 +52,7 @@ class BatchTime:
         """
         mean = self._means.get(rows)
         self._means[rows] = seconds if mean is None else mean + WEIGHT * (seconds - mean)
-        self._fit()
+        self._line = None
 
     def predict(self, rows: int) -> float:
         """Returns the seconds that a batch of so many rows is expected to take.
@@ -54,7 +63,12 @@ class BatchTime:
         mean = self._means.get(rows)
         return self.overhead + self.per_row * rows if mean is None else mean
 
-    def _fit(self) -> None:
+    def _fitted_line(self) -> tuple[float, float]:
+        if self._line is None:
+            self._line = self._fit()
+        return self._line
+
+    def _fit(self) -> tuple[float, float]:
         sizes, times = tuple(self._means), tuple(self._means.values())
         middle, level = math.fsum(sizes) / len(sizes), math.fsum(times) / len(times)
         spread = math.fsum((size - middle) ** 2 for size in sizes)
@@ -63,5 +77,5 @@ class BatchTime:
             products = ((size - middle) * time for size, time in zip(sizes, times, strict=True))
             slope = max(math.fsum(products) / spread, 0.0)
         # A line that would give a batch of no rows less than no time goes through zero.
-        self.per_row = min(slope, level / middle)
-        self.overhead = max(level - self.per_row * middle, 0.0)
+        per_row = min(slope, level / middle)
+        return max(level - per_row * middle, 0.0), per_row

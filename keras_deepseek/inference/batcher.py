@@ -107,6 +107,8 @@ class Batcher:
         self._deadlines = DeadlineWatch(self._expire, clock)
         self._threads: list[threading.Thread] = []
         self._totals = BatchTotals()
+        self._num_waiting = 0
+        self._wakes_at = math.inf
 
     def start(self) -> None:
         """Starts the threads that run the model. What was submitted before is run now."""
@@ -130,8 +132,10 @@ class Batcher:
         with self._condition:
             if self._queue.is_closing:
                 raise ClosedError("The batcher is closed and accepts no request.")
-            self._queue.add(request, self._clock())
-            self._condition.notify()
+            now = self._clock()
+            self._queue.add(request, now)
+            if self._is_early(now):
+                self._condition.notify()
             if request.deadline < math.inf:
                 self._deadlines.add(request)
 
@@ -194,6 +198,12 @@ class Batcher:
                 with self._condition:
                     self._queue.free(self._clock())
 
+    def _is_early(self, now: float) -> bool:
+        """Whether a thread that waits would wake too late. Waking one for nothing is dear."""
+        if not self._num_waiting:
+            return False
+        return self._queue.is_due(now) or self._queue.next_time() < self._wakes_at
+
     def _wait_until_due(self) -> bool:
         """Returns whether a batch is due; otherwise the batcher is closed, and nothing waits."""
         while True:
@@ -204,8 +214,17 @@ class Batcher:
                     return True
                 if self._queue.is_closing:
                     return False
-                time_due = self._queue.next_time()
-                self._condition.wait(None if time_due == math.inf else max(time_due - now, 0.0))
+                self._sleep(self._queue.next_time(), now)
+
+    def _sleep(self, until: float, now: float) -> None:
+        """Lets the lock go until something is due."""
+        self._num_waiting += 1
+        self._wakes_at = min(until, self._wakes_at)
+        try:
+            self._condition.wait(None if until == math.inf else max(until - now, 0.0))
+        finally:
+            self._num_waiting -= 1
+            self._wakes_at = math.inf
 
     def _answer(self, batch: Batch, run: InferenceFunction) -> None:
         error = self._try(batch, run)

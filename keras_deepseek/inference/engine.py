@@ -20,7 +20,7 @@ from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.future_delivery import Answer, open_future
 from keras_deepseek.inference.grpc_server import GrpcServer
 from keras_deepseek.inference.http import HttpServer
-from keras_deepseek.inference.loop_delivery import Waiter
+from keras_deepseek.inference.loop_delivery import Settle, Waiter, open_waiter
 from keras_deepseek.inference.model_host import ModelHost
 from keras_deepseek.inference.model_options import ModelOptions
 from keras_deepseek.inference.model_version import ModelVersion
@@ -208,9 +208,9 @@ class ServingEngine(ModelHost):
         Returns:
             An `asyncio.Future` of a dict of arrays by output name.
         """
-        return self.dispatch(lambda signature: signature.bind(x), **options)[0]
+        return self.dispatch_async(lambda signature: signature.bind(x), **options)[0]
 
-    def dispatch(
+    def dispatch_async(
         self,
         bind: Callable[[Signature], dict[str, Array]],
         trace: RequestTrace | None = None,
@@ -219,18 +219,39 @@ class ServingEngine(ModelHost):
         """Does what `submit_async` does, for inputs that are read by the version's signature.
 
         Args:
-            bind: Function from the `Signature` of the version that will answer to arrays by input
-                name, checked against it. It is called again where that version is closed meanwhile.
-            trace: `RequestTrace`. Is told who answers. Defaults to `None`.
+            bind: As in `dispatch`.
+            trace: As in `dispatch`. Defaults to `None`.
             **options: `RequestOptions`.
 
         Returns:
             An `asyncio.Future` of a dict of arrays by output name, and the `ModelVersion`.
         """
-        waiter, deliver = self._delivery.open()
-        cancel, version = self._submit(bind, deliver, options, trace)
+        waiter, settle = open_waiter()
+        cancel, version = self.dispatch(bind, settle, trace, **options)
         waiter.add_done_callback(lambda waiter: cancel() if waiter.cancelled() else None)
         return waiter, version
+
+    def dispatch(
+        self,
+        bind: Callable[[Signature], dict[str, Array]],
+        settle: Settle,
+        trace: RequestTrace | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> tuple[Callable[[], None], ModelVersion]:
+        """Does what `dispatch_async` does at less cost: there is no future.
+
+        Args:
+            bind: Function from the `Signature` of the version that will answer to arrays by input
+                name, checked against it. It is called again where that version is closed meanwhile.
+            settle: Function that the running event loop calls with the `Request`, once its
+                `outputs` or its `error` is there: all of a batch in one turn of the loop.
+            trace: `RequestTrace`. Is told who answers. Defaults to `None`.
+            **options: `RequestOptions`.
+
+        Returns:
+            A function that takes the request out of the queue, and the `ModelVersion`.
+        """
+        return self._submit(bind, self._delivery.to_loop(settle), options, trace)
 
     def serve(
         self,

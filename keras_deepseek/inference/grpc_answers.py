@@ -141,7 +141,7 @@ def dispatch(
     check_ready(server, name)
     if timeout is not None and timeout <= 0:
         raise DeadlineExceededError("The request's deadline passed before it was read.")
-    return server.engine.dispatch(
+    return server.engine.dispatch_async(
         bind, current_trace.get(), model=name, version=version, label=label, timeout=timeout
     )
 

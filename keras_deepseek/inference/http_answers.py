@@ -1,6 +1,5 @@
 """Answers that the HTTP protocols share: JSON, errors, and the routes that lead to them."""
 
-import asyncio
 import logging
 import re
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.errors import (
     ClosedError,
     DeadlineExceededError,
@@ -77,20 +77,21 @@ def answer_error(error: Exception) -> HttpResponse:
     return answer_json({"error": "The server failed; see its log."}, 500)
 
 
-def outputs_of(model_name: str, future: "asyncio.Future[dict[str, Array]]") -> dict[str, Array]:
+def outputs_of(model_name: str, finished: Request) -> dict[str, Array]:
     """Returns a model's outputs, or raises what a client is told in their place.
 
     Args:
         model_name: string.
-        future: `asyncio.Future`, finished.
+        finished: `Request`.
 
     Raises:
         KerasDeepSeekError: The request was refused, or is late.
         HttpError: 500: the model failed. Why stands in the log alone.
     """
-    error = future.exception()
-    if error is None:
-        return future.result()
+    if finished.outputs is not None:
+        return finished.outputs
+    error = finished.error
+    assert error is not None
     if isinstance(error, ClosedError | OverloadedError | DeadlineExceededError):
         raise error
     _logger.error("The model %r failed.", model_name, exc_info=error)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.http_body import inflate_body
 from keras_deepseek.inference.http_limits import HttpLimits
 from keras_deepseek.inference.http_message import (
@@ -33,18 +34,19 @@ _PROBES = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 class _Exchange:
     """A request, and its answer once there is one."""
 
-    __slots__ = ("connection", "must_close", "pending", "request", "response")
+    __slots__ = ("cancel", "connection", "make_response", "must_close", "request", "response")
 
     def __init__(self, connection: "HttpConnection", request: HttpRequest | None) -> None:
         self.connection = connection
         self.request = request
         self.must_close = request is None or not request.keep_alive
-        self.pending: Pending | None = None
+        self.cancel: Callable[[], None] | None = None
+        self.make_response: Callable[[Request], HttpResponse] | None = None
         self.response: HttpResponse | None = None
 
-    def finish(self, future: "asyncio.Future[Any]") -> None:
-        """Takes what the application's future holds."""
-        self.connection.finish(self, future)
+    def finish(self, finished: Request) -> None:
+        """Takes what the model has answered."""
+        self.connection.finish(self, finished)
 
 
 class HttpConnection(asyncio.Protocol):
@@ -134,20 +136,17 @@ class HttpConnection(asyncio.Protocol):
         self._is_writing_paused = False
         self._start_waiting()
 
-    def finish(self, exchange: _Exchange, future: "asyncio.Future[Any]") -> None:
-        """Answers a request whose future is finished.
+    def finish(self, exchange: _Exchange, finished: Request) -> None:
+        """Answers a request that the model has answered.
 
         Args:
-            exchange: The request.
-            future: `asyncio.Future`.
+            exchange: The exchange.
+            finished: `Request`.
         """
-        if exchange.pending is None:
+        if exchange.make_response is None:
             return  # Nobody is left to be told.
         try:
-            exchange.response = exchange.pending.make_response(future)
-        except asyncio.CancelledError:  # Not by the client: `_drop_requests` forgets the exchange.
-            error = HttpError(503, "The server gave the request up. Try again.")
-            exchange.response = self._application.answer_error(error)
+            exchange.response = exchange.make_response(finished)
         except Exception as error:  # noqa: BLE001 - The application tells the client and the log.
             exchange.response = self._application.answer_error(error)
         self._write_answers()
@@ -214,14 +213,14 @@ class HttpConnection(asyncio.Protocol):
         self._exchanges.append(exchange)
         try:
             answer = self._ask(received)
+            if isinstance(answer, Pending):
+                exchange.make_response = answer.make_response
+                exchange.cancel = answer.start(exchange.finish)
+                return
         except Exception as error:  # noqa: BLE001 - The application tells the client and the log.
             answer = self._application.answer_error(error)
-        if isinstance(answer, Pending):
-            exchange.pending = answer
-            answer.future.add_done_callback(exchange.finish)
-        else:
-            exchange.response = answer
-            self._write_answers()
+        exchange.response = answer
+        self._write_answers()
 
     def _ask(self, received: HttpRequest | HttpError) -> HttpResponse | Pending:
         if isinstance(received, HttpError):
@@ -308,9 +307,9 @@ class HttpConnection(asyncio.Protocol):
         exchanges, self._exchanges = self._exchanges, deque()
         for exchange in exchanges:
             self._application.end(exchange.request, None)
-            pending, exchange.pending = exchange.pending, None
-            if pending is not None:
-                pending.future.cancel()
+            exchange.make_response = None
+            if exchange.cancel is not None and exchange.response is None:
+                exchange.cancel()
 
 
 def probe_dead_peers(connection: socket.socket | None) -> None:

@@ -1,10 +1,10 @@
 """What goes between the HTTP server's connections and the application that answers them."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.request_trace import RequestTrace
 
 
@@ -57,16 +57,18 @@ class HttpResponse:
 
 @dataclass(slots=True)
 class Pending:
-    """An answer that is still computed. A client that hangs up cancels the future.
+    """An answer that has to be computed.
 
     Args:
-        future: `asyncio.Future` of the server's loop.
-        make_response: function from the finished future to an `HttpResponse`. What it raises is
-            answered by `HttpApplication.answer_error`.
+        start: function that begins it. It takes the function that the server's loop is to call
+            with the finished `Request`, and returns one that cancels it: the client hung up.
+        make_response: function from the finished `Request` to an `HttpResponse`.
+
+    What either raises is answered by `HttpApplication.answer_error`.
     """
 
-    future: "asyncio.Future[Any]"
-    make_response: Callable[["asyncio.Future[Any]"], HttpResponse]
+    start: Callable[[Callable[[Request], None]], Callable[[], None]]
+    make_response: Callable[[Request], HttpResponse]
 
 
 class HttpError(Exception):

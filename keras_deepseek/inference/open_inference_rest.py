@@ -1,14 +1,16 @@
 """Open Inference's (KServe's V2) REST calls: `/v2/...`."""
 
-import asyncio
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import keras_deepseek
 from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.http_answers import Route, answer_json, outputs_of, read_version
 from keras_deepseek.inference.http_message import HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.loop_delivery import Settle
 from keras_deepseek.inference.model_states import PLATFORM, repository_states
 from keras_deepseek.inference.protocols import open_inference, open_inference_models
 
@@ -70,20 +72,21 @@ def infer(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
         call.check_outputs(spec.name for spec in signature.outputs)
         return signature.bind(call.inputs)
 
-    future, version = server.engine.dispatch(
-        bind, request.trace, model=name, version=read_version(request, match)
-    )
+    version = read_version(request, match)
 
-    def respond(future: "asyncio.Future[_Inputs]") -> HttpResponse:
+    def start(settle: Settle) -> Callable[[], None]:
+        return server.engine.dispatch(bind, settle, request.trace, model=name, version=version)[0]
+
+    def respond(finished: Request) -> HttpResponse:
         body, header_length = open_inference.encode_infer(
-            call, outputs_of(name, future), name, str(version.number)
+            call, outputs_of(name, finished), name, request.trace.version
         )
         if header_length is None:
             return HttpResponse(body=body)
         headers = ((open_inference.HEADER, str(header_length)),)
         return HttpResponse(200, body, "application/octet-stream", headers)
 
-    return Pending(future, respond)
+    return Pending(start, respond)
 
 
 def repository_index(server: "HttpServer", request: HttpRequest, _match: _Match) -> HttpResponse:

@@ -1,14 +1,15 @@
 """TF Serving's REST calls: `/v1/models/NAME[/versions/V|/labels/L][:predict|...]`."""
 
-import asyncio
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
 from keras_deepseek.inference.http_answers import Route, answer_json, outputs_of, read_version
 from keras_deepseek.inference.http_message import HttpError, HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.loop_delivery import Settle
 from keras_deepseek.inference.model_states import version_status
 from keras_deepseek.inference.model_version import ModelVersion
 from keras_deepseek.inference.protocols import tf_serving, tf_serving_examples
@@ -125,14 +126,18 @@ def _dispatch(
 ) -> Pending:
     name, version, label = asked
 
-    def respond(future: "asyncio.Future[_Inputs]") -> HttpResponse:
-        return HttpResponse(body=encode(outputs_of(name, future)))
+    def start(settle: Settle) -> Callable[[], None]:
+        try:
+            return engine.dispatch(
+                bind, settle, request.trace, model=name, version=version, label=label
+            )[0]
+        except ModelNotFoundError as error:
+            raise _not_found(name, version, label) from error
 
-    try:
-        future, _ = engine.dispatch(bind, request.trace, model=name, version=version, label=label)
-    except ModelNotFoundError as error:
-        raise _not_found(name, version, label) from error
-    return Pending(future, respond)
+    def respond(finished: Request) -> HttpResponse:
+        return HttpResponse(body=encode(outputs_of(name, finished)))
+
+    return Pending(start, respond)
 
 
 def _read(request: HttpRequest, match: re.Match[str]) -> tuple[str, int | None, str]:

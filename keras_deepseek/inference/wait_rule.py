@@ -13,6 +13,7 @@ are waited for, if they fit in one batch. Such clients are known by their rows' 
 batch, and not while one runs.
 """
 
+from bisect import bisect_right
 from collections import deque
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ MOST = 0.7
 
 
 class _Moment(NamedTuple):
-    """The model was free: how many rows waited, when others came, and how long it lasted."""
+    """The model was free: how many rows waited, when others came (rising), how long it lasted."""
 
     rows: int
     offsets: tuple[float, ...]
@@ -135,7 +136,7 @@ class WaitRule:
             seconds = part * overhead
             if seconds < SHORTEST_WAIT:
                 continue
-            counts = [sum(offset <= seconds for offset in moment.offsets) for moment in moments]
+            counts = [bisect_right(moment.offsets, seconds) for moment in moments]
             wait = _Wait(seconds, max(counts))
             if wait.rows == 0:
                 continue

@@ -114,13 +114,13 @@ def test_a_client_that_is_gone_takes_its_requests_out_of_the_queue(watch, double
 def test_the_client_s_deadline_is_the_request_s(watch, doubler, serve_grpc, status_of):
     client = serve_grpc(watch.engine)
     running = hold_one(watch, doubler, client)
-    seen, dispatch = [], watch.engine.dispatch
+    seen, dispatch = [], watch.engine.dispatch_async
 
     def note(bind, trace, **options):
         seen.append(options["timeout"])
         return dispatch(bind, trace, **options)
 
-    watch.engine.dispatch = note
+    watch.engine.dispatch_async = note
     assert status_of(start(client, 7, timeout=0.2).result)[0] == "DEADLINE_EXCEEDED"
     unlimited = start(client, 3, timeout=None)
     assert watch.accepted.acquire(timeout=60)

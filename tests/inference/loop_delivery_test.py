@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from keras_deepseek.inference.batch import Request
-from keras_deepseek.inference.loop_delivery import LoopDelivery
+from keras_deepseek.inference.loop_delivery import LoopDelivery, open_waiter
 
 
 def open_request(delivery):
-    waiter, deliver = delivery.open()
-    return waiter, Request({"x": np.zeros((1, 1))}, deliver)
+    waiter, settle = open_waiter()
+    return waiter, Request({"x": np.zeros((1, 1))}, delivery.to_loop(settle))
 
 
 def test_a_whole_batch_wakes_the_event_loop_once():
@@ -69,3 +69,19 @@ def test_a_closed_event_loop_is_passed_over():
     opened[0][1].answer(0, {"y": 1}, 1)
     delivery.flush()
     assert delivery._finished == {}
+
+
+def test_what_fails_to_take_its_answer_keeps_nobody_from_theirs(caplog):
+    def fail(request):
+        raise ArithmeticError("no")
+
+    async def main():
+        delivery = LoopDelivery()
+        Request({"x": np.zeros((1, 1))}, delivery.to_loop(fail)).answer(0, {"y": 1}, 1)
+        waiter, request = open_request(delivery)
+        request.answer(0, {"y": 2}, 1)
+        delivery.flush()
+        return await waiter
+
+    assert asyncio.run(main()) == {"y": 2}
+    assert "could not be handed over" in caplog.text

@@ -74,7 +74,7 @@ def note_each(monkeypatch, target, name):
 
 def test_no_more_are_read_than_may_wait(client, doubler, monkeypatch):
     monkeypatch.setattr(open_inference_stream, "MAX_WAITING", 3)
-    accepted = note_each(monkeypatch, client.server.engine, "dispatch")
+    accepted = note_each(monkeypatch, client.server.engine, "dispatch_async")
     doubler.hold()
     stream = open_stream(client, map(request, range(20)))
     for _ in range(5):  # One is being answered, three wait, and one more was read.
@@ -110,7 +110,7 @@ def test_a_stream_that_is_cancelled_takes_its_requests_out_of_the_queue(
 
 
 def test_a_stopping_server_answers_what_it_read_and_closes_the_stream(client, doubler, monkeypatch):
-    accepted = note_each(monkeypatch, client.server.engine, "dispatch")
+    accepted = note_each(monkeypatch, client.server.engine, "dispatch_async")
     doubler.hold()
     requests = queue.Queue()
     for value in (1, 2):
@@ -132,13 +132,13 @@ def test_a_stopping_server_answers_what_it_read_and_closes_the_stream(client, do
 
 def test_the_stream_s_deadline_is_that_of_its_requests(client, doubler):
     engine = client.server.engine
-    seen, dispatch = [], engine.dispatch
+    seen, dispatch = [], engine.dispatch_async
 
     def note(bind, trace, **options):
         seen.append(options["timeout"])
         return dispatch(bind, trace, **options)
 
-    engine.dispatch = note
+    engine.dispatch_async = note
     doubler.hold()
     stream, told = open_stream(client, [request(1), request(2)], timeout=0.5), []
     with contextlib.suppress(grpc.RpcError):

@@ -45,13 +45,14 @@ def to_json(content: Any) -> bytes:
             reads back as the same `float32`.
     """
     fast = _orjson()
-    if fast is None or not _is_plain(content):
-        return json.dumps(content, separators=(",", ":"), default=_to_list).encode()
+    if fast is None:
+        return _slow_json(content)
     try:
         text: bytes = fast.dumps(content, default=_to_list, option=fast.OPT_SERIALIZE_NUMPY)
     except TypeError:  # Of an integer of more than 64 bits, and of half a surrogate pair.
-        return json.dumps(content, separators=(",", ":"), default=_to_list).encode()
-    return text
+        return _slow_json(content)
+    # It writes null for what is not finite.
+    return text if b"null" not in text or _is_plain(content) else _slow_json(content)
 
 
 @cache
@@ -61,6 +62,10 @@ def _orjson() -> Any:
     except ImportError:
         return None
     return orjson
+
+
+def _slow_json(content: Any) -> bytes:
+    return json.dumps(content, separators=(",", ":"), default=_to_list).encode()
 
 
 def _is_plain(content: Any) -> bool:
