@@ -114,7 +114,7 @@ class TensorSpec:
 def _fits(sizes: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
     if len(sizes) != len(expected):
         return False
-    for size, wanted in zip(sizes, expected, strict=True):  # noqa: SIM110 - half of the time.
+    for size, wanted in zip(sizes, expected, strict=True):
         if wanted is not None and size != wanted:
             return False
     return True

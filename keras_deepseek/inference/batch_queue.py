@@ -64,16 +64,17 @@ class BatchQueue:
         Raises:
             OverloadedError: Too many rows are waiting, or it could not be answered in time.
         """
-        self._check_room(request, now)
+        rows = request.waiting
+        self._check_room(request, rows, now)
         request.arrived = now
         lane = self._find_lane(request)
         is_first = lane.rows == 0
         lane.add(request)
-        self.rows += request.waiting
+        self.rows += rows
         if is_first and len(self._ends) < self._num_replicas:
-            lane.rule.begin("idle", request.waiting, now)
+            lane.rule.begin("idle", rows, now)
         else:
-            lane.rule.arrive(request.waiting, now)
+            lane.rule.arrive(rows, now)
 
     def next_batch(self, now: float) -> Batch | None:
         """Takes the rows that are to leave now, or returns `None`.
@@ -189,8 +190,8 @@ class BatchQueue:
         ]
         return max(fitting, default=self._buckets[0])
 
-    def _check_room(self, request: Request, now: float) -> None:
-        if self.rows > 0 and self.rows + request.waiting > self._max_rows:
+    def _check_room(self, request: Request, rows: int, now: float) -> None:
+        if self.rows > 0 and self.rows + rows > self._max_rows:
             raise OverloadedError(
                 f"The queue is full: {self.rows} rows are waiting and at most {self._max_rows} "
                 "may. Send less at a time, or raise `max_queue_rows`",

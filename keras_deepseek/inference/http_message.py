@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.request_trace import RequestTrace

@@ -24,8 +24,8 @@ class ServedModel:
         self.name = name
         self._draw = draw
         self._lock = threading.Lock()
-        # They are replaced, not changed: whoever reads them needs no lock.
-        self._versions: Mapping[int, ModelVersion] = {}
+        # They are replaced, not changed: whoever reads them needs no lock. The newest comes last.
+        self._versions: dict[int, ModelVersion] = {}
         self._labels: Mapping[str, int] = {}
         self._shares: Mapping[int, float] = {}
 
@@ -160,9 +160,10 @@ class ServedModel:
                     return on_trial
         if not versions:
             raise ModelNotFoundError(f"The model {self.name!r} has no version.")
-        newest_first = [versions[number] for number in sorted(versions, reverse=True)]
-        fitting = (one for one in newest_first if _is_available(one) and one.number not in shares)
-        return next(fitting, newest_first[0])
+        for number in reversed(versions):
+            if number not in shares and versions[number].state == "AVAILABLE":
+                return versions[number]
+        return next(versions[number] for number in reversed(versions))
 
     def _with_share(self, number: int, share: float) -> dict[int, float]:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:

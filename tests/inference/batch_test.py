@@ -1,4 +1,6 @@
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -115,3 +117,20 @@ def test_what_was_withdrawn_is_not_delivered(rows):
     assert delivered == []
     assert request.is_over
     assert not request.has_answer
+
+
+def test_a_request_and_what_has_taken_its_answer_do_not_keep_each_other(rows):
+    class Taker:
+        def __call__(self, request):
+            pass
+
+    taker = Taker()
+    taker.request = Request(rows(1), taker)
+    taker.request.answer(0, rows(1), 1)
+    left = weakref.ref(taker)
+    gc.disable()
+    try:
+        del taker
+        assert left() is None
+    finally:
+        gc.enable()
