@@ -190,7 +190,7 @@ class ModelHost:
         follower.check_not_empty()
         self.start()
         with self._replacing:
-            follower.look()
+            follower.look(at_once=True)
             self._folders = [*self._folders, follower]
             follower.start()
 
