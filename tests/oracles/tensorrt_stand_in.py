@@ -298,6 +298,8 @@ class CudaRuntime(types.ModuleType):
 
     def cudaStreamSynchronize(self, stream):  # noqa: N802
         work, self.streams[stream] = self.streams[stream], []
+        if "cudaStreamSynchronize" in self.failing:
+            return (Error.cudaErrorMemoryAllocation,)
         for each in work:
             each()
         return (Error.cudaSuccess,)
@@ -316,6 +318,8 @@ class CudaRuntime(types.ModuleType):
         return (Error.cudaSuccess,)
 
     def cudaMemcpyAsync(self, target, source, size, kind, stream):  # noqa: N802
+        if "cudaMemcpyAsync" in self.failing:
+            return (Error.cudaErrorMemoryAllocation,)
         if kind == CopyKind.cudaMemcpyHostToDevice:
             # Of memory that is not pinned, a copy is made before the call returns.
             staged = ctypes.create_string_buffer(ctypes.string_at(source, size), size)
