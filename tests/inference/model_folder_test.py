@@ -30,6 +30,7 @@ def folder(tmp_path, bundle):
 @pytest.fixture
 def engine(folder):
     with ServingEngine(folder, name="digits", warm_up=False) as engine:
+        engine.folders[0].stop()  # Else it would look as well, where a test takes a second.
         yield engine
 
 
@@ -151,6 +152,7 @@ def test_saved_models_in_a_folder_as_tf_serving_s_users_have_it(tmp_path, bundle
     with ServingEngine(tmp_path / "models", name="digits", warm_up=False) as engine:
         assert engine.predict([[1, 2]]).tolist() == [[2, 4]]
         model_folder = engine.folders[0]
+        model_folder.stop()  # From now on it looks when it is told to.
         shutil.copytree(tmp_path / "models/1", tmp_path / "models/2")
         model_folder.look()
         model_folder.look()

@@ -120,6 +120,23 @@ def test_one_that_keras_exported_is_served_where_keras_is_not(tmp_path):
 
 
 @needs_tensorflow
+@pytest.mark.skipif(
+    os.environ.get("KERAS_BACKEND") != "tensorflow", reason="Keras exports it on TensorFlow"
+)
+def test_one_of_strings_that_keras_exported_is_served(tmp_path):
+    import keras
+
+    words = keras.Input((1,), dtype="string", name="word")
+    places = keras.layers.StringLookup(vocabulary=["cat", "dog"])(words)
+    model = keras.Model(words, keras.layers.Embedding(3, 2, name="vector")(places))
+    model.export(tmp_path / "model", verbose=False)
+    with ServingEngine(tmp_path / "model", max_batch_size=4) as engine:
+        assert [spec.dtype for spec in engine.signature.inputs] == ["object"]
+        served = engine.predict([["dog"], ["unknown"], ["cat"]])
+    np.testing.assert_array_equal(served[:, 0], model.layers[-1].get_weights()[0][[2, 0, 1]])
+
+
+@needs_tensorflow
 def test_several_inputs_and_outputs_of_any_dtype_come_by_name(tmp_path):
     executor = SavedModel(save_mixed(tmp_path / "model"))
     assert executor.signature == Signature(
