@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -15,6 +15,8 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
 import pytest
+
+from tests.oracles.tensorrt_stand_in import CudaRuntime, PlainTensorRT
 
 # A deadline would be a timed assertion, and a failure must be the same one in the next run.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
@@ -66,3 +68,35 @@ def _same_start() -> Iterator[None]:
     policy = keras.config.dtype_policy()
     yield
     keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture
+def num_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Returns a function that says how many GPUs are visible; none, before it is called."""
+    from keras_deepseek.backend.tensorrt_engine import visible_gpus
+
+    def say(count: int) -> None:
+        monkeypatch.setattr(visible_gpus, "count_gpus", lambda: count)
+
+    say(0)
+    return say
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaRuntime]:
+    """Stands for `cuda-python`; in the end nothing may be left on its GPU."""
+    stand_in = CudaRuntime()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", stand_in)
+    yield stand_in
+    assert (stand_in.memory, stand_in.streams) == ({}, {})
+
+
+@pytest.fixture
+def plain_tensorrt(
+    monkeypatch: pytest.MonkeyPatch, cuda: CudaRuntime, num_gpus: Callable[[int], None]
+) -> PlainTensorRT:
+    """Stands for plain TensorRT on a machine with a GPU."""
+    num_gpus(1)
+    stand_in = PlainTensorRT(cuda)
+    monkeypatch.setitem(sys.modules, "tensorrt", stand_in)
+    return stand_in

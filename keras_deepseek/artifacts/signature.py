@@ -27,7 +27,7 @@ class TensorSpec:
         name: string. The name that requests and artifacts use.
         shape: tuple of integers or `None`. The batch axis comes first; `None` is an axis of any
         length.
-        dtype: string. NumPy's name of the dtype, or `"bfloat16"`.
+        dtype: string. NumPy's name of the dtype, `"object"` for strings, or `"bfloat16"`.
     """
 
     name: str
@@ -166,7 +166,8 @@ def _keeps_its_meaning(array: Array, target: np.dtype[Any]) -> bool:
     """Floats may be rounded to a shorter float; nothing else may change its value."""
     kind = _kind(array.dtype)
     if kind not in "biuf":
-        return kind == target.kind
+        # Text and bytes of NumPy's own are strings of any length as well.
+        return kind == target.kind or (kind in "SU" and target.kind == "O")
     if target.kind in "iu":
         limits = np.iinfo(target)
         if kind != "f":

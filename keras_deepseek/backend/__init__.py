@@ -2,9 +2,10 @@
 
 `current()` is the way in: a module with the same functions whichever framework Keras runs on.
 Beside the three stand `keras_internals` and `keras_training` (private names of Keras, each with a
-canary test), `named_model` (a model by the names of its inputs and outputs), `saved_model` (running
-a SavedModel without Keras), `positioned_data` (training data that know how far a training has come)
-and `random_state` (the generators that a process shares).
+canary test), `named_model` (a model by the names of its inputs and outputs), `saved_model`,
+`openvino_model` and `tensorrt_engine` (running what was exported, without Keras: `deploy` verifies
+by them, `inference` serves by them), `positioned_data` (training data that know how far a training
+has come) and `random_state` (the generators that a process shares).
 """
 
 import contextlib

@@ -182,12 +182,7 @@ class Batch:
         Raises:
             NotSupportedError: An output does not have one row for each row that went in.
         """
-        for name, array in outputs.items():
-            if array.ndim == 0 or array.shape[0] != size:
-                raise NotSupportedError(
-                    f"Output {name!r} has shape {array.shape} for {size} rows. A served model must "
-                    "give one row, in the first axis, for each row that it takes."
-                )
+        check_rows(outputs, size)
         position = 0
         for request, start, stop in self.slices:
             end = position + stop - start
@@ -205,9 +200,28 @@ class Batch:
             part.request.fail(error)
 
 
+def check_rows(outputs: dict[str, Array], size: int) -> None:
+    """Refuses outputs that have not one row for each row that went in.
+
+    Args:
+        outputs: dict of arrays by name.
+        size: integer. How many rows went in.
+
+    Raises:
+        NotSupportedError: One of them has not.
+    """
+    for name, array in outputs.items():
+        if array.ndim == 0 or array.shape[0] != size:
+            raise NotSupportedError(
+                f"Output {name!r} has shape {array.shape} for {size} rows. A served model must "
+                "give one row, in the first axis, for each row that it takes."
+            )
+
+
 def _pad(parts: list[Array], size: int) -> Array:
     rows = np.concatenate(parts)
     missing = size - len(rows)
-    # Without a row to repeat, zeros find out the shape of the outputs.
-    last = rows[-1:] if len(rows) else np.zeros((1, *rows.shape[1:]), rows.dtype)
+    # Without a row to repeat, zeros, or empty strings, find out the shape of the outputs.
+    nothing = b"" if rows.dtype == object else 0
+    last = rows[-1:] if len(rows) else np.full((1, *rows.shape[1:]), nothing, rows.dtype)
     return np.concatenate([rows, np.repeat(last, missing, axis=0)]) if missing else rows

@@ -19,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: `argparse.ArgumentParser` of the command.
     """
     parser.add_argument(
-        "path", metavar="PATH", help="a bundle (what `export` wrote) or a .keras file"
+        "path",
+        metavar="PATH",
+        help="a bundle (what `export` wrote), a SavedModel, an .onnx or a .keras file, or a folder "
+        "of numbered versions of them",
     )
     parser.add_argument("--name", default="model", help="the model's name in URLs (default: model)")
     parser.add_argument(

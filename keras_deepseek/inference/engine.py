@@ -47,8 +47,9 @@ class ServingEngine(ModelHost):
     its lengths are first met.
 
     Args:
-        model: A built `keras.Model`, the path of a bundle or of a `.keras` file, or an `Executor`.
-            Or the path of a folder of versions, as `"models/digits"` with the bundle
+        model: A built `keras.Model`, or an `Executor`; or the path of a bundle, of a SavedModel's
+            folder, of an `.onnx` file or a folder with `model.onnx`, or of a `.keras` file. Or the
+            path of a folder of versions, as `"models/digits"` with the bundle or SavedModel
             `"models/digits/1"`: its newest version is served, also when it comes later.
         name: string. The name in URLs. Defaults to `"model"`.
         version: integer. The number of this version. Defaults to `1`.
@@ -85,7 +86,8 @@ class ServingEngine(ModelHost):
 
     Raises:
         InvalidInputError: An argument is not one of these.
-        NotSupportedError: The model takes one batch size alone, or no executor runs its format.
+        NotSupportedError: The model takes one batch size alone, or no executor runs its format
+            here.
 
     Example:
 

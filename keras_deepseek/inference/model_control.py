@@ -30,7 +30,7 @@ def load(engine: "ServingEngine", name: str) -> None:
     for folder in engine.folders:
         if folder.name == name:
             folder.resume(from_scratch=name not in engine.models)
-            folder.look()
+            folder.look(at_once=True)
     served = engine.models.get(name)
     if served is None and all(folder.name != name for folder in engine.folders):
         raise ModelNotFoundError(f"There is no folder that the model {name!r} could come from.")

@@ -1,6 +1,6 @@
 """Follows a folder of versions, laid out as TF Serving has them: `digits/1`, `digits/2`, ...
 
-A version is served when its bundle has come, in place of an older one, and one whose bundle has
+A version is served when its model has come, in place of an older one, and one whose model has
 gone is closed. `engine` does both; here is what it should do, found by looking again and again.
 """
 
@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from keras_deepseek.artifacts.bundle import MANIFEST_NAME, is_bundle
+from keras_deepseek.artifacts.bundle import is_bundle
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_count, check_seconds
 from keras_deepseek.inference.errors import ClosedError
+from keras_deepseek.inference.executors.model_path import kind_of_model, stamp_of
 from keras_deepseek.inference.model_options import ModelOptions
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ Policy = int | Literal["all"] | Sequence[int]
 
 
 def find_versions(folder: Path) -> dict[int, Path]:
-    """Returns the bundles in a folder whose names are numbers, by rising number.
+    """Returns the models in a folder whose names are numbers, by rising number.
+
+    Each is a folder: a bundle, a SavedModel, or one with `model.onnx`.
 
     Args:
         folder: `pathlib.Path`.
@@ -36,13 +39,17 @@ def find_versions(folder: Path) -> dict[int, Path]:
     except OSError:
         return {}
     found = {int(child.name): child for child in children if child.name.isdecimal()}
-    return {number: found[number] for number in sorted(found) if is_bundle(found[number])}
+    return {
+        number: found[number]
+        for number in sorted(found)
+        if found[number].is_dir() and kind_of_model(found[number])
+    }
 
 
 class ModelFolder:
     """Serves the versions that a folder holds, as they come and go.
 
-    A version that fails is logged, and tried again when its bundle has changed. The last one that
+    A version that fails is logged, and tried again when its model has changed. The last one that
     is served stays, though its folder has gone: a server without a model helps nobody.
 
     Args:
@@ -75,14 +82,15 @@ class ModelFolder:
         self._engine = engine
         self._versions = versions
         self._poll_seconds = poll_seconds
-        self._seen: dict[int, int] = {}
+        self._seen: dict[int, object] = {}
+        self._coming: dict[int, object] = {}
         self._stop = threading.Event()
         self._looking = threading.Lock()
         self._is_paused = False
         self._thread: threading.Thread | None = None
 
     def wanted(self) -> dict[int, Path]:
-        """Returns the bundles that should be served, by rising number."""
+        """Returns the models that should be served, by rising number."""
         present = find_versions(self.folder)
         if self._versions == "all":
             return present
@@ -95,9 +103,9 @@ class ModelFolder:
 
         Args:
             number: integer.
-            path: `pathlib.Path` of its bundle.
+            path: `pathlib.Path` of its model.
         """
-        self._seen[number] = _stamp(path)
+        self._seen[number] = stamp_of(path)
 
     def check_not_empty(self) -> None:
         """Refuses a folder that has nothing to serve.
@@ -108,7 +116,7 @@ class ModelFolder:
         if not self.wanted():
             raise InvalidInputError(
                 f"The folder {str(self.folder)!r} holds no version that is wanted: expected "
-                f"bundles named by numbers, as {str(self.folder / '1')!r}."
+                f"bundles or SavedModels named by numbers, as {str(self.folder / '1')!r}."
             )
 
     def is_like(self, other: "ModelFolder") -> bool:
@@ -144,11 +152,17 @@ class ModelFolder:
             if from_scratch:
                 self._seen.clear()
 
-    def look(self) -> None:
-        """Loads what has come or changed, and closes what has gone; nothing in a pause."""
+    def look(self, *, at_once: bool = False) -> None:
+        """Loads what has come or changed, and closes what has gone; nothing in a pause.
+
+        Args:
+            at_once: boolean. Whether to load also what is no bundle, and is another than in the
+                look before: files of it may still be on their way, where a bundle comes as a whole.
+                Defaults to `False`.
+        """
         with self._looking:
             if not self._is_paused:
-                self._look()
+                self._look(self.wanted() if at_once else self._settled())
 
     def start(self) -> None:
         """Looks from now on, on a thread of its own."""
@@ -165,10 +179,19 @@ class ModelFolder:
         while not self._stop.wait(self._poll_seconds):
             self.look()
 
-    def _look(self) -> None:
-        wanted = self.wanted()
-        for number, path in wanted.items():
-            stamp = _stamp(path)
+    def _settled(self) -> dict[int, Path]:
+        """Returns the models that should be served, without those that still come."""
+        wanted, before = self.wanted(), self._coming
+        self._coming = {number: stamp_of(path) for number, path in wanted.items()}
+        return {
+            number: path
+            for number, path in wanted.items()
+            if is_bundle(path) or self._coming[number] == before.get(number)
+        }
+
+    def _look(self, ready: dict[int, Path]) -> None:
+        for number, path in ready.items():
+            stamp = stamp_of(path)
             if self._seen.get(number) == stamp:
                 continue
             self._seen[number] = stamp
@@ -178,12 +201,12 @@ class ModelFolder:
                 )
             except ClosedError:
                 return
-            # Whatever a bundle does, the versions that are served go on.
+            # Whatever a model does, the versions that are served go on.
             except Exception:
                 _logger.exception("Version %d of the model %r failed.", number, self.name)
             else:
                 _logger.info("Version %d of the model %r is served.", number, self.name)
-        self._close_others(wanted)
+        self._close_others(self.wanted())
 
     def _close_others(self, wanted: dict[int, Path]) -> None:
         served = self._engine.models.get(self.name)
@@ -199,13 +222,6 @@ class ModelFolder:
             if number in served.versions:
                 self._engine.unload(self.name, number)
                 _logger.info("Version %d of the model %r is closed.", number, self.name)
-
-
-def _stamp(path: Path) -> int:
-    try:
-        return (path / MANIFEST_NAME).stat().st_mtime_ns
-    except OSError:
-        return 0
 
 
 def _check_policy(versions: Policy) -> None:

@@ -168,7 +168,8 @@ class ModelHost:
         """Serves the versions that a folder holds, as they come and go.
 
         Args:
-            folder: A path, as `"models/digits"` with the bundles `"models/digits/1"` and so on.
+            folder: A path, as `"models/digits"` with the bundles or SavedModels `"models/digits/1"`
+                and so on.
             name: string. The model's name.
             versions: integer: the newest so many; `"all"`; or a sequence of numbers. Defaults to
                 `1`.
@@ -190,7 +191,7 @@ class ModelHost:
         follower.check_not_empty()
         self.start()
         with self._replacing:
-            follower.look()
+            follower.look(at_once=True)
             self._folders = [*self._folders, follower]
             follower.start()
 

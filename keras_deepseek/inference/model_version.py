@@ -4,6 +4,7 @@
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -16,7 +17,7 @@ from keras_deepseek.inference.batch_totals import BatchStatistics
 from keras_deepseek.inference.batcher import Batcher
 from keras_deepseek.inference.client_order import ClientOrder
 from keras_deepseek.inference.errors import ClosedError
-from keras_deepseek.inference.executors.executor import Executor
+from keras_deepseek.inference.executors.executor import ClosingExecutor, Executor
 from keras_deepseek.inference.executors.isolated_model import IsolatedModel
 from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.inference.model_options import ModelOptions
@@ -62,6 +63,8 @@ class ModelVersion:
         self.error: BaseException | None = None
         self._options = options
         self._after_batch = after_batch
+        # An `Executor` of the user's own may be used elsewhere.
+        self._owns_executors = isinstance(model, str | os.PathLike)
         self._executors: list[Executor] = []
         try:
             for _ in range(options.replicas):
@@ -175,8 +178,10 @@ class ModelVersion:
         self.state = "END"
 
     def _close_executors(self) -> None:
+        if not self._owns_executors:
+            return
         for executor in self._executors:
-            if isinstance(executor, IsolatedModel):
+            if isinstance(executor, ClosingExecutor):
                 executor.close()
 
     def statistics(self) -> BatchStatistics:

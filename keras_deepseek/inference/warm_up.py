@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
+from keras_deepseek.inference.batch import check_rows
 from keras_deepseek.inference.batch_time import BatchTime
 from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.padding import Padder
@@ -23,22 +24,29 @@ def run_every_size(
 ) -> None:
     """Runs each size once in each executor, and once more in the first to see how long it takes.
 
+    A model that takes strings is not run: which of them it knows to read, as serialized examples or
+    files of images, can't be told.
+
     Args:
         executors: sequence of `Executor`, of one model.
         buckets: sequence of integers. Batch sizes.
         lengths: sequence of integers. Those of free axes; where there are none, a model with free
             axes is not run.
         batch_time: `BatchTime`. Learns how long a batch takes.
+
+    Raises:
+        NotSupportedError: The model does not give a row for each row.
     """
     specs = executors[0].signature.inputs
     is_free = any(size is None for spec in specs for size in spec.shape[1:])
-    if is_free and not lengths:
+    takes_strings = any(spec.dtype == "object" for spec in specs)
+    if takes_strings or (is_free and not lengths):
         return
     for length in lengths if is_free else (1,):
         for rows in buckets:
             inputs = {spec.name: _zeros(spec, rows, length) for spec in specs}
             for executor in executors:
-                executor.run(inputs)
+                check_rows(executor.run(inputs), rows)
             start = time.monotonic()
             executors[0].run(inputs)  # The first call may have compiled: it tells nothing.
             batch_time.add(rows, time.monotonic() - start)

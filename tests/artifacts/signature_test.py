@@ -109,6 +109,17 @@ def test_bfloat16_is_a_float_among_others():
         TensorSpec("x", (2,), "int8").check(array)
 
 
+def test_strings_of_any_kind_are_strings():
+    spec = TensorSpec("text", (None,), "object")
+    for value in (["a", "bc"], np.array([b"a", b"bc"]), np.array(["a", "bc"], object), []):
+        array = spec.check(value)
+        assert (array.dtype, array.tolist()) == (object, list(value))
+    with pytest.raises(InvalidInputError, match="dtype int64, whose values can't all be object"):
+        spec.check([1, 2])
+    with pytest.raises(InvalidInputError, match="whose values can't all be float32"):
+        TensorSpec("x", (None,), "float32").check(["1"])
+
+
 def test_an_empty_batch_is_a_batch():
     assert ONE_INPUT.bind(np.zeros((0, 2)))["image"].shape == (0, 2)
 

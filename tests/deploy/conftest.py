@@ -1,7 +1,6 @@
 """Export from JAX and torch goes through TensorFlow: these tests ask for it where they need it."""
 
 import importlib.util
-import sys
 
 import keras
 import numpy as np
@@ -9,10 +8,7 @@ import pytest
 
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.deploy.export_job import ExportJob
-from keras_deepseek.deploy.formats import tensorrt
 from keras_deepseek.deploy.samples import make_samples
-from keras_deepseek.deploy.tensorrt_engine import flavor
-from tests.oracles.tensorrt_stand_in import CudaRuntime, PlainTensorRT
 
 
 def build_digits() -> keras.Model:
@@ -137,33 +133,3 @@ def job_of():
         return ExportJob(named, export_format, {}, samples, **options)
 
     return make
-
-
-@pytest.fixture
-def num_gpus(monkeypatch):
-    """Returns a function that says how many GPUs are visible."""
-
-    def say(count):
-        for module in (flavor, tensorrt):
-            monkeypatch.setattr(module, "count_gpus", lambda: count)
-
-    say(0)
-    return say
-
-
-@pytest.fixture
-def cuda(monkeypatch):
-    """Stands for `cuda-python`; in the end nothing may be left on its GPU."""
-    stand_in = CudaRuntime()
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", stand_in)
-    yield stand_in
-    assert (stand_in.memory, stand_in.streams) == ({}, set())
-
-
-@pytest.fixture
-def plain_tensorrt(monkeypatch, cuda, num_gpus):
-    """Stands for plain TensorRT on a machine with a GPU."""
-    num_gpus(1)
-    stand_in = PlainTensorRT(cuda)
-    monkeypatch.setitem(sys.modules, "tensorrt", stand_in)
-    return stand_in

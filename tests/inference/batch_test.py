@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
-from keras_deepseek.inference.batch import Batch, Request, Slice
+from keras_deepseek.inference.batch import Batch, Request, Slice, check_rows
 
 
 def whole(request):
@@ -27,6 +27,19 @@ def test_a_batch_without_rows_is_filled_with_zeros_of_the_right_shape(rows):
     stacked = batch_of(whole(Request(rows()))).stack(2)["x"]
     assert stacked.dtype == np.float32
     assert stacked.tolist() == [[0, 0], [0, 0]]
+
+
+def test_strings_are_filled_up_and_none_is_an_empty_one():
+    none, two = np.zeros((0, 1), object), np.array([[b"a"], ["b"]], object)
+    assert batch_of(whole(Request({"x": none}))).stack(2)["x"].tolist() == [[b""], [b""]]
+    assert batch_of(whole(Request({"x": two}))).stack(3)["x"].tolist() == [[b"a"], ["b"], ["b"]]
+
+
+def test_outputs_without_a_row_for_each_are_named():
+    check_rows({"y": np.ones((2, 3)), "z": np.ones(2)}, 2)
+    for array in (np.ones(()), np.ones((3, 2))):
+        with pytest.raises(NotSupportedError, match=r"Output 'y' has shape .* for 2 rows"):
+            check_rows({"y": array}, 2)
 
 
 def test_each_request_gets_its_own_rows_and_no_padding(rows):

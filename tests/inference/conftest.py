@@ -16,6 +16,7 @@ from keras_deepseek.artifacts import Bundle, Manifest, Signature, TensorSpec, Ve
 from keras_deepseek.artifacts.bundle import publish_bundle
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.artifacts.staging_folder import staging_folder
+from keras_deepseek.backend.openvino_model import import_openvino
 from keras_deepseek.inference import GrpcServer, ServingEngine
 from keras_deepseek.inference.protocols.messages import Protocol
 
@@ -113,6 +114,17 @@ def _write_saved_model(folder: Path) -> str:
     return "."
 
 
+def _write_openvino(folder: Path) -> str:
+    openvino = import_openvino("to test it")
+    opset = openvino.opset13
+    x = opset.parameter([-1, 2], np.float32, name="x")
+    x.output(0).set_names({"x"})
+    y = opset.add(x, x)
+    y.output(0).set_names({"y"})
+    openvino.save_model(openvino.Model([y], [x]), folder / "model.xml")
+    return "model.xml"
+
+
 def _write_keras(folder: Path) -> str:
     import keras
 
@@ -127,7 +139,12 @@ def _write_nothing(folder: Path) -> str:
     return "model.bin"
 
 
-_WRITERS = {"onnx": _write_onnx, "savedmodel": _write_saved_model, "keras": _write_keras}
+_WRITERS = {
+    "onnx": _write_onnx,
+    "savedmodel": _write_saved_model,
+    "openvino": _write_openvino,
+    "keras": _write_keras,
+}
 
 
 def rows(*values: float) -> dict[str, Array]:

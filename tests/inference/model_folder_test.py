@@ -30,6 +30,7 @@ def folder(tmp_path, bundle):
 @pytest.fixture
 def engine(folder):
     with ServingEngine(folder, name="digits", warm_up=False) as engine:
+        engine.folders[0].stop()  # Else it would look as well, where a test takes a second.
         yield engine
 
 
@@ -47,7 +48,7 @@ def spoil(path):
     (path / "model.onnx").write_bytes(b"nothing")
 
 
-def test_only_bundles_with_a_number_are_versions(folder, bundle):
+def test_only_models_with_a_number_are_versions(folder, bundle):
     (folder / "2").mkdir()
     (folder / "3").write_text("no folder")
     shutil.copytree(bundle, folder / "latest")
@@ -128,6 +129,75 @@ def test_it_looks_by_itself_until_it_is_stopped(engine, folder, bundle):
     assert looked.wait(60)
     model_folder.stop()
     assert not model_folder._thread.is_alive()
+
+
+def strip(bundle, path):
+    """Copies what is in a bundle, without its manifest."""
+    shutil.copytree(bundle, path, ignore=lambda *_: ["bundle.json"])
+
+
+def test_versions_without_a_manifest_are_versions(tmp_path, bundle):
+    strip(bundle, tmp_path / "models/3")
+    (tmp_path / "models/7").mkdir()
+    (tmp_path / "models/8.onnx").write_bytes(b"")
+    assert list(find_versions(tmp_path / "models")) == [3]
+    with ServingEngine(tmp_path / "models", name="digits", warm_up=False) as engine:
+        assert states(engine) == {3: "AVAILABLE"}
+        assert engine.predict([[1, 2]]).tolist() == [[2, 4]]
+
+
+def test_saved_models_in_a_folder_as_tf_serving_s_users_have_it(tmp_path, bundle_of):
+    pytest.importorskip("tensorflow")
+    strip(bundle_of("savedmodel").path, tmp_path / "models/1")
+    with ServingEngine(tmp_path / "models", name="digits", warm_up=False) as engine:
+        assert engine.predict([[1, 2]]).tolist() == [[2, 4]]
+        model_folder = engine.folders[0]
+        model_folder.stop()  # From now on it looks when it is told to.
+        shutil.copytree(tmp_path / "models/1", tmp_path / "models/2")
+        model_folder.look()
+        model_folder.look()
+        assert states(engine) == {2: "AVAILABLE"}
+
+
+def test_what_is_no_bundle_is_loaded_when_its_files_have_come(engine, folder, bundle, caplog):
+    model_folder = follower(engine, folder)
+    (folder / "2").mkdir()
+    (folder / "2/model.onnx").write_bytes(b"the first ha")
+    model_folder.look()
+    assert list(states(engine)) == [1]
+    shutil.copy(bundle / "model.onnx", folder / "2/model.onnx")
+    model_folder.look()
+    assert (list(states(engine)), caplog.text) == ([1], "")
+    model_folder.look()
+    assert states(engine) == {2: "AVAILABLE"}
+
+
+def test_what_is_no_bundle_is_loaded_at_once_where_that_is_asked_for(engine, folder, bundle):
+    model_folder = follower(engine, folder)
+    strip(bundle, folder / "2")
+    model_folder.look(at_once=True)
+    assert states(engine) == {2: "AVAILABLE"}
+
+
+def test_one_that_fails_is_tried_again_when_any_of_its_files_has_changed(
+    engine, folder, bundle, caplog
+):
+    model_folder = follower(engine, folder)
+    strip(bundle, folder / "2")
+    spoil(folder / "2")
+    for _ in range(3):
+        model_folder.look()
+    assert caplog.text.count("Version 2 of the model 'digits' failed.") == 1
+    shutil.copy(bundle / "model.onnx", folder / "2/model.onnx")
+    for _ in range(2):
+        model_folder.look()
+    assert states(engine) == {2: "AVAILABLE"}
+
+
+def test_a_folder_of_tf_serving_s_may_be_followed(engine, tmp_path, bundle):
+    strip(bundle, tmp_path / "cats/5")
+    engine.follow(tmp_path / "cats", name="cats", poll_seconds=60)
+    assert engine.predict([[1, 2]], model="cats").tolist() == [[2, 4]]
 
 
 def test_a_closed_engine_is_left_alone(engine, folder, bundle, caplog):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
+from keras_deepseek.inference import model_version
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.model_options import ModelOptions
 from keras_deepseek.inference.model_version import ModelVersion
@@ -48,6 +49,30 @@ def test_a_warm_up_that_fails_is_the_end_and_remembered():
         version.start()
     assert version.state == "END"
     assert str(version.error) == "no"
+
+
+def test_what_came_from_a_path_is_closed_and_a_user_s_own_is_not(doubler, monkeypatch):
+    closed = []
+    doubler.close = lambda: closed.append(doubler)
+    version = open_version(doubler, max_batch_size=1)
+    version.start()
+    version.close()
+    assert closed == []
+    monkeypatch.setattr(model_version, "open_executor", lambda *_: doubler)
+    version = open_version("a/path", max_batch_size=1, replicas=2)
+    version.start()
+    version.close()
+    assert closed == [doubler, doubler]
+
+
+def test_what_fails_its_warm_up_is_closed(doubler, monkeypatch):
+    closed = []
+    doubler.close = lambda: closed.append(doubler)
+    doubler.run = lambda inputs: {}[inputs]
+    monkeypatch.setattr(model_version, "open_executor", lambda *_: doubler)
+    with pytest.raises(TypeError):
+        open_version("a/path").start()
+    assert closed == [doubler]
 
 
 def test_what_can_not_be_batched_is_refused():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
+from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.batch_time import BatchTime
 from keras_deepseek.inference.padding import Padding
@@ -44,6 +44,25 @@ def test_a_free_axis_is_run_at_each_length_or_not_at_all():
     assert summer.shapes == []
     run_every_size([summer], (2,), (4, 8), BatchTime())
     assert summer.shapes == [(2, 4), (2, 4), (2, 8), (2, 8)]
+
+
+def test_a_model_that_takes_strings_is_not_run():
+    strings = Signature(
+        (TensorSpec("text", (None,), "object"), TensorSpec("x", (None, 2), "float32")),
+        (TensorSpec("y", (None, 2), "float32"),),
+    )
+    doubler, time = Doubler(strings), BatchTime()
+    run_every_size([doubler], (1, 2), (), time)
+    assert (doubler.sizes, time.is_known) == ([], False)
+
+
+def test_a_model_that_loses_rows_is_refused():
+    class Losing(Doubler):
+        def run(self, inputs):
+            return {"y": super().run(inputs)["y"][:1]}
+
+    with pytest.raises(NotSupportedError, match=r"Output 'y' has shape \(1, 2\) for 2 rows"):
+        run_every_size([Losing()], (1, 2), (), BatchTime())
 
 
 def test_requests_of_unequal_lengths_share_a_batch_and_get_their_own_answers():

@@ -2,16 +2,19 @@
 
 They keep to the documented API, as strictly as the code of C++ does: a parser does not keep its
 network alive, a shape beyond the profile is refused, and nothing is computed before
-`execute_async_v3` nor from an address that was not reserved. What is "parsed" is the `.npz` file of
-one Dense layer's weights (`WeightsFormat` of tests/deploy/conftest.py), so no package is needed.
+`execute_async_v3` nor from an address that was not reserved. A stream does what it was given, in
+order, when it is waited for and not before. What is "parsed" is the `.npz` file of one Dense
+layer's weights (`WeightsFormat` of tests/deploy/conftest.py), so no package is needed.
 """
 
 import ctypes
 import enum
 import io
+import itertools
 import json
 import types
 import weakref
+from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -247,11 +250,14 @@ class Context:
         assert stream in self._cuda.streams
         if "execute" in self._engine.module.failing:
             return False
-        given = np.empty(self._shape, "float32")
-        self._cuda.read(self._addresses["input_0"], given)
-        made = given @ self._engine.kernel + self._engine.bias + self._engine.module.spoils
-        self._cuda.write(self._addresses["output_0"], made.astype("float32"))
+        self._cuda.streams[stream].append(partial(self._compute, self._shape, {**self._addresses}))
         return True
+
+    def _compute(self, shape, addresses):
+        given = np.empty(shape, "float32")
+        self._cuda.read(addresses["input_0"], given)
+        made = given @ self._engine.kernel + self._engine.bias + self._engine.module.spoils
+        self._cuda.write(addresses["output_0"], made.astype("float32"))
 
 
 class Error(enum.IntEnum):
@@ -267,49 +273,67 @@ class CopyKind(enum.IntEnum):
 class CudaRuntime(types.ModuleType):
     """The module `cuda.bindings.runtime`: each call gives a tuple whose first part is an error.
 
-    `failing` are the names of the calls that fail. `memory` and `streams` are what has not been
-    given back.
+    `failing` are the names of the calls that fail, and `capacity` the bytes that it has. `memory`
+    and `streams` are what has not been given back; `num_reserved` counts what was ever reserved.
     """
 
     cudaError_t, cudaMemcpyKind = Error, CopyKind  # noqa: N815
+    cudaStreamNonBlocking = 1  # noqa: N815
 
     def __init__(self):
         super().__init__("cuda.bindings.runtime")
-        self.memory, self.streams, self.failing = {}, set(), set()
+        self.memory, self.streams, self.failing = {}, {}, set()
+        self.capacity, self.num_reserved = 10**9, 0
+        self._numbers = itertools.count(7)
 
-    def cudaStreamCreate(self):  # noqa: N802
-        self.streams.add(7)
-        return Error.cudaSuccess, 7
+    def cudaStreamCreateWithFlags(self, flags):  # noqa: N802
+        assert flags == self.cudaStreamNonBlocking
+        number = next(self._numbers)
+        self.streams[number] = []
+        return Error.cudaSuccess, number
 
     def cudaStreamDestroy(self, stream):  # noqa: N802
-        self.streams.remove(stream)
+        assert self.streams.pop(stream) == []
         return (Error.cudaSuccess,)
 
     def cudaStreamSynchronize(self, stream):  # noqa: N802
-        assert stream in self.streams
+        work, self.streams[stream] = self.streams[stream], []
+        if "cudaStreamSynchronize" in self.failing:
+            return (Error.cudaErrorMemoryAllocation,)
+        for each in work:
+            each()
         return (Error.cudaSuccess,)
 
     def cudaMalloc(self, size):  # noqa: N802
-        if "cudaMalloc" in self.failing:
-            return Error.cudaErrorMemoryAllocation, 0
+        used = sum(map(len, list(self.memory.values())))
+        if "cudaMalloc" in self.failing or used + size > self.capacity:
+            return Error.cudaErrorMemoryAllocation, None
         reserved = ctypes.create_string_buffer(size)
         self.memory[ctypes.addressof(reserved)] = reserved
+        self.num_reserved += 1
         return Error.cudaSuccess, ctypes.addressof(reserved)
 
     def cudaFree(self, address):  # noqa: N802
         del self.memory[address]
         return (Error.cudaSuccess,)
 
-    def cudaMemcpy(self, target, source, size, kind):  # noqa: N802
-        on_device = target if kind == CopyKind.cudaMemcpyHostToDevice else source
-        assert size <= len(self.memory[on_device])
-        ctypes.memmove(target, source, size)
+    def cudaMemcpyAsync(self, target, source, size, kind, stream):  # noqa: N802
+        if "cudaMemcpyAsync" in self.failing:
+            return (Error.cudaErrorMemoryAllocation,)
+        if kind == CopyKind.cudaMemcpyHostToDevice:
+            # Of memory that is not pinned, a copy is made before the call returns.
+            staged = ctypes.create_string_buffer(ctypes.string_at(source, size), size)
+            self.streams[stream].append(partial(self._copy, target, target, staged, size))
+        else:
+            self.streams[stream].append(partial(self._copy, source, target, source, size))
         return (Error.cudaSuccess,)
 
+    def _copy(self, on_device, target, source, size):
+        assert size <= len(self.memory[on_device])
+        ctypes.memmove(target, source, size)
+
     def read(self, address, array):
-        assert array.nbytes == len(self.memory[address])
-        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+        self._copy(address, array.ctypes.data, address, array.nbytes)
 
     def write(self, address, array):
-        assert array.nbytes == len(self.memory[address])
-        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+        self._copy(address, address, array.ctypes.data, array.nbytes)

@@ -3,15 +3,14 @@
 It is no built-in format: it is registered as one of the user's own is, and shows how that is done.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
 from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.openvino_model import OpenVINOModel, import_openvino
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
-from keras_deepseek.deploy.import_extra import import_extra
 
 
 class OpenVINOFormat:
@@ -49,7 +48,7 @@ class OpenVINOFormat:
 
     def write(self, model: NamedModel, folder: Path) -> str:
         """Writes the model in the precision that it computes in."""
-        openvino = _import_openvino()
+        openvino = import_openvino("to export OpenVINO")
         with temporary_folder("keras_deepseek_openvino") as work:
             how = self._onnx.write(model, work)
             # `openvino.convert_model` does the same, and reports that it was used.
@@ -65,18 +64,7 @@ class OpenVINOFormat:
 
     def load(self, folder: Path) -> InferenceFunction:
         """Returns the model as a function of arrays by name."""
-        openvino = _import_openvino()
-        options = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
-        model = openvino.Core().read_model(folder / self.entry)
-        # Compiled, an output may have the name of what it was made of as well.
-        names = [output.get_any_name() for output in model.outputs]
-        compiled = openvino.Core().compile_model(model, "CPU", options)
-
-        def infer(sample: dict[str, Array]) -> dict[str, Array]:
-            outputs = compiled(sample)
-            return {name: outputs[index].copy() for index, name in enumerate(names)}
-
-        return infer
+        return OpenVINOModel(folder / self.entry, "to run OpenVINO").run
 
 
 def _keep_the_order_of_equals(model: Any) -> None:
@@ -91,19 +79,3 @@ def _keep_the_order_of_equals(model: Any) -> None:
         elif kind == "If":
             for branch in range(2):
                 _keep_the_order_of_equals(operator.get_function(branch))
-
-
-def _import_openvino() -> Any:
-    """Imports it without its telemetry, which forks this process to send that it was imported.
-
-    JAX's threads don't survive a fork, and an export has nothing to report to anybody.
-    """
-    telemetry = "openvino_telemetry"
-    loaded = sys.modules.get(telemetry)
-    sys.modules[telemetry] = None  # type: ignore[assignment]  # what `import` refuses
-    try:
-        return import_extra("openvino", "openvino", "to export OpenVINO")
-    finally:
-        del sys.modules[telemetry]
-        if loaded is not None:
-            sys.modules[telemetry] = loaded

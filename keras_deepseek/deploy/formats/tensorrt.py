@@ -11,12 +11,13 @@ from typing import Any
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
 from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.tensorrt_engine import visible_gpus
+from keras_deepseek.backend.tensorrt_engine.engine_runner import DTYPES, EngineRunner
+from keras_deepseek.backend.tensorrt_engine.libraries import mark_flavor
 from keras_deepseek.deploy.tensorrt_engine.build_engine import build_engine
 from keras_deepseek.deploy.tensorrt_engine.capabilities import TURING, check_capabilities
 from keras_deepseek.deploy.tensorrt_engine.flavor import find_flavor
-from keras_deepseek.deploy.tensorrt_engine.load_engine import DTYPES, load_engine
 from keras_deepseek.deploy.tensorrt_engine.profiles import resolve_profiles
-from keras_deepseek.deploy.tensorrt_engine.visible_gpus import count_gpus
 
 
 class TensorRTFormat:
@@ -96,7 +97,8 @@ class TensorRTFormat:
         if not gpus:
             gpus = "this GPU" if self.flavor.name == "tensorrt" else "Ampere and newer"
         sizes = " and ".join(map(str, self.profiles))
-        return f"{self.flavor.release} (flavor {self.flavor.name}) for {gpus}, profile {sizes}"
+        mark = mark_flavor(self.flavor.name)
+        return f"{self.flavor.release} {mark} for {gpus}, profile {sizes}"
 
     def check_can_run(self) -> None:
         """Raises where no engine can be run.
@@ -104,7 +106,7 @@ class TensorRTFormat:
         Raises:
             NotSupportedError: No GPU is visible.
         """
-        if not count_gpus():
+        if not visible_gpus.count_gpus():
             raise NotSupportedError("a TensorRT engine runs on a GPU, and none is visible here")
 
     def run(self, folder: Path, samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
@@ -127,7 +129,7 @@ class TensorRTFormat:
     def load(self, folder: Path) -> InferenceFunction:
         """Returns the engine as a function of arrays by name, or raises `NotSupportedError`."""
         self.check_can_run()
-        return load_engine(self.flavor.module, (folder / self.entry).read_bytes())
+        return EngineRunner(self.flavor.module, (folder / self.entry).read_bytes()).run
 
 
 def _check_dtypes(signature: Signature) -> None:

@@ -1,1 +1,1 @@
-"""What a TensorRT engine takes: who builds it, for which GPUs and sizes, and how it is run."""
+"""What a TensorRT engine is built of: the library, the GPUs and sizes, the nodes that it takes."""

@@ -13,19 +13,16 @@ from keras_deepseek.artifacts.errors import (
     NotSupportedError,
     unknown_name_message,
 )
-from keras_deepseek.deploy.import_extra import import_extra
-from keras_deepseek.deploy.tensorrt_engine.visible_gpus import count_gpus
+from keras_deepseek.backend.tensorrt_engine import visible_gpus
+from keras_deepseek.backend.tensorrt_engine.libraries import MODULES, TITLES, import_library
 
 FLAVORS = ("auto", "tensorrt", "rtx")
 
-_MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
-_EXTRAS = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
 _PURPOSES = {
     "tensorrt": "to build an engine of plain TensorRT (NVIDIA's own index has it: add "
     "--extra-index-url https://pypi.nvidia.com)",
     "rtx": "to build an engine of TensorRT-RTX",
 }
-_TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Flavor:
     @property
     def release(self) -> str:
         """What the report calls it."""
-        return f"{_TITLES[self.name]} {self.module.__version__}"
+        return f"{TITLES[self.name]} {self.module.__version__}"
 
 
 def check_flavor(name: str) -> None:
@@ -82,7 +79,7 @@ def find_flavor(name: str, *, wants_capabilities: bool) -> Flavor:
             "Leave them out, or pass flavor='rtx'."
         )
     flavor = _import_flavor(name)
-    if name == "tensorrt" and not count_gpus():
+    if name == "tensorrt" and not visible_gpus.count_gpus():
         raise NotSupportedError(
             "Plain TensorRT builds an engine on the GPU that it is for, and none is visible here. "
             "Export on a machine that has one, or pass flavor='rtx', which needs none."
@@ -91,10 +88,10 @@ def find_flavor(name: str, *, wants_capabilities: bool) -> Flavor:
 
 
 def _choose(*, wants_capabilities: bool) -> str:
-    is_plain_installed = importlib.util.find_spec(_MODULES["tensorrt"]) is not None
-    can_build = is_plain_installed and not wants_capabilities and count_gpus() > 0
+    is_plain_installed = importlib.util.find_spec(MODULES["tensorrt"]) is not None
+    can_build = is_plain_installed and not wants_capabilities and visible_gpus.count_gpus() > 0
     return "tensorrt" if can_build else "rtx"
 
 
 def _import_flavor(name: str) -> Flavor:
-    return Flavor(name, import_extra(_MODULES[name], _EXTRAS[name], _PURPOSES[name]))
+    return Flavor(name, import_library(name, _PURPOSES[name]))

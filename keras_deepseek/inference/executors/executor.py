@@ -40,3 +40,11 @@ class Executor(Protocol):
         Args:
             inputs: dict of arrays by input name, as the signature has them.
         """
+
+
+@runtime_checkable
+class ClosingExecutor(Protocol):
+    """An executor that holds what is to be given back: a process, or memory of a GPU."""
+
+    def close(self) -> object:
+        """Gives it back. It is not run any more."""

@@ -19,7 +19,7 @@ class IsolatedModel:
     """Runs a model in a process that is started anew where it crashes or hangs.
 
     Args:
-        source: The path of a bundle or of a `.keras` file; or `"package.module:function"`, a
+        source: The path of a model, as `open_executor` takes it; or `"package.module:function"`, a
             function without arguments that returns an `Executor`.
         custom_objects_from: sequence of module names or `.py` files. Defaults to `()`.
         batch_timeout: float. Seconds after which a batch counts as hung. Defaults to `60.0`.
@@ -38,7 +38,8 @@ class IsolatedModel:
         if not isinstance(source, str | os.PathLike):
             raise InvalidInputError(
                 f"A {type(source).__name__} can't go to a process of its own. Expected the path of "
-                "a bundle or of a `.keras` file, or 'package.module:function'."
+                "a bundle, a SavedModel, an `.onnx` or a `.keras` file, or "
+                "'package.module:function'."
             )
         check_seconds("batch_timeout", batch_timeout)
         self._arguments = [str(source), *map(str, custom_objects_from)]

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.bundle import Bundle, is_bundle
+from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.inference.executors.executor import Executor
+from keras_deepseek.inference.executors.model_path import kind_of_model, onnx_file
 
 _EXPECTED = (
-    "Expected a built keras.Model, the path of a bundle (the folder that an export wrote), the "
-    "path of a `.keras` file, or an object with `signature` and `run`."
+    "Expected a built keras.Model, the path of a bundle (the folder that an export wrote), of a "
+    "SavedModel, of an `.onnx` or of a `.keras` file, or an object with `signature` and `run`."
 )
 
 
@@ -22,7 +24,8 @@ def open_executor(
     """Returns what computes `model`.
 
     Args:
-        model: A built `keras.Model`, the path of a bundle or of a `.keras` file, or an `Executor`.
+        model: A built `keras.Model`; the path of a bundle, of a SavedModel's folder, of an `.onnx`
+            file or a folder with `model.onnx`, or of a `.keras` file; or an `Executor`.
         custom_objects_from: Modules, by name or by `.py` file, that define the custom classes of a
             `.keras` file. Defaults to `()`.
 
@@ -30,7 +33,8 @@ def open_executor(
         InvalidInputError: It is none of these.
         BundleError: The bundle is damaged.
         MissingExtraError: The runtime that the bundle needs is not installed.
-        NotSupportedError: The bundle holds a format that can't be served.
+        NotSupportedError: The bundle holds a format that can't be served, or not on this machine;
+            or the model does not take any number of rows.
     """
     if isinstance(model, str | os.PathLike):
         return _open_path(Path(model), custom_objects_from)
@@ -49,13 +53,16 @@ def _is_of_keras(model: Any) -> bool:
 
 
 def _open_path(path: Path, custom_objects_from: Sequence[str | os.PathLike[str]]) -> Executor:
-    if is_bundle(path):
-        return _open_bundle(Bundle.open(path), custom_objects_from)
-    if path.suffix == ".keras" and path.is_file():
-        return _load_keras_file(path, custom_objects_from)
-    state = (
-        "it does not exist" if not path.exists() else "it is neither a bundle nor a `.keras` file"
-    )
+    match kind_of_model(path):
+        case "bundle":
+            return _open_bundle(Bundle.open(path), custom_objects_from)
+        case "keras":
+            return _load_keras_file(path, custom_objects_from)
+        case "onnx":
+            return _open_onnx(onnx_file(path))
+        case "savedmodel":
+            return _open_saved_model(path)
+    state = "no model stands there" if path.exists() else "it does not exist"
     raise InvalidInputError(f"Can't serve {str(path)!r}: {state}. {_EXPECTED}")
 
 
@@ -67,22 +74,39 @@ def _open_bundle(bundle: Bundle, custom_objects_from: Sequence[str | os.PathLike
             f"{verification.reason}. Export it again without verify='warn'.",
             stacklevel=2,
         )
+    signature = bundle.manifest.signature
     match bundle.manifest.format:
         case "onnx":
-            from keras_deepseek.inference.executors.onnx_runtime import OnnxRuntime
-
-            return OnnxRuntime(bundle)
+            return _open_onnx(bundle.entry, signature)
         case "savedmodel":
-            from keras_deepseek.inference.executors.saved_model import SavedModel
+            return _open_saved_model(bundle.entry, signature)
+        case "openvino":
+            from keras_deepseek.inference.executors.openvino_model import OpenVINOModel
 
-            return SavedModel(bundle)
+            return OpenVINOModel(bundle.entry, signature)
+        case "tensorrt":
+            from keras_deepseek.inference.executors.tensorrt_engine import TensorRTEngine
+
+            return TensorRTEngine(bundle)
         case "keras":
             return _load_keras_file(bundle.entry, custom_objects_from)
         case other:
             raise NotSupportedError(
                 f"The bundle at {str(bundle.path)!r} holds {other!r}, which can't be served. "
-                "Export the model as onnx or savedmodel."
+                "Export the model as onnx, savedmodel, openvino or tensorrt."
             )
+
+
+def _open_onnx(path: Path, signature: Signature | None = None) -> Executor:
+    from keras_deepseek.inference.executors.onnx_runtime import OnnxRuntime
+
+    return OnnxRuntime(path, signature)
+
+
+def _open_saved_model(path: Path, signature: Signature | None = None) -> Executor:
+    from keras_deepseek.inference.executors.saved_model import SavedModel
+
+    return SavedModel(path, signature)
 
 
 def _load_keras_file(path: Path, custom_objects_from: Sequence[str | os.PathLike[str]]) -> Executor:

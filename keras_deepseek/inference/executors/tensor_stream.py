@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.inference.protocols.dtypes import dtype_of
+from keras_deepseek.inference.protocols.tensor_bytes import from_bytes, to_bytes
 
 _LENGTH = struct.Struct("<Q")
 
@@ -24,15 +26,21 @@ def send_message(
         arrays: mapping of arrays by name. Defaults to none.
     """
     whole = {name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()}
+    data = {name: _bytes_of(array) for name, array in whole.items()}
     described = [
-        {"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
+        {
+            "name": name,
+            "dtype": str(array.dtype),
+            "shape": list(array.shape),
+            "bytes": len(data[name]),
+        }
         for name, array in whole.items()
     ]
     header = json.dumps({**content, "arrays": described}).encode()
     connection.sendall(_LENGTH.pack(len(header)) + header)
-    for array in whole.values():
-        if array.nbytes:
-            connection.sendall(_bytes_of(array))
+    for each in data.values():
+        if each:
+            connection.sendall(each)
 
 
 def receive_message(connection: socket.socket) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -49,14 +57,21 @@ def receive_message(connection: socket.socket) -> tuple[dict[str, Any], dict[str
     content = json.loads(bytes(_receive(connection, length)))
     arrays = {}
     for described in content.pop("arrays"):
-        array = np.empty(described["shape"], described["dtype"])
+        name, dtype, shape = described["name"], described["dtype"], described["shape"]
+        if dtype == "object":
+            strings = _receive(connection, described["bytes"])
+            arrays[name] = from_bytes(bytes(strings), dtype_of(dtype), tuple(shape), name)
+            continue
+        array = np.empty(shape, dtype)
         if array.nbytes:
             _receive_into(connection, _bytes_of(array))
-        arrays[described["name"]] = array
+        arrays[name] = array
     return content, arrays
 
 
 def _bytes_of(array: Array) -> memoryview:
+    if array.dtype == object:  # Its own bytes are addresses.
+        return memoryview(to_bytes(array))
     view: memoryview = array.reshape(-1).view("uint8").data
     return view
 

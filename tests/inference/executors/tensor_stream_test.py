@@ -33,6 +33,16 @@ def test_arrays_come_as_they_went(first, second):
         np.testing.assert_array_equal(received, sent)
 
 
+def test_strings_come_as_bytes(ends):
+    left, right = ends
+    sent = np.array([["a", b"\xff"], ["", "é"]], object)
+    send_message(left, {}, {"text": sent, "none": np.zeros((0, 2), object), "x": np.ones(2)})
+    _, arrays = receive_message(right)
+    assert arrays["text"].tolist() == [[b"a", b"\xff"], [b"", "é".encode()]]
+    assert (arrays["none"].shape, arrays["none"].dtype) == ((0, 2), object)
+    assert arrays["x"].tolist() == [1, 1]
+
+
 def test_an_end_that_is_closed_is_told(ends):
     left, right = ends
     left.sendall(b"\0\0")

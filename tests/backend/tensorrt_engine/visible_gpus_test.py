@@ -2,7 +2,7 @@ import ctypes
 
 import pytest
 
-from keras_deepseek.deploy.tensorrt_engine import visible_gpus
+from keras_deepseek.backend.tensorrt_engine import visible_gpus
 
 
 class Driver:

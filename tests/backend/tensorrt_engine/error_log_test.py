@@ -1,4 +1,4 @@
-from keras_deepseek.deploy.tensorrt_engine.error_log import make_error_log
+from keras_deepseek.backend.tensorrt_engine.error_log import make_error_log
 
 
 def test_errors_are_kept_and_warnings_are_not(plain_tensorrt, capsys):

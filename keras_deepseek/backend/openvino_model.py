@@ -1,0 +1,73 @@
+"""Running an OpenVINO model: `deploy` verifies by it what it wrote, `inference` serves by it."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.artifacts.signature import Array
+
+
+class OpenVINOModel:
+    """Runs a model on the CPU.
+
+    It computes in the precision that the model has: the CPU's own choice may be another. One thread
+    at a time may call it.
+
+    Args:
+        path: The `.xml` file, with its `.bin` beside it.
+        purpose: string. What it is needed for, as in "to serve OpenVINO".
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+        InvalidInputError: OpenVINO can't load the file.
+    """
+
+    def __init__(self, path: Path, purpose: str) -> None:
+        openvino = import_openvino(purpose)
+        options = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
+        try:
+            model = openvino.Core().read_model(path)
+            # Compiled, an output may have the name of what it was made of as well.
+            self.input_names = [tensor.get_any_name() for tensor in model.inputs]
+            self.output_names = [tensor.get_any_name() for tensor in model.outputs]
+            self._compiled = openvino.Core().compile_model(model, "CPU", options)
+        except RuntimeError as error:
+            words = " ".join(str(error).split())
+            raise InvalidInputError(
+                f"OpenVINO can't load {str(path)!r}: {words} Export it again."
+            ) from error
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Returns a batch's outputs by name.
+
+        Args:
+            inputs: dict of arrays by name.
+        """
+        outputs = self._compiled(inputs)
+        return {name: outputs[index].copy() for index, name in enumerate(self.output_names)}
+
+
+def import_openvino(purpose: str) -> Any:
+    """Imports OpenVINO without its telemetry, which forks this process to send that it was.
+
+    JAX's threads don't survive a fork, and neither an export nor a server has anything to report.
+
+    Args:
+        purpose: string. What it is needed for, as in "to export OpenVINO".
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    telemetry = "openvino_telemetry"
+    loaded = sys.modules.get(telemetry)
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # what `import` refuses
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise MissingExtraError("openvino", "openvino", purpose) from error
+    finally:
+        del sys.modules[telemetry]
+        if loaded is not None:
+            sys.modules[telemetry] = loaded

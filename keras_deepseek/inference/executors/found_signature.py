@@ -1,0 +1,94 @@
+"""The signature of a model that came without a manifest, as its runtime tells it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.inference.protocols.dtypes import DTYPES
+
+_SERVED = {dtype.name for dtype in DTYPES}
+
+
+@dataclass(frozen=True)
+class FoundTensor:
+    """An input or output, as a runtime describes it.
+
+    Args:
+        name: string.
+        shape: sequence of integers, or `None` for sizes that are free; `None` where not even the
+            rank is known.
+        dtype: string. NumPy's name, `"object"` for strings, or the runtime's for what NumPy has
+            not.
+    """
+
+    name: str
+    shape: Sequence[int | None] | None
+    dtype: str
+
+
+def make_signature(
+    path: Path, inputs: Sequence[FoundTensor], outputs: Sequence[FoundTensor], advice: str
+) -> Signature:
+    """Returns the signature of a model whose inputs and outputs have their rows first.
+
+    Args:
+        path: Where the model stands, for errors.
+        inputs: sequence of `FoundTensor`.
+        outputs: sequence of `FoundTensor`.
+        advice: string. How its maker makes one whose first axis is free.
+
+    Raises:
+        NotSupportedError: A tensor has another first axis than rows of any number, or no known
+            rank, or a dtype that no client can send.
+    """
+    if not inputs or not outputs:
+        raise NotSupportedError(
+            f"The model at {str(path)!r} has {len(inputs)} inputs and {len(outputs)} outputs. "
+            "A served model has at least one of each."
+        )
+    return Signature(
+        inputs=tuple(_check(path, "Input", tensor, advice) for tensor in inputs),
+        outputs=tuple(_check(path, "Output", tensor, advice) for tensor in outputs),
+    )
+
+
+def check_names(
+    path: Path, inputs: Iterable[str], outputs: Iterable[str], signature: Signature
+) -> None:
+    """Refuses a model whose names are not those of its manifest.
+
+    Args:
+        path: Where the model stands, for errors.
+        inputs: iterable of strings. The names that its runtime tells.
+        outputs: iterable of strings. There may be more than in the manifest.
+        signature: `Signature` of the manifest.
+
+    Raises:
+        InvalidInputError: They differ.
+    """
+    found = set(inputs), set(outputs)
+    expected = tuple({spec.name for spec in of} for of in (signature.inputs, signature.outputs))
+    if found[0] != expected[0] or not expected[1] <= found[1]:
+        raise InvalidInputError(
+            f"{str(path)!r} has the inputs {sorted(found[0])} and the outputs {sorted(found[1])}; "
+            f"its manifest says {sorted(expected[0])} and {sorted(expected[1])}. Export it again."
+        )
+
+
+def _check(path: Path, kind: str, tensor: FoundTensor, advice: str) -> TensorSpec:
+    problem = ""
+    if tensor.dtype not in _SERVED:
+        problem = f"is of {tensor.dtype}, which clients have no dtype for"
+    elif tensor.shape is None:
+        problem = "has no known rank, so whether its rows come first can't be told"
+    elif not tensor.shape:
+        problem = "has no axis for the rows of a batch"
+    elif tensor.shape[0] is not None:
+        problem = f"has a first axis of {tensor.shape[0]}, where any number of rows is to fit"
+    if problem or tensor.shape is None:
+        raise NotSupportedError(
+            f"{kind} {tensor.name!r} of the model at {str(path)!r} {problem}. {advice}"
+        )
+    return TensorSpec(tensor.name, tuple(tensor.shape), tensor.dtype)

@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
+from keras_deepseek.inference.executors.found_signature import (
+    FoundTensor,
+    check_names,
+    make_signature,
+)
+
+PATH = Path("models/digits")
+GOOD = FoundTensor("x", (None, 2), "float32")
+
+
+def test_tensors_whose_rows_come_first_make_a_signature():
+    found = [GOOD, FoundTensor("text", [None], "object"), FoundTensor("any", [None, None], "bool")]
+    assert make_signature(PATH, found, [GOOD], "") == Signature(
+        (
+            TensorSpec("x", (None, 2), "float32"),
+            TensorSpec("text", (None,), "object"),
+            TensorSpec("any", (None, None), "bool"),
+        ),
+        (TensorSpec("x", (None, 2), "float32"),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("tensor", "match"),
+    [
+        (FoundTensor("y", None, "float32"), "'y' .*models/digits.* no known rank.*Mend it"),
+        (FoundTensor("y", (), "float32"), "no axis for the rows"),
+        (FoundTensor("y", (8, 2), "float32"), "first axis of 8"),
+        (FoundTensor("y", (None,), "complex64"), "is of complex64"),
+        (FoundTensor("y", (), "seq(map(int64,tensor(float)))"), r"is of seq\(map"),
+    ],
+)
+def test_what_can_not_be_served_is_refused_with_advice(tensor, match):
+    with pytest.raises(NotSupportedError, match=f"Input {match}" if "Mend" in match else match):
+        make_signature(PATH, [tensor], [GOOD], "Mend it.")
+    with pytest.raises(NotSupportedError, match="Output 'y'"):
+        make_signature(PATH, [GOOD], [tensor], "Mend it.")
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [([], [GOOD]), ([GOOD], [])])
+def test_a_model_without_inputs_or_outputs_is_refused(inputs, outputs):
+    with pytest.raises(NotSupportedError, match="at least one of each"):
+        make_signature(PATH, inputs, outputs, "")
+
+
+def test_names_are_those_of_the_manifest():
+    signature = make_signature(PATH, [GOOD], [GOOD], "")
+    check_names(PATH, ["x"], ["x", "another"], signature)
+    for inputs, outputs in ((["x", "z"], ["x"]), ([], ["x"]), (["x"], ["z"])):
+        with pytest.raises(InvalidInputError, match=r"its manifest says \['x'\] and \['x'\]"):
+            check_names(PATH, inputs, outputs, signature)
