@@ -317,7 +317,7 @@ def test_a_port_of_another_grpc_server_is_taken_too(doubler, serve_grpc):
 
 
 def test_an_address_that_grpc_itself_can_t_take_is_refused(doubler, monkeypatch):
-    monkeypatch.setattr(GrpcServer, "_check_port", lambda server: None)
+    monkeypatch.setattr(GrpcServer, "_bind", lambda server: socket.socket())
     match = r"Can't listen at '127\.0\.0\.1'"
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
