@@ -12,6 +12,7 @@ from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.grpc_server import GrpcServer
 from keras_deepseek.inference.http import HttpServer
 from keras_deepseek.inference.http_limits import HttpLimits
+from keras_deepseek.inference.model_config import read_model_config
 from keras_deepseek.inference.model_options import ModelOptions
 from keras_deepseek.inference.padding import Padding
 from keras_deepseek.inference.replay import ReplayReport, replay_requests
@@ -32,5 +33,6 @@ __all__ = [
     "ReplicaError",
     "ServingEngine",
     "make_server_context",
+    "read_model_config",
     "replay_requests",
 ]

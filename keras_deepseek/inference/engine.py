@@ -7,7 +7,6 @@ listen; this file sends requests from one to the other.
 import asyncio
 import os
 import ssl
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -28,8 +27,7 @@ from keras_deepseek.inference.padding import Padding
 from keras_deepseek.inference.request_log import RequestLog
 from keras_deepseek.inference.request_options import RequestOptions
 from keras_deepseek.inference.request_trace import RequestTrace
-
-Server = HttpServer | GrpcServer
+from keras_deepseek.inference.server import Server, stop_servers
 
 
 class ServingEngine(ModelHost):
@@ -49,8 +47,10 @@ class ServingEngine(ModelHost):
     Args:
         model: A built `keras.Model`, the path of a bundle or of a `.keras` file, or an `Executor`.
             Or the path of a folder of versions, as `"models/digits"` with the bundle
-            `"models/digits/1"`: its newest version is served, also when it comes later.
-        name: string. The name in URLs. Defaults to `"model"`.
+            `"models/digits/1"`: its newest version is served, also when it comes later. Or what
+            `read_model_config` returns: several models, each with a folder of versions.
+        name: string. The name in URLs; where there are several models, each has its own, and the
+            first is the engine's own model. Defaults to `"model"`.
         version: integer. The number of this version. Defaults to `1`.
         batch_size: `"dynamic"`, or an integer up to `max_batch_size`. Defaults to `"dynamic"`.
         max_batch_size: integer. Rows of the largest batch; requests with more are run in parts.
@@ -144,7 +144,7 @@ class ServingEngine(ModelHost):
         """Becomes unready, answers what was accepted, and stops the servers. It can't be undone."""
         if not self._begin_to_close():
             return
-        _stop(self._servers)
+        stop_servers(self._servers)
         self._close_models()
         if self._request_log is not None:
             self._request_log.close()
@@ -284,14 +284,14 @@ class ServingEngine(ModelHost):
             self._servers = [*self._servers, *servers]
             self.start()
         except BaseException:
-            _stop(servers)
+            stop_servers(servers)
             self._servers = [server for server in self._servers if server not in servers]
             raise
         if block:
             try:
                 http.wait()
             except KeyboardInterrupt:
-                _stop(servers)
+                stop_servers(servers)
         return http
 
     def __enter__(self) -> "ServingEngine":
@@ -345,15 +345,6 @@ class ServingEngine(ModelHost):
                 if trace is not None:
                     trace.request = request
                 return partial(version.cancel, request, client), version
-
-
-def _stop(servers: Sequence[Server]) -> None:
-    """Stops servers at one time: each waits for its own requests."""
-    stopping = [threading.Thread(target=server.stop) for server in servers]
-    for thread in stopping:
-        thread.start()
-    for thread in stopping:
-        thread.join()
 
 
 def _unwrap(outputs: dict[str, Array]) -> Any:
