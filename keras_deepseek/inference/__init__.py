@@ -16,7 +16,7 @@ from keras_deepseek.inference.model_config import read_model_config
 from keras_deepseek.inference.model_options import ModelOptions
 from keras_deepseek.inference.padding import Padding
 from keras_deepseek.inference.replay import ReplayReport, replay_requests
-from keras_deepseek.inference.server_context import make_server_context
+from keras_deepseek.inference.server_context import make_grpc_credentials, make_server_context
 
 __all__ = [
     "ClosedError",
@@ -32,6 +32,7 @@ __all__ = [
     "ReplayReport",
     "ReplicaError",
     "ServingEngine",
+    "make_grpc_credentials",
     "make_server_context",
     "read_model_config",
     "replay_requests",

@@ -18,7 +18,8 @@ from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.future_delivery import Answer, open_future
 from keras_deepseek.inference.grpc_server import GrpcServer
-from keras_deepseek.inference.http import HttpServer
+from keras_deepseek.inference.http import MAX_BODY_BYTES, HttpServer
+from keras_deepseek.inference.http_limits import HttpLimits
 from keras_deepseek.inference.loop_delivery import Waiter
 from keras_deepseek.inference.model_host import ModelHost
 from keras_deepseek.inference.model_options import ModelOptions
@@ -131,8 +132,13 @@ class ServingEngine(ModelHost):
             cache_entries=cache_entries,
             custom_objects_from=custom_objects_from,
         )
-        super().__init__(model, name, version, options, max_concurrent_batches)
+        # Before the model: what is wrong with it is said before anything is loaded.
         self._request_log = None if log_requests is None else RequestLog(log_requests, sample)
+        try:
+            super().__init__(model, name, version, options, max_concurrent_batches)
+        except BaseException:
+            self._close_request_log()
+            raise
         self._servers: Sequence[Server] = ()
 
     @property
@@ -146,8 +152,7 @@ class ServingEngine(ModelHost):
             return
         stop_servers(self._servers)
         self._close_models()
-        if self._request_log is not None:
-            self._request_log.close()
+        self._close_request_log()
 
     def predict(self, x: Any, **options: Unpack[RequestOptions]) -> Any:
         """Returns the model's outputs for `x`; blocks until they are there.
@@ -240,6 +245,9 @@ class ServingEngine(ModelHost):
         host: str = "127.0.0.1",
         tokens: Sequence[str] | os.PathLike[str] | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        grpc_credentials: Any = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        limits: HttpLimits | None = None,
         access_log: bool = False,
         block: bool = False,
     ) -> HttpServer:
@@ -254,6 +262,12 @@ class ServingEngine(ModelHost):
             host: string. The address to listen at. Defaults to `"127.0.0.1"`: this machine alone.
             tokens: As in `HttpServer`. Defaults to `None`: anyone may ask.
             ssl_context: As in `HttpServer`. Defaults to `None`: no TLS.
+            grpc_credentials: As `credentials` in `GrpcServer`. TLS is for both ports or for none.
+                Defaults to `None`: no TLS.
+            max_body_bytes: As in `HttpServer`, and for the messages of gRPC. Defaults to 64 MiB
+                (`67108864`).
+            limits: As in `HttpServer`; its `settle_seconds` and `grace_seconds` are gRPC's, too.
+                Defaults to `None`: its own defaults.
             access_log: As in `HttpServer`. Defaults to `False`.
             block: boolean. Whether to return only when the servers were stopped, by `close` or by
                 Ctrl-C. Defaults to `False`.
@@ -267,17 +281,35 @@ class ServingEngine(ModelHost):
             MissingExtraError: The packages of the extra `serving`, or of `grpc`, are not installed.
         """
         self._check_open()
-        if ssl_context is not None and grpc_port is not None:
+        if grpc_port is not None and (ssl_context is None) != (grpc_credentials is None):
             raise InvalidInputError(
-                "TLS for gRPC needs credentials of its own: start `GrpcServer(engine, "
-                "credentials=...)`, and leave `grpc_port` out here."
+                "TLS is for both ports or for none: give `ssl_context` and `grpc_credentials`, of "
+                "the same files, by `make_server_context` and `make_grpc_credentials`."
             )
+        limits = limits or HttpLimits()
         http = HttpServer(
-            self, host, http_port, tokens=tokens, ssl_context=ssl_context, access_log=access_log
+            self,
+            host,
+            http_port,
+            max_body_bytes=max_body_bytes,
+            ssl_context=ssl_context,
+            limits=limits,
+            tokens=tokens,
+            access_log=access_log,
         )
         servers: list[Server] = [http]
         if grpc_port is not None:
-            servers.append(GrpcServer(self, host, grpc_port, tokens=tokens))
+            grpc = GrpcServer(
+                self,
+                host,
+                grpc_port,
+                max_message_bytes=max_body_bytes,
+                credentials=grpc_credentials,
+                tokens=tokens,
+                settle_seconds=limits.settle_seconds,
+                grace_seconds=limits.grace_seconds,
+            )
+            servers.append(grpc)
         try:
             for server in servers:
                 server.start()
@@ -305,6 +337,10 @@ class ServingEngine(ModelHost):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _close_request_log(self) -> None:
+        if self._request_log is not None:
+            self._request_log.close()
 
     def _submit(
         self,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.access_log import AccessLog
+from keras_deepseek.inference.arguments import check_count
 from keras_deepseek.inference.http_limits import HttpLimits
 from keras_deepseek.inference.listener import Listener
 from keras_deepseek.inference.open_connections import OpenConnections
@@ -74,6 +75,7 @@ class HttpServer(Server):
         tokens: Sequence[str] | os.PathLike[str] | None = None,
         access_log: bool = False,
     ) -> None:
+        check_count("max_body_bytes", max_body_bytes)
         if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
             raise InvalidInputError(
                 f"Received ssl_context={ssl_context!r}. Expected an `ssl.SSLContext` or `None`."

@@ -1,9 +1,11 @@
 import ssl
+import sys
 
 import pytest
 
-from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.inference.server_context import make_server_context
+from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
+from keras_deepseek.inference import GrpcServer, ServingEngine
+from keras_deepseek.inference.server_context import make_grpc_credentials, make_server_context
 
 
 def test_there_is_no_context_without_a_certificate():
@@ -41,3 +43,26 @@ def test_a_key_with_a_password_is_refused_in_place_of_asking_for_it(certificates
     subprocess.run([*call, "-out", locked], check=True, capture_output=True)
     with pytest.raises(InvalidInputError, match="without a password"):
         make_server_context(certificates / "server.pem", locked)
+
+
+def test_grpc_takes_a_key_that_stands_in_the_file_of_its_certificate(
+    certificates, tmp_path, doubler
+):
+    grpc = pytest.importorskip("grpc")
+    both = tmp_path / "both.pem"
+    both.write_text("".join((certificates / f"server.{x}").read_text() for x in ("key", "pem")))
+    with ServingEngine(doubler, warm_up=False) as engine:
+        server = GrpcServer(engine, port=0, credentials=make_grpc_credentials(both))
+        server.start()
+        credentials = grpc.ssl_channel_credentials((certificates / "ca.pem").read_bytes())
+        with grpc.secure_channel(server.target, credentials) as channel:
+            call = channel.unary_unary("/grpc.health.v1.Health/Check")
+            assert call(b"", timeout=60) == b"\x08\x01"
+        server.stop()
+
+
+def test_grpc_has_no_credentials_without_a_certificate_or_without_grpc(certificates, monkeypatch):
+    assert make_grpc_credentials(None) is None
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(MissingExtraError, match=r"keras_deepseek\[grpc\]"):
+        make_grpc_credentials(certificates / "server.pem", certificates / "server.key")
