@@ -6,7 +6,7 @@ The calls themselves are in `tf_serving_rpc`, `model_service_rpc`, `open_inferen
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keras_deepseek.artifacts.errors import InvalidInputError
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Inputs = dict[str, Array]
 Bind = Callable[[Signature], Inputs]
+Call = Callable[["GrpcServer", bytes, float | None], Awaitable[bytes]]
+"""Answers a message, with the seconds that its client still waits."""
 
 _STATUSES: tuple[tuple[type[Exception], str], ...] = (
     (InvalidInputError, "INVALID_ARGUMENT"),

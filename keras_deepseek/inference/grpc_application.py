@@ -16,15 +16,13 @@ from keras_deepseek.inference import (
     open_inference_stream,
     tf_serving_rpc,
 )
-from keras_deepseek.inference.grpc_answers import Refusal, StatusError, refusal_of, time_left
+from keras_deepseek.inference.grpc_answers import Call, Refusal, StatusError, refusal_of, time_left
 from keras_deepseek.inference.request_trace import RequestTrace, current_trace
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc_server import GrpcServer
 
-_Call = Callable[["GrpcServer", bytes, float | None], Awaitable[bytes]]
-
-UNARY_CALLS: dict[str, Mapping[str, _Call]] = {
+UNARY_CALLS: dict[str, Mapping[str, Call]] = {
     "tensorflow.serving.PredictionService": tf_serving_rpc.CALLS,
     "tensorflow.serving.ModelService": model_service_rpc.CALLS,
     "inference.GRPCInferenceService": open_inference_rpc.CALLS,
@@ -72,7 +70,7 @@ class GrpcApplication(grpc.GenericRpcHandler):
 
 
 def _unary(
-    server: "GrpcServer", service: str, name: str, call: _Call
+    server: "GrpcServer", service: str, name: str, call: Call
 ) -> Callable[[bytes, Any], Awaitable[bytes]]:
     protocol = _PROTOCOLS.get(service.rpartition(".")[0] or service, "grpc")
     end = server.engine.monitor.end

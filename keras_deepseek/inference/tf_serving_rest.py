@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from keras_deepseek.artifacts.signature import Array, Signature
@@ -71,36 +72,10 @@ def predict(server: "HttpServer", request: HttpRequest, match: re.Match[str]) ->
     return _dispatch(server.engine, request, bind, encode, (name, version, label))
 
 
-def classify(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> Pending:
-    """Answers with the classes of each example."""
-    return _answer_examples(server, request, match, tf_serving_examples.classify)
-
-
-def regress(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> Pending:
-    """Answers with the number of each example."""
-    return _answer_examples(server, request, match, tf_serving_examples.regress)
-
-
-_MODEL = (
-    r"/v1/models/(?P<name>[^/:]+)"
-    r"(?:/versions/(?P<version>[^/:]+)|/labels/(?P<label>[^/:]+))?"
-)
-
-ROUTES = (
-    Route("POST", re.compile(_MODEL + ":predict"), predict, PROTOCOL, "predict"),
-    Route("POST", re.compile(_MODEL + ":classify"), classify, PROTOCOL, "classify"),
-    Route("POST", re.compile(_MODEL + ":regress"), regress, PROTOCOL, "regress"),
-    Route("GET", re.compile(_MODEL + "/metadata"), metadata, PROTOCOL, "metadata"),
-    Route("GET", re.compile(_MODEL), status, PROTOCOL, "status"),
-)
-
-
-def _answer_examples(
-    server: "HttpServer",
-    request: HttpRequest,
-    match: re.Match[str],
-    read: Callable[[_Inputs, int], list[tf_serving_examples.Classes] | list[float]],
+def answer_examples(
+    server: "HttpServer", request: HttpRequest, match: re.Match[str], *, method: str
 ) -> Pending:
+    """Answers with the classes, or the number, of each example."""
     name, version, label = _read(request, match)
     _check_ready(server, name)
     rows: list[int] = []
@@ -111,9 +86,26 @@ def _answer_examples(
         return inputs
 
     def encode(outputs: _Inputs) -> bytes:
-        return tf_serving_examples.encode_results(read(outputs, rows[-1]))
+        results = tf_serving_examples.read_results(method, outputs, rows[-1])
+        return tf_serving_examples.encode_results(results)
 
     return _dispatch(server.engine, request, bind, encode, (name, version, label))
+
+
+_CLASSIFY = partial(answer_examples, method=tf_serving_examples.CLASSIFY_METHOD)
+_REGRESS = partial(answer_examples, method=tf_serving_examples.REGRESS_METHOD)
+_MODEL = (
+    r"/v1/models/(?P<name>[^/:]+)"
+    r"(?:/versions/(?P<version>[^/:]+)|/labels/(?P<label>[^/:]+))?"
+)
+
+ROUTES = (
+    Route("POST", re.compile(_MODEL + ":predict"), predict, PROTOCOL, "predict"),
+    Route("POST", re.compile(_MODEL + ":classify"), _CLASSIFY, PROTOCOL, "classify"),
+    Route("POST", re.compile(_MODEL + ":regress"), _REGRESS, PROTOCOL, "regress"),
+    Route("GET", re.compile(_MODEL + "/metadata"), metadata, PROTOCOL, "metadata"),
+    Route("GET", re.compile(_MODEL), status, PROTOCOL, "status"),
+)
 
 
 def _dispatch(
