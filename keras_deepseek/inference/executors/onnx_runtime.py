@@ -24,7 +24,7 @@ class OnnxRuntime:
         try:
             import onnxruntime
         except ImportError as error:
-            raise MissingExtraError("onnxruntime", "onnx", "to serve ONNX") from error
+            raise MissingExtraError("onnxruntime", "onnxruntime", "to serve ONNX") from error
 
         self._signature = bundle.manifest.signature
         self._output_names = [spec.name for spec in self._signature.outputs]

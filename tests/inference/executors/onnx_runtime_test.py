@@ -33,5 +33,5 @@ def test_names_that_differ_from_the_manifest_are_refused(bundle_of):
 
 def test_the_error_names_the_extra_where_the_runtime_is_missing(bundle_of, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"keras_deepseek\[onnx\]"):
+    with pytest.raises(MissingExtraError, match=r"keras_deepseek\[onnxruntime\]"):
         OnnxRuntime(bundle_of("other"))
