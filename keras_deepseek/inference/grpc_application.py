@@ -80,9 +80,10 @@ def _unary(
         current_trace.set(trace)
         status = "CANCELLED"
         try:
-            if service != _HEALTH:
-                _admit(server, context)
-            result = await call(server, data, time_left(context))
+            with server.calls:
+                if service != _HEALTH:
+                    _admit(server, context)
+                result = await call(server, data, time_left(context))
             status = "OK"
         except Exception as error:
             refusal = refusal_of(error)
@@ -112,8 +113,9 @@ def _stream(
 ) -> Callable[[AsyncIterator[bytes], Any], Awaitable[None]]:
     async def answer(requests: AsyncIterator[bytes], context: Any) -> None:
         try:
-            _admit(server, context)
-            await open_inference_stream.stream_infer(server, requests, context)
+            with server.calls:
+                _admit(server, context)
+                await open_inference_stream.stream_infer(server, requests, context)
         except Exception as error:  # noqa: BLE001 - It is told and logged.
             await _refuse(context, error)
 
@@ -123,7 +125,8 @@ def _stream(
 def _watch(server: "GrpcServer") -> Callable[[bytes, Any], Awaitable[None]]:
     async def answer(data: bytes, context: Any) -> None:
         try:
-            await health_rpc.watch(server, data, context)
+            with server.calls:
+                await health_rpc.watch(server, data, context)
         except Exception as error:  # noqa: BLE001 - As above.
             await _refuse(context, error)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.arguments import check_count, check_seconds
+from keras_deepseek.inference.calls_in_flight import CallsInFlight
 from keras_deepseek.inference.server import Serve, Server
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class GrpcServer(Server):
         self.settle_seconds = settle_seconds
         self.grace_seconds = grace_seconds
         self._credentials = credentials
+        self.calls = CallsInFlight()
         self._streams: set[asyncio.Task[None]] = set()
 
     @contextlib.contextmanager
@@ -153,6 +155,10 @@ class GrpcServer(Server):
         await self.stopping.wait()
         for task in list(self._streams):
             task.cancel()
-        # From then on gRPC drops what it has not handed over yet, with the status CANCELLED.
         await asyncio.sleep(self.settle_seconds)
-        await server.stop(self.grace_seconds)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.grace_seconds
+        # Told to stop amid calls, gRPC hangs up behind the last answer, which is lost where the
+        # client has not read it. With none in flight it waits for the client's word.
+        await self.calls.end(self.grace_seconds)
+        await server.stop(max(0.0, deadline - loop.time()))
