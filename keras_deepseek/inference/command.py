@@ -30,14 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument(
+    models = group.add_mutually_exclusive_group(required=True)
+    models.add_argument(
         "path",
         nargs="?",
         metavar="PATH",
         help="a bundle (what `export` wrote), a .keras file, or a folder of bundles named by "
         "numbers, whose newest is served, also when it comes later",
     )
-    group.add_argument(
+    models.add_argument(
         "--model-config",
         metavar="FILE",
         help="several models, each a folder of versions: what TF Serving takes as "

@@ -55,8 +55,6 @@ def read_settings(arguments: argparse.Namespace) -> ServeSettings:
 
 
 def _read_model(arguments: argparse.Namespace) -> Any:
-    if (arguments.path is None) == (arguments.model_config is None):
-        raise InvalidInputError("Expected one of PATH and --model-config.")
     if arguments.path is not None:
         return arguments.path
     for flag in ("name", "model_version"):

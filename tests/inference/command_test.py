@@ -71,6 +71,32 @@ def test_the_defaults_are_those_of_the_engine():
     }
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "PATH --model-config is required"),
+        (("m.keras", "--model-config", "models"), "not allowed with argument"),
+        (("m.keras", "--replicas", "two"), "--replicas: invalid int value: 'two'"),
+    ],
+)
+def test_what_the_parser_refuses_is_told_in_a_line_below_a_short_usage(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(*arguments)
+    assert caught.value.code == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage.endswith("(PATH | --model-config FILE) [options]")
+    assert message in error
+
+
+def test_help_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "--pad-lengths 16,32,64 --pad-value tokens=0 --pad-mask mask=tokens" in shown
+
+
 @contextlib.contextmanager
 def serving(*arguments):
     """Runs the command; gives the child and the address of the model when it is served."""

@@ -149,7 +149,6 @@ def test_a_package_that_is_missing_is_told_before_a_model_is_loaded(
     ("words", "message"),
     [
         ("--no-grpc --grpc-port 1", "both --grpc-port and --no-grpc"),
-        ("--model-config models", "one of PATH and --model-config"),
         ("--sample 0.5", "--sample without --log-requests"),
         ("--pad-value x=0", "Expected --pad-lengths"),
         ("--pad-lengths 8 --pad-value x=0", "Expected --pad-mask"),
