@@ -62,7 +62,7 @@ class Pending:
     Args:
         future: `asyncio.Future` of the server's loop.
         make_response: function from the finished future to an `HttpResponse`. What it raises is
-            answered by `HttpApplication.answer_error`.
+            answered by `Application.answer_error`.
     """
 
     future: "asyncio.Future[Any]"
@@ -86,7 +86,7 @@ class HttpError(Exception):
         self.headers = headers
 
 
-class HttpApplication(Protocol):
+class Application(Protocol):
     """What a server needs to know about its routes. All calls are made on the event loop."""
 
     def admit(self, request: HttpRequest) -> None:

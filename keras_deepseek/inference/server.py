@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_address
+from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.event_loop import call_in, loop_factory
 from keras_deepseek.inference.tokens import TokenCheck, warn_of_strangers
 
@@ -111,6 +112,18 @@ class Server(ABC):
         if self._loop is not None:
             call_in(self._loop, self.stopping.set)
         self.wait()
+
+    def check_ready(self, model: str) -> None:
+        """Refuses a request that can't be answered, yet or any more.
+
+        Args:
+            model: string. The name of the model that is asked for.
+
+        Raises:
+            ClosedError: The server, or its engine, starts or stops.
+        """
+        if not self.ready:
+            raise ClosedError(f"The model {model!r} is not ready: it is starting or stopping.")
 
     @abstractmethod
     def _prepare(self) -> Serve:

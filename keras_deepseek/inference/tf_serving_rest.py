@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from keras_deepseek.artifacts.signature import Array, Signature
-from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
+from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.http_answers import Route, answer_json, outputs_of, read_version
 from keras_deepseek.inference.http_message import HttpError, HttpRequest, HttpResponse, Pending
 from keras_deepseek.inference.model_states import version_status
@@ -58,7 +58,7 @@ def metadata(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -
 def predict(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> Pending:
     """Answers with the outputs in the form, row or column, that the request has."""
     name, version, label = _read(request, match)
-    _check_ready(server, name)
+    server.check_ready(name)
     forms: list[bool] = []
 
     def bind(signature: Signature) -> _Inputs:
@@ -77,7 +77,7 @@ def answer_examples(
 ) -> Pending:
     """Answers with the classes, or the number, of each example."""
     name, version, label = _read(request, match)
-    _check_ready(server, name)
+    server.check_ready(name)
     rows: list[int] = []
 
     def bind(signature: Signature) -> _Inputs:
@@ -144,8 +144,3 @@ def _not_found(name: str, version: int | None, label: str) -> HttpError:
         return HttpError(400, tf_serving.unknown_label_message(label))
     text = None if version is None else str(version)
     return HttpError(404, tf_serving.not_found_message(name, text))
-
-
-def _check_ready(server: "HttpServer", name: str) -> None:
-    if not server.ready:
-        raise ClosedError(f"The model {name!r} is not ready: it is starting or stopping.")

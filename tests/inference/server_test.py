@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.inference import ServingEngine
+from keras_deepseek.inference import ClosedError, ServingEngine
 from keras_deepseek.inference.server import Server, stop_servers
 
 
@@ -39,9 +39,12 @@ def test_it_is_ready_from_the_start_to_the_stop(engine):
     server = Silent(engine)
     server.start()
     assert (server.ready, server.port, server.target) == (True, 7, "127.0.0.1:7")
+    server.check_ready("model")
     stop_servers([server])
     server.wait()
     assert not server.ready
+    with pytest.raises(ClosedError, match="'model' is not ready"):
+        server.check_ready("model")
     server.stop()
 
 
