@@ -310,15 +310,7 @@ class ServingEngine(ModelHost):
                 grace_seconds=limits.grace_seconds,
             )
             servers.append(grpc)
-        try:
-            for server in servers:
-                server.start()
-            self._servers = [*self._servers, *servers]
-            self.start()
-        except BaseException:
-            stop_servers(servers)
-            self._servers = [server for server in self._servers if server not in servers]
-            raise
+        self._start_servers(servers)
         if block:
             try:
                 http.wait()
@@ -337,6 +329,18 @@ class ServingEngine(ModelHost):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _start_servers(self, servers: Sequence[Server]) -> None:
+        """Lets them listen, then starts the engine; of what fails nothing stays."""
+        try:
+            for server in servers:
+                server.start()
+            self._servers = [*self._servers, *servers]
+            self.start()
+        except BaseException:
+            stop_servers(servers)
+            self._servers = [server for server in self._servers if server not in servers]
+            raise
 
     def _close_request_log(self) -> None:
         if self._request_log is not None:

@@ -57,6 +57,7 @@ class Server(ABC):
         self._scheme = scheme
         self._is_secure = is_secure
         self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -88,6 +89,7 @@ class Server(ABC):
         thread = threading.Thread(
             target=self._run, args=(serve, listens), name=self._scheme, daemon=True
         )
+        self._ended.clear()
         thread.start()
         self._thread = thread
         try:
@@ -101,6 +103,8 @@ class Server(ABC):
     def wait(self) -> None:
         """Returns when the server has stopped."""
         if self._thread is not None:
+            # Python 3.11 takes a thread for ended when a signal interrupts `join`.
+            self._ended.wait()
             self._thread.join()
 
     def stop(self) -> None:
@@ -157,6 +161,8 @@ class Server(ABC):
             if listens.done():
                 raise
             listens.set_exception(error)
+        finally:
+            self._ended.set()
 
 
 def stop_servers(servers: Sequence[Server]) -> None:
