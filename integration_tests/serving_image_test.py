@@ -222,6 +222,22 @@ def test_an_image_without_keras_serves_over_http_and_grpc_and_ends_with_0(image)
 
 
 @pytest.mark.takes_long
+def test_a_model_that_needs_keras_is_refused_in_a_line(image):
+    (image.folder / "model.keras").write_bytes(b"no model")
+    done = subprocess.run(
+        [image.programs / "keras-deepseek", "serve", "model.keras"],
+        cwd=image.folder,
+        env=image.environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, "a `.keras` file needs Keras" in line) == (2, True)
+
+
+@pytest.mark.takes_long
 def test_no_framework_and_no_keras_is_installed(image):
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     packages = Path(image.run(image.programs / "python", "-c", code).strip())
