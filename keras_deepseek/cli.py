@@ -59,6 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KerasDeepSeekError as error:
         return _refuse(parsed.command, str(error))
     except ModuleNotFoundError as error:
+        if error.name == "keras":  # As in an image of the runtime alone.
+            return _refuse(
+                parsed.command,
+                f"{error}: a `.keras` file needs Keras. Serve an ONNX bundle of the model, or "
+                "install Keras: pip install keras_deepseek.",
+            )
         if error.name not in backend.NAMES:
             raise
         return _refuse(

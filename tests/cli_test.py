@@ -177,6 +177,14 @@ def test_without_any_framework_one_line_says_what_to_install(tmp_path):
     assert "Keras needs one of tensorflow, jax, torch" in line
 
 
+def test_keras_that_is_missing_is_one_line(tmp_path):
+    (tmp_path / "model.keras").write_bytes(b"no model")
+    finished = run_without(("keras",), "serve", str(tmp_path / "model.keras"), "--replay", "x")
+    assert finished.returncode == 2
+    (line,) = finished.stderr.strip().splitlines()
+    assert "No module named 'keras': a `.keras` file needs Keras" in line
+
+
 def test_an_unknown_backend_of_keras_is_one_line(tmp_path):
     finished = run_without((), "serve", str(tmp_path), KERAS_BACKEND="jx")
     assert finished.returncode == 2

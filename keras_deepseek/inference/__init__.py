@@ -12,10 +12,11 @@ from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.grpc_server import GrpcServer
 from keras_deepseek.inference.http import HttpServer
 from keras_deepseek.inference.http_limits import HttpLimits
+from keras_deepseek.inference.model_config import read_model_config
 from keras_deepseek.inference.model_options import ModelOptions
 from keras_deepseek.inference.padding import Padding
 from keras_deepseek.inference.replay import ReplayReport, replay_requests
-from keras_deepseek.inference.server_context import make_server_context
+from keras_deepseek.inference.server_context import make_grpc_credentials, make_server_context
 
 __all__ = [
     "ClosedError",
@@ -31,6 +32,8 @@ __all__ = [
     "ReplayReport",
     "ReplicaError",
     "ServingEngine",
+    "make_grpc_credentials",
     "make_server_context",
+    "read_model_config",
     "replay_requests",
 ]

@@ -1,14 +1,15 @@
-"""The command `keras-deepseek serve`."""
+"""The command `keras-deepseek serve`: its arguments, and what it does from the start to SIGTERM.
+
+`serve_settings` reads what the arguments mean.
+"""
 
 import argparse
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.engine import ServingEngine
 
 NAME = "serve"
-DEFAULT_GRPC_PORT = 8500
 HELP = "answer TF Serving's and Open Inference's calls for a bundle or a .keras file"
 
 
@@ -18,91 +19,208 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: `argparse.ArgumentParser` of the command.
     """
-    parser.add_argument(
+    # All of them would fill a screen above an error's one line.
+    parser.usage = "%(prog)s (PATH | --model-config FILE) [options]"
+    _add_model_arguments(parser)
+    _add_batching_arguments(parser)
+    _add_padding_arguments(parser)
+    _add_listening_arguments(parser)
+    _add_care_arguments(parser)
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    models = group.add_mutually_exclusive_group(required=True)
+    models.add_argument(
         "path",
+        nargs="?",
         metavar="PATH",
         help="a bundle (what `export` wrote), a SavedModel, an .onnx or a .keras file, or a folder "
-        "of numbered versions of them",
+        "of them named by numbers, whose newest is served, also when it comes later",
     )
-    parser.add_argument("--name", default="model", help="the model's name in URLs (default: model)")
-    parser.add_argument(
+    models.add_argument(
+        "--model-config",
+        metavar="FILE",
+        help="several models, each a folder of versions: what TF Serving takes as "
+        "--model_config_file, with its version policies and labels",
+    )
+    group.add_argument("--name", help="the model's name in URLs (default: model)")
+    group.add_argument(
+        "--model-version", type=int, metavar="N", help="the bundle's version in URLs (default: 1)"
+    )
+    group.add_argument(
+        "--replicas", type=int, default=1, metavar="N", help="copies of the model (default: 1)"
+    )
+    group.add_argument(
+        "--isolated",
+        action="store_true",
+        help="each replica in a process of its own, started anew where it crashes or hangs",
+    )
+    group.add_argument(
+        "--batch-timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="with --isolated: a batch that takes longer hangs (default: 60)",
+    )
+    group.add_argument(
+        "--no-warm-up", action="store_true", help="do not run each batch size before the first call"
+    )
+    group.add_argument(
+        "--custom-objects-from",
+        action="append",
+        default=[],
+        metavar="MODULE_OR_FILE",
+        help="a module or a .py file that defines custom layers; may be given several times",
+    )
+
+
+def _add_batching_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("batching")
+    group.add_argument(
+        "--batch-size",
+        default="dynamic",
+        metavar="N",
+        help="dynamic, or a number (default: dynamic)",
+    )
+    group.add_argument(
+        "--max-batch-size", type=int, default=32, metavar="N", help="largest batch (default: 32)"
+    )
+    group.add_argument(
+        "--max-wait",
+        type=float,
+        metavar="SECONDS",
+        help="that a batch of a fixed size waits to be full (default: 0.005)",
+    )
+    group.add_argument(
+        "--target-latency",
+        type=float,
+        metavar="SECONDS",
+        help="keep answers within so many seconds, and refuse what would take longer",
+    )
+    group.add_argument(
+        "--max-queue-rows",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="rows that may wait before requests are refused (default: 1024)",
+    )
+    group.add_argument(
+        "--max-concurrent-batches",
+        type=int,
+        metavar="N",
+        help="batches that run at a time, of all models together (default: one each replica)",
+    )
+
+
+def _add_padding_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "padding",
+        "Requests of unequal lengths share batches when they are filled up, as in "
+        "--pad-lengths 16,32,64 --pad-value tokens=0 --pad-mask mask=tokens",
+    )
+    group.add_argument(
+        "--pad-lengths", metavar="N,N,...", help="a free axis is filled up to the next of these"
+    )
+    group.add_argument(
+        "--pad-value",
+        action="append",
+        default=[],
+        metavar="INPUT=NUMBER",
+        help="what an input is filled with; one for each input with a free axis",
+    )
+    group.add_argument(
+        "--pad-mask",
+        action="append",
+        default=[],
+        metavar="MASK=INPUT",
+        help="an input that the server makes: true where the other has data; or by_value, where "
+        "the model knows padding by its value",
+    )
+    group.add_argument(
+        "--pad-output",
+        action="append",
+        default=[],
+        metavar="OUTPUT=INPUT",
+        help="whose length an output has, where several inputs are filled",
+    )
+
+
+def _add_listening_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("listening")
+    group.add_argument(
+        "--host", default="127.0.0.1", metavar="H", help="address to listen at (default: 127.0.0.1)"
+    )
+    group.add_argument(
         "--http-port",
         type=int,
         default=8501,
         metavar="P",
         help="0 takes a free one (default: 8501)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--grpc-port",
         type=int,
         metavar="P",
         help="likewise for gRPC (default: 8500, where the extra `grpc` is installed)",
     )
-    parser.add_argument("--no-grpc", action="store_true", help="serve over HTTP alone")
-    parser.add_argument(
-        "--host", default="127.0.0.1", metavar="H", help="address to listen at (default: 127.0.0.1)"
-    )
-    parser.add_argument(
-        "--batch-size",
-        default="dynamic",
+    group.add_argument("--no-grpc", action="store_true", help="serve over HTTP alone")
+    group.add_argument(
+        "--max-body-bytes",
+        type=int,
+        default=64 * 2**20,
         metavar="N",
-        help="dynamic, or a number (default: dynamic)",
+        help="larger requests are refused, also when inflated (default: 64 MiB)",
     )
-    parser.add_argument(
-        "--max-batch-size", type=int, default=32, metavar="N", help="largest batch (default: 32)"
+    group.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="a limit of connections, a field of HttpLimits, as in idle_seconds=10 or "
+        "grace_seconds=60; may be given several times",
     )
-    parser.add_argument(
-        "--target-latency",
-        type=float,
-        metavar="SECONDS",
-        help="keep answers within so many seconds, and refuse what would take longer",
+    group.add_argument(
+        "--tls-certificate", metavar="PEM", help="speak TLS, over gRPC too, with this certificate"
     )
-    parser.add_argument(
-        "--replicas", type=int, default=1, metavar="N", help="copies of the model (default: 1)"
+    group.add_argument(
+        "--tls-key", metavar="PEM", help="its private key (default: it is in the same file)"
     )
-    parser.add_argument(
+    group.add_argument(
+        "--client-ca", metavar="PEM", help="serve clients alone that have a certificate of these"
+    )
+    group.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="a token in each line, one of which clients must send: Authorization: Bearer TOKEN",
+    )
+
+
+def _add_care_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("care")
+    group.add_argument(
+        "--access-log", action="store_true", help="a line of JSON for each request, on stderr"
+    )
+    group.add_argument(
         "--cache-entries",
         type=int,
         default=0,
         metavar="N",
         help="answers that are kept for inputs that come again (default: 0)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--log-requests", metavar="FILE", help="write a sample of requests and answers there"
     )
-    parser.add_argument(
+    group.add_argument(
         "--sample",
         type=float,
-        default=0.01,
         metavar="PART",
         help="the part of requests that is written (default: 0.01)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--replay",
         metavar="FILE",
         help="do not serve: send the requests of such a file, and compare the answers",
-    )
-    parser.add_argument(
-        "--token-file",
-        metavar="FILE",
-        help="a token in each line, one of which clients must send: Authorization: Bearer TOKEN",
-    )
-    parser.add_argument("--tls-certificate", metavar="PEM", help="speak TLS, with this certificate")
-    parser.add_argument(
-        "--tls-key", metavar="PEM", help="its private key (default: it is in the same file)"
-    )
-    parser.add_argument(
-        "--client-ca", metavar="PEM", help="serve clients alone that have a certificate of these"
-    )
-    parser.add_argument(
-        "--access-log", action="store_true", help="a line of JSON for each request, on stderr"
-    )
-    parser.add_argument(
-        "--custom-objects-from",
-        action="append",
-        default=[],
-        metavar="MODULE_OR_FILE",
-        help="a module or a .py file that defines custom layers; may be given several times",
     )
 
 
@@ -115,55 +233,25 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         KerasDeepSeekError: Something in `arguments` can't be served.
     """
-    import contextlib
     import signal
-    import threading
-    from pathlib import Path
 
     from keras_deepseek.inference.engine import ServingEngine
-    from keras_deepseek.inference.live_line import LiveLine
-    from keras_deepseek.inference.server_context import make_server_context
+    from keras_deepseek.inference.serve_settings import read_settings
 
     def interrupt(_signal_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    size, grpc_port = arguments.batch_size, _grpc_port(arguments)
+    settings = read_settings(arguments)
     # Stops the loading and the warm-up too: nothing has been accepted by then.
     previous = signal.signal(signal.SIGTERM, interrupt)
     engine = None
     try:
-        context = make_server_context(
-            arguments.tls_certificate, arguments.tls_key, arguments.client_ca
-        )
-        engine = ServingEngine(
-            arguments.path,
-            name=arguments.name,
-            batch_size=_number_or_word(size),
-            max_batch_size=arguments.max_batch_size,
-            target_latency=arguments.target_latency,
-            replicas=arguments.replicas,
-            cache_entries=arguments.cache_entries,
-            custom_objects_from=arguments.custom_objects_from,
-            log_requests=arguments.log_requests,
-            sample=arguments.sample,
-        )
+        engine = ServingEngine(settings.model, **settings.of_engine)
         if arguments.replay is not None:
             _replay(engine, arguments.replay)
-            return
-        engine.serve(
-            arguments.http_port,
-            grpc_port,
-            host=arguments.host,
-            tokens=Path(arguments.token_file) if arguments.token_file else None,
-            ssl_context=context,
-            access_log=arguments.access_log,
-        )
-        # Lines of the log would be written through it. It is made before a signal can be awaited:
-        # one that comes amid its imports may be lost in them.
-        line = contextlib.nullcontext() if arguments.access_log else LiveLine(engine)
-        print(_describe(engine, arguments.no_grpc), flush=True)
-        with line:
-            threading.Event().wait()
+        else:
+            engine.serve(**settings.of_servers)
+            _wait(engine, arguments)
     except KeyboardInterrupt:
         pass
     finally:
@@ -183,39 +271,25 @@ def _replay(engine: "ServingEngine", path: str) -> None:
     print(report, flush=True)
 
 
-def _grpc_port(arguments: argparse.Namespace) -> int | None:
-    """Returns TF Serving's own port, unless another is asked for, or none, or gRPC is missing."""
-    from keras_deepseek.artifacts.errors import InvalidInputError
+def _wait(engine: "ServingEngine", arguments: argparse.Namespace) -> None:
+    """Says where it is served, and waits for the signal."""
+    import contextlib
+    import threading
 
-    if arguments.no_grpc and arguments.grpc_port is not None:
-        raise InvalidInputError("Received both --grpc-port and --no-grpc. Give one of them.")
-    if arguments.tls_certificate is not None and arguments.grpc_port is not None:
-        raise InvalidInputError(
-            "Received --grpc-port with --tls-certificate, which is for HTTP alone. Leave one "
-            "out, or start `GrpcServer` in Python, with `credentials=`."
-        )
-    if arguments.grpc_port is not None:
-        port: int = arguments.grpc_port
-        return port
-    # A name with a dot is looked for in its parent, which must be there.
-    is_installed = all(find_spec(name) for name in ("grpc", "google", "google.protobuf"))
-    # With TLS over HTTP, gRPC would be the door that is left open.
-    is_wanted = not arguments.no_grpc and arguments.tls_certificate is None
-    return DEFAULT_GRPC_PORT if is_installed and is_wanted else None
+    from keras_deepseek.inference.live_line import LiveLine
+
+    # Lines of the log would be written through it. It is made before a signal can be awaited: one
+    # that comes amid its imports may be lost in them.
+    line = contextlib.nullcontext() if arguments.access_log else LiveLine(engine)
+    print(_describe(engine, arguments.no_grpc), flush=True)
+    with line:
+        threading.Event().wait()
 
 
 def _describe(engine: "ServingEngine", no_grpc: bool) -> str:
     http, *others = engine.servers
-    text = f"Serving {engine.name!r} at {http.url}/v1/models/{engine.name}"
+    place = http.url if len(engine.models) > 1 else f"{http.url}/v1/models/{engine.name}"
+    text = f"Serving {', '.join(map(repr, engine.models))} at {place}"
     if others:
         return f"{text} and {others[0].url}"
-    if no_grpc or http.url.startswith("https:"):
-        return text
-    return f"{text}; for gRPC: pip install 'keras_deepseek[grpc]'"
-
-
-def _number_or_word(text: str) -> Any:
-    try:
-        return int(text)
-    except ValueError:
-        return text
+    return text if no_grpc else f"{text}; for gRPC: pip install 'keras_deepseek[grpc]'"

@@ -7,7 +7,6 @@ listen; this file sends requests from one to the other.
 import asyncio
 import os
 import ssl
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -19,7 +18,8 @@ from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.future_delivery import Answer, open_future
 from keras_deepseek.inference.grpc_server import GrpcServer
-from keras_deepseek.inference.http import HttpServer
+from keras_deepseek.inference.http import MAX_BODY_BYTES, HttpServer
+from keras_deepseek.inference.http_limits import HttpLimits
 from keras_deepseek.inference.loop_delivery import Settle, Waiter, open_waiter
 from keras_deepseek.inference.model_host import ModelHost
 from keras_deepseek.inference.model_options import ModelOptions
@@ -28,8 +28,7 @@ from keras_deepseek.inference.padding import Padding
 from keras_deepseek.inference.request_log import RequestLog
 from keras_deepseek.inference.request_options import RequestOptions
 from keras_deepseek.inference.request_trace import RequestTrace
-
-Server = HttpServer | GrpcServer
+from keras_deepseek.inference.server import Server, stop_servers
 
 
 class ServingEngine(ModelHost):
@@ -50,8 +49,10 @@ class ServingEngine(ModelHost):
         model: A built `keras.Model`, or an `Executor`; or the path of a bundle, of a SavedModel's
             folder, of an `.onnx` file or a folder with `model.onnx`, or of a `.keras` file. Or the
             path of a folder of versions, as `"models/digits"` with the bundle or SavedModel
-            `"models/digits/1"`: its newest version is served, also when it comes later.
-        name: string. The name in URLs. Defaults to `"model"`.
+            `"models/digits/1"`: its newest version is served, also when it comes later. Or what
+            `read_model_config` returns: several models, each with a folder of versions.
+        name: string. The name in URLs; where there are several models, each has its own, and the
+            first is the engine's own model. Defaults to `"model"`.
         version: integer. The number of this version. Defaults to `1`.
         batch_size: `"dynamic"`, or an integer up to `max_batch_size`. Defaults to `"dynamic"`.
         max_batch_size: integer. Rows of the largest batch; requests with more are run in parts.
@@ -133,8 +134,13 @@ class ServingEngine(ModelHost):
             cache_entries=cache_entries,
             custom_objects_from=custom_objects_from,
         )
-        super().__init__(model, name, version, options, max_concurrent_batches)
+        # Before the model: what is wrong with it is said before anything is loaded.
         self._request_log = None if log_requests is None else RequestLog(log_requests, sample)
+        try:
+            super().__init__(model, name, version, options, max_concurrent_batches)
+        except BaseException:
+            self._close_request_log()
+            raise
         self._servers: Sequence[Server] = ()
 
     @property
@@ -146,10 +152,9 @@ class ServingEngine(ModelHost):
         """Becomes unready, answers what was accepted, and stops the servers. It can't be undone."""
         if not self._begin_to_close():
             return
-        _stop(self._servers)
+        stop_servers(self._servers)
         self._close_models()
-        if self._request_log is not None:
-            self._request_log.close()
+        self._close_request_log()
 
     def predict(self, x: Any, **options: Unpack[RequestOptions]) -> Any:
         """Returns the model's outputs for `x`; blocks until they are there.
@@ -263,6 +268,9 @@ class ServingEngine(ModelHost):
         host: str = "127.0.0.1",
         tokens: Sequence[str] | os.PathLike[str] | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        grpc_credentials: Any = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        limits: HttpLimits | None = None,
         access_log: bool = False,
         block: bool = False,
     ) -> HttpServer:
@@ -277,6 +285,12 @@ class ServingEngine(ModelHost):
             host: string. The address to listen at. Defaults to `"127.0.0.1"`: this machine alone.
             tokens: As in `HttpServer`. Defaults to `None`: anyone may ask.
             ssl_context: As in `HttpServer`. Defaults to `None`: no TLS.
+            grpc_credentials: As `credentials` in `GrpcServer`. TLS is for both ports or for none.
+                Defaults to `None`: no TLS.
+            max_body_bytes: As in `HttpServer`, and for the messages of gRPC. Defaults to 64 MiB
+                (`67108864`).
+            limits: As in `HttpServer`; its `settle_seconds` and `grace_seconds` are gRPC's, too.
+                Defaults to `None`: its own defaults.
             access_log: As in `HttpServer`. Defaults to `False`.
             block: boolean. Whether to return only when the servers were stopped, by `close` or by
                 Ctrl-C. Defaults to `False`.
@@ -290,31 +304,41 @@ class ServingEngine(ModelHost):
             MissingExtraError: The packages of the extra `serving`, or of `grpc`, are not installed.
         """
         self._check_open()
-        if ssl_context is not None and grpc_port is not None:
+        if grpc_port is not None and (ssl_context is None) != (grpc_credentials is None):
             raise InvalidInputError(
-                "TLS for gRPC needs credentials of its own: start `GrpcServer(engine, "
-                "credentials=...)`, and leave `grpc_port` out here."
+                "TLS is for both ports or for none: give `ssl_context` and `grpc_credentials`, of "
+                "the same files, by `make_server_context` and `make_grpc_credentials`."
             )
+        limits = limits or HttpLimits()
         http = HttpServer(
-            self, host, http_port, tokens=tokens, ssl_context=ssl_context, access_log=access_log
+            self,
+            host,
+            http_port,
+            max_body_bytes=max_body_bytes,
+            ssl_context=ssl_context,
+            limits=limits,
+            tokens=tokens,
+            access_log=access_log,
         )
         servers: list[Server] = [http]
         if grpc_port is not None:
-            servers.append(GrpcServer(self, host, grpc_port, tokens=tokens))
-        try:
-            for server in servers:
-                server.start()
-            self._servers = [*self._servers, *servers]
-            self.start()
-        except BaseException:
-            _stop(servers)
-            self._servers = [server for server in self._servers if server not in servers]
-            raise
+            grpc = GrpcServer(
+                self,
+                host,
+                grpc_port,
+                max_message_bytes=max_body_bytes,
+                credentials=grpc_credentials,
+                tokens=tokens,
+                settle_seconds=limits.settle_seconds,
+                grace_seconds=limits.grace_seconds,
+            )
+            servers.append(grpc)
+        self._start_servers(servers)
         if block:
             try:
                 http.wait()
             except KeyboardInterrupt:
-                _stop(servers)
+                stop_servers(servers)
         return http
 
     def __enter__(self) -> "ServingEngine":
@@ -328,6 +352,22 @@ class ServingEngine(ModelHost):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _start_servers(self, servers: Sequence[Server]) -> None:
+        """Lets them listen, then starts the engine; of what fails nothing stays."""
+        try:
+            for server in servers:
+                server.start()
+            self._servers = [*self._servers, *servers]
+            self.start()
+        except BaseException:
+            stop_servers(servers)
+            self._servers = [server for server in self._servers if server not in servers]
+            raise
+
+    def _close_request_log(self) -> None:
+        if self._request_log is not None:
+            self._request_log.close()
 
     def _submit(
         self,
@@ -368,15 +408,6 @@ class ServingEngine(ModelHost):
                 if trace is not None:
                     trace.request = request
                 return partial(version.cancel, request, client), version
-
-
-def _stop(servers: Sequence[Server]) -> None:
-    """Stops servers at one time: each waits for its own requests."""
-    stopping = [threading.Thread(target=server.stop) for server in servers]
-    for thread in stopping:
-        thread.start()
-    for thread in stopping:
-        thread.join()
 
 
 def _unwrap(outputs: dict[str, Array]) -> Any:

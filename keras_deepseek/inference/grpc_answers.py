@@ -6,7 +6,7 @@ The calls themselves are in `tf_serving_rpc`, `model_service_rpc`, `open_inferen
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keras_deepseek.artifacts.errors import InvalidInputError
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Inputs = dict[str, Array]
 Bind = Callable[[Signature], Inputs]
+Call = Callable[["GrpcServer", bytes, float | None], Awaitable[bytes]]
+"""Answers a message, with the seconds that its client still waits."""
 
 _STATUSES: tuple[tuple[type[Exception], str], ...] = (
     (InvalidInputError, "INVALID_ARGUMENT"),
@@ -100,20 +102,6 @@ def time_left(context: Any) -> float | None:
     return None if left is None or left > _FOREVER else left
 
 
-def check_ready(server: "GrpcServer", name: str) -> None:
-    """Refuses a request that a server can't answer, yet or any more.
-
-    Args:
-        server: `GrpcServer`.
-        name: string. The model that is asked for.
-
-    Raises:
-        ClosedError: The server, or its engine, starts or stops.
-    """
-    if not server.ready:
-        raise ClosedError(f"The model {name!r} is not ready: it is starting or stopping.")
-
-
 def dispatch(
     server: "GrpcServer",
     bind: Bind,
@@ -138,7 +126,7 @@ def dispatch(
     Raises:
         KerasDeepSeekError: The request is refused.
     """
-    check_ready(server, name)
+    server.check_ready(name)
     if timeout is not None and timeout <= 0:
         raise DeadlineExceededError("The request's deadline passed before it was read.")
     return server.engine.dispatch_async(

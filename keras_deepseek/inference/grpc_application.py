@@ -16,15 +16,13 @@ from keras_deepseek.inference import (
     open_inference_stream,
     tf_serving_rpc,
 )
-from keras_deepseek.inference.grpc_answers import Refusal, StatusError, refusal_of, time_left
+from keras_deepseek.inference.grpc_answers import Call, Refusal, StatusError, refusal_of, time_left
 from keras_deepseek.inference.request_trace import RequestTrace, current_trace
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc_server import GrpcServer
 
-_Call = Callable[["GrpcServer", bytes, float | None], Awaitable[bytes]]
-
-UNARY_CALLS: dict[str, Mapping[str, _Call]] = {
+UNARY_CALLS: dict[str, Mapping[str, Call]] = {
     "tensorflow.serving.PredictionService": tf_serving_rpc.CALLS,
     "tensorflow.serving.ModelService": model_service_rpc.CALLS,
     "inference.GRPCInferenceService": open_inference_rpc.CALLS,
@@ -72,7 +70,7 @@ class GrpcApplication(grpc.GenericRpcHandler):
 
 
 def _unary(
-    server: "GrpcServer", service: str, name: str, call: _Call
+    server: "GrpcServer", service: str, name: str, call: Call
 ) -> Callable[[bytes, Any], Awaitable[bytes]]:
     protocol = _PROTOCOLS.get(service.rpartition(".")[0] or service, "grpc")
     end = server.engine.monitor.end
@@ -82,9 +80,10 @@ def _unary(
         current_trace.set(trace)
         status = "CANCELLED"
         try:
-            if service != _HEALTH:
-                _admit(server, context)
-            result = await call(server, data, time_left(context))
+            with server.calls:
+                if service != _HEALTH:
+                    _admit(server, context)
+                result = await call(server, data, time_left(context))
             status = "OK"
         except Exception as error:
             refusal = refusal_of(error)
@@ -114,8 +113,9 @@ def _stream(
 ) -> Callable[[AsyncIterator[bytes], Any], Awaitable[None]]:
     async def answer(requests: AsyncIterator[bytes], context: Any) -> None:
         try:
-            _admit(server, context)
-            await open_inference_stream.stream_infer(server, requests, context)
+            with server.calls:
+                _admit(server, context)
+                await open_inference_stream.stream_infer(server, requests, context)
         except Exception as error:  # noqa: BLE001 - It is told and logged.
             await _refuse(context, error)
 
@@ -125,7 +125,8 @@ def _stream(
 def _watch(server: "GrpcServer") -> Callable[[bytes, Any], Awaitable[None]]:
     async def answer(data: bytes, context: Any) -> None:
         try:
-            await health_rpc.watch(server, data, context)
+            with server.calls:
+                await health_rpc.watch(server, data, context)
         except Exception as error:  # noqa: BLE001 - As above.
             await _refuse(context, error)
 

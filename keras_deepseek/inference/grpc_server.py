@@ -1,4 +1,4 @@
-"""Listens for gRPC on a thread of its own.
+"""Listens for gRPC.
 
 `grpc.aio` speaks with the clients; what the methods answer stands in `grpc_application`.
 """
@@ -6,16 +6,15 @@
 import asyncio
 import contextlib
 import os
-import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
-from keras_deepseek.inference.arguments import check_address, check_count, check_seconds
-from keras_deepseek.inference.event_loop import call_in, loop_factory
-from keras_deepseek.inference.tokens import TokenCheck, warn_of_strangers
+from keras_deepseek.inference.arguments import check_count, check_seconds
+from keras_deepseek.inference.calls_in_flight import CallsInFlight
+from keras_deepseek.inference.server import Serve, Server
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.engine import ServingEngine
@@ -29,7 +28,7 @@ _HANDSHAKE_MILLISECONDS = 10_000
 _CLIENT_PROBE_MILLISECONDS = 10_000
 
 
-class GrpcServer:
+class GrpcServer(Server):
     """One gRPC server in front of an engine, for the clients of TF Serving and of Open Inference.
 
     `ServingEngine.serve(grpc_port=8500)` makes and starts one; make it yourself to choose more.
@@ -75,76 +74,23 @@ class GrpcServer:
         settle_seconds: float = 0.2,
         grace_seconds: float = 30.0,
     ) -> None:
-        check_address(host, port)
         check_count("max_message_bytes", max_message_bytes)
         check_seconds("settle_seconds", settle_seconds)
         check_seconds("grace_seconds", grace_seconds)
-        self.engine = engine
-        self.host = host
-        self.port = port
+        super().__init__(
+            engine,
+            host,
+            port,
+            scheme="grpc",
+            is_secure=credentials is not None,
+            tokens=tokens,
+        )
         self.max_message_bytes = max_message_bytes
         self.settle_seconds = settle_seconds
         self.grace_seconds = grace_seconds
-        self.is_stopping = False
-        self.stopping = asyncio.Event()
-        self.tokens = None if tokens is None else TokenCheck(tokens)
         self._credentials = credentials
+        self.calls = CallsInFlight()
         self._streams: set[asyncio.Task[None]] = set()
-        self._thread: threading.Thread | None = None
-        self._tell_to_stop: Callable[[], object] = lambda: None
-
-    @property
-    def target(self) -> str:
-        """The address that gRPC's clients use, as in `"127.0.0.1:8500"`."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-    @property
-    def url(self) -> str:
-        """The address with what is spoken there, as in `"grpc://127.0.0.1:8500"`."""
-        return f"{'grpc' if self._credentials is None else 'grpcs'}://{self.target}"
-
-    @property
-    def ready(self) -> bool:
-        """Whether requests are answered: neither the server nor the engine starts or stops."""
-        return self.engine.ready and not self.is_stopping
-
-    def start(self) -> None:
-        """Returns when the server listens.
-
-        Raises:
-            InvalidInputError: The port is taken, or the address is none of this machine's; or
-                `credentials` are none.
-            MissingExtraError: The packages of the extra `grpc` are not installed.
-        """
-        make_server = self._prepare()
-        self._check_port()
-        listens: Future[int] = Future()
-        self._thread = threading.Thread(
-            target=self._run, args=(make_server, listens), name="grpc", daemon=True
-        )
-        self._thread.start()
-        try:
-            self.port = listens.result()
-        except BaseException:
-            self._thread.join()
-            raise
-        if self.tokens is None and self._credentials is None:
-            warn_of_strangers(self.host)
-
-    def wait(self) -> None:
-        """Returns when the server has stopped."""
-        if self._thread is not None:
-            self._thread.join()
-
-    def stop(self) -> None:
-        """Becomes unready, answers the requests in flight, and returns when the port is free.
-
-        After `grace_seconds` what is still in flight is dropped.
-        """
-        self.is_stopping = True
-        self._tell_to_stop()
-        self.wait()
 
     @contextlib.contextmanager
     def ends_when_stopping(self, task: asyncio.Task[None]) -> Iterator[None]:
@@ -161,8 +107,7 @@ class GrpcServer:
         finally:
             self._streams.discard(task)
 
-    def _prepare(self) -> Callable[[], Any]:
-        """Returns what makes the server, on the event loop that it will run on."""
+    def _prepare(self) -> Serve:
         try:
             import google.protobuf.message  # noqa: F401 - Its absence is told now.
             import grpc.aio
@@ -176,6 +121,8 @@ class GrpcServer:
                 f"Received credentials={self._credentials!r}. Expected what "
                 "`grpc.ssl_server_credentials` returns, or `None`."
             )
+        # Refuses an address in the system's words, which gRPC keeps for its log.
+        self._bind().close()
         options = (
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", self.max_message_bytes),
@@ -189,33 +136,12 @@ class GrpcServer:
             ("grpc.http2.min_ping_interval_without_data_ms", _CLIENT_PROBE_MILLISECONDS),
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MILLISECONDS),
         )
-        return lambda: grpc.aio.server(handlers=[GrpcApplication(self)], options=options)
-
-    def _check_port(self) -> None:
-        """Refuses an address by the system's own words, which gRPC keeps for its log."""
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        try:
-            socket.create_server((self.host, self.port), family=family).close()
-        except OSError as error:
-            raise self._no_address(error) from error
-
-    def _no_address(self, error: Exception) -> InvalidInputError:
-        return InvalidInputError(
-            f"Can't listen at {self.host!r} on port {self.port}: {error}. "
-            "Choose another port, or 0 for a free one."
+        return partial(
+            self._serve,
+            lambda: grpc.aio.server(handlers=[GrpcApplication(self)], options=options),
         )
 
-    def _run(self, make_server: Callable[[], Any], listens: "Future[int]") -> None:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            try:
-                runner.run(self._serve(make_server, listens))
-            except BaseException as error:
-                if listens.done():
-                    raise
-                listens.set_exception(error)
-
     async def _serve(self, make_server: Callable[[], Any], listens: "Future[int]") -> None:
-        loop = asyncio.get_running_loop()
         server = make_server()
         try:
             if self._credentials is None:
@@ -225,11 +151,14 @@ class GrpcServer:
         except RuntimeError as error:
             raise self._no_address(error) from error
         await server.start()
-        self._tell_to_stop = lambda: call_in(loop, self.stopping.set)
         listens.set_result(port)
         await self.stopping.wait()
         for task in list(self._streams):
             task.cancel()
-        # From then on gRPC drops what it has not handed over yet, with the status CANCELLED.
         await asyncio.sleep(self.settle_seconds)
-        await server.stop(self.grace_seconds)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.grace_seconds
+        # Told to stop amid calls, gRPC hangs up behind the last answer, which is lost where the
+        # client has not read it. With none in flight it waits for the client's word.
+        await self.calls.end(self.grace_seconds)
+        await server.stop(max(0.0, deadline - loop.time()))

@@ -1,4 +1,4 @@
-"""Listens for HTTP on a thread of its own.
+"""Listens for HTTP.
 
 `http_connection` speaks with each client; what the paths answer stands in `http_application`.
 """
@@ -7,18 +7,18 @@ import asyncio
 import os
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING
 
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.access_log import AccessLog
-from keras_deepseek.inference.arguments import check_address
-from keras_deepseek.inference.event_loop import call_in, loop_factory
+from keras_deepseek.inference.arguments import check_count
 from keras_deepseek.inference.http_limits import HttpLimits
 from keras_deepseek.inference.listener import Listener
 from keras_deepseek.inference.open_connections import OpenConnections
-from keras_deepseek.inference.tokens import TokenCheck, warn_of_strangers
+from keras_deepseek.inference.server import Serve, Server
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.engine import ServingEngine
@@ -29,7 +29,7 @@ MAX_BODY_BYTES = 64 * 2**20
 _BACKLOG = 2048
 
 
-class HttpServer:
+class HttpServer(Server):
     """One HTTP server in front of an engine.
 
     `ServingEngine.serve` makes and starts one; make it yourself to choose `max_body_bytes`.
@@ -75,83 +75,25 @@ class HttpServer:
         tokens: Sequence[str] | os.PathLike[str] | None = None,
         access_log: bool = False,
     ) -> None:
-        check_address(host, port)
+        check_count("max_body_bytes", max_body_bytes)
         if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
             raise InvalidInputError(
                 f"Received ssl_context={ssl_context!r}. Expected an `ssl.SSLContext` or `None`."
             )
-        self.engine = engine
-        self.host = host
-        self.port = port
+        super().__init__(
+            engine,
+            host,
+            port,
+            scheme="http",
+            is_secure=ssl_context is not None,
+            tokens=tokens,
+        )
         self.max_body_bytes = max_body_bytes
         self.limits = limits or HttpLimits()
-        self.tokens = None if tokens is None else TokenCheck(tokens)
         self.access_log = AccessLog() if access_log else None
         self._ssl_context = ssl_context
-        self._is_stopping = False
-        self._thread: threading.Thread | None = None
-        # The second is known when the first is set: the thread has begun.
-        self._begun = threading.Event()
-        self._tell_to_stop: Callable[[], object] = _do_nothing
 
-    @property
-    def url(self) -> str:
-        """The address that clients use, as in `"http://127.0.0.1:8501"`."""
-        scheme = "http" if self._ssl_context is None else "https"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{scheme}://{host}:{self.port}"
-
-    @property
-    def ready(self) -> bool:
-        """Whether requests are answered: neither the server nor the engine starts or stops."""
-        return self.engine.ready and not self._is_stopping
-
-    def start(self) -> None:
-        """Returns when the server listens.
-
-        Raises:
-            InvalidInputError: The port is taken, or the address is none of this machine's.
-            MissingExtraError: The packages of the extra `serving` are not installed.
-        """
-        make_protocol = self._prepare()
-        listener = self._listen()
-        self.port = listener.getsockname()[1]
-        if self.tokens is None and self._ssl_context is None:
-            warn_of_strangers(self.host)
-        self._thread = threading.Thread(
-            target=self._run, args=(make_protocol, listener), name="http", daemon=True
-        )
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Returns when the server has stopped."""
-        if self._thread is not None:
-            self._thread.join()
-
-    def stop(self) -> None:
-        """Becomes unready, answers the requests in flight, and returns when the port is free.
-
-        Clients that keep their connection are told `Connection: close` with their next answer.
-        After `limits.grace_seconds` what is still in flight is dropped.
-        """
-        self._is_stopping = True
-        if self._thread is not None:
-            self._begun.wait()
-            self._tell_to_stop()
-        self.wait()
-
-    def _listen(self) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        try:
-            return socket.create_server((self.host, self.port), family=family, backlog=_BACKLOG)
-        except OSError as error:
-            raise InvalidInputError(
-                f"Can't listen at {self.host!r} on port {self.port}: {error}. "
-                "Choose another port, or 0 for a free one."
-            ) from error
-
-    def _prepare(self) -> Callable[[OpenConnections], asyncio.Protocol]:
-        """Returns what makes the protocol of a connection."""
+    def _prepare(self) -> Serve:
         try:
             import httptools  # noqa: F401 - The next import needs it.
         except ImportError as error:
@@ -160,41 +102,33 @@ class HttpServer:
         from keras_deepseek.inference.http_connection import HttpConnection
 
         application = HttpApplication(self)
-        return lambda connections: HttpConnection(
-            application, connections, self.max_body_bytes, self.limits
+        return partial(
+            self._serve,
+            self._bind(_BACKLOG),
+            lambda connections: HttpConnection(
+                application, connections, self.max_body_bytes, self.limits
+            ),
         )
-
-    def _run(
-        self, make_protocol: Callable[[OpenConnections], asyncio.Protocol], listener: socket.socket
-    ) -> None:
-        try:
-            with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                runner.run(self._serve(make_protocol, listener))
-        finally:
-            listener.close()
-            self._begun.set()
 
     async def _serve(
-        self, make_protocol: Callable[[OpenConnections], asyncio.Protocol], listener: socket.socket
+        self,
+        listener: socket.socket,
+        make_protocol: Callable[[OpenConnections], asyncio.Protocol],
+        listens: "Future[int]",
     ) -> None:
-        loop, stop = asyncio.get_running_loop(), asyncio.Event()
         connections = OpenConnections(self.limits)
-        connections.watch()
-        server = Listener(
-            listener,
-            lambda: make_protocol(connections),
-            self._ssl_context,
-            self.limits.header_seconds,
-            self.limits.linger_seconds,
-        )
-        server.start()
-        self._tell_to_stop = lambda: call_in(loop, stop.set)
-        self._begun.set()
-        await stop.wait()
-        connections.start_draining()
-        await server.stop()
-        await connections.drain()
-
-
-def _do_nothing() -> None:
-    """Stands for what a server that never began to listen is told."""
+        with listener:
+            connections.watch()
+            server = Listener(
+                listener,
+                lambda: make_protocol(connections),
+                self._ssl_context,
+                self.limits.header_seconds,
+                self.limits.linger_seconds,
+            )
+            server.start()
+            listens.set_result(listener.getsockname()[1])
+            await self.stopping.wait()
+            connections.start_draining()
+            await server.stop()
+            await connections.drain()

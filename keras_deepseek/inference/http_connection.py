@@ -15,7 +15,7 @@ from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.http_body import inflate_body
 from keras_deepseek.inference.http_limits import HttpLimits
 from keras_deepseek.inference.http_message import (
-    HttpApplication,
+    Application,
     HttpError,
     HttpRequest,
     HttpResponse,
@@ -53,7 +53,7 @@ class HttpConnection(asyncio.Protocol):
     """What the event loop calls for one connection.
 
     Args:
-        application: `HttpApplication`.
+        application: `Application`.
         connections: `OpenConnections`, which looks at this one's clock.
         max_body_bytes: integer. Larger bodies, as they come or inflated, are refused with 413.
         limits: `HttpLimits`.
@@ -62,7 +62,7 @@ class HttpConnection(asyncio.Protocol):
 
     def __init__(
         self,
-        application: HttpApplication,
+        application: Application,
         connections: "OpenConnections",
         max_body_bytes: int,
         limits: HttpLimits,

@@ -64,7 +64,7 @@ class Pending:
             with the finished `Request`, and returns one that cancels it: the client hung up.
         make_response: function from the finished `Request` to an `HttpResponse`.
 
-    What either raises is answered by `HttpApplication.answer_error`.
+    What either raises is answered by `Application.answer_error`.
     """
 
     start: Callable[[Callable[[Request], None]], Callable[[], None]]
@@ -88,7 +88,7 @@ class HttpError(Exception):
         self.headers = headers
 
 
-class HttpApplication(Protocol):
+class Application(Protocol):
     """What a server needs to know about its routes. All calls are made on the event loop."""
 
     def admit(self, request: HttpRequest) -> None:

@@ -4,13 +4,11 @@ These calls wait for models to load, so the server makes them on threads of thei
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.inference.errors import LoadFailedError, ModelNotFoundError
-from keras_deepseek.inference.model_folder import ModelFolder, Policy
-from keras_deepseek.inference.protocols.tf_serving_model_service import ServedModel
+from keras_deepseek.inference.model_config import follow_configs
+from keras_deepseek.inference.protocols.tf_serving_model_service import ModelConfig
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.engine import ServingEngine
@@ -52,41 +50,17 @@ def unload(engine: "ServingEngine", name: str) -> None:
     engine.unload(name)
 
 
-def replace_models(engine: "ServingEngine", models: Sequence[ServedModel]) -> None:
+def replace_models(engine: "ServingEngine", models: Sequence[ModelConfig]) -> None:
     """Serves these models and no others; an error leaves all as it was.
 
     Args:
         engine: `ServingEngine`.
-        models: sequence of `ServedModel`, as a `ReloadConfigRequest` has them.
+        models: sequence of `ModelConfig`, as a `ReloadConfigRequest` has them.
 
     Raises:
         InvalidInputError: A folder holds none of the versions that are wanted, or a label stands
             for one that is not.
         LoadFailedError: A version could not be loaded, or did not warm up.
     """
-    folders = [_follow(engine, model) for model in models]
     labels = {model.name: model.labels for model in models}
-    for folder in folders:
-        present = folder.wanted()
-        for label, number in labels[folder.name].items():
-            if number not in present:
-                raise InvalidInputError(
-                    f"The label {label!r} of the model {folder.name!r} stands for version "
-                    f"{number}; those wanted are {list(present)}."
-                )
-    engine.replace_folders(folders, labels)
-
-
-def _follow(engine: "ServingEngine", model: ServedModel) -> ModelFolder:
-    policies: dict[str, Policy] = {
-        "latest": model.num_versions,
-        "all": "all",
-        "specific": model.versions,
-    }
-    return ModelFolder(
-        engine,
-        Path(model.base_path),
-        model.name,
-        engine.options,
-        versions=policies[model.policy],
-    )
+    engine.replace_folders(follow_configs(engine, models), labels)

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.inference.arguments import check_count, check_name
@@ -16,9 +16,11 @@ from keras_deepseek.inference.engine_monitor import EngineMonitor
 from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
 from keras_deepseek.inference.folder_exchange import FolderExchange
 from keras_deepseek.inference.loop_delivery import LoopDelivery
+from keras_deepseek.inference.model_config import follow_configs
 from keras_deepseek.inference.model_folder import ModelFolder, Policy, find_versions
 from keras_deepseek.inference.model_options import ModelOptions
 from keras_deepseek.inference.model_version import ModelVersion
+from keras_deepseek.inference.protocols.tf_serving_model_service import ModelConfig
 from keras_deepseek.inference.served_model import ServedModel
 from keras_deepseek.inference.turns import Turns
 
@@ -28,7 +30,7 @@ class ModelHost:
 
     Args:
         model: As `ServingEngine` takes it.
-        name: string. The name of this model.
+        name: string. The name of this model; of several, the first one's is taken.
         version: integer. Its version.
         options: `ModelOptions` of this model, and of others that come without.
         max_concurrent_batches: integer or `None`. Batches that run at the same time.
@@ -45,7 +47,7 @@ class ModelHost:
         if max_concurrent_batches is not None:
             check_count("max_concurrent_batches", max_concurrent_batches)
         self._turns = None if max_concurrent_batches is None else Turns(max_concurrent_batches)
-        self.name = name
+        self.name = model[0].name if _is_config(model) else name
         self.options = options
         self.monitor = EngineMonitor()
         self._delivery = LoopDelivery()
@@ -55,13 +57,12 @@ class ModelHost:
         self._replacing = threading.Lock()
         self._state: Literal["new", "ready", "closed"] = "new"
         self._folders: list[ModelFolder] = []
-        if isinstance(model, str | os.PathLike) and (found := find_versions(Path(model))):
-            version = max(found)
-            self._folders.append(ModelFolder(self, Path(model), name, options))
-            self._folders[0].note(version, found[version])
-            model = found[version]
-        self._first = self._open(model, name, version, options)
-        self._add_model(name).add(self._first)
+        self._first_labels: dict[str, Mapping[str, int]] = {}
+        try:
+            self._open_first(model, version)
+        except BaseException:
+            self._close_models()  # What was loaded before may have processes of its own.
+            raise
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
@@ -84,7 +85,7 @@ class ModelHost:
         return self._state == "ready"
 
     def start(self) -> None:
-        """Warms the model up and starts the threads that run it. Nothing is done the second time.
+        """Warms the models up and starts the threads that run it. Nothing is done the second time.
 
         Raises:
             ClosedError: The engine was closed.
@@ -93,8 +94,12 @@ class ModelHost:
             if self._state == "ready":
                 return
             self._check_open()
-            with self.monitor.loading(self.name):
-                self._first.start()
+            for served in self._models.values():
+                for version in served.versions.values():
+                    if version.state != "AVAILABLE":  # Another one may have failed the last time.
+                        with self.monitor.loading(served.name):
+                            version.start()
+                served.set_labels(self._first_labels.get(served.name, {}))
             self._state = "ready"
             for folder in self._folders:
                 folder.start()
@@ -204,17 +209,13 @@ class ModelHost:
         nothing does. A folder that is followed already, in the same way, is not loaded again.
 
         Args:
-            folders: sequence of `ModelFolder`, each of a name of its own.
+            folders: sequence of `ModelFolder`, each of a name of its own, none of them empty.
             labels: mapping from each name to versions by label, all of them among those wanted.
 
         Raises:
-            InvalidInputError: A folder holds none of the versions that are wanted.
             LoadFailedError: A version could not be loaded, or did not warm up. Why is logged.
             ClosedError: The engine was closed.
         """
-        for folder in folders:
-            check_name(folder.name)
-            folder.check_not_empty()
         self.start()
         with self._replacing:
             paused = [folder for folder in self._folders if folder.pause()]
@@ -302,6 +303,25 @@ class ModelHost:
                 for version in served.versions.values():
                     version.close()
 
+    def _open_first(self, model: Any, version: int) -> None:
+        """Loads what the constructor was given."""
+        if _is_config(model):
+            for folder in follow_configs(self, model):
+                self._open_folder(folder)
+            self._first_labels = {one.name: one.labels for one in model}
+        elif isinstance(model, str | os.PathLike) and find_versions(Path(model)):
+            self._open_folder(ModelFolder(self, Path(model), self.name, self.options))
+        else:
+            opened = self._open(model, self.name, version, self.options)
+            self._add_model(self.name).add(opened)
+
+    def _open_folder(self, folder: ModelFolder) -> None:
+        served = self._add_model(folder.name)
+        for number, path in folder.wanted().items():
+            folder.note(number, path)
+            served.add(self._open(path, folder.name, number, folder.options))
+        self._folders.append(folder)
+
     def _open(self, model: Any, name: str, number: int, options: ModelOptions) -> ModelVersion:
         check_name(name)
         check_count("version", number)
@@ -319,3 +339,8 @@ class ModelHost:
                 f"There is no model {name or self.name!r}; those served are {list(self._models)}."
             )
         return served
+
+
+def _is_config(model: Any) -> TypeGuard[Sequence[ModelConfig]]:
+    is_list = isinstance(model, list | tuple) and len(model) > 0
+    return is_list and all(isinstance(one, ModelConfig) for one in model)

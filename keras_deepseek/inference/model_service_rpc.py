@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from keras_deepseek.inference import model_control
 from keras_deepseek.inference.errors import ModelNotFoundError
-from keras_deepseek.inference.grpc_answers import StatusError, check_ready
+from keras_deepseek.inference.grpc_answers import StatusError
 from keras_deepseek.inference.model_states import version_status
 from keras_deepseek.inference.model_version import ModelVersion
 from keras_deepseek.inference.protocols import tf_serving, tf_serving_model_service
@@ -27,7 +27,7 @@ async def status(server: "GrpcServer", data: bytes, _timeout: float | None) -> b
 async def reload_config(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
     """Answers a `ReloadConfigRequest` when all of its models are served, and no others."""
     models = tf_serving_model_service.parse_reload(data)
-    check_ready(server, server.engine.name)
+    server.check_ready(server.engine.name)
     await asyncio.to_thread(model_control.replace_models, server.engine, models)
     return tf_serving_model_service.format_reload()
 

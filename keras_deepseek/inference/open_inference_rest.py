@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import keras_deepseek
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.batch import Request
-from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.http_answers import Route, answer_json, outputs_of, read_version
 from keras_deepseek.inference.http_message import HttpRequest, HttpResponse, Pending
 from keras_deepseek.inference.loop_delivery import Settle
@@ -63,8 +62,7 @@ def model_metadata(server: "HttpServer", request: HttpRequest, match: _Match) ->
 def infer(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
     """Answers with a model's outputs, as JSON or as raw bytes behind it."""
     name = match["name"]
-    if not server.ready:
-        raise ClosedError(f"The model {name!r} is not ready: it is starting or stopping.")
+    server.check_ready(name)
     length = request.headers.get(open_inference.HEADER.lower())
     call = open_inference.parse_infer(request.body, length)
 

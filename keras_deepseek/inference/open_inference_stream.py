@@ -90,8 +90,8 @@ async def _finish(started: _Started | bytes) -> bytes:
     call, future, version = started
     try:
         outputs = await outputs_of(call.model_name, future)
-        return open_inference_grpc.format_stream_answer(
-            call, outputs, call.model_name, str(version.number)
+        return open_inference_grpc.format_infer(
+            call, outputs, call.model_name, str(version.number), in_stream=True
         )
     except Exception as error:  # noqa: BLE001 - As in `_start`.
         return open_inference_grpc.format_stream_error(refusal_of(error).message, call)

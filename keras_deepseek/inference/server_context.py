@@ -1,9 +1,11 @@
-"""The TLS of a server, of the files that an operator has. It knows no protocol."""
+"""The TLS of a server, of the files that an operator has: for HTTP, and the same for gRPC."""
 
 import os
 import ssl
+from pathlib import Path
+from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
 
 
 def make_server_context(
@@ -51,3 +53,31 @@ def make_server_context(
             ) from error
         context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def make_grpc_credentials(
+    certificate: str | os.PathLike[str] | None,
+    key: str | os.PathLike[str] | None = None,
+    client_authority: str | os.PathLike[str] | None = None,
+) -> Any:
+    """Returns `grpc.ServerCredentials` of the same files, or `None` where there is no certificate.
+
+    Args:
+        certificate: As in `make_server_context`.
+        key: As in `make_server_context`. Defaults to `None`.
+        client_authority: As in `make_server_context`. Defaults to `None`.
+
+    Raises:
+        InvalidInputError: A file can't be read, or the key is not the certificate's.
+        MissingExtraError: The package of the extra `grpc` is not installed.
+    """
+    # gRPC itself would say what is wrong with the files in its log alone.
+    if make_server_context(certificate, key, client_authority) is None or certificate is None:
+        return None
+    try:
+        import grpc
+    except ImportError as error:
+        raise MissingExtraError("grpcio", "grpc", "to serve over gRPC") from error
+    pair = (Path(key or certificate).read_bytes(), Path(certificate).read_bytes())
+    authority = None if client_authority is None else Path(client_authority).read_bytes()
+    return grpc.ssl_server_credentials([pair], authority, authority is not None)

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.batch import Request
-from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
+from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.http_answers import Route, answer_json, outputs_of, read_version
 from keras_deepseek.inference.http_message import HttpError, HttpRequest, HttpResponse, Pending
 from keras_deepseek.inference.loop_delivery import Settle
@@ -58,7 +59,7 @@ def metadata(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -
 def predict(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> Pending:
     """Answers with the outputs in the form, row or column, that the request has."""
     name, version, label = _read(request, match)
-    _check_ready(server, name)
+    server.check_ready(name)
     forms: list[bool] = []
 
     def bind(signature: Signature) -> _Inputs:
@@ -72,38 +73,12 @@ def predict(server: "HttpServer", request: HttpRequest, match: re.Match[str]) ->
     return _dispatch(server.engine, request, bind, encode, (name, version, label))
 
 
-def classify(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> Pending:
-    """Answers with the classes of each example."""
-    return _answer_examples(server, request, match, tf_serving_examples.classify)
-
-
-def regress(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> Pending:
-    """Answers with the number of each example."""
-    return _answer_examples(server, request, match, tf_serving_examples.regress)
-
-
-_MODEL = (
-    r"/v1/models/(?P<name>[^/:]+)"
-    r"(?:/versions/(?P<version>[^/:]+)|/labels/(?P<label>[^/:]+))?"
-)
-
-ROUTES = (
-    Route("POST", re.compile(_MODEL + ":predict"), predict, PROTOCOL, "predict"),
-    Route("POST", re.compile(_MODEL + ":classify"), classify, PROTOCOL, "classify"),
-    Route("POST", re.compile(_MODEL + ":regress"), regress, PROTOCOL, "regress"),
-    Route("GET", re.compile(_MODEL + "/metadata"), metadata, PROTOCOL, "metadata"),
-    Route("GET", re.compile(_MODEL), status, PROTOCOL, "status"),
-)
-
-
-def _answer_examples(
-    server: "HttpServer",
-    request: HttpRequest,
-    match: re.Match[str],
-    read: Callable[[_Inputs, int], list[tf_serving_examples.Classes] | list[float]],
+def answer_examples(
+    server: "HttpServer", request: HttpRequest, match: re.Match[str], *, method: str
 ) -> Pending:
+    """Answers with the classes, or the number, of each example."""
     name, version, label = _read(request, match)
-    _check_ready(server, name)
+    server.check_ready(name)
     rows: list[int] = []
 
     def bind(signature: Signature) -> _Inputs:
@@ -112,9 +87,26 @@ def _answer_examples(
         return inputs
 
     def encode(outputs: _Inputs) -> bytes:
-        return tf_serving_examples.encode_results(read(outputs, rows[-1]))
+        results = tf_serving_examples.read_results(method, outputs, rows[-1])
+        return tf_serving_examples.encode_results(results)
 
     return _dispatch(server.engine, request, bind, encode, (name, version, label))
+
+
+_CLASSIFY = partial(answer_examples, method=tf_serving_examples.CLASSIFY_METHOD)
+_REGRESS = partial(answer_examples, method=tf_serving_examples.REGRESS_METHOD)
+_MODEL = (
+    r"/v1/models/(?P<name>[^/:]+)"
+    r"(?:/versions/(?P<version>[^/:]+)|/labels/(?P<label>[^/:]+))?"
+)
+
+ROUTES = (
+    Route("POST", re.compile(_MODEL + ":predict"), predict, PROTOCOL, "predict"),
+    Route("POST", re.compile(_MODEL + ":classify"), _CLASSIFY, PROTOCOL, "classify"),
+    Route("POST", re.compile(_MODEL + ":regress"), _REGRESS, PROTOCOL, "regress"),
+    Route("GET", re.compile(_MODEL + "/metadata"), metadata, PROTOCOL, "metadata"),
+    Route("GET", re.compile(_MODEL), status, PROTOCOL, "status"),
+)
 
 
 def _dispatch(
@@ -157,8 +149,3 @@ def _not_found(name: str, version: int | None, label: str) -> HttpError:
         return HttpError(400, tf_serving.unknown_label_message(label))
     text = None if version is None else str(version)
     return HttpError(404, tf_serving.not_found_message(name, text))
-
-
-def _check_ready(server: "HttpServer", name: str) -> None:
-    if not server.ready:
-        raise ClosedError(f"The model {name!r} is not ready: it is starting or stopping.")

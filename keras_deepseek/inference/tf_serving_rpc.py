@@ -2,12 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.inference.errors import ModelNotFoundError
-from keras_deepseek.inference.grpc_answers import Bind, Inputs, StatusError, dispatch, outputs_of
+from keras_deepseek.inference.grpc_answers import (
+    Bind,
+    Call,
+    Inputs,
+    StatusError,
+    dispatch,
+    outputs_of,
+)
 from keras_deepseek.inference.model_version import ModelVersion
 from keras_deepseek.inference.protocols import (
     tf_serving,
@@ -35,20 +43,14 @@ async def predict(server: "GrpcServer", data: bytes, timeout: float | None) -> b
     return tf_serving_grpc.format_predict(call, outputs, version)
 
 
-async def classify(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
-    """Answers a `ClassificationRequest`."""
-    call = tf_serving_grpc.parse_classify(data)
+async def answer_examples(
+    server: "GrpcServer", data: bytes, timeout: float | None, *, method: str
+) -> bytes:
+    """Answers a `ClassificationRequest` or a `RegressionRequest`."""
+    call = tf_serving_grpc.parse_examples(data, method)
     outputs, version = await _ask_examples(server, call.model, call.examples, timeout)
-    results = tf_serving_examples.classify(outputs, len(call.examples))
-    return tf_serving_grpc.format_classify(call, results, version)
-
-
-async def regress(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
-    """Answers a `RegressionRequest`."""
-    call = tf_serving_grpc.parse_regress(data)
-    outputs, version = await _ask_examples(server, call.model, call.examples, timeout)
-    results = tf_serving_examples.regress(outputs, len(call.examples))
-    return tf_serving_grpc.format_regress(call, results, version)
+    results = tf_serving_examples.read_results(method, outputs, len(call.examples))
+    return tf_serving_grpc.format_examples(call, results, version)
 
 
 async def multi_inference(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
@@ -60,12 +62,10 @@ async def multi_inference(server: "GrpcServer", data: bytes, timeout: float | No
             _called(task.model, signature)
 
     outputs, version = await _ask_examples(server, tasks[0].model, examples, timeout, check)
-    answers: list[tuple[tf_serving_grpc.Task, list[tf_serving_examples.Classes] | list[float]]] = []
-    for task in tasks:
-        if task.method == tf_serving_examples.CLASSIFY_METHOD:
-            answers.append((task, tf_serving_examples.classify(outputs, len(examples))))
-        else:
-            answers.append((task, tf_serving_examples.regress(outputs, len(examples))))
+    answers = [
+        (task, tf_serving_examples.read_results(task.method, outputs, len(examples)))
+        for task in tasks
+    ]
     return tf_serving_grpc.format_multi_inference(answers, version)
 
 
@@ -114,10 +114,10 @@ def check_named(model: ModelSpec) -> None:
         raise InvalidInputError("ModelSpec has no name specified.")
 
 
-CALLS = {
+CALLS: dict[str, Call] = {
     "Predict": predict,
-    "Classify": classify,
-    "Regress": regress,
+    "Classify": partial(answer_examples, method=tf_serving_examples.CLASSIFY_METHOD),
+    "Regress": partial(answer_examples, method=tf_serving_examples.REGRESS_METHOD),
     "MultiInference": multi_inference,
     "GetModelMetadata": metadata,
 }

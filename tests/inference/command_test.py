@@ -3,6 +3,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import ssl
 import subprocess
@@ -34,7 +35,21 @@ def test_the_defaults_are_those_of_the_engine():
     arguments = vars(parse("model.keras"))
     assert arguments == {
         "path": "model.keras",
-        "name": "model",
+        "model_config": None,
+        "name": None,
+        "model_version": None,
+        "isolated": False,
+        "batch_timeout": 60.0,
+        "no_warm_up": False,
+        "max_wait": None,
+        "max_queue_rows": 1024,
+        "max_concurrent_batches": None,
+        "pad_lengths": None,
+        "pad_value": [],
+        "pad_mask": [],
+        "pad_output": [],
+        "max_body_bytes": 67108864,
+        "limit": [],
         "http_port": 8501,
         "grpc_port": None,
         "no_grpc": False,
@@ -45,7 +60,7 @@ def test_the_defaults_are_those_of_the_engine():
         "replicas": 1,
         "cache_entries": 0,
         "log_requests": None,
-        "sample": 0.01,
+        "sample": None,
         "replay": None,
         "token_file": None,
         "tls_certificate": None,
@@ -56,17 +71,44 @@ def test_the_defaults_are_those_of_the_engine():
     }
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "PATH --model-config is required"),
+        (("m.keras", "--model-config", "models"), "not allowed with argument"),
+        (("m.keras", "--replicas", "two"), "--replicas: invalid int value: 'two'"),
+    ],
+)
+def test_what_the_parser_refuses_is_told_in_a_line_below_a_short_usage(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(*arguments)
+    assert caught.value.code == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage.endswith("(PATH | --model-config FILE) [options]")
+    assert message in error
+
+
+def test_help_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "--pad-lengths 16,32,64 --pad-value tokens=0 --pad-mask mask=tokens" in shown
+
+
 @contextlib.contextmanager
 def serving(*arguments):
     """Runs the command; gives the child and the address of the model when it is served."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("httptools")
-    call = [sys.executable, "-c", MAIN, *arguments, "--name", "double", "--http-port", "0"]
+    call = [sys.executable, "-c", MAIN, *arguments, "--http-port", "0"]
+    call += [] if "--model-config" in arguments else ["--name", "double"]
     call += [] if "--grpc-port" in arguments else ["--no-grpc"]
     with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         try:
             line = child.stdout.readline()
-            assert line.startswith("Serving 'double' at http"), child.stderr.read()
+            assert line.startswith("Serving 'double'"), child.stderr.read()
             yield child, line.split(" at ")[1].strip()
         finally:
             child.kill()
@@ -82,8 +124,11 @@ def is_healthy(target):
     import grpc
 
     with grpc.insecure_channel(target) as channel:
-        answer = channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=60)
-    return answer == b"\x08\x01"
+        return check_health(channel) == b"\x08\x01"
+
+
+def check_health(channel):
+    return channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -124,6 +169,43 @@ def test_tokens_certificates_and_the_access_log_are_those_of_the_options(
     assert [line["status"] for line in lines] == [401, 200]
 
 
+def test_grpc_speaks_tls_with_the_same_files(bundle_of, certificates):
+    grpc = pytest.importorskip("grpc")
+    tls = ("--tls-certificate", "server.pem", "--tls-key", "server.key", "--client-ca", "ca.pem")
+    words = [word if word.startswith("-") else str(certificates / word) for word in tls]
+    own = [(certificates / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem")]
+    with serving(str(bundle_of("onnx").path), *words, "--grpc-port", "0") as (_, urls):
+        url, _, grpc_url = urls.partition(" and ")
+        assert url.startswith("https://")
+        assert grpc_url.startswith("grpcs://")
+        target = grpc_url.removeprefix("grpcs://")
+        with grpc.secure_channel(target, grpc.ssl_channel_credentials(*own)) as channel:
+            assert check_health(channel) == b"\x08\x01"
+        strangers = grpc.ssl_channel_credentials(own[0])
+        with grpc.secure_channel(target, strangers) as channel, pytest.raises(grpc.RpcError):
+            check_health(channel)
+
+
+def test_the_models_of_a_file_of_tf_serving_s_are_served(bundle_of, tmp_path):
+    pytest.importorskip("google.protobuf")
+    bundle = bundle_of("onnx").path
+    for place in ("one/1", "one/2", "two/1"):
+        shutil.copytree(bundle, tmp_path / place)
+    (tmp_path / "models.config").write_text(
+        f"""model_config_list {{
+            config {{
+                name: "double" base_path: "{tmp_path}/one" model_platform: "tensorflow"
+                model_version_policy {{ all {{}} }}
+                version_labels {{ key: "stable" value: 1 }}
+            }}
+            config {{ name: "other" base_path: "{tmp_path}/two" }}
+        }}"""
+    )
+    with serving("--model-config", str(tmp_path / "models.config")) as (_, url):
+        for path in ("double/versions/2", "double/labels/stable", "other"):
+            assert ask(f"{url}/v1/models/{path}") == {"predictions": [[2.0, 4.0]]}
+
+
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no pseudo-terminals")
 def test_a_terminal_shows_a_line_of_numbers(bundle_of):
     pytest.importorskip("onnxruntime")
@@ -162,7 +244,6 @@ def test_a_terminal_shows_a_line_of_numbers(bundle_of):
         (("missing.keras", "--batch-size", "0"), "batch_size=0"),
         (("missing.keras", "--name", "a/b"), "part of the URL"),
         (("missing.keras", "--tls-key", "a.pem"), "without a TLS certificate"),
-        (("m.keras", "--tls-certificate", "a", "--grpc-port", "1"), "for HTTP alone"),
         (("missing.keras", "--no-grpc", "--grpc-port", "1"), "both --grpc-port and --no-grpc"),
     ],
 )
@@ -187,24 +268,6 @@ def test_requests_are_written_and_sent_again(bundle_of, tmp_path, capsys):
     log.write_text(json.dumps(entry))
     with pytest.raises(NotSupportedError, match="1 different"):
         command.run(parse(path, "--replay", str(log)))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "installed", "port"),
-    [
-        ((), ("grpc", "google", "google.protobuf"), 8500),
-        ((), ("grpc", "google"), None),
-        ((), ("google", "google.protobuf"), None),
-        (("--no-grpc",), ("grpc", "google", "google.protobuf"), None),
-        (("--grpc-port", "0"), ("grpc", "google", "google.protobuf"), 0),
-        (("--grpc-port", "9000"), (), 9000),  # The server says what is missing.
-    ],
-)
-def test_the_port_of_grpc_is_tf_serving_s_where_grpc_is_installed(
-    monkeypatch, arguments, installed, port
-):
-    monkeypatch.setattr(command, "find_spec", lambda name: True if name in installed else None)
-    assert command._grpc_port(parse("model.keras", *arguments)) == port
 
 
 def test_the_line_says_what_grpc_needs_where_it_is_not_installed(doubler):

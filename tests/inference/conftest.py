@@ -1,6 +1,8 @@
 """What the tests of serving share: an executor that can be watched, and bundles of a tiny model."""
 
+import asyncio
 import shutil
+import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from keras_deepseek.artifacts.bundle import publish_bundle
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.artifacts.staging_folder import staging_folder
 from keras_deepseek.backend.openvino_model import import_openvino
-from keras_deepseek.inference import GrpcServer, ServingEngine
+from keras_deepseek.inference import GrpcServer, HttpLimits, HttpServer, ServingEngine
 from keras_deepseek.inference.protocols.messages import Protocol
 
 DOUBLE = Signature(
@@ -241,3 +243,51 @@ def status_of() -> Callable[..., tuple[str, str]]:
         return caught.value.code().name, caught.value.details()
 
     return status_of
+
+
+@pytest.fixture
+def serve_http(doubler: Doubler) -> Iterator[Callable[..., HttpServer]]:
+    """Starts HTTP servers with limits of their own."""
+    pytest.importorskip("httptools")
+    with ServingEngine(doubler) as engine:
+        servers: list[HttpServer] = []
+
+        def serve(
+            ssl_context: ssl.SSLContext | None = None, max_body_bytes: int = 10_000, **limits: Any
+        ) -> HttpServer:
+            server = HttpServer(
+                engine,
+                port=0,
+                max_body_bytes=max_body_bytes,
+                ssl_context=ssl_context,
+                limits=HttpLimits(**limits),
+            )
+            server.start()
+            servers.append(server)
+            return server
+
+        yield serve
+        for server in servers:
+            server.stop()
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def wire(loop: asyncio.AbstractEventLoop) -> Any:
+    from tests.oracles.http_wire import Wire
+
+    return Wire(loop)
+
+
+@pytest.fixture
+def server_context(certificates: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    context.load_verify_locations(certificates / "ca.pem")
+    return context

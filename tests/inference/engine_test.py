@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
-from keras_deepseek.inference import HttpServer, OverloadedError, ServingEngine
+from keras_deepseek.inference import HttpLimits, HttpServer, OverloadedError, ServingEngine
 from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError
 from tests.inference.conftest import Doubler
 
@@ -354,6 +354,23 @@ def test_grpc_is_not_left_open_beside_tls(doubler):
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with ServingEngine(doubler) as engine:
-        with pytest.raises(InvalidInputError, match="credentials of its own"):
+        with pytest.raises(InvalidInputError, match="for both ports or for none"):
             engine.serve(0, 0, ssl_context=context)
         assert not engine.servers
+
+
+def test_limits_are_those_of_both_servers(doubler):
+    pytest.importorskip("grpc")
+    limits = HttpLimits(settle_seconds=0.01, grace_seconds=5)
+    with ServingEngine(doubler, warm_up=False) as engine:
+        engine.serve(0, 0, max_body_bytes=1000, limits=limits)
+        http, grpc = engine.servers
+    assert (http.limits, http.max_body_bytes) == (limits, 1000)
+    assert (grpc.settle_seconds, grpc.grace_seconds, grpc.max_message_bytes) == (0.01, 5, 1000)
+
+
+def test_a_file_that_can_t_be_written_is_refused_before_a_model_is_loaded(tmp_path):
+    with pytest.raises(InvalidInputError, match="Can't write requests"):
+        ServingEngine("missing.keras", log_requests=tmp_path)
+    with pytest.raises(InvalidInputError, match="does not exist"):
+        ServingEngine("missing.keras", log_requests=tmp_path / "requests")

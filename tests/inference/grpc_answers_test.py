@@ -6,6 +6,7 @@ from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference import (
     ClosedError,
     DeadlineExceededError,
+    GrpcServer,
     ModelNotFoundError,
     OverloadedError,
     ServingEngine,
@@ -14,7 +15,6 @@ from keras_deepseek.inference.errors import LoadFailedError
 from keras_deepseek.inference.grpc_answers import (
     Refusal,
     StatusError,
-    check_ready,
     dispatch,
     outputs_of,
     refusal_of,
@@ -63,15 +63,6 @@ def test_no_deadline_is_told_as_none_however_grpc_tells_it(told, left):
     assert time_left(Context()) == left
 
 
-class Server:
-    def __init__(self, engine):
-        self.engine = engine
-
-    @property
-    def ready(self):
-        return self.engine.ready
-
-
 def test_outputs_come_and_what_the_model_raises_is_not_shown(doubler, rows, caplog):
     async def ask(value):
         future, version = dispatch(server, lambda _: rows(value), "model", None, "", None)
@@ -79,7 +70,7 @@ def test_outputs_come_and_what_the_model_raises_is_not_shown(doubler, rows, capl
         return await outputs_of("model", future)
 
     with ServingEngine(doubler) as engine:
-        server = Server(engine)
+        server = GrpcServer(engine)
         assert asyncio.run(ask(1))["y"].tolist() == [[2, 2]]
         with pytest.raises(StatusError, match="The model failed with ArithmeticError") as caught:
             asyncio.run(ask(-1))
@@ -88,9 +79,9 @@ def test_outputs_come_and_what_the_model_raises_is_not_shown(doubler, rows, capl
 
 
 def test_a_deadline_that_has_passed_and_a_server_that_is_not_ready_are_refused(doubler, rows):
-    server = Server(ServingEngine(doubler))
+    server = GrpcServer(ServingEngine(doubler))
     with pytest.raises(ClosedError, match="not ready"):
-        check_ready(server, "model")
+        dispatch(server, lambda _: rows(1), "model", None, "", None)
     server.engine.start()
     with pytest.raises(DeadlineExceededError, match="before it was read"):
         dispatch(server, lambda _: rows(1), "model", None, "", 0.0)

@@ -132,19 +132,23 @@ def test_the_client_s_deadline_is_the_request_s(watch, doubler, serve_grpc, stat
     assert 7 not in doubler.rows_seen
 
 
-def test_stopping_answers_what_is_in_flight_and_frees_the_port(watch, doubler, serve_grpc):
+def stopping_is_told(server):
+    waiting = asyncio.run_coroutine_threadsafe(server.stopping.wait(), server._loop)
+    return waiting.result(60)
+
+
+def test_stopping_answers_what_is_in_flight_and_frees_the_port(
+    watch, doubler, serve_grpc, status_of
+):
     client = serve_grpc(watch.engine)
     calls = [hold_one(watch, doubler, client), *(start(client, value) for value in range(2, 41))]
     for _ in range(39):
         assert watch.accepted.acquire(timeout=60)
     stopping = threading.Thread(target=client.server.stop)
     stopping.start()
-    while True:  # Until nobody is let in.
-        try:
-            socket.create_connection((client.server.host, client.server.port)).close()
-        except OSError:
-            break
+    assert stopping_is_told(client.server)
     assert not client.server.ready
+    assert status_of(start(client, 1).result)[0] == "UNAVAILABLE"
     doubler.release()
     assert [value_of(call.result()) for call in calls] == [2 * value for value in range(1, 41)]
     stopping.join(60)
@@ -317,7 +321,7 @@ def test_a_port_of_another_grpc_server_is_taken_too(doubler, serve_grpc):
 
 
 def test_an_address_that_grpc_itself_can_t_take_is_refused(doubler, monkeypatch):
-    monkeypatch.setattr(GrpcServer, "_check_port", lambda server: None)
+    monkeypatch.setattr(GrpcServer, "_bind", lambda server: socket.socket())
     match = r"Can't listen at '127\.0\.0\.1'"
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,

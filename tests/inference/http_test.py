@@ -4,7 +4,6 @@ import http.client
 import json
 import random
 import socket
-import ssl
 import sys
 import threading
 import types
@@ -16,16 +15,9 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
 from keras_deepseek.inference import HttpLimits, HttpServer, ServingEngine
-from keras_deepseek.inference.http_application import HttpApplication
+from tests.oracles.http_client import ask, connect, predict_request, read_all
 
 pytest.importorskip("httptools")
-
-
-def ask(server, value):
-    body = json.dumps({"instances": [[value, value]]}).encode()
-    url = f"{server.url}/v1/models/model:predict"
-    with urllib.request.urlopen(url, data=body, timeout=60) as response:
-        return json.load(response)["predictions"][0][0]
 
 
 def watch_requests(engine):
@@ -128,44 +120,6 @@ def test_a_server_without_a_ready_engine_answers_503(doubler):
     engine.close()
 
 
-def predict_request(value, *headers):
-    body = b'{"instances": [[%d, %d]]}' % (value, value)
-    lines = [b"POST /v1/models/model:predict HTTP/1.1", b"Host: x", *headers]
-    return b"\r\n".join([*lines, b"Content-Length: %d" % len(body)]) + b"\r\n\r\n" + body
-
-
-@pytest.fixture
-def serve(doubler):
-    """Starts a server with limits of its own."""
-    with ServingEngine(doubler) as engine:
-        servers = []
-
-        def serve(ssl_context=None, max_body_bytes=10_000, **limits):
-            server = HttpServer(
-                engine,
-                port=0,
-                max_body_bytes=max_body_bytes,
-                ssl_context=ssl_context,
-                limits=HttpLimits(**limits),
-            )
-            server.start()
-            servers.append(server)
-            return server
-
-        yield serve
-        for server in servers:
-            server.stop()
-
-
-def connect(server):
-    return socket.create_connection((server.host, server.port), timeout=60)
-
-
-def read_all(connection):
-    """Returns what comes until the server closes."""
-    return b"".join(iter(lambda: connection.recv(65536), b""))
-
-
 def wait_until_refused(server):
     """Returns when the server accepts nobody any more."""
     while True:
@@ -175,8 +129,8 @@ def wait_until_refused(server):
             return
 
 
-def test_pipelined_requests_are_answered_in_their_order(serve):
-    with connect(serve()) as connection:
+def test_pipelined_requests_are_answered_in_their_order(serve_http):
+    with connect(serve_http()) as connection:
         values = range(100)
         last = predict_request(100, b"Connection: close")
         connection.sendall(b"".join(map(predict_request, values)) + last)
@@ -185,16 +139,16 @@ def test_pipelined_requests_are_answered_in_their_order(serve):
     assert predictions == [[[2.0 * value] * 2] for value in range(101)]
 
 
-def test_a_request_may_come_byte_by_byte(serve):
-    with connect(serve()) as connection:
+def test_a_request_may_come_byte_by_byte(serve_http):
+    with connect(serve_http()) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in predict_request(3, b"Connection: close"):
             connection.sendall(bytes([byte]))
         assert b"[[6.0,6.0]]" in read_all(connection)
 
 
-def test_a_client_that_waits_to_be_told_to_go_on_is_told(serve):
-    with connect(serve()) as connection:
+def test_a_client_that_waits_to_be_told_to_go_on_is_told(serve_http):
+    with connect(serve_http()) as connection:
         head, body = predict_request(3, b"Expect: 100-continue", b"Connection: close").split(
             b"\r\n\r\n"
         )
@@ -204,8 +158,8 @@ def test_a_client_that_waits_to_be_told_to_go_on_is_told(serve):
         assert b"[[6.0,6.0]]" in read_all(connection)
 
 
-def test_compressed_bodies_are_taken_and_bombs_are_refused(serve):
-    server = serve()
+def test_compressed_bodies_are_taken_and_bombs_are_refused(serve_http):
+    server = serve_http()
     url = f"{server.url}/v1/models/model:predict"
 
     def ask_compressed(content):
@@ -222,8 +176,8 @@ def test_compressed_bodies_are_taken_and_bombs_are_refused(serve):
         assert "inflates to more than 10000 bytes" in json.load(error)["error"]
 
 
-def test_a_million_random_bytes_disturb_nobody_and_show_nothing(serve, caplog):
-    server = serve()
+def test_a_million_random_bytes_disturb_nobody_and_show_nothing(serve_http, caplog):
+    server = serve_http()
     source = random.Random(3)
     good = http.client.HTTPConnection(server.host, server.port, timeout=60)
     for number in range(500):
@@ -243,42 +197,8 @@ def test_a_million_random_bytes_disturb_nobody_and_show_nothing(serve, caplog):
     assert caplog.records == []
 
 
-def test_clients_that_send_slowly_are_turned_away_and_others_served(serve):
-    server = serve(header_seconds=0.2, body_seconds=0.2)
-    slow = [connect(server) for _ in range(50)]
-    for number, connection in enumerate(slow):
-        connection.sendall(predict_request(1)[: -5 if number % 2 else 30])
-    assert ask(server, 2) == 4
-    for connection in slow:
-        assert read_all(connection).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
-        connection.close()
-
-
-def test_idle_connections_are_closed(serve):
-    with connect(serve(idle_seconds=0.1)) as connection:
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert read_all(connection).endswith(b'{"status":"ready"}')
-
-
-def test_a_client_that_reads_nothing_is_dropped_and_holds_nobody_up(serve):
-    server = serve(write_seconds=0.2)
-    path = 60_000 * b"a"  # The answer repeats it.
-
-    def ask_without_reading():
-        with connect(server) as connection:
-            while True:
-                connection.sendall(b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % path)
-
-    with ThreadPoolExecutor(1) as pool:
-        dropped = pool.submit(ask_without_reading)
-        while not dropped.done():
-            assert ask(server, 2) == 4
-        with pytest.raises(ConnectionError):
-            dropped.result()
-
-
-def test_clients_that_keep_their_connection_lose_no_request_when_the_server_stops(serve):
-    server = serve(settle_seconds=60.0)
+def test_clients_that_keep_their_connection_lose_no_request_when_the_server_stops(serve_http):
+    server = serve_http(settle_seconds=60.0)
     busy, lock = threading.Semaphore(0), threading.Lock()
     statuses = []
 
@@ -344,68 +264,8 @@ def test_a_stopping_server_does_not_wait_for_ever(doubler):
         doubler.release()
 
 
-def client_context(certificates, name=None):
-    context = ssl.create_default_context(cafile=certificates / "ca.pem")
-    if name is not None:
-        context.load_cert_chain(certificates / f"{name}.pem", certificates / f"{name}.key")
-    return context
-
-
-@pytest.fixture
-def server_context(certificates):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
-    context.load_verify_locations(certificates / "ca.pem")
-    return context
-
-
-def ask_health(server, context):
-    with urllib.request.urlopen(f"{server.url}/healthz", timeout=60, context=context) as response:
-        return json.load(response)["status"]
-
-
-def test_tls_is_spoken_where_a_context_is_given(serve, server_context, certificates):
-    server = serve(server_context)
-    assert server.url.startswith("https://")
-    assert ask_health(server, client_context(certificates)) == "ready"
-    with connect(server) as plain:
-        plain.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert b"ready" not in read_all(plain)
-    assert ask_health(server, client_context(certificates)) == "ready"
-
-
-def test_a_malformed_request_over_tls_is_answered_and_the_connection_closed(
-    serve, server_context, certificates
-):
-    server = serve(server_context, linger_seconds=0.1)
-    context = client_context(certificates)
-    with context.wrap_socket(connect(server), server_hostname="127.0.0.1") as connection:
-        connection.sendall(b"nonsense\r\n\r\n")
-        assert connection.recv(100).startswith(b"HTTP/1.1 400 Bad Request")
-        assert b"error" in read_all(connection)
-
-
-def test_a_client_must_prove_who_it_is_where_the_context_asks_for_it(
-    serve, server_context, certificates, monkeypatch
-):
-    server_context.verify_mode = ssl.CERT_REQUIRED
-    server = serve(server_context)
-    seen, handle = [], HttpApplication.handle
-
-    def handle_and_note(application, request):
-        seen.append(request.peer_subject)
-        return handle(application, request)
-
-    monkeypatch.setattr(HttpApplication, "handle", handle_and_note)
-    with pytest.raises((urllib.error.URLError, ConnectionError, ssl.SSLError)):
-        ask_health(server, client_context(certificates))
-    assert seen == []
-    assert ask_health(server, client_context(certificates, "client")) == "ready"
-    assert seen == [(("organizationName", "house"), ("commonName", "client"))]
-
-
 @pytest.mark.parametrize("is_installed", [True, False])
-def test_the_loop_is_uvloop_s_where_it_is_installed(serve, monkeypatch, is_installed):
+def test_the_loop_is_uvloop_s_where_it_is_installed(serve_http, monkeypatch, is_installed):
     made = []
 
     def new_event_loop():
@@ -414,7 +274,7 @@ def test_the_loop_is_uvloop_s_where_it_is_installed(serve, monkeypatch, is_insta
 
     uvloop = types.SimpleNamespace(new_event_loop=new_event_loop) if is_installed else None
     monkeypatch.setitem(sys.modules, "uvloop", uvloop)
-    assert ask(serve(), 1) == 2
+    assert ask(serve_http(), 1) == 2
     assert len(made) == int(is_installed)
 
 

@@ -5,7 +5,7 @@ import pytest
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference import ModelNotFoundError, ServingEngine, model_control
 from keras_deepseek.inference.errors import LoadFailedError
-from keras_deepseek.inference.protocols.tf_serving_model_service import ServedModel
+from keras_deepseek.inference.protocols.tf_serving_model_service import ModelConfig
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
@@ -43,8 +43,8 @@ def test_the_models_are_those_of_the_config_and_no_others(engine, folder_of):
     model_control.replace_models(
         engine,
         [
-            ServedModel("one", str(one)),
-            ServedModel("two", str(two), "specific", versions=(1, 2), labels={"old": 1}),
+            ModelConfig("one", str(one)),
+            ModelConfig("two", str(two), "specific", versions=(1, 2), labels={"old": 1}),
         ],
     )
     assert numbers(engine) == {"one": [3], "two": [1, 2]}
@@ -53,20 +53,20 @@ def test_the_models_are_those_of_the_config_and_no_others(engine, folder_of):
     kept = engine.find("one")
     model_control.replace_models(
         engine,
-        [ServedModel("one", str(one)), ServedModel("two", str(two), "latest", num_versions=2)],
+        [ModelConfig("one", str(one)), ModelConfig("two", str(two), "latest", num_versions=2)],
     )
     assert numbers(engine) == {"one": [3], "two": [2, 3]}
     assert engine.find("one") is kept  # What has not changed is not loaded again.
-    model_control.replace_models(engine, [ServedModel("two", str(two), "all")])
+    model_control.replace_models(engine, [ModelConfig("two", str(two), "all")])
     assert numbers(engine) == {"two": [1, 2, 3]}
     assert [folder.name for folder in engine.folders] == ["two"]
 
 
 def test_a_new_folder_takes_the_place_of_another_and_is_followed(engine, folder_of):
     first, second = folder_of("first", 1, 2), folder_of("second", 2)
-    model_control.replace_models(engine, [ServedModel("one", str(first), "all")])
+    model_control.replace_models(engine, [ModelConfig("one", str(first), "all")])
     before = engine.find("one", 2)
-    model_control.replace_models(engine, [ServedModel("one", str(second), "all")])
+    model_control.replace_models(engine, [ModelConfig("one", str(second), "all")])
     assert numbers(engine) == {"one": [2]}
     assert engine.find("one", 2) is not before
     folder_of("second", 3)
@@ -78,19 +78,19 @@ def test_a_new_folder_takes_the_place_of_another_and_is_followed(engine, folder_
 def test_an_error_leaves_all_as_it_was(engine, folder_of, fault, caplog):
     good = folder_of("good", 1, 2)
     model_control.replace_models(
-        engine, [ServedModel("one", str(good), "all", labels={"stable": 1})]
+        engine, [ModelConfig("one", str(good), "all", labels={"stable": 1})]
     )
     before = numbers(engine), list(engine.folders)
     version = engine.find("one")
     wanted = {
-        "broken": ServedModel("two", str(folder_of("two", 1, 2)), "all"),
-        "empty": ServedModel("two", str(folder_of("empty"))),
-        "label": ServedModel("two", str(folder_of("three", 1)), labels={"new": 7}),
-        "name": ServedModel("a/b", str(folder_of("four", 1))),
+        "broken": ModelConfig("two", str(folder_of("two", 1, 2)), "all"),
+        "empty": ModelConfig("two", str(folder_of("empty"))),
+        "label": ModelConfig("two", str(folder_of("three", 1)), labels={"new": 7}),
+        "name": ModelConfig("a/b", str(folder_of("four", 1))),
     }[fault]
     if fault == "broken":
         break_bundle(folder_of("two") / "2")
-    changed = ServedModel("one", str(folder_of("other", 1)), "all")
+    changed = ModelConfig("one", str(folder_of("other", 1)), "all")
     with pytest.raises((InvalidInputError, LoadFailedError)) as caught:
         model_control.replace_models(engine, [changed, wanted])
     assert isinstance(caught.value, LoadFailedError) == (fault == "broken") == bool(caplog.records)
@@ -105,10 +105,10 @@ def test_an_error_leaves_all_as_it_was(engine, folder_of, fault, caplog):
 
 def test_a_label_of_a_version_that_has_only_come_is_served(engine, folder_of):
     folder = folder_of("one", 1)
-    model_control.replace_models(engine, [ServedModel("one", str(folder), "all")])
+    model_control.replace_models(engine, [ModelConfig("one", str(folder), "all")])
     engine.folders[0].pause()  # So that it is not found by looking.
     folder_of("one", 2)
-    labelled = ServedModel("one", str(folder), "all", labels={"new": 2})
+    labelled = ModelConfig("one", str(folder), "all", labels={"new": 2})
     model_control.replace_models(engine, [labelled])
     assert engine.find("one", label="new").number == 2
     assert numbers(engine) == {"one": [1, 2]}

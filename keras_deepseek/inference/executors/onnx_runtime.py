@@ -45,7 +45,7 @@ class OnnxRuntime:
         try:
             import onnxruntime
         except ImportError as error:
-            raise MissingExtraError("onnxruntime", "onnx", "to serve ONNX") from error
+            raise MissingExtraError("onnxruntime", "onnxruntime", "to serve ONNX") from error
 
         available = onnxruntime.get_available_providers()
         providers = [name for name in _PROVIDERS if name in available]

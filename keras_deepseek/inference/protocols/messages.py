@@ -80,6 +80,25 @@ class Protocol:
                 f"The request's {len(data)} bytes are no {name} message: {error}."
             ) from error
 
+    def parse_text(self, name: str, text: str) -> Message:
+        """Returns the message that a text holds, in the form of protocol buffers for files.
+
+        Args:
+            name: string. With its package.
+            text: string. As a user wrote it.
+
+        Raises:
+            InvalidInputError: It holds no such message.
+            MissingExtraError: `protobuf` is not installed.
+        """
+        message = self.new(name)
+        from google.protobuf.text_format import Parse, ParseError
+
+        try:
+            return Parse(text, message, descriptor_pool=self._pool)
+        except ParseError as error:
+            raise InvalidInputError(f"The text is no {name} message: {error}") from error
+
     @property
     def pool(self) -> Any:
         """The descriptor pool, for whoever describes the services."""

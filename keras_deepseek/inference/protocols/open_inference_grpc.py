@@ -71,7 +71,12 @@ def parse_infer(data: bytes) -> InferCall:
 
 
 def format_infer(
-    call: InferCall, outputs: Mapping[str, Array], model_name: str, model_version: str
+    call: InferCall,
+    outputs: Mapping[str, Array],
+    model_name: str,
+    model_version: str,
+    *,
+    in_stream: bool = False,
 ) -> bytes:
     """Returns the `ModelInferResponse` to a call.
 
@@ -80,29 +85,16 @@ def format_infer(
         outputs: mapping of arrays by name: all that the model has.
         model_name: string.
         model_version: string.
-
-    Raises:
-        InvalidInputError: An output is wanted that the model does not have.
-    """
-    return _serialize(_infer_response(call, outputs, model_name, model_version))
-
-
-def format_stream_answer(
-    call: InferCall, outputs: Mapping[str, Array], model_name: str, model_version: str
-) -> bytes:
-    """Returns the `ModelStreamInferResponse` to one call of a stream.
-
-    Args:
-        call: `InferCall`.
-        outputs: mapping of arrays by name: all that the model has.
-        model_name: string.
-        model_version: string.
+        in_stream: boolean. Whether it is one of a stream's, inside of a `ModelStreamInferResponse`.
+            Defaults to `False`.
 
     Raises:
         InvalidInputError: An output is wanted that the model does not have.
     """
     response = _infer_response(call, outputs, model_name, model_version)
-    return _write("ModelStreamInferResponse", infer_response=response)
+    if in_stream:
+        return _write("ModelStreamInferResponse", infer_response=response)
+    return _serialize(response)
 
 
 def format_stream_error(error_message: str, call: InferCall | None = None) -> bytes:

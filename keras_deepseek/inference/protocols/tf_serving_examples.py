@@ -160,11 +160,27 @@ def regress(outputs: Mapping[str, Array], rows: int) -> list[float]:
     return values
 
 
+def read_results(
+    method: str, outputs: Mapping[str, Array], rows: int
+) -> list[Classes] | list[float]:
+    """Returns what `classify` or `regress` does.
+
+    Args:
+        method: string. `CLASSIFY_METHOD` or `REGRESS_METHOD`.
+        outputs: dict of arrays by output name.
+        rows: integer. How many examples there were.
+
+    Raises:
+        InvalidInputError: The model can't do it.
+    """
+    return classify(outputs, rows) if method == CLASSIFY_METHOD else regress(outputs, rows)
+
+
 def encode_results(results: Sequence[Classes] | Sequence[float]) -> bytes:
     """Returns the answer to `:classify` or `:regress` as JSON.
 
     Args:
-        results: list. What `classify` or `regress` has returned.
+        results: list. What `read_results` has returned.
 
     Example:
 

@@ -4,9 +4,9 @@ PredictionService's calls are here, ModelService's in `tf_serving_model_service`
 on bytes both ways, so a request that is no message is answered as a bad input.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.artifacts.signature import Array
@@ -66,10 +66,12 @@ class ExamplesMessage:
     Args:
         model: `ModelSpec`.
         examples: tuple of features by name, for `tf_serving_examples.bind_examples`.
+        method: string. `CLASSIFY_METHOD` or `REGRESS_METHOD`.
     """
 
     model: ModelSpec
     examples: tuple[Example, ...]
+    method: str
 
 
 @dataclass(frozen=True)
@@ -130,57 +132,38 @@ def format_predict(
     return _serialize(message)
 
 
-def parse_classify(data: bytes) -> ExamplesMessage:
-    """Returns what a `ClassificationRequest` asks for.
+def parse_examples(data: bytes, method: str) -> ExamplesMessage:
+    """Returns what a `ClassificationRequest` or a `RegressionRequest` asks for.
+
+    Args:
+        data: bytes. The message.
+        method: string. `CLASSIFY_METHOD` or `REGRESS_METHOD`.
 
     Raises:
         InvalidInputError: It is no such message, or has no examples.
     """
-    return _read_examples(TF_SERVING.parse(_SERVING + "ClassificationRequest", data))
+    message = TF_SERVING.parse(f"{_SERVING}{_RESULTS[method].kind}Request", data)
+    model = read_model_spec(message.model_spec)
+    return ExamplesMessage(model, _examples_of(message.input), method)
 
 
-def format_classify(
-    call: ExamplesMessage, results: Sequence[Classes], version: int | None = None
+def format_examples(
+    call: ExamplesMessage,
+    results: Sequence[Classes] | Sequence[float],
+    version: int | None = None,
 ) -> bytes:
-    """Returns the `ClassificationResponse` to a call.
+    """Returns the `ClassificationResponse` or the `RegressionResponse` to a call.
 
     Args:
         call: `ExamplesMessage`.
-        results: list. What `tf_serving_examples.classify` has returned.
+        results: list. What `tf_serving_examples.read_results` has returned.
         version: integer. The version that has answered. Defaults to `None`.
     """
+    kind, _, write = _RESULTS[call.method]
     return _serialize(
         TF_SERVING.new(
-            _SERVING + "ClassificationResponse",
-            result=_classification(results),
-            model_spec=_answered_by(call, version),
-        )
-    )
-
-
-def parse_regress(data: bytes) -> ExamplesMessage:
-    """Returns what a `RegressionRequest` asks for.
-
-    Raises:
-        InvalidInputError: It is no such message, or has no examples.
-    """
-    return _read_examples(TF_SERVING.parse(_SERVING + "RegressionRequest", data))
-
-
-def format_regress(
-    call: ExamplesMessage, results: Sequence[float], version: int | None = None
-) -> bytes:
-    """Returns the `RegressionResponse` to a call.
-
-    Args:
-        call: `ExamplesMessage`.
-        results: list. What `tf_serving_examples.regress` has returned.
-        version: integer. The version that has answered. Defaults to `None`.
-    """
-    return _serialize(
-        TF_SERVING.new(
-            _SERVING + "RegressionResponse",
-            result=_regression(results),
+            f"{_SERVING}{kind}Response",
+            result=write(results),
             model_spec=_answered_by(call, version),
         )
     )
@@ -200,13 +183,9 @@ def parse_multi_inference(data: bytes) -> tuple[tuple[Task, ...], tuple[Example,
     tasks = tuple(
         Task(read_model_spec(task.model_spec), task.method_name) for task in message.tasks
     )
-    unknown = [
-        task.method for task in tasks if task.method not in (CLASSIFY_METHOD, REGRESS_METHOD)
-    ]
-    if unknown:
-        raise InvalidInputError(
-            unknown_name_message("method_name", unknown[0], [CLASSIFY_METHOD, REGRESS_METHOD])
-        )
+    for task in tasks:
+        if task.method not in _RESULTS:
+            raise InvalidInputError(unknown_name_message("method_name", task.method, _RESULTS))
     models = {replace(task.model, signature_name="") for task in tasks}
     if len(models) != 1 or len({task.model.signature_name for task in tasks}) != len(tasks):
         raise InvalidInputError(
@@ -222,16 +201,13 @@ def format_multi_inference(
     """Returns the `MultiInferenceResponse` to tasks.
 
     Args:
-        answers: sequence of a task and what `classify` or `regress` has returned for it.
+        answers: sequence of a task and what `tf_serving_examples.read_results` has returned for it.
         version: integer. The version that has answered. Defaults to `None`.
     """
     message = TF_SERVING.new(_SERVING + "MultiInferenceResponse")
     for task, results in answers:
-        result = message.results.add(model_spec=_answered_by(task, version))
-        if task.method == CLASSIFY_METHOD:
-            result.classification_result.CopyFrom(_classification(results))
-        else:
-            result.regression_result.CopyFrom(_regression(results))
+        _, field, write = _RESULTS[task.method]
+        message.results.add(model_spec=_answered_by(task, version), **{field: write(results)})
     return _serialize(message)
 
 
@@ -259,10 +235,6 @@ def _answered_by(call: PredictMessage | ExamplesMessage | Task, version: int | N
     return write_model_spec(
         replace(call.model, version=call.model.version if version is None else version)
     )
-
-
-def _read_examples(message: Message) -> ExamplesMessage:
-    return ExamplesMessage(read_model_spec(message.model_spec), _examples_of(message.input))
 
 
 def _examples_of(message: Message) -> tuple[Example, ...]:
@@ -299,6 +271,20 @@ def _regression(results: Any) -> Message:
     for value in results:
         message.regressions.add(value=value)
     return message
+
+
+class _Results(NamedTuple):
+    """How a method's results are told: in messages of which kind, in which field, written how."""
+
+    kind: str
+    field: str
+    write: Callable[[Any], Message]
+
+
+_RESULTS = {
+    CLASSIFY_METHOD: _Results("Classification", "classification_result", _classification),
+    REGRESS_METHOD: _Results("Regression", "regression_result", _regression),
+}
 
 
 def _serialize(message: Message) -> bytes:

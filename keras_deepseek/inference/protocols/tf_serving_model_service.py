@@ -29,8 +29,8 @@ _TF_NUMBERS = {dtype.name: dtype.tf_number for dtype in DTYPES}
 
 
 @dataclass(frozen=True)
-class ServedModel:
-    """A model that `HandleReloadConfigRequest` asks a server to have.
+class ModelConfig:
+    """A model that a server is to have: by a file, or by `HandleReloadConfigRequest`.
 
     Args:
         name: string. The model's name.
@@ -113,24 +113,29 @@ def format_status(versions: Iterable[VersionStatus]) -> bytes:
     return bytes(message.SerializeToString())
 
 
-def parse_reload(data: bytes) -> tuple[ServedModel, ...]:
+def parse_reload(data: bytes) -> tuple[ModelConfig, ...]:
     """Returns the models that a `ReloadConfigRequest` asks for: those and no others.
 
     Raises:
         InvalidInputError: It is no such message, or has no list of models, or one that is not of
             names that differ, each with a folder.
     """
-    config = TF_SERVING.parse(_SERVING + "ReloadConfigRequest", data).config
-    if config.WhichOneof("config") != "model_config_list":
-        raise InvalidInputError("Expected a ModelServerConfig with a model_config_list.")
-    models = tuple(_read_model(model) for model in config.model_config_list.config)
-    names = [model.name for model in models]
-    if len(set(names)) < len(names) or not all(model.name and model.base_path for model in models):
-        raise InvalidInputError(
-            f"Received models named {names!r:.200}. Expected names that differ, and a base_path "
-            "for each."
-        )
-    return models
+    return _read_models(TF_SERVING.parse(_SERVING + "ReloadConfigRequest", data).config)
+
+
+def parse_config_text(text: str) -> tuple[ModelConfig, ...]:
+    """Returns the models that a `ModelServerConfig` asks for, in the text of `--model_config_file`.
+
+    Raises:
+        InvalidInputError: As from `parse_reload`.
+
+    Example:
+
+    >>> text = 'model_config_list { config { name: "digits" base_path: "/models/digits" } }'
+    >>> [(model.name, model.policy) for model in parse_config_text(text)]
+    [('digits', 'latest')]
+    """
+    return _read_models(TF_SERVING.parse_text(_SERVING + "ModelServerConfig", text))
 
 
 def format_reload(error_code: str = "OK", error_message: str = "") -> bytes:
@@ -159,10 +164,23 @@ def _describe(info: Message, spec: TensorSpec) -> None:
         info.tensor_shape.dim.add(size=-1 if size is None else size)
 
 
-def _read_model(model: Message) -> ServedModel:
+def _read_models(config: Message) -> tuple[ModelConfig, ...]:
+    if config.WhichOneof("config") != "model_config_list":
+        raise InvalidInputError("Expected a ModelServerConfig with a model_config_list.")
+    models = tuple(_read_model(model) for model in config.model_config_list.config)
+    names = [model.name for model in models]
+    if len(set(names)) < len(names) or not all(model.name and model.base_path for model in models):
+        raise InvalidInputError(
+            f"Received models named {names!r:.200}. Expected names that differ, and a base_path "
+            "for each."
+        )
+    return models
+
+
+def _read_model(model: Message) -> ModelConfig:
     policy = model.model_version_policy
     latest = policy.latest.num_versions or 1
-    return ServedModel(
+    return ModelConfig(
         model.name,
         model.base_path,
         policy.WhichOneof("policy_choice") or "latest",

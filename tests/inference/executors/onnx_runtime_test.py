@@ -158,5 +158,5 @@ def test_outputs_that_have_not_a_row_for_each_are_refused_before_it_is_ready(wri
 
 def test_the_error_names_the_extra_where_the_runtime_is_missing(bundle_of, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"keras_deepseek\[onnx\]"):
+    with pytest.raises(MissingExtraError, match=r"keras_deepseek\[onnxruntime\]"):
         OnnxRuntime(bundle_of("other").entry)

@@ -38,6 +38,15 @@ def test_a_table_makes_messages():
     assert read.name == ""
 
 
+def test_a_message_may_come_as_text():
+    tree = PROTOCOL.parse_text(
+        "b.c.Tree", "name: 'oak' leaves { key: 'x' value { value: [1, 2] } }"
+    )
+    assert (tree.name, list(tree.leaves["x"].value)) == ("oak", [1, 2])
+    with pytest.raises(InvalidInputError, match=r"no b\.c\.Tree message: 1:6 : 'name oak'"):
+        PROTOCOL.parse_text("b.c.Tree", "name oak")
+
+
 def test_lists_of_numbers_are_packed_and_read_either_way():
     assert PROTOCOL.new("a.Leaf", value=[1, 2]).SerializeToString() == b"\x0a\x02\x01\x02"
     assert list(PROTOCOL.parse("a.Leaf", b"\x08\x01\x08\x02").value) == [1, 2]

@@ -157,7 +157,8 @@ def test_classes_are_answered_in_place_of_an_output():
 
 def test_an_answer_of_a_stream_has_the_answer_or_an_error():
     call = InferCall({}, id="7")
-    data = open_inference_grpc.format_stream_answer(call, {"y": np.float32([1])}, "m", "1")
+    outputs = {"y": np.float32([1])}
+    data = open_inference_grpc.format_infer(call, outputs, "m", "1", in_stream=True)
     answer = OPEN_INFERENCE.parse("inference.ModelStreamInferResponse", data)
     assert (answer.error_message, answer.infer_response.id) == ("", "7")
     data = open_inference_grpc.format_stream_error("no such input", call)

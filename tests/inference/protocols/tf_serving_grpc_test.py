@@ -1,4 +1,5 @@
 import contextlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 from keras_deepseek.inference.protocols import tf_serving_examples, tf_serving_grpc
+from keras_deepseek.inference.protocols.tf_serving_examples import CLASSIFY_METHOD, REGRESS_METHOD
 from keras_deepseek.inference.protocols.tf_serving_grpc import ModelSpec, Task
 from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 from tests.oracles.protocols import NUMBERS, arrays, import_client, same
@@ -16,8 +18,8 @@ pytest.importorskip("google.protobuf", reason="protobuf is not installed")
 SIGNATURE = Signature((TensorSpec("age", (None, 1), "float32"),), ())
 PARSERS = [
     tf_serving_grpc.parse_predict,
-    tf_serving_grpc.parse_classify,
-    tf_serving_grpc.parse_regress,
+    partial(tf_serving_grpc.parse_examples, method=CLASSIFY_METHOD),
+    partial(tf_serving_grpc.parse_examples, method=REGRESS_METHOD),
     tf_serving_grpc.parse_multi_inference,
 ]
 
@@ -80,17 +82,14 @@ def test_a_label_and_no_version_are_told_apart():
     assert model == ModelSpec("", None, "canary")
 
 
-@pytest.mark.parametrize("kind", ["Classification", "Regression"])
-def test_examples_are_read_with_their_context(kind):
-    parse = (
-        tf_serving_grpc.parse_classify
-        if kind == "Classification"
-        else tf_serving_grpc.parse_regress
-    )
+@pytest.mark.parametrize(
+    ("kind", "method"), [("Classification", CLASSIFY_METHOD), ("Regression", REGRESS_METHOD)]
+)
+def test_examples_are_read_with_their_context(kind, method):
     request = new(f"{kind}Request", input=examples_of(1.5, 2.5, context=9))
     request.model_spec.name = "m"
-    call = parse(request.SerializeToString())
-    assert call.model.name == "m"
+    call = tf_serving_grpc.parse_examples(request.SerializeToString(), method)
+    assert (call.model.name, call.method) == ("m", method)
     inputs = tf_serving_examples.bind_examples(call.examples, SIGNATURE)
     assert inputs["age"].tolist() == [[1.5], [2.5], [9]]
 
@@ -101,14 +100,15 @@ def test_features_of_every_kind_are_read():
     features["word"].bytes_list.value.append(b"\xff")
     features["count"].int64_list.value.extend([1, 2])
     features["nothing"].SetInParent()
-    (example,) = tf_serving_grpc.parse_classify(request.SerializeToString()).examples
+    data = request.SerializeToString()
+    (example,) = tf_serving_grpc.parse_examples(data, CLASSIFY_METHOD).examples
     assert example == {"age": [1.0], "word": [b"\xff"], "count": [1, 2], "nothing": []}
 
 
 def test_no_examples_are_refused():
     for request in (new("ClassificationRequest"), new("RegressionRequest", input=examples_of())):
         with pytest.raises(InvalidInputError, match="Input is empty"):
-            tf_serving_grpc.parse_classify(request.SerializeToString())
+            tf_serving_grpc.parse_examples(request.SerializeToString(), CLASSIFY_METHOD)
 
 
 def tasks(*pairs):
@@ -201,18 +201,17 @@ def test_tensorflow_serving_api_s_own_client_classifies_and_regresses(serve_grpc
     grpc = import_client("grpc")
 
     def classify(data):
-        call = tf_serving_grpc.parse_classify(data)
+        call = tf_serving_grpc.parse_examples(data, CLASSIFY_METHOD)
         age = tf_serving_examples.bind_examples(call.examples, SIGNATURE)["age"]
         outputs = {"y": np.concatenate([age, -age], 1)}
         classes = tf_serving_examples.classify(outputs, len(call.examples), ["up", "down"])
-        return tf_serving_grpc.format_classify(call, classes)
+        return tf_serving_grpc.format_examples(call, classes)
 
     def regress(data):
-        call = tf_serving_grpc.parse_regress(data)
+        call = tf_serving_grpc.parse_examples(data, REGRESS_METHOD)
         outputs = tf_serving_examples.bind_examples(call.examples, SIGNATURE)
-        return tf_serving_grpc.format_regress(
-            call, tf_serving_examples.regress(outputs, len(call.examples))
-        )
+        results = tf_serving_examples.regress(outputs, len(call.examples))
+        return tf_serving_grpc.format_examples(call, results)
 
     address = serve_grpc("tensorflow.serving.PredictionService", Classify=classify, Regress=regress)
     with grpc.insecure_channel(address) as channel:

@@ -9,7 +9,7 @@ from keras_deepseek.inference.protocols import tf_serving_model_service
 from keras_deepseek.inference.protocols.tf_serving import VersionStatus
 from keras_deepseek.inference.protocols.tf_serving_grpc import ModelSpec
 from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
-from keras_deepseek.inference.protocols.tf_serving_model_service import ServedModel
+from keras_deepseek.inference.protocols.tf_serving_model_service import ModelConfig
 from tests.oracles.protocols import import_client
 
 pytest.importorskip("google.protobuf", reason="protobuf is not installed")
@@ -77,11 +77,20 @@ def test_a_configuration_names_the_models_that_are_to_be_served():
     config.add(name="d", base_path="/d").model_version_policy.all.SetInParent()
     served = tf_serving_model_service.parse_reload(request.SerializeToString())
     assert served == (
-        ServedModel("a", "/a"),
-        ServedModel("b", "/b", "latest", 3),
-        ServedModel("c", "/c", "specific", 1, (4, 5), {"stable": 4}),
-        ServedModel("d", "/d", "all"),
+        ModelConfig("a", "/a"),
+        ModelConfig("b", "/b", "latest", 3),
+        ModelConfig("c", "/c", "specific", 1, (4, 5), {"stable": 4}),
+        ModelConfig("d", "/d", "all"),
     )
+
+
+def test_a_configuration_that_comes_as_text_is_read_as_one_that_is_sent():
+    request = new("ReloadConfigRequest")
+    model = request.config.model_config_list.config.add(name="a", base_path="/a")
+    model.model_version_policy.specific.versions.extend([4, 5])
+    model.version_labels["stable"] = 4
+    expected = tf_serving_model_service.parse_reload(request.SerializeToString())
+    assert tf_serving_model_service.parse_config_text(str(request.config)) == expected
 
 
 def test_a_configuration_without_models_takes_all_of_them_away():

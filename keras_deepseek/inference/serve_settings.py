@@ -1,0 +1,196 @@
+"""What the arguments of `keras-deepseek serve` mean, checked before a model is loaded for them.
+
+`command` declares them, and hands what is read here to a `ServingEngine`.
+"""
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from keras_deepseek.artifacts.errors import (
+    InvalidInputError,
+    MissingExtraError,
+    unknown_name_message,
+)
+from keras_deepseek.artifacts.export_arguments import check_custom_sources
+from keras_deepseek.inference.arguments import check_address, check_count
+from keras_deepseek.inference.http_limits import HttpLimits
+from keras_deepseek.inference.model_config import read_model_config
+from keras_deepseek.inference.padding import Padding
+from keras_deepseek.inference.server_context import make_grpc_credentials, make_server_context
+from keras_deepseek.inference.tokens import TokenCheck
+
+DEFAULT_GRPC_PORT = 8500
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """What a `ServingEngine` is made of, and what its `serve` takes.
+
+    Args:
+        model: What the engine serves.
+        of_engine: dict of the engine's other arguments by name.
+        of_servers: dict of the arguments of `serve` by name.
+    """
+
+    model: Any
+    of_engine: dict[str, Any]
+    of_servers: dict[str, Any]
+
+
+def read_settings(arguments: argparse.Namespace) -> ServeSettings:
+    """Returns what arguments mean. No framework is loaded.
+
+    Args:
+        arguments: What the parser of the command read.
+
+    Raises:
+        InvalidInputError: One of them is wrong in itself, or does not go with another.
+        MissingExtraError: A package that they need is not installed.
+    """
+    return ServeSettings(_read_model(arguments), _read_engine(arguments), _read_servers(arguments))
+
+
+def _read_model(arguments: argparse.Namespace) -> Any:
+    if arguments.path is not None:
+        return arguments.path
+    for flag in ("name", "model_version"):
+        if getattr(arguments, flag) is not None:
+            raise InvalidInputError(
+                f"Received --{flag.replace('_', '-')} with --model-config, whose models have "
+                "their own."
+            )
+    return read_model_config(arguments.model_config)
+
+
+def _read_engine(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the engine itself checks before it loads a model."""
+    if arguments.sample is not None and arguments.log_requests is None:
+        raise InvalidInputError("Received --sample without --log-requests.")
+    with_defaults = {
+        "name": arguments.name,
+        "version": arguments.model_version,
+        "max_wait": arguments.max_wait,
+        "sample": arguments.sample,
+    }
+    return {
+        "batch_size": _number_or_word(arguments.batch_size),
+        "max_batch_size": arguments.max_batch_size,
+        "max_queue_rows": arguments.max_queue_rows,
+        "target_latency": arguments.target_latency,
+        "replicas": arguments.replicas,
+        "isolated": arguments.isolated,
+        "batch_timeout": arguments.batch_timeout,
+        "padding": _read_padding(arguments),
+        "warm_up": not arguments.no_warm_up,
+        "cache_entries": arguments.cache_entries,
+        "custom_objects_from": check_custom_sources(arguments.custom_objects_from),
+        "max_concurrent_batches": arguments.max_concurrent_batches,
+        "log_requests": arguments.log_requests,
+        **{name: value for name, value in with_defaults.items() if value is not None},
+    }
+
+
+def _read_padding(arguments: argparse.Namespace) -> Padding | None:
+    values, masks = arguments.pad_value, arguments.pad_mask
+    if arguments.pad_lengths is None:
+        if values or masks or arguments.pad_output:
+            raise InvalidInputError("Expected --pad-lengths, as in 16,32,64, with --pad-...")
+        return None
+    if not masks:
+        raise InvalidInputError(
+            "Expected --pad-mask with --pad-lengths: MASK=INPUT for an input that is a mask, or "
+            "by_value where the model knows padding by its value."
+        )
+    return Padding(
+        masks="by_value" if masks == ["by_value"] else _read_pairs("--pad-mask", masks),
+        lengths=[_read_number("--pad-lengths", text) for text in arguments.pad_lengths.split(",")],
+        values={
+            name: _read_number("--pad-value", text)
+            for name, text in _read_pairs("--pad-value", values).items()
+        },
+        outputs=_read_pairs("--pad-output", arguments.pad_output),
+    )
+
+
+def _read_servers(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.replay is not None:
+        return {}
+    if find_spec("httptools") is None:
+        raise MissingExtraError("httptools", "serving", "to serve over HTTP")
+    grpc_port = _grpc_port(arguments)
+    for port in (arguments.http_port, grpc_port):
+        if port is not None:
+            check_address(arguments.host, port)
+    check_count("max_body_bytes", arguments.max_body_bytes)
+    tokens = None if arguments.token_file is None else Path(arguments.token_file)
+    if tokens is not None:
+        TokenCheck(tokens)
+    of_tls = (arguments.tls_certificate, arguments.tls_key, arguments.client_ca)
+    return {
+        "host": arguments.host,
+        "http_port": arguments.http_port,
+        "grpc_port": grpc_port,
+        "tokens": tokens,
+        "ssl_context": make_server_context(*of_tls),
+        "grpc_credentials": None if grpc_port is None else make_grpc_credentials(*of_tls),
+        "max_body_bytes": arguments.max_body_bytes,
+        "limits": _read_limits(arguments.limit),
+        "access_log": arguments.access_log,
+    }
+
+
+def _grpc_port(arguments: argparse.Namespace) -> int | None:
+    """Returns TF Serving's own port, unless another is asked for, or none, or gRPC is missing."""
+    port: int | None = arguments.grpc_port
+    if arguments.no_grpc:
+        if port is not None:
+            raise InvalidInputError("Received both --grpc-port and --no-grpc. Give one of them.")
+        return None
+    # A name with a dot is looked for in its parent, which must be there.
+    if all(find_spec(name) for name in ("grpc", "google", "google.protobuf")):
+        return DEFAULT_GRPC_PORT if port is None else port
+    if port is not None:
+        raise MissingExtraError("grpcio", "grpc", "to serve over gRPC")
+    return None
+
+
+def _read_limits(pairs: Iterable[str]) -> HttpLimits:
+    limits = _read_pairs("--limit", pairs)
+    known = [field.name for field in fields(HttpLimits)]
+    for name in limits:
+        if name not in known:
+            raise InvalidInputError(unknown_name_message("limit", name, known))
+    return HttpLimits(**{name: _read_number("--limit", text) for name, text in limits.items()})
+
+
+def _read_pairs(flag: str, pairs: Iterable[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not (name and sign and value) or name in found:
+            raise InvalidInputError(
+                f"Received {flag} {pair!r}. Expected NAME=VALUE, each name once."
+            )
+        found[name] = value
+    return found
+
+
+def _read_number(flag: str, text: str) -> Any:
+    """Returns an integer where it is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise InvalidInputError(f"Received {text!r} in {flag}. Expected a number.")
+
+
+def _number_or_word(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text

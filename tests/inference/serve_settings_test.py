@@ -1,0 +1,193 @@
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
+from keras_deepseek.inference import HttpLimits, ModelOptions, Padding, command, serve_settings
+from keras_deepseek.inference.serve_settings import read_settings
+
+EVERYTHING = ("httptools", "grpc", "google", "google.protobuf")
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch):
+    """Makes the settings see these packages alone: here, all that they look for."""
+
+    def make(*names):
+        monkeypatch.setattr(serve_settings, "find_spec", lambda name: name in names or None)
+
+    make(*EVERYTHING)
+    return make
+
+
+def parse(*arguments):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def read(*arguments):
+    return read_settings(parse("model.keras", *arguments))
+
+
+def test_the_defaults_are_those_of_the_engine():
+    settings = read("--no-grpc")
+    options = vars(ModelOptions())
+    assert settings.model == "model.keras"
+    assert {name: settings.of_engine[name] for name in options.keys() & settings.of_engine} == {
+        name: value for name, value in options.items() if name in settings.of_engine
+    }
+    assert settings.of_servers == {
+        "host": "127.0.0.1",
+        "http_port": 8501,
+        "grpc_port": None,
+        "tokens": None,
+        "ssl_context": None,
+        "grpc_credentials": None,
+        "max_body_bytes": 64 * 2**20,
+        "limits": HttpLimits(),
+        "access_log": False,
+    }
+
+
+def test_each_flag_is_an_argument_of_the_engine():
+    words = "--name a --model-version 3 --batch-size 4 --max-wait 0.1 --max-queue-rows 9 --isolated"
+    words += " --batch-timeout 2 --max-concurrent-batches 1 --no-warm-up --log-requests f"
+    found = read(*words.split(), "--sample", "0.5").of_engine
+    expected = {
+        "name": "a",
+        "version": 3,
+        "batch_size": 4,
+        "max_wait": 0.1,
+        "max_queue_rows": 9,
+        "isolated": True,
+        "batch_timeout": 2.0,
+        "max_concurrent_batches": 1,
+        "warm_up": False,
+        "log_requests": "f",
+        "sample": 0.5,
+    }
+    assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "padding"),
+    [
+        (
+            "--pad-lengths 16,32 --pad-value tokens=0 --pad-mask by_value",
+            Padding(lengths=[16, 32], values={"tokens": 0}, masks="by_value"),
+        ),
+        (
+            "--pad-lengths 8 --pad-value a=-1.5 --pad-value b=1 --pad-mask m=a --pad-output y=b",
+            Padding(lengths=[8], values={"a": -1.5, "b": 1}, masks={"m": "a"}, outputs={"y": "b"}),
+        ),
+    ],
+)
+def test_padding_is_read_from_pairs(words, padding):
+    assert read(*words.split()).of_engine["padding"] == padding
+
+
+def test_limits_are_those_of_a_connection():
+    words = ("--limit", "idle_seconds=10", "--limit", "max_pipelined=2", "--max-body-bytes", "5")
+    found = read(*words).of_servers
+    assert found["limits"] == HttpLimits(idle_seconds=10, max_pipelined=2)
+    assert found["max_body_bytes"] == 5
+
+
+def test_one_certificate_serves_both_ports(certificates, tmp_path):
+    grpc = pytest.importorskip("grpc")
+    key, certificate = (certificates / f"server.{suffix}" for suffix in ("key", "pem"))
+    words = ("--tls-certificate", str(certificate), "--tls-key", str(key))
+    found = read(*words).of_servers
+    assert found["grpc_port"] == 8500
+    assert found["ssl_context"] is not None
+    assert isinstance(found["grpc_credentials"], grpc.ServerCredentials)
+    assert read(*words, "--no-grpc").of_servers["grpc_credentials"] is None
+
+
+def test_a_replay_needs_no_server(installed):
+    installed()
+    assert read("--replay", "requests").of_servers == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names", "port"),
+    [
+        ((), EVERYTHING, 8500),
+        ((), ("httptools", "grpc", "google"), None),
+        ((), ("httptools", "google", "google.protobuf"), None),
+        (("--no-grpc",), EVERYTHING, None),
+        (("--grpc-port", "0"), EVERYTHING, 0),
+    ],
+)
+def test_the_port_of_grpc_is_tf_serving_s_where_grpc_is_installed(
+    installed, arguments, names, port
+):
+    installed(*names)
+    assert read(*arguments).of_servers["grpc_port"] == port
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names", "extra"),
+    [
+        (("--grpc-port", "9000"), ("httptools",), "grpc"),
+        ((), ("grpc", "google", "google.protobuf"), "serving"),
+    ],
+)
+def test_a_package_that_is_missing_is_told_before_a_model_is_loaded(
+    installed, arguments, names, extra
+):
+    installed(*names)
+    with pytest.raises(MissingExtraError, match=rf"keras_deepseek\[{extra}\]"):
+        read(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--no-grpc --grpc-port 1", "both --grpc-port and --no-grpc"),
+        ("--sample 0.5", "--sample without --log-requests"),
+        ("--pad-value x=0", "Expected --pad-lengths"),
+        ("--pad-lengths 8 --pad-value x=0", "Expected --pad-mask"),
+        ("--pad-lengths 8,4 --pad-mask by_value", "rising integers"),
+        ("--pad-lengths 8;4 --pad-mask by_value", "'8;4' in --pad-lengths"),
+        ("--pad-lengths 8 --pad-mask by_valu", "Received --pad-mask 'by_valu'"),
+        ("--pad-lengths 8 --pad-mask m=x --pad-value x", "--pad-value 'x'. Expected NAME=VALUE"),
+        ("--pad-lengths 8 --pad-mask m=x --pad-value x=a", "'a' in --pad-value"),
+        ("--limit idle_second=3", "did you mean 'idle_seconds'"),
+        ("--limit idle_seconds=0", "idle_seconds=0"),
+        ("--limit idle_seconds=1 --limit idle_seconds=2", "each name once"),
+        ("--http-port 70000", "port 70000"),
+        ("--grpc-port -1", "port -1"),
+        ("--max-body-bytes 0", "max_body_bytes=0"),
+        ("--token-file nothing", "Can't read the tokens of 'nothing'"),
+        ("--tls-key key.pem", "without a TLS certificate"),
+        ("--tls-certificate nothing", "Can't use the certificate 'nothing'"),
+        ("--custom-objects-from nothing.py", "where no file is"),
+    ],
+)
+def test_what_is_wrong_in_itself_is_refused(words, message):
+    with pytest.raises(InvalidInputError, match=message):
+        read(*words.split())
+
+
+@pytest.mark.parametrize("flag", ["--name", "--model-version"])
+def test_models_of_a_file_have_their_own_names_and_versions(flag):
+    with pytest.raises(InvalidInputError, match=f"Received {flag} with --model-config"):
+        read_settings(parse("--model-config", "models", flag, "1"))
+
+
+def test_reading_loads_no_framework():
+    code = "import argparse, sys\n"
+    code += "from keras_deepseek.inference import command, serve_settings\n"
+    code += "parser = argparse.ArgumentParser()\ncommand.add_arguments(parser)\n"
+    code += "arguments = parser.parse_args(['model.keras', '--replay', 'x'])\n"
+    code += "serve_settings.read_settings(arguments)\n"
+    code += "loaded = {'keras', 'tensorflow', 'jax', 'torch', 'onnxruntime'} & set(sys.modules)\n"
+    code += "assert not loaded, loaded"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).parents[2]
+    )
