@@ -37,9 +37,9 @@ class ServingEngine(ModelHost):
 
     With `batch_size="dynamic"` whatever waits is taken whenever the model is free: batches grow
     with the load. Where a short wait has turned out to fill batches and to make answers come
-    sooner, rows are waited for, and no longer than that. With a number, a batch waits up to 5 ms
-    for that many rows. Batches are padded to powers of two (or to the fixed size) by repeating
-    their last row.
+    sooner, rows are waited for, and no longer than that. With a number, a batch waits up to
+    `max_wait` for that many rows. Batches are padded to powers of two (or to the fixed size) by
+    repeating their last row.
 
     The engine starts at its first use, or by `start` or `with`. Starting runs the model once for
     every batch size that it will see, so that no request pays for compilation; that needs inputs
@@ -55,6 +55,8 @@ class ServingEngine(ModelHost):
         batch_size: `"dynamic"`, or an integer up to `max_batch_size`. Defaults to `"dynamic"`.
         max_batch_size: integer. Rows of the largest batch; requests with more are run in parts.
             Defaults to `32`.
+        max_wait: float. For a fixed `batch_size`: the seconds after its oldest request came when a
+            batch leaves that is not full. Defaults to `0.005`.
         max_queue_rows: integer. Rows that may wait before requests are refused. Defaults to `1024`.
         target_latency: float. Seconds within which requests are to be answered: batches are kept as
             small as that needs, and requests that would take longer are refused. Defaults to
@@ -105,6 +107,7 @@ class ServingEngine(ModelHost):
         version: int = 1,
         batch_size: int | Literal["dynamic"] = "dynamic",
         max_batch_size: int = 32,
+        max_wait: float = 0.005,
         max_queue_rows: int = 1024,
         target_latency: float | None = None,
         replicas: int = 1,
@@ -121,6 +124,7 @@ class ServingEngine(ModelHost):
         options = ModelOptions(
             batch_size=batch_size,
             max_batch_size=max_batch_size,
+            max_wait=max_wait,
             max_queue_rows=max_queue_rows,
             target_latency=target_latency,
             replicas=replicas,
