@@ -281,7 +281,8 @@ class ServingEngine(ModelHost):
         )
         servers: list[Server] = [http]
         if grpc_port is not None:
-            servers.append(GrpcServer(self, host, grpc_port, tokens=tokens))
+            grpc = GrpcServer(self, host, grpc_port, tokens=tokens, access_log=access_log)
+            servers.append(grpc)
         try:
             for server in servers:
                 server.start()

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.inference.access_log import AccessLog
 from keras_deepseek.inference.arguments import check_address, check_count, check_seconds
 from keras_deepseek.inference.event_loop import call_in, loop_factory
 from keras_deepseek.inference.tokens import TokenCheck, warn_of_strangers
@@ -45,6 +46,7 @@ class GrpcServer:
             turned away. Defaults to `None`: plain connections.
         tokens: As in `HttpServer`; a call shows one in its metadata, `authorization`. Calls for
             health need none. Defaults to `None`: anyone may ask.
+        access_log: As in `HttpServer`. Defaults to `False`.
         settle_seconds: float. That a stopping server still reads calls, to answer them with
             UNAVAILABLE, so that clients go elsewhere before it hangs up. Defaults to `0.2`.
         grace_seconds: float. That a stopping server then waits for requests in flight. Defaults to
@@ -72,6 +74,7 @@ class GrpcServer:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         credentials: Any = None,
         tokens: Sequence[str] | os.PathLike[str] | None = None,
+        access_log: bool = False,
         settle_seconds: float = 0.2,
         grace_seconds: float = 30.0,
     ) -> None:
@@ -88,6 +91,7 @@ class GrpcServer:
         self.is_stopping = False
         self.stopping = asyncio.Event()
         self.tokens = None if tokens is None else TokenCheck(tokens)
+        self.access_log = AccessLog() if access_log else None
         self._credentials = credentials
         self._streams: set[asyncio.Task[None]] = set()
         self._thread: threading.Thread | None = None
@@ -145,6 +149,8 @@ class GrpcServer:
         self.is_stopping = True
         self._tell_to_stop()
         self.wait()
+        if self.access_log is not None:
+            self.access_log.close()
 
     @contextlib.contextmanager
     def ends_when_stopping(self, task: asyncio.Task[None]) -> Iterator[None]:

@@ -139,6 +139,8 @@ class HttpServer:
             self._begun.wait()
             self._tell_to_stop()
         self.wait()
+        if self.access_log is not None:
+            self.access_log.close()
 
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET

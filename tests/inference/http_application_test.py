@@ -210,6 +210,7 @@ def test_requests_are_logged_where_that_is_asked_for(engine, lines):
     status, headers = fetch(server, "POST", PREDICT + "?key=1", {"X-Request-Id": "mine-1"})
     assert (status, headers["X-Request-Id"]) == (200, "mine-1")
     other = fetch(server, "GET", "/nowhere", {"X-Request-Id": "two words"})[1]["X-Request-Id"]
+    server.access_log.flush()
     first, second = lines()
     assert first["milliseconds"] >= first["queue_milliseconds"] + first["model_milliseconds"] > 0
     expected = {
