@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from keras_deepseek.inference.access_log import choose_request_id
 from keras_deepseek.inference.request_trace import RequestTrace
+from keras_deepseek.inference.span_names import name_grpc
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc_server import GrpcServer
@@ -33,7 +34,7 @@ def begin_call(server: "GrpcServer", context: Any, trace: RequestTrace) -> None:
 def end_request(
     server: "GrpcServer", context: Any, trace: RequestTrace, path: str, status: str, size: int
 ) -> None:
-    """Counts a request, and logs it where that is asked for.
+    """Counts a request, and logs and traces it where that is asked for.
 
     Args:
         server: `GrpcServer`.
@@ -44,6 +45,16 @@ def end_request(
         size: integer. Bytes of the answer.
     """
     seconds = server.engine.monitor.end(trace, status)
+    if server.access_log is None and server.traces is None:
+        return
+    client = address_of(context.peer())
+    if server.traces is not None:
+        metadata = {
+            key: text
+            for key, text in context.invocation_metadata()
+            if key in server.traces.fields and isinstance(text, str)
+        }
+        server.traces.add(trace, seconds, name_grpc(server, path, status, client), metadata)
     if server.access_log is not None:
         server.access_log.write(
             trace,
@@ -52,7 +63,7 @@ def end_request(
             status=status,
             size=size,
             seconds=seconds,
-            client=address_of(context.peer()),
+            client=client,
         )
 
 

@@ -245,6 +245,7 @@ class ServingEngine(ModelHost):
         tokens: Sequence[str] | os.PathLike[str] | None = None,
         ssl_context: ssl.SSLContext | None = None,
         access_log: bool = False,
+        traces: Any = False,
         block: bool = False,
     ) -> HttpServer:
         """Answers the calls of TF Serving and of Open Inference.
@@ -259,6 +260,7 @@ class ServingEngine(ModelHost):
             tokens: As in `HttpServer`. Defaults to `None`: anyone may ask.
             ssl_context: As in `HttpServer`. Defaults to `None`: no TLS.
             access_log: As in `HttpServer`. Defaults to `False`.
+            traces: As in `HttpServer`. Defaults to `False`.
             block: boolean. Whether to return only when the servers were stopped, by `close` or by
                 Ctrl-C. Defaults to `False`.
 
@@ -268,7 +270,8 @@ class ServingEngine(ModelHost):
 
         Raises:
             InvalidInputError: A port is taken, or the address is none of this machine's.
-            MissingExtraError: The packages of the extra `serving`, or of `grpc`, are not installed.
+            MissingExtraError: The packages of the extra `serving`, of `grpc`, or of
+                `telemetry`, are not installed.
         """
         self._check_open()
         if ssl_context is not None and grpc_port is not None:
@@ -276,13 +279,11 @@ class ServingEngine(ModelHost):
                 "TLS for gRPC needs credentials of its own: start `GrpcServer(engine, "
                 "credentials=...)`, and leave `grpc_port` out here."
             )
-        http = HttpServer(
-            self, host, http_port, tokens=tokens, ssl_context=ssl_context, access_log=access_log
-        )
+        notes = {"tokens": tokens, "access_log": access_log, "traces": traces}
+        http = HttpServer(self, host, http_port, ssl_context=ssl_context, **notes)
         servers: list[Server] = [http]
         if grpc_port is not None:
-            grpc = GrpcServer(self, host, grpc_port, tokens=tokens, access_log=access_log)
-            servers.append(grpc)
+            servers.append(GrpcServer(self, host, grpc_port, **notes))
         try:
             for server in servers:
                 server.start()

@@ -16,6 +16,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.access_log import AccessLog
 from keras_deepseek.inference.arguments import check_address, check_count, check_seconds
 from keras_deepseek.inference.event_loop import call_in, loop_factory
+from keras_deepseek.inference.request_traces import RequestTraces
 from keras_deepseek.inference.tokens import TokenCheck, warn_of_strangers
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class GrpcServer:
         tokens: As in `HttpServer`; a call shows one in its metadata, `authorization`. Calls for
             health need none. Defaults to `None`: anyone may ask.
         access_log: As in `HttpServer`. Defaults to `False`.
+        traces: As in `HttpServer`. Defaults to `False`.
         settle_seconds: float. That a stopping server still reads calls, to answer them with
             UNAVAILABLE, so that clients go elsewhere before it hangs up. Defaults to `0.2`.
         grace_seconds: float. That a stopping server then waits for requests in flight. Defaults to
@@ -75,6 +77,7 @@ class GrpcServer:
         credentials: Any = None,
         tokens: Sequence[str] | os.PathLike[str] | None = None,
         access_log: bool = False,
+        traces: Any = False,
         settle_seconds: float = 0.2,
         grace_seconds: float = 30.0,
     ) -> None:
@@ -92,6 +95,7 @@ class GrpcServer:
         self.stopping = asyncio.Event()
         self.tokens = None if tokens is None else TokenCheck(tokens)
         self.access_log = AccessLog() if access_log else None
+        self.traces = RequestTraces(traces) if traces else None
         self._credentials = credentials
         self._streams: set[asyncio.Task[None]] = set()
         self._thread: threading.Thread | None = None
@@ -149,8 +153,9 @@ class GrpcServer:
         self.is_stopping = True
         self._tell_to_stop()
         self.wait()
-        if self.access_log is not None:
-            self.access_log.close()
+        for notes in (self.access_log, self.traces):
+            if notes is not None:
+                notes.close()
 
     @contextlib.contextmanager
     def ends_when_stopping(self, task: asyncio.Task[None]) -> Iterator[None]:

@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.access_log import AccessLog
@@ -18,6 +18,7 @@ from keras_deepseek.inference.event_loop import call_in, loop_factory
 from keras_deepseek.inference.http_limits import HttpLimits
 from keras_deepseek.inference.listener import Listener
 from keras_deepseek.inference.open_connections import OpenConnections
+from keras_deepseek.inference.request_traces import RequestTraces
 from keras_deepseek.inference.tokens import TokenCheck, warn_of_strangers
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class HttpServer:
             and `/v2/health/...`. Defaults to `None`: anyone may ask.
         access_log: boolean. Whether each request is a line of JSON in the log
             `keras_deepseek.inference.access`. Defaults to `False`.
+        traces: boolean, or OpenTelemetry's `TracerProvider`. Whether each request is a span. `True`
+            takes the provider that the process has set up, or else one that the environment's
+            variables `OTEL_*` describe. Defaults to `False`.
 
     Example:
 
@@ -74,6 +78,7 @@ class HttpServer:
         limits: HttpLimits | None = None,
         tokens: Sequence[str] | os.PathLike[str] | None = None,
         access_log: bool = False,
+        traces: Any = False,
     ) -> None:
         check_address(host, port)
         if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
@@ -87,6 +92,7 @@ class HttpServer:
         self.limits = limits or HttpLimits()
         self.tokens = None if tokens is None else TokenCheck(tokens)
         self.access_log = AccessLog() if access_log else None
+        self.traces = RequestTraces(traces) if traces else None
         self._ssl_context = ssl_context
         self._is_stopping = False
         self._thread: threading.Thread | None = None
@@ -139,8 +145,9 @@ class HttpServer:
             self._begun.wait()
             self._tell_to_stop()
         self.wait()
-        if self.access_log is not None:
-            self.access_log.close()
+        for notes in (self.access_log, self.traces):
+            if notes is not None:
+                notes.close()
 
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET

@@ -33,7 +33,7 @@ class Context:
 
 def make_server(**parts):
     engine = types.SimpleNamespace(monitor=EngineMonitor())
-    return types.SimpleNamespace(engine=engine, **{"access_log": None, **parts})
+    return types.SimpleNamespace(engine=engine, **{"access_log": None, "traces": None, **parts})
 
 
 @pytest.mark.parametrize(
