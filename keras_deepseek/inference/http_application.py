@@ -16,7 +16,13 @@ from keras_deepseek.inference.http_answers import (
     malformed,
     template_of,
 )
-from keras_deepseek.inference.http_message import HttpError, HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.http_message import (
+    HUNG_UP,
+    HttpError,
+    HttpRequest,
+    HttpResponse,
+    Pending,
+)
 from keras_deepseek.inference.request_trace import RequestTrace
 from keras_deepseek.inference.span_names import name_http
 
@@ -41,8 +47,6 @@ ROUTES = (
 
 
 _CHALLENGE = 'Bearer realm="keras_deepseek"'
-_HUNG_UP = 499
-"""What web servers write in their logs for a client that did not wait; nobody is sent it."""
 
 
 class HttpApplication:
@@ -116,7 +120,7 @@ class HttpApplication:
             response: `HttpResponse`, or `None` where the client hung up before it was there.
         """
         trace = RequestTrace("http") if request is None else request.trace
-        status = _HUNG_UP if response is None else response.status
+        status = HUNG_UP if response is None else response.status
         seconds = self._server.engine.monitor.end(trace, status)
         if self._server.traces is not None:
             names = name_http(self._server, request, status, _form_of(request))

@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from keras_deepseek.inference.http_message import HttpRequest
+from keras_deepseek.inference.http_message import HUNG_UP, HttpRequest
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc_server import GrpcServer
@@ -21,9 +21,6 @@ _METHODS = frozenset(
 
 _SERVER_ERROR = 500
 """From here on a status is an error of the server."""
-
-_HUNG_UP = 499
-"""For the metrics and the log: no status was sent."""
 
 _FAULTS = frozenset(
     ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
@@ -81,11 +78,11 @@ def name_http(
             attributes["user_agent.original"] = agent[:_MAX_TEXT]
     if route:
         attributes["http.route"] = route
-    has_failed = status >= _SERVER_ERROR or status == _HUNG_UP
-    if status != _HUNG_UP:
+    has_failed = status >= _SERVER_ERROR or status == HUNG_UP
+    if status != HUNG_UP:
         attributes["http.response.status_code"] = status
     if has_failed:
-        attributes["error.type"] = "client_hung_up" if status == _HUNG_UP else str(status)
+        attributes["error.type"] = "client_hung_up" if status == HUNG_UP else str(status)
     return SpanNames(f"{method} {route}" if route else method, attributes, has_failed)
 
 

@@ -394,3 +394,17 @@ def test_names_that_clients_make_up_are_no_labels(doubler, serve_grpc):
         client.server.stop()
         called = ("", "", "open_inference_grpc", "ModelInfer")
         assert engine.monitor.answers() == {(called, "NOT_FOUND"): 100}
+
+
+def test_another_file_of_tokens_is_read(doubler, serve_grpc, status_of, tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text("first")
+    with ServingEngine(doubler) as engine:
+        client = serve_grpc(engine, tokens=path)
+        path.write_text("another")
+        tokens = client.server.tokens
+        tokens._clock = lambda: tokens._looked + 1.0
+        live = client.channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        old = (("authorization", "Bearer first"),)
+        assert status_of(live, b"", metadata=old, timeout=60)[0] == "UNAUTHENTICATED"
+        assert live(b"", metadata=(("authorization", "Bearer another"),), timeout=60)

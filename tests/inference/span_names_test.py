@@ -1,3 +1,4 @@
+import importlib
 import types
 
 import pytest
@@ -59,3 +60,27 @@ def test_a_status_of_grpc_is_an_error_where_it_is_the_server_s(status, has_faile
     names = name_grpc(SERVER, "/grpc.health.v1.Health/Check", status, "10.0.0.7")
     assert (names.name, names.has_failed) == ("grpc.health.v1.Health/Check", has_failed)
     assert names.attributes.get("error.type") == (status if has_failed else None)
+
+
+def conventions():
+    """Returns the names of attributes in OpenTelemetry's own package of them."""
+    names = ("client", "error", "http", "network", "server", "url", "user_agent")
+    modules = [f"attributes.{name}_attributes" for name in names]
+    return {
+        value
+        for module in (*modules, "_incubating.attributes.rpc_attributes")
+        for value in vars(importlib.import_module(f"opentelemetry.semconv.{module}")).values()
+        if isinstance(value, str)
+    }
+
+
+def test_the_names_are_those_of_the_conventions():
+    pytest.importorskip("opentelemetry.semconv", reason="opentelemetry-sdk is not installed")
+    request = HttpRequest("PURGE", "/made-up", headers={"user-agent": "me"})
+    used = {
+        *name_http(SERVER, request, 500, "/a").attributes,
+        *name_http(SERVER, request, 499, "").attributes,
+        *name_grpc(SERVER, "/a/b", "INTERNAL", "::1").attributes,
+    }
+    assert len(used) == 15
+    assert used - conventions() == set()
