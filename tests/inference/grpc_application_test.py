@@ -408,3 +408,18 @@ def test_another_file_of_tokens_is_read(doubler, serve_grpc, status_of, tmp_path
         old = (("authorization", "Bearer first"),)
         assert status_of(live, b"", metadata=old, timeout=60)[0] == "UNAUTHENTICATED"
         assert live(b"", metadata=(("authorization", "Bearer another"),), timeout=60)
+
+
+def test_a_call_that_its_client_cancels_is_logged(doubler, serve_grpc, lines):
+    with ServingEngine(doubler, name="double", warm_up=False) as engine:
+        client = serve_grpc(engine, access_log=True)
+        doubler.hold()
+        call = client.channel.unary_unary(f"/{INFER}").future(infer_message(1), timeout=60)
+        assert doubler.entered.wait(60)
+        call.cancel()
+        client.close()
+        client.server.stop()
+        doubler.release()
+        (line,) = lines()
+    assert (line["status"], line["client"], line["bytes"]) == ("CANCELLED", "127.0.0.1", 0)
+    assert (line["model"], line["batch_rows"]) == ("double", None)

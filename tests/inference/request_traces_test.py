@@ -249,6 +249,42 @@ def test_each_request_of_a_stream_is_a_span_of_the_stream_s_trace(
     assert {(root.parent.span_id, root.context.trace_id) for root in roots} == {(PARENT, TRACE_ID)}
 
 
+def test_a_request_whose_client_is_gone_is_a_span_too(
+    doubler, serve_grpc, provider, exporter, monkeypatch
+):
+    pytest.importorskip("httptools")
+    with ServingEngine(doubler, name="double", warm_up=False) as engine:
+        gone = threading.Semaphore(0)
+        end = engine.monitor.end
+
+        def end_and_tell(trace, status):
+            gone.release()
+            return end(trace, status)
+
+        monkeypatch.setattr(engine.monitor, "end", end_and_tell)
+        server = HttpServer(engine, port=0, traces=provider)
+        server.start()
+        client = serve_grpc(engine, traces=provider)
+        doubler.hold()
+        call = client.channel.unary_unary(INFER).future(infer_message(1), timeout=60)
+        assert doubler.entered.wait(60)
+        connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+        connection.request("POST", PREDICT, BODY)
+        call.cancel()
+        assert gone.acquire(timeout=60)
+        connection.close()
+        assert gone.acquire(timeout=60)
+        client.close()
+        client.server.stop()
+        server.stop()
+        doubler.release()
+    cancelled, hung_up = exporter.get_finished_spans()  # Neither has run to its end.
+    assert cancelled.attributes["rpc.response.status_code"] == "CANCELLED"
+    assert cancelled.status.is_unset
+    assert hung_up.attributes["error.type"] == "client_hung_up"
+    assert hung_up.name == "POST /v1/models/{name}:predict"
+
+
 class Failing(export.SpanExporter):
     def export(self, spans):
         raise ConnectionError("no collector")
