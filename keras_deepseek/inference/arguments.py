@@ -43,6 +43,13 @@ def check_seconds(argument: str, value: float | None) -> None:
         raise InvalidInputError(f"Received {argument}={value!r}. Expected seconds, above 0.")
 
 
+def check_wait(argument: str, value: float) -> None:
+    """Refuses what is no time of zero or above."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and 0 <= value < math.inf):
+        raise InvalidInputError(f"Received {argument}={value!r}. Expected seconds, 0 or above.")
+
+
 def check_request_options(timeout: float | None, priority: int) -> None:
     """Refuses a timeout that is no time, and a priority that is no whole number."""
     check_seconds("timeout", timeout)

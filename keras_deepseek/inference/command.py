@@ -202,6 +202,11 @@ def _add_care_arguments(parser: argparse.ArgumentParser) -> None:
         "--access-log", action="store_true", help="a line of JSON for each request, on stderr"
     )
     group.add_argument(
+        "--traces",
+        action="store_true",
+        help="a span of OpenTelemetry for each request, sent where OTEL_* says (extra `telemetry`)",
+    )
+    group.add_argument(
         "--cache-entries",
         type=int,
         default=0,

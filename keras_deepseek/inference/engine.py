@@ -36,9 +36,9 @@ class ServingEngine(ModelHost):
 
     With `batch_size="dynamic"` whatever waits is taken whenever the model is free: batches grow
     with the load. Where a short wait has turned out to fill batches and to make answers come
-    sooner, rows are waited for, and no longer than that. With a number, a batch waits up to 5 ms
-    for that many rows. Batches are padded to powers of two (or to the fixed size) by repeating
-    their last row.
+    sooner, rows are waited for, and no longer than that. With a number, a batch waits up to
+    `max_wait` for that many rows. Batches are padded to powers of two (or to the fixed size) by
+    repeating their last row.
 
     The engine starts at its first use, or by `start` or `with`. Starting runs the model once for
     every batch size that it will see, so that no request pays for compilation; that needs inputs
@@ -57,6 +57,8 @@ class ServingEngine(ModelHost):
         batch_size: `"dynamic"`, or an integer up to `max_batch_size`. Defaults to `"dynamic"`.
         max_batch_size: integer. Rows of the largest batch; requests with more are run in parts.
             Defaults to `32`.
+        max_wait: float. For a fixed `batch_size`: the seconds after its oldest request came when a
+            batch leaves that is not full. Defaults to `0.005`.
         max_queue_rows: integer. Rows that may wait before requests are refused. Defaults to `1024`.
         target_latency: float. Seconds within which requests are to be answered: batches are kept as
             small as that needs, and requests that would take longer are refused. Defaults to
@@ -108,6 +110,7 @@ class ServingEngine(ModelHost):
         version: int = 1,
         batch_size: int | Literal["dynamic"] = "dynamic",
         max_batch_size: int = 32,
+        max_wait: float = 0.005,
         max_queue_rows: int = 1024,
         target_latency: float | None = None,
         replicas: int = 1,
@@ -124,6 +127,7 @@ class ServingEngine(ModelHost):
         options = ModelOptions(
             batch_size=batch_size,
             max_batch_size=max_batch_size,
+            max_wait=max_wait,
             max_queue_rows=max_queue_rows,
             target_latency=target_latency,
             replicas=replicas,
@@ -260,7 +264,7 @@ class ServingEngine(ModelHost):
         """
         return self._submit(bind, self._delivery.to_loop(settle), options, trace)
 
-    def serve(
+    def serve(  # noqa: PLR0913 - one place says all about the two ports.
         self,
         http_port: int = 8501,
         grpc_port: int | None = None,
@@ -272,6 +276,7 @@ class ServingEngine(ModelHost):
         max_body_bytes: int = MAX_BODY_BYTES,
         limits: HttpLimits | None = None,
         access_log: bool = False,
+        traces: Any = False,
         block: bool = False,
     ) -> HttpServer:
         """Answers the calls of TF Serving and of Open Inference.
@@ -292,6 +297,7 @@ class ServingEngine(ModelHost):
             limits: As in `HttpServer`; its `settle_seconds` and `grace_seconds` are gRPC's, too.
                 Defaults to `None`: its own defaults.
             access_log: As in `HttpServer`. Defaults to `False`.
+            traces: As in `HttpServer`. Defaults to `False`.
             block: boolean. Whether to return only when the servers were stopped, by `close` or by
                 Ctrl-C. Defaults to `False`.
 
@@ -301,7 +307,8 @@ class ServingEngine(ModelHost):
 
         Raises:
             InvalidInputError: A port is taken, or the address is none of this machine's.
-            MissingExtraError: The packages of the extra `serving`, or of `grpc`, are not installed.
+            MissingExtraError: The packages of the extra `serving`, of `grpc`, or of
+                `telemetry`, are not installed.
         """
         self._check_open()
         if grpc_port is not None and (ssl_context is None) != (grpc_credentials is None):
@@ -310,6 +317,7 @@ class ServingEngine(ModelHost):
                 "the same files, by `make_server_context` and `make_grpc_credentials`."
             )
         limits = limits or HttpLimits()
+        notes = {"tokens": tokens, "access_log": access_log, "traces": traces}
         http = HttpServer(
             self,
             host,
@@ -317,8 +325,7 @@ class ServingEngine(ModelHost):
             max_body_bytes=max_body_bytes,
             ssl_context=ssl_context,
             limits=limits,
-            tokens=tokens,
-            access_log=access_log,
+            **notes,
         )
         servers: list[Server] = [http]
         if grpc_port is not None:
@@ -328,9 +335,9 @@ class ServingEngine(ModelHost):
                 grpc_port,
                 max_message_bytes=max_body_bytes,
                 credentials=grpc_credentials,
-                tokens=tokens,
                 settle_seconds=limits.settle_seconds,
                 grace_seconds=limits.grace_seconds,
+                **notes,
             )
             servers.append(grpc)
         self._start_servers(servers)

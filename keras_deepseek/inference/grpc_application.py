@@ -16,6 +16,7 @@ from keras_deepseek.inference import (
     open_inference_stream,
     tf_serving_rpc,
 )
+from keras_deepseek.inference.call_end import begin_call, end_request
 from keras_deepseek.inference.grpc_answers import Call, Refusal, StatusError, refusal_of, time_left
 from keras_deepseek.inference.request_trace import RequestTrace, current_trace
 
@@ -53,8 +54,8 @@ class GrpcApplication(grpc.GenericRpcHandler):
             for service, calls in UNARY_CALLS.items()
             for name, call in calls.items()
         }
-        self._methods["/inference.GRPCInferenceService/ModelStreamInfer"] = (
-            grpc.stream_stream_rpc_method_handler(_stream(server))
+        self._methods[open_inference_stream.PATH] = grpc.stream_stream_rpc_method_handler(
+            _stream(server)
         )
         self._methods["/grpc.health.v1.Health/Watch"] = grpc.unary_stream_rpc_method_handler(
             _watch(server)
@@ -73,25 +74,26 @@ def _unary(
     server: "GrpcServer", service: str, name: str, call: Call
 ) -> Callable[[bytes, Any], Awaitable[bytes]]:
     protocol = _PROTOCOLS.get(service.rpartition(".")[0] or service, "grpc")
-    end = server.engine.monitor.end
+    path = f"/{service}/{name}"
 
     async def answer(data: bytes, context: Any) -> bytes:
         trace = RequestTrace(f"{protocol}_grpc" if protocol != "grpc" else protocol, name)
         current_trace.set(trace)
-        status = "CANCELLED"
+        status, size = "CANCELLED", 0
+        begin_call(server, context, trace)
         try:
             with server.calls:
                 if service != _HEALTH:
                     _admit(server, context)
                 result = await call(server, data, time_left(context))
-            status = "OK"
+            status, size = "OK", len(result)
         except Exception as error:
             refusal = refusal_of(error)
             status = refusal.status
             await _abort(context, refusal)
             raise  # Not reached: gRPC's `abort` raises.
         finally:
-            end(trace, status)
+            end_request(server, context, trace, path, status, size)
         return result
 
     return answer
@@ -113,8 +115,14 @@ def _stream(
 ) -> Callable[[AsyncIterator[bytes], Any], Awaitable[None]]:
     async def answer(requests: AsyncIterator[bytes], context: Any) -> None:
         try:
+            _admit(server, context)
+        except StatusError as error:  # None of its requests is read: it counts as one.
+            trace = RequestTrace(*open_inference_stream.CALL)
+            begin_call(server, context, trace)
+            end_request(server, context, trace, open_inference_stream.PATH, error.status, 0)
+            await _refuse(context, error)
+        try:
             with server.calls:
-                _admit(server, context)
                 await open_inference_stream.stream_infer(server, requests, context)
         except Exception as error:  # noqa: BLE001 - It is told and logged.
             await _refuse(context, error)
@@ -140,4 +148,5 @@ async def _refuse(context: Any, error: Exception) -> None:
 
 async def _abort(context: Any, refusal: Refusal) -> None:
     status = grpc.StatusCode[refusal.status]
-    await context.abort(status, refusal.message, refusal.metadata)
+    metadata = refusal.metadata and (*(context.trailing_metadata() or ()), *refusal.metadata)
+    await context.abort(status, refusal.message, metadata)

@@ -44,6 +44,8 @@ class GrpcServer(Server):
             turned away. Defaults to `None`: plain connections.
         tokens: As in `HttpServer`; a call shows one in its metadata, `authorization`. Calls for
             health need none. Defaults to `None`: anyone may ask.
+        access_log: As in `HttpServer`. Defaults to `False`.
+        traces: As in `HttpServer`. Defaults to `False`.
         settle_seconds: float. That a stopping server still reads calls, to answer them with
             UNAVAILABLE, so that clients go elsewhere before it hangs up. Defaults to `0.2`.
         grace_seconds: float. That a stopping server then waits for requests in flight. Defaults to
@@ -71,6 +73,8 @@ class GrpcServer(Server):
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         credentials: Any = None,
         tokens: Sequence[str] | os.PathLike[str] | None = None,
+        access_log: bool = False,
+        traces: Any = False,
         settle_seconds: float = 0.2,
         grace_seconds: float = 30.0,
     ) -> None:
@@ -84,6 +88,8 @@ class GrpcServer(Server):
             scheme="grpc",
             is_secure=credentials is not None,
             tokens=tokens,
+            access_log=access_log,
+            traces=traces,
         )
         self.max_message_bytes = max_message_bytes
         self.settle_seconds = settle_seconds

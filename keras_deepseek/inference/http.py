@@ -10,10 +10,9 @@ import ssl
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
-from keras_deepseek.inference.access_log import AccessLog
 from keras_deepseek.inference.arguments import check_count
 from keras_deepseek.inference.http_limits import HttpLimits
 from keras_deepseek.inference.listener import Listener
@@ -49,6 +48,9 @@ class HttpServer(Server):
             and `/v2/health/...`. Defaults to `None`: anyone may ask.
         access_log: boolean. Whether each request is a line of JSON in the log
             `keras_deepseek.inference.access`. Defaults to `False`.
+        traces: boolean, or OpenTelemetry's `TracerProvider`. Whether each request is a span. `True`
+            takes the provider that the process has set up, or else one that the environment's
+            variables `OTEL_*` describe. Defaults to `False`.
 
     Example:
 
@@ -74,6 +76,7 @@ class HttpServer(Server):
         limits: HttpLimits | None = None,
         tokens: Sequence[str] | os.PathLike[str] | None = None,
         access_log: bool = False,
+        traces: Any = False,
     ) -> None:
         check_count("max_body_bytes", max_body_bytes)
         if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
@@ -87,10 +90,11 @@ class HttpServer(Server):
             scheme="http",
             is_secure=ssl_context is not None,
             tokens=tokens,
+            access_log=access_log,
+            traces=traces,
         )
         self.max_body_bytes = max_body_bytes
         self.limits = limits or HttpLimits()
-        self.access_log = AccessLog() if access_log else None
         self._ssl_context = ssl_context
 
     def _prepare(self) -> Serve:

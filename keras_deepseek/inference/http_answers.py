@@ -120,3 +120,22 @@ def read_version(request: HttpRequest, match: re.Match[str]) -> int | None:
 def malformed(request: HttpRequest) -> HttpError:
     """Returns the error of a path that leads nowhere, in TF Serving's words."""
     return HttpError(404, f"Malformed request: {request.method} {request.path}")
+
+
+def template_of(match: re.Match[str]) -> str:
+    """Returns a path with the names of its parts in the place of what they are.
+
+    Args:
+        match: The path's match of a pattern.
+
+    Example:
+
+    >>> template_of(re.fullmatch("/v2/models/(?P<name>[^/]+)/ready", "/v2/models/digits/ready"))
+    '/v2/models/{name}/ready'
+    """
+    text, end = "", 0
+    for name in match.re.groupindex:  # They stand in the order of the pattern.
+        if match[name] is not None:
+            text += f"{match.string[end : match.start(name)]}{{{name}}}"
+            end = match.end(name)
+    return text + match.string[end:]

@@ -9,9 +9,22 @@ from typing import TYPE_CHECKING
 
 from keras_deepseek.inference import http_metrics, http_pages, open_inference_rest, tf_serving_rest
 from keras_deepseek.inference.access_log import choose_request_id
-from keras_deepseek.inference.http_answers import Route, answer_error, answer_json, malformed
-from keras_deepseek.inference.http_message import HttpError, HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.http_answers import (
+    Route,
+    answer_error,
+    answer_json,
+    malformed,
+    template_of,
+)
+from keras_deepseek.inference.http_message import (
+    HUNG_UP,
+    HttpError,
+    HttpRequest,
+    HttpResponse,
+    Pending,
+)
 from keras_deepseek.inference.request_trace import RequestTrace
+from keras_deepseek.inference.span_names import name_http
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http import HttpServer
@@ -34,8 +47,6 @@ ROUTES = (
 
 
 _CHALLENGE = 'Bearer realm="keras_deepseek"'
-_HUNG_UP = 499
-"""What web servers write in their logs for a client that did not wait; nobody is sent it."""
 
 
 class HttpApplication:
@@ -109,8 +120,11 @@ class HttpApplication:
             response: `HttpResponse`, or `None` where the client hung up before it was there.
         """
         trace = RequestTrace("http") if request is None else request.trace
-        status = _HUNG_UP if response is None else response.status
+        status = HUNG_UP if response is None else response.status
         seconds = self._server.engine.monitor.end(trace, status)
+        if self._server.traces is not None:
+            names = name_http(self._server, request, status, _form_of(request))
+            self._server.traces.add(trace, seconds, names, request.headers if request else {})
         access_log = self._server.access_log
         if access_log is None:
             return
@@ -127,3 +141,15 @@ class HttpApplication:
             seconds=seconds,
             client="" if request is None else request.client,
         )
+
+
+def _form_of(request: HttpRequest | None) -> str:
+    """Returns the form of a path with the names of its parts, or nothing where it leads nowhere."""
+    if request is None or not request.trace.call:
+        return ""
+    found = (
+        route.pattern.fullmatch(request.path)
+        for route in ROUTES
+        if (route.protocol, route.call) == (request.trace.protocol, request.trace.call)
+    )
+    return next((template_of(match) for match in found if match is not None), "")

@@ -7,6 +7,9 @@ from typing import Protocol
 from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.request_trace import RequestTrace
 
+HUNG_UP = 499
+"""What web servers write in their logs for a client that did not wait; nobody is sent it."""
+
 
 @dataclass(slots=True)
 class HttpRequest:

@@ -4,10 +4,11 @@
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from keras_deepseek.inference.engine_monitor import Called
 from keras_deepseek.inference.histogram import SECONDS, Histogram, HistogramValues
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Moment:
 @dataclass(frozen=True)
 class _Sums:
     time: float
-    latencies: HistogramValues
+    latencies: Mapping[Called, HistogramValues]
     batches: int
     rows: int
     busy_seconds: float
@@ -68,7 +69,9 @@ class LiveNumbers:
         # A version that was unloaded takes its counters with it.
         batches = max(now.batches - before.batches, 0)
         rows = max(now.rows - before.rows, 0)
-        latencies = now.latencies.since(before.latencies)
+        latencies = Histogram(SECONDS).values()
+        for called, values in now.latencies.items():
+            latencies = latencies.plus(values.since(before.latencies.get(called)))
         busy = max(now.busy_seconds - before.busy_seconds, 0.0) / seconds / max(replicas, 1)
         return Moment(
             requests_per_second=latencies.count / seconds,
@@ -81,10 +84,11 @@ class LiveNumbers:
 
     def _read(self) -> tuple[_Sums, int, int]:
         """Returns the sums of all models, their replicas, and the rows that wait."""
-        latencies = Histogram(SECONDS).values()
-        for (_, version, _, _), values in self._engine.monitor.latencies().items():
-            if version:  # Else no model was asked: it was for health, or for numbers.
-                latencies = latencies.plus(values)
+        latencies = {
+            called: values
+            for called, values in self._engine.monitor.latencies().items()
+            if called[1]  # Else no model was asked: it was for health, or for numbers.
+        }
         found = [
             version.statistics()
             for served in self._engine.models.values()

@@ -49,7 +49,7 @@ class ModelHost:
         self._turns = None if max_concurrent_batches is None else Turns(max_concurrent_batches)
         self.name = model[0].name if _is_config(model) else name
         self.options = options
-        self.monitor = EngineMonitor()
+        self.monitor = EngineMonitor(self._is_served)
         self._delivery = LoopDelivery()
         self._models: Mapping[str, ServedModel] = {}
         self._lock = threading.Lock()
@@ -282,6 +282,13 @@ class ModelHost:
             version: integer. Defaults to `None`: the newest.
         """
         return self.find(model, version).statistics()
+
+    def _is_served(self, model: str, version: str) -> bool:
+        """Returns whether there is such a version, or such a model where none is named."""
+        served = self._models.get(model)
+        if served is None or not version:
+            return served is not None
+        return any(str(number) == version for number in served.versions)
 
     def _check_open(self) -> None:
         if self._state == "closed":

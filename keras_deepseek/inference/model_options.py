@@ -10,6 +10,7 @@ from keras_deepseek.inference.arguments import (
     check_cache_entries,
     check_count,
     check_seconds,
+    check_wait,
 )
 from keras_deepseek.inference.padding import Padding
 
@@ -21,6 +22,7 @@ class ModelOptions:
     Args:
         batch_size: `"dynamic"`, or an integer up to `max_batch_size`. Defaults to `"dynamic"`.
         max_batch_size: integer. Defaults to `32`.
+        max_wait: float. Seconds, for a fixed `batch_size`. Defaults to `0.005`.
         max_queue_rows: integer. Defaults to `1024`.
         target_latency: float. Seconds. Defaults to `None`.
         replicas: integer. Defaults to `1`.
@@ -46,6 +48,7 @@ class ModelOptions:
 
     batch_size: int | Literal["dynamic"] = "dynamic"
     max_batch_size: int = 32
+    max_wait: float = 0.005
     max_queue_rows: int = 1024
     target_latency: float | None = None
     replicas: int = 1
@@ -60,6 +63,7 @@ class ModelOptions:
         check_count("max_batch_size", self.max_batch_size)
         check_count("max_queue_rows", self.max_queue_rows)
         check_batch_size(self.batch_size, self.max_batch_size)
+        check_wait("max_wait", self.max_wait)
         check_count("replicas", self.replicas)
         check_cache_entries(self.cache_entries)
         check_seconds("target_latency", self.target_latency)

@@ -82,6 +82,7 @@ class ModelVersion:
             [executor.run for executor in self._executors],
             batch_size=options.batch_size,
             max_batch_size=options.max_batch_size,
+            max_wait=options.max_wait,
             max_queue_rows=options.max_queue_rows,
             target_latency=options.target_latency,
             take_turn=None if turns is None else partial(turns.take, name),

@@ -140,6 +140,7 @@ def _read_servers(arguments: argparse.Namespace) -> dict[str, Any]:
         "max_body_bytes": arguments.max_body_bytes,
         "limits": _read_limits(arguments.limit),
         "access_log": arguments.access_log,
+        "traces": arguments.traces,
     }
 
 

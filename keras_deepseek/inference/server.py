@@ -10,12 +10,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.inference.access_log import AccessLog
 from keras_deepseek.inference.arguments import check_address
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.event_loop import call_in, loop_factory
+from keras_deepseek.inference.request_traces import RequestTraces
 from keras_deepseek.inference.tokens import TokenCheck, warn_of_strangers
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ class Server(ABC):
         scheme: string. What its `url` begins with.
         is_secure: boolean. Whether it speaks TLS: the scheme has an `s` more then.
         tokens: What `TokenCheck` takes, or `None`: anyone may ask.
+        access_log: boolean. Whether each request is logged.
+        traces: What `RequestTraces` takes, or `False`: none are made.
     """
 
     def __init__(
@@ -46,12 +50,16 @@ class Server(ABC):
         scheme: str,
         is_secure: bool,
         tokens: Sequence[str] | os.PathLike[str] | None,
+        access_log: bool,
+        traces: Any,
     ) -> None:
         check_address(host, port)
         self.engine = engine
         self.host = host
         self.port = port
         self.tokens = None if tokens is None else TokenCheck(tokens)
+        self.access_log = AccessLog() if access_log else None
+        self.traces = RequestTraces(traces) if traces else None
         self.is_stopping = False
         self.stopping = asyncio.Event()
         self._scheme = scheme
@@ -116,6 +124,9 @@ class Server(ABC):
         if self._loop is not None:
             call_in(self._loop, self.stopping.set)
         self.wait()
+        for notes in (self.access_log, self.traces):
+            if notes is not None:
+                notes.close()
 
     def check_ready(self, model: str) -> None:
         """Refuses a request that can't be answered, yet or any more.

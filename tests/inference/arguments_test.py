@@ -9,6 +9,7 @@ from keras_deepseek.inference.arguments import (
     check_name,
     check_request_options,
     check_seconds,
+    check_wait,
 )
 
 
@@ -38,6 +39,14 @@ def test_a_time_or_none_is_taken(value):
 def test_a_time_that_is_none_is_refused(value):
     with pytest.raises(InvalidInputError, match="timeout"):
         check_request_options(value, priority=0)
+
+
+def test_a_wait_may_be_none_at_all_but_not_missing():
+    check_wait("max_wait", 0)
+    check_wait("max_wait", 0.5)
+    for value in (None, -1, True, float("inf"), "1"):
+        with pytest.raises(InvalidInputError, match="max_wait"):
+            check_wait("max_wait", value)
 
 
 @pytest.mark.parametrize("priority", [1.0, True, None])

@@ -1,4 +1,6 @@
 import asyncio
+import json
+import logging
 import queue
 import random
 import subprocess
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.inference import ServingEngine
+from keras_deepseek.inference.access_log import LOGGER
 from keras_deepseek.inference.protocols import open_inference_grpc
 from keras_deepseek.inference.protocols.health_grpc import HEALTH
 from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
@@ -297,3 +300,126 @@ def test_calls_are_counted_by_model_and_status(doubler, serve_grpc):
             (("double", "1", "open_inference_grpc", "ModelInfer"), "OK"): 1,
             (("", "", "open_inference_grpc", "ModelInfer"), "NOT_FOUND"): 1,
         }
+
+
+INFER = "inference.GRPCInferenceService/ModelInfer"
+
+
+def infer_message(value, name="double", **fields):
+    message = OPEN_INFERENCE.new("inference.ModelInferRequest", model_name=name, **fields)
+    tensor = message.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+    tensor.contents.fp32_contents.extend([value, value])
+    return message.SerializeToString()
+
+
+@pytest.fixture
+def lines(caplog):
+    """Returns the lines of the access log that there are."""
+    logging.getLogger(LOGGER).setLevel(logging.NOTSET)
+    yield lambda: [json.loads(record.message) for record in caplog.records if record.name == LOGGER]
+    logging.getLogger(LOGGER).setLevel(logging.NOTSET)
+
+
+def test_calls_are_logged_where_that_is_asked_for(doubler, serve_grpc, lines):
+    with ServingEngine(doubler, name="double") as engine:
+        client = serve_grpc(engine, access_log=True)
+        infer = client.channel.unary_unary(f"/{INFER}")
+        metadata = (("x-request-id", "mine-1"),)
+        answer, call = infer.with_call(infer_message(1), metadata=metadata, timeout=60)
+        assert ("x-request-id", "mine-1") in call.trailing_metadata()
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(infer_message(1, "other"), timeout=60)
+        ((_, other),) = caught.value.trailing_metadata()
+        client.close()
+        client.server.stop()  # What was answered is logged by then.
+        first, second = lines()
+    assert first["milliseconds"] >= first["queue_milliseconds"] + first["model_milliseconds"] > 0
+    expected = {
+        "protocol": "open_inference_grpc",
+        "method": "POST",
+        "path": f"/{INFER}",
+        "status": "OK",
+        "bytes": len(answer),
+        "batch_rows": 1,
+        "model": "double",
+        "version": "1",
+        "client": "127.0.0.1",
+        "request_id": "mine-1",
+    }
+    assert {key: first[key] for key in expected} == expected
+    assert (second["status"], second["model"], second["batch_rows"]) == ("NOT_FOUND", "", None)
+    assert (second["request_id"], len(other)) == (other, 32)
+
+
+def test_an_id_does_not_take_the_place_of_when_to_try_again(doubler, serve_grpc):
+    with ServingEngine(doubler, name="double", max_queue_rows=1, warm_up=False) as engine:
+        client = serve_grpc(engine, access_log=True)
+        doubler.hold()
+        running = engine.submit([[1, 1]])
+        assert doubler.entered.wait(60)
+        waiting = engine.submit([[1, 1]])
+        with pytest.raises(grpc.RpcError) as caught:
+            client.channel.unary_unary(f"/{INFER}")(infer_message(1), timeout=60)
+        doubler.release()
+        assert [len(one.result()["y"]) for one in (running, waiting)] == [1, 1]
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    names = {name for name, _ in caught.value.trailing_metadata()}
+    assert names == {"x-request-id", "grpc-retry-pushback-ms"}
+
+
+def test_a_stream_without_a_token_counts_as_one_request(doubler, serve_grpc, lines):
+    with ServingEngine(doubler, name="double") as engine:
+        client = serve_grpc(engine, tokens=["secret"], access_log=True)
+        stream = client.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stream(iter([infer_message(1)]), timeout=60))
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        client.close()
+        client.server.stop()
+        called = ("", "", "open_inference_grpc", "ModelStreamInfer")
+        assert engine.monitor.answers() == {(called, "UNAUTHENTICATED"): 1}
+        (line,) = lines()
+    assert line["status"] == "UNAUTHENTICATED"
+    assert (("x-request-id", line["request_id"]),) == caught.value.trailing_metadata()
+
+
+def test_names_that_clients_make_up_are_no_labels(doubler, serve_grpc):
+    with ServingEngine(doubler, name="double") as engine:
+        client = serve_grpc(engine)
+        for number in range(50):
+            for fields in ({"name": f"made-up-{number}"}, {"model_version": f"{number + 2}"}):
+                with pytest.raises(grpc.RpcError):
+                    client.channel.unary_unary(f"/{INFER}")(infer_message(1, **fields), timeout=60)
+        client.close()
+        client.server.stop()
+        called = ("", "", "open_inference_grpc", "ModelInfer")
+        assert engine.monitor.answers() == {(called, "NOT_FOUND"): 100}
+
+
+def test_another_file_of_tokens_is_read(doubler, serve_grpc, status_of, tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text("first")
+    with ServingEngine(doubler) as engine:
+        client = serve_grpc(engine, tokens=path)
+        path.write_text("another")
+        tokens = client.server.tokens
+        tokens._clock = lambda: tokens._looked + 1.0
+        live = client.channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        old = (("authorization", "Bearer first"),)
+        assert status_of(live, b"", metadata=old, timeout=60)[0] == "UNAUTHENTICATED"
+        assert live(b"", metadata=(("authorization", "Bearer another"),), timeout=60)
+
+
+def test_a_call_that_its_client_cancels_is_logged(doubler, serve_grpc, lines):
+    with ServingEngine(doubler, name="double", warm_up=False) as engine:
+        client = serve_grpc(engine, access_log=True)
+        doubler.hold()
+        call = client.channel.unary_unary(f"/{INFER}").future(infer_message(1), timeout=60)
+        assert doubler.entered.wait(60)
+        call.cancel()
+        client.close()
+        client.server.stop()
+        doubler.release()
+        (line,) = lines()
+    assert (line["status"], line["client"], line["bytes"]) == ("CANCELLED", "127.0.0.1", 0)
+    assert (line["model"], line["batch_rows"]) == ("double", None)

@@ -11,7 +11,7 @@ from keras_deepseek.inference.errors import (
     ModelNotFoundError,
     OverloadedError,
 )
-from keras_deepseek.inference.http_answers import answer_error, read_version
+from keras_deepseek.inference.http_answers import answer_error, read_version, template_of
 from keras_deepseek.inference.http_message import HttpError, HttpRequest
 
 VERSION = re.compile("/v(?P<version>.*)?")
@@ -55,3 +55,14 @@ def test_a_version_that_is_no_number_leads_nowhere(text):
 
 def test_a_version_is_a_number():
     assert read_version(HttpRequest("GET", "/v7"), VERSION.fullmatch("/v7")) == 7
+
+
+def test_a_template_has_the_names_of_a_path_s_parts():
+    pattern = re.compile(r"/v1/(?P<name>[^/]+)(?:/v/(?P<version>\d+)|/l/(?P<label>\w+))?:do")
+    for path, template in (
+        ("/v1/a:do", "/v1/{name}:do"),
+        ("/v1/a/v/12:do", "/v1/{name}/v/{version}:do"),
+        ("/v1/name/l/name:do", "/v1/{name}/l/{label}:do"),
+    ):
+        assert template_of(pattern.fullmatch(path)) == template
+    assert template_of(re.fullmatch("/healthz", "/healthz")) == "/healthz"

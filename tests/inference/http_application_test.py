@@ -210,6 +210,7 @@ def test_requests_are_logged_where_that_is_asked_for(engine, lines):
     status, headers = fetch(server, "POST", PREDICT + "?key=1", {"X-Request-Id": "mine-1"})
     assert (status, headers["X-Request-Id"]) == (200, "mine-1")
     other = fetch(server, "GET", "/nowhere", {"X-Request-Id": "two words"})[1]["X-Request-Id"]
+    server.access_log.flush()
     first, second = lines()
     assert first["milliseconds"] >= first["queue_milliseconds"] + first["model_milliseconds"] > 0
     expected = {
@@ -231,3 +232,31 @@ def test_requests_are_logged_where_that_is_asked_for(engine, lines):
 def test_nothing_is_logged_otherwise(ask, lines):
     assert ask("POST", PREDICT, '{"instances": [[1, 2]]}')[0] == 200
     assert lines() == []
+
+
+def test_names_that_clients_make_up_are_no_labels(ask, engine, server):
+    for number in range(30):
+        name = f"made-up-{number}"
+        for path in (f"/v1/models/{name}", f"/v2/models/{name}", f"/{name}", f"/v1/{name}/x"):
+            assert ask("GET", path)[0] == 404
+        assert ask("POST", f"/v1/models/{name}:predict", '{"instances": [[1, 2]]}')[0] == 404
+        assert ask("POST", f"/v2/models/double/versions/{number + 2}/infer", "{}")[0] in (400, 404)
+        assert ask("GET", f"/v1/models/double/versions/{number + 2}")[0] == 404
+    server.stop()
+    assert {called[:2] for called, _ in engine.monitor.answers()} == {("", "")}
+    assert len(engine.monitor.answers()) < 10
+
+
+def test_another_file_of_tokens_is_read(engine, tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text("first")
+    server = HttpServer(engine, port=0, tokens=path)
+    server.start()
+    path.write_text("another")
+    server.tokens._clock = lambda: server.tokens._looked + 1.0
+    statuses = [
+        fetch(server, "POST", PREDICT, {"Authorization": f"Bearer {token}"})[0]
+        for token in ("first", "another")
+    ]
+    server.stop()
+    assert statuses == [401, 200]

@@ -41,6 +41,20 @@ def test_the_numbers_are_those_since_the_last_reading(doubler, rows):
         assert (moment.median, moment.late) == (None, None)
 
 
+def test_numbers_that_the_monitor_forgets_do_not_count_against_others(doubler):
+    clock = Clock()
+    with ServingEngine(doubler) as engine:
+        engine.monitor._clock = clock
+        for _ in range(10):
+            end(engine, 0.1, version="9")
+        numbers = LiveNumbers(engine, clock)
+        end(engine, 0.12)
+        clock.now += 1000.0
+        moment = numbers.next()
+        assert all(called[1] != "9" for called in engine.monitor.latencies())
+        assert (moment.requests_per_second, 0.1 < moment.median <= 0.15) == (0.001, True)
+
+
 def test_requests_that_no_model_answers_do_not_count(doubler):
     with ServingEngine(doubler) as engine:
         numbers = LiveNumbers(engine)

@@ -11,6 +11,9 @@ from keras_deepseek.inference.model_options import ModelOptions
         ({"max_queue_rows": -1}, "max_queue_rows=-1"),
         ({"batch_size": 64}, "above max_batch_size=32"),
         ({"replicas": True}, "replicas=True"),
+        ({"max_wait": -0.001}, "max_wait=-0.001. Expected seconds, 0 or above"),
+        ({"max_wait": None}, "max_wait=None"),
+        ({"max_wait": float("nan")}, "max_wait=nan"),
         ({"target_latency": 0.0}, "target_latency=0.0"),
     ],
 )

@@ -39,6 +39,19 @@ def test_its_life_goes_from_loading_to_the_end(doubler):
         submit(version, 1)
 
 
+def test_a_batch_of_a_fixed_size_waits_as_long_as_it_is_told(doubler):
+    version = open_version(doubler, batch_size=2, max_wait=3600.0, warm_up=False)
+    version.start()
+    _, first = submit(version, 1)
+    assert not first.wait(0.05)
+    _, second = submit(version, 2)
+    assert first.wait(60)
+    assert second.wait(60)
+    version.close()
+    (decision,) = version.statistics().decisions
+    assert (decision.rows, decision.reason) == (2, "full")
+
+
 def test_a_warm_up_that_fails_is_the_end_and_remembered():
     class Broken(Doubler):
         def run(self, inputs):

@@ -1,4 +1,5 @@
 import contextlib
+import json
 import queue
 import threading
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.inference import ServingEngine, open_inference_stream
+from keras_deepseek.inference.access_log import LOGGER
 from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
 from keras_deepseek.inference.protocols.tensor_bytes import to_bytes
 
@@ -149,3 +151,48 @@ def test_the_stream_s_deadline_is_that_of_its_requests(client, doubler):
     assert all("deadline" in text for text in told), told
     assert len(seen) == 2
     assert all(0 < timeout < 0.6 for timeout in seen)  # gRPC rounds it up.
+
+
+def test_each_request_of_a_stream_is_counted_and_logged(doubler, serve_grpc, caplog):
+    with ServingEngine(doubler, name="double", warm_up=False) as engine:
+        client = serve_grpc(engine, access_log=True)
+        requests = [request(1), b"\xff", request(2, "other"), request(-1), request(3)]
+        stream = client.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        answers = stream(iter(requests), metadata=(("x-request-id", "all"),), timeout=60)
+        sizes = [len(answer) for answer in answers]
+        assert ("x-request-id", "all") in answers.trailing_metadata()
+        client.server.stop()
+        protocol, call = "open_inference_grpc", "ModelStreamInfer"
+        assert engine.monitor.answers() == {
+            (("double", "1", protocol, call), "OK"): 2,
+            (("", "", protocol, call), "INVALID_ARGUMENT"): 1,
+            (("", "", protocol, call), "NOT_FOUND"): 1,
+            (("double", "1", protocol, call), "INTERNAL"): 1,
+        }
+    lines = [json.loads(record.message) for record in caplog.records if record.name == LOGGER]
+    assert [line["bytes"] for line in lines] == sizes
+    assert [line["request_id"] for line in lines] == ["1", "all", "2", "-1", "3"]
+    statuses = ["OK", "INVALID_ARGUMENT", "NOT_FOUND", "INTERNAL", "OK"]
+    assert [line["status"] for line in lines] == statuses
+    assert {line["path"] for line in lines} == {open_inference_stream.PATH}
+
+
+def test_what_a_cancelled_stream_has_read_is_counted_and_taken_out(client, doubler, monkeypatch):
+    monkeypatch.setattr(open_inference_stream, "MAX_WAITING", 2)
+    engine = client.server.engine
+    batcher = engine.find()._batcher
+    accepted = note_each(monkeypatch, batcher, "submit")
+    cancelled = note_each(monkeypatch, batcher, "cancel")
+    doubler.hold()
+    stream = open_stream(client, map(request, range(20)))
+    for _ in range(4):  # One is being answered, two wait, and one was read that has no room.
+        assert accepted.acquire(timeout=60)
+    assert doubler.entered.wait(60)
+    stream.cancel()
+    for _ in range(4):
+        assert cancelled.acquire(timeout=60)
+    doubler.release()
+    client.close()
+    client.server.stop()
+    called = ("double", "1", "open_inference_grpc", "ModelStreamInfer")
+    assert engine.monitor.answers() == {(called, "CANCELLED"): 4}
