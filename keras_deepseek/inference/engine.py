@@ -28,6 +28,7 @@ from keras_deepseek.inference.padding import Padding
 from keras_deepseek.inference.request_log import RequestLog
 from keras_deepseek.inference.request_options import RequestOptions
 from keras_deepseek.inference.request_trace import RequestTrace
+from keras_deepseek.inference.termination import interrupted_by_sigterm
 
 Server = HttpServer | GrpcServer
 
@@ -255,8 +256,8 @@ class ServingEngine(ModelHost):
             tokens: As in `HttpServer`. Defaults to `None`: anyone may ask.
             ssl_context: As in `HttpServer`. Defaults to `None`: no TLS.
             access_log: As in `HttpServer`. Defaults to `False`.
-            block: boolean. Whether to return only when the servers were stopped, by `close` or by
-                Ctrl-C. Defaults to `False`.
+            block: boolean. Whether to return only when the servers were stopped: by `close`, or by
+                Ctrl-C or SIGTERM, after which what was accepted is answered. Defaults to `False`.
 
         Returns:
             The `HttpServer`, with its `url`. `servers` has the `GrpcServer`, too. `close` stops
@@ -289,7 +290,8 @@ class ServingEngine(ModelHost):
             raise
         if block:
             try:
-                http.wait()
+                with interrupted_by_sigterm():
+                    http.wait()
             except KeyboardInterrupt:
                 _stop(servers)
         return http

@@ -91,6 +91,7 @@ class GrpcServer:
         self._credentials = credentials
         self._streams: set[asyncio.Task[None]] = set()
         self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
         self._tell_to_stop: Callable[[], object] = lambda: None
 
     @property
@@ -123,6 +124,7 @@ class GrpcServer:
         self._thread = threading.Thread(
             target=self._run, args=(make_server, listens), name="grpc", daemon=True
         )
+        self._ended.clear()
         self._thread.start()
         try:
             self.port = listens.result()
@@ -135,6 +137,8 @@ class GrpcServer:
     def wait(self) -> None:
         """Returns when the server has stopped."""
         if self._thread is not None:
+            # Python 3.11 takes a thread for ended when a signal interrupts `join`.
+            self._ended.wait()
             self._thread.join()
 
     def stop(self) -> None:
@@ -213,6 +217,8 @@ class GrpcServer:
                 if listens.done():
                     raise
                 listens.set_exception(error)
+            finally:
+                self._ended.set()
 
     async def _serve(self, make_server: Callable[[], Any], listens: "Future[int]") -> None:
         loop = asyncio.get_running_loop()

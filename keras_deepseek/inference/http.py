@@ -92,6 +92,7 @@ class HttpServer:
         self._thread: threading.Thread | None = None
         # The second is known when the first is set: the thread has begun.
         self._begun = threading.Event()
+        self._ended = threading.Event()
         self._tell_to_stop: Callable[[], object] = _do_nothing
 
     @property
@@ -121,11 +122,14 @@ class HttpServer:
         self._thread = threading.Thread(
             target=self._run, args=(make_protocol, listener), name="http", daemon=True
         )
+        self._ended.clear()
         self._thread.start()
 
     def wait(self) -> None:
         """Returns when the server has stopped."""
         if self._thread is not None:
+            # Python 3.11 takes a thread for ended when a signal interrupts `join`.
+            self._ended.wait()
             self._thread.join()
 
     def stop(self) -> None:
@@ -173,6 +177,7 @@ class HttpServer:
         finally:
             listener.close()
             self._begun.set()
+            self._ended.set()
 
     async def _serve(
         self, make_protocol: Callable[[OpenConnections], asyncio.Protocol], listener: socket.socket
