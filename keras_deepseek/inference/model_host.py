@@ -60,7 +60,7 @@ class ModelHost:
             self._folders.append(ModelFolder(self, Path(model), name, options))
             self._folders[0].note(version, found[version])
             model = found[version]
-        self._first = self._open(model, name, version, options)
+        self._first: ModelVersion | None = self._open(model, name, version, options)
         self._add_model(name).add(self._first)
 
     @property
@@ -93,8 +93,10 @@ class ModelHost:
             if self._state == "ready":
                 return
             self._check_open()
+            assert self._first is not None
             with self.monitor.loading(self.name):
                 self._first.start()
+            self._first = None  # Else its model would stay in memory when another has replaced it.
             self._state = "ready"
             for folder in self._folders:
                 folder.start()
