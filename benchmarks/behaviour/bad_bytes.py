@@ -15,7 +15,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 def measure(rival: Rival, python: str, is_quick: bool) -> dict[str, str]:
     """Returns what was answered, and the memory after each million."""
-    num_rounds = 2 if is_quick else 4
+    num_rounds = 2 if is_quick else 3
     with serving(rival, python) as server:
         found = asyncio.run(disturb(server, num_rounds))
     if not rival.package and has_grpc():

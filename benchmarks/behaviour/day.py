@@ -24,7 +24,7 @@ from behaviour.reload import OTHER
 from behaviour.stress_connection import StressConnection
 from keras_deepseek.inference.event_loop import loop_factory
 
-TITLE = "The requests of a day, at 20 a second, without a rest between them"
+TITLE = "A day at 20 requests a second, without the rests between them"
 DAY, QUICK_DAY = 20 * 24 * 3600, 50_000
 CLIENTS, POINTS, RELOADS = 48, 10, 40
 LIMIT_SECONDS = 480.0
@@ -93,7 +93,7 @@ async def spend_the_day(server: Server, progress: Progress) -> list[tuple[int, U
     tasks: set[asyncio.Task[None]] = set()
 
     def reconnect() -> None:
-        if not progress.is_over:
+        if progress.sent < progress.goal and not progress.is_over:
             task = loop.create_task(connect())
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -143,7 +143,7 @@ def describe(progress: Progress, points: list[tuple[int, Usage]], seconds: float
     slope = slope_of([(sent / 1e5, one.megabytes * 1024) for sent, one in half])
     calls = progress.calls
     return {
-        "requests over HTTP": f"{progress.sent} in {seconds:.0f} s",
+        "requests over HTTP": f"{progress.sent} of {progress.goal} in {seconds:.0f} s",
         "answered": statuses,
         "answered with another status than expected": str(dict(progress.unexpected) or "none"),
         "clients that hung up; connections lost": f"{progress.hung_up}; {progress.lost}",
