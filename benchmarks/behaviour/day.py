@@ -47,11 +47,31 @@ class Progress:
     is_over: bool = False
 
 
+@dataclass(frozen=True)
+class Day:
+    """What was asked, and what the server held at ten points of it."""
+
+    progress: Progress
+    points: list[tuple[int, Usage]]
+    seconds: float
+
+    @property
+    def kilobytes_per_request(self) -> float:
+        """How the memory grew in the second half."""
+        half = self.points[POINTS // 2 - 1 :]
+        return slope_of([(float(sent), 1024 * usage.megabytes) for sent, usage in half])
+
+
 def measure(rival: Rival, python: str, is_quick: bool) -> dict[str, str]:
     """Returns what was asked, and what the server held meanwhile."""
+    return describe(live_through(rival, python, QUICK_DAY if is_quick else DAY))
+
+
+def live_through(rival: Rival, python: str, num_requests: int) -> Day:
+    """Sends so many requests, or as many as there is time for."""
     grpc = ["--grpc"] if has_grpc() else []
+    progress = make_progress(rival, num_requests)
     with serving(rival, python, "--reloads", *grpc, **{TIME_VARIABLE: "0"}) as server:
-        progress = make_progress(rival, QUICK_DAY if is_quick else DAY)
         calling = threading.Thread(target=call_again, args=(server, progress), daemon=True)
         if grpc:
             calling.start()
@@ -61,7 +81,7 @@ def measure(rival: Rival, python: str, is_quick: bool) -> dict[str, str]:
         seconds = time.monotonic() - start
         if grpc:
             calling.join()
-    return describe(progress, points, seconds)
+    return Day(progress, points, seconds)
 
 
 def make_progress(rival: Rival, goal: int) -> Progress:
@@ -137,13 +157,12 @@ def call_again(server: Server, progress: Progress) -> None:
                 time.sleep(0.02)
 
 
-def describe(progress: Progress, points: list[tuple[int, Usage]], seconds: float) -> dict[str, str]:
+def describe(day: Day) -> dict[str, str]:
+    progress, points = day.progress, day.points
     statuses = ", ".join(f"{count} {status}" for status, count in sorted(progress.statuses.items()))
-    half = points[len(points) // 2 - 1 :]
-    slope = slope_of([(sent / 1e5, one.megabytes * 1024) for sent, one in half])
     calls = progress.calls
     return {
-        "requests over HTTP": f"{progress.sent} of {progress.goal} in {seconds:.0f} s",
+        "requests over HTTP": f"{progress.sent} of {progress.goal} in {day.seconds:.0f} s",
         "answered": statuses,
         "answered with another status than expected": str(dict(progress.unexpected) or "none"),
         "clients that hung up; connections lost": f"{progress.hung_up}; {progress.lost}",
@@ -151,7 +170,7 @@ def describe(progress: Progress, points: list[tuple[int, Usage]], seconds: float
         "MB at ten points": ", ".join(f"{one.megabytes:.1f}" for _, one in points),
         "threads": ", ".join(str(one.threads) for _, one in points),
         "open files": ", ".join(str(one.files) for _, one in points),
-        "slope of the last half": f"{slope:.1f} KB for 100,000 requests",
+        "slope of the last half": f"{1e5 * day.kilobytes_per_request:.1f} KB for 100,000 requests",
     }
 
 

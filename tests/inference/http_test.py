@@ -311,6 +311,34 @@ def test_clients_that_send_slowly_are_turned_away_and_others_served(serve):
         connection.close()
 
 
+def test_connections_that_never_ask_are_closed_and_others_served(serve):
+    server = serve(header_seconds=0.2)
+    silent = [connect(server) for _ in range(50)]
+    assert ask(server, 2) == 4
+    for connection in silent:
+        assert read_all(connection) == b""
+        connection.close()
+
+
+def test_a_client_that_closes_its_sending_half_has_hung_up(doubler):
+    with ServingEngine(doubler, warm_up=False) as engine:
+        accepted = watch_requests(engine)
+        server = engine.serve(0)
+        doubler.hold()
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(ask, server, 1)
+            assert doubler.entered.wait(60)
+            with connect(server) as connection:
+                connection.sendall(predict_request(7))
+                for _ in range(2):
+                    assert accepted.acquire(timeout=60)
+                connection.shutdown(socket.SHUT_WR)
+                assert read_all(connection) == b""
+            doubler.release()
+            assert first.result() == 2
+    assert 7 not in doubler.rows_seen
+
+
 def test_idle_connections_are_closed(serve):
     with connect(serve(idle_seconds=0.1)) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
