@@ -1,6 +1,12 @@
-"""The simulated accelerator behind `ServingEngine`."""
+"""The simulated accelerator behind `ServingEngine`: `serve_keras_deepseek.py PORT [--grpc] ...`.
 
-import sys
+`--grpc` listens at the next port, too. `--isolated` runs the model in a process of its own. With
+`--reloads` there is a model `other`, and on SIGUSR1 `model` gets its next version.
+"""
+
+import argparse
+import signal
+import threading
 from typing import Any
 
 from accelerator import Accelerator
@@ -27,4 +33,32 @@ class Executor:
         return {"y": self._accelerator.run(inputs["x"])}
 
 
-ServingEngine(Executor(), max_batch_size=32).serve(int(sys.argv[1]), block=True)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("port", type=int)
+    for name in ("grpc", "isolated", "reloads"):
+        parser.add_argument(f"--{name}", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.reloads:  # Before there are threads, which then leave it alone, too.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    engine = ServingEngine(
+        "serve_keras_deepseek:Executor" if arguments.isolated else Executor(),
+        max_batch_size=32,
+        isolated=arguments.isolated,
+        batch_timeout=2.0,
+    )
+    if arguments.reloads:
+        engine.load(Executor(), name="other")
+        threading.Thread(target=reload_when_told, args=(engine,), daemon=True).start()
+    engine.serve(arguments.port, arguments.port + 1 if arguments.grpc else None, block=True)
+
+
+def reload_when_told(engine: ServingEngine) -> None:
+    """Loads the next version with each signal."""
+    while True:
+        signal.sigwait({signal.SIGUSR1})
+        engine.load(Executor())
+
+
+if __name__ == "__main__":
+    main()

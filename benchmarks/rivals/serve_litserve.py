@@ -1,4 +1,4 @@
-"""The simulated accelerator behind LitServe: `serve_litserve.py PORT WAIT_MILLISECONDS`."""
+"""The simulated accelerator behind LitServe: `serve_litserve.py PORT MILLISECONDS [restart]`."""
 
 import sys
 from typing import Any
@@ -30,7 +30,9 @@ class Doubler(litserve.LitAPI):
 
 if __name__ == "__main__":
     api = Doubler(max_batch_size=32, batch_timeout=int(sys.argv[2]) / 1000)
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
+    server = litserve.LitServer(
+        api, accelerator="cpu", workers_per_device=1, restart_workers="restart" in sys.argv
+    )
     server.run(
         port=int(sys.argv[1]), host="127.0.0.1", log_level="error", generate_client_file=False
     )

@@ -29,6 +29,7 @@ from keras_deepseek.inference.request_log import RequestLog
 from keras_deepseek.inference.request_options import RequestOptions
 from keras_deepseek.inference.request_trace import RequestTrace
 from keras_deepseek.inference.server import Server, stop_servers
+from keras_deepseek.inference.termination import interrupted_by_sigterm
 
 
 class ServingEngine(ModelHost):
@@ -298,8 +299,8 @@ class ServingEngine(ModelHost):
                 Defaults to `None`: its own defaults.
             access_log: As in `HttpServer`. Defaults to `False`.
             traces: As in `HttpServer`. Defaults to `False`.
-            block: boolean. Whether to return only when the servers were stopped, by `close` or by
-                Ctrl-C. Defaults to `False`.
+            block: boolean. Whether to return only when the servers were stopped: by `close`, or by
+                Ctrl-C or SIGTERM, after which what was accepted is answered. Defaults to `False`.
 
         Returns:
             The `HttpServer`, with its `url`. `servers` has the `GrpcServer`, too. `close` stops
@@ -343,7 +344,8 @@ class ServingEngine(ModelHost):
         self._start_servers(servers)
         if block:
             try:
-                http.wait()
+                with interrupted_by_sigterm():
+                    http.wait()
             except KeyboardInterrupt:
                 stop_servers(servers)
         return http

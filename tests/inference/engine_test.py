@@ -1,7 +1,13 @@
 import asyncio
+import http.client
+import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -347,6 +353,56 @@ def test_ctrl_c_ends_a_blocking_server(doubler, monkeypatch):
     with ServingEngine(doubler) as engine:
         assert not engine.serve(0, block=True).ready
         assert engine.ready
+
+
+SERVES = """
+import sys
+from keras_deepseek.inference import HttpServer, ServingEngine
+from tests.inference.conftest import Doubler
+
+class Told(Doubler):
+    def run(self, inputs):
+        print("runs", flush=True)
+        sys.stdin.readline()
+        return super().run(inputs)
+
+wait = HttpServer.wait
+HttpServer.wait = lambda server: (print(server.port, flush=True), wait(server))[1]
+ServingEngine(Told(), warm_up=False).serve(0, block=True)
+print("over")
+"""
+
+
+def is_open(host, port):
+    try:
+        socket.create_connection((host, port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_blocking_server_when_it_has_answered(number):
+    pytest.importorskip("httptools")
+    pipe = subprocess.PIPE
+    call = [sys.executable, "-c", SERVES]
+    folder = Path(__file__).parents[2]
+    with subprocess.Popen(call, cwd=folder, stdin=pipe, stdout=pipe, text=True) as child:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", int(child.stdout.readline()))
+            connection.request("POST", "/v1/models/model:predict", '{"instances": [[1, 2]]}')
+            assert child.stdout.readline() == "runs\n"
+            child.send_signal(number)
+            while is_open(connection.host, connection.port):
+                pass
+            print(file=child.stdin, flush=True)
+            assert json.load(connection.getresponse()) == {"predictions": [[2.0, 4.0]]}
+            connection.close()
+            rest, _ = child.communicate(timeout=60)
+        finally:
+            child.kill()
+    assert rest.splitlines()[-1] == "over"
+    assert child.returncode == 0
 
 
 def test_grpc_is_not_left_open_beside_tls(doubler):

@@ -114,17 +114,6 @@ def test_a_client_that_does_not_close_is_closed(wire):
     assert wire.transport.done == ["write_eof", "abort"]
 
 
-def test_clients_that_send_slowly_are_turned_away_and_others_served(serve_http):
-    server = serve_http(header_seconds=0.2, body_seconds=0.2)
-    slow = [connect(server) for _ in range(50)]
-    for number, connection in enumerate(slow):
-        connection.sendall(predict_request(1)[: -5 if number % 2 else 30])
-    assert ask(server, 2) == 4
-    for connection in slow:
-        assert read_all(connection).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
-        connection.close()
-
-
 def test_idle_connections_are_closed(serve_http):
     with connect(serve_http(idle_seconds=0.1)) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -146,3 +135,23 @@ def test_a_client_that_reads_nothing_is_dropped_and_holds_nobody_up(serve_http):
             assert ask(server, 2) == 4
         with pytest.raises(ConnectionError):
             dropped.result()
+
+
+def test_clients_that_send_slowly_are_turned_away_and_others_served(serve_http):
+    server = serve_http(header_seconds=0.2, body_seconds=0.2)
+    slow = [connect(server) for _ in range(50)]
+    for number, connection in enumerate(slow):
+        connection.sendall(predict_request(1)[: -5 if number % 2 else 30])
+    assert ask(server, 2) == 4
+    for connection in slow:
+        assert read_all(connection).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+        connection.close()
+
+
+def test_connections_that_never_ask_are_closed_and_others_served(serve_http):
+    server = serve_http(header_seconds=0.2)
+    silent = [connect(server) for _ in range(50)]
+    assert ask(server, 2) == 4
+    for connection in silent:
+        assert read_all(connection) == b""
+        connection.close()

@@ -1,8 +1,10 @@
 import asyncio
+import contextlib
 import gzip
 import http.client
 import json
 import random
+import re
 import socket
 import sys
 import threading
@@ -84,6 +86,34 @@ def test_a_client_that_hangs_up_is_not_computed_and_disturbs_nobody(doubler):
             doubler.release()
             assert (first.result(), last.result()) == (2, 4)
     assert 7 not in doubler.rows_seen
+
+
+def test_of_128_requests_whose_clients_leave_but_for_32_no_more_are_run(doubler):
+    with ServingEngine(doubler, warm_up=False) as engine:
+        accepted = watch_requests(engine)
+        cancelled, cancel = threading.Semaphore(0), engine.find()._batcher.cancel
+        engine.find()._batcher.cancel = lambda one: (cancel(one), cancelled.release())[0]
+        server = engine.serve(0)
+        doubler.hold()
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(ask, server, 200)
+            assert doubler.entered.wait(60)
+            clients = [connect(server) for _ in range(128)]
+            for value, client in enumerate(clients):
+                client.sendall(predict_request(value, b"Connection: close"))
+            for _ in range(129):
+                assert accepted.acquire(timeout=60)
+            leaving = [client for value, client in enumerate(clients) if value % 4]
+            for client in leaving:
+                client.close()
+            for _ in leaving:
+                assert cancelled.acquire(timeout=60)
+            doubler.release()
+            assert first.result() == 400
+            for client in clients[::4]:
+                assert read_all(client).startswith(b"HTTP/1.1 200 OK\r\n")
+                client.close()
+    assert sorted(doubler.rows_seen) == [*range(0, 128, 4), 200]
 
 
 def test_stopping_answers_what_is_in_flight_and_frees_the_port(doubler):
@@ -195,6 +225,52 @@ def test_a_million_random_bytes_disturb_nobody_and_show_nothing(serve_http, capl
             assert json.load(good.getresponse()) == {"predictions": [[2.0, 4.0]]}
     good.close()
     assert caplog.records == []
+
+
+def test_requests_with_mistakes_are_no_fault_of_the_server(serve_http, caplog):
+    server, source = serve_http(header_seconds=60.0), random.Random(4)
+    valid = predict_request(1)
+    statuses = set()
+    for _ in range(2000):
+        data = bytearray(valid)
+        for _ in range(source.randint(1, 4)):
+            start = source.randrange(len(data) + 1)
+            piece = data[start : start + source.randint(1, 16)]
+            data[start : start + len(piece)] = source.choice(
+                [b"", piece * 3, source.randbytes(len(piece)), b"\r\n", b"\0", b"9", b"["]
+            )
+        with connect(server) as connection:
+            connection.sendall(data)
+            # What was understood to go on is ended by what can't be understood.
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(b"\0" * 20_000)
+                statuses |= {
+                    int(one) for one in re.findall(rb"HTTP/1.1 (\d+)", read_all(connection))
+                }
+    assert {200, 400} <= statuses
+    # A method that there is not, and another version of HTTP.
+    assert {one for one in statuses if one >= 500} <= {501, 505}
+    assert caplog.records == []
+    assert ask(server, 2) == 4
+
+
+def test_a_client_that_closes_its_sending_half_has_hung_up(doubler):
+    with ServingEngine(doubler, warm_up=False) as engine:
+        accepted = watch_requests(engine)
+        server = engine.serve(0)
+        doubler.hold()
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(ask, server, 1)
+            assert doubler.entered.wait(60)
+            with connect(server) as connection:
+                connection.sendall(predict_request(7))
+                for _ in range(2):
+                    assert accepted.acquire(timeout=60)
+                connection.shutdown(socket.SHUT_WR)
+                assert read_all(connection) == b""
+            doubler.release()
+            assert first.result() == 2
+    assert 7 not in doubler.rows_seen
 
 
 def test_clients_that_keep_their_connection_lose_no_request_when_the_server_stops(serve_http):

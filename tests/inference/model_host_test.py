@@ -1,4 +1,6 @@
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -28,6 +30,17 @@ def test_a_new_version_takes_the_place_of_the_old_when_it_is_warm():
         assert engine.load(Times(3)).number == 2
         assert engine.predict([[1, 1]]).tolist() == [[3, 3]]
         assert (old.state, list(engine.models["model"].versions)) == ("END", [2])
+
+
+def test_a_version_that_was_replaced_leaves_nothing_in_memory():
+    with ServingEngine(Times(2)) as engine:
+        first = weakref.ref(engine.find())
+        engine.predict([[1, 1]])
+        second = weakref.ref(engine.load(Times(3)))
+        engine.predict([[1, 1]])
+        engine.load(Times(4))
+        gc.collect()
+        assert (first(), second()) == (None, None)
 
 
 def test_a_version_that_does_not_warm_up_changes_nothing_and_is_remembered():

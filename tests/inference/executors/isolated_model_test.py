@@ -86,12 +86,17 @@ def test_a_bundle_is_served_from_a_process_of_its_own(bundle_of):
         assert engine.predict([[1, 2]]).tolist() == [[2, 4]]
 
 
-def test_only_the_request_that_crashes_its_process_gets_an_error():
-    with ServingEngine(f"{SOURCE}:Faulty", isolated=True, batch_size=3) as engine:
-        futures = [engine.submit(rows_of(value)) for value in (1, CRASHES, 2)]
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(CRASHES, "ended with code"), (EXITS, "ended with code 7"), (HANGS, "no answer in 1 s")],
+)
+def test_only_the_request_that_breaks_its_process_gets_an_error(value, message):
+    options = {"isolated": True, "batch_size": 3, "batch_timeout": 1.0}
+    with ServingEngine(f"{SOURCE}:Faulty", **options) as engine:
+        futures = [engine.submit(rows_of(one)) for one in (1, value, 2)]
         assert futures[0].result(60)["y"][0, 0] == 2
         assert futures[2].result(60)["y"][0, 0] == 4
-        with pytest.raises(ReplicaError, match="ended with code"):
+        with pytest.raises(ReplicaError, match=message):
             futures[1].result(60)
         process = engine.find()._executors[0]._process
     assert process.poll() is not None

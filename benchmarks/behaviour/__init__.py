@@ -1,0 +1,1 @@
+"""What servers do when clients, models or the machine misbehave: one file a question."""

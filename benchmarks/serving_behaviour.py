@@ -1,0 +1,71 @@
+"""What `ServingEngine` and its peers do when clients, models or the machine misbehave.
+
+Each server has the simulated accelerator of `rivals/accelerator.py`, and each section, one file of
+`behaviour/`, starts the servers one after the other and asks them the same. Ours alone has gRPC,
+and is asked over it, too. A peer that is not installed is left out: `--python` names the
+interpreters that have them (`pip install mosec litserve`; `torchserve torch`, and Java). The
+section `day` is for ours alone.
+
+`python benchmarks/serving_behaviour.py --python PYTHON [--only hang_up stop ...]`
+"""
+
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+from behaviour import bad_bytes, day, faults, hang_up, reload, slow_clients, stop
+from processes import make_parser, write_json
+from server_processes import LITSERVE, MOSEC, OURS, TORCHSERVE, Rival, find_python
+
+RIVALS = (OURS, MOSEC, LITSERVE, TORCHSERVE)
+SECTIONS = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (hang_up, stop, reload, slow_clients, bad_bytes, faults, day)
+}
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--python", nargs="+", default=[sys.executable], help="interpreters with the peers"
+    )
+    parser.add_argument("--only", nargs="*", choices=SECTIONS, help="sections")
+    parser.add_argument("--alone", action="store_true", help="without the peers")
+    arguments = parser.parse_args()
+    pythons = {
+        one: find_python(arguments.python, one) for one in ([OURS] if arguments.alone else RIVALS)
+    }
+    found: dict[str, Any] = {}
+    for name in arguments.only or SECTIONS:
+        module = SECTIONS[name]
+        found[name] = {}
+        for rival, python in pythons.items():
+            if python is None or (module is day and rival is not OURS):
+                continue
+            print(f"{name}: {rival.name}", file=sys.stderr, flush=True)
+            found[name][rival.name] = measure(module, rival, python, arguments.quick)
+        print_table(module.TITLE, found[name])
+    print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+    write_json(arguments.json, found)
+
+
+def measure(module: ModuleType, rival: Rival, python: str, is_quick: bool) -> dict[str, str]:
+    """Returns what a section has found, or that the server did not start."""
+    try:
+        answers: dict[str, str] = module.measure(rival, python, is_quick)
+    except TimeoutError as error:
+        return {"": str(error)}
+    return answers
+
+
+def print_table(title: str, servers: dict[str, dict[str, str]]) -> None:
+    rows = list(dict.fromkeys(row for found in servers.values() for row in found))
+    print(f"\n| {title} | " + " | ".join(servers) + " |\n|" + "---|" * (len(servers) + 1))
+    for row in rows:
+        cells = [found.get(row, "-") for found in servers.values()]
+        print(f"| {row} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

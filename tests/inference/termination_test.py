@@ -1,0 +1,43 @@
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from keras_deepseek.inference.termination import interrupted_by_sigterm
+
+
+@pytest.fixture(autouse=True)
+def by_default():
+    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, previous)
+
+
+def test_the_signal_interrupts_and_the_second_one_is_the_system_s():
+    with pytest.raises(KeyboardInterrupt), interrupted_by_sigterm():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_nothing_is_left_behind_where_it_does_not_come():
+    with interrupted_by_sigterm():
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_of_the_process_stays():
+    heard = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: heard.set())
+    with interrupted_by_sigterm():
+        signal.raise_signal(signal.SIGTERM)
+    assert heard.is_set()
+
+
+def test_another_thread_leaves_signals_alone():
+    def enter():
+        with interrupted_by_sigterm():
+            return signal.getsignal(signal.SIGTERM)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(enter).result() is signal.SIG_DFL
