@@ -107,7 +107,7 @@ class DeviceMemory:
     def _call(self, name: str, *arguments: Any) -> Any:
         error, *values = getattr(self._cuda, name)(*arguments)
         if error != self._cuda.cudaError_t.cudaSuccess:
-            raise ExportError(f"CUDA's {name} failed: {error}.")
+            raise ExportError(f"CUDA's {name} failed: {error.name}.")
         return values[0] if values else None
 
 
