@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from keras_deepseek.inference.engine import ServingEngine
 
 NAME = "serve"
-HELP = "answer TF Serving's and Open Inference's calls for a bundle or a .keras file"
+HELP = "answer TF Serving's and Open Inference's calls for a bundle or a model's file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +89,7 @@ def _add_batching_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-wait",
         type=float,
+        default=0.005,
         metavar="SECONDS",
         help="that a batch of a fixed size waits to be full (default: 0.005)",
     )

@@ -73,12 +73,12 @@ def _read_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     with_defaults = {
         "name": arguments.name,
         "version": arguments.model_version,
-        "max_wait": arguments.max_wait,
         "sample": arguments.sample,
     }
     return {
         "batch_size": _number_or_word(arguments.batch_size),
         "max_batch_size": arguments.max_batch_size,
+        "max_wait": arguments.max_wait,
         "max_queue_rows": arguments.max_queue_rows,
         "target_latency": arguments.target_latency,
         "replicas": arguments.replicas,

@@ -41,7 +41,7 @@ def test_the_defaults_are_those_of_the_engine():
         "isolated": False,
         "batch_timeout": 60.0,
         "no_warm_up": False,
-        "max_wait": None,
+        "max_wait": 0.005,
         "max_queue_rows": 1024,
         "max_concurrent_batches": None,
         "pad_lengths": None,
@@ -67,6 +67,7 @@ def test_the_defaults_are_those_of_the_engine():
         "tls_key": None,
         "client_ca": None,
         "access_log": False,
+        "traces": False,
         "custom_objects_from": [],
     }
 

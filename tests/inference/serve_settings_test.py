@@ -50,6 +50,7 @@ def test_the_defaults_are_those_of_the_engine():
         "max_body_bytes": 64 * 2**20,
         "limits": HttpLimits(),
         "access_log": False,
+        "traces": False,
     }
 
 

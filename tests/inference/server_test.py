@@ -12,7 +12,14 @@ class Silent(Server):
     """Listens for nobody; `fault` ends it before it listens, `gate` holds it up until then."""
 
     def __init__(self, engine, host="127.0.0.1", port=0, fault=None, gate=None, **arguments):
-        given = {"scheme": "silent", "is_secure": False, "tokens": None, **arguments}
+        given = {
+            "scheme": "silent",
+            "is_secure": False,
+            "tokens": None,
+            "access_log": False,
+            "traces": False,
+            **arguments,
+        }
         super().__init__(engine, host, port, **given)
         self.fault = fault
         self.gate = gate
