@@ -120,6 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
     from keras_deepseek.inference.engine import ServingEngine
     from keras_deepseek.inference.live_line import LiveLine
     from keras_deepseek.inference.server_context import make_server_context
+    from keras_deepseek.inference.termination import wait_heeding_signals
 
     def interrupt(_signal_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
@@ -160,7 +161,7 @@ def run(arguments: argparse.Namespace) -> None:
         line = contextlib.nullcontext() if arguments.access_log else LiveLine(engine)
         print(_describe(engine, arguments.no_grpc), flush=True)
         with line:
-            threading.Event().wait()
+            wait_heeding_signals(threading.Event())
     except KeyboardInterrupt:
         pass
     finally:

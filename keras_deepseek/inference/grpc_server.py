@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.arguments import check_address, check_count, check_seconds
 from keras_deepseek.inference.event_loop import call_in, loop_factory
+from keras_deepseek.inference.termination import wait_heeding_signals
 from keras_deepseek.inference.tokens import TokenCheck, warn_of_strangers
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class GrpcServer:
         """Returns when the server has stopped."""
         if self._thread is not None:
             # Python 3.11 takes a thread for ended when a signal interrupts `join`.
-            self._ended.wait()
+            wait_heeding_signals(self._ended)
             self._thread.join()
 
     def stop(self) -> None:

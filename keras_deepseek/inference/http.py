@@ -18,6 +18,7 @@ from keras_deepseek.inference.event_loop import call_in, loop_factory
 from keras_deepseek.inference.http_limits import HttpLimits
 from keras_deepseek.inference.listener import Listener
 from keras_deepseek.inference.open_connections import OpenConnections
+from keras_deepseek.inference.termination import wait_heeding_signals
 from keras_deepseek.inference.tokens import TokenCheck, warn_of_strangers
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class HttpServer:
         """Returns when the server has stopped."""
         if self._thread is not None:
             # Python 3.11 takes a thread for ended when a signal interrupts `join`.
-            self._ended.wait()
+            wait_heeding_signals(self._ended)
             self._thread.join()
 
     def stop(self) -> None:
