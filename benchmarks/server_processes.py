@@ -169,6 +169,8 @@ def serving(rival: Rival, python: str, *arguments: str, **variables: str) -> Ite
         try:
             server = Server(rival, port, process, counts)
             wait_until_it_answers(server)
+            if "--grpc" in arguments:
+                wait_until_it_listens(port + 1)
             yield server
         finally:
             with suppress(ProcessLookupError):
@@ -186,6 +188,18 @@ def wait_until_it_answers(server: Server) -> None:
         if server.process.poll() is not None:
             break
     raise TimeoutError(f"{server.rival.name} does not answer.")
+
+
+def wait_until_it_listens(port: int) -> None:
+    """Returns when a second port is open, too: it may come after the first."""
+    for _ in range(240):
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except OSError:
+            time.sleep(0.25)
+        else:
+            return
+    raise TimeoutError(f"Nobody listens on port {port}.")
 
 
 def fetch(

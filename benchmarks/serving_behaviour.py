@@ -10,6 +10,7 @@ section `day` is for ours alone.
 """
 
 import os
+import signal
 import sys
 from types import ModuleType
 from typing import Any
@@ -33,6 +34,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=SECTIONS, help="sections")
     parser.add_argument("--alone", action="store_true", help="without the peers")
     arguments = parser.parse_args()
+    # The servers have sessions of their own: they end where this program's blocks do.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     pythons = {
         one: find_python(arguments.python, one) for one in ([OURS] if arguments.alone else RIVALS)
     }

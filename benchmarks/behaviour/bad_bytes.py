@@ -5,7 +5,15 @@ import random
 
 from server_processes import Rival, Server, serving, usage_of
 
-from behaviour.clients import CLOSED, Client, count_statuses, crowd, p99_of, request_of
+from behaviour.clients import (
+    CLOSED,
+    Client,
+    count_statuses,
+    crowd,
+    open_clients,
+    p99_of,
+    request_of,
+)
 from behaviour.grpc_client import PREDICT, has_grpc, message_of, open_channel
 
 TITLE = "A million bad bytes: half of them random, half of them requests with mistakes"
@@ -26,6 +34,7 @@ def measure(rival: Rival, python: str, is_quick: bool) -> dict[str, str]:
 
 async def disturb(server: Server, num_rounds: int) -> dict[str, str]:
     valid = request_of(server.rival)
+    neighbours = await ask_beside_nonsense(server, valid)
     statuses: list[int] = []
     async with crowd(server, valid, 4) as answers:
         await asyncio.sleep(1.0)
@@ -35,11 +44,25 @@ async def disturb(server: Server, num_rounds: int) -> dict[str, str]:
             await asyncio.gather(*(throw(server.port, pieces, statuses) for _ in range(AT_A_TIME)))
             memory.append(usage_of(server.process.pid).megabytes)
     return {
+        "eight good requests beside one that is no JSON": count_statuses(neighbours),
         f"answers to {num_rounds} million bytes": count_statuses(statuses),
         "good clients meanwhile": f"{count_statuses([one.status for one in answers])}, "
         f"p99 {p99_of(answers)}",
         "MB before, and after each million": describe(memory),
     }
+
+
+async def ask_beside_nonsense(server: Server, valid: bytes) -> list[int]:
+    """Returns the statuses of good requests that come at one time with a body of no sense."""
+    clients = await open_clients(server.port, 9)
+    head, _, body = valid.partition(b"\r\n\r\n")
+    nonsense = head + b"\r\n\r\n" + body.replace(b"}", b"{")
+    answers = await asyncio.gather(
+        *(client.ask(valid if number else nonsense) for number, client in enumerate(clients))
+    )
+    for client in clients:
+        client.close()
+    return [one.status for one in answers[1:]]
 
 
 def bad_pieces(source: random.Random, valid: bytes) -> list[bytes]:

@@ -19,7 +19,7 @@ from server_processes import Rival, Server, Usage, serving, usage_of
 
 from behaviour.bad_bytes import mutate
 from behaviour.clients import Client, request_of
-from behaviour.grpc_client import has_grpc, is_answered, message_of, open_channel, start_calls
+from behaviour.grpc_client import has_grpc, message_of, open_channel, start_calls, status_of
 from behaviour.reload import OTHER
 from behaviour.stress_connection import StressConnection
 from keras_deepseek.inference.event_loop import loop_factory
@@ -43,7 +43,7 @@ class Progress:
     lost: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
     unexpected: Counter[tuple[int, int]] = field(default_factory=Counter)
-    calls: Counter[bool] = field(default_factory=Counter)
+    calls: Counter[str] = field(default_factory=Counter)
     is_over: bool = False
 
 
@@ -153,7 +153,7 @@ def call_again(server: Server, progress: Progress) -> None:
                 data = message_of(model=progress.source.choice(["model", "other"]))
                 calls = start_calls(channel, 8, data)
                 calls[0].cancel()
-                progress.calls.update(is_answered(call) for call in calls[1:])
+                progress.calls.update(status_of(call) for call in calls[1:])
                 time.sleep(0.02)
 
 
@@ -166,7 +166,7 @@ def describe(day: Day) -> dict[str, str]:
         "answered": statuses,
         "answered with another status than expected": str(dict(progress.unexpected) or "none"),
         "clients that hung up; connections lost": f"{progress.hung_up}; {progress.lost}",
-        "calls over gRPC: answered, failed": f"{calls[True]}, {calls[False]}",
+        "calls over gRPC": ", ".join(f"{count} {status}" for status, count in calls.items()),
         "MB at ten points": ", ".join(f"{one.megabytes:.1f}" for _, one in points),
         "threads": ", ".join(str(one.threads) for _, one in points),
         "open files": ", ".join(str(one.files) for _, one in points),

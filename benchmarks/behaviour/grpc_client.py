@@ -43,15 +43,20 @@ def start_calls(channel: Any, count: int, data: bytes) -> list[Any]:
     return [call.future(data, timeout=60) for _ in range(count)]
 
 
-def is_answered(call: Any) -> bool:
-    """Returns when a call is over, whether it was answered."""
+def status_of(call: Any) -> str:
+    """Returns the name of the status of a call when it is over, `"OK"` where it was answered."""
     import grpc
 
     try:
         call.result()
-    except grpc.RpcError:
-        return False
-    return True
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "OK"
+
+
+def is_answered(call: Any) -> bool:
+    """Returns when a call is over, whether it was answered."""
+    return status_of(call) == "OK"
 
 
 if __name__ == "__main__":

@@ -283,13 +283,14 @@ def _wait(engine: "ServingEngine", arguments: argparse.Namespace) -> None:
     import threading
 
     from keras_deepseek.inference.live_line import LiveLine
+    from keras_deepseek.inference.termination import wait_heeding_signals
 
     # Lines of the log would be written through it. It is made before a signal can be awaited: one
     # that comes amid its imports may be lost in them.
     line = contextlib.nullcontext() if arguments.access_log else LiveLine(engine)
     print(_describe(engine, arguments.no_grpc), flush=True)
     with line:
-        threading.Event().wait()
+        wait_heeding_signals(threading.Event())
 
 
 def _describe(engine: "ServingEngine", no_grpc: bool) -> str:

@@ -18,6 +18,7 @@ from keras_deepseek.inference.arguments import check_address
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.event_loop import call_in, loop_factory
 from keras_deepseek.inference.request_traces import RequestTraces
+from keras_deepseek.inference.termination import wait_heeding_signals
 from keras_deepseek.inference.tokens import TokenCheck, warn_of_strangers
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Server(ABC):
         """Returns when the server has stopped."""
         if self._thread is not None:
             # Python 3.11 takes a thread for ended when a signal interrupts `join`.
-            self._ended.wait()
+            wait_heeding_signals(self._ended)
             self._thread.join()
 
     def stop(self) -> None:

@@ -1,9 +1,25 @@
-"""SIGTERM as an exception: what blocks until the server is stopped ends in order, as by Ctrl-C."""
+"""Signals while the main thread waits for a server's end: none is lost; SIGTERM is as Ctrl-C."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+
+_LOOK_SECONDS = 0.5
+
+
+def wait_heeding_signals(event: threading.Event) -> None:
+    """Returns when the event is set.
+
+    A signal that comes after Python has last looked for one, and before the system has begun to
+    wait, does not end the wait: its handler would run when something else does. So it is looked for
+    from time to time.
+
+    Args:
+        event: `threading.Event`.
+    """
+    while not event.wait(_LOOK_SECONDS):
+        pass
 
 
 @contextlib.contextmanager

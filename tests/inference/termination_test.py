@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from keras_deepseek.inference.termination import interrupted_by_sigterm
+from keras_deepseek.inference.termination import interrupted_by_sigterm, wait_heeding_signals
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +41,16 @@ def test_another_thread_leaves_signals_alone():
 
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(enter).result() is signal.SIG_DFL
+
+
+def test_a_wait_looks_for_signals_from_time_to_time():
+    waits = []
+
+    class Late(threading.Event):
+        def wait(self, timeout=None):
+            waits.append(timeout)
+            return len(waits) == 3
+
+    wait_heeding_signals(Late())
+    assert len(waits) == 3
+    assert all(0 < seconds <= 1 for seconds in waits)
