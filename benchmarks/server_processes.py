@@ -23,9 +23,8 @@ from typing import Any
 FOLDER = Path(__file__).parent / "rivals"
 sys.path.insert(0, str(FOLDER))
 
-from accelerator import VARIABLE, read_counts  # noqa: E402
+from accelerator import NUM_FEATURES, VARIABLE, read_counts  # noqa: E402
 
-NUM_FEATURES = 16
 ROW = [0.1] * NUM_FEATURES
 ROWS_BODY = {"instances": [ROW]}
 TICKS = os.sysconf("SC_CLK_TCK")

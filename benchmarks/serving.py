@@ -4,18 +4,28 @@ A batch of n rows takes 4 + 0.25 n ms (`rivals/accelerator.py`), so what is meas
 fills batches and what it costs. `E` is the served requests over those that batches of all clients,
 or full ones, would allow; `busy` the share of the time inside the accelerator; `cpu ms` what a
 request takes of the processor, in all of the server's processes. The servers take turns in each
-round; the table has medians. At twice the load, an answer later than half a second is of no use. A
-peer that is not installed is left out: `--python` names the interpreter that has them (`pip install
-mosec litserve nvidia-pytriton torchserve torch`).
+round; the table has medians. At twice the load, an answer later than half a second is of no use:
+`target_latency=0.4` tells ours so, in a row of its own. A peer that is not installed is left out:
+`--python` names the interpreters that have them (`pip install mosec litserve nvidia-pytriton
+torchserve torch`).
 
-`python benchmarks/serving.py --rounds 3 --python PYTHON`
+With `--models` ONNX Runtime computes files that `rivals/write_models.py` wrote, in one thread, and
+`E` is over what it does in a loop without a server, measured before each round.
+
+`python benchmarks/serving.py --rounds 3 --python PYTHON --models FILE...`
 """
 
 import json
 import statistics
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from processes import make_parser
 from server_processes import (
     LITSERVE,
@@ -29,12 +39,15 @@ from server_processes import (
     serving,
 )
 
-from accelerator import SECONDS_A_BATCH, SECONDS_A_ROW  # Where `server_processes` looks. isort:skip
+# Found where `server_processes` has said.
+from accelerator import SECONDS_A_BATCH, SECONDS_A_ROW  # isort:skip
+from accelerator import MODEL_VARIABLE, open_session  # isort:skip
 
 LIMIT = 32
 CEILING = LIMIT / (SECONDS_A_BATCH + SECONDS_A_ROW * LIMIT)
 CLIENTS = (1, 8, 32, 64)
 OPEN_LOADS = (0.1, 0.3, 0.5, 0.8)
+OVERLOAD = "Poisson, load 2"
 TENSOR_BODY = {"inputs": [{"name": "x", "shape": [1, 16], "datatype": "FP32", "data": ROW}]}
 RIVALS = (
     OURS,
@@ -67,15 +80,39 @@ def measure(server: Server, seconds: float) -> dict[str, dict[str, Any]]:
     found["bursts of 8, load 0.3"] = server.ask(
         connections=256, seconds=seconds, rate=0.3 * CEILING, burst=8
     )
-    found["Poisson, load 2"] = server.ask(
-        connections=2000, seconds=seconds, rate=2 * CEILING, useful_seconds=0.5
-    )
+    found[OVERLOAD] = overload(server, seconds)
     return found
 
 
-def median_of(rounds: list[dict[str, Any]]) -> dict[str, float]:
-    """Returns the median of each number."""
-    return {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+def overload(server: Server, seconds: float) -> dict[str, Any]:
+    """Returns what came of twice as many requests as can be answered."""
+    return server.ask(connections=2000, seconds=seconds, rate=2 * CEILING, useful_seconds=0.5)
+
+
+def measure_model(
+    server: Server, path: Path, ceilings: dict[int, float], seconds: float
+) -> dict[str, dict[str, Any]]:
+    """Returns what clients of a real model met with."""
+    found = {}
+    for num_clients in CLIENTS:
+        name = f"{path.stem}, {num_clients} client{'s' * (num_clients > 1)}"
+        found[name] = server.ask(connections=num_clients, seconds=seconds)
+        found[name]["E"] = found[name]["requests_per_second"] / ceilings[num_clients]
+    return found
+
+
+def loop_without_a_server(path: Path, seconds: float) -> dict[int, float]:
+    """Returns the rows a second of batches as large as the clients are many."""
+    session, found = open_session(str(path)), {}
+    name, features = session.get_inputs()[0].name, session.get_inputs()[0].shape[1]
+    for num_clients in CLIENTS:
+        x = np.full((min(num_clients, LIMIT), features), 0.1, "float32")
+        rows, start = 0, time.perf_counter()
+        while time.perf_counter() < start + seconds:
+            session.run(None, {name: x})
+            rows += len(x)
+        found[num_clients] = rows / (time.perf_counter() - start)
+    return found
 
 
 def main() -> None:
@@ -84,30 +121,83 @@ def main() -> None:
         "--python", nargs="+", default=[sys.executable], help="interpreters with the peers"
     )
     parser.add_argument("--only", nargs="*", help="names of servers")
+    parser.add_argument("--models", nargs="*", type=Path, default=[], help="ONNX files")
     arguments = parser.parse_args()
-    seconds = 2.0 if arguments.quick else 6.0
     rivals = [one for one in RIVALS if not arguments.only or one.name in arguments.only]
     pythons = {one.name: find_python(arguments.python, one) for one in rivals}
-    rivals = [one for one in rivals if pythons[one.name]]
-    rounds: dict[str, list[dict[str, dict[str, Any]]]] = {one.name: [] for one in rivals}
+    rounds = Rounds(
+        {one: pythons[one.name] for one in rivals if pythons[one.name]},
+        2.0 if arguments.quick else 6.0,
+    )
     for number in range(1 if arguments.quick else arguments.rounds):
-        for rival in rivals:
-            print(f"round {number + 1}: {rival.name}", file=sys.stderr, flush=True)
-            try:
-                with serving(rival, pythons[rival.name]) as server:
-                    rounds[rival.name].append(measure(server, seconds))
-            except TimeoutError as error:
-                print(error, file=sys.stderr, flush=True)
-    measured = {name: many for name, many in rounds.items() if many}
-    found = {
-        setting: {
-            name: median_of([one[setting] for one in many]) for name, many in measured.items()
-        }
-        for setting in next(iter(measured.values()))[0]
-    }
+        print(f"round {number + 1}", file=sys.stderr, flush=True)
+        rounds.simulate()
+        for path in arguments.models:
+            rounds.compute(path)
+    found = rounds.medians()
     print_tables(found)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+class Rounds:
+    """What was measured so far.
+
+    Args:
+        rivals: dict from each `Rival` to the interpreter that has it.
+        seconds: float. Of each setting.
+    """
+
+    def __init__(self, rivals: dict[Rival, str], seconds: float) -> None:
+        self._rivals = rivals
+        self._seconds = seconds
+        self._found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+
+    def simulate(self) -> None:
+        """Measures each server before the simulated accelerator."""
+        for rival, python in self._rivals.items():
+            with self._serving(rival, python) as server:
+                self._note(rival.name, measure(server, self._seconds))
+        if OURS in self._rivals:
+            with self._serving(OURS, "", "--target-latency", "0.4") as server:
+                found = {OVERLOAD: overload(server, self._seconds)}
+                self._note(f"{OURS.name}, target_latency", found)
+
+    def compute(self, path: Path) -> None:
+        """Measures each server before a real model."""
+        ceilings = loop_without_a_server(path, self._seconds / 2)
+        features = open_session(str(path)).get_inputs()[0].shape[1]
+        body = {"instances": [[0.1] * features]}
+        for rival, python in self._rivals.items():
+            if "instances" in rival.body:
+                asked = replace(rival, body=body)
+                with self._serving(asked, python, **{MODEL_VARIABLE: str(path)}) as server:
+                    self._note(rival.name, measure_model(server, path, ceilings, self._seconds))
+
+    def medians(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Returns the median of each number, by setting and server."""
+        return {
+            setting: {
+                name: {key: statistics.median(one[key] for one in many) for key in many[0]}
+                for name, many in servers.items()
+            }
+            for setting, servers in self._found.items()
+        }
+
+    @contextmanager
+    def _serving(
+        self, rival: Rival, python: str, *arguments: str, **variables: str
+    ) -> Iterator[Server]:
+        print(rival.name, file=sys.stderr, flush=True)
+        try:
+            with serving(rival, python, *arguments, **variables) as server:
+                yield server
+        except TimeoutError as error:
+            print(error, file=sys.stderr, flush=True)
+
+    def _note(self, name: str, found: dict[str, dict[str, Any]]) -> None:
+        for setting, one in found.items():
+            self._found.setdefault(setting, {}).setdefault(name, []).append(one)
 
 
 def print_tables(found: dict[str, dict[str, dict[str, float]]]) -> None:

@@ -1,7 +1,8 @@
 """The simulated accelerator behind `ServingEngine`: `serve_keras_deepseek.py PORT [--grpc] ...`.
 
 `--grpc` listens at the next port, too. `--isolated` runs the model in a process of its own. With
-`--reloads` there is a model `other`, and on SIGUSR1 `model` gets its next version.
+`--reloads` there is a model `other`, and on SIGUSR1 `model` gets its next version. What would take
+longer than `--target-latency` is refused.
 """
 
 import argparse
@@ -14,22 +15,19 @@ from accelerator import Accelerator
 from keras_deepseek.artifacts import Signature, TensorSpec
 from keras_deepseek.inference import ServingEngine
 
-NUM_FEATURES = 16
-
 
 class Executor:
     """What the engine runs."""
 
-    signature = Signature(
-        inputs=(TensorSpec("x", (None, NUM_FEATURES), "float32"),),
-        outputs=(TensorSpec("y", (None, NUM_FEATURES), "float32"),),
-    )
-
     def __init__(self) -> None:
         self._accelerator = Accelerator()
+        self.signature = Signature(
+            inputs=(TensorSpec("x", (None, self._accelerator.num_features), "float32"),),
+            outputs=(TensorSpec("y", (None, self._accelerator.num_outputs), "float32"),),
+        )
 
     def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Returns the doubled input."""
+        """Returns the accelerator's output."""
         return {"y": self._accelerator.run(inputs["x"])}
 
 
@@ -38,6 +36,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     for name in ("grpc", "isolated", "reloads"):
         parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--target-latency", type=float)
     arguments = parser.parse_args()
     if arguments.reloads:  # Before there are threads, which then leave it alone, too.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
@@ -46,6 +45,7 @@ def main() -> None:
         max_batch_size=32,
         isolated=arguments.isolated,
         batch_timeout=2.0,
+        target_latency=arguments.target_latency,
     )
     if arguments.reloads:
         engine.load(Executor(), name="other")
