@@ -17,11 +17,12 @@ With `--models` ONNX Runtime computes files that `rivals/write_models.py` wrote,
 
 import json
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ from accelerator import MODEL_VARIABLE, open_session  # isort:skip
 LIMIT = 32
 CEILING = LIMIT / (SECONDS_A_BATCH + SECONDS_A_ROW * LIMIT)
 CLIENTS = (1, 8, 32, 64)
+Found = Iterator[tuple[str, dict[str, Any]]]
+"""Settings, and what was measured in each."""
 OPEN_LOADS = (0.1, 0.3, 0.5, 0.8)
-OVERLOAD = "Poisson, load 2"
 TENSOR_BODY = {"inputs": [{"name": "x", "shape": [1, 16], "datatype": "FP32", "data": ROW}]}
 RIVALS = (
     OURS,
@@ -67,38 +69,36 @@ def ceiling(num_clients: int) -> float:
     return rows / (SECONDS_A_BATCH + SECONDS_A_ROW * rows)
 
 
-def measure(server: Server, seconds: float) -> dict[str, dict[str, Any]]:
-    """Returns what each setting gave."""
-    found = {}
+def measure(server: Server, seconds: float) -> Found:
+    """Yields what each setting gave."""
     for num_clients in CLIENTS:
-        name = f"{num_clients} client{'s' * (num_clients > 1)}"
-        found[name] = server.ask(connections=num_clients, seconds=seconds)
-        found[name]["E"] = found[name]["requests_per_second"] / ceiling(num_clients)
+        found = server.ask(connections=num_clients, seconds=seconds)
+        found["E"] = found["requests_per_second"] / ceiling(num_clients)
+        yield _clients(num_clients), found
     for load in OPEN_LOADS:
         rate = load * CEILING
-        found[f"Poisson, load {load}"] = server.ask(connections=256, seconds=seconds, rate=rate)
-    found["bursts of 8, load 0.3"] = server.ask(
-        connections=256, seconds=seconds, rate=0.3 * CEILING, burst=8
-    )
-    found[OVERLOAD] = overload(server, seconds)
-    return found
+        yield f"Poisson, load {load}", server.ask(connections=256, seconds=seconds, rate=rate)
+    rate = 0.3 * CEILING
+    yield "bursts of 8, load 0.3", server.ask(connections=256, seconds=seconds, rate=rate, burst=8)
+    yield from overload(server, seconds)
 
 
-def overload(server: Server, seconds: float) -> dict[str, Any]:
-    """Returns what came of twice as many requests as can be answered."""
-    return server.ask(connections=2000, seconds=seconds, rate=2 * CEILING, useful_seconds=0.5)
+def overload(server: Server, seconds: float) -> Found:
+    """Yields what came of twice as many requests as can be answered."""
+    asked = {"connections": 2000, "rate": 2 * CEILING, "useful_seconds": 0.5}
+    yield "Poisson, load 2", server.ask(seconds=seconds, **asked)
 
 
-def measure_model(
-    server: Server, path: Path, ceilings: dict[int, float], seconds: float
-) -> dict[str, dict[str, Any]]:
-    """Returns what clients of a real model met with."""
-    found = {}
+def measure_model(server: Server, path: Path, ceilings: dict[int, float], seconds: float) -> Found:
+    """Yields what clients of a real model met with."""
     for num_clients in CLIENTS:
-        name = f"{path.stem}, {num_clients} client{'s' * (num_clients > 1)}"
-        found[name] = server.ask(connections=num_clients, seconds=seconds)
-        found[name]["E"] = found[name]["requests_per_second"] / ceilings[num_clients]
-    return found
+        found = server.ask(connections=num_clients, seconds=seconds)
+        found["E"] = found["requests_per_second"] / ceilings[num_clients]
+        yield f"{path.stem}, {_clients(num_clients)}", found
+
+
+def _clients(number: int) -> str:
+    return f"{number} client{'s' * (number > 1)}"
 
 
 def loop_without_a_server(path: Path, seconds: float) -> dict[int, float]:
@@ -156,23 +156,26 @@ class Rounds:
     def simulate(self) -> None:
         """Measures each server before the simulated accelerator."""
         for rival, python in self._rivals.items():
-            with self._serving(rival, python) as server:
-                self._note(rival.name, measure(server, self._seconds))
+            self._note(rival.name, rival, partial(measure, seconds=self._seconds), python)
         if OURS in self._rivals:
-            with self._serving(OURS, "", "--target-latency", "0.4") as server:
-                found = {OVERLOAD: overload(server, self._seconds)}
-                self._note(f"{OURS.name}, target_latency", found)
+            name = f"{OURS.name}, target_latency"
+            by_overload = partial(overload, seconds=self._seconds)
+            self._note(name, OURS, by_overload, "", "--target-latency", "0.4")
 
     def compute(self, path: Path) -> None:
         """Measures each server before a real model."""
-        ceilings = loop_without_a_server(path, self._seconds / 2)
+        by_model = partial(
+            measure_model,
+            path=path,
+            ceilings=loop_without_a_server(path, self._seconds / 2),
+            seconds=self._seconds,
+        )
         features = open_session(str(path)).get_inputs()[0].shape[1]
         body = {"instances": [[0.1] * features]}
         for rival, python in self._rivals.items():
             if "instances" in rival.body:
                 asked = replace(rival, body=body)
-                with self._serving(asked, python, **{MODEL_VARIABLE: str(path)}) as server:
-                    self._note(rival.name, measure_model(server, path, ceilings, self._seconds))
+                self._note(rival.name, asked, by_model, python, **{MODEL_VARIABLE: str(path)})
 
     def medians(self) -> dict[str, dict[str, dict[str, float]]]:
         """Returns the median of each number, by setting and server."""
@@ -184,20 +187,23 @@ class Rounds:
             for setting, servers in self._found.items()
         }
 
-    @contextmanager
-    def _serving(
-        self, rival: Rival, python: str, *arguments: str, **variables: str
-    ) -> Iterator[Server]:
-        print(rival.name, file=sys.stderr, flush=True)
+    def _note(
+        self,
+        name: str,
+        rival: Rival,
+        measure_all: Callable[[Server], Found],
+        python: str,
+        *arguments: str,
+        **variables: str,
+    ) -> None:
+        print(name, file=sys.stderr, flush=True)
         try:
             with serving(rival, python, *arguments, **variables) as server:
-                yield server
-        except TimeoutError as error:
-            print(error, file=sys.stderr, flush=True)
-
-    def _note(self, name: str, found: dict[str, dict[str, Any]]) -> None:
-        for setting, one in found.items():
-            self._found.setdefault(setting, {}).setdefault(name, []).append(one)
+                for setting, one in measure_all(server):
+                    self._found.setdefault(setting, {}).setdefault(name, []).append(one)
+        # It does not start, or hangs up on its clients: what was measured before counts.
+        except (TimeoutError, subprocess.CalledProcessError) as error:
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
 
 
 def print_tables(found: dict[str, dict[str, dict[str, float]]]) -> None:
