@@ -336,26 +336,28 @@ def test_statistics_tell_what_the_model_takes(rows):
 
 def actions_of(data):
     """Returns actions of four bytes each: to draw them by name would take most of the time."""
-    for kind, *rest in zip(*[iter(data)] * 4, strict=False):
-        first, second, third = rest
-        if kind % 8 < 3:
-            yield (
-                "request",
-                {
-                    "rows": first % 10,
-                    "width": 2 + first // 10 % 2,
-                    "timeout": (math.inf, 0.5, 2.0, 5.0)[second % 4],
-                    "priority": second // 4 % 3,
-                    "client": (None, "a", "b")[third % 3],
-                    "fails": third // 3 % 4 == 1,
-                },
-            )
-        elif kind % 8 < 5:
-            yield "pass", (256 * first + second) / 2**15
-        elif kind % 8 < 7:
-            yield "run", (256 * first + second) / 2**15
-        else:
-            yield "cancel", first
+    return [action_of(*four) for four in zip(*[iter(data)] * 4, strict=False)]
+
+
+def action_of(kind, first, second, third):
+    seconds = (256 * first + second) / 2**15
+    match kind % 8:
+        case 0 | 1 | 2:
+            request = {
+                "rows": first % 10,
+                "width": 2 + first // 10 % 2,
+                "timeout": (math.inf, 0.5, 2.0, 5.0)[second % 4],
+                "priority": second // 4 % 3,
+                "client": (None, "a", "b")[third % 3],
+                "fails": third // 3 % 4 == 1,
+            }
+            return "request", request
+        case 3 | 4:
+            return "pass", seconds
+        case 5 | 6:
+            return "run", seconds
+        case _:
+            return "cancel", first
 
 
 # A million: SCHEDULES=1000000 pytest tests/inference/batcher_test.py -k in_time_and_in_order
