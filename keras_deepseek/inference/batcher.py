@@ -243,10 +243,12 @@ class Batcher:
         size = self._queue.bucket(batch.rows)
         start = self._clock()
         try:
+            is_measured = False
             try:
                 outputs = run(batch.stack(size))
+                is_measured = True
             finally:
-                self._record(batch, size, start, self._clock())
+                self._record(batch, size, start, self._clock(), is_measured)
             self._expire()
             batch.distribute(outputs, size)
         # Whatever it is, it must not end the thread: requests would hang.
@@ -260,7 +262,8 @@ class Batcher:
             for part in batch.slices:  # What is left of a request of several parts is not run.
                 self._queue.forget(part.request)
 
-    def _record(self, batch: Batch, size: int, start: float, end: float) -> None:
+    def _record(self, batch: Batch, size: int, start: float, end: float, is_measured: bool) -> None:
+        """Keeps what was decided, and what the model took: of a batch that failed, that is none."""
         rows = batch.rows
         decision = BatchDecision(
             batch.reason, rows, size - rows, batch.queue_age, end - start, left=start
@@ -268,7 +271,8 @@ class Batcher:
         for part in batch.slices:
             part.request.decision = decision
         with self._condition:
-            self.batch_time.add(size, end - start)
+            if is_measured:
+                self.batch_time.add(size, end - start)
             self._totals.add(decision)
 
     def _expire(self) -> None:
