@@ -215,7 +215,7 @@ class BatchQueue:
             if len(self._lanes) >= NUM_LANES_KEPT:
                 self._drop_an_empty_lane()
             lane = self._lanes[request.lane] = Lane(
-                self._make_rule(), self._time, self._target_latency
+                self._make_rule(), self._time, self._target_latency, self._buckets
             )
         return lane
 
