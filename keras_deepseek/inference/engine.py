@@ -60,7 +60,8 @@ class ServingEngine(ModelHost):
             Defaults to `32`.
         max_wait: float. For a fixed `batch_size`: the seconds after its oldest request came when a
             batch leaves that is not full. Defaults to `0.005`.
-        max_queue_rows: integer. Rows that may wait before requests are refused. Defaults to `1024`.
+        max_queue_rows: integer. Rows that may wait before requests are refused, and the most that
+            one request may have. Defaults to `1024`.
         target_latency: float. Seconds within which requests are to be answered: batches are kept as
             small as that needs, and requests that would take longer are refused. Defaults to
             `None`: there is no such limit.
@@ -173,7 +174,7 @@ class ServingEngine(ModelHost):
             A NumPy array where the model has one output, else a dict of arrays by output name.
 
         Raises:
-            InvalidInputError: `x` does not fit the model's inputs.
+            InvalidInputError: `x` does not fit the model's inputs, or has more rows than may wait.
             OverloadedError: Too many rows are waiting, or it could not be answered in time.
             DeadlineExceededError: The answer was not there within `timeout`.
             ClosedError: The engine was closed.
