@@ -72,8 +72,8 @@ class ServingEngine(ModelHost):
             where it crashes or hangs: its batch is tried again, one request after the other.
             `model` is a path then, or `"package.module:function"`, which returns an `Executor`.
             Defaults to `False`.
-        batch_timeout: float. Seconds after which a batch of such a process counts as hung. Defaults
-            to `60.0`.
+        batch_timeout: float. Seconds after which a batch of such a process counts as hung. So long
+            it may hold up others (`max_concurrent_batches`). Defaults to `60.0`.
         padding: `Padding`. What requests of unequal lengths are filled with, to share batches.
             Defaults to `None`: they don't.
         warm_up: boolean. Whether starting runs the model for every batch size. Defaults to `True`.
@@ -82,7 +82,8 @@ class ServingEngine(ModelHost):
         custom_objects_from: sequence of module names or `.py` files that define the custom classes
             of a `.keras` file. Defaults to `()`.
         max_concurrent_batches: integer. Batches that run at the same time, of all models together:
-            of those that wait, the model that has had least of the machine is next. Defaults to
+            of those that wait, the model that has had least of the machine is next. One that hangs
+            keeps its place, for `batch_timeout` where it is isolated, else for ever. Defaults to
             `None`: each replica runs when it can.
         log_requests: The path of a file that a sample of the requests, and their answers, are
             written to (`RequestLog`), for `replay_requests`. Defaults to `None`: none are.
