@@ -7,6 +7,7 @@ and `leave_rule` say how long they wait for company, `batcher` runs what leaves.
 import math
 from collections.abc import Callable
 
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.inference.batch import Batch, Reason, Request
 from keras_deepseek.inference.batch_time import BatchTime
 from keras_deepseek.inference.errors import OverloadedError
@@ -27,8 +28,7 @@ class BatchQueue:
         make_rule: Function that returns a new `LeaveRule`, for a new lane.
         buckets: tuple of integers. The batch sizes that the model sees, rising.
         batch_time: `BatchTime`. What the model takes; whoever runs batches adds to it.
-        max_rows: integer. Rows that may wait. A request that is larger by itself is accepted while
-            nothing else waits.
+        max_rows: integer. Rows that may wait. A request that has more by itself is never accepted.
         num_replicas: integer. Batches that may run at the same time. Defaults to `1`.
         target_latency: float or `None`. Seconds within which requests are to be answered.
     """
@@ -62,9 +62,11 @@ class BatchQueue:
             now: float. The time in seconds.
 
         Raises:
+            InvalidInputError: It has more rows than may wait.
             OverloadedError: Too many rows are waiting, or it could not be answered in time.
         """
         rows = request.waiting
+        self.check_size(rows)
         self._check_room(request, rows, now)
         request.arrived = now
         lane = self._find_lane(request)
@@ -75,6 +77,21 @@ class BatchQueue:
             lane.rule.begin("idle", rows, now)
         else:
             lane.rule.arrive(rows, now)
+
+    def check_size(self, rows: int) -> None:
+        """Refuses a request that would hold up all others by itself.
+
+        Args:
+            rows: integer. How many it has.
+
+        Raises:
+            InvalidInputError: More than may wait.
+        """
+        if rows > self._max_rows:
+            raise InvalidInputError(
+                f"The request is too large: it has {rows} rows, and at most {self._max_rows} may "
+                "wait. Send fewer rows at a time, or raise `max_queue_rows`."
+            )
 
     def next_batch(self, now: float) -> Batch | None:
         """Takes the rows that are to leave now, or returns `None`.
@@ -191,7 +208,7 @@ class BatchQueue:
         return max(fitting, default=self._buckets[0])
 
     def _check_room(self, request: Request, rows: int, now: float) -> None:
-        if self.rows > 0 and self.rows + rows > self._max_rows:
+        if self.rows + rows > self._max_rows:
             raise OverloadedError(
                 f"The queue is full: {self.rows} rows are waiting and at most {self._max_rows} "
                 "may. Send less at a time, or raise `max_queue_rows`",
@@ -215,7 +232,7 @@ class BatchQueue:
             if len(self._lanes) >= NUM_LANES_KEPT:
                 self._drop_an_empty_lane()
             lane = self._lanes[request.lane] = Lane(
-                self._make_rule(), self._time, self._target_latency
+                self._make_rule(), self._time, self._target_latency, self._buckets
             )
         return lane
 

@@ -60,7 +60,8 @@ class Batcher:
         batch_size: `"dynamic"`, or an integer. Defaults to `"dynamic"`.
         max_batch_size: integer. Defaults to `32`.
         max_wait: float. Seconds; for a fixed batch size. Defaults to `0.005`.
-        max_queue_rows: integer. Rows that may wait. Defaults to `1024`.
+        max_queue_rows: integer. Rows that may wait, and that one request may have. Defaults to
+            `1024`.
         target_latency: float or `None`. Seconds within which requests are to be answered: batches
             are kept as small as that needs, and requests that would take longer are refused.
         take_turn: Function that returns a context, in which a batch is formed and run. Defaults to
@@ -126,6 +127,7 @@ class Batcher:
             request: `Request`. Its deadline is in seconds of the batcher's clock.
 
         Raises:
+            InvalidInputError: It has more rows than may wait.
             OverloadedError: Too many rows are waiting, or it could not be answered in time.
             ClosedError: The batcher is closed.
         """
@@ -138,6 +140,17 @@ class Batcher:
                 self._condition.notify()
             if request.deadline < math.inf:
                 self._deadlines.add(request)
+
+    def check_size(self, rows: int) -> None:
+        """Refuses a request of more rows than may wait, before anything is made of them.
+
+        Args:
+            rows: integer. How many it has.
+
+        Raises:
+            InvalidInputError: These are too many.
+        """
+        self._queue.check_size(rows)
 
     def cancel(self, request: Request) -> bool:
         """Takes a request out of the queue; one that runs is not answered.
@@ -243,10 +256,12 @@ class Batcher:
         size = self._queue.bucket(batch.rows)
         start = self._clock()
         try:
+            is_measured = False
             try:
                 outputs = run(batch.stack(size))
+                is_measured = True
             finally:
-                self._record(batch, size, start, self._clock())
+                self._record(batch, size, start, self._clock(), is_measured)
             self._expire()
             batch.distribute(outputs, size)
         # Whatever it is, it must not end the thread: requests would hang.
@@ -260,7 +275,8 @@ class Batcher:
             for part in batch.slices:  # What is left of a request of several parts is not run.
                 self._queue.forget(part.request)
 
-    def _record(self, batch: Batch, size: int, start: float, end: float) -> None:
+    def _record(self, batch: Batch, size: int, start: float, end: float, is_measured: bool) -> None:
+        """Keeps what was decided, and what the model took: of a batch that failed, that is none."""
         rows = batch.rows
         decision = BatchDecision(
             batch.reason, rows, size - rows, batch.queue_age, end - start, left=start
@@ -268,7 +284,8 @@ class Batcher:
         for part in batch.slices:
             part.request.decision = decision
         with self._condition:
-            self.batch_time.add(size, end - start)
+            if is_measured:
+                self.batch_time.add(size, end - start)
             self._totals.add(decision)
 
     def _expire(self) -> None:

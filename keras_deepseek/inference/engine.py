@@ -60,7 +60,8 @@ class ServingEngine(ModelHost):
             Defaults to `32`.
         max_wait: float. For a fixed `batch_size`: the seconds after its oldest request came when a
             batch leaves that is not full. Defaults to `0.005`.
-        max_queue_rows: integer. Rows that may wait before requests are refused. Defaults to `1024`.
+        max_queue_rows: integer. Rows that may wait before requests are refused, and the most that
+            one request may have. Defaults to `1024`.
         target_latency: float. Seconds within which requests are to be answered: batches are kept as
             small as that needs, and requests that would take longer are refused. Defaults to
             `None`: there is no such limit.
@@ -71,8 +72,8 @@ class ServingEngine(ModelHost):
             where it crashes or hangs: its batch is tried again, one request after the other.
             `model` is a path then, or `"package.module:function"`, which returns an `Executor`.
             Defaults to `False`.
-        batch_timeout: float. Seconds after which a batch of such a process counts as hung. Defaults
-            to `60.0`.
+        batch_timeout: float. Seconds after which a batch of such a process counts as hung. So long
+            it may hold up others (`max_concurrent_batches`). Defaults to `60.0`.
         padding: `Padding`. What requests of unequal lengths are filled with, to share batches.
             Defaults to `None`: they don't.
         warm_up: boolean. Whether starting runs the model for every batch size. Defaults to `True`.
@@ -81,7 +82,8 @@ class ServingEngine(ModelHost):
         custom_objects_from: sequence of module names or `.py` files that define the custom classes
             of a `.keras` file. Defaults to `()`.
         max_concurrent_batches: integer. Batches that run at the same time, of all models together:
-            of those that wait, the model that has had least of the machine is next. Defaults to
+            of those that wait, the model that has had least of the machine is next. One that hangs
+            keeps its place, for `batch_timeout` where it is isolated, else for ever. Defaults to
             `None`: each replica runs when it can.
         log_requests: The path of a file that a sample of the requests, and their answers, are
             written to (`RequestLog`), for `replay_requests`. Defaults to `None`: none are.
@@ -173,7 +175,7 @@ class ServingEngine(ModelHost):
             A NumPy array where the model has one output, else a dict of arrays by output name.
 
         Raises:
-            InvalidInputError: `x` does not fit the model's inputs.
+            InvalidInputError: `x` does not fit the model's inputs, or has more rows than may wait.
             OverloadedError: Too many rows are waiting, or it could not be answered in time.
             DeadlineExceededError: The answer was not there within `timeout`.
             ClosedError: The engine was closed.

@@ -11,6 +11,15 @@ from keras_deepseek.inference.batch import Reason, Request, Slice
 from keras_deepseek.inference.batch_time import BatchTime
 from keras_deepseek.inference.leave_rule import LeaveRule
 
+PART_OF_BATCH = 0.25
+"""What part of its expected time a batch may take longer without missing a deadline."""
+
+PART_OF_LIMIT = 0.1
+"""What part of the time that a client gives is left for the way of the answer."""
+
+LEAST_MARGIN = 0.002
+"""Seconds. So late a thread wakes where the machine has something else to do."""
+
 
 class Lane:
     """Requests of equal shapes: those of higher priority first, then in the order of arrival.
@@ -22,15 +31,21 @@ class Lane:
         rule: `LeaveRule`. How long rows wait for company.
         batch_time: `BatchTime`. What the model takes.
         target_latency: float. Seconds within which rows are to be answered. Defaults to no limit.
+        buckets: tuple of integers. The batch sizes that the model sees, rising. Defaults to any.
     """
 
     def __init__(
-        self, rule: LeaveRule, batch_time: BatchTime, target_latency: float = math.inf
+        self,
+        rule: LeaveRule,
+        batch_time: BatchTime,
+        target_latency: float = math.inf,
+        buckets: tuple[int, ...] = (),
     ) -> None:
         self.rule = rule
         self.rows = 0
         self._time = batch_time
         self._target_latency = target_latency
+        self._buckets = buckets
         self._order = itertools.count()
         self._heap: list[tuple[int, int, Request]] = []
         self._arrivals: dict[Request, None] = {}
@@ -131,5 +146,18 @@ class Lane:
         """When a batch must leave for its first deadline, and the target, to be kept."""
         while self._deadlines and self._deadlines[0][2] not in self._arrivals:
             heapq.heappop(self._deadlines)
-        first = self._deadlines[0][0] if self._deadlines else math.inf
-        return min(first, self.oldest + self._target_latency) - self._time.predict(self.rows)
+        moment = math.inf
+        if self._target_latency < math.inf:
+            moment = self._moment_for(self.oldest, self._target_latency)
+        if self._deadlines:
+            deadline, _, request = self._deadlines[0]
+            moment = min(moment, self._moment_for(request.arrived, deadline - request.arrived))
+        return moment
+
+    def _moment_for(self, arrived: float, allowed: float) -> float:
+        """When rows must leave that may take so many seconds; half of them if nothing is known."""
+        if not self._time.is_known:
+            return arrived + allowed / 2
+        size = next((size for size in self._buckets if size >= self.rows), self.rows)
+        seconds = (1 + PART_OF_BATCH) * self._time.predict(size)
+        return arrived + allowed - seconds - LEAST_MARGIN - PART_OF_LIMIT * allowed

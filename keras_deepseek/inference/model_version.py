@@ -132,6 +132,7 @@ class ModelVersion:
                 asked for: the answer could come too soon. Defaults to `False`.
 
         Raises:
+            InvalidInputError: There are more rows than may wait.
             ClosedError: The version does not answer requests, yet or any more.
             OverloadedError: Too many rows are waiting, or it could not be answered in time.
         """
@@ -140,6 +141,8 @@ class ModelVersion:
             raise ClosedError(
                 f"Version {self.number} of the model {self.name!r} is {self.state.lower()}."
             )
+        # Arrays without elements may have any number of rows: nothing of that size is made.
+        self._batcher.check_size(max(array.shape[0] for array in inputs.values()))
         if use_cache and self.cache is not None and client is None:
             key = self.cache.key(inputs)
             outputs = self.cache.get(key)

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.batch_queue import NUM_LANES_KEPT, BatchQueue
 from keras_deepseek.inference.batch_time import BatchTime
@@ -205,10 +206,19 @@ def test_a_full_queue_refuses_and_counts_requests_without_rows_too():
             queue.add(request_of(rows), 0.0)
 
 
-def test_a_request_larger_than_the_queue_is_accepted_while_nothing_waits():
+def test_a_request_larger_than_the_queue_is_refused_though_nothing_waits():
     queue = make_queue(max_rows=3)
-    queue.add(request_of(10), 0.0)
-    assert queue.rows == 10
+    with pytest.raises(InvalidInputError, match="too large: it has 4 rows, and at most 3 may wait"):
+        queue.add(request_of(4), 0.0)
+    assert queue.rows == 0
+    queue.add(request_of(3), 0.0)
+    assert queue.rows == 3
+
+
+def test_rows_without_elements_are_counted():
+    queue = make_queue()
+    with pytest.raises(InvalidInputError, match="1099511627776 rows"):
+        queue.add(Request({"x": np.empty((2**40, 0), "float32")}), 0.0)
 
 
 def test_clear_hands_out_what_waits():

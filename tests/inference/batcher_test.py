@@ -334,6 +334,25 @@ def test_statistics_tell_what_the_model_takes(rows):
     assert statistics.waiting_rows == 0
 
 
+def test_a_batch_that_fails_tells_nothing_of_what_the_model_takes(rows):
+    now = [0.0]
+
+    def run(inputs):
+        now[0] += 60.0 if -1 in inputs["x"] else 0.5
+        if -1 in inputs["x"]:
+            raise ArithmeticError
+        return {"y": inputs["x"]}
+
+    batcher = Batcher([run], clock=lambda: now[0])
+    for value in (-1, 1, 2):
+        submit(batcher, rows(value))
+    batcher.close()
+    statistics = batcher.statistics()
+    assert [decision.seconds for decision in statistics.decisions] == [60.0, 60.0, 0.5, 0.5]
+    assert (statistics.overhead, statistics.per_row) == (0.5, 0.0)
+    assert batcher.batch_time.predict(4) == 0.5
+
+
 def actions_of(data):
     """Returns actions of four bytes each: to draw them by name would take most of the time."""
     return [action_of(*four) for four in zip(*[iter(data)] * 4, strict=False)]

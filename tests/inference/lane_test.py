@@ -107,8 +107,10 @@ def test_a_deadline_ends_the_waiting_while_there_is_time_to_run():
     late, soon = request_of(1), request_of(1, deadline=0.5)
     lane.add(late)
     lane.add(soon)
-    assert lane.time_due() == pytest.approx(0.4)
-    assert lane.reason_to_leave(4, 0.41, is_closing=False) == "deadline"
+    # 0.125 s for the batch of 0.1 s, a tenth of what was given, and 2 ms.
+    assert lane.time_due() == pytest.approx(0.323)
+    assert lane.reason_to_leave(4, 0.32, is_closing=False) is None
+    assert lane.reason_to_leave(4, 0.33, is_closing=False) == "deadline"
     lane.forget(soon)
     assert lane.time_due() == 1.0
 
@@ -116,7 +118,28 @@ def test_a_deadline_ends_the_waiting_while_there_is_time_to_run():
 def test_so_does_the_latency_that_is_aimed_at():
     lane = make_lane(target_latency=0.3)
     lane.add(request_of(1, arrived=2.0))
-    assert lane.time_due() == pytest.approx(2.2)
+    assert lane.time_due() == pytest.approx(2.143)
+
+
+def test_a_deadline_is_reckoned_with_the_rows_of_padding():
+    time = BatchTime()
+    for rows in (1, 2, 4):
+        time.add(rows, 0.1 * rows)
+    lane = Lane(FixedRule(4, 9.0), time, buckets=(1, 2, 4))
+    lane.add(request_of(3, arrived=1.0, deadline=3.0))
+    assert lane.time_due() == pytest.approx(1.0 + 2.0 - 0.5 - 0.2 - 0.002)
+
+
+def test_rows_leave_at_half_of_their_time_while_nothing_was_measured():
+    lane = Lane(FixedRule(4, 9.0), BatchTime())
+    lane.add(request_of(1, arrived=1.0, deadline=2.0))
+    assert lane.time_due() == 1.5
+
+
+def test_a_deadline_too_near_for_the_margin_lets_rows_leave_at_once():
+    lane = make_lane()
+    lane.add(request_of(1, arrived=1.0, deadline=1.11))
+    assert lane.reason_to_leave(4, 1.0, is_closing=False) == "deadline"
 
 
 def test_clear_hands_out_what_waits():

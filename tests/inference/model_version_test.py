@@ -8,6 +8,7 @@ from keras_deepseek.inference import model_version
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.model_options import ModelOptions
 from keras_deepseek.inference.model_version import ModelVersion
+from keras_deepseek.inference.padding import Padding
 from tests.inference.conftest import DOUBLE, Doubler
 
 
@@ -102,6 +103,22 @@ def test_options_of_a_request_are_looked_at_before_it_waits(doubler):
     with pytest.raises(InvalidInputError, match="priority"):
         submit(version, 1, priority="high")
     version.close()
+
+
+def test_what_is_too_large_is_refused_before_it_is_filled():
+    class Free(Doubler):
+        signature = Signature(
+            (TensorSpec("x", (None, None), "float32"),), (TensorSpec("y", (None, None), "float32"),)
+        )
+
+    padding = Padding(lengths=(4,), values={"x": 0}, masks="by_value")
+    version = open_version(Free(), padding=padding, warm_up=False)
+    version.start()
+    answers = []
+    with pytest.raises(InvalidInputError, match="1099511627776 rows, and at most 1024 may wait"):
+        version.submit({"x": np.empty((2**40, 0), "float32")}, answers.append)
+    version.close()
+    assert answers == []
 
 
 def test_every_replica_is_warmed_up():
