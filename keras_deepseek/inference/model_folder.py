@@ -219,7 +219,7 @@ class ModelFolder:
             return
         for number in self._seen.keys() - wanted.keys():
             del self._seen[number]
-            if number in served.versions:
+            if number in served.states:
                 self._engine.unload(self.name, number)
                 _logger.info("Version %d of the model %r is closed.", number, self.name)
 
