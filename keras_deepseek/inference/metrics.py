@@ -94,7 +94,7 @@ def _version_families(engine: "ServingEngine") -> list[Family]:
         "keras_deepseek_trial_share", "gauge", "The part of requests for a version on trial."
     )
     for name, served in engine.models.items():
-        for number, version in served.versions.items():
+        for number, version in served.states.items():
             labels = {"model": name, "version": str(number)}
             states.add(1, {**labels, "state": version.state})
         for number, share in served.on_trial.items():

@@ -27,13 +27,11 @@ def load(engine: "ServingEngine", name: str) -> None:
     """
     for folder in engine.folders:
         if folder.name == name:
-            folder.resume(from_scratch=name not in engine.models)
+            folder.resume(from_scratch=not _is_available(engine, name))
             folder.look(at_once=True)
-    served = engine.models.get(name)
-    if served is None and all(folder.name != name for folder in engine.folders):
+    if name not in engine.models and all(folder.name != name for folder in engine.folders):
         raise ModelNotFoundError(f"There is no folder that the model {name!r} could come from.")
-    versions = served.versions.values() if served is not None else ()
-    if all(version.state != "AVAILABLE" for version in versions):
+    if not _is_available(engine, name):
         raise LoadFailedError(name)
 
 
@@ -64,3 +62,9 @@ def replace_models(engine: "ServingEngine", models: Sequence[ModelConfig]) -> No
     """
     labels = {model.name: model.labels for model in models}
     engine.replace_folders(follow_configs(engine, models), labels)
+
+
+def _is_available(engine: "ServingEngine", name: str) -> bool:
+    served = engine.models.get(name)
+    versions = served.versions.values() if served is not None else ()
+    return any(version.state == "AVAILABLE" for version in versions)

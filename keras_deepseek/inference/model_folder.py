@@ -29,7 +29,8 @@ Policy = int | Literal["all"] | Sequence[int]
 def find_versions(folder: Path) -> dict[int, Path]:
     """Returns the models in a folder whose names are numbers, by rising number.
 
-    Each is a folder: a bundle, a SavedModel, or one with `model.onnx`.
+    Each is a folder: a bundle, a SavedModel, or one with `model.onnx`; or one that can't be read,
+    since it may be any of these.
 
     Args:
         folder: `pathlib.Path`.
@@ -42,15 +43,23 @@ def find_versions(folder: Path) -> dict[int, Path]:
     return {
         number: found[number]
         for number in sorted(found)
-        if found[number].is_dir() and kind_of_model(found[number])
+        if found[number].is_dir() and _may_be_model(found[number])
     }
+
+
+def _may_be_model(path: Path) -> bool:
+    try:
+        next(path.iterdir(), None)  # `kind_of_model` alone may take what it can't read for empty.
+        return kind_of_model(path) is not None
+    except OSError:
+        return True
 
 
 class ModelFolder:
     """Serves the versions that a folder holds, as they come and go.
 
-    A version that fails is logged, and tried again when its model has changed. The last one that
-    is served stays, though its folder has gone: a server without a model helps nobody.
+    A version that fails is logged, and tried again when any file of its model has changed. The last
+    one that is served stays, though its folder has gone: a server without a model helps nobody.
 
     Args:
         engine: `ModelHost`, as an engine is one.
@@ -84,6 +93,8 @@ class ModelFolder:
         self._poll_seconds = poll_seconds
         self._seen: dict[int, object] = {}
         self._coming: dict[int, object] = {}
+        self._failed: set[int] = set()
+        self._trouble = ""
         self._stop = threading.Event()
         self._looking = threading.Lock()
         self._is_paused = False
@@ -156,9 +167,9 @@ class ModelFolder:
         """Loads what has come or changed, and closes what has gone; nothing in a pause.
 
         Args:
-            at_once: boolean. Whether to load also what is no bundle, and is another than in the
-                look before: files of it may still be on their way, where a bundle comes as a whole.
-                Defaults to `False`.
+            at_once: boolean. Whether to load also what is another than in the look before, and is
+                no bundle or has failed: files of it may still be on their way, where a bundle comes
+                as a whole. Defaults to `False`.
         """
         with self._looking:
             if not self._is_paused:
@@ -177,7 +188,16 @@ class ModelFolder:
 
     def _work(self) -> None:
         while not self._stop.wait(self._poll_seconds):
-            self.look()
+            try:
+                self.look()
+            # Whatever a look meets, a disk that is away among it, the next one may find it mended.
+            except Exception as error:
+                trouble = f"{type(error).__name__}: {error}"
+                if trouble != self._trouble:
+                    _logger.exception("Can't look at the folder %r.", str(self.folder))
+                self._trouble = trouble
+            else:
+                self._trouble = ""
 
     def _settled(self) -> dict[int, Path]:
         """Returns the models that should be served, without those that still come."""
@@ -186,15 +206,24 @@ class ModelFolder:
         return {
             number: path
             for number, path in wanted.items()
-            if is_bundle(path) or self._coming[number] == before.get(number)
+            if self._comes_whole(number, path)
+            or (number in before and self._coming[number] == before[number])
         }
+
+    def _comes_whole(self, number: int, path: Path) -> bool:
+        """Whether it can be loaded at once; a bundle that has failed may have come in parts."""
+        try:
+            return number not in self._failed and is_bundle(path)
+        except OSError:  # Then loading it says so.
+            return True
 
     def _look(self, ready: dict[int, Path]) -> None:
         for number, path in ready.items():
             stamp = stamp_of(path)
-            if self._seen.get(number) == stamp:
+            if number in self._seen and self._seen[number] == stamp:
                 continue
             self._seen[number] = stamp
+            self._failed.discard(number)
             try:
                 self._engine.load(
                     path, name=self.name, version=number, keep=None, options=self.options
@@ -203,6 +232,7 @@ class ModelFolder:
                 return
             # Whatever a model does, the versions that are served go on.
             except Exception:
+                self._failed.add(number)
                 _logger.exception("Version %d of the model %r failed.", number, self.name)
             else:
                 _logger.info("Version %d of the model %r is served.", number, self.name)
@@ -219,7 +249,7 @@ class ModelFolder:
             return
         for number in self._seen.keys() - wanted.keys():
             del self._seen[number]
-            if number in served.versions:
+            if number in served.states:
                 self._engine.unload(self.name, number)
                 _logger.info("Version %d of the model %r is closed.", number, self.name)
 

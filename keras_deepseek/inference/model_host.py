@@ -117,14 +117,15 @@ class ModelHost:
         """Serves another model, or another version of one, when it is loaded and warm.
 
         Until then, requests go to the versions that there are, and where it fails nothing has
-        changed for them. Afterwards the oldest versions, beyond `keep` others, answer what they
-        have accepted and are closed.
+        changed for them: why is remembered in `ServedModel.failed`, and nothing of the model.
+        Afterwards the oldest versions, beyond `keep` others, answer what they have accepted and
+        are closed.
 
         Args:
             model: As in the constructor.
             name: string. Defaults to `None`: the engine's own model.
             version: integer. One that is there is replaced. Defaults to `None`: one more than the
-                newest.
+                newest, of those that failed, too.
             share: float from 0 to 1. The part of the requests for this model that go to this
                 version while it is on trial (`ServedModel.set_share`). Defaults to `None`: it is
                 not on trial, and takes all of them if it is the newest.
@@ -145,15 +146,15 @@ class ModelHost:
         name = self.name if name is None else name
         check_name(name)
         with self._loading, self.monitor.loading(name):
-            served = self._models.get(name)
-            number = version or max(served.versions if served else (), default=0) + 1
-            loaded = self._open(model, name, number, options or self.options)
-            served = served or self._add_model(name)
+            served = self._models.get(name) or ServedModel(name)
+            number = max(served.states, default=0) + 1 if version is None else version
+            check_count("version", number)
+            if share is not None:
+                served.check_share(number, share)
+            if name not in self._models:
+                self._models = {**self._models, name: served}
             replaced = served.versions.get(number)
-            if replaced is None:
-                served.add(loaded, share)  # So that its status can be asked for.
-            loaded.start()
-            served.add(loaded, share)
+            loaded = self._load(served, number, model, options or self.options, share)
             if replaced is not None:
                 replaced.close()
             for surplus in [] if keep is None else served.surplus(loaded, keep):
@@ -254,6 +255,9 @@ class ModelHost:
             served = self._find_model(name)
             if version is None:
                 self._models = {key: one for key, one in self._models.items() if one is not served}
+            elif version in served.failed and version not in served.versions:
+                served.forget_failure(version)
+                return
             wanted = served.versions.values() if version is None else [served.find(version)]
             for one in list(wanted):
                 served.remove(one)
@@ -328,6 +332,31 @@ class ModelHost:
             folder.note(number, path)
             served.add(self._open(path, folder.name, number, folder.options))
         self._folders.append(folder)
+
+    def _load(
+        self,
+        served: ServedModel,
+        number: int,
+        model: Any,
+        options: ModelOptions,
+        share: float | None,
+    ) -> ModelVersion:
+        """Adds a version that is warm; of one that fails, the reason alone stays."""
+        loaded = None
+        try:
+            loaded = self._open(model, served.name, number, options)
+            if number not in served.versions:
+                served.add(loaded, share)  # So that its status can be asked for.
+            loaded.start()
+            served.add(loaded, share)
+        except BaseException as error:
+            served.fail(number, error, loaded)
+            if loaded is not None:
+                if loaded.state != "END":
+                    loaded.close()
+                loaded.error = None  # Its traceback would hold the version, and the model with it.
+            raise
+        return loaded
 
     def _open(self, model: Any, name: str, number: int, options: ModelOptions) -> ModelVersion:
         check_name(name)

@@ -1,12 +1,13 @@
 """TF Serving's ModelService over gRPC: the state of models, and which ones a server has."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from keras_deepseek.inference import model_control
-from keras_deepseek.inference.errors import ModelNotFoundError
+from keras_deepseek.inference.failed_version import FailedVersion
 from keras_deepseek.inference.grpc_answers import StatusError
-from keras_deepseek.inference.model_states import version_status
+from keras_deepseek.inference.model_states import find_states, version_status
 from keras_deepseek.inference.model_version import ModelVersion
 from keras_deepseek.inference.protocols import tf_serving, tf_serving_model_service
 from keras_deepseek.inference.protocols.tf_serving_grpc import ModelSpec
@@ -36,16 +37,11 @@ CALLS = {"GetModelStatus": status, "HandleReloadConfigRequest": reload_config}
 """The calls of `tensorflow.serving.ModelService`."""
 
 
-def _versions(server: "GrpcServer", model: ModelSpec) -> list[ModelVersion]:
-    if version_of(model) is None and not model.label:
-        served = server.engine.models.get(model.name)
-        if served is None or not served.versions:
-            raise StatusError("NOT_FOUND", tf_serving.no_version_message(model.name, None))
-        return list(served.versions.values())
+def _versions(server: "GrpcServer", model: ModelSpec) -> Sequence[ModelVersion | FailedVersion]:
     if model.label:
         return [find(server, model)]
-    try:
-        return [server.engine.find(model.name, model.version)]
-    except ModelNotFoundError as error:
-        text = tf_serving.no_version_message(model.name, model.version)
-        raise StatusError("NOT_FOUND", text) from error
+    version = version_of(model)
+    found = find_states(server.engine.models.get(model.name), version)
+    if not found:
+        raise StatusError("NOT_FOUND", tf_serving.no_version_message(model.name, version))
+    return found

@@ -3,10 +3,17 @@
 import random
 import threading
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.inference.errors import ModelNotFoundError
+from keras_deepseek.inference.failed_version import FailedVersion
 from keras_deepseek.inference.model_version import ModelVersion
+
+_Value = TypeVar("_Value")
+
+MAX_FAILED = 16
+"""Versions of a model that failed and are remembered: those that failed last."""
 
 
 class ServedModel:
@@ -26,13 +33,28 @@ class ServedModel:
         self._lock = threading.Lock()
         # They are replaced, not changed: whoever reads them needs no lock. The newest comes last.
         self._versions: dict[int, ModelVersion] = {}
+        self._failed: Mapping[int, FailedVersion] = {}
         self._labels: Mapping[str, int] = {}
         self._shares: Mapping[int, float] = {}
 
     @property
     def versions(self) -> Mapping[int, ModelVersion]:
-        """All versions that are loading, available, unloading or failed, by rising number."""
+        """All versions that are loading, available or unloading, by rising number."""
         return self._versions
+
+    @property
+    def failed(self) -> Mapping[int, FailedVersion]:
+        """Why versions failed to load or to warm up: the last ones, by their numbers.
+
+        One that was to replace a version of its number may be there beside it.
+        """
+        return self._failed
+
+    @property
+    def states(self) -> Mapping[int, ModelVersion | FailedVersion]:
+        """All versions that have a state to tell, by rising number."""
+        states: dict[int, ModelVersion | FailedVersion] = {**self._failed, **self._versions}
+        return dict(sorted(states.items()))
 
     @property
     def on_trial(self) -> Mapping[int, float]:
@@ -69,8 +91,11 @@ class ServedModel:
             return self._default()
         found = self._versions.get(version)
         if found is None:
+            failed = self._failed.get(version)
+            why = "" if failed is None else f": it failed with {failed.kind}"
             raise ModelNotFoundError(
-                f"The model {self.name!r} has no version {version}; it has {list(self._versions)}."
+                f"The model {self.name!r} has no version {version}{why}; it has "
+                f"{list(self._versions)}."
             )
         return found
 
@@ -87,6 +112,30 @@ class ServedModel:
                 self._shares = self._with_share(version.number, share)
             versions = {**self._versions, version.number: version}
             self._versions = dict(sorted(versions.items()))
+            self._failed = _without(self._failed, version.number)
+
+    def fail(self, number: int, error: BaseException, version: ModelVersion | None = None) -> None:
+        """Remembers why a version failed, and forgets the version itself.
+
+        Args:
+            number: integer. The version.
+            error: What it raised.
+            version: `ModelVersion`, where it was made. Defaults to `None`.
+        """
+        failed = {**_without(self._failed, number), number: FailedVersion.of(number, error)}
+        if version is not None:
+            self.remove(version)
+        with self._lock:
+            self._failed = dict(list(failed.items())[-MAX_FAILED:])
+
+    def forget_failure(self, number: int) -> None:
+        """Remembers no more why a version failed.
+
+        Args:
+            number: integer. The version.
+        """
+        with self._lock:
+            self._failed = _without(self._failed, number)
 
     def remove(self, version: ModelVersion) -> None:
         """Forgets a version, its labels and its share; one that took its place stays.
@@ -98,9 +147,10 @@ class ServedModel:
         with self._lock:
             if self._versions.get(number) is not version:
                 return
-            self._versions = {key: one for key, one in self._versions.items() if key != number}
+            self._versions = _without(self._versions, number)
+            self._failed = _without(self._failed, number)
             self._labels = {label: of for label, of in self._labels.items() if of != number}
-            self._shares = {key: share for key, share in self._shares.items() if key != number}
+            self._shares = _without(self._shares, number)
 
     def surplus(self, loaded: ModelVersion, keep: int) -> list[ModelVersion]:
         """Returns the oldest versions: those beyond `keep`, where those on trial do not count.
@@ -149,6 +199,19 @@ class ServedModel:
             self._check_available(number)
             self._shares = self._with_share(number, share)
 
+    def check_share(self, number: int, share: float) -> None:
+        """Refuses a share that a version can't have.
+
+        Args:
+            number: integer. The version.
+            share: float. The part of requests that go to it.
+
+        Raises:
+            InvalidInputError: It is no number from 0 to 1, or the shares of all versions on trial
+                would be above 1.
+        """
+        self._with_share(number, share)
+
     def _default(self) -> ModelVersion:
         versions, shares = self._versions, self._shares
         if shares:
@@ -168,7 +231,7 @@ class ServedModel:
     def _with_share(self, number: int, share: float) -> dict[int, float]:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise InvalidInputError(f"Received share={share!r}. Expected a number from 0 to 1.")
-        shares = {key: value for key, value in self._shares.items() if key != number}
+        shares = _without(self._shares, number)
         if share < 1:
             shares[number] = float(share)
         if sum(shares.values()) > 1:
@@ -181,6 +244,10 @@ class ServedModel:
                 f"The model {self.name!r} has no version {number} that is available; it has "
                 f"{ {key: one.state for key, one in self._versions.items()} }."
             )
+
+
+def _without(by_number: Mapping[int, _Value], number: int) -> dict[int, _Value]:
+    return {key: value for key, value in by_number.items() if key != number}
 
 
 def _is_available(version: ModelVersion | None) -> bool:

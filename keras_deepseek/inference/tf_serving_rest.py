@@ -1,17 +1,18 @@
 """TF Serving's REST calls: `/v1/models/NAME[/versions/V|/labels/L][:predict|...]`."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.errors import ModelNotFoundError
+from keras_deepseek.inference.failed_version import FailedVersion
 from keras_deepseek.inference.http_answers import Route, answer_json, outputs_of, read_version
 from keras_deepseek.inference.http_message import HttpError, HttpRequest, HttpResponse, Pending
 from keras_deepseek.inference.loop_delivery import Settle
-from keras_deepseek.inference.model_states import version_status
+from keras_deepseek.inference.model_states import find_states, version_status
 from keras_deepseek.inference.model_version import ModelVersion
 from keras_deepseek.inference.protocols import tf_serving, tf_serving_examples
 
@@ -28,19 +29,12 @@ PROTOCOL = "tf_serving"
 def status(server: "HttpServer", request: HttpRequest, match: re.Match[str]) -> HttpResponse:
     """Answers as GetModelStatus does: with one version, or with all."""
     name, version, label = _read(request, match)
-    if version is None and not label:
-        served = server.engine.models.get(name)
-        if served is None:
-            raise HttpError(404, tf_serving.no_version_message(name, None))
-        found = list(served.versions.values())
-    elif label:
-        found = [_find(server.engine, name, version, label)]
+    if label:
+        found: Sequence[ModelVersion | FailedVersion] = [_find(server.engine, name, version, label)]
     else:
-        try:
-            found = [server.engine.find(name, version)]
-        except ModelNotFoundError as error:
-            text = tf_serving.no_version_message(name, version)
-            raise HttpError(404, text) from error
+        found = find_states(server.engine.models.get(name), version)
+        if not found:
+            raise HttpError(404, tf_serving.no_version_message(name, version))
     request.trace.model = name
     return answer_json(
         tf_serving.format_versions([version_status(one, server.ready) for one in found])

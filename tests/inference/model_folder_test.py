@@ -2,6 +2,7 @@ import logging
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -35,7 +36,7 @@ def engine(folder):
 
 
 def states(engine):
-    return {number: one.state for number, one in engine.models["digits"].versions.items()}
+    return {number: one.state for number, one in engine.models["digits"].states.items()}
 
 
 def follower(engine, folder, **options):
@@ -79,13 +80,86 @@ def test_one_that_fails_is_logged_once_and_the_old_one_goes_on(engine, folder, b
     spoil(folder / "2")
     model_folder.look()
     model_folder.look()
-    assert states(engine) == {1: "AVAILABLE"}
+    assert states(engine) == {1: "AVAILABLE", 2: "END"}
     assert caplog.text.count("Version 2 of the model 'digits' failed") == 1
     shutil.rmtree(folder / "2")
     shutil.copytree(bundle, folder / "2")
     os.utime(folder / "2" / "bundle.json", ns=(1, 1))
     model_folder.look()
+    assert states(engine) == {1: "AVAILABLE", 2: "END"}  # More of it may come.
+    model_folder.look()
     assert states(engine) == {2: "AVAILABLE"}
+
+
+@pytest.mark.parametrize("part", [None, b"the first ha"])
+def test_a_bundle_whose_manifest_comes_first_is_loaded_when_its_model_has_come(
+    engine, folder, bundle, part
+):
+    model_folder = follower(engine, folder)
+    shutil.copytree(bundle, folder / "2", ignore=lambda *_: ["model.onnx"])
+    if part is not None:
+        (folder / "2/model.onnx").write_bytes(part)
+    model_folder.look()
+    assert states(engine) == {1: "AVAILABLE", 2: "END"}
+    shutil.copy(bundle / "model.onnx", folder / "2/model.onnx")
+    for _ in range(2):
+        model_folder.look()
+    assert states(engine) == {2: "AVAILABLE"}
+
+
+def test_one_that_failed_and_has_gone_is_told_of_no_more(engine, folder, bundle):
+    model_folder = follower(engine, folder)
+    shutil.copytree(bundle, folder / "2")
+    spoil(folder / "2")
+    model_folder.look()
+    shutil.rmtree(folder / "2")
+    model_folder.look()
+    assert states(engine) == {1: "AVAILABLE"}
+
+
+def test_a_version_that_can_not_be_read_is_tried_again_when_it_can(
+    engine, folder, bundle, caplog, monkeypatch
+):
+    model_folder = follower(engine, folder)
+    shutil.copytree(bundle, folder / "2")
+    iterdir, stat = Path.iterdir, Path.stat
+
+    def refuse(path, real, **options):
+        # Tests may run as a user whom permissions don't stop.
+        if "digits/2" in path.as_posix() and (real is iterdir or path.name != "2"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", lambda path: refuse(path, iterdir))
+        patch.setattr(Path, "stat", lambda path, **options: refuse(path, stat, **options))
+        assert list(find_versions(folder)) == [1, 2]
+        for _ in range(3):
+            model_folder.look()
+        assert states(engine) == {1: "AVAILABLE", 2: "END"}
+        assert engine.models["digits"].failed[2].kind == "PermissionError"
+        assert caplog.text.count("Version 2 of the model 'digits' failed") == 1
+    for _ in range(2):
+        model_folder.look()
+    assert states(engine) == {2: "AVAILABLE"}
+
+
+def test_whatever_a_look_raises_is_logged_once_and_the_next_one_goes_on(engine, folder, caplog):
+    model_folder = ModelFolder(engine, folder, "digits", OPTIONS, poll_seconds=0.001)
+    errors = [OSError("away"), OSError("away"), None, OSError("away"), ValueError("else"), None]
+    looked = threading.Event()
+
+    def look():
+        error = errors.pop(0) if errors else looked.set()
+        if error is not None:
+            raise error
+
+    model_folder.look = look
+    model_folder.start()
+    assert looked.wait(60)
+    model_folder.stop()
+    messages = [str(record.exc_info[1]) for record in caplog.records]
+    assert messages == ["away", "away", "else"]
 
 
 def test_a_bundle_that_was_exported_anew_is_loaded_again(engine, folder):

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference import ModelOptions, ServingEngine
 from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
 from tests.inference.conftest import Doubler
@@ -22,6 +23,10 @@ class Times(Doubler):
         if not self.warms_up:
             raise ArithmeticError("it does not warm up")
         return {"y": self.factor * super().run(inputs)["y"] / 2}
+
+
+def states(engine, name="model"):
+    return {number: one.state for number, one in engine.models[name].states.items()}
 
 
 def test_a_new_version_takes_the_place_of_the_old_when_it_is_warm():
@@ -48,13 +53,65 @@ def test_a_version_that_does_not_warm_up_changes_nothing_and_is_remembered():
         with pytest.raises(ArithmeticError):
             engine.load(Times(3, warms_up=False))
         assert engine.predict([[1, 1]]).tolist() == [[2, 2]]
-        versions = engine.models["model"].versions
-        assert {number: version.state for number, version in versions.items()} == {
-            1: "AVAILABLE",
-            2: "END",
-        }
+        served = engine.models["model"]
+        assert states(engine) == {1: "AVAILABLE", 2: "END"}
+        assert served.failed[2].error == "ArithmeticError: it does not warm up"
+        with pytest.raises(ModelNotFoundError, match="no version 2: it failed with ArithmeticErr"):
+            engine.predict([[1, 1]], version=2)
         assert engine.load(Times(4), version=2).state == "AVAILABLE"
         assert engine.predict([[1, 1]]).tolist() == [[4, 4]]
+        assert served.failed == {}
+
+
+def fail_to_load(engine, model=None, **options):
+    with pytest.raises((ArithmeticError, InvalidInputError)):
+        engine.load(Times(9, warms_up=False) if model is None else model, **options)
+
+
+def test_a_version_that_failed_does_not_push_out_one_that_is_good():
+    with ServingEngine(Times(2)) as engine:
+        fail_to_load(engine)
+        assert engine.load(Times(3), share=0.0).number == 3
+        engine.unload(version=3)
+        assert engine.predict([[1, 1]]).tolist() == [[2, 2]]
+    with ServingEngine(Times(2)) as engine:
+        fail_to_load(engine)
+        engine.load(Times(3), keep=2)
+        assert engine.predict([[1, 1]], version=1).tolist() == [[2, 2]]
+
+
+def test_a_version_that_failed_leaves_no_model_no_share_and_no_label():
+    with ServingEngine(Times(2)) as engine:
+        model = Times(3, warms_up=False)
+        held = weakref.ref(model)
+        fail_to_load(engine, model, share=0.9)
+        del model
+        gc.collect()
+        assert held() is None
+        assert engine.models["model"].on_trial == {}
+        engine.load(Times(4), share=0.9)
+
+
+def test_a_version_that_can_not_be_opened_is_remembered_too():
+    with ServingEngine(Times(2)) as engine:
+        fail_to_load(engine, "/nowhere", version=7)
+        assert states(engine) == {1: "AVAILABLE", 7: "END"}
+        assert engine.models["model"].failed[7].error.startswith("InvalidInputError: Can't serve")
+        engine.unload(version=7)
+        assert states(engine) == {1: "AVAILABLE"}
+        fail_to_load(engine, "/nowhere", name="other")
+        assert states(engine, "other") == {1: "END"}
+        with pytest.raises(ModelNotFoundError, match="no version"):
+            engine.predict([[1, 1]], model="other")
+
+
+@pytest.mark.parametrize("options", [{"version": -1}, {"share": 2}, {"version": 1, "share": 2}])
+def test_an_argument_that_does_not_fit_is_no_version_that_failed(options):
+    with ServingEngine(Times(2)) as engine:
+        fail_to_load(engine, Times(3), **options)
+        fail_to_load(engine, Times(3), name="other", **options)
+        assert (states(engine), list(engine.models)) == ({1: "AVAILABLE"}, ["model"])
+        assert engine.predict([[1, 1]]).tolist() == [[2, 2]]
 
 
 def test_a_version_is_replaced_by_one_of_the_same_number():
@@ -64,6 +121,8 @@ def test_a_version_is_replaced_by_one_of_the_same_number():
         with pytest.raises(ArithmeticError):
             engine.load(Times(5, warms_up=False), version=7)
         assert engine.predict([[1, 1]], version=7).tolist() == [[3, 3]]
+        assert states(engine) == {7: "AVAILABLE"}
+        assert engine.models["model"].failed[7].kind == "ArithmeticError"
 
 
 def test_older_versions_stay_where_that_is_wanted_and_labels_stand_for_them():

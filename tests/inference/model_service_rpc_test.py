@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 
+from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 
@@ -45,8 +46,11 @@ def test_a_version_that_failed_is_at_its_end_and_why_is_not_shown(client, double
         patch.setattr(doubler, "run", lambda inputs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             client.server.engine.load(doubler)
+    with pytest.raises(InvalidInputError):
+        client.server.engine.load("/nowhere")
+    assert status(client, name="double", version={"value": 3}) == [(3, END)]
     answer = client.ask(TF_SERVING, SERVICE + "GetModelStatus", model_spec={"name": "double"})
-    failed = answer.model_version_status[0]
+    failed = answer.model_version_status[1]
     assert (failed.version, failed.state) == (2, END)
     assert failed.status.error_message == "It failed with ZeroDivisionError; see the server's log."
 

@@ -4,7 +4,7 @@ from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.model_options import ModelOptions
 from keras_deepseek.inference.model_version import ModelVersion
-from keras_deepseek.inference.served_model import ServedModel
+from keras_deepseek.inference.served_model import MAX_FAILED, ServedModel
 from tests.inference.conftest import Doubler
 
 
@@ -109,6 +109,29 @@ def test_a_removed_version_leaves_nothing_behind(served):
     served.remove(gone)
     assert (list(served.versions), served.labels, served.on_trial) == ([3, 5], {}, {})
     served.remove(gone)
+
+
+def test_why_versions_failed_is_remembered_of_the_last_ones(served):
+    for number in range(8, 9 + MAX_FAILED):
+        served.fail(number, ValueError("no"))
+    assert list(served.failed) == list(range(9, 9 + MAX_FAILED))
+    assert list(served.states)[:4] == [3, 5, 7, 9]
+    served.forget_failure(9)
+    served.add(version_of(10))
+    assert list(served.failed) == list(range(11, 9 + MAX_FAILED))
+    with pytest.raises(ModelNotFoundError, match="no version 11: it failed with ValueError; it"):
+        served.find(version=11)
+
+
+def test_a_version_that_failed_is_forgotten_but_not_the_one_that_it_was_to_replace(served):
+    coming, there = version_of(9), served.find(version=7)
+    served.add(coming, share=0.5)
+    served.fail(9, ValueError("no"), coming)
+    served.fail(7, ValueError("no"), version_of(7))
+    assert served.states[7] is there
+    assert (served.states[9].state, served.on_trial) == ("END", {})
+    served.remove(there)
+    assert 7 not in served.states
 
 
 def test_one_that_took_its_place_is_not_removed(served):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts import Signature, TensorSpec
+from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 from keras_deepseek.inference import ServingEngine
 from tests.inference.conftest import Doubler
 from tests.oracles.rest_client import RestClient
@@ -105,10 +105,17 @@ def test_a_version_that_failed_says_so_in_its_status():
     with ServingEngine(Doubler(), name="m") as engine:
         with pytest.raises(ArithmeticError):
             engine.load(Broken())
+        with pytest.raises(InvalidInputError):
+            engine.load("/nowhere", version=3)
         client = RestClient(engine.serve(0))
-        answer = client.ask("GET", "/v1/models/m")
+        answer = client.ask("GET", "/v1/models/m/versions/3")
+        assert states(answer) == {"3": "END"}
+        assert b"It failed with InvalidInputError" in answer.body
+        answer = client.ask("POST", "/v1/models/m/versions/3:predict", {"instances": [[1, 2]]})
+        assert (answer.status, "Servable not found" in answer.content["error"]) == (404, True)
+        answer = client.ask("GET", "/v1/models/m/versions/2")
         client.close()
-    assert states(answer) == {"2": "END", "1": "AVAILABLE"}
+    assert states(answer) == {"2": "END"}
     failed = answer.content["model_version_status"][0]["status"]
     assert failed["error_code"] == "UNKNOWN"
     assert "ArithmeticError" in failed["error_message"]

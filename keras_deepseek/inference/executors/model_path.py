@@ -1,9 +1,10 @@
 """What kind of model stands at a path, and whether it has changed: before any runtime is loaded."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
-from keras_deepseek.artifacts.bundle import MANIFEST_NAME, is_bundle
+from keras_deepseek.artifacts.bundle import is_bundle
 
 Kind = Literal["bundle", "keras", "onnx", "savedmodel"]
 
@@ -40,18 +41,19 @@ def onnx_file(path: Path) -> Path:
 
 
 def stamp_of(path: Path) -> object:
-    """Returns what is another when a folder's model is another.
+    """Returns what is another when a folder's model is another: all of its files tell.
 
-    A bundle comes as a whole, so its manifest tells. The files of others come one after the other,
-    and all of them tell.
+    They are not opened: their names, their sizes, when they were written, and whether they may be
+    read.
 
     Args:
         path: `pathlib.Path` of the folder.
     """
     try:
-        if is_bundle(path):
-            return (path / MANIFEST_NAME).stat().st_mtime_ns
         files = [(file, file.stat()) for file in sorted(path.rglob("*")) if file.is_file()]
-    except OSError:  # It is going.
+    except OSError:  # It is going, or can't be read.
         return None
-    return tuple((str(file), state.st_size, state.st_mtime_ns) for file, state in files)
+    return tuple(
+        (str(file), state.st_size, state.st_mtime_ns, os.access(file, os.R_OK))
+        for file, state in files
+    )
