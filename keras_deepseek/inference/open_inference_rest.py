@@ -12,6 +12,7 @@ from keras_deepseek.inference.http_message import HttpRequest, HttpResponse, Pen
 from keras_deepseek.inference.loop_delivery import Settle
 from keras_deepseek.inference.model_states import PLATFORM, repository_states
 from keras_deepseek.inference.protocols import open_inference, open_inference_models
+from keras_deepseek.inference.protocols.open_inference_urgency import read_urgency
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http import HttpServer
@@ -65,6 +66,7 @@ def infer(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
     server.check_ready(name)
     length = request.headers.get(open_inference.HEADER.lower())
     call = open_inference.parse_infer(request.body, length)
+    urgency = read_urgency(call.parameters)
 
     def bind(signature: Signature) -> _Inputs:
         call.check_outputs(spec.name for spec in signature.outputs)
@@ -73,7 +75,15 @@ def infer(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
     version = read_version(request, match)
 
     def start(settle: Settle) -> Callable[[], None]:
-        return server.engine.dispatch(bind, settle, request.trace, model=name, version=version)[0]
+        return server.engine.dispatch(
+            bind,
+            settle,
+            request.trace,
+            model=name,
+            version=version,
+            timeout=urgency.timeout,
+            priority=urgency.priority,
+        )[0]
 
     def respond(finished: Request) -> HttpResponse:
         body, header_length = open_inference.encode_infer(

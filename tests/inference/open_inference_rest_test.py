@@ -54,6 +54,29 @@ def test_tensors_go_and_come_as_raw_bytes(client):
     np.testing.assert_array_equal(y, 2 * x)
 
 
+def test_its_priority_and_its_timeout_reach_the_engine(client, engine, monkeypatch):
+    told, dispatch = [], engine.dispatch
+
+    def note(*arguments, **options):
+        told.append((options["priority"], options["timeout"]))
+        return dispatch(*arguments, **options)
+
+    monkeypatch.setattr(engine, "dispatch", note)
+    for parameters in ({"priority": 1, "timeout": 50_000_000}, {"priority": 2}, {"other": "x"}):
+        body = request_of([[1, 2]], parameters=parameters)
+        assert client.ask("POST", "/v2/models/double/infer", body).status == 200
+    assert told == [(2**64 - 1, 50.0), (2**64 - 2, None), (0, None)]
+
+
+def test_one_that_is_late_is_told_so(client):
+    body = request_of([[1, 2]], parameters={"timeout": 1})
+    answer = client.ask("POST", "/v2/models/double/infer", body)
+    assert answer.status in (429, 504)  # It may be foreseen.
+    body = request_of([[1, 2]], parameters={"timeout": "soon"})
+    answer = client.ask("POST", "/v2/models/double/infer", body)
+    assert (answer.status, "'timeout' must be" in answer.content["error"]) == (400, True)
+
+
 def test_server_and_model_tell_what_they_are(client):
     assert client.ask("GET", "/v2").content == {
         "name": "keras_deepseek",
