@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 
 from keras_deepseek.artifacts.errors import (
     InvalidInputError,
@@ -9,6 +10,9 @@ from keras_deepseek.artifacts.errors import (
     unknown_name_message,
 )
 from keras_deepseek.artifacts.signature import Signature
+from keras_deepseek.inference.request_options import RequestOptions
+
+_REQUEST_OPTIONS = frozenset(RequestOptions.__annotations__)
 
 
 def check_name(name: str) -> None:
@@ -48,6 +52,15 @@ def check_wait(argument: str, value: float) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (is_number and 0 <= value < math.inf):
         raise InvalidInputError(f"Received {argument}={value!r}. Expected seconds, 0 or above.")
+
+
+def check_option_names(names: Iterable[str]) -> None:
+    """Refuses names that are none of `RequestOptions`."""
+    for name in names:
+        if name not in _REQUEST_OPTIONS:
+            raise InvalidInputError(
+                unknown_name_message("option of a request", name, _REQUEST_OPTIONS)
+            )
 
 
 def check_request_options(timeout: float | None, priority: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Unpack
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.inference.arguments import check_option_names
 from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.future_delivery import Answer, open_future
@@ -175,7 +176,8 @@ class ServingEngine(ModelHost):
             A NumPy array where the model has one output, else a dict of arrays by output name.
 
         Raises:
-            InvalidInputError: `x` does not fit the model's inputs, or has more rows than may wait.
+            InvalidInputError: `x` does not fit the model's inputs, or has more rows than may wait;
+                or there is no such option.
             OverloadedError: Too many rows are waiting, or it could not be answered in time.
             DeadlineExceededError: The answer was not there within `timeout`.
             ClosedError: The engine was closed.
@@ -207,6 +209,7 @@ class ServingEngine(ModelHost):
             A `concurrent.futures.Future` of a dict of arrays by output name. Cancelling it takes
             the request out of the queue.
         """
+        check_option_names(options)
         answer, deliver = open_future()
         cancel, _ = self._submit(lambda signature: signature.bind(x), deliver, options)
         answer.add_done_callback(lambda answer: cancel() if answer.cancelled() else None)
@@ -222,6 +225,7 @@ class ServingEngine(ModelHost):
         Returns:
             An `asyncio.Future` of a dict of arrays by output name.
         """
+        check_option_names(options)
         return self.dispatch_async(lambda signature: signature.bind(x), **options)[0]
 
     def dispatch_async(

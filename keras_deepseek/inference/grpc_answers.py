@@ -109,6 +109,7 @@ def dispatch(
     version: int | None,
     label: str,
     timeout: float | None,
+    priority: int = 0,
 ) -> tuple["asyncio.Future[Inputs]", ModelVersion]:
     """Puts a request in a model's queue.
 
@@ -119,6 +120,7 @@ def dispatch(
         version: integer, or `None` for the newest.
         label: string. In place of a version; empty for none.
         timeout: float. Seconds that the client still waits, or `None` for no limit.
+        priority: integer. Higher ones are run first. Defaults to `0`.
 
     Returns:
         A future for `outputs_of`, and the version. Cancelling the future takes the request out.
@@ -130,7 +132,13 @@ def dispatch(
     if timeout is not None and timeout <= 0:
         raise DeadlineExceededError("The request's deadline passed before it was read.")
     return server.engine.dispatch_async(
-        bind, current_trace.get(), model=name, version=version, label=label, timeout=timeout
+        bind,
+        current_trace.get(),
+        model=name,
+        version=version,
+        label=label,
+        timeout=timeout,
+        priority=priority,
     )
 
 

@@ -11,6 +11,7 @@ from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.errors import (
     ClosedError,
     DeadlineExceededError,
+    LoadFailedError,
     ModelNotFoundError,
     OverloadedError,
 )
@@ -28,6 +29,7 @@ _STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (InvalidInputError, 400),
     (ModelNotFoundError, 404),
     (OverloadedError, 429),
+    (LoadFailedError, 500),
     (ClosedError, 503),
     (DeadlineExceededError, 504),
 )

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.http_body import inflate_body
 from keras_deepseek.inference.http_limits import HttpLimits
 from keras_deepseek.inference.http_message import (
@@ -41,11 +40,11 @@ class _Exchange:
         self.request = request
         self.must_close = request is None or not request.keep_alive
         self.cancel: Callable[[], None] | None = None
-        self.make_response: Callable[[Request], HttpResponse] | None = None
+        self.make_response: Callable[[Any], HttpResponse] | None = None
         self.response: HttpResponse | None = None
 
-    def finish(self, finished: Request) -> None:
-        """Takes what the model has answered."""
+    def finish(self, finished: Any) -> None:
+        """Takes what was awaited."""
         self.connection.finish(self, finished)
 
 
@@ -136,12 +135,12 @@ class HttpConnection(asyncio.Protocol):
         self._is_writing_paused = False
         self._start_waiting()
 
-    def finish(self, exchange: _Exchange, finished: Request) -> None:
-        """Answers a request that the model has answered.
+    def finish(self, exchange: _Exchange, finished: Any) -> None:
+        """Answers a request whose answer was awaited.
 
         Args:
             exchange: The exchange.
-            finished: `Request`.
+            finished: What `Pending.make_response` takes.
         """
         if exchange.make_response is None:
             return  # Nobody is left to be told.

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
-from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.request_trace import RequestTrace
 
 HUNG_UP = 499
@@ -64,14 +63,15 @@ class Pending:
 
     Args:
         start: function that begins it. It takes the function that the server's loop is to call
-            with the finished `Request`, and returns one that cancels it: the client hung up.
-        make_response: function from the finished `Request` to an `HttpResponse`.
+            with what is finished, a `Request` of the model or a future of other work, and returns
+            one that cancels it: the client hung up.
+        make_response: function from what is finished to an `HttpResponse`.
 
     What either raises is answered by `Application.answer_error`.
     """
 
-    start: Callable[[Callable[[Request], None]], Callable[[], None]]
-    make_response: Callable[[Request], HttpResponse]
+    start: Callable[[Callable[[Any], None]], Callable[[], None]]
+    make_response: Callable[[Any], HttpResponse]
 
 
 class HttpError(Exception):

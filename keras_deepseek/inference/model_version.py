@@ -177,6 +177,9 @@ class ModelVersion:
     def close(self) -> None:
         """Accepts nothing more and returns when what was accepted is answered."""
         self.state = "UNLOADING"
+        for executor in self._executors:
+            if isinstance(executor, IsolatedModel):
+                executor.hurry()
         self._batcher.close(drain=True)
         self._close_executors()
         self.state = "END"

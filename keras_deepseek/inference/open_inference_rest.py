@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 import keras_deepseek
 from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.inference import model_control
 from keras_deepseek.inference.batch import Request
 from keras_deepseek.inference.http_answers import Route, answer_json, outputs_of, read_version
 from keras_deepseek.inference.http_message import HttpRequest, HttpResponse, Pending
+from keras_deepseek.inference.http_work import answer_later
 from keras_deepseek.inference.loop_delivery import Settle
 from keras_deepseek.inference.model_states import PLATFORM, repository_states
 from keras_deepseek.inference.protocols import open_inference, open_inference_models
+from keras_deepseek.inference.protocols.open_inference_urgency import read_urgency
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http import HttpServer
@@ -65,6 +68,7 @@ def infer(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
     server.check_ready(name)
     length = request.headers.get(open_inference.HEADER.lower())
     call = open_inference.parse_infer(request.body, length)
+    urgency = read_urgency(call.parameters)
 
     def bind(signature: Signature) -> _Inputs:
         call.check_outputs(spec.name for spec in signature.outputs)
@@ -73,7 +77,15 @@ def infer(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
     version = read_version(request, match)
 
     def start(settle: Settle) -> Callable[[], None]:
-        return server.engine.dispatch(bind, settle, request.trace, model=name, version=version)[0]
+        return server.engine.dispatch(
+            bind,
+            settle,
+            request.trace,
+            model=name,
+            version=version,
+            timeout=urgency.timeout,
+            priority=urgency.priority,
+        )[0]
 
     def respond(finished: Request) -> HttpResponse:
         body, header_length = open_inference.encode_infer(
@@ -94,6 +106,29 @@ def repository_index(server: "HttpServer", request: HttpRequest, _match: _Match)
     return answer_json(open_inference_models.repository_index(states, only_ready))
 
 
+def repository_load(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
+    """Loads what a model's folder holds now; answers when that is served."""
+    name = match["name"]
+
+    def respond() -> HttpResponse:
+        request.trace.model = name
+        return answer_json(open_inference_models.repository_load(name))
+
+    return answer_later(lambda: model_control.load(server.engine, name), respond)
+
+
+def repository_unload(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
+    """Closes a model; answers when what it had accepted is answered."""
+    name = match["name"]
+
+    def respond() -> HttpResponse:
+        request.trace.model = name
+        return answer_json(open_inference_models.repository_unload(name))
+
+    return answer_later(lambda: model_control.unload(server.engine, name), respond)
+
+
+_IN_REPOSITORY = r"/v2/repository/models/(?P<name>[^/]+)"
 _MODEL = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?"
 
 ROUTES = (
@@ -104,6 +139,16 @@ ROUTES = (
     Route("GET", re.compile("/v2/health/ready"), ready, PROTOCOL, "ready", is_open=True),
     Route(
         "POST", re.compile("/v2/repository/index"), repository_index, PROTOCOL, "repository_index"
+    ),
+    Route(
+        "POST", re.compile(_IN_REPOSITORY + "/load"), repository_load, PROTOCOL, "repository_load"
+    ),
+    Route(
+        "POST",
+        re.compile(_IN_REPOSITORY + "/unload"),
+        repository_unload,
+        PROTOCOL,
+        "repository_unload",
     ),
     Route("GET", re.compile("/v2/?"), server_metadata, PROTOCOL, "server_metadata"),
 )

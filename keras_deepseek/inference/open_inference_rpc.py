@@ -13,6 +13,7 @@ from keras_deepseek.inference.model_version import ModelVersion
 from keras_deepseek.inference.protocols import open_inference_grpc, open_inference_models
 from keras_deepseek.inference.protocols.open_inference import InferCall
 from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
+from keras_deepseek.inference.protocols.open_inference_urgency import read_urgency
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc_server import GrpcServer
@@ -84,7 +85,10 @@ def start_infer(
         call.check_outputs(spec.name for spec in signature.outputs)
         return signature.bind(call.inputs)
 
-    return dispatch(server, bind, call.model_name, number, "", timeout)
+    urgency = read_urgency(call.parameters).within(timeout)
+    return dispatch(
+        server, bind, call.model_name, number, "", urgency.timeout, priority=urgency.priority
+    )
 
 
 async def repository_index(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:

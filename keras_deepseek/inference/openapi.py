@@ -23,7 +23,7 @@ _REFUSALS = {
     413: "The body is too large.",
     415: "The body's encoding is not supported.",
     429: "Too many requests wait. `Retry-After` says when to try again.",
-    500: "The model failed.",
+    500: "The model failed, or could not be loaded.",
     503: "The server, or the model, starts or stops.",
     504: "The deadline passed.",
 }
@@ -167,6 +167,29 @@ def _server_paths() -> Schema:
         "/v2/health/live": is_open(get("Whether the server runs", live)),
         "/v2/health/ready": is_open(ready_path),
         "/v2/repository/index": {"post": index},
+        **_repository_paths(),
+    }
+
+
+def _repository_paths() -> Schema:
+    name = {"name": "name", "in": "path", "required": True, "schema": _TEXT}
+    summaries = {
+        "load": "Serve what the model's folder holds now",
+        "unload": "Close the model",
+    }
+    return {
+        f"/v2/repository/models/{{name}}/{call}": {
+            "parameters": [name],
+            "post": _operation(
+                summary,
+                {
+                    "type": "object",
+                    "properties": {"name": _TEXT, call: _FLAG},
+                    "required": ["name", call],
+                },
+            ),
+        }
+        for call, summary in summaries.items()
     }
 
 

@@ -21,6 +21,7 @@ _LARGEST = {
 """What is larger, or equal, is rounded to infinity, and refused."""
 _BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 _MAX_EXAMPLE_VALUES = 1000
+_COUNT: Schema = {"type": "integer", "minimum": 0}
 """A larger example would hide the rest of the description."""
 
 
@@ -179,7 +180,14 @@ def infer_request(signature: Signature) -> Schema:
     schema = _object(
         {
             "id": {"type": "string"},
-            "parameters": {"type": ["object", "null"]},
+            "parameters": {
+                "type": ["object", "null"],
+                "properties": {
+                    "priority": _COUNT
+                    | {"description": "1 is the highest; 0, the default, is below all others."},
+                    "timeout": _COUNT | {"description": "Microseconds; 0 for no limit."},
+                },
+            },
             "inputs": {
                 "type": "array",
                 "items": {"anyOf": tensors},

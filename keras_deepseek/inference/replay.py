@@ -33,6 +33,8 @@ class ReplayReport:
         failed: integer. Requests that were answered with an error now.
         largest_difference: float. Of one value of an answer, over the largest value of its output.
         first: string. The first that differs or fails, in words. Empty where there is none.
+        unreadable: integer. Lines that are cut off, as by a full disk or a process that was killed:
+            they were passed over. Defaults to `0`.
 
     Example:
 
@@ -54,6 +56,7 @@ class ReplayReport:
     failed: int
     largest_difference: float
     first: str
+    unreadable: int = 0
 
     @property
     def passed(self) -> bool:
@@ -66,6 +69,8 @@ class ReplayReport:
             f"{self.different} different, {self.failed} failed; "
             f"largest difference {self.largest_difference:.2g}"
         )
+        if self.unreadable:
+            text += f"; lines that could not be read: {self.unreadable}"
         return f"{text}. First: {self.first}" if self.first else text
 
 
@@ -79,7 +84,8 @@ def replay_requests(
     """Sends the requests of a file again, and compares the answers with those in it.
 
     They go to the version that a request without one goes to, whichever answered then: so a new
-    version is compared with the one before it. Requests that had failed are passed over.
+    version is compared with the one before it. Requests that had failed are passed over, and so are
+    lines that are cut off, which are counted.
 
     Args:
         engine: `ServingEngine`. It is started.
@@ -90,12 +96,16 @@ def replay_requests(
             Defaults to `0.0001`.
 
     Raises:
-        InvalidInputError: The file can't be read, or a line of it is none of a request log.
+        InvalidInputError: The file can't be read, a line of it is none of a request log, or it
+            holds no request with its answer.
     """
     engine.start()
     tally = _Tally(tolerance)
     waiting: deque[tuple[int, dict[str, Array], Any]] = deque()
     for number, entry in _read(Path(path)):
+        if entry is None:
+            tally.unreadable += 1
+            continue
         try:
             answer = engine.submit(entry["inputs"], model=model or entry["model"])
         except KerasDeepSeekError as error:
@@ -106,7 +116,14 @@ def replay_requests(
             tally.settle(*waiting.popleft())
     for each in waiting:
         tally.settle(*each)
-    return tally.report()
+    report = tally.report()
+    if not report.requests:
+        found = f", and {report.unreadable} lines that can not be read" if report.unreadable else ""
+        raise InvalidInputError(
+            f"{str(path)!r} holds no request with its answer{found}. Expected a file that "
+            "`log_requests` named."
+        )
+    return report
 
 
 class _Tally:
@@ -115,6 +132,7 @@ class _Tally:
         self._equal = self._close = self._different = self._failed = 0
         self._largest = 0.0
         self._first = ""
+        self.unreadable = 0
 
     def fail(self, number: int, error: BaseException) -> None:
         self._failed += 1
@@ -139,7 +157,7 @@ class _Tally:
 
     def report(self) -> ReplayReport:
         counts = (self._equal, self._close, self._different, self._failed)
-        return ReplayReport(sum(counts), *counts, self._largest, self._first)
+        return ReplayReport(sum(counts), *counts, self._largest, self._first, self.unreadable)
 
 
 def _is_equal(new: Array, old: Array) -> bool:
@@ -174,25 +192,35 @@ def _compare(outputs: dict[str, Array], expected: dict[str, Array]) -> tuple[str
     return "", largest
 
 
-def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the number of each line with outputs, and what it holds."""
+def _read(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Yields the number of each line with outputs, and what it holds; `None` if it is cut off."""
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                where = f"Line {number} of {str(path)!r}"
                 try:
-                    entry = json.loads(line)
-                    if entry.get("outputs") is None:
-                        continue
-                    for kind in ("inputs", "outputs"):
-                        entry[kind] = {
-                            name: decode_array(array) for name, array in entry[kind].items()
-                        }
-                    entry["model"] = str(entry["model"])
-                except InvalidInputError as error:
-                    raise InvalidInputError(f"{where}: {error}") from error
-                except (ValueError, TypeError, KeyError, AttributeError) as error:
-                    raise InvalidInputError(f"{where} is none of a request log.") from error
-                yield number, entry
+                    content = json.loads(line)
+                except ValueError:
+                    yield number, None
+                    continue
+                entry = _read_entry(content, f"Line {number} of {str(path)!r}")
+                if entry is not None:
+                    yield number, entry
     except OSError as error:
         raise InvalidInputError(f"Can't read the requests of {str(path)!r}: {error}.") from error
+
+
+def _read_entry(content: Any, where: str) -> dict[str, Any] | None:
+    """Returns a request and its outputs, or `None` if it had failed."""
+    try:
+        inputs, outputs = content["inputs"], content.get("outputs")
+        if outputs is None:
+            return None
+        return {
+            "inputs": {name: decode_array(array) for name, array in inputs.items()},
+            "outputs": {name: decode_array(array) for name, array in outputs.items()},
+            "model": str(content["model"]),
+        }
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{where}: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InvalidInputError(f"{where} is none of a request log.") from error

@@ -7,6 +7,7 @@ from keras_deepseek.inference.arguments import (
     check_batch_size,
     check_count,
     check_name,
+    check_option_names,
     check_request_options,
     check_seconds,
     check_wait,
@@ -92,3 +93,9 @@ def test_what_is_no_port_is_refused(port):
 def test_what_is_no_host_is_refused(host):
     with pytest.raises(InvalidInputError, match="Expected a name or an address"):
         check_address(host, 8501)
+
+
+def test_an_option_that_there_is_not_is_refused_with_the_nearest():
+    check_option_names({"timeout": 1, "model": "a", "client": "b"})
+    with pytest.raises(InvalidInputError, match=r"option of a request 'timout': did you mean 'tim"):
+        check_option_names({"model": "a", "timout": 1e-9})

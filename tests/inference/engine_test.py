@@ -260,6 +260,16 @@ def test_an_input_that_does_not_fit_is_refused_before_it_meets_others(doubler):
         engine.predict([[1, 2, 3]])
 
 
+def test_an_option_that_is_misspelt_is_refused_by_each_way_in(doubler):
+    with ServingEngine(doubler, warm_up=False) as engine:
+        for call in (engine.predict, engine.submit, engine.submit_async):
+            with pytest.raises(InvalidInputError, match="did you mean 'timeout'"):
+                call([[1, 2]], timout=1e-9)
+        with pytest.raises(InvalidInputError, match="did you mean 'priority'"):
+            asyncio.run(engine.predict_async([[1, 2]], priorty=1))
+        assert engine.statistics().batches == 0
+
+
 def test_statistics_tell_why_batches_left(doubler):
     with ServingEngine(doubler, max_batch_size=4) as engine:
         engine.predict(np.zeros((5, 2)))

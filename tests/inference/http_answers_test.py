@@ -8,6 +8,7 @@ from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.inference.errors import (
     ClosedError,
     DeadlineExceededError,
+    LoadFailedError,
     ModelNotFoundError,
     OverloadedError,
 )
@@ -26,6 +27,7 @@ VERSION = re.compile("/v(?P<version>.*)?")
         (OverloadedError("no", 3.0), 429),
         (ClosedError("no"), 503),
         (DeadlineExceededError("no"), 504),
+        (LoadFailedError("digits"), 500),
     ],
 )
 def test_a_client_s_error_is_told_with_its_status(error, status):

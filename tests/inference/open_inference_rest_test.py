@@ -1,10 +1,14 @@
 import json
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import keras_deepseek
-from keras_deepseek.inference import ModelOptions, ServingEngine
+from keras_deepseek.inference import ModelOptions, ServingEngine, model_control
+from keras_deepseek.inference.errors import LoadFailedError
 from tests.inference.conftest import Doubler
 from tests.oracles.rest_client import RestClient
 
@@ -52,6 +56,29 @@ def test_tensors_go_and_come_as_raw_bytes(client):
     assert output["parameters"] == {"binary_data_size": x.nbytes}
     y = np.frombuffer(answer.body[length:], "float32").reshape(output["shape"])
     np.testing.assert_array_equal(y, 2 * x)
+
+
+def test_its_priority_and_its_timeout_reach_the_engine(client, engine, monkeypatch):
+    told, dispatch = [], engine.dispatch
+
+    def note(*arguments, **options):
+        told.append((options["priority"], options["timeout"]))
+        return dispatch(*arguments, **options)
+
+    monkeypatch.setattr(engine, "dispatch", note)
+    for parameters in ({"priority": 1, "timeout": 50_000_000}, {"priority": 2}, {"other": "x"}):
+        body = request_of([[1, 2]], parameters=parameters)
+        assert client.ask("POST", "/v2/models/double/infer", body).status == 200
+    assert told == [(2**64 - 1, 50.0), (2**64 - 2, None), (0, None)]
+
+
+def test_one_that_is_late_is_told_so(client):
+    body = request_of([[1, 2]], parameters={"timeout": 1})
+    answer = client.ask("POST", "/v2/models/double/infer", body)
+    assert answer.status in (429, 504)  # It may be foreseen.
+    body = request_of([[1, 2]], parameters={"timeout": "soon"})
+    answer = client.ask("POST", "/v2/models/double/infer", body)
+    assert (answer.status, "'timeout' must be" in answer.content["error"]) == (400, True)
 
 
 def test_server_and_model_tell_what_they_are(client):
@@ -106,3 +133,51 @@ def test_what_does_not_fit_is_refused_and_not_run(client, engine, path, body, st
     assert answer.status == status
     assert message in answer.content["error"]
     assert engine.statistics().batches == 0
+
+
+def test_a_model_is_unloaded_and_loaded_again(client, engine, bundle_of, tmp_path):
+    pytest.importorskip("onnxruntime")
+    shutil.copytree(bundle_of("onnx").path, tmp_path / "folder" / "1")
+    engine.follow(tmp_path / "folder", name="followed")
+    infer = ("POST", "/v2/models/followed/infer", request_of([[1, 2]]))
+    assert client.ask(*infer).status == 200
+    answer = client.ask("POST", "/v2/repository/models/followed/unload")
+    assert (answer.status, answer.content) == (200, {"name": "followed", "unload": True})
+    assert client.ask(*infer).status == 404
+    answer = client.ask("POST", "/v2/repository/models/followed/load", {"parameters": {}})
+    assert (answer.status, answer.content) == (200, {"name": "followed", "load": True})
+    assert client.ask(*infer).status == 200
+
+
+def test_others_are_answered_while_a_model_is_loaded(client, engine, monkeypatch):
+    loads, may_end = threading.Event(), threading.Event()
+
+    def load(_engine, _name):
+        loads.set()
+        assert may_end.wait(60)
+
+    monkeypatch.setattr(model_control, "load", load)
+    with ThreadPoolExecutor(1) as pool:
+        other = RestClient(engine.servers[0])
+        answer = pool.submit(other.ask, "POST", "/v2/repository/models/double/load")
+        assert loads.wait(60)
+        assert client.ask("GET", "/v2/health/live").status == 200
+        assert not answer.done()
+        may_end.set()
+        assert answer.result(60).status == 200
+        other.close()
+
+
+@pytest.mark.parametrize("call", ["load", "unload"])
+def test_a_model_that_there_is_not_is_not_found(client, call):
+    answer = client.ask("POST", f"/v2/repository/models/other/{call}")
+    assert (answer.status, "other" in answer.content["error"]) == (404, True)
+
+
+def test_a_model_that_can_t_be_loaded_is_told_so(client, monkeypatch):
+    def load(_engine, name):
+        raise LoadFailedError(name)
+
+    monkeypatch.setattr(model_control, "load", load)
+    answer = client.ask("POST", "/v2/repository/models/double/load")
+    assert (answer.status, "could not be loaded" in answer.content["error"]) == (500, True)

@@ -107,6 +107,28 @@ def test_what_can_t_be_answered_is_refused(ask, status_of, call, fields, status,
     assert (found, text in told) == (status, True), told
 
 
+def test_its_priority_and_the_shorter_limit_reach_the_engine(ask, client, monkeypatch):
+    told, engine = [], client.server.engine
+    dispatch = engine.dispatch_async
+
+    def note(*arguments, **options):
+        told.append((options["priority"], options["timeout"]))
+        return dispatch(*arguments, **options)
+
+    monkeypatch.setattr(engine, "dispatch_async", note)
+    for level, microseconds in (({"uint64_param": 1}, 9 * 10**6), ({"int64_param": 2}, 10**9)):
+        ask(
+            "ModelInfer",
+            model_name="double",
+            inputs=[tensor(1, 2, contents={"fp32_contents": [1, 2]})],
+            parameters={"priority": level, "timeout": {"int64_param": microseconds}},
+        )
+    assert [priority for priority, _ in told] == [2**64 - 1, 2**64 - 2]
+    # The client of these tests waits about a minute.
+    assert told[0][1] == 9.0
+    assert told[1][1] < 1000
+
+
 def test_a_failing_model_is_internal_and_not_shown(ask, status_of, caplog):
     inputs = [tensor(1, 2, contents={"fp32_contents": [-1, 2]})]
     found = status_of(ask, "ModelInfer", model_name="double", inputs=inputs)

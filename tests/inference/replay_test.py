@@ -113,15 +113,40 @@ def test_requests_that_fail_now_are_counted(doubler, log):
 
 
 @pytest.mark.parametrize(
-    "line", ["nonsense", "[]", '{"outputs": {}}', '{"outputs": {}, "inputs": {"x": {}}}', "\xff"]
+    "line",
+    [
+        "[]",
+        '{"status": 200, "path": "/v1/models/model:predict"}',  # Of an access log.
+        '{"outputs": {}}',
+        '{"outputs": {}, "inputs": {"x": {}}}',
+    ],
 )
 def test_a_file_that_is_none_is_refused_with_the_line(doubler, log, line):
-    log.write_text(f"{log.read_text().splitlines()[0]}\n{line}\n", encoding="latin-1")
+    log.write_text(f"{log.read_text().splitlines()[0]}\n{line}\n")
     with (
         ServingEngine(doubler) as engine,
         pytest.raises(InvalidInputError, match=f"Line 2 of '{log}'"),
     ):
         replay_requests(engine, log)
+
+
+def test_a_line_that_is_cut_off_is_passed_over_and_told(doubler, log):
+    log.write_bytes(log.read_bytes()[:-90])  # The last two: one had failed.
+    report = replay(doubler, log, lambda y: y)
+    lines = len(log.read_bytes().splitlines())
+    assert (report.requests, report.unreadable, report.passed) == (lines - 1, 1, True)
+    assert str(report).endswith("; lines that could not be read: 1")
+
+
+@pytest.mark.parametrize("text", ["", "GET / 200\nGET / 200\n"])
+def test_a_file_without_a_request_is_refused(doubler, tmp_path, text):
+    path = tmp_path / "requests"
+    path.write_text(text)
+    with (
+        ServingEngine(doubler) as engine,
+        pytest.raises(InvalidInputError, match="holds no request with its answer"),
+    ):
+        replay_requests(engine, path)
 
 
 def test_a_file_that_is_missing_is_refused(doubler, tmp_path):

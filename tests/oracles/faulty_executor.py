@@ -53,3 +53,21 @@ def refuse() -> Any:
 def leave() -> Any:
     """Ends the process while it is opened."""
     os._exit(9)
+
+
+def nothing() -> Any:
+    """Forgets to return what it made."""
+
+
+START = "FAULTY_START"
+"""The variable of the environment that says what `start_as_told` does."""
+
+
+def start_as_told() -> Any:
+    """Is opened, fails or hangs, as a variable of the environment says."""
+    match os.environ.get(START):
+        case "hangs":
+            threading.Event().wait()
+        case "fails":
+            raise ConnectionError("no storage")
+    return Faulty()

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.inference.executors.tensor_stream import receive_message, send_message
@@ -18,10 +19,18 @@ def open_source(source: str, custom_objects_from: Sequence[str]) -> Executor:
     Args:
         source: string. The path of a model, or `"package.module:function"`, which returns it.
         custom_objects_from: sequence of strings, as in `open_executor`.
+
+    Raises:
+        InvalidInputError: The source can't be opened, or the function returns something else.
     """
     module, _, function = source.partition(":")
     if function and not os.path.exists(source):  # noqa: PTH110 - it may be no path at all.
-        executor: Executor = getattr(importlib.import_module(module), function)()
+        executor = getattr(importlib.import_module(module), function)()
+        if not isinstance(executor, Executor) or isinstance(executor, type):
+            raise InvalidInputError(
+                f"{source!r} returned a {type(executor).__name__}. Expected an `Executor`: an "
+                "object with a `signature` and a method `run`."
+            )
         return executor
     return open_executor(source, custom_objects_from)
 
@@ -36,10 +45,11 @@ def work(connection: socket.socket, source: str, custom_objects_from: Sequence[s
     """
     try:
         executor = open_source(source, custom_objects_from)
+        signature = executor.signature.to_dict()
     except BaseException as error:  # noqa: BLE001 - whatever it was, the other process tells it.
         send_message(connection, {"error": str(error), "kind": type(error).__name__})
         return
-    send_message(connection, {"signature": executor.signature.to_dict()})
+    send_message(connection, {"signature": signature})
     while True:
         try:
             _, inputs = receive_message(connection)

@@ -138,3 +138,21 @@ def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
         "datatype": dtype_of(spec.dtype).open_inference,
         "shape": [-1 if size is None else size for size in spec.shape],
     }
+
+
+def repository_load(name: str) -> dict[str, Any]:
+    """Returns the answer to `POST /v2/repository/models/NAME/load`, in KServe's form.
+
+    Args:
+        name: string. The model that is served now.
+    """
+    return {"name": name, "load": True}
+
+
+def repository_unload(name: str) -> dict[str, Any]:
+    """Returns the answer to `POST /v2/repository/models/NAME/unload`, in KServe's form.
+
+    Args:
+        name: string. The model that is not served any more.
+    """
+    return {"name": name, "unload": True}

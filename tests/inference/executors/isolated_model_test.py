@@ -8,7 +8,7 @@ from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
 from keras_deepseek.inference import ReplicaError, ServingEngine
 from keras_deepseek.inference.executors.isolated_model import IsolatedModel
 from tests.oracles import faulty_executor
-from tests.oracles.faulty_executor import CRASHES, EXITS, FAILS, HANGS
+from tests.oracles.faulty_executor import CRASHES, EXITS, FAILS, HANGS, START
 
 SOURCE = "tests.oracles.faulty_executor"
 
@@ -120,3 +120,56 @@ def test_a_version_that_does_not_warm_up_leaves_no_process():
         (version,) = loaded
         assert version.state == "END"
         assert all(executor._process is None for executor in version._executors)
+
+
+@pytest.fixture
+def told():
+    model = IsolatedModel(f"{SOURCE}:start_as_told", batch_timeout=1.0)
+    model._process.kill()
+    model._process.wait()
+    with pytest.raises(ReplicaError, match="code -9"):
+        model.run(rows_of(1))
+    yield model
+    model.close()
+
+
+def test_one_that_does_not_start_again_is_no_fault_of_the_request(told, monkeypatch):
+    monkeypatch.setenv(START, "fails")
+    with pytest.raises(ReplicaError, match="loaded again: ConnectionError: no storage"):
+        told.run(rows_of(1))
+    monkeypatch.delenv(START)
+    check_answers(told)
+
+
+def test_one_that_hangs_while_it_starts_is_ended(monkeypatch):
+    monkeypatch.setenv(START, "hangs")
+    with pytest.raises(ReplicaError, match=r"had not loaded the model in 0\.5 s"):
+        IsolatedModel(f"{SOURCE}:start_as_told", start_timeout=0.5)
+
+
+def test_one_that_hangs_while_it_starts_does_not_keep_the_engine_from_closing(monkeypatch):
+    options = {"isolated": True, "batch_timeout": 1.0, "max_batch_size": 2}
+    with ServingEngine(f"{SOURCE}:start_as_told", **options) as engine:
+        executor = engine.find()._executors[0]
+        monkeypatch.setenv(START, "hangs")
+        with pytest.raises(ReplicaError, match=r"code 7|had not loaded"):
+            engine.predict(rows_of(EXITS))
+        futures = [engine.submit(rows_of(1)) for _ in range(3)]
+    for future in futures:
+        with pytest.raises(ReplicaError, match=r"had not loaded|did not start"):
+            future.result(0)
+    assert executor._process is None
+
+
+def test_one_that_starts_again_still_answers_while_the_engine_closes(monkeypatch):
+    options = {"isolated": True, "batch_timeout": 60.0, "max_batch_size": 2}
+    with ServingEngine(f"{SOURCE}:start_as_told", **options) as engine:
+        with pytest.raises(ReplicaError, match="code 7"):
+            engine.predict(rows_of(EXITS))
+        future = engine.submit(rows_of(1))
+    assert future.result(0)["y"].tolist() == [[2, 0]]
+
+
+def test_a_function_that_returns_no_executor_is_named():
+    with pytest.raises(InvalidInputError, match=r"^'.*:nothing' returned a NoneType. Expected an"):
+        IsolatedModel(f"{SOURCE}:nothing")

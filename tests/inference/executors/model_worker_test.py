@@ -37,3 +37,7 @@ def test_what_can_not_be_opened_is_told():
     with ours, theirs:
         work(theirs, "no.such.module:function", ())
         assert receive_message(ours)[0]["kind"] == "ModuleNotFoundError"
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        work(theirs, "tests.oracles.faulty_executor:nothing", ())
+        assert receive_message(ours)[0]["kind"] == "InvalidInputError"

@@ -59,3 +59,8 @@ def test_the_index_is_asked_for_with_or_without_a_body(body, ready):
 def test_a_bad_body_is_refused(body):
     with pytest.raises(InvalidInputError):
         open_inference_models.parse_repository_index(body)
+
+
+def test_a_load_and_an_unload_are_told_as_kserve_does():
+    assert open_inference_models.repository_load("m") == {"name": "m", "load": True}
+    assert open_inference_models.repository_unload("m") == {"name": "m", "unload": True}
