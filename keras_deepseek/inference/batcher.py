@@ -108,6 +108,8 @@ class Batcher:
         self._deadlines = DeadlineWatch(self._expire, clock)
         self._threads: list[threading.Thread] = []
         self._totals = BatchTotals()
+        self._running: set[Batch] = set()
+        self._is_given_up = False
         self._num_waiting = 0
         self._wakes_at = math.inf
 
@@ -167,12 +169,17 @@ class Batcher:
             self._queue.forget(request)
             return True
 
-    def close(self, drain: bool = True) -> None:
+    def close(self, drain: bool = True, seconds: float | None = None) -> bool:
         """Accepts nothing more and returns when what was accepted is answered.
 
         Args:
             drain: boolean. Whether what still waits is run; otherwise it is answered with a
                 `ClosedError`. Defaults to `True`.
+            seconds: float. After these, what waits or runs is answered with a `ClosedError`. A call
+                of the model that hangs keeps its thread. Defaults to `None`: there is no limit.
+
+        Returns:
+            Whether no call of the model is left.
         """
         with self._condition:
             self._queue.is_closing = True
@@ -183,9 +190,11 @@ class Batcher:
         self._after_batch()
         if not self._threads:
             self._work(self._replicas[0])
-        for thread in self._threads:
-            thread.join()
+        has_ended = self._join(seconds)
+        if not has_ended:
+            self._give_up()
         self._deadlines.close()
+        return has_ended
 
     def statistics(self) -> BatchStatistics:
         """Returns what was done so far."""
@@ -204,12 +213,31 @@ class Batcher:
                 self._expire()
                 with self._condition:
                     batch = self._queue.next_batch(self._clock())
-                if batch is None:  # Another replica took it.
-                    continue
+                    if batch is None:  # Another replica took it.
+                        continue
+                    self._running.add(batch)
                 self._answer(batch, run)
                 self._after_batch()
                 with self._condition:
+                    self._running.remove(batch)
                     self._queue.free(self._clock())
+
+    def _join(self, seconds: float | None) -> bool:
+        """Waits for the threads; returns whether all have ended. Time is the system's here."""
+        until = None if seconds is None else time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(None if until is None else max(until - time.monotonic(), 0.0))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _give_up(self) -> None:
+        """Answers all that waits or runs with an error."""
+        with self._condition:
+            self._is_given_up = True
+            requests = self._queue.clear()
+            requests += [part.request for batch in self._running for part in batch.slices]
+        for request in requests:
+            request.fail(ClosedError("The batcher was closed, and the model did not end in time."))
+        self._after_batch()
 
     def _is_early(self, now: float) -> bool:
         """Whether a thread that waits would wake too late. Waking one for nothing is dear."""
@@ -245,6 +273,8 @@ class Batcher:
             return
         singles = batch.split() if len(batch.slices) > 1 else []
         for single in singles:
+            if self._is_given_up:
+                return
             single_error = self._try(single, run)
             if single_error is not None:
                 self._fail(single, single_error)

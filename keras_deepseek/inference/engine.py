@@ -7,6 +7,7 @@ listen; this file sends requests from one to the other.
 import asyncio
 import os
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -150,6 +151,7 @@ class ServingEngine(ModelHost):
             self._close_request_log()
             raise
         self._servers: Sequence[Server] = ()
+        self._grace_seconds: float | None = None
 
     @property
     def servers(self) -> Sequence[Server]:
@@ -157,11 +159,17 @@ class ServingEngine(ModelHost):
         return self._servers
 
     def close(self) -> None:
-        """Becomes unready, answers what was accepted, and stops the servers. It can't be undone."""
+        """Becomes unready, answers what was accepted, and stops the servers. It can't be undone.
+
+        Where there were servers, what is not answered within their `grace_seconds` gets a
+        `ClosedError`, and a model that hangs is left to itself; else it is waited for.
+        """
         if not self._begin_to_close():
             return
+        start = time.monotonic()
         stop_servers(self._servers)
-        self._close_models()
+        grace = self._grace_seconds
+        self._close_models(None if grace is None else start + grace - time.monotonic())
         self._close_request_log()
 
     def predict(self, x: Any, **options: Unpack[RequestOptions]) -> Any:
@@ -347,6 +355,7 @@ class ServingEngine(ModelHost):
                 **notes,
             )
             servers.append(grpc)
+        self._grace_seconds = max(limits.grace_seconds, self._grace_seconds or 0.0)
         self._start_servers(servers)
         if block:
             try:

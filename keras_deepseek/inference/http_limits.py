@@ -26,8 +26,8 @@ class HttpLimits:
             to read the answer and to close. Defaults to `1.0`.
         settle_seconds: float. That a stopping server still takes a request on an idle connection:
             the client may have sent it already. Defaults to `0.2`.
-        grace_seconds: float. That a stopping server waits for requests in flight. Defaults to
-            `30.0`.
+        grace_seconds: float. That a stopping server waits for requests in flight, and a closing
+            engine with servers for its models. Defaults to `30.0`.
 
     Raises:
         InvalidInputError: A limit is not a positive number.

@@ -5,6 +5,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -23,6 +24,9 @@ from keras_deepseek.inference.model_version import ModelVersion
 from keras_deepseek.inference.protocols.tf_serving_model_service import ModelConfig
 from keras_deepseek.inference.served_model import ServedModel
 from keras_deepseek.inference.turns import Turns
+
+LEAST_SECONDS = 0.5
+"""What each version gets to end: its threads are woken for it, though nothing runs."""
 
 
 class ModelHost:
@@ -305,14 +309,20 @@ class ModelHost:
             self._state = "closed"
         return was_open
 
-    def _close_models(self) -> None:
-        """Answers what was accepted. No client may change any more which folders are followed."""
+    def _close_models(self, seconds: float | None = None) -> None:
+        """Answers what was accepted. No client may change any more which folders are followed.
+
+        With `seconds`, what is not answered by then gets a `ClosedError`.
+        """
+        until = None if seconds is None else time.monotonic() + seconds
         for folder in self._folders:
             folder.stop()
         with self._loading:
             for served in self._models.values():
                 for version in served.versions.values():
-                    version.close()
+                    version.close(
+                        None if until is None else max(until - time.monotonic(), LEAST_SECONDS)
+                    )
 
     def _open_first(self, model: Any, version: int) -> None:
         """Loads what the constructor was given."""

@@ -3,6 +3,7 @@
 `served_model` holds the versions of a model; `engine` sends requests to them.
 """
 
+import logging
 import math
 import os
 import time
@@ -25,6 +26,8 @@ from keras_deepseek.inference.padding import Padder
 from keras_deepseek.inference.response_cache import ResponseCache
 from keras_deepseek.inference.turns import Turns
 from keras_deepseek.inference.warm_up import check_padding, run_every_size
+
+_logger = logging.getLogger(__name__)
 
 State = Literal["LOADING", "AVAILABLE", "UNLOADING", "END"]
 """TF Serving's words for where a version is in its life."""
@@ -174,21 +177,34 @@ class ModelVersion:
             self._order.settle(client)
             self._after_batch()
 
-    def close(self) -> None:
-        """Accepts nothing more and returns when what was accepted is answered."""
+    def close(self, seconds: float | None = None) -> None:
+        """Accepts nothing more and returns when what was accepted is answered.
+
+        Args:
+            seconds: float. After these, what is not answered gets a `ClosedError`, and a model that
+                still runs is left to itself; a process of its own is ended. Defaults to `None`:
+                there is no limit.
+        """
         self.state = "UNLOADING"
         for executor in self._executors:
             if isinstance(executor, IsolatedModel):
                 executor.hurry()
-        self._batcher.close(drain=True)
-        self._close_executors()
+        has_ended = self._batcher.close(drain=True, seconds=seconds)
+        if not has_ended:
+            _logger.error(
+                "Version %d of the model %r did not end in time; what it computes is given up.",
+                self.number,
+                self.name,
+            )
+        # What runs in this process can't be closed under a batch.
+        self._close_executors(ClosingExecutor if has_ended else IsolatedModel)
         self.state = "END"
 
-    def _close_executors(self) -> None:
+    def _close_executors(self, kind: type = ClosingExecutor) -> None:
         if not self._owns_executors:
             return
         for executor in self._executors:
-            if isinstance(executor, ClosingExecutor):
+            if isinstance(executor, kind) and isinstance(executor, ClosingExecutor):
                 executor.close()
 
     def statistics(self) -> BatchStatistics:

@@ -186,6 +186,22 @@ def test_closing_without_draining_says_so_to_those_who_wait(doubler, rows):
     assert doubler.sizes == []
 
 
+def test_closing_gives_up_what_does_not_end_in_its_seconds(doubler, rows):
+    batcher = Batcher([doubler.run], max_batch_size=2)
+    doubler.hold()
+    together = [submit(batcher, rows(-1)), submit(batcher, rows(2))]
+    batcher.start()
+    assert doubler.entered.wait(60)
+    waiting = submit(batcher, rows(3))
+    assert not batcher.close(seconds=0.0)
+    for answer in (*together, waiting):
+        with pytest.raises(ClosedError, match="did not end in time"):
+            answer.result()
+    doubler.release()
+    assert batcher.close(seconds=60.0)
+    assert doubler.sizes == [2]  # What failed was not tried again, what waited not run.
+
+
 def test_the_callback_comes_once_a_batch_when_all_of_it_is_answered(doubler, rows):
     finished = []
     batcher = Batcher([doubler.run], after_batch=lambda: finished.append(all_done()))

@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
-from keras_deepseek.inference import HttpLimits, HttpServer, OverloadedError, ServingEngine
+from keras_deepseek.inference import (
+    HttpLimits,
+    HttpServer,
+    OverloadedError,
+    ServingEngine,
+    model_host,
+)
 from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError
 from tests.inference.conftest import Doubler
 
@@ -253,6 +259,19 @@ def test_too_many_waiting_rows_are_refused(doubler):
         with pytest.raises(OverloadedError):
             engine.predict([[1, 1]])
         doubler.release()
+
+
+def test_closing_with_a_server_does_not_wait_for_ever(doubler, monkeypatch):
+    monkeypatch.setattr(model_host, "LEAST_SECONDS", 0.0)
+    engine = ServingEngine(doubler, warm_up=False)
+    engine.serve(0, limits=HttpLimits(settle_seconds=0.001, grace_seconds=0.001))
+    doubler.hold()
+    answer = engine.submit([[1, 1]])
+    assert doubler.entered.wait(60)
+    engine.close()
+    doubler.release()
+    with pytest.raises(ClosedError, match="did not end in time"):
+        answer.result(60)
 
 
 def test_an_input_that_does_not_fit_is_refused_before_it_meets_others(doubler):

@@ -57,7 +57,7 @@ def test_a_model_that_can_t_be_loaded_ends_those_before_it(config_of, monkeypatc
     closed = []
     monkeypatch.setattr(
         "keras_deepseek.inference.model_version.ModelVersion.close",
-        lambda version: closed.append((version.name, version.number)),
+        lambda version, seconds: closed.append((version.name, version.number)),
     )
     models = read_model_config(config_of())
     (tmp_path / "second/4/model.onnx").write_bytes(b"nothing")

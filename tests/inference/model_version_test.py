@@ -79,6 +79,33 @@ def test_what_came_from_a_path_is_closed_and_a_user_s_own_is_not(doubler, monkey
     assert closed == [doubler, doubler]
 
 
+@pytest.mark.parametrize("isolated", [True, False])
+def test_a_model_that_hangs_is_given_up_and_a_process_of_its_own_ended(
+    isolated, monkeypatch, caplog
+):
+    class Closing(Doubler):
+        is_closed = False
+
+        def close(self):
+            self.is_closed = True
+
+    hanging = Closing()
+    monkeypatch.setattr(model_version, "_open", lambda model, options: hanging)
+    if isolated:
+        monkeypatch.setattr(model_version, "IsolatedModel", Closing)
+    version = open_version("a path", warm_up=False)
+    version.start()
+    hanging.hold()
+    request, answered = submit(version, 1)
+    assert hanging.entered.wait(60)
+    version.close(seconds=0.0)
+    hanging.release()
+    assert answered.is_set()
+    assert isinstance(request.error, ClosedError)
+    assert (version.state, hanging.is_closed) == ("END", isolated)
+    assert "did not end in time" in caplog.text
+
+
 def test_what_fails_its_warm_up_is_closed(doubler, monkeypatch):
     closed = []
     doubler.close = lambda: closed.append(doubler)
