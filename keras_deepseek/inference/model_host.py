@@ -266,24 +266,28 @@ class ModelHost:
     def find(
         self, name: str | None = None, version: int | None = None, label: str = ""
     ) -> ModelVersion:
-        """Returns the version that a request is for.
+        """Returns the version that a question is about: what it takes, how it does.
 
         Args:
             name: string. Defaults to `None`: the engine's own model.
-            version: integer. Defaults to `None`: the newest, or one on trial.
+            version: integer. Defaults to `None`: the newest that is not on trial. Where a request
+                goes, which may be one on trial, `ServedModel.find` says.
             label: string. In place of a version. Defaults to `""`.
 
         Raises:
             ModelNotFoundError: There is no such model, version or label.
         """
-        return self._find_model(name).find(version, label)
+        served = self._find_model(name)
+        if version is None and not label:
+            return served.newest()
+        return served.find(version, label)
 
     def statistics(self, model: str | None = None, version: int | None = None) -> BatchStatistics:
         """Returns how many batches and rows were run, and why the last batches left.
 
         Args:
             model: string. The model's name. Defaults to `None`: the engine's own.
-            version: integer. Defaults to `None`: the newest.
+            version: integer. Defaults to `None`: the newest that is not on trial.
         """
         return self.find(model, version).statistics()
 
