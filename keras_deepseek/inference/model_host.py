@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from keras_deepseek.artifacts.signature import Signature
-from keras_deepseek.inference.arguments import check_count, check_name
+from keras_deepseek.inference.arguments import check_count, check_name, check_version
 from keras_deepseek.inference.batch_totals import BatchStatistics
 from keras_deepseek.inference.engine_monitor import EngineMonitor
 from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
@@ -148,7 +148,7 @@ class ModelHost:
         with self._loading, self.monitor.loading(name):
             served = self._models.get(name) or ServedModel(name)
             number = max(served.states, default=0) + 1 if version is None else version
-            check_count("version", number)
+            check_version(number, model)
             if share is not None:
                 served.check_share(number, share)
             if name not in self._models:
@@ -364,7 +364,7 @@ class ModelHost:
 
     def _open(self, model: Any, name: str, number: int, options: ModelOptions) -> ModelVersion:
         check_name(name)
-        check_count("version", number)
+        check_version(number, model)
         return ModelVersion(name, number, model, options, self._delivery.flush, self._turns)
 
     def _add_model(self, name: str) -> ServedModel:

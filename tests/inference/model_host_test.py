@@ -106,7 +106,9 @@ def test_a_version_that_can_not_be_opened_is_remembered_too():
             engine.predict([[1, 1]], model="other")
 
 
-@pytest.mark.parametrize("options", [{"version": -1}, {"share": 2}, {"version": 1, "share": 2}])
+@pytest.mark.parametrize(
+    "options", [{"version": -1}, {"version": 0}, {"share": 2}, {"version": 1, "share": 2}]
+)
 def test_an_argument_that_does_not_fit_is_no_version_that_failed(options):
     with ServingEngine(Times(2)) as engine:
         fail_to_load(engine, Times(3), **options)
