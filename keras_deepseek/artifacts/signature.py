@@ -85,7 +85,7 @@ class TensorSpec:
         return array
 
     def _cast(self, array: Array) -> Array:
-        target = _find_dtype(self.dtype)
+        target = find_dtype(self.dtype)
         if array.dtype == target:
             return array
         try:
@@ -122,7 +122,12 @@ def _fits(sizes: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
 
 # To ask each array's dtype for its name would take longer than to cast a small array.
 @functools.cache
-def _find_dtype(name: str) -> np.dtype[Any]:
+def find_dtype(name: str) -> np.dtype[Any]:
+    """Returns NumPy's dtype of a name in a signature.
+
+    Args:
+        name: string. NumPy's, or `"bfloat16"`, which NumPy has by the package `ml_dtypes` alone.
+    """
     if name == "bfloat16":
         import ml_dtypes  # It makes the name known to NumPy.
 

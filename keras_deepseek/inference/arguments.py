@@ -1,6 +1,7 @@
 """Checks what a user gives to the engine, before anything is loaded or started for it."""
 
 import math
+import os
 import re
 from collections.abc import Iterable
 
@@ -30,6 +31,21 @@ def check_count(argument: str, value: int) -> None:
         raise InvalidInputError(
             f"Received {argument}={value!r}. Expected an integer of at least 1."
         )
+
+
+def check_version(version: int, model: object) -> None:
+    """Refuses a version that is not a whole number of at least 1.
+
+    Args:
+        version: integer.
+        model: What is to be served, or its path.
+    """
+    if version == 0 and isinstance(model, str | os.PathLike):
+        raise InvalidInputError(
+            f"Received version 0, of {os.fspath(model)!r}. Versions start at 1, as clients that "
+            "say 0 mean the newest: rename the folder, or give another version."
+        )
+    check_count("version", version)
 
 
 def check_cache_entries(value: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from keras_deepseek.artifacts.signature import Signature
-from keras_deepseek.inference.arguments import check_count, check_name
+from keras_deepseek.inference.arguments import check_count, check_name, check_version
 from keras_deepseek.inference.batch_totals import BatchStatistics
 from keras_deepseek.inference.engine_monitor import EngineMonitor
 from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
@@ -152,7 +152,7 @@ class ModelHost:
         with self._loading, self.monitor.loading(name):
             served = self._models.get(name) or ServedModel(name)
             number = max(served.states, default=0) + 1 if version is None else version
-            check_count("version", number)
+            check_version(number, model)
             if share is not None:
                 served.check_share(number, share)
             if name not in self._models:
@@ -270,24 +270,28 @@ class ModelHost:
     def find(
         self, name: str | None = None, version: int | None = None, label: str = ""
     ) -> ModelVersion:
-        """Returns the version that a request is for.
+        """Returns the version that a question is about: what it takes, how it does.
 
         Args:
             name: string. Defaults to `None`: the engine's own model.
-            version: integer. Defaults to `None`: the newest, or one on trial.
+            version: integer. Defaults to `None`: the newest that is not on trial. Where a request
+                goes, which may be one on trial, `ServedModel.find` says.
             label: string. In place of a version. Defaults to `""`.
 
         Raises:
             ModelNotFoundError: There is no such model, version or label.
         """
-        return self._find_model(name).find(version, label)
+        served = self._find_model(name)
+        if version is None and not label:
+            return served.newest()
+        return served.find(version, label)
 
     def statistics(self, model: str | None = None, version: int | None = None) -> BatchStatistics:
         """Returns how many batches and rows were run, and why the last batches left.
 
         Args:
             model: string. The model's name. Defaults to `None`: the engine's own.
-            version: integer. Defaults to `None`: the newest.
+            version: integer. Defaults to `None`: the newest that is not on trial.
         """
         return self.find(model, version).statistics()
 
@@ -370,7 +374,7 @@ class ModelHost:
 
     def _open(self, model: Any, name: str, number: int, options: ModelOptions) -> ModelVersion:
         check_name(name)
-        check_count("version", number)
+        check_version(number, model)
         return ModelVersion(name, number, model, options, self._delivery.flush, self._turns)
 
     def _add_model(self, name: str) -> ServedModel:

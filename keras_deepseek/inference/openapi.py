@@ -45,7 +45,7 @@ def describe_server(engine: "ServingEngine", *, asks_for_tokens: bool = False) -
     }
     for name, served in engine.models.items():
         if served.versions:
-            signature = served.find().signature
+            signature = served.newest().signature
             schemas |= _model_schemas(name, signature)
             paths |= _tf_serving_paths(name, served, signature)
             paths |= _open_inference_paths(name, served)

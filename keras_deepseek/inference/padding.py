@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
+from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec, find_dtype
 
 BY_VALUE = "by_value"
 
@@ -130,7 +130,9 @@ class Padder:
             axis = self._free[of][0]
             is_data = np.arange(filled[of].shape[axis]) < inputs[of].shape[axis]
             rows = len(inputs[of])
-            filled[spec.name] = np.broadcast_to(is_data, (rows, len(is_data))).astype(spec.dtype)
+            filled[spec.name] = np.broadcast_to(is_data, (rows, len(is_data))).astype(
+                find_dtype(spec.dtype)
+            )
         return filled
 
     def cut(self, outputs: Mapping[str, Array], inputs: Mapping[str, Array]) -> dict[str, Array]:

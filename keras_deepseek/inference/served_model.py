@@ -66,6 +66,20 @@ class ServedModel:
         """The versions that labels stand for."""
         return self._labels
 
+    def newest(self) -> ModelVersion:
+        """Returns the newest version that is available and not on trial; else the newest.
+
+        Raises:
+            ModelNotFoundError: There is none.
+        """
+        versions, shares = self._versions, self._shares
+        if not versions:
+            raise ModelNotFoundError(f"The model {self.name!r} has no version.")
+        for number in reversed(versions):
+            if number not in shares and versions[number].state == "AVAILABLE":
+                return versions[number]
+        return next(versions[number] for number in reversed(versions))
+
     def find(self, version: int | None = None, label: str = "") -> ModelVersion:
         """Returns the version that a request is for.
 
@@ -221,12 +235,7 @@ class ServedModel:
                 on_trial = versions.get(number)
                 if point < 0 and on_trial is not None and _is_available(on_trial):
                     return on_trial
-        if not versions:
-            raise ModelNotFoundError(f"The model {self.name!r} has no version.")
-        for number in reversed(versions):
-            if number not in shares and versions[number].state == "AVAILABLE":
-                return versions[number]
-        return next(versions[number] for number in reversed(versions))
+        return self.newest()
 
     def _with_share(self, number: int, share: float) -> dict[int, float]:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:

@@ -1,12 +1,12 @@
 """What a version runs before it is asked: every batch size that it will see, and a filled row."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
+from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec, find_dtype
 from keras_deepseek.inference.batch import check_rows
 from keras_deepseek.inference.batch_time import BatchTime
 from keras_deepseek.inference.executors.executor import Executor
@@ -35,7 +35,8 @@ def run_every_size(
         batch_time: `BatchTime`. Learns how long a batch takes.
 
     Raises:
-        NotSupportedError: The model does not give a row for each row.
+        InvalidInputError: The model gives other outputs than its signature says.
+        NotSupportedError: It does not give a row for each row.
     """
     specs = executors[0].signature.inputs
     is_free = any(size is None for spec in specs for size in spec.shape[1:])
@@ -46,7 +47,9 @@ def run_every_size(
         for rows in buckets:
             inputs = {spec.name: _zeros(spec, rows, length) for spec in specs}
             for executor in executors:
-                check_rows(executor.run(inputs), rows)
+                outputs = executor.run(inputs)
+                _check_names(outputs, executor.signature)
+                check_rows(outputs, rows)
             start = time.monotonic()
             executors[0].run(inputs)  # The first call may have compiled: it tells nothing.
             batch_time.add(rows, time.monotonic() - start)
@@ -70,7 +73,7 @@ def check_padding(executor: Executor, padder: Padder, lengths: Sequence[int], ro
     generator = np.random.default_rng(0)
     inputs = {spec.name: _random(generator, spec, rows, length) for spec in padder.signature.inputs}
     masks = {
-        spec.name: np.ones((rows, length), spec.dtype)
+        spec.name: np.ones((rows, length), find_dtype(spec.dtype))
         for spec in _without(executor.signature, padder.signature)
     }
     alone = executor.run({**inputs, **masks})
@@ -85,17 +88,28 @@ def check_padding(executor: Executor, padder: Padder, lengths: Sequence[int], ro
             )
 
 
+def _check_names(outputs: object, signature: Signature) -> None:
+    expected = [spec.name for spec in signature.outputs]
+    found = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
+    if not isinstance(outputs, Mapping) or set(outputs) != set(expected):
+        raise InvalidInputError(
+            f"The model gave the outputs {found}; its signature says {expected}. `run` returns a "
+            "dict of arrays by these names."
+        )
+
+
 def _zeros(spec: TensorSpec, rows: int, length: int) -> Array:
     sizes = [length if size is None else size for size in spec.shape[1:]]
-    return np.zeros((rows, *sizes), spec.dtype)
+    return np.zeros((rows, *sizes), find_dtype(spec.dtype))
 
 
 def _random(generator: np.random.Generator, spec: TensorSpec, rows: int, length: int) -> Array:
     sizes = (rows, *(length if size is None else size for size in spec.shape[1:]))
-    if np.dtype(spec.dtype).kind in "iub":
+    dtype = find_dtype(spec.dtype)
+    if dtype.kind in "iub":
         # What every vocabulary has.
-        return np.ones(sizes, spec.dtype)
-    return generator.normal(size=sizes).astype(spec.dtype)
+        return np.ones(sizes, dtype)
+    return generator.normal(size=sizes).astype(dtype)
 
 
 def _without(signature: Signature, kept: Signature) -> list[TensorSpec]:

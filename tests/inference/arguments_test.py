@@ -10,6 +10,7 @@ from keras_deepseek.inference.arguments import (
     check_option_names,
     check_request_options,
     check_seconds,
+    check_version,
     check_wait,
 )
 
@@ -23,6 +24,15 @@ def test_a_name_of_letters_digits_and_marks_is_taken(name):
 def test_a_name_that_would_break_the_url_is_refused(name):
     with pytest.raises(InvalidInputError, match="part of the URL"):
         check_name(name)
+
+
+def test_a_version_starts_at_1_and_a_folder_0_is_named():
+    check_version(1, "models/1")
+    with pytest.raises(InvalidInputError, match=r"version 0, of 'models/0'\. .* rename the folder"):
+        check_version(0, "models/0")
+    for version in (0, "1", None):
+        with pytest.raises(InvalidInputError, match=r"version=.* an integer of at least 1"):
+            check_version(version, object())
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "8", None])

@@ -195,6 +195,16 @@ def test_a_policy_that_is_none_is_refused(engine, folder, policy):
         ModelFolder(engine, folder, "digits", OPTIONS, versions=policy)
 
 
+def test_a_version_0_is_refused_by_its_folder_s_name(tmp_path, bundle, engine, folder, caplog):
+    shutil.copytree(bundle, tmp_path / "zero/0")
+    with pytest.raises(InvalidInputError, match=r"version 0, of '.*zero/0'.*rename the folder"):
+        ServingEngine(tmp_path / "zero", name="digits", warm_up=False)
+    shutil.copytree(bundle, folder / "0")
+    follower(engine, folder, versions="all")
+    assert "rename the folder" in caplog.text
+    assert states(engine) == {1: "AVAILABLE"}
+
+
 def test_it_looks_by_itself_until_it_is_stopped(engine, folder, bundle):
     model_folder = ModelFolder(engine, folder, "digits", OPTIONS, poll_seconds=0.001)
     looked, look = threading.Event(), model_folder.look

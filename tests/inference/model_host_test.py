@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 from keras_deepseek.inference import ModelOptions, ServingEngine
 from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
-from tests.inference.conftest import Doubler
+from keras_deepseek.inference.openapi import describe_server
+from tests.inference.conftest import DOUBLE, Doubler
 
 
 class Times(Doubler):
@@ -105,7 +106,9 @@ def test_a_version_that_can_not_be_opened_is_remembered_too():
             engine.predict([[1, 1]], model="other")
 
 
-@pytest.mark.parametrize("options", [{"version": -1}, {"share": 2}, {"version": 1, "share": 2}])
+@pytest.mark.parametrize(
+    "options", [{"version": -1}, {"version": 0}, {"share": 2}, {"version": 1, "share": 2}]
+)
 def test_an_argument_that_does_not_fit_is_no_version_that_failed(options):
     with ServingEngine(Times(2)) as engine:
         fail_to_load(engine, Times(3), **options)
@@ -140,6 +143,21 @@ def test_a_version_on_trial_leaves_the_others_where_they_are():
         engine.load(Times(3), share=0.0)
         assert engine.predict([[1, 1]]).tolist() == [[2, 2]]
         assert engine.predict([[1, 1]], version=2).tolist() == [[3, 3]]
+
+
+def test_what_describes_a_model_is_that_of_the_version_that_is_not_on_trial():
+    with ServingEngine(Times(2)) as engine:
+        other = Signature(DOUBLE.inputs, (TensorSpec("other", (None, 2), "float32"),))
+        model = Times(3)
+        model.signature, model.run = other, lambda inputs: {"other": inputs["x"]}
+        engine.load(model, share=0.9)
+        engine.models["model"]._draw = lambda: 0.0
+        assert engine.predict([[1, 1]]).tolist() == [[1, 1]]
+        assert engine.find().number == 1
+        assert engine.signature == DOUBLE
+        assert engine.statistics().rows == 0
+        assert engine.statistics(version=2).rows == 1
+        assert "other" not in str(describe_server(engine)["components"]["schemas"])
 
 
 def test_several_models_are_served_by_name_each_with_options_of_its_own():

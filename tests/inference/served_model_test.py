@@ -76,6 +76,16 @@ def test_a_version_on_trial_gets_its_share(served, points):
     assert served.on_trial == {}
 
 
+def test_the_newest_is_the_same_during_a_trial(served, points):
+    served.set_share(7, 0.9)
+    points[0] = 0.0
+    assert (served.find().number, served.newest().number) == (7, 5)
+    served.set_share(7, 1)
+    assert served.newest().number == 7
+    with pytest.raises(ModelNotFoundError, match="has no version"):
+        ServedModel("m").newest()
+
+
 def test_a_share_of_zero_is_a_version_that_is_asked_by_its_number_alone(served, points):
     served.set_share(7, 0)
     points[0] = 0.0

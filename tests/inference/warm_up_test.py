@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -63,6 +66,38 @@ def test_a_model_that_loses_rows_is_refused():
 
     with pytest.raises(NotSupportedError, match=r"Output 'y' has shape \(1, 2\) for 2 rows"):
         run_every_size([Losing()], (1, 2), (), BatchTime())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "found"),
+    [({}, r"\[\]"), ({"z": np.ones((1, 2))}, r"\['z'\]"), (None, "NoneType")],
+)
+def test_a_model_that_gives_other_outputs_than_it_says_is_refused(outputs, found):
+    class Other(Doubler):
+        def run(self, inputs):
+            return outputs
+
+    message = rf"gave the outputs {found}; its signature says \['y'\]"
+    with pytest.raises(InvalidInputError, match=message):
+        run_every_size([Other()], (1,), (), BatchTime())
+
+
+def test_a_model_of_bfloat16_is_run_though_nothing_has_named_it_to_numpy():
+    pytest.importorskip("ml_dtypes")
+    script = """
+from keras_deepseek.artifacts import Signature, TensorSpec
+from keras_deepseek.inference import ServingEngine
+class Same:
+    signature = Signature(
+        (TensorSpec("x", (None, 2), "bfloat16"),), (TensorSpec("y", (None, 2), "bfloat16"),)
+    )
+    def run(self, inputs):
+        return {"y": inputs["x"]}
+with ServingEngine(Same()) as engine:
+    print(engine.predict([[1, 2]]).dtype)
+"""
+    command = [sys.executable, "-c", script]
+    assert subprocess.check_output(command, text=True).strip() == "bfloat16"
 
 
 def test_requests_of_unequal_lengths_share_a_batch_and_get_their_own_answers():

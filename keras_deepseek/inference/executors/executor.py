@@ -10,8 +10,8 @@ class Executor(Protocol):
     """Something that computes outputs from inputs, one row of each for each row.
 
     Write your own to serve what is not a Keras model: `ServingEngine` takes any object with these
-    two members. `run` is called from one thread at a time, with every batch size that the engine
-    uses.
+    two members. `run` is called with every batch size that the engine uses; with `replicas=1`, the
+    default, from one thread at a time, and with more from as many threads at the same time.
 
     Example:
 
