@@ -105,7 +105,7 @@ def test_another_path_or_method_is_refused_in_tf_serving_s_words(
         ("not json", "not JSON"),
         ("{}", "either 'instances' or 'inputs'"),
         ('{"instances": [[1, 2, 3]]}', "received shape (1, 3); expected x: float32 (any, 2)"),
-        ('{"instances": [["a", "b"]]}', "received dtype"),
+        ('{"instances": [["a", "b"]]}', "received text; expected x"),
         ('{"instances": [[1], [1, 2]]}', "rows of unequal length"),
         ('{"instances": [{"z": [1, 2]}]}', "missing ['x'], unknown ['z']"),
     ],
