@@ -229,6 +229,26 @@ def test_requests_are_logged_where_that_is_asked_for(engine, lines):
     assert second["request_id"] == other != "two words"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (PREDICT, {"instances": [[-1, 2]]}),
+        (
+            "/v2/models/double/infer",
+            {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [-1, 2]}]},
+        ),
+    ],
+)
+def test_the_log_says_which_request_met_a_failing_model(engine, lines, caplog, path, body):
+    server = engine.serve(0, access_log=True)
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+    connection.request("POST", path, json.dumps(body), {"X-Request-Id": "mine-1"})
+    response = connection.getresponse()
+    assert (response.status, response.headers["X-Request-Id"]) == (500, "mine-1")
+    connection.close()
+    assert "The model 'double' failed. Request: mine-1." in caplog.text
+
+
 def test_nothing_is_logged_otherwise(ask, lines):
     assert ask("POST", PREDICT, '{"instances": [[1, 2]]}')[0] == 200
     assert lines() == []
