@@ -97,8 +97,7 @@ class TensorSpec:
         except FloatingPointError:
             pass  # A float beyond the range of a shorter one.
         raise InvalidInputError(
-            f"Input {self.name!r}: received dtype {array.dtype}, whose values can't all be "
-            f"{self.dtype}; expected {self}."
+            f"Input {self.name!r}: received {_describe(array, self.dtype)}; expected {self}."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,6 +108,22 @@ class TensorSpec:
     def from_dict(cls, config: Mapping[str, Any]) -> "TensorSpec":
         """Returns what `to_dict` was called on."""
         return cls(str(config["name"]), tuple(config["shape"]), str(config["dtype"]))
+
+
+def _describe(array: Array, wanted: str) -> str:
+    """Returns what can't be of the dtype that is wanted, in words for who sent it, as in JSON."""
+    if array.dtype.kind not in "SUO":
+        kind = "text" if wanted == "object" else wanted
+        return f"dtype {array.dtype}, whose values can't all be {kind}"
+    values = array.ravel().tolist()
+    if any(value is None for value in values):
+        return "a null"
+    if any(isinstance(value, Mapping) for value in values):
+        return 'an object, and {"b64": ...} is for strings alone'
+    if all(isinstance(value, str | bytes) for value in values):
+        return "text"
+    is_whole = all(isinstance(value, int) for value in values)
+    return "integers of more than 64 bits" if is_whole else "values of several kinds"
 
 
 def _fits(sizes: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.engine import ServingEngine
+    from keras_deepseek.inference.termination import Interruption
 
 NAME = "serve"
 HELP = "answer TF Serving's and Open Inference's calls for a bundle or a model's file"
@@ -239,30 +240,24 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         KerasDeepSeekError: Something in `arguments` can't be served.
     """
-    import signal
-
     from keras_deepseek.inference.engine import ServingEngine
     from keras_deepseek.inference.serve_settings import read_settings
-
-    def interrupt(_signal_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
+    from keras_deepseek.inference.termination import Interruption
 
     settings = read_settings(arguments)
-    # Stops the loading and the warm-up too: nothing has been accepted by then.
-    previous = signal.signal(signal.SIGTERM, interrupt)
     engine = None
     try:
-        engine = ServingEngine(settings.model, **settings.of_engine)
-        if arguments.replay is not None:
-            _replay(engine, arguments.replay)
-        else:
-            engine.serve(**settings.of_servers)
-            _wait(engine, arguments)
-    except KeyboardInterrupt:
-        pass
+        # Stops the loading and the warm-up too: nothing has been accepted by then.
+        with Interruption() as interruption:
+            engine = ServingEngine(settings.model, **settings.of_engine)
+            interruption.check()
+            if arguments.replay is not None:
+                _replay(engine, arguments.replay)
+            else:
+                engine.serve(**settings.of_servers)
+                _wait(engine, arguments, interruption)
     finally:
         # A second signal does not wait for what is in flight.
-        signal.signal(signal.SIGTERM, previous)
         if engine is not None:
             engine.close()
 
@@ -277,7 +272,9 @@ def _replay(engine: "ServingEngine", path: str) -> None:
     print(report, flush=True)
 
 
-def _wait(engine: "ServingEngine", arguments: argparse.Namespace) -> None:
+def _wait(
+    engine: "ServingEngine", arguments: argparse.Namespace, interruption: "Interruption"
+) -> None:
     """Says where it is served, and waits for the signal."""
     import contextlib
     import threading
@@ -285,11 +282,11 @@ def _wait(engine: "ServingEngine", arguments: argparse.Namespace) -> None:
     from keras_deepseek.inference.live_line import LiveLine
     from keras_deepseek.inference.termination import wait_heeding_signals
 
-    # Lines of the log would be written through it. It is made before a signal can be awaited: one
-    # that comes amid its imports may be lost in them.
+    # Lines of the log would be written through it.
     line = contextlib.nullcontext() if arguments.access_log else LiveLine(engine)
     print(_describe(engine, arguments.no_grpc), flush=True)
     with line:
+        interruption.check()  # One that came amid imports may have been lost in them.
         wait_heeding_signals(threading.Event())
 
 

@@ -19,7 +19,7 @@ from keras_deepseek.inference.errors import (
     OverloadedError,
 )
 from keras_deepseek.inference.model_version import ModelVersion
-from keras_deepseek.inference.request_trace import current_trace
+from keras_deepseek.inference.request_trace import RequestTrace, current_trace
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc_server import GrpcServer
@@ -142,12 +142,15 @@ def dispatch(
     )
 
 
-async def outputs_of(model_name: str, future: "asyncio.Future[Inputs]") -> Inputs:
+async def outputs_of(
+    model_name: str, future: "asyncio.Future[Inputs]", trace: RequestTrace | None
+) -> Inputs:
     """Returns a model's outputs when they are there.
 
     Args:
         model_name: string.
         future: `asyncio.Future` of `dispatch`. It is cancelled where the call is.
+        trace: `RequestTrace` or `None`. Its id is told in the log.
 
     Raises:
         KerasDeepSeekError: The request was refused, or is late.
@@ -158,7 +161,7 @@ async def outputs_of(model_name: str, future: "asyncio.Future[Inputs]") -> Input
     except (ClosedError, OverloadedError, DeadlineExceededError):
         raise
     except Exception as error:
-        _logger.exception("The model %r failed.", model_name)
+        _logger.exception("The model %r failed.%s", model_name, trace.mention if trace else "")
         message = f"The model failed with {type(error).__name__}; see the server's log."
         raise StatusError("INTERNAL", message) from error
 

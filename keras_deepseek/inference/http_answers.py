@@ -18,6 +18,7 @@ from keras_deepseek.inference.errors import (
 from keras_deepseek.inference.http_message import HttpError, HttpRequest, HttpResponse, Pending
 from keras_deepseek.inference.model_states import version_number
 from keras_deepseek.inference.protocols.json_text import to_json
+from keras_deepseek.inference.request_trace import RequestTrace
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http import HttpServer
@@ -79,12 +80,13 @@ def answer_error(error: Exception) -> HttpResponse:
     return answer_json({"error": "The server failed; see its log."}, 500)
 
 
-def outputs_of(model_name: str, finished: Request) -> dict[str, Array]:
+def outputs_of(model_name: str, finished: Request, trace: RequestTrace) -> dict[str, Array]:
     """Returns a model's outputs, or raises what a client is told in their place.
 
     Args:
         model_name: string.
         finished: `Request`.
+        trace: `RequestTrace`. Its id is told in the log.
 
     Raises:
         KerasDeepSeekError: The request was refused, or is late.
@@ -96,7 +98,7 @@ def outputs_of(model_name: str, finished: Request) -> dict[str, Array]:
     assert error is not None
     if isinstance(error, ClosedError | OverloadedError | DeadlineExceededError):
         raise error
-    _logger.error("The model %r failed.", model_name, exc_info=error)
+    _logger.error("The model %r failed.%s", model_name, trace.mention, exc_info=error)
     raise HttpError(500, f"The model failed with {type(error).__name__}; see the server's log.")
 
 

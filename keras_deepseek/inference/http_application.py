@@ -89,6 +89,8 @@ class HttpApplication:
             HttpError: 404 where no route fits the path, 405 where one fits with another method.
             KerasDeepSeekError: The route refuses the request.
         """
+        if self._server.access_log is not None:  # Lines of the log name it from here on.
+            request.trace.request_id = choose_request_id(request.headers.get("x-request-id"))
         allowed = []
         for route in ROUTES:
             match = route.pattern.fullmatch(request.path)
@@ -129,7 +131,8 @@ class HttpApplication:
         if access_log is None:
             return
         headers = {} if request is None else request.headers
-        trace.request_id = choose_request_id(headers.get("x-request-id"))
+        if not trace.request_id:  # It was refused before it was handled.
+            trace.request_id = choose_request_id(headers.get("x-request-id"))
         if response is not None:
             response.headers = (*response.headers, ("x-request-id", trace.request_id))
         access_log.write(

@@ -89,7 +89,7 @@ def infer(server: "HttpServer", request: HttpRequest, match: _Match) -> Pending:
 
     def respond(finished: Request) -> HttpResponse:
         body, header_length = open_inference.encode_infer(
-            call, outputs_of(name, finished), name, request.trace.version
+            call, outputs_of(name, finished, request.trace), name, request.trace.version
         )
         if header_length is None:
             return HttpResponse(body=body)

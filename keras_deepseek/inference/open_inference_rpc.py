@@ -14,6 +14,7 @@ from keras_deepseek.inference.protocols import open_inference_grpc, open_inferen
 from keras_deepseek.inference.protocols.open_inference import InferCall
 from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
 from keras_deepseek.inference.protocols.open_inference_urgency import read_urgency
+from keras_deepseek.inference.request_trace import current_trace
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc_server import GrpcServer
@@ -59,7 +60,7 @@ async def infer(server: "GrpcServer", data: bytes, timeout: float | None) -> byt
     """Answers with a model's outputs, listed or as raw bytes, as the inputs are."""
     call = open_inference_grpc.parse_infer(data)
     future, version = start_infer(server, call, timeout)
-    outputs = await outputs_of(call.model_name, future)
+    outputs = await outputs_of(call.model_name, future, current_trace.get())
     return open_inference_grpc.format_infer(call, outputs, call.model_name, str(version.number))
 
 

@@ -134,7 +134,7 @@ async def _finish(started: _Started | _Answered) -> _Answered:
         return started
     trace, call, future, version = started
     try:
-        outputs = await outputs_of(call.model_name, future)
+        outputs = await outputs_of(call.model_name, future, trace)
         data = open_inference_grpc.format_infer(
             call, outputs, call.model_name, str(version.number), in_stream=True
         )

@@ -41,6 +41,11 @@ class RequestTrace:
         self.started = time.monotonic()
 
     @property
+    def mention(self) -> str:
+        """What a line of the log says behind its words of a request; nothing where it has no id."""
+        return f" Request: {self.request_id}." if self.request_id else ""
+
+    @property
     def is_cached(self) -> bool:
         """Whether the answer is one that was kept."""
         return self.request is not None and self.request.is_cached

@@ -121,7 +121,7 @@ def _dispatch(
             raise _not_found(name, version, label) from error
 
     def respond(finished: Request) -> HttpResponse:
-        return HttpResponse(body=encode(outputs_of(name, finished)))
+        return HttpResponse(body=encode(outputs_of(name, finished, request.trace)))
 
     return Pending(start, respond)
 

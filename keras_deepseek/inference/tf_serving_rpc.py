@@ -24,6 +24,7 @@ from keras_deepseek.inference.protocols import (
     tf_serving_model_service,
 )
 from keras_deepseek.inference.protocols.tf_serving_grpc import ModelSpec
+from keras_deepseek.inference.request_trace import current_trace
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc_server import GrpcServer
@@ -150,7 +151,7 @@ async def _ask(
         )
     except ModelNotFoundError as error:
         raise _not_found(model) from error
-    return await outputs_of(model.name, future), version.number
+    return await outputs_of(model.name, future, current_trace.get()), version.number
 
 
 def _called(model: ModelSpec, signature: Signature) -> Signature:

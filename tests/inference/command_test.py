@@ -255,6 +255,26 @@ def test_bad_input_is_refused_and_leaves_the_signals_alone(arguments, message):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_signal_that_an_import_makes_an_error_of_is_no_missing_package(monkeypatch, bundle_of):
+    class Importer:
+        """Meets the signal amid the import of the runtime, as pybind11's modules do."""
+
+        @staticmethod
+        def find_spec(name, _path=None, _target=None):
+            if name != "onnxruntime":
+                return
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except KeyboardInterrupt as error:
+                raise ImportError("initialization failed") from error
+
+    path = str(bundle_of("onnx").path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "onnxruntime"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Importer, *sys.meta_path])
+    command.run(parse(path))
+
+
 def test_requests_are_written_and_sent_again(bundle_of, tmp_path, capsys):
     log = tmp_path / "requests"
     path = str(bundle_of("onnx").path)

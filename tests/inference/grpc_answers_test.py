@@ -67,7 +67,7 @@ def test_outputs_come_and_what_the_model_raises_is_not_shown(doubler, rows, capl
     async def ask(value):
         future, version = dispatch(server, lambda _: rows(value), "model", None, "", None)
         assert version is server.engine.find()
-        return await outputs_of("model", future)
+        return await outputs_of("model", future, None)
 
     with ServingEngine(doubler) as engine:
         server = GrpcServer(engine)
@@ -92,7 +92,7 @@ def test_what_the_engine_refuses_is_raised_as_it_is():
     async def ask(error):
         future = asyncio.get_running_loop().create_future()
         future.set_exception(error)
-        await outputs_of("model", future)
+        await outputs_of("model", future, None)
 
     for error in (ClosedError("no"), OverloadedError("no"), DeadlineExceededError("no")):
         with pytest.raises(type(error)):

@@ -320,6 +320,15 @@ def lines(caplog):
     logging.getLogger(LOGGER).setLevel(logging.NOTSET)
 
 
+def test_the_log_says_which_call_met_a_failing_model(doubler, serve_grpc, caplog):
+    with ServingEngine(doubler, name="double") as engine:
+        client = serve_grpc(engine, access_log=True)
+        infer = client.channel.unary_unary(f"/{INFER}")
+        with pytest.raises(grpc.RpcError, match="The model failed with ArithmeticError"):
+            infer(infer_message(-1), metadata=(("x-request-id", "mine-1"),), timeout=60)
+    assert "The model 'double' failed. Request: mine-1." in caplog.text
+
+
 def test_calls_are_logged_where_that_is_asked_for(doubler, serve_grpc, lines):
     with ServingEngine(doubler, name="double") as engine:
         client = serve_grpc(engine, access_log=True)

@@ -105,7 +105,7 @@ def test_another_path_or_method_is_refused_in_tf_serving_s_words(
         ("not json", "not JSON"),
         ("{}", "either 'instances' or 'inputs'"),
         ('{"instances": [[1, 2, 3]]}', "received shape (1, 3); expected x: float32 (any, 2)"),
-        ('{"instances": [["a", "b"]]}', "received dtype"),
+        ('{"instances": [["a", "b"]]}', "received text; expected x"),
         ('{"instances": [[1], [1, 2]]}', "rows of unequal length"),
         ('{"instances": [{"z": [1, 2]}]}', "missing ['x'], unknown ['z']"),
     ],
@@ -227,6 +227,26 @@ def test_requests_are_logged_where_that_is_asked_for(engine, lines):
     assert {key: first[key] for key in expected} == expected
     assert (second["status"], second["model"], second["batch_rows"]) == (404, "", None)
     assert second["request_id"] == other != "two words"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (PREDICT, {"instances": [[-1, 2]]}),
+        (
+            "/v2/models/double/infer",
+            {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [-1, 2]}]},
+        ),
+    ],
+)
+def test_the_log_says_which_request_met_a_failing_model(engine, lines, caplog, path, body):
+    server = engine.serve(0, access_log=True)
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+    connection.request("POST", path, json.dumps(body), {"X-Request-Id": "mine-1"})
+    response = connection.getresponse()
+    assert (response.status, response.headers["X-Request-Id"]) == (500, "mine-1")
+    connection.close()
+    assert "The model 'double' failed. Request: mine-1." in caplog.text
 
 
 def test_nothing_is_logged_otherwise(ask, lines):

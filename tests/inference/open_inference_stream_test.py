@@ -169,6 +169,7 @@ def test_each_request_of_a_stream_is_counted_and_logged(doubler, serve_grpc, cap
             (("", "", protocol, call), "NOT_FOUND"): 1,
             (("double", "1", protocol, call), "INTERNAL"): 1,
         }
+    assert "The model 'double' failed. Request: -1." in caplog.text
     lines = [json.loads(record.message) for record in caplog.records if record.name == LOGGER]
     assert [line["bytes"] for line in lines] == sizes
     assert [line["request_id"] for line in lines] == ["1", "all", "2", "-1", "3"]

@@ -130,7 +130,7 @@ def test_a_signature_is_found_by_name():
         ({"examples": [{"age": {"b64": "!"}}]}, "no base64"),
         (
             {"examples": [{"age": "x", "pixels": PIXELS, "word": "a"}]},
-            "Input 'age': received dtype",
+            "Input 'age': received text",
         ),
         ({"examples": [{"age": 1, "pixels": [0.5] * 4, "word": "a"}]}, "Input 'pixels'"),
     ],
