@@ -4,9 +4,12 @@
 """
 
 import argparse
+import contextlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from keras_deepseek.inference.engine import ServingEngine
     from keras_deepseek.inference.termination import Interruption
 
@@ -251,15 +254,53 @@ def run(arguments: argparse.Namespace) -> None:
         with Interruption() as interruption:
             engine = ServingEngine(settings.model, **settings.of_engine)
             interruption.check()
-            if arguments.replay is not None:
-                _replay(engine, arguments.replay)
-            else:
-                engine.serve(**settings.of_servers)
-                _wait(engine, arguments, interruption)
+            with _failures_in_a_line(engine):
+                if arguments.replay is not None:
+                    _replay(engine, arguments.replay)
+                else:
+                    with _warnings_in_a_line():
+                        engine.serve(**settings.of_servers)
+                    _wait(engine, arguments, interruption)
     finally:
         # A second signal does not wait for what is in flight.
         if engine is not None:
             engine.close()
+
+
+@contextlib.contextmanager
+def _failures_in_a_line(engine: "ServingEngine") -> "Iterator[None]":
+    """Says in a line which warm-up failed: the traceback, through the model, is for the log."""
+    import logging
+
+    from keras_deepseek.artifacts.errors import NotSupportedError
+
+    try:
+        yield
+    except Exception as error:
+        versions = [one for served in engine.models.values() for one in served.versions.values()]
+        failed = next((version for version in versions if version.error is error), None)
+        if failed is None:
+            raise
+        logging.getLogger(__name__).debug("The warm-up failed.", exc_info=True)
+        first_line, *_ = str(error).splitlines() or [""]
+        notes = " ".join(getattr(error, "__notes__", ()))
+        raise NotSupportedError(
+            f"The warm-up of version {failed.number} of the model {failed.name!r} failed with "
+            f"{type(error).__name__}: {first_line.rstrip('.')}. {notes}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line() -> "Iterator[None]":
+    """Shows warnings without the line of this package's source that they come from."""
+    import warnings
+
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"keras-deepseek serve: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _replay(engine: "ServingEngine", path: str) -> None:
@@ -276,7 +317,6 @@ def _wait(
     engine: "ServingEngine", arguments: argparse.Namespace, interruption: "Interruption"
 ) -> None:
     """Says where it is served, and waits for the signal."""
-    import contextlib
     import threading
 
     from keras_deepseek.inference.live_line import LiveLine

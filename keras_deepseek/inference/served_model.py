@@ -3,6 +3,7 @@
 import random
 import threading
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import TypeVar
 
 from keras_deepseek.artifacts.errors import InvalidInputError
@@ -89,7 +90,7 @@ class ServedModel:
 
         Raises:
             ModelNotFoundError: There is no such version or label.
-            InvalidInputError: Both are given.
+            InvalidInputError: Both are given, or the version is no integer.
         """
         if label:
             if version is not None:
@@ -103,6 +104,8 @@ class ServedModel:
                 )
         elif version is None:
             return self._default()
+        elif not isinstance(version, Integral) or isinstance(version, bool):
+            raise InvalidInputError(f"Received version={version!r}. Expected an integer.")
         found = self._versions.get(version)
         if found is None:
             failed = self._failed.get(version)

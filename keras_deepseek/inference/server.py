@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import errno
 import os
 import socket
 import threading
@@ -154,9 +155,15 @@ class Server(ABC):
             raise self._no_address(error) from error
 
     def _no_address(self, error: Exception) -> InvalidInputError:
+        of_port = (errno.EADDRINUSE, errno.EACCES)
+        is_of_host = isinstance(error, OSError) and error.errno not in of_port
+        advice = (
+            "Choose an address of this machine, as in 127.0.0.1, or 0.0.0.0 for all of them."
+            if is_of_host
+            else "Choose another port, or 0 for a free one."
+        )
         return InvalidInputError(
-            f"Can't listen at {self.host!r} on port {self.port}: {error}. "
-            "Choose another port, or 0 for a free one."
+            f"Can't listen at {self.host!r} on port {self.port}: {error}. {advice}"
         )
 
     def _run(self, serve: Serve, listens: "Future[int]") -> None:

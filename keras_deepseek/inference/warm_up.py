@@ -47,7 +47,7 @@ def run_every_size(
         for rows in buckets:
             inputs = {spec.name: _zeros(spec, rows, length) for spec in specs}
             for executor in executors:
-                outputs = executor.run(inputs)
+                outputs = _run(executor, inputs, rows)
                 _check_names(outputs, executor.signature)
                 check_rows(outputs, rows)
             start = time.monotonic()
@@ -86,6 +86,14 @@ def check_padding(executor: Executor, padder: Padder, lengths: Sequence[int], ro
                 f"by {difference:.2g} of its largest value where they are filled. Give `values` "
                 "and `masks` by which the model knows what is padding, or serve it without."
             )
+
+
+def _run(executor: Executor, inputs: dict[str, Array], rows: int) -> dict[str, Array]:
+    try:
+        return executor.run(inputs)
+    except Exception as error:
+        error.add_note(f"It was raised by a batch of {rows} rows.")
+        raise
 
 
 def _check_names(outputs: object, signature: Signature) -> None:

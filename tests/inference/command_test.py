@@ -2,6 +2,7 @@ import argparse
 import contextlib
 import http.client
 import json
+import logging
 import os
 import shutil
 import signal
@@ -10,11 +11,13 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import warnings
 
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
 from keras_deepseek.inference import ServingEngine, command
+from keras_deepseek.inference.executors import onnx_runtime
 
 MAIN = """
 import argparse
@@ -273,6 +276,44 @@ def test_a_signal_that_an_import_makes_an_error_of_is_no_missing_package(monkeyp
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Importer, *sys.meta_path])
     command.run(parse(path))
+
+
+def test_a_warm_up_that_fails_is_told_in_a_line_and_its_traceback_in_the_log(
+    bundle_of, monkeypatch, caplog
+):
+    pytest.importorskip("httptools")
+    pytest.importorskip("onnxruntime")
+
+    def run(_runtime, inputs):
+        if len(inputs["x"]) == 4:
+            raise ArithmeticError("it is too large\nand more")
+        return {"y": inputs["x"]}
+
+    path = str(bundle_of("onnx").path)
+    monkeypatch.setattr(onnx_runtime.OnnxRuntime, "run", run)
+    message = (
+        r"^The warm-up of version 1 of the model 'double' failed with ArithmeticError: it is too "
+        r"large\. It was raised by a batch of 4 rows\.$"
+    )
+    arguments = parse(path, "--name", "double", "--http-port", "0", "--no-grpc")
+    with caplog.at_level(logging.DEBUG), pytest.raises(NotSupportedError, match=message):
+        command.run(arguments)
+    assert "and more" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+def test_what_is_no_warm_up_is_raised_as_it_is(doubler):
+    engine = ServingEngine(doubler)
+    with pytest.raises(ZeroDivisionError), command._failures_in_a_line(engine):
+        raise ZeroDivisionError
+
+
+def test_a_warning_is_a_line_without_source():
+    before = warnings.formatwarning
+    with command._warnings_in_a_line():
+        shown = warnings.formatwarning("Beware.", UserWarning, "server.py", 1)
+    assert shown == "keras-deepseek serve: warning: Beware.\n"
+    assert warnings.formatwarning is before
 
 
 def test_requests_are_written_and_sent_again(bundle_of, tmp_path, capsys):

@@ -54,6 +54,9 @@ def test_what_is_not_there_is_named(served):
         ServedModel("m").find()
     with pytest.raises(InvalidInputError, match="Give one of them"):
         served.find(version=3, label="stable")
+    for version in ("3", 3.0, True):
+        with pytest.raises(InvalidInputError, match=r"Received version=.* Expected an integer"):
+            served.find(version=version)
 
 
 def test_labels_stand_for_versions_and_are_replaced_together(served):
