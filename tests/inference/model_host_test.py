@@ -147,9 +147,9 @@ def test_a_version_on_trial_leaves_the_others_where_they_are():
 
 def test_what_describes_a_model_is_that_of_the_version_that_is_not_on_trial():
     with ServingEngine(Times(2)) as engine:
-        other = Signature(DOUBLE.inputs, (TensorSpec("other", (None, 2), "float32"),))
+        other = Signature(DOUBLE.inputs, (TensorSpec("on_trial", (None, 2), "float32"),))
         model = Times(3)
-        model.signature, model.run = other, lambda inputs: {"other": inputs["x"]}
+        model.signature, model.run = other, lambda inputs: {"on_trial": inputs["x"]}
         engine.load(model, share=0.9)
         engine.models["model"]._draw = lambda: 0.0
         assert engine.predict([[1, 1]]).tolist() == [[1, 1]]
@@ -157,7 +157,7 @@ def test_what_describes_a_model_is_that_of_the_version_that_is_not_on_trial():
         assert engine.signature == DOUBLE
         assert engine.statistics().rows == 0
         assert engine.statistics(version=2).rows == 1
-        assert "other" not in str(describe_server(engine)["components"]["schemas"])
+        assert "on_trial" not in str(describe_server(engine)["components"]["schemas"])
 
 
 def test_several_models_are_served_by_name_each_with_options_of_its_own():

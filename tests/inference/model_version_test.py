@@ -86,6 +86,9 @@ def test_a_model_that_hangs_is_given_up_and_a_process_of_its_own_ended(
     class Closing(Doubler):
         is_closed = False
 
+        def hurry(self):
+            """Its batch gets less time."""
+
         def close(self):
             self.is_closed = True
 

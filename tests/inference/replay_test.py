@@ -63,7 +63,7 @@ def test_other_names_and_shapes_are_told(log):
             return self.outputs(inputs["x"])
 
     other = Other()
-    with ServingEngine(other) as engine:
+    with ServingEngine(other, warm_up=False) as engine:
         assert "the outputs are ['z']; they were ['y']" in replay_requests(engine, log).first
         other.outputs = lambda x: {"y": x[:, :1]}
         assert "is float32 (1, 1); it was float32 (1, 2)" in replay_requests(engine, log).first
