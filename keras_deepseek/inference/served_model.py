@@ -77,9 +77,9 @@ class ServedModel:
         if not versions:
             raise ModelNotFoundError(f"The model {self.name!r} has no version.")
         for number in reversed(versions):
-            if number not in shares and versions[number].state == "AVAILABLE":
+            if number not in shares and _is_available(versions[number]):
                 return versions[number]
-        return next(versions[number] for number in reversed(versions))
+        return versions[next(reversed(versions))]
 
     def find(self, version: int | None = None, label: str = "") -> ModelVersion:
         """Returns the version that a request is for.
