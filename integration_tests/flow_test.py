@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -12,30 +11,20 @@ from pathlib import Path
 
 import pytest
 
+from integration_tests.announced_process import announced_process
+
 SECONDS = 120
 
 
 @contextmanager
 def serving(installation, path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Yields the address of `keras-deepseek serve` and its process, ended on the way out."""
-    command = [installation.programs / "keras-deepseek", "serve", path, "--name", "digits"]
-    with subprocess.Popen(
-        [*map(str, command), "--http-port", "0"],
-        cwd=installation.folder,
-        env=installation.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        watchdog = threading.Timer(SECONDS, process.kill)
-        watchdog.start()
-        try:
-            line = process.stdout.readline()
-            assert "http://" in line, process.stderr.read()
-            yield "http://" + line.partition("http://")[2].split("/")[0], process
-        finally:
-            process.kill()
-            watchdog.cancel()
+    program = installation.programs / "keras-deepseek"
+    command = [program, "serve", path, "--name", "digits", "--http-port", "0"]
+    folder, environment = installation.folder, installation.environment
+    with announced_process(command, folder, environment, SECONDS) as (process, line):
+        assert "http://" in line, process.stderr.read()
+        yield "http://" + line.partition("http://")[2].split("/")[0], process
 
 
 def ask(url: str, body: object = None) -> tuple[int, dict]:

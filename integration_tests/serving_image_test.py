@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from integration_tests.announced_process import announced_process
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 300
@@ -178,25 +179,12 @@ def serving(image: Image, path: Path) -> Iterator[tuple["subprocess.Popen[str]",
     """Yields the process of the entrypoint, and what its HTTP and its gRPC are reached by."""
     (entrypoint,) = words_of(read_dockerfile()[1], "ENTRYPOINT")
     program, *arguments = json.loads(entrypoint)
-    with subprocess.Popen(
-        [image.programs / program, *arguments, path, "--http-port", "0", "--grpc-port", "0"],
-        cwd=image.folder,
-        env=image.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        watchdog = threading.Timer(SECONDS, process.kill)
-        watchdog.start()
-        try:
-            line = process.stdout.readline()
-            assert line.startswith("Serving 'model' at http://0.0.0.0:"), process.stderr.read()
-            http, _, grpc = line.split(" at ")[1].strip().partition(" and ")
-            http = http.partition("/v1")[0]
-            yield process, *(url.replace("0.0.0.0", "127.0.0.1") for url in (http, grpc))
-        finally:
-            process.kill()
-            watchdog.cancel()
+    command = [image.programs / program, *arguments, path, "--http-port", "0", "--grpc-port", "0"]
+    with announced_process(command, image.folder, image.environment, SECONDS) as (process, line):
+        assert line.startswith("Serving 'model' at http://0.0.0.0:"), process.stderr.read()
+        http, _, grpc = line.split(" at ")[1].strip().partition(" and ")
+        http = http.partition("/v1")[0]
+        yield process, *(url.replace("0.0.0.0", "127.0.0.1") for url in (http, grpc))
 
 
 @pytest.mark.takes_long
