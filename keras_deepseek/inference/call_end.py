@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from keras_deepseek.inference.access_log import choose_request_id
+from keras_deepseek.inference.grpc_span_names import name_grpc
 from keras_deepseek.inference.request_trace import RequestTrace
-from keras_deepseek.inference.span_names import name_grpc
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.grpc_server import GrpcServer

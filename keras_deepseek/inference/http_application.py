@@ -23,8 +23,8 @@ from keras_deepseek.inference.http_message import (
     HttpResponse,
     Pending,
 )
+from keras_deepseek.inference.http_span_names import name_http
 from keras_deepseek.inference.request_trace import RequestTrace
-from keras_deepseek.inference.span_names import name_http
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http import HttpServer

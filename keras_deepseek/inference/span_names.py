@@ -1,34 +1,14 @@
 """How a request is called in traces: OpenTelemetry's semantic conventions 1.45, HTTP's and gRPC's.
 
-`request_traces` adds what the protocols share. https://opentelemetry.io/docs/specs/semconv/
+`http_span_names` and `grpc_span_names` have the words of each, `request_traces` adds what they
+share. https://opentelemetry.io/docs/specs/semconv/
 """
 
-from typing import TYPE_CHECKING, NamedTuple
-
-from keras_deepseek.inference.http_message import HUNG_UP, HttpRequest
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.grpc_server import GrpcServer
-    from keras_deepseek.inference.http import HttpServer
+from typing import NamedTuple
 
 SCHEMA = "https://opentelemetry.io/schemas/1.45.0"
 
 Attributes = dict[str, str | int | float | bool]
-
-_METHODS = frozenset(
-    ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
-)
-
-_SERVER_ERROR = 500
-"""From here on a status is an error of the server."""
-
-_FAULTS = frozenset(
-    ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
-)
-"""gRPC's statuses that are errors of a server."""
-
-_MAX_TEXT = 1024
-"""Characters of what a client sends: spans that wait have a size, too."""
 
 
 class SpanNames(NamedTuple):
@@ -43,68 +23,3 @@ class SpanNames(NamedTuple):
     name: str
     attributes: Attributes
     has_failed: bool
-
-
-def name_http(
-    server: "HttpServer", request: HttpRequest | None, status: int, route: str
-) -> SpanNames:
-    """Returns how a request over HTTP is called.
-
-    The query is left out: it may hold a secret.
-
-    Args:
-        server: `HttpServer`.
-        request: `HttpRequest`, or `None` where what came was none.
-        status: integer. 499: the client hung up.
-        route: string. The form of its path, as in `"/v2/models/{name}/infer"`; empty where it
-            leads nowhere.
-    """
-    attributes: Attributes = {
-        "url.scheme": server.url.partition(":")[0],
-        "server.address": server.host,
-        "server.port": server.port,
-    }
-    method = "HTTP"
-    if request is not None:
-        method = request.method if request.method in _METHODS else "HTTP"
-        attributes["http.request.method"] = "_OTHER" if method == "HTTP" else method
-        if method == "HTTP":
-            attributes["http.request.method_original"] = request.method[:_MAX_TEXT]
-        attributes["url.path"] = request.path[:_MAX_TEXT]
-        attributes["client.address"] = request.client
-        attributes["network.protocol.version"] = "1.0" if request.is_old else "1.1"
-        agent = request.headers.get("user-agent")
-        if agent:
-            attributes["user_agent.original"] = agent[:_MAX_TEXT]
-    if route:
-        attributes["http.route"] = route
-    has_failed = status >= _SERVER_ERROR or status == HUNG_UP
-    if status != HUNG_UP:
-        attributes["http.response.status_code"] = status
-    if has_failed:
-        attributes["error.type"] = "client_hung_up" if status == HUNG_UP else str(status)
-    return SpanNames(f"{method} {route}" if route else method, attributes, has_failed)
-
-
-def name_grpc(server: "GrpcServer", path: str, status: str, client: str) -> SpanNames:
-    """Returns how a request over gRPC is called.
-
-    Args:
-        server: `GrpcServer`.
-        path: string. Of the method, as in `"/inference.GRPCInferenceService/ModelInfer"`.
-        status: string. A gRPC status, as in `"OK"`.
-        client: string. The address of the other end.
-    """
-    method = path.removeprefix("/")
-    attributes: Attributes = {
-        "rpc.system.name": "grpc",
-        "rpc.method": method,
-        "rpc.response.status_code": status,
-        "server.address": server.host,
-        "server.port": server.port,
-        "client.address": client,
-    }
-    has_failed = status in _FAULTS
-    if has_failed:
-        attributes["error.type"] = status
-    return SpanNames(method, attributes, has_failed)
