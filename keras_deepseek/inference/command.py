@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from keras_deepseek.inference.engine import ServingEngine
-    from keras_deepseek.inference.termination import Interruption
+    from keras_deepseek.inference.server.termination import Interruption
 
 NAME = "serve"
 HELP = "answer TF Serving's and Open Inference's calls for a bundle or a model's file"
@@ -245,7 +245,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from keras_deepseek.inference.engine import ServingEngine
     from keras_deepseek.inference.serve_settings import read_settings
-    from keras_deepseek.inference.termination import Interruption
+    from keras_deepseek.inference.server.termination import Interruption
 
     settings = read_settings(arguments)
     engine = None
@@ -305,7 +305,7 @@ def _warnings_in_a_line() -> "Iterator[None]":
 
 def _replay(engine: "ServingEngine", path: str) -> None:
     from keras_deepseek.artifacts.errors import NotSupportedError
-    from keras_deepseek.inference.replay import replay_requests
+    from keras_deepseek.inference.monitoring.replay import replay_requests
 
     report = replay_requests(engine, path, model=engine.name)
     if not report.passed:
@@ -319,8 +319,8 @@ def _wait(
     """Says where it is served, and waits for the signal."""
     import threading
 
-    from keras_deepseek.inference.live_line import LiveLine
-    from keras_deepseek.inference.termination import wait_heeding_signals
+    from keras_deepseek.inference.monitoring.live_line import LiveLine
+    from keras_deepseek.inference.server.termination import wait_heeding_signals
 
     # Lines of the log would be written through it.
     line = contextlib.nullcontext() if arguments.access_log else LiveLine(engine)

@@ -1,7 +1,7 @@
 """The engine: models, and the servers in front of them.
 
-`model_host` holds the models, `executors` compute, `batcher` groups, `http` and `grpc_server`
-listen; this file sends requests from one to the other.
+`model_host` holds the models, `executors` compute, `batcher` groups, `http` and `grpc` listen; this
+file sends requests from one to the other.
 """
 
 import asyncio
@@ -16,22 +16,22 @@ from typing import Any, Literal, Unpack
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.inference.arguments import check_option_names
-from keras_deepseek.inference.batch import Request
+from keras_deepseek.inference.batching.batch import Request
+from keras_deepseek.inference.batching.future_delivery import Answer, open_future
+from keras_deepseek.inference.batching.loop_delivery import Settle, Waiter, open_waiter
+from keras_deepseek.inference.batching.padding import Padding
 from keras_deepseek.inference.errors import ClosedError
-from keras_deepseek.inference.future_delivery import Answer, open_future
-from keras_deepseek.inference.grpc_server import GrpcServer
-from keras_deepseek.inference.http import MAX_BODY_BYTES, HttpServer
-from keras_deepseek.inference.http_limits import HttpLimits
-from keras_deepseek.inference.loop_delivery import Settle, Waiter, open_waiter
-from keras_deepseek.inference.model_host import ModelHost
-from keras_deepseek.inference.model_options import ModelOptions
-from keras_deepseek.inference.model_version import ModelVersion
-from keras_deepseek.inference.padding import Padding
-from keras_deepseek.inference.request_log import RequestLog
+from keras_deepseek.inference.grpc.grpc_server import GrpcServer
+from keras_deepseek.inference.http.http_limits import HttpLimits
+from keras_deepseek.inference.http.http_server import MAX_BODY_BYTES, HttpServer
+from keras_deepseek.inference.models.model_host import ModelHost
+from keras_deepseek.inference.models.model_options import ModelOptions
+from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.monitoring.request_log import RequestLog
+from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.request_options import RequestOptions
-from keras_deepseek.inference.request_trace import RequestTrace
-from keras_deepseek.inference.server import Server, stop_servers
-from keras_deepseek.inference.termination import interrupted_by_sigterm
+from keras_deepseek.inference.server.server import Server, stop_servers
+from keras_deepseek.inference.server.termination import interrupted_by_sigterm
 
 
 class ServingEngine(ModelHost):

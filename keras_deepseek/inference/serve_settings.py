@@ -17,11 +17,14 @@ from keras_deepseek.artifacts.errors import (
 )
 from keras_deepseek.artifacts.export_arguments import check_custom_sources
 from keras_deepseek.inference.arguments import check_address, check_count
-from keras_deepseek.inference.http_limits import HttpLimits
-from keras_deepseek.inference.model_config import read_model_config
-from keras_deepseek.inference.padding import Padding
-from keras_deepseek.inference.server_context import make_grpc_credentials, make_server_context
-from keras_deepseek.inference.tokens import TokenCheck
+from keras_deepseek.inference.batching.padding import Padding
+from keras_deepseek.inference.http.http_limits import HttpLimits
+from keras_deepseek.inference.models.config import read_model_config
+from keras_deepseek.inference.server.server_context import (
+    make_grpc_credentials,
+    make_server_context,
+)
+from keras_deepseek.inference.server.tokens import TokenCheck
 
 DEFAULT_GRPC_PORT = 8500
 

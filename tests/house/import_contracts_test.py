@@ -29,6 +29,9 @@ VIOLATIONS = [
     ("artifacts", "artifacts/bundle.py", "import keras"),
     ("inference", "inference/__init__.py", "import keras"),
     ("inference", "inference/__init__.py", "import keras_deepseek.backend.named_model"),
+    ("serving", "inference/batching/lane.py", "import keras_deepseek.inference.models.states"),
+    ("serving", "inference/http/message.py", "import keras_deepseek.inference.grpc.answers"),
+    ("serving", "inference/models/states.py", "import keras_deepseek.inference.engine"),
 ]
 
 
@@ -78,10 +81,12 @@ def test_every_contract_has_a_planted_violation():
     assert {contract["id"] for contract in CONTRACTS} == {contract for contract, *_ in VIOLATIONS}
 
 
-def test_a_room_that_no_row_names_is_refused(copy):
-    (copy / "keras_deepseek/cellar").mkdir()
-    (copy / "keras_deepseek/cellar/__init__.py").write_text("", encoding="utf-8")
-    assert lint_imports(copy, "rows").returncode == 1
+@pytest.mark.parametrize(("contract", "place"), [("rows", "."), ("serving", "inference")])
+def test_a_folder_that_no_row_names_is_refused(copy, contract, place):
+    cellar = copy / "keras_deepseek" / place / "cellar"
+    cellar.mkdir()
+    (cellar / "__init__.py").write_text("", encoding="utf-8")
+    assert lint_imports(copy, contract).returncode == 1
 
 
 @pytest.mark.parametrize(

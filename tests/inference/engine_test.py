@@ -19,9 +19,9 @@ from keras_deepseek.inference import (
     HttpServer,
     OverloadedError,
     ServingEngine,
-    model_host,
 )
 from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError
+from keras_deepseek.inference.models import model_host
 from tests.inference.conftest import Doubler
 
 

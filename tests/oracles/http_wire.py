@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("httptools")
 
-from keras_deepseek.inference.batch import Request
-from keras_deepseek.inference.http_connection import HttpConnection
-from keras_deepseek.inference.http_limits import HttpLimits
-from keras_deepseek.inference.http_message import HttpError, HttpResponse, Pending
-from keras_deepseek.inference.open_connections import OpenConnections
+from keras_deepseek.inference.batching.batch import Request
+from keras_deepseek.inference.http.http_connection import HttpConnection
+from keras_deepseek.inference.http.http_limits import HttpLimits
+from keras_deepseek.inference.http.message import HttpError, HttpResponse, Pending
+from keras_deepseek.inference.http.open_connections import OpenConnections
 
 GET = b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n"
 LIMITS = HttpLimits(max_pipelined=3)

@@ -13,13 +13,13 @@ from statistics import fmean, pstdev
 
 import numpy as np
 
-from keras_deepseek.inference.batch import Batch, Request
-from keras_deepseek.inference.batch_queue import BatchQueue
-from keras_deepseek.inference.batch_time import BatchTime
-from keras_deepseek.inference.batcher import batch_buckets
+from keras_deepseek.inference.batching.batch import Batch, Request
+from keras_deepseek.inference.batching.batch_queue import BatchQueue
+from keras_deepseek.inference.batching.batch_time import BatchTime
+from keras_deepseek.inference.batching.batcher import batch_buckets
+from keras_deepseek.inference.batching.leave_rule import FixedRule, LeaveRule
+from keras_deepseek.inference.batching.wait_rule import WaitRule
 from keras_deepseek.inference.errors import OverloadedError
-from keras_deepseek.inference.leave_rule import FixedRule, LeaveRule
-from keras_deepseek.inference.wait_rule import WaitRule
 
 LIMIT = 32
 ROW = {"x": np.zeros((1, 1), "float32")}

@@ -1,0 +1,1 @@
+"""Requests, what lets them leave together and when, and the threads that run their batches."""

@@ -1,0 +1,98 @@
+"""Wakes the batcher when a deadline passes, though all replicas are busy."""
+
+import heapq
+import itertools
+import math
+import threading
+from collections.abc import Callable
+
+from keras_deepseek.inference.batching.batch import Request
+
+NUM_KEPT = 1024
+"""More requests than these are looked through for those that were answered meanwhile."""
+
+
+class DeadlineWatch:
+    """Knows which deadline is next, and calls a function then, from a thread of its own.
+
+    The thread is started by the first deadline.
+
+    Args:
+        wake: Function without arguments. It should call `take_due`.
+        clock: Function that returns the time in seconds.
+    """
+
+    def __init__(self, wake: Callable[[], None], clock: Callable[[], float]) -> None:
+        self._wake = wake
+        self._clock = clock
+        self._condition = threading.Condition()
+        self._order = itertools.count()
+        self._heap: list[tuple[float, int, Request]] = []
+        self._limit = NUM_KEPT
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    def add(self, request: Request) -> None:
+        """Watches a request's deadline.
+
+        Args:
+            request: `Request` with a deadline.
+        """
+        with self._condition:
+            heapq.heappush(self._heap, (request.deadline, next(self._order), request))
+            if len(self._heap) > self._limit:
+                self._heap = [entry for entry in self._heap if not entry[2].is_over]
+                heapq.heapify(self._heap)
+                self._limit = max(NUM_KEPT, 2 * len(self._heap))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="deadlines", daemon=True)
+                self._thread.start()
+            elif self._heap and self._heap[0][2] is request:
+                self._condition.notify()
+
+    def is_due(self, now: float) -> bool:
+        """Returns whether a deadline has passed: cheap, and without a lock.
+
+        Args:
+            now: float. The time in seconds.
+        """
+        try:
+            return self._heap[0][0] <= now
+        except IndexError:
+            return False
+
+    def take_due(self, now: float) -> list[Request]:
+        """Returns the requests without an answer whose deadline has passed, each once.
+
+        Args:
+            now: float. The time in seconds.
+        """
+        found = []
+        with self._condition:
+            while self._heap and self._heap[0][0] <= now:
+                request = heapq.heappop(self._heap)[2]
+                if not request.is_over:
+                    found.append(request)
+        return found
+
+    def close(self) -> None:
+        """Ends the thread."""
+        with self._condition:
+            self._is_closed = True
+            self._condition.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._condition:
+                if self._is_closed:
+                    return
+                due = self._heap[0][0] if self._heap else math.inf
+                now = self._clock()
+                if due > now:
+                    # No thread can wait longer than that, and what is due then is looked at again.
+                    longest = min(due - now, threading.TIMEOUT_MAX)
+                    self._condition.wait(None if due == math.inf else longest)
+                    continue
+            self._wake()

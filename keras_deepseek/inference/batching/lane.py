@@ -1,0 +1,163 @@
+"""The requests that may share a batch, in the order in which they leave. Pure.
+
+`batch_queue` has one lane for each set of shapes.
+"""
+
+import heapq
+import itertools
+import math
+
+from keras_deepseek.inference.batching.batch import Reason, Request, Slice
+from keras_deepseek.inference.batching.batch_time import BatchTime
+from keras_deepseek.inference.batching.leave_rule import LeaveRule
+
+PART_OF_BATCH = 0.25
+"""What part of its expected time a batch may take longer without missing a deadline."""
+
+PART_OF_LIMIT = 0.1
+"""What part of the time that a client gives is left for the way of the answer."""
+
+LEAST_MARGIN = 0.002
+"""Seconds. So late a thread wakes where the machine has something else to do."""
+
+
+class Lane:
+    """Requests of equal shapes: those of higher priority first, then in the order of arrival.
+
+    What is over (answered, cancelled, too late) is passed over when its turn comes; `forget` is
+    told of it before, so that it takes no room.
+
+    Args:
+        rule: `LeaveRule`. How long rows wait for company.
+        batch_time: `BatchTime`. What the model takes.
+        target_latency: float. Seconds within which rows are to be answered. Defaults to no limit.
+        buckets: tuple of integers. The batch sizes that the model sees, rising. Defaults to any.
+    """
+
+    def __init__(
+        self,
+        rule: LeaveRule,
+        batch_time: BatchTime,
+        target_latency: float = math.inf,
+        buckets: tuple[int, ...] = (),
+    ) -> None:
+        self.rule = rule
+        self.rows = 0
+        self._time = batch_time
+        self._target_latency = target_latency
+        self._buckets = buckets
+        self._order = itertools.count()
+        self._heap: list[tuple[int, int, Request]] = []
+        self._arrivals: dict[Request, None] = {}
+        self._deadlines: list[tuple[float, int, Request]] = []
+
+    def add(self, request: Request) -> None:
+        """Takes a request, whose `arrived` is set."""
+        number = next(self._order)
+        heapq.heappush(self._heap, (-request.priority, number, request))
+        self._arrivals[request] = None
+        if request.deadline < math.inf:
+            heapq.heappush(self._deadlines, (request.deadline, number, request))
+        self.rows += request.waiting
+
+    def forget(self, request: Request) -> bool:
+        """Gives back the room of a request that is over; returns whether it had any."""
+        if request not in self._arrivals:
+            return False
+        del self._arrivals[request]
+        self.rows -= request.waiting
+        if not self._arrivals:
+            self._heap.clear()
+            self._deadlines.clear()
+        return True
+
+    def clear(self) -> list[Request]:
+        """Takes all requests out."""
+        requests = list(self._arrivals)
+        for request in requests:
+            self.forget(request)
+        return requests
+
+    @property
+    def urgency(self) -> tuple[int, float]:
+        """What orders lanes that are due: the priority of the first, the age of the oldest."""
+        return self._first()[0], self.oldest
+
+    @property
+    def oldest(self) -> float:
+        """When the request came that has waited longest."""
+        return next(iter(self._arrivals)).arrived
+
+    def reason_to_leave(self, limit: int, now: float, is_closing: bool) -> Reason | None:
+        """Returns why a batch should leave now, or `None` if its rows should wait.
+
+        Args:
+            limit: integer. Rows of the largest batch.
+            now: float. The time in seconds.
+            is_closing: boolean. Whether nothing more will come.
+        """
+        if not self._arrivals:
+            return None
+        plan = self.rule.plan(self.oldest)
+        if self.rows >= limit:
+            return "full"
+        if is_closing:
+            return "closing"
+        if now >= plan.time:
+            return "waited" if plan.time > self.oldest and plan.rows else "idle"
+        if self.rows >= plan.rows:
+            return "gathered"
+        return "deadline" if now >= self._last_moment() else None
+
+    def time_due(self) -> float:
+        """Returns when a batch leaves if nothing more comes."""
+        if not self._arrivals:
+            return math.inf
+        return min(self.rule.plan(self.oldest).time, self._last_moment())
+
+    def take(self, limit: int) -> list[Slice]:
+        """Takes up to `limit` rows out; a request that has more is continued in the next batch.
+
+        Args:
+            limit: integer. Rows of the largest batch.
+        """
+        slices: list[Slice] = []
+        room = limit
+        while self._arrivals and room > 0:
+            request = self._first()[2]
+            waiting = request.waiting
+            stop = min(request.rows, request.taken + room)
+            slices.append(Slice(request, request.taken, stop))
+            room -= stop - request.taken
+            if stop == request.rows:
+                self.forget(request)
+                request.taken = stop
+            else:
+                request.taken = stop
+                self.rows -= waiting - request.waiting
+        return slices
+
+    def _first(self) -> tuple[int, int, Request]:
+        while self._heap[0][2] not in self._arrivals:
+            heapq.heappop(self._heap)
+        return self._heap[0]
+
+    def _last_moment(self) -> float:
+        """When a batch must leave for its first deadline, and the target, to be kept."""
+        while self._deadlines and self._deadlines[0][2] not in self._arrivals:
+            heapq.heappop(self._deadlines)
+        moment = math.inf
+        if self._target_latency < math.inf:
+            moment = self._moment_for(self.oldest, self._target_latency)
+        if self._deadlines:
+            deadline, _, request = self._deadlines[0]
+            moment = min(moment, self._moment_for(request.arrived, deadline - request.arrived))
+        return moment
+
+    def _moment_for(self, arrived: float, allowed: float) -> float:
+        """When rows must leave that may take so many seconds; half of them if nothing is known."""
+        if not self._time.is_known:
+            return arrived + allowed / 2
+        size = next((size for size in self._buckets if size >= self.rows), self.rows)
+        seconds = (1 + PART_OF_BATCH) * self._time.predict(size)
+        return arrived + allowed - seconds - LEAST_MARGIN - PART_OF_LIMIT * allowed

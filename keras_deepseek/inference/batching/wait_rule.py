@@ -1,0 +1,177 @@
+"""Learns whether waiting fills batches, and how long it pays. Pure: the time is an argument.
+
+A batch of `n` rows takes `a + b n` seconds. Let `q` rows wait at a free model, and `m` more come
+within `d` seconds. Running at once, the `q` finish after `a + b q` and the `m` after a batch of
+their own; waiting, all finish after `d + a + b (q + m)`. Summed over the rows, waiting saves
+
+    m (a - b q) - (q + m) d.
+
+Where clients send their next request when the last is answered, that is too little: a batch that
+left without the `m` would be followed by theirs, and so on, in two half-filled batches for ever. A
+round of all `q + m` rows takes `2 a + b (q + m)` seconds then, and `d + a + b (q + m)` where they
+are waited for, if they fit in one batch. Such clients are known by their rows' coming right after a
+batch, and not while one runs.
+"""
+
+from bisect import bisect_right
+from collections import deque
+from typing import NamedTuple
+
+from keras_deepseek.inference.batching.batch_time import BatchTime
+from keras_deepseek.inference.batching.leave_rule import Occasion, Plan
+
+NUM_MOMENTS = 16
+"""How many of the last moments of a kind are looked at."""
+
+MOMENTS_BETWEEN_LESSONS = 4
+
+PARTS_OF_OVERHEAD = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
+"""The waits that are weighed: at one of the whole overhead nothing is left to be saved."""
+
+SHORTEST_WAIT = 5e-5
+"""Seconds. A thread can't be woken sooner with any certainty."""
+
+LEAST_GAIN = 0.05
+"""Waiting must save this part of the time that its rows spend in the model: chance saves some."""
+
+MOST = 0.7
+"""What part of the moments, and of the rows in one, are most of them."""
+
+
+class _Moment(NamedTuple):
+    """The model was free: how many rows waited, when others came (rising), how long it lasted."""
+
+    rows: int
+    offsets: tuple[float, ...]
+    seconds: float
+
+
+class _Wait(NamedTuple):
+    seconds: float
+    rows: int
+
+
+class WaitRule:
+    """Waits for rows that are likely to come, as long as that makes answers come sooner.
+
+    Two kinds of moments are told apart: the model is idle and a first row comes, and the model
+    finished a batch and finds rows. Of each, the last ones tell what came after, whether it was
+    waited for or not. So the rule goes on learning while it does not wait, and stops to wait when
+    nothing comes.
+
+    Args:
+        max_batch_size: integer. Rows of a full batch.
+        batch_time: `BatchTime`. What the model takes.
+    """
+
+    def __init__(self, max_batch_size: int, batch_time: BatchTime) -> None:
+        self._limit = max_batch_size
+        self._time = batch_time
+        self._moments: dict[Occasion, deque[_Moment]] = {
+            "idle": deque(maxlen=NUM_MOMENTS),
+            "freed": deque(maxlen=NUM_MOMENTS),
+        }
+        self._waits: dict[Occasion, _Wait | None] = {"idle": None, "freed": None}
+        self._lessons_due: dict[Occasion, int] = {"idle": 0, "freed": 0}
+        self._occasion: Occasion | None = None
+        self._began = 0.0
+        self._rows = 0
+        self._offsets: list[float] = []
+
+    def begin(self, occasion: Occasion, rows: int, now: float) -> None:
+        """The model is free and rows wait.
+
+        Args:
+            occasion: string. How that came.
+            rows: integer. How many rows wait.
+            now: float. The time in seconds.
+        """
+        self.end(now)
+        self._occasion, self._began, self._rows, self._offsets = occasion, now, rows, []
+
+    def arrive(self, rows: int, now: float) -> None:
+        """More rows came, while the model was free or since it took the last ones.
+
+        Args:
+            rows: integer.
+            now: float. The time in seconds.
+        """
+        if self._occasion is not None:
+            room = self._limit - len(self._offsets)
+            self._offsets.extend([now - self._began] * min(rows, room))
+
+    def end(self, now: float) -> None:
+        """What came since the last moment is known.
+
+        Args:
+            now: float. The time in seconds.
+        """
+        occasion, self._occasion = self._occasion, None
+        if occasion is None:
+            return
+        moment = _Moment(self._rows, tuple(self._offsets), now - self._began)
+        self._moments[occasion].append(moment)
+        self._lessons_due[occasion] += 1
+        if self._lessons_due[occasion] == MOMENTS_BETWEEN_LESSONS:
+            self._lessons_due[occasion] = 0
+            self._waits[occasion] = self._learn(self._moments[occasion])
+
+    def plan(self, oldest: float) -> Plan:
+        """Returns until when, and until which number of rows, those that wait do so.
+
+        Args:
+            oldest: float. When the oldest of them came.
+        """
+        wait = None if self._occasion is None else self._waits[self._occasion]
+        if wait is None:
+            return Plan(oldest, 0)
+        return Plan(self._began + wait.seconds, self._rows + wait.rows)
+
+    def _learn(self, moments: deque[_Moment]) -> _Wait | None:
+        """Returns the wait that would have saved most, or `None` where none would have."""
+        overhead, per_row = self._time.overhead, self._time.per_row
+        in_model = sum(moment.rows * (overhead + per_row * moment.rows) for moment in moments)
+        best, best_gain = None, LEAST_GAIN * in_model
+        for part in PARTS_OF_OVERHEAD:
+            seconds = part * overhead
+            if seconds < SHORTEST_WAIT:
+                continue
+            counts = [bisect_right(moment.offsets, seconds) for moment in moments]
+            wait = _Wait(seconds, max(counts))
+            if wait.rows == 0:
+                continue
+            gain = self._gain(moments, counts, wait)
+            if gain > best_gain:
+                best, best_gain = wait, gain
+        return best
+
+    def _gain(self, moments: deque[_Moment], counts: list[int], wait: _Wait) -> float:
+        """Returns the seconds that a wait would have saved, summed over the rows."""
+        overhead, per_row = self._time.overhead, self._time.per_row
+        returning = _are_returning(moments, counts, wait.seconds)
+        gain = 0.0
+        for moment, count in zip(moments, counts, strict=True):
+            more = min(wait.rows, max(self._limit - moment.rows, 0))
+            is_enough = 0 < more <= count
+            came = more if is_enough else count
+            waited = moment.offsets[more - 1] if is_enough else wait.seconds
+            rows = moment.rows + came
+            if returning and came:
+                in_round = moment.rows + count
+                apart = 2 * overhead + per_row * in_round
+                together = (waited + overhead + per_row * rows) * in_round / rows
+                gain += rows * (apart - together)
+            else:
+                gain += came * (overhead - per_row * moment.rows) - rows * waited
+        return gain
+
+
+def _are_returning(moments: deque[_Moment], counts: list[int], seconds: float) -> bool:
+    """Whether rows come right after most moments, and not later, as answered clients do."""
+    at_once = sum(
+        bool(moment.offsets)
+        and count >= MOST * len(moment.offsets)
+        and seconds < moment.seconds / 2
+        for moment, count in zip(moments, counts, strict=True)
+    )
+    return at_once >= MOST * len(moments)

@@ -1,0 +1,1 @@
+"""The server of gRPC, and what its methods answer."""

@@ -1,0 +1,47 @@
+"""TF Serving's ModelService over gRPC: the state of models, and which ones a server has."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from keras_deepseek.inference.grpc.answers import StatusError
+from keras_deepseek.inference.grpc.tf_serving_rpc import check_named, find, version_of
+from keras_deepseek.inference.models import control
+from keras_deepseek.inference.models.failed_version import FailedVersion
+from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.states import find_states, version_status
+from keras_deepseek.inference.protocols import tf_serving, tf_serving_model_service
+from keras_deepseek.inference.protocols.tf_serving_grpc import ModelSpec
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.grpc.grpc_server import GrpcServer
+
+
+async def status(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+    """Answers a `GetModelStatusRequest`: with one version, or with all."""
+    model = tf_serving_model_service.parse_status(data)
+    check_named(model)
+    statuses = [version_status(version, server.ready) for version in _versions(server, model)]
+    return tf_serving_model_service.format_status(statuses)
+
+
+async def reload_config(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+    """Answers a `ReloadConfigRequest` when all of its models are served, and no others."""
+    models = tf_serving_model_service.parse_reload(data)
+    server.check_ready(server.engine.name)
+    await asyncio.to_thread(control.replace_models, server.engine, models)
+    return tf_serving_model_service.format_reload()
+
+
+CALLS = {"GetModelStatus": status, "HandleReloadConfigRequest": reload_config}
+"""The calls of `tensorflow.serving.ModelService`."""
+
+
+def _versions(server: "GrpcServer", model: ModelSpec) -> Sequence[ModelVersion | FailedVersion]:
+    if model.label:
+        return [find(server, model)]
+    version = version_of(model)
+    found = find_states(server.engine.models.get(model.name), version)
+    if not found:
+        raise StatusError("NOT_FOUND", tf_serving.no_version_message(model.name, version))
+    return found

@@ -1,0 +1,145 @@
+"""Open Inference's gRPC calls of one answer each; `open_inference_stream` has the stream."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import keras_deepseek
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.signature import Signature
+from keras_deepseek.inference.grpc.answers import Inputs, dispatch, outputs_of
+from keras_deepseek.inference.models import control
+from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.states import PLATFORM, repository_states, version_number
+from keras_deepseek.inference.monitoring.request_trace import current_trace
+from keras_deepseek.inference.protocols import open_inference_grpc, open_inference_models
+from keras_deepseek.inference.protocols.open_inference import InferCall
+from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
+from keras_deepseek.inference.protocols.open_inference_urgency import read_urgency
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.grpc.grpc_server import GrpcServer
+
+
+async def server_live(_server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+    """Answers that the server runs."""
+    OPEN_INFERENCE.parse("inference.ServerLiveRequest", data)
+    return open_inference_grpc.format_live()
+
+
+async def server_ready(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+    """Answers whether requests are answered."""
+    OPEN_INFERENCE.parse("inference.ServerReadyRequest", data)
+    return open_inference_grpc.format_ready(server.ready)
+
+
+async def model_ready(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+    """Answers whether a model's requests are answered."""
+    version = _find(server, *open_inference_grpc.parse_model(data, "ModelReady"))
+    is_ready = server.ready and version.state == "AVAILABLE"
+    return open_inference_grpc.format_ready(is_ready, "ModelReady")
+
+
+async def server_metadata(_server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+    """Answers with the server's name, version and extensions."""
+    OPEN_INFERENCE.parse("inference.ServerMetadataRequest", data)
+    content = open_inference_models.server_metadata("keras_deepseek", keras_deepseek.__version__)
+    return open_inference_grpc.format_metadata(content, "ServerMetadata")
+
+
+async def model_metadata(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+    """Answers with a model's inputs and outputs."""
+    version = _find(server, *open_inference_grpc.parse_model(data, "ModelMetadata"))
+    numbers = [str(number) for number in server.engine.models[version.name].versions]
+    content = open_inference_models.model_metadata(
+        version.name, version.signature, numbers, PLATFORM
+    )
+    return open_inference_grpc.format_metadata(content, "ModelMetadata")
+
+
+async def infer(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
+    """Answers with a model's outputs, listed or as raw bytes, as the inputs are."""
+    call = open_inference_grpc.parse_infer(data)
+    future, version = start_infer(server, call, timeout)
+    outputs = await outputs_of(call.model_name, future, current_trace.get())
+    return open_inference_grpc.format_infer(call, outputs, call.model_name, str(version.number))
+
+
+def start_infer(
+    server: "GrpcServer", call: InferCall, timeout: float | None
+) -> tuple["asyncio.Future[Inputs]", ModelVersion]:
+    """Puts a request in a model's queue.
+
+    Args:
+        server: `GrpcServer`.
+        call: `InferCall`.
+        timeout: float. Seconds that the client still waits, or `None` for no limit.
+
+    Returns:
+        A future for `outputs_of`, and the version that answers.
+
+    Raises:
+        KerasDeepSeekError: The request is refused.
+    """
+    number = _read_version(call.model_name, call.model_version)
+
+    def bind(signature: Signature) -> Inputs:
+        call.check_outputs(spec.name for spec in signature.outputs)
+        return signature.bind(call.inputs)
+
+    urgency = read_urgency(call.parameters).within(timeout)
+    return dispatch(
+        server, bind, call.model_name, number, "", urgency.timeout, priority=urgency.priority
+    )
+
+
+async def repository_index(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+    """Answers with every version of every model, and its state."""
+    only_ready = open_inference_grpc.parse_repository_index(data)
+    states = repository_states(server.engine.models)
+    return open_inference_grpc.format_repository_index(states, only_ready)
+
+
+async def repository_load(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+    """Loads what a model's folder holds now; answers when that is served."""
+    call = "RepositoryModelLoad"
+    name = open_inference_grpc.parse_repository_model(data, call)
+    await asyncio.to_thread(control.load, server.engine, name)
+    return open_inference_grpc.format_repository_model(name, call)
+
+
+async def repository_unload(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+    """Closes a model; answers when what it had accepted is answered."""
+    call = "RepositoryModelUnload"
+    name = open_inference_grpc.parse_repository_model(data, call)
+    await asyncio.to_thread(control.unload, server.engine, name)
+    return open_inference_grpc.format_repository_model(name, call)
+
+
+CALLS = {
+    "ServerLive": server_live,
+    "ServerReady": server_ready,
+    "ModelReady": model_ready,
+    "ServerMetadata": server_metadata,
+    "ModelMetadata": model_metadata,
+    "ModelInfer": infer,
+    "RepositoryIndex": repository_index,
+    "RepositoryModelLoad": repository_load,
+    "RepositoryModelUnload": repository_unload,
+}
+"""The calls of `inference.GRPCInferenceService`, all but the stream."""
+
+
+def _find(server: "GrpcServer", name: str, version: str) -> ModelVersion:
+    return server.engine.find(name, _read_version(name, version))
+
+
+def _read_version(name: str, version: str) -> int | None:
+    """Returns the version that a request names, or `None`."""
+    if not name:
+        raise InvalidInputError("The request names no model.")
+    if not version:
+        return None
+    number = version_number(version)
+    if number is None:
+        raise InvalidInputError(f"Received version {version!r:.50}. Expected a whole number.")
+    return number

@@ -1,0 +1,156 @@
+"""Open Inference's ModelStreamInfer: many requests and their answers in one call.
+
+The requests of a stream share batches; their answers come in the order of the requests. One that
+fails is told so in its answer, and the stream goes on.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from keras_deepseek.inference.errors import ClosedError
+from keras_deepseek.inference.grpc.answers import Inputs, outputs_of, refusal_of, time_left
+from keras_deepseek.inference.grpc.call_end import begin_call, end_request
+from keras_deepseek.inference.grpc.open_inference_rpc import start_infer
+from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.monitoring.access_log import choose_request_id
+from keras_deepseek.inference.monitoring.request_trace import RequestTrace, current_trace
+from keras_deepseek.inference.protocols import open_inference_grpc
+from keras_deepseek.inference.protocols.open_inference import InferCall
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.grpc.grpc_server import GrpcServer
+
+MAX_WAITING = 64
+"""Requests of one stream that are computed at a time; no more are read."""
+
+PATH = "/inference.GRPCInferenceService/ModelStreamInfer"
+
+CALL = ("open_inference_grpc", "ModelStreamInfer")
+"""The protocol and the call, for the metrics."""
+
+
+class _Started(NamedTuple):
+    """A request that is in a model's queue."""
+
+    trace: RequestTrace
+    call: InferCall
+    future: "asyncio.Future[Inputs]"
+    version: ModelVersion
+
+
+class _Answered(NamedTuple):
+    """The words of a request that is answered, or was refused."""
+
+    trace: RequestTrace
+    status: str
+    data: bytes
+
+
+_Answers = asyncio.Queue[_Started | _Answered | None]
+"""What is answered next, or the end."""
+
+
+async def stream_infer(server: "GrpcServer", requests: AsyncIterator[bytes], context: Any) -> None:
+    """Answers each `ModelInferRequest` of a stream.
+
+    Args:
+        server: `GrpcServer`. When it stops, what was read is answered and the stream is closed.
+        requests: asynchronous iterator of messages.
+        context: `grpc.aio.ServicerContext`.
+
+    Raises:
+        ClosedError: The server has closed the stream.
+    """
+    answers: _Answers = asyncio.Queue(MAX_WAITING)
+    whole = RequestTrace(*CALL)
+    begin_call(server, context, whole)
+    reader = asyncio.create_task(_read(server, requests, context, answers, whole.request_id))
+    with server.ends_when_stopping(reader):
+        try:
+            while (started := await answers.get()) is not None:
+                await _answer(server, context, started)
+            await reader  # It may have failed.
+        except asyncio.CancelledError:
+            if not server.is_stopping:
+                raise
+            raise ClosedError("The server is stopping.") from None
+        finally:
+            reader.cancel()
+            while not answers.empty():
+                left = answers.get_nowait()
+                if left is not None:
+                    _drop(server, context, left)
+
+
+async def _read(
+    server: "GrpcServer",
+    requests: AsyncIterator[bytes],
+    context: Any,
+    answers: _Answers,
+    request_id: str,
+) -> None:
+    try:
+        async for data in requests:
+            started = _start(server, data, time_left(context), request_id)
+            try:
+                await answers.put(started)
+            except asyncio.CancelledError:  # There was no room for it, and now there is no need.
+                _drop(server, context, started)
+                raise
+    finally:
+        await answers.put(None)
+
+
+def _start(
+    server: "GrpcServer", data: bytes, timeout: float | None, request_id: str
+) -> _Started | _Answered:
+    trace, call = RequestTrace(*CALL), None
+    trace.request_id = request_id  # Its own one is better, where it has one.
+    current_trace.set(trace)
+    try:
+        call = open_inference_grpc.parse_infer(data)
+        if request_id and call.id:
+            trace.request_id = choose_request_id(call.id)
+        return _Started(trace, call, *start_infer(server, call, timeout))
+    # Whatever it is, the other requests of the stream go on.
+    except Exception as error:  # noqa: BLE001
+        return _refuse(trace, call, error)
+
+
+async def _answer(server: "GrpcServer", context: Any, started: _Started | _Answered) -> None:
+    """Writes an answer, and notes how the request has ended."""
+    status, size = "CANCELLED", 0
+    try:
+        answered = await _finish(started)
+        await context.write(answered.data)
+        status, size = answered.status, len(answered.data)
+    finally:
+        end_request(server, context, started.trace, PATH, status, size)
+
+
+async def _finish(started: _Started | _Answered) -> _Answered:
+    if isinstance(started, _Answered):
+        return started
+    trace, call, future, version = started
+    try:
+        outputs = await outputs_of(call.model_name, future, trace)
+        data = open_inference_grpc.format_infer(
+            call, outputs, call.model_name, str(version.number), in_stream=True
+        )
+    except Exception as error:  # noqa: BLE001 - As in `_start`.
+        return _refuse(trace, call, error)
+    return _Answered(trace, "OK", data)
+
+
+def _refuse(trace: RequestTrace, call: InferCall | None, error: Exception) -> _Answered:
+    refusal = refusal_of(error)
+    data = open_inference_grpc.format_stream_error(refusal.message, call)
+    return _Answered(trace, refusal.status, data)
+
+
+def _drop(server: "GrpcServer", context: Any, started: _Started | _Answered) -> None:
+    """Takes out of the queue what nobody waits for."""
+    if isinstance(started, _Started):
+        started.future.cancel()
+    end_request(server, context, started.trace, PATH, "CANCELLED", 0)

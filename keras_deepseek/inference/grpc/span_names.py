@@ -1,0 +1,37 @@
+"""How a request over gRPC is called in traces: the `SpanNames` that `request_traces` writes."""
+
+from typing import TYPE_CHECKING
+
+from keras_deepseek.inference.monitoring.span_names import Attributes, SpanNames
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.grpc.grpc_server import GrpcServer
+
+_FAULTS = frozenset(
+    ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
+)
+"""gRPC's statuses that are errors of a server."""
+
+
+def name_grpc(server: "GrpcServer", path: str, status: str, client: str) -> SpanNames:
+    """Returns how a request over gRPC is called.
+
+    Args:
+        server: `GrpcServer`.
+        path: string. Of the method, as in `"/inference.GRPCInferenceService/ModelInfer"`.
+        status: string. A gRPC status, as in `"OK"`.
+        client: string. The address of the other end.
+    """
+    method = path.removeprefix("/")
+    attributes: Attributes = {
+        "rpc.system.name": "grpc",
+        "rpc.method": method,
+        "rpc.response.status_code": status,
+        "server.address": server.host,
+        "server.port": server.port,
+        "client.address": client,
+    }
+    has_failed = status in _FAULTS
+    if has_failed:
+        attributes["error.type"] = status
+    return SpanNames(method, attributes, has_failed)

@@ -1,0 +1,174 @@
+"""TF Serving's PredictionService over gRPC: predictions, classes, numbers, and the signature."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.signature import Signature
+from keras_deepseek.inference.errors import ModelNotFoundError
+from keras_deepseek.inference.grpc.answers import (
+    Bind,
+    Call,
+    Inputs,
+    StatusError,
+    dispatch,
+    outputs_of,
+)
+from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.monitoring.request_trace import current_trace
+from keras_deepseek.inference.protocols import (
+    tf_serving,
+    tf_serving_examples,
+    tf_serving_grpc,
+    tf_serving_model_service,
+)
+from keras_deepseek.inference.protocols.tf_serving_grpc import ModelSpec
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.grpc.grpc_server import GrpcServer
+
+
+async def predict(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
+    """Answers a `PredictRequest`."""
+    call = tf_serving_grpc.parse_predict(data)
+
+    def bind(signature: Signature) -> Inputs:
+        called = _called(call.model, signature)
+        if call.output_names:
+            _check_outputs(call.output_names, called)
+        return called.bind(call.inputs)
+
+    outputs, version = await _ask(server, call.model, bind, timeout)
+    return tf_serving_grpc.format_predict(call, outputs, version)
+
+
+async def answer_examples(
+    server: "GrpcServer", data: bytes, timeout: float | None, *, method: str
+) -> bytes:
+    """Answers a `ClassificationRequest` or a `RegressionRequest`."""
+    call = tf_serving_grpc.parse_examples(data, method)
+    outputs, version = await _ask_examples(server, call.model, call.examples, timeout)
+    results = tf_serving_examples.read_results(method, outputs, len(call.examples))
+    return tf_serving_grpc.format_examples(call, results, version)
+
+
+async def multi_inference(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
+    """Answers a `MultiInferenceRequest`: the model runs once for all of its tasks."""
+    tasks, examples = tf_serving_grpc.parse_multi_inference(data)
+
+    def check(signature: Signature) -> None:
+        for task in tasks:
+            _called(task.model, signature)
+
+    outputs, version = await _ask_examples(server, tasks[0].model, examples, timeout, check)
+    answers = [
+        (task, tf_serving_examples.read_results(task.method, outputs, len(examples)))
+        for task in tasks
+    ]
+    return tf_serving_grpc.format_multi_inference(answers, version)
+
+
+async def metadata(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
+    """Answers a `GetModelMetadataRequest`."""
+    model = tf_serving_model_service.parse_metadata(data)
+    version = find(server, model)
+    return tf_serving_model_service.format_metadata(
+        replace(model, version=version.number), version.signature
+    )
+
+
+def find(server: "GrpcServer", model: ModelSpec) -> ModelVersion:
+    """Returns the version that a request is about.
+
+    Args:
+        server: `GrpcServer`.
+        model: `ModelSpec`.
+
+    Raises:
+        InvalidInputError: It names no model.
+        StatusError: There is no such model, version or label.
+    """
+    check_named(model)
+    try:
+        return server.engine.find(model.name, version_of(model), model.label)
+    except ModelNotFoundError as error:
+        raise _not_found(model) from error
+
+
+def version_of(model: ModelSpec) -> int | None:
+    """Returns the version that a request names, or `None` for the newest.
+
+    Versions start at 1: OpenVINO's client says 0 for the newest.
+    """
+    return model.version or None
+
+
+def check_named(model: ModelSpec) -> None:
+    """Refuses a request that names no model.
+
+    Raises:
+        InvalidInputError: In TF Serving's words.
+    """
+    if not model.name:
+        raise InvalidInputError("ModelSpec has no name specified.")
+
+
+CALLS: dict[str, Call] = {
+    "Predict": predict,
+    "Classify": partial(answer_examples, method=tf_serving_examples.CLASSIFY_METHOD),
+    "Regress": partial(answer_examples, method=tf_serving_examples.REGRESS_METHOD),
+    "MultiInference": multi_inference,
+    "GetModelMetadata": metadata,
+}
+"""The calls of `tensorflow.serving.PredictionService`."""
+
+
+async def _ask_examples(
+    server: "GrpcServer",
+    model: ModelSpec,
+    examples: Sequence[tf_serving_examples.Example],
+    timeout: float | None,
+    check: Callable[[Signature], None] | None = None,
+) -> tuple[Inputs, int]:
+    def bind(signature: Signature) -> Inputs:
+        if check is not None:
+            check(signature)
+        return tf_serving_examples.bind_examples(examples, _called(model, signature))
+
+    return await _ask(server, model, bind, timeout)
+
+
+async def _ask(
+    server: "GrpcServer", model: ModelSpec, bind: Bind, timeout: float | None
+) -> tuple[Inputs, int]:
+    """Returns the outputs, and the number of the version that has answered."""
+    check_named(model)
+    try:
+        future, version = dispatch(
+            server, bind, model.name, version_of(model), model.label, timeout
+        )
+    except ModelNotFoundError as error:
+        raise _not_found(model) from error
+    return await outputs_of(model.name, future, current_trace.get()), version.number
+
+
+def _called(model: ModelSpec, signature: Signature) -> Signature:
+    return tf_serving.find_signature(model.signature_name, signature)[1]
+
+
+def _check_outputs(names: Sequence[str], signature: Signature) -> None:
+    known = {spec.name for spec in signature.outputs}
+    for name in names:
+        if name not in known:
+            raise InvalidInputError(unknown_name_message("output", name, known))
+
+
+def _not_found(model: ModelSpec) -> StatusError:
+    if model.label:
+        text = tf_serving.unknown_label_message(model.label)
+        return StatusError("INVALID_ARGUMENT", text)
+    version = version_of(model)
+    number = None if version is None else str(version)
+    return StatusError("NOT_FOUND", tf_serving.not_found_message(model.name, number))

@@ -1,0 +1,1 @@
+"""The server of HTTP: connections, what the paths answer, and the page at `/`."""

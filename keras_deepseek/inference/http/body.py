@@ -1,0 +1,65 @@
+"""Inflates the bodies of requests, up to a limit."""
+
+import zlib
+
+from keras_deepseek.inference.http.message import HttpError
+
+_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+_MAX_MEMBERS = 16
+"""Each member of a gzip file costs a copy of what follows it."""
+
+
+def inflate_body(body: bytes, encoding: str, limit: int) -> bytes:
+    """Returns what was compressed. No more than `limit` bytes and one are ever inflated.
+
+    Args:
+        body: bytes. As they came.
+        encoding: string. The value of the header `Content-Encoding`.
+        limit: integer. The most bytes to return.
+
+    Raises:
+        HttpError: 415 where it is another encoding, 400 where the bytes are damaged, 413 where they
+            inflate to more than the limit.
+    """
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        return body
+    if name not in _WINDOW_BITS:
+        raise HttpError(
+            415,
+            f"Content-Encoding {encoding!r} is not supported. Send gzip, deflate, or neither.",
+            (("Accept-Encoding", "gzip, deflate"),),
+        )
+    bits = _WINDOW_BITS[name]
+    if name == "deflate" and not _has_zlib_header(body):
+        bits = -15  # Some clients send the bare stream.
+    try:
+        return _inflate(body, bits, limit)
+    except zlib.error as error:
+        raise HttpError(400, f"The body is not {name}: {error}.") from error
+
+
+def _has_zlib_header(body: bytes) -> bool:
+    return len(body) > 1 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0  # noqa: PLR2004 - zlib's format.
+
+
+def _inflate(body: bytes, bits: int, limit: int) -> bytes:
+    parts: list[bytes] = []
+    room = limit
+    for _ in range(_MAX_MEMBERS):
+        member = zlib.decompressobj(bits)
+        # One byte more than there is room for tells a body that fits from one that does not.
+        part = member.decompress(body, room + 1)
+        if len(part) > room:
+            raise HttpError(
+                413,
+                f"The body inflates to more than {limit} bytes. Send fewer rows in one request.",
+            )
+        if not member.eof:
+            raise zlib.error("it ends early")
+        parts.append(part)
+        room -= len(part)
+        body = member.unused_data
+        if not body:
+            return b"".join(parts)
+    raise HttpError(413, f"The body has more than {_MAX_MEMBERS} members.")

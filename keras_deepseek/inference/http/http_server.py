@@ -1,0 +1,138 @@
+"""Listens for HTTP.
+
+`http_connection` speaks with each client; what the paths answer stands in `http_application`.
+"""
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.inference.arguments import check_count
+from keras_deepseek.inference.http.http_limits import HttpLimits
+from keras_deepseek.inference.http.listener import Listener
+from keras_deepseek.inference.http.open_connections import OpenConnections
+from keras_deepseek.inference.server.server import Serve, Server
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.engine import ServingEngine
+
+MAX_BODY_BYTES = 64 * 2**20
+"""Larger requests are refused: a tensor of 64 MiB of JSON wants another protocol."""
+
+_BACKLOG = 2048
+
+
+class HttpServer(Server):
+    """One HTTP server in front of an engine.
+
+    `ServingEngine.serve` makes and starts one; make it yourself to choose `max_body_bytes`.
+
+    Args:
+        engine: `ServingEngine`. Until it is ready, requests are answered with the status 503.
+        host: string. The address to listen at. Defaults to `"127.0.0.1"`: this machine alone.
+        port: integer. `0` takes a free one. Defaults to `8501`.
+        max_body_bytes: integer. Larger requests are answered with the status 413, also those that
+            come compressed and would be inflated to more. Defaults to 64 MiB (`67108864`).
+        ssl_context: `ssl.SSLContext` of a server, to speak TLS. Where its `verify_mode` is
+            `ssl.CERT_REQUIRED`, clients without a certificate that it trusts are turned away.
+            Defaults to `None`: plain HTTP.
+        limits: `HttpLimits`. Defaults to `None`: its own defaults.
+        tokens: sequence of strings, or a `pathlib.Path` of a file with one in each line. Requests
+            must show one of them, as `Authorization: Bearer TOKEN`, but those for `/`, `/healthz`
+            and `/v2/health/...`. Defaults to `None`: anyone may ask.
+        access_log: boolean. Whether each request is a line of JSON in the log
+            `keras_deepseek.inference.access`. Defaults to `False`.
+        traces: boolean, or OpenTelemetry's `TracerProvider`. Whether each request is a span. `True`
+            takes the provider that the process has set up, or else one that the environment's
+            variables `OTEL_*` describe. Defaults to `False`.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_deepseek.inference import ServingEngine
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> with ServingEngine(model, max_batch_size=1) as engine:
+    ...     server = HttpServer(engine, port=0, max_body_bytes=100_000)
+    ...     server.start()
+    ...     print(server.ready)
+    ...     server.stop()
+    True
+    """
+
+    def __init__(
+        self,
+        engine: "ServingEngine",
+        host: str = "127.0.0.1",
+        port: int = 8501,
+        *,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        ssl_context: ssl.SSLContext | None = None,
+        limits: HttpLimits | None = None,
+        tokens: Sequence[str] | os.PathLike[str] | None = None,
+        access_log: bool = False,
+        traces: Any = False,
+    ) -> None:
+        check_count("max_body_bytes", max_body_bytes)
+        if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
+            raise InvalidInputError(
+                f"Received ssl_context={ssl_context!r}. Expected an `ssl.SSLContext` or `None`."
+            )
+        super().__init__(
+            engine,
+            host,
+            port,
+            scheme="http",
+            is_secure=ssl_context is not None,
+            tokens=tokens,
+            access_log=access_log,
+            traces=traces,
+        )
+        self.max_body_bytes = max_body_bytes
+        self.limits = limits or HttpLimits()
+        self._ssl_context = ssl_context
+
+    def _prepare(self) -> Serve:
+        try:
+            import httptools  # noqa: F401 - The next import needs it.
+        except ImportError as error:
+            raise MissingExtraError("httptools", "serving", "to serve over HTTP") from error
+        from keras_deepseek.inference.http.http_application import HttpApplication
+        from keras_deepseek.inference.http.http_connection import HttpConnection
+
+        application = HttpApplication(self)
+        return partial(
+            self._serve,
+            self._bind(_BACKLOG),
+            lambda connections: HttpConnection(
+                application, connections, self.max_body_bytes, self.limits
+            ),
+        )
+
+    async def _serve(
+        self,
+        listener: socket.socket,
+        make_protocol: Callable[[OpenConnections], asyncio.Protocol],
+        listens: "Future[int]",
+    ) -> None:
+        connections = OpenConnections(self.limits)
+        with listener:
+            connections.watch()
+            server = Listener(
+                listener,
+                lambda: make_protocol(connections),
+                self._ssl_context,
+                self.limits.header_seconds,
+                self.limits.linger_seconds,
+            )
+            server.start()
+            listens.set_result(listener.getsockname()[1])
+            await self.stopping.wait()
+            connections.start_draining()
+            await server.stop()
+            await connections.drain()

@@ -1,0 +1,60 @@
+"""How a request over HTTP is called in traces: the `SpanNames` that `request_traces` writes."""
+
+from typing import TYPE_CHECKING
+
+from keras_deepseek.inference.http.message import HUNG_UP, HttpRequest
+from keras_deepseek.inference.monitoring.span_names import Attributes, SpanNames
+
+if TYPE_CHECKING:
+    from keras_deepseek.inference.http.http_server import HttpServer
+
+_METHODS = frozenset(
+    ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
+)
+
+_SERVER_ERROR = 500
+"""From here on a status is an error of the server."""
+
+_MAX_TEXT = 1024
+"""Characters of what a client sends: spans that wait have a size, too."""
+
+
+def name_http(
+    server: "HttpServer", request: HttpRequest | None, status: int, route: str
+) -> SpanNames:
+    """Returns how a request over HTTP is called.
+
+    The query is left out: it may hold a secret.
+
+    Args:
+        server: `HttpServer`.
+        request: `HttpRequest`, or `None` where what came was none.
+        status: integer. 499: the client hung up.
+        route: string. The form of its path, as in `"/v2/models/{name}/infer"`; empty where it
+            leads nowhere.
+    """
+    attributes: Attributes = {
+        "url.scheme": server.url.partition(":")[0],
+        "server.address": server.host,
+        "server.port": server.port,
+    }
+    method = "HTTP"
+    if request is not None:
+        method = request.method if request.method in _METHODS else "HTTP"
+        attributes["http.request.method"] = "_OTHER" if method == "HTTP" else method
+        if method == "HTTP":
+            attributes["http.request.method_original"] = request.method[:_MAX_TEXT]
+        attributes["url.path"] = request.path[:_MAX_TEXT]
+        attributes["client.address"] = request.client
+        attributes["network.protocol.version"] = "1.0" if request.is_old else "1.1"
+        agent = request.headers.get("user-agent")
+        if agent:
+            attributes["user_agent.original"] = agent[:_MAX_TEXT]
+    if route:
+        attributes["http.route"] = route
+    has_failed = status >= _SERVER_ERROR or status == HUNG_UP
+    if status != HUNG_UP:
+        attributes["http.response.status_code"] = status
+    if has_failed:
+        attributes["error.type"] = "client_hung_up" if status == HUNG_UP else str(status)
+    return SpanNames(f"{method} {route}" if route else method, attributes, has_failed)

@@ -1,0 +1,37 @@
+"""What a request asks for that waits, as for a model to load: done on a thread, answered later.
+
+Meanwhile the server's event loop answers others. `open_inference_rest` hands on what it returns.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from keras_deepseek.inference.http.message import HttpResponse, Pending
+
+_Done = asyncio.Future[None]
+
+
+def answer_later(work: Callable[[], None], respond: Callable[[], HttpResponse]) -> Pending:
+    """Returns an answer that is there when a function has returned.
+
+    Args:
+        work: function, called on a thread. What has begun goes on though the client hangs up. What
+            it raises is answered by `Application.answer_error`.
+        respond: function that returns the answer, called on the event loop.
+    """
+
+    def start(settle: Callable[[Any], None]) -> Callable[[], None]:
+        def finish(done: _Done) -> None:
+            if not done.cancelled():
+                done.exception()  # It is no forgotten one where the client has hung up.
+            settle(done)
+
+        asyncio.get_running_loop().run_in_executor(None, work).add_done_callback(finish)
+        return lambda: None
+
+    def make_response(done: _Done) -> HttpResponse:
+        done.result()
+        return respond()
+
+    return Pending(start, make_response)

@@ -1,0 +1,58 @@
+"""Makes bytes of responses."""
+
+import time
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+
+from keras_deepseek.inference.http.message import HttpResponse
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_JOIN_BYTES = 2**16
+"""Larger bodies are not copied behind their headers: a second write costs less."""
+
+
+def encode_response(
+    response: HttpResponse, connection: str | None = None, *, with_body: bool = True
+) -> list[bytes]:
+    """Returns the bytes to write, in one piece or two.
+
+    Args:
+        response: `HttpResponse`.
+        connection: string. The value of the header `Connection`. Defaults to `None`: it has none.
+        with_body: boolean. An answer to HEAD has the headers alone. Defaults to `True`.
+
+    Raises:
+        ValueError: One of its headers would end before its value does.
+    """
+    body = response.body
+    head = b"%b%d\r\ndate: %b\r\n" % (
+        _first_lines(response.status, response.content_type),
+        len(body),
+        _date(int(time.time())),
+    )
+    if connection is not None:
+        head += b"connection: %b\r\n" % connection.encode()
+    for name, value in response.headers:
+        line = f"{name}: {value}"
+        if "\r" in line or "\n" in line:
+            raise ValueError(f"A header of more than one line: {line!r}.")
+        head += line.encode("latin-1") + b"\r\n"
+    if not with_body:
+        return [head + b"\r\n"]
+    if len(body) <= _JOIN_BYTES:
+        return [head + b"\r\n" + body]
+    return [head + b"\r\n", body]
+
+
+@lru_cache(256)
+def _first_lines(status: int, content_type: str) -> bytes:
+    phrase = HTTPStatus(status).phrase
+    text = f"HTTP/1.1 {status} {phrase}\r\ncontent-type: {content_type}\r\ncontent-length: "
+    return text.encode("latin-1")
+
+
+@lru_cache(2)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()

@@ -1,0 +1,97 @@
+"""Other folders of models in the place of those that are followed: all of them, or nothing changes.
+
+`engine` makes the exchange; here is what stays, what is loaded, and what is closed.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from keras_deepseek.inference.errors import LoadFailedError
+from keras_deepseek.inference.models.model_folder import ModelFolder
+from keras_deepseek.inference.models.model_options import ModelOptions
+from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.served_model import ServedModel
+
+_logger = logging.getLogger(__name__)
+
+Open = Callable[[Path, str, int, ModelOptions], ModelVersion]
+
+
+class FolderExchange:
+    """What an engine will follow and serve. Nothing that it serves now is touched before `finish`.
+
+    Args:
+        models: mapping of `ServedModel` by name: those now.
+        folders: sequence of `ModelFolder`: those now, in a pause.
+        wanted: sequence of `ModelFolder`, each of a name of its own.
+        labels: mapping from each of these names to versions by label.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        folders: Sequence[ModelFolder],
+        wanted: Sequence[ModelFolder],
+        labels: Mapping[str, Mapping[str, int]],
+    ) -> None:
+        self._before = models
+        self._labels = labels
+        kept = [one for one in folders if _has(models.get(one.name), labels.get(one.name, {}))]
+        like = {folder.name: _find_like(folder, kept) for folder in wanted}
+        self.changed = [folder for folder in wanted if like[folder.name] is None]
+        self.folders = [like[folder.name] or folder for folder in wanted]
+        self.dropped = [folder for folder in folders if folder not in self.folders]
+        self.models = {
+            folder.name: models[folder.name]
+            for folder in self.folders
+            if folder not in self.changed
+        }
+
+    def load(self, open_version: Open) -> None:
+        """Loads and warms up what the folders hold that were not followed, or in another way.
+
+        Args:
+            open_version: function that returns a `ModelVersion`.
+
+        Raises:
+            LoadFailedError: One of them failed; what was loaded is closed again. Why is logged.
+        """
+        loaded: list[ModelVersion] = []
+        for folder in self.changed:
+            served = ServedModel(folder.name)
+            try:
+                for number, path in folder.wanted().items():
+                    folder.note(number, path)
+                    loaded.append(open_version(path, folder.name, number, folder.options))
+                    loaded[-1].start()
+                    served.add(loaded[-1])
+                served.set_labels(self._labels[folder.name])
+            # Whatever a bundle does, the versions that are served go on.
+            except Exception as error:
+                for version in loaded:  # What failed may have processes of its own, too.
+                    version.close()
+                _logger.exception("The folder %r could not be loaded.", str(folder.folder))
+                raise LoadFailedError(folder.name) from error
+            self.models[folder.name] = served
+
+    def finish(self) -> None:
+        """Sets the labels, and closes what is no longer served when its requests are answered."""
+        for name, served in self.models.items():
+            served.set_labels(self._labels[name])
+        for name, before in self._before.items():
+            if before is not self.models.get(name):
+                for version in list(before.versions.values()):
+                    version.close()
+
+
+def _has(served: ServedModel | None, labels: Mapping[str, int]) -> bool:
+    """Returns whether a model is served, and each version that labels stand for available."""
+    return served is not None and all(
+        number in served.versions and served.versions[number].state == "AVAILABLE"
+        for number in labels.values()
+    )
+
+
+def _find_like(folder: ModelFolder, others: Sequence[ModelFolder]) -> ModelFolder | None:
+    return next((other for other in others if folder.is_like(other)), None)

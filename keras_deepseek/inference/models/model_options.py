@@ -1,0 +1,70 @@
+"""How a model is loaded and batched: what `ServingEngine` and `ServingEngine.load` take."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from keras_deepseek.inference.arguments import (
+    check_batch_size,
+    check_cache_entries,
+    check_count,
+    check_seconds,
+    check_wait,
+)
+from keras_deepseek.inference.batching.padding import Padding
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Options of one model; `ServingEngine` says what each means.
+
+    Args:
+        batch_size: `"dynamic"`, or an integer up to `max_batch_size`. Defaults to `"dynamic"`.
+        max_batch_size: integer. Defaults to `32`.
+        max_wait: float. Seconds, for a fixed `batch_size`. Defaults to `0.005`.
+        max_queue_rows: integer. Defaults to `1024`.
+        target_latency: float. Seconds. Defaults to `None`.
+        replicas: integer. Defaults to `1`.
+        isolated: boolean. Defaults to `False`.
+        batch_timeout: float. Seconds. Defaults to `60.0`.
+        padding: `Padding`. Defaults to `None`: requests of unequal lengths don't share batches.
+        warm_up: boolean. Defaults to `True`.
+        cache_entries: integer. Defaults to `0`.
+        custom_objects_from: sequence of module names or `.py` files. Defaults to `()`.
+
+    Raises:
+        InvalidInputError: A value is not one of these.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_deepseek.inference import ServingEngine
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> with ServingEngine(model, max_batch_size=1) as engine:
+    ...     engine.load(model, name="small", options=ModelOptions(max_batch_size=2)).number
+    1
+    """
+
+    batch_size: int | Literal["dynamic"] = "dynamic"
+    max_batch_size: int = 32
+    max_wait: float = 0.005
+    max_queue_rows: int = 1024
+    target_latency: float | None = None
+    replicas: int = 1
+    isolated: bool = False
+    batch_timeout: float = 60.0
+    padding: Padding | None = None
+    warm_up: bool = True
+    cache_entries: int = 0
+    custom_objects_from: Sequence[str | os.PathLike[str]] = ()
+
+    def __post_init__(self) -> None:
+        check_count("max_batch_size", self.max_batch_size)
+        check_count("max_queue_rows", self.max_queue_rows)
+        check_batch_size(self.batch_size, self.max_batch_size)
+        check_wait("max_wait", self.max_wait)
+        check_count("replicas", self.replicas)
+        check_cache_entries(self.cache_entries)
+        check_seconds("target_latency", self.target_latency)
+        check_seconds("batch_timeout", self.batch_timeout)

@@ -1,0 +1,259 @@
+"""One version of a model: its executors, its batcher, and its life from loading to the end.
+
+`served_model` holds the versions of a model; `engine` sends requests to them.
+"""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any, Literal
+
+from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.inference.arguments import check_batch_axis, check_request_options
+from keras_deepseek.inference.batching.batch import Request
+from keras_deepseek.inference.batching.batch_totals import BatchStatistics
+from keras_deepseek.inference.batching.batcher import Batcher
+from keras_deepseek.inference.batching.client_order import ClientOrder
+from keras_deepseek.inference.batching.padding import Padder
+from keras_deepseek.inference.batching.turns import Turns
+from keras_deepseek.inference.errors import ClosedError
+from keras_deepseek.inference.executors.executor import ClosingExecutor, Executor
+from keras_deepseek.inference.executors.isolated_model import IsolatedModel
+from keras_deepseek.inference.executors.open_executor import open_executor
+from keras_deepseek.inference.models.model_options import ModelOptions
+from keras_deepseek.inference.models.response_cache import ResponseCache
+from keras_deepseek.inference.models.warm_up import check_padding, run_every_size
+
+_logger = logging.getLogger(__name__)
+
+State = Literal["LOADING", "AVAILABLE", "UNLOADING", "END"]
+"""TF Serving's words for where a version is in its life."""
+
+Deliver = Callable[[Request], None]
+
+
+class ModelVersion:
+    """A version that requests can be sent to.
+
+    Args:
+        name: string. The model's name.
+        number: integer. The version.
+        model: What `open_executor` takes.
+        options: `ModelOptions`.
+        after_batch: Function that is called when requests were answered.
+        turns: `Turns` that its batches wait for. Defaults to `None`: they wait for nobody else's.
+
+    Raises:
+        InvalidInputError: The model is nothing that can be served.
+        NotSupportedError: It takes one batch size alone, or no executor runs its format.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        number: int,
+        model: Any,
+        options: ModelOptions,
+        after_batch: Callable[[], None],
+        turns: Turns | None = None,
+    ) -> None:
+        self.name = name
+        self.number = number
+        self.state: State = "LOADING"
+        self.error: BaseException | None = None
+        self._options = options
+        self._after_batch = after_batch
+        # An `Executor` of the user's own may be used elsewhere.
+        self._owns_executors = isinstance(model, str | os.PathLike)
+        self._executors: list[Executor] = []
+        try:
+            for _ in range(options.replicas):
+                self._executors.append(_open(model, options))
+            signature = self._executors[0].signature
+            check_batch_axis(signature)
+            padding = options.padding
+            self._padder = None if padding is None else Padder(padding, signature)
+        except BaseException:
+            self._close_executors()
+            raise
+        self.cache = ResponseCache(options.cache_entries) if options.cache_entries else None
+        self._order = ClientOrder()
+        self._batcher = Batcher(
+            [executor.run for executor in self._executors],
+            batch_size=options.batch_size,
+            max_batch_size=options.max_batch_size,
+            max_wait=options.max_wait,
+            max_queue_rows=options.max_queue_rows,
+            target_latency=options.target_latency,
+            take_turn=None if turns is None else partial(turns.take, name),
+            after_batch=after_batch,
+        )
+
+    @property
+    def signature(self) -> Signature:
+        """The names, shapes and dtypes of the model's inputs and outputs."""
+        return self._executors[0].signature if self._padder is None else self._padder.signature
+
+    def start(self) -> None:
+        """Warms up, and answers requests from then on.
+
+        Raises:
+            Exception: What the model raised; the version is at its end.
+        """
+        try:
+            if self._options.warm_up:
+                self._warm_up()
+        except BaseException as error:
+            self.state, self.error = "END", error
+            self._close_executors()
+            raise
+        self._batcher.start()
+        self.state = "AVAILABLE"
+
+    def submit(
+        self,
+        inputs: dict[str, Array],
+        deliver: Deliver,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        client: Hashable = None,
+        use_cache: bool = False,
+    ) -> Request:
+        """Puts rows in the queue, unless their answer is kept.
+
+        Args:
+            inputs: dict of arrays by name, as the signature has them.
+            deliver: Function of the `Request`, called when it is answered.
+            timeout: float. Seconds after which nobody wants the answer. Defaults to `None`.
+            priority: integer. Higher ones are run first. Defaults to `0`.
+            client: A hashable value, whose requests are answered in order. Defaults to `None`.
+            use_cache: boolean. Whether an answer that is kept will do. With `client` it is not
+                asked for: the answer could come too soon. Defaults to `False`.
+
+        Raises:
+            InvalidInputError: There are more rows than may wait.
+            ClosedError: The version does not answer requests, yet or any more.
+            OverloadedError: Too many rows are waiting, or it could not be answered in time.
+        """
+        check_request_options(timeout, priority)
+        if self.state != "AVAILABLE":
+            raise ClosedError(
+                f"Version {self.number} of the model {self.name!r} is {self.state.lower()}."
+            )
+        # Arrays without elements may have any number of rows: nothing of that size is made.
+        self._batcher.check_size(max(array.shape[0] for array in inputs.values()))
+        if use_cache and self.cache is not None and client is None:
+            key = self.cache.key(inputs)
+            outputs = self.cache.get(key)
+            if outputs is not None:
+                return self._answer_at_once(inputs, outputs, deliver)
+            deliver = _keep(self.cache, key, deliver)
+        if self._padder is not None:
+            inputs, deliver = self._fill(self._padder, inputs, deliver)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        of_request = deliver if client is None else lambda _: self._order.settle(client)
+        request = Request(inputs, of_request, deadline=deadline, priority=priority)
+        if client is not None:
+            self._order.add(client, request, deliver)
+        try:
+            self._batcher.submit(request)
+        except BaseException:
+            self.cancel(request, client)
+            raise
+        return request
+
+    def cancel(self, request: Request, client: Hashable) -> None:
+        """Takes a request out of the queue; one that runs is not answered.
+
+        Args:
+            request: `Request`, as `submit` returned it.
+            client: As it was submitted with.
+        """
+        if self._batcher.cancel(request) and client is not None:
+            self._order.settle(client)
+            self._after_batch()
+
+    def close(self, seconds: float | None = None) -> None:
+        """Accepts nothing more and returns when what was accepted is answered.
+
+        Args:
+            seconds: float. After these, what is not answered gets a `ClosedError`, and a model that
+                still runs is left to itself; a process of its own is ended. Defaults to `None`:
+                there is no limit.
+        """
+        self.state = "UNLOADING"
+        for executor in self._executors:
+            if isinstance(executor, IsolatedModel):
+                executor.hurry()
+        has_ended = self._batcher.close(drain=True, seconds=seconds)
+        if not has_ended:
+            _logger.error(
+                "Version %d of the model %r did not end in time; what it computes is given up.",
+                self.number,
+                self.name,
+            )
+        # What runs in this process can't be closed under a batch.
+        self._close_executors(ClosingExecutor if has_ended else IsolatedModel)
+        self.state = "END"
+
+    def _close_executors(self, kind: type = ClosingExecutor) -> None:
+        if not self._owns_executors:
+            return
+        for executor in self._executors:
+            if isinstance(executor, kind) and isinstance(executor, ClosingExecutor):
+                executor.close()
+
+    def statistics(self) -> BatchStatistics:
+        """Returns how many batches and rows were run, and why the last batches left."""
+        return self._batcher.statistics()
+
+    def _answer_at_once(
+        self, inputs: dict[str, Array], outputs: dict[str, Array], deliver: Deliver
+    ) -> Request:
+        request = Request(inputs, deliver)
+        request.is_cached = True
+        request.answer(0, outputs, request.rows)
+        self._after_batch()
+        return request
+
+    def _warm_up(self) -> None:
+        padding, buckets = self._options.padding, self._batcher.buckets
+        lengths = () if padding is None else padding.lengths
+        if self._padder is not None:
+            check_padding(self._executors[0], self._padder, lengths, buckets[0])
+        run_every_size(self._executors, buckets, lengths, self._batcher.batch_time)
+
+    @staticmethod
+    def _fill(
+        padder: Padder, inputs: dict[str, Array], deliver: Callable[[Request], None]
+    ) -> tuple[dict[str, Array], Callable[[Request], None]]:
+        """Returns the filled inputs, and what cuts the outputs before it delivers them."""
+
+        def cut(request: Request) -> None:
+            if request.outputs is not None:
+                request.outputs = padder.cut(request.outputs, inputs)
+            deliver(request)
+
+        return padder.fill(inputs), cut
+
+
+def _keep(cache: ResponseCache, key: bytes, deliver: Deliver) -> Deliver:
+    """Returns what delivers an answer, and keeps it."""
+
+    def deliver_and_keep(request: Request) -> None:
+        if request.outputs is not None:
+            cache.put(key, request.outputs)
+        deliver(request)
+
+    return deliver_and_keep
+
+
+def _open(model: Any, options: ModelOptions) -> Executor:
+    if options.isolated:
+        sources = options.custom_objects_from
+        return IsolatedModel(model, sources, batch_timeout=options.batch_timeout)
+    return open_executor(model, options.custom_objects_from)

@@ -1,0 +1,266 @@
+"""The versions of one model, and which of them a request is for."""
+
+import random
+import threading
+from collections.abc import Callable, Mapping
+from numbers import Integral
+from typing import TypeVar
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.inference.errors import ModelNotFoundError
+from keras_deepseek.inference.models.failed_version import FailedVersion
+from keras_deepseek.inference.models.model_version import ModelVersion
+
+_Value = TypeVar("_Value")
+
+MAX_FAILED = 16
+"""Versions of a model that failed and are remembered: those that failed last."""
+
+
+class ServedModel:
+    """Versions by number, labels that stand for them, and the shares of those that are on trial.
+
+    A request that names neither a version nor a label goes to the newest one that is available and
+    not on trial; or to one on trial, with the probability of its share.
+
+    Args:
+        name: string. The model's name.
+        draw: Function that returns a random number from 0 to 1. Defaults to `random.random`.
+    """
+
+    def __init__(self, name: str, draw: Callable[[], float] = random.random) -> None:
+        self.name = name
+        self._draw = draw
+        self._lock = threading.Lock()
+        # They are replaced, not changed: whoever reads them needs no lock. The newest comes last.
+        self._versions: dict[int, ModelVersion] = {}
+        self._failed: Mapping[int, FailedVersion] = {}
+        self._labels: Mapping[str, int] = {}
+        self._shares: Mapping[int, float] = {}
+
+    @property
+    def versions(self) -> Mapping[int, ModelVersion]:
+        """All versions that are loading, available or unloading, by rising number."""
+        return self._versions
+
+    @property
+    def failed(self) -> Mapping[int, FailedVersion]:
+        """Why versions failed to load or to warm up: the last ones, by their numbers.
+
+        One that was to replace a version of its number may be there beside it.
+        """
+        return self._failed
+
+    @property
+    def states(self) -> Mapping[int, ModelVersion | FailedVersion]:
+        """All versions that have a state to tell, by rising number."""
+        states: dict[int, ModelVersion | FailedVersion] = {**self._failed, **self._versions}
+        return dict(sorted(states.items()))
+
+    @property
+    def on_trial(self) -> Mapping[int, float]:
+        """The shares of the versions that are on trial."""
+        return self._shares
+
+    @property
+    def labels(self) -> Mapping[str, int]:
+        """The versions that labels stand for."""
+        return self._labels
+
+    def newest(self) -> ModelVersion:
+        """Returns the newest version that is available and not on trial; else the newest.
+
+        Raises:
+            ModelNotFoundError: There is none.
+        """
+        versions, shares = self._versions, self._shares
+        if not versions:
+            raise ModelNotFoundError(f"The model {self.name!r} has no version.")
+        for number in reversed(versions):
+            if number not in shares and _is_available(versions[number]):
+                return versions[number]
+        return versions[next(reversed(versions))]
+
+    def find(self, version: int | None = None, label: str = "") -> ModelVersion:
+        """Returns the version that a request is for.
+
+        Args:
+            version: integer. Defaults to `None`: the newest, or one on trial.
+            label: string. In place of a version. Defaults to `""`.
+
+        Raises:
+            ModelNotFoundError: There is no such version or label.
+            InvalidInputError: Both are given, or the version is no integer.
+        """
+        if label:
+            if version is not None:
+                raise InvalidInputError(
+                    f"Received version {version} and label {label!r}. Give one of them."
+                )
+            version = self._labels.get(label)
+            if version is None:
+                raise ModelNotFoundError(
+                    f"The model {self.name!r} has no label {label!r}; it has {list(self._labels)}."
+                )
+        elif version is None:
+            return self._default()
+        elif not isinstance(version, Integral) or isinstance(version, bool):
+            raise InvalidInputError(f"Received version={version!r}. Expected an integer.")
+        found = self._versions.get(version)
+        if found is None:
+            failed = self._failed.get(version)
+            why = "" if failed is None else f": it failed with {failed.kind}"
+            raise ModelNotFoundError(
+                f"The model {self.name!r} has no version {version}{why}; it has "
+                f"{list(self._versions)}."
+            )
+        return found
+
+    def add(self, version: ModelVersion, share: float | None = None) -> None:
+        """Takes a version in, in the place of one that has the same number.
+
+        Args:
+            version: `ModelVersion`.
+            share: float. The part of requests that go to it, on trial. Defaults to `None`: it is
+                not on trial.
+        """
+        with self._lock:
+            if share is not None:
+                self._shares = self._with_share(version.number, share)
+            versions = {**self._versions, version.number: version}
+            self._versions = dict(sorted(versions.items()))
+            self._failed = _without(self._failed, version.number)
+
+    def fail(self, number: int, error: BaseException, version: ModelVersion | None = None) -> None:
+        """Remembers why a version failed, and forgets the version itself.
+
+        Args:
+            number: integer. The version.
+            error: What it raised.
+            version: `ModelVersion`, where it was made. Defaults to `None`.
+        """
+        failed = {**_without(self._failed, number), number: FailedVersion.of(number, error)}
+        if version is not None:
+            self.remove(version)
+        with self._lock:
+            self._failed = dict(list(failed.items())[-MAX_FAILED:])
+
+    def forget_failure(self, number: int) -> None:
+        """Remembers no more why a version failed.
+
+        Args:
+            number: integer. The version.
+        """
+        with self._lock:
+            self._failed = _without(self._failed, number)
+
+    def remove(self, version: ModelVersion) -> None:
+        """Forgets a version, its labels and its share; one that took its place stays.
+
+        Args:
+            version: `ModelVersion`.
+        """
+        number = version.number
+        with self._lock:
+            if self._versions.get(number) is not version:
+                return
+            self._versions = _without(self._versions, number)
+            self._failed = _without(self._failed, number)
+            self._labels = {label: of for label, of in self._labels.items() if of != number}
+            self._shares = _without(self._shares, number)
+
+    def surplus(self, loaded: ModelVersion, keep: int) -> list[ModelVersion]:
+        """Returns the oldest versions: those beyond `keep`, where those on trial do not count.
+
+        Args:
+            loaded: `ModelVersion`. One that stays in any case.
+            keep: integer. How many stay.
+        """
+        shares = self._shares
+        others = [
+            version
+            for number, version in self._versions.items()
+            if version is not loaded and number not in shares
+        ]
+        num_others = keep if loaded.number in shares else keep - 1
+        return others[: max(len(others) - num_others, 0)]
+
+    def set_labels(self, labels: Mapping[str, int]) -> None:
+        """Replaces all labels.
+
+        Args:
+            labels: mapping from label to version.
+
+        Raises:
+            ModelNotFoundError: A version is not available. Nothing is changed.
+        """
+        with self._lock:
+            for number in labels.values():
+                self._check_available(number)
+            self._labels = dict(labels)
+
+    def set_share(self, number: int, share: float) -> None:
+        """Puts a version on trial, or ends the trial.
+
+        Args:
+            number: integer. The version.
+            share: float. The part of requests, from 0 to below 1, that go to it. With `0` it is
+                still on trial: asked by its number or label alone. With `1` the trial ends, and it
+                is a version like others.
+
+        Raises:
+            ModelNotFoundError: The version is not available.
+            InvalidInputError: The shares of all versions on trial would be above 1.
+        """
+        with self._lock:
+            self._check_available(number)
+            self._shares = self._with_share(number, share)
+
+    def check_share(self, number: int, share: float) -> None:
+        """Refuses a share that a version can't have.
+
+        Args:
+            number: integer. The version.
+            share: float. The part of requests that go to it.
+
+        Raises:
+            InvalidInputError: It is no number from 0 to 1, or the shares of all versions on trial
+                would be above 1.
+        """
+        self._with_share(number, share)
+
+    def _default(self) -> ModelVersion:
+        versions, shares = self._versions, self._shares
+        if shares:
+            point = self._draw()
+            for number, share in shares.items():
+                point -= share
+                on_trial = versions.get(number)
+                if point < 0 and on_trial is not None and _is_available(on_trial):
+                    return on_trial
+        return self.newest()
+
+    def _with_share(self, number: int, share: float) -> dict[int, float]:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise InvalidInputError(f"Received share={share!r}. Expected a number from 0 to 1.")
+        shares = _without(self._shares, number)
+        if share < 1:
+            shares[number] = float(share)
+        if sum(shares.values()) > 1:
+            raise InvalidInputError(f"The shares of versions on trial are above 1: {shares}.")
+        return shares
+
+    def _check_available(self, number: int) -> None:
+        if not _is_available(self._versions.get(number)):
+            raise ModelNotFoundError(
+                f"The model {self.name!r} has no version {number} that is available; it has "
+                f"{ {key: one.state for key, one in self._versions.items()} }."
+            )
+
+
+def _without(by_number: Mapping[int, _Value], number: int) -> dict[int, _Value]:
+    return {key: value for key, value in by_number.items() if key != number}
+
+
+def _is_available(version: ModelVersion | None) -> bool:
+    return version is not None and version.state == "AVAILABLE"

@@ -1,0 +1,83 @@
+"""The line of numbers that `keras-deepseek serve` keeps up to date on a terminal.
+
+`live_numbers` reads them.
+"""
+
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from keras_deepseek.inference.monitoring.live_numbers import LiveNumbers, Moment
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from keras_deepseek.inference.engine import ServingEngine
+
+
+class LiveLine:
+    """Shows an engine's numbers inside of a `with` block; nothing where the output is no terminal.
+
+    Args:
+        engine: `ServingEngine`.
+        console: `rich.console.Console`. Defaults to `None`: the standard output.
+        seconds: float. Between two readings. Defaults to `1.0`.
+    """
+
+    def __init__(
+        self, engine: "ServingEngine", console: "Console | None" = None, seconds: float = 1.0
+    ) -> None:
+        from rich.console import Console
+
+        self._engine = engine
+        self._console = console or Console(highlight=False)
+        self._seconds = seconds
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "LiveLine":
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._thread = threading.Thread(target=self._show, name="live-line", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _show(self) -> None:
+        from rich.live import Live
+
+        numbers = LiveNumbers(self._engine)
+        with Live(console=self._console, auto_refresh=False, transient=True) as live:
+            while not self._stop.wait(self._seconds):
+                live.update(format_moment(numbers.next()), refresh=True)
+
+
+def format_moment(moment: Moment) -> str:
+    """Returns the line.
+
+    Args:
+        moment: `Moment`.
+
+    Example:
+
+    >>> format_moment(Moment(1204.0, 7.96, 0.0121, 0.031, 0.83, 12))
+    '1,204 requests/s · batch 8.0 · p50 12.1 ms · p99 31.0 ms · 83 % busy · 12 waiting'
+    """
+    batch = "–" if moment.batch_rows is None else f"{moment.batch_rows:.1f}"  # noqa: RUF001
+    return (
+        f"{moment.requests_per_second:,.0f} requests/s · batch {batch} · "
+        f"p50 {_milliseconds(moment.median)} · p99 {_milliseconds(moment.late)} · "
+        f"{moment.busy:.0%} busy · {moment.waiting_rows:,} waiting".replace("%", " %")
+    )
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{1000 * seconds:.1f} ms"  # noqa: RUF001

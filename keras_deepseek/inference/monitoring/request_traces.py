@@ -1,0 +1,166 @@
+"""Writes a span for each request, whatever protocol it came by, and two below it: queue and model.
+
+A span is made when the request has ended, by `background_writer`'s thread: by then all is known
+that a sampler may ask for, and neither it nor an exporter can hold a request up. `span_names` has
+the words of the protocols, `trace_provider` finds where spans go.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from keras_deepseek import __version__
+from keras_deepseek.inference.monitoring.background_writer import BackgroundWriter
+from keras_deepseek.inference.monitoring.request_trace import RequestTrace
+from keras_deepseek.inference.monitoring.span_names import SCHEMA, Attributes, SpanNames
+from keras_deepseek.inference.monitoring.trace_provider import find_provider
+
+MAX_WAITING = 2048
+"""As many as OpenTelemetry's own processor keeps. More are dropped."""
+
+_MAX_FIELD = 8192
+"""Characters of a header that tells of the client's trace: W3C's limit for all baggage."""
+
+_PREFIX = "keras_deepseek."
+
+_logger = logging.getLogger(__name__)
+
+
+class _Batch(NamedTuple):
+    """A request's way through the model. Times are in nanoseconds since 1970."""
+
+    arrived: int
+    left: int
+    done: int
+    attributes: Attributes
+
+
+class _Ended(NamedTuple):
+    names: SpanNames
+    fields: dict[str, str]
+    start: int
+    end: int
+    batch: _Batch | None
+
+
+class RequestTraces:
+    """Makes spans of requests.
+
+    Args:
+        traces: `True`, or a `TracerProvider`: as in `HttpServer`.
+
+    Raises:
+        MissingExtraError: OpenTelemetry is not installed.
+        InvalidInputError: `traces` is something else, or `OTEL_TRACES_EXPORTER` names an exporter
+            that there is not.
+    """
+
+    def __init__(self, traces: Any = True) -> None:
+        provider = find_provider(traces)
+        from opentelemetry import propagate
+
+        self._tracer = provider.get_tracer("keras_deepseek", __version__, schema_url=SCHEMA)
+        self._propagator = propagate.get_global_textmap()
+        self.fields = frozenset(self._propagator.fields)
+        """Headers, by lower-case name, that tell of a client's trace."""
+        self._has_told = False
+        self._writer = BackgroundWriter(self._write, name="traces", max_waiting=MAX_WAITING)
+
+    def add(
+        self, trace: RequestTrace, seconds: float, names: SpanNames, headers: Mapping[str, str]
+    ) -> None:
+        """Notes a request that has ended, without waiting for anything.
+
+        Args:
+            trace: `RequestTrace`.
+            seconds: float. That it took.
+            names: `SpanNames`.
+            headers: mapping of strings by lower-case name, or what a protocol has in their place.
+        """
+        end = time.time_ns()
+        start = end - int(1e9 * seconds)
+        request, batch = trace.request, None
+        names.attributes[f"{_PREFIX}protocol"] = trace.protocol
+        names.attributes[f"{_PREFIX}call"] = trace.call
+        if trace.model:
+            names.attributes[f"{_PREFIX}model"] = trace.model
+        if trace.version:
+            names.attributes[f"{_PREFIX}version"] = trace.version
+        if request is not None:
+            names.attributes[f"{_PREFIX}rows"] = request.rows
+            names.attributes[f"{_PREFIX}cached"] = request.is_cached
+            decision = request.decision
+            if decision is not None:
+                left = start + int(1e9 * (decision.left - trace.started))
+                batch = _Batch(
+                    start + int(1e9 * (request.arrived - trace.started)),
+                    left,
+                    left + int(1e9 * decision.seconds),
+                    {
+                        f"{_PREFIX}batch.rows": decision.rows,
+                        f"{_PREFIX}batch.padded_rows": decision.padded_rows,
+                        f"{_PREFIX}batch.reason": decision.reason,
+                    },
+                )
+        fields = {
+            name: headers[name]
+            for name in self.fields
+            if name in headers and len(headers[name]) <= _MAX_FIELD
+        }
+        self._writer.put(_Ended(names, fields, start, end, batch))
+
+    def flush(self) -> None:
+        """Returns when what was noted has become spans, or after a second."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Makes spans of what was noted, and ends the thread; one that hangs is left."""
+        self._writer.close()
+
+    def _write(self, ended: list[_Ended], dropped: int) -> None:
+        if dropped and not self._has_told:
+            self._has_told = True
+            _logger.warning(
+                "The traces of %d requests are dropped: spans are taken too slowly. Told once.",
+                dropped,
+            )
+        error: Exception | None = None
+        for one in ended:
+            try:
+                self._write_one(one)
+            # A processor that is somebody else's: the other spans have nothing to do with it.
+            except Exception as caught:  # noqa: BLE001 - It is raised below.
+                error = caught
+        if error is not None:
+            raise error
+
+    def _write_one(self, ended: _Ended) -> None:
+        from opentelemetry import trace
+        from opentelemetry.context import Context
+
+        parent = Context()
+        if ended.fields:
+            parent = self._propagator.extract(ended.fields, context=parent)
+        span = self._tracer.start_span(
+            ended.names.name,
+            context=parent,
+            kind=trace.SpanKind.SERVER,
+            attributes=ended.names.attributes,
+            start_time=ended.start,
+        )
+        if not span.is_recording():  # It is not in the sample.
+            return
+        if ended.batch is not None:
+            self._write_batch(trace.set_span_in_context(span, parent), ended.batch)
+        if ended.names.has_failed:
+            span.set_status(trace.Status(trace.StatusCode.ERROR))
+        span.end(ended.end)
+
+    def _write_batch(self, parent: Any, batch: _Batch) -> None:
+        queue = self._tracer.start_span("queue", context=parent, start_time=batch.arrived)
+        queue.end(batch.left)
+        model = self._tracer.start_span(
+            "model", context=parent, attributes=batch.attributes, start_time=batch.left
+        )
+        model.end(batch.done)

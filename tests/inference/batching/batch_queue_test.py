@@ -1,0 +1,230 @@
+import math
+
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.inference.batching.batch import Request
+from keras_deepseek.inference.batching.batch_queue import NUM_LANES_KEPT, BatchQueue
+from keras_deepseek.inference.batching.batch_time import BatchTime
+from keras_deepseek.inference.batching.batcher import batch_buckets
+from keras_deepseek.inference.batching.leave_rule import FixedRule
+from keras_deepseek.inference.errors import OverloadedError
+
+
+def make_queue(batch_size=None, max_batch_size=4, max_wait=1.0, max_rows=100, **options):
+    limit = batch_size or max_batch_size
+
+    def make_rule():
+        return FixedRule(limit, max_wait if batch_size else 0.0)
+
+    return BatchQueue(
+        make_rule,
+        buckets=batch_buckets(batch_size or "dynamic", max_batch_size),
+        **{"batch_time": BatchTime(), "max_rows": max_rows} | options,
+    )
+
+
+def steady_time():
+    """Returns the time of a model that takes a second a batch."""
+    time = BatchTime()
+    time.add(4, 1.0)
+    return time
+
+
+def request_of(rows, width=2, **options):
+    return Request({"x": np.zeros((rows, width), "float32")}, **options)
+
+
+def taken(batch):
+    return [(part.request, part.start, part.stop) for part in batch.slices]
+
+
+def test_an_empty_queue_has_no_batch_and_nothing_to_look_out_for():
+    queue = make_queue()
+    assert queue.next_batch(0.0) is None
+    assert queue.next_time() == math.inf
+
+
+def test_dynamic_takes_everything_at_once_and_tells_how_long_it_waited():
+    queue = make_queue()
+    first, second = request_of(1), request_of(2)
+    queue.add(first, 1.0)
+    queue.add(second, 2.0)
+    batch = queue.next_batch(2.5)
+    assert taken(batch) == [(first, 0, 1), (second, 0, 2)]
+    assert (batch.reason, batch.queue_age) == ("idle", 1.5)
+    assert queue.rows == 0
+    assert queue.next_batch(2.5) is None
+
+
+def test_dynamic_says_full_when_no_more_rows_fit():
+    queue = make_queue(max_batch_size=2)
+    queue.add(request_of(2), 0.0)
+    assert queue.next_batch(0.0).reason == "full"
+
+
+def test_a_request_that_does_not_fit_is_continued_in_the_next_batch():
+    queue = make_queue(max_batch_size=4)
+    large, small = request_of(9), request_of(1)
+    queue.add(large, 0.0)
+    queue.add(small, 0.0)
+    assert taken(queue.next_batch(0.0)) == [(large, 0, 4)]
+    assert taken(queue.next_batch(0.0)) == [(large, 4, 8)]
+    assert taken(queue.next_batch(0.0)) == [(large, 8, 9), (small, 0, 1)]
+    assert queue.rows == 0
+
+
+def test_fixed_waits_for_its_rows_or_for_its_time():
+    queue = make_queue(batch_size=3, max_wait=1.0)
+    queue.add(request_of(2), 10.0)
+    assert queue.next_batch(10.9) is None
+    assert queue.next_time() == 11.0
+    assert queue.next_batch(11.0).reason == "waited"
+    queue.add(request_of(2), 20.0)
+    queue.add(request_of(2), 20.1)
+    batch = queue.next_batch(20.1)
+    assert (batch.rows, batch.reason) == (3, "full")
+
+
+def test_fixed_waits_no_more_when_closing():
+    queue = make_queue(batch_size=3)
+    queue.add(request_of(1), 0.0)
+    queue.is_closing = True
+    assert queue.next_batch(0.0).reason == "closing"
+
+
+def test_shapes_do_not_mix_and_the_oldest_goes_first():
+    queue = make_queue()
+    narrow, wide, late = request_of(1, width=2), request_of(1, width=3), request_of(1, width=2)
+    for now, request in enumerate([wide, narrow, late]):
+        queue.add(request, float(now))
+    assert taken(queue.next_batch(3.0)) == [(wide, 0, 1)]
+    assert taken(queue.next_batch(3.0)) == [(narrow, 0, 1), (late, 0, 1)]
+
+
+def test_a_full_lane_does_not_wait_behind_an_older_one_that_is_not_due():
+    queue = make_queue(batch_size=2)
+    narrow, wide = request_of(1, width=2), request_of(2, width=3)
+    queue.add(narrow, 0.0)
+    queue.add(wide, 0.1)
+    assert taken(queue.next_batch(0.1)) == [(wide, 0, 2)]
+    assert queue.next_batch(0.1) is None
+
+
+def test_what_is_forgotten_frees_its_room():
+    queue = make_queue(max_rows=3)
+    gone, kept = request_of(2), request_of(1)
+    queue.add(gone, 0.0)
+    queue.add(kept, 0.0)
+    queue.forget(gone)
+    queue.forget(gone)
+    queue.add(request_of(2), 0.0)
+    assert taken(queue.next_batch(0.0))[0] == (kept, 0, 1)
+    assert queue.rows == 0
+
+
+def test_the_rest_of_a_request_that_failed_is_not_run():
+    queue = make_queue(max_batch_size=2)
+    request = request_of(4)
+    queue.add(request, 0.0)
+    queue.next_batch(0.0).fail(ArithmeticError())
+    queue.forget(request)
+    assert queue.next_batch(0.0) is None
+    assert queue.rows == 0
+
+
+def test_a_lane_with_a_higher_priority_goes_before_an_older_one():
+    queue = make_queue()
+    old, urgent = request_of(1, width=2), request_of(1, width=3, priority=1)
+    queue.add(old, 0.0)
+    queue.add(urgent, 1.0)
+    assert taken(queue.next_batch(1.0)) == [(urgent, 0, 1)]
+
+
+def test_an_answer_that_would_come_after_its_deadline_is_refused_at_once():
+    queue = make_queue(batch_time=steady_time())
+    queue.add(request_of(4), 0.0)
+    queue.next_batch(0.0)  # Until 1.0.
+    queue.add(request_of(4), 0.5)  # Until 2.0.
+    with pytest.raises(OverloadedError, match=r"2.5 s, and has to be there in 2.4 s") as caught:
+        queue.add(request_of(1, deadline=2.9), 0.5)
+    assert caught.value.retry_after == 3
+    queue.add(request_of(1, deadline=3.1), 0.5)
+
+
+def test_nothing_is_refused_for_a_time_that_is_not_known():
+    queue = make_queue()
+    queue.add(request_of(4), 0.0)
+    queue.add(request_of(1, deadline=0.001), 0.0)
+    assert queue.rows == 5
+
+
+def test_two_replicas_answer_in_half_the_time():
+    queue = make_queue(batch_time=steady_time(), num_replicas=2)
+    for _ in range(4):
+        queue.add(request_of(4), 0.0)
+    assert queue.predict_wait(request_of(4), 0.0) == 2.5
+
+
+def test_a_target_keeps_batches_small_and_refuses_what_would_be_late():
+    time = BatchTime()
+    for rows in (1, 2, 4):
+        time.add(rows, float(rows))
+    queue = make_queue(batch_time=time, target_latency=4.0)
+    for _ in range(3):
+        queue.add(request_of(1), 0.0)
+    assert queue.next_batch(0.0).rows == 2  # With one that runs, two batches fit in the target.
+    queue.add(request_of(1), 0.0)
+    with pytest.raises(OverloadedError, match="has to be there in 4 s"):
+        queue.add(request_of(1), 0.0)
+
+
+def test_a_model_too_slow_for_the_target_still_answers_when_it_is_free():
+    queue = make_queue(batch_time=steady_time(), target_latency=0.5)
+    queue.add(request_of(1), 0.0)
+    assert queue.next_batch(0.0).rows == 1
+    queue.free(1.0)
+    queue.add(request_of(1), 1.0)
+
+
+def test_lanes_are_kept_for_what_they_learned_but_not_without_end():
+    queue = make_queue()
+    for width in range(3 * NUM_LANES_KEPT):
+        queue.add(request_of(1, width=width), 0.0)
+        queue.next_batch(0.0)
+        queue.free(0.0)
+    assert len(queue._lanes) == NUM_LANES_KEPT
+
+
+def test_a_full_queue_refuses_and_counts_requests_without_rows_too():
+    queue = make_queue(max_rows=3)
+    queue.add(request_of(2), 0.0)
+    queue.add(request_of(0), 0.0)
+    for rows in (0, 1):
+        with pytest.raises(OverloadedError, match="3 rows are waiting and at most 3"):
+            queue.add(request_of(rows), 0.0)
+
+
+def test_a_request_larger_than_the_queue_is_refused_though_nothing_waits():
+    queue = make_queue(max_rows=3)
+    with pytest.raises(InvalidInputError, match="too large: it has 4 rows, and at most 3 may wait"):
+        queue.add(request_of(4), 0.0)
+    assert queue.rows == 0
+    queue.add(request_of(3), 0.0)
+    assert queue.rows == 3
+
+
+def test_rows_without_elements_are_counted():
+    queue = make_queue()
+    with pytest.raises(InvalidInputError, match="1099511627776 rows"):
+        queue.add(Request({"x": np.empty((2**40, 0), "float32")}), 0.0)
+
+
+def test_clear_hands_out_what_waits():
+    queue = make_queue()
+    request = request_of(1)
+    queue.add(request, 0.0)
+    assert queue.clear() == [request]
+    assert queue.rows == 0
+    assert queue.next_batch(0.0) is None

@@ -1,0 +1,86 @@
+import threading
+
+import pytest
+
+from keras_deepseek.inference.batching.turns import Turns
+
+
+class Models:
+    """Models that ask for turns by threads, and a clock that is moved by hand."""
+
+    def __init__(self, limit):
+        self.now = 0.0
+        self.turns = Turns(limit, clock=lambda: self.now)
+        self.began = []
+        self.threads = []
+
+    def ask(self, model, seconds):
+        """Asks for a turn of some seconds, and returns when it has asked."""
+        asked, ask = threading.Event(), self.turns._ask
+
+        def ask_and_tell(name):
+            ask(name)
+            asked.set()
+
+        self.turns._ask = ask_and_tell
+        thread = threading.Thread(target=self._run, args=(model, seconds))
+        self.threads.append(thread)
+        thread.start()
+        assert asked.wait(60)
+        self.turns._ask = ask
+
+    def _run(self, model, seconds):
+        with self.turns.take(model):
+            self.began.append(model)
+            self.now += seconds
+
+    def join(self):
+        for thread in self.threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def models():
+    return Models(limit=1)
+
+
+def test_the_least_served_model_is_next(models):
+    with models.turns.take("first"):
+        for model in ("slow", "quick", "slow", "quick", "quick"):
+            models.ask(model, 4.0 if model == "slow" else 1.0)
+    models.join()
+    assert models.began == ["slow", "quick", "quick", "quick", "slow"]
+
+
+def test_one_that_slept_is_not_owed_what_it_missed(models):
+    for _ in range(5):
+        models.ask("busy", 10.0)
+        models.join()
+    with models.turns.take("busy"):
+        models.now += 10.0
+        models.ask("sleeper", 1.0)
+        assert models.turns._served["sleeper"] == models.turns._served["busy"]
+    models.join()
+
+
+def test_so_many_run_at_the_same_time():
+    turns, both = Turns(2), threading.Barrier(2)
+
+    def run(model):
+        with turns.take(model):
+            both.wait(60)
+
+    threads = [threading.Thread(target=run, args=(model,)) for model in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_a_batch_that_fails_gives_its_turn_back(models):
+    with pytest.raises(ArithmeticError), models.turns.take("a"):
+        raise ArithmeticError
+    with models.turns.take("a"):
+        pass

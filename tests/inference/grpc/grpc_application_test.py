@@ -1,0 +1,434 @@
+import asyncio
+import json
+import logging
+import queue
+import random
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from keras_deepseek.inference import ServingEngine
+from keras_deepseek.inference.monitoring.access_log import LOGGER
+from keras_deepseek.inference.protocols import open_inference_grpc
+from keras_deepseek.inference.protocols.health_grpc import HEALTH
+from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
+from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
+from tests.oracles.protocols import import_client, skip_without
+
+grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
+
+ROWS = np.array([[1, 2], [3, 4]], "float32")
+METHODS = [
+    (protocol, f"{service}/{call}", *messages)
+    for protocol in (TF_SERVING, OPEN_INFERENCE, HEALTH)
+    for service, calls in protocol.services.items()
+    for call, messages in calls.items()
+]
+
+
+@pytest.fixture
+def client(doubler, serve_grpc):
+    with ServingEngine(doubler) as engine:
+        yield serve_grpc(engine)
+
+
+def send(client, path, data, received, answered):
+    """Sends one message; returns the status, and the first answer."""
+    try:
+        return "OK", _send(client, path, data, received, answered)
+    except grpc.RpcError as error:
+        return error.code().name, b""
+
+
+def _send(client, path, data, received, answered):
+    if answered.startswith("stream "):
+        kind = "stream_stream" if received.startswith("stream ") else "unary_stream"
+        call = getattr(client.channel, kind)(f"/{path}")
+        stream = call(iter([data]) if received.startswith("stream ") else data, timeout=60)
+        first = next(stream)
+        stream.cancel()
+        return first
+    return client.channel.unary_unary(f"/{path}")(data, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "path", "received", "answered"), METHODS, ids=[one[1] for one in METHODS]
+)
+def test_bytes_that_are_no_message_are_a_bad_input_of_every_method(
+    client, protocol, path, received, answered, caplog
+):
+    source = random.Random(path)
+    package = path.partition("/")[0].rpartition(".")[0]
+    request = f"{package}.{received.removeprefix('stream ')}"
+    refused = 0
+    for _ in range(60):
+        data = source.randbytes(source.randrange(1, 60))
+        try:
+            protocol.parse(request, data)
+        except ValueError:
+            is_message = False
+        else:
+            is_message = True  # Its fields are unknown ones, which any message may have.
+        status, first = send(client, path, data, received, answered)
+        if path.endswith("ModelStreamInfer"):  # The stream goes on.
+            message = OPEN_INFERENCE.parse("inference.ModelStreamInferResponse", first)
+            assert message.error_message
+            refused += 1
+        else:
+            assert status == "INVALID_ARGUMENT" or is_message
+            refused += not is_message
+    assert refused > 30
+    assert caplog.records == []
+    assert client.ask(HEALTH, "grpc.health.v1.Health/Check").status == 1
+
+
+def test_a_fault_of_the_server_itself_is_internal_and_not_shown(
+    client, status_of, monkeypatch, caplog
+):
+    monkeypatch.setattr(open_inference_grpc, "format_live", lambda: 1 / 0)
+    found = status_of(client.ask, OPEN_INFERENCE, "inference.GRPCInferenceService/ServerLive")
+    assert found == ("INTERNAL", "The server failed; see its log.")
+    assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.fixture
+def target(doubler, serve_grpc):
+    with ServingEngine(doubler, name="double") as engine:
+        yield serve_grpc(engine).server.target
+
+
+@pytest.fixture
+def quiet():
+    """What the real clients warn of is their own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def test_tensorflow_serving_api(target, quiet):
+    grpc_stubs = import_client("tensorflow_serving.apis.prediction_service_pb2_grpc")
+    model_stubs = import_client("tensorflow_serving.apis.model_service_pb2_grpc")
+    import tensorflow as tf
+    from tensorflow_serving.apis import (
+        classification_pb2,
+        get_model_metadata_pb2,
+        get_model_status_pb2,
+        model_management_pb2,
+        predict_pb2,
+    )
+
+    with grpc.insecure_channel(target) as channel:
+        stub = grpc_stubs.PredictionServiceStub(channel)
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name = "double"
+        request.inputs["x"].CopyFrom(tf.make_tensor_proto(ROWS))
+        answer = stub.Predict(request, timeout=60)
+        assert (tf.make_ndarray(answer.outputs["y"]) == 2 * ROWS).all()
+        assert answer.model_spec.signature_name == "serving_default"
+        request = classification_pb2.ClassificationRequest()
+        request.model_spec.name = "double"
+        example = request.input.example_list.examples.add()
+        example.features.feature["x"].float_list.value.extend([1, 2])
+        classes = stub.Classify(request, timeout=60).result.classifications[0].classes
+        assert [one.score for one in classes] == [2, 4]
+        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = "double"
+        packed = stub.GetModelMetadata(request, timeout=60).metadata["signature_def"]
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        assert packed.Unpack(signatures)
+        assert signatures.signature_def["serving_default"].inputs["x"].dtype == tf.float32
+        models = model_stubs.ModelServiceStub(channel)
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = "double"
+        status = models.GetModelStatus(request, timeout=60).model_version_status[0]
+        assert (status.version, status.state) == (1, status.AVAILABLE)
+        request = model_management_pb2.ReloadConfigRequest()
+        request.config.model_config_list.config.add(name="other", base_path="nowhere")
+        with pytest.raises(grpc.RpcError) as caught:
+            models.HandleReloadConfigRequest(request, timeout=60)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def triton_inputs(client):
+    tensor = client.InferInput("x", ROWS.shape, "FP32")
+    tensor.set_data_from_numpy(ROWS)
+    return [tensor]
+
+
+def test_tritonclient(target, quiet):
+    client = import_client("tritonclient.grpc")
+    with client.InferenceServerClient(target) as triton:
+        assert triton.is_server_live()
+        assert triton.is_server_ready()
+        assert triton.is_model_ready("double", "1")
+        assert triton.get_server_metadata().name == "keras_deepseek"
+        assert triton.get_model_metadata("double").inputs[0].shape == [-1, 2]
+        assert triton.get_model_repository_index().models[0].state == "READY"
+        found = triton.infer("double", triton_inputs(client), request_id="7")
+        assert (found.as_numpy("y") == 2 * ROWS).all()
+        assert found.get_response().id == "7"
+        answers = queue.Queue()
+        triton.async_infer(
+            "double", triton_inputs(client), lambda result, error: answers.put((result, error))
+        )
+        later, error = answers.get(timeout=60)
+        assert error is None
+        assert (later.as_numpy("y") == 2 * ROWS).all()
+        with pytest.raises(client.InferenceServerException, match="no model 'other'") as caught:
+            triton.infer("other", triton_inputs(client))
+        assert caught.value.status() == "StatusCode.NOT_FOUND"
+        triton.load_model("double")
+        triton.unload_model("double")
+        assert not triton.get_model_repository_index().models
+
+
+def test_tritonclient_s_stream(target, quiet):
+    client = import_client("tritonclient.grpc")
+    answers = queue.Queue()
+    with client.InferenceServerClient(target) as triton:
+        triton.start_stream(lambda result, error: answers.put((result, error)))
+        for name in ("double", "other", "double"):
+            triton.async_stream_infer(name, triton_inputs(client))
+        told = [answers.get(timeout=60) for _ in range(3)]
+        triton.stop_stream()
+    assert (told[0][0].as_numpy("y") == 2 * ROWS).all()
+    assert "no model 'other'" in str(told[1][1])
+    assert (told[2][0].as_numpy("y") == 2 * ROWS).all()
+
+
+def test_tritonclient_s_aio(target, quiet):
+    client = import_client("tritonclient.grpc.aio")
+
+    async def ask():
+        async with client.InferenceServerClient(target) as triton:
+            assert await triton.is_model_ready("double")
+            found = await asyncio.gather(
+                *(triton.infer("double", triton_inputs(client)) for _ in range(20))
+            )
+
+            async def requests():
+                for number in range(3):
+                    yield {
+                        "model_name": "double",
+                        "inputs": triton_inputs(client),
+                        "request_id": str(number),
+                    }
+
+            streamed = [one async for one in triton.stream_infer(requests())]
+            return found, streamed
+
+    found, streamed = asyncio.run(ask())
+    assert all((one.as_numpy("y") == 2 * ROWS).all() for one in found)
+    assert [one[0].get_response().id for one in streamed] == ["0", "1", "2"]
+    assert all(one[1] is None for one in streamed)
+
+
+KSERVE = """
+import asyncio, sys
+import numpy as np
+import kserve
+
+async def ask():
+    rows = np.array([[1, 2], [3, 4]], "float32")
+    async with kserve.InferenceGRPCClient(sys.argv[1]) as client:
+        assert await client.is_server_live()
+        assert await client.is_server_ready()
+        assert await client.is_model_ready("double")
+        tensor = kserve.InferInput("x", [2, 2], "FP32")
+        tensor.set_data_from_numpy(rows)
+        answer = await client.infer(kserve.InferRequest("double", [tensor]))
+        assert (answer.outputs[0].as_numpy() == 2 * rows).all()
+
+asyncio.run(ask())
+print("answered")
+"""
+
+
+def test_kserve(target):
+    skip_without("kserve")
+    # Its messages have the names of Triton's: one process holds one of the two.
+    call = [sys.executable, "-c", KSERVE, target]
+    told = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert told.stdout.strip().endswith("answered"), told.stderr
+
+
+def test_ovmsclient(target, quiet):
+    ovmsclient = import_client("ovmsclient")
+    client = ovmsclient.make_grpc_client(target)
+    assert (client.predict({"x": ROWS}, "double") == 2 * ROWS).all()
+    assert client.get_model_status("double")[1]["state"] == "AVAILABLE"
+    metadata = client.get_model_metadata("double")
+    assert metadata["inputs"]["x"]["shape"] == [-1, 2]
+    errors = import_client("ovmsclient.tfs_compat.base.errors")
+    with pytest.raises(errors.ModelNotFoundError, match=r"Latest\(other\)"):
+        client.predict({"x": ROWS}, "other")
+
+
+def test_calls_without_a_token_are_refused_but_those_for_health(doubler, serve_grpc):
+    grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
+    with ServingEngine(doubler) as engine:
+        client = serve_grpc(engine, tokens=["secret"])
+        assert client.ask(HEALTH, "grpc.health.v1.Health/Check").status == 1
+        live = client.channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        stream = client.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        for metadata in ((), (("authorization", "Bearer other"),), (("authorization", "secret"),)):
+            with pytest.raises(grpc.RpcError) as refusal:
+                live(b"", metadata=metadata, timeout=60)
+            assert refusal.value.code() == grpc.StatusCode.UNAUTHENTICATED
+            with pytest.raises(grpc.RpcError) as refusal:
+                next(stream(iter([b""]), metadata=metadata, timeout=60))
+            assert refusal.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        assert live(b"", metadata=(("authorization", "Bearer secret"),), timeout=60)
+
+
+def test_calls_are_counted_by_model_and_status(doubler, serve_grpc):
+    grpc = pytest.importorskip("grpc", reason="grpcio is not installed")
+    with ServingEngine(doubler, name="double") as engine:
+        client = serve_grpc(engine)
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
+        contents = {"contents": {"fp32_contents": [1, 2]}}
+        path = "inference.GRPCInferenceService/ModelInfer"
+        client.ask(OPEN_INFERENCE, path, model_name="double", inputs=[{**tensor, **contents}])
+        with pytest.raises(grpc.RpcError):
+            client.ask(OPEN_INFERENCE, path, model_name="made-up")
+        client.close()
+        client.server.stop()  # What was answered is counted by then.
+        assert engine.monitor.answers() == {
+            (("double", "1", "open_inference_grpc", "ModelInfer"), "OK"): 1,
+            (("", "", "open_inference_grpc", "ModelInfer"), "NOT_FOUND"): 1,
+        }
+
+
+INFER = "inference.GRPCInferenceService/ModelInfer"
+
+
+def infer_message(value, name="double", **fields):
+    message = OPEN_INFERENCE.new("inference.ModelInferRequest", model_name=name, **fields)
+    tensor = message.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+    tensor.contents.fp32_contents.extend([value, value])
+    return message.SerializeToString()
+
+
+@pytest.fixture
+def lines(caplog):
+    """Returns the lines of the access log that there are."""
+    logging.getLogger(LOGGER).setLevel(logging.NOTSET)
+    yield lambda: [json.loads(record.message) for record in caplog.records if record.name == LOGGER]
+    logging.getLogger(LOGGER).setLevel(logging.NOTSET)
+
+
+def test_the_log_says_which_call_met_a_failing_model(doubler, serve_grpc, caplog):
+    with ServingEngine(doubler, name="double") as engine:
+        client = serve_grpc(engine, access_log=True)
+        infer = client.channel.unary_unary(f"/{INFER}")
+        with pytest.raises(grpc.RpcError, match="The model failed with ArithmeticError"):
+            infer(infer_message(-1), metadata=(("x-request-id", "mine-1"),), timeout=60)
+    assert "The model 'double' failed. Request: mine-1." in caplog.text
+
+
+def test_calls_are_logged_where_that_is_asked_for(doubler, serve_grpc, lines):
+    with ServingEngine(doubler, name="double") as engine:
+        client = serve_grpc(engine, access_log=True)
+        infer = client.channel.unary_unary(f"/{INFER}")
+        metadata = (("x-request-id", "mine-1"),)
+        answer, call = infer.with_call(infer_message(1), metadata=metadata, timeout=60)
+        assert ("x-request-id", "mine-1") in call.trailing_metadata()
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(infer_message(1, "other"), timeout=60)
+        ((_, other),) = caught.value.trailing_metadata()
+        client.close()
+        client.server.stop()  # What was answered is logged by then.
+        first, second = lines()
+    assert first["milliseconds"] >= first["queue_milliseconds"] + first["model_milliseconds"] > 0
+    expected = {
+        "protocol": "open_inference_grpc",
+        "method": "POST",
+        "path": f"/{INFER}",
+        "status": "OK",
+        "bytes": len(answer),
+        "batch_rows": 1,
+        "model": "double",
+        "version": "1",
+        "client": "127.0.0.1",
+        "request_id": "mine-1",
+    }
+    assert {key: first[key] for key in expected} == expected
+    assert (second["status"], second["model"], second["batch_rows"]) == ("NOT_FOUND", "", None)
+    assert (second["request_id"], len(other)) == (other, 32)
+
+
+def test_an_id_does_not_take_the_place_of_when_to_try_again(doubler, serve_grpc):
+    with ServingEngine(doubler, name="double", max_queue_rows=1, warm_up=False) as engine:
+        client = serve_grpc(engine, access_log=True)
+        doubler.hold()
+        running = engine.submit([[1, 1]])
+        assert doubler.entered.wait(60)
+        waiting = engine.submit([[1, 1]])
+        with pytest.raises(grpc.RpcError) as caught:
+            client.channel.unary_unary(f"/{INFER}")(infer_message(1), timeout=60)
+        doubler.release()
+        assert [len(one.result()["y"]) for one in (running, waiting)] == [1, 1]
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    names = {name for name, _ in caught.value.trailing_metadata()}
+    assert names == {"x-request-id", "grpc-retry-pushback-ms"}
+
+
+def test_a_stream_without_a_token_counts_as_one_request(doubler, serve_grpc, lines):
+    with ServingEngine(doubler, name="double") as engine:
+        client = serve_grpc(engine, tokens=["secret"], access_log=True)
+        stream = client.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stream(iter([infer_message(1)]), timeout=60))
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        client.close()
+        client.server.stop()
+        called = ("", "", "open_inference_grpc", "ModelStreamInfer")
+        assert engine.monitor.answers() == {(called, "UNAUTHENTICATED"): 1}
+        (line,) = lines()
+    assert line["status"] == "UNAUTHENTICATED"
+    assert (("x-request-id", line["request_id"]),) == caught.value.trailing_metadata()
+
+
+def test_names_that_clients_make_up_are_no_labels(doubler, serve_grpc):
+    with ServingEngine(doubler, name="double") as engine:
+        client = serve_grpc(engine)
+        for number in range(50):
+            for fields in ({"name": f"made-up-{number}"}, {"model_version": f"{number + 2}"}):
+                with pytest.raises(grpc.RpcError):
+                    client.channel.unary_unary(f"/{INFER}")(infer_message(1, **fields), timeout=60)
+        client.close()
+        client.server.stop()
+        called = ("", "", "open_inference_grpc", "ModelInfer")
+        assert engine.monitor.answers() == {(called, "NOT_FOUND"): 100}
+
+
+def test_another_file_of_tokens_is_read(doubler, serve_grpc, status_of, tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text("first")
+    with ServingEngine(doubler) as engine:
+        client = serve_grpc(engine, tokens=path)
+        path.write_text("another")
+        tokens = client.server.tokens
+        tokens._clock = lambda: tokens._looked + 1.0
+        live = client.channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        old = (("authorization", "Bearer first"),)
+        assert status_of(live, b"", metadata=old, timeout=60)[0] == "UNAUTHENTICATED"
+        assert live(b"", metadata=(("authorization", "Bearer another"),), timeout=60)
+
+
+def test_a_call_that_its_client_cancels_is_logged(doubler, serve_grpc, lines):
+    with ServingEngine(doubler, name="double", warm_up=False) as engine:
+        client = serve_grpc(engine, access_log=True)
+        doubler.hold()
+        call = client.channel.unary_unary(f"/{INFER}").future(infer_message(1), timeout=60)
+        assert doubler.entered.wait(60)
+        call.cancel()
+        client.close()
+        client.server.stop()
+        doubler.release()
+        (line,) = lines()
+    assert (line["status"], line["client"], line["bytes"]) == ("CANCELLED", "127.0.0.1", 0)
+    assert (line["model"], line["batch_rows"]) == ("double", None)

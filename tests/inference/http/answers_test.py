@@ -1,0 +1,70 @@
+import json
+import logging
+import re
+
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.inference.errors import (
+    ClosedError,
+    DeadlineExceededError,
+    LoadFailedError,
+    ModelNotFoundError,
+    OverloadedError,
+)
+from keras_deepseek.inference.http.answers import answer_error, read_version, template_of
+from keras_deepseek.inference.http.message import HttpError, HttpRequest
+
+VERSION = re.compile("/v(?P<version>.*)?")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (HttpError(418, "tea"), 418),
+        (InvalidInputError("no"), 400),
+        (ModelNotFoundError("no"), 404),
+        (OverloadedError("no", 3.0), 429),
+        (ClosedError("no"), 503),
+        (DeadlineExceededError("no"), 504),
+        (LoadFailedError("digits"), 500),
+    ],
+)
+def test_a_client_s_error_is_told_with_its_status(error, status):
+    response = answer_error(error)
+    assert response.status == status
+    assert json.loads(response.body) == {"error": str(error)}
+
+
+def test_an_overload_says_when_to_try_again():
+    assert answer_error(OverloadedError("no", 2.5)).headers == (("retry-after", "3"),)
+
+
+def test_another_error_is_logged_and_not_shown(caplog):
+    with caplog.at_level(logging.ERROR):
+        response = answer_error(ZeroDivisionError("a secret"))
+    assert response.status == 500
+    assert b"secret" not in response.body
+    assert "a secret" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "1.0", "9" * 20, "\u0661x"])
+def test_a_version_that_is_no_number_leads_nowhere(text):
+    request = HttpRequest("GET", f"/v{text}")
+    with pytest.raises(HttpError, match="Malformed request: GET /v"):
+        read_version(request, VERSION.fullmatch(request.path))
+
+
+def test_a_version_is_a_number():
+    assert read_version(HttpRequest("GET", "/v7"), VERSION.fullmatch("/v7")) == 7
+
+
+def test_a_template_has_the_names_of_a_path_s_parts():
+    pattern = re.compile(r"/v1/(?P<name>[^/]+)(?:/v/(?P<version>\d+)|/l/(?P<label>\w+))?:do")
+    for path, template in (
+        ("/v1/a:do", "/v1/{name}:do"),
+        ("/v1/a/v/12:do", "/v1/{name}/v/{version}:do"),
+        ("/v1/name/l/name:do", "/v1/{name}/l/{label}:do"),
+    ):
+        assert template_of(pattern.fullmatch(path)) == template
+    assert template_of(re.fullmatch("/healthz", "/healthz")) == "/healthz"

@@ -1,0 +1,282 @@
+import http.client
+import json
+import logging
+
+import pytest
+
+from keras_deepseek.inference import HttpServer, ServingEngine
+from keras_deepseek.inference.monitoring.access_log import LOGGER
+from keras_deepseek.inference.protocols import tf_serving
+
+pytest.importorskip("httptools")
+
+PREDICT = "/v1/models/double:predict"
+
+
+@pytest.fixture
+def engine(doubler):
+    with ServingEngine(doubler, name="double", max_queue_rows=2) as engine:
+        yield engine
+
+
+@pytest.fixture
+def server(engine):
+    server = HttpServer(engine, port=0, max_body_bytes=1000)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def ask(server):
+    """Asks over one connection that is kept open, as clients do."""
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+
+    def ask(method, path, body=None, headers=None):
+        headers = headers or {}
+        connection.request(method, path, body, headers, encode_chunked=bool(headers))
+        response = connection.getresponse()
+        return response.status, json.loads(response.read()), response.headers
+
+    yield ask
+    connection.close()
+
+
+def test_predictions_come_in_the_form_of_the_question(ask):
+    status, content, headers = ask("POST", PREDICT, '{"instances": [[1, 2], [3, 4]]}')
+    assert (status, content) == (200, {"predictions": [[2.0, 4.0], [6.0, 8.0]]})
+    assert headers["Content-Type"] == "application/json"
+    assert ask("POST", PREDICT, '{"inputs": {"x": [[1, 2]]}}')[1] == {"outputs": [[2.0, 4.0]]}
+    assert ask("POST", PREDICT, '{"instances": []}')[1] == {"predictions": []}
+
+
+def test_the_one_version_may_be_named(ask):
+    path = "/v1/models/double/versions/1"
+    assert ask("POST", f"{path}:predict", '{"inputs": [[1, 2]]}')[0] == 200
+    assert ask("GET", path)[0] == 200
+    assert ask("GET", f"{path}/metadata")[0] == 200
+
+
+def test_status_metadata_and_health_are_told(ask):
+    status = ask("GET", "/v1/models/double")[1]
+    assert status["model_version_status"][0]["state"] == "AVAILABLE"
+    metadata = ask("GET", "/v1/models/double/metadata")[1]
+    assert metadata["model_spec"]["name"] == "double"
+    assert ask("GET", "/healthz")[:2] == (200, {"status": "ready"})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("POST", "/v1/models/other:predict", 404, "Servable not found for request: Latest(other)"),
+        ("GET", "/v1/models/other", 404, "Could not find any versions of model other"),
+        ("GET", "/v1/models/double/labels/new", 400, "Unrecognized servable version label: new"),
+        ("GET", "/v1/models/other/metadata", 404, "Servable not found for request: Latest(other)"),
+        (
+            "GET",
+            "/v1/models/double/versions/2",
+            404,
+            "Could not find version 2 of model double",
+        ),
+        (
+            "GET",
+            "/v1/models/double/versions/2/metadata",
+            404,
+            "Servable not found for request: Specific(double, 2)",
+        ),
+        ("GET", "/v1/models/double/versions/x", 404, "Malformed request: GET"),
+        ("GET", "/nowhere", 404, "Malformed request: GET /nowhere"),
+        ("GET", PREDICT, 405, "Method Not Allowed"),
+        ("POST", "/v1/models/double", 405, "Method Not Allowed"),
+    ],
+)
+def test_another_path_or_method_is_refused_in_tf_serving_s_words(
+    ask, method, path, status, message
+):
+    received, content, _ = ask(method, path, "{}" if method == "POST" else None)
+    assert received == status
+    assert content.keys() == {"error"}
+    assert message in content["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("not json", "not JSON"),
+        ("{}", "either 'instances' or 'inputs'"),
+        ('{"instances": [[1, 2, 3]]}', "received shape (1, 3); expected x: float32 (any, 2)"),
+        ('{"instances": [["a", "b"]]}', "received text; expected x"),
+        ('{"instances": [[1], [1, 2]]}', "rows of unequal length"),
+        ('{"instances": [{"z": [1, 2]}]}', "missing ['x'], unknown ['z']"),
+    ],
+)
+def test_a_bad_body_is_answered_with_400_and_what_is_wrong(ask, body, message):
+    status, content, _ = ask("POST", PREDICT, body)
+    assert status == 400
+    assert message in content["error"]
+
+
+def test_a_body_that_is_too_large_is_refused_with_or_without_its_length(ask):
+    assert ask("POST", PREDICT, b" " * 1001)[0] == 413
+    pieces = iter([b" " * 600, b" " * 600])
+    status, content, _ = ask("POST", PREDICT, pieces, {"Transfer-Encoding": "chunked"})
+    assert (status, "larger than 1000 bytes" in content["error"]) == (413, True)
+
+
+def test_a_full_queue_is_answered_with_429_and_when_to_try_again(ask, engine, doubler):
+    doubler.hold()
+    running = engine.submit([[1, 1]])
+    assert doubler.entered.wait(60)
+    waiting = engine.submit([[1, 1], [1, 1]])
+    status, content, headers = ask("POST", PREDICT, '{"instances": [[1, 2]]}')
+    doubler.release()
+    assert (status, headers["Retry-After"]) == (429, "1")
+    assert "The queue is full" in content["error"]
+    assert len(running.result()["y"]) + len(waiting.result()["y"]) == 3
+
+
+def test_a_failing_model_is_answered_with_500_and_logged_but_not_shown(ask, caplog):
+    with caplog.at_level(logging.ERROR):
+        status, content, _ = ask("POST", PREDICT, '{"instances": [[-1, 0]]}')
+        assert status == 500
+        assert content == {"error": "The model failed with ArithmeticError; see the server's log."}
+        assert ask("POST", PREDICT, '{"instances": [[1, 2]]}')[0] == 200
+    assert "a row starts with -1" in caplog.text
+
+
+def test_a_fault_of_the_server_itself_is_answered_with_500_too(ask, server, monkeypatch, caplog):
+    monkeypatch.setattr(tf_serving, "format_versions", lambda versions: 1 / 0)
+    status, content, _ = ask("GET", "/v1/models/double")
+    assert (status, content) == (500, {"error": "The server failed; see its log."})
+    server.stop()  # It is logged after the answer.
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_stopping_engine_answers_503(ask, engine):
+    engine._state = "closed"
+    assert ask("GET", "/healthz")[0] == 503
+    assert ask("POST", PREDICT, '{"instances": [[1, 2]]}')[0] == 503
+    status = ask("GET", "/v1/models/double")[1]
+    assert status["model_version_status"][0]["state"] == "UNLOADING"
+    engine._state = "ready"
+
+
+@pytest.fixture
+def guarded(engine):
+    server = HttpServer(engine, port=0, tokens=["first", "second"])
+    server.start()
+    yield server
+    server.stop()
+
+
+def fetch(server, method, path, headers):
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+    connection.request(
+        method, path, b'{"instances": [[1, 2]]}' if method == "POST" else None, headers
+    )
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return response.status, response.headers
+
+
+def test_without_a_token_only_health_is_told(guarded):
+    for path in ("/v1/models/double", "/v2", "/metrics", "/nowhere", "/v2/models/double/ready"):
+        status, headers = fetch(guarded, "GET", path, {})
+        assert (status, headers["WWW-Authenticate"]) == (401, 'Bearer realm="keras_deepseek"')
+    for path in ("/healthz", "/v2/health/live", "/v2/health/ready"):
+        assert fetch(guarded, "GET", path, {})[0] == 200
+    assert fetch(guarded, "POST", PREDICT, {})[0] == 401
+
+
+def test_any_of_the_tokens_opens_and_no_other(guarded):
+    for token in ("first", "second"):
+        assert fetch(guarded, "POST", PREDICT, {"Authorization": f"Bearer {token}"})[0] == 200
+    for value in ("Bearer third", "Bearer", "first", "Basic first", "Bearer first second", "\xff"):
+        status, headers = fetch(guarded, "POST", PREDICT, {"Authorization": value})
+        assert (status, "invalid_token" in headers["WWW-Authenticate"]) == (401, True)
+
+
+@pytest.fixture
+def lines(caplog):
+    """Returns the lines of the access log that there are."""
+    logging.getLogger(LOGGER).setLevel(logging.NOTSET)
+    yield lambda: [json.loads(record.message) for record in caplog.records if record.name == LOGGER]
+    logging.getLogger(LOGGER).setLevel(logging.NOTSET)
+
+
+def test_requests_are_logged_where_that_is_asked_for(engine, lines):
+    server = engine.serve(0, access_log=True)
+    status, headers = fetch(server, "POST", PREDICT + "?key=1", {"X-Request-Id": "mine-1"})
+    assert (status, headers["X-Request-Id"]) == (200, "mine-1")
+    other = fetch(server, "GET", "/nowhere", {"X-Request-Id": "two words"})[1]["X-Request-Id"]
+    server.access_log.flush()
+    first, second = lines()
+    assert first["milliseconds"] >= first["queue_milliseconds"] + first["model_milliseconds"] > 0
+    expected = {
+        "method": "POST",
+        "path": PREDICT,
+        "status": 200,
+        "bytes": len('{"predictions":[[2.0,4.0]]}'),
+        "batch_rows": 1,
+        "model": "double",
+        "version": "1",
+        "client": "127.0.0.1",
+        "request_id": "mine-1",
+    }
+    assert {key: first[key] for key in expected} == expected
+    assert (second["status"], second["model"], second["batch_rows"]) == (404, "", None)
+    assert second["request_id"] == other != "two words"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (PREDICT, {"instances": [[-1, 2]]}),
+        (
+            "/v2/models/double/infer",
+            {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [-1, 2]}]},
+        ),
+    ],
+)
+def test_the_log_says_which_request_met_a_failing_model(engine, lines, caplog, path, body):
+    server = engine.serve(0, access_log=True)
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+    connection.request("POST", path, json.dumps(body), {"X-Request-Id": "mine-1"})
+    response = connection.getresponse()
+    assert (response.status, response.headers["X-Request-Id"]) == (500, "mine-1")
+    connection.close()
+    assert "The model 'double' failed. Request: mine-1." in caplog.text
+
+
+def test_nothing_is_logged_otherwise(ask, lines):
+    assert ask("POST", PREDICT, '{"instances": [[1, 2]]}')[0] == 200
+    assert lines() == []
+
+
+def test_names_that_clients_make_up_are_no_labels(ask, engine, server):
+    for number in range(30):
+        name = f"made-up-{number}"
+        for path in (f"/v1/models/{name}", f"/v2/models/{name}", f"/{name}", f"/v1/{name}/x"):
+            assert ask("GET", path)[0] == 404
+        assert ask("POST", f"/v1/models/{name}:predict", '{"instances": [[1, 2]]}')[0] == 404
+        assert ask("POST", f"/v2/models/double/versions/{number + 2}/infer", "{}")[0] in (400, 404)
+        assert ask("GET", f"/v1/models/double/versions/{number + 2}")[0] == 404
+    server.stop()
+    assert {called[:2] for called, _ in engine.monitor.answers()} == {("", "")}
+    assert len(engine.monitor.answers()) < 10
+
+
+def test_another_file_of_tokens_is_read(engine, tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text("first")
+    server = HttpServer(engine, port=0, tokens=path)
+    server.start()
+    path.write_text("another")
+    server.tokens._clock = lambda: server.tokens._looked + 1.0
+    statuses = [
+        fetch(server, "POST", PREDICT, {"Authorization": f"Bearer {token}"})[0]
+        for token in ("first", "another")
+    ]
+    server.stop()
+    assert statuses == [401, 200]

@@ -1,0 +1,100 @@
+import re
+
+import pytest
+
+from keras_deepseek.artifacts import Signature, TensorSpec
+from keras_deepseek.inference import ServingEngine
+from keras_deepseek.inference.http.openapi import describe_server
+
+
+def make(outputs, name="double"):
+    class Model:
+        signature = Signature((TensorSpec("x", (None, 2), "float32"),), outputs)
+
+        def run(self, inputs):
+            raise AssertionError("Nothing is asked.")
+
+    return ServingEngine(Model(), name=name, warm_up=False)
+
+
+def references(value):
+    """Returns what a document refers to, anywhere in it."""
+    if isinstance(value, dict):
+        own = [value["$ref"]] if "$ref" in value else []
+        return own + [each for part in value.values() for each in references(part)]
+    return [each for part in value for each in references(part)] if isinstance(value, list) else []
+
+
+def test_what_is_referred_to_is_there(doubler):
+    document = describe_server(ServingEngine(doubler, name="double"), asks_for_tokens=True)
+    found = references(document)
+    assert found
+    for reference in found:
+        part = document
+        for key in reference.removeprefix("#/").split("/"):
+            part = part[key]
+
+
+def test_each_route_of_the_server_is_described(doubler):
+    pytest.importorskip("httptools")
+    from keras_deepseek.inference.http.http_application import ROUTES
+
+    engine = ServingEngine(doubler, name="double")
+    with engine:
+        engine.models["double"].set_labels({"stable": 1})
+        engine.load(_Regression(), name="one", options=engine.options)
+        paths = describe_server(engine)["paths"]
+    filled = {
+        (method.upper(), re.sub(r"{version}", "1", path).replace("{label}", "stable"))
+        for path, operations in paths.items()
+        for method in operations
+        if method != "parameters"
+    }
+    for route in ROUTES:
+        fitting = [path for method, path in filled if route.pattern.fullmatch(path)]
+        assert fitting, route
+        assert any((route.method, path) in filled for path in fitting), route
+    for method, path in filled:
+        assert any(route.method == method and route.pattern.fullmatch(path) for route in ROUTES)
+
+
+class _Regression:
+    signature = Signature(
+        (TensorSpec("x", (None, 2), "float32"),), (TensorSpec("y", (None, 1), "float32"),)
+    )
+
+    def run(self, inputs):
+        return {"y": inputs["x"][:, :1]}
+
+
+def test_only_what_a_model_can_answer_is_described():
+    def calls(*outputs):
+        paths = describe_server(make(outputs))["paths"]
+        return {path.split(":")[1] for path in paths if ":" in path}
+
+    assert calls(TensorSpec("y", (None, 10), "float32")) == {"predict", "classify"}
+    assert calls(TensorSpec("y", (None, 1), "float32")) == {"predict", "classify", "regress"}
+    assert calls(TensorSpec("y", (None, 4, 4), "float32")) == {"predict"}
+    assert calls(TensorSpec("y", (None, 2), "int64")) == {"predict"}
+
+
+def test_versions_and_labels_are_those_that_there_are(doubler):
+    with ServingEngine(doubler, name="double") as engine:
+        engine.load(doubler, keep=2)
+        paths = describe_server(engine)["paths"]
+        assert not any("{label}" in path for path in paths)
+        (parameter,) = paths["/v1/models/double/versions/{version}:predict"]["parameters"]
+        assert parameter["schema"]["enum"] == ["1", "2"]
+
+
+def test_tokens_are_asked_for_but_not_for_health(doubler):
+    engine = ServingEngine(doubler)
+    assert "security" not in describe_server(engine)
+    document = describe_server(engine, asks_for_tokens=True)
+    assert document["security"] == [{"token": []}]
+    is_open = {
+        path
+        for path, operations in document["paths"].items()
+        if operations.get("get", {}).get("security") == []
+    }
+    assert is_open == {"/", "/healthz", "/v2/health/live", "/v2/health/ready"}

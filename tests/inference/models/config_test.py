@@ -1,0 +1,107 @@
+import shutil
+
+import pytest
+
+from keras_deepseek.artifacts import BundleError, InvalidInputError
+from keras_deepseek.inference import ServingEngine, read_model_config
+
+pytest.importorskip("google.protobuf", reason="protobuf is not installed")
+
+OF_TF_SERVING = """
+# As its own documentation writes such a file.
+model_config_list {
+  config {
+    name: 'first'
+    base_path: '%(folder)s/first'
+    model_platform: 'tensorflow'
+    model_version_policy { specific { versions: 1 versions: 3 } }
+    version_labels { key: 'stable' value: 1 }
+    version_labels { key: 'canary' value: 3 }
+  }
+  config { name: "second" base_path: "%(folder)s/second" }
+}
+"""
+
+
+@pytest.fixture
+def config_of(bundle_of, tmp_path):
+    """Writes a file of models, and folders of versions for it."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    bundle = bundle_of("onnx").path
+    for place in ("first/1", "first/2", "first/3", "second/4"):
+        shutil.copytree(bundle, tmp_path / place)
+
+    def write(text=OF_TF_SERVING):
+        path = tmp_path / "models.config"
+        path.write_text(text % {"folder": tmp_path}, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_an_engine_serves_the_models_of_a_file(config_of):
+    models = read_model_config(config_of())
+    with ServingEngine(models, max_batch_size=1) as engine:
+        assert {name: list(one.versions) for name, one in engine.models.items()} == {
+            "first": [1, 3],
+            "second": [4],
+        }
+        assert engine.name == "first"
+        assert engine.find("first", label="stable").number == 1
+        assert engine.find("first", label="canary").number == 3
+        assert engine.predict([[1, 2]], model="second").tolist() == [[2, 4]]
+        assert [folder.name for folder in engine.folders] == ["first", "second"]
+
+
+def test_a_model_that_can_t_be_loaded_ends_those_before_it(config_of, monkeypatch, tmp_path):
+    closed = []
+    monkeypatch.setattr(
+        "keras_deepseek.inference.models.model_version.ModelVersion.close",
+        lambda version, seconds: closed.append((version.name, version.number)),
+    )
+    models = read_model_config(config_of())
+    (tmp_path / "second/4/model.onnx").write_bytes(b"nothing")
+    with pytest.raises(BundleError, match="bytes where"):
+        ServingEngine(models)
+    assert closed == [("first", 1), ("first", 3)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("'first'", "'a/b'"), "part of the URL"),
+        (("value: 1", "value: 2"), r"label 'stable' of the model 'first' .* version 2; .*\[1, 3\]"),
+        (("%(folder)s/second", "%(folder)s/third"), "third' holds no version that is wanted"),
+    ],
+)
+def test_what_can_t_be_served_is_refused(config_of, change, message):
+    models = read_model_config(config_of(OF_TF_SERVING.replace(*change)))
+    with pytest.raises(InvalidInputError, match=message):
+        ServingEngine(models)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model_config_list { config { nam: 'a' } }", "1:30 : .*no field named .nam"),
+        ("model_config_list {}", "is empty"),
+        ("", "Expected a ModelServerConfig with a model_config_list"),
+        ("custom_model_config {}", "Expected a ModelServerConfig with a model_config_list"),
+        ("model_config_list { config { name: 'a' } }", "a base_path for each"),
+        ("\N{SNOWMAN}", "is no tensorflow.serving.ModelServerConfig"),
+    ],
+)
+def test_a_file_that_holds_no_models_is_refused(tmp_path, text, message):
+    path = tmp_path / "models.config"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidInputError, match=message) as caught:
+        read_model_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_can_t_be_read_is_refused(tmp_path):
+    with pytest.raises(InvalidInputError, match="No such file"):
+        read_model_config(tmp_path / "nothing")
+    (tmp_path / "latin").write_bytes(b"\xff")
+    with pytest.raises(InvalidInputError, match="decode"):
+        read_model_config(tmp_path / "latin")

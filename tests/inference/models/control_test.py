@@ -1,0 +1,142 @@
+import shutil
+
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.inference import ModelNotFoundError, ServingEngine
+from keras_deepseek.inference.errors import LoadFailedError
+from keras_deepseek.inference.models import control
+from keras_deepseek.inference.protocols.tf_serving_model_service import ModelConfig
+
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+
+@pytest.fixture
+def folder_of(bundle_of, tmp_path):
+    """Makes a folder of versions, each a copy of the same bundle."""
+    bundle = bundle_of("onnx").path
+
+    def make(name, *versions):
+        folder = tmp_path / name
+        for version in versions:
+            shutil.copytree(bundle, folder / str(version))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def engine(doubler):
+    with ServingEngine(doubler) as engine:
+        yield engine
+
+
+def numbers(engine):
+    return {name: list(served.versions) for name, served in engine.models.items()}
+
+
+def break_bundle(folder):
+    (folder / "model.onnx").write_bytes(b"nothing")
+
+
+def test_the_models_are_those_of_the_config_and_no_others(engine, folder_of):
+    one, two = folder_of("one", 1, 2, 3), folder_of("two", 1, 2, 3)
+    control.replace_models(
+        engine,
+        [
+            ModelConfig("one", str(one)),
+            ModelConfig("two", str(two), "specific", versions=(1, 2), labels={"old": 1}),
+        ],
+    )
+    assert numbers(engine) == {"one": [3], "two": [1, 2]}
+    assert engine.find("two", label="old").number == 1
+    assert engine.predict([[1, 2]], model="one").tolist() == [[2, 4]]
+    kept = engine.find("one")
+    control.replace_models(
+        engine,
+        [ModelConfig("one", str(one)), ModelConfig("two", str(two), "latest", num_versions=2)],
+    )
+    assert numbers(engine) == {"one": [3], "two": [2, 3]}
+    assert engine.find("one") is kept  # What has not changed is not loaded again.
+    control.replace_models(engine, [ModelConfig("two", str(two), "all")])
+    assert numbers(engine) == {"two": [1, 2, 3]}
+    assert [folder.name for folder in engine.folders] == ["two"]
+
+
+def test_a_new_folder_takes_the_place_of_another_and_is_followed(engine, folder_of):
+    first, second = folder_of("first", 1, 2), folder_of("second", 2)
+    control.replace_models(engine, [ModelConfig("one", str(first), "all")])
+    before = engine.find("one", 2)
+    control.replace_models(engine, [ModelConfig("one", str(second), "all")])
+    assert numbers(engine) == {"one": [2]}
+    assert engine.find("one", 2) is not before
+    folder_of("second", 3)
+    engine.folders[0].look()
+    assert numbers(engine) == {"one": [2, 3]}
+
+
+@pytest.mark.parametrize("fault", ["broken", "empty", "label", "name"])
+def test_an_error_leaves_all_as_it_was(engine, folder_of, fault, caplog):
+    good = folder_of("good", 1, 2)
+    control.replace_models(engine, [ModelConfig("one", str(good), "all", labels={"stable": 1})])
+    before = numbers(engine), list(engine.folders)
+    version = engine.find("one")
+    wanted = {
+        "broken": ModelConfig("two", str(folder_of("two", 1, 2)), "all"),
+        "empty": ModelConfig("two", str(folder_of("empty"))),
+        "label": ModelConfig("two", str(folder_of("three", 1)), labels={"new": 7}),
+        "name": ModelConfig("a/b", str(folder_of("four", 1))),
+    }[fault]
+    if fault == "broken":
+        break_bundle(folder_of("two") / "2")
+    changed = ModelConfig("one", str(folder_of("other", 1)), "all")
+    with pytest.raises((InvalidInputError, LoadFailedError)) as caught:
+        control.replace_models(engine, [changed, wanted])
+    assert isinstance(caught.value, LoadFailedError) == (fault == "broken") == bool(caplog.records)
+    assert (numbers(engine), list(engine.folders)) == before
+    assert engine.find("one") is version
+    assert engine.find("one", label="stable").number == 1
+    assert engine.predict([[1, 2]], model="one").tolist() == [[2, 4]]
+    folder_of("good", 3)
+    engine.folders[0].look()  # It is followed as before.
+    assert numbers(engine) == {"one": [1, 2, 3]}
+
+
+def test_a_label_of_a_version_that_has_only_come_is_served(engine, folder_of):
+    folder = folder_of("one", 1)
+    control.replace_models(engine, [ModelConfig("one", str(folder), "all")])
+    engine.folders[0].pause()  # So that it is not found by looking.
+    folder_of("one", 2)
+    labelled = ModelConfig("one", str(folder), "all", labels={"new": 2})
+    control.replace_models(engine, [labelled])
+    assert engine.find("one", label="new").number == 2
+    assert numbers(engine) == {"one": [1, 2]}
+
+
+def test_a_model_is_unloaded_until_it_is_loaded_again(engine, folder_of):
+    folder = folder_of("one", 1)
+    engine.follow(folder, name="one")
+    control.unload(engine, "one")
+    folder_of("one", 2)
+    engine.folders[0].look()
+    assert "one" not in engine.models
+    control.load(engine, "one")
+    assert numbers(engine)["one"] == [2]
+    folder_of("one", 3)
+    control.load(engine, "one")
+    assert numbers(engine)["one"] == [3]
+    control.load(engine, "model")  # It is served, though no folder has it.
+
+
+def test_what_can_t_be_loaded_or_unloaded_is_refused(engine, folder_of, caplog):
+    with pytest.raises(ModelNotFoundError, match="no folder that the model 'one'"):
+        control.load(engine, "one")
+    with pytest.raises(ModelNotFoundError, match="no model 'one'"):
+        control.unload(engine, "one")
+    folder = folder_of("one", 1)
+    engine.follow(folder, name="one")
+    control.unload(engine, "one")
+    break_bundle(folder / "1")
+    with pytest.raises(LoadFailedError, match="'one' could not be loaded"):
+        control.load(engine, "one")
+    assert caplog.records

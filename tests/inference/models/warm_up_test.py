@@ -1,0 +1,125 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
+from keras_deepseek.inference import ServingEngine
+from keras_deepseek.inference.batching.batch_time import BatchTime
+from keras_deepseek.inference.batching.padding import Padding
+from keras_deepseek.inference.models.warm_up import run_every_size
+from tests.inference.conftest import Doubler
+
+FREE = Signature(
+    inputs=(TensorSpec("x", (None, None), "float32"), TensorSpec("mask", (None, None), "bool")),
+    outputs=(TensorSpec("sum", (None,), "float32"), TensorSpec("y", (None, None), "float32")),
+)
+PADDING = Padding(lengths=(4, 8), values={"x": 5.0}, masks={"mask": "x"})
+
+
+class Summer:
+    """Sums what the mask shows, and doubles each place."""
+
+    signature = FREE
+
+    def __init__(self, is_right=True):
+        self.is_right = is_right
+        self.shapes = []
+
+    def run(self, inputs):
+        x, mask = inputs["x"], inputs["mask"]
+        self.shapes.append(x.shape)
+        seen = np.where(mask, x, 0) if self.is_right else x
+        return {"sum": seen.sum(1, dtype="float32"), "y": 2 * x}
+
+
+def test_each_size_runs_in_each_executor_and_is_measured():
+    executors, time = [Doubler(), Doubler()], BatchTime()
+    run_every_size(executors, (1, 4), (), time)
+    assert [executor.sizes for executor in executors] == [[1, 1, 4, 4], [1, 4]]
+    assert time.is_known
+
+
+def test_a_free_axis_is_run_at_each_length_or_not_at_all():
+    summer = Summer()
+    run_every_size([summer], (2,), (), BatchTime())
+    assert summer.shapes == []
+    run_every_size([summer], (2,), (4, 8), BatchTime())
+    assert summer.shapes == [(2, 4), (2, 4), (2, 8), (2, 8)]
+
+
+def test_a_model_that_takes_strings_is_not_run():
+    strings = Signature(
+        (TensorSpec("text", (None,), "object"), TensorSpec("x", (None, 2), "float32")),
+        (TensorSpec("y", (None, 2), "float32"),),
+    )
+    doubler, time = Doubler(strings), BatchTime()
+    run_every_size([doubler], (1, 2), (), time)
+    assert (doubler.sizes, time.is_known) == ([], False)
+
+
+def test_a_model_that_loses_rows_is_refused():
+    class Losing(Doubler):
+        def run(self, inputs):
+            return {"y": super().run(inputs)["y"][:1]}
+
+    with pytest.raises(NotSupportedError, match=r"Output 'y' has shape \(1, 2\) for 2 rows"):
+        run_every_size([Losing()], (1, 2), (), BatchTime())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "found"),
+    [({}, r"\[\]"), ({"z": np.ones((1, 2))}, r"\['z'\]"), (None, "NoneType")],
+)
+def test_a_model_that_gives_other_outputs_than_it_says_is_refused(outputs, found):
+    class Other(Doubler):
+        def run(self, inputs):
+            return outputs
+
+    message = rf"gave the outputs {found}; its signature says \['y'\]"
+    with pytest.raises(InvalidInputError, match=message):
+        run_every_size([Other()], (1,), (), BatchTime())
+
+
+def test_a_model_of_bfloat16_is_run_though_nothing_has_named_it_to_numpy():
+    pytest.importorskip("ml_dtypes")
+    script = """
+from keras_deepseek.artifacts import Signature, TensorSpec
+from keras_deepseek.inference import ServingEngine
+class Same:
+    signature = Signature(
+        (TensorSpec("x", (None, 2), "bfloat16"),), (TensorSpec("y", (None, 2), "bfloat16"),)
+    )
+    def run(self, inputs):
+        return {"y": inputs["x"]}
+with ServingEngine(Same()) as engine:
+    print(engine.predict([[1, 2]]).dtype)
+"""
+    command = [sys.executable, "-c", script]
+    assert subprocess.check_output(command, text=True).strip() == "bfloat16"
+
+
+def test_requests_of_unequal_lengths_share_a_batch_and_get_their_own_answers():
+    with ServingEngine(Summer(), max_batch_size=4, padding=PADDING) as engine:
+        engine.find()._executors[0].shapes.clear()
+        futures = [engine.submit(np.ones((1, length))) for length in (1, 3, 6)]
+        outputs = [future.result(timeout=60) for future in futures]
+    assert [one["sum"].tolist() for one in outputs] == [[1.0], [3.0], [6.0]]
+    assert [one["y"].shape for one in outputs] == [(1, 1), (1, 3), (1, 6)]
+    assert {shape[1] for shape in engine.find()._executors[0].shapes} <= {4, 8}
+
+
+def test_a_model_that_takes_padding_for_data_is_refused():
+    with pytest.raises(InvalidInputError, match=r"Padding changes the answers: output 'sum'"):
+        ServingEngine(Summer(is_right=False), max_batch_size=1, padding=PADDING).start()
+
+
+def test_where_every_length_is_one_to_fill_up_to_nothing_can_be_told():
+    engine = ServingEngine(
+        Summer(is_right=False),
+        max_batch_size=1,
+        padding=Padding(lengths=(1, 2), values={"x": 5.0}, masks={"mask": "x"}),
+    )
+    engine.start()
+    engine.close()

@@ -1,0 +1,105 @@
+import asyncio
+import threading
+
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.inference import ClosedError, ServingEngine
+from keras_deepseek.inference.server.server import Server, stop_servers
+
+
+class Silent(Server):
+    """Listens for nobody; `fault` ends it before it listens, `gate` holds it up until then."""
+
+    def __init__(self, engine, host="127.0.0.1", port=0, fault=None, gate=None, **arguments):
+        given = {
+            "scheme": "silent",
+            "is_secure": False,
+            "tokens": None,
+            "access_log": False,
+            "traces": False,
+            **arguments,
+        }
+        super().__init__(engine, host, port, **given)
+        self.fault = fault
+        self.gate = gate
+
+    def _prepare(self):
+        return self._serve
+
+    async def _serve(self, listens):
+        if self.gate is not None:
+            await asyncio.to_thread(self.gate.wait)
+        if self.fault is not None:
+            raise self.fault
+        listens.set_result(7)
+        await self.stopping.wait()
+
+
+@pytest.fixture
+def engine(doubler):
+    with ServingEngine(doubler, warm_up=False) as engine:
+        yield engine
+
+
+def test_it_is_ready_from_the_start_to_the_stop(engine):
+    server = Silent(engine)
+    server.start()
+    assert (server.ready, server.port, server.target) == (True, 7, "127.0.0.1:7")
+    server.check_ready("model")
+    stop_servers([server])
+    server.wait()
+    assert not server.ready
+    with pytest.raises(ClosedError, match="'model' is not ready"):
+        server.check_ready("model")
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    ("host", "is_secure", "url"),
+    [("127.0.0.1", False, "silent://127.0.0.1:80"), ("::1", True, "silents://[::1]:80")],
+)
+def test_its_url_says_what_is_spoken_and_where(engine, host, is_secure, url):
+    assert Silent(engine, host, 80, is_secure=is_secure).url == url
+
+
+def test_what_ends_it_before_it_listens_is_raised(engine):
+    server = Silent(engine, fault=ArithmeticError("no"))
+    with pytest.raises(ArithmeticError, match="no"):
+        server.start()
+    server.wait()
+
+
+def test_it_may_be_told_to_stop_before_it_listens(engine):
+    gate = threading.Event()
+    server = Silent(engine, gate=gate)
+    starting = threading.Thread(target=server.start)
+    stopping = threading.Thread(target=server.stop)
+    starting.start()
+    stopping.start()
+    gate.set()
+    starting.join(60)
+    stopping.join(60)
+    server.stop()
+    assert not starting.is_alive()
+    assert not stopping.is_alive()
+
+
+def test_one_that_never_started_can_be_stopped(engine):
+    Silent(engine).stop()
+
+
+def test_a_port_that_is_none_is_refused(engine):
+    with pytest.raises(InvalidInputError, match="port 70000"):
+        Silent(engine, port=70000)
+
+
+def test_strangers_are_warned_of_and_a_warning_that_is_an_error_ends_it(engine):
+    with pytest.warns(UserWarning, match="Whoever reaches"):
+        (server := Silent(engine, "0.0.0.0")).start()
+    server.stop()
+    with pytest.raises(UserWarning, match="Whoever reaches"):
+        (server := Silent(engine, "0.0.0.0")).start()
+    server.wait()
+    (secure := Silent(engine, "0.0.0.0", is_secure=True)).start()
+    secure.stop()
