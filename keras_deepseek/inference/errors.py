@@ -1,8 +1,11 @@
-"""The errors of serving: what a client should try again later, here or at another server."""
+"""The errors of serving: what a client should try again later, here or at another server.
+
+`http.answers` and `grpc.answers` tell clients of them.
+"""
 
 import math
 
-from keras_deepseek.artifacts.errors import KerasDeepSeekError
+from keras_deepseek.artifacts.errors import InvalidInputError, KerasDeepSeekError
 
 
 class OverloadedError(KerasDeepSeekError):
@@ -44,3 +47,17 @@ class LoadFailedError(KerasDeepSeekError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"The model {name!r} could not be loaded; see the server's log.")
+
+
+STATUSES: tuple[tuple[type[KerasDeepSeekError], int, str], ...] = (
+    (InvalidInputError, 400, "INVALID_ARGUMENT"),
+    (ModelNotFoundError, 404, "NOT_FOUND"),
+    (OverloadedError, 429, "RESOURCE_EXHAUSTED"),
+    (LoadFailedError, 500, "INTERNAL"),
+    (ClosedError, 503, "UNAVAILABLE"),
+    (DeadlineExceededError, 504, "DEADLINE_EXCEEDED"),
+)
+"""What clients may read of each, and its status over HTTP and over gRPC. Any other is logged."""
+
+OF_WAITING = (OverloadedError, ClosedError, DeadlineExceededError)
+"""What may become of a request that waits, without any fault of its model."""

@@ -9,15 +9,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array, Signature
-from keras_deepseek.inference.errors import (
-    ClosedError,
-    DeadlineExceededError,
-    LoadFailedError,
-    ModelNotFoundError,
-    OverloadedError,
-)
+from keras_deepseek.inference.errors import OF_WAITING, STATUSES, DeadlineExceededError
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace, current_trace
 
@@ -28,15 +21,6 @@ Inputs = dict[str, Array]
 Bind = Callable[[Signature], Inputs]
 Call = Callable[["GrpcServer", bytes, float | None], Awaitable[bytes]]
 """Answers a message, with the seconds that its client still waits."""
-
-_STATUSES: tuple[tuple[type[Exception], str], ...] = (
-    (InvalidInputError, "INVALID_ARGUMENT"),
-    (ModelNotFoundError, "NOT_FOUND"),
-    (OverloadedError, "RESOURCE_EXHAUSTED"),
-    (ClosedError, "UNAVAILABLE"),
-    (DeadlineExceededError, "DEADLINE_EXCEEDED"),
-    (LoadFailedError, "INTERNAL"),
-)
 
 _LONGEST_TEXT = 1000
 """Characters: a status travels in a header, and clients refuse headers of more than 8 KiB."""
@@ -82,7 +66,7 @@ def refusal_of(error: Exception) -> Refusal:
     """
     if isinstance(error, StatusError):
         return Refusal(error.status, _shorten(str(error)))
-    for kind, status in _STATUSES:
+    for kind, _, status in STATUSES:
         if isinstance(error, kind):
             again = getattr(error, "retry_after", None)
             # Clients with a policy of retries wait so long.
@@ -158,7 +142,7 @@ async def outputs_of(
     """
     try:
         return await future
-    except (ClosedError, OverloadedError, DeadlineExceededError):
+    except OF_WAITING:
         raise
     except Exception as error:
         _logger.exception("The model %r failed.%s", model_name, trace.mention if trace else "")

@@ -5,16 +5,9 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.errors import (
-    ClosedError,
-    DeadlineExceededError,
-    LoadFailedError,
-    ModelNotFoundError,
-    OverloadedError,
-)
+from keras_deepseek.inference.errors import OF_WAITING, STATUSES
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse, Pending
 from keras_deepseek.inference.models.states import version_number
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
@@ -25,15 +18,6 @@ if TYPE_CHECKING:
 
 Handler = Callable[["HttpServer", HttpRequest, re.Match[str]], HttpResponse | Pending]
 Headers = tuple[tuple[str, str], ...]
-
-_STATUSES: tuple[tuple[type[Exception], int], ...] = (
-    (InvalidInputError, 400),
-    (ModelNotFoundError, 404),
-    (OverloadedError, 429),
-    (LoadFailedError, 500),
-    (ClosedError, 503),
-    (DeadlineExceededError, 504),
-)
 
 _logger = logging.getLogger(__name__)
 
@@ -71,7 +55,7 @@ def answer_error(error: Exception) -> HttpResponse:
     """
     if isinstance(error, HttpError):
         return answer_json({"error": str(error)}, error.status, error.headers)
-    for kind, status in _STATUSES:
+    for kind, status, _ in STATUSES:
         if isinstance(error, kind):
             again = getattr(error, "retry_after", None)
             headers = () if again is None else (("retry-after", str(again)),)
@@ -96,7 +80,7 @@ def outputs_of(model_name: str, finished: Request, trace: RequestTrace) -> dict[
         return finished.outputs
     error = finished.error
     assert error is not None
-    if isinstance(error, ClosedError | OverloadedError | DeadlineExceededError):
+    if isinstance(error, OF_WAITING):
         raise error
     _logger.error("The model %r failed.%s", model_name, trace.mention, exc_info=error)
     raise HttpError(500, f"The model failed with {type(error).__name__}; see the server's log.")
