@@ -42,11 +42,14 @@ class Launcher:
         return 128 + relay.received[0] if job.was_cut_short else 0
 
     def _act(self, number: int, is_first: bool) -> None:
-        """Heeds a signal: the first is passed on, any further one kills."""
+        """Heeds a signal: the first is passed on, any further one kills.
+
+        But for SIGHUP: a terminal that is closed sends it twice, by the shell and by the system.
+        """
         if self._job is None:
             return
         if is_first:
             # A terminal that was closed ends a training as one that is asked to end.
             self._job.end(signal.SIGTERM if number == signal.SIGHUP else number)
-        else:
+        elif number != signal.SIGHUP:
             self._job.kill()

@@ -35,6 +35,17 @@ ENDS_WELL = """
     while True:
         signal.pause()
 """
+SAVES_SLOWLY = """
+    def end(number, frame):
+        print("saves", flush=True)
+        open(sys.argv[1]).read()
+        print("saved", flush=True)
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, end)
+    print("ready", flush=True)
+    while True:
+        signal.pause()
+"""
 
 
 def test_each_process_runs_the_script_with_its_place_and_its_arguments(launch):
@@ -145,6 +156,17 @@ def test_a_terminal_that_is_closed_ends_them_by_sigterm(launch):
     launched.read_lines(1)
     launched.process.send_signal(signal.SIGHUP)
     assert launched.finish()[:2] == (0, "[0] checkpoint after SIGTERM\n")
+
+
+def test_a_terminal_that_is_closed_may_say_so_twice(launch, tmp_path):
+    os.mkfifo(tmp_path / "go_on")
+    launched = launch(SAVES_SLOWLY, "--nproc", "1", arguments=(tmp_path / "go_on",))
+    launched.read_lines(1)
+    launched.process.send_signal(signal.SIGHUP)
+    assert launched.read_lines(1) == ["[0] saves"]
+    launched.process.send_signal(signal.SIGHUP)
+    (tmp_path / "go_on").write_text("now")
+    assert launched.finish()[:2] == (0, "[0] saved\n")
 
 
 def test_who_dies_of_the_signal_is_not_started_again(launch):
