@@ -235,7 +235,7 @@ def _add_care_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Serves until SIGTERM or Ctrl-C; then finishes what was accepted and returns.
+    """Serves until SIGTERM, Ctrl-C or SIGHUP; then finishes what was accepted and returns.
 
     Args:
         arguments: What the parser with `add_arguments` read.
@@ -251,7 +251,7 @@ def run(arguments: argparse.Namespace) -> None:
     engine = None
     try:
         # Stops the loading and the warm-up too: nothing has been accepted by then.
-        with Interruption() as interruption:
+        with Interruption(takes_sigterm=True) as interruption:
             engine = ServingEngine(settings.model, **settings.of_engine)
             interruption.check()
             with _failures_in_a_line(engine):
@@ -320,14 +320,13 @@ def _wait(
     import threading
 
     from keras_deepseek.inference.monitoring.live_line import LiveLine
-    from keras_deepseek.inference.server.termination import wait_heeding_signals
 
     # Lines of the log would be written through it.
     line = contextlib.nullcontext() if arguments.access_log else LiveLine(engine)
     print(_describe(engine, arguments.no_grpc), flush=True)
     with line:
-        interruption.check()  # One that came amid imports may have been lost in them.
-        wait_heeding_signals(threading.Event())
+        # One that came amid imports may have been lost in them.
+        interruption.wait(threading.Event())
 
 
 def _describe(engine: "ServingEngine", no_grpc: bool) -> str:

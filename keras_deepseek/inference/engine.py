@@ -31,7 +31,7 @@ from keras_deepseek.inference.monitoring.request_log import RequestLog
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace
 from keras_deepseek.inference.request_options import RequestOptions
 from keras_deepseek.inference.server.server import Server, stop_servers
-from keras_deepseek.inference.server.termination import interrupted_by_sigterm
+from keras_deepseek.inference.server.termination import Interruption
 
 
 class ServingEngine(ModelHost):
@@ -314,7 +314,8 @@ class ServingEngine(ModelHost):
             access_log: As in `HttpServer`. Defaults to `False`.
             traces: As in `HttpServer`. Defaults to `False`.
             block: boolean. Whether to return only when the servers were stopped: by `close`, or by
-                Ctrl-C or SIGTERM, after which what was accepted is answered. Defaults to `False`.
+                Ctrl-C, SIGTERM or SIGHUP, after which what was accepted is answered. Defaults to
+                `False`.
 
         Returns:
             The `HttpServer`, with its `url`. `servers` has the `GrpcServer`, too. `close` stops
@@ -358,10 +359,9 @@ class ServingEngine(ModelHost):
         self._grace_seconds = max(limits.grace_seconds, self._grace_seconds or 0.0)
         self._start_servers(servers)
         if block:
-            try:
-                with interrupted_by_sigterm():
-                    http.wait()
-            except KeyboardInterrupt:
+            with Interruption() as interruption:
+                interruption.wait(http.ended)
+            if interruption.has_come:
                 stop_servers(servers)
         return http
 

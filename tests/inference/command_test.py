@@ -135,7 +135,7 @@ def check_health(channel):
     return channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=60)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("arguments", [("--grpc-port", "0"), ("--no-grpc",)])
 def test_it_says_where_it_serves_answers_and_ends_with_0(bundle_of, number, arguments):
     if "--grpc-port" in arguments:

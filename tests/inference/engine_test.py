@@ -16,12 +16,12 @@ import pytest
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
 from keras_deepseek.inference import (
     HttpLimits,
-    HttpServer,
     OverloadedError,
     ServingEngine,
 )
 from keras_deepseek.inference.errors import ClosedError, DeadlineExceededError
 from keras_deepseek.inference.models import model_host
+from keras_deepseek.inference.server.termination import Interruption
 from tests.inference.conftest import Doubler
 
 
@@ -358,8 +358,8 @@ def test_both_ports_are_taken_or_none_and_closing_frees_both(doubler):
 
 def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch):
     pytest.importorskip("httptools")
-    waits, wait = threading.Event(), HttpServer.wait
-    monkeypatch.setattr(HttpServer, "wait", lambda server: (waits.set(), wait(server)))
+    waits, wait = threading.Event(), Interruption.wait
+    monkeypatch.setattr(Interruption, "wait", lambda self, event: (waits.set(), wait(self, event)))
     engine = ServingEngine(doubler)
     with ThreadPoolExecutor(1) as pool:
         served = pool.submit(engine.serve, 0, block=True)
@@ -371,14 +371,11 @@ def test_a_blocking_server_returns_when_the_engine_closes(doubler, monkeypatch):
 
 def test_ctrl_c_ends_a_blocking_server(doubler, monkeypatch):
     pytest.importorskip("httptools")
-    wait, interrupts = HttpServer.wait, iter([KeyboardInterrupt])
 
-    def interrupted_wait(server):
-        for interrupt in interrupts:
-            raise interrupt
-        wait(server)
+    def interrupted_wait(_self, _event):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(HttpServer, "wait", interrupted_wait)
+    monkeypatch.setattr(Interruption, "wait", interrupted_wait)
     with ServingEngine(doubler) as engine:
         assert not engine.serve(0, block=True).ready
         assert engine.ready
@@ -386,7 +383,8 @@ def test_ctrl_c_ends_a_blocking_server(doubler, monkeypatch):
 
 SERVES = """
 import sys
-from keras_deepseek.inference import HttpServer, ServingEngine
+from keras_deepseek.inference import ServingEngine
+from keras_deepseek.inference.server.termination import Interruption
 from tests.inference.conftest import Doubler
 
 class Told(Doubler):
@@ -395,9 +393,9 @@ class Told(Doubler):
         sys.stdin.readline()
         return super().run(inputs)
 
-wait = HttpServer.wait
-HttpServer.wait = lambda server: (print(server.port, flush=True), wait(server))[1]
-ServingEngine(Told(), warm_up=False).serve(0, block=True)
+engine, wait = ServingEngine(Told(), warm_up=False), Interruption.wait
+Interruption.wait = lambda *here: (print(engine.servers[0].port, flush=True), wait(*here))
+engine.serve(0, block=True)
 print("over")
 """
 
@@ -410,7 +408,7 @@ def is_open(host, port):
     return True
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_blocking_server_when_it_has_answered(number):
     pytest.importorskip("httptools")
     pipe = subprocess.PIPE

@@ -67,7 +67,7 @@ class Server(ABC):
         self._scheme = scheme
         self._is_secure = is_secure
         self._thread: threading.Thread | None = None
-        self._ended = threading.Event()
+        self.ended = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -99,7 +99,7 @@ class Server(ABC):
         thread = threading.Thread(
             target=self._run, args=(serve, listens), name=self._scheme, daemon=True
         )
-        self._ended.clear()
+        self.ended.clear()
         thread.start()
         self._thread = thread
         try:
@@ -114,7 +114,7 @@ class Server(ABC):
         """Returns when the server has stopped."""
         if self._thread is not None:
             # Python 3.11 takes a thread for ended when a signal interrupts `join`.
-            wait_heeding_signals(self._ended)
+            wait_heeding_signals(self.ended)
             self._thread.join()
 
     def stop(self) -> None:
@@ -181,7 +181,7 @@ class Server(ABC):
                 raise
             listens.set_exception(error)
         finally:
-            self._ended.set()
+            self.ended.set()
 
 
 def stop_servers(servers: Sequence[Server]) -> None:

@@ -4,47 +4,91 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from keras_deepseek.inference.server.termination import (
-    Interruption,
-    interrupted_by_sigterm,
-    wait_heeding_signals,
-)
+from keras_deepseek.inference.server.termination import Interruption, wait_heeding_signals
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 
 @pytest.fixture(autouse=True)
 def by_default():
-    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    defaults = (signal.SIG_DFL, signal.default_int_handler, signal.SIG_DFL)
+    previous = [
+        signal.signal(number, default) for number, default in zip(SIGNALS, defaults, strict=True)
+    ]
     yield
-    signal.signal(signal.SIGTERM, previous)
+    for number, handler in zip(SIGNALS, previous, strict=True):
+        signal.signal(number, handler)
 
 
-def test_the_signal_interrupts_and_the_second_one_is_the_system_s():
-    with pytest.raises(KeyboardInterrupt), interrupted_by_sigterm():
-        signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+def handlers():
+    return [signal.getsignal(number) for number in SIGNALS]
 
 
-def test_nothing_is_left_behind_where_it_does_not_come():
-    with interrupted_by_sigterm():
-        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+def test_nothing_is_left_behind_where_no_signal_comes():
+    before = handlers()
+    with Interruption() as interruption:
+        assert not set(handlers()) & set(before)
+    assert handlers() == before
+    assert not interruption.has_come
 
 
-def test_a_handler_of_the_process_stays():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_is_the_system_s(number):
+    before = handlers()
+    with Interruption() as interruption:
+        signal.raise_signal(number)
+    assert interruption.has_come
+    assert handlers() == before
+
+
+def test_a_terminal_that_is_closed_may_say_so_twice():
+    with Interruption() as interruption:
+        signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)
+    assert interruption.has_come
+    assert handlers() == [signal.SIG_DFL, signal.default_int_handler, signal.SIG_IGN]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_handler_of_the_process_stays(number):
+    heard = threading.Event()
+    signal.signal(number, lambda *_: heard.set())
+    with Interruption() as interruption:
+        signal.raise_signal(number)
+    assert heard.is_set()
+    assert not interruption.has_come
+
+
+def test_what_a_handler_of_the_process_raises_for_ctrl_c_ends_the_block():
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    with Interruption() as interruption:
+        signal.raise_signal(signal.SIGINT)
+    assert interruption.has_come
+    assert signal.getsignal(signal.SIGINT) is interrupt
+
+
+def test_sigterm_may_be_the_block_s_in_spite_of_a_handler():
     heard = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: heard.set())
-    with interrupted_by_sigterm():
+    before = handlers()
+    with Interruption(takes_sigterm=True) as interruption:
         signal.raise_signal(signal.SIGTERM)
-    assert heard.is_set()
+    assert interruption.has_come
+    assert not heard.is_set()
+    assert handlers() == before
 
 
 def test_another_thread_leaves_signals_alone():
     def enter():
-        with interrupted_by_sigterm():
-            return signal.getsignal(signal.SIGTERM)
+        with Interruption():
+            return handlers()
 
+    before = handlers()
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(enter).result() is signal.SIG_DFL
+        assert pool.submit(enter).result() == before
 
 
 def test_a_wait_looks_for_signals_from_time_to_time():
@@ -76,16 +120,34 @@ def drop(number):
         return
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("meet", [signal.raise_signal, import_an_extension, drop])
 def test_an_interruption_ends_the_block_whatever_becomes_of_the_signal(number, meet):
-    before, reached = signal.getsignal(number), []
+    reached = []
     with Interruption() as interruption:
         meet(number)
         interruption.check()
         reached.append("what follows")
     assert not reached
-    assert signal.getsignal(number) is before
+
+
+def test_a_wait_ends_though_the_signal_was_dropped():
+    class Dropping(threading.Event):
+        def wait(self, timeout=None):
+            drop(signal.SIGTERM)
+            return False
+
+    with Interruption() as interruption:
+        interruption.wait(Dropping())
+    assert interruption.has_come
+
+
+def test_a_wait_ends_with_its_event():
+    event = threading.Event()
+    event.set()
+    with Interruption() as interruption:
+        interruption.wait(event)
+    assert not interruption.has_come
 
 
 def test_without_a_signal_errors_leave_the_block():
@@ -99,10 +161,10 @@ def test_without_a_signal_errors_leave_the_block():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_ctrl_c_that_the_process_passes_over_stays_so():
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with Interruption():
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, previous)
+@pytest.mark.parametrize("number", SIGNALS)
+def test_what_the_process_passes_over_it_passes_over_here(number):
+    signal.signal(number, signal.SIG_IGN)
+    with Interruption() as interruption:
+        signal.raise_signal(number)
+    assert not interruption.has_come
+    assert signal.getsignal(number) is signal.SIG_IGN
