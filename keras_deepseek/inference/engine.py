@@ -1,40 +1,27 @@
-"""The engine: models, and the servers in front of them.
+"""The engine that users make: an `InProcessEngine`, and the servers in front of it.
 
-`model_host` holds the models, `executors` compute, `batcher` groups, `http` and `grpc` listen; this
-file sends requests from one to the other.
+What its arguments mean is said here; `http` and `grpc` listen.
 """
 
-import asyncio
 import os
 import ssl
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal, Unpack
+from typing import Any, Literal
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.artifacts.signature import Array, Signature
-from keras_deepseek.inference.arguments import check_option_names
-from keras_deepseek.inference.batching.batch import Request
-from keras_deepseek.inference.batching.future_delivery import Answer, open_future
-from keras_deepseek.inference.batching.loop_delivery import Settle, Waiter, open_waiter
 from keras_deepseek.inference.batching.padding import Padding
-from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.grpc.grpc_server import GrpcServer
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_server import MAX_BODY_BYTES, HttpServer
-from keras_deepseek.inference.models.model_host import ModelHost
+from keras_deepseek.inference.in_process_engine import InProcessEngine
 from keras_deepseek.inference.models.model_options import ModelOptions
-from keras_deepseek.inference.models.model_version import ModelVersion
-from keras_deepseek.inference.monitoring.request_log import RequestLog
-from keras_deepseek.inference.monitoring.request_trace import RequestTrace
-from keras_deepseek.inference.request_options import RequestOptions
 from keras_deepseek.inference.server.server import Server, stop_servers
 from keras_deepseek.inference.server.termination import Interruption
 
 
-class ServingEngine(ModelHost):
+class ServingEngine(InProcessEngine):
     """Serves a model: single requests in, batches through the model, answers out.
 
     With `batch_size="dynamic"` whatever waits is taken whenever the model is free: batches grow
@@ -143,13 +130,9 @@ class ServingEngine(ModelHost):
             cache_entries=cache_entries,
             custom_objects_from=custom_objects_from,
         )
-        # Before the model: what is wrong with it is said before anything is loaded.
-        self._request_log = None if log_requests is None else RequestLog(log_requests, sample)
-        try:
-            super().__init__(model, name, version, options, max_concurrent_batches)
-        except BaseException:
-            self._close_request_log()
-            raise
+        super().__init__(
+            model, name, version, options, max_concurrent_batches, log_requests, sample
+        )
         self._servers: Sequence[Server] = ()
         self._grace_seconds: float | None = None
 
@@ -171,113 +154,6 @@ class ServingEngine(ModelHost):
         grace = self._grace_seconds
         self._close_models(None if grace is None else start + grace - time.monotonic())
         self._close_request_log()
-
-    def predict(self, x: Any, **options: Unpack[RequestOptions]) -> Any:
-        """Returns the model's outputs for `x`; blocks until they are there.
-
-        Args:
-            x: An array, or nested lists, where the model has one input; else a mapping by input
-                name, or a sequence in the order of the inputs. Rows first: any number of them.
-            **options: `RequestOptions`.
-
-        Returns:
-            A NumPy array where the model has one output, else a dict of arrays by output name.
-
-        Raises:
-            InvalidInputError: `x` does not fit the model's inputs, or has more rows than may wait;
-                or there is no such option.
-            OverloadedError: Too many rows are waiting, or it could not be answered in time.
-            DeadlineExceededError: The answer was not there within `timeout`.
-            ClosedError: The engine was closed.
-        """
-        self.start()
-        return _unwrap(self.submit(x, **options).result())
-
-    async def predict_async(self, x: Any, **options: Unpack[RequestOptions]) -> Any:
-        """Returns what `predict` returns, without blocking the event loop.
-
-        Cancelling the call takes the request out of the queue.
-
-        Args:
-            x: As in `predict`.
-            **options: `RequestOptions`.
-        """
-        if not self.ready:
-            await asyncio.to_thread(self.start)
-        return _unwrap(await self.submit_async(x, **options))
-
-    def submit(self, x: Any, **options: Unpack[RequestOptions]) -> Answer:
-        """Puts `x` in the queue of a started engine.
-
-        Args:
-            x: As in `predict`.
-            **options: `RequestOptions`.
-
-        Returns:
-            A `concurrent.futures.Future` of a dict of arrays by output name. Cancelling it takes
-            the request out of the queue.
-        """
-        check_option_names(options)
-        answer, deliver = open_future()
-        cancel, _ = self._submit(lambda signature: signature.bind(x), deliver, options)
-        answer.add_done_callback(lambda answer: cancel() if answer.cancelled() else None)
-        return answer
-
-    def submit_async(self, x: Any, **options: Unpack[RequestOptions]) -> Waiter:
-        """Puts `x` in the queue of a started engine, for the running event loop to await.
-
-        Args:
-            x: As in `predict`.
-            **options: `RequestOptions`.
-
-        Returns:
-            An `asyncio.Future` of a dict of arrays by output name.
-        """
-        check_option_names(options)
-        return self.dispatch_async(lambda signature: signature.bind(x), **options)[0]
-
-    def dispatch_async(
-        self,
-        bind: Callable[[Signature], dict[str, Array]],
-        trace: RequestTrace | None = None,
-        **options: Unpack[RequestOptions],
-    ) -> tuple[Waiter, ModelVersion]:
-        """Does what `submit_async` does, for inputs that are read by the version's signature.
-
-        Args:
-            bind: As in `dispatch`.
-            trace: As in `dispatch`. Defaults to `None`.
-            **options: `RequestOptions`.
-
-        Returns:
-            An `asyncio.Future` of a dict of arrays by output name, and the `ModelVersion`.
-        """
-        waiter, settle = open_waiter()
-        cancel, version = self.dispatch(bind, settle, trace, **options)
-        waiter.add_done_callback(lambda waiter: cancel() if waiter.cancelled() else None)
-        return waiter, version
-
-    def dispatch(
-        self,
-        bind: Callable[[Signature], dict[str, Array]],
-        settle: Settle,
-        trace: RequestTrace | None = None,
-        **options: Unpack[RequestOptions],
-    ) -> tuple[Callable[[], None], ModelVersion]:
-        """Does what `dispatch_async` does at less cost: there is no future.
-
-        Args:
-            bind: Function from the `Signature` of the version that will answer to arrays by input
-                name, checked against it. It is called again where that version is closed meanwhile.
-            settle: Function that the running event loop calls with the `Request`, once its
-                `outputs` or its `error` is there: all of a batch in one turn of the loop.
-            trace: `RequestTrace`. Is told who answers. Defaults to `None`.
-            **options: `RequestOptions`.
-
-        Returns:
-            A function that takes the request out of the queue, and the `ModelVersion`.
-        """
-        return self._submit(bind, self._delivery.to_loop(settle), options, trace)
 
     def serve(  # noqa: PLR0913 - one place says all about the two ports.
         self,
@@ -388,51 +264,3 @@ class ServingEngine(ModelHost):
             stop_servers(servers)
             self._servers = [server for server in self._servers if server not in servers]
             raise
-
-    def _close_request_log(self) -> None:
-        if self._request_log is not None:
-            self._request_log.close()
-
-    def _submit(
-        self,
-        bind: Callable[[Signature], dict[str, Array]],
-        deliver: Callable[[Request], None],
-        options: RequestOptions,
-        trace: RequestTrace | None = None,
-    ) -> tuple[Callable[[], None], ModelVersion]:
-        """Puts a request in a version's queue; returns what takes it out, and the version."""
-        if not self.ready:
-            self._check_open()
-            raise ClosedError(f"The model {self.name!r} is not ready: call `start` first.")
-        name, number = options.get("model"), options.get("version")
-        label, client = options.get("label", ""), options.get("client")
-        while True:
-            served = self._find_model(name)
-            version = served.find(number, label)
-            if trace is not None:
-                trace.model, trace.version = version.name, str(version.number)
-            try:
-                inputs = bind(version.signature)
-                request = version.submit(
-                    inputs,
-                    deliver
-                    if self._request_log is None
-                    else self._request_log.watch(version.name, version.number, inputs, deliver),
-                    timeout=options.get("timeout"),
-                    priority=options.get("priority", 0),
-                    client=client,
-                    # Else what is on trial by share would hardly be asked.
-                    use_cache=number is not None or label != "" or not served.on_trial,
-                )
-            except ClosedError:
-                # It was closed since it was found: another may have taken its place.
-                if self.find(name, number, label) is version:
-                    raise
-            else:
-                if trace is not None:
-                    trace.request = request
-                return partial(version.cancel, request, client), version
-
-
-def _unwrap(outputs: dict[str, Array]) -> Any:
-    return next(iter(outputs.values())) if len(outputs) == 1 else outputs

@@ -1,6 +1,6 @@
 """Runs the batches that `batch_queue` lets leave, on one thread for each replica of the model.
 
-`engine` puts requests in; `batch_queue` decides; an executor computes.
+`model_version` puts requests in; `batch_queue` decides; an executor computes.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Other folders of models in the place of those that are followed: all of them, or nothing changes.
 
-`engine` makes the exchange; here is what stays, what is loaded, and what is closed.
+`model_host` makes the exchange; here is what stays, what is loaded, and what is closed.
 """
 
 import logging

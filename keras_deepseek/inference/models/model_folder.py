@@ -1,7 +1,7 @@
 """Follows a folder of versions, laid out as TF Serving has them: `digits/1`, `digits/2`, ...
 
 A version is served when its model has come, in place of an older one, and one whose model has
-gone is closed. `engine` does both; here is what it should do, found by looking again and again.
+gone is closed. `model_host` does both; here is what it should do, found by looking again and again.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """The models of an engine: loaded, followed in their folders, replaced, found, closed.
 
-`served_model` holds the versions of one, `engine` sends requests to them.
+`served_model` holds the versions of one, `in_process_engine` sends requests to them.
 """
 
 import os
