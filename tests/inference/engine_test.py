@@ -1,4 +1,5 @@
 import http.client
+import inspect
 import json
 import signal
 import socket
@@ -15,6 +16,7 @@ import pytest
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError, Signature, TensorSpec
 from keras_deepseek.inference import (
     HttpLimits,
+    ModelOptions,
     ServingEngine,
 )
 from keras_deepseek.inference.errors import ClosedError
@@ -126,6 +128,12 @@ def test_closing_with_a_server_does_not_wait_for_ever(doubler, monkeypatch):
 def test_an_argument_that_does_not_fit_is_refused(doubler, arguments, message):
     with pytest.raises(InvalidInputError, match=message):
         ServingEngine(doubler, **arguments)
+
+
+def test_each_option_of_a_model_is_an_argument_with_the_same_default():
+    parameters = inspect.signature(ServingEngine).parameters
+    options = vars(ModelOptions())
+    assert {name: parameters[name].default for name in options} == options
 
 
 def test_a_model_of_one_batch_size_is_refused():

@@ -37,9 +37,7 @@ def test_the_defaults_are_those_of_the_engine():
     settings = read("--no-grpc")
     options = vars(ModelOptions())
     assert settings.model == "model.keras"
-    assert {name: settings.of_engine[name] for name in options.keys() & settings.of_engine} == {
-        name: value for name, value in options.items() if name in settings.of_engine
-    }
+    assert {name: settings.of_engine[name] for name in options} == options
     assert settings.of_servers == {
         "host": "127.0.0.1",
         "http_port": 8501,
