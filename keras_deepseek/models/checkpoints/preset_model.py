@@ -109,9 +109,8 @@ class PresetModel(keras.Model):
         checkpoint_config = read_json(folder, CONFIG_NAME)
         cls._check_architecture(folder, checkpoint_config)
         block_shape = _read_block_shape(folder, checkpoint_config)
-        config = _override(
-            cls.config_class.from_checkpoint_config(checkpoint_config), config_overrides
-        )
+        config = cls.config_class.from_checkpoint_config(checkpoint_config)
+        config = _override(config, config_overrides)
         files = read_tokenizer_files(folder)
         _check_tokenizer(files, config)
         if load_weights:

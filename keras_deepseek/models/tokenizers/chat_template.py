@@ -1,6 +1,6 @@
 """The chat template of a checkpoint: from messages to the text that the model was trained on."""
 
-import datetime
+import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -93,4 +93,4 @@ def _to_json(
 
 
 def _format_now(form: str) -> str:
-    return datetime.datetime.now().astimezone().strftime(form)
+    return dt.datetime.now().astimezone().strftime(form)
