@@ -133,7 +133,7 @@ def test_a_wrong_architecture_is_told(preset):
     write_preset(preset, make_model(), architectures=["OtherModel"])
     with pytest.raises(
         InvalidInputError,
-        match="a checkpoint of OtherModel .*and SmallModel reads SmallForCausalLM or OldSmall",
+        match=r"a checkpoint of OtherModel .*and SmallModel reads SmallForCausalLM or OldSmall",
     ):
         SmallModel.from_preset(preset)
     write_preset(preset, make_model(), architectures=None)

@@ -28,7 +28,7 @@ def test_a_conversation_is_written_as_the_template_has_it():
 
 
 def test_what_templates_use_is_there():
-    loop = "{% for m in messages %}{% if loop.index0 > 0 %}{% break %}{% endif %}{{ m.role }}{% endfor %}"
+    loop = "{% for m in messages %}{{ m.role }}{% break %}{% endfor %}"
     assert render_chat(loop, MESSAGES) == "user"
     assert render_chat("{{ x | tojson }}", [], x={"é": "<"}) == '{"é": "<"}'
     assert render_chat("{{ x | tojson(indent=1) }}", [], x=[1]) == "[\n 1\n]"
