@@ -65,11 +65,10 @@ class Tokenizer:
 
     Example:
 
-    ```python
-    tokenizer = Tokenizer.from_preset("DeepSeek-V2-Lite")
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
-    inputs = tokenizer([prompt], padding_side="left", add_special_tokens=False)
-    ```
+    >>> tokenizer = Tokenizer.from_preset("DeepSeek-V2-Lite")  # doctest: +SKIP
+    >>> chat = [{"role": "user", "content": "Hello"}]
+    >>> prompt = tokenizer.apply_chat_template(chat)  # doctest: +SKIP
+    >>> tokenizer([prompt], padding_side="left", add_special_tokens=False)  # doctest: +SKIP
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
