@@ -74,29 +74,3 @@ def test_what_is_read_by_its_indices_is_read_by_pieces(monkeypatch):
     current().assign_array(variable, source)
     assert np.array_equal(keras.ops.convert_to_numpy(variable), numbers(6, 4))
     assert source.largest <= 16
-
-
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="Keras shards variables on JAX alone")
-def test_of_a_sharded_variable_each_device_reads_its_part():
-    import jax
-
-    sharding = jax.sharding.NamedSharding(
-        jax.sharding.Mesh(np.array(jax.devices()), ("expert",)),
-        jax.sharding.PartitionSpec("expert"),
-    )
-    number = len(jax.devices())
-    if number == 1:
-        pytest.skip("one device")
-    variable = keras.Variable(np.zeros((number * 2, 3), "float32"))
-    variable._value = jax.device_put(variable.value, sharding)
-    read = []
-
-    class Source:
-        def __getitem__(self, index):
-            read.append(index[0])
-            return numbers(number * 2, 3)[index]
-
-    current().assign_array(variable, Source())
-    assert variable.value.sharding == sharding
-    assert np.array_equal(np.asarray(variable.value), numbers(number * 2, 3))
-    assert {(part.start, part.stop) for part in read} == {(2 * i, 2 * i + 2) for i in range(number)}

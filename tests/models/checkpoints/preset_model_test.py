@@ -1,6 +1,8 @@
 import json
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -229,3 +231,28 @@ def test_a_folder_needs_no_other_package(preset, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     SmallModel.from_preset(preset).save_to_preset(tmp_path / "new")
     assert (tmp_path / "new" / "model.safetensors").exists()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="Keras shards variables on JAX alone")
+def test_of_sharded_variables_each_device_is_given_its_part(tmp_path):
+    root = Path(__file__).parents[3]
+    program = root / "tests" / "oracles" / "sharded_preset.py"
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": str(root)}
+    result = subprocess.run(
+        [sys.executable, str(program), str(tmp_path)],
+        env={**os.environ, **flags},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["are_equal"]
+    assert found["is_written_alike"]
+    assert found["is_sharded_still"]
+    assert found["rows"] == [[0, 2], [2, 4], [4, 6], [6, 8]]
+    parts = found["parts"]
+    assert parts["token_embedding/embeddings"] == [10, 6]
+    assert parts["logits/kernel"] == [6, 10]
+    assert parts["mixer/experts"] == [2, 5, 6]
+    assert parts["mixer/gate/kernel"] == [6, 5]
