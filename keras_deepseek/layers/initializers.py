@@ -4,6 +4,14 @@ from typing import Any
 
 import keras
 
+_RANDOM = (
+    keras.initializers.Orthogonal,
+    keras.initializers.RandomNormal,
+    keras.initializers.RandomUniform,
+    keras.initializers.TruncatedNormal,
+    keras.initializers.VarianceScaling,  # Glorot's, He's and LeCun's are of this class.
+)
+
 
 def clone_initializer(initializer: Any) -> Any:
     """Returns a fresh initializer of the same kind.
@@ -32,7 +40,28 @@ def stack_initializer(initializer: Any, count: int) -> Any:
     if not isinstance(initializer, keras.initializers.VarianceScaling):
         return initializer
 
-    def initialize(shape: tuple[int, ...], dtype: Any = None) -> Any:
-        return initializer(shape, dtype=dtype) * count**0.5
+    return _ScaledInitializer(initializer, count**0.5)
 
-    return initialize
+
+def draws_random_numbers(initializer: Any) -> bool:
+    """Returns whether what initializes a variable is random, and not a value of its own.
+
+    Args:
+        initializer: As `keras.Layer.add_weight` takes it; `None` is Keras's random default.
+    """
+    if initializer is None or isinstance(initializer, _ScaledInitializer):
+        return True
+    if isinstance(initializer, str | dict):
+        initializer = keras.initializers.get(initializer)
+    return isinstance(initializer, _RANDOM)
+
+
+class _ScaledInitializer:
+    """What another initializer draws, times a number."""
+
+    def __init__(self, initializer: Any, factor: float) -> None:
+        self._initializer = initializer
+        self._factor = factor
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
+        return self._initializer(shape, dtype=dtype) * self._factor
