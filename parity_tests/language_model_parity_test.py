@@ -38,7 +38,7 @@ def mean_loss(model, batch):
     tokens, mask = batch["token_ids"], batch["padding_mask"]
     losses = compute_token_losses(model(batch)[:, :-1], ops.convert_to_tensor(tokens[:, 1:]))
     counted = (mask[:, :-1] * mask[:, 1:]).astype("float32")
-    return ops.sum(losses * counted) / counted.sum()
+    return ops.sum(ops.multiply(losses, counted)) / float(counted.sum())
 
 
 @pytest.mark.parametrize("side", SIDES)
