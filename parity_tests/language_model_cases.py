@@ -123,7 +123,9 @@ V3 = Family(
         "without norm, no experts": {"norm_topk_prob": False, "first_k_dense_replace": 3},
     },
 )
-INDEXER = {"index_topk": 5, "index_n_heads": 6, "index_head_dim": 10}
+# With few heads a key is often below zero for all of them: then several have a score of just zero,
+# and which of them is chosen is no one's rule.
+INDEXER = {"index_topk": 5, "index_n_heads": 17, "index_head_dim": 10}
 V32 = Family(
     "deepseek_v32",
     "DeepSeekV32CausalLM",
