@@ -4,6 +4,7 @@ All of them are plain Functional `keras.Model`s.
 """
 
 from keras_deepseek.models.decoder import DecoderBlock, MultiTokenLoss, TokenLogits
+from keras_deepseek.models.generation import Sampler
 from keras_deepseek.models.residual_image_classifier import (
     ResidualBackbone,
     ResidualImageClassifier,
@@ -16,5 +17,6 @@ __all__ = [
     "ResidualBackbone",
     "ResidualImageClassifier",
     "ResidualImageClassifierConfig",
+    "Sampler",
     "TokenLogits",
 ]

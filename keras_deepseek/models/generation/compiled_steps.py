@@ -18,6 +18,9 @@ from keras_deepseek.models.generation.token_choice import choose, log_probabilit
 
 Step = Callable[..., tuple[Any, Any]]
 
+_ODD_LENGTHS = (10_007, 100_003)
+"""No layer keeps so many things of a sequence for another reason than that it has as many slots."""
+
 
 @dataclass(frozen=True)
 class StepKind:
@@ -105,8 +108,8 @@ def _prefill(
     numbers: Mapping[str, Any],
 ) -> tuple[Any, Any]:
     batch_size, length = token_ids.shape
-    grows = can_grow(model, length, capacity)
     # In a cache of its own length a prompt looks at no slots that are still empty.
+    grows = length < capacity and holds_slots_alone(model)
     cache = model.make_cache(batch_size, length if grows else capacity)
     positions = None
     if mask is not None:
@@ -163,20 +166,19 @@ def _mark(token_ids: Any, mask: Any, vocabulary_size: int) -> Any:
     return counts > 0
 
 
-def can_grow(model: Any, length: int, capacity: int) -> bool:
-    """Whether caches of a length can be moved into longer ones: all they hold are slots.
+def holds_slots_alone(model: Any) -> bool:
+    """Whether all that the caches of a model hold are slots, so that they can be made longer.
 
     Args:
         model: `CausalLM`.
-        length: integer. Their slots.
-        capacity: integer. Those of the longer ones.
     """
-    pairs = zip(model.make_cache(1, length), model.make_cache(1, capacity), strict=True)
-    return length < capacity and all(
-        tuple(large[name].shape) == (1, capacity, *tensor.shape[2:])
-        and tensor.shape[1] == length
-        for small, large in pairs
-        for name, tensor in small.items()
+    fewer, more = _ODD_LENGTHS
+    # Of no sequence at all: what counts are the shapes.
+    pairs = zip(model.make_cache(0, fewer), model.make_cache(0, more), strict=True)
+    return all(
+        tuple(tensor.shape[:2]) == (0, fewer) and tuple(longer[name].shape[:2]) == (0, more)
+        for short, longer in pairs
+        for name, tensor in short.items()
     )
 
 
@@ -185,13 +187,16 @@ def grow_cache(model: Any, cache: list[dict[str, Any]], capacity: int) -> list[d
 
     Args:
         model: `CausalLM`.
-        cache: list of dicts of which `can_grow` is true.
+        cache: list of dicts. `holds_slots_alone` is true of the model.
         capacity: integer. The slots of the new ones.
     """
     batch_size = cache[0]["mask"].shape[0]
     write = backend.current().write_slots
     return [
-        {name: write(large[name], 0, ops.convert_to_tensor(tensor)) for name, tensor in small.items()}
+        {
+            name: write(large[name], 0, ops.convert_to_tensor(tensor))
+            for name, tensor in small.items()
+        }
         for small, large in zip(cache, model.make_cache(batch_size, capacity), strict=True)
     ]
 

@@ -19,12 +19,17 @@ class Prompts:
     Args:
         rows: The token ids of each.
         is_single: Whether one was given by itself, so that one is returned.
-        is_text: Whether they came as strings.
+        texts: The strings that they came as, or `None`.
     """
 
     rows: list[list[int]]
     is_single: bool
-    is_text: bool
+    texts: list[str] | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether they came as strings, so that strings are returned."""
+        return self.texts is not None
 
     def pad(self, length: int) -> tuple[Array, Array]:
         """Returns token ids and a padding mask, int32 and boolean `(batch_size, length)`.
@@ -46,7 +51,7 @@ def read_prompts(inputs: Any, tokenizer: Any, vocabulary_size: int | None) -> Pr
     Args:
         inputs: A string, a list of strings, a list or array of integers, or a list of these or an
             array of two axes.
-        tokenizer: What has `encode`, or `None`.
+        tokenizer: What has `tokenize`, or `None`.
         vocabulary_size: integer, or `None` where it is not known.
 
     Raises:
@@ -54,7 +59,7 @@ def read_prompts(inputs: Any, tokenizer: Any, vocabulary_size: int | None) -> Pr
             vocabulary, or there is text and no tokenizer.
     """
     if isinstance(inputs, str):
-        return Prompts(_encode([inputs], tokenizer), is_single=True, is_text=True)
+        return Prompts(_encode([inputs], tokenizer), is_single=True, texts=[inputs])
     if hasattr(inputs, "shape"):
         inputs = np.asarray(inputs).tolist()
     if not isinstance(inputs, Sequence) or not len(inputs):
@@ -63,10 +68,11 @@ def read_prompts(inputs: Any, tokenizer: Any, vocabulary_size: int | None) -> Pr
             f"received {inputs!r}."
         )
     if all(isinstance(prompt, str) for prompt in inputs):
-        return Prompts(_encode(list(inputs), tokenizer), is_single=False, is_text=True)
+        texts = list(inputs)
+        return Prompts(_encode(texts, tokenizer), is_single=False, texts=texts)
     is_single = all(isinstance(prompt, numbers.Integral) for prompt in inputs)
     rows = [_read_ids(ids, vocabulary_size) for ids in ([inputs] if is_single else inputs)]
-    return Prompts(rows, is_single=is_single, is_text=False)
+    return Prompts(rows, is_single=is_single)
 
 
 def _encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
@@ -75,7 +81,7 @@ def _encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
             "Prompts are text, and the model has no tokenizer. Set `model.tokenizer`, load the "
             "model from a folder that has one, or give token ids."
         )
-    rows = [[int(token) for token in tokenizer.encode(text)] for text in texts]
+    rows = [[int(token) for token in tokenizer.tokenize(text)] for text in texts]
     for text, row in zip(texts, rows, strict=True):
         if not row:
             raise InvalidInputError(f"The prompt {text!r} has no tokens, and needs at least one.")
@@ -100,14 +106,14 @@ def _read_ids(ids: Any, vocabulary_size: int | None) -> list[int]:
 
 
 def read_stop_tokens(
-    stop_token_ids: Any, tokenizer: Any, batch_size: int
+    stop_token_ids: Any, end_tokens: frozenset[int], batch_size: int
 ) -> list[frozenset[int]]:
     """Returns the tokens at which each row stops.
 
     Args:
-        stop_token_ids: `"auto"` for the tokenizer's end token, an integer, a list of integers, a
-            list with one list of integers for each row, or `None` for none.
-        tokenizer: What may have `end_token_id`, or `None`.
+        stop_token_ids: `"auto"` for the end tokens, an integer, a list of integers, a list with one
+            list of integers for each row, or `None` for none.
+        end_tokens: Those that end a text of the model.
         batch_size: integer.
 
     Raises:
@@ -120,8 +126,7 @@ def read_stop_tokens(
             raise InvalidInputError(
                 f'`stop_token_ids` must be "auto", integers or None, received {stop_token_ids!r}.'
             )
-        end = getattr(tokenizer, "end_token_id", None)
-        return [frozenset() if end is None else frozenset([int(end)])] * batch_size
+        return [end_tokens] * batch_size
     if isinstance(stop_token_ids, numbers.Integral):
         stop_token_ids = [stop_token_ids]
     rows = list(stop_token_ids)
@@ -137,3 +142,23 @@ def read_stop_tokens(
 
 def _read_stop(tokens: Any) -> frozenset[int]:
     return frozenset(check_integer("a stop token", token, least=0) for token in tokens)
+
+
+def find_end_tokens(model: Any) -> frozenset[int]:
+    """Returns the tokens that end a text, by the first that names any of these.
+
+    Its `generation_config`, as the preset had it; its config; and its tokenizer, which need not
+    have any of them.
+
+    Args:
+        model: `CausalLM`.
+    """
+    found = [
+        getattr(model, "generation_config", {}).get("eos_token_id"),
+        getattr(model.config, "end_token_id", None),
+        getattr(model.tokenizer, "end_token_id", None),
+    ]
+    for tokens in found:
+        if tokens is not None:
+            return _read_stop([tokens] if isinstance(tokens, numbers.Integral) else tokens)
+    return frozenset()

@@ -110,7 +110,7 @@ def draw_by_weight(weights: Any, uniforms: Any) -> Any:
         weights: float32 tensor of shape `(batch_size, vocabulary_size)`, 0 or more.
         uniforms: float32 tensor of shape `(batch_size,)`, in [0, 1).
     """
-    batch_size, vocabulary_size = weights.shape
+    vocabulary_size = weights.shape[-1]
     size = min(_BLOCK_SIZE, vocabulary_size)
     num_blocks = -(-vocabulary_size // size)
     missing = num_blocks * size - vocabulary_size

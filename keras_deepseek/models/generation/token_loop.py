@@ -5,7 +5,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
@@ -15,7 +14,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.models.generation.compiled_steps import (
     CompiledSteps,
     StepKind,
-    can_grow,
+    holds_slots_alone,
     to_numpy,
 )
 from keras_deepseek.models.generation.lengths import first_capacity, next_capacity, round_up
@@ -76,9 +75,7 @@ class RowNoise:
         return np.asarray(numbers, "float32")
 
 
-def generate_tokens(
-    steps: CompiledSteps, request: TokenRequest
-) -> Iterator[list[NewToken | None]]:
+def generate_tokens(steps: CompiledSteps, request: TokenRequest) -> Iterator[list[NewToken | None]]:
     """Yields the next token of each row as soon as it is computed, `None` for a row that stopped.
 
     Args:
@@ -93,7 +90,7 @@ def generate_tokens(
     # What runs as it is written has no use for few shapes.
     length = longest if keras.backend.backend() == "torch" else round_up(longest)
     needed = length + max(request.budgets)
-    grows = can_grow(steps.model, length, needed)
+    grows = holds_slots_alone(steps.model)
     capacity = first_capacity(length, needed) if grows else needed
     kind = StepKind(request.sampler.rules, request.has_log_probabilities)
     numbers, noise = request.sampler.numbers, RowNoise(request.seed, len(rows))
