@@ -1,0 +1,47 @@
+"""Arrays of one shape as one array with an axis more, read from them as far as is asked for.
+
+The kernels of all experts are one variable, and a tensor each in a checkpoint. Where that variable
+is sharded by expert, a process reads only its own.
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+
+
+class StackedArrays:
+    """What `np.stack(arrays)` would be, without a copy until it is read.
+
+    Args:
+        arrays: NumPy arrays of one shape and dtype, such as parts of a memory-mapped file.
+
+    Example:
+
+    >>> import numpy as np
+    >>> stack = StackedArrays([np.zeros((4, 2)), np.ones((4, 2))])
+    >>> stack.shape, stack[1:, :2].shape
+    ((2, 4, 2), (1, 2, 2))
+    """
+
+    def __init__(self, arrays: Sequence[Array]) -> None:
+        self.arrays = list(arrays)
+        self.shape = (len(self.arrays), *self.arrays[0].shape)
+        self.dtype = self.arrays[0].dtype
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __getitem__(self, index: Any) -> Array:
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        if isinstance(first, slice):
+            chosen = [array[tuple(rest)] for array in self.arrays[first]]
+            return np.stack(chosen)
+        array: Array = self.arrays[operator.index(first)][tuple(rest)]
+        return array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.stack(self.arrays).astype(dtype or self.dtype, copy=False)
