@@ -90,10 +90,8 @@ def main() -> None:
                 for layer in model.backbone.transformer_layers:
                     layer.attention.__class__ = ExpandedAttention
         question = json.loads(line)
-        if question.pop("what", None):
-            answer = read_facts(model)
-        else:
-            answer = generate(model, **question)
+        is_fact = question.pop("what", None)
+        answer = read_facts(model) if is_fact else generate(model, **question)
         print(json.dumps(answer), flush=True)
 
 

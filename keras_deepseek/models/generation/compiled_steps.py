@@ -57,7 +57,7 @@ class CompiledSteps:
             capacity: integer. The slots of the caches that it makes.
         """
 
-        def run(state: Any, token_ids: Any, mask: Any, uniforms: Any, numbers: Any) -> Any:
+        def run(_: Any, token_ids: Any, mask: Any, uniforms: Any, numbers: Any) -> Any:
             return _prefill(self.model, kind, capacity, token_ids, mask, uniforms, numbers)
 
         return self._get(("prefill", kind, capacity), run)
