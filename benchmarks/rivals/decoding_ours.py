@@ -6,6 +6,7 @@ KERAS_BACKEND=jax python benchmarks/rivals/decoding_ours.py FOLDER latent
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,7 +15,9 @@ from keras import ops
 
 from keras_deepseek.layers import MultiHeadLatentAttention
 from keras_deepseek.layers.attention.key_value_cache import append_to_cache, make_attention_mask
-from keras_deepseek.models.generation.load_model import load_language_model
+from keras_deepseek.models import DeepSeekV3CausalLM, DeepSeekV3Config
+from keras_deepseek.models.checkpoints.weights_reader import read_weights
+from keras_deepseek.models.deepseek_v3.checkpoint_map import checkpoint_entries
 
 
 def draw_prompts(batch_size: int, context: int, vocabulary_size: int, seed: int) -> np.ndarray:
@@ -77,6 +80,13 @@ def read_facts(model: Any) -> dict[str, Any]:
     return {"cache_bytes_per_token": sum(sizes) / 128, "keras": keras.__version__, backend: version}
 
 
+def load_model(folder: Path) -> DeepSeekV3CausalLM:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model = DeepSeekV3CausalLM(DeepSeekV3Config.from_checkpoint_config(config))
+    read_weights(folder, checkpoint_entries(model))
+    return model
+
+
 def main() -> None:
     if keras.backend.backend() == "torch":
         import torch
@@ -85,7 +95,7 @@ def main() -> None:
     model = None
     for line in sys.stdin:
         if model is None:  # Asked for only once the checkpoint is there.
-            model = load_language_model(sys.argv[1], verbose=False)
+            model = load_model(Path(sys.argv[1]))
             if sys.argv[2] == "expanded":
                 for layer in model.backbone.transformer_layers:
                     layer.attention.__class__ = ExpandedAttention

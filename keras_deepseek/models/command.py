@@ -74,14 +74,14 @@ def run(arguments: argparse.Namespace) -> None:
     from keras_deepseek.models.generation.load_model import load_language_model
     from keras_deepseek.models.generation.prompts import find_end_tokens
     from keras_deepseek.models.generation.stop_texts import StopTexts
-    from keras_deepseek.models.generation.text_stream import TextStream
+    from keras_deepseek.models.generation.text_stream import stream_text
 
     model = load_language_model(arguments.folder, dtype=arguments.dtype)
     prompt = _read_prompt(arguments, model.tokenizer)
     stream = model.stream(
         prompt, max_new_tokens=arguments.max_new_tokens, sampler=sampler, seed=arguments.seed
     )
-    pieces, stops = TextStream(model.tokenizer, prompt), StopTexts(arguments.stop)
+    pieces, stops = stream_text(model.tokenizer, prompt), StopTexts(arguments.stop)
     ends = find_end_tokens(model)
     with LiveText(Console(highlight=False, markup=False, emoji=False)) as live:
         for token in stream:

@@ -6,6 +6,7 @@ step to step, caches and the tokens that were seen, is a state that only the bac
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from keras_deepseek.models.generation.sampler import SamplingRules
 from keras_deepseek.models.generation.token_choice import choose, log_probabilities
 
 Step = Callable[..., tuple[Any, Any]]
+MakeCache = Callable[[int, int], list[dict[str, Any]]]
 
 _ODD_LENGTHS = (10_007, 100_003)
 """No layer keeps so many things of a sequence for another reason than that it has as many slots."""
@@ -49,6 +51,24 @@ class CompiledSteps:
     _functions: dict[Any, Step] = field(default_factory=dict, init=False)
     _variables: tuple[int, ...] = field(default=(), init=False)
 
+    def get(self, key: Any, function: Callable[..., tuple[Any, Any]], *arguments: Any) -> Step:
+        """Returns a compiled `function(model, *arguments, state, *inputs)`.
+
+        Args:
+            key: What stands for it and the arguments.
+            function: It returns outputs and the next state.
+            *arguments: What is compiled into it.
+        """
+        variables = tuple(id(variable) for variable in self.model.variables)
+        if variables != self._variables:
+            self._functions, self._variables = {}, variables
+        if key not in self._functions:
+            compiled = backend.current().compile_with_state(
+                partial(function, self.model, *arguments), self.model.variables
+            )
+            self._functions[key] = compiled
+        return self._functions[key]
+
     def prefill(self, kind: StepKind, capacity: int) -> Step:
         """Returns the function of a prompt: it takes token ids, mask, uniforms and numbers.
 
@@ -56,11 +76,7 @@ class CompiledSteps:
             kind: `StepKind`.
             capacity: integer. The slots of the caches that it makes.
         """
-
-        def run(_: Any, token_ids: Any, mask: Any, uniforms: Any, numbers: Any) -> Any:
-            return _prefill(self.model, kind, capacity, token_ids, mask, uniforms, numbers)
-
-        return self._get(("prefill", kind, capacity), run)
+        return self.get(("prefill", kind, capacity), _prefill, kind, capacity)
 
     def decode(self, kind: StepKind) -> Step:
         """Returns the function of a token: it takes tokens, slot, positions, uniforms, numbers.
@@ -68,40 +84,26 @@ class CompiledSteps:
         Args:
             kind: `StepKind`.
         """
-
-        def run(
-            state: Any, tokens: Any, slot: Any, positions: Any, uniforms: Any, numbers: Any
-        ) -> Any:
-            return _decode(self.model, kind, state, tokens, slot, positions, uniforms, numbers)
-
-        return self._get(("decode", kind), run)
+        return self.get(("decode", kind), _decode, kind)
 
     def grow(self, capacity: int) -> Step:
-        """Returns the function that moves a state into caches of more slots.
+        """Returns the function that moves a state into caches of more slots: it takes the state.
 
         Args:
             capacity: integer.
         """
+        return self.get(("grow", capacity), _grow, capacity)
 
-        def run(_: Any, state: Any) -> Any:
-            return (), {**state, "cache": grow_cache(self.model, state["cache"], capacity)}
 
-        return self._get(("grow", capacity), run)
-
-    def _get(self, key: Any, function: Callable[..., Any]) -> Step:
-        variables = tuple(id(variable) for variable in self.model.variables)
-        if variables != self._variables:
-            self._functions, self._variables = {}, variables
-        if key not in self._functions:
-            compiled = backend.current().compile_with_state(function, self.model.variables)
-            self._functions[key] = compiled
-        return self._functions[key]
+def _grow(model: Any, capacity: int, _: Any, state: Any) -> tuple[Any, Any]:
+    return (), {**state, "cache": grow_cache(model.make_cache, state["cache"], capacity)}
 
 
 def _prefill(
     model: Any,
     kind: StepKind,
     capacity: int,
+    _: Any,
     token_ids: Any,
     mask: Any,
     uniforms: Any,
@@ -109,17 +111,15 @@ def _prefill(
 ) -> tuple[Any, Any]:
     batch_size, length = token_ids.shape
     # In a cache of its own length a prompt looks at no slots that are still empty.
-    grows = length < capacity and holds_slots_alone(model)
+    grows = length < capacity and holds_slots_alone(model.make_cache)
     cache = model.make_cache(batch_size, length if grows else capacity)
-    positions = None
-    if mask is not None:
-        positions = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)
+    positions = count_positions(mask)
     logits, _, cache = model.call_with_cache(
         token_ids, cache, 0, padding_mask=mask, positions=positions, num_logits=1
     )
     if grows:
-        cache = grow_cache(model, cache, capacity)
-    seen = _mark(token_ids, mask, logits.shape[-1]) if kind.rules.has_penalty else None
+        cache = grow_cache(model.make_cache, cache, capacity)
+    seen = mark_tokens(token_ids, mask, logits.shape[-1]) if kind.rules.has_penalty else None
     outputs = _choose(logits[:, -1], seen, uniforms, kind, numbers)
     return outputs, {"cache": cache, "seen": seen}
 
@@ -140,7 +140,7 @@ def _decode(
     )
     seen = state["seen"]
     if kind.rules.has_penalty:
-        seen = ops.logical_or(seen, _mark(tokens, None, logits.shape[-1]))
+        seen = ops.logical_or(seen, mark_tokens(tokens, None, logits.shape[-1]))
     outputs = _choose(logits[:, -1], seen, uniforms, kind, numbers)
     return outputs, {"cache": cache, "seen": seen}
 
@@ -154,8 +154,25 @@ def _choose(
     return outputs
 
 
-def _mark(token_ids: Any, mask: Any, vocabulary_size: int) -> Any:
-    """Returns which tokens of the vocabulary each row has, `(batch_size, vocabulary_size)`."""
+def count_positions(mask: Any) -> Any:
+    """Returns the positions of prompts that are padded on the left; `None` where none is.
+
+    Args:
+        mask: Boolean tensor of shape `(batch_size, length)`, or `None`.
+    """
+    if mask is None:
+        return None
+    return ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)
+
+
+def mark_tokens(token_ids: Any, mask: Any, vocabulary_size: int) -> Any:
+    """Returns which tokens of the vocabulary each row has, `(batch_size, vocabulary_size)`.
+
+    Args:
+        token_ids: Integer tensor of shape `(batch_size, length)`.
+        mask: Boolean tensor of the same shape, false where a token does not count, or `None`.
+        vocabulary_size: integer.
+    """
     batch_size, length = token_ids.shape
     rows = ops.repeat(ops.arange(batch_size, dtype="int32"), length)
     places = ops.stack([rows, ops.reshape(ops.cast(token_ids, "int32"), (-1,))], axis=1)
@@ -166,15 +183,15 @@ def _mark(token_ids: Any, mask: Any, vocabulary_size: int) -> Any:
     return counts > 0
 
 
-def holds_slots_alone(model: Any) -> bool:
-    """Whether all that the caches of a model hold are slots, so that they can be made longer.
+def holds_slots_alone(make_cache: MakeCache) -> bool:
+    """Whether all that caches hold are slots, so that they can be made longer, or written over.
 
     Args:
-        model: `CausalLM`.
+        make_cache: Function of a batch size and a number of slots, such as that of a model.
     """
     fewer, more = _ODD_LENGTHS
     # Of no sequence at all: what counts are the shapes.
-    pairs = zip(model.make_cache(0, fewer), model.make_cache(0, more), strict=True)
+    pairs = zip(make_cache(0, fewer), make_cache(0, more), strict=True)
     return all(
         tuple(tensor.shape[:2]) == (0, fewer) and tuple(longer[name].shape[:2]) == (0, more)
         for short, longer in pairs
@@ -182,12 +199,14 @@ def holds_slots_alone(model: Any) -> bool:
     )
 
 
-def grow_cache(model: Any, cache: list[dict[str, Any]], capacity: int) -> list[dict[str, Any]]:
+def grow_cache(
+    make_cache: MakeCache, cache: list[dict[str, Any]], capacity: int
+) -> list[dict[str, Any]]:
     """Returns caches of more slots, with the same tokens in the first of them.
 
     Args:
-        model: `CausalLM`.
-        cache: list of dicts. `holds_slots_alone` is true of the model.
+        make_cache: Function that the caches came from, of which `holds_slots_alone` is true.
+        cache: list of dicts.
         capacity: integer. The slots of the new ones.
     """
     batch_size = cache[0]["mask"].shape[0]
@@ -197,7 +216,7 @@ def grow_cache(model: Any, cache: list[dict[str, Any]], capacity: int) -> list[d
             name: write(large[name], 0, ops.convert_to_tensor(tensor))
             for name, tensor in small.items()
         }
-        for small, large in zip(cache, model.make_cache(batch_size, capacity), strict=True)
+        for small, large in zip(cache, make_cache(batch_size, capacity), strict=True)
     ]
 
 

@@ -15,8 +15,9 @@ from keras_deepseek.models.generation.budget import settle_budgets
 from keras_deepseek.models.generation.compiled_steps import CompiledSteps
 from keras_deepseek.models.generation.prompts import find_end_tokens, read_prompts, read_stop_tokens
 from keras_deepseek.models.generation.sampler import get_sampler
-from keras_deepseek.models.generation.text_stream import TextStream
+from keras_deepseek.models.generation.text_stream import stream_text
 from keras_deepseek.models.generation.token_loop import NewToken, TokenRequest, generate_tokens
+from keras_deepseek.models.tokenizers.stream_decoder import StreamDecoder
 
 
 class Generator:
@@ -101,7 +102,7 @@ class Generator:
         return (outputs[0], logs[0]) if prompts.is_single else (outputs, logs)
 
     def _read_text(self, request: TokenRequest, row: int, tokens: list[int]) -> str:
-        stream = TextStream(self.tokenizer, request.prompts.rows[row])
+        stream = stream_text(self.tokenizer, request.prompts.rows[row])
         stops = request.stop_tokens[row]
         pieces = [stream.push(token) for token in tokens if token not in stops]
         return "".join([*pieces, stream.finish()])
@@ -114,7 +115,7 @@ class Generator:
         """
         prompts = request.prompts
         streams = [
-            TextStream(self.tokenizer, row) if prompts.is_text else None for row in prompts.rows
+            stream_text(self.tokenizer, row) if prompts.is_text else None for row in prompts.rows
         ]
         for step in generate_tokens(self._steps, request):
             pieces = [
@@ -124,7 +125,7 @@ class Generator:
             yield pieces[0] if prompts.is_single else pieces
 
 
-def _read_piece(token: NewToken | None, stream: TextStream | None, stops: frozenset[int]) -> Any:
+def _read_piece(token: NewToken | None, stream: StreamDecoder | None, stops: frozenset[int]) -> Any:
     if token is None:
         return None
     if stream is None:

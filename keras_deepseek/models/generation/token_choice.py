@@ -37,9 +37,17 @@ def choose(
     """
     scores = adjust(logits, seen, rules, numbers)
     tokens = ops.argmax(scores, axis=-1) if rules.is_greedy else draw(scores, uniforms)
-    # No number, or an infinite one, among the logits is found in their extremes.
-    extremes = ops.abs(ops.max(logits, axis=-1)) + ops.abs(ops.min(logits, axis=-1))
-    return {"tokens": ops.cast(tokens, "int32"), "is_finite": ops.isfinite(extremes)}
+    return {"tokens": ops.cast(tokens, "int32"), "is_finite": is_finite(logits)}
+
+
+def is_finite(logits: Any) -> Any:
+    """Returns whether all logits of the last axis are finite numbers.
+
+    Args:
+        logits: Tensor of shape `(..., vocabulary_size)`.
+    """
+    # No number, or an infinite one, is found in the extremes.
+    return ops.isfinite(ops.abs(ops.max(logits, axis=-1)) + ops.abs(ops.min(logits, axis=-1)))
 
 
 def adjust(logits: Any, seen: Any, rules: SamplingRules, numbers: Numbers) -> Any:

@@ -31,15 +31,15 @@ class OneLayer:
 
 
 def test_a_cache_with_states_cant_grow(model):
-    assert holds_slots_alone(model)
-    assert not holds_slots_alone(OneLayer(LinearAttention(num_heads=2, head_dim=4)))
+    assert holds_slots_alone(model.make_cache)
+    assert not holds_slots_alone(OneLayer(LinearAttention(2, 4)).make_cache)
 
 
 def test_a_grown_cache_holds_what_it_held(model):
     cache = model.make_cache(1, 4)
     tokens = np.asarray([[1, 2, 3]], "int32")
     _, _, cache = model.call_with_cache(tokens, cache, 0)
-    grown = grow_cache(model, cache, 9)
+    grown = grow_cache(model.make_cache, cache, 9)
     for small, large in zip(cache, grown, strict=True):
         assert set(small) == set(large)
         for name, tensor in small.items():

@@ -10,7 +10,7 @@ def test_lengths_are_few_and_waste_little():
         found <= max(16 * -(-length // 16), 1.25 * length + 1)
         for length, found in enumerate(rounded, 1)
     )
-    assert len(set(rounded)) == 31
+    assert len(set(rounded)) == 29
     assert all(round_up(length) == length for length in set(rounded))
     assert all(first <= second for first, second in pairwise(rounded))
 

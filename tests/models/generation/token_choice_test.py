@@ -22,7 +22,7 @@ SAMPLERS = {
     "cold": Sampler(0.4),
     "top_k": Sampler(1.3, top_k=5),
     "top_k of more than there are": Sampler(top_k=1000),
-    "top_p": Sampler(0.8, top_p=0.7),
+    "top_p": Sampler(2.0, top_p=0.7),
     "top_p of the likeliest alone": Sampler(top_p=0.001),
     "min_p": Sampler(1.5, min_p=0.1),
     "penalty": Sampler(repetition_penalty=1.7),
@@ -37,6 +37,10 @@ def draw_logits(vocabulary_size=40, scale=2.0):
     return np.random.default_rng(3).normal(size=(3, vocabulary_size)).astype("float32") * scale
 
 
+def numbers_of(sampler):
+    return {name: ops.convert_to_tensor(number) for name, number in sampler.numbers.items()}
+
+
 def mark(seen, vocabulary_size=40):
     marks = np.zeros((len(seen), vocabulary_size), "bool")
     for row, tokens in enumerate(seen):
@@ -47,7 +51,12 @@ def mark(seen, vocabulary_size=40):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_distribution_is_that_of_the_oracle(name):
     sampler, logits = SAMPLERS[name], draw_logits()
-    scores = adjust(ops.convert_to_tensor(logits), mark(SEEN), sampler.rules, sampler.numbers)
+    scores = adjust(
+        ops.convert_to_tensor(logits),
+        ops.convert_to_tensor(mark(SEEN)),
+        sampler.rules,
+        numbers_of(sampler),
+    )
     scores = ops.convert_to_numpy(scores).astype("float64")
     for row, seen in enumerate(SEEN):
         expected = compute_distribution(logits[row], sampler, seen)
@@ -60,7 +69,9 @@ def test_the_distribution_is_that_of_the_oracle(name):
 def test_what_is_equal_at_a_bound_is_kept():
     logits = np.asarray([[1.0, 2.0, 2.0, 2.0, 0.0]], "float32")
     for sampler in (Sampler(top_k=2), Sampler(top_p=0.4)):
-        scores = ops.convert_to_numpy(adjust(logits, None, sampler.rules, sampler.numbers))
+        scores = ops.convert_to_numpy(
+            adjust(ops.convert_to_tensor(logits), None, sampler.rules, numbers_of(sampler))
+        )
         assert np.isfinite(scores).tolist() == [[False, True, True, True, False]]
 
 
@@ -75,7 +86,7 @@ def test_tokens_are_drawn_as_often_as_the_oracle_says(name):
         ops.convert_to_tensor(seen),
         ops.convert_to_tensor(uniforms),
         sampler.rules,
-        sampler.numbers,
+        numbers_of(sampler),
     )
     counts = np.bincount(ops.convert_to_numpy(outputs["tokens"]), minlength=40)
     expected = compute_distribution(logits[0], sampler, SEEN[0])
@@ -97,7 +108,10 @@ def test_a_number_falls_on_the_token_whose_share_it_lies_in(vocabulary_size):
     ends = np.cumsum(softmax(logits[0].astype("float64")))
     tokens = np.random.default_rng(1).choice(vocabulary_size, 50)
     middles = ends[tokens] - softmax(logits[0].astype("float64"))[tokens] / 2
-    drawn = draw(np.tile(logits, (50, 1)), middles.astype("float32"))
+    drawn = draw(
+        ops.convert_to_tensor(np.tile(logits, (50, 1))),
+        ops.convert_to_tensor(middles.astype("float32")),
+    )
     # A share may be narrower than what float32 tells apart.
     wide = softmax(logits[0].astype("float64"))[tokens] > 1e-5
     assert wide.sum() > 3 or vocabulary_size == 3
@@ -116,13 +130,15 @@ def test_what_has_no_weight_is_never_drawn():
 def test_logits_that_are_not_finite_are_told(value):
     logits = draw_logits()
     logits[1, 4] = value
-    outputs = choose(logits, None, np.zeros(3, "float32"), GREEDY.rules, GREEDY.numbers)
+    outputs = choose(
+        ops.convert_to_tensor(logits), None, ops.zeros(3), GREEDY.rules, numbers_of(GREEDY)
+    )
     assert ops.convert_to_numpy(outputs["is_finite"]).tolist() == [True, False, True]
 
 
 def test_log_probabilities_are_those_of_the_logits():
     logits = draw_logits()
-    found = log_probabilities(ops.convert_to_tensor(logits), np.asarray([3, 9, 0], "int32"))
+    found = log_probabilities(ops.convert_to_tensor(logits), ops.convert_to_tensor([3, 9, 0]))
     expected = [
         np.log(softmax(row.astype("float64"))[t]) for row, t in zip(logits, (3, 9, 0), strict=True)
     ]
