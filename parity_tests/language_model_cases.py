@@ -1,10 +1,9 @@
 """Tiny language models of transformers, by which ours are held: a table of configs a family.
 
-A family is four names and a table; the tests go through all of them. Sizes are odd where they can
+A family is a few names and a table; the tests go through all of them. Sizes are odd where they can
 be, so that two of them that were exchanged show.
 """
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,6 @@ class Family:
     Args:
         name: string. The folder of the family in `keras_deepseek.models`.
         model: string. The class of the task there.
-        config: string. The class of the config there.
         their_config: string. The class of the config in transformers.
         their_model: string. The class of the model in transformers.
         sizes: dict. The arguments of the config in transformers that all cases share.
@@ -28,7 +26,6 @@ class Family:
 
     name: str
     model: str
-    config: str
     their_config: str
     their_model: str
     sizes: Mapping[str, Any]
@@ -36,13 +33,6 @@ class Family:
 
     def model_class(self) -> Any:
         return getattr(models, self.model)
-
-    def config_class(self) -> Any:
-        return getattr(models, self.config)
-
-    def entries(self, model: Any) -> Any:
-        module = importlib.import_module(f"keras_deepseek.models.{self.name}.checkpoint_map")
-        return module.checkpoint_entries(model)
 
 
 YARN = {
@@ -101,7 +91,6 @@ GROUPS = {"n_group": 4, "topk_group": 2, "n_routed_experts": 12}
 V2 = Family(
     "deepseek_v2",
     "DeepSeekV2CausalLM",
-    "DeepSeekV2Config",
     "DeepseekV2Config",
     "DeepseekV2ForCausalLM",
     SIZES,
@@ -120,7 +109,6 @@ V2 = Family(
 V3 = Family(
     "deepseek_v3",
     "DeepSeekV3CausalLM",
-    "DeepSeekV3Config",
     "DeepseekV3Config",
     "DeepseekV3ForCausalLM",
     SIZES,
@@ -136,7 +124,6 @@ INDEXER = {"index_topk": 5, "index_n_heads": 6, "index_head_dim": 10}
 V32 = Family(
     "deepseek_v32",
     "DeepSeekV32CausalLM",
-    "DeepSeekV32Config",
     "DeepseekV32Config",
     "DeepseekV32ForCausalLM",
     {**SIZES, **INDEXER},

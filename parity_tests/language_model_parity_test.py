@@ -18,7 +18,6 @@ from parity_tests.written_checkpoints import (
     perturb_ours,
     their_gradients,
     to_tensors,
-    write_ours,
     write_theirs,
 )
 
@@ -50,7 +49,7 @@ def test_logits_are_those_of_transformers(family, case, side, tmp_path, record_p
     batch = draw_batch(theirs.config.vocab_size, side)
     with torch.no_grad():
         expected = call_theirs(theirs, batch)[0].numpy()
-    ours = make_ours(tmp_path)
+    ours = make_ours(FAMILIES[family], tmp_path)
     logits = ops.convert_to_numpy(ours(batch))
     error = relative_error(logits, expected, batch["padding_mask"])
     record_property("errors", f"logits {error:.1e}  {family}, {case}, padding {side}")
@@ -69,11 +68,11 @@ def test_gradients_of_the_loss_are_those_of_transformers(
     loss.backward()
     expected = their_gradients(theirs, tmp_path / "gradients")
 
-    ours = make_ours(tmp_path / "weights")
+    ours = make_ours(FAMILIES[family], tmp_path / "weights")
     variables = ours.trainable_variables
     gradients = backend.current().compute_gradients(lambda: mean_loss(ours, batch), [], variables)
     by_variable = dict(zip(map(id, variables), gradients[1], strict=True))
-    actual = to_tensors(ours, FAMILIES[family], by_variable)
+    actual = to_tensors(ours, by_variable)
     assert set(actual) == set(expected)
     assert relative_error(ops.convert_to_numpy(mean_loss(ours, batch)), loss.item()) < LOSSES
     errors = {name: relative_error(actual[name], expected[name]) for name in expected}
@@ -88,10 +87,9 @@ def test_transformers_loads_what_we_write_and_gives_the_same_logits(
 ):
     theirs = make_theirs(FAMILIES[family], case)
     write_theirs(theirs, tmp_path / "theirs")
-    ours = make_ours(tmp_path / "theirs")
+    ours = make_ours(FAMILIES[family], tmp_path / "theirs")
     perturb_ours(ours)
-    (tmp_path / "ours").mkdir()
-    write_ours(ours, FAMILIES[family], tmp_path / "ours")
+    ours.save_to_preset(tmp_path / "ours", verbose=False)
     loaded, report = load_theirs(tmp_path / "ours")
     assert not any(report.values()), report
     batch = draw_batch(loaded.config.vocab_size, None)
@@ -139,7 +137,7 @@ def test_twenty_steps_of_training_have_the_losses_of_transformers(
     case = next(iter(FAMILIES[family].cases))
     theirs = make_theirs(FAMILIES[family], case)
     write_theirs(theirs, tmp_path)
-    ours = make_ours(tmp_path)
+    ours = make_ours(FAMILIES[family], tmp_path)
     batches = draw_batches(theirs.config.vocab_size)
     expected, losses = train_theirs(theirs, batches), fit_ours(ours, batches)
     errors = [abs(a - b) / b for a, b in zip(losses, expected, strict=True)]

@@ -8,13 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import torch
 import transformers
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from parity_tests.language_model_cases import FAMILIES, Family
+from parity_tests.language_model_cases import Family
 
 BATCH_SIZE, LENGTH = 3, 13
 IGNORED = -100
@@ -68,29 +67,9 @@ def their_gradients(model: Any, folder: Path) -> dict[str, np.ndarray]:
     return write_theirs(model, folder)
 
 
-def make_ours(folder: Path, **overrides: Any) -> Any:
+def make_ours(family: Family, folder: Path) -> Any:
     """Returns our model of a folder that transformers wrote, with its weights."""
-    values = json.loads((folder / "config.json").read_text())
-    family = next(family for family in FAMILIES.values() if _is_of(family, values))
-    config = family.config_class().from_checkpoint_config(values, **overrides)
-    model = family.model_class()(config)
-    tensors, unread = read_tensors(folder), set(read_tensors(folder))
-    for entry in family.entries(model):
-        arrays = entry.to_variables([tensors[name] for name in entry.tensors])
-        for variable, array in zip(entry.variables, arrays, strict=True):
-            variable.assign(as_array(array))
-        unread -= set(entry.tensors)
-    assert not unread, f"Tensors without a variable: {sorted(unread)}"
-    return model
-
-
-def _is_of(family: Family, values: dict[str, Any]) -> bool:
-    return bool(family.config_class().model_type == values["model_type"])
-
-
-def as_array(array: Any) -> np.ndarray:
-    """Returns an array of what an entry makes, which may be a stack that was not made yet."""
-    return np.stack(array.arrays) if hasattr(array, "arrays") else np.asarray(array)
+    return family.model_class().from_preset(folder, verbose=False)
 
 
 def perturb_ours(model: Any, seed: int = 0) -> None:
@@ -103,35 +82,20 @@ def perturb_ours(model: Any, seed: int = 0) -> None:
         variable.assign(is_scale + rng.normal(scale=0.2, size=variable.shape))
 
 
-def write_ours(model: Any, family: Family, folder: Path) -> None:
-    """Writes our model as a folder of transformers."""
-    values = {**model.config.to_checkpoint_config(), "dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(values))
-    save_file(to_tensors(model, family), folder / "model.safetensors", {"format": "pt"})
-
-
-def to_tensors(
-    model: Any, family: Family, by_variable: dict[int, np.ndarray] | None = None
-) -> dict[str, np.ndarray]:
-    """Returns a model's weights, or what is given for each variable, by the names of a checkpoint.
+def to_tensors(model: Any, by_variable: dict[int, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns what is given for each variable, by the names of a checkpoint.
 
     Args:
         model: Our model.
-        family: Its family.
-        by_variable: Arrays by the `id` of a variable; zeros for those that it lacks. `None` is for
-            the weights.
+        by_variable: Arrays by the `id` of a variable; zeros for those that it lacks.
     """
     tensors = {}
-    for entry in family.entries(model):
+    for entry in model.checkpoint_entries():
         arrays = [
-            keras.ops.convert_to_numpy(variable)
-            if by_variable is None
-            else by_variable.get(id(variable), np.zeros(variable.shape, "float32"))
+            by_variable.get(id(variable), np.zeros(variable.shape, "float32"))
             for variable in entry.variables
         ]
-        written = entry.to_tensors(arrays)
-        for name, array in zip(entry.tensors, written, strict=True):
-            tensors[name] = np.ascontiguousarray(array, "float32")
+        tensors |= dict(zip(entry.tensors, entry.to_tensors(arrays), strict=True))
     return tensors
 
 

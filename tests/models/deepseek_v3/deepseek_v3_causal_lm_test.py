@@ -3,16 +3,17 @@ import pytest
 from keras_deepseek.models import DeepSeekV3CausalLM, DeepSeekV3Config
 from tests.oracles import language_models
 
-
-def make_model(**overrides):
-    sizes = {"vocabulary_size": 31, "hidden_dim": 24, "intermediate_dim": 20}
-    config = DeepSeekV3Config.from_preset("tiny", **{**sizes, **overrides})
-    return language_models.perturb(DeepSeekV3CausalLM(config))
+SIZES = {
+    "vocabulary_size": 31,
+    "hidden_dim": 24,
+    "intermediate_dim": 20,
+}
 
 
 @pytest.fixture(scope="module")
 def model():
-    return make_model()
+    config = DeepSeekV3Config.from_preset("tiny", **SIZES)
+    return language_models.perturb(DeepSeekV3CausalLM(config))
 
 
 def test_it_survives_saving(model, tmp_path):
@@ -37,7 +38,6 @@ def test_it_computes_in_half_precision(model, dtype):
 @pytest.mark.slow_on_tensorflow
 @pytest.mark.parametrize("num_prediction_layers", [0, 1])
 def test_it_learns(num_prediction_layers):
-    config = DeepSeekV3Config.from_preset(
-        "tiny", num_prediction_layers=num_prediction_layers
-    )
+    sizes = {**SIZES, "num_prediction_layers": num_prediction_layers}
+    config = DeepSeekV3Config.from_preset("tiny", **sizes)
     language_models.check_fit(DeepSeekV3CausalLM(config))

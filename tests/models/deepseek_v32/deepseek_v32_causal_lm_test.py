@@ -3,16 +3,18 @@ import pytest
 from keras_deepseek.models import DeepSeekV32CausalLM, DeepSeekV32Config
 from tests.oracles import language_models
 
-
-def make_model(**overrides):
-    sizes = {"vocabulary_size": 31, "hidden_dim": 24, "intermediate_dim": 20, "num_keys_per_query": 3}
-    config = DeepSeekV32Config.from_preset("tiny", **{**sizes, **overrides})
-    return language_models.perturb(DeepSeekV32CausalLM(config))
+SIZES = {
+    "vocabulary_size": 31,
+    "hidden_dim": 24,
+    "intermediate_dim": 20,
+    "num_keys_per_query": 3,
+}
 
 
 @pytest.fixture(scope="module")
 def model():
-    return make_model()
+    config = DeepSeekV32Config.from_preset("tiny", **SIZES)
+    return language_models.perturb(DeepSeekV32CausalLM(config))
 
 
 def test_it_survives_saving(model, tmp_path):
@@ -37,7 +39,6 @@ def test_it_computes_in_half_precision(model, dtype):
 @pytest.mark.slow_on_tensorflow
 @pytest.mark.parametrize("num_prediction_layers", [0, 1])
 def test_it_learns(num_prediction_layers):
-    config = DeepSeekV32Config.from_preset(
-        "tiny", num_prediction_layers=num_prediction_layers, num_keys_per_query=3
-    )
+    sizes = {**SIZES, "num_prediction_layers": num_prediction_layers}
+    config = DeepSeekV32Config.from_preset("tiny", **sizes)
     language_models.check_fit(DeepSeekV32CausalLM(config))
