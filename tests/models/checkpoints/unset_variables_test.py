@@ -2,7 +2,9 @@ import threading
 
 import keras
 import numpy as np
+import pytest
 
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers import DeepSeekMoE, ExpertRouter, RotaryEmbedding
 from keras_deepseek.models.checkpoints.unset_variables import unset_variables
 
@@ -54,9 +56,6 @@ def test_afterwards_and_in_other_threads_they_are_random():
 
 def test_an_error_puts_things_back():
     add_weight = keras.Layer.add_weight
-    try:
-        with unset_variables():
-            raise KeyError
-    except KeyError:
-        pass
+    with pytest.raises(InvalidInputError), unset_variables():
+        DeepSeekMoE(ExpertRouter(4, 2), 0)
     assert keras.Layer.add_weight is add_weight
