@@ -61,7 +61,6 @@ class CausalLM(PresetModel):
         self.config = backbone.config
         self.token_logits = token_logits
         self.multi_token_prediction = multi_token_prediction
-        self.tokenizer: Any = None
         self._generator: Generator | None = None
 
     def make_cache(self, batch_size: int, max_length: int) -> list[Cache]:
@@ -124,6 +123,7 @@ class CausalLM(PresetModel):
         strip_prompt: bool = False,
         sampler: Sampler | str | None = None,
         seed: int | None = None,
+        use_drafts: bool = False,
         return_log_probabilities: bool = False,
     ) -> Any:
         """Returns prompts with what the model says behind them.
@@ -146,6 +146,9 @@ class CausalLM(PresetModel):
             seed: integer or `None`. With a seed the same call gives the same tokens again, within a
                 backend: a row's by its own number, whatever the other rows, as far as their company
                 does not round its logits differently. Defaults to `None`.
+            use_drafts: boolean. Whether the modules of `multi_token_prediction` draft tokens, which
+                the model then reads at once: the same tokens where greedy, and drawn from the same
+                distribution, with fewer steps where it agrees with them. Defaults to `False`.
             return_log_probabilities: boolean. Whether to return them too, those of the model before
                 the sampler changes them. Defaults to `False`.
 
@@ -158,6 +161,8 @@ class CausalLM(PresetModel):
         Raises:
             InvalidInputError: A prompt is empty, longer than the model or `max_length` takes, or
                 text without a tokenizer; or the model's logits are not finite.
+            NotSupportedError: Tokens are to be drafted, and the model has no modules for it, or a
+                cache that can't go back by those that are not kept.
         """
         generator = self._get_generator()
         request = generator.request(
@@ -167,6 +172,7 @@ class CausalLM(PresetModel):
             stop_token_ids=stop_token_ids,
             sampler=sampler,
             seed=seed,
+            use_drafts=use_drafts,
             return_log_probabilities=return_log_probabilities,
         )
         return generator.generate(request, strip_prompt=check_boolean("strip_prompt", strip_prompt))
@@ -180,6 +186,7 @@ class CausalLM(PresetModel):
         stop_token_ids: Any = "auto",
         sampler: Sampler | str | None = None,
         seed: int | None = None,
+        use_drafts: bool = False,
     ) -> Iterator[Any]:
         """Returns an iterator over what `generate` says, token by token, as it is computed.
 
@@ -192,6 +199,7 @@ class CausalLM(PresetModel):
             stop_token_ids: As for `generate`. Defaults to `"auto"`.
             sampler: As for `generate`. Defaults to `None`.
             seed: As for `generate`. Defaults to `None`.
+            use_drafts: As for `generate`: tokens then come in bursts. Defaults to `False`.
 
         Returns:
             An iterator. Of one prompt, over token ids, or pieces of text: a piece is empty while a
@@ -200,6 +208,7 @@ class CausalLM(PresetModel):
 
         Raises:
             InvalidInputError: As for `generate`.
+            NotSupportedError: As for `generate`.
         """
         generator = self._get_generator()
         request = generator.request(
@@ -209,6 +218,7 @@ class CausalLM(PresetModel):
             stop_token_ids=stop_token_ids,
             sampler=sampler,
             seed=seed,
+            use_drafts=use_drafts,
         )
         return generator.stream(request)
 

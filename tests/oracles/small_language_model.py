@@ -5,9 +5,15 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_deepseek.layers import DeepSeekMoE, ExpertRouter, MultiHeadLatentAttention, SwiGLU
+from keras_deepseek.layers import (
+    DeepSeekMoE,
+    ExpertRouter,
+    MultiHeadLatentAttention,
+    MultiTokenPrediction,
+    SwiGLU,
+)
 from keras_deepseek.models.causal_lm import CausalLM
-from keras_deepseek.models.decoder import DecoderBlock
+from keras_deepseek.models.decoder import DecoderBlock, TokenLogits
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
 
 
@@ -16,6 +22,7 @@ class SmallConfig:
     vocabulary_size: int = 50
     dim: int = 16
     max_length: int = 600
+    num_prediction_layers: int = 0
 
 
 class SmallBackbone(DecoderBackbone):
@@ -37,7 +44,16 @@ class SmallCausalLM(CausalLM):
     config_class = SmallConfig
 
     def __init__(self, config, **kwargs):
-        super().__init__(SmallBackbone(config, name="backbone"), **kwargs)
+        backbone = SmallBackbone(config, name="backbone")
+        prediction = None
+        if config.num_prediction_layers:
+            prediction = MultiTokenPrediction(
+                make_block(SwiGLU(24), 2),
+                backbone.token_embedding,
+                TokenLogits(backbone.token_embedding),
+                depth=config.num_prediction_layers,
+            )
+        super().__init__(backbone, multi_token_prediction=prediction, **kwargs)
 
 
 def make_block(feed_forward, index):
@@ -90,7 +106,7 @@ class WordTokenizer:
     """Each token is two bytes of a fixed table, so that a character may lie in two tokens."""
 
     def __init__(self, end_token_id=0):
-        self.end_token_id = end_token_id
+        self.stop_token_ids = () if end_token_id is None else (end_token_id,)
 
     def tokenize(self, text):
         return [3 + byte % 47 for byte in text.encode()]

@@ -15,6 +15,7 @@ from keras_deepseek.models.generation.budget import settle_budgets
 from keras_deepseek.models.generation.compiled_steps import CompiledSteps
 from keras_deepseek.models.generation.prompts import find_end_tokens, read_prompts, read_stop_tokens
 from keras_deepseek.models.generation.sampler import get_sampler
+from keras_deepseek.models.generation.speculative_steps import check_drafts
 from keras_deepseek.models.generation.text_stream import stream_text
 from keras_deepseek.models.generation.token_loop import NewToken, TokenRequest, generate_tokens
 from keras_deepseek.models.tokenizers.stream_decoder import StreamDecoder
@@ -40,6 +41,7 @@ class Generator:
         stop_token_ids: Any = "auto",
         sampler: Any = None,
         seed: int | None = None,
+        use_drafts: bool = False,
         return_log_probabilities: bool = False,
     ) -> TokenRequest:
         """Returns what is to be generated, or says what is wrong with it.
@@ -51,12 +53,16 @@ class Generator:
             stop_token_ids: `"auto"`, integers or `None`.
             sampler: `Sampler`, string or `None`.
             seed: integer or `None`.
+            use_drafts: boolean.
             return_log_probabilities: boolean.
 
         Raises:
             InvalidInputError: Something does not fit.
+            NotSupportedError: The model can't draft tokens.
         """
         model = self._model
+        if check_boolean("use_drafts", use_drafts):
+            check_drafts(model)
         prompts = read_prompts(inputs, self.tokenizer, model.backbone.token_embedding.input_dim)
         budgets = settle_budgets(
             [len(row) for row in prompts.rows], read_context(model), max_length, max_new_tokens
@@ -68,6 +74,7 @@ class Generator:
             get_sampler(sampler),
             _read_seed(seed),
             check_boolean("return_log_probabilities", return_log_probabilities),
+            use_drafts,
         )
 
     @property

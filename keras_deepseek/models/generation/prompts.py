@@ -156,9 +156,9 @@ def find_end_tokens(model: Any) -> frozenset[int]:
     found = [
         getattr(model, "generation_config", {}).get("eos_token_id"),
         getattr(model.config, "end_token_id", None),
-        getattr(model.tokenizer, "end_token_id", None),
+        getattr(model.tokenizer, "stop_token_ids", None),
     ]
     for tokens in found:
-        if tokens is not None:
+        if tokens is not None and tokens != ():
             return _read_stop([tokens] if isinstance(tokens, numbers.Integral) else tokens)
     return frozenset()

@@ -13,10 +13,12 @@ from typing import Any
 
 from keras import ops
 
+from keras_deepseek.artifacts.errors import NotSupportedError
 from keras_deepseek.models.generation.compiled_steps import (
     StepKind,
     count_positions,
     grow_cache,
+    holds_slots_alone,
     mark_tokens,
 )
 from keras_deepseek.models.generation.draft_acceptance import accept_drafts
@@ -251,3 +253,27 @@ def grow_speculation(model: Any, capacity: int, _: Any, state: Any) -> tuple[Any
         "draft_cache": grow_cache(DraftModules(model).make_cache, state["draft_cache"], capacity),
     }
     return (), {**state, **grown}
+
+
+def check_drafts(model: Any) -> None:
+    """Says where a model can't draft tokens.
+
+    Args:
+        model: `CausalLM`.
+
+    Raises:
+        NotSupportedError: It has no modules that predict further tokens, or a cache that can't go
+            back.
+    """
+    if getattr(model, "multi_token_prediction", None) is None:
+        raise NotSupportedError(
+            "`use_drafts=True` needs modules that predict further tokens, and this model has none. "
+            "Load them with `from_preset(folder, num_prediction_layers=1)` where the checkpoint "
+            "has them, or leave `use_drafts` out."
+        )
+    makers = (model.make_cache, DraftModules(model).make_cache)
+    if not all(holds_slots_alone(make_cache) for make_cache in makers):
+        raise NotSupportedError(
+            "`use_drafts=True` needs caches that go back by the drafts that are not kept, and this "
+            "model keeps states that tokens can't be taken out of again. Leave `use_drafts` out."
+        )
