@@ -398,6 +398,9 @@ class Backend(Protocol):
     def top_k(self, values: "Any", k: int) -> "tuple[Any, Any]":
         """Returns the largest of the last axis and int32 indices; of the least, the first ones."""
 
+    def fuses_attention(self) -> bool:
+        """Whether `ops.dot_product_attention` is faster than scores, softmax and sums apart."""
+
     def can_read_shapes(self, value: "Any") -> bool:
         """Whether a tensor's numbers can be read, and shapes may follow from them at no cost."""
 

@@ -45,7 +45,7 @@ def test_a_compiled_function_traces_once_for_all_slots():
     _, state = step(None, np.ones((2, 1, 3), "float32"), 0)
     for slot in range(4):
         _, state = step(state, np.ones((2, 1, 3), "float32"), slot)
-    # PyTorch runs the function as it is.
+    # PyTorch runs the function as it is at first.
     assert len(traces) == (5 if keras.backend.backend() == "torch" else 2)
 
 
@@ -65,3 +65,54 @@ def test_slots_are_written_beside_the_tensor_that_nobody_gave_away():
     written = current().write_slots(kept, 1, ops.ones((1, 1, 2)))
     assert ops.convert_to_numpy(kept).sum() == 0
     np.testing.assert_array_equal(ops.convert_to_numpy(written)[0, :, 0], [0, 1, 0])
+
+
+def count_runs(function, calls=20):
+    """Returns the outputs of calls that follow one another, and how often the function ran."""
+    variable, runs = keras.Variable(2.0), []
+
+    def counted(state, *inputs):
+        runs.append(len(inputs))
+        return function(variable)(state, *inputs)
+
+    step = current().compile_with_state(counted, [variable])
+    outputs, state = step(None, np.ones((2, 1, 3), "float32"), 0)
+    found = []
+    for number in range(calls):
+        if number == calls - 3:
+            variable.assign(3.0)
+        update = np.full((2, 1, 3), number, "float32")
+        outputs, state = step(state, update, number % 4)
+        found.append(float(ops.convert_to_numpy(outputs["sum"])[0]))
+    return found, len(runs)
+
+
+def expect_sums(calls=20):
+    kept, found = np.asarray([2.0, 0, 0, 0]), []
+    for number in range(calls):
+        kept[number % 4] = number * (3.0 if number >= calls - 3 else 2.0)
+        found.append(kept.sum() * 3)
+    return found
+
+
+def test_a_step_that_comes_often_is_no_longer_run_as_it_is_written():
+    found, runs = count_runs(add_to_slot)
+    np.testing.assert_allclose(found, expect_sums())
+    assert runs < 20
+
+
+def test_a_step_that_reads_its_numbers_is_run_as_it_is_written():
+    if keras.backend.backend() != "torch":
+        return  # The others can't compile it.
+
+    def reading(variable):
+        def function(state, update, slot):
+            outputs, state = add_to_slot(variable)(state, update, slot)
+            assert outputs["sum"][0].item() >= 0
+            return outputs, state
+
+        return function
+
+    found, runs = count_runs(reading)
+    np.testing.assert_allclose(found, expect_sums())
+    assert runs >= 20

@@ -83,13 +83,14 @@ def make_small_model(seed=0, scale=3.0, **config):
     return model
 
 
-def compute_logits(model, token_ids):
-    """Returns the logits of the next token by a call on the whole sequence."""
-    inputs = {
-        "token_ids": np.asarray([token_ids], "int32"),
-        "padding_mask": np.ones((1, len(token_ids)), "int32"),
-    }
-    return keras.ops.convert_to_numpy(model(inputs))[0, -1].astype("float64")
+def compute_logits(model, token_ids, length=32):
+    """Returns the logits of the next token by a call on the whole sequence, padded behind."""
+    padded = np.zeros((2, 1, length), "int32")
+    padded[0, 0, : len(token_ids)] = token_ids
+    padded[1, 0, : len(token_ids)] = 1
+    # Compiled, and for one length: eager JAX compiles each operation for each.
+    inputs = {"token_ids": padded[0], "padding_mask": padded[1]}
+    return model.predict_on_batch(inputs)[0, len(token_ids) - 1].astype("float64")
 
 
 def generate_greedily(model, prompt, number, stop=()):

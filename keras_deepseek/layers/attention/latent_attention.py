@@ -84,6 +84,42 @@ def attend_naive(
     return ops.concatenate(blocks, axis=1)
 
 
+def attend_fused(
+    queries: tuple[Any, Any],
+    keys: tuple[Any, Any],
+    mask: Any,
+    ups: Sequence[Callable[[Any], Any]],
+) -> Any:
+    """Returns what `attend_naive` does, by the one operation that a framework has for attention.
+
+    It takes keys and values of one size, so that values are given zeros.
+
+    Args:
+        queries: Pair of tensors, as many as keys.
+        keys: Pair of tensors.
+        mask: Boolean tensor that broadcasts to (bts), or `None` for a causal one.
+        ups: As for `attend_naive`.
+
+    Returns:
+        A tensor.
+    """
+    key, value = (up(keys[0]) for up in ups)
+    rotary = ops.broadcast_to(ops.expand_dims(keys[1], 2), (*ops.shape(key)[:3], keys[1].shape[-1]))
+    query, key = ops.concatenate(queries, axis=-1), ops.concatenate([key, rotary], axis=-1)
+    value_dim, missing = value.shape[-1], key.shape[-1] - value.shape[-1]
+    if missing > 0:
+        value = ops.pad(value, [[0, 0], [0, 0], [0, 0], [0, missing]])
+    heads = ops.dot_product_attention(
+        query,
+        key,
+        value,
+        mask=None if mask is None else ops.expand_dims(mask, 1),
+        scale=1.0,
+        is_causal=mask is None,
+    )
+    return heads[..., :value_dim]
+
+
 def _attend_block(
     queries: tuple[Any, Any],
     keys: tuple[Any, Any],

@@ -94,19 +94,25 @@ class Generator:
             for row, token in zip(tokens, step, strict=True):
                 if token is not None:
                     row.append(token)
-        prompts = request.prompts
-        outputs: list[Any] = []
-        for row, found in enumerate(tokens):
-            before = [] if strip_prompt else prompts.rows[row]
-            if prompts.is_text:
-                text = self._read_text(request, row, [token.token for token in found])
-                outputs.append(text if strip_prompt else prompts.texts[row] + text)
-            else:
-                outputs.append([*before, *(token.token for token in found)])
+        is_single = request.prompts.is_single
+        outputs = [
+            self._join(request, row, found, strip_prompt=strip_prompt)
+            for row, found in enumerate(tokens)
+        ]
         if not request.has_log_probabilities:
-            return outputs[0] if prompts.is_single else outputs
+            return outputs[0] if is_single else outputs
         logs = [_log_probabilities(found) for found in tokens]
-        return (outputs[0], logs[0]) if prompts.is_single else (outputs, logs)
+        return (outputs[0], logs[0]) if is_single else (outputs, logs)
+
+    def _join(
+        self, request: TokenRequest, row: int, found: list[NewToken], *, strip_prompt: bool
+    ) -> Any:
+        """Returns a row as its prompt was: as text, or as token ids."""
+        prompts, tokens = request.prompts, [token.token for token in found]
+        if prompts.texts is None:
+            return tokens if strip_prompt else [*prompts.rows[row], *tokens]
+        text = self._read_text(request, row, tokens)
+        return text if strip_prompt else prompts.texts[row] + text
 
     def _read_text(self, request: TokenRequest, row: int, tokens: list[int]) -> str:
         stream = stream_text(self.tokenizer, request.prompts.rows[row])

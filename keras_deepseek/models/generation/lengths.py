@@ -14,7 +14,7 @@ def round_up(length: int) -> int:
         length: integer. A number of tokens.
     """
     doubling = max(length - 1, 1).bit_length() - 1
-    step = max(_LEAST, 2**doubling // _STEPS_AN_OCTAVE)
+    step = max(_LEAST, (1 << doubling) // _STEPS_AN_OCTAVE)
     return -(-length // step) * step
 
 

@@ -26,10 +26,10 @@ def model():
 
 
 def test_greedy_is_what_whole_calls_choose(model):
-    expected = [generate_greedily(model, prompt, 12) for prompt in PROMPTS]
-    assert model.generate(PROMPTS, max_new_tokens=12) == expected
-    assert model.generate(PROMPTS[1], max_new_tokens=12) == expected[1]
-    assert len({tuple(row[-12:]) for row in expected}) == 3  # Else the prompts had no say.
+    expected = [generate_greedily(model, prompt, 6) for prompt in PROMPTS]
+    assert model.generate(PROMPTS, max_new_tokens=6) == expected
+    assert model.generate(PROMPTS[1], max_new_tokens=6) == expected[1]
+    assert len({tuple(row[-6:]) for row in expected}) == 3  # Else the prompts had no say.
 
 
 def test_prompts_as_arrays_and_without_them_in_the_output(model):
@@ -45,27 +45,27 @@ def test_a_row_is_at_most_as_long_as_asked(model):
 
 
 def test_stop_tokens_end_a_row(model):
-    expected = generate_greedily(model, PROMPTS[0], 12)[5:]
+    expected = generate_greedily(model, PROMPTS[0], 8)[5:]
     stop = expected[3]
     end = expected.index(stop) + 1
     rows = model.generate(
-        [PROMPTS[0]] * 2, max_new_tokens=12, stop_token_ids=[[stop, 49], []], strip_prompt=True
+        [PROMPTS[0]] * 2, max_new_tokens=8, stop_token_ids=[[stop, 49], []], strip_prompt=True
     )
     assert rows == [expected[:end], expected]
 
 
 def test_the_same_seed_gives_the_same_tokens(model):
     sampler = Sampler(1.0, top_p=0.95)
-    first = model.generate(PROMPTS, max_new_tokens=10, sampler=sampler, seed=3)
-    assert model.generate(PROMPTS, max_new_tokens=10, sampler=sampler, seed=3) == first
-    assert model.generate(PROMPTS, max_new_tokens=10, sampler=sampler, seed=4) != first
-    assert model.generate(PROMPTS[:1], max_new_tokens=10, sampler=sampler, seed=3) == first[:1]
-    without = [model.generate(PROMPTS, max_new_tokens=10, sampler="random") for _ in range(2)]
+    first = model.generate(PROMPTS, max_new_tokens=6, sampler=sampler, seed=3)
+    assert model.generate(PROMPTS, max_new_tokens=6, sampler=sampler, seed=3) == first
+    assert model.generate(PROMPTS, max_new_tokens=6, sampler=sampler, seed=4) != first
+    assert model.generate(PROMPTS[:1], max_new_tokens=6, sampler=sampler, seed=3) == first[:1]
+    without = [model.generate(PROMPTS, max_new_tokens=6, sampler="random") for _ in range(2)]
     assert without[0] != without[1]
 
 
 def test_tokens_are_drawn_from_the_models_own_distribution(model):
-    sampler, number = Sampler(0.8, top_k=6, repetition_penalty=1.3), 4000
+    sampler, number = Sampler(0.8, top_k=6, repetition_penalty=1.3), 3000
     tokens = model.generate([PROMPTS[2]] * number, max_new_tokens=2, sampler=sampler, seed=0)
     seconds = [row[4] for row in tokens if row[3] == np.bincount([r[3] for r in tokens]).argmax()]
     first = compute_distribution(compute_logits(model, PROMPTS[2]), sampler, PROMPTS[2])
@@ -97,12 +97,12 @@ def test_log_probabilities_are_the_models_own(model):
 
 def test_a_change_of_the_weights_is_seen():
     model = make_small_model()
-    before = model.generate(PROMPTS, max_new_tokens=8)
+    before = model.generate(PROMPTS, max_new_tokens=5)
     other = make_small_model(seed=1)
     model.set_weights(other.get_weights())
-    after = model.generate(PROMPTS, max_new_tokens=8)
+    after = model.generate(PROMPTS, max_new_tokens=5)
     assert after != before
-    assert after == [generate_greedily(model, prompt, 8) for prompt in PROMPTS]
+    assert after == [generate_greedily(model, prompt, 5) for prompt in PROMPTS]
 
 
 def test_a_stream_gives_what_generate_returns(model):

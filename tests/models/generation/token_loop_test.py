@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from keras_deepseek.models.generation import token_loop
 from keras_deepseek.models.generation.compiled_steps import CompiledSteps
 from keras_deepseek.models.generation.prompts import read_prompts
 from keras_deepseek.models.generation.sampler import GREEDY
@@ -52,13 +53,14 @@ def test_nothing_is_computed_before_it_is_asked_for(model):
     assert steps.calls == 3
 
 
-def test_a_cache_that_is_full_goes_on_in_a_longer_one(model):
-    # Room for 160 slots is what a short prompt begins with.
-    request = make_request([[5, 6, 7]], [150 + 20])
-    steps = list(generate_tokens(CompiledSteps(model), request))
-    tokens = [step[0].token for step in steps]
-    assert len(tokens) == 170
-    assert tokens[-1] == generate_greedily(model, [5, 6, 7, *tokens[:-1]], 1)[-1]
+def test_a_cache_that_is_full_goes_on_in_a_longer_one(model, monkeypatch):
+    monkeypatch.setattr(token_loop, "first_capacity", lambda length, needed: length + 3)
+    steps = CompiledSteps(model)
+    grown = []
+    monkeypatch.setattr(token_loop, "next_capacity", lambda *at: grown.append(at) or at[0] + 4)
+    tokens = [step[0].token for step in generate_tokens(steps, make_request([[5, 6, 7]], [10]))]
+    assert tokens == generate_greedily(model, [5, 6, 7], 10)[3:]
+    assert len(grown) == 2
 
 
 def test_the_noise_of_a_row_is_its_own():
