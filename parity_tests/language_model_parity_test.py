@@ -38,7 +38,7 @@ def mean_loss(model, batch):
     tokens, mask = batch["token_ids"], batch["padding_mask"]
     losses = compute_token_losses(model(batch)[:, :-1], ops.convert_to_tensor(tokens[:, 1:]))
     counted = (mask[:, :-1] * mask[:, 1:]).astype("float32")
-    return ops.sum(losses * counted) / counted.sum()
+    return ops.sum(ops.multiply(losses, counted)) / float(counted.sum())
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -101,7 +101,8 @@ def test_transformers_loads_what_we_write_and_gives_the_same_logits(
 
 
 def draw_batches(vocabulary_size):
-    return [draw_batch(vocabulary_size, None, seed) for seed in range(STEPS)]
+    """Three batches again and again, so that there is something to learn."""
+    return [draw_batch(vocabulary_size, None, seed=step % 3) for step in range(STEPS)]
 
 
 def train_theirs(model, batches):
@@ -143,4 +144,4 @@ def test_twenty_steps_of_training_have_the_losses_of_transformers(
     errors = [abs(a - b) / b for a, b in zip(losses, expected, strict=True)]
     record_property("errors", f"20 losses {max(errors):.1e}  {family}, {expected[-1]:.4f} at last")
     assert max(errors) < LOSSES
-    assert expected[-1] < expected[0]
+    assert expected[-1] < 0.9 * expected[1]  # Of the same batch, six rounds before.

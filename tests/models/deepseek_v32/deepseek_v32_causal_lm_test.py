@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from keras_deepseek.models import DeepSeekV32CausalLM, DeepSeekV32Config
@@ -36,9 +37,12 @@ def test_it_computes_in_half_precision(model, dtype):
     language_models.check_half_precision(model, dtype)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.slow_on_tensorflow
-@pytest.mark.parametrize("num_prediction_layers", [0, 1])
-def test_it_learns(num_prediction_layers):
-    sizes = {**SIZES, "num_prediction_layers": num_prediction_layers}
-    config = DeepSeekV32Config.from_preset("tiny", **sizes)
-    language_models.check_fit(DeepSeekV32CausalLM(config))
+def test_it_learns_and_so_does_its_indexer():
+    config = DeepSeekV32Config.from_preset("tiny", **SIZES, indexer_loss_weight=0.1)
+    model = DeepSeekV32CausalLM(config)
+    kernel = model.backbone.transformer_layers[0].attention.indexer.key.kernel
+    before = language_models.to_numpy(kernel)
+    language_models.check_fit(model)
+    assert np.any(language_models.to_numpy(kernel) != before)

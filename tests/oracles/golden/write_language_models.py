@@ -5,7 +5,6 @@ Run by hand, in the tox environment `parity`:
     PYTHONPATH=. python tests/oracles/golden/write_language_models.py
 """
 
-import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +21,20 @@ from parity_tests.written_checkpoints import (
     their_gradients,
     write_theirs,
 )
-from tests.oracles.golden_language_models import PATH, direction
+from tests.oracles.golden_language_models import PATH, direction, pack
 
-SMALL = {**GROUPS, **LONG, "num_hidden_layers": 2, "vocab_size": 23, "n_routed_experts": 8}
+SMALL = {
+    **GROUPS,
+    **LONG,
+    "num_hidden_layers": 2,
+    "vocab_size": 19,
+    "hidden_size": 14,
+    "intermediate_size": 11,
+    "moe_intermediate_size": 5,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "n_routed_experts": 8,
+}
 CASES = {
     V2.name: (V2, {**SMALL, "topk_method": "group_limited_greedy"}),
     V3.name: (V3, SMALL),
@@ -45,18 +55,14 @@ def run_case(family: Family, arguments: dict[str, Any], folder: Path) -> dict[st
     loss.backward()
     arrays = {
         "config": np.array((folder / "weights/config.json").read_text()),
-        **{f"tensor/{name}": array.astype("float16") for name, array in tensors.items()},
+        **pack(tensors),
         **batch,
         "logits": logits.detach().numpy(),
         "loss": np.array(loss.item()),
     }
     gradients = their_gradients(model, folder / "gradients")
-    slopes = [np.vdot(direction(array), array.astype("float64")) for array in gradients.values()]
-    return {
-        **arrays,
-        "slope_names": np.array(json.dumps(list(gradients))),
-        "slopes": np.array(slopes),
-    }
+    slopes = [np.vdot(direction(gradients[name]), gradients[name]) for name in tensors]
+    return {**arrays, "slopes": np.array(slopes)}
 
 
 def main() -> None:
