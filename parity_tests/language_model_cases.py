@@ -39,7 +39,7 @@ YARN = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
     "factor": 4.0,
-    "original_max_position_embeddings": 16,
+    "original_max_position_embeddings": 32,
     "beta_fast": 32.0,
     "beta_slow": 1.0,
     "mscale": 0.707,
@@ -83,7 +83,7 @@ ODD = {
     "qk_rope_head_dim": 2,
     "v_head_dim": 9,
 }
-LONG = {"max_position_embeddings": 64, "rope_parameters": YARN}
+LONG = {"rope_parameters": YARN}
 NO_COMPRESSION = {"q_lora_rank": None}
 TIED_BIASED = {"tie_word_embeddings": True, "attention_bias": True}
 GROUPS = {"n_group": 4, "topk_group": 2, "n_routed_experts": 12}

@@ -23,6 +23,7 @@ from parity_tests.written_checkpoints import (
 
 LOGITS, GRADIENTS, LOSSES = 1e-4, 1e-3, 1e-4
 STEPS, LEARNING_RATE, WEIGHT_DECAY = 20, 1e-3, 0.01
+NEW_TOKENS = 64
 SIDES = [None, "left", "right"]
 
 
@@ -98,6 +99,25 @@ def test_transformers_loads_what_we_write_and_gives_the_same_logits(
     error = relative_error(ops.convert_to_numpy(ours(batch)), expected)
     record_property("errors", f"way back {error:.1e}  {family}, {case}")
     assert error < LOGITS
+
+
+@pytest.mark.parametrize(("family", "case"), CASES)
+def test_greedy_generation_is_that_of_transformers(family, case, tmp_path, record_property):
+    theirs = make_theirs(FAMILIES[family], case)
+    write_theirs(theirs, tmp_path)
+    batch = draw_batch(theirs.config.vocab_size, "left")
+    tokens, mask = (torch.from_numpy(array).long() for array in batch.values())
+    theirs.generation_config.eos_token_id = None
+    expected = theirs.generate(
+        tokens, attention_mask=mask, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0
+    )[:, tokens.shape[1] :].tolist()
+    ours = make_ours(FAMILIES[family], tmp_path)
+    prompts = [row[is_real > 0].tolist() for row, is_real in zip(*batch.values(), strict=True)]
+    actual = ours.generate(
+        prompts, max_new_tokens=NEW_TOKENS, stop_token_ids=None, strip_prompt=True
+    )
+    record_property("errors", f"{NEW_TOKENS} tokens of {len(actual)} rows  {family}, {case}")
+    assert [list(map(int, row)) for row in actual] == expected
 
 
 def draw_batches(vocabulary_size):
