@@ -109,19 +109,19 @@ def test_the_version_is_the_package_s(capsys):
     assert capsys.readouterr().out == f"keras-deepseek {__version__}\n"
 
 
-def test_the_rooms_bring_export_serve_and_launch(capsys):
+def test_the_rooms_bring_their_commands(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     shown = capsys.readouterr().out
-    assert "export" in shown
-    assert "serve" in shown
-    assert "launch" in shown
+    for name in ("export", "serve", "generate", "launch"):
+        assert f"    {name} " in shown
 
 
 @pytest.mark.parametrize(
     ("words", "unneeded"),
     [
         (["export", "--help"], ["jax", "keras", "numpy", "tensorflow", "torch"]),
+        (["generate", "--help"], ["jax", "keras", "numpy", "tensorflow", "torch"]),
         (
             ["export", "missing.keras", "--backend", "onnx", "-o", "out"],
             ["jax", "keras", "tensorflow", "torch"],

@@ -4,6 +4,29 @@ All of them are plain Functional `keras.Model`s. What families share stands besi
 `checkpoints` reads and writes their weights, `tokenizers` makes tokens of text.
 """
 
+from keras_deepseek.models.causal_lm import CausalLM
+from keras_deepseek.models.decoder import (
+    DecoderBackbone,
+    DecoderBlock,
+    MultiTokenLoss,
+    TokenLogits,
+)
+from keras_deepseek.models.deepseek_v2 import (
+    DeepSeekV2Backbone,
+    DeepSeekV2CausalLM,
+    DeepSeekV2Config,
+)
+from keras_deepseek.models.deepseek_v3 import (
+    DeepSeekV3Backbone,
+    DeepSeekV3CausalLM,
+    DeepSeekV3Config,
+)
+from keras_deepseek.models.deepseek_v32 import (
+    DeepSeekV32Backbone,
+    DeepSeekV32CausalLM,
+    DeepSeekV32Config,
+)
+from keras_deepseek.models.generation import Sampler
 from keras_deepseek.models.residual_image_classifier import (
     ResidualBackbone,
     ResidualImageClassifier,
@@ -12,8 +35,23 @@ from keras_deepseek.models.residual_image_classifier import (
 from keras_deepseek.models.tokenizers import Tokenizer
 
 __all__ = [
+    "CausalLM",
+    "DecoderBackbone",
+    "DecoderBlock",
+    "DeepSeekV2Backbone",
+    "DeepSeekV2CausalLM",
+    "DeepSeekV2Config",
+    "DeepSeekV3Backbone",
+    "DeepSeekV3CausalLM",
+    "DeepSeekV3Config",
+    "DeepSeekV32Backbone",
+    "DeepSeekV32CausalLM",
+    "DeepSeekV32Config",
+    "MultiTokenLoss",
     "ResidualBackbone",
     "ResidualImageClassifier",
     "ResidualImageClassifierConfig",
+    "Sampler",
+    "TokenLogits",
     "Tokenizer",
 ]

@@ -41,3 +41,7 @@ def test_the_gradient_goes_to_the_largest():
     values = np.float32([[1, 3, 3, 2, 3]])
     (gradient,), _ = backend.current().compute_gradients(total, [values], [])
     np.testing.assert_array_equal(gradient, [[0, 1, 1, 0, 0]])
+
+
+def test_only_what_is_measured_to_be_faster_is_fused():
+    assert backend.current().fuses_attention() == (keras.backend.backend() == "torch")

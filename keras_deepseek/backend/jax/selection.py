@@ -11,3 +11,8 @@ def top_k(values: Any, k: int) -> tuple[Any, Any]:
     # JAX takes a negative zero for less than a zero.
     indices = jax.lax.top_k(jnp.where(values == 0, 0, values), k)[1]
     return jnp.take_along_axis(values, indices, axis=-1), indices
+
+
+def fuses_attention() -> bool:
+    """Whether `ops.dot_product_attention` is faster than scores, softmax and sums apart."""
+    return False  # XLA has none on a CPU, and what Keras calls there is slower.

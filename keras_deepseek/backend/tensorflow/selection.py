@@ -9,3 +9,8 @@ def top_k(values: Any, k: int) -> tuple[Any, Any]:
     """Returns the largest of the last axis and int32 indices; of the least, the first ones."""
     largest, indices = keras.ops.top_k(values, k)
     return largest, keras.ops.cast(indices, "int32")
+
+
+def fuses_attention() -> bool:
+    """Whether `ops.dot_product_attention` is faster than scores, softmax and sums apart."""
+    return False  # What Keras calls here are the same three.

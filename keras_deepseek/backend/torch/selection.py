@@ -33,3 +33,8 @@ def _make_keys(values: torch.Tensor) -> torch.Tensor:
     ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
     places = torch.arange(values.shape[-1], device=values.device)
     return (ascending << 32) + (values.shape[-1] - places)
+
+
+def fuses_attention() -> bool:
+    """Whether `ops.dot_product_attention` is faster than scores, softmax and sums apart."""
+    return True

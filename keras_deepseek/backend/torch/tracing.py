@@ -1,5 +1,8 @@
 """Reading numbers off tensors, where PyTorch has them already."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -7,12 +10,25 @@ import torch
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_internals import infers_shapes
 
+_IS_RECORDED: ContextVar[bool] = ContextVar("is_recorded", default=False)
+
+
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Makes all below answer as for tensors whose numbers can't be read, until the block ends."""
+    token = _IS_RECORDED.set(True)
+    try:
+        yield
+    finally:
+        _IS_RECORDED.reset(token)
+
 
 def read_integer(value: Any) -> int | None:
     """Returns an integer or integer scalar tensor as a number; `None` while it is traced."""
     if not isinstance(value, torch.Tensor):
         return int(value)
     is_traced = value.is_meta or torch.compiler.is_compiling() or infers_shapes()
+    is_traced = is_traced or _IS_RECORDED.get()
     return None if is_traced else int(value)
 
 
@@ -27,6 +43,6 @@ def read_array(value: Any) -> Array | None:
 
 def can_read_shapes(value: Any) -> bool:
     """Whether a tensor's numbers can be read, and shapes may follow from them at no cost."""
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or _IS_RECORDED.get()
     # A subclass stands for something else: fake, functional or distributed tensors.
     return type(value) is torch.Tensor and not value.is_meta and not is_traced

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.call_check import check_call, check_room, compute_call_spec
@@ -17,6 +18,7 @@ from keras_deepseek.layers.attention.key_value_cache import (
 )
 from keras_deepseek.layers.attention.latent_attention import (
     attend_absorbed,
+    attend_fused,
     attend_naive,
     is_absorbed_cheaper,
 )
@@ -262,7 +264,11 @@ class MultiHeadLatentAttention(keras.Layer):
         queries, keys = self._project(inputs, compressed, turn)
         if cache is not None:
             cache = append_to_cache(cache, cache_index, keys, mask)
-            keys, mask = cache, cache["mask"]
+            # Where a call fills the cache, there is nothing to look at but its own tokens.
+            if inputs.shape[1] is not None and inputs.shape[1] == cache["mask"].shape[1]:
+                keys["mask"] = cache["mask"]
+            else:
+                keys, mask = cache, cache["mask"]
         check_attention_mask(attention_mask, inputs, keys["latent"])
         visibility = {
             "key_mask": mask,
@@ -314,7 +320,13 @@ class MultiHeadLatentAttention(keras.Layer):
         if absorbs and not any(up.quantization_mode for up in ups):
             kernels = [ops.cast(up.kernel, self.compute_dtype) for up in ups]
             return attend_absorbed(*parts, mask, kernels, drop)
-        return attend_naive(*parts, mask, ups, drop)
+        is_causal = visibility["use_causal_mask"] and query_length == key_length
+        is_prompt = is_causal and "mask" in keys and not (training and self.dropout)
+        if is_prompt and self.compute_dtype != "float64" and backend.current().fuses_attention():
+            masks = (visibility["key_mask"], visibility["attention_mask"])
+            is_plain = all(given is None for given in masks)
+            return attend_fused(*parts, None if is_plain else mask, ups)
+        return attend_naive(*parts, mask, ups, drop, is_causal=is_causal)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)

@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keras_deepseek.layers.attention import latent_attention
 from keras_deepseek.layers.attention.latent_attention import (
     attend_absorbed,
     attend_chosen,
+    attend_fused,
     attend_naive,
     is_absorbed_cheaper,
 )
@@ -132,3 +134,38 @@ def test_a_step_of_decoding_is_absorbed_and_a_prompt_is_not(query_length, key_le
 def test_a_small_rank_is_absorbed_at_every_length():
     for length in (1, 7, 4096, None):
         assert is_absorbed_cheaper(length, length, expanded_dim=16, rank=6)
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_the_fused_way_gives_the_same(is_masked):
+    queries, keys, kernels = draw_case(2, 7, 7, 3, 6, 4, 5, 8)
+    mask = np.tril(np.ones((1, 7, 7), bool))
+    if is_masked:
+        mask = np.logical_and(mask, np.arange(7) > [[[2]], [[0]]])
+    ups = [
+        lambda latent, kernel=kernel: keras.ops.einsum("bsc,chn->bshn", latent, kernel)
+        for kernel in kernels
+    ]
+    shown = keras.ops.convert_to_tensor(mask)
+    naive = attend_naive(queries, keys, shown, ups, lambda weights: weights)
+    fused = attend_fused(queries, keys, shown if is_masked else None, ups)
+    seen = np.broadcast_to(mask.any(axis=2), (2, 7))
+    naive, fused = (keras.ops.convert_to_numpy(heads)[seen] for heads in (naive, fused))
+    assert_close(fused, naive, "float32")
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_a_long_causal_sequence_is_computed_block_by_block(is_padded, monkeypatch):
+    monkeypatch.setattr(latent_attention, "_BLOCK_SIZE", 3)
+    queries, keys, kernels = draw_case(2, 8, 8, 2, 6, 4, 5, 8)
+    mask = np.tril(np.ones((1, 8, 8), bool))
+    if is_padded:
+        mask = np.logical_and(mask, np.arange(8) >= [[[0]], [[0]]])
+    mask = keras.ops.convert_to_tensor(mask)
+    ups = [
+        lambda latent, kernel=kernel: keras.ops.einsum("bsc,chn->bshn", latent, kernel)
+        for kernel in kernels
+    ]
+    whole = attend_naive(queries, keys, mask, ups, lambda weights: weights)
+    blocks = attend_naive(queries, keys, mask, ups, lambda weights: weights, is_causal=True)
+    assert_close(keras.ops.convert_to_numpy(blocks), keras.ops.convert_to_numpy(whole), "float32")

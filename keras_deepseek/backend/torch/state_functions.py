@@ -1,0 +1,124 @@
+"""Functions that go on from a state, compiled, and the memory that such a state has.
+
+A small step of PyTorch spends most of its time in Python, in what Keras does around each layer. So
+a step that has come often with the same shapes is recorded: its operations, without the layers, are
+run one after the other from then on.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from keras import ops
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from keras_deepseek.backend.torch.tracing import recorded
+
+_OWNS_STATE: ContextVar[bool] = ContextVar("owns_state", default=False)
+"""Whether the tensors of a cache belong to a function that may write into them."""
+
+_CALLS_BEFORE_RECORDING = 12
+"""To record a step takes as long as some tens of steps, which have to be likely to come."""
+
+
+def compile_with_state(
+    function: Callable[..., tuple[Any, Any]], variables: Sequence[keras.Variable]
+) -> Callable[..., tuple[Any, Any]]:
+    """Returns `function(state, *inputs)`, which makes outputs and the next state, compiled."""
+    variables, calls, recordings = list(variables), Counter[Any](), dict[Any, Any]()
+
+    def step(state: Any, *inputs: Any) -> tuple[Any, Any]:
+        inputs = keras.tree.map_structure(_make_tensor, inputs)
+        with torch.inference_mode(), _owned_state():
+            if state is None:
+                return function(state, *inputs)
+            key = _describe(state, inputs)
+            calls[key] += 1
+            if calls[key] == _CALLS_BEFORE_RECORDING:
+                recordings[key] = _record(function, variables, state, inputs)
+            recording = recordings.get(key)
+            if recording is None:
+                return function(state, *inputs)
+            outputs: tuple[Any, Any] = recording(state, inputs)
+            return outputs
+
+    return step
+
+
+@contextmanager
+def _owned_state() -> Any:
+    token = _OWNS_STATE.set(True)
+    try:
+        yield
+    finally:
+        _OWNS_STATE.reset(token)
+
+
+def _describe(state: Any, inputs: Any) -> Any:
+    return tuple(
+        (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, torch.Tensor) else type(leaf)
+        for leaf in keras.tree.flatten((state, inputs))
+    )
+
+
+def _record(
+    function: Callable[..., tuple[Any, Any]],
+    variables: Sequence[keras.Variable],
+    state: Any,
+    inputs: Any,
+) -> Callable[[Any, Any], tuple[Any, Any]] | None:
+    """Returns a function of state and inputs, or `None` where what is done depends on numbers."""
+    structure: list[Any] = []
+
+    def run(values: list[torch.Tensor], leaves: list[Any]) -> list[Any]:
+        arguments = keras.tree.pack_sequence_as((state, inputs), leaves)
+        mapping = list(zip(variables, values, strict=True))
+        with keras.StatelessScope(state_mapping=mapping), recorded():
+            result = function(arguments[0], *arguments[1])
+        structure[:] = [result]
+        return list(keras.tree.flatten(result))
+
+    values = [variable.value for variable in variables]
+    leaves = _flatten_to_tensors(state, inputs, None)
+    device = next((leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
+    try:
+        # It is run for it, and writes into the state what the recording will write again.
+        graph = make_fx(run)(values, _flatten_to_tensors(state, inputs, device))
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    result = structure[0]
+
+    def replay(state: Any, inputs: Any) -> tuple[Any, Any]:
+        values = [variable.value for variable in variables]
+        made = graph.forward(values, _flatten_to_tensors(state, inputs, device))
+        packed: tuple[Any, Any] = keras.tree.pack_sequence_as(result, made)
+        return packed
+
+    return replay
+
+
+def _flatten_to_tensors(state: Any, inputs: Any, device: Any) -> list[Any]:
+    return [
+        torch.tensor(leaf, dtype=torch.int32, device=device) if isinstance(leaf, int) else leaf
+        for leaf in keras.tree.flatten((state, inputs))
+    ]
+
+
+def _make_tensor(value: Any) -> Any:
+    return ops.convert_to_tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def write_slots(tensor: Any, start: Any, update: Any) -> Any:
+    """Returns a tensor `(batch_size, slots, ...)` with an update in its slots from `start` on."""
+    if not _OWNS_STATE.get():
+        return ops.slice_update(tensor, [0, start, *[0] * (len(update.shape) - 2)], update)
+    if isinstance(start, int):
+        tensor[:, start : start + update.shape[1]] = update
+        return tensor
+    slots = torch.arange(update.shape[1], device=tensor.device) + start
+    return tensor.index_copy_(1, slots, update)

@@ -1,0 +1,251 @@
+"""The task of all language models: from the tokens so far to the logits of the next."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
+from keras_deepseek.layers import MultiTokenPrediction
+from keras_deepseek.layers.attention.key_value_cache import Cache
+from keras_deepseek.models.checkpoints.preset_model import PresetModel
+from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone, make_token_inputs
+from keras_deepseek.models.decoder.multi_token_loss import MultiTokenLoss
+from keras_deepseek.models.decoder.token_logits import TokenLogits
+from keras_deepseek.models.generation.generation import Generator
+from keras_deepseek.models.generation.sampler import Sampler
+
+
+class CausalLM(PresetModel):
+    """What the language models of all families are: a backbone, and logits by its embedding.
+
+    A family names its config class and makes its backbone. Where it has modules that predict
+    further tokens, their loss is added in training; the outputs stay those of the model alone.
+
+    Args:
+        backbone: `DecoderBackbone`.
+        multi_token_prediction: `MultiTokenPrediction` that shares the embedding of the backbone, or
+            `None`. Defaults to `None`.
+        **kwargs: Arguments of `keras.Model`, such as `name`.
+
+    Call arguments:
+        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
+            `"padding_mask"` of the same shape, 0 where a token is padding.
+
+    Returns:
+        A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better: the logits of
+        the token behind each.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.models import CausalLM, DeepSeekV2Backbone, DeepSeekV2Config
+    >>> model = CausalLM(DeepSeekV2Backbone(DeepSeekV2Config.from_preset("tiny")))
+    >>> cache = model.make_cache(batch_size=1, max_length=8)
+    >>> logits, _, cache = model.call_with_cache(np.array([[3, 1, 4]]), cache, 0)
+    >>> logits, _, cache = model.call_with_cache(np.array([[1]]), cache, 3)
+    >>> tuple(logits.shape)
+    (1, 1, 256)
+    """
+
+    def __init__(
+        self,
+        backbone: DecoderBackbone,
+        *,
+        multi_token_prediction: MultiTokenPrediction | None = None,
+        **kwargs: Any,
+    ) -> None:
+        inputs = make_token_inputs()
+        token_logits = TokenLogits(
+            backbone.token_embedding, dtype=backbone.layers_policy, name="logits"
+        )
+        hidden_states = backbone(inputs)
+        logits = token_logits(hidden_states)
+        if multi_token_prediction is not None:
+            loss = MultiTokenLoss(multi_token_prediction, name="multi_token_loss")
+            mask = ops.not_equal(inputs["padding_mask"], 0)
+            logits = loss(logits, hidden_states, inputs["token_ids"], mask=mask)
+        super().__init__(inputs, logits, **kwargs)
+        self.backbone = backbone
+        self.config = backbone.config
+        self.token_logits = token_logits
+        self.multi_token_prediction = multi_token_prediction
+        self._generator: Generator | None = None
+
+    def make_cache(self, batch_size: int, max_length: int) -> list[Cache]:
+        """Returns the empty caches of all layers, for `call_with_cache`.
+
+        Args:
+            batch_size: integer. Number of sequences.
+            max_length: integer. Number of tokens that they have room for, padding included.
+
+        Raises:
+            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
+        """
+        return self.backbone.make_cache(batch_size, max_length)
+
+    def call_with_cache(
+        self,
+        token_ids: Any,
+        cache: Sequence[Cache],
+        cache_index: Any,
+        padding_mask: Any = None,
+        positions: Any = None,
+        num_logits: int | None = None,
+    ) -> tuple[Any, Any, list[Cache]]:
+        """Returns logits and hidden states of further tokens, and the caches with these written in.
+
+        Args:
+            token_ids: Integer tensor of shape `(batch_size, length)`.
+            cache: list of dicts, as `make_cache` or an earlier call returned it.
+            cache_index: integer or integer scalar tensor. The slot of the first token.
+            padding_mask: Tensor of the shape of `token_ids`, 0 where a token is padding, or `None`
+                for no padding. Defaults to `None`.
+            positions: Integer tensor of the shape of `token_ids`, or `None` to count slots.
+                Defaults to `None`.
+            num_logits: integer, or `None` for all. Of how many of the last tokens logits are
+                computed. Defaults to `None`.
+
+        Returns:
+            Three: logits of shape `(batch_size, num_logits, vocabulary_size)`, hidden states of
+            shape `(batch_size, length, dim)`, and a list of dicts.
+
+        Raises:
+            InvalidInputError: The caches are not those of this model, or full, or `num_logits` is
+                not positive.
+        """
+        hidden_states, written = self.backbone.call_with_cache(
+            token_ids, cache, cache_index, padding_mask, positions
+        )
+        last = hidden_states
+        if num_logits is not None:
+            last = hidden_states[:, -check_integer("num_logits", num_logits) :]
+        return self.token_logits(last), hidden_states, written
+
+    def generate(
+        self,
+        inputs: Any,
+        max_length: int | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        stop_token_ids: Any = "auto",
+        strip_prompt: bool = False,
+        sampler: Sampler | str | None = None,
+        seed: int | None = None,
+        use_drafts: bool = False,
+        return_log_probabilities: bool = False,
+    ) -> Any:
+        """Returns prompts with what the model says behind them.
+
+        Prompts of a batch may be of different lengths. A row ends with a stop token, or where it is
+        long enough; the batch ends with its last row. The first call with prompts of about a length
+        compiles, on TensorFlow and JAX.
+
+        Args:
+            inputs: A string, or a list or array of token ids; or a list of either, or an array of
+                two axes, for a batch. Strings need `model.tokenizer`.
+            max_length: integer or `None`. How many tokens a row has in the end, prompt included.
+                Defaults to `None`: as many as the model takes.
+            max_new_tokens: integer or `None`. How many tokens a row is given. Defaults to `None`.
+            stop_token_ids: integer, list of integers, one list of integers for each row, `None`,
+                or `"auto"` for the end token of the tokenizer, where there is one. Defaults to
+                `"auto"`.
+            strip_prompt: boolean. Whether the prompts are left away. Defaults to `False`.
+            sampler: `Sampler`, `"greedy"`, `"random"`, or `None` for greedy. Defaults to `None`.
+            seed: integer or `None`. With a seed the same call gives the same tokens again, within a
+                backend: a row's by its own number, whatever the other rows, as far as their company
+                does not round its logits differently. Defaults to `None`.
+            use_drafts: boolean. Whether the modules of `multi_token_prediction` draft tokens, which
+                the model then reads at once: the same tokens where greedy, and drawn from the same
+                distribution, with fewer steps where it agrees with them. Defaults to `False`.
+            return_log_probabilities: boolean. Whether to return them too, those of the model before
+                the sampler changes them. Defaults to `False`.
+
+        Returns:
+            A string or a list of token ids, as the prompt was, or a list of these for a batch. The
+            ids end with the stop token, where there was one; a string is without it. With
+            `return_log_probabilities` the pair of it and a float32 array of a row's new tokens, or
+            a list of arrays.
+
+        Raises:
+            InvalidInputError: A prompt is empty, longer than the model or `max_length` takes, or
+                text without a tokenizer; or the model's logits are not finite.
+            NotSupportedError: Tokens are to be drafted, and the model has no modules for it, or a
+                cache that can't go back by those that are not kept.
+        """
+        generator = self._get_generator()
+        request = generator.request(
+            inputs,
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=stop_token_ids,
+            sampler=sampler,
+            seed=seed,
+            use_drafts=use_drafts,
+            return_log_probabilities=return_log_probabilities,
+        )
+        return generator.generate(request, strip_prompt=check_boolean("strip_prompt", strip_prompt))
+
+    def stream(
+        self,
+        inputs: Any,
+        max_length: int | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        stop_token_ids: Any = "auto",
+        sampler: Sampler | str | None = None,
+        seed: int | None = None,
+        use_drafts: bool = False,
+    ) -> Iterator[Any]:
+        """Returns an iterator over what `generate` says, token by token, as it is computed.
+
+        Leave the loop to end it early. What is wrong with the arguments is said at once.
+
+        Args:
+            inputs: As for `generate`.
+            max_length: As for `generate`. Defaults to `None`.
+            max_new_tokens: As for `generate`. Defaults to `None`.
+            stop_token_ids: As for `generate`. Defaults to `"auto"`.
+            sampler: As for `generate`. Defaults to `None`.
+            seed: As for `generate`. Defaults to `None`.
+            use_drafts: As for `generate`: tokens then come in bursts. Defaults to `False`.
+
+        Returns:
+            An iterator. Of one prompt, over token ids, or pieces of text: a piece is empty while a
+            character is not complete. Of a batch, over lists of these, with `None` for a row that
+            has ended.
+
+        Raises:
+            InvalidInputError: As for `generate`.
+            NotSupportedError: As for `generate`.
+        """
+        generator = self._get_generator()
+        request = generator.request(
+            inputs,
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=stop_token_ids,
+            sampler=sampler,
+            seed=seed,
+            use_drafts=use_drafts,
+        )
+        return generator.stream(request)
+
+    def _get_generator(self) -> Generator:
+        if self._generator is None:
+            self._generator = Generator(self)
+        return self._generator
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "config": asdict(self.config),
+            "dtype": keras.dtype_policies.serialize(self.backbone.layers_policy),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "CausalLM":
+        return cls(**{**config, "config": cls.config_class(**config["config"])})

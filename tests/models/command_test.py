@@ -1,0 +1,116 @@
+import argparse
+import io
+import sys
+
+import pytest
+
+from keras_deepseek import cli
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.models import command
+from keras_deepseek.models.generation import load_model
+from keras_deepseek.models.generation.sampler import GREEDY, Sampler
+from tests.oracles.small_language_model import WordTokenizer, make_small_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_small_model()
+
+
+@pytest.fixture
+def generate(model, monkeypatch):
+    """Runs the command with a small model in place of the one in the folder."""
+    model.tokenizer = WordTokenizer(end_token_id=60)
+    loaded = []
+
+    def load(folder, **kwargs):
+        loaded.append((folder, kwargs))
+        return model
+
+    monkeypatch.setattr(load_model, "load_language_model", load)
+
+    def run(*arguments):
+        return cli.main(["generate", "folder", *arguments]), loaded
+
+    yield run
+    model.tokenizer = None
+
+
+def read(*arguments):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_args(["folder", "--prompt", "hi", *arguments])
+
+
+def test_text_goes_to_the_output_and_the_pace_beside_it(generate, model, capsys):
+    code, loaded = generate("--prompt", "hi", "--max-new-tokens", "6", "--dtype", "float32")
+    assert code == 0
+    assert loaded == [("folder", {"dtype": "float32"})]
+    shown = capsys.readouterr()
+    assert shown.out == model.generate("hi", max_new_tokens=6, strip_prompt=True) + "\n"
+    assert shown.err.startswith("6 tokens, the first after ")
+
+
+def test_a_stop_text_ends_it(generate, model, capsys):
+    whole = model.generate("hi", max_new_tokens=6, strip_prompt=True)
+    stop = whole[3:5]
+    assert generate("--prompt", "hi", "--max-new-tokens", "6", "--stop", stop)[0] == 0
+    assert capsys.readouterr().out == whole[: whole.index(stop)] + "\n"
+
+
+def test_a_prompt_may_come_from_the_standard_input(generate, model, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi"))
+    assert generate("--prompt", "-", "--max-new-tokens", "4")[0] == 0
+    expected = model.generate("hi", max_new_tokens=4, strip_prompt=True)
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_a_chat_is_written_by_the_template(generate, model, capsys):
+    class Chat(WordTokenizer):
+        def apply_chat_template(self, messages):
+            return "".join(f"<{each['role']}>{each['content']}" for each in messages)
+
+        def tokenize(self, text, *, add_special_tokens=True):
+            return super().tokenize(text) + [1] * add_special_tokens
+
+    model.tokenizer = Chat(end_token_id=60)
+    assert generate("--prompt", "hi", "--chat", "--max-new-tokens", "4")[0] == 0
+    tokens = WordTokenizer().tokenize("<user>hi")
+    found = model.generate(tokens, max_new_tokens=4, strip_prompt=True)
+    assert capsys.readouterr().out == WordTokenizer().detokenize(found) + "\n"
+
+
+def test_what_is_wrong_is_one_line(generate, model, capsys):
+    assert generate("--prompt", "hi", "--top-p", "3")[0] == 2
+    shown = capsys.readouterr().err
+    assert shown == "keras-deepseek generate: error: `top_p` must be at most 1, received 3.0.\n"
+    model.tokenizer = None
+    assert generate("--prompt", "hi")[0] == 2
+    assert "has no `tokenizer.json`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sampler"),
+    [
+        ([], GREEDY),
+        (["--temperature", "0.7"], Sampler(0.7)),
+        (["--top-k", "3", "--min-p", "0.1"], Sampler(top_k=3, min_p=0.1)),
+        (["--seed", "1"], Sampler()),
+        (
+            ["--temperature", "0", "--seed", "1", "--repetition-penalty", "1.5"],
+            Sampler(0.0, repetition_penalty=1.5),
+        ),
+    ],
+)
+def test_options_of_sampling_make_a_sampler(arguments, sampler):
+    assert command._make_sampler(read(*arguments)) == sampler
+
+
+def test_a_backend_is_chosen_before_keras_is_loaded(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    command._choose_backend("jax")
+    assert command.os.environ["KERAS_BACKEND"] == "jax"
+    command._choose_backend(None)
+    assert command.os.environ["KERAS_BACKEND"] == "jax"
+    with pytest.raises(InvalidInputError, match="did you mean 'torch'"):
+        command._choose_backend("troch")
