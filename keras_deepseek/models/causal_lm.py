@@ -37,6 +37,17 @@ class CausalLM(PresetModel):
     Returns:
         A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better: the logits of
         the token behind each.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.models import CausalLM, DeepSeekV2Backbone, DeepSeekV2Config
+    >>> model = CausalLM(DeepSeekV2Backbone(DeepSeekV2Config.from_preset("tiny")))
+    >>> cache = model.make_cache(batch_size=1, max_length=8)
+    >>> logits, _, cache = model.call_with_cache(np.array([[3, 1, 4]]), cache, 0)
+    >>> logits, _, cache = model.call_with_cache(np.array([[1]]), cache, 3)
+    >>> tuple(logits.shape)
+    (1, 1, 256)
     """
 
     def __init__(

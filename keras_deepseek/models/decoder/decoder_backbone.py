@@ -32,6 +32,18 @@ class DecoderBackbone(keras.Model):
 
     Returns:
         A tensor of shape `(batch_size, length, dim)`: the hidden states behind the last norm.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.models import DecoderBackbone, DeepSeekV2Backbone, DeepSeekV2Config
+    >>> backbone = DeepSeekV2Backbone(DeepSeekV2Config.from_preset("tiny"))
+    >>> isinstance(backbone, DecoderBackbone), len(backbone.transformer_layers)
+    (True, 2)
+    >>> cache = backbone.make_cache(batch_size=1, max_length=8)
+    >>> hidden_states, cache = backbone.call_with_cache(np.array([[3, 1, 4]]), cache, 0)
+    >>> tuple(hidden_states.shape)
+    (1, 3, 64)
     """
 
     config_class: ClassVar[type]
