@@ -7,6 +7,8 @@ writes one with `save_pretrained`. Each measurement is a process of its own, in 
 imported its packages before; the two take turns in rounds, and a number is the median. The files
 are in the page cache for both.
 
+- `transformers` maps the file and reads a tensor where it is first used, as long as dtypes agree:
+  "read" sums each once, so that all of it has been read, as ours has.
 - "s" is the time by the clock, "CPU s" that of the processor. Building the model counts.
 - "peak" is what the process held at the most beyond what it held before, in copies of the weights
   as the model has them: 1.0 is the weights alone, and with them the mapped pages of a file count.
@@ -53,12 +55,12 @@ def main() -> int:
     sizes = QUICK if arguments.quick else FULL
     who = [("ours", backend) for backend in find_backends()]
     if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
-        who.append(("transformers", "torch"))
+        who += [("transformers", "torch"), ("transformers, read", "torch")]
     else:
         print("transformers: left out, it or PyTorch is not installed")
     rows: list[Numbers] = []
     heads = ("load s", "CPU s", "peak", "save s", "CPU s", "peak")
-    print(f"{'':46}" + "".join(f"{head:>9}" for head in heads))
+    print(f"{'':52}" + "".join(f"{head:>9}" for head in heads))
     with tempfile.TemporaryDirectory(prefix="checkpoint_benchmark_") as work:
         for form, (file_dtype, dtype, num_shards) in FORMS.items():
             folder = Path(work, "source")
@@ -114,7 +116,7 @@ def show(row: Numbers) -> None:
         numbers = row[kind]
         copies = numbers["peak_bytes"] / row["weight_bytes"]
         cells += [f"{numbers['seconds']:.2f}", f"{numbers['cpu_seconds']:.2f}", f"{copies:.2f}"]
-    title = f"{row['form']:20}{row['who']:13} {row['backend']:12}"
+    title = f"{row['form']:20}{row['who']:19} {row['backend']:12}"
     print(f"{title}" + "".join(f"{cell:>9}" for cell in cells), flush=True)
 
 

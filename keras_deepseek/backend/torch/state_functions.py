@@ -80,7 +80,8 @@ def _record(
         mapping = list(zip(variables, values, strict=True))
         with keras.StatelessScope(state_mapping=mapping), _set(IS_RECORDED):
             result = function(arguments[0], *arguments[1])
-        structure[:] = [result]
+        # Without its tensors, which would be kept as long as the recording is.
+        structure[:] = [keras.tree.map_structure(lambda _: 0, result)]
         return list(keras.tree.flatten(result))
 
     values = [variable.value for variable in variables]
