@@ -6,7 +6,7 @@ run one after the other from then on.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from keras import ops
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from keras_deepseek.backend.torch.tracing import recorded
+from keras_deepseek.backend.torch.tracing import IS_RECORDED
 
 _OWNS_STATE: ContextVar[bool] = ContextVar("owns_state", default=False)
 """Whether the tensors of a cache belong to a function that may write into them."""
@@ -34,7 +34,7 @@ def compile_with_state(
 
     def step(state: Any, *inputs: Any) -> tuple[Any, Any]:
         inputs = keras.tree.map_structure(_make_tensor, inputs)
-        with torch.inference_mode(), _owned_state():
+        with torch.inference_mode(), _set(_OWNS_STATE):
             if state is None:
                 return function(state, *inputs)
             key = _describe(state, inputs)
@@ -51,12 +51,12 @@ def compile_with_state(
 
 
 @contextmanager
-def _owned_state() -> Any:
-    token = _OWNS_STATE.set(True)
+def _set(variable: ContextVar[bool]) -> Iterator[None]:
+    token = variable.set(True)
     try:
         yield
     finally:
-        _OWNS_STATE.reset(token)
+        variable.reset(token)
 
 
 def _describe(state: Any, inputs: Any) -> Any:
@@ -78,9 +78,10 @@ def _record(
     def run(values: list[torch.Tensor], leaves: list[Any]) -> list[Any]:
         arguments = keras.tree.pack_sequence_as((state, inputs), leaves)
         mapping = list(zip(variables, values, strict=True))
-        with keras.StatelessScope(state_mapping=mapping), recorded():
+        with keras.StatelessScope(state_mapping=mapping), _set(IS_RECORDED):
             result = function(arguments[0], *arguments[1])
-        structure[:] = [result]
+        # Without its tensors, which would be kept as long as the recording is.
+        structure[:] = [keras.tree.map_structure(lambda _: 0, result)]
         return list(keras.tree.flatten(result))
 
     values = [variable.value for variable in variables]

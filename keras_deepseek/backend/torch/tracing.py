@@ -1,7 +1,5 @@
 """Reading numbers off tensors, where PyTorch has them already."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -10,17 +8,8 @@ import torch
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_internals import infers_shapes
 
-_IS_RECORDED: ContextVar[bool] = ContextVar("is_recorded", default=False)
-
-
-@contextmanager
-def recorded() -> Iterator[None]:
-    """Makes all below answer as for tensors whose numbers can't be read, until the block ends."""
-    token = _IS_RECORDED.set(True)
-    try:
-        yield
-    finally:
-        _IS_RECORDED.reset(token)
+IS_RECORDED: ContextVar[bool] = ContextVar("is_recorded", default=False)
+"""Whether operations are recorded, to be run again with other numbers: so none can be read."""
 
 
 def read_integer(value: Any) -> int | None:
@@ -28,7 +17,7 @@ def read_integer(value: Any) -> int | None:
     if not isinstance(value, torch.Tensor):
         return int(value)
     is_traced = value.is_meta or torch.compiler.is_compiling() or infers_shapes()
-    is_traced = is_traced or _IS_RECORDED.get()
+    is_traced = is_traced or IS_RECORDED.get()
     return None if is_traced else int(value)
 
 
@@ -43,6 +32,6 @@ def read_array(value: Any) -> Array | None:
 
 def can_read_shapes(value: Any) -> bool:
     """Whether a tensor's numbers can be read, and shapes may follow from them at no cost."""
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or _IS_RECORDED.get()
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or IS_RECORDED.get()
     # A subclass stands for something else: fake, functional or distributed tensors.
     return type(value) is torch.Tensor and not value.is_meta and not is_traced
