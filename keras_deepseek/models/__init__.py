@@ -3,10 +3,18 @@
 All of them are plain Functional `keras.Model`s.
 """
 
+from keras_deepseek.models.decoder import DecoderBlock, MultiTokenLoss, TokenLogits
 from keras_deepseek.models.residual_image_classifier import (
     ResidualBackbone,
     ResidualImageClassifier,
     ResidualImageClassifierConfig,
 )
 
-__all__ = ["ResidualBackbone", "ResidualImageClassifier", "ResidualImageClassifierConfig"]
+__all__ = [
+    "DecoderBlock",
+    "MultiTokenLoss",
+    "ResidualBackbone",
+    "ResidualImageClassifier",
+    "ResidualImageClassifierConfig",
+    "TokenLogits",
+]

@@ -1,0 +1,151 @@
+"""The body of a language model: from token ids to hidden states, whole or token by token."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers import Input
+from keras_deepseek.layers.attention.key_value_cache import Cache
+
+
+class DecoderBackbone(keras.Model):
+    """What the backbones of all decoder families are: an embedding, blocks, and a last norm.
+
+    A family makes these three, names its config class, and has a Functional model of them and
+    decoding with a cache. Where more than blocks stands between embedding and norm, it overrides
+    `expand` and `collapse`, or `call_layers`.
+
+    Args:
+        config: The family's config, a dataclass.
+        token_embedding: `keras.layers.ReversibleEmbedding`.
+        transformer_layers: sequence of `keras.Layer`, each called as a `DecoderBlock` is.
+        final_norm: `keras.Layer`.
+        **kwargs: Arguments of `keras.Model`, such as `name`.
+
+    Call arguments:
+        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
+            `"padding_mask"` of the same shape, 0 where a token is padding.
+
+    Returns:
+        A tensor of shape `(batch_size, length, dim)`: the hidden states behind the last norm.
+    """
+
+    config_class: ClassVar[type]
+
+    def __init__(
+        self,
+        config: Any,
+        token_embedding: keras.Layer,
+        transformer_layers: Sequence[keras.Layer],
+        final_norm: keras.Layer,
+        **kwargs: Any,
+    ) -> None:
+        for layer in (token_embedding, final_norm):
+            layer.supports_masking = True  # Each token alone; Keras's own classes can't know.
+        inputs = make_token_inputs()
+        mask = ops.not_equal(inputs["padding_mask"], 0)
+        x = self.expand(token_embedding(inputs["token_ids"]))
+        for layer in transformer_layers:
+            x = layer(x, mask=mask, token_ids=inputs["token_ids"])
+        super().__init__(inputs, final_norm(self.collapse(x)), **kwargs)
+        self.config = config
+        self.layers_policy = token_embedding.dtype_policy
+        self.token_embedding = token_embedding
+        self.transformer_layers = list(transformer_layers)
+        self.final_norm = final_norm
+
+    def expand(self, x: Any) -> Any:
+        """Returns what the first block is given. A family with residual streams overrides it.
+
+        Args:
+            x: Tensor of shape `(batch_size, length, dim)`, the embedded tokens.
+        """
+        return x
+
+    def collapse(self, x: Any) -> Any:
+        """Returns what the last norm is given.
+
+        Args:
+            x: Tensor: what the last block returned.
+        """
+        return x
+
+    def make_cache(self, batch_size: int, max_length: int) -> list[Cache]:
+        """Returns the empty caches of all blocks, for `call_with_cache`.
+
+        Args:
+            batch_size: integer. Number of sequences.
+            max_length: integer. Number of tokens that they have room for, padding included.
+
+        Raises:
+            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
+        """
+        return [layer.make_cache(batch_size, max_length) for layer in self.transformer_layers]
+
+    def call_with_cache(
+        self,
+        token_ids: Any,
+        cache: Sequence[Cache],
+        cache_index: Any,
+        padding_mask: Any = None,
+        positions: Any = None,
+    ) -> tuple[Any, list[Cache]]:
+        """Returns the hidden states of further tokens, and the caches with these written in.
+
+        Args:
+            token_ids: Integer tensor of shape `(batch_size, length)`.
+            cache: list of dicts, as `make_cache` or an earlier call returned it.
+            cache_index: integer or integer scalar tensor. The slot of the first token.
+            padding_mask: Tensor of the shape of `token_ids`, 0 where a token is padding, or `None`
+                for no padding. Defaults to `None`.
+            positions: Integer tensor of the shape of `token_ids`, or `None` to count slots.
+                Defaults to `None`.
+
+        Returns:
+            A pair: a tensor of shape `(batch_size, length, dim)`, and a list of dicts.
+
+        Raises:
+            InvalidInputError: The caches are not those of this model, or full.
+        """
+        if len(cache) != len(self.transformer_layers):
+            raise InvalidInputError(
+                f"`cache` must have one entry for each of the {len(self.transformer_layers)} "
+                f"layers, received {len(cache)}. Make it with the model's own `make_cache`."
+            )
+        mask = None if padding_mask is None else ops.not_equal(ops.cast(padding_mask, "int32"), 0)
+        x = self.expand(self.token_embedding(token_ids))
+        written = []
+        for layer, layer_cache in zip(self.transformer_layers, cache, strict=True):
+            x, layer_cache = layer(  # noqa: PLW2901 - the cache that goes on
+                x,
+                mask=mask,
+                positions=positions,
+                cache=layer_cache,
+                cache_index=cache_index,
+                token_ids=token_ids,
+            )
+            written.append(layer_cache)
+        return self.final_norm(self.collapse(x)), written
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "config": asdict(self.config),
+            "dtype": keras.dtype_policies.serialize(self.layers_policy),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "DecoderBackbone":
+        return cls(**{**config, "config": cls.config_class(**config["config"])})
+
+
+def make_token_inputs() -> dict[str, keras.KerasTensor]:
+    """Returns the inputs of a language model: token ids, and which of them are real."""
+    return {
+        name: Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask")
+    }

@@ -1,0 +1,160 @@
+"""One layer of a language model: attention and a feed-forward layer around a residual stream."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.argument_check import check_number
+from keras_deepseek.layers.attention.key_value_cache import Cache
+from keras_deepseek.layers.inner_layers import (
+    build_layer,
+    call_layer,
+    revive_layer,
+    serialize_layer,
+)
+from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.token_dim import read_dim
+from keras_deepseek.layers.token_norm import make_token_norm
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class DecoderBlock(keras.Layer):
+    """A pre-norm block: `y = x + attention(norm(x))`, then `y + feed_forward(norm(y))`.
+
+    Choose it to stack a language model of any attention layer of this package that has a cache, and
+    any feed-forward layer. Both norms are RMS norms. A mask goes to both layers, where they take
+    one, and passes through; a cache is that of the attention layer.
+
+    Args:
+        attention: `keras.Layer`, or its serialized config. It keeps the shape of its inputs, and
+            has `make_cache`.
+        feed_forward: `keras.Layer`, or its serialized config. It keeps the shape of its inputs.
+        epsilon: float. Added to the mean squares in the norms. Defaults to `1e-6`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
+            `None` for the mask that `inputs` carry.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count slots.
+        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
+        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+        attention_mask: Boolean tensor that broadcasts to `(batch_size, length, key_length)`, or
+            `None`. For an attention layer that takes one.
+        token_ids: Integer tensor of shape `(batch_size, length)`, or `None`. For a feed-forward
+            layer that goes by them, such as a `DeepSeekMoE` with a `HashRouter`.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+
+    Returns:
+        A tensor of the shape of `inputs`; with a cache, the pair of it and the new cache.
+
+    Raises:
+        InvalidInputError: A layer is none, or does not take what the call has for it.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import MultiHeadLatentAttention, SwiGLU
+    >>> from keras_deepseek.models import DecoderBlock
+    >>> attention = MultiHeadLatentAttention(
+    ...     4, nope_head_dim=8, rope_head_dim=4, value_head_dim=8, key_value_lora_rank=16
+    ... )
+    >>> block = DecoderBlock(attention, SwiGLU(64))
+    >>> tuple(block(np.ones((2, 5, 32), "float32")).shape)
+    (2, 5, 32)
+
+    Reference:
+
+    - [On Layer Normalization in the Transformer Architecture (Xiong et al., 2020)](
+      https://arxiv.org/abs/2002.04745)
+    """
+
+    def __init__(
+        self, attention: Any, feed_forward: Any, *, epsilon: float = 1e-6, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.attention = revive_layer("attention", attention)
+        self.feed_forward = revive_layer("feed_forward", feed_forward)
+        self.epsilon = check_number("epsilon", epsilon, least=0)
+        self.supports_masking = True
+
+    def build(self, input_shape: Shape) -> None:
+        dim = read_dim(self, input_shape)
+        self.attention_norm = make_token_norm(self, "attention_norm", dim)
+        build_layer(self.attention, (None, None, dim), self.compute_dtype)
+        self.feed_forward_norm = make_token_norm(self, "feed_forward_norm", dim)
+        build_layer(self.feed_forward, (None, None, dim), self.compute_dtype)
+
+    def make_cache(self, batch_size: int, max_length: int) -> Cache:
+        """Returns an empty cache, for the `cache` of a call.
+
+        Args:
+            batch_size: integer. Number of sequences.
+            max_length: integer. Number of tokens that it has room for, padding included.
+
+        Returns:
+            A dict of tensors: that of the attention layer.
+
+        Raises:
+            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
+        """
+        cache: Cache = self.attention.make_cache(batch_size, max_length)
+        return cache
+
+    def call(
+        self,
+        inputs: Any,
+        mask: Any = None,
+        positions: Any = None,
+        cache: Cache | None = None,
+        cache_index: Any = None,
+        attention_mask: Any = None,
+        token_ids: Any = None,
+        inputs_mask: Any = None,
+    ) -> Any:
+        mask = inputs_mask if mask is None else mask
+        given = {
+            "positions": positions,
+            "cache": cache,
+            "cache_index": cache_index,
+            "attention_mask": attention_mask,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        outputs = call_layer(self.attention, self.attention_norm(inputs), mask, **given)
+        if cache is not None:
+            outputs, cache = outputs
+        hidden = inputs + outputs
+        by_token = {}
+        if token_ids is not None and "token_ids" in _call_arguments(self.feed_forward):
+            by_token["token_ids"] = token_ids
+        hidden = hidden + call_layer(
+            self.feed_forward, self.feed_forward_norm(hidden), mask, **by_token
+        )
+        return hidden if cache is None else (hidden, cache)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return tuple(input_shape)
+
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
+        given = inspect.signature(self.call).bind(inputs, *args, **kwargs).arguments
+        cache = given.get("cache")
+        if cache is None:
+            return outputs
+        return outputs, {
+            name: keras.KerasTensor(tensor.shape, tensor.dtype) for name, tensor in cache.items()
+        }
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "attention": serialize_layer(self.attention),
+            "feed_forward": serialize_layer(self.feed_forward),
+            "epsilon": self.epsilon,
+        }
+
+
+def _call_arguments(layer: keras.Layer) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(layer.call).parameters

@@ -1,0 +1,82 @@
+"""How the loss of further tokens gets into a model that returns the logits of the next alone."""
+
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.heads.multi_token_prediction import MultiTokenPrediction
+from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
+from keras_deepseek.layers.input_check import Shape
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class MultiTokenLoss(keras.Layer):
+    """Hands logits on as they are, and adds the loss of `MultiTokenPrediction` in training.
+
+    Choose it over that layer alone where a model should return nothing but its own logits. The
+    modules are not run at inference.
+
+    Args:
+        prediction: `MultiTokenPrediction`, or its serialized config.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Tensor of logits.
+        hidden_states: Floating-point tensor of shape `(batch_size, length, dim)`.
+        token_ids: Integer tensor of shape `(batch_size, length)`.
+        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
+            `None`.
+        training: boolean. Whether the loss is added.
+
+    Returns:
+        `inputs`.
+
+    Raises:
+        InvalidInputError: `prediction` is of another class.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import MultiTokenPrediction, SwiGLU
+    >>> from keras_deepseek.models import MultiTokenLoss
+    >>> embedding, head = keras.layers.Embedding(100, 12), keras.layers.Dense(100)
+    >>> layer = MultiTokenLoss(MultiTokenPrediction(SwiGLU(16), embedding, head))
+    >>> tokens = np.ones((2, 5), "int32")
+    >>> hidden = embedding(tokens)
+    >>> logits = layer(head(hidden), hidden, tokens, training=True)
+    >>> tuple(logits.shape), len(layer.losses)
+    ((2, 5, 100), 1)
+    """
+
+    def __init__(self, prediction: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.prediction = revive_layer("prediction", prediction)
+        if not isinstance(self.prediction, MultiTokenPrediction):
+            raise InvalidInputError(
+                f"`prediction` must be a `MultiTokenPrediction`, received {prediction!r}."
+            )
+        self.supports_masking = True
+
+    def build(self, inputs_shape: Shape, hidden_states_shape: Shape) -> None:
+        if not self.prediction.built:
+            self.prediction.build(hidden_states_shape)
+
+    def call(
+        self,
+        inputs: Any,
+        hidden_states: Any,
+        token_ids: Any,
+        mask: Any = None,
+        training: bool = False,
+    ) -> Any:
+        if training and self.prediction.loss_weight:
+            self.prediction(hidden_states, token_ids, mask=mask, training=True)
+        return inputs
+
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(inputs.shape, inputs.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "prediction": serialize_layer(self.prediction)}
