@@ -8,13 +8,11 @@ as it is.
 
 import hashlib
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from keras_deepseek.artifacts.errors import BundleError
-from keras_deepseek.artifacts.exchange import exchange
+from keras_deepseek.artifacts.exchange import flush_to_disk, replace_folder
 from keras_deepseek.artifacts.manifest import Manifest
 
 MANIFEST_NAME = "bundle.json"
@@ -126,12 +124,9 @@ def publish_bundle(folder: Path, path: str | os.PathLike[str], manifest: Manifes
     try:
         (folder / MANIFEST_NAME).write_text(sealed.to_json(), encoding="utf-8")
         for name in (*sealed.files, MANIFEST_NAME):
-            _flush_to_disk(folder / name)
-        if is_bundle(target):
-            _swap(folder, target)
-        else:
-            folder.rename(target)
-        _flush_to_disk(target.parent)
+            flush_to_disk(folder / name)
+        replace_folder(folder, target)
+        flush_to_disk(target.parent)
     except OSError as error:
         raise BundleError(f"The bundle {str(target)!r} can't be written: {error}.") from error
     return Bundle(target, sealed)
@@ -149,26 +144,11 @@ def publish_file(file: Path, path: str | os.PathLike[str]) -> None:
     """
     target = Path(path)
     try:
-        _flush_to_disk(file)
+        flush_to_disk(file)
         file.replace(target)
-        _flush_to_disk(target.parent)
+        flush_to_disk(target.parent)
     except OSError as error:
         raise BundleError(f"The file {str(target)!r} can't be written: {error}.") from error
-
-
-def _swap(folder: Path, target: Path) -> None:
-    """Puts `folder` at `target`, in one step where that can be done, and removes the old bundle."""
-    if exchange(folder, target):
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    target.rename(old)
-    try:
-        folder.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _foreign_files(folder: Path) -> list[str] | None:
@@ -217,11 +197,3 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             )
         if received != dict(expected):
             raise BundleError(f"{name!r} was altered after it was written.")
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -314,6 +314,13 @@ class Backend(Protocol):
     def place_batch(self, batch: "Any") -> "Any":
         """Returns a batch where the distribution around wants it; as it is, where there is none."""
 
+    def assign_array(self, variable: "keras.Variable", source: "Any") -> None:
+        """Copies an array, or what is read like one by its indices, into a variable by pieces.
+
+        Of a variable that a distribution shards, a process reads its own parts alone where the
+        framework lets it.
+        """
+
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Returns whether an error says that the memory of a device, or the machine's, ran out."""
 

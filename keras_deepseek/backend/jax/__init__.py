@@ -1,5 +1,6 @@
 """See `keras_deepseek.backend.Backend` for what each of these functions does."""
 
+from keras_deepseek.backend.jax.assignment import assign_array
 from keras_deepseek.backend.jax.buffers import read_buffers, write_buffers
 from keras_deepseek.backend.jax.data import feed_batches, prefers_own_feed
 from keras_deepseek.backend.jax.device import (
@@ -58,6 +59,7 @@ __all__ = [
     "adopt_tasks",
     "apply_update",
     "apply_with_gradient",
+    "assign_array",
     "beside",
     "can_read_shapes",
     "compile_inference",

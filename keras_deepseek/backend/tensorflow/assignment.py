@@ -1,0 +1,22 @@
+"""From arrays in a file to variables, on TensorFlow."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_deepseek.backend.array_pieces import cut_pieces
+
+
+def assign_array(variable: keras.Variable, source: Any) -> None:
+    """Copies an array, or what is read like one by its indices, into a variable by pieces."""
+    target, dtype = variable.value, tf.as_dtype(variable.dtype)
+    pieces = list(cut_pieces(tuple(target.shape), dtype.size))
+    # A variable that a strategy mirrors, or an empty or single number, takes all of it at once.
+    if len(pieces) == 1 or not hasattr(target, "sparse_read"):
+        variable.assign(np.array(source[...], dtype.as_numpy_dtype))
+        return
+    for index in pieces:
+        # A copy, since TensorFlow may go on using the memory that it is given.
+        target[index].assign(np.array(source[index], dtype.as_numpy_dtype))

@@ -1,0 +1,27 @@
+"""From arrays in a file to variables, on PyTorch."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.array_pieces import cut_pieces
+
+
+def assign_array(variable: keras.Variable, source: Any) -> None:
+    """Copies an array, or what is read like one by its indices, into a variable by pieces."""
+    target = variable.value
+    with torch.no_grad():
+        for index in cut_pieces(tuple(target.shape), target.element_size()):
+            target[index].copy_(_to_tensor(np.asarray(source[index])))
+
+
+def _to_tensor(piece: Array) -> torch.Tensor:
+    """Returns a tensor on the memory of an array: `copy_` reads it in whatever order it lies."""
+    if any(stride < 0 for stride in piece.strides) or not piece.flags.writeable:
+        piece = piece.copy()
+    if piece.dtype.name == "bfloat16":  # PyTorch knows no other package's dtypes.
+        return torch.from_numpy(piece.view("int16")).view(torch.bfloat16)
+    return torch.from_numpy(piece)

@@ -1,0 +1,100 @@
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+
+from keras_deepseek.backend import array_pieces, current
+
+
+def numbers(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("source_dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_values_come_in_every_dtype(dtype, source_dtype):
+    variable = keras.Variable(np.zeros((3, 5)), dtype=dtype)
+    there = {"bfloat16": ml_dtypes.bfloat16}
+    source = numbers(3, 5).astype(there.get(source_dtype, source_dtype))
+    current().assign_array(variable, source)
+    expected = source.astype(there.get(dtype, dtype))
+    assert variable.dtype == dtype
+    assert np.array_equal(keras.ops.convert_to_numpy(variable).astype("float32"), expected.astype("float32"))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (7,), (7, 3), (2, 3, 4)])
+def test_values_come_in_pieces(shape, monkeypatch):
+    monkeypatch.setattr(array_pieces, "PIECE_BYTES", 16)
+    variable = keras.Variable(np.zeros(shape, "float32"))
+    current().assign_array(variable, numbers(*shape))
+    assert np.array_equal(keras.ops.convert_to_numpy(variable), numbers(*shape))
+
+
+def test_integers_come_as_they_are():
+    variable = keras.Variable(np.zeros(4), dtype="int32")
+    current().assign_array(variable, np.arange(4))
+    assert keras.ops.convert_to_numpy(variable).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("view", [np.transpose, np.flipud, lambda x: x[:, ::2]])
+def test_a_view_is_read_in_its_own_order(view):
+    source = numbers(4, 6)
+    variable = keras.Variable(np.zeros(view(source).shape, "float32"))
+    current().assign_array(variable, view(source))
+    assert np.array_equal(keras.ops.convert_to_numpy(variable), view(source))
+
+
+def test_the_memory_that_values_came_from_may_change_afterwards():
+    source = numbers(64, 64)
+    expected = source.copy()
+    source.flags.writeable = False
+    variable = keras.Variable(np.zeros((64, 64), "float32"))
+    current().assign_array(variable, source)
+    source.flags.writeable = True
+    source[:] = 0.0
+    assert np.array_equal(keras.ops.convert_to_numpy(variable), expected)
+
+
+def test_what_is_read_by_its_indices_is_read_by_pieces(monkeypatch):
+    monkeypatch.setattr(array_pieces, "PIECE_BYTES", 64)
+
+    class Source:
+        shape, dtype = (6, 4), np.dtype("float32")
+        largest = 0
+
+        def __getitem__(self, index):
+            piece = numbers(6, 4)[index]
+            self.largest = max(self.largest, piece.size)
+            return piece
+
+    source = Source()
+    variable = keras.Variable(np.zeros((6, 4), "float32"))
+    current().assign_array(variable, source)
+    assert np.array_equal(keras.ops.convert_to_numpy(variable), numbers(6, 4))
+    assert source.largest <= 16
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="Keras shards variables on JAX alone")
+def test_of_a_sharded_variable_each_device_reads_its_part():
+    import jax
+
+    sharding = jax.sharding.NamedSharding(
+        jax.sharding.Mesh(np.array(jax.devices()), ("expert",)),
+        jax.sharding.PartitionSpec("expert"),
+    )
+    number = len(jax.devices())
+    if number == 1:
+        pytest.skip("one device")
+    variable = keras.Variable(np.zeros((number * 2, 3), "float32"))
+    variable._value = jax.device_put(variable.value, sharding)
+    read = []
+
+    class Source:
+        def __getitem__(self, index):
+            read.append(index[0])
+            return numbers(number * 2, 3)[index]
+
+    current().assign_array(variable, Source())
+    assert variable.value.sharding == sharding
+    assert np.array_equal(np.asarray(variable.value), numbers(number * 2, 3))
+    assert {(part.start, part.stop) for part in read} == {(2 * i, 2 * i + 2) for i in range(number)}
