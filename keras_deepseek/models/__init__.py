@@ -4,6 +4,13 @@ All of them are plain Functional `keras.Model`s.
 """
 
 from keras_deepseek.models.decoder import DecoderBlock, MultiTokenLoss, TokenLogits
+from keras_deepseek.models.deepseek_v4 import (
+    DeepSeekV4Backbone,
+    DeepSeekV4CausalLM,
+    DeepSeekV4Config,
+    DeepSeekV4DecoderLayer,
+    DeepSeekV4TokenPrediction,
+)
 from keras_deepseek.models.residual_image_classifier import (
     ResidualBackbone,
     ResidualImageClassifier,
@@ -12,6 +19,11 @@ from keras_deepseek.models.residual_image_classifier import (
 
 __all__ = [
     "DecoderBlock",
+    "DeepSeekV4Backbone",
+    "DeepSeekV4CausalLM",
+    "DeepSeekV4Config",
+    "DeepSeekV4DecoderLayer",
+    "DeepSeekV4TokenPrediction",
     "MultiTokenLoss",
     "ResidualBackbone",
     "ResidualImageClassifier",

@@ -6,6 +6,11 @@ from typing import Any
 
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.layers.position.rotary_scaling import check_scaling
+from keras_deepseek.models.deepseek_v4.checkpoint_config import (
+    read_checkpoint_config,
+    write_checkpoint_config,
+)
 from keras_deepseek.models.deepseek_v4.presets import PRESETS
 
 LAYER_TYPES = ("sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention")
@@ -21,7 +26,7 @@ _SIZES = (
     "query_lora_rank",
     "num_output_groups",
     "output_lora_rank",
-    "expert_dim",
+    "moe_intermediate_dim",
     "num_experts",
     "num_experts_per_token",
     "sliding_window",
@@ -36,7 +41,7 @@ _SIZES = (
 _MIN_STREAMS = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeepSeekV4Config:
     """The sizes of a DeepSeek-V4: of `DeepSeekV4Backbone` and of `DeepSeekV4CausalLM`.
 
@@ -52,7 +57,8 @@ class DeepSeekV4Config:
         query_lora_rank: integer. Size of the compressed queries.
         num_output_groups: integer. In how many groups the heads are projected.
         output_lora_rank: integer. Size of a group's projection.
-        expert_dim: integer. Size of the hidden activations of an expert, and of the shared one.
+        moe_intermediate_dim: integer. Size of the hidden activations of an expert, and of the one
+            that every token goes to.
         num_experts: integer. Number of routed experts.
         num_experts_per_token: integer. How many of them each token goes to.
         layer_types: tuple of strings. The attention of each layer: `"sliding_attention"`,
@@ -85,13 +91,18 @@ class DeepSeekV4Config:
         compress_rope_scaling: dict or `None`. How these are stretched. Defaults to `None`.
         max_length: integer. Number of positions, in tokens. Defaults to `1048576`.
         epsilon: float. Added to the mean squares in the norms. Defaults to `1e-6`.
-        dropout: float. Rate at which attention weights are dropped in training. Defaults to `0.0`.
+        attention_dropout: float. Rate at which attention weights are dropped in training. Defaults
+            to `0.0`.
         tie_embeddings: boolean. Whether logits come from the table of the embedding. Defaults to
             `False`.
         num_prediction_layers: integer. Number of layers behind the model that predict tokens
             further ahead. Defaults to `0`.
         prediction_loss_weight: float. What their loss is multiplied with. Defaults to `0.3`.
-        initializer_range: float. Standard deviation of the kernels at first. Defaults to `0.02`.
+        initializer_stddev: float. Standard deviation of the kernels at first. Defaults to `0.02`.
+        start_token_id: integer or `None`. The token that texts begin with. Defaults to `None`.
+        end_token_id: integer, tuple of integers or `None`. The token, or tokens, that they end
+            with. Defaults to `None`.
+        pad_token_id: integer or `None`. What padding is filled with. Defaults to `None`.
 
     Raises:
         InvalidInputError: A value is out of range. The message names it.
@@ -116,7 +127,7 @@ class DeepSeekV4Config:
     query_lora_rank: int
     num_output_groups: int
     output_lora_rank: int
-    expert_dim: int
+    moe_intermediate_dim: int
     num_experts: int
     num_experts_per_token: int
     layer_types: Sequence[str]
@@ -139,11 +150,14 @@ class DeepSeekV4Config:
     compress_rope_scaling: Mapping[str, Any] | None = None
     max_length: int = 1048576
     epsilon: float = 1e-6
-    dropout: float = 0.0
+    attention_dropout: float = 0.0
     tie_embeddings: bool = False
     num_prediction_layers: int = 0
     prediction_loss_weight: float = 0.3
-    initializer_range: float = 0.02
+    initializer_stddev: float = 0.02
+    start_token_id: int | None = None
+    end_token_id: int | Sequence[int] | None = None
+    pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("layer_types", "router_types"):
@@ -152,14 +166,19 @@ class DeepSeekV4Config:
             check_integer(name, getattr(self, name))
         check_integer("num_streams", self.num_streams, least=_MIN_STREAMS)
         check_integer("num_prediction_layers", self.num_prediction_layers, least=0)
-        for name in ("stream_epsilon", "epsilon", "prediction_loss_weight", "initializer_range"):
+        for name in ("stream_epsilon", "epsilon", "prediction_loss_weight", "initializer_stddev"):
             check_number(name, getattr(self, name), least=0)
         for name in ("routed_scale", "clamp"):
             check_number(name, getattr(self, name), above=0)
         for name in ("rope_max_wavelength", "compress_rope_max_wavelength"):
             check_number(name, getattr(self, name), above=1)
-        check_number("dropout", self.dropout, least=0, below=1)
+        check_number("attention_dropout", self.attention_dropout, least=0, below=1)
         check_boolean("tie_embeddings", self.tie_embeddings)
+        for name in ("rope_scaling", "compress_rope_scaling"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_scaling(getattr(self, name), name))
+        if isinstance(self.end_token_id, Sequence):
+            object.__setattr__(self, "end_token_id", tuple(self.end_token_id))
         self._check_types()
         self._check_fits()
 
@@ -217,21 +236,24 @@ class DeepSeekV4Config:
         return cls(**{**PRESETS[name], **overrides})
 
     @classmethod
-    def from_checkpoint_config(cls, config: Mapping[str, Any]) -> "DeepSeekV4Config":
-        """Returns the config of a checkpoint.
+    def from_checkpoint_config(
+        cls, values: Mapping[str, Any], **overrides: Any
+    ) -> "DeepSeekV4Config":
+        """Returns the config that the `config.json` of a checkpoint describes.
+
+        Layers that predict further tokens are not built unless `num_prediction_layers` says so:
+        what transformers writes names a number of them and does not hold them.
 
         Args:
-            config: dict. The `config.json` of the checkpoint, by transformers or by DeepSeek.
+            values: dict. The file, as `json` reads it, by transformers or by DeepSeek.
+            **overrides: Arguments in the place of those that the file gives.
 
         Raises:
-            InvalidInputError: A key is not known, or asks for what no DeepSeek-V4 has.
+            InvalidInputError: The file is that of another model, a key is not known, or a value is
+                one that no DeepSeek-V4 has.
         """
-        from keras_deepseek.models.deepseek_v4.checkpoint_config import read_checkpoint_config
-
-        return cls(**read_checkpoint_config(config))
+        return cls(**{**read_checkpoint_config(values), **overrides})
 
     def to_checkpoint_config(self) -> dict[str, Any]:
         """Returns the `config.json` that transformers reads."""
-        from keras_deepseek.models.deepseek_v4.checkpoint_config import write_checkpoint_config
-
         return write_checkpoint_config(self)

@@ -1,7 +1,7 @@
 """Sizes that have a name. Data only: `DeepSeekV4Config.from_preset` reads it.
 
-`deepseek_v4_flash` and `deepseek_v4_pro` are those of the checkpoints `deepseek-ai/DeepSeek-V4-Flash`
-and `deepseek-ai/DeepSeek-V4-Pro`, and of their `-Base` models, by the `config.json` of each.
+`deepseek_v4_flash` and `deepseek_v4_pro` are those of `deepseek-ai/DeepSeek-V4-Flash` and of
+`deepseek-ai/DeepSeek-V4-Pro`, and of their `-Base` models, by the `config.json` of each.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "query_lora_rank": 32,
         "num_output_groups": 2,
         "output_lora_rank": 32,
-        "expert_dim": 64,
+        "moe_intermediate_dim": 64,
         "num_experts": 8,
         "num_experts_per_token": 2,
         "layer_types": (_WINDOW, _SPARSE, _HEAVY, _SPARSE),
@@ -51,7 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "query_lora_rank": 1024,
         "num_output_groups": 8,
         "output_lora_rank": 1024,
-        "expert_dim": 2048,
+        "moe_intermediate_dim": 2048,
         "num_experts": 256,
         "num_experts_per_token": 6,
         "layer_types": (_WINDOW, _WINDOW, *(_SPARSE, _HEAVY) * 20, _SPARSE),
@@ -70,7 +70,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "query_lora_rank": 1536,
         "num_output_groups": 16,
         "output_lora_rank": 1024,
-        "expert_dim": 3072,
+        "moe_intermediate_dim": 3072,
         "num_experts": 384,
         "num_experts_per_token": 6,
         "layer_types": (_HEAVY, _HEAVY, *(_SPARSE, _HEAVY) * 29, _SPARSE),
