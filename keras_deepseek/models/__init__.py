@@ -10,6 +10,27 @@ from keras_deepseek.models.deepseek_v4 import (
     DeepSeekV4Config,
     DeepSeekV4DecoderLayer,
     DeepSeekV4TokenPrediction,
+from keras_deepseek.models.causal_lm import CausalLM
+from keras_deepseek.models.decoder import (
+    DecoderBackbone,
+    DecoderBlock,
+    MultiTokenLoss,
+    TokenLogits,
+)
+from keras_deepseek.models.deepseek_v2 import (
+    DeepSeekV2Backbone,
+    DeepSeekV2CausalLM,
+    DeepSeekV2Config,
+)
+from keras_deepseek.models.deepseek_v3 import (
+    DeepSeekV3Backbone,
+    DeepSeekV3CausalLM,
+    DeepSeekV3Config,
+)
+from keras_deepseek.models.deepseek_v32 import (
+    DeepSeekV32Backbone,
+    DeepSeekV32CausalLM,
+    DeepSeekV32Config,
 )
 from keras_deepseek.models.residual_image_classifier import (
     ResidualBackbone,
@@ -18,12 +39,23 @@ from keras_deepseek.models.residual_image_classifier import (
 )
 
 __all__ = [
+    "CausalLM",
+    "DecoderBackbone",
     "DecoderBlock",
     "DeepSeekV4Backbone",
     "DeepSeekV4CausalLM",
     "DeepSeekV4Config",
     "DeepSeekV4DecoderLayer",
     "DeepSeekV4TokenPrediction",
+    "DeepSeekV2Backbone",
+    "DeepSeekV2CausalLM",
+    "DeepSeekV2Config",
+    "DeepSeekV3Backbone",
+    "DeepSeekV3CausalLM",
+    "DeepSeekV3Config",
+    "DeepSeekV32Backbone",
+    "DeepSeekV32CausalLM",
+    "DeepSeekV32Config",
     "MultiTokenLoss",
     "ResidualBackbone",
     "ResidualImageClassifier",

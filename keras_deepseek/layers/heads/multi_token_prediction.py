@@ -65,7 +65,8 @@ class MultiTokenPrediction(FloatingInputLayer):
     block must be causal. There is no cache: the layer is left away where the model decodes.
 
     In a checkpoint, `hidden_norm_1` is `hnorm`, `embedding_norm_1` `enorm`, and `projection_1` is
-    `eh_proj` transposed with its two halves of rows exchanged.
+    `eh_proj` transposed with its two halves of rows exchanged. With `use_output_norm` the head is
+    given `rms_norm(h[k])`, as in DeepSeek's checkpoints: `output_norm_1` is `shared_head.norm`.
 
     Args:
         block: `keras.Layer`, such as a Transformer block, or its serialized config. It maps
@@ -78,6 +79,8 @@ class MultiTokenPrediction(FloatingInputLayer):
         loss_weight: float. What the loss is multiplied with; `0.0` adds none. Defaults to `0.3`.
         return_logits: boolean. Whether logits are returned, rather than hidden states. Defaults to
             `True`.
+        use_output_norm: boolean. Whether each module has a norm of its own ahead of the head.
+            Defaults to `False`.
         epsilon: float. Added to the mean squares in the norms. Defaults to `1e-6`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
             projections. Defaults to `"glorot_uniform"`.
@@ -93,8 +96,8 @@ class MultiTokenPrediction(FloatingInputLayer):
 
     Returns:
         A list of `depth` tensors: logits of shape `(batch_size, length, vocabulary_size)`, as the
-        head returns them, or hidden states of shape `(batch_size, length, dim)`, in the layer's
-        compute dtype.
+        head returns them, or hidden states of shape `(batch_size, length, dim)`, those that the
+        head would be given, in the layer's compute dtype.
 
     Raises:
         InvalidInputError: What must be a layer is none, `depth` or `loss_weight` is out of its
@@ -127,6 +130,7 @@ class MultiTokenPrediction(FloatingInputLayer):
         depth: int = 1,
         loss_weight: float = 0.3,
         return_logits: bool = True,
+        use_output_norm: bool = False,
         epsilon: float = 1e-6,
         kernel_initializer: Any = "glorot_uniform",
         **kwargs: Any,
@@ -139,6 +143,7 @@ class MultiTokenPrediction(FloatingInputLayer):
         self.token_embedding = revive_layer("token_embedding", token_embedding)
         self.output_head = revive_layer("output_head", output_head)
         self.return_logits = check_boolean("return_logits", return_logits)
+        self.use_output_norm = check_boolean("use_output_norm", use_output_norm)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True
 
@@ -148,6 +153,7 @@ class MultiTokenPrediction(FloatingInputLayer):
         self._check_embedding(input_shape)
         build_layer(self.output_head, (None, None, dim), self.compute_dtype)
         self.hidden_norms, self.embedding_norms, self.projections = [], [], []
+        self.output_norms = []
         for index, block in enumerate(self.blocks, 1):
             self.hidden_norms.append(make_token_norm(self, f"hidden_norm_{index}", dim))
             self.embedding_norms.append(make_token_norm(self, f"embedding_norm_{index}", dim))
@@ -161,6 +167,8 @@ class MultiTokenPrediction(FloatingInputLayer):
             projection.build((None, None, 2 * dim))
             self.projections.append(projection)
             build_layer(block, (None, None, dim), self.compute_dtype)
+            if self.use_output_norm:
+                self.output_norms.append(make_token_norm(self, f"output_norm_{index}", dim))
 
     def _check_embedding(self, input_shape: Shape) -> None:
         """Refuses one whose tokens are of another size than the hidden states."""
@@ -188,24 +196,60 @@ class MultiTokenPrediction(FloatingInputLayer):
         for index in range(self.depth):
             ids, exists = shift_tokens(token_ids, mask, index + 1)
             shown = exists if shown is None else ops.logical_and(shown, exists)
-            hidden = self._run_module(index, hidden, ids, shown)
-            logits = self.output_head(hidden) if self._needs_logits(training) else None
-            outputs.append(logits if self.return_logits else hidden)
+            hidden = self.call_module(index, hidden, ids, shown)
+            states = self._norm_output(index, hidden)
+            logits = self.output_head(states) if self._needs_logits(training) else None
+            outputs.append(logits if self.return_logits else states)
             if training and self.loss_weight:
                 targets, exists = shift_tokens(token_ids, mask, index + 2)
                 counted = ops.logical_and(shown, exists)
-                losses.append(self._compute_loss(hidden, logits, targets, counted))
+                losses.append(self._compute_loss(states, logits, targets, counted))
         if losses:
             self.add_loss(self.loss_weight * sum(losses) / self.depth)
         return outputs
 
-    def _run_module(self, index: int, hidden: Any, ids: Any, shown: Any) -> Any:
-        embedded = ops.cast(self.token_embedding(ids), hidden.dtype)
-        parts = [self.hidden_norms[index](hidden), self.embedding_norms[index](embedded)]
+    def call_module(
+        self, index: int, inputs: Any, token_ids: Any, mask: Any = None, **kwargs: Any
+    ) -> Any:
+        """Returns the hidden states of one module, of tokens that are given rather than shifted to.
+
+        Draft tokens are made by it: at each place the token that the model chose comes in.
+
+        Args:
+            index: integer. The module, from 0 on.
+            inputs: Tensor of shape `(batch_size, length, dim)`: the hidden states of the model, or
+                of the module before.
+            token_ids: Integer tensor of shape `(batch_size, length)`: at each place the token that
+                stands `index + 1` places behind that of `inputs`.
+            mask: Boolean tensor of shape `(batch_size, length)`, or `None`. Defaults to `None`.
+            **kwargs: Further arguments of the call of the block, such as `positions`, `cache` and
+                `cache_index`.
+
+        Returns:
+            A tensor of the shape of `inputs`; with a cache, the pair that the block returns.
+        """
+        embedded = ops.cast(self.token_embedding(token_ids), inputs.dtype)
+        parts = [self.hidden_norms[index](inputs), self.embedding_norms[index](embedded)]
         hidden = self.projections[index](ops.concatenate(parts, axis=-1))
-        outputs = call_layer(self.blocks[index], hidden, shown)
+        outputs = call_layer(self.blocks[index], hidden, mask, **kwargs)
+        cache: list[Any] = []
+        if kwargs.get("cache") is not None:
+            outputs, *cache = outputs
         check_kept_shape(self.name, self.blocks[index], outputs, hidden.shape)
-        return ops.cast(outputs, self.compute_dtype)
+        outputs = ops.cast(outputs, self.compute_dtype)
+        return (outputs, *cache) if cache else outputs
+
+    def compute_logits(self, index: int, hidden: Any) -> Any:
+        """Returns the logits of one module.
+
+        Args:
+            index: integer. The module, from 0 on.
+            hidden: Tensor of shape `(batch_size, length, dim)`: what `call_module` returned.
+        """
+        return self.output_head(self._norm_output(index, hidden))
+
+    def _norm_output(self, index: int, hidden: Any) -> Any:
+        return self.output_norms[index](hidden) if self.use_output_norm else hidden
 
     def _needs_logits(self, training: bool) -> bool:
         is_chunked = isinstance(self.output_head, ChunkedCrossEntropy)
@@ -242,6 +286,7 @@ class MultiTokenPrediction(FloatingInputLayer):
             "depth": self.depth,
             "loss_weight": self.loss_weight,
             "return_logits": self.return_logits,
+            "use_output_norm": self.use_output_norm,
             "epsilon": self.epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }

@@ -1,0 +1,203 @@
+"""Where the weights of DeepSeek-V2, V3 and V3.2 stand in a checkpoint, which are named alike.
+
+Modules that predict further tokens stand behind the layers, as one layer more each. In a checkpoint
+each has a copy of the embedding and of the head, which the model has once.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.layers import DeepSeekMoE, MultiTokenPrediction
+from keras_deepseek.models.causal_lm import CausalLM
+from keras_deepseek.models.checkpoints.checkpoint_entry import (
+    CheckpointEntry,
+    copied_entry,
+    kernel_entry,
+    split_kernel_entry,
+    stacked_entry,
+)
+from keras_deepseek.models.decoder.decoder_block import DecoderBlock
+
+
+def deepseek_entries(model: CausalLM) -> list[CheckpointEntry]:
+    """Returns which tensors each variable of a model comes from, and goes to.
+
+    Args:
+        model: `CausalLM` of a `DeepSeekConfig`.
+    """
+    backbone = model.backbone
+    entries = _embedding_entries(model)
+    for index, block in enumerate(backbone.transformer_layers):
+        entries += block_entries(block, f"model.layers.{index}")
+    entries.append(copied_entry(backbone.final_norm.scale, "model.norm.weight"))
+    if model.multi_token_prediction is not None:
+        entries += _prediction_entries(
+            model.multi_token_prediction, len(backbone.transformer_layers)
+        )
+    return entries
+
+
+def _prediction_prefixes(model: CausalLM) -> list[str]:
+    first, count = model.config.num_layers, model.config.num_prediction_layers
+    return [f"model.layers.{index}" for index in range(first, first + count)]
+
+
+def _embedding_entries(model: CausalLM) -> list[CheckpointEntry]:
+    embedding, prefixes = model.backbone.token_embedding, _prediction_prefixes(model)
+    names = ["model.embed_tokens.weight", *(f"{prefix}.embed_tokens.weight" for prefix in prefixes)]
+    heads = [f"{prefix}.shared_head.head.weight" for prefix in prefixes]
+    if embedding.tie_weights:
+        return [_repeated_entry(embedding.embeddings, [*names, *heads])]
+    return [
+        _repeated_entry(embedding.embeddings, names),
+        _repeated_entry(embedding.reverse_embeddings, ["lm_head.weight", *heads], is_kernel=True),
+    ]
+
+
+def _repeated_entry(
+    variable: Any, tensors: Sequence[str], *, is_kernel: bool = False
+) -> CheckpointEntry:
+    """Returns the entry of a variable of which a checkpoint has copies; the first is read."""
+
+    def turn(array: Array) -> Array:
+        return array.T if is_kernel else array
+
+    return CheckpointEntry(
+        (variable,),
+        tuple(tensors),
+        lambda arrays: [turn(arrays[0])],
+        lambda arrays: [turn(arrays[0])] * len(tensors),
+    )
+
+
+def _prediction_entries(prediction: MultiTokenPrediction, first: int) -> list[CheckpointEntry]:
+    entries = []
+    for index, block in enumerate(prediction.blocks):
+        prefix = f"model.layers.{first + index}"
+        norms = {
+            "hnorm": prediction.hidden_norms,
+            "enorm": prediction.embedding_norms,
+            "shared_head.norm": prediction.output_norms,
+        }
+        entries += [
+            copied_entry(layers[index].scale, f"{prefix}.{name}.weight")
+            for name, layers in norms.items()
+        ]
+        entries.append(
+            _exchanged_entry(prediction.projections[index].kernel, f"{prefix}.eh_proj.weight")
+        )
+        entries += block_entries(block, prefix)
+    return entries
+
+
+def _exchanged_entry(kernel: Any, tensor: str) -> CheckpointEntry:
+    """Returns the entry of a projection whose two halves of rows stand the other way round."""
+    half = kernel.shape[0] // 2
+
+    def exchange(array: Array) -> Array:
+        return np.concatenate([array[half:], array[:half]])
+
+    return CheckpointEntry(
+        (kernel,),
+        (tensor,),
+        lambda arrays: [exchange(arrays[0].T)],
+        lambda arrays: [exchange(arrays[0]).T],
+    )
+
+
+def block_entries(block: DecoderBlock, prefix: str) -> list[CheckpointEntry]:
+    """Returns the entries of one block.
+
+    Args:
+        block: `DecoderBlock` of latent attention.
+        prefix: string. What its tensors' names begin with, without the dot.
+    """
+    entries = [
+        copied_entry(block.attention_norm.scale, f"{prefix}.input_layernorm.weight"),
+        copied_entry(block.feed_forward_norm.scale, f"{prefix}.post_attention_layernorm.weight"),
+        *_attention_entries(block.attention, f"{prefix}.self_attn"),
+    ]
+    if isinstance(block.feed_forward, DeepSeekMoE):
+        return [*entries, *_mixture_entries(block.feed_forward, f"{prefix}.mlp")]
+    return [*entries, *_feed_forward_entries(block.feed_forward, f"{prefix}.mlp")]
+
+
+def _attention_entries(attention: Any, prefix: str) -> list[CheckpointEntry]:
+    query = f"{prefix}.q_proj"
+    entries = []
+    if attention.query_lora_rank is not None:
+        query = f"{prefix}.q_b_proj"
+        entries += [
+            kernel_entry(attention.query_down.kernel, f"{prefix}.q_a_proj.weight"),
+            copied_entry(attention.query_norm.scale, f"{prefix}.q_a_layernorm.weight"),
+        ]
+        if attention.use_bias:
+            entries.append(copied_entry(attention.query_down.bias, f"{prefix}.q_a_proj.bias"))
+    downs, down = (attention.key_value_down, attention.key_rope), f"{prefix}.kv_a_proj_with_mqa"
+    entries += [
+        kernel_entry(attention.query_up.kernel, f"{query}.weight"),
+        split_kernel_entry([layer.kernel for layer in downs], f"{down}.weight"),
+        copied_entry(attention.key_value_norm.scale, f"{prefix}.kv_a_layernorm.weight"),
+        split_kernel_entry(
+            (attention.key_up.kernel, attention.value_up.kernel), f"{prefix}.kv_b_proj.weight"
+        ),
+        kernel_entry(
+            attention.output_projection.kernel, f"{prefix}.o_proj.weight", num_input_axes=2
+        ),
+    ]
+    if attention.use_bias:
+        entries += [
+            _joined_entry([layer.bias for layer in downs], f"{down}.bias"),
+            copied_entry(attention.output_projection.bias, f"{prefix}.o_proj.bias"),
+        ]
+    indexer = getattr(attention, "indexer", None)
+    return entries if indexer is None else [*entries, *_indexer_entries(indexer, prefix)]
+
+
+def _joined_entry(variables: Sequence[Any], tensor: str) -> CheckpointEntry:
+    """Returns the entry of vectors that the file has as one, one behind the other."""
+    bounds = np.cumsum([variable.shape[0] for variable in variables])[:-1]
+    return CheckpointEntry(
+        tuple(variables),
+        (tensor,),
+        lambda arrays: np.split(arrays[0], bounds),
+        lambda arrays: [np.concatenate(arrays)],
+    )
+
+
+def _indexer_entries(indexer: Any, prefix: str) -> list[CheckpointEntry]:
+    return [
+        kernel_entry(indexer.query_up.kernel, f"{prefix}.indexer.wq_b.weight"),
+        kernel_entry(indexer.key.kernel, f"{prefix}.indexer.wk.weight"),
+        copied_entry(indexer.key_norm.gamma, f"{prefix}.indexer.k_norm.weight"),
+        copied_entry(indexer.key_norm.beta, f"{prefix}.indexer.k_norm.bias"),
+        kernel_entry(indexer.head_weight.kernel, f"{prefix}.indexer.weights_proj.weight"),
+    ]
+
+
+def _feed_forward_entries(feed_forward: Any, prefix: str) -> list[CheckpointEntry]:
+    return [
+        kernel_entry(getattr(feed_forward, name).kernel, f"{prefix}.{name}_proj.weight")
+        for name in ("gate", "up", "down")
+    ]
+
+
+def _mixture_entries(mixture: DeepSeekMoE, prefix: str) -> list[CheckpointEntry]:
+    router = mixture.router
+    entries = [kernel_entry(router.kernel, f"{prefix}.gate.weight")]
+    if router.expert_bias is not None:
+        entries.append(copied_entry(router.expert_bias, f"{prefix}.gate.e_score_correction_bias"))
+    experts = [f"{prefix}.experts.{index}" for index in range(router.num_experts)]
+    entries += [
+        stacked_entry(
+            getattr(mixture, f"{name}_kernel"),
+            [f"{expert}.{name}_proj.weight" for expert in experts],
+        )
+        for name in ("gate", "up", "down")
+    ]
+    if mixture.shared_experts is not None:
+        entries += _feed_forward_entries(mixture.shared_experts, f"{prefix}.shared_experts")
+    return entries

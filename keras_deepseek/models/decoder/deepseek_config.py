@@ -1,0 +1,298 @@
+"""What the language models of DeepSeek from V2 to V3.2 are made of: their common config.
+
+The families beside it add what is their own. It reads and writes `config.json` as transformers has
+it, by a table of names.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.layers.position.rotary_scaling import check_scaling
+from keras_deepseek.models.checkpoint_config import (
+    check_checkpoint_keys,
+    check_checkpoint_value,
+    read_rope,
+)
+
+REQUIRED_KEYS = {
+    "vocab_size": "vocabulary_size",
+    "hidden_size": "hidden_dim",
+    "intermediate_size": "intermediate_dim",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "qk_nope_head_dim": "nope_head_dim",
+    "qk_rope_head_dim": "rope_head_dim",
+    "v_head_dim": "value_head_dim",
+    "kv_lora_rank": "key_value_lora_rank",
+    "q_lora_rank": "query_lora_rank",
+    "n_routed_experts": "num_experts",
+    "num_experts_per_tok": "num_experts_per_token",
+    "moe_intermediate_size": "moe_intermediate_dim",
+    "n_shared_experts": "num_shared_experts",
+    "first_k_dense_replace": "num_dense_layers",
+    "n_group": "num_groups",
+    "topk_group": "num_groups_per_token",
+    "norm_topk_prob": "normalize_weights",
+    "routed_scaling_factor": "routed_scale",
+}
+"""Keys of a `config.json` whose absence would leave open what the model computes."""
+
+OPTIONAL_KEYS = {
+    "moe_layer_freq": "moe_layer_frequency",
+    "scoring_func": "scoring",
+    "attention_bias": "use_attention_bias",
+    "attention_dropout": "attention_dropout",
+    "rms_norm_eps": "epsilon",
+    "max_position_embeddings": "max_length",
+    "tie_word_embeddings": "tie_embeddings",
+    "initializer_range": "initializer_stddev",
+    "bos_token_id": "start_token_id",
+    "eos_token_id": "end_token_id",
+    "pad_token_id": "pad_token_id",
+}
+
+OTHER_KEYS = frozenset(
+    {
+        "aux_loss_alpha",  # Of the training, as is the next: see `balance_loss`.
+        "seq_aux",
+        "ep_size",  # How the experts were divided among devices.
+        "head_dim",  # Follows from the others, as does the next.
+        "qk_head_dim",
+        "hidden_act",
+        "mlp_bias",
+        "num_experts",  # Other names of `n_routed_experts`, written beside it.
+        "num_key_value_heads",
+        "num_local_experts",
+        "num_mtp_layers",
+        "num_nextn_predict_layers",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "topk_method",
+    }
+)
+"""Keys that are read otherwise than by a name of our own, or that change nothing."""
+
+_SIZES = (
+    "vocabulary_size",
+    "hidden_dim",
+    "intermediate_dim",
+    "num_layers",
+    "num_heads",
+    "nope_head_dim",
+    "rope_head_dim",
+    "value_head_dim",
+    "key_value_lora_rank",
+    "moe_layer_frequency",
+    "num_groups",
+    "num_groups_per_token",
+)
+_SIZES_OR_NONE = (
+    "query_lora_rank",
+    "num_experts",
+    "num_experts_per_token",
+    "moe_intermediate_dim",
+    "max_length",
+)
+_COUNTS = ("num_shared_experts", "num_dense_layers", "num_prediction_layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSeekConfig:
+    """The sizes of a DeepSeek model; each family's class says what each of them is."""
+
+    vocabulary_size: int
+    hidden_dim: int
+    intermediate_dim: int
+    num_layers: int
+    num_heads: int
+    nope_head_dim: int
+    rope_head_dim: int
+    value_head_dim: int
+    key_value_lora_rank: int
+    query_lora_rank: int | None = None
+    num_experts: int | None = None
+    num_experts_per_token: int | None = None
+    moe_intermediate_dim: int | None = None
+    num_shared_experts: int = 1
+    num_dense_layers: int = 0
+    moe_layer_frequency: int = 1
+    num_groups: int = 1
+    num_groups_per_token: int = 1
+    scoring: str = "sigmoid"
+    normalize_weights: bool = True
+    routed_scale: float = 1.0
+    balance_loss: float = 0.0
+    rope_max_wavelength: float = 10000.0
+    rope_scaling: Mapping[str, Any] | None = None
+    use_attention_bias: bool = False
+    attention_dropout: float = 0.0
+    epsilon: float = 1e-6
+    max_length: int | None = None
+    tie_embeddings: bool = False
+    initializer_stddev: float = 0.02
+    num_prediction_layers: int = 0
+    prediction_loss_weight: float = 0.3
+    start_token_id: int | None = None
+    end_token_id: int | Sequence[int] | None = None
+    pad_token_id: int | None = None
+
+    model_type: ClassVar[str]
+    architecture: ClassVar[str]
+    topk_methods: ClassVar[tuple[str, ...]]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    own_keys: ClassVar[Mapping[str, str]] = {}
+    """The keys of a `config.json` that this family alone has."""
+
+    def __post_init__(self) -> None:
+        for name in _SIZES:
+            check_integer(name, getattr(self, name))
+        for name in _SIZES_OR_NONE:
+            check_integer(name, getattr(self, name), default=1)
+        for name in _COUNTS:
+            check_integer(name, getattr(self, name), least=0)
+        for name in ("normalize_weights", "use_attention_bias", "tie_embeddings"):
+            check_boolean(name, getattr(self, name))
+        for name in ("epsilon", "balance_loss", "prediction_loss_weight", "initializer_stddev"):
+            check_number(name, getattr(self, name), least=0)
+        check_number("routed_scale", self.routed_scale, above=0)
+        check_number("attention_dropout", self.attention_dropout, least=0, below=1)
+        if self.rope_scaling is not None:
+            scaling = check_scaling(self.rope_scaling, "rope_scaling")
+            object.__setattr__(self, "rope_scaling", scaling)
+        if isinstance(self.end_token_id, Sequence):
+            object.__setattr__(self, "end_token_id", tuple(self.end_token_id))  # JSON has lists.
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        if self.num_experts is None:
+            return
+        for name in ("num_experts_per_token", "moe_intermediate_dim"):
+            if getattr(self, name) is None:
+                raise InvalidInputError(
+                    f"`{name}` must be a positive integer where there are `num_experts`, here "
+                    f"{self.num_experts}; received None."
+                )
+
+    def has_experts(self, index: int) -> bool:
+        """Returns whether a layer has experts, rather than one feed-forward layer.
+
+        Args:
+            index: integer. The layer, from 0 on; those of further predictions follow the others.
+        """
+        is_first = index < self.num_dense_layers
+        return (
+            self.num_experts is not None and not is_first and not index % self.moe_layer_frequency
+        )
+
+    def attention_arguments(self) -> dict[str, Any]:
+        """Returns what the attention layer is made from."""
+        return {
+            "num_heads": self.num_heads,
+            "nope_head_dim": self.nope_head_dim,
+            "rope_head_dim": self.rope_head_dim,
+            "value_head_dim": self.value_head_dim,
+            "key_value_lora_rank": self.key_value_lora_rank,
+            "query_lora_rank": self.query_lora_rank,
+            "rope_max_wavelength": self.rope_max_wavelength,
+            "rope_scaling": self.rope_scaling,
+            "use_bias": self.use_attention_bias,
+            "dropout": self.attention_dropout,
+            "max_length": self.max_length,
+        }
+
+    def router_arguments(self) -> dict[str, Any]:
+        """Returns what the router of a layer with experts is made from."""
+        return {
+            "num_experts": self.num_experts,
+            "num_experts_per_token": self.num_experts_per_token,
+            "scoring": self.scoring,
+            "num_groups": self.num_groups,
+            "num_groups_per_token": self.num_groups_per_token,
+            "normalize_weights": self.normalize_weights,
+            "routed_scale": self.routed_scale,
+            "balance_loss": self.balance_loss,
+        }
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> Self:
+        """Returns the config of a size that has a name.
+
+        Args:
+            name: string. `"tiny"`, or a published size.
+            **overrides: Arguments beside those of the preset, or in their place.
+
+        Raises:
+            InvalidInputError: There is no such preset, or a value is out of its range.
+        """
+        if name not in cls.presets:
+            raise InvalidInputError(unknown_name_message("preset", name, cls.presets))
+        return cls(**{**cls.presets[name], **overrides})
+
+    @classmethod
+    def from_checkpoint_config(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
+        """Returns the config that the `config.json` of a checkpoint describes.
+
+        Modules that predict further tokens are not built unless `num_prediction_layers` says so:
+        many checkpoints name a number of them and do not hold them.
+
+        Args:
+            values: dict. The file, as `json` reads it.
+            **overrides: Arguments in the place of those that the file gives.
+
+        Raises:
+            InvalidInputError: The file is that of another model, a key is unknown or missing, or a
+                value is out of its range.
+        """
+        names = {**REQUIRED_KEYS, **OPTIONAL_KEYS, **cls.own_keys}
+        required = (set(REQUIRED_KEYS) | set(cls.own_keys)) - cls.optional_keys()
+        check_checkpoint_keys(values, {*names, *OTHER_KEYS}, required, cls.model_type)
+        check_checkpoint_value(values, "hidden_act", allowed=("silu",))
+        check_checkpoint_value(values, "mlp_bias", allowed=(False,))
+        num_heads = values["num_attention_heads"]
+        check_checkpoint_value(values, "num_key_value_heads", allowed=(num_heads,))
+        check_checkpoint_value(values, "topk_method", allowed=cls.topk_methods)
+        given = {field: values[key] for key, field in names.items() if key in values}
+        # What may be null there stands for our default, which is null, too, or the same.
+        given = {field: value for field, value in given.items() if value is not None}
+        theta, scaling = read_rope(values)
+        given |= {"rope_max_wavelength": theta, "rope_scaling": scaling}
+        if values["n_shared_experts"] is None:
+            given["num_shared_experts"] = 0
+        if values.get("topk_method") == "greedy":
+            given |= {"num_groups": 1, "num_groups_per_token": 1}
+        return cls(**{**given, **overrides})
+
+    @classmethod
+    def optional_keys(cls) -> set[str]:
+        """Returns the keys that may be missing though their names are among those that must be."""
+        return set()
+
+    def to_checkpoint_config(self) -> dict[str, Any]:
+        """Returns the `config.json` that transformers makes the same model from.
+
+        It has no model of a `moe_layer_frequency` beside 1, or of another `scoring` than the
+        family's: it passes these over, where DeepSeek's own code reads them.
+        """
+        names = {**REQUIRED_KEYS, **OPTIONAL_KEYS, **self.own_keys}
+        values = {key: getattr(self, field) for key, field in names.items()}
+        if self.max_length is None:
+            del values["max_position_embeddings"]
+        if self.num_experts is None:  # Which transformers can't read, but for layers without them.
+            values |= {"n_routed_experts": 1, "num_experts_per_tok": 1, "moe_intermediate_size": 1}
+            values["first_k_dense_replace"] = self.num_layers + self.num_prediction_layers
+        has_groups = self.num_groups > 1
+        return {
+            "architectures": [self.architecture],
+            "model_type": self.model_type,
+            "hidden_act": "silu",
+            "num_key_value_heads": self.num_heads,
+            "topk_method": self.topk_methods[-1 if has_groups else 0],
+            "rope_theta": self.rope_max_wavelength,
+            "rope_scaling": None if self.rope_scaling is None else dict(self.rope_scaling),
+            "num_nextn_predict_layers": self.num_prediction_layers,
+            **{key: list(x) if isinstance(x, tuple) else x for key, x in values.items()},
+        }

@@ -1,0 +1,54 @@
+"""The body of DeepSeek-V3: from token ids to hidden states."""
+
+from typing import Any, ClassVar
+
+import keras
+
+from keras_deepseek.layers import MultiHeadLatentAttention
+from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
+from keras_deepseek.models.decoder.deepseek_layers import make_backbone_layers
+from keras_deepseek.models.deepseek_v3.config import DeepSeekV3Config
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class DeepSeekV3Backbone(DecoderBackbone):
+    """The blocks of DeepSeek-V3, between the embedding of the tokens and the last norm.
+
+    Choose it to build another head than `DeepSeekV3CausalLM`'s on the same body. Each block is a
+    `DecoderBlock` of `MultiHeadLatentAttention` and, but for the first ones, `DeepSeekMoE`.
+
+    Args:
+        config: `DeepSeekV3Config`.
+        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
+            global one. Defaults to `None`.
+        **kwargs: Arguments of `keras.Model`, such as `name`.
+
+    Call arguments:
+        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
+            `"padding_mask"` of the same shape, 0 where a token is padding.
+
+    Returns:
+        A tensor of shape `(batch_size, length, hidden_dim)`: the hidden states behind the last
+        norm.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.models import DeepSeekV3Backbone, DeepSeekV3Config
+    >>> backbone = DeepSeekV3Backbone(DeepSeekV3Config.from_preset("tiny"))
+    >>> tokens = np.array([[3, 1, 4]])
+    >>> inputs = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
+    >>> tuple(backbone(inputs).shape)
+    (1, 3, 64)
+
+    Reference:
+
+    - [DeepSeek-V3 Technical Report (DeepSeek-AI, 2024)](https://arxiv.org/abs/2412.19437)
+    """
+
+    config_class: ClassVar[type] = DeepSeekV3Config
+
+    def __init__(self, config: DeepSeekV3Config, *, dtype: Any = None, **kwargs: Any) -> None:
+        policy = keras.dtype_policies.get(dtype)
+        layers = make_backbone_layers(config, MultiHeadLatentAttention, policy)
+        super().__init__(config, *layers, **kwargs)

@@ -1,0 +1,7 @@
+"""DeepSeek-V3.2."""
+
+from keras_deepseek.models.deepseek_v32.config import DeepSeekV32Config
+from keras_deepseek.models.deepseek_v32.deepseek_v32_backbone import DeepSeekV32Backbone
+from keras_deepseek.models.deepseek_v32.deepseek_v32_causal_lm import DeepSeekV32CausalLM
+
+__all__ = ["DeepSeekV32Backbone", "DeepSeekV32CausalLM", "DeepSeekV32Config"]

@@ -1,0 +1,164 @@
+"""What a DeepSeek-V3.2 is made of; read by its backbone and its task."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.models.checkpoint_config import check_checkpoint_value
+from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
+from keras_deepseek.models.deepseek_v32.presets import PRESETS
+
+_LAYER_TYPE = "deepseek_sparse_attention"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSeekV32Config(DeepSeekConfig):
+    """The sizes of a `DeepSeekV32CausalLM`.
+
+    Args:
+        vocabulary_size: integer. Number of tokens.
+        hidden_dim: integer. Size of the hidden states.
+        intermediate_dim: integer. Size of the hidden activations of a feed-forward layer that has
+            no experts.
+        num_layers: integer. Number of decoder blocks.
+        num_heads: integer. Number of attention heads.
+        nope_head_dim: integer. Size of the part of a query and key that knows no position.
+        rope_head_dim: integer. Size of the part that is rotated by position; an even number.
+        value_head_dim: integer. Size of a value.
+        key_value_lora_rank: integer. Size of the compressed keys and values.
+        query_lora_rank: integer or `None`. Size of the compressed queries; `None` projects queries
+            directly. Defaults to `None`.
+        num_experts: integer or `None`. Number of routed experts; `None` for a model without.
+            Defaults to `None`.
+        num_experts_per_token: integer or `None`. How many of them each token goes to. Defaults to
+            `None`.
+        moe_intermediate_dim: integer or `None`. Size of the hidden activations of one expert.
+            Defaults to `None`.
+        num_shared_experts: integer. How many experts every token uses. Defaults to `1`.
+        num_dense_layers: integer. How many of the first blocks have no experts. Defaults to `0`.
+        moe_layer_frequency: integer. Behind those, blocks whose number it divides have experts.
+            Defaults to `1`.
+        num_groups: integer. The number of groups that experts stand in. Defaults to `1`.
+        num_groups_per_token: integer. How many groups a token may choose from. Defaults to `1`.
+        scoring: string. The `scoring` of `ExpertRouter`. Defaults to `"sigmoid"`.
+        normalize_weights: boolean. Whether the weights of a token's experts are divided by their
+            sum. Defaults to `True`.
+        routed_scale: float. What these weights are multiplied with. Defaults to `1.0`.
+        balance_loss: float. Weight of the loss that asks every sequence to use its experts evenly,
+            in training alone. A checkpoint's `aux_loss_alpha` is not read. Defaults to `0.0`.
+        rope_max_wavelength: float. The base of the rotary angles. Defaults to `10000.0`.
+        rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`. Defaults to `None`.
+        use_attention_bias: boolean. Whether the projections of attention from and to the hidden
+            states add a bias. Defaults to `False`.
+        attention_dropout: float. Rate at which attention weights are dropped in training. Defaults
+            to `0.0`.
+        epsilon: float. Added to the mean squares in the norms of the blocks and the last one; those
+            within attention add 1e-6. Defaults to `1e-6`.
+        max_length: integer or `None`. Number of positions, in tokens, beyond which a call is
+            refused. Defaults to `None`.
+        tie_embeddings: boolean. Whether the logits are made by the embedding of the tokens, rather
+            than by weights of their own. Defaults to `False`.
+        initializer_stddev: float. Standard deviation of the weights at first. Defaults to `0.02`.
+        num_prediction_layers: integer. Number of modules that predict a further token each, whose
+            loss is added in training. Defaults to `0`.
+        prediction_loss_weight: float. What that loss is multiplied with. Defaults to `0.3`.
+        start_token_id: integer or `None`. The token that a text begins with. Defaults to `None`.
+        end_token_id: integer, tuple of integers, or `None`. The tokens that end a text. Defaults to
+            `None`.
+        pad_token_id: integer or `None`. The token that stands for padding. Defaults to `None`.
+        num_keys_per_query: integer. How many keys each token looks at, at most. Defaults to `2048`.
+        index_num_heads: integer. Number of heads of the indexer. Defaults to `64`.
+        index_head_dim: integer. Size of a head of the indexer. Defaults to `128`.
+        indexer_loss_weight: float or `None`. Weight of the loss that trains the indexer; `None`
+            leaves it as it is. Defaults to `None`.
+        feed_forward_types: tuple of strings or `None`. For each block `"dense"` or `"sparse"`,
+            which has experts; `None` goes by `num_dense_layers` and `moe_layer_frequency`.
+            Defaults to `None`.
+
+    Raises:
+        InvalidInputError: A value is out of its range. The message names it.
+
+    Example:
+
+    >>> from keras_deepseek.models import DeepSeekV32Config
+    >>> config = DeepSeekV32Config.from_preset("tiny", num_layers=4)
+    >>> config.num_layers, config.hidden_dim
+    (4, 64)
+    """
+
+    num_keys_per_query: int = 2048
+    index_num_heads: int = 64
+    index_head_dim: int = 128
+    indexer_loss_weight: float | None = None
+    feed_forward_types: Sequence[str] | None = None
+
+    model_type: ClassVar[str] = "deepseek_v32"
+    architecture: ClassVar[str] = "DeepseekV32ForCausalLM"
+    topk_methods: ClassVar[tuple[str, ...]] = ("noaux_tc",)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    own_keys: ClassVar[Mapping[str, str]] = {
+        "index_topk": "num_keys_per_query",
+        "index_n_heads": "index_num_heads",
+        "index_head_dim": "index_head_dim",
+        "mlp_layer_types": "feed_forward_types",
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_keys_per_query", "index_num_heads", "index_head_dim"):
+            check_integer(name, getattr(self, name))
+        if self.indexer_loss_weight is not None:
+            check_number("indexer_loss_weight", self.indexer_loss_weight, above=0)
+        types = self.feed_forward_types
+        if types is None:
+            return
+        if len(types) != self.num_layers or not {*types} <= {"dense", "sparse"}:
+            raise InvalidInputError(
+                f"`feed_forward_types` must be 'dense' or 'sparse' for each of the "
+                f"{self.num_layers} layers, received {types!r}."
+            )
+        object.__setattr__(self, "feed_forward_types", tuple(types))  # JSON brings a list.
+
+    def has_experts(self, index: int) -> bool:
+        types = self.feed_forward_types
+        if types is None or index >= len(types):
+            return super().has_experts(index)
+        return self.num_experts is not None and types[index] == "sparse"
+
+    def attention_arguments(self) -> dict[str, Any]:
+        return {
+            **super().attention_arguments(),
+            "num_keys_per_query": self.num_keys_per_query,
+            "index_num_heads": self.index_num_heads,
+            "index_head_dim": self.index_head_dim,
+            "indexer_loss_weight": self.indexer_loss_weight,
+        }
+
+    @classmethod
+    def optional_keys(cls) -> set[str]:
+        return {"mlp_layer_types"}
+
+    @classmethod
+    def from_checkpoint_config(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
+        values = dict(values)
+        for layer_type in values.pop("layer_types", None) or ():
+            check_checkpoint_value(
+                {"layer_types": layer_type}, "layer_types", allowed=(_LAYER_TYPE,)
+            )
+        config = super().from_checkpoint_config(values, **overrides)
+        by_number = replace(config, feed_forward_types=None)
+        # Transformers writes what `first_k_dense_replace` says out for every layer.
+        is_alike = all(
+            config.has_experts(index) == by_number.has_experts(index)
+            for index in range(config.num_layers)
+        )
+        return by_number if is_alike else config
+
+    def to_checkpoint_config(self) -> dict[str, Any]:
+        values = super().to_checkpoint_config()
+        values["mlp_layer_types"] = [
+            "sparse" if self.has_experts(index) else "dense" for index in range(self.num_layers)
+        ]
+        return values

@@ -1,0 +1,54 @@
+"""The body of DeepSeek-V3.2: from token ids to hidden states."""
+
+from typing import Any, ClassVar
+
+import keras
+
+from keras_deepseek.layers import DeepSeekSparseAttention
+from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
+from keras_deepseek.models.decoder.deepseek_layers import make_backbone_layers
+from keras_deepseek.models.deepseek_v32.config import DeepSeekV32Config
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class DeepSeekV32Backbone(DecoderBackbone):
+    """The blocks of DeepSeek-V3.2, between the embedding of the tokens and the last norm.
+
+    Choose it to build another head than `DeepSeekV32CausalLM`'s on the same body. Each block is a
+    `DecoderBlock` of `DeepSeekSparseAttention` and, but for the first ones, `DeepSeekMoE`.
+
+    Args:
+        config: `DeepSeekV32Config`.
+        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
+            global one. Defaults to `None`.
+        **kwargs: Arguments of `keras.Model`, such as `name`.
+
+    Call arguments:
+        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
+            `"padding_mask"` of the same shape, 0 where a token is padding.
+
+    Returns:
+        A tensor of shape `(batch_size, length, hidden_dim)`: the hidden states behind the last
+        norm.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.models import DeepSeekV32Backbone, DeepSeekV32Config
+    >>> backbone = DeepSeekV32Backbone(DeepSeekV32Config.from_preset("tiny"))
+    >>> tokens = np.array([[3, 1, 4]])
+    >>> inputs = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
+    >>> tuple(backbone(inputs).shape)
+    (1, 3, 64)
+
+    Reference:
+
+    - [DeepSeek-V3.2 (DeepSeek-AI, 2025)](https://arxiv.org/abs/2512.02556)
+    """
+
+    config_class: ClassVar[type] = DeepSeekV32Config
+
+    def __init__(self, config: DeepSeekV32Config, *, dtype: Any = None, **kwargs: Any) -> None:
+        policy = keras.dtype_policies.get(dtype)
+        layers = make_backbone_layers(config, DeepSeekSparseAttention, policy)
+        super().__init__(config, *layers, **kwargs)
