@@ -3,13 +3,6 @@
 All of them are plain Functional `keras.Model`s.
 """
 
-from keras_deepseek.models.decoder import DecoderBlock, MultiTokenLoss, TokenLogits
-from keras_deepseek.models.deepseek_v4 import (
-    DeepSeekV4Backbone,
-    DeepSeekV4CausalLM,
-    DeepSeekV4Config,
-    DeepSeekV4DecoderLayer,
-    DeepSeekV4TokenPrediction,
 from keras_deepseek.models.causal_lm import CausalLM
 from keras_deepseek.models.decoder import (
     DecoderBackbone,
@@ -27,6 +20,13 @@ from keras_deepseek.models.deepseek_v3 import (
     DeepSeekV3CausalLM,
     DeepSeekV3Config,
 )
+from keras_deepseek.models.deepseek_v4 import (
+    DeepSeekV4Backbone,
+    DeepSeekV4CausalLM,
+    DeepSeekV4Config,
+    DeepSeekV4DecoderLayer,
+    DeepSeekV4TokenPrediction,
+)
 from keras_deepseek.models.deepseek_v32 import (
     DeepSeekV32Backbone,
     DeepSeekV32CausalLM,
@@ -42,17 +42,17 @@ __all__ = [
     "CausalLM",
     "DecoderBackbone",
     "DecoderBlock",
-    "DeepSeekV4Backbone",
-    "DeepSeekV4CausalLM",
-    "DeepSeekV4Config",
-    "DeepSeekV4DecoderLayer",
-    "DeepSeekV4TokenPrediction",
     "DeepSeekV2Backbone",
     "DeepSeekV2CausalLM",
     "DeepSeekV2Config",
     "DeepSeekV3Backbone",
     "DeepSeekV3CausalLM",
     "DeepSeekV3Config",
+    "DeepSeekV4Backbone",
+    "DeepSeekV4CausalLM",
+    "DeepSeekV4Config",
+    "DeepSeekV4DecoderLayer",
+    "DeepSeekV4TokenPrediction",
     "DeepSeekV32Backbone",
     "DeepSeekV32CausalLM",
     "DeepSeekV32Config",
