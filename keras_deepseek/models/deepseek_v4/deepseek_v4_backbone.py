@@ -96,18 +96,18 @@ def make_decoder_layer(config: DeepSeekV4Config, index: int, policy: Any) -> Dee
             see a window alone, and are routed by scores.
         policy: `keras.DTypePolicy`.
     """
-    is_further = index >= config.num_layers
+    kind, router = "sliding_attention", "score"
+    if index < config.num_layers:
+        kind, router = config.layer_types[index], config.router_types[index]
     return DeepSeekV4DecoderLayer(
-        _make_attention(
-            config, "sliding_attention" if is_further else config.layer_types[index], policy
-        ),
-        _make_experts(config, "score" if is_further else config.router_types[index], policy),
+        _make_attention(config, kind, policy),
+        _make_experts(config, router, index, policy),
         sinkhorn_iterations=config.sinkhorn_iterations,
         stream_epsilon=config.stream_epsilon,
         epsilon=config.epsilon,
         kernel_initializer=make_initializer(config),
         dtype=policy,
-        name=f"decoder_layer_{index}",
+        name=f"transformer_layer_{index}",
     )
 
 
@@ -173,7 +173,7 @@ def _make_attention(config: DeepSeekV4Config, kind: str, policy: Any) -> Sliding
     )
 
 
-def _make_experts(config: DeepSeekV4Config, kind: str, policy: Any) -> DeepSeekMoE:
+def _make_experts(config: DeepSeekV4Config, kind: str, index: int, policy: Any) -> DeepSeekMoE:
     common: dict[str, Any] = {
         "num_experts": config.num_experts,
         "num_experts_per_token": config.num_experts_per_token,
@@ -183,12 +183,9 @@ def _make_experts(config: DeepSeekV4Config, kind: str, policy: Any) -> DeepSeekM
         "dtype": policy,
         "name": "router",
     }
-    is_hash = kind == "hash"
-    router = (
-        HashRouter(vocabulary_size=config.vocabulary_size, **common)
-        if is_hash
-        else ExpertRouter(**common)
-    )
+    router = ExpertRouter(**common)
+    if kind == "hash":  # By other experts in each layer.
+        router = HashRouter(vocabulary_size=config.vocabulary_size, seed=index, **common)
     return DeepSeekMoE(
         router,
         config.moe_intermediate_dim,

@@ -95,7 +95,7 @@ def _make_prediction(
     return DeepSeekV4TokenPrediction(
         make_decoder_layer(config, config.num_layers, policy),
         backbone.token_embedding,
-        TokenLogits(backbone.token_embedding, dtype=policy, name="logits"),
+        TokenLogits(backbone.token_embedding, dtype=policy, name="prediction_logits"),
         depth=config.num_prediction_layers,
         loss_weight=config.prediction_loss_weight,
         epsilon=config.epsilon,

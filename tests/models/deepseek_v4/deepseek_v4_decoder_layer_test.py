@@ -48,7 +48,10 @@ def test_it_passes_the_layer_routine():
 
 def test_it_is_two_hyper_connections_around_normed_layers():
     layer = DeepSeekV4DecoderLayer(*make_parts("hash"))
-    streams, tokens = keras.ops.convert_to_tensor(draw(2, 5, STREAMS, DIM)), np.ones((2, 5), "int32")
+    streams, tokens = (
+        keras.ops.convert_to_tensor(draw(2, 5, STREAMS, DIM)),
+        np.ones((2, 5), "int32"),
+    )
     outputs = layer(streams, tokens)
     for weight in layer.trainable_weights:
         weight.assign(to_numpy(weight) + 0.3 * draw(*weight.shape, seed=len(weight.path)))
