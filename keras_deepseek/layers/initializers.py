@@ -32,7 +32,28 @@ def stack_initializer(initializer: Any, count: int) -> Any:
     if not isinstance(initializer, keras.initializers.VarianceScaling):
         return initializer
 
-    def initialize(shape: tuple[int, ...], dtype: Any = None) -> Any:
-        return initializer(shape, dtype=dtype) * count**0.5
+    return _ScaledInitializer(initializer, count**0.5)
 
-    return initialize
+
+def draws_random_numbers(initializer: Any) -> bool:
+    """Returns whether what initializes a variable is random, and not a value of its own.
+
+    Args:
+        initializer: As `keras.Layer.add_weight` takes it; `None` is Keras's random default.
+    """
+    if initializer is None or isinstance(initializer, _ScaledInitializer):
+        return True
+    if isinstance(initializer, str | dict):
+        initializer = keras.initializers.get(initializer)
+    return isinstance(initializer, keras.initializers.RandomInitializer)
+
+
+class _ScaledInitializer:
+    """What another initializer draws, times a number."""
+
+    def __init__(self, initializer: Any, factor: float) -> None:
+        self._initializer = initializer
+        self._factor = factor
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
+        return self._initializer(shape, dtype=dtype) * self._factor

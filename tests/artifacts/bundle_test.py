@@ -94,7 +94,7 @@ def test_a_process_killed_as_it_replaces_a_bundle_leaves_one(tmp_path):
 
 def test_where_folders_can_not_be_exchanged_they_are_renamed(tmp_path, monkeypatch):
     write_bundle(tmp_path / "digits")
-    monkeypatch.setattr("keras_deepseek.artifacts.bundle.exchange", lambda first, second: False)
+    monkeypatch.setattr("keras_deepseek.artifacts.exchange.exchange", lambda first, second: False)
     write_bundle(tmp_path / "digits", b"newer")
     assert os.listdir(tmp_path) == ["digits"]
     assert (Bundle.open(tmp_path / "digits").path / "model.bin").read_bytes() == b"newer"

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from keras_deepseek.artifacts.exchange import exchange
+from keras_deepseek.artifacts.exchange import exchange, flush_to_disk, replace_folder
 
 
 def make_two(folder):
@@ -38,3 +38,16 @@ def test_another_system_and_an_old_c_library_have_none(tmp_path, monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert not exchange(first, second)
     assert os.listdir(first) == ["first"]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, can_exchange):
+    if not can_exchange:
+        monkeypatch.setattr("keras_deepseek.artifacts.exchange.exchange", lambda *paths: False)
+    first, second = make_two(tmp_path)
+    flush_to_disk(first)
+    replace_folder(first, second)
+    assert os.listdir(tmp_path) == ["sécond"]
+    assert os.listdir(second) == ["first"]
+    replace_folder(second, tmp_path / "third")
+    assert os.listdir(tmp_path) == ["third"]

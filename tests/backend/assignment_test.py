@@ -19,7 +19,9 @@ def test_values_come_in_every_dtype(dtype, source_dtype):
     current().assign_array(variable, source)
     expected = source.astype(there.get(dtype, dtype))
     assert variable.dtype == dtype
-    assert np.array_equal(keras.ops.convert_to_numpy(variable).astype("float32"), expected.astype("float32"))
+    assert np.array_equal(
+        keras.ops.convert_to_numpy(variable).astype("float32"), expected.astype("float32")
+    )
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0, 3), (7,), (7, 3), (2, 3, 4)])

@@ -13,9 +13,9 @@ def assign_array(variable: keras.Variable, source: Any) -> None:
     """Copies an array, or what is read like one by its indices, into a variable by pieces."""
     target, dtype = variable.value, tf.as_dtype(variable.dtype)
     pieces = list(cut_pieces(tuple(target.shape), dtype.size))
-    # A variable that a strategy mirrors, or an empty or single number, takes all of it at once.
-    if len(pieces) == 1 or not hasattr(target, "sparse_read"):
-        variable.assign(np.array(source[...], dtype.as_numpy_dtype))
+    # A variable that a strategy mirrors takes all of it at once.
+    if len(pieces) == 1 or isinstance(target, tf.distribute.DistributedValues):
+        variable.assign(np.array(np.asarray(source), dtype.as_numpy_dtype))
         return
     for index in pieces:
         # A copy, since TensorFlow may go on using the memory that it is given.

@@ -34,9 +34,9 @@ class CheckpointEntry:
     """Some variables of a model and the tensors that hold them in a checkpoint, many to many.
 
     The two functions are each other's inverse. They move numbers and compute nothing: what they are
-    given may have any dtype (bfloat16 among them), or be a view of a file, and only its shape counts
-    where a checkpoint is checked before it is read. Views (`.T`, `reshape`, slices) are best: where
-    a variable is sharded, only what a process needs of them is then read.
+    given may have any dtype (bfloat16 among them), or be a view of a file, and only its shape
+    counts where a checkpoint is checked before it is read. Views (`.T`, `reshape`, slices) are
+    best: where a variable is sharded, only what a process needs of them is then read.
 
     Args:
         variables: tuple of `keras.Variable`s.

@@ -1,0 +1,78 @@
+"""Shows how far the reading or writing of weights has come."""
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+_SHORT = 1.0  # Seconds. What takes no longer needs no bar.
+
+
+class LoadDisplay:
+    """A function that is called with the bytes that are done, and draws a bar of them.
+
+    The bar comes after a second, on a terminal alone, and goes with the last byte.
+
+    Args:
+        title: string. What is done, as in `"Loading deepseek"`.
+        total: integer. The bytes of all.
+        is_shown: boolean. Whether a bar is drawn. Defaults to `True`.
+        console: `rich.console.Console`. Defaults to `None`, that of the standard error.
+        clock: Function that returns seconds. Defaults to `time.monotonic`.
+
+    Example:
+
+    >>> with LoadDisplay("Loading", 100, is_shown=False) as advance:
+    ...     advance(100)
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        is_shown: bool = True,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console or Console(stderr=True)
+        self._is_shown = is_shown and self._console.is_terminal
+        self._clock = clock
+        self._began = clock()
+        self._done = 0
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._progress.add_task(title, total=total)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, num_bytes: int) -> None:
+        self._progress.advance(self._task, num_bytes)
+        if self._is_shown and self._clock() - self._began > _SHORT:
+            self._progress.start()

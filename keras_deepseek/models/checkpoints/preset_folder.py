@@ -1,0 +1,159 @@
+"""The folder of a preset: where it is, its JSON files, and how a new one takes its place."""
+
+import fnmatch
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from keras_deepseek.artifacts.argument_check import check_path
+from keras_deepseek.artifacts.errors import (
+    BundleError,
+    CheckpointError,
+    InvalidInputError,
+    MissingExtraError,
+)
+from keras_deepseek.artifacts.exchange import flush_to_disk, replace_folder
+from keras_deepseek.artifacts.staging_folder import staging_folder
+from keras_deepseek.models.tokenizers.tokenizer_files import TOKENIZER_FILES
+
+CONFIG_NAME = "config.json"
+GENERATION_CONFIG_NAME = "generation_config.json"
+HUB_PREFIX = "hf://"
+_OWN_FILES = (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+    *TOKENIZER_FILES,
+)
+
+
+def find_preset(preset: str | os.PathLike[str]) -> Path:
+    """Returns the folder of a preset, fetched from the Hugging Face hub if it is named there.
+
+    Args:
+        preset: A folder, or `"hf://org/name"`, or `"hf://org/name@revision"`.
+
+    Raises:
+        InvalidInputError: There is no such folder, or the hub does not give it.
+        MissingExtraError: It is on the hub, and `huggingface_hub` is not installed.
+    """
+    name = check_path("preset", preset)
+    if name.startswith(HUB_PREFIX):
+        return _fetch(name)
+    folder = Path(name)
+    if not folder.is_dir():
+        hint = f" For one on the Hugging Face hub write {HUB_PREFIX + name!r}."
+        raise InvalidInputError(
+            f"There is no folder {name!r}: expected one with a {CONFIG_NAME} and safetensors "
+            f"files.{hint if name.count('/') == 1 else ''}"
+        )
+    return folder
+
+
+def _fetch(preset: str) -> Path:
+    repository, _, revision = preset.removeprefix(HUB_PREFIX).partition("@")
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise InvalidInputError(
+            f"`preset` must be as in 'hf://organization/name@revision', received {preset!r}."
+        )
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingExtraError("huggingface_hub", "hub", "to fetch a preset") from error
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision or None, allow_patterns=list(_OWN_FILES)
+            )
+        )
+    except (OSError, ValueError) as error:  # Those of the hub and of the network are among them.
+        raise InvalidInputError(
+            f"The hub does not give {preset!r}: {type(error).__name__}: "
+            f"{str(error).strip().partition(chr(10))[0]}"
+        ) from error
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """Returns the object in a JSON file of a preset.
+
+    Args:
+        folder: `pathlib.Path`.
+        name: string.
+
+    Raises:
+        CheckpointError: It is missing, or no JSON object.
+    """
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{str(folder / name)!r} can't be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{str(folder / name)!r} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{str(folder / name)!r} must hold a JSON object.")
+    return content
+
+
+def write_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file of a preset.
+
+    Args:
+        folder: `pathlib.Path`.
+        name: string.
+        content: dict.
+    """
+    text = json.dumps(dict(content), indent=2, sort_keys=True, ensure_ascii=False)
+    (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def new_preset(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields an empty folder that stands at `path` in the end, in place of an older preset.
+
+    Where the block ends with an error, nothing has changed there.
+
+    Args:
+        path: Where the preset will stand.
+
+    Raises:
+        CheckpointError: Something else stands there, or nothing can be written there.
+    """
+    target = Path(check_path("folder", path)).absolute()
+    _check_target(target)
+    try:
+        with staging_folder(target) as work:
+            folder = work / target.name
+            folder.mkdir()
+            yield folder
+            for file in folder.iterdir():
+                flush_to_disk(file)
+            _check_target(target)
+            replace_folder(folder, target)
+            flush_to_disk(target.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"The preset {str(target)!r} can't be written: {error.strerror}."
+        ) from error
+    except BundleError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _check_target(target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise CheckpointError(f"{str(target)!r} is a file; expected a folder. Name another.")
+    names = sorted(each.name for each in target.iterdir())
+    foreign = [
+        name for name in names if not any(fnmatch.fnmatch(name, each) for each in _OWN_FILES)
+    ]
+    if foreign or (names and CONFIG_NAME not in names):
+        raise CheckpointError(
+            f"{str(target)!r} is not replaced: it holds {', '.join((foreign or names)[:5])}, "
+            "which is of no preset. Move that, or name a new folder."
+        )

@@ -1,0 +1,261 @@
+"""The base class of the models that read and write checkpoints in the form of Hugging Face.
+
+A task names three things, and its family's `checkpoint_map.py` makes the entries:
+
+    class DeepSeekV3CausalLM(PresetModel):
+        architectures = ("DeepseekV3ForCausalLM",)
+        config_class = DeepSeekV3Config
+        ignored_tensors = ("*.rotary_emb.inv_freq",)
+
+        def checkpoint_entries(self):
+            return checkpoint_entries(self)
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+import keras
+
+from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.errors import (
+    InvalidInputError,
+    NotSupportedError,
+    unknown_name_message,
+)
+from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
+from keras_deepseek.models.checkpoints.merged_kernels import merged_kernels
+from keras_deepseek.models.checkpoints.preset_folder import (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    find_preset,
+    new_preset,
+    read_json,
+    write_json,
+)
+from keras_deepseek.models.checkpoints.unset_variables import unset_variables
+from keras_deepseek.models.checkpoints.weights_reader import DEFAULT_BLOCK_SHAPE, read_weights
+from keras_deepseek.models.checkpoints.weights_writer import write_weights
+from keras_deepseek.models.tokenizers.tokenizer import Tokenizer, is_installed
+from keras_deepseek.models.tokenizers.tokenizer_files import check_vocabulary, read_tokenizer_files
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+class PresetModel(keras.Model):
+    """A Functional model that is read from a preset, a folder of Hugging Face's form, and written.
+
+    A subclass sets the attributes below and `checkpoint_entries`. Its `__init__` takes its config
+    and `dtype`, and it has the config as `config`.
+    """
+
+    architectures: ClassVar[tuple[str, ...]] = ()
+    """The names of the class in `transformers`; the first is the one that is written."""
+
+    config_class: ClassVar[Any] = None
+    """The config dataclass, with `from_checkpoint_config` and `to_checkpoint_config`."""
+
+    ignored_tensors: ClassVar[tuple[str, ...]] = ()
+    """Patterns of the names of tensors that may be in a checkpoint and are passed over."""
+
+    float32_tensors: ClassVar[tuple[str, ...]] = ()
+    """Patterns of the names of tensors that are written in float32 whatever the others are in."""
+
+    tokenizer: Tokenizer | None = None
+    """The tokenizer of the preset; `None` where it has none or `tokenizers` is not installed."""
+
+    generation_config: Mapping[str, Any] = MappingProxyType({})
+    """What the preset's `generation_config.json` says, such as `eos_token_id`."""
+
+    _tokenizer_files: Mapping[str, bytes] = MappingProxyType({})
+
+    def checkpoint_entries(self) -> Sequence[CheckpointEntry]:
+        """Returns which tensors of a checkpoint the variables come from."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_preset(
+        cls,
+        preset: str | os.PathLike[str],
+        *,
+        dtype: Any = None,
+        load_weights: bool = True,
+        verbose: bool = True,
+        **config_overrides: Any,
+    ) -> Self:
+        """Returns the model of a preset, with its weights and its tokenizer.
+
+        Args:
+            preset: A folder that holds `config.json` and safetensors files, or the name of one on
+                the Hugging Face hub, as in `"hf://deepseek-ai/DeepSeek-V2-Lite@main"`.
+            dtype: string, `keras.DTypePolicy` or `None`. The policy of the layers; `None` takes the
+                global one. Defaults to `None`.
+            load_weights: boolean. `False` leaves the weights random. Defaults to `True`.
+            verbose: boolean. Whether a bar on the terminal shows how far a long load has come.
+                Defaults to `True`.
+            **config_overrides: Values of the config in place of those of the preset.
+
+        Raises:
+            InvalidInputError: There is no such preset, it is of another architecture, its config
+                has a key that is not known, or its tokenizer does not fit.
+            CheckpointError: A file is torn, or its tensors are not those of the model.
+            MissingExtraError: It is on the hub, and `huggingface_hub` is not installed.
+        """
+        folder = find_preset(preset)
+        checkpoint_config = read_json(folder, CONFIG_NAME)
+        cls._check_architecture(folder, checkpoint_config)
+        block_shape = _read_block_shape(folder, checkpoint_config)
+        config = cls.config_class.from_checkpoint_config(checkpoint_config)
+        config = _override(config, config_overrides)
+        files = read_tokenizer_files(folder)
+        _check_tokenizer(files, config)
+        if load_weights:
+            model = cls._build_and_fill(config, dtype, folder, block_shape, verbose)
+        else:
+            model = cls(config, dtype=dtype)
+        model._tokenizer_files = MappingProxyType(files)
+        if files and is_installed():
+            model.tokenizer = Tokenizer(files)
+        if (folder / GENERATION_CONFIG_NAME).exists():
+            model.generation_config = MappingProxyType(read_json(folder, GENERATION_CONFIG_NAME))
+        return model
+
+    @classmethod
+    def _build_and_fill(
+        cls, config: Any, dtype: Any, folder: Path, block_shape: tuple[int, int], is_shown: bool
+    ) -> Self:
+        with unset_variables() as unset:
+            model = cls(config, dtype=dtype)
+        entries = model.checkpoint_entries()
+        _check_entries(entries, unset)
+        read_weights(
+            folder,
+            entries,
+            ignored_tensors=model.ignored_tensors,
+            block_shape=block_shape,
+            is_shown=is_shown,
+        )
+        return model
+
+    @classmethod
+    def _check_architecture(cls, folder: Path, checkpoint_config: Mapping[str, Any]) -> None:
+        found = checkpoint_config.get("architectures") or []
+        if not set(found) & set(cls.architectures):
+            raise InvalidInputError(
+                f"{str(folder)!r} is a checkpoint of {', '.join(map(str, found)) or 'no'} "
+                f"architecture (model_type {checkpoint_config.get('model_type')!r}), and "
+                f"{cls.__name__} reads {' or '.join(cls.architectures)}. Use the class of that "
+                "architecture."
+            )
+
+    def save_to_preset(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        dtype: str | None = None,
+        max_shard_bytes: int = 5 * 10**9,
+        verbose: bool = True,
+    ) -> None:
+        """Writes a folder that `from_preset` reads, and `transformers` too.
+
+        It holds `config.json`, the weights in safetensors files, the `generation_config`, and the
+        files of the `tokenizer`. A LoRA is added to the kernels that it belongs to. It is written
+        beside its place and moved there when it is whole; an older preset there is replaced.
+
+        Args:
+            folder: Where the preset will stand.
+            dtype: `"float32"`, `"float16"`, `"bfloat16"` or `None`. What floating-point tensors are
+                written in; `None` leaves each in that of its variable. Defaults to `None`.
+            max_shard_bytes: integer. Weights of more bytes are divided into several files. Defaults
+                to `5 * 10**9`.
+            verbose: boolean. Whether a bar on the terminal shows how far a long write has come.
+                Defaults to `True`.
+
+        Raises:
+            InvalidInputError: `dtype` is none of these, or the tokenizer does not fit.
+            CheckpointError: Something else stands there, or nothing can be written there.
+        """
+        if dtype is not None and dtype not in DTYPES:
+            raise InvalidInputError(
+                f"{unknown_name_message('`dtype`', dtype, DTYPES)} `None` leaves it as it is."
+            )
+        max_shard_bytes = check_integer("max_shard_bytes", max_shard_bytes)
+        files = self._tokenizer_files if self.tokenizer is None else self.tokenizer.files
+        _check_tokenizer(files, self.config)
+        entries = self.checkpoint_entries()
+        merged = merged_kernels(self)
+        with new_preset(folder) as work:
+            write_json(work, CONFIG_NAME, self._checkpoint_config(dtype))
+            if self.generation_config:
+                write_json(work, GENERATION_CONFIG_NAME, self.generation_config)
+            for name, content in files.items():
+                (work / name).write_bytes(content)
+            write_weights(
+                work,
+                entries,
+                dtype=dtype,
+                float32_tensors=self.float32_tensors,
+                max_shard_bytes=max_shard_bytes,
+                read_value=lambda variable: merged.get(id(variable), lambda: variable.value)(),
+                is_shown=verbose,
+            )
+
+    def _checkpoint_config(self, dtype: str | None) -> dict[str, Any]:
+        written = {
+            **self.config.to_checkpoint_config(),
+            "architectures": [self.architectures[0]],
+            "dtype": dtype or _most_common_dtype(self.weights),
+        }
+        written.pop("quantization_config", None)  # The weights are written as numbers.
+        return written
+
+
+def _most_common_dtype(variables: Sequence[keras.Variable]) -> str:
+    counts = Counter(variable.dtype for variable in variables)
+    return str(counts.most_common(1)[0][0])
+
+
+def _override(config: Any, overrides: Mapping[str, Any]) -> Any:
+    names = [field.name for field in fields(config)]
+    for name in overrides:
+        if name not in names:
+            raise InvalidInputError(unknown_name_message("value of the config", name, names))
+    return replace(config, **overrides)
+
+
+def _check_tokenizer(files: Mapping[str, bytes], config: Any) -> None:
+    vocabulary_size = getattr(config, "vocabulary_size", None)
+    if files and vocabulary_size is not None:
+        check_vocabulary(files, vocabulary_size)
+
+
+def _check_entries(entries: Sequence[CheckpointEntry], unset: Sequence[keras.Variable]) -> None:
+    """Says where a checkpoint map leaves a variable out, or fills one twice: a fault of the map."""
+    filled = [variable for entry in entries for variable in entry.variables]
+    counts = {id(variable): 0 for variable in (*unset, *filled)}
+    for variable in filled:
+        counts[id(variable)] += 1
+    wrong = [each.path for each in (*unset, *filled) if counts[id(each)] != 1]
+    if wrong:
+        raise InvalidInputError(
+            f"The checkpoint map must have an entry for each variable: {sorted(set(wrong))} have "
+            "none or several."
+        )
+
+
+def _read_block_shape(folder: Path, checkpoint_config: Mapping[str, Any]) -> tuple[int, int]:
+    quantization = checkpoint_config.get("quantization_config")
+    if not quantization:
+        return DEFAULT_BLOCK_SHAPE
+    method = quantization.get("quant_method")
+    if method != "fp8":
+        raise NotSupportedError(
+            f"{str(folder)!r} is quantized by {method!r}; expected 'fp8', or none. Fetch the "
+            "checkpoint in bfloat16."
+        )
+    rows, columns = quantization.get("weight_block_size") or DEFAULT_BLOCK_SHAPE
+    return int(rows), int(columns)

@@ -1,0 +1,38 @@
+"""Models that are built to be filled: no random numbers are drawn for what a checkpoint brings."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from keras_deepseek.backend.lent_attributes import lent_attributes
+from keras_deepseek.layers.initializers import draws_random_numbers
+
+_lock = threading.RLock()
+
+
+@contextmanager
+def unset_variables() -> Iterator[list[keras.Variable]]:
+    """Yields a list of the variables that this thread makes inside, zeros in place of random.
+
+    Those with another initializer, such as ones or a table, begin as ever and are not in the list.
+    """
+    made: list[keras.Variable] = []
+    thread = threading.get_ident()
+    add_weight = keras.Layer.add_weight
+
+    def add_zeros(
+        layer: keras.Layer, shape: Any = None, initializer: Any = None, *args: Any, **kwargs: Any
+    ) -> keras.Variable:
+        is_here = threading.get_ident() == thread
+        if not (is_here and draws_random_numbers(initializer)):
+            return add_weight(layer, shape, initializer, *args, **kwargs)
+        variable = add_weight(layer, shape, "zeros", *args, **kwargs)
+        made.append(variable)
+        return variable
+
+    # One at a time: two that end in the order they began would leave the second's for ever.
+    with _lock, lent_attributes(keras.Layer, add_weight=add_zeros):
+        yield made

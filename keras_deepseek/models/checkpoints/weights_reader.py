@@ -1,0 +1,83 @@
+"""From the files of a checkpoint into the variables of a model, an entry at a time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
+from keras_deepseek.models.checkpoints.load_display import LoadDisplay
+from keras_deepseek.models.checkpoints.safetensors_file import MappedFiles, StoredTensor
+from keras_deepseek.models.checkpoints.scaled_blocks import ScaledBlocks
+from keras_deepseek.models.checkpoints.weights_folder import SCALE_SUFFIX, WeightsFolder
+
+DEFAULT_BLOCK_SHAPE = (128, 128)
+
+
+def read_weights(
+    folder: Path,
+    entries: Sequence[CheckpointEntry],
+    *,
+    ignored_tensors: Sequence[str] = (),
+    block_shape: tuple[int, int] = DEFAULT_BLOCK_SHAPE,
+    is_shown: bool = False,
+) -> None:
+    """Fills the variables of a model; all names and shapes are checked before the first.
+
+    Args:
+        folder: `pathlib.Path` of the folder with the safetensors files.
+        entries: `CheckpointEntry`s of the model.
+        ignored_tensors: strings. Patterns of names that may be there and are passed over.
+        block_shape: tuple of two integers. The blocks that float8 tensors have scales of. Defaults
+            to `(128, 128)`.
+        is_shown: boolean. Whether a bar shows how far it has come. Defaults to `False`.
+
+    Raises:
+        CheckpointError: The files are torn, or hold other tensors than the model takes. No variable
+            has changed.
+    """
+    weights = WeightsFolder(folder)
+    weights.check(entries, ignored_tensors, block_shape)
+    stored = [_stored_tensors(weights, entry) for entry in entries]
+    total = sum(tensor.num_bytes for tensors in stored for tensor in tensors)
+    with (
+        MappedFiles() as files,
+        LoadDisplay(f"Loading {folder.name}", total, is_shown=is_shown) as advance,
+    ):
+        for entry, tensors in zip(entries, stored, strict=True):
+            _fill(entry, [_read(files, weights, name, block_shape) for name in entry.tensors])
+            for tensor in tensors:
+                files.release(tensor)
+                advance(tensor.num_bytes)
+
+
+def _stored_tensors(weights: WeightsFolder, entry: CheckpointEntry) -> list[StoredTensor]:
+    names = [
+        *entry.tensors,
+        *(name + SCALE_SUFFIX for name in entry.tensors if weights.is_scaled(name)),
+    ]
+    return [weights.tensors[name] for name in names]
+
+
+def _read(
+    files: MappedFiles, weights: WeightsFolder, name: str, block_shape: tuple[int, int]
+) -> Any:
+    values = files.read(weights.tensors[name])
+    if not weights.is_scaled(name):
+        return values
+    scales = files.read(weights.tensors[name + SCALE_SUFFIX])
+    return ScaledBlocks(values, scales, block_shape)
+
+
+def _fill(entry: CheckpointEntry, arrays: list[Any]) -> None:
+    if len(arrays) == 1:  # Of several, each is computed as it is read.
+        arrays = [array[:] if isinstance(array, ScaledBlocks) else array for array in arrays]
+    sources = entry.to_variables(arrays)
+    for variable, source in zip(entry.variables, sources, strict=True):
+        if tuple(source.shape) != tuple(variable.shape):
+            raise InvalidInputError(
+                f"The checkpoint map makes {tuple(source.shape)} of {entry.tensors}, and the "
+                f"variable {variable.path!r} has the shape {tuple(variable.shape)}."
+            )
+        backend.current().assign_array(variable, source)

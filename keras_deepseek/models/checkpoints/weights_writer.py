@@ -1,0 +1,155 @@
+"""From the variables of a model to safetensors files, a tensor at a time."""
+
+import fnmatch
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.array_pieces import cut_pieces
+from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
+from keras_deepseek.models.checkpoints.load_display import LoadDisplay
+from keras_deepseek.models.checkpoints.safetensors_file import DTYPES, LENGTH_BYTES
+from keras_deepseek.models.checkpoints.weights_folder import INDEX_NAME, WEIGHTS_NAME
+
+_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
+_ALIGNMENT = 8
+ReadValue = Callable[[keras.Variable], Any]
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor as it will stand in a file.
+
+    Args:
+        name: string.
+        dtype: NumPy dtype.
+        shape: tuple of integers.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes that it takes."""
+        return int(np.prod(self.shape, dtype="int64")) * self.dtype.itemsize
+
+
+def write_weights(
+    folder: Path,
+    entries: Sequence[CheckpointEntry],
+    *,
+    dtype: str | None = None,
+    float32_tensors: Sequence[str] = (),
+    max_shard_bytes: int,
+    read_value: ReadValue,
+    is_shown: bool = False,
+) -> None:
+    """Writes the variables of a model: one file, or shards with their index.
+
+    Args:
+        folder: `pathlib.Path` of an empty folder.
+        entries: `CheckpointEntry`s of the model.
+        dtype: string or `None`. That of all floating-point tensors; `None` leaves each in that of
+            its variable. Defaults to `None`.
+        float32_tensors: strings. Patterns of names that are written in float32 in any case.
+        max_shard_bytes: integer. What is more goes into another file, if it is not one tensor.
+        read_value: Function that returns the value of a variable.
+        is_shown: boolean. Whether a bar shows how far it has come. Defaults to `False`.
+    """
+    plans = [(entry, _plan(entry, dtype, float32_tensors)) for entry in entries]
+    # Wide numbers first, so that each is aligned without gaps, which the form has none of.
+    plans.sort(key=lambda each: -max(planned.dtype.itemsize for planned in each[1]))
+    shards = _divide([planned for _, plan in plans for planned in plan], max_shard_bytes)
+    names = [WEIGHTS_NAME]
+    if len(shards) > 1:
+        stem, suffix = Path(WEIGHTS_NAME).stem, Path(WEIGHTS_NAME).suffix
+        numbers = range(1, len(shards) + 1)
+        names = [f"{stem}-{number:05}-of-{len(shards):05}{suffix}" for number in numbers]
+        _write_index(folder, names, shards)
+    total = sum(planned.num_bytes for shard in shards for planned in shard)
+    with LoadDisplay(f"Saving {folder.name}", total, is_shown=is_shown) as advance:
+        arrays = _stream(plans, read_value)
+        for name, shard in zip(names, shards, strict=True):
+            with (folder / name).open("wb") as file:
+                file.write(_header(shard))
+                for planned in shard:
+                    _write_array(file, next(arrays), planned.dtype)
+                    advance(planned.num_bytes)
+
+
+def _plan(
+    entry: CheckpointEntry, dtype: str | None, float32_tensors: Sequence[str]
+) -> list[PlannedTensor]:
+    own = np.dtype(DTYPES[_NAMES[entry.variables[0].dtype]])
+    is_floating = own.kind not in "iub"
+    plan = []
+    for name, shape in zip(entry.tensors, entry.tensor_shapes(), strict=True):
+        chosen = DTYPES[_NAMES[dtype]] if dtype and is_floating else own
+        if is_floating and any(fnmatch.fnmatchcase(name, each) for each in float32_tensors):
+            chosen = DTYPES["F32"]
+        plan.append(PlannedTensor(name, chosen, shape))
+    return plan
+
+
+def _divide(planned: Sequence[PlannedTensor], max_bytes: int) -> list[list[PlannedTensor]]:
+    shards: list[list[PlannedTensor]] = [[]]
+    filled = 0
+    for each in planned:
+        if shards[-1] and filled + each.num_bytes > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(each)
+        filled += each.num_bytes
+    return shards
+
+
+def _write_index(
+    folder: Path, names: Sequence[str], shards: Sequence[Sequence[PlannedTensor]]
+) -> None:
+    weight_map = {
+        planned.name: name for name, shard in zip(names, shards, strict=True) for planned in shard
+    }
+    total = sum(planned.num_bytes for shard in shards for planned in shard)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _header(shard: Sequence[PlannedTensor]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # `transformers` asks for it.
+    begin = 0
+    for planned in shard:
+        end = begin + planned.num_bytes
+        header[planned.name] = {
+            "dtype": _NAMES[planned.dtype.name],
+            "shape": list(planned.shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def _stream(
+    plans: Sequence[tuple[CheckpointEntry, list[PlannedTensor]]], read_value: ReadValue
+) -> Iterator[Array]:
+    for entry, _ in plans:
+        values = [keras.ops.convert_to_numpy(read_value(each)) for each in entry.variables]
+        tensors = list(entry.to_tensors(values))
+        del values
+        while tensors:  # Each is let go as it has been written.
+            yield tensors.pop(0)
+
+
+def _write_array(file: Any, array: Array, dtype: np.dtype[Any]) -> None:
+    for index in cut_pieces(array.shape, dtype.itemsize):
+        piece = np.ascontiguousarray(array[index], dtype)
+        file.write(piece.reshape(-1).view("u1").data)

@@ -1,0 +1,96 @@
+"""The chat template of a checkpoint: from messages to the text that the model was trained on."""
+
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
+
+Message = Mapping[str, Any]
+
+
+def render_chat(template: str, messages: Sequence[Message], **variables: Any) -> str:
+    """Returns the text of a conversation.
+
+    The template runs in a sandbox: it comes with the checkpoint, from whoever made that.
+
+    Args:
+        template: string. A jinja2 template.
+        messages: list of dicts, as in `{"role": "user", "content": "Hello"}`.
+        **variables: Further names that the template may use.
+
+    Raises:
+        InvalidInputError: The template is none, or refuses the messages.
+        MissingExtraError: jinja2 is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingExtraError("jinja2", "text", "to apply a chat template") from error
+    try:
+        return str(_compile(template).render(messages=messages, **variables))
+    except jinja2.TemplateSyntaxError as error:
+        raise InvalidInputError(
+            f"The chat template is not valid, line {error.lineno}: {error.message}."
+        ) from error
+    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"The chat template does not take these messages: {error or type(error).__name__}."
+        ) from error
+
+
+@lru_cache(maxsize=16)
+def _compile(template: str) -> Any:
+    from jinja2 import TemplateRuntimeError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise TemplateRuntimeError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _generation_block()]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = _format_now
+    return environment.from_string(template)
+
+
+def _generation_block() -> type[Any]:
+    """Returns the extension that knows `{% generation %}`, a mark for training, as its inside."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class GenerationBlock(Extension):
+        tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it.
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    return GenerationBlock
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Returns JSON as it is; jinja2's own escapes it for HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _format_now(form: str) -> str:
+    return dt.datetime.now().astimezone().strftime(form)

@@ -1,0 +1,320 @@
+"""The tokenizer of a checkpoint, computed by the `tokenizers` library."""
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+
+from keras_deepseek.artifacts.errors import (
+    CheckpointError,
+    InvalidInputError,
+    MissingExtraError,
+    unknown_name_message,
+)
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.models.tokenizers.chat_template import Message, render_chat
+from keras_deepseek.models.tokenizers.stream_decoder import StreamDecoder
+from keras_deepseek.models.tokenizers.tokenizer_files import (
+    CHAT_TEMPLATE_NAME,
+    TOKENIZER_CONFIG_NAME,
+    TOKENIZER_NAME,
+    read_json_file,
+    read_special_tokens,
+    read_tokenizer_files,
+)
+
+Text = str | Sequence[str]
+
+
+def is_installed() -> bool:
+    """Returns whether the `tokenizers` library is there."""
+    return importlib.util.find_spec("tokenizers") is not None
+
+
+class Tokenizer:
+    """Text to the padded arrays that a language model takes, and back.
+
+    It reads `tokenizer.json` and `tokenizer_config.json` as Hugging Face writes them, and computes
+    by the `tokenizers` library (`pip install 'keras_deepseek[text]'`).
+
+    Args:
+        files: dict of bytes by name: the files of the tokenizer, `"tokenizer.json"` among them.
+
+    Call arguments:
+        texts: string or list of strings.
+        sequence_length: integer or `None`. The length of each row: longer ones are cut, at the end
+            or, where padding is on the left, at the beginning. `None` takes the longest. Defaults
+            to `None`.
+        padding_side: `"right"` for training or `"left"` for generation. Defaults to `"right"`.
+        add_special_tokens: boolean. Whether tokens such as that of the beginning are added.
+            Defaults to `True`.
+
+    Returns:
+        A dict of `"token_ids"`, int32 of shape `(batch_size, sequence_length)`, and
+        `"padding_mask"`, int32 of the same shape, 1 where there is a token.
+
+    Raises:
+        InvalidInputError: There is no `tokenizer.json`, or what is given is no text.
+        CheckpointError: The files are torn.
+        MissingExtraError: `tokenizers` is not installed.
+
+    Example:
+
+    ```python
+    tokenizer = Tokenizer.from_preset("DeepSeek-V2-Lite")
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
+    inputs = tokenizer([prompt], padding_side="left", add_special_tokens=False)
+    ```
+    """
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        if TOKENIZER_NAME not in files:
+            raise InvalidInputError(
+                f"There is no {TOKENIZER_NAME!r} among the files {sorted(files)}. Write it with "
+                "the tokenizer's `save_pretrained` in `transformers`."
+            )
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise MissingExtraError("tokenizers", "text", "to make tokens of text") from error
+        self.files: Mapping[str, bytes] = MappingProxyType(dict(files))
+        self.config = read_json_file(files, TOKENIZER_CONFIG_NAME)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(files[TOKENIZER_NAME])
+        except Exception as error:  # The library raises `Exception` itself.
+            raise CheckpointError(f"The file {TOKENIZER_NAME!r} is torn: {error}.") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.special_token_ids: dict[str, int] = {}
+        for name, token in read_special_tokens(files).items():
+            token_id = self._tokenizer.token_to_id(token)
+            if token_id is not None:
+                self.special_token_ids[name] = token_id
+
+    @classmethod
+    def from_preset(cls, preset: str | os.PathLike[str]) -> Self:
+        """Returns the tokenizer of a preset.
+
+        Args:
+            preset: A folder, or the name of one on the Hugging Face hub, as in `"hf://org/name"`.
+
+        Raises:
+            InvalidInputError: There is no such preset, or it has no tokenizer.
+        """
+        from keras_deepseek.models.checkpoints.preset_folder import find_preset
+
+        return cls(read_tokenizer_files(find_preset(preset)))
+
+    def __call__(
+        self,
+        texts: Text,
+        *,
+        sequence_length: int | None = None,
+        padding_side: Literal["left", "right"] = "right",
+        add_special_tokens: bool = True,
+    ) -> dict[str, Array]:
+        if padding_side not in ("left", "right"):
+            raise InvalidInputError(
+                unknown_name_message("padding side", padding_side, ("left", "right"))
+            )
+        texts = [texts] if isinstance(texts, str) else texts
+        rows = self.tokenize(texts, add_special_tokens=add_special_tokens)
+        return self.pad(rows, sequence_length=sequence_length, padding_side=padding_side)
+
+    def pad(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        sequence_length: int | None = None,
+        padding_side: Literal["left", "right"] = "right",
+    ) -> dict[str, Array]:
+        """Returns rows of token ids as the padded arrays that a call returns.
+
+        Args:
+            rows: lists of integers.
+            sequence_length: integer or `None`. As for a call. Defaults to `None`.
+            padding_side: `"right"` or `"left"`. Defaults to `"right"`.
+        """
+        if sequence_length is None:
+            sequence_length = max(map(len, rows), default=0)
+        token_ids = np.full((len(rows), sequence_length), self.pad_token_id, "int32")
+        padding_mask = np.zeros_like(token_ids)
+        for number, row in enumerate(rows):
+            length = min(len(row), sequence_length)
+            if padding_side == "left":
+                part, kept = slice(sequence_length - length, None), row[len(row) - length :]
+            else:
+                part, kept = slice(0, length), row[:length]
+            token_ids[number, part] = kept
+            padding_mask[number, part] = 1
+        return {"token_ids": token_ids, "padding_mask": padding_mask}
+
+    @overload
+    def tokenize(self, texts: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    @overload
+    def tokenize(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> list[list[int]]: ...
+
+    def tokenize(
+        self, texts: Text, *, add_special_tokens: bool = True
+    ) -> list[int] | list[list[int]]:
+        """Returns the token ids of a text, or of each of several.
+
+        Args:
+            texts: string or list of strings.
+            add_special_tokens: boolean. Whether tokens such as that of the beginning are added.
+                Defaults to `True`.
+        """
+        if isinstance(texts, str):
+            return self.tokenize([texts], add_special_tokens=add_special_tokens)[0]
+        texts = list(texts)
+        for text in texts:
+            if not isinstance(text, str):
+                raise InvalidInputError(f"A text must be a string, received {text!r}.")
+        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+        rows = [list(each.ids) for each in encoded]
+        return [self._edit_ends(row) for row in rows] if add_special_tokens else rows
+
+    def _edit_ends(self, row: list[int]) -> list[int]:
+        """Returns the tokens with those of beginning and end that the config asks for.
+
+        `tokenizer.json` alone does not always add them: `add_bos_token` and `add_eos_token` of
+        `tokenizer_config.json` have the last word.
+        """
+        (adds_begin, has_begin), (adds_end, has_end) = self._ends
+        if adds_begin != has_begin:
+            row = [self.special_token_ids["bos_token"], *row] if adds_begin else row[1:]
+        if adds_end != has_end:
+            row = [*row, self.special_token_ids["eos_token"]] if adds_end else row[:-1]
+        return row
+
+    @cached_property
+    def _ends(self) -> list[tuple[bool, bool]]:
+        """Of beginning and end: whether its token is asked for, and whether the library adds it."""
+        of_nothing = self._tokenizer.encode("", add_special_tokens=True).ids
+        ends = []
+        for name, token_id in (("bos", of_nothing[:1]), ("eos", of_nothing[-1:])):
+            own_id = self.special_token_ids.get(f"{name}_token")
+            has = own_id is not None and token_id == [own_id]
+            wanted = self.config.get(f"add_{name}_token")
+            ends.append((has if wanted is None or own_id is None else bool(wanted), has))
+        return ends
+
+    def detokenize(self, token_ids: Any, *, skip_special_tokens: bool = True) -> Any:
+        """Returns the text of token ids, or a list of texts where there are several rows.
+
+        Args:
+            token_ids: list or array of integers, of one or two axes.
+            skip_special_tokens: boolean. Whether special tokens leave no text. Defaults to `True`.
+        """
+        if len(token_ids) and np.ndim(token_ids[0]):
+            return [
+                self.detokenize(row, skip_special_tokens=skip_special_tokens) for row in token_ids
+            ]
+        ids = [int(token_id) for token_id in token_ids]
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def stream(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
+        """Returns what makes text of tokens one by one.
+
+        Args:
+            skip_special_tokens: boolean. As for `detokenize`. Defaults to `True`.
+        """
+        return StreamDecoder(
+            lambda ids: self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        )
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        template: str = "default",
+        **variables: Any,
+    ) -> str:
+        """Returns the text of a conversation, by the chat template of the checkpoint.
+
+        The text has its special tokens: tokenize it with `add_special_tokens=False`.
+
+        Args:
+            messages: list of dicts, as in `{"role": "user", "content": "Hello"}`.
+            add_generation_prompt: boolean. Whether the beginning of an answer is added. Defaults to
+                `True`.
+            template: string. Which one, where the checkpoint has several. Defaults to `"default"`.
+            **variables: What else the template knows, such as `tools`.
+
+        Raises:
+            InvalidInputError: There is no such template, or it refuses the messages.
+            MissingExtraError: jinja2 is not installed.
+
+        Returns:
+            A string.
+        """
+        templates = self._chat_templates
+        if template not in templates:
+            raise InvalidInputError(
+                unknown_name_message("chat template", template, templates)
+                if templates
+                else "The checkpoint has no chat template. Write the prompt as text, as it was "
+                "trained on."
+            )
+        tokens = {name: self.id_to_token(each) for name, each in self.special_token_ids.items()}
+        return render_chat(
+            templates[template],
+            messages,
+            **{"add_generation_prompt": add_generation_prompt, **tokens, **variables},
+        )
+
+    @cached_property
+    def _chat_templates(self) -> dict[str, str]:
+        if CHAT_TEMPLATE_NAME in self.files:
+            return {"default": self.files[CHAT_TEMPLATE_NAME].decode("utf-8", "replace")}
+        found = read_json_file(self.files, "chat_template.json").get("chat_template")
+        found = found or self.config.get("chat_template") or []
+        if isinstance(found, str):
+            return {"default": found}
+        return {each["name"]: each["template"] for each in found}
+
+    def token_to_id(self, token: str) -> int | None:
+        """Returns the id of a token; `None` where there is no such token.
+
+        Args:
+            token: string.
+        """
+        token_id: int | None = self._tokenizer.token_to_id(token)
+        return token_id
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """Returns the token of an id; `None` where there is none.
+
+        Args:
+            token_id: integer.
+        """
+        token: str | None = self._tokenizer.id_to_token(int(token_id))
+        return token
+
+    @property
+    def pad_token_id(self) -> int:
+        """What rows are padded with: the id of the padding token, or of the end, or 0."""
+        ids = self.special_token_ids
+        return ids.get("pad_token", ids.get("eos_token", 0))
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """The ids that end a text."""
+        return tuple(
+            self.special_token_ids[name]
+            for name in ("eos_token", "eot_token")
+            if name in self.special_token_ids
+        )
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens, special ones among them."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))

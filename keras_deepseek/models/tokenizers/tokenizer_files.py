@@ -1,0 +1,124 @@
+"""The files of a checkpoint that say how text becomes tokens. Read without any other package."""
+
+import fnmatch
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError
+
+TOKENIZER_NAME = "tokenizer.json"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
+TOKENIZER_FILES = (
+    TOKENIZER_NAME,
+    TOKENIZER_CONFIG_NAME,
+    CHAT_TEMPLATE_NAME,
+    "chat_template.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+)
+"""The names that such files have; those before `special_tokens_map.json` are the ones used here."""
+
+
+def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """Returns the tokenizer's files of a checkpoint by their names; none where it has none.
+
+    Args:
+        folder: `pathlib.Path`.
+
+    Raises:
+        CheckpointError: One can't be read.
+    """
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if any(fnmatch.fnmatch(path.name, name) for name in TOKENIZER_FILES) and path.is_file():
+            try:
+                found[path.name] = path.read_bytes()
+            except OSError as error:
+                raise CheckpointError(f"{str(path)!r} can't be read: {error.strerror}.") from error
+    return found
+
+
+def read_json_file(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """Returns the object in one of the files; an empty one where it is not there.
+
+    Args:
+        files: dict of `read_tokenizer_files`.
+        name: string.
+
+    Raises:
+        CheckpointError: It is no JSON object.
+    """
+    try:
+        content = json.loads(files.get(name, b"{}").decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"The file {name!r} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"The file {name!r} must hold a JSON object.")
+    return content
+
+
+def read_special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Returns the special tokens by their role, as in `{"eos_token": "</s>"}`.
+
+    Args:
+        files: dict of `read_tokenizer_files`.
+    """
+    found = {
+        **read_json_file(files, "special_tokens_map.json"),
+        **read_json_file(files, TOKENIZER_CONFIG_NAME),
+    }
+    tokens = {}
+    for name, value in found.items():
+        token = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(token, str):
+            tokens[name] = token
+    return tokens
+
+
+def count_vocabulary(files: Mapping[str, bytes]) -> int | None:
+    """Returns one more than the largest token id; `None` where there is no `tokenizer.json`.
+
+    Args:
+        files: dict of `read_tokenizer_files`.
+
+    Raises:
+        CheckpointError: The file is no tokenizer's.
+    """
+    if TOKENIZER_NAME not in files:
+        return None
+    content = read_json_file(files, TOKENIZER_NAME)
+    try:
+        vocabulary = content["model"]["vocab"]  # Tokens to ids, or pairs of tokens and scores.
+        is_dict = isinstance(vocabulary, dict)
+        ids = [*vocabulary.values()] if is_dict else [len(vocabulary) - 1]
+        ids += [token["id"] for token in content.get("added_tokens") or ()]
+        return max((int(each) for each in ids), default=-1) + 1
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"The file {TOKENIZER_NAME!r} has no vocabulary.") from error
+
+
+def check_vocabulary(files: Mapping[str, bytes], vocabulary_size: int) -> None:
+    """Says where a tokenizer has tokens that a model has no embedding of.
+
+    Args:
+        files: dict of `read_tokenizer_files`.
+        vocabulary_size: integer. That of the model, which may be larger.
+
+    Raises:
+        InvalidInputError: The tokenizer's largest id is not below it.
+    """
+    count = count_vocabulary(files)
+    if count is not None and count > vocabulary_size:
+        raise InvalidInputError(
+            f"The vocabulary does not fit: the tokenizer has token ids up to {count - 1}, and the "
+            f"model embeds {vocabulary_size} tokens. Use the tokenizer of this model, or one with "
+            f"ids below {vocabulary_size}."
+        )
