@@ -20,6 +20,7 @@ from keras_deepseek.models.checkpoints.checkpoint_entry import (
     kernel_entry,
     stacked_entry,
 )
+from keras_deepseek.models.checkpoints.merged_kernels import own_variable
 
 Entries = list[CheckpointEntry]
 Names = tuple[str, str]
@@ -102,12 +103,13 @@ def checkpoint_entries(model: Any, tensors: Iterable[str] = ()) -> Entries:
     backbone = model.backbone
     embedding = backbone.token_embedding
     entries = [
-        copied_entry(embedding.embeddings, _EMBEDDING[side]),
+        copied_entry(own_variable(embedding, "embeddings"), _EMBEDDING[side]),
         copied_entry(backbone.final_norm.scale, _FINAL_NORM[side]),
         *_read_table(_STREAMS, backbone.collapse, _COLLAPSE[side], side),
     ]
     if not embedding.tie_weights:
-        entries.append(kernel_entry(embedding.reverse_embeddings, _HEAD[side]))
+        table = own_variable(embedding, "reverse_embeddings")
+        entries.append(kernel_entry(table, _HEAD[side]))
     for index, layer in enumerate(backbone.transformer_layers):
         entries += _layer_entries(layer, _LAYER[side].format(index), side)
     if model.multi_token_prediction is not None:
@@ -117,9 +119,12 @@ def checkpoint_entries(model: Any, tensors: Iterable[str] = ()) -> Entries:
 
 def _read_table(table: _Table, layer: Any, prefix: str, side: int) -> Entries:
     """Returns the entries of the weights of one layer, by their paths in it."""
-    return [
-        make(operator.attrgetter(path)(layer), prefix + names[side]) for path, *names, make in table
-    ]
+    entries = []
+    for path, *names, make in table:
+        place, _, name = path.rpartition(".")
+        inner = operator.attrgetter(place)(layer) if place else layer
+        entries.append(make(own_variable(inner, name), prefix + names[side]))
+    return entries
 
 
 def _layer_entries(layer: Any, prefix: str, side: int) -> Entries:
@@ -195,6 +200,6 @@ def _further_entries(prediction: Any) -> Entries:
             (prediction.embedding_projections, "e_proj", kernel_entry),
         ):
             layer = layers[index]
-            variable = layer.kernel if make is kernel_entry else layer.scale
+            variable = own_variable(layer, "kernel" if make is kernel_entry else "scale")
             entries.append(make(variable, f"{prefix}{name}.weight"))
     return entries

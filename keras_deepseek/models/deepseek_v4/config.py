@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
@@ -158,6 +158,8 @@ class DeepSeekV4Config:
     start_token_id: int | None = None
     end_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None
+
+    model_type: ClassVar[str] = "deepseek_v4"
 
     def __post_init__(self) -> None:
         for name in ("layer_types", "router_types"):
