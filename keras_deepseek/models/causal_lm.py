@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 from keras import ops
@@ -10,12 +10,13 @@ from keras import ops
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.layers import MultiTokenPrediction
 from keras_deepseek.layers.attention.key_value_cache import Cache
+from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone, make_token_inputs
 from keras_deepseek.models.decoder.multi_token_loss import MultiTokenLoss
 from keras_deepseek.models.decoder.token_logits import TokenLogits
 
 
-class CausalLM(keras.Model):
+class CausalLM(PresetModel):
     """What the language models of all families are: a backbone, and logits by its embedding.
 
     A family names its config class and makes its backbone. Where it has modules that predict
@@ -35,8 +36,6 @@ class CausalLM(keras.Model):
         A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better: the logits of
         the token behind each.
     """
-
-    config_class: ClassVar[type]
 
     def __init__(
         self,

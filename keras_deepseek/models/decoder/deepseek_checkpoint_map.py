@@ -19,7 +19,12 @@ from keras_deepseek.models.checkpoints.checkpoint_entry import (
     split_kernel_entry,
     stacked_entry,
 )
+from keras_deepseek.models.checkpoints.merged_kernels import own_variable
 from keras_deepseek.models.decoder.decoder_block import DecoderBlock
+from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
+
+_MOST_MODULES = 8
+"""More than any checkpoint has; those published have one."""
 
 
 def deepseek_entries(model: CausalLM) -> list[CheckpointEntry]:
@@ -40,6 +45,16 @@ def deepseek_entries(model: CausalLM) -> list[CheckpointEntry]:
     return entries
 
 
+def unread_predictions(config: DeepSeekConfig) -> tuple[str, ...]:
+    """Returns patterns of the tensors of modules that a checkpoint has and the model has not.
+
+    Args:
+        config: `DeepSeekConfig`.
+    """
+    first = config.num_layers + config.num_prediction_layers
+    return tuple(f"model.layers.{index}.*" for index in range(first, first + _MOST_MODULES))
+
+
 def _prediction_prefixes(model: CausalLM) -> list[str]:
     first, count = model.config.num_layers, model.config.num_prediction_layers
     return [f"model.layers.{index}" for index in range(first, first + count)]
@@ -49,10 +64,11 @@ def _embedding_entries(model: CausalLM) -> list[CheckpointEntry]:
     embedding, prefixes = model.backbone.token_embedding, _prediction_prefixes(model)
     names = ["model.embed_tokens.weight", *(f"{prefix}.embed_tokens.weight" for prefix in prefixes)]
     heads = [f"{prefix}.shared_head.head.weight" for prefix in prefixes]
+    table = own_variable(embedding, "embeddings")
     if embedding.tie_weights:
-        return [_repeated_entry(embedding.embeddings, [*names, *heads])]
+        return [_repeated_entry(table, [*names, *heads])]
     return [
-        _repeated_entry(embedding.embeddings, names),
+        _repeated_entry(table, names),
         _repeated_entry(embedding.reverse_embeddings, ["lm_head.weight", *heads], is_kernel=True),
     ]
 
@@ -87,7 +103,9 @@ def _prediction_entries(prediction: MultiTokenPrediction, first: int) -> list[Ch
             for name, layers in norms.items()
         ]
         entries.append(
-            _exchanged_entry(prediction.projections[index].kernel, f"{prefix}.eh_proj.weight")
+            _exchanged_entry(
+                own_variable(prediction.projections[index]), f"{prefix}.eh_proj.weight"
+            )
         )
         entries += block_entries(block, prefix)
     return entries
@@ -131,21 +149,22 @@ def _attention_entries(attention: Any, prefix: str) -> list[CheckpointEntry]:
     if attention.query_lora_rank is not None:
         query = f"{prefix}.q_b_proj"
         entries += [
-            kernel_entry(attention.query_down.kernel, f"{prefix}.q_a_proj.weight"),
+            kernel_entry(own_variable(attention.query_down), f"{prefix}.q_a_proj.weight"),
             copied_entry(attention.query_norm.scale, f"{prefix}.q_a_layernorm.weight"),
         ]
         if attention.use_bias:
             entries.append(copied_entry(attention.query_down.bias, f"{prefix}.q_a_proj.bias"))
     downs, down = (attention.key_value_down, attention.key_rope), f"{prefix}.kv_a_proj_with_mqa"
     entries += [
-        kernel_entry(attention.query_up.kernel, f"{query}.weight"),
-        split_kernel_entry([layer.kernel for layer in downs], f"{down}.weight"),
+        kernel_entry(own_variable(attention.query_up), f"{query}.weight"),
+        split_kernel_entry([own_variable(layer) for layer in downs], f"{down}.weight"),
         copied_entry(attention.key_value_norm.scale, f"{prefix}.kv_a_layernorm.weight"),
         split_kernel_entry(
-            (attention.key_up.kernel, attention.value_up.kernel), f"{prefix}.kv_b_proj.weight"
+            [own_variable(layer) for layer in (attention.key_up, attention.value_up)],
+            f"{prefix}.kv_b_proj.weight",
         ),
         kernel_entry(
-            attention.output_projection.kernel, f"{prefix}.o_proj.weight", num_input_axes=2
+            own_variable(attention.output_projection), f"{prefix}.o_proj.weight", num_input_axes=2
         ),
     ]
     if attention.use_bias:
@@ -170,17 +189,17 @@ def _joined_entry(variables: Sequence[Any], tensor: str) -> CheckpointEntry:
 
 def _indexer_entries(indexer: Any, prefix: str) -> list[CheckpointEntry]:
     return [
-        kernel_entry(indexer.query_up.kernel, f"{prefix}.indexer.wq_b.weight"),
-        kernel_entry(indexer.key.kernel, f"{prefix}.indexer.wk.weight"),
+        kernel_entry(own_variable(indexer.query_up), f"{prefix}.indexer.wq_b.weight"),
+        kernel_entry(own_variable(indexer.key), f"{prefix}.indexer.wk.weight"),
         copied_entry(indexer.key_norm.gamma, f"{prefix}.indexer.k_norm.weight"),
         copied_entry(indexer.key_norm.beta, f"{prefix}.indexer.k_norm.bias"),
-        kernel_entry(indexer.head_weight.kernel, f"{prefix}.indexer.weights_proj.weight"),
+        kernel_entry(own_variable(indexer.head_weight), f"{prefix}.indexer.weights_proj.weight"),
     ]
 
 
 def _feed_forward_entries(feed_forward: Any, prefix: str) -> list[CheckpointEntry]:
     return [
-        kernel_entry(getattr(feed_forward, name).kernel, f"{prefix}.{name}_proj.weight")
+        kernel_entry(own_variable(getattr(feed_forward, name)), f"{prefix}.{name}_proj.weight")
         for name in ("gate", "up", "down")
     ]
 

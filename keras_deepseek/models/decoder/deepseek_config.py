@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Self
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.layers.position.rotary_scaling import check_scaling
-from keras_deepseek.models.checkpoint_config import (
-    check_checkpoint_keys,
+from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
+from keras_deepseek.models.decoder.checkpoint_values import (
     check_checkpoint_value,
+    check_required_keys,
     read_rope,
 )
 
@@ -233,7 +234,7 @@ class DeepSeekConfig:
         return cls(**{**cls.presets[name], **overrides})
 
     @classmethod
-    def from_checkpoint_config(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
+    def from_checkpoint_config(cls, values: Mapping[str, Any]) -> Self:
         """Returns the config that the `config.json` of a checkpoint describes.
 
         Modules that predict further tokens are not built unless `num_prediction_layers` says so:
@@ -241,15 +242,16 @@ class DeepSeekConfig:
 
         Args:
             values: dict. The file, as `json` reads it.
-            **overrides: Arguments in the place of those that the file gives.
 
         Raises:
             InvalidInputError: The file is that of another model, a key is unknown or missing, or a
                 value is out of its range.
         """
         names = {**REQUIRED_KEYS, **OPTIONAL_KEYS, **cls.own_keys}
-        required = (set(REQUIRED_KEYS) | set(cls.own_keys)) - cls.optional_keys()
-        check_checkpoint_keys(values, {*names, *OTHER_KEYS}, required, cls.model_type)
+        check_checkpoint_value(values, "model_type", allowed=(cls.model_type,))
+        check_keys(values, [*names, *OTHER_KEYS])
+        required = {*REQUIRED_KEYS, *cls.own_keys} - cls.optional_keys()
+        check_required_keys(values, sorted(required))
         check_checkpoint_value(values, "hidden_act", allowed=("silu",))
         check_checkpoint_value(values, "mlp_bias", allowed=(False,))
         num_heads = values["num_attention_heads"]
@@ -264,7 +266,7 @@ class DeepSeekConfig:
             given["num_shared_experts"] = 0
         if values.get("topk_method") == "greedy":
             given |= {"num_groups": 1, "num_groups_per_token": 1}
-        return cls(**{**given, **overrides})
+        return cls(**given)
 
     @classmethod
     def optional_keys(cls) -> set[str]:

@@ -1,11 +1,11 @@
 """Where the weights of DeepSeek-V2 stand in a checkpoint of Hugging Face."""
 
+from keras_deepseek.models.causal_lm import CausalLM
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.decoder.deepseek_checkpoint_map import deepseek_entries
-from keras_deepseek.models.deepseek_v2.deepseek_v2_causal_lm import DeepSeekV2CausalLM
 
 
-def checkpoint_entries(model: DeepSeekV2CausalLM) -> list[CheckpointEntry]:
+def checkpoint_entries(model: CausalLM) -> list[CheckpointEntry]:
     """Returns which tensors each variable of a model comes from, and goes to.
 
     Args:

@@ -6,7 +6,10 @@ import keras
 
 from keras_deepseek.layers import MultiHeadLatentAttention
 from keras_deepseek.models.causal_lm import CausalLM
+from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
+from keras_deepseek.models.decoder.deepseek_checkpoint_map import unread_predictions
 from keras_deepseek.models.decoder.deepseek_layers import make_multi_token_prediction
+from keras_deepseek.models.deepseek_v2.checkpoint_map import checkpoint_entries
 from keras_deepseek.models.deepseek_v2.config import DeepSeekV2Config
 from keras_deepseek.models.deepseek_v2.deepseek_v2_backbone import DeepSeekV2Backbone
 
@@ -49,9 +52,18 @@ class DeepSeekV2CausalLM(CausalLM):
     - [DeepSeek-V2 (DeepSeek-AI, 2024)](https://arxiv.org/abs/2405.04434)
     """
 
+    architectures: ClassVar[tuple[str, ...]] = ("DeepseekV2ForCausalLM",)
     config_class: ClassVar[type] = DeepSeekV2Config
 
     def __init__(self, config: DeepSeekV2Config, *, dtype: Any = None, **kwargs: Any) -> None:
         backbone = DeepSeekV2Backbone(config, dtype=dtype, name="backbone")
         prediction = make_multi_token_prediction(backbone, MultiHeadLatentAttention)
         super().__init__(backbone, multi_token_prediction=prediction, **kwargs)
+
+    @property
+    def ignored_tensors(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Patterns of tensors that a checkpoint may hold beside those of the model."""
+        return ("*.rotary_emb.inv_freq", *unread_predictions(self.config))
+
+    def checkpoint_entries(self) -> list[CheckpointEntry]:
+        return checkpoint_entries(self)

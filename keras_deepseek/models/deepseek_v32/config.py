@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.models.checkpoint_config import check_checkpoint_value
+from keras_deepseek.models.decoder.checkpoint_values import check_checkpoint_value
 from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
 from keras_deepseek.models.deepseek_v32.presets import PRESETS
 
@@ -141,13 +141,13 @@ class DeepSeekV32Config(DeepSeekConfig):
         return {"mlp_layer_types"}
 
     @classmethod
-    def from_checkpoint_config(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
+    def from_checkpoint_config(cls, values: Mapping[str, Any]) -> Self:
         values = dict(values)
         for layer_type in values.pop("layer_types", None) or ():
             check_checkpoint_value(
                 {"layer_types": layer_type}, "layer_types", allowed=(_LAYER_TYPE,)
             )
-        config = super().from_checkpoint_config(values, **overrides)
+        config = super().from_checkpoint_config(values)
         by_number = replace(config, feed_forward_types=None)
         # Transformers writes what `first_k_dense_replace` says out for every layer.
         is_alike = all(

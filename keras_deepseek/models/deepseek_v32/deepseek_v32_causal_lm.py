@@ -6,7 +6,10 @@ import keras
 
 from keras_deepseek.layers import DeepSeekSparseAttention
 from keras_deepseek.models.causal_lm import CausalLM
+from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
+from keras_deepseek.models.decoder.deepseek_checkpoint_map import unread_predictions
 from keras_deepseek.models.decoder.deepseek_layers import make_multi_token_prediction
+from keras_deepseek.models.deepseek_v32.checkpoint_map import checkpoint_entries
 from keras_deepseek.models.deepseek_v32.config import DeepSeekV32Config
 from keras_deepseek.models.deepseek_v32.deepseek_v32_backbone import DeepSeekV32Backbone
 
@@ -48,9 +51,19 @@ class DeepSeekV32CausalLM(CausalLM):
     - [DeepSeek-V3.2 (DeepSeek-AI, 2025)](https://arxiv.org/abs/2512.02556)
     """
 
+    architectures: ClassVar[tuple[str, ...]] = ("DeepseekV32ForCausalLM",)
     config_class: ClassVar[type] = DeepSeekV32Config
+    float32_tensors: ClassVar[tuple[str, ...]] = ("*.e_score_correction_bias",)
 
     def __init__(self, config: DeepSeekV32Config, *, dtype: Any = None, **kwargs: Any) -> None:
         backbone = DeepSeekV32Backbone(config, dtype=dtype, name="backbone")
         prediction = make_multi_token_prediction(backbone, DeepSeekSparseAttention)
         super().__init__(backbone, multi_token_prediction=prediction, **kwargs)
+
+    @property
+    def ignored_tensors(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Patterns of tensors that a checkpoint may hold beside those of the model."""
+        return ("*.rotary_emb.inv_freq", *unread_predictions(self.config))
+
+    def checkpoint_entries(self) -> list[CheckpointEntry]:
+        return checkpoint_entries(self)

@@ -313,3 +313,40 @@ def test_a_token_that_is_no_class_shows_in_the_loss_unless_it_is_hidden(head_cla
         layer = make_layer(head=head_class(VOCABULARY_SIZE - 2), return_logits=False)
         layer(hidden, tokens, mask=mask, training=True)
         assert np.isnan(to_numpy(layer.losses[0])) == shows
+
+
+def test_with_an_output_norm_the_head_is_given_normed_states():
+    hidden, tokens = draw(2, 5)
+    layer = make_layer(depth=2, use_output_norm=True)
+    states = make_layer(depth=2, use_output_norm=True, return_logits=False)
+    outputs = layer(hidden, tokens, training=True)
+    states(hidden, tokens)
+    rng = np.random.default_rng(0)
+    layer.set_weights([rng.normal(size=weight.shape) for weight in layer.weights])
+    states.set_weights(layer.get_weights())
+    outputs = layer(hidden, tokens, training=True)
+    chain = hidden
+    for index in range(2):
+        ids, _ = shift_tokens(tokens, None, index + 1)
+        chain = layer.call_module(index, chain, ids)
+        x = to_numpy(chain)
+        normed = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + layer.epsilon)
+        normed = normed * to_numpy(layer.output_norms[index].scale)
+        assert_close(to_numpy(outputs[index]), normed @ to_numpy(layer.output_head.kernel), 1e-5)
+        assert_close(to_numpy(layer.compute_logits(index, chain)), to_numpy(outputs[index]), 1e-5)
+        assert_close(to_numpy(states(hidden, tokens)[index]), normed, 1e-5)
+    revived = MultiTokenPrediction.from_config(layer.get_config())
+    assert revived.use_output_norm
+
+
+def test_a_module_goes_on_from_the_cache_of_its_block():
+    hidden, tokens = draw(2, 5)
+    layer = make_layer(make_attention())
+    layer(hidden, tokens)
+    whole = to_numpy(layer.call_module(0, hidden, tokens))
+    cache = layer.blocks[0].make_cache(2, 5)
+    for start, stop in ((0, 3), (3, 5)):
+        piece, cache = layer.call_module(
+            0, hidden[:, start:stop], tokens[:, start:stop], cache=cache, cache_index=start
+        )
+        assert_close(to_numpy(piece), whole[:, start:stop], 1e-5)

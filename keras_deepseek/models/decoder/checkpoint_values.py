@@ -1,0 +1,58 @@
+"""What several families read from the `config.json` of a checkpoint, beside its plain numbers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+
+def check_required_keys(values: Mapping[str, Any], required: Sequence[str]) -> None:
+    """Raises an error where keys are missing without which a model would be guessed.
+
+    Args:
+        values: dict. The file.
+        required: strings. The keys; they may hold `None`.
+
+    Raises:
+        InvalidInputError: Some are. The message names them.
+    """
+    missing = [name for name in required if name not in values]
+    if missing:
+        raise InvalidInputError(
+            f"The config of a checkpoint needs {', '.join(missing)} as well, of which this one "
+            f"(model_type {values.get('model_type')!r}) says nothing. Add it to config.json."
+        )
+
+
+def check_checkpoint_value(values: Mapping[str, Any], name: str, *, allowed: Sequence[Any]) -> None:
+    """Raises an error where a key has a value that the family's models have not.
+
+    Args:
+        values: dict. The file. The key may be missing.
+        name: string. The key.
+        allowed: sequence. What it may hold; `None` always.
+
+    Raises:
+        InvalidInputError: It holds something else.
+    """
+    received = values.get(name)
+    if received is not None and received not in allowed:
+        expected = " or ".join(map(repr, allowed))
+        raise InvalidInputError(
+            f"`{name}` of the `config.json` must be {expected}, received {received!r}: there is no "
+            "such layer here."
+        )
+
+
+def read_rope(values: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
+    """Returns the base of the rotary angles, and their scaling, from the older or the newer keys.
+
+    Args:
+        values: dict. The file: with `rope_theta` and `rope_scaling`, or `rope_parameters` for both.
+    """
+    # Both stand in files that a newer release wrote for older ones; they then say the same.
+    scaling = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    scaling = {name: value for name, value in scaling.items() if value is not None}
+    theta = scaling.pop("rope_theta", values.get("rope_theta") or 10000.0)
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    return float(theta), None if kind == "default" else scaling

@@ -1,0 +1,140 @@
+"""Tiny language models of transformers, by which ours are held: a table of configs a family.
+
+A family is a few names and a table; the tests go through all of them. Sizes are odd where they can
+be, so that two of them that were exchanged show.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from keras_deepseek import models
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models, here and in transformers.
+
+    Args:
+        name: string. The folder of the family in `keras_deepseek.models`.
+        model: string. The class of the task there.
+        their_config: string. The class of the config in transformers.
+        their_model: string. The class of the model in transformers.
+        sizes: dict. The arguments of the config in transformers that all cases share.
+        cases: dict. By name of a case the further arguments.
+    """
+
+    name: str
+    model: str
+    their_config: str
+    their_model: str
+    sizes: Mapping[str, Any]
+    cases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def model_class(self) -> Any:
+        return getattr(models, self.model)
+
+
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 0.707,
+    "mscale_all_dim": 0.707,
+}
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 28,
+    "intermediate_size": 23,
+    "moe_intermediate_size": 9,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 13,
+    "q_lora_rank": 11,
+    "qk_nope_head_dim": 7,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 5,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.5,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+}
+ODD = {
+    "vocab_size": 37,
+    "hidden_size": 21,
+    "intermediate_size": 17,
+    "moe_intermediate_size": 5,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "n_routed_experts": 5,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "kv_lora_rank": 6,
+    "qk_nope_head_dim": 5,
+    "qk_rope_head_dim": 2,
+    "v_head_dim": 9,
+}
+LONG = {"max_position_embeddings": 64, "rope_parameters": YARN}
+NO_COMPRESSION = {"q_lora_rank": None}
+TIED_BIASED = {"tie_word_embeddings": True, "attention_bias": True}
+GROUPS = {"n_group": 4, "topk_group": 2, "n_routed_experts": 12}
+
+V2 = Family(
+    "deepseek_v2",
+    "DeepSeekV2CausalLM",
+    "DeepseekV2Config",
+    "DeepseekV2ForCausalLM",
+    SIZES,
+    {
+        "plain": {},
+        "yarn, groups": {**LONG, **GROUPS, "topk_method": "group_limited_greedy"},
+        "odd sizes, no compression": {**ODD, **NO_COMPRESSION},
+        "tied, biased": TIED_BIASED,
+        "yarn, no compression, all with experts": {
+            **LONG,
+            **NO_COMPRESSION,
+            "first_k_dense_replace": 0,
+        },
+    },
+)
+V3 = Family(
+    "deepseek_v3",
+    "DeepSeekV3CausalLM",
+    "DeepseekV3Config",
+    "DeepseekV3ForCausalLM",
+    SIZES,
+    {
+        "plain": {},
+        "yarn, groups": {**LONG, **GROUPS},
+        "odd sizes, no compression": {**ODD, **NO_COMPRESSION},
+        "tied, biased, halves": {**TIED_BIASED, "rope_interleave": False},
+        "without norm, no experts": {"norm_topk_prob": False, "first_k_dense_replace": 3},
+    },
+)
+INDEXER = {"index_topk": 5, "index_n_heads": 6, "index_head_dim": 10}
+V32 = Family(
+    "deepseek_v32",
+    "DeepSeekV32CausalLM",
+    "DeepseekV32Config",
+    "DeepseekV32ForCausalLM",
+    {**SIZES, **INDEXER},
+    {
+        "plain": {},
+        "yarn, groups": {**LONG, **GROUPS},
+        "odd sizes, one key": {**ODD, "index_topk": 1, "index_head_dim": 7},
+        "tied, biased": TIED_BIASED,
+        "as many keys as tokens": {"index_topk": 64},
+        "layers by name": {"mlp_layer_types": ["sparse", "dense", "sparse"]},
+    },
+)
+FAMILIES = {family.name: family for family in (V2, V3, V32)}
+CASES = [(family, case) for family in FAMILIES for case in FAMILIES[family].cases]

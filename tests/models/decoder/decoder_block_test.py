@@ -1,0 +1,75 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.layers import (
+    CachedAttention,
+    DeepSeekMoE,
+    HashRouter,
+    MultiHeadLatentAttention,
+    SwiGLU,
+)
+from keras_deepseek.models import DecoderBlock
+from keras_deepseek.testing import LayerTestCase, assert_close
+from tests.oracles.cached_decoding import decode, draw_mask
+
+DIM = 6
+
+
+def make_attention():
+    return MultiHeadLatentAttention(
+        2, nope_head_dim=3, rope_head_dim=2, value_head_dim=3, key_value_lora_rank=4
+    )
+
+
+def draw(*shape):
+    return np.random.default_rng(0).normal(size=(*shape, DIM)).astype("float32")
+
+
+def test_it_passes_the_layer_routine():
+    serialize = keras.saving.serialize_keras_object
+    init_kwargs = {"attention": serialize(make_attention()), "feed_forward": serialize(SwiGLU(5))}
+    LayerTestCase().run_layer_test(DecoderBlock, init_kwargs, (2, 4, DIM), "float32")
+
+
+def test_it_adds_each_layer_of_the_normed_stream_to_the_stream():
+    block, inputs = DecoderBlock(make_attention(), SwiGLU(5), epsilon=0.5), draw(2, 4)
+    outputs = keras.ops.convert_to_numpy(block(inputs))
+
+    def norm(x):
+        return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 0.5)
+
+    middle = inputs + keras.ops.convert_to_numpy(block.attention(norm(inputs)))
+    expected = middle + keras.ops.convert_to_numpy(block.feed_forward(norm(middle)))
+    assert_close(outputs, expected)
+
+
+@pytest.mark.parametrize(
+    "make", [make_attention, lambda: CachedAttention(keras.layers.GroupQueryAttention(4, 2, 1))]
+)
+def test_decoding_is_the_full_forward_pass(make):
+    block, inputs, mask = DecoderBlock(make(), SwiGLU(5)), draw(3, 6), draw_mask(3, 6, "left")
+    whole = keras.ops.convert_to_numpy(block(inputs, mask=mask))
+    pieces = decode(block, inputs, (0, 3, 4, 6), 8, mask=mask)
+    assert_close(pieces[mask], whole[mask], 1e-5)
+
+
+def test_token_ids_reach_a_router_that_goes_by_them():
+    router = HashRouter(4, 1, vocabulary_size=9)
+    block = DecoderBlock(make_attention(), DeepSeekMoE(router, 5))
+    inputs = draw(1, 3)
+    one, other = (
+        keras.ops.convert_to_numpy(block(inputs, token_ids=np.array([ids])))
+        for ids in ([1, 2, 3], [1, 2, 4])
+    )
+    assert_close(one[:, :2], other[:, :2])
+    assert not np.allclose(one[:, 2], other[:, 2])
+
+
+def test_what_the_attention_does_not_take_is_refused():
+    block = DecoderBlock(CachedAttention(keras.layers.GroupQueryAttention(4, 2, 1)), SwiGLU(5))
+    with pytest.raises(InvalidInputError, match="takes no `attention_mask`"):
+        block(draw(1, 3), attention_mask=np.ones((1, 3, 3), bool))
+    with pytest.raises(InvalidInputError, match="`feed_forward` must be a Keras layer"):
+        DecoderBlock(make_attention(), 5)

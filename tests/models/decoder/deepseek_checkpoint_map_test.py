@@ -1,0 +1,75 @@
+import fnmatch
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.models import DeepSeekV3CausalLM, DeepSeekV3Config
+from keras_deepseek.models.decoder.deepseek_checkpoint_map import (
+    deepseek_entries,
+    unread_predictions,
+)
+
+
+def make_model(**overrides):
+    return DeepSeekV3CausalLM(DeepSeekV3Config.from_preset("tiny", **overrides))
+
+
+def tensors_of(model):
+    """Returns every tensor by its name."""
+    tensors = {}
+    for entry in deepseek_entries(model):
+        arrays = [keras.ops.convert_to_numpy(variable) for variable in entry.variables]
+        tensors |= dict(zip(entry.tensors, map(np.asarray, entry.to_tensors(arrays)), strict=True))
+    return tensors
+
+
+def test_a_module_for_further_tokens_has_the_names_of_the_release():
+    tensors = tensors_of(make_model(num_prediction_layers=1))
+    module = "model.layers.2"
+    names = {name.removeprefix(f"{module}.") for name in tensors if name.startswith(module)}
+    assert names >= {
+        "embed_tokens.weight",
+        "enorm.weight",
+        "hnorm.weight",
+        "eh_proj.weight",
+        "shared_head.norm.weight",
+        "shared_head.head.weight",
+        "input_layernorm.weight",
+        "mlp.gate.e_score_correction_bias",
+    }
+    np.testing.assert_array_equal(
+        tensors[f"{module}.embed_tokens.weight"], tensors["model.embed_tokens.weight"]
+    )
+    np.testing.assert_array_equal(
+        tensors[f"{module}.shared_head.head.weight"], tensors["lm_head.weight"]
+    )
+
+
+def test_the_embedding_comes_first_in_the_projection_of_a_checkpoint():
+    model = make_model(num_prediction_layers=1)
+    kernel = keras.ops.convert_to_numpy(model.multi_token_prediction.projections[0].kernel)
+    projection = tensors_of(model)["model.layers.2.eh_proj.weight"]
+    half = len(kernel) // 2
+    np.testing.assert_array_equal(projection[:, :half].T, kernel[half:])
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_modules_that_are_not_built_are_passed_over_and_no_other_tensors(count):
+    model = make_model(num_prediction_layers=count)
+    patterns = unread_predictions(model.config)
+
+    def is_passed_over(name):
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    assert not any(map(is_passed_over, tensors_of(model)))
+    assert is_passed_over(f"model.layers.{2 + count}.enorm.weight")
+
+
+def test_with_a_lora_it_is_the_kernel_itself_that_is_read():
+    model = make_model()
+    block = model.backbone.transformer_layers[0]
+    block.feed_forward.gate.enable_lora(2)
+    entries = {name: entry for entry in deepseek_entries(model) for name in entry.tensors}
+    (variable,) = entries["model.layers.0.mlp.gate_proj.weight"].variables
+    assert variable.path.endswith("gate/kernel")
