@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from parity_tests.language_model_cases import Family
 
 BATCH_SIZE, LENGTH = 3, 13
+FEWEST_EXPERTS = 5
 IGNORED = -100
 """What stands for no label in transformers."""
 
@@ -37,6 +38,10 @@ def make_theirs(family: Family, case: str, seed: int = 0) -> Any:
 def draw(name: str, tensor: torch.Tensor) -> None:
     """Draws a tensor: scales about one, and all others about zero."""
     is_scale = "norm" in name and name.endswith("weight")
+    if name.endswith("tid2eid"):  # The experts of each token: numbers, no two the same.
+        shuffled = torch.rand(len(tensor), FEWEST_EXPERTS).argsort(dim=1)
+        tensor.copy_(shuffled[:, : tensor.shape[1]])
+        return
     tensor.normal_(mean=float(is_scale), std=0.2)
 
 
@@ -76,7 +81,7 @@ def perturb_ours(model: Any, seed: int = 0) -> None:
     """Draws the weights of our model as those of transformers are drawn."""
     rng = np.random.default_rng(seed)
     for variable in model.variables:
-        if variable.path.endswith("expert_load"):
+        if variable.path.endswith(("expert_load", "token_to_experts")):
             continue
         is_scale = variable.path.endswith(("scale", "gamma"))
         variable.assign(is_scale + rng.normal(scale=0.2, size=variable.shape))

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.models.checkpoint_config import check_checkpoint_keys, check_checkpoint_value
+from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
+from keras_deepseek.models.decoder.checkpoint_values import check_checkpoint_value
 
 if TYPE_CHECKING:
     from keras_deepseek.models.deepseek_v4.config import DeepSeekV4Config
@@ -61,6 +62,7 @@ _DEFAULTS: dict[str, Any] = {
 """What transformers takes for keys that are not there, where `DeepSeekV4Config` has no default."""
 
 _ONLY: dict[str, tuple[Any, ...]] = {
+    "model_type": ("deepseek_v4",),
     "hidden_act": ("silu",),
     "num_key_value_heads": (1,),
     "n_shared_experts": (1,),
@@ -120,9 +122,9 @@ def read_checkpoint_config(config: Mapping[str, Any]) -> dict[str, Any]:
         InvalidInputError: A key is not known, or has a value that no DeepSeek-V4 has.
     """
     known = {*_NAMES, *_ONLY, *_READ_APART, *_PASSED_OVER}
-    check_checkpoint_keys(config, known, set(), "deepseek_v4")
+    check_keys(config, known)
     for name, values in _ONLY.items():
-        check_checkpoint_value(config, name, *values)
+        check_checkpoint_value(config, name, allowed=values)
     given = {**_DEFAULTS, **{name: x for name, x in config.items() if x is not None}}
     arguments = {ours: given[name] for name, ours in _NAMES.items() if name in given}
     scoring = given.get("scoring_func", "sqrtsoftplus")
@@ -245,7 +247,6 @@ def write_checkpoint_config(config: "DeepSeekV4Config") -> dict[str, Any]:
         }
     return {
         "architectures": ["DeepseekV4ForCausalLM"],
-        "model_type": "deepseek_v4",
         "num_nextn_predict_layers": config.num_prediction_layers,
         **{name: values[0] for name, values in _ONLY.items() if name != "topk_method"},
         **{name: _to_json(getattr(config, ours)) for name, ours in _NAMES.items()},

@@ -26,6 +26,9 @@ Entries = list[CheckpointEntry]
 Names = tuple[str, str]
 """Of one thing: in the release, and in transformers."""
 
+FLOAT32_TENSORS = ("*hc_*", "*.attn_sink", "*.ape", "*.gate.bias")
+"""What the release has in float32, in whatever the others are."""
+
 _RELEASE, _TRANSFORMERS = 0, 1
 
 _EMBEDDING: Names = ("embed.weight", "model.embed_tokens.weight")

@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 import keras
 
 from keras_deepseek.models.causal_lm import CausalLM
+from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
 from keras_deepseek.models.decoder.token_logits import TokenLogits
+from keras_deepseek.models.deepseek_v4.checkpoint_map import FLOAT32_TENSORS, checkpoint_entries
 from keras_deepseek.models.deepseek_v4.config import DeepSeekV4Config
 from keras_deepseek.models.deepseek_v4.deepseek_v4_backbone import (
     DeepSeekV4Backbone,
@@ -64,7 +66,9 @@ class DeepSeekV4CausalLM(CausalLM):
     - [DeepSeek-V4 (DeepSeek-AI, 2026)](https://huggingface.co/deepseek-ai/DeepSeek-V4-Flash-Base)
     """
 
+    architectures: ClassVar[tuple[str, ...]] = ("DeepseekV4ForCausalLM",)
     config_class: ClassVar[type] = DeepSeekV4Config
+    float32_tensors: ClassVar[tuple[str, ...]] = FLOAT32_TENSORS
 
     def __init__(self, config: DeepSeekV4Config, *, dtype: Any = None, **kwargs: Any) -> None:
         backbone = DeepSeekV4Backbone(config, dtype=dtype, name="backbone")
@@ -72,6 +76,14 @@ class DeepSeekV4CausalLM(CausalLM):
         if config.num_prediction_layers:
             prediction = _make_prediction(config, backbone)
         super().__init__(backbone, multi_token_prediction=prediction, **kwargs)
+
+    @property
+    def ignored_tensors(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Patterns of tensors that a checkpoint may hold beside those of the model."""
+        return () if self.config.num_prediction_layers else ("mtp.*",)
+
+    def checkpoint_entries(self) -> list[CheckpointEntry]:
+        return checkpoint_entries(self)
 
     @staticmethod
     def call_backbone(backbone: DecoderBackbone, inputs: Any) -> tuple[Any, Any]:

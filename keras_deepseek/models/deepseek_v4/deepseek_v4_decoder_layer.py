@@ -10,6 +10,7 @@ from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
 from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.residual.stream_weights import check_streams
 from keras_deepseek.layers.token_norm import make_token_norm
 
 
@@ -113,7 +114,8 @@ class DeepSeekV4DecoderLayer(FloatingInputLayer):
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
-        *tokens, _, dim = input_shape
+        _, dim = check_streams(self.name, input_shape)
+        tokens = input_shape[:-2]
         # Each is built here, by what it reads: a hash router can't be called without token ids.
         for layer in (self.attention, self.feed_forward):
             if not layer.built:

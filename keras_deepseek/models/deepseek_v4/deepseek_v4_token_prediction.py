@@ -119,6 +119,9 @@ class DeepSeekV4TokenPrediction(MultiTokenPrediction):
         dense.build((None, None, dim))
         return dense
 
+    def _check_tokens(self, inputs: Any, token_ids: Any, mask: Any) -> None:
+        super()._check_tokens(inputs[:, :, 0], token_ids, mask)
+
     def call_module(
         self, index: int, inputs: Any, token_ids: Any, mask: Any = None, **kwargs: Any
     ) -> Any:

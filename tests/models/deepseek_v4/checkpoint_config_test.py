@@ -137,7 +137,7 @@ def test_the_share_that_is_rotated_is_read_as_it_was_written(rotated, head_dim):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_sise": 4}, "hidden_sise.*did you mean 'hidden_size'"),
+        ({"hidden_sise": 4}, "not known: 'hidden_sise': 4"),
         ({"model_type": "deepseek_v3"}, "deepseek_v3"),
         ({"n_shared_experts": 2}, "`n_shared_experts`.*received 2"),
         ({"hidden_act": "gelu"}, "`hidden_act`.*received 'gelu'"),

@@ -102,4 +102,4 @@ def test_what_is_no_layer_is_refused():
     with pytest.raises(InvalidInputError, match="`attention` must be a Keras layer"):
         DeepSeekV4DecoderLayer(None, make_parts()[1])
     with pytest.raises(InvalidInputError, match="num_streams"):
-        DeepSeekV4DecoderLayer(*make_parts())(draw(2, 5, DIM))
+        DeepSeekV4DecoderLayer(*make_parts())(draw(5, DIM))
