@@ -161,15 +161,16 @@ def _expert_entries(experts: Any, prefix: str, side: int) -> Entries:
         entries.append(copied_entry(router.expert_bias, f"{prefix}gate.{name}"))
     kernels = {"w1": experts.gate_kernel, "w3": experts.up_kernel, "w2": experts.down_kernel}
     if side == _TRANSFORMERS:
-        return [*entries, *_stacked_entries(*kernels.values(), f"{prefix}experts.")]
+        return entries + _stacked_entries(experts, f"{prefix}experts.")
     for name, kernel in kernels.items():
         tensors = [f"{prefix}experts.{index}.{name}.weight" for index in range(kernel.shape[0])]
         entries.append(stacked_entry(kernel, tensors))
     return entries
 
 
-def _stacked_entries(gate: Any, up: Any, down: Any, prefix: str) -> Entries:
+def _stacked_entries(experts: Any, prefix: str) -> Entries:
     """Returns the entries of experts that stand in two tensors, as in transformers."""
+    gate, up, down = experts.gate_kernel, experts.up_kernel, experts.down_kernel
     width = gate.shape[-1]
 
     def to_variables(arrays: Sequence[Array]) -> list[Array]:

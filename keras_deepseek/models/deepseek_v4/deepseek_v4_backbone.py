@@ -1,5 +1,6 @@
 """The body of a DeepSeek-V4: from token ids, over residual streams, to hidden states."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import keras
@@ -156,11 +157,11 @@ def _make_attention(config: DeepSeekV4Config, kind: str, policy: Any) -> Sliding
         return SlidingWindowAttention(
             **common,
             rope_max_wavelength=config.rope_max_wavelength,
-            rope_scaling=config.rope_scaling,
+            rope_scaling=_as_dict(config.rope_scaling),
         )
     common |= {
         "rope_max_wavelength": config.compress_rope_max_wavelength,
-        "rope_scaling": config.compress_rope_scaling,
+        "rope_scaling": _as_dict(config.compress_rope_scaling),
     }
     if kind == "heavily_compressed_attention":
         return HeavilyCompressedAttention(**common, compress_rate=config.heavy_compress_rate)
@@ -171,6 +172,10 @@ def _make_attention(config: DeepSeekV4Config, kind: str, policy: Any) -> Sliding
         index_head_dim=config.index_head_dim,
         index_top_k=config.index_top_k,
     )
+
+
+def _as_dict(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if scaling is None else dict(scaling)
 
 
 def _make_experts(config: DeepSeekV4Config, kind: str, index: int, policy: Any) -> DeepSeekMoE:

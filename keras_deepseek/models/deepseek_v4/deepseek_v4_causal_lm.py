@@ -1,11 +1,13 @@
 """The task of the family: from the tokens so far to the logits of the next."""
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import keras
 
 from keras_deepseek.models.causal_lm import CausalLM
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
+from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
 from keras_deepseek.models.decoder.token_logits import TokenLogits
 from keras_deepseek.models.deepseek_v4.checkpoint_map import FLOAT32_TENSORS, checkpoint_entries
@@ -84,6 +86,9 @@ class DeepSeekV4CausalLM(CausalLM):
 
     def checkpoint_entries(self) -> list[CheckpointEntry]:
         return checkpoint_entries(self)
+
+    def checkpoint_entries_of(self, folder: Path) -> list[CheckpointEntry]:
+        return checkpoint_entries(self, WeightsFolder(folder).tensors)
 
     @staticmethod
     def call_backbone(backbone: DecoderBackbone, inputs: Any) -> tuple[Any, Any]:
