@@ -22,8 +22,8 @@ class Family:
         their_model: string. The class of the model in transformers.
         sizes: dict. The arguments of the config in transformers that all cases share.
         cases: dict. By name of a case the further arguments.
-        right_sides: tuple of strings. The sides on which transformers' padding changes nothing of
-            what it computes at other places.
+        sides: tuple of strings. On which sides padding is compared: those on which transformers
+            computes at other places what it does without.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Family:
     their_model: str
     sizes: Mapping[str, Any]
     cases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    right_sides: tuple[str, ...] = ("left", "right")
+    sides: tuple[str, ...] = ("left", "right")
 
     def model_class(self) -> Any:
         return getattr(models, self.model)
@@ -177,7 +177,6 @@ V4_NESTED = {
 V4 = Family(
     "deepseek_v4",
     "DeepSeekV4CausalLM",
-    "DeepSeekV4Config",
     "DeepseekV4Config",
     "DeepseekV4ForCausalLM",
     V4_SIZES,
@@ -220,7 +219,7 @@ V4 = Family(
             "swiglu_limit": 0.3,
         },
     },
-    right_sides=("right",),
+    sides=("right",),
 )
 FAMILIES = {family.name: family for family in (V2, V3, V32, V4)}
 CASES = [(family, case) for family in FAMILIES for case in FAMILIES[family].cases]

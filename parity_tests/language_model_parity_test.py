@@ -24,9 +24,9 @@ from parity_tests.written_checkpoints import (
 LOGITS, GRADIENTS, LOSSES = 1e-4, 1e-3, 1e-4
 STEPS, LEARNING_RATE, WEIGHT_DECAY = 20, 1e-3, 0.01
 PADDED = [
-    (family, case, side) for family, case in CASES for side in (None, *FAMILIES[family].right_sides)
+    (family, case, side) for family, case in CASES for side in (None, *FAMILIES[family].sides)
 ]
-PADDED_ONCE = [each for each in PADDED if each[2] in (None, FAMILIES[each[0]].right_sides[0])]
+PADDED_ONCE = [each for each in PADDED if each[2] in (None, FAMILIES[each[0]].sides[0])]
 
 
 def relative_error(actual, expected, mask=None):
