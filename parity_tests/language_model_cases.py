@@ -215,7 +215,7 @@ V4 = Family(
             "layer_types": [HEAVY, SPARSE, SPARSE, WINDOW],
             "mlp_layer_types": ["moe", "hash_moe", "hash_moe", "moe"],
             "index_topk": 1,
-            "sliding_window": 1,
+            "sliding_window": 2,
             "swiglu_limit": 0.3,
         },
     },

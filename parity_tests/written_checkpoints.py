@@ -26,7 +26,7 @@ def make_theirs(family: Family, case: str, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     arguments = json.loads(json.dumps({**family.sizes, **family.cases[case]}))  # It changes them.
     config = getattr(transformers, family.their_config)(**arguments)
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"  # For odd sizes.
     model = getattr(transformers, family.their_model)(config).eval()
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -107,7 +107,10 @@ def to_tensors(model: Any, by_variable: dict[int, np.ndarray]) -> dict[str, np.n
 def load_theirs(folder: Path) -> tuple[Any, dict[str, Any]]:
     """Returns the model that transformers makes of a folder, and what it says of the loading."""
     return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation="eager", output_loading_info=True
+        folder,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        output_loading_info=True,
     )
 
 

@@ -1,13 +1,14 @@
 """Which tensors of a checkpoint the variables of a DeepSeek-V4 come from.
 
-DeepSeek's release and transformers have two sets of names for the same numbers. transformers reads
-both and writes those of the release, as is done here; the others are read where a checkpoint has
-them. Beside names the experts differ: the release has three tensors for each, transformers two for
-all.
+DeepSeek's release has names of its own. They are written here, and transformers reads them; it has
+others for its modules, under which experts stand stacked, two tensors for all in place of three for
+each. What it writes are, by default, names of the release with some of its own among them, by its
+changes of names in reverse. All three are read.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -94,7 +95,7 @@ _NORMS = (
 _Table = Sequence[tuple[str, str, str, Callable[[keras.Variable, str], CheckpointEntry]]]
 
 
-def checkpoint_entries(model: Any, tensors: Iterable[str] = ()) -> Entries:
+def checkpoint_entries(model: Any, tensors: Collection[str] = ()) -> Entries:
     """Returns where all variables of a model come from.
 
     Args:
@@ -102,7 +103,28 @@ def checkpoint_entries(model: Any, tensors: Iterable[str] = ()) -> Entries:
         tensors: The names of the tensors in a checkpoint that is read, by which its set of names is
             told. Defaults to `()`: those of the release.
     """
-    side = _TRANSFORMERS if _EMBEDDING[_TRANSFORMERS] in set(tensors) else _RELEASE
+    if any(".self_attn." in name for name in tensors):
+        return _list_entries(model, _TRANSFORMERS)
+    entries = _list_entries(model, _RELEASE)
+    return [replace(entry, tensors=_spell(entry.tensors, tensors)) for entry in entries]
+
+
+def _spell(names: Sequence[str], present: Collection[str]) -> tuple[str, ...]:
+    """Returns the names of the release as they are spelled in a checkpoint."""
+    return tuple(
+        next((each for each in _spellings(name) if each in present), name) for name in names
+    )
+
+
+def _spellings(name: str) -> Sequence[str]:
+    written = {names[_RELEASE]: names[_TRANSFORMERS] for names in (_EMBEDDING, _FINAL_NORM)}
+    if name.startswith(_COLLAPSE[_RELEASE]):
+        return name, name.replace(*_COLLAPSE)
+    inner = written.get(name, f"model.{name}")
+    return name, inner, inner.replace(".attn.kv_norm.", ".attn.norm.")
+
+
+def _list_entries(model: Any, side: int) -> Entries:
     backbone = model.backbone
     embedding = backbone.token_embedding
     entries = [

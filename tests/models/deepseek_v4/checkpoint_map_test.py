@@ -8,7 +8,7 @@ from keras_deepseek.models import DeepSeekV4CausalLM
 from keras_deepseek.models.deepseek_v4.checkpoint_map import checkpoint_entries
 from tests.oracles.deepseek_v4_models import make_config, perturb
 
-TRANSFORMERS = ("model.embed_tokens.weight",)
+TRANSFORMERS = ("model.layers.0.self_attn.sinks",)
 
 
 def to_numpy(tensor):
@@ -90,3 +90,24 @@ def test_the_names_of_transformers():
     assert "model.layers.1.self_attn.compressor.indexer.kv_norm.weight" in tensors
     assert "model.hc_head.hc_base" in tensors
     assert "lm_head.weight" in tensors
+
+
+def test_names_that_transformers_writes_are_read():
+    model = make_model(num_prediction_layers=1)
+    written = {}
+    for name, array in write(model).items():
+        spelled = {
+            "embed.weight": "model.embed_tokens.weight",
+            "head.weight": "head.weight",
+            "hc_head_fn": "model.hc_head.hc_fn",
+            "hc_head_base": "model.hc_head.hc_base",
+            "hc_head_scale": "model.hc_head.hc_scale",
+        }
+        is_own = name.startswith("mtp")  # Which it leaves alone.
+        other = f"model.{name}".replace(".attn.kv_norm.", ".attn.norm.")
+        written[name if is_own else spelled.get(name, other)] = array
+    other = DeepSeekV4CausalLM(make_config(num_prediction_layers=1))
+    read(other, written)
+    for weight, expected in zip(other.weights, model.weights, strict=True):
+        if "load" not in weight.path:
+            np.testing.assert_array_equal(to_numpy(weight), to_numpy(expected), weight.path)
