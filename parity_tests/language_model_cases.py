@@ -91,16 +91,19 @@ NO_COMPRESSION = {"q_lora_rank": None}
 TIED_BIASED = {"tie_word_embeddings": True, "attention_bias": True}
 GROUPS = {"n_group": 4, "topk_group": 2, "n_routed_experts": 12}
 
+# What it rotates, transformers takes for complex numbers: the sizes around must be even.
+EVEN = {"qk_nope_head_dim": 8, "kv_lora_rank": 12}
+
 V2 = Family(
     "deepseek_v2",
     "DeepSeekV2CausalLM",
     "DeepseekV2Config",
     "DeepseekV2ForCausalLM",
-    SIZES,
+    {**SIZES, **EVEN},
     {
         "plain": {},
         "yarn, groups": {**LONG, **GROUPS, "topk_method": "group_limited_greedy"},
-        "odd sizes, no compression": {**ODD, **NO_COMPRESSION},
+        "odd sizes, no compression": {**ODD, **EVEN, **NO_COMPRESSION},
         "tied, biased": TIED_BIASED,
         "yarn, no compression, all with experts": {
             **LONG,

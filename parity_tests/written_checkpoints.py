@@ -87,15 +87,18 @@ def perturb_ours(model: Any, seed: int = 0) -> None:
         variable.assign(is_scale + rng.normal(scale=0.2, size=variable.shape))
 
 
-def to_tensors(model: Any, by_variable: dict[int, np.ndarray]) -> dict[str, np.ndarray]:
+def to_tensors(
+    model: Any, by_variable: dict[int, np.ndarray], folder: Path
+) -> dict[str, np.ndarray]:
     """Returns what is given for each variable, by the names of a checkpoint.
 
     Args:
         model: Our model.
         by_variable: Arrays by the `id` of a variable; zeros for those that it lacks.
+        folder: The checkpoint. A family may have several names.
     """
     tensors = {}
-    for entry in model.checkpoint_entries():
+    for entry in model.checkpoint_entries_of(folder):
         arrays = [
             by_variable.get(id(variable), np.zeros(variable.shape, "float32"))
             for variable in entry.variables

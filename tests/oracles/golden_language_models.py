@@ -45,25 +45,37 @@ def direction(array):
     return np.cos(np.arange(array.size, dtype="float64")).reshape(array.shape)
 
 
+def pack(tensors):
+    """Returns tensors of half precision as one array, and what `unpack` needs beside it."""
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    flat = np.concatenate([tensor.ravel() for tensor in tensors.values()]).astype("float16")
+    return {"tensors": flat, "shapes": np.array(json.dumps(shapes))}
+
+
+def unpack(arrays):
+    """Returns tensors by their names."""
+    shapes = json.loads(str(arrays["shapes"]))
+    ends = np.cumsum([np.prod(shape, dtype="int64") for shape in shapes.values()])
+    parts = np.split(arrays["tensors"].astype("float32"), ends[:-1])
+    return {
+        name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
+
+
 def read_case(name):
     """Returns the model of a family."""
     with np.load(PATH) as file:
         arrays = {
             key.partition("|")[2]: file[key] for key in file.files if key.startswith(f"{name}|")
         }
-    names = json.loads(str(arrays["slope_names"]))
-    prefix = "tensor/"
+    tensors = unpack(arrays)
     return GoldenModel(
         config=json.loads(str(arrays["config"])),
-        tensors={
-            key.removeprefix(prefix): array.astype("float32")
-            for key, array in arrays.items()
-            if key.startswith(prefix)
-        },
+        tensors=tensors,
         batch={key: arrays[key] for key in ("token_ids", "padding_mask")},
         logits=arrays["logits"],
         loss=float(arrays["loss"]),
-        slopes=dict(zip(names, arrays["slopes"].tolist(), strict=True)),
+        slopes=dict(zip(tensors, arrays["slopes"].tolist(), strict=True)),
     )
 
 
@@ -82,7 +94,7 @@ def assign(entries, tensors):
     assert left == set()
 
 
-def check_outputs(model, case):
+def check_outputs(model, case, entries=None):
     """Fails unless a model gives the logits, the loss and the gradients of a case."""
     mask = case.batch["padding_mask"]
     logits = keras.ops.convert_to_numpy(model(case.batch))
@@ -92,14 +104,14 @@ def check_outputs(model, case):
 
     def loss():
         losses = compute_token_losses(model(case.batch)[:, :-1], targets)
-        return keras.ops.sum(losses * counted) / counted.sum()
+        return keras.ops.sum(keras.ops.multiply(losses, counted)) / float(counted.sum())
 
     assert_close(keras.ops.convert_to_numpy(loss()), case.loss, 1e-5)
     variables = model.trainable_variables
     _, gradients = backend.current().compute_gradients(loss, [], variables)
     by_variable = dict(zip(map(id, variables), gradients, strict=True))
     slopes = {}
-    for entry in model.checkpoint_entries():
+    for entry in entries or model.checkpoint_entries():
         arrays = [by_variable.get(id(v), np.zeros(v.shape, "float32")) for v in entry.variables]
         for name, array in zip(entry.tensors, entry.to_tensors(arrays), strict=True):
             slopes[name] = float(np.vdot(direction(array), np.asarray(array, "float64")))

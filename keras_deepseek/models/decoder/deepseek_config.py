@@ -69,6 +69,7 @@ OTHER_KEYS = frozenset(
         "num_local_experts",
         "num_mtp_layers",
         "num_nextn_predict_layers",
+        "output_router_logits",
         "rope_parameters",
         "rope_scaling",
         "rope_theta",

@@ -10,7 +10,8 @@ from keras_deepseek.models.decoder.checkpoint_values import check_checkpoint_val
 from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
 from keras_deepseek.models.deepseek_v32.presets import PRESETS
 
-_LAYER_TYPE = "deepseek_sparse_attention"
+_LAYER_TYPES = ("indexed_attention", "deepseek_sparse_attention")
+"""Of one kind; releases of transformers name it differently."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +145,7 @@ class DeepSeekV32Config(DeepSeekConfig):
     def from_checkpoint_config(cls, values: Mapping[str, Any]) -> Self:
         values = dict(values)
         for layer_type in values.pop("layer_types", None) or ():
-            check_checkpoint_value(
-                {"layer_types": layer_type}, "layer_types", allowed=(_LAYER_TYPE,)
-            )
+            check_checkpoint_value({"layer_types": layer_type}, "layer_types", allowed=_LAYER_TYPES)
         config = super().from_checkpoint_config(values)
         by_number = replace(config, feed_forward_types=None)
         # Transformers writes what `first_k_dense_replace` says out for every layer.

@@ -21,7 +21,7 @@ def test_layers_have_experts_by_number_or_by_name(types, sparse):
 
 def test_layers_of_another_kind_are_refused():
     values = DeepSeekV32Config.from_preset("tiny").to_checkpoint_config()
-    kinds = ["deepseek_sparse_attention", "sliding_attention"]
+    kinds = ["indexed_attention", "sliding_attention"]
     with pytest.raises(InvalidInputError, match="received 'sliding_attention'"):
         DeepSeekV32Config.from_checkpoint_config({**values, "layer_types": kinds})
     kinds[1] = kinds[0]

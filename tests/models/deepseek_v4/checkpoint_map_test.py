@@ -4,9 +4,11 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.models import DeepSeekV4CausalLM
+from keras_deepseek.models import DeepSeekV4CausalLM, DeepSeekV4Config
 from keras_deepseek.models.deepseek_v4.checkpoint_map import checkpoint_entries
+from tests.oracles import golden_language_models
 from tests.oracles.deepseek_v4_models import make_config, perturb
+from tests.oracles.golden_language_models import read_case
 
 TRANSFORMERS = ("model.layers.0.self_attn.sinks",)
 
@@ -34,6 +36,15 @@ def read(model, tensors):
         arrays = entry.to_variables([tensors[name] for name in entry.tensors])
         for variable, array in zip(entry.variables, arrays, strict=True):
             variable.assign(np.asarray(array))
+
+
+@pytest.mark.slow_on_jax
+def test_a_checkpoint_of_transformers_gives_its_logits_its_loss_and_its_gradients():
+    case = read_case("deepseek_v4")
+    model = DeepSeekV4CausalLM(DeepSeekV4Config.from_checkpoint_config(case.config))
+    entries = checkpoint_entries(model, case.tensors)
+    golden_language_models.assign(entries, case.tensors)
+    golden_language_models.check_outputs(model, case, entries)
 
 
 @pytest.mark.parametrize("names", [(), TRANSFORMERS], ids=["release", "transformers"])

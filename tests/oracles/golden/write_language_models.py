@@ -5,7 +5,6 @@ Run by hand, in the tox environment `parity`:
     PYTHONPATH=. python tests/oracles/golden/write_language_models.py
 """
 
-import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity_tests.language_model_cases import GROUPS, LONG, V2, V3, V32, Family
+from parity_tests.language_model_cases import GROUPS, LONG, V2, V3, V4, V32, V4_YARN, Family
 from parity_tests.written_checkpoints import (
     call_theirs,
     draw_batch,
@@ -22,13 +21,39 @@ from parity_tests.written_checkpoints import (
     their_gradients,
     write_theirs,
 )
-from tests.oracles.golden_language_models import PATH, direction
+from tests.oracles.golden_language_models import PATH, direction, pack
 
-SMALL = {**GROUPS, **LONG, "num_hidden_layers": 2, "vocab_size": 23, "n_routed_experts": 8}
+SMALL = {
+    **GROUPS,
+    **LONG,
+    "num_hidden_layers": 2,
+    "vocab_size": 19,
+    "hidden_size": 14,
+    "intermediate_size": 11,
+    "moe_intermediate_size": 5,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "n_routed_experts": 8,
+}
+SMALL_V4 = {
+    "vocab_size": 19,
+    "hidden_size": 10,
+    "moe_intermediate_size": 5,
+    "head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "q_lora_rank": 7,
+    "n_routed_experts": 5,
+    "num_experts_per_tok": 2,
+    "index_head_dim": 4,
+    "index_topk": 2,
+    "hc_mult": 2,
+    "rope_parameters": V4_YARN,
+}
 CASES = {
     V2.name: (V2, {**SMALL, "topk_method": "group_limited_greedy"}),
     V3.name: (V3, SMALL),
     V32.name: (V32, SMALL),
+    V4.name: (V4, SMALL_V4),
 }
 
 
@@ -40,23 +65,19 @@ def run_case(family: Family, arguments: dict[str, Any], folder: Path) -> dict[st
         for tensor in [*model.parameters(), *model.buffers()]:
             tensor.copy_(tensor.half())  # As they will be read.
     tensors = write_theirs(model, folder / "weights")
-    batch = draw_batch(model.config.vocab_size, "left")
+    batch = draw_batch(model.config.vocab_size, family.sides[0])
     logits, loss = call_theirs(model, batch)
     loss.backward()
     arrays = {
         "config": np.array((folder / "weights/config.json").read_text()),
-        **{f"tensor/{name}": array.astype("float16") for name, array in tensors.items()},
+        **pack(tensors),
         **batch,
         "logits": logits.detach().numpy(),
         "loss": np.array(loss.item()),
     }
     gradients = their_gradients(model, folder / "gradients")
-    slopes = [np.vdot(direction(array), array.astype("float64")) for array in gradients.values()]
-    return {
-        **arrays,
-        "slope_names": np.array(json.dumps(list(gradients))),
-        "slopes": np.array(slopes),
-    }
+    slopes = [np.vdot(direction(gradients[name]), gradients[name]) for name in tensors]
+    return {**arrays, "slopes": np.array(slopes)}
 
 
 def main() -> None:
