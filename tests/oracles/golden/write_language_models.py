@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity_tests.language_model_cases import GROUPS, LONG, V2, V3, V4, V32, V4_YARN, Family
+from parity_tests.language_model_cases import GROUPS, LONG, V2, V3, V4, V4_YARN, V32, Family
 from parity_tests.written_checkpoints import (
     call_theirs,
     draw_batch,
