@@ -15,7 +15,7 @@ from typing import Protocol, cast
 
 from keras_deepseek import __version__
 
-ROOMS = ("deploy", "inference", "training")
+ROOMS = ("deploy", "inference", "models", "training")
 """The rooms that bring a command, in the order of `--help`."""
 
 PROGRAM = "keras-deepseek"

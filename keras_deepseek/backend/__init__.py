@@ -60,6 +60,25 @@ class Backend(Protocol):
     def plain_inference(self, model: "NamedModel") -> "InferenceFunction":
         """Returns the model as a function of NumPy arrays, computed at each batch's own sizes."""
 
+    def compile_with_state(
+        self,
+        function: "Callable[..., tuple[Any, Any]]",
+        variables: "Sequence[keras.Variable]",
+    ) -> "Callable[..., tuple[Any, Any]]":
+        """Returns `function(state, *inputs)`, which makes outputs and the next state, compiled.
+
+        A state is `None` at first, then a structure of tensors of lasting shapes. The one that is
+        given is used up: the next one may lie in its memory. Inputs are arrays, integers or `None`;
+        on PyTorch, which runs the function as it is, integers stay integers. `variables` are those
+        that it reads.
+        """
+
+    def write_slots(self, tensor: "Any", start: "Any", update: "Any") -> "Any":
+        """Returns a tensor `(batch_size, slots, ...)` with an update in its slots from `start` on.
+
+        The tensor is written into where it belongs to a function that `compile_with_state` made.
+        """
+
     def compute_gradients(
         self,
         function: "Callable[..., Any]",

@@ -33,6 +33,7 @@ from keras_deepseek.models.deepseek_v32 import (
     DeepSeekV32CausalLM,
     DeepSeekV32Config,
 )
+from keras_deepseek.models.generation import Sampler
 from keras_deepseek.models.residual_image_classifier import (
     ResidualBackbone,
     ResidualImageClassifier,
@@ -62,6 +63,7 @@ __all__ = [
     "ResidualBackbone",
     "ResidualImageClassifier",
     "ResidualImageClassifierConfig",
+    "Sampler",
     "TokenLogits",
     "Tokenizer",
 ]

@@ -1,19 +1,21 @@
 """The task of all language models: from the tokens so far to the logits of the next."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
 from keras_deepseek.layers import MultiTokenPrediction
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone, make_token_inputs
 from keras_deepseek.models.decoder.multi_token_loss import MultiTokenLoss
 from keras_deepseek.models.decoder.token_logits import TokenLogits
+from keras_deepseek.models.generation.generation import Generator
+from keras_deepseek.models.generation.sampler import Sampler
 
 
 class CausalLM(PresetModel):
@@ -59,6 +61,7 @@ class CausalLM(PresetModel):
         self.config = backbone.config
         self.token_logits = token_logits
         self.multi_token_prediction = multi_token_prediction
+        self._generator: Generator | None = None
 
     @staticmethod
     def call_backbone(backbone: DecoderBackbone, inputs: Any) -> tuple[Any, Any]:
@@ -120,6 +123,120 @@ class CausalLM(PresetModel):
         if num_logits is not None:
             last = hidden_states[:, -check_integer("num_logits", num_logits) :]
         return self.token_logits(last), hidden_states, written
+
+    def generate(
+        self,
+        inputs: Any,
+        max_length: int | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        stop_token_ids: Any = "auto",
+        strip_prompt: bool = False,
+        sampler: Sampler | str | None = None,
+        seed: int | None = None,
+        use_drafts: bool = False,
+        return_log_probabilities: bool = False,
+    ) -> Any:
+        """Returns prompts with what the model says behind them.
+
+        Prompts of a batch may be of different lengths. A row ends with a stop token, or where it is
+        long enough; the batch ends with its last row. The first call with prompts of about a length
+        compiles, on TensorFlow and JAX.
+
+        Args:
+            inputs: A string, or a list or array of token ids; or a list of either, or an array of
+                two axes, for a batch. Strings need `model.tokenizer`.
+            max_length: integer or `None`. How many tokens a row has in the end, prompt included.
+                Defaults to `None`: as many as the model takes.
+            max_new_tokens: integer or `None`. How many tokens a row is given. Defaults to `None`.
+            stop_token_ids: integer, list of integers, one list of integers for each row, `None`,
+                or `"auto"` for the end token of the tokenizer, where there is one. Defaults to
+                `"auto"`.
+            strip_prompt: boolean. Whether the prompts are left away. Defaults to `False`.
+            sampler: `Sampler`, `"greedy"`, `"random"`, or `None` for greedy. Defaults to `None`.
+            seed: integer or `None`. With a seed the same call gives the same tokens again, within a
+                backend: a row's by its own number, whatever the other rows, as far as their company
+                does not round its logits differently. Defaults to `None`.
+            use_drafts: boolean. Whether the modules of `multi_token_prediction` draft tokens, which
+                the model then reads at once: the same tokens where greedy, and drawn from the same
+                distribution, with fewer steps where it agrees with them. Defaults to `False`.
+            return_log_probabilities: boolean. Whether to return them too, those of the model before
+                the sampler changes them. Defaults to `False`.
+
+        Returns:
+            A string or a list of token ids, as the prompt was, or a list of these for a batch. The
+            ids end with the stop token, where there was one; a string is without it. With
+            `return_log_probabilities` the pair of it and a float32 array of a row's new tokens, or
+            a list of arrays.
+
+        Raises:
+            InvalidInputError: A prompt is empty, longer than the model or `max_length` takes, or
+                text without a tokenizer; or the model's logits are not finite.
+            NotSupportedError: Tokens are to be drafted, and the model has no modules for it, or a
+                cache that can't go back by those that are not kept.
+        """
+        generator = self._get_generator()
+        request = generator.request(
+            inputs,
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=stop_token_ids,
+            sampler=sampler,
+            seed=seed,
+            use_drafts=use_drafts,
+            return_log_probabilities=return_log_probabilities,
+        )
+        return generator.generate(request, strip_prompt=check_boolean("strip_prompt", strip_prompt))
+
+    def stream(
+        self,
+        inputs: Any,
+        max_length: int | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        stop_token_ids: Any = "auto",
+        sampler: Sampler | str | None = None,
+        seed: int | None = None,
+        use_drafts: bool = False,
+    ) -> Iterator[Any]:
+        """Returns an iterator over what `generate` says, token by token, as it is computed.
+
+        Leave the loop to end it early. What is wrong with the arguments is said at once.
+
+        Args:
+            inputs: As for `generate`.
+            max_length: As for `generate`. Defaults to `None`.
+            max_new_tokens: As for `generate`. Defaults to `None`.
+            stop_token_ids: As for `generate`. Defaults to `"auto"`.
+            sampler: As for `generate`. Defaults to `None`.
+            seed: As for `generate`. Defaults to `None`.
+            use_drafts: As for `generate`: tokens then come in bursts. Defaults to `False`.
+
+        Returns:
+            An iterator. Of one prompt, over token ids, or pieces of text: a piece is empty while a
+            character is not complete. Of a batch, over lists of these, with `None` for a row that
+            has ended.
+
+        Raises:
+            InvalidInputError: As for `generate`.
+            NotSupportedError: As for `generate`.
+        """
+        generator = self._get_generator()
+        request = generator.request(
+            inputs,
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=stop_token_ids,
+            sampler=sampler,
+            seed=seed,
+            use_drafts=use_drafts,
+        )
+        return generator.stream(request)
+
+    def _get_generator(self) -> Generator:
+        if self._generator is None:
+            self._generator = Generator(self)
+        return self._generator
 
     def get_config(self) -> dict[str, Any]:
         return {

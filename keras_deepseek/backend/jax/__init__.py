@@ -36,6 +36,7 @@ from keras_deepseek.backend.jax.random_state import (
     write_framework_random_state,
 )
 from keras_deepseek.backend.jax.selection import top_k
+from keras_deepseek.backend.jax.state_functions import compile_with_state, write_slots
 from keras_deepseek.backend.jax.task_cluster import adopt_tasks, connect_tasks, serve_task
 from keras_deepseek.backend.jax.tracing import can_read_shapes, read_array, read_integer
 from keras_deepseek.backend.jax.training import (
@@ -64,6 +65,7 @@ __all__ = [
     "can_read_shapes",
     "compile_inference",
     "compile_update",
+    "compile_with_state",
     "compute_gradients",
     "compute_on",
     "connect_tasks",
@@ -111,4 +113,5 @@ __all__ = [
     "write_framework_random_state",
     "write_onnx",
     "write_saved_model",
+    "write_slots",
 ]

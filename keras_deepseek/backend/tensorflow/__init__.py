@@ -44,6 +44,7 @@ from keras_deepseek.backend.tensorflow.random_state import (
     write_framework_random_state,
 )
 from keras_deepseek.backend.tensorflow.selection import top_k
+from keras_deepseek.backend.tensorflow.state_functions import compile_with_state, write_slots
 from keras_deepseek.backend.tensorflow.task_cluster import adopt_tasks, connect_tasks, serve_task
 from keras_deepseek.backend.tensorflow.tracing import can_read_shapes, read_array, read_integer
 from keras_deepseek.backend.tensorflow.training import (
@@ -72,6 +73,7 @@ __all__ = [
     "can_read_shapes",
     "compile_inference",
     "compile_update",
+    "compile_with_state",
     "compute_gradients",
     "compute_on",
     "connect_tasks",
@@ -119,4 +121,5 @@ __all__ = [
     "write_framework_random_state",
     "write_onnx",
     "write_saved_model",
+    "write_slots",
 ]

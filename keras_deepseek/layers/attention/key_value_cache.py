@@ -198,7 +198,8 @@ def append_to_cache(
         states: dict or `None`. For each name of a state what takes its place. Defaults to `None`.
 
     Returns:
-        A new dict; the given one is unchanged.
+        A new dict; the given one is unchanged, unless it belongs to a function that the backend's
+        `compile_with_state` made.
 
     Raises:
         InvalidInputError: There is no `cache_index`, names or shapes do not fit, or the cache is
@@ -212,12 +213,9 @@ def append_to_cache(
     _check_shapes(cache, updates, states)
     start = _read_start(cache, cache_index, updates["mask"].shape[1])
     stop = start + ops.shape(updates["mask"])[1]
+    write = backend.current().write_slots
     written = {
-        name: ops.slice_update(
-            cache[name],
-            [0, start, *[0] * (len(update.shape) - 2)],
-            ops.cast(update, cache[name].dtype),
-        )
+        name: write(cache[name], start, ops.cast(update, cache[name].dtype))
         for name, update in updates.items()
     }
     # What an earlier continuation left there would be seen once slots are skipped.

@@ -262,7 +262,11 @@ class MultiHeadLatentAttention(keras.Layer):
         queries, keys = self._project(inputs, compressed, turn)
         if cache is not None:
             cache = append_to_cache(cache, cache_index, keys, mask)
-            keys, mask = cache, cache["mask"]
+            # Where a call fills the cache, there is nothing to look at but its own tokens.
+            if inputs.shape[1] is not None and inputs.shape[1] == cache["mask"].shape[1]:
+                keys["mask"] = cache["mask"]
+            else:
+                keys, mask = cache, cache["mask"]
         check_attention_mask(attention_mask, inputs, keys["latent"])
         visibility = {
             "key_mask": mask,
@@ -314,7 +318,8 @@ class MultiHeadLatentAttention(keras.Layer):
         if absorbs and not any(up.quantization_mode for up in ups):
             kernels = [ops.cast(up.kernel, self.compute_dtype) for up in ups]
             return attend_absorbed(*parts, mask, kernels, drop)
-        return attend_naive(*parts, mask, ups, drop)
+        is_causal = visibility["use_causal_mask"] and query_length == key_length
+        return attend_naive(*parts, mask, ups, drop, is_causal=is_causal)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)

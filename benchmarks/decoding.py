@@ -1,0 +1,259 @@
+"""How fast the language models read a prompt and decode, on the CPU, in one thread.
+
+A DeepSeek-V3 of 88 million parameters, float32: the same config and weights in `transformers`,
+which writes the checkpoint, and here, on each backend in its compiled form. Each is a process of
+its own; they take turns, one at a time. What is claimed, as ratios to `transformers` in the same
+run:
+
+- tokens a second while decoding, at batch and context: at least 1.6 (1, 512), 3.6 (1, 2048),
+  7.5 (8, 512) and 19 (8, 2048);
+- tokens of a prompt a second: at least 1.1 at 512 and 2 at 2,048;
+- the cache takes `key_value_lora_rank + rope_head_dim` numbers a token and a layer, and one byte
+  for the mask.
+
+Beside them stands the same model with a cache of keys and values of all heads (`expanded`). Ours
+are timed as a user gets them, by `model.stream`: the first token of a prompt, and the tokens behind
+it. `transformers` is called in a bare loop, without its `generate`. The numbers are medians of
+process time; the greedy tokens of all must be the same. Prints a table and writes the numbers as
+JSON:
+
+    python benchmarks/decoding.py [--rounds 5] [--json RESULT.json] [--quick] [--python PYTHON]
+
+`transformers` and `torch` may be installed elsewhere: `--python` is the Python that has them.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from processes import ONE_THREAD, find_backends, make_parser, write_json
+
+FOLDER = Path(__file__).parent
+PEER = "transformers"
+CONFIG = {
+    "vocab_size": 14336,
+    "hidden_size": 1024,
+    "intermediate_size": 2048,
+    "moe_intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "n_shared_experts": 1,
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 256,
+    "q_lora_rank": 384,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "max_position_embeddings": 4096,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+}
+QUICK_CONFIG = {
+    **CONFIG,
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
+# Of batch and context: the least ratio of decoding, and of reading the prompt.
+TARGETS = {
+    (1, 512): (1.6, 1.1),
+    (1, 2048): (3.6, 2.0),
+    (8, 512): (7.5, None),
+    (8, 2048): (19, None),
+}
+QUICK = {(1, 32): (None, None), (2, 48): (None, None)}
+NEW_TOKENS = {1: 24, 8: 8}
+
+
+class Worker:
+    """A process that measures what it is asked for, one question a line.
+
+    Args:
+        name: string. What it is called in the table.
+        script: string. What it runs, in `rivals/`.
+        python: string. The Python that runs it.
+        backend: string. Keras's.
+        arguments: Those of the script.
+    """
+
+    def __init__(self, name: str, script: str, python: str, backend: str, *arguments: str) -> None:
+        self.name = name
+        paths = [str(FOLDER.parent), os.environ.get("PYTHONPATH", "")]
+        environment = {
+            **os.environ,
+            **ONE_THREAD,
+            "KERAS_BACKEND": backend,
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        }
+        self._process = subprocess.Popen(
+            [python, str(FOLDER / "rivals" / script), *arguments],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, **question: Any) -> Any:
+        """Returns the answer, or `None` where the process has ended."""
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        return json.loads(line) if line.startswith("{") else None
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def measure_setting(
+    workers: list[Worker], batch_size: int, context: int, arguments: Any
+) -> dict[str, dict[str, list[float]]]:
+    """Returns seconds of a prompt and of a decoded token by worker, of each round."""
+    new_tokens = 4 if arguments.quick else NEW_TOKENS[batch_size]
+    question = {"batch_size": batch_size, "context": context, "new_tokens": new_tokens}
+    found: dict[str, dict[str, list[float]]] = {}
+    for number in range(arguments.rounds + 1):
+        for worker in workers:
+            answer = worker.ask(**question, seed=number)
+            if answer is None:
+                continue
+            if number:  # The first compiles, and reads the weights into the caches.
+                times = found.setdefault(worker.name, {"prefill": [], "decode": [], "tokens": []})
+                for name, value in answer.items():
+                    times[name].append(value)
+    return found
+
+
+def check_equal(found: dict[str, dict[str, Any]]) -> int:
+    """Returns in how many rounds some of the greedy tokens were not those of `transformers`."""
+    peer = found[PEER]["tokens"]
+    return sum(
+        any(times["tokens"][number] != tokens for times in found.values())
+        for number, tokens in enumerate(peer)
+    )
+
+
+def judge(row: dict[str, Any], targets: tuple[float | None, float | None]) -> dict[str, bool]:
+    """Returns the claims that a row is about, and whether they hold."""
+    if row["name"] == PEER or "expanded" in row["name"]:
+        return {}
+    names = ("decode", "prefill")
+    return {
+        f"{name} {target} times": row[f"{name}_ratio"] >= target
+        for name, target in zip(names, targets, strict=True)
+        if target is not None
+    }
+
+
+def make_rows(
+    found: dict[str, dict[str, list[float]]], batch_size: int, context: int
+) -> list[dict[str, Any]]:
+    """Returns tokens a second and ratios of each worker."""
+    rows = []
+    for name, times in found.items():
+        row: dict[str, Any] = {"name": name, "batch_size": batch_size, "context": context}
+        for kind, tokens in (("prefill", batch_size * context), ("decode", batch_size)):
+            row[f"{kind}_tokens_per_second"] = tokens / statistics.median(times[kind])
+            ratios = [peer / own for peer, own in zip(found[PEER][kind], times[kind], strict=True)]
+            row[f"{kind}_ratio"] = statistics.median(ratios)
+            row[f"{kind}_seconds"] = times[kind]
+        rows.append(row)
+    return rows
+
+
+def main() -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--python", default=sys.executable, help="the Python with transformers")
+    parser.add_argument("--no-expanded", action="store_true", help="ours as they are, alone")
+    arguments = parser.parse_args()
+    config = QUICK_CONFIG if arguments.quick else CONFIG
+    numbers = config["kv_lora_rank"] + config["qk_rope_head_dim"]
+    expected = config["num_hidden_layers"] * (4 * numbers + 1)
+    print(f"Load of the machine: {os.getloadavg()}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        workers = [
+            Worker(
+                PEER,
+                "decoding_transformers.py",
+                arguments.python,
+                "torch",
+                folder,
+                json.dumps(config),
+            )
+        ]
+        parameters = workers[0].ask(what="parameters")
+        ways = ["latent"] if arguments.no_expanded else ["latent", "expanded"]
+        workers += [
+            Worker(
+                name if way == "latent" else f"{name}, expanded",
+                "decoding_ours.py",
+                sys.executable,
+                name,
+                folder,
+                way,
+            )
+            for name in find_backends()
+            for way in ways
+        ]
+        facts = {worker.name: worker.ask(what="facts") for worker in workers[1:]}
+        print(f"{parameters}; cache, bytes a token: {expected} by the formula, {facts}")
+        header = f"{'':24}{'batch':>6}{'context':>8}{'prefill/s':>11}{'ratio':>7}"
+        print(f"{header}{'decode/s':>11}{'ratio':>7}", flush=True)
+        rows, holds = [], True
+        for name, fact in facts.items():
+            if fact and "expanded" not in name:
+                holds &= fact["cache_bytes_per_token"] == expected
+        for (batch_size, context), targets in (QUICK if arguments.quick else TARGETS).items():
+            found = measure_setting(workers, batch_size, context, arguments)
+            unequal = check_equal(found)
+            for row in make_rows(found, batch_size, context):
+                row["claims"] = {} if arguments.quick else judge(row, targets)
+                holds &= all(row["claims"].values())
+                rows.append(row)
+                print_row(row)
+            if unequal:
+                print(f"  in {unequal} rounds of {arguments.rounds} some tokens were others")
+        for worker in workers:
+            worker.close()
+    print(f"Load of the machine: {os.getloadavg()}")
+    write_json(arguments.json, {"config": config, "facts": facts, "rows": rows, **parameters})
+    return 0 if holds else 1
+
+
+def print_row(row: dict[str, Any]) -> None:
+    """Prints a line of the table."""
+    print(
+        f"{row['name']:24}{row['batch_size']:>6}{row['context']:>8}"
+        f"{row['prefill_tokens_per_second']:>11.1f}{row['prefill_ratio']:>7.2f}"
+        f"{row['decode_tokens_per_second']:>11.1f}{row['decode_ratio']:>7.2f}"
+        + "".join(
+            f"  {claim}: {'holds' if is_so else 'DOES NOT HOLD'}"
+            for claim, is_so in row["claims"].items()
+        ),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Functions that go on from a state, compiled, and the memory that such a state has."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import keras
+from keras import ops
+
+
+def compile_with_state(
+    function: Callable[..., tuple[Any, Any]], variables: Sequence[keras.Variable]
+) -> Callable[..., tuple[Any, Any]]:
+    """Returns `function(state, *inputs)`, which makes outputs and the next state, compiled."""
+    variables = list(variables)
+
+    def trace(values: list[jax.Array], state: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function(state, *inputs)
+
+    run = jax.jit(trace, donate_argnums=1)
+
+    def step(state: Any, *inputs: Any) -> tuple[Any, Any]:
+        # The weights are arguments, not constants: a change of them is seen by the next call.
+        outputs: tuple[Any, Any] = run([variable.value for variable in variables], state, inputs)
+        return outputs
+
+    return step
+
+
+def write_slots(tensor: Any, start: Any, update: Any) -> Any:
+    """Returns a tensor `(batch_size, slots, ...)` with an update in its slots from `start` on."""
+    return ops.slice_update(tensor, [0, start, *[0] * (len(update.shape) - 2)], update)

@@ -1,0 +1,60 @@
+"""Functions that go on from a state, compiled, and the memory that such a state has."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+
+def compile_with_state(
+    function: Callable[..., tuple[Any, Any]], variables: Sequence[keras.Variable]
+) -> Callable[..., tuple[Any, Any]]:
+    """Returns `function(state, *inputs)`, which makes outputs and the next state, compiled."""
+
+    @tf.function(autograph=False)
+    def begin(inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+        return function(None, *inputs)
+
+    # What is kept from step to step lies in variables of TensorFlow: it writes slots into these,
+    # and would copy a tensor for them.
+    @tf.function(autograph=False)
+    def go_on(state: Any, inputs: tuple[Any, ...]) -> Any:
+        outputs, new = function(state, *inputs)
+        for kept, tensor in zip(_flatten(state), _flatten(new), strict=True):
+            if tensor is not kept:
+                kept.assign(tensor)
+        return outputs
+
+    def step(state: Any, *inputs: Any) -> tuple[Any, Any]:
+        tensors = keras.tree.map_structure(_make_tensor, inputs)
+        if state is None:
+            outputs: tuple[Any, Any] = begin(tensors)
+            return outputs
+        state = keras.tree.map_structure(_make_variable, state)
+        return go_on(state, tensors), state
+
+    return step
+
+
+def _flatten(state: Any) -> list[Any]:
+    flat: list[Any] = keras.tree.flatten(state)
+    return flat
+
+
+def _make_tensor(value: Any) -> Any:
+    # A number of Python would be a constant, and each further one another graph.
+    return None if value is None else tf.convert_to_tensor(value)
+
+
+def _make_variable(value: Any) -> Any:
+    return value if value is None or isinstance(value, tf.Variable) else tf.Variable(value)
+
+
+def write_slots(tensor: Any, start: Any, update: Any) -> Any:
+    """Returns a tensor `(batch_size, slots, ...)` with an update in its slots from `start` on."""
+    if isinstance(tensor, tf.Variable):
+        tensor[:, start : start + tf.shape(update)[1]].assign(update)
+        return tensor
+    return ops.slice_update(tensor, [0, start, *[0] * (len(update.shape) - 2)], update)

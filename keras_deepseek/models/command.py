@@ -1,0 +1,133 @@
+"""The command `keras-deepseek generate`."""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+NAME = "generate"
+HELP = "continue a prompt with a language model, and show the text as it comes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `generate`.
+
+    Args:
+        parser: `argparse.ArgumentParser` of the command.
+    """
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        help="what `save_to_preset` or transformers wrote, or a model on the hub, as in "
+        "hf://deepseek-ai/DeepSeek-V2-Lite",
+    )
+    parser.add_argument(
+        "--prompt", required=True, metavar="TEXT", help="- reads it from the standard input"
+    )
+    parser.add_argument(
+        "--chat", action="store_true", help="put the prompt into the model's chat template"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="(default: 256)"
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a text that ends the answer, beside the model's end token; may be repeated",
+    )
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="0 is greedy (default: 0, or 1 where another option of sampling is given)",
+    )
+    group.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens")
+    group.add_argument("--top-p", type=float, metavar="P", help="keep those of this share")
+    group.add_argument(
+        "--min-p", type=float, metavar="P", help="keep those so likely beside the likeliest"
+    )
+    group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="F")
+    group.add_argument("--seed", type=int, metavar="N", help="the same text again")
+    parser.add_argument("--dtype", help="the dtype policy, as in bfloat16 (default: Keras's)")
+    parser.add_argument(
+        "--backend", help="tensorflow, jax or torch (default: what Keras takes by itself)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Generates, and writes to the standard output.
+
+    Args:
+        arguments: What the parser with `add_arguments` read.
+
+    Raises:
+        KerasDeepSeekError: Something in `arguments`, or in the folder, can't be worked with.
+    """
+    _choose_backend(arguments.backend)
+    sampler = _make_sampler(arguments)
+    from rich.console import Console
+
+    from keras_deepseek.models.generation.live_text import LiveText
+    from keras_deepseek.models.generation.load_model import load_language_model
+    from keras_deepseek.models.generation.prompts import find_end_tokens
+    from keras_deepseek.models.generation.stop_texts import StopTexts
+    from keras_deepseek.models.generation.text_stream import stream_text
+
+    model = load_language_model(arguments.folder, dtype=arguments.dtype)
+    prompt = _read_prompt(arguments, model.tokenizer)
+    stream = model.stream(
+        prompt, max_new_tokens=arguments.max_new_tokens, sampler=sampler, seed=arguments.seed
+    )
+    pieces, stops = stream_text(model.tokenizer, prompt), StopTexts(arguments.stop)
+    ends = find_end_tokens(model)
+    with LiveText(Console(highlight=False, markup=False, emoji=False)) as live:
+        for token in stream:
+            live.push("" if token in ends else stops.push(pieces.push(token)))
+            if stops.is_met:
+                break
+        live.add(stops.push(pieces.finish()) + stops.finish())
+    print(live.describe(), file=sys.stderr)
+
+
+def _choose_backend(name: str | None) -> None:
+    if name is None:
+        return
+    from keras_deepseek import backend
+    from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+
+    if name not in backend.NAMES:
+        raise InvalidInputError(unknown_name_message("backend", name, backend.NAMES))
+    os.environ["KERAS_BACKEND"] = name
+
+
+def _make_sampler(arguments: argparse.Namespace) -> Any:
+    from keras_deepseek.models.generation.sampler import Sampler
+
+    names = ("top_k", "top_p", "min_p")
+    steps = {name: getattr(arguments, name) for name in names}
+    is_drawn = any(step is not None for step in steps.values()) or arguments.seed is not None
+    temperature = arguments.temperature
+    if temperature is None:
+        temperature = 1.0 if is_drawn else 0.0
+    return Sampler(temperature, **steps, repetition_penalty=arguments.repetition_penalty)
+
+
+def _read_prompt(arguments: argparse.Namespace, tokenizer: Any) -> list[int]:
+    """Returns the tokens of the prompt."""
+    from keras_deepseek.artifacts.errors import InvalidInputError
+
+    if tokenizer is None:
+        raise InvalidInputError(
+            f"{arguments.folder!r} has no `tokenizer.json`, or the package `tokenizers` is not "
+            "installed: pip install 'keras_deepseek[text]'."
+        )
+    text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    if not arguments.chat:
+        tokens = tokenizer.tokenize(text)
+    else:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": text}])
+        tokens = tokenizer.tokenize(text, add_special_tokens=False)
+    return [int(token) for token in tokens]

@@ -1,0 +1,229 @@
+"""The functions that generation runs, compiled once for each shape: the prompt, and a token.
+
+They stand between the loop, which counts on the host, and the model, which computes. What goes from
+step to step, caches and the tokens that were seen, is a state that only the backend holds.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.models.generation.sampler import SamplingRules
+from keras_deepseek.models.generation.token_choice import choose, log_probabilities
+
+Step = Callable[..., tuple[Any, Any]]
+MakeCache = Callable[[int, int], list[dict[str, Any]]]
+
+_ODD_LENGTHS = (10_007, 100_003)
+"""No layer keeps so many things of a sequence for another reason than that it has as many slots."""
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """What a compiled step does beside calling the model.
+
+    Args:
+        rules: `SamplingRules`.
+        has_log_probabilities: Whether it returns those of the tokens.
+    """
+
+    rules: SamplingRules
+    has_log_probabilities: bool = False
+
+
+@dataclass
+class CompiledSteps:
+    """The compiled functions of one model, made when they are first asked for.
+
+    They are made anew when the model has other variables: `enable_lora` and `quantize` change them.
+
+    Args:
+        model: `CausalLM`.
+    """
+
+    model: Any
+    _functions: dict[Any, Step] = field(default_factory=dict, init=False)
+    _variables: tuple[int, ...] = field(default=(), init=False)
+
+    def get(self, key: Any, function: Callable[..., tuple[Any, Any]], *arguments: Any) -> Step:
+        """Returns a compiled `function(model, *arguments, state, *inputs)`.
+
+        Args:
+            key: What stands for it and the arguments.
+            function: It returns outputs and the next state.
+            *arguments: What is compiled into it.
+        """
+        variables = tuple(id(variable) for variable in self.model.variables)
+        if variables != self._variables:
+            self._functions, self._variables = {}, variables
+        if key not in self._functions:
+            compiled = backend.current().compile_with_state(
+                partial(function, self.model, *arguments), self.model.variables
+            )
+            self._functions[key] = compiled
+        return self._functions[key]
+
+    def prefill(self, kind: StepKind, capacity: int) -> Step:
+        """Returns the function of a prompt: it takes token ids, mask, uniforms and numbers.
+
+        Args:
+            kind: `StepKind`.
+            capacity: integer. The slots of the caches that it makes.
+        """
+        return self.get(("prefill", kind, capacity), _prefill, kind, capacity)
+
+    def decode(self, kind: StepKind) -> Step:
+        """Returns the function of a token: it takes tokens, slot, positions, uniforms, numbers.
+
+        Args:
+            kind: `StepKind`.
+        """
+        return self.get(("decode", kind), _decode, kind)
+
+    def grow(self, capacity: int) -> Step:
+        """Returns the function that moves a state into caches of more slots: it takes the state.
+
+        Args:
+            capacity: integer.
+        """
+        return self.get(("grow", capacity), _grow, capacity)
+
+
+def _grow(model: Any, capacity: int, _: Any, state: Any) -> tuple[Any, Any]:
+    return (), {**state, "cache": grow_cache(model.make_cache, state["cache"], capacity)}
+
+
+def _prefill(
+    model: Any,
+    kind: StepKind,
+    capacity: int,
+    _: Any,
+    token_ids: Any,
+    mask: Any,
+    uniforms: Any,
+    numbers: Mapping[str, Any],
+) -> tuple[Any, Any]:
+    batch_size, length = token_ids.shape
+    # In a cache of its own length a prompt looks at no slots that are still empty.
+    grows = length < capacity and holds_slots_alone(model.make_cache)
+    cache = model.make_cache(batch_size, length if grows else capacity)
+    positions = count_positions(mask)
+    logits, _, cache = model.call_with_cache(
+        token_ids, cache, 0, padding_mask=mask, positions=positions, num_logits=1
+    )
+    if grows:
+        cache = grow_cache(model.make_cache, cache, capacity)
+    seen = mark_tokens(token_ids, mask, logits.shape[-1]) if kind.rules.has_penalty else None
+    outputs = _choose(logits[:, -1], seen, uniforms, kind, numbers)
+    return outputs, {"cache": cache, "seen": seen}
+
+
+def _decode(
+    model: Any,
+    kind: StepKind,
+    state: Any,
+    tokens: Any,
+    slot: Any,
+    positions: Any,
+    uniforms: Any,
+    numbers: Mapping[str, Any],
+) -> tuple[Any, Any]:
+    tokens = ops.expand_dims(tokens, 1)
+    logits, _, cache = model.call_with_cache(
+        tokens, state["cache"], slot, positions=ops.expand_dims(positions, 1), num_logits=1
+    )
+    seen = state["seen"]
+    if kind.rules.has_penalty:
+        seen = ops.logical_or(seen, mark_tokens(tokens, None, logits.shape[-1]))
+    outputs = _choose(logits[:, -1], seen, uniforms, kind, numbers)
+    return outputs, {"cache": cache, "seen": seen}
+
+
+def _choose(
+    logits: Any, seen: Any, uniforms: Any, kind: StepKind, numbers: Mapping[str, Any]
+) -> dict[str, Any]:
+    outputs = choose(logits, seen, uniforms, kind.rules, numbers)
+    if kind.has_log_probabilities:
+        outputs["log_probabilities"] = log_probabilities(logits, outputs["tokens"])
+    return outputs
+
+
+def count_positions(mask: Any) -> Any:
+    """Returns the positions of prompts that are padded on the left; `None` where none is.
+
+    Args:
+        mask: Boolean tensor of shape `(batch_size, length)`, or `None`.
+    """
+    if mask is None:
+        return None
+    return ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)
+
+
+def mark_tokens(token_ids: Any, mask: Any, vocabulary_size: int) -> Any:
+    """Returns which tokens of the vocabulary each row has, `(batch_size, vocabulary_size)`.
+
+    Args:
+        token_ids: Integer tensor of shape `(batch_size, length)`.
+        mask: Boolean tensor of the same shape, false where a token does not count, or `None`.
+        vocabulary_size: integer.
+    """
+    batch_size, length = token_ids.shape
+    rows = ops.repeat(ops.arange(batch_size, dtype="int32"), length)
+    places = ops.stack([rows, ops.reshape(ops.cast(token_ids, "int32"), (-1,))], axis=1)
+    counted = ops.ones((batch_size * length,), "int32")
+    if mask is not None:
+        counted = ops.cast(ops.reshape(mask, (-1,)), "int32")
+    counts = ops.scatter(places, counted, (batch_size, vocabulary_size))
+    return counts > 0
+
+
+def holds_slots_alone(make_cache: MakeCache) -> bool:
+    """Whether all that caches hold are slots, so that they can be made longer, or written over.
+
+    Args:
+        make_cache: Function of a batch size and a number of slots, such as that of a model.
+    """
+    fewer, more = _ODD_LENGTHS
+    # Of no sequence at all: what counts are the shapes.
+    pairs = zip(make_cache(0, fewer), make_cache(0, more), strict=True)
+    return all(
+        tuple(tensor.shape[:2]) == (0, fewer) and tuple(longer[name].shape[:2]) == (0, more)
+        for short, longer in pairs
+        for name, tensor in short.items()
+    )
+
+
+def grow_cache(
+    make_cache: MakeCache, cache: list[dict[str, Any]], capacity: int
+) -> list[dict[str, Any]]:
+    """Returns caches of more slots, with the same tokens in the first of them.
+
+    Args:
+        make_cache: Function that the caches came from, of which `holds_slots_alone` is true.
+        cache: list of dicts.
+        capacity: integer. The slots of the new ones.
+    """
+    batch_size = cache[0]["mask"].shape[0]
+    write = backend.current().write_slots
+    return [
+        {
+            name: write(large[name], 0, ops.convert_to_tensor(tensor))
+            for name, tensor in small.items()
+        }
+        for small, large in zip(cache, make_cache(batch_size, capacity), strict=True)
+    ]
+
+
+def to_numpy(outputs: Mapping[str, Any]) -> dict[str, Array]:
+    """Returns the outputs of a step on the host.
+
+    Args:
+        outputs: dict of tensors.
+    """
+    return {name: np.asarray(ops.convert_to_numpy(tensor)) for name, tensor in outputs.items()}

@@ -1,0 +1,161 @@
+"""`generate` and `stream` of the language models: what a user gives and gets.
+
+Prompts come in as text or tokens and are checked before anything runs; `token_loop` makes tokens;
+here they become lists or text again.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.models.generation.budget import settle_budgets
+from keras_deepseek.models.generation.compiled_steps import CompiledSteps
+from keras_deepseek.models.generation.prompts import find_end_tokens, read_prompts, read_stop_tokens
+from keras_deepseek.models.generation.sampler import get_sampler
+from keras_deepseek.models.generation.speculative_steps import check_drafts
+from keras_deepseek.models.generation.text_stream import stream_text
+from keras_deepseek.models.generation.token_loop import NewToken, TokenRequest, generate_tokens
+from keras_deepseek.models.tokenizers.stream_decoder import StreamDecoder
+
+
+class Generator:
+    """Generates with one model, and keeps what was compiled for it.
+
+    Args:
+        model: `CausalLM`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._steps = CompiledSteps(model)
+
+    def request(
+        self,
+        inputs: Any,
+        *,
+        max_length: int | None = None,
+        max_new_tokens: int | None = None,
+        stop_token_ids: Any = "auto",
+        sampler: Any = None,
+        seed: int | None = None,
+        use_drafts: bool = False,
+        return_log_probabilities: bool = False,
+    ) -> TokenRequest:
+        """Returns what is to be generated, or says what is wrong with it.
+
+        Args:
+            inputs: See `CausalLM.generate`, also for the others.
+            max_length: integer or `None`.
+            max_new_tokens: integer or `None`.
+            stop_token_ids: `"auto"`, integers or `None`.
+            sampler: `Sampler`, string or `None`.
+            seed: integer or `None`.
+            use_drafts: boolean.
+            return_log_probabilities: boolean.
+
+        Raises:
+            InvalidInputError: Something does not fit.
+            NotSupportedError: The model can't draft tokens.
+        """
+        model = self._model
+        if check_boolean("use_drafts", use_drafts):
+            check_drafts(model)
+        prompts = read_prompts(inputs, self.tokenizer, model.backbone.token_embedding.input_dim)
+        budgets = settle_budgets(
+            [len(row) for row in prompts.rows], read_context(model), max_length, max_new_tokens
+        )
+        return TokenRequest(
+            prompts,
+            budgets,
+            read_stop_tokens(stop_token_ids, find_end_tokens(model), len(prompts.rows)),
+            get_sampler(sampler),
+            _read_seed(seed),
+            check_boolean("return_log_probabilities", return_log_probabilities),
+            use_drafts,
+        )
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, or `None`."""
+        return getattr(self._model, "tokenizer", None)
+
+    def generate(self, request: TokenRequest, *, strip_prompt: bool) -> Any:
+        """Returns all that is generated.
+
+        Args:
+            request: `TokenRequest`.
+            strip_prompt: boolean. Whether the prompts are left away.
+        """
+        tokens: list[list[NewToken]] = [[] for _ in request.prompts.rows]
+        for step in generate_tokens(self._steps, request):
+            for row, token in zip(tokens, step, strict=True):
+                if token is not None:
+                    row.append(token)
+        prompts = request.prompts
+        outputs: list[Any] = []
+        for row, found in enumerate(tokens):
+            before = [] if strip_prompt else prompts.rows[row]
+            if prompts.is_text:
+                text = self._read_text(request, row, [token.token for token in found])
+                outputs.append(text if strip_prompt else prompts.texts[row] + text)
+            else:
+                outputs.append([*before, *(token.token for token in found)])
+        if not request.has_log_probabilities:
+            return outputs[0] if prompts.is_single else outputs
+        logs = [_log_probabilities(found) for found in tokens]
+        return (outputs[0], logs[0]) if prompts.is_single else (outputs, logs)
+
+    def _read_text(self, request: TokenRequest, row: int, tokens: list[int]) -> str:
+        stream = stream_text(self.tokenizer, request.prompts.rows[row])
+        stops = request.stop_tokens[row]
+        pieces = [stream.push(token) for token in tokens if token not in stops]
+        return "".join([*pieces, stream.finish()])
+
+    def stream(self, request: TokenRequest) -> Iterator[Any]:
+        """Yields what each token adds, as soon as it is computed.
+
+        Args:
+            request: `TokenRequest`.
+        """
+        prompts = request.prompts
+        streams = [
+            stream_text(self.tokenizer, row) if prompts.is_text else None for row in prompts.rows
+        ]
+        for step in generate_tokens(self._steps, request):
+            pieces = [
+                _read_piece(token, stream, request.stop_tokens[row])
+                for row, (token, stream) in enumerate(zip(step, streams, strict=True))
+            ]
+            yield pieces[0] if prompts.is_single else pieces
+
+
+def _read_piece(token: NewToken | None, stream: StreamDecoder | None, stops: frozenset[int]) -> Any:
+    if token is None:
+        return None
+    if stream is None:
+        return token.token
+    text = "" if token.token in stops else stream.push(token.token)
+    return text + stream.finish() if token.is_last else text
+
+
+def _log_probabilities(tokens: list[NewToken]) -> Array:
+    return np.asarray([token.log_probability for token in tokens], "float32")
+
+
+def _read_seed(seed: int | None) -> int:
+    if seed is None:
+        return int(np.random.SeedSequence().entropy)  # type: ignore[arg-type]
+    return check_integer("seed", seed, least=0)
+
+
+def read_context(model: Any) -> int | None:
+    """Returns how many tokens a model takes, or `None` where it has no bound.
+
+    Args:
+        model: `CausalLM`.
+    """
+    context: int | None = getattr(model.config, "max_length", None)
+    return context

@@ -1,0 +1,90 @@
+"""Text as it is generated, on a terminal or in a file, and how fast it comes."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+_REFRESHES = 12
+
+
+class LiveText:
+    """Shows text piece by piece, and below it, on a terminal, tokens a second.
+
+    Lines that are complete are printed and stay; only the last one is drawn anew. Where the output
+    is no terminal it gets the text alone. Use it in a `with` block.
+
+    Args:
+        console: `rich.console.Console` of the output.
+        clock: Function without arguments that returns seconds. Defaults to `time.perf_counter`.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._console = console
+        self._clock = clock
+        self._line = ""
+        self._num_tokens = 0
+        self._begin = self._first = self._last = clock()
+        self._live = Live(
+            console=console, refresh_per_second=_REFRESHES, transient=True, auto_refresh=False
+        )
+        self._shown = -1.0
+
+    def __enter__(self) -> "LiveText":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+            self._write(self._line, end="\n")
+        elif self._num_tokens:
+            self._write("", end="\n")
+
+    def push(self, piece: str) -> None:
+        """Shows what one more token adds.
+
+        Args:
+            piece: string, which may be empty.
+        """
+        self._num_tokens += 1
+        self._last = self._clock()
+        if self._num_tokens == 1:
+            self._first = self._last
+        self.add(piece)
+
+    def add(self, piece: str) -> None:
+        """Shows text that no further token brought.
+
+        Args:
+            piece: string.
+        """
+        if not self._console.is_terminal:
+            self._write(piece, end="")
+            return
+        *complete, self._line = (self._line + piece).split("\n")
+        for line in complete:
+            self._write(line, end="\n")
+        if self._last - self._shown >= 1 / _REFRESHES:
+            self._shown = self._last
+            self._live.update(Text(f"{self._line}\n{self.describe()}"), refresh=True)
+
+    def _write(self, text: str, end: str) -> None:
+        self._console.print(Text(text), end=end, soft_wrap=True)
+        if not self._console.is_terminal:
+            self._console.file.flush()
+
+    def describe(self) -> str:
+        """Returns how many tokens came and how fast; the first waits for the prompt to be read."""
+        if not self._num_tokens:
+            return "0 tokens"
+        words = f"{self._num_tokens} token{'s' if self._num_tokens > 1 else ''}"
+        words += f", the first after {self._first - self._begin:.2f} s"
+        if self._last > self._first:
+            rate = (self._num_tokens - 1) / (self._last - self._first)
+            words += f", then {rate:.1f} tokens/s"
+        return words

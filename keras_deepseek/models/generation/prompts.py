@@ -1,0 +1,164 @@
+"""What `generate` is given: checked, as token ids, padded on the left."""
+
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.signature import Array
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as token ids.
+
+    Args:
+        rows: The token ids of each.
+        is_single: Whether one was given by itself, so that one is returned.
+        texts: The strings that they came as, or `None`.
+    """
+
+    rows: list[list[int]]
+    is_single: bool
+    texts: list[str] | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether they came as strings, so that strings are returned."""
+        return self.texts is not None
+
+    def pad(self, length: int) -> tuple[Array, Array]:
+        """Returns token ids and a padding mask, int32 and boolean `(batch_size, length)`.
+
+        Args:
+            length: integer, no less than the longest prompt.
+        """
+        token_ids = np.zeros((len(self.rows), length), "int32")
+        mask = np.zeros(token_ids.shape, "bool")
+        for row, ids in enumerate(self.rows):
+            token_ids[row, length - len(ids) :] = ids
+            mask[row, length - len(ids) :] = True
+        return token_ids, mask
+
+
+def read_prompts(inputs: Any, tokenizer: Any, vocabulary_size: int | None) -> Prompts:
+    """Returns prompts from strings or token ids, one or several.
+
+    Args:
+        inputs: A string, a list of strings, a list or array of integers, or a list of these or an
+            array of two axes.
+        tokenizer: What has `tokenize`, or `None`.
+        vocabulary_size: integer, or `None` where it is not known.
+
+    Raises:
+        InvalidInputError: It is something else, a prompt is empty, a token id is not of the
+            vocabulary, or there is text and no tokenizer.
+    """
+    if isinstance(inputs, str):
+        return Prompts(_encode([inputs], tokenizer), is_single=True, texts=[inputs])
+    if hasattr(inputs, "shape"):
+        inputs = np.asarray(inputs).tolist()
+    if not isinstance(inputs, Sequence) or not len(inputs):
+        raise InvalidInputError(
+            "Prompts must be a string, a list of token ids, or a list of either, and at least one; "
+            f"received {inputs!r}."
+        )
+    if all(isinstance(prompt, str) for prompt in inputs):
+        texts = list(inputs)
+        return Prompts(_encode(texts, tokenizer), is_single=False, texts=texts)
+    is_single = all(isinstance(prompt, numbers.Integral) for prompt in inputs)
+    rows = [_read_ids(ids, vocabulary_size) for ids in ([inputs] if is_single else inputs)]
+    return Prompts(rows, is_single=is_single)
+
+
+def _encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    if tokenizer is None:
+        raise InvalidInputError(
+            "Prompts are text, and the model has no tokenizer. Set `model.tokenizer`, load the "
+            "model from a folder that has one, or give token ids."
+        )
+    rows = [[int(token) for token in tokenizer.tokenize(text)] for text in texts]
+    for text, row in zip(texts, rows, strict=True):
+        if not row:
+            raise InvalidInputError(f"The prompt {text!r} has no tokens, and needs at least one.")
+    return rows
+
+
+def _read_ids(ids: Any, vocabulary_size: int | None) -> list[int]:
+    if hasattr(ids, "shape"):
+        ids = np.asarray(ids).tolist()
+    if isinstance(ids, str) or not isinstance(ids, Sequence) or not len(ids):
+        raise InvalidInputError(
+            f"A prompt must be a list of one token id or more, received {ids!r}. All prompts of a "
+            "batch are strings, or none is."
+        )
+    row = [check_integer("a token id", token, least=0) for token in ids]
+    if vocabulary_size is not None and max(row) >= vocabulary_size:
+        raise InvalidInputError(
+            f"A prompt has the token id {max(row)}, and the model's vocabulary has "
+            f"{vocabulary_size}, from 0 on. Was it encoded by the tokenizer of another model?"
+        )
+    return row
+
+
+def read_stop_tokens(
+    stop_token_ids: Any, end_tokens: frozenset[int], batch_size: int
+) -> list[frozenset[int]]:
+    """Returns the tokens at which each row stops.
+
+    Args:
+        stop_token_ids: `"auto"` for the end tokens, an integer, a list of integers, a list with one
+            list of integers for each row, or `None` for none.
+        end_tokens: Those that end a text of the model.
+        batch_size: integer.
+
+    Raises:
+        InvalidInputError: It is something else, or lists of another number than of rows.
+    """
+    if stop_token_ids is None:
+        return [frozenset()] * batch_size
+    if isinstance(stop_token_ids, str):
+        if stop_token_ids != "auto":
+            raise InvalidInputError(
+                f'`stop_token_ids` must be "auto", integers or None, received {stop_token_ids!r}.'
+            )
+        return [end_tokens] * batch_size
+    if isinstance(stop_token_ids, numbers.Integral):
+        stop_token_ids = [stop_token_ids]
+    rows = list(stop_token_ids)
+    if all(isinstance(token, numbers.Integral) for token in rows):
+        return [_read_stop(rows)] * batch_size
+    if len(rows) != batch_size or any(isinstance(row, numbers.Integral | str) for row in rows):
+        raise InvalidInputError(
+            f"`stop_token_ids` must be integers, or one list of integers for each of the "
+            f"{batch_size} prompts; received {stop_token_ids!r}."
+        )
+    return [_read_stop(row) for row in rows]
+
+
+def _read_stop(tokens: Any) -> frozenset[int]:
+    return frozenset(check_integer("a stop token", token, least=0) for token in tokens)
+
+
+def find_end_tokens(model: Any) -> frozenset[int]:
+    """Returns the tokens that end a text, by the first that names any of these.
+
+    Its `generation_config`, as the preset had it; its config; and its tokenizer, which need not
+    have any of them.
+
+    Args:
+        model: `CausalLM`.
+    """
+    found = [
+        getattr(model, "generation_config", {}).get("eos_token_id"),
+        getattr(model.config, "end_token_id", None),
+        getattr(model.tokenizer, "stop_token_ids", None),
+    ]
+    for tokens in found:
+        if tokens is not None and tokens != ():
+            return _read_stop([tokens] if isinstance(tokens, numbers.Integral) else tokens)
+    return frozenset()

@@ -1,0 +1,279 @@
+"""The compiled functions of speculative decoding: drafts by the modules that predict ahead.
+
+In a round the model reads the last token and the drafts behind it at once; `draft_acceptance` says
+which of them stay. The modules then read what stayed, and make the next drafts. Both caches are
+written over from the first slot that did not stay, so they must hold slots alone.
+
+Slot `i` of a module holds what it made of the model's hidden states at `i` and the token one place
+behind, for the first module, two for the second, and so on.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from keras import ops
+
+from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.models.generation.compiled_steps import (
+    StepKind,
+    count_positions,
+    grow_cache,
+    holds_slots_alone,
+    mark_tokens,
+)
+from keras_deepseek.models.generation.draft_acceptance import accept_drafts
+from keras_deepseek.models.generation.token_choice import (
+    adjust,
+    choose,
+    draw,
+    is_finite,
+    log_probabilities,
+)
+
+
+class DraftModules:
+    """The modules of a model, with caches.
+
+    Args:
+        model: `CausalLM` with `multi_token_prediction`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._prediction = model.multi_token_prediction
+        self.number = self._prediction.depth
+
+    def make_cache(self, batch_size: int, max_length: int) -> list[dict[str, Any]]:
+        """Returns the empty caches of all modules, one each.
+
+        Args:
+            batch_size: integer. Number of sequences.
+            max_length: integer. Number of slots.
+        """
+        return [block.make_cache(batch_size, max_length) for block in self._prediction.blocks]
+
+    def draft(
+        self,
+        hidden: Any,
+        token_ids: Any,
+        cache: list[dict[str, Any]],
+        slot: Any,
+        last: Any,
+        sample: Callable[[int, Any], tuple[Any, Any]],
+        **kwargs: Any,
+    ) -> tuple[Any, Any, list[dict[str, Any]]]:
+        """Returns drafts, the scores that they were drawn by, and the caches.
+
+        Args:
+            hidden: Tensor of shape `(batch_size, length, dim)`: the model's hidden states.
+            token_ids: int32 tensor of shape `(batch_size, length)`: the token one place behind.
+            cache: list of dicts.
+            slot: integer or scalar tensor. That of the first of these.
+            last: integer or scalar tensor. The place among these of the last that is there to stay.
+            sample: Function of the number of a module and logits `(batch_size, vocabulary_size)`
+                that returns tokens and scores.
+            **kwargs: `mask` and `positions` of the blocks.
+        """
+        places = ops.expand_dims(ops.arange(token_ids.shape[1], dtype="int32"), 0)
+        drafts, scores, written = [], [], []
+        for index in range(self.number):
+            hidden, module_cache = self._prediction.call_module(
+                index, hidden, token_ids, cache=cache[index], cache_index=slot, **kwargs
+            )
+            written.append(module_cache)
+            at = ops.take(hidden, ops.reshape(ops.cast(last, "int32"), (1,)), axis=1)
+            logits = self._prediction.compute_logits(index, at)[:, 0]
+            token, score = sample(index, logits)
+            drafts.append(token)
+            scores.append(score)
+            token_ids = ops.where(
+                places < last, ops.roll(token_ids, -1, axis=1), ops.expand_dims(token, 1)
+            )
+        return ops.stack(drafts, axis=1), ops.stack(scores, axis=1), written
+
+
+def begin_speculation(
+    model: Any,
+    kind: StepKind,
+    capacity: int,
+    _: Any,
+    token_ids: Any,
+    mask: Any,
+    uniforms: Any,
+    numbers: Mapping[str, Any],
+) -> tuple[Any, Any]:
+    """Returns what is chosen behind prompts, and a state with the first drafts.
+
+    Args:
+        model: `CausalLM`.
+        kind: `StepKind`.
+        capacity: integer. The slots of the caches.
+        token_ids: int32 tensor of shape `(batch_size, length)`.
+        mask: Boolean tensor of the same shape, or `None`.
+        uniforms: float32 tensor of shape `(batch_size, 2 * num_drafts + 1)`.
+        numbers: dict of float32 scalars.
+    """
+    modules = DraftModules(model)
+    batch_size, length = token_ids.shape
+    token_ids = ops.cast(token_ids, "int32")
+    positions = count_positions(mask)
+    logits, hidden, cache = model.call_with_cache(
+        token_ids,
+        model.make_cache(batch_size, length),
+        0,
+        padding_mask=mask,
+        positions=positions,
+        num_logits=1,
+    )
+    has_penalty = kind.rules.has_penalty
+    seen = mark_tokens(token_ids, mask, logits.shape[-1]) if has_penalty else None
+    outputs = choose(logits[:, 0], seen, uniforms[:, 0], kind.rules, numbers)
+    if kind.has_log_probabilities:
+        outputs["log_probabilities"] = log_probabilities(logits[:, 0], outputs["tokens"])
+    token = outputs["tokens"]
+    sample = _make_sample(kind, seen, token, uniforms[:, 1:], numbers)
+    drafts, scores, draft_cache = modules.draft(
+        hidden,
+        ops.concatenate([token_ids[:, 1:], ops.expand_dims(token, 1)], axis=1),
+        modules.make_cache(batch_size, length),
+        0,
+        length - 1,
+        sample,
+        mask=mask,
+        positions=positions,
+    )
+    if capacity > length:
+        cache = grow_cache(model.make_cache, cache, capacity)
+        draft_cache = grow_cache(modules.make_cache, draft_cache, capacity)
+    state = {"cache": cache, "draft_cache": draft_cache, "seen": seen}
+    outputs = {name: ops.expand_dims(tensor, 1) for name, tensor in outputs.items()}
+    return (outputs, 1), {**state, "token": token, "drafts": drafts, "scores": scores}
+
+
+def go_on_speculating(
+    model: Any,
+    kind: StepKind,
+    state: Mapping[str, Any],
+    slot: Any,
+    positions: Any,
+    is_running: Any,
+    uniforms: Any,
+    numbers: Mapping[str, Any],
+) -> tuple[Any, Any]:
+    """Returns the tokens of a round and how many of them all rows take, and the next state.
+
+    Args:
+        model: `CausalLM`.
+        kind: `StepKind`.
+        state: dict.
+        slot: integer or scalar tensor. That of the last token, which the model has yet to read.
+        positions: int32 tensor of shape `(batch_size,)`. Its position.
+        is_running: Boolean tensor of shape `(batch_size,)`.
+        uniforms: float32 tensor of shape `(batch_size, 2 * num_drafts + 1)`.
+        numbers: dict of float32 scalars.
+    """
+    modules, drafts = DraftModules(model), ops.convert_to_tensor(state["drafts"])
+    number = modules.number
+    read = ops.concatenate([ops.expand_dims(state["token"], 1), drafts], axis=1)
+    positions = ops.expand_dims(positions, 1) + ops.arange(number + 1, dtype="int32")
+    logits, hidden, cache = model.call_with_cache(
+        read, state["cache"], slot, positions=positions, num_logits=number + 1
+    )
+    seen, scores = state["seen"], []
+    for place in range(number + 1):
+        seen = _add_seen(kind, seen, read[:, place], logits.shape[-1])
+        scores.append(adjust(logits[:, place], seen, kind.rules, numbers))
+    tokens, taken = accept_drafts(
+        ops.stack(scores, axis=1),
+        drafts,
+        state["scores"],
+        uniforms[:, : number + 1],
+        is_running,
+        kind.rules,
+    )
+    seen = state["seen"]
+    if kind.rules.has_penalty:
+        places = ops.expand_dims(ops.arange(number + 1, dtype="int32"), 0)
+        is_taken = ops.logical_and(places < taken, ops.ones_like(tokens, "bool"))
+        newly = mark_tokens(tokens, is_taken, logits.shape[-1])
+        first = mark_tokens(read[:, :1], None, logits.shape[-1])
+        seen = ops.logical_or(ops.logical_or(seen, first), newly)
+    outputs = {"tokens": tokens, "is_finite": is_finite(logits)}
+    if kind.has_log_probabilities:
+        found = [log_probabilities(logits[:, at], tokens[:, at]) for at in range(number + 1)]
+        outputs["log_probabilities"] = ops.stack(found, axis=1)
+    token = ops.squeeze(ops.take(tokens, ops.reshape(taken - 1, (1,)), axis=1), 1)
+    sample = _make_sample(kind, seen, token, uniforms[:, number + 1 :], numbers)
+    drafts, draft_scores, draft_cache = modules.draft(
+        hidden, tokens, state["draft_cache"], slot, taken - 1, sample, positions=positions
+    )
+    state = {"cache": cache, "draft_cache": draft_cache, "seen": seen}
+    return (outputs, taken), {
+        **state,
+        "token": token,
+        "drafts": drafts,
+        "scores": draft_scores,
+    }
+
+
+def _make_sample(
+    kind: StepKind, seen: Any, token: Any, uniforms: Any, numbers: Mapping[str, Any]
+) -> Callable[[int, Any], tuple[Any, Any]]:
+    """Returns what draws the draft of a module, by the rules that the model's own are drawn by."""
+    seen = [seen]
+    last = [token]
+
+    def sample(index: int, logits: Any) -> tuple[Any, Any]:
+        seen[0] = _add_seen(kind, seen[0], last[0], logits.shape[-1])
+        scores = adjust(logits, seen[0], kind.rules, numbers)
+        if kind.rules.is_greedy:
+            last[0] = ops.cast(ops.argmax(scores, axis=-1), "int32")
+        else:
+            last[0] = draw(scores, uniforms[:, index])
+        return last[0], scores
+
+    return sample
+
+
+def _add_seen(kind: StepKind, seen: Any, tokens: Any, vocabulary_size: int) -> Any:
+    if not kind.rules.has_penalty:
+        return None
+    return ops.logical_or(seen, mark_tokens(ops.expand_dims(tokens, 1), None, vocabulary_size))
+
+
+def grow_speculation(model: Any, capacity: int, _: Any, state: Any) -> tuple[Any, Any]:
+    """Returns nothing, and a state with caches of more slots.
+
+    Args:
+        model: `CausalLM`.
+        capacity: integer.
+        state: dict.
+    """
+    grown = {
+        "cache": grow_cache(model.make_cache, state["cache"], capacity),
+        "draft_cache": grow_cache(DraftModules(model).make_cache, state["draft_cache"], capacity),
+    }
+    return (), {**state, **grown}
+
+
+def check_drafts(model: Any) -> None:
+    """Says where a model can't draft tokens.
+
+    Args:
+        model: `CausalLM`.
+
+    Raises:
+        NotSupportedError: It has no modules that predict further tokens, or a cache that can't go
+            back.
+    """
+    if getattr(model, "multi_token_prediction", None) is None:
+        raise NotSupportedError(
+            "`use_drafts=True` needs modules that predict further tokens, and this model has none. "
+            "Load them with `from_preset(folder, num_prediction_layers=1)` where the checkpoint "
+            "has them, or leave `use_drafts` out."
+        )
+    makers = (model.make_cache, DraftModules(model).make_cache)
+    if not all(holds_slots_alone(make_cache) for make_cache in makers):
+        raise NotSupportedError(
+            "`use_drafts=True` needs caches that go back by the drafts that are not kept, and this "
+            "model keeps states that tokens can't be taken out of again. Leave `use_drafts` out."
+        )

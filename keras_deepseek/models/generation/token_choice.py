@@ -1,0 +1,167 @@
+"""From logits to the next token, in the compiled step: what a `Sampler` says, as tensors.
+
+Drawing is by the inverse of the distribution function, from one number in [0, 1) a row that comes
+from outside: so a row's tokens do not depend on how many rows there are, nor on the framework's
+generators.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from keras import ops
+
+from keras_deepseek.models.generation.sampler import SamplingRules
+
+_BLOCK_SIZE = 256
+"""How many tokens are added up together: a sum over a whole vocabulary would be rounded more."""
+
+Numbers = Mapping[str, Any]
+
+
+def choose(
+    logits: Any, seen: Any, uniforms: Any, rules: SamplingRules, numbers: Numbers
+) -> dict[str, Any]:
+    """Returns the chosen token of each row, and whether its logits are finite.
+
+    Args:
+        logits: Tensor of shape `(batch_size, vocabulary_size)`.
+        seen: Boolean tensor of that shape, true of the tokens that a row has had; `None` where
+            there is no penalty.
+        uniforms: float32 tensor of shape `(batch_size,)`, in [0, 1).
+        rules: `SamplingRules`.
+        numbers: dict of float32 scalars.
+
+    Returns:
+        A dict of int32 `"tokens"` and boolean `"is_finite"`, of shape `(batch_size,)`.
+    """
+    scores = adjust(logits, seen, rules, numbers)
+    tokens = ops.argmax(scores, axis=-1) if rules.is_greedy else draw(scores, uniforms)
+    return {"tokens": ops.cast(tokens, "int32"), "is_finite": is_finite(logits)}
+
+
+def is_finite(logits: Any) -> Any:
+    """Returns whether all logits of the last axis are finite numbers.
+
+    Args:
+        logits: Tensor of shape `(..., vocabulary_size)`.
+    """
+    # No number, or an infinite one, is found in the extremes.
+    return ops.isfinite(ops.abs(ops.max(logits, axis=-1)) + ops.abs(ops.min(logits, axis=-1)))
+
+
+def adjust(logits: Any, seen: Any, rules: SamplingRules, numbers: Numbers) -> Any:
+    """Returns the logits of the distribution that is drawn from: minus infinity is left out.
+
+    Args:
+        logits: Tensor of shape `(batch_size, vocabulary_size)`.
+        seen: As for `choose`.
+        rules: `SamplingRules`.
+        numbers: dict of float32 scalars.
+
+    Returns:
+        A float32 tensor of shape `(batch_size, vocabulary_size)`.
+    """
+    scores = ops.cast(logits, "float32")
+    if rules.has_penalty:
+        penalty = numbers["repetition_penalty"]
+        penalized = ops.where(scores < 0, scores * penalty, scores / penalty)
+        scores = ops.where(seen, penalized, scores)
+    if rules.is_greedy:
+        return scores
+    scores = scores / numbers["temperature"]
+    bound = _find_bound(scores, rules, numbers)
+    return scores if bound is None else ops.where(scores >= bound, scores, -math.inf)
+
+
+def _find_bound(scores: Any, rules: SamplingRules, numbers: Numbers) -> Any:
+    """Returns the least score of each row that is kept, of shape `(batch_size, 1)`, or `None`."""
+    bounds = []
+    ordered = None
+    vocabulary_size = scores.shape[-1]
+    if rules.top_k is not None and rules.top_k < vocabulary_size:
+        ordered = ops.top_k(scores, rules.top_k)[0]
+        bounds.append(ordered[:, -1:])
+    if rules.has_top_p:
+        if ordered is None:
+            ordered = ops.flip(ops.sort(scores, axis=-1), axis=-1)
+        shares = ops.softmax(ordered, axis=-1)
+        before = ops.cumsum(shares, axis=-1) - shares
+        # The likeliest is kept, though a rounded sum were below its first term.
+        is_kept = ops.logical_or(before < numbers["top_p"], ordered >= ordered[:, :1])
+        bounds.append(ops.min(ops.where(is_kept, ordered, math.inf), axis=-1, keepdims=True))
+    if rules.has_min_p:
+        bounds.append(ops.max(scores, axis=-1, keepdims=True) + ops.log(numbers["min_p"]))
+    bound = None
+    for other in bounds:
+        bound = other if bound is None else ops.maximum(bound, other)
+    return bound
+
+
+def draw(scores: Any, uniforms: Any) -> Any:
+    """Returns the token at which the distribution function of each row passes a number.
+
+    Args:
+        scores: float32 tensor of shape `(batch_size, vocabulary_size)`: logits.
+        uniforms: float32 tensor of shape `(batch_size,)`, in [0, 1).
+
+    Returns:
+        An int32 tensor of shape `(batch_size,)`.
+    """
+    return draw_by_weight(ops.exp(scores - ops.max(scores, axis=-1, keepdims=True)), uniforms)
+
+
+def draw_by_weight(weights: Any, uniforms: Any) -> Any:
+    """Returns likewise from weights that need not add up to 1.
+
+    Args:
+        weights: float32 tensor of shape `(batch_size, vocabulary_size)`, 0 or more.
+        uniforms: float32 tensor of shape `(batch_size,)`, in [0, 1).
+    """
+    vocabulary_size = weights.shape[-1]
+    size = min(_BLOCK_SIZE, vocabulary_size)
+    num_blocks = -(-vocabulary_size // size)
+    missing = num_blocks * size - vocabulary_size
+    blocks = ops.reshape(
+        ops.pad(weights, [[0, 0], [0, missing]]) if missing else weights,
+        (-1, num_blocks, size),
+    )
+    sums = ops.sum(blocks, axis=-1)
+    target = ops.expand_dims(uniforms, -1) * ops.sum(sums, axis=-1, keepdims=True)
+    block, before = _pass(sums, target)
+    inside = ops.squeeze(ops.take_along_axis(blocks, ops.expand_dims(block, -1), axis=1), 1)
+    place, _ = _pass(inside, target - before)
+    return ops.cast(ops.squeeze(block * size + place, -1), "int32")
+
+
+def _pass(weights: Any, target: Any) -> tuple[Any, Any]:
+    """Returns the place of each row at which the sums pass a target, and the sum before it.
+
+    Both are of shape `(batch_size, 1)`. What has no weight is never the place; where rounding
+    leaves the target above all sums, it is the last that has any.
+    """
+    sums = ops.cumsum(weights, axis=-1)
+    has_weight = weights > 0
+    passes = ops.logical_and(sums > target, has_weight)
+    first = ops.argmax(ops.cast(passes, "int32"), axis=-1, keepdims=True)
+    backwards = ops.flip(ops.cast(has_weight, "int32"), axis=-1)
+    last = weights.shape[-1] - 1 - ops.argmax(backwards, axis=-1, keepdims=True)
+    place = ops.where(
+        ops.any(passes, axis=-1, keepdims=True), ops.cast(first, "int32"), ops.cast(last, "int32")
+    )
+    return place, ops.take_along_axis(sums - weights, place, axis=-1)
+
+
+def log_probabilities(logits: Any, tokens: Any) -> Any:
+    """Returns the logarithm of the model's own probability of a token, whatever it is chosen by.
+
+    Args:
+        logits: Tensor of shape `(batch_size, vocabulary_size)`.
+        tokens: int32 tensor of shape `(batch_size,)`.
+
+    Returns:
+        A float32 tensor of shape `(batch_size,)`.
+    """
+    logits = ops.cast(logits, "float32")
+    chosen = ops.take_along_axis(logits, ops.expand_dims(tokens, -1), axis=-1)
+    return ops.squeeze(chosen, -1) - ops.logsumexp(logits, axis=-1)

@@ -1,0 +1,218 @@
+"""The loop over tokens, on the host: it counts slots and rows, and runs the compiled steps.
+
+`generation` reads what a user gives and says; this file knows of token ids alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.models.generation.compiled_steps import (
+    CompiledSteps,
+    StepKind,
+    holds_slots_alone,
+    to_numpy,
+)
+from keras_deepseek.models.generation.lengths import first_capacity, next_capacity, round_up
+from keras_deepseek.models.generation.prompts import Prompts
+from keras_deepseek.models.generation.sampler import Sampler
+from keras_deepseek.models.generation.speculative_steps import (
+    DraftModules,
+    begin_speculation,
+    go_on_speculating,
+    grow_speculation,
+)
+
+
+@dataclass(frozen=True)
+class TokenRequest:
+    """What is to be generated.
+
+    Args:
+        prompts: `Prompts`.
+        budgets: How many tokens each row gets at most.
+        stop_tokens: Those at which each row stops.
+        sampler: `Sampler`.
+        seed: integer.
+        has_log_probabilities: Whether those of the tokens are wanted.
+        uses_drafts: Whether the modules that predict further tokens draft them.
+    """
+
+    prompts: Prompts
+    budgets: Sequence[int]
+    stop_tokens: Sequence[frozenset[int]]
+    sampler: Sampler
+    seed: int
+    has_log_probabilities: bool = False
+    uses_drafts: bool = False
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """One token of one row.
+
+    Args:
+        token: integer.
+        log_probability: float, or `None` where it was not asked for.
+        is_last: Whether its row gets no further one.
+    """
+
+    token: int
+    log_probability: float | None
+    is_last: bool
+
+
+class RowNoise:
+    """Numbers in [0, 1) that are a row's own: its seed and its number say them, and nothing else.
+
+    Args:
+        seed: integer.
+        num_rows: integer.
+        count: integer. How many numbers at once; `None` for one. Defaults to `None`.
+    """
+
+    def __init__(self, seed: int, num_rows: int, count: int | None = None) -> None:
+        self._generators = [np.random.default_rng([seed, row]) for row in range(num_rows)]
+        self._count = count
+
+    def draw(self) -> Array:
+        """Returns the next numbers of each row, float32 `(num_rows, count)` or `(num_rows,)`."""
+        drawn = [each.random(self._count, dtype="float32") for each in self._generators]
+        return np.asarray(drawn, "float32")
+
+
+def generate_tokens(steps: CompiledSteps, request: TokenRequest) -> Iterator[list[NewToken | None]]:
+    """Yields the next token of each row as soon as it is computed, `None` for a row that stopped.
+
+    Args:
+        steps: `CompiledSteps`.
+        request: `TokenRequest`.
+
+    Raises:
+        InvalidInputError: The model's logits are not finite.
+    """
+    rows = _Rows(request)
+    compute = _speculate if request.uses_drafts else _compute_one_by_one
+    for step in compute(steps, request, rows):
+        yield rows.take(step)
+        if not rows.are_running:
+            return
+
+
+def _compute_one_by_one(
+    steps: CompiledSteps, request: TokenRequest, _: "_Rows"
+) -> Iterator[dict[str, Array]]:
+    slots = _Slots(request, can_grow=holds_slots_alone(steps.model.make_cache))
+    kind = StepKind(request.sampler.rules, request.has_log_probabilities)
+    numbers, noise = request.sampler.numbers, RowNoise(request.seed, len(request.prompts.rows))
+    outputs, state = steps.prefill(kind, slots.capacity)(None, *slots.padded, noise.draw(), numbers)
+    decode = steps.decode(kind)
+    while True:
+        step = to_numpy(outputs)
+        yield step
+        if slots.need(1):
+            _, state = steps.grow(slots.capacity)(None, state)
+        outputs, state = decode(
+            state, step["tokens"], slots.next, slots.positions, noise.draw(), numbers
+        )
+        slots.advance(1)
+
+
+def _speculate(
+    steps: CompiledSteps, request: TokenRequest, rows: "_Rows"
+) -> Iterator[dict[str, Array]]:
+    model = steps.model
+    num_drafts = DraftModules(model).number
+    slots = _Slots(request, can_grow=True, num_drafts=num_drafts)
+    kind = StepKind(request.sampler.rules, request.has_log_probabilities)
+    numbers = request.sampler.numbers
+    noise = RowNoise(request.seed, len(request.prompts.rows), 2 * num_drafts + 1)
+    begin = steps.get(("begin", kind, slots.capacity), begin_speculation, kind, slots.capacity)
+    (outputs, taken), state = begin(None, *slots.padded, noise.draw(), numbers)
+    go_on = steps.get(("go on", kind), go_on_speculating, kind)
+    while True:
+        step, taken = to_numpy(outputs), int(taken)
+        for place in range(taken):
+            yield {name: tensor[:, place] for name, tensor in step.items()}
+        if slots.need(num_drafts + 1):
+            grow = steps.get(("grow all", slots.capacity), grow_speculation, slots.capacity)
+            _, state = grow(None, state)
+        running = np.asarray(rows.running)
+        (outputs, taken), state = go_on(
+            state, slots.next, slots.positions, running, noise.draw(), numbers
+        )
+        slots.advance(int(taken))
+
+
+class _Slots:
+    """The slots that prompts and tokens stand in, counted on the host.
+
+    Args:
+        request: `TokenRequest`.
+        can_grow: Whether caches can be made longer.
+        num_drafts: How many slots are written beyond the last token that stays.
+    """
+
+    def __init__(self, request: TokenRequest, *, can_grow: bool, num_drafts: int = 0) -> None:
+        rows = request.prompts.rows
+        longest = max(map(len, rows))
+        # What runs as it is written has no use for few shapes.
+        length = longest if keras.backend.backend() == "torch" else round_up(longest)
+        self._needed = length + max(request.budgets) + num_drafts
+        self.capacity = first_capacity(length, self._needed) if can_grow else self._needed
+        self.next = length
+        self.positions = np.asarray([len(row) for row in rows], "int32")
+        token_ids, mask = request.prompts.pad(length)
+        self.padded = token_ids, None if mask.all() else mask
+
+    def need(self, number: int) -> bool:
+        """Whether more capacity was taken, since so many further slots asked for it."""
+        if self.next + number <= self.capacity:
+            return False
+        self.capacity = next_capacity(self.capacity, self._needed)
+        return True
+
+    def advance(self, number: int) -> None:
+        """Counts tokens that stay."""
+        self.next += number
+        self.positions = self.positions + np.int32(number)
+
+
+class _Rows:
+    """Which rows go on, by what they have had."""
+
+    def __init__(self, request: TokenRequest) -> None:
+        self._request = request
+        self._left = list(request.budgets)
+
+    @property
+    def running(self) -> list[bool]:
+        return [left > 0 for left in self._left]
+
+    @property
+    def are_running(self) -> bool:
+        return any(self._left)
+
+    def take(self, step: dict[str, Array]) -> list[NewToken | None]:
+        """Returns the tokens of a step in the rows that still run, and counts them."""
+        taken: list[NewToken | None] = []
+        for row, token in enumerate(step["tokens"].tolist()):
+            if not self._left[row]:
+                taken.append(None)
+                continue
+            if not step["is_finite"][row]:
+                raise InvalidInputError(
+                    f"The model's logits of prompt {row} are not finite numbers: its weights are "
+                    "damaged, or too large for its dtype policy."
+                )
+            self._left[row] -= 1
+            if token in self._request.stop_tokens[row]:
+                self._left[row] = 0
+            found = step.get("log_probabilities")
+            log_probability = None if found is None else float(found[row])
+            taken.append(NewToken(token, log_probability, is_last=not self._left[row]))
+        return taken

@@ -1,0 +1,67 @@
+import keras
+import numpy as np
+from keras import ops
+
+from keras_deepseek.backend import current
+
+
+def add_to_slot(variable):
+    def function(state, update, slot):
+        kept = ops.zeros((2, 4, 3)) if state is None else state["kept"]
+        kept = current().write_slots(kept, slot, update * variable)
+        return {"sum": ops.sum(kept, axis=(1, 2))}, {"kept": kept, "none": None}
+
+    return function
+
+
+def test_a_state_goes_from_call_to_call():
+    variable = keras.Variable(2.0)
+    step = current().compile_with_state(add_to_slot(variable), [variable])
+    outputs, state = step(None, np.ones((2, 2, 3), "float32"), 0)
+    np.testing.assert_allclose(ops.convert_to_numpy(outputs["sum"]), [12, 12])
+    for slot, total in ((2, 18), (3, 24), (3, 24), (0, 24)):
+        outputs, state = step(state, np.ones((2, 1, 3), "float32"), slot)
+        np.testing.assert_allclose(ops.convert_to_numpy(outputs["sum"]), [total] * 2)
+
+
+def test_a_change_of_a_variable_is_seen():
+    variable = keras.Variable(2.0)
+    step = current().compile_with_state(add_to_slot(variable), [variable])
+    _, state = step(None, np.ones((2, 2, 3), "float32"), 0)
+    _, state = step(state, np.ones((2, 1, 3), "float32"), 3)
+    variable.assign(5.0)
+    outputs, _ = step(state, np.ones((2, 1, 3), "float32"), 3)
+    np.testing.assert_allclose(ops.convert_to_numpy(outputs["sum"]), [12 + 15] * 2)
+
+
+def test_a_compiled_function_traces_once_for_all_slots():
+    traces = []
+
+    def function(state, update, slot):
+        traces.append(slot)
+        return add_to_slot(1.0)(state, update, slot)
+
+    step = current().compile_with_state(function, [])
+    _, state = step(None, np.ones((2, 1, 3), "float32"), 0)
+    for slot in range(4):
+        _, state = step(state, np.ones((2, 1, 3), "float32"), slot)
+    # PyTorch runs the function as it is.
+    assert len(traces) == (5 if keras.backend.backend() == "torch" else 2)
+
+
+def test_a_state_is_written_where_it_lies():
+    """TensorFlow and PyTorch; JAX gives the memory on by itself."""
+    if keras.backend.backend() == "jax":
+        return
+    step = current().compile_with_state(add_to_slot(1.0), [])
+    _, state = step(None, np.ones((2, 1, 3), "float32"), 0)
+    _, first = step(state, np.ones((2, 1, 3), "float32"), 1)
+    _, second = step(first, np.ones((2, 1, 3), "float32"), 2)
+    assert second["kept"] is first["kept"]
+
+
+def test_slots_are_written_beside_the_tensor_that_nobody_gave_away():
+    kept = ops.zeros((1, 3, 2))
+    written = current().write_slots(kept, 1, ops.ones((1, 1, 2)))
+    assert ops.convert_to_numpy(kept).sum() == 0
+    np.testing.assert_array_equal(ops.convert_to_numpy(written)[0, :, 0], [0, 1, 0])

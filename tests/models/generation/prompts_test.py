@@ -1,0 +1,103 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.models.generation.prompts import (
+    find_end_tokens,
+    read_prompts,
+    read_stop_tokens,
+)
+from tests.oracles.small_language_model import WordTokenizer
+
+
+@pytest.mark.parametrize(
+    ("inputs", "rows", "is_single"),
+    [
+        ([1, 2], [[1, 2]], True),
+        (np.asarray([1, 2]), [[1, 2]], True),
+        ([[1, 2], [3]], [[1, 2], [3]], False),
+        ([np.asarray([1, 2]), [3]], [[1, 2], [3]], False),
+        (np.asarray([[1, 2], [3, 4]], "int64"), [[1, 2], [3, 4]], False),
+        (([1],), [[1]], False),
+    ],
+)
+def test_token_ids_come_as_lists_and_arrays(inputs, rows, is_single):
+    prompts = read_prompts(inputs, None, 10)
+    assert (prompts.rows, prompts.is_single, prompts.is_text) == (rows, is_single, False)
+
+
+def test_text_is_encoded():
+    prompts = read_prompts("ab", WordTokenizer(), None)
+    assert prompts.is_single
+    assert prompts.texts == ["ab"]
+    assert prompts.rows == [WordTokenizer().tokenize("ab")]
+    assert read_prompts(["ab", "c"], WordTokenizer(), None).texts == ["ab", "c"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([], "at least one; received \\[\\]"),
+        (7, "Prompts must be a string, a list of token ids"),
+        ([[1], []], "must be a list of one token id or more, received \\[\\]"),
+        ([[1], "a"], "All prompts of a batch are strings, or none is"),
+        ([1.5], "must be a list of one token id or more"),
+        ([[1.5]], "`a token id` must be an integer of at least 0, received 1.5"),
+        ([-1], "received -1"),
+        ([1, 10], "the token id 10, and the model's vocabulary has 10"),
+        ("text", "the model has no tokenizer"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(inputs, message):
+    with pytest.raises(InvalidInputError, match=message):
+        read_prompts(inputs, None, 10)
+
+
+def test_text_without_tokens_is_refused():
+    with pytest.raises(InvalidInputError, match="has no tokens"):
+        read_prompts(["a", ""], WordTokenizer(), None)
+
+
+def test_prompts_are_padded_on_the_left():
+    token_ids, mask = read_prompts([[1, 2, 3], [4]], None, None).pad(4)
+    assert token_ids.tolist() == [[0, 1, 2, 3], [0, 0, 0, 4]]
+    assert mask.tolist() == [[False, True, True, True], [False, False, False, True]]
+
+
+def test_stop_tokens_are_those_of_each_row():
+    assert read_stop_tokens("auto", frozenset(), 2) == [frozenset()] * 2
+    assert read_stop_tokens("auto", frozenset([7]), 2) == [{7}, {7}]
+    assert read_stop_tokens(None, frozenset([7]), 1) == [frozenset()]
+    assert read_stop_tokens(3, frozenset(), 2) == [{3}, {3}]
+    assert read_stop_tokens([3, 4], frozenset(), 2) == [{3, 4}, {3, 4}]
+    assert read_stop_tokens([[3], [4, 5]], frozenset(), 2) == [{3}, {4, 5}]
+
+
+@pytest.mark.parametrize("stops", ["end", [[3]], [[3], 4], [-1]])
+def test_what_is_no_stop_token_is_refused(stops):
+    with pytest.raises(InvalidInputError, match="stop"):
+        read_stop_tokens(stops, frozenset(), 2)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "tokenizer", "expected"),
+    [
+        ({"eos_token_id": [3, 4]}, 5, 6, {3, 4}),
+        ({"top_p": 0.9}, 5, 6, {5}),
+        ({}, (5, 7), 6, {5, 7}),
+        ({}, None, 6, {6}),
+        ({}, None, None, set()),
+    ],
+)
+def test_the_end_tokens_are_those_of_the_first_who_names_any(
+    generation, config, tokenizer, expected
+):
+    model = SimpleNamespace(
+        generation_config=generation,
+        config=SimpleNamespace(end_token_id=config),
+        tokenizer=WordTokenizer(tokenizer),
+    )
+    assert find_end_tokens(model) == expected
+    assert find_end_tokens(SimpleNamespace(config=None, tokenizer=None)) == set()

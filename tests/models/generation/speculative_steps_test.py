@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.models.generation.sampler import Sampler
+from keras_deepseek.models.generation.speculative_steps import check_drafts
+from tests.oracles.sampling import bound_chi_squared, compute_chi_squared, compute_distribution
+from tests.oracles.small_language_model import compute_logits, make_small_model
+
+PROMPTS = [[5, 1, 0, 4], [2], [3, 3]]
+
+
+def make_drafting_model(depth=1, seed=0):
+    # Of few tokens, some drafts are what the model chooses.
+    return make_small_model(seed, vocabulary_size=6, num_prediction_layers=depth)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_drafting_model()
+
+
+def count_rounds(model, *args, **kwargs):
+    """Returns how often the model was run beside the prompt, and what it made."""
+    generator = model._get_generator()
+    counts = []
+    steps = generator._steps
+    get = steps.get
+
+    def count(key, *arguments):
+        function = get(key, *arguments)
+
+        def run(*inputs):
+            counts.append(key[0])
+            return function(*inputs)
+
+        return run
+
+    steps.get = count
+    try:
+        return model.generate(*args, **kwargs), counts.count("go on")
+    finally:
+        del steps.get
+
+
+@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.further_case)])
+def test_greedy_tokens_are_those_without_drafts(depth):
+    rounds = 0
+    for seed in range(2):
+        model = make_drafting_model(depth, seed)
+        for prompt in PROMPTS:
+            plain = model.generate(prompt, max_new_tokens=24)
+            drafted, number = count_rounds(model, prompt, max_new_tokens=24, use_drafts=True)
+            assert drafted == plain
+            rounds += number
+    assert rounds < 6 * 23  # Some drafts were kept.
+
+
+def test_a_batch_is_as_without_drafts(model):
+    plain = model.generate(PROMPTS, max_new_tokens=20)
+    assert model.generate(PROMPTS, max_new_tokens=20, use_drafts=True) == plain
+    assert [len(row) for row in plain] == [24, 21, 22]
+
+
+def test_a_penalty_is_as_without_drafts(model):
+    sampler = Sampler(0.0, repetition_penalty=1.8)
+    plain = model.generate(PROMPTS, max_new_tokens=20, sampler=sampler)
+    assert model.generate(PROMPTS, max_new_tokens=20, sampler=sampler, use_drafts=True) == plain
+
+
+def test_stop_tokens_and_streams_end_rows_as_without_drafts(model):
+    plain = model.generate(PROMPTS[0], max_new_tokens=20, strip_prompt=True)
+    arguments = {"max_new_tokens": 20, "stop_token_ids": plain[7], "use_drafts": True}
+    ended = plain[: plain.index(plain[7]) + 1]
+    assert list(model.stream(PROMPTS[0], **arguments)) == ended
+    assert model.generate(PROMPTS[0], strip_prompt=True, **arguments) == ended
+
+
+def test_log_probabilities_are_as_without_drafts(model):
+    plain = model.generate(PROMPTS[0], max_new_tokens=9, return_log_probabilities=True)
+    drafted = model.generate(
+        PROMPTS[0], max_new_tokens=9, return_log_probabilities=True, use_drafts=True
+    )
+    assert drafted[0] == plain[0]
+    np.testing.assert_allclose(drafted[1], plain[1], rtol=1e-3, atol=1e-4)
+
+
+def test_a_cache_grows_amid_drafts(model):
+    plain = model.generate(PROMPTS[1], max_new_tokens=170)
+    assert model.generate(PROMPTS[1], max_new_tokens=170, use_drafts=True) == plain
+
+
+def test_drawn_tokens_have_the_models_own_distribution(model):
+    number, sampler = 4000, Sampler(0.2, top_k=5)
+    rows = np.asarray(
+        model.generate(
+            [PROMPTS[2]] * number, max_new_tokens=3, sampler=sampler, seed=0, use_drafts=True
+        )
+    )[:, 2:]
+    for place in range(3):
+        before, counts = np.unique(rows[:, :place], axis=0, return_counts=True)
+        likeliest = before[counts.argmax()] if place else []
+        chosen = rows[(rows[:, :place] == likeliest).all(axis=1), place]
+        logits = compute_logits(model, [*PROMPTS[2], *map(int, likeliest)])
+        expected = compute_distribution(logits, sampler)
+        statistic, degrees = compute_chi_squared(np.bincount(chosen, minlength=6), expected)
+        assert statistic < bound_chi_squared(degrees)
+
+
+def test_a_model_that_cant_draft_says_so(model):
+    check_drafts(model)
+    with pytest.raises(NotSupportedError, match="needs modules that predict further tokens"):
+        make_small_model().generate([1], max_new_tokens=2, use_drafts=True)
+
+    class States:
+        multi_token_prediction = model.multi_token_prediction
+
+        def make_cache(self, batch_size, max_length):
+            return [{"mask": np.zeros((batch_size, max_length)), "sum": np.zeros((0, 3))}]
+
+    with pytest.raises(NotSupportedError, match="caches that go back"):
+        check_drafts(States())
