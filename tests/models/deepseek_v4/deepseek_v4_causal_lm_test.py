@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.models import DeepSeekV4CausalLM
 from keras_deepseek.testing import assert_close
 from tests.oracles.cached_decoding import draw_mask
 from tests.oracles.deepseek_v4_models import draw_tokens, make_config, perturb
+from tests.oracles.small_language_model import generate_greedily
 
 LENGTH = 19  # More than two windows of each kind, and more entries than the indexer chooses.
 
@@ -88,6 +89,29 @@ def test_a_cache_does_not_go_back():
     # What was returned before is as it was: guesses are taken back by going on from there.
     again, _, _ = model.call_with_cache(tokens[:, :2], before, 6)
     np.testing.assert_array_equal(to_numpy(again), to_numpy(expected))
+
+
+def test_prompts_of_different_lengths_are_generated_from_as_alone():
+    model = make_model()
+    prompts = [[3, 1, 4, 1, 5, 9, 2], [6, 5], [3, 5, 8, 9]]
+    expected = [generate_greedily(model, prompt, 9) for prompt in prompts]
+    assert model.generate(prompts, max_new_tokens=9) == expected
+
+
+def test_drafts_are_refused_as_they_could_not_be_taken_back():
+    model = make_model(num_prediction_layers=1)
+    with pytest.raises(NotSupportedError, match="tokens can't be taken out of again"):
+        model.generate([1, 2, 3], max_new_tokens=4, use_drafts=True)
+
+
+def test_the_logits_carry_the_mask():
+    inputs = draw_tokens(2, 6, mask=draw_mask(2, 6, "left"))
+    model = make_model()
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    losses = [model.evaluate(inputs, inputs["token_ids"], verbose=0)]
+    other = np.where(inputs["padding_mask"] > 0, inputs["token_ids"], 7)
+    losses.append(model.evaluate({**inputs, "token_ids": other}, other, verbose=0))
+    assert_close(losses[0], losses[1], 1e-6)
 
 
 def test_as_many_logits_are_made_as_were_asked_for():
