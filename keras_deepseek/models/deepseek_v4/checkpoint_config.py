@@ -73,7 +73,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 """Keys that have one value in every DeepSeek-V4."""
 
-_SCORINGS = {"sqrtsoftplus": "sqrt_softplus", "sigmoid": "sigmoid", "softmax": "softmax"}
+_SCORINGS = {"sqrtsoftplus": "sqrt_softplus", "sigmoid": "sigmoid"}
 _RATIOS = {0: "sliding_attention", 4: "compressed_sparse_attention"}
 _RATIOS[128] = "heavily_compressed_attention"
 _ROUTERS = {"hash_moe": "hash", "moe": "score"}

@@ -15,7 +15,7 @@ from keras_deepseek.models.deepseek_v4.presets import PRESETS
 
 LAYER_TYPES = ("sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention")
 ROUTER_TYPES = ("hash", "score")
-SCORINGS = ("sqrt_softplus", "sigmoid", "softmax")
+SCORINGS = ("sqrt_softplus", "sigmoid")
 
 _SIZES = (
     "vocabulary_size",
@@ -78,8 +78,8 @@ class DeepSeekV4Config:
         num_streams: integer. Number of residual streams. Defaults to `4`.
         sinkhorn_iterations: integer. Rounds of the mixing of the streams. Defaults to `20`.
         stream_epsilon: float. Added to the weights of the streams. Defaults to `1e-6`.
-        scoring: string. The scores of the routers: `"sqrt_softplus"`, `"sigmoid"` or `"softmax"`.
-            Defaults to `"sqrt_softplus"`.
+        scoring: string. The scores of the routers: `"sqrt_softplus"` or `"sigmoid"`. Defaults to
+            `"sqrt_softplus"`.
         routed_scale: float. What the weights of the experts are multiplied with. Defaults to `1.5`.
         clamp: float. Bound of the hidden activations of the experts. Defaults to `10.0`.
         rope_max_wavelength: float. The base of the rotary angles of sliding attention. Defaults to

@@ -41,7 +41,7 @@ def test_it_is_the_same_after_json():
         {"router_types": ("hash",)},
         {"layer_types": ("sliding",) * 4},
         {"router_types": ("top",) * 4},
-        {"scoring": "relu"},
+        {"scoring": "softmax"},
         {"clamp": 0.0},
         {"attention_dropout": 1.0},
         {"tie_embeddings": 1},

@@ -28,6 +28,8 @@ def draw(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
+@pytest.mark.slow_on_jax
+@pytest.mark.slow_on_tensorflow
 def test_it_passes_the_layer_routine():
     attention, experts = map(keras.saving.serialize_keras_object, make_parts())
     # The routine masks streams; a mask has one entry a token, see below.
