@@ -22,6 +22,8 @@ class Family:
         their_model: string. The class of the model in transformers.
         sizes: dict. The arguments of the config in transformers that all cases share.
         cases: dict. By name of a case the further arguments.
+        sides: tuple of strings. On which sides padding is compared: those on which transformers
+            computes at other places what it does without.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Family:
     their_model: str
     sizes: Mapping[str, Any]
     cases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sides: tuple[str, ...] = ("left", "right")
 
     def model_class(self) -> Any:
         return getattr(models, self.model)
@@ -141,5 +144,87 @@ V32 = Family(
         "layers by name": {"mlp_layer_types": ["sparse", "dense", "sparse"]},
     },
 )
-FAMILIES = {family.name: family for family in (V2, V3, V32)}
+WINDOW, SPARSE, HEAVY = (
+    "sliding_attention",
+    "compressed_sparse_attention",
+    "heavily_compressed_attention",
+)
+V4_SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 28,
+    "moe_intermediate_size": 9,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "q_lora_rank": 11,
+    "o_groups": 2,
+    "o_lora_rank": 5,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "layer_types": [WINDOW, SPARSE, HEAVY],
+    "mlp_layer_types": ["hash_moe", "moe", "moe"],
+    "compress_rates": {SPARSE: 2, HEAVY: 5},
+    "sliding_window": 4,
+    "index_n_heads": 16,  # With few, all may give a score of zero: a tie.
+    "index_head_dim": 8,
+    "index_topk": 3,
+    "hc_mult": 3,
+    "hc_sinkhorn_iters": 5,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+}
+V4_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+V4_NESTED = {
+    "main": {"rope_type": "linear", "factor": 2.0, "rope_theta": 300.0},
+    "compress": {**V4_YARN, "rope_theta": 500.0},
+}
+V4 = Family(
+    "deepseek_v4",
+    "DeepSeekV4CausalLM",
+    "DeepseekV4Config",
+    "DeepseekV4ForCausalLM",
+    V4_SIZES,
+    {
+        "plain": {},
+        "yarn, odd sizes, tied": {
+            "vocab_size": 37,
+            "hidden_size": 21,
+            "moe_intermediate_size": 5,
+            "num_attention_heads": 3,
+            "head_dim": 7,
+            "qk_rope_head_dim": 2,
+            "o_groups": 3,
+            "n_routed_experts": 5,
+            "num_experts_per_tok": 2,
+            "index_head_dim": 5,
+            "compress_rates": {SPARSE: 3, HEAVY: 4},
+            "hc_mult": 2,
+            "rope_parameters": V4_YARN,
+            "tie_word_embeddings": True,
+        },
+        "windows longer than the text": {
+            "compress_rates": {SPARSE: 16, HEAVY: 128},
+            "sliding_window": 64,
+            "hc_mult": 4,
+        },
+        "all entries, nested angles, sigmoid": {
+            "index_topk": 64,
+            "scoring_func": "sigmoid",
+            "rope_parameters": {
+                kind: {**values, "partial_rotary_factor": 0.6} for kind, values in V4_NESTED.items()
+            },
+        },
+        "four layers, hashes between": {
+            "num_hidden_layers": 4,
+            "layer_types": [HEAVY, SPARSE, SPARSE, WINDOW],
+            "mlp_layer_types": ["moe", "hash_moe", "hash_moe", "moe"],
+            "index_topk": 1,
+            "sliding_window": 2,
+            "swiglu_limit": 0.3,
+        },
+    },
+    sides=("right",),
+)
+FAMILIES = {family.name: family for family in (V2, V3, V32, V4)}
 CASES = [(family, case) for family in FAMILIES for case in FAMILIES[family].cases]

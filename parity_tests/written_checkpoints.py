@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from parity_tests.language_model_cases import Family
 
 BATCH_SIZE, LENGTH = 3, 13
+FEWEST_EXPERTS = 5
 IGNORED = -100
 """What stands for no label in transformers."""
 
@@ -25,7 +26,7 @@ def make_theirs(family: Family, case: str, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     arguments = json.loads(json.dumps({**family.sizes, **family.cases[case]}))  # It changes them.
     config = getattr(transformers, family.their_config)(**arguments)
-    config._attn_implementation = config._experts_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"  # For odd sizes.
     model = getattr(transformers, family.their_model)(config).eval()
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -37,6 +38,10 @@ def make_theirs(family: Family, case: str, seed: int = 0) -> Any:
 def draw(name: str, tensor: torch.Tensor) -> None:
     """Draws a tensor: scales about one, and all others about zero."""
     is_scale = "norm" in name and name.endswith("weight")
+    if name.endswith("tid2eid"):  # The experts of each token: numbers, no two the same.
+        shuffled = torch.rand(len(tensor), FEWEST_EXPERTS).argsort(dim=1)
+        tensor.copy_(shuffled[:, : tensor.shape[1]])
+        return
     tensor.normal_(mean=float(is_scale), std=0.2)
 
 
@@ -76,21 +81,24 @@ def perturb_ours(model: Any, seed: int = 0) -> None:
     """Draws the weights of our model as those of transformers are drawn."""
     rng = np.random.default_rng(seed)
     for variable in model.variables:
-        if variable.path.endswith("expert_load"):
+        if variable.path.endswith(("expert_load", "token_to_experts")):
             continue
         is_scale = variable.path.endswith(("scale", "gamma"))
         variable.assign(is_scale + rng.normal(scale=0.2, size=variable.shape))
 
 
-def to_tensors(model: Any, by_variable: dict[int, np.ndarray]) -> dict[str, np.ndarray]:
+def to_tensors(
+    model: Any, by_variable: dict[int, np.ndarray], folder: Path
+) -> dict[str, np.ndarray]:
     """Returns what is given for each variable, by the names of a checkpoint.
 
     Args:
         model: Our model.
         by_variable: Arrays by the `id` of a variable; zeros for those that it lacks.
+        folder: The checkpoint. A family may have several names.
     """
     tensors = {}
-    for entry in model.checkpoint_entries():
+    for entry in model.checkpoint_entries_of(folder):
         arrays = [
             by_variable.get(id(variable), np.zeros(variable.shape, "float32"))
             for variable in entry.variables

@@ -21,6 +21,13 @@ from keras_deepseek.models.deepseek_v3 import (
     DeepSeekV3CausalLM,
     DeepSeekV3Config,
 )
+from keras_deepseek.models.deepseek_v4 import (
+    DeepSeekV4Backbone,
+    DeepSeekV4CausalLM,
+    DeepSeekV4Config,
+    DeepSeekV4DecoderLayer,
+    DeepSeekV4TokenPrediction,
+)
 from keras_deepseek.models.deepseek_v32 import (
     DeepSeekV32Backbone,
     DeepSeekV32CausalLM,
@@ -44,6 +51,11 @@ __all__ = [
     "DeepSeekV3Backbone",
     "DeepSeekV3CausalLM",
     "DeepSeekV3Config",
+    "DeepSeekV4Backbone",
+    "DeepSeekV4CausalLM",
+    "DeepSeekV4Config",
+    "DeepSeekV4DecoderLayer",
+    "DeepSeekV4TokenPrediction",
     "DeepSeekV32Backbone",
     "DeepSeekV32CausalLM",
     "DeepSeekV32Config",

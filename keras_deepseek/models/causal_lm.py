@@ -61,18 +61,29 @@ class CausalLM(PresetModel):
         token_logits = TokenLogits(
             backbone.token_embedding, dtype=backbone.layers_policy, name="logits"
         )
-        hidden_states = backbone(inputs)
+        hidden_states, states = self.call_backbone(backbone, inputs)
         logits = token_logits(hidden_states)
         if multi_token_prediction is not None:
             loss = MultiTokenLoss(multi_token_prediction, name="multi_token_loss")
             mask = ops.not_equal(inputs["padding_mask"], 0)
-            logits = loss(logits, hidden_states, inputs["token_ids"], mask=mask)
+            logits = loss(logits, states, inputs["token_ids"], mask=mask)
         super().__init__(inputs, logits, **kwargs)
         self.backbone = backbone
         self.config = backbone.config
         self.token_logits = token_logits
         self.multi_token_prediction = multi_token_prediction
         self._generator: Generator | None = None
+
+    @staticmethod
+    def call_backbone(backbone: DecoderBackbone, inputs: Any) -> tuple[Any, Any]:
+        """Returns hidden states, and the states that modules which predict further tokens go by.
+
+        Args:
+            backbone: `DecoderBackbone`.
+            inputs: dict of tensors, those of the model.
+        """
+        hidden_states = backbone(inputs)
+        return hidden_states, hidden_states
 
     def make_cache(self, batch_size: int, max_length: int) -> list[Cache]:
         """Returns the empty caches of all layers, for `call_with_cache`.

@@ -94,7 +94,7 @@ def assign(entries, tensors):
     assert left == set()
 
 
-def check_outputs(model, case):
+def check_outputs(model, case, entries=None):
     """Fails unless a model gives the logits, the loss and the gradients of a case."""
     mask = case.batch["padding_mask"]
     logits = keras.ops.convert_to_numpy(model(case.batch))
@@ -111,7 +111,7 @@ def check_outputs(model, case):
     _, gradients = backend.current().compute_gradients(loss, [], variables)
     by_variable = dict(zip(map(id, variables), gradients, strict=True))
     slopes = {}
-    for entry in model.checkpoint_entries():
+    for entry in entries or model.checkpoint_entries():
         arrays = [by_variable.get(id(v), np.zeros(v.shape, "float32")) for v in entry.variables]
         for name, array in zip(entry.tensors, entry.to_tensors(arrays), strict=True):
             slopes[name] = float(np.vdot(direction(array), np.asarray(array, "float64")))

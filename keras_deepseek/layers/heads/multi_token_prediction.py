@@ -190,8 +190,7 @@ class MultiTokenPrediction(FloatingInputLayer):
         inputs_mask: Any = None,
     ) -> list[Any]:
         mask = inputs_mask if mask is None else mask
-        _check_token_ids(token_ids, inputs)
-        check_mask(mask, inputs)
+        self._check_tokens(inputs, token_ids, mask)
         hidden, shown, outputs, losses = inputs, mask, [], []
         for index in range(self.depth):
             ids, exists = shift_tokens(token_ids, mask, index + 1)
@@ -207,6 +206,10 @@ class MultiTokenPrediction(FloatingInputLayer):
         if losses:
             self.add_loss(self.loss_weight * sum(losses) / self.depth)
         return outputs
+
+    def _check_tokens(self, inputs: Any, token_ids: Any, mask: Any) -> None:
+        _check_token_ids(token_ids, inputs)
+        check_mask(mask, inputs)
 
     def call_module(
         self, index: int, inputs: Any, token_ids: Any, mask: Any = None, **kwargs: Any

@@ -77,6 +77,14 @@ class PresetModel(keras.Model):
         """Returns which tensors of a checkpoint the variables come from."""
         raise NotImplementedError
 
+    def checkpoint_entries_of(self, folder: Path) -> Sequence[CheckpointEntry]:
+        """Returns the same for a checkpoint that is read. A family of several names overrides it.
+
+        Args:
+            folder: `pathlib.Path` of the folder with the safetensors files.
+        """
+        return self.checkpoint_entries()
+
     @classmethod
     def from_preset(
         cls,
@@ -130,7 +138,7 @@ class PresetModel(keras.Model):
     ) -> Self:
         with unset_variables() as unset:
             model = cls(config, dtype=dtype)
-        entries = model.checkpoint_entries()
+        entries = model.checkpoint_entries_of(folder)
         _check_entries(entries, unset)
         read_weights(
             folder,

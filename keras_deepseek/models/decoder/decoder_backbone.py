@@ -16,14 +16,17 @@ class DecoderBackbone(keras.Model):
     """What the backbones of all decoder families are: an embedding, blocks, and a last norm.
 
     A family makes these three, names its config class, and has a Functional model of them and
-    decoding with a cache. Where more than blocks stands between embedding and norm, it overrides
-    `expand` and `collapse`, or `call_layers`.
+    decoding with a cache. A family with residual streams also gives what makes and ends them.
 
     Args:
         config: The family's config, a dataclass.
         token_embedding: `keras.layers.ReversibleEmbedding`.
         transformer_layers: sequence of `keras.Layer`, each called as a `DecoderBlock` is.
         final_norm: `keras.Layer`.
+        expansion: `keras.Layer`, or `None`. From the embedded tokens to what the first block is
+            given. Defaults to `None`: these as they are.
+        collapse: `keras.Layer`, or `None`. From what the last block returned to what the last norm
+            is given. Defaults to `None`: the same.
         **kwargs: Arguments of `keras.Model`, such as `name`.
 
     Call arguments:
@@ -54,37 +57,28 @@ class DecoderBackbone(keras.Model):
         token_embedding: keras.Layer,
         transformer_layers: Sequence[keras.Layer],
         final_norm: keras.Layer,
+        *,
+        expansion: keras.Layer | None = None,
+        collapse: keras.Layer | None = None,
         **kwargs: Any,
     ) -> None:
         for layer in (token_embedding, final_norm):
             layer.supports_masking = True  # Each token alone; Keras's own classes can't know.
         inputs = make_token_inputs()
         mask = ops.not_equal(inputs["padding_mask"], 0)
-        x = self.expand(token_embedding(inputs["token_ids"]))
+        x = token_embedding(inputs["token_ids"])
+        x = x if expansion is None else expansion(x)
         for layer in transformer_layers:
             x = layer(x, mask=mask, token_ids=inputs["token_ids"])
-        super().__init__(inputs, final_norm(self.collapse(x)), **kwargs)
+        x = x if collapse is None else collapse(x)
+        super().__init__(inputs, final_norm(x), **kwargs)
         self.config = config
         self.layers_policy = token_embedding.dtype_policy
         self.token_embedding = token_embedding
         self.transformer_layers = list(transformer_layers)
         self.final_norm = final_norm
-
-    def expand(self, x: Any) -> Any:
-        """Returns what the first block is given. A family with residual streams overrides it.
-
-        Args:
-            x: Tensor of shape `(batch_size, length, dim)`, the embedded tokens.
-        """
-        return x
-
-    def collapse(self, x: Any) -> Any:
-        """Returns what the last norm is given.
-
-        Args:
-            x: Tensor: what the last block returned.
-        """
-        return x
+        self.expansion = expansion
+        self.collapse = collapse
 
     def make_cache(self, batch_size: int, max_length: int) -> list[Cache]:
         """Returns the empty caches of all blocks, for `call_with_cache`.
@@ -129,7 +123,8 @@ class DecoderBackbone(keras.Model):
                 f"layers, received {len(cache)}. Make it with the model's own `make_cache`."
             )
         mask = None if padding_mask is None else ops.not_equal(ops.cast(padding_mask, "int32"), 0)
-        x = self.expand(self.token_embedding(token_ids))
+        x = self.token_embedding(token_ids)
+        x = x if self.expansion is None else self.expansion(x)
         written = []
         for layer, layer_cache in zip(self.transformer_layers, cache, strict=True):
             x, layer_cache = layer(  # noqa: PLW2901 - the cache that goes on
@@ -141,7 +136,8 @@ class DecoderBackbone(keras.Model):
                 token_ids=token_ids,
             )
             written.append(layer_cache)
-        return self.final_norm(self.collapse(x)), written
+        x = x if self.collapse is None else self.collapse(x)
+        return self.final_norm(x), written
 
     def get_config(self) -> dict[str, Any]:
         return {

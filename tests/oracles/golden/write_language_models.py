@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity_tests.language_model_cases import GROUPS, LONG, V2, V3, V32, Family
+from parity_tests.language_model_cases import GROUPS, LONG, V2, V3, V4, V4_YARN, V32, Family
 from parity_tests.written_checkpoints import (
     call_theirs,
     draw_batch,
@@ -35,10 +35,25 @@ SMALL = {
     "num_key_value_heads": 2,
     "n_routed_experts": 8,
 }
+SMALL_V4 = {
+    "vocab_size": 19,
+    "hidden_size": 10,
+    "moe_intermediate_size": 5,
+    "head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "q_lora_rank": 7,
+    "n_routed_experts": 5,
+    "num_experts_per_tok": 2,
+    "index_head_dim": 4,
+    "index_topk": 2,
+    "hc_mult": 2,
+    "rope_parameters": V4_YARN,
+}
 CASES = {
     V2.name: (V2, {**SMALL, "topk_method": "group_limited_greedy"}),
     V3.name: (V3, SMALL),
     V32.name: (V32, SMALL),
+    V4.name: (V4, SMALL_V4),
 }
 
 
@@ -50,7 +65,7 @@ def run_case(family: Family, arguments: dict[str, Any], folder: Path) -> dict[st
         for tensor in [*model.parameters(), *model.buffers()]:
             tensor.copy_(tensor.half())  # As they will be read.
     tensors = write_theirs(model, folder / "weights")
-    batch = draw_batch(model.config.vocab_size, "left")
+    batch = draw_batch(model.config.vocab_size, family.sides[0])
     logits, loss = call_theirs(model, batch)
     loss.backward()
     arrays = {

@@ -1,0 +1,273 @@
+"""Between `DeepSeekV4Config` and the `config.json` of a checkpoint, by transformers or by DeepSeek.
+
+The two write the same in different words: DeepSeek a ratio of compression for each layer and one
+`rope_scaling`, transformers the name of each layer's type and nested `rope_parameters`.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
+from keras_deepseek.models.decoder.checkpoint_values import check_checkpoint_value
+
+if TYPE_CHECKING:
+    from keras_deepseek.models.deepseek_v4.config import DeepSeekV4Config
+
+_NAMES = {
+    "vocab_size": "vocabulary_size",
+    "hidden_size": "hidden_dim",
+    "num_attention_heads": "num_heads",
+    "head_dim": "head_dim",
+    "q_lora_rank": "query_lora_rank",
+    "o_groups": "num_output_groups",
+    "o_lora_rank": "output_lora_rank",
+    "moe_intermediate_size": "moe_intermediate_dim",
+    "n_routed_experts": "num_experts",
+    "num_experts_per_tok": "num_experts_per_token",
+    "sliding_window": "sliding_window",
+    "index_n_heads": "index_num_heads",
+    "index_head_dim": "index_head_dim",
+    "index_topk": "index_top_k",
+    "hc_mult": "num_streams",
+    "hc_sinkhorn_iters": "sinkhorn_iterations",
+    "hc_eps": "stream_epsilon",
+    "routed_scaling_factor": "routed_scale",
+    "swiglu_limit": "clamp",
+    "rope_theta": "rope_max_wavelength",
+    "compress_rope_theta": "compress_rope_max_wavelength",
+    "max_position_embeddings": "max_length",
+    "rms_norm_eps": "epsilon",
+    "attention_dropout": "attention_dropout",
+    "tie_word_embeddings": "tie_embeddings",
+    "initializer_range": "initializer_stddev",
+    "bos_token_id": "start_token_id",
+    "eos_token_id": "end_token_id",
+    "pad_token_id": "pad_token_id",
+}
+"""What goes by another name and means the same."""
+
+_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 129280,
+    "hidden_size": 4096,
+    "num_attention_heads": 64,
+    "head_dim": 512,
+    "q_lora_rank": 1024,
+    "o_groups": 8,
+    "o_lora_rank": 1024,
+    "moe_intermediate_size": 2048,
+    "n_routed_experts": 256,
+    "num_experts_per_tok": 6,
+}
+"""What transformers takes for keys that are not there, where `DeepSeekV4Config` has no default."""
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "model_type": ("deepseek_v4",),
+    "hidden_act": ("silu",),
+    "num_key_value_heads": (1,),
+    "n_shared_experts": (1,),
+    "norm_topk_prob": (True,),
+    "topk_method": ("noaux_tc",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+}
+"""Keys that have one value in every DeepSeek-V4."""
+
+_SCORINGS = {"sqrtsoftplus": "sqrt_softplus", "sigmoid": "sigmoid"}
+_RATIOS = {0: "sliding_attention", 4: "compressed_sparse_attention"}
+_RATIOS[128] = "heavily_compressed_attention"
+_ROUTERS = {"hash_moe": "hash", "moe": "score"}
+_NUM_LAYERS, _NUM_HASH_LAYERS = 43, 3
+_PARTIAL_ROTARY_FACTOR = 64 / 512
+
+_READ_APART = {
+    "compress_rate_csa",
+    "compress_rate_hca",
+    "compress_rates",
+    "compress_ratios",
+    "layer_types",
+    "mlp_layer_types",
+    "num_hash_layers",
+    "num_hidden_layers",
+    "partial_rotary_factor",
+    "qk_rope_head_dim",
+    "rope_parameters",
+    "rope_scaling",
+    "scoring_func",
+}
+
+_PASSED_OVER = {
+    "dspark_block_size",
+    "dspark_markov_rank",
+    "dspark_noise_token_id",
+    "dspark_target_layer_ids",
+    "expert_dtype",
+    "intermediate_size",
+    "num_local_experts",
+    "num_nextn_predict_layers",
+    "output_router_logits",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+}
+"""Keys that say nothing of what the model computes, or are read elsewhere, beside generic ones."""
+
+
+def read_checkpoint_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `DeepSeekV4Config` for a checkpoint.
+
+    Args:
+        config: dict. A `config.json`.
+
+    Raises:
+        InvalidInputError: A key is not known, or has a value that no DeepSeek-V4 has.
+    """
+    known = {*_NAMES, *_ONLY, *_READ_APART, *_PASSED_OVER}
+    check_keys(config, known)
+    for name, values in _ONLY.items():
+        check_checkpoint_value(config, name, allowed=values)
+    given = {**_DEFAULTS, **{name: x for name, x in config.items() if x is not None}}
+    arguments = {ours: given[name] for name, ours in _NAMES.items() if name in given}
+    scoring = given.get("scoring_func", "sqrtsoftplus")
+    if scoring not in _SCORINGS:
+        raise InvalidInputError(unknown_name_message("`scoring_func`", scoring, _SCORINGS))
+    return {
+        **arguments,
+        **_read_layers(given),
+        **_read_rates(given),
+        **_read_rotary(given, arguments["head_dim"]),
+        "scoring": _SCORINGS[scoring],
+    }
+
+
+def _read_layers(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the type of each layer and of its router."""
+    count = given.get("num_hidden_layers", _NUM_LAYERS)
+    types = given.get("layer_types")
+    if types is None and "compress_ratios" in given:
+        types = [_look_up("compress_ratios", ratio, _RATIOS) for ratio in given["compress_ratios"]]
+    if types is None:  # As transformers, where a config says nothing.
+        further = ("heavily_compressed_attention", "compressed_sparse_attention")
+        types = [further[0] if index < 2 else further[index % 2] for index in range(count)]  # noqa: PLR2004
+    routers = given.get("mlp_layer_types")
+    if routers is None:
+        num_hash = given.get("num_hash_layers", _NUM_HASH_LAYERS)
+        routers = ["hash_moe" if index < num_hash else "moe" for index in range(count)]
+    if min(len(types), len(routers)) < count:
+        raise InvalidInputError(
+            f"A config of {count} `num_hidden_layers` needs as many types of layers, received "
+            f"{len(types)} of attentions and {len(routers)} of routers."
+        )
+    # What is beyond them is of layers that predict further tokens.
+    return {
+        "layer_types": tuple(types[:count]),
+        "router_types": tuple(
+            _look_up("mlp_layer_types", router, _ROUTERS) for router in routers[:count]
+        ),
+    }
+
+
+def _look_up(name: str, value: Any, names: Mapping[Any, str]) -> str:
+    if value not in names:
+        raise InvalidInputError(
+            f"`{name}` must be of {', '.join(map(str, names))}, received {value!r}."
+        )
+    return names[value]
+
+
+def _read_rates(given: Mapping[str, Any]) -> dict[str, Any]:
+    rates = given.get("compress_rates", {})
+    named = {
+        "sparse_compress_rate": ("compressed_sparse_attention", "compress_rate_csa"),
+        "heavy_compress_rate": ("heavily_compressed_attention", "compress_rate_hca"),
+    }
+    read = {ours: given.get(older, rates.get(kind)) for ours, (kind, older) in named.items()}
+    return {ours: rate for ours, rate in read.items() if rate is not None}
+
+
+def _read_rotary(given: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+    """Returns what turns queries and keys: in `rope_parameters` nested, or flat."""
+    parameters = given.get("rope_parameters") or given.get("rope_scaling") or {}
+    factor = given.get("partial_rotary_factor")
+    is_nested = isinstance(parameters.get("main"), Mapping)
+    read: dict[str, Any] = {}
+    if is_nested and isinstance(parameters.get("compress"), Mapping):
+        main, compress = dict(parameters["main"]), dict(parameters["compress"])
+        for kind, prefix in ((main, ""), (compress, "compress_")):
+            wavelength = kind.pop("rope_theta", None)
+            if wavelength is not None:
+                read[f"{prefix}rope_max_wavelength"] = wavelength
+            factor = kind.pop("partial_rotary_factor", factor)
+        # Nested, YaRN raises the amplitude unless it is told not to; `None` asks for that here.
+        read["rope_scaling"] = _read_scaling({"attention_factor": None, **main})
+        read["compress_rope_scaling"] = _read_scaling({"attention_factor": None, **compress})
+    else:
+        flat = {
+            name: x
+            for name, x in parameters.items()
+            if name not in ("main", "compress", "rope_theta", "partial_rotary_factor")
+        }
+        read["compress_rope_scaling"] = _read_scaling(flat)
+    rotated = given.get("qk_rope_head_dim")
+    if rotated is None:
+        rotated = int(head_dim * (_PARTIAL_ROTARY_FACTOR if factor is None else factor))
+    return {**read, "rope_head_dim": rotated}
+
+
+def _read_scaling(parameters: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns a scaling, `None` where there is none."""
+    scaling = dict(parameters)
+    older_name = scaling.pop("type", None)
+    kind = scaling.get("rope_type", older_name) or "default"
+    if kind != "yarn" and scaling.get("attention_factor") is None:
+        scaling.pop("attention_factor", None)
+    if kind == "yarn" and "attention_factor" not in scaling:
+        scaling["attention_factor"] = 1.0
+    return None if kind == "default" else {**scaling, "rope_type": kind}
+
+
+def write_checkpoint_config(config: "DeepSeekV4Config") -> dict[str, Any]:
+    """Returns the `config.json` that transformers reads.
+
+    Args:
+        config: `DeepSeekV4Config`.
+    """
+    names = {ours: name for name, ours in _SCORINGS.items()}
+    routers = {ours: name for name, ours in _ROUTERS.items()}
+    factor = _to_factor(config.rope_head_dim, config.head_dim)
+    rotary = {}
+    for kind, prefix in (("main", ""), ("compress", "compress_")):
+        scaling = dict(getattr(config, f"{prefix}rope_scaling") or {"rope_type": "default"})
+        scaling["rope_type"] = scaling.pop("type", scaling.get("rope_type"))
+        if scaling["rope_type"] == "yarn":
+            scaling.setdefault("attention_factor", 1.0)
+        rotary[kind] = {
+            **{name: value for name, value in scaling.items() if value is not None},
+            "rope_theta": getattr(config, f"{prefix}rope_max_wavelength"),
+            "partial_rotary_factor": factor,
+        }
+    return {
+        "architectures": ["DeepseekV4ForCausalLM"],
+        "num_nextn_predict_layers": config.num_prediction_layers,
+        **{name: values[0] for name, values in _ONLY.items() if name != "topk_method"},
+        **{name: _to_json(getattr(config, ours)) for name, ours in _NAMES.items()},
+        "num_hidden_layers": config.num_layers,
+        "layer_types": list(config.layer_types),
+        "mlp_layer_types": [routers[router] for router in config.router_types],
+        "compress_rates": {
+            "compressed_sparse_attention": config.sparse_compress_rate,
+            "heavily_compressed_attention": config.heavy_compress_rate,
+        },
+        "partial_rotary_factor": factor,
+        "rope_parameters": rotary,
+        "scoring_func": names[config.scoring],
+    }
+
+
+def _to_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _to_factor(rotated: int, head_dim: int) -> float:
+    """Returns the share of a head that is rotated, by which a reader gets the integer again."""
+    factor = rotated / head_dim
+    return factor if int(head_dim * factor) == rotated else (rotated + 0.5) / head_dim

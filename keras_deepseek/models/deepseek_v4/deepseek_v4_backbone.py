@@ -1,0 +1,201 @@
+"""The body of a DeepSeek-V4: from token ids, over residual streams, to hidden states."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import keras
+
+from keras_deepseek.layers import (
+    CompressedSparseAttention,
+    DeepSeekMoE,
+    ExpertRouter,
+    HashRouter,
+    HeavilyCompressedAttention,
+    ResidualStreamCollapse,
+    ResidualStreamExpansion,
+    ReversibleEmbedding,
+    RMSNormalization,
+    SlidingWindowAttention,
+)
+from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
+from keras_deepseek.models.deepseek_v4.config import DeepSeekV4Config
+from keras_deepseek.models.deepseek_v4.deepseek_v4_decoder_layer import DeepSeekV4DecoderLayer
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class DeepSeekV4Backbone(DecoderBackbone):
+    """The layers of a DeepSeek-V4, from token ids to hidden states.
+
+    Choose it to build another head than `DeepSeekV4CausalLM`'s on the same body. The embedded
+    tokens are expanded to `num_streams` residual streams, which `DeepSeekV4DecoderLayer`s mix,
+    `ResidualStreamCollapse` makes one again, and an RMS norm ends. Padding, wherever it stands, is
+    seen by no token and counts in no window.
+
+    The caches hold the last `sliding_window` tokens of each layer, and one entry for each window of
+    tokens. They go forwards alone: a call with a smaller `cache_index` than the tokens that a cache
+    has seen is refused, or gives wrong outputs where the index can't be read. To take tokens back,
+    go on from the cache that was returned before them.
+
+    Args:
+        config: `DeepSeekV4Config`.
+        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
+            global one. Defaults to `None`.
+        **kwargs: Arguments of `keras.Model`, such as `name`.
+
+    Call arguments:
+        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
+            `"padding_mask"` of the same shape, 0 where a token is padding.
+
+    Returns:
+        A tensor of shape `(batch_size, length, hidden_dim)`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.models import DeepSeekV4Backbone, DeepSeekV4Config
+    >>> config = DeepSeekV4Config.from_preset(
+    ...     "tiny", layer_types=("sliding_attention",), router_types=("hash",)
+    ... )
+    >>> tokens = np.ones((1, 5), "int32")
+    >>> outputs = DeepSeekV4Backbone(config)({"token_ids": tokens, "padding_mask": tokens})
+    >>> tuple(outputs.shape)
+    (1, 5, 64)
+
+    Reference:
+
+    - [DeepSeek-V4 (DeepSeek-AI, 2026)](https://huggingface.co/deepseek-ai/DeepSeek-V4-Flash-Base)
+    """
+
+    config_class: ClassVar[type] = DeepSeekV4Config
+
+    def __init__(self, config: DeepSeekV4Config, *, dtype: Any = None, **kwargs: Any) -> None:
+        policy = keras.dtype_policies.get(dtype)
+        super().__init__(
+            config,
+            ReversibleEmbedding(
+                config.vocabulary_size,
+                config.hidden_dim,
+                tie_weights=config.tie_embeddings,
+                embeddings_initializer=make_initializer(config),
+                dtype=policy,
+                name="token_embedding",
+            ),
+            [make_decoder_layer(config, index, policy) for index in range(config.num_layers)],
+            RMSNormalization(epsilon=config.epsilon, dtype=policy, name="final_norm"),
+            expansion=ResidualStreamExpansion(config.num_streams, dtype=policy, name="streams"),
+            collapse=make_collapse(config, policy),
+            **kwargs,
+        )
+
+
+def make_decoder_layer(config: DeepSeekV4Config, index: int, policy: Any) -> DeepSeekV4DecoderLayer:
+    """Returns one of the layers.
+
+    Args:
+        config: `DeepSeekV4Config`.
+        index: integer. Its number. Those from `config.num_layers` on predict further tokens: they
+            see a window alone, and are routed by scores.
+        policy: `keras.DTypePolicy`.
+    """
+    kind, router = "sliding_attention", "score"
+    if index < config.num_layers:
+        kind, router = config.layer_types[index], config.router_types[index]
+    return DeepSeekV4DecoderLayer(
+        _make_attention(config, kind, policy),
+        _make_experts(config, router, index, policy),
+        sinkhorn_iterations=config.sinkhorn_iterations,
+        stream_epsilon=config.stream_epsilon,
+        epsilon=config.epsilon,
+        kernel_initializer=make_initializer(config),
+        dtype=policy,
+        name=f"transformer_layer_{index}",
+    )
+
+
+def make_collapse(config: DeepSeekV4Config, policy: Any) -> ResidualStreamCollapse:
+    """Returns what makes one vector of the residual streams.
+
+    Args:
+        config: `DeepSeekV4Config`.
+        policy: `keras.DTypePolicy`.
+    """
+    return ResidualStreamCollapse(
+        epsilon=config.stream_epsilon,
+        norm_epsilon=config.epsilon,
+        kernel_initializer=make_initializer(config),
+        dtype=policy,
+        name="collapse",
+    )
+
+
+def make_initializer(config: DeepSeekV4Config) -> keras.initializers.Initializer:
+    """Returns the initializer of a kernel.
+
+    Args:
+        config: `DeepSeekV4Config`.
+    """
+    return keras.initializers.RandomNormal(stddev=config.initializer_stddev)
+
+
+def _make_attention(config: DeepSeekV4Config, kind: str, policy: Any) -> SlidingWindowAttention:
+    common: dict[str, Any] = {
+        "num_heads": config.num_heads,
+        "head_dim": config.head_dim,
+        "rope_head_dim": config.rope_head_dim,
+        "query_lora_rank": config.query_lora_rank,
+        "num_output_groups": config.num_output_groups,
+        "output_lora_rank": config.output_lora_rank,
+        "sliding_window": config.sliding_window,
+        "dropout": config.attention_dropout,
+        "epsilon": config.epsilon,
+        "kernel_initializer": make_initializer(config),
+        "max_length": config.max_length,
+        "dtype": policy,
+        "name": "attention",
+    }
+    if kind == "sliding_attention":
+        return SlidingWindowAttention(
+            **common,
+            rope_max_wavelength=config.rope_max_wavelength,
+            rope_scaling=_as_dict(config.rope_scaling),
+        )
+    common |= {
+        "rope_max_wavelength": config.compress_rope_max_wavelength,
+        "rope_scaling": _as_dict(config.compress_rope_scaling),
+    }
+    if kind == "heavily_compressed_attention":
+        return HeavilyCompressedAttention(**common, compress_rate=config.heavy_compress_rate)
+    return CompressedSparseAttention(
+        **common,
+        compress_rate=config.sparse_compress_rate,
+        index_num_heads=config.index_num_heads,
+        index_head_dim=config.index_head_dim,
+        index_top_k=config.index_top_k,
+    )
+
+
+def _as_dict(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if scaling is None else dict(scaling)
+
+
+def _make_experts(config: DeepSeekV4Config, kind: str, index: int, policy: Any) -> DeepSeekMoE:
+    common: dict[str, Any] = {
+        "num_experts": config.num_experts,
+        "num_experts_per_token": config.num_experts_per_token,
+        "scoring": config.scoring,
+        "routed_scale": config.routed_scale,
+        "kernel_initializer": make_initializer(config),
+        "dtype": policy,
+        "name": "router",
+    }
+    router = ExpertRouter(**common)
+    if kind == "hash":  # By other experts in each layer.
+        router = HashRouter(vocabulary_size=config.vocabulary_size, seed=index, **common)
+    return DeepSeekMoE(
+        router,
+        config.moe_intermediate_dim,
+        clamp=config.clamp,
+        kernel_initializer=make_initializer(config),
+        dtype=policy,
+        name="feed_forward",
+    )

@@ -1,0 +1,123 @@
+"""The task of the family: from the tokens so far to the logits of the next."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import keras
+
+from keras_deepseek.models.causal_lm import CausalLM
+from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
+from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
+from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
+from keras_deepseek.models.decoder.token_logits import TokenLogits
+from keras_deepseek.models.deepseek_v4.checkpoint_map import FLOAT32_TENSORS, checkpoint_entries
+from keras_deepseek.models.deepseek_v4.config import DeepSeekV4Config
+from keras_deepseek.models.deepseek_v4.deepseek_v4_backbone import (
+    DeepSeekV4Backbone,
+    make_decoder_layer,
+    make_initializer,
+)
+from keras_deepseek.models.deepseek_v4.deepseek_v4_token_prediction import (
+    DeepSeekV4TokenPrediction,
+)
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class DeepSeekV4CausalLM(CausalLM):
+    """A DeepSeek-V4 that predicts the next token.
+
+    Choose it to train, or to generate with, a model of this family, whose attention reads a short
+    window of tokens and compressed entries of all that lies before, so that a cache stays small
+    however long the sequence. Logits are in float32 under any policy.
+
+    With `num_prediction_layers`, further layers behind the model predict tokens further ahead; in
+    training their loss is added to those of the model, and its outputs stay the logits of the next
+    token.
+
+    Its caches go forwards alone, so generation begins anew for each prompt, and does not guess
+    ahead by the further layers: a wrong guess could not be taken back.
+
+    Args:
+        config: `DeepSeekV4Config`.
+        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
+            global one. Defaults to `None`.
+        **kwargs: Arguments of `keras.Model`, such as `name`.
+
+    Call arguments:
+        inputs: dict of `"token_ids"`, integers of shape `(batch_size, length)`, and
+            `"padding_mask"` of the same shape, 0 where a token is padding.
+
+    Returns:
+        A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better: the logits of
+        the token behind each.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.models import DeepSeekV4CausalLM, DeepSeekV4Config
+    >>> config = DeepSeekV4Config.from_preset(
+    ...     "tiny", layer_types=("sliding_attention",), router_types=("hash",)
+    ... )
+    >>> model = DeepSeekV4CausalLM(config)
+    >>> tokens = np.ones((1, 5), "int32")
+    >>> tuple(model({"token_ids": tokens, "padding_mask": tokens}).shape)
+    (1, 5, 256)
+
+    Reference:
+
+    - [DeepSeek-V4 (DeepSeek-AI, 2026)](https://huggingface.co/deepseek-ai/DeepSeek-V4-Flash-Base)
+    """
+
+    architectures: ClassVar[tuple[str, ...]] = ("DeepseekV4ForCausalLM",)
+    config_class: ClassVar[type] = DeepSeekV4Config
+    float32_tensors: ClassVar[tuple[str, ...]] = FLOAT32_TENSORS
+
+    def __init__(self, config: DeepSeekV4Config, *, dtype: Any = None, **kwargs: Any) -> None:
+        backbone = DeepSeekV4Backbone(config, dtype=dtype, name="backbone")
+        prediction = None
+        if config.num_prediction_layers:
+            prediction = _make_prediction(config, backbone)
+        super().__init__(backbone, multi_token_prediction=prediction, **kwargs)
+
+    @property
+    def ignored_tensors(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Patterns of tensors that a checkpoint may hold beside those of the model."""
+        return () if self.config.num_prediction_layers else ("mtp.*",)
+
+    def checkpoint_entries(self) -> list[CheckpointEntry]:
+        return checkpoint_entries(self)
+
+    def checkpoint_entries_of(self, folder: Path) -> list[CheckpointEntry]:
+        return checkpoint_entries(self, WeightsFolder(folder).tensors)
+
+    @staticmethod
+    def call_backbone(backbone: DecoderBackbone, inputs: Any) -> tuple[Any, Any]:
+        """Returns hidden states, and the streams that further layers predict from.
+
+        Args:
+            backbone: `DecoderBackbone`.
+            inputs: dict of tensors, those of the model.
+        """
+        if not backbone.config.num_prediction_layers:
+            return CausalLM.call_backbone(backbone, inputs)
+        last = backbone.transformer_layers[-1].output
+        both = keras.Model(backbone.input, [backbone.output, last], name="backbone_states")
+        return tuple(both(inputs))
+
+
+def _make_prediction(
+    config: DeepSeekV4Config, backbone: DeepSeekV4Backbone
+) -> DeepSeekV4TokenPrediction:
+    policy = backbone.layers_policy
+    return DeepSeekV4TokenPrediction(
+        make_decoder_layer(config, config.num_layers, policy),
+        backbone.token_embedding,
+        TokenLogits(backbone.token_embedding, dtype=policy, name="prediction_logits"),
+        depth=config.num_prediction_layers,
+        loss_weight=config.prediction_loss_weight,
+        epsilon=config.epsilon,
+        stream_epsilon=config.stream_epsilon,
+        kernel_initializer=make_initializer(config),
+        dtype=policy,
+        name="multi_token_prediction",
+    )

@@ -1,0 +1,124 @@
+import re
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.models import DeepSeekV4CausalLM, DeepSeekV4Config
+from keras_deepseek.models.deepseek_v4.checkpoint_map import checkpoint_entries
+from tests.oracles import golden_language_models
+from tests.oracles.deepseek_v4_models import make_config, perturb
+from tests.oracles.golden_language_models import read_case
+
+TRANSFORMERS = ("model.layers.0.self_attn.sinks",)
+
+
+def to_numpy(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
+def make_model(**kwargs):
+    return perturb(DeepSeekV4CausalLM(make_config(**kwargs)))
+
+
+def write(model, names=()):
+    """The tensors of a model by their names in a checkpoint."""
+    tensors = {}
+    for entry in checkpoint_entries(model, names):
+        arrays = entry.to_tensors([to_numpy(variable) for variable in entry.variables])
+        assert [array.shape for array in arrays] == entry.tensor_shapes()
+        tensors.update(zip(entry.tensors, arrays, strict=True))
+    return tensors
+
+
+def read(model, tensors):
+    for entry in checkpoint_entries(model, tensors):
+        arrays = entry.to_variables([tensors[name] for name in entry.tensors])
+        for variable, array in zip(entry.variables, arrays, strict=True):
+            variable.assign(np.asarray(array))
+
+
+@pytest.mark.slow_on_jax
+def test_a_checkpoint_of_transformers_gives_its_logits_its_loss_and_its_gradients():
+    case = read_case("deepseek_v4")
+    model = DeepSeekV4CausalLM(DeepSeekV4Config.from_checkpoint_config(case.config))
+    entries = checkpoint_entries(model, case.tensors)
+    golden_language_models.assign(entries, case.tensors)
+    golden_language_models.check_outputs(model, case, entries)
+
+
+@pytest.mark.parametrize("names", [(), TRANSFORMERS], ids=["release", "transformers"])
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_what_was_written_is_read_again(names, tie_embeddings):
+    sizes = {"tie_embeddings": tie_embeddings, "num_prediction_layers": 2}
+    model, other = make_model(**sizes), DeepSeekV4CausalLM(make_config(**sizes))
+    read(other, write(model, names))
+    for weight, expected in zip(other.weights, model.weights, strict=True):
+        if "load" not in weight.path:
+            np.testing.assert_array_equal(to_numpy(weight), to_numpy(expected), weight.path)
+
+
+def test_every_variable_but_the_load_has_one_entry():
+    model = make_model(num_prediction_layers=1)
+    mapped = [id(each) for entry in checkpoint_entries(model) for each in entry.variables]
+    expected = [id(each) for each in model.weights if "expert_load" not in each.path]
+    assert sorted(mapped) == sorted(expected)
+
+
+def test_the_names_of_the_release():
+    tensors = write(make_model(num_prediction_layers=1))
+    kinds = {re.sub(r"\d+", "*", name) for name in tensors if "experts" not in name}
+    assert {
+        "embed.weight",
+        "head.weight",
+        "hc_head_fn",
+        "layers.*.attn.attn_sink",
+        "layers.*.attn.compressor.ape",
+        "layers.*.attn.indexer.compressor.wgate.weight",
+        "layers.*.attn.indexer.weights_proj.weight",
+        "layers.*.ffn.gate.bias",
+        "layers.*.ffn.gate.tid*eid",
+        "layers.*.hc_ffn_scale",
+        "mtp.*.attn.wq_a.weight",
+        "mtp.*.e_proj.weight",
+        "mtp.*.hc_head_base",
+        "mtp.*.norm.weight",
+    } <= kinds
+    assert not [kind for kind in kinds if kind.startswith("mtp.*.attn.compressor")]
+    assert "layers.2.ffn.experts.4.w2.weight" in tensors
+    # As PyTorch has them: outputs by inputs.
+    assert tensors["layers.0.attn.wq_a.weight"].shape == (7, 12)
+    assert tensors["layers.0.attn.wo_a.weight"].shape == (2 * 5, 4 * 6 // 2)
+    assert tensors["layers.0.ffn.experts.0.w1.weight"].shape == (8, 12)
+    assert tensors["layers.0.hc_attn_fn"].shape == ((2 + 3) * 3, 3 * 12)
+
+
+def test_the_names_of_transformers():
+    tensors = write(make_model(), TRANSFORMERS)
+    assert tensors["model.layers.1.mlp.experts.gate_up_proj"].shape == (5, 2 * 8, 12)
+    assert tensors["model.layers.1.mlp.experts.down_proj"].shape == (5, 12, 8)
+    assert "model.layers.1.self_attn.compressor.indexer.scorer.weights_proj.weight" in tensors
+    assert "model.layers.1.self_attn.compressor.indexer.kv_norm.weight" in tensors
+    assert "model.hc_head.hc_base" in tensors
+    assert "lm_head.weight" in tensors
+
+
+def test_names_that_transformers_writes_are_read():
+    model = make_model(num_prediction_layers=1)
+    written = {}
+    for name, array in write(model).items():
+        spelled = {
+            "embed.weight": "model.embed_tokens.weight",
+            "head.weight": "head.weight",
+            "hc_head_fn": "model.hc_head.hc_fn",
+            "hc_head_base": "model.hc_head.hc_base",
+            "hc_head_scale": "model.hc_head.hc_scale",
+        }
+        is_own = name.startswith("mtp")  # Which it leaves alone.
+        other = f"model.{name}".replace(".attn.kv_norm.", ".attn.norm.")
+        written[name if is_own else spelled.get(name, other)] = array
+    other = DeepSeekV4CausalLM(make_config(num_prediction_layers=1))
+    read(other, written)
+    for weight, expected in zip(other.weights, model.weights, strict=True):
+        if "load" not in weight.path:
+            np.testing.assert_array_equal(to_numpy(weight), to_numpy(expected), weight.path)
