@@ -77,6 +77,17 @@ class PresetModel(keras.Model):
         """Returns which tensors of a checkpoint the variables come from."""
         raise NotImplementedError
 
+    def rename_tensor(self, name: str) -> str:
+        """Returns what `checkpoint_entries` and the patterns call a tensor of a file.
+
+        A family whose published checkpoints have several names for one tensor overrides it; they
+        are written by those of `checkpoint_entries`.
+
+        Args:
+            name: string. As in the file.
+        """
+        return name
+
     @classmethod
     def from_preset(
         cls,
@@ -136,6 +147,7 @@ class PresetModel(keras.Model):
             folder,
             entries,
             ignored_tensors=model.ignored_tensors,
+            rename=model.rename_tensor,
             block_shape=block_shape,
             is_shown=is_shown,
         )
