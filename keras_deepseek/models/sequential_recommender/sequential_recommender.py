@@ -154,7 +154,8 @@ class SequentialRecommender(keras.Model):
     ) -> tuple[Array, Array]:
         """Returns the best items for some users, and their scores.
 
-        It is compiled for each `k` and a few lengths, and computes by the weights of the moment.
+        It is compiled for each `k` and a few lengths and numbers of users, powers of two, and
+        computes by the weights of the moment.
 
         Args:
             histories: sequence of sequences of items, oldest first, of any lengths.
@@ -185,8 +186,11 @@ class SequentialRecommender(keras.Model):
             model = self.make_serving_model(k, exclude_seen=exclude_seen, history_length=length)
             infer = backend.current().compile_inference(NamedModel(model))
             self._compiled[k, exclude_seen, length] = infer
-        found = infer({"item_ids": pad_histories(histories, length)})
-        return found["items"], found["scores"]
+        # Empty histories fill up the batch: of each size a program would be compiled.
+        count = len(histories)
+        rows = [*histories, *([()] * (2 ** max(0, count - 1).bit_length() - count))]
+        found = infer({"item_ids": pad_histories(rows, length)})
+        return found["items"][:count], found["scores"][:count]
 
     def get_config(self) -> dict[str, Any]:
         return {

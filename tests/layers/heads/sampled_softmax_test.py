@@ -78,7 +78,7 @@ def test_corrected_it_learns_the_probabilities_whatever_is_drawn():
     model = keras.Model(inputs, head(*inputs))
     for rate in (0.1, 0.01):
         model.compile(keras.optimizers.Adam(rate))
-        model.fit([hidden, targets], batch_size=100, epochs=2, verbose=0)
+        model.fit([hidden, targets], batch_size=400, epochs=2, verbose=0)
     learned = to_numpy(keras.ops.softmax(head(hidden[:1])))[0]
     assert np.abs(np.log(learned) - np.log(truth)).max() < 0.25
 

@@ -32,9 +32,7 @@ def score(recommender, histories):
     return to_numpy(recommender({"item_ids": np.array(histories, "int32")}))
 
 
-@pytest.mark.takes_long
-@pytest.mark.parametrize("uses_trainer", [False, True])
-def test_a_short_training_beats_popularity_by_far(uses_trainer):
+def test_a_short_training_beats_popularity_by_far():
     planted = PlantedInteractions(num_users=600, num_categories=6, num_styles=2, seed=1)
     data = planted.draw()
     split = data.leave_last_out()
@@ -43,8 +41,7 @@ def test_a_short_training_beats_popularity_by_far(uses_trainer):
         32, item_weights=(split.item_counts() + 1.0) ** 0.75, seed=0
     )
     training_model.compile(keras.optimizers.Adam(1e-2))
-    fit = Trainer(training_model).fit if uses_trainer else training_model.fit
-    fit(split.train_inputs(20), batch_size=64, epochs=12, verbose=0)
+    Trainer(training_model).fit(split.train_inputs(20), batch_size=64, epochs=12, verbose=0)
 
     recommender.compile(
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -92,6 +89,16 @@ def test_recommendations_are_of_the_weights_of_the_moment():
     )
     after, _ = recommender.recommend([[1, 2]], 3)
     assert before.tolist() != after.tolist()
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_any_number_of_users_is_answered(count):
+    recommender = make_recommender()
+    histories = [[item + 1] for item in range(count)]
+    items, scores = recommender.recommend(histories, 2)
+    assert items.shape == scores.shape == (count, 2)
+    for row, history in zip(items, histories, strict=True):
+        assert row.tolist() == recommender.recommend([history], 2)[0][0].tolist()
 
 
 def test_a_history_with_an_item_that_does_not_exist_is_refused():
