@@ -183,7 +183,7 @@ class PresetModel(keras.Model):
             dtype: `"float32"`, `"float16"`, `"bfloat16"` or `None`. What floating-point tensors are
                 written in; `None` leaves each in that of its variable. Defaults to `None`.
             max_shard_bytes: integer. Weights of more bytes are divided into several files. Defaults
-                to `5 * 10**9`.
+                to `5000000000`.
             verbose: boolean. Whether a bar on the terminal shows how far a long write has come.
                 Defaults to `True`.
 
