@@ -73,7 +73,7 @@ def test_corrected_it_learns_the_probabilities_whatever_is_drawn():
     targets = rng.choice(CLASSES, 20_000, p=truth).astype("int32")
     truth = np.bincount(targets, minlength=CLASSES) / len(targets)
     hidden = np.ones((len(targets), 1), "float32")
-    head = make_head(num_negatives=6, class_weights=np.arange(CLASSES) + 1.0)
+    head = make_head(num_negatives=200, class_weights=np.arange(CLASSES) + 1.0)
     inputs = [keras.Input((1,)), keras.Input((), dtype="int32")]
     model = keras.Model(inputs, head(*inputs))
     for rate in (0.1, 0.02, 0.005):
