@@ -1,4 +1,8 @@
-"""Encoders of BERT's shape, of Keras's own layers."""
+"""Encoders of BERT's shape, with the blocks of `BertMaskedLM`.
+
+Not that model itself: rows may hold several documents, so that positions and who sees whom are
+inputs of their own.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +12,7 @@ from keras import ops
 from masked_text import IGNORED, VOCABULARY_SIZE
 
 from keras_deepseek.layers import ChunkedCrossEntropy, MaskedPositionHead
+from keras_deepseek.models.encoder.transformer_encoder_block import TransformerEncoderBlock
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-4, 0.01, 1.0
 EPSILON = 1e-8
@@ -79,7 +84,16 @@ def build(
     segments = inputs["segment_ids"]
     sees = ops.equal(ops.expand_dims(segments, 2), ops.expand_dims(segments, 1))
     for index in range(shape.num_layers):
-        hidden = _Block(shape, normal, name=f"block_{index}", dtype=dtype)(hidden, sees)
+        block = TransformerEncoderBlock(
+            shape.num_heads,
+            shape.intermediate_dim,
+            dropout=shape.dropout,
+            attention_dropout=shape.dropout,
+            kernel_initializer=normal,
+            name=f"block_{index}",
+            dtype=dtype,
+        )
+        hidden = block(hidden, sees)
     if has_masked_head:
         head = MaskedPositionHead(
             token_embedding=tokens,
@@ -110,32 +124,6 @@ def build(
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=IGNORED)
     )
     return model
-
-
-class _Block(keras.layers.Layer):
-    """Attention and a feed-forward network, each with dropout, a sum and a normalization."""
-
-    def __init__(self, shape: Shape, initializer: Any, **options: Any) -> None:
-        super().__init__(**options)
-        layers, dtype = keras.layers, self.dtype_policy
-        self.attention = layers.MultiHeadAttention(
-            shape.num_heads,
-            shape.hidden_dim // shape.num_heads,
-            dropout=shape.dropout,
-            kernel_initializer=initializer,
-            dtype=dtype,
-        )
-        self.inner = layers.Dense(
-            shape.intermediate_dim, "gelu", kernel_initializer=initializer, dtype=dtype
-        )
-        self.outer = layers.Dense(shape.hidden_dim, kernel_initializer=initializer, dtype=dtype)
-        self.dropouts = [layers.Dropout(shape.dropout, dtype=dtype) for _ in range(2)]
-        self.norms = [layers.LayerNormalization(epsilon=1e-12, dtype=dtype) for _ in range(2)]
-
-    def call(self, hidden: Any, sees: Any) -> Any:
-        attended = self.attention(hidden, hidden, attention_mask=sees)
-        hidden = self.norms[0](hidden + self.dropouts[0](attended))
-        return self.norms[1](hidden + self.dropouts[1](self.outer(self.inner(hidden))))
 
 
 class _AddBias(keras.layers.Layer):

@@ -14,7 +14,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.training import LengthBuckets, gather_masked_positions, pack_sequences
+from keras_deepseek.training import (
+    LengthBuckets,
+    gather_masked_positions,
+    mask_tokens,
+    pack_sequences,
+)
 
 VOCABULARY_SIZE = 30_522
 LONGEST = 128
@@ -88,25 +93,21 @@ def split(documents: Documents, number: int) -> tuple[Documents, Documents]:
 
 
 def count_masked(num_tokens: int) -> int:
-    """Returns how many tokens of a document are masked."""
+    """Returns how many tokens of a document are masked at the most."""
     return max(1, round(_SHARE * num_tokens))
 
 
 def _mask(token_ids: Any, num_words: int, rng: np.random.Generator) -> tuple[Any, Any]:
-    """Masks as BERT does: of the chosen, a tenth stays and a tenth becomes another word."""
-    inner = np.arange(1, len(token_ids) - 1)
-    count = min(count_masked(len(token_ids)), len(inner))
-    chosen = np.sort(rng.permutation(inner)[:count])
-    masked, targets = token_ids.copy(), np.full_like(token_ids, IGNORED)
-    targets[chosen] = token_ids[chosen]
-    fate = rng.random(count)
-    others = rng.integers(_FIRST_WORD, _FIRST_WORD + num_words, count)
-    masked[chosen] = np.where(
-        fate < 0.8,  # noqa: PLR2004
-        _MASK,
-        np.where(fate < 0.9, others, token_ids[chosen]),  # noqa: PLR2004
+    masked, targets = mask_tokens(
+        token_ids[None],
+        mask_token_id=_MASK,
+        vocabulary_size=_FIRST_WORD + num_words,
+        special_token_ids=range(_FIRST_WORD),
+        share=_SHARE,
+        ignore_class=IGNORED,
+        seed=rng,
     )
-    return masked, targets
+    return masked[0], targets[0]
 
 
 def pad(documents: Documents, length: int | None = LONGEST) -> tuple[dict[str, Any], Any]:

@@ -24,6 +24,7 @@ from keras_deepseek.layers.heads import (
     ChunkedCrossEntropy,
     MaskedPositionHead,
     MultiTokenPrediction,
+    SampledSoftmax,
 )
 from keras_deepseek.layers.moe import DeepSeekMoE, ExpertRouter, HashRouter
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
@@ -53,6 +54,7 @@ __all__ = [
     "ResidualStreamCollapse",
     "ResidualStreamExpansion",
     "RotaryEmbedding",
+    "SampledSoftmax",
     "SlidingWindowAttention",
     "SparseAttention",
     "SwiGLU",

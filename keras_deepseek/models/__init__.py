@@ -4,6 +4,7 @@ All of them are plain Functional `keras.Model`s. What families share stands besi
 `checkpoints` reads and writes their weights, `tokenizers` makes tokens of text.
 """
 
+from keras_deepseek.models.bert import BertBackbone, BertConfig, BertMaskedLM
 from keras_deepseek.models.causal_lm import CausalLM
 from keras_deepseek.models.decoder import (
     DecoderBackbone,
@@ -39,9 +40,23 @@ from keras_deepseek.models.residual_image_classifier import (
     ResidualImageClassifier,
     ResidualImageClassifierConfig,
 )
+from keras_deepseek.models.sequential_recommender import (
+    HitRate,
+    Interactions,
+    LeaveLastOut,
+    NormalizedDiscountedCumulativeGain,
+    PlantedInteractions,
+    SequentialRecommender,
+    SequentialRecommenderBackbone,
+    SequentialRecommenderConfig,
+    read_movielens,
+)
 from keras_deepseek.models.tokenizers import Tokenizer
 
 __all__ = [
+    "BertBackbone",
+    "BertConfig",
+    "BertMaskedLM",
     "CausalLM",
     "DecoderBackbone",
     "DecoderBlock",
@@ -59,11 +74,20 @@ __all__ = [
     "DeepSeekV32Backbone",
     "DeepSeekV32CausalLM",
     "DeepSeekV32Config",
+    "HitRate",
+    "Interactions",
+    "LeaveLastOut",
     "MultiTokenLoss",
+    "NormalizedDiscountedCumulativeGain",
+    "PlantedInteractions",
     "ResidualBackbone",
     "ResidualImageClassifier",
     "ResidualImageClassifierConfig",
     "Sampler",
+    "SequentialRecommender",
+    "SequentialRecommenderBackbone",
+    "SequentialRecommenderConfig",
     "TokenLogits",
     "Tokenizer",
+    "read_movielens",
 ]

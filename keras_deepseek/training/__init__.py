@@ -8,10 +8,12 @@ from keras_deepseek.training.join_cluster import join_cluster
 from keras_deepseek.training.learning_rate_search import LearningRateSearch
 from keras_deepseek.training.length_buckets import LengthBuckets
 from keras_deepseek.training.masked_positions import gather_masked_positions
+from keras_deepseek.training.masked_tokens import MaskedTokens
 from keras_deepseek.training.memory_report import MemoryReport
 from keras_deepseek.training.parameter_server.settings import ParameterServer
 from keras_deepseek.training.sequence_packing import pack_sequences
 from keras_deepseek.training.step_guard import StepGuard
+from keras_deepseek.training.token_masking import mask_tokens
 from keras_deepseek.training.trainer import Trainer
 from keras_deepseek.training.transformer_layout_map import transformer_layout_map
 from keras_deepseek.training.warmup_decay import WarmupDecay
@@ -22,6 +24,7 @@ __all__ = [
     "LearningRateSearch",
     "LengthBuckets",
     "LowRank",
+    "MaskedTokens",
     "MemoryReport",
     "ParameterServer",
     "StepGuard",
@@ -30,6 +33,7 @@ __all__ = [
     "declare_mean_over",
     "gather_masked_positions",
     "join_cluster",
+    "mask_tokens",
     "pack_sequences",
     "transformer_layout_map",
 ]

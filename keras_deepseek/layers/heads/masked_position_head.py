@@ -1,4 +1,4 @@
-"""The head of BERT in pre-training: predicts the tokens that were masked, and no others."""
+"""The head of BERT in pre-training: predicts the tokens that were masked, alone or among all."""
 
 import math
 from typing import Any
@@ -34,6 +34,9 @@ class MaskedPositionHead(VocabularyHead):
     it is at positions that the mask of the inputs hides. `MaskedLMMaskGenerator` of KerasHub fills
     up with 0 instead, and gives weights to pass to `fit` as `sample_weight`; that works too.
 
+    Without `mask_positions` it predicts at each position, by the same weights; a mask of the inputs
+    then passes through.
+
     Args:
         vocabulary_size: integer or `None`. The number of classes. `None` takes that of
             `token_embedding`. Defaults to `None`.
@@ -55,14 +58,15 @@ class MaskedPositionHead(VocabularyHead):
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
         mask_positions: Integer tensor of shape `(batch_size, masks_per_sequence)`, below `length`;
             negative where a sequence has no more. Outputs at a position of `length` or more are
-            NaN, and so is the loss, on every backend.
+            NaN, and so is the loss, on every backend. `None` stands for all positions. Defaults to
+            `None`.
         mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
             `None` for the mask that `inputs` carry.
         inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
 
     Returns:
-        A tensor of shape `(batch_size, masks_per_sequence, vocabulary_size)`, in the layer's
-        compute dtype.
+        A tensor of shape `(batch_size, masks_per_sequence, vocabulary_size)`, or `(batch_size,
+        length, vocabulary_size)`, in the layer's compute dtype.
 
     Raises:
         InvalidInputError: There is neither a `vocabulary_size` nor a `token_embedding`, the
@@ -126,30 +130,39 @@ class MaskedPositionHead(VocabularyHead):
         self.intermediate_layer_norm.build((None, None, dim))
 
     def call(
-        self, inputs: Any, mask_positions: Any, mask: Any = None, inputs_mask: Any = None
+        self, inputs: Any, mask_positions: Any = None, mask: Any = None, inputs_mask: Any = None
     ) -> Any:
         mask = inputs_mask if mask is None else mask
-        _check_positions(mask_positions, inputs)
         check_mask(mask, inputs)
+        if mask_positions is None:
+            outputs = self._predict(inputs)
+            return outputs if mask is None else self.attach_mask([outputs, mask])
+        _check_positions(mask_positions, inputs)
         indices, exists = bound_indices(mask_positions, ops.shape(inputs)[1])
         shown = mask_positions >= 0
         hidden = ops.take_along_axis(inputs, ops.expand_dims(indices, -1), axis=1)
-        hidden = self.intermediate_layer_norm(self.intermediate_dense(hidden))
-        outputs = self.activation(project(hidden, *self.projection()))
+        outputs = self._predict(hidden)
         fits = ops.logical_or(exists, ops.logical_not(shown))
         outputs = ops.where(ops.expand_dims(fits, -1), outputs, math.nan)
         if mask is not None:
             shown = ops.logical_and(shown, ops.take_along_axis(mask, indices, axis=1))
         return self.attach_mask([outputs, shown])
 
+    def _predict(self, hidden: Any) -> Any:
+        hidden = self.intermediate_layer_norm(self.intermediate_dense(hidden))
+        return self.activation(project(hidden, *self.projection()))
+
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         return None  # The outputs of a call carry that of their positions.
 
     def compute_output_spec(
-        self, inputs: Any, mask_positions: Any, *args: Any, **kwargs: Any
+        self, inputs: Any, mask_positions: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        _check_positions(mask_positions, inputs)
-        shape = (*mask_positions.shape, self.vocabulary_size)
+        shape: Shape = tuple(inputs.shape[:2])
+        if mask_positions is not None:
+            _check_positions(mask_positions, inputs)
+            shape = tuple(mask_positions.shape)
+        shape = (*shape, self.vocabulary_size)
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:

@@ -85,6 +85,17 @@ class PresetModel(keras.Model):
         """
         return self.checkpoint_entries()
 
+    def rename_tensor(self, name: str) -> str:
+        """Returns what `checkpoint_entries` and the patterns call a tensor of a file.
+
+        A family whose published checkpoints have several names for one tensor overrides it; they
+        are written by those of `checkpoint_entries`.
+
+        Args:
+            name: string. As in the file.
+        """
+        return name
+
     @classmethod
     def from_preset(
         cls,
@@ -144,6 +155,7 @@ class PresetModel(keras.Model):
             folder,
             entries,
             ignored_tensors=model.ignored_tensors,
+            rename=model.rename_tensor,
             block_shape=block_shape,
             is_shown=is_shown,
         )
@@ -179,7 +191,7 @@ class PresetModel(keras.Model):
             dtype: `"float32"`, `"float16"`, `"bfloat16"` or `None`. What floating-point tensors are
                 written in; `None` leaves each in that of its variable. Defaults to `None`.
             max_shard_bytes: integer. Weights of more bytes are divided into several files. Defaults
-                to `5 * 10**9`.
+                to `5000000000`.
             verbose: boolean. Whether a bar on the terminal shows how far a long write has come.
                 Defaults to `True`.
 

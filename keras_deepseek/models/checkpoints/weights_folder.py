@@ -2,7 +2,7 @@
 
 import fnmatch
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from keras_deepseek.artifacts.errors import CheckpointError
@@ -21,13 +21,16 @@ class WeightsFolder:
 
     Args:
         path: `pathlib.Path` of the folder.
+        rename: function from the name of a tensor in the files to the one it has here. Defaults to
+            `str`: the same.
 
     Raises:
         CheckpointError: There are no such files, or the index is no index.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rename: Callable[[str], str] = str) -> None:
         self.path = path
+        self._rename = rename
         self.tensors: dict[str, StoredTensor] = {}
         """The tensors by name, but those in `torn` files."""
         self.torn: list[str] = []
@@ -49,7 +52,11 @@ class WeightsFolder:
             self.torn.append(str(error))
             return False
         chosen = found if names is None else {n: t for n, t in found.items() if n in names}
-        self.tensors.update(chosen)
+        for name, tensor in chosen.items():
+            known_as = self._rename(name)
+            if known_as in self.tensors:
+                self.torn.append(f"Two tensors are {known_as!r}, one of them {name!r}.")
+            self.tensors[known_as] = tensor
         return True
 
     def _read_shards(self, weight_map: dict[str, str]) -> None:
@@ -61,7 +68,7 @@ class WeightsFolder:
                 self.torn.append(f"The shard {shard!r} of the index is missing.")
             elif self._read_file(self.path / shard, names):
                 continue
-            self._unread |= names
+            self._unread |= {self._rename(name) for name in names}
 
     def check(
         self,

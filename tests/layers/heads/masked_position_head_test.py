@@ -185,3 +185,15 @@ def test_what_does_not_fit_is_refused():
         MaskedPositionHead()
     with pytest.raises(InvalidInputError, match="`layer_norm_epsilon` must be a finite number"):
         MaskedPositionHead(5, layer_norm_epsilon="1e-5")
+
+
+def test_without_positions_it_predicts_at_all_of_them_by_the_same_weights():
+    inputs = np.random.default_rng(0).normal(size=(2, 5, 6)).astype("float32")
+    positions = np.tile(np.arange(5, dtype="int32"), (2, 1))
+    head = MaskedPositionHead(7, intermediate_activation="gelu")
+    expected = keras.ops.convert_to_numpy(head(inputs, positions))
+    assert_close(keras.ops.convert_to_numpy(head(inputs)), expected)
+    mask = np.array([[True] * 5, [True] * 3 + [False] * 2])
+    carried = keras.ops.convert_to_numpy(head(inputs, mask=mask)._keras_mask)
+    np.testing.assert_array_equal(carried, mask)
+    assert head(keras.Input((None, 6))).shape == (None, None, 7)

@@ -130,3 +130,18 @@ def test_the_memory_of_a_tensor_is_given_back_before_the_next(tmp_path, monkeypa
     )
     read_weights(tmp_path, model.checkpoint_entries()[:1], ignored_tensors=["*"])
     assert events == [(40, 6), "released"]
+
+
+def test_tensors_of_other_names_are_read_by_those_that_they_are_renamed_to(tmp_path):
+    source = make_model(1)
+    for write in (
+        lambda tensors: write_shards(tmp_path, *tensors),
+        lambda tensors: write_one(tmp_path, {**tensors[0], **tensors[1]}),
+    ):
+        write([{f"old.{name}": each for name, each in half.items()} for half in halves(source)])
+        model = make_model(2)
+        read_weights(
+            tmp_path, model.checkpoint_entries(), rename=lambda name: name.removeprefix("old.")
+        )
+        assert_equal(read_weights_of(model), read_weights_of(source))
+        (tmp_path / "model.safetensors.index.json").unlink(missing_ok=True)

@@ -1,0 +1,259 @@
+"""The last layer of a model of very many classes in training: a softmax over a few drawn ones."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.loss_means import declare_mean_over
+from keras_deepseek.layers.bounded_indices import bound_indices
+from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
+from keras_deepseek.layers.heads.alias_table import make_alias_table
+from keras_deepseek.layers.heads.token_losses import average_losses, mark_unknown_classes
+from keras_deepseek.layers.heads.vocabulary_head import VocabularyHead, project
+from keras_deepseek.layers.input_check import Shape, check_tokens
+from keras_deepseek.layers.mask_check import check_mask
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class SampledSoftmax(VocabularyHead):
+    """The cross entropy among the target and a few classes drawn at random, for very many classes.
+
+    Choose it to train where the logits of all classes are too many even in the chunks of
+    `ChunkedCrossEntropy`, as those of a recommender's items. One draw, with replacement, serves all
+    tokens of a batch. With the probability `q` that a class is drawn by,
+
+    ```
+    score(class) = x @ kernel[:, class] - log(q(class))
+    loss of a token = logsumexp(score of the target, scores of the drawn) - score of the target
+    ```
+
+    The correction by `log(q)` has the logits themselves, `x @ kernel`, learn the probabilities of
+    the classes whatever `q` is: without it classes that are drawn often would be pushed down. A
+    drawn class that is the target counts as any other, as the proof of that has it.
+
+    `q` is proportional to `class_weights`: all equal, or counts of the training data, best to the
+    power 0.75 or so, so that popular classes are drawn more often and the rest still is.
+
+    Called with targets, it returns the loss of each token and adds their mean to the losses of the
+    model, as `ChunkedCrossEntropy` does: the model is compiled without one. Without targets it
+    returns the logits of all classes. Every shape is static, so that XLA compiles it once.
+
+    Args:
+        vocabulary_size: integer or `None`. The number of classes. `None` takes that of
+            `token_embedding`. Defaults to `None`.
+        token_embedding: `keras.layers.Embedding` or `None`. Its table is the kernel. `None` makes a
+            kernel. Defaults to `None`.
+        num_negatives: integer. How many classes are drawn for a batch. Defaults to `128`.
+        class_weights: sequence of numbers, or `None` for equal ones. How likely each class is
+            drawn, to a factor; positive for all but `ignore_class`, which is never drawn. Defaults
+            to `None`.
+        ignore_class: integer or `None`. The target of tokens that do not count, such as 0 where
+            that is padding. Defaults to `None`.
+        seed: integer or `None`. What is drawn by. Defaults to `None`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Defaults to
+            `"glorot_uniform"`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, ..., dim)`.
+        targets: Integer tensor of shape `(batch_size, ...)`, or `None` for logits.
+        sample_weight: Floating-point tensor of shape `(batch_size, ...)`, or `None` for ones.
+        mask: Boolean tensor of shape `(batch_size, ...)`, false where a token does not count, or
+            `None` for the mask that `inputs` carry.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+
+    Returns:
+        With targets, the losses, of shape `(batch_size, ...)`, 0 where a token does not count and
+        NaN where its target is no class. Without, the logits, of shape `(batch_size, ...,
+        vocabulary_size)`.
+
+    Raises:
+        InvalidInputError: A size or a weight is no such number, the inputs are not floating-point,
+            targets are no integers, or a shape does not fit the inputs.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import SampledSoftmax
+    >>> head = SampledSoftmax(1000, num_negatives=16, class_weights=np.arange(1000) + 1.0)
+    >>> hidden, targets = np.ones((2, 5, 12), "float32"), np.ones((2, 5), "int32")
+    >>> tuple(head(hidden, targets).shape), len(head.losses)
+    ((2, 5), 1)
+    >>> tuple(head(hidden).shape)
+    (2, 5, 1000)
+
+    Reference:
+
+    - [Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic Language Model
+      (Bengio and Senecal, 2008)](https://doi.org/10.1109/TNN.2007.912312), the correction
+    - [Noise Contrastive Estimation and Negative Sampling for Conditional Models (Ma and Collins,
+      2018)](https://arxiv.org/abs/1809.01812), what it converges to
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int | None = None,
+        token_embedding: Any = None,
+        *,
+        num_negatives: int = 128,
+        class_weights: Sequence[float] | None = None,
+        ignore_class: int | None = None,
+        seed: int | None = None,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            vocabulary_size,
+            token_embedding,
+            use_bias=False,
+            kernel_initializer=kernel_initializer,
+            bias_initializer="zeros",
+            **kwargs,
+        )
+        self.num_negatives = check_integer("num_negatives", num_negatives)
+        if ignore_class is not None:
+            ignore_class = check_integer("ignore_class", ignore_class, least=-(2**31))
+        self.ignore_class = ignore_class
+        self._probabilities = _read_weights(class_weights, self.vocabulary_size, ignore_class)
+        self.class_weights = None
+        if class_weights is not None:
+            self.class_weights = [float(weight) for weight in class_weights]
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def build(self, input_shape: Shape) -> None:
+        super().build(input_shape)
+        with np.errstate(divide="ignore"):
+            logs = np.log(self._probabilities)
+        tables = {"log_probabilities": np.where(np.isfinite(logs), logs, 0.0).astype("float32")}
+        tables["acceptances"], tables["aliases"] = make_alias_table(self._probabilities)
+        for name, table in tables.items():
+            weight = self.add_weight(
+                name=name,
+                shape=table.shape,
+                dtype=str(table.dtype),
+                initializer=_Given(table),
+                trainable=False,
+                autocast=False,
+            )
+            setattr(self, name, weight)
+
+    def call(
+        self,
+        inputs: Any,
+        targets: Any = None,
+        sample_weight: Any = None,
+        mask: Any = None,
+        inputs_mask: Any = None,
+    ) -> Any:
+        if targets is None:
+            return project(inputs, *self.projection())
+        mask = inputs_mask if mask is None else mask
+        check_tokens("targets", targets, inputs, is_integer=True)
+        losses = self._compute_losses(inputs, targets)
+        weights = self._weigh_tokens(inputs, targets, sample_weight, mask)
+        losses = mark_unknown_classes(losses, targets, weights, self.vocabulary_size)
+        self.add_loss(average_losses(ops.where(ops.equal(weights, 0), 0.0, losses), weights))
+        declare_mean_over(ops.sum(weights))
+        losses = ops.where(ops.equal(weights, 0), 0.0, losses)
+        return ops.cast(losses, self.compute_dtype)
+
+    def draw_classes(self) -> Any:
+        """Returns the classes of one draw, int32 of shape `(num_negatives,)`."""
+        # By Walker's alias method: two numbers a class, whatever the probabilities.
+        shape = (self.num_negatives,)
+        drawn = keras.random.randint(shape, 0, self.vocabulary_size, seed=self.seed_generator)
+        chance = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
+        stays = chance < ops.take(self.acceptances, drawn, axis=0)
+        return ops.where(stays, drawn, ops.take(self.aliases, drawn, axis=0))
+
+    def _compute_losses(self, inputs: Any, targets: Any) -> Any:
+        hidden = ops.cast(inputs, self.compute_dtype)
+        labels = bound_indices(targets, self.vocabulary_size)[0]
+        negatives = self.draw_classes()
+        dtype = promote_dtypes(self.compute_dtype, "float32")
+        positive = ops.sum(ops.cast(hidden * self._rows(labels), dtype), axis=-1)
+        positive = positive - ops.cast(self._log_probabilities(labels), dtype)
+        negative = multiply_matrices(hidden, ops.transpose(self._rows(negatives)))
+        negative = ops.cast(negative, dtype) - ops.cast(self._log_probabilities(negatives), dtype)
+        scores = ops.concatenate([ops.expand_dims(positive, -1), negative], axis=-1)
+        return ops.logsumexp(scores, axis=-1) - positive
+
+    def _rows(self, classes: Any) -> Any:
+        """Returns the columns of the kernel that belong to classes, as rows."""
+        if self.token_embedding is None:
+            return ops.take(ops.transpose(ops.cast(self.kernel, self.compute_dtype)), classes, 0)
+        return ops.cast(ops.take(self.token_embedding.embeddings, classes, 0), self.compute_dtype)
+
+    def _log_probabilities(self, classes: Any) -> Any:
+        return ops.take(self.log_probabilities, classes, axis=0)
+
+    def _weigh_tokens(self, inputs: Any, targets: Any, sample_weight: Any, mask: Any) -> Any:
+        check_tokens("sample_weight", sample_weight, inputs)
+        check_mask(mask, inputs)
+        dtype = promote_dtypes(self.compute_dtype, "float32")
+        weights = ops.ones(ops.shape(targets), dtype=dtype)
+        if sample_weight is not None:
+            weights = ops.cast(sample_weight, dtype)
+        if mask is not None:
+            weights = ops.where(mask, weights, 0.0)
+        if self.ignore_class is not None:
+            weights = ops.where(ops.equal(targets, self.ignore_class), 0.0, weights)
+        return weights
+
+    def compute_output_spec(
+        self, inputs: Any, targets: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        check_tokens("targets", targets, inputs, is_integer=True)
+        shape: Shape = tuple(inputs.shape[:-1])
+        if targets is None:
+            shape = (*shape, self.vocabulary_size)
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        for name in ("use_bias", "bias_initializer"):
+            del config[name]
+        return {
+            **config,
+            "num_negatives": self.num_negatives,
+            "class_weights": self.class_weights,
+            "ignore_class": self.ignore_class,
+            "seed": self.seed,
+        }
+
+
+def _read_weights(weights: Any, count: int, ignore_class: int | None) -> Any:
+    """Returns the probabilities that classes are drawn by, in float64."""
+    numbers = np.ones(count) if weights is None else np.array(weights, "float64")
+    if numbers.shape != (count,):
+        raise InvalidInputError(
+            f"`class_weights` must be one for each of the {count} classes, received numbers of "
+            f"shape {numbers.shape}."
+        )
+    counts = np.ones(count, bool)
+    if ignore_class is not None and 0 <= ignore_class < count:
+        counts[ignore_class] = False
+    numbers = np.where(counts, numbers, 0.0)
+    if not np.all(np.isfinite(numbers)) or not counts.any() or np.any(numbers[counts] <= 0):
+        wrong = int(np.argmax(counts & ~(np.isfinite(numbers) & (numbers > 0))))
+        raise InvalidInputError(
+            "`class_weights` must be positive: a class that is never drawn is never told from the "
+            f"target. That of class {wrong} is {numbers[wrong]}. Add 1 to counts."
+        )
+    return numbers / numbers.sum()
+
+
+class _Given(keras.initializers.Initializer):
+    """Initializes with numbers that are known."""
+
+    def __init__(self, numbers: Any) -> None:
+        self._numbers = numbers
+
+    def __call__(self, shape: Shape, dtype: Any = None) -> Any:
+        return ops.convert_to_tensor(self._numbers, dtype=dtype)

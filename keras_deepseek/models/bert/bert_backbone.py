@@ -1,0 +1,150 @@
+"""The body of BERT: from tokens to hidden states."""
+
+from dataclasses import asdict
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.layers import (
+    Add,
+    Dropout,
+    Embedding,
+    Input,
+    LayerNormalization,
+    ReversibleEmbedding,
+)
+from keras_deepseek.models.bert.config import BertConfig
+from keras_deepseek.models.encoder.position_embedding import PositionEmbedding
+from keras_deepseek.models.encoder.transformer_encoder_block import TransformerEncoderBlock
+
+INPUTS = ("token_ids", "padding_mask", "segment_ids")
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class BertBackbone(keras.Model):
+    """An encoder in which each token sees all others of its sequence.
+
+    Choose it to build another head than `BertMaskedLM`'s on the same body. Token, position and
+    segment each bring a vector; their sum is normed, and goes through blocks of attention and
+    feed-forward networks with the norms behind them. There is no pooler.
+
+    What other code may rely on: `token_embedding`, `position_embedding`, `segment_embedding` and
+    `embeddings_norm` are its layers before the blocks, and `transformer_layers` is the list of
+    these.
+
+    Args:
+        config: `BertConfig`.
+        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
+            global one. Defaults to `None`.
+        **kwargs: Arguments of `keras.Model`, such as `name`.
+
+    Call arguments:
+        inputs: dict of integer tensors of shape `(batch_size, length)`: `"token_ids"`;
+            `"padding_mask"`, 1 where a token is real; and `"segment_ids"`, 0 for all where there is
+            one segment. Padding is best on the right, since positions count slots.
+
+    Returns:
+        The hidden states, of shape `(batch_size, length, hidden_dim)`. Those of padding have no
+        meaning.
+
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.models import BertBackbone, BertConfig
+    >>> backbone = BertBackbone(BertConfig.from_preset("tiny", vocabulary_size=50))
+    >>> tokens = np.ones((2, 5), "int32")
+    >>> inputs = {"token_ids": tokens, "padding_mask": tokens, "segment_ids": 0 * tokens}
+    >>> tuple(backbone(inputs).shape)
+    (2, 5, 128)
+
+    Reference:
+
+    - [BERT (Devlin et al., 2018)](https://arxiv.org/abs/1810.04805)
+    """
+
+    def __init__(self, config: BertConfig, *, dtype: Any = None, **kwargs: Any) -> None:
+        policy = keras.dtype_policies.get(dtype)
+        inputs = {name: Input((None,), dtype="int32", name=name) for name in INPUTS}
+        before = _make_embeddings(config, policy)
+        hidden = Add(dtype=policy, name="embeddings_sum")(
+            [
+                before["token_embedding"](inputs["token_ids"]),
+                before["segment_embedding"](inputs["segment_ids"]),
+            ]
+        )
+        hidden = before["embeddings_norm"](before["position_embedding"](hidden))
+        hidden = Dropout(config.dropout, dtype=policy, name="embeddings_drop")(hidden)
+        blocks = [
+            TransformerEncoderBlock(
+                config.num_heads,
+                config.intermediate_dim,
+                activation=config.activation,
+                dropout=config.dropout,
+                attention_dropout=config.attention_dropout,
+                layer_norm_epsilon=config.layer_norm_epsilon,
+                kernel_initializer=_draw(config),
+                dtype=policy,
+                name=f"transformer_layer_{index}",
+            )
+            for index in range(config.num_layers)
+        ]
+        sees = ops.expand_dims(ops.cast(inputs["padding_mask"], "bool"), 1)
+        for block in blocks:
+            hidden = block(hidden, sees)
+        super().__init__(inputs, hidden, **kwargs)
+        self.config = config
+        self.layers_policy = policy
+        self.token_embedding = before["token_embedding"]
+        self.position_embedding = before["position_embedding"]
+        self.segment_embedding = before["segment_embedding"]
+        self.embeddings_norm = before["embeddings_norm"]
+        self.transformer_layers = blocks
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "config": asdict(self.config),
+            "dtype": keras.dtype_policies.serialize(self.layers_policy),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "BertBackbone":
+        return cls(**{**config, "config": BertConfig(**config["config"])})
+
+
+def _make_embeddings(config: BertConfig, policy: Any) -> dict[str, keras.Layer]:
+    """Returns the layers before the blocks, by their names."""
+    layers = [
+        ReversibleEmbedding(
+            config.vocabulary_size,
+            config.hidden_dim,
+            embeddings_initializer=_draw(config),
+            dtype=policy,
+            name="token_embedding",
+        ),
+        Embedding(
+            config.num_segments,
+            config.hidden_dim,
+            embeddings_initializer=_draw(config),
+            dtype=policy,
+            name="segment_embedding",
+        ),
+        PositionEmbedding(
+            config.max_length,
+            embeddings_initializer=_draw(config),
+            dtype=policy,
+            name="position_embedding",
+        ),
+        LayerNormalization(epsilon=config.layer_norm_epsilon, dtype=policy, name="embeddings_norm"),
+    ]
+    return {layer.name: layer for layer in layers}
+
+
+def _draw(config: BertConfig) -> keras.initializers.Initializer:
+    """Returns a new initializer: one that is shared would draw the same for equal shapes."""
+    return keras.initializers.TruncatedNormal(stddev=config.initializer_range)

@@ -1,0 +1,126 @@
+"""The task that BERT is trained on: to say which tokens were masked."""
+
+from dataclasses import asdict
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.argument_check import check_boolean
+from keras_deepseek.layers import Input, MaskedPositionHead
+from keras_deepseek.models.bert.bert_backbone import INPUTS, BertBackbone
+from keras_deepseek.models.bert.checkpoint_map import (
+    IGNORED_TENSORS,
+    checkpoint_entries,
+    rename_tensor,
+)
+from keras_deepseek.models.bert.config import BertConfig
+from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
+from keras_deepseek.models.checkpoints.preset_model import PresetModel
+from keras_deepseek.models.encoder.activations import read_activation
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class BertMaskedLM(PresetModel):
+    """A BERT that gives each token, or each masked one, the logits of the vocabulary.
+
+    Choose it to train or to fill in masked text. A dense layer, a norm and the table of the token
+    embedding, transposed, with a bias make logits of hidden states.
+
+    With `use_mask_positions` there is a further input and logits are made there alone, about one
+    position in seven: the cheaper way to train. `training.MaskedTokens` makes batches for both.
+    Train with `SparseCategoricalCrossentropy(from_logits=True, ignore_class=-100)`.
+
+    `from_preset` reads checkpoints of `BertForMaskedLM` and `BertForPreTraining`, those of the
+    first years among them; what the latter have beside is passed over. `save_to_preset` writes
+    what `transformers` loads as `BertForMaskedLM`.
+
+    Args:
+        config: `BertConfig`.
+        use_mask_positions: boolean. Whether logits are made at the input `"mask_positions"` alone.
+            Defaults to `False`.
+        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
+            global one. Defaults to `None`.
+        **kwargs: Arguments of `keras.Model`, such as `name`.
+
+    Call arguments:
+        inputs: dict of integer tensors of shape `(batch_size, length)`: `"token_ids"`;
+            `"padding_mask"`, 1 where a token is real; and `"segment_ids"`. With
+            `use_mask_positions` also `"mask_positions"`, of shape `(batch_size,
+            masks_per_sequence)`, -1 where a sequence has no more.
+
+    Returns:
+        Logits of shape `(batch_size, length, vocabulary_size)`, or `(batch_size,
+        masks_per_sequence, vocabulary_size)`.
+
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.models import BertConfig, BertMaskedLM
+    >>> model = BertMaskedLM(BertConfig.from_preset("tiny", vocabulary_size=50))
+    >>> tokens = np.ones((2, 5), "int32")
+    >>> inputs = {"token_ids": tokens, "padding_mask": tokens, "segment_ids": 0 * tokens}
+    >>> tuple(model(inputs).shape)
+    (2, 5, 50)
+
+    Reference:
+
+    - [BERT (Devlin et al., 2018)](https://arxiv.org/abs/1810.04805)
+    """
+
+    architectures = ("BertForMaskedLM", "BertForPreTraining")
+    config_class = BertConfig
+    ignored_tensors = IGNORED_TENSORS
+
+    def __init__(
+        self,
+        config: BertConfig,
+        *,
+        use_mask_positions: bool = False,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        check_boolean("use_mask_positions", use_mask_positions)
+        backbone = BertBackbone(config, dtype=dtype, name="backbone")
+        inputs = {name: Input((None,), dtype="int32", name=name) for name in INPUTS}
+        hidden = backbone(inputs)
+        head = MaskedPositionHead(
+            None if config.tie_word_embeddings else config.vocabulary_size,
+            backbone.token_embedding if config.tie_word_embeddings else None,
+            intermediate_activation=read_activation(config.activation),
+            layer_norm_epsilon=config.layer_norm_epsilon,
+            kernel_initializer=keras.initializers.TruncatedNormal(stddev=config.initializer_range),
+            dtype=backbone.layers_policy,
+            name="masked_lm_head",
+        )
+        if use_mask_positions:
+            inputs["mask_positions"] = Input((None,), dtype="int32", name="mask_positions")
+            outputs = head(hidden, inputs["mask_positions"])
+        else:
+            outputs = head(hidden)
+        super().__init__(inputs, outputs, **kwargs)
+        self.config = config
+        self.backbone = backbone
+        self.masked_lm_head = head
+        self.use_mask_positions = use_mask_positions
+
+    def checkpoint_entries(self) -> list[CheckpointEntry]:
+        return checkpoint_entries(self.backbone, self.masked_lm_head)
+
+    def rename_tensor(self, name: str) -> str:
+        return rename_tensor(name)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "config": asdict(self.config),
+            "use_mask_positions": self.use_mask_positions,
+            "dtype": keras.dtype_policies.serialize(self.backbone.layers_policy),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "BertMaskedLM":
+        return cls(**{**config, "config": BertConfig(**config["config"])})

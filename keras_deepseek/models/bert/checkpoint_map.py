@@ -1,0 +1,111 @@
+"""Which tensors of a BERT in the form of transformers belong to which variables."""
+
+from typing import Any
+
+import keras
+
+from keras_deepseek.layers import MaskedPositionHead
+from keras_deepseek.models.bert.bert_backbone import BertBackbone
+from keras_deepseek.models.checkpoints.checkpoint_entry import (
+    CheckpointEntry,
+    copied_entry,
+    kernel_entry,
+    reshaped_entry,
+)
+
+IGNORED_TENSORS = (
+    "bert.pooler.*",
+    "bert.embeddings.position_ids",
+    "cls.seq_relationship.*",
+    # A copy of the table and of the bias, where the output projection is tied.
+    "cls.predictions.decoder.*",
+)
+"""Patterns of the tensors that a checkpoint may hold beside those of `checkpoint_entries`."""
+
+_OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+_FIRST_PARTS = ("embeddings.", "encoder.", "pooler.")
+
+
+def checkpoint_entries(
+    backbone: BertBackbone, head: MaskedPositionHead | None = None
+) -> list[CheckpointEntry]:
+    """Returns which tensors of a checkpoint the variables of a model come from.
+
+    Args:
+        backbone: `BertBackbone`.
+        head: `MaskedPositionHead` of a masked language model, or `None` for the backbone alone.
+            Defaults to `None`.
+    """
+    entries = [
+        copied_entry(layer.embeddings, f"bert.embeddings.{name}_embeddings.weight")
+        for layer, name in (
+            (backbone.token_embedding, "word"),
+            (backbone.position_embedding, "position"),
+            (backbone.segment_embedding, "token_type"),
+        )
+    ]
+    entries += _norm_entries(backbone.embeddings_norm, "bert.embeddings.LayerNorm")
+    for index, block in enumerate(backbone.transformer_layers):
+        entries += _block_entries(block, f"bert.encoder.layer.{index}")
+    return entries if head is None else entries + _head_entries(head)
+
+
+def rename_tensor(name: str) -> str:
+    """Returns what `checkpoint_entries` calls a tensor of a published checkpoint.
+
+    Older ones call the weights of the norms `gamma` and `beta`, and those of a bare encoder lack
+    the prefix `bert.`.
+
+    Args:
+        name: string. As in the file.
+    """
+    for old, new in _OLD_NAMES.items():
+        if name.endswith(old):
+            name = name.removesuffix(old) + new
+    return f"bert.{name}" if name.startswith(_FIRST_PARTS) else name
+
+
+def _block_entries(block: Any, prefix: str) -> list[CheckpointEntry]:
+    attention = block.attention
+    entries = []
+    for name in ("query", "key", "value"):
+        layer = getattr(attention, f"{name}_dense")
+        path = f"{prefix}.attention.self.{name}"
+        entries.append(kernel_entry(layer.kernel, f"{path}.weight"))
+        entries.append(reshaped_entry(layer.bias, f"{path}.bias", (-1,)))
+    output = attention.output_dense
+    path = f"{prefix}.attention.output"
+    entries.append(kernel_entry(output.kernel, f"{path}.dense.weight", num_input_axes=2))
+    entries.append(copied_entry(output.bias, f"{path}.dense.bias"))
+    entries += _norm_entries(block.attention_norm, f"{path}.LayerNorm")
+    entries += _dense_entries(block.intermediate_dense, f"{prefix}.intermediate.dense")
+    entries += _dense_entries(block.output_dense, f"{prefix}.output.dense")
+    return entries + _norm_entries(block.feed_forward_norm, f"{prefix}.output.LayerNorm")
+
+
+def _head_entries(head: MaskedPositionHead) -> list[CheckpointEntry]:
+    prefix = "cls.predictions"
+    entries = _dense_entries(head.intermediate_dense, f"{prefix}.transform.dense")
+    entries += _norm_entries(head.intermediate_layer_norm, f"{prefix}.transform.LayerNorm")
+    if head.token_embedding is not None:
+        return [*entries, copied_entry(head.bias, f"{prefix}.bias")]
+    # `transformers` has the bias twice then, and adds the first.
+    biases = (f"{prefix}.decoder.bias", f"{prefix}.bias")
+    return [
+        *entries,
+        kernel_entry(head.kernel, f"{prefix}.decoder.weight"),
+        CheckpointEntry(
+            (head.bias,), biases, lambda arrays: [arrays[0]], lambda arrays: [arrays[0]] * 2
+        ),
+    ]
+
+
+def _dense_entries(layer: keras.Layer, path: str) -> list[CheckpointEntry]:
+    return [
+        kernel_entry(layer.kernel, f"{path}.weight"),
+        copied_entry(layer.bias, f"{path}.bias"),
+    ]
+
+
+def _norm_entries(layer: keras.Layer, path: str) -> list[CheckpointEntry]:
+    return [copied_entry(layer.gamma, f"{path}.weight"), copied_entry(layer.beta, f"{path}.bias")]

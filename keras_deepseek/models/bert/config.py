@@ -1,0 +1,201 @@
+"""What a BERT is made of; read by its backbone, its head and its checkpoint map."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.models.bert.presets import PRESETS
+from keras_deepseek.models.encoder.activations import read_activation
+
+_NAMES = {
+    "vocabulary_size": "vocab_size",
+    "hidden_dim": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_dim": "intermediate_size",
+    "activation": "hidden_act",
+    "max_length": "max_position_embeddings",
+    "num_segments": "type_vocab_size",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "layer_norm_epsilon": "layer_norm_eps",
+    "initializer_range": "initializer_range",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
+"""What a `config.json` calls our arguments."""
+
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_approximate",
+    "gelu_pytorch_tanh": "gelu_approximate",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+_MUST_BE = {
+    "model_type": "bert",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "position_embedding_type": "absolute",
+    "chunk_size_feed_forward": 0,
+}
+"""Keys that change what is computed, with the only value that is computed here."""
+
+_PASSED_OVER = {
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "classifier_dropout",
+    "directionality",
+    "dtype",
+    "eos_token_id",
+    "gradient_checkpointing",
+    "id2label",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "output_past",
+    "pad_token_id",
+    "pooler_fc_size",
+    "pooler_num_attention_heads",
+    "pooler_num_fc_layers",
+    "pooler_size_per_head",
+    "pooler_type",
+    "problem_type",
+    "return_dict",
+    "tokenizer_class",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+"""Keys that change nothing of what a masked language model computes."""
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The sizes of a `BertBackbone` and a `BertMaskedLM`; the defaults are those of BERT base.
+
+    Args:
+        vocabulary_size: integer. Number of tokens. Defaults to `30522`.
+        hidden_dim: integer. Width of a token's hidden state; `num_heads` divides it. Defaults to
+            `768`.
+        num_layers: integer. Number of blocks. Defaults to `12`.
+        num_heads: integer. Attention heads of a block. Defaults to `12`.
+        intermediate_dim: integer. Width of the feed-forward networks. Defaults to `3072`.
+        activation: string. `"gelu"`, `"gelu_approximate"`, `"relu"`, `"silu"` or `"tanh"`. Defaults
+            to `"gelu"`.
+        max_length: integer. The tokens of the longest sequence. Defaults to `512`.
+        num_segments: integer. How many kinds of segments there are. Defaults to `2`.
+        dropout: float. Share of hidden states that is dropped in training. Defaults to `0.1`.
+        attention_dropout: float. Share of attention weights that is. Defaults to `0.1`.
+        layer_norm_epsilon: float. Added to the variance in the norms. Defaults to `1e-12`.
+        initializer_range: float. Standard deviation of fresh weights. Defaults to `0.02`.
+        tie_word_embeddings: boolean. Whether the output projection is the table of the token
+            embedding. Defaults to `True`.
+
+    Raises:
+        InvalidInputError: A value is out of range. The message names it.
+
+    Example:
+
+    >>> from keras_deepseek.models import BertConfig
+    >>> BertConfig.from_preset("tiny", vocabulary_size=1000).hidden_dim
+    128
+    """
+
+    vocabulary_size: int = 30522
+    hidden_dim: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_dim: int = 3072
+    activation: str = "gelu"
+    max_length: int = 512
+    num_segments: int = 2
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    layer_norm_epsilon: float = 1e-12
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocabulary_size",
+            "hidden_dim",
+            "num_layers",
+            "num_heads",
+            "intermediate_dim",
+            "max_length",
+            "num_segments",
+        ):
+            check_integer(name, getattr(self, name))
+        for name in ("dropout", "attention_dropout"):
+            check_number(name, getattr(self, name), least=0, below=1)
+        check_number("layer_norm_epsilon", self.layer_norm_epsilon, least=0)
+        check_number("initializer_range", self.initializer_range, above=0)
+        check_boolean("tie_word_embeddings", self.tie_word_embeddings)
+        read_activation(self.activation)
+        if self.hidden_dim % self.num_heads:
+            raise InvalidInputError(
+                f"`num_heads` must divide `hidden_dim`, received num_heads={self.num_heads} and "
+                f"hidden_dim={self.hidden_dim}."
+            )
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "BertConfig":
+        """Returns the config of a size that has a name.
+
+        Args:
+            name: string. `"tiny"`, `"mini"`, `"small"`, `"medium"`, `"base"` or `"large"`.
+            **overrides: Arguments beside those of the preset, or in their place.
+
+        Raises:
+            InvalidInputError: There is no such preset.
+        """
+        if name not in PRESETS:
+            raise InvalidInputError(unknown_name_message("preset", name, PRESETS))
+        return cls(**{**PRESETS[name], **overrides})
+
+    @classmethod
+    def from_checkpoint_config(cls, config: Mapping[str, Any]) -> "BertConfig":
+        """Returns the config that a `config.json` of Hugging Face says.
+
+        Args:
+            config: dict. What the file holds.
+
+        Raises:
+            InvalidInputError: It is of another model, has a key that is not known, or a value that
+                is not computed here.
+        """
+        for key, value in _MUST_BE.items():
+            if config.get(key, value) != value:
+                raise InvalidInputError(
+                    f"The checkpoint's config has {key}={config[key]!r}; a BERT that is built "
+                    f"here has {value!r}."
+                )
+        known = {*_NAMES.values(), *_MUST_BE, *_PASSED_OVER}
+        unknown = sorted(set(config) - known)
+        if unknown:
+            raise InvalidInputError(
+                f"The checkpoint's config has keys that are not known of BERT: {unknown}. Remove "
+                "those that do not change what the model computes."
+            )
+        given = {name: config[key] for name, key in _NAMES.items() if key in config}
+        if "activation" in given:
+            if given["activation"] not in _ACTIVATIONS:
+                raise InvalidInputError(
+                    unknown_name_message("hidden_act", given["activation"], _ACTIVATIONS)
+                )
+            given["activation"] = _ACTIVATIONS[given["activation"]]
+        return cls(**given)
+
+    def to_checkpoint_config(self) -> dict[str, Any]:
+        """Returns what a `config.json` of Hugging Face says of this config."""
+        config = {key: getattr(self, name) for name, key in _NAMES.items()}
+        named = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
+        config["hidden_act"] = named[self.activation]
+        return {"architectures": ["BertForMaskedLM"], "model_type": "bert", **config}

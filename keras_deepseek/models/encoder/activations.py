@@ -1,0 +1,41 @@
+"""Activations of feed-forward networks by the names that configs give them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+def gelu_approximate(x: Any) -> Any:
+    """Returns GELU by its approximation with `tanh`.
+
+    Args:
+        x: Floating-point tensor.
+    """
+    return keras.activations.gelu(x, approximate=True)
+
+
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "gelu": keras.activations.gelu,
+    "gelu_approximate": gelu_approximate,
+    "relu": keras.activations.relu,
+    "silu": keras.activations.silu,
+    "tanh": keras.activations.tanh,
+}
+
+
+def read_activation(name: str) -> Callable[[Any], Any]:
+    """Returns the function of a name.
+
+    Args:
+        name: string. One of `ACTIVATIONS`.
+
+    Raises:
+        InvalidInputError: There is no such activation.
+    """
+    if name not in ACTIVATIONS:
+        raise InvalidInputError(unknown_name_message("activation", name, ACTIVATIONS))
+    return ACTIVATIONS[name]

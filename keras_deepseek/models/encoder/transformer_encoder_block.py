@@ -1,0 +1,159 @@
+"""Self-attention and a feed-forward network, the block that encoders are stacks of."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
+from keras_deepseek.layers.initializers import clone_initializer
+from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.token_dim import read_dim
+from keras_deepseek.models.encoder.activations import read_activation
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class TransformerEncoderBlock(FloatingInputLayer):
+    """A block of a Transformer, its norms behind or before what they norm.
+
+    ```
+    x = norm(x + attention(x)),  x = norm(x + feed_forward(x))        as in BERT
+    x = x + attention(norm(x)),  x = x + feed_forward(norm(x))        with `normalize_first`
+    ```
+
+    Args:
+        num_heads: integer. Number of attention heads; it divides the inputs' `dim`.
+        intermediate_dim: integer. Width of the feed-forward network between its two layers.
+        activation: string. `"gelu"`, `"gelu_approximate"`, `"relu"`, `"silu"` or `"tanh"`. Defaults
+            to `"gelu"`.
+        dropout: float. Share of what each half adds that is dropped in training. Defaults to `0.0`.
+        attention_dropout: float. Share of the attention weights that is. Defaults to `0.0`.
+        layer_norm_epsilon: float. Added to the variance in the norms. Defaults to `1e-12`.
+        normalize_first: boolean. Where the norms stand. Defaults to `False`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Defaults to
+            `"glorot_uniform"`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+        attention_mask: Boolean tensor of shape `(batch_size, length, length)`, or with one row for
+            all, `(batch_size, 1, length)`: true where a token of the rows sees one of the columns.
+            `None` lets all see all.
+
+    Returns:
+        A tensor of the same shape.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        intermediate_dim: int,
+        *,
+        activation: str = "gelu",
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        layer_norm_epsilon: float = 1e-12,
+        normalize_first: bool = False,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = check_integer("num_heads", num_heads)
+        self.intermediate_dim = check_integer("intermediate_dim", intermediate_dim)
+        self.activation = activation
+        read_activation(activation)
+        self.dropout = check_number("dropout", dropout, least=0, below=1)
+        self.attention_dropout = check_number(
+            "attention_dropout", attention_dropout, least=0, below=1
+        )
+        self.layer_norm_epsilon = check_number("layer_norm_epsilon", layer_norm_epsilon, least=0)
+        self.normalize_first = check_boolean("normalize_first", normalize_first)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+
+    def build(self, input_shape: Shape) -> None:
+        dim = read_dim(self, input_shape)
+        if dim % self.num_heads:
+            raise InvalidInputError(
+                f"{self.name!r} has {self.num_heads} heads, which must divide the last size of its "
+                f"inputs; received the shape {tuple(input_shape)}."
+            )
+        tokens = (*input_shape[:-1], dim)
+        self.attention = keras.layers.MultiHeadAttention(
+            self.num_heads,
+            dim // self.num_heads,
+            dropout=self.attention_dropout,
+            kernel_initializer=clone_initializer(self.kernel_initializer),
+            dtype=self.dtype_policy,
+            name="attention",
+        )
+        self.attention.build(tokens, tokens)
+        self.attention_norm = self._make_norm("attention_norm", tokens)
+        self.attention_drop = keras.layers.Dropout(
+            self.dropout, dtype=self.dtype_policy, name="attention_drop"
+        )
+        self.intermediate_dense = self._make_dense(
+            "intermediate_dense", self.intermediate_dim, tokens, read_activation(self.activation)
+        )
+        self.output_dense = self._make_dense(
+            "output_dense", dim, (*tokens[:-1], self.intermediate_dim)
+        )
+        self.feed_forward_norm = self._make_norm("feed_forward_norm", tokens)
+        self.feed_forward_drop = keras.layers.Dropout(
+            self.dropout, dtype=self.dtype_policy, name="feed_forward_drop"
+        )
+
+    def _make_norm(self, name: str, shape: Shape) -> keras.Layer:
+        norm = keras.layers.LayerNormalization(
+            epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name
+        )
+        norm.build(shape)
+        return norm
+
+    def _make_dense(
+        self, name: str, units: int, shape: Shape, activation: Any = None
+    ) -> keras.Layer:
+        dense = keras.layers.Dense(
+            units,
+            activation=activation,
+            kernel_initializer=clone_initializer(self.kernel_initializer),
+            dtype=self.dtype_policy,
+            name=name,
+        )
+        dense.build(shape)
+        return dense
+
+    def call(self, inputs: Any, attention_mask: Any = None, training: bool | None = None) -> Any:
+        if attention_mask is not None:
+            attention_mask = ops.cast(attention_mask, "bool")
+        if self.normalize_first:
+            attended = self._attend(self.attention_norm(inputs), attention_mask, training)
+            hidden = inputs + attended
+            return hidden + self._feed_forward(self.feed_forward_norm(hidden), training)
+        hidden = self.attention_norm(inputs + self._attend(inputs, attention_mask, training))
+        return self.feed_forward_norm(hidden + self._feed_forward(hidden, training))
+
+    def _attend(self, inputs: Any, attention_mask: Any, training: bool | None) -> Any:
+        attended = self.attention(inputs, inputs, attention_mask=attention_mask, training=training)
+        return self.attention_drop(attended, training=training)
+
+    def _feed_forward(self, inputs: Any, training: bool | None) -> Any:
+        outputs = self.output_dense(self.intermediate_dense(inputs))
+        return self.feed_forward_drop(outputs, training=training)
+
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "intermediate_dim": self.intermediate_dim,
+            "activation": self.activation,
+            "dropout": self.dropout,
+            "attention_dropout": self.attention_dropout,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "normalize_first": self.normalize_first,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }

@@ -1,0 +1,85 @@
+"""What a sequential recommender is made of; read by its backbone and its task."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.models.encoder.activations import read_activation
+from keras_deepseek.models.sequential_recommender.presets import PRESETS
+
+
+@dataclass(frozen=True)
+class SequentialRecommenderConfig:
+    """The sizes of a `SequentialRecommender`.
+
+    Args:
+        num_items: integer. Number of items; they have the ids from 1 to this, and 0 is padding.
+        max_length: integer. The last items of a user's history that are read. Defaults to `50`.
+        hidden_dim: integer. Width of an item's embedding and of hidden states; `num_heads` divides
+            it. Defaults to `64`.
+        num_layers: integer. Number of blocks. Defaults to `2`.
+        num_heads: integer. Attention heads of a block. Defaults to `2`.
+        intermediate_dim: integer. Width of the feed-forward networks. Defaults to `256`.
+        activation: string. `"gelu"`, `"gelu_approximate"`, `"relu"`, `"silu"` or `"tanh"`. Defaults
+            to `"gelu"`.
+        dropout: float. Share of hidden states that is dropped in training. Defaults to `0.1`.
+        layer_norm_epsilon: float. Added to the variance in the norms. Defaults to `1e-6`.
+        initializer_range: float. Standard deviation of fresh weights. Defaults to `0.02`.
+
+    Raises:
+        InvalidInputError: A value is out of range. The message names it.
+
+    Example:
+
+    >>> from keras_deepseek.models import SequentialRecommenderConfig
+    >>> SequentialRecommenderConfig.from_preset("small", num_items=3000).hidden_dim
+    64
+    """
+
+    num_items: int
+    max_length: int = 50
+    hidden_dim: int = 64
+    num_layers: int = 2
+    num_heads: int = 2
+    intermediate_dim: int = 256
+    activation: str = "gelu"
+    dropout: float = 0.1
+    layer_norm_epsilon: float = 1e-6
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_items",
+            "max_length",
+            "hidden_dim",
+            "num_layers",
+            "num_heads",
+            "intermediate_dim",
+        ):
+            check_integer(name, getattr(self, name))
+        check_number("dropout", self.dropout, least=0, below=1)
+        check_number("layer_norm_epsilon", self.layer_norm_epsilon, above=0)
+        check_number("initializer_range", self.initializer_range, above=0)
+        read_activation(self.activation)
+        if self.hidden_dim % self.num_heads:
+            raise InvalidInputError(
+                f"`num_heads` must divide `hidden_dim`, received num_heads={self.num_heads} and "
+                f"hidden_dim={self.hidden_dim}."
+            )
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "SequentialRecommenderConfig":
+        """Returns the config of a size that has a name.
+
+        Args:
+            name: string. `"tiny"`, `"small"` or `"base"`.
+            **overrides: Arguments beside those of the preset, or in their place: `num_items` at
+                least.
+
+        Raises:
+            InvalidInputError: There is no such preset.
+        """
+        if name not in PRESETS:
+            raise InvalidInputError(unknown_name_message("preset", name, PRESETS))
+        return cls(**{**PRESETS[name], **overrides})

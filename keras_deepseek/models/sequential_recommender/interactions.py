@@ -1,0 +1,155 @@
+"""Histories of items, and how they are split and padded: what `fit` and `evaluate` are given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.signature import Array
+
+_ALL_PARTS = 3
+"""Items of a history that gives one each to training, validation and test."""
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """The items that users have had, in the order of time.
+
+    Args:
+        histories: sequence of integer arrays, one a user, oldest first; items have ids from 1.
+        num_items: integer. The number of items.
+        item_names: sequence. What the data call item 1, item 2 and so on. Defaults to `()`: no
+            names.
+        user_names: sequence. What the data call the user of each history. Defaults to `()`.
+
+    Raises:
+        InvalidInputError: There is no history, or an item is not among `num_items`.
+
+    Example:
+
+    >>> from keras_deepseek.models import Interactions
+    >>> split = Interactions([[1, 2, 3, 4], [2, 3]], num_items=4).leave_last_out()
+    >>> [history.tolist() for history in split.histories], split.test_data(3)[1].tolist()
+    ([[1, 2], [2, 3]], [4])
+    """
+
+    histories: Sequence[Any]
+    num_items: int
+    item_names: Sequence[Any] = ()
+    user_names: Sequence[Any] = ()
+
+    def __post_init__(self) -> None:
+        check_integer("num_items", self.num_items)
+        histories = [np.asarray(history, dtype="int32") for history in self.histories]
+        if not histories:
+            raise InvalidInputError("`histories` must be those of one user or more, received none.")
+        for index, history in enumerate(histories):
+            if history.size and not 1 <= history.min() <= history.max() <= self.num_items:
+                raise InvalidInputError(
+                    f"Items must be from 1 to num_items={self.num_items}; the history of user "
+                    f"{index}, counted from 0, has {history.min()} to {history.max()}."
+                )
+        object.__setattr__(self, "histories", histories)
+
+    def leave_last_out(self) -> "LeaveLastOut":
+        """Returns the split that tests on each user's last item and validates on the one before.
+
+        Users with fewer than three items are trained on alone.
+        """
+        whole = [len(history) >= _ALL_PARTS for history in self.histories]
+        return LeaveLastOut(
+            num_items=self.num_items,
+            histories=[
+                history[:-2] if is_whole else history
+                for history, is_whole in zip(self.histories, whole, strict=True)
+            ],
+            held_out=[
+                history for history, is_whole in zip(self.histories, whole, strict=True) if is_whole
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class LeaveLastOut:
+    """Histories without their last two items, and those that have them.
+
+    Args:
+        num_items: integer. The number of items.
+        histories: list of integer arrays. What is trained on.
+        held_out: list of integer arrays. The whole histories of users who are tested on.
+
+    Example:
+
+    >>> from keras_deepseek.models import LeaveLastOut
+    >>> split = LeaveLastOut(9, histories=[[1, 2, 3]], held_out=[[1, 2, 3, 4, 5]])
+    >>> split.train_inputs(3)["targets"].tolist()
+    [[0, 2, 3]]
+    """
+
+    num_items: int
+    histories: list[Any]
+    held_out: list[Any]
+
+    def item_counts(self) -> Array:
+        """Returns how often each item is in what is trained on, that of item 1 first."""
+        items = np.concatenate([np.asarray(history, "int64") for history in self.histories])
+        return np.bincount(items, minlength=self.num_items + 1)[1:]
+
+    def train_inputs(self, length: int) -> dict[str, Array]:
+        """Returns `"item_ids"` and `"targets"`, the next item at each place, 0 where there is none.
+
+        Histories that are longer are cut into pieces, so that each item is a target once.
+
+        Args:
+            length: integer. Of the rows.
+        """
+        pieces = []
+        for history in self.histories:
+            end = len(history)
+            while end > 1:
+                start = max(0, end - length - 1)
+                pieces.append(history[start:end])
+                end = start + 1
+        return {
+            "item_ids": pad_histories([piece[:-1] for piece in pieces], length),
+            "targets": pad_histories([piece[1:] for piece in pieces], length),
+        }
+
+    def validation_data(self, length: int) -> tuple[dict[str, Array], Array]:
+        """Returns inputs and targets of the last item but one.
+
+        Args:
+            length: integer. The last items of each history that are read.
+        """
+        return _before_and_at(self.held_out, -2, length)
+
+    def test_data(self, length: int) -> tuple[dict[str, Array], Array]:
+        """Returns inputs and targets of the last item.
+
+        Args:
+            length: integer. The last items of each history that are read.
+        """
+        return _before_and_at(self.held_out, -1, length)
+
+
+def pad_histories(histories: Sequence[Any], length: int) -> Array:
+    """Returns the last items of histories as int32 rows, with 0 in front of shorter ones.
+
+    Args:
+        histories: sequence of sequences of integers.
+        length: integer. Of the rows.
+    """
+    rows = np.zeros((len(histories), length), "int32")
+    for row, history in zip(rows, histories, strict=True):
+        newest = np.asarray(history, "int32")[-length:]
+        if newest.size:
+            row[-newest.size :] = newest
+    return rows
+
+
+def _before_and_at(histories: list[Any], place: int, length: int) -> tuple[dict[str, Array], Array]:
+    inputs = pad_histories([history[:place] for history in histories], length)
+    return {"item_ids": inputs}, np.array([history[place] for history in histories], "int32")

@@ -1,0 +1,111 @@
+"""The layers behind the hidden states: the scores of all items, and the best of them."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+NO_ITEM_SCORE = -1e30
+"""Of what can't be recommended: below any score, and a finite number, which JSON can say."""
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class ItemScores(keras.Layer):
+    """Returns logits in float32, with that of padding, item 0, below all others.
+
+    Args:
+        **kwargs: Arguments of `keras.Layer`, such as `name`.
+
+    Call arguments:
+        logits: Floating-point tensor of shape `(batch_size, num_items + 1)`.
+
+    Returns:
+        A float32 tensor of the same shape.
+    """
+
+    def call(self, logits: Any) -> Any:
+        is_padding = ops.equal(ops.arange(logits.shape[-1]), 0)
+        return ops.where(is_padding, NO_ITEM_SCORE, ops.cast(logits, "float32"))
+
+    def compute_output_spec(self, logits: Any) -> Any:
+        return keras.KerasTensor(logits.shape, dtype="float32")
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class TopItems(keras.Layer):
+    """Returns the items of the highest scores, those of a history left out.
+
+    A history of `length` items hides no more than these, so the best `k + length` hold the best `k`
+    that are not seen: no mask over all items is made.
+
+    Args:
+        k: integer. How many items.
+        exclude_seen: boolean. Whether items of the history are left out. Defaults to `True`.
+        **kwargs: Arguments of `keras.Layer`, such as `name`.
+
+    Call arguments:
+        scores: Tensor of shape `(batch_size, num_items + 1)`.
+        item_ids: Integer tensor of shape `(batch_size, length)`, whose length is known.
+
+    Returns:
+        A dict of `"items"`, int32, and `"scores"`, float32, of shape `(batch_size, k)`, the best
+        first. Where there are no more items, the id is 0.
+
+    Raises:
+        InvalidInputError: `k` is more than there are items, or a length is not known.
+    """
+
+    def __init__(self, k: int, exclude_seen: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.k = check_integer("k", k)
+        self.exclude_seen = check_boolean("exclude_seen", exclude_seen)
+
+    def call(self, scores: Any, item_ids: Any) -> Any:
+        num_candidates = self._count_candidates(scores, item_ids)
+        best, candidates = ops.top_k(scores, num_candidates)
+        candidates = ops.cast(candidates, "int32")
+        if self.exclude_seen:
+            seen = ops.equal(
+                ops.expand_dims(candidates, 2), ops.expand_dims(ops.cast(item_ids, "int32"), 1)
+            )
+            best = ops.where(ops.any(seen, axis=2), NO_ITEM_SCORE, best)
+            best, places = ops.top_k(best, self.k)
+            candidates = _pick(candidates, places)
+        candidates = ops.where(best > NO_ITEM_SCORE, candidates, 0)
+        return {"items": candidates, "scores": best}
+
+    def _count_candidates(self, scores: Any, item_ids: Any) -> int:
+        num_items = int(scores.shape[-1]) - 1
+        if self.k > num_items:
+            raise InvalidInputError(f"There are {num_items} items, and k={self.k} are asked for.")
+        if not self.exclude_seen:
+            return self.k
+        length = item_ids.shape[1]
+        if not isinstance(length, int):
+            raise InvalidInputError(
+                f"{self.name!r} needs histories of a known length, received {item_ids.shape}."
+            )
+        return min(self.k + length, num_items + 1)
+
+    def compute_output_spec(self, scores: Any, item_ids: Any) -> Any:
+        self._count_candidates(scores, item_ids)
+        shape = (scores.shape[0], self.k)
+        return {
+            "items": keras.KerasTensor(shape, dtype="int32"),
+            "scores": keras.KerasTensor(shape, dtype="float32"),
+        }
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "k": self.k, "exclude_seen": self.exclude_seen}
+
+
+def _pick(rows: Any, places: Any) -> Any:
+    """Returns what stands at places of integer rows, by a sum, which leaves the batch of any size.
+
+    `take_along_axis` does not in the graphs that PyTorch exports.
+    """
+    is_there = ops.equal(ops.expand_dims(ops.cast(places, "int32"), 2), ops.arange(rows.shape[1]))
+    return ops.sum(ops.where(is_there, ops.expand_dims(rows, 1), 0), axis=2)

@@ -1,0 +1,135 @@
+"""Histories drawn by a known law: what the best recommender can reach on them is known too."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.models.sequential_recommender.interactions import Interactions
+
+
+@dataclass(frozen=True)
+class PlantedInteractions:
+    """Histories in which the next item depends on the last two, and in part on chance.
+
+    Each item has a category and a style, a group of items has the same of both. With probability
+    `follow`, the next item is one of the group whose category is the one that follows that of the
+    last item, and whose style is that of the item before it; all items of the group are as likely.
+    Else it is any item, by a popularity that falls as one over its rank. So it takes both items to
+    guess well, and popularity alone guesses badly.
+
+    Args:
+        num_users: integer. Number of histories. Defaults to `2000`.
+        num_categories: integer. Defaults to `12`.
+        num_styles: integer. Defaults to `4`.
+        items_per_group: integer. Items of one category and style. Defaults to `8`.
+        shortest: integer. Items of the shortest history, 3 at least. Defaults to `12`.
+        longest: integer. Items of the longest. Defaults to `30`.
+        follow: float. How often the law is followed. Defaults to `0.8`.
+        seed: integer. What is drawn by. Defaults to `0`.
+
+    Raises:
+        InvalidInputError: A value is out of range.
+
+    Example:
+
+    >>> from keras_deepseek.models import PlantedInteractions
+    >>> planted = PlantedInteractions(num_users=50)
+    >>> planted.num_items, len(planted.draw().histories)
+    (384, 50)
+    """
+
+    num_users: int = 2000
+    num_categories: int = 12
+    num_styles: int = 4
+    items_per_group: int = 8
+    shortest: int = 12
+    longest: int = 30
+    follow: float = 0.8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_users", "num_categories", "num_styles", "items_per_group"):
+            check_integer(name, getattr(self, name))
+        check_integer("shortest", self.shortest, least=3)
+        check_integer("seed", self.seed, least=0)
+        check_number("follow", self.follow, least=0)
+        if self.follow > 1 or self.longest < self.shortest:
+            raise InvalidInputError(
+                "`follow` must be at most 1 and `longest` at least `shortest`, received "
+                f"follow={self.follow}, shortest={self.shortest} and longest={self.longest}."
+            )
+
+    @property
+    def num_items(self) -> int:
+        """The number of items."""
+        return self.num_categories * self.num_styles * self.items_per_group
+
+    def draw(self) -> Interactions:
+        """Returns the histories, the same for the same arguments."""
+        rng = np.random.default_rng((self.seed, 1))
+        popularity, number = self._popularity(), self.num_items
+        items = np.empty((self.num_users, self.longest), "int64")
+        items[:, :2] = rng.choice(number, (self.num_users, 2), p=popularity)
+        members = self._members()
+        for place in range(2, self.longest):
+            groups = self._next_group(items[:, place - 1], items[:, place - 2])
+            among = rng.integers(0, self.items_per_group, self.num_users)
+            other = rng.choice(number, self.num_users, p=popularity)
+            follows = rng.random(self.num_users) < self.follow
+            items[:, place] = np.where(follows, members[groups, among], other)
+        lengths = rng.integers(self.shortest, self.longest + 1, self.num_users)
+        histories = [row[:length] + 1 for row, length in zip(items, lengths, strict=True)]
+        return Interactions(histories, number)
+
+    def next_probabilities(self, histories: list[Array]) -> Array:
+        """Returns how likely each item is next, of shape `(num_users, num_items)`, item 1 first.
+
+        Args:
+            histories: list of integer arrays of two items or more.
+        """
+        last, before = (
+            np.array([history[place] for history in histories]) - 1 for place in (-1, -2)
+        )
+        probabilities = np.tile((1 - self.follow) * self._popularity(), (len(histories), 1))
+        chosen = self._members()[self._next_group(last, before)]
+        rows = np.arange(len(histories))[:, None]
+        probabilities[rows, chosen] += self.follow / self.items_per_group
+        return probabilities
+
+    def best_hit_rate(self, histories: list[Array], k: int = 10) -> float:
+        """Returns the hit rate that no recommender can beat in the mean, after some histories.
+
+        It ranks items by how likely they are, by the law itself.
+
+        Args:
+            histories: list of integer arrays of two items or more, without those to be guessed.
+            k: integer. How many items are guessed. Defaults to `10`.
+        """
+        best = np.sort(self.next_probabilities(histories), axis=1)[:, -k:]
+        return float(best.sum(axis=1).mean())
+
+    def _structure(self) -> tuple[Array, Array]:
+        """Returns which items are where, and what category follows each."""
+        rng = np.random.default_rng((self.seed, 0))
+        return rng.permutation(self.num_items), rng.permutation(self.num_categories)
+
+    def _members(self) -> Array:
+        """Returns the items of each group."""
+        return self._structure()[0].reshape(-1, self.items_per_group)
+
+    def _next_group(self, last: Array, before: Array) -> Array:
+        """Returns the group of the next item where the law is followed."""
+        shuffled, following = self._structure()
+        groups = np.argsort(shuffled) // self.items_per_group
+        category, style = groups // self.num_styles, groups % self.num_styles
+        chosen: Array = following[category[last]] * self.num_styles + style[before]
+        return chosen
+
+    def _popularity(self) -> Array:
+        ranks = np.random.default_rng((self.seed, 2)).permutation(self.num_items) + 1
+        weights = 1 / ranks
+        popularity: Array = weights / weights.sum()
+        return popularity

@@ -1,0 +1,107 @@
+"""Metrics of a ranking of all items: how high the one stands that came next."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.argument_check import check_integer
+
+
+class _RankingMetric(keras.metrics.Mean):
+    """The mean over users of what the rank of the next item is worth.
+
+    Only sums are kept, of which several processes' add up to those of all.
+    """
+
+    def __init__(self, k: int = 10, name: str | None = None, dtype: Any = None) -> None:
+        self.k = check_integer("k", k)
+        super().__init__(name=name or f"{self._short_name}_at_{k}", dtype=dtype)
+
+    _short_name = ""
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        ranks = rank_targets(y_true, y_pred)
+        worth = ops.where(ops.less(ranks, self.k), self._value(ops.cast(ranks, "float32")), 0.0)
+        return super().update_state(worth, sample_weight)
+
+    def _value(self, ranks: Any) -> Any:
+        raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        return {"k": self.k, "name": self.name, "dtype": self.dtype}
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class HitRate(_RankingMetric):
+    """The share of users whose next item is among the `k` that rank first.
+
+    All items are ranked, none is left out; sampled ones would flatter. Of equal scores the lower
+    item goes first, as in `recommend`, and a score that is not a number goes last.
+
+    Args:
+        k: integer. How many items count. Defaults to `10`.
+        name: string or `None` for `hit_rate_at_` and `k`. Defaults to `None`.
+        dtype: string or `None`. Defaults to `None`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.models import HitRate
+    >>> metric = HitRate(2)
+    >>> metric.update_state(np.array([2, 3]), np.array([[0.0, 3.0, 2.0, 1.0]] * 2))
+    >>> float(metric.result())
+    0.5
+    """
+
+    _short_name = "hit_rate"
+
+    def _value(self, ranks: Any) -> Any:
+        return ops.ones_like(ranks)
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class NormalizedDiscountedCumulativeGain(_RankingMetric):
+    """The mean of `1 / log2(rank + 2)` of the next item, 0 from rank `k` on; ranks begin at 0.
+
+    That is the NDCG of a ranking in which one item is relevant. What `HitRate` says of ranking all
+    items and of equal scores holds here too.
+
+    Args:
+        k: integer. How many items count. Defaults to `10`.
+        name: string or `None` for `ndcg_at_` and `k`. Defaults to `None`.
+        dtype: string or `None`. Defaults to `None`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.models import NormalizedDiscountedCumulativeGain
+    >>> metric = NormalizedDiscountedCumulativeGain(2)
+    >>> metric.update_state(np.array([1, 3]), np.array([[0.0, 3.0, 2.0, 1.0]] * 2))
+    >>> float(metric.result())
+    0.5
+    """
+
+    _short_name = "ndcg"
+
+    def _value(self, ranks: Any) -> Any:
+        return ops.log(2.0) / ops.log(ranks + 2.0)
+
+
+def rank_targets(targets: Any, scores: Any) -> Any:
+    """Returns how many items stand before each target, int32 of shape `(batch_size,)`.
+
+    Args:
+        targets: Integer tensor of shape `(batch_size,)` or `(batch_size, 1)`.
+        scores: Tensor of shape `(batch_size, num_items + 1)`. Item 0, the padding, is one of them.
+    """
+    scores = ops.convert_to_tensor(scores)
+    targets = ops.cast(ops.reshape(targets, (-1, 1)), "int32")
+    own = ops.take_along_axis(scores, targets, axis=1)
+    items = ops.expand_dims(ops.arange(scores.shape[-1], dtype="int32"), 0)
+    # Counted are those that the target beats: whatever is not a number beats nothing.
+    behind = ops.logical_or(
+        ops.greater(own, scores),
+        ops.logical_and(ops.equal(own, scores), ops.less(targets, items)),
+    )
+    return scores.shape[-1] - 1 - ops.sum(ops.cast(behind, "int32"), axis=1)

@@ -1,0 +1,205 @@
+"""The task of the family: from a user's history to the next item."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.layers import Input, SampledSoftmax
+from keras_deepseek.models.sequential_recommender.config import SequentialRecommenderConfig
+from keras_deepseek.models.sequential_recommender.interactions import pad_histories
+from keras_deepseek.models.sequential_recommender.item_ranking import ItemScores, TopItems
+from keras_deepseek.models.sequential_recommender.sequential_recommender_backbone import (
+    SequentialRecommenderBackbone,
+)
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class SequentialRecommender(keras.Model):
+    """Self-attention over the items that a user has had, which scores what comes next.
+
+    Choose it where the order of a user's items says what comes next. The score of an item is the
+    product of its embedding and the hidden state of the newest item of the history; the table of
+    the embedding serves both ends.
+
+    It is trained at every place of a history at once, by a softmax over drawn items, in a model
+    that shares its weights:
+
+    ```
+    recommender = SequentialRecommender(config)
+    training_model = recommender.make_training_model(num_negatives=256)
+    training_model.compile("adam")
+    training_model.fit(split.train_inputs(50))
+    recommender.compile(
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[HitRate(10), NormalizedDiscountedCumulativeGain(10)],
+    )
+    recommender.evaluate(*split.test_data(50))
+    ```
+
+    and `make_serving_model` is what to export: histories to the best items.
+
+    Args:
+        config: `SequentialRecommenderConfig`.
+        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
+            global one. Defaults to `None`.
+        **kwargs: Arguments of `keras.Model`, such as `name`.
+
+    Call arguments:
+        inputs: dict of `"item_ids"`: integer tensor of shape `(batch_size, length)`, oldest first,
+            0 in front of histories that are shorter.
+
+    Returns:
+        Scores of the next item, float32 of shape `(batch_size, num_items + 1)`; item 0, the
+        padding, has one below all others.
+
+    Raises:
+        InvalidInputError: Histories are longer than the config's `max_length`.
+
+    Example:
+
+    >>> from keras_deepseek.models import SequentialRecommender, SequentialRecommenderConfig
+    >>> config = SequentialRecommenderConfig.from_preset("tiny", num_items=20, max_length=8)
+    >>> recommender = SequentialRecommender(config)
+    >>> items, scores = recommender.recommend([[3, 1, 7], [5]], k=4)
+    >>> items.shape, bool(set(items[0]) & {3, 1, 7})
+    ((2, 4), False)
+
+    Reference:
+
+    - [Self-Attentive Sequential Recommendation (Kang and McAuley, 2018)](
+      https://arxiv.org/abs/1808.09781)
+    """
+
+    def __init__(
+        self, config: SequentialRecommenderConfig, *, dtype: Any = None, **kwargs: Any
+    ) -> None:
+        backbone = SequentialRecommenderBackbone(config, dtype=dtype, name="backbone")
+        inputs = {"item_ids": Input((None,), dtype="int32", name="item_ids")}
+        newest = backbone(inputs)[:, -1]
+        logits = backbone.item_embedding(newest, reverse=True)
+        scores = ItemScores(dtype=backbone.layers_policy, name="scores")(logits)
+        super().__init__(inputs, scores, **kwargs)
+        self.config = config
+        self.backbone = backbone
+        self._compiled: dict[tuple[int, bool, int], InferenceFunction] = {}
+
+    def make_training_model(
+        self,
+        num_negatives: int = 128,
+        *,
+        item_weights: Sequence[float] | None = None,
+        seed: int | None = None,
+    ) -> keras.Model:
+        """Returns a model that shares the weights and whose output is the loss.
+
+        It takes `"item_ids"` and `"targets"`, the next item at each place and 0 where there is
+        none, and is compiled with an optimizer alone.
+
+        Args:
+            num_negatives: integer. How many items are drawn for a batch. Defaults to `128`.
+            item_weights: sequence of `num_items` numbers, or `None` for equal ones. How likely each
+                item is drawn, to a factor, that of item 1 first. Defaults to `None`.
+            seed: integer or `None`. What is drawn by. Defaults to `None`.
+        """
+        if item_weights is not None:
+            item_weights = [0.0, *map(float, item_weights)]
+        inputs = {
+            name: Input((None,), dtype="int32", name=name) for name in ("item_ids", "targets")
+        }
+        loss = SampledSoftmax(
+            token_embedding=self.backbone.item_embedding,
+            num_negatives=num_negatives,
+            class_weights=item_weights,
+            ignore_class=0,
+            seed=seed,
+            dtype=self.backbone.layers_policy,
+            name="sampled_softmax",
+        )
+        hidden = self.backbone({"item_ids": inputs["item_ids"]})
+        return keras.Model(inputs, loss(hidden, inputs["targets"]), name=f"{self.name}_training")
+
+    def make_serving_model(
+        self, k: int = 10, *, exclude_seen: bool = True, history_length: int | None = None
+    ) -> keras.Model:
+        """Returns a model from histories to the best items: what to export and to serve.
+
+        It takes `"item_ids"` of shape `(batch_size, history_length)` and returns a dict of
+        `"items"` and `"scores"` of shape `(batch_size, k)`, the best first.
+
+        Args:
+            k: integer. How many items. Defaults to `10`.
+            exclude_seen: boolean. Whether items of the history are left out. Defaults to `True`.
+            history_length: integer or `None` for the config's `max_length`. The length of the
+                histories; of longer ones the last `max_length` items are read, and all are left
+                out. Defaults to `None`.
+
+        Raises:
+            InvalidInputError: There are no `k` items.
+        """
+        length = check_integer("history_length", history_length, default=self.config.max_length)
+        item_ids = Input((length,), dtype="int32", name="item_ids")
+        scores = self({"item_ids": item_ids[:, -self.config.max_length :]})
+        best = TopItems(k, exclude_seen, name="top_items")(scores, item_ids)
+        return keras.Model({"item_ids": item_ids}, best, name=f"{self.name}_serving")
+
+    def recommend(
+        self, histories: Any, k: int = 10, *, exclude_seen: bool = True
+    ) -> tuple[Array, Array]:
+        """Returns the best items for some users, and their scores.
+
+        It is compiled for each `k` and a few lengths and numbers of users, powers of two, and
+        computes by the weights of the moment.
+
+        Args:
+            histories: sequence of sequences of items, oldest first, of any lengths.
+            k: integer. How many items. Defaults to `10`.
+            exclude_seen: boolean. Whether items of a user's own history are left out. Defaults to
+                `True`.
+
+        Returns:
+            A pair of arrays of shape `(num_users, k)`: items, the best first, and scores. Where a
+            user has seen all but fewer than `k`, the items behind them are 0.
+
+        Raises:
+            InvalidInputError: A history has an item that does not exist, or there are no `k` items.
+        """
+        num_items = self.config.num_items
+        for index, history in enumerate(histories):
+            if len(history) and not 1 <= min(history) <= max(history) <= num_items:
+                raise InvalidInputError(
+                    f"Histories are of items from 1 to {num_items}; that of user {index}, counted "
+                    f"from 0, has {min(history)} to {max(history)}."
+                )
+        longest = max(map(len, histories), default=0) if exclude_seen else 0
+        length = self.config.max_length
+        while length < longest:
+            length *= 2
+        infer = self._compiled.get((k, exclude_seen, length))
+        if infer is None:
+            model = self.make_serving_model(k, exclude_seen=exclude_seen, history_length=length)
+            infer = backend.current().compile_inference(NamedModel(model))
+            self._compiled[k, exclude_seen, length] = infer
+        # Empty histories fill up the batch: of each size a program would be compiled.
+        count = len(histories)
+        rows = [*histories, *([()] * (2 ** max(0, count - 1).bit_length() - count))]
+        found = infer({"item_ids": pad_histories(rows, length)})
+        return found["items"][:count], found["scores"][:count]
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "config": asdict(self.config),
+            "dtype": keras.dtype_policies.serialize(self.backbone.layers_policy),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "SequentialRecommender":
+        return cls(**{**config, "config": SequentialRecommenderConfig(**config["config"])})

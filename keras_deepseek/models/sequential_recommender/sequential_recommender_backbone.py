@@ -1,0 +1,124 @@
+"""The body of the sequential recommender: from a history of items to hidden states."""
+
+from dataclasses import asdict
+from typing import Any
+
+import keras
+
+from keras_deepseek.layers import Dropout, Input, LayerNormalization, ReversibleEmbedding
+from keras_deepseek.models.encoder.position_embedding import PositionEmbedding
+from keras_deepseek.models.encoder.transformer_encoder_block import TransformerEncoderBlock
+from keras_deepseek.models.sequential_recommender.config import SequentialRecommenderConfig
+from keras_deepseek.models.sequential_recommender.history_mask import HistoryMask
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class SequentialRecommenderBackbone(keras.Model):
+    """Causal self-attention over the items that a user has had.
+
+    Choose it to build another head than `SequentialRecommender`'s on the same body. The hidden
+    state at an item knows that one and those before it. Positions count from the newest item, so
+    that histories of different lengths, padded on the left, agree on where they end.
+
+    What other code may rely on: `item_embedding`, `transformer_layers`, the list of blocks, and
+    `final_norm`.
+
+    Args:
+        config: `SequentialRecommenderConfig`.
+        dtype: string, `keras.DTypePolicy` or `None`. The policy of all layers; `None` takes the
+            global one. Defaults to `None`.
+        **kwargs: Arguments of `keras.Model`, such as `name`.
+
+    Call arguments:
+        inputs: dict of `"item_ids"`: integer tensor of shape `(batch_size, length)`, oldest first,
+            0 in front of histories that are shorter.
+
+    Returns:
+        The hidden states, of shape `(batch_size, length, hidden_dim)`.
+
+    Raises:
+        InvalidInputError: Histories are longer than the config's `max_length`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.models import SequentialRecommenderBackbone, SequentialRecommenderConfig
+    >>> config = SequentialRecommenderConfig.from_preset("tiny", num_items=100)
+    >>> backbone = SequentialRecommenderBackbone(config)
+    >>> tuple(backbone({"item_ids": np.array([[0, 0, 7], [3, 1, 7]])}).shape)
+    (2, 3, 32)
+
+    Reference:
+
+    - [Self-Attentive Sequential Recommendation (Kang and McAuley, 2018)](
+      https://arxiv.org/abs/1808.09781)
+    """
+
+    def __init__(
+        self, config: SequentialRecommenderConfig, *, dtype: Any = None, **kwargs: Any
+    ) -> None:
+        policy = keras.dtype_policies.get(dtype)
+
+        def draw() -> keras.initializers.Initializer:
+            return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
+
+        def norm(name: str) -> keras.Layer:
+            return LayerNormalization(epsilon=config.layer_norm_epsilon, dtype=policy, name=name)
+
+        item_embedding = ReversibleEmbedding(
+            config.num_items + 1,
+            config.hidden_dim,
+            embeddings_initializer=draw(),
+            dtype=policy,
+            name="item_embedding",
+        )
+        positions = PositionEmbedding(
+            config.max_length,
+            counts_from_end=True,
+            embeddings_initializer=draw(),
+            dtype=policy,
+            name="position_embedding",
+        )
+        blocks = [
+            TransformerEncoderBlock(
+                config.num_heads,
+                config.intermediate_dim,
+                activation=config.activation,
+                dropout=config.dropout,
+                attention_dropout=config.dropout,
+                layer_norm_epsilon=config.layer_norm_epsilon,
+                normalize_first=True,
+                kernel_initializer=draw(),
+                dtype=policy,
+                name=f"transformer_layer_{index}",
+            )
+            for index in range(config.num_layers)
+        ]
+        final_norm = norm("final_norm")
+
+        inputs = {"item_ids": Input((None,), dtype="int32", name="item_ids")}
+        # The norm: an item's vector may be as small as a good logit needs it, its input may not.
+        hidden = norm("embeddings_norm")(positions(item_embedding(inputs["item_ids"])))
+        hidden = Dropout(config.dropout, dtype=policy, name="embeddings_drop")(hidden)
+        sees = HistoryMask(dtype=policy, name="history_mask")(inputs["item_ids"])
+        for block in blocks:
+            hidden = block(hidden, sees)
+        super().__init__(inputs, final_norm(hidden), **kwargs)
+        self.config = config
+        self.layers_policy = policy
+        self.item_embedding = item_embedding
+        self.position_embedding = positions
+        self.transformer_layers = blocks
+        self.final_norm = final_norm
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "config": asdict(self.config),
+            "dtype": keras.dtype_policies.serialize(self.layers_policy),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "SequentialRecommenderBackbone":
+        return cls(**{**config, "config": SequentialRecommenderConfig(**config["config"])})

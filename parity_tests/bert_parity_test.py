@@ -1,0 +1,104 @@
+"""BERT beside that of transformers while it runs: other seeds, the way back, and twenty steps."""
+
+import keras
+import numpy as np
+import pytest
+import torch
+from transformers import BertForMaskedLM
+
+from keras_deepseek.models import BertConfig, BertMaskedLM
+from tests.oracles.golden.models.make_bert_masked_lm import (
+    CASES,
+    compute_logits,
+    draw_inputs,
+    make_model,
+    run_case,
+)
+from tests.oracles.model_parity import check_case, read_config, relative_error
+
+LEARNING_RATE, WEIGHT_DECAY, EPSILON, STEPS = 1e-3, 0.01, 1e-8, 20
+
+
+def to_arrays(inputs):
+    return {name: tensor.numpy().astype("int32") for name, tensor in inputs.items()}
+
+
+def check_logits(ours, theirs):
+    inputs = draw_inputs(theirs)
+    real = inputs["padding_mask"].numpy()[..., None]
+    with torch.no_grad():
+        expected = compute_logits(theirs, inputs).numpy() * real
+    found = keras.ops.convert_to_numpy(ours(to_arrays(inputs))) * real
+    error = relative_error(found, expected)
+    assert error < 1e-4
+    return error
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_it_computes_what_transformers_computes(name, seed, record_property):
+    torch.manual_seed(seed)
+    case = run_case(name)
+    model = BertMaskedLM(BertConfig.from_checkpoint_config(read_config(case)))
+    logits, gradients = check_case(model, model.checkpoint_entries(), case)
+    record_property("errors", f"{logits:.1e}  {gradients:.1e}  seed {seed}  bert, {name}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_checkpoints_go_both_ways(name, tmp_path):
+    torch.manual_seed(3)
+    theirs = make_model(name)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = BertMaskedLM.from_preset(tmp_path / "theirs", verbose=False)
+    check_logits(ours, theirs)
+
+    for weight in ours.trainable_weights:
+        noise = np.random.default_rng(0).normal(0, 0.1, weight.shape)
+        weight.assign(keras.ops.convert_to_numpy(weight) + noise.astype("float32"))
+    ours.save_to_preset(tmp_path / "ours", verbose=False)
+    again, found = BertForMaskedLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not found["unexpected_keys"]
+    assert not found["missing_keys"]
+    check_logits(ours, again.eval())
+
+
+@pytest.mark.parametrize("name", list(CASES)[:2])
+def test_twenty_steps_have_the_same_losses(name, tmp_path, record_property):
+    torch.manual_seed(4)
+    theirs = make_model(name)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = BertMaskedLM.from_preset(
+        tmp_path / "theirs", verbose=False, dropout=0.0, attention_dropout=0.0
+    )
+    batches = []
+    for _ in range(STEPS):
+        inputs = draw_inputs(theirs)
+        targets = torch.randint(0, theirs.config.vocab_size, inputs["token_ids"].shape)
+        shown = (torch.rand(targets.shape) < 0.5) & (inputs["padding_mask"] == 1)
+        batches.append((inputs, torch.where(shown, targets, -100)))
+
+    expected = []
+    optimizer = torch.optim.AdamW(
+        theirs.parameters(), LEARNING_RATE, eps=EPSILON, weight_decay=WEIGHT_DECAY
+    )
+    for inputs, targets in batches:  # In inference mode there is no dropout.
+        logits = compute_logits(theirs, inputs)
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=-100
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+
+    ours.compile(
+        keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY, epsilon=EPSILON),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-100),
+    )
+    losses = []
+    for inputs, targets in batches:
+        ours.reset_metrics()  # Else it is the mean of all steps.
+        losses.append(float(ours.train_on_batch(to_arrays(inputs), targets.numpy())))
+    error = np.abs(np.subtract(losses, expected)).max() / np.abs(expected).max()
+    record_property("errors", f"{error:.1e}  losses of {STEPS} steps  bert, {name}")
+    assert error < 1e-4

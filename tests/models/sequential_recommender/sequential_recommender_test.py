@@ -1,0 +1,159 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.deploy import Exporter
+from keras_deepseek.inference import ServingEngine
+from keras_deepseek.models import (
+    HitRate,
+    NormalizedDiscountedCumulativeGain,
+    PlantedInteractions,
+    SequentialRecommender,
+    SequentialRecommenderConfig,
+)
+from keras_deepseek.testing import assert_close
+from keras_deepseek.training import Trainer
+
+NUM_ITEMS = 20
+
+
+def make_recommender(dtype=None, **changes):
+    sizes = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "intermediate_dim": 32}
+    config = {"num_items": NUM_ITEMS, "max_length": 6, **sizes, **changes}
+    return SequentialRecommender(SequentialRecommenderConfig(**config), dtype=dtype)
+
+
+def to_numpy(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
+def score(recommender, histories):
+    return to_numpy(recommender({"item_ids": np.array(histories, "int32")}))
+
+
+def test_a_short_training_beats_popularity_by_far():
+    planted = PlantedInteractions(num_users=600, num_categories=6, num_styles=2, seed=1)
+    data = planted.draw()
+    split = data.leave_last_out()
+    recommender = make_recommender(num_items=data.num_items, max_length=20, hidden_dim=32)
+    training_model = recommender.make_training_model(
+        32, item_weights=(split.item_counts() + 1.0) ** 0.75, seed=0
+    )
+    training_model.compile(keras.optimizers.Adam(1e-2))
+    Trainer(training_model).fit(split.train_inputs(20), batch_size=64, epochs=12, verbose=0)
+
+    recommender.compile(
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[HitRate(10), NormalizedDiscountedCumulativeGain(10)],
+    )
+    inputs, targets = split.test_data(20)
+    found = recommender.evaluate(inputs, targets, verbose=0, return_dict=True)
+    popular = HitRate(10)
+    counts = np.concatenate([[-1.0], split.item_counts()])
+    popular.update_state(targets, np.tile(counts, (len(targets), 1)))
+    best = planted.best_hit_rate([history[:-1] for history in split.held_out])
+    assert found["hit_rate_at_10"] > float(popular.result()) + 0.3
+    assert found["hit_rate_at_10"] < best + 0.05
+    assert 0 < found["ndcg_at_10"] < found["hit_rate_at_10"]
+
+
+def test_a_score_is_the_product_of_the_newest_hidden_state_and_the_items_embedding():
+    recommender, histories = make_recommender(), [[0, 3, 5], [7, 2, 9]]
+    hidden = to_numpy(recommender.backbone({"item_ids": np.array(histories, "int32")}))
+    table = to_numpy(recommender.backbone.item_embedding.embeddings)
+    scores = score(recommender, histories)
+    assert_close(scores[:, 1:], hidden[:, -1] @ table[1:].T)
+    assert np.all(scores[:, 0] < scores[:, 1:].min())
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_what_is_recommended_are_the_best_scores_of_what_was_not_seen(exclude_seen):
+    recommender = make_recommender()
+    histories = [[3], [4, 4, 9, 1], list(range(1, 16))]  # The last is longer than what is read.
+    items, scores = recommender.recommend(histories, 4, exclude_seen=exclude_seen)
+    padded = [([0] * 6 + history)[-6:] for history in histories]
+    expected = score(recommender, padded)
+    for row, history in enumerate(histories):
+        if exclude_seen:
+            expected[row, history] = -np.inf
+    assert_close(scores, -np.sort(-expected, axis=1)[:, :4])
+    assert_close(np.take_along_axis(expected, items, axis=1), scores)
+
+
+def test_recommendations_are_of_the_weights_of_the_moment():
+    recommender = make_recommender()
+    before, _ = recommender.recommend([[1, 2]], 3)
+    recommender.backbone.item_embedding.embeddings.assign(
+        -1 * to_numpy(recommender.backbone.item_embedding.embeddings)
+    )
+    after, _ = recommender.recommend([[1, 2]], 3)
+    assert before.tolist() != after.tolist()
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_any_number_of_users_is_answered(count):
+    recommender = make_recommender()
+    histories = [[item + 1] for item in range(count)]
+    items, scores = recommender.recommend(histories, 2)
+    assert items.shape == scores.shape == (count, 2)
+    for row, history in zip(items, histories, strict=True):
+        assert row.tolist() == recommender.recommend([history], 2)[0][0].tolist()
+
+
+def test_a_history_with_an_item_that_does_not_exist_is_refused():
+    with pytest.raises(InvalidInputError, match="that of user 1, counted from 0, has 2 to 21"):
+        make_recommender().recommend([[1], [2, 21]])
+
+
+def test_the_training_model_shares_every_weight():
+    recommender = make_recommender()
+    ours = {id(weight) for weight in recommender.trainable_weights}
+    theirs = {id(weight) for weight in recommender.make_training_model().trainable_weights}
+    assert ours == theirs
+
+
+def test_padding_is_never_drawn_and_weights_are_those_of_items():
+    weights = np.arange(NUM_ITEMS) + 1.0
+    model = make_recommender().make_training_model(5000, item_weights=weights, seed=0)
+    drawn = np.bincount(
+        to_numpy(model.get_layer("sampled_softmax").draw_classes()), minlength=NUM_ITEMS + 1
+    )
+    assert drawn[0] == 0
+    assert np.abs(drawn[1:] / 5000 - weights / weights.sum()).max() < 0.02
+
+
+def test_a_saved_recommender_is_the_same_after_loading(tmp_path):
+    recommender = make_recommender()
+    recommender.save(tmp_path / "model.keras")
+    revived = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(revived, SequentialRecommender)
+    assert revived.config == recommender.config
+    assert_close(score(revived, [[0, 3, 5]]), score(recommender, [[0, 3, 5]]))
+
+
+def test_under_a_mixed_policy_scores_are_in_float32():
+    recommender = make_recommender("mixed_bfloat16")
+    scores = recommender({"item_ids": np.array([[0, 3, 5]], "int32")})
+    assert keras.backend.standardize_dtype(scores.dtype) == "float32"
+    assert recommender.backbone.transformer_layers[0].compute_dtype == "bfloat16"
+
+
+def test_what_is_served_is_exported_and_recommends_the_same(tmp_path):
+    recommender = make_recommender()
+    serving_model = recommender.make_serving_model(5)
+    assert {name: tuple(each.shape) for name, each in serving_model.output.items()} == {
+        "items": (None, 5),
+        "scores": (None, 5),
+    }
+    assert serving_model.input["item_ids"].shape == (None, 6)
+    if keras.backend.backend() == "jax":
+        pytest.importorskip("jax2onnx")
+    form = "savedmodel" if keras.backend.backend() == "tensorflow" else "onnx"
+    Exporter(serving_model, form, verbose=False).export(tmp_path / "bundle")
+    histories = [[0, 0, 0, 2, 8, 3], [1, 2, 3, 4, 5, 6]]
+    with ServingEngine(tmp_path / "bundle") as engine:
+        served = engine.predict({"item_ids": np.array(histories, "int32")})
+    items, scores = recommender.recommend([histories[0][3:], histories[1]], 5)
+    np.testing.assert_array_equal(served["items"], items)
+    assert_close(served["scores"], scores)
