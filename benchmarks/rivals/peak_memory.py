@@ -20,22 +20,27 @@ def measure_peak(
         counts_model: boolean. Whether what `make_step` leaves behind counts, or a step's own alone.
     """
     gc.collect()
-    before = _read_status("VmRSS")
+    before = read_status("VmRSS")
     step = make_step()
     if not counts_model:
         gc.collect()
-        before = _read_status("VmRSS")
+        before = read_status("VmRSS")
     step()  # Compiles. What it leaves behind counts: TensorFlow keeps its memory for the next step.
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # The peak starts anew.
+    restart_peak()
     seconds = []
     for _ in range(runs):
         start = time.process_time()
         step()
         seconds.append(time.process_time() - start)
-    return {"megabytes": _read_status("VmHWM") - before, "seconds": statistics.median(seconds)}
+    return {"megabytes": read_status("VmHWM") - before, "seconds": statistics.median(seconds)}
 
 
-def _read_status(name: str) -> float:
+def restart_peak() -> None:
+    """Has Linux count the peak of this process anew."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def read_status(name: str) -> float:
     """Returns a figure that Linux has on this process, in MB."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     (kibibytes,) = re.findall(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)

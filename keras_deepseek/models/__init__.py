@@ -1,6 +1,7 @@
 """Models: a folder a family, each with its config, its backbone and its tasks.
 
-All of them are plain Functional `keras.Model`s.
+All of them are plain Functional `keras.Model`s. What families share stands beside them:
+`checkpoints` reads and writes their weights, `tokenizers` makes tokens of text.
 """
 
 from keras_deepseek.models.causal_lm import CausalLM
@@ -30,6 +31,7 @@ from keras_deepseek.models.residual_image_classifier import (
     ResidualImageClassifier,
     ResidualImageClassifierConfig,
 )
+from keras_deepseek.models.tokenizers import Tokenizer
 
 __all__ = [
     "CausalLM",
@@ -49,4 +51,5 @@ __all__ = [
     "ResidualImageClassifier",
     "ResidualImageClassifierConfig",
     "TokenLogits",
+    "Tokenizer",
 ]

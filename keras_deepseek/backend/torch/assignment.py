@@ -19,8 +19,8 @@ def assign_array(variable: keras.Variable, source: Any) -> None:
 
 
 def _to_tensor(piece: Array) -> torch.Tensor:
-    """Returns a tensor on the memory of an array: `copy_` reads it in whatever order it lies."""
-    if any(stride < 0 for stride in piece.strides) or not piece.flags.writeable:
+    """Returns a tensor on the memory of an array, if PyTorch can read it as it lies."""
+    if not (piece.flags.writeable and piece.flags.aligned and min(piece.strides, default=0) >= 0):
         piece = piece.copy()
     if piece.dtype.name == "bfloat16":  # PyTorch knows no other package's dtypes.
         return torch.from_numpy(piece.view("int16")).view(torch.bfloat16)

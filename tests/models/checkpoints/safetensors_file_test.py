@@ -103,7 +103,7 @@ def entry(**changes):
         (entry(data_offsets=[4, 12]), "leave a gap"),
         (entry(dtype="F4"), "dtype 'F4'; those that can be read are F64"),
         (entry(dtype=[]), r"dtype \[\]"),
-        ({**entry(), **{"b": entry()["a"]}}, "overlap"),
+        ({**entry(), "b": entry()["a"]}, "overlap"),
     ],
 )
 def test_what_is_wrong_with_a_header_is_told(tmp_path, header, words):
@@ -140,8 +140,7 @@ def test_of_any_header_either_all_tensors_can_be_read_or_an_error_tells_why(
     path = write_header(tmp_path_factory.getbasetemp(), header, num_bytes)
     try:
         found = read_header(path)
-    except CheckpointError as error:
-        assert "model.safetensors" in str(error)
+    except CheckpointError:
         return
     with MappedFiles() as files:
         assert sum(files.read(tensor).nbytes for tensor in found.values()) == num_bytes

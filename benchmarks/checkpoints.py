@@ -1,0 +1,122 @@
+"""What it takes to load and to save a checkpoint of 1 GB, beside `transformers`.
+
+A decoder of Llama's shape with random weights, in one safetensors file and in shards, float32 and
+bfloat16. `PresetModel` fills and writes the same model, built of layers of this package, on each
+backend; `transformers` on PyTorch reads the same folder with `LlamaForCausalLM.from_pretrained` and
+writes one with `save_pretrained`. Each measurement is a process of its own, in one thread, that has
+imported its packages before; the two take turns in rounds, and a number is the median. The files
+are in the page cache for both.
+
+- "s" is the time by the clock, "CPU s" that of the processor. Building the model counts.
+- "peak" is what the process held at the most beyond what it held before, in copies of the weights
+  as the model has them: 1.0 is the weights alone, and with them the mapped pages of a file count.
+
+    python benchmarks/checkpoints.py [--rounds 5] [--json RESULT.json] [--quick]
+"""
+
+import importlib.util
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from processes import RETURN_LARGE_BLOCKS, find_backends, make_parser, run_script, write_json
+
+FULL = {
+    "vocabulary_size": 32_000,
+    "hidden_dim": 1024,
+    "intermediate_dim": 2816,
+    "num_layers": 14,
+    "num_heads": 16,
+}
+QUICK = {
+    "vocabulary_size": 8_000,
+    "hidden_dim": 512,
+    "intermediate_dim": 1376,
+    "num_layers": 4,
+    "num_heads": 8,
+}
+FORMS = {  # The dtype of the file, that of the model, and the number of shards.
+    "float32": ("float32", "float32", 1),
+    "float32, 4 shards": ("float32", "float32", 4),
+    "bfloat16": ("bfloat16", "bfloat16", 1),
+    "bfloat16 to float32": ("bfloat16", "float32", 1),
+}
+
+Numbers = dict[str, Any]
+
+
+def main() -> int:
+    arguments = make_parser(__doc__).parse_args()
+    sizes = QUICK if arguments.quick else FULL
+    who = [("ours", backend) for backend in find_backends()]
+    if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
+        who.append(("transformers", "torch"))
+    else:
+        print("transformers: left out, it or PyTorch is not installed")
+    rows: list[Numbers] = []
+    heads = ("load s", "CPU s", "peak", "save s", "CPU s", "peak")
+    print(f"{'':46}" + "".join(f"{head:>9}" for head in heads))
+    with tempfile.TemporaryDirectory(prefix="checkpoint_benchmark_") as work:
+        for form, (file_dtype, dtype, num_shards) in FORMS.items():
+            folder = Path(work, "source")
+            setting = {**sizes, "file_dtype": file_dtype, "dtype": dtype, "num_shards": num_shards}
+            made = run("make", "ours", who[0][1], folder, setting)
+            if made is None:
+                return 1
+            rows += measure_form(form, who, folder, setting, made, arguments.rounds)
+    write_json(arguments.json, {"sizes": sizes, "rows": rows})
+    return 0
+
+
+def measure_form(
+    form: str,
+    who: list[tuple[str, str]],
+    folder: Path,
+    setting: Numbers,
+    made: Numbers,
+    rounds: int,
+) -> list[Numbers]:
+    """Returns the numbers of one form of the file, one row a reader, and prints them."""
+    found: dict[tuple[str, str], list[Numbers]] = {each: [] for each in who}
+    for _ in range(rounds):
+        for each in who:
+            numbers = run("measure", *each, folder, setting)
+            if numbers:
+                found[each].append(numbers)
+    rows = []
+    for (name, backend), measured in found.items():
+        if not measured:
+            continue
+        medians = {
+            kind: {key: statistics.median(one[kind][key] for one in measured) for key in numbers}
+            for kind, numbers in measured[0].items()
+        }
+        rows.append({"form": form, "who": name, "backend": backend, **made, **medians})
+        show(rows[-1])
+    return rows
+
+
+def run(action: str, name: str, backend: str, folder: Path, setting: Numbers) -> Numbers | None:
+    """Returns the numbers of a process, or `None` where it failed."""
+    arguments = [action, name, str(folder), json.dumps(setting)]
+    variables = {**RETURN_LARGE_BLOCKS, "HF_HUB_OFFLINE": "1"}
+    numbers: Numbers | None = run_script("checkpoints.py", backend, *arguments, **variables)
+    return numbers
+
+
+def show(row: Numbers) -> None:
+    """Prints a row, its peaks in copies of the weights."""
+    cells = []
+    for kind in ("load", "save"):
+        numbers = row[kind]
+        copies = numbers["peak_bytes"] / row["weight_bytes"]
+        cells += [f"{numbers['seconds']:.2f}", f"{numbers['cpu_seconds']:.2f}", f"{copies:.2f}"]
+    title = f"{row['form']:20}{row['who']:13} {row['backend']:12}"
+    print(f"{title}" + "".join(f"{cell:>9}" for cell in cells), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

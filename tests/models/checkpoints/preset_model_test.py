@@ -1,0 +1,232 @@
+import json
+import os
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError, NotSupportedError
+from keras_deepseek.models.checkpoints.checkpoint_entry import copied_entry
+from tests.models.checkpoints.weights_reader_test import assert_equal, scale
+from tests.oracles.preset_model import (
+    SmallModel,
+    make_model,
+    make_tensors,
+    read_weights_of,
+    write_preset,
+)
+
+INPUTS = {
+    "token_ids": np.array([[1, 2, 3, 4], [5, 6, 7, 0]], "int32"),
+    "padding_mask": np.array([[1, 1, 1, 1], [1, 1, 1, 0]], "int32"),
+}
+
+
+def predict(model):
+    return keras.ops.convert_to_numpy(model(INPUTS))
+
+
+def write_vocabulary(folder, size):
+    vocabulary = {f"t{number}": number for number in range(size)}
+    content = {"model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "t0"}}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "t1"}')
+
+
+@pytest.fixture
+def preset(tmp_path):
+    write_preset(tmp_path / "preset", make_model(1))
+    return tmp_path / "preset"
+
+
+def test_a_model_that_was_written_is_read_again(tmp_path):
+    model = make_model(1, hidden_dim=8)
+    model.save_to_preset(tmp_path / "preset")
+    again = SmallModel.from_preset(tmp_path / "preset")
+    assert again.config == model.config
+    assert_equal(read_weights_of(again), read_weights_of(model))
+    assert np.array_equal(predict(again), predict(model))
+
+
+def test_a_preset_of_others_is_read(preset):
+    model = SmallModel.from_preset(preset)
+    assert np.array_equal(predict(model), predict(make_model(1)))
+    assert model.tokenizer is None
+    assert model.generation_config == {}
+
+
+def test_what_is_written_says_what_it_is(tmp_path):
+    make_model().save_to_preset(tmp_path / "preset")
+    config = json.loads((tmp_path / "preset" / "config.json").read_text())
+    assert config == {
+        "architectures": ["SmallForCausalLM"],
+        "dtype": "float32",
+        "hidden_size": 6,
+        "model_type": "small",
+        "n_experts": 3,
+        "vocab_size": 40,
+    }
+    assert sorted(os.listdir(tmp_path / "preset")) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_it_is_written_and_read_in_half_precision(tmp_path, dtype):
+    model = make_model(1)
+    model.save_to_preset(tmp_path / "preset", dtype=dtype)
+    assert json.loads((tmp_path / "preset" / "config.json").read_text())["dtype"] == dtype
+    again = SmallModel.from_preset(tmp_path / "preset", dtype=dtype)
+    assert {each.dtype for each in again.weights} <= {dtype, "int32", "float32"}
+    assert again.small_layers["head"].kernel.dtype == dtype
+    assert_equal(read_weights_of(again), read_weights_of(model), 0.02)
+    norm = SmallModel.from_preset(tmp_path / "preset").small_layers["norm"]
+    assert np.array_equal(norm.gamma, model.small_layers["norm"].gamma)  # Kept in float32.
+
+
+def test_a_preset_in_shards_is_replaced_by_one_of_one_file(tmp_path):
+    model = make_model(1)
+    model.save_to_preset(tmp_path / "preset", max_shard_bytes=400)
+    assert len(os.listdir(tmp_path / "preset")) > 4
+    again = SmallModel.from_preset(tmp_path / "preset")
+    assert_equal(read_weights_of(again), read_weights_of(model))
+    again.save_to_preset(tmp_path / "preset")
+    assert len(os.listdir(tmp_path / "preset")) == 2
+
+
+def test_the_weights_may_be_left_random(preset):
+    (preset / "model.safetensors").unlink()
+    model = SmallModel.from_preset(preset, load_weights=False)
+    assert np.abs(model.small_layers["head"].kernel).max() > 0
+    with pytest.raises(CheckpointError, match=r"has neither 'model\.safetensors'"):
+        SmallModel.from_preset(preset)
+
+
+def test_values_of_the_config_are_overridden(preset):
+    model = SmallModel.from_preset(preset, load_weights=False, vocabulary_size=50)
+    assert model.config.vocabulary_size == 50
+    with pytest.raises(InvalidInputError, match="did you mean 'vocabulary_size'"):
+        SmallModel.from_preset(preset, vocabulary_sise=50)
+    with pytest.raises(CheckpointError, match=r"'embed\.weight' is \(40, 6\), expected \(50, 6\)"):
+        SmallModel.from_preset(preset, vocabulary_size=50)
+
+
+def test_float8_is_read_by_the_blocks_of_the_config(preset):
+    model = make_model(1)
+    tensors = make_tensors(model)
+    for name in ("up.weight", "experts.1.weight"):
+        tensors[name], tensors[f"{name}_scale_inv"] = scale(tensors[name], (2, 5))
+    quantization = {"quant_method": "fp8", "weight_block_size": [2, 5], "fmt": "e4m3"}
+    write_preset(preset, model, tensors, quantization_config=quantization)
+    again = SmallModel.from_preset(preset)
+    assert_equal(read_weights_of(again), read_weights_of(model), 0.2)
+    again.save_to_preset(preset)
+    assert "quantization_config" not in json.loads((preset / "config.json").read_text())
+
+
+def test_another_quantization_is_told(preset):
+    write_preset(preset, make_model(), quantization_config={"quant_method": "gptq"})
+    with pytest.raises(NotSupportedError, match="quantized by 'gptq'; expected 'fp8'"):
+        SmallModel.from_preset(preset)
+
+
+def test_a_wrong_architecture_is_told(preset):
+    write_preset(preset, make_model(), architectures=["OtherModel"])
+    with pytest.raises(
+        InvalidInputError,
+        match=r"a checkpoint of OtherModel .*and SmallModel reads SmallForCausalLM or OldSmall",
+    ):
+        SmallModel.from_preset(preset)
+    write_preset(preset, make_model(), architectures=None)
+    with pytest.raises(InvalidInputError, match=r"of no architecture \(model_type 'small'\)"):
+        SmallModel.from_preset(preset)
+    write_preset(preset, make_model(), architectures=["OldSmallForCausalLM"])
+    SmallModel.from_preset(preset)
+
+
+def test_an_unknown_key_of_the_config_is_told(preset):
+    write_preset(preset, make_model(), rope_scaling={"factor": 4})
+    with pytest.raises(InvalidInputError, match="keys that are not known: 'rope_scaling'"):
+        SmallModel.from_preset(preset)
+
+
+def test_a_tokenizer_that_does_not_fit_is_told_when_read_and_when_written(preset, tmp_path):
+    write_vocabulary(preset, 41)
+    words = "token ids up to 40, and the model embeds 40 tokens"
+    with pytest.raises(InvalidInputError, match=words):
+        SmallModel.from_preset(preset)
+    model = make_model()
+    model._tokenizer_files = {"tokenizer.json": (preset / "tokenizer.json").read_bytes()}
+    with pytest.raises(InvalidInputError, match=words):
+        model.save_to_preset(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_tokenizer_and_generation_config_go_along(preset, tmp_path, monkeypatch, is_installed):
+    if is_installed:
+        pytest.importorskip("tokenizers")
+    monkeypatch.setattr(
+        "keras_deepseek.models.checkpoints.preset_model.is_installed", lambda: is_installed
+    )
+    write_vocabulary(preset, 40)
+    (preset / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+    model = SmallModel.from_preset(preset)
+    assert (model.tokenizer is not None) is is_installed
+    assert model.generation_config["eos_token_id"] == [1, 2]
+    model.save_to_preset(tmp_path / "new")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "new" / name).read_bytes() == (preset / name).read_bytes()
+    assert SmallModel.from_preset(tmp_path / "new").generation_config == model.generation_config
+
+
+def test_a_lora_is_written_with_its_kernel(preset, tmp_path):
+    model = SmallModel.from_preset(preset)
+    for layer in (model.small_layers["mixer"].up, model.small_layers["embedding"]):
+        layer.enable_lora(2)
+        for variable in layer.trainable_variables:
+            variable.assign(np.random.default_rng(3).normal(size=variable.shape))
+    model.save_to_preset(tmp_path / "new")
+    merged = SmallModel.from_preset(tmp_path / "new")
+    assert np.abs(predict(merged) - predict(make_model(1))).max() > 0.01
+    assert np.allclose(predict(merged), predict(model), atol=1e-4)
+
+
+def test_a_wrong_dtype_or_size_is_told_before_anything_is_written(tmp_path):
+    with pytest.raises(InvalidInputError, match="Unknown `dtype` 'float8'"):
+        make_model().save_to_preset(tmp_path / "preset", dtype="float8")
+    with pytest.raises(InvalidInputError, match="`max_shard_bytes` must be a positive integer"):
+        make_model().save_to_preset(tmp_path / "preset", max_shard_bytes=0)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_map_that_leaves_a_variable_out_or_has_it_twice_is_told(preset, monkeypatch):
+    entries_of = SmallModel.checkpoint_entries
+    monkeypatch.setattr(SmallModel, "checkpoint_entries", lambda self: entries_of(self)[1:])
+    with pytest.raises(InvalidInputError, match=r"\['.*embeddings'\] have none or several"):
+        SmallModel.from_preset(preset)
+    monkeypatch.setattr(
+        SmallModel,
+        "checkpoint_entries",
+        lambda self: [*entries_of(self), copied_entry(self.small_layers["norm"].beta, "more")],
+    )
+    with pytest.raises(InvalidInputError, match=r"\['.*beta'\] have none or several"):
+        SmallModel.from_preset(preset)
+
+
+def test_it_is_a_plain_model_that_keras_saves_and_clones(preset, tmp_path):
+    model = SmallModel.from_preset(preset)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert np.array_equal(predict(again), predict(model))
+    assert isinstance(again, keras.Model)
+    again.save_to_preset(tmp_path / "again")
+    assert_equal(
+        read_weights_of(SmallModel.from_preset(tmp_path / "again")), read_weights_of(model)
+    )
+
+
+def test_a_folder_needs_no_other_package(preset, tmp_path, monkeypatch):
+    for name in ("safetensors", "tokenizers", "huggingface_hub", "transformers", "jinja2"):
+        monkeypatch.setitem(sys.modules, name, None)
+    SmallModel.from_preset(preset).save_to_preset(tmp_path / "new")
+    assert (tmp_path / "new" / "model.safetensors").exists()
