@@ -26,6 +26,14 @@ from keras_deepseek.models.deepseek_v32 import (
     DeepSeekV32CausalLM,
     DeepSeekV32Config,
 )
+from keras_deepseek.models.lora import (
+    enable_lora,
+    load_lora_weights,
+    load_peft_adapter,
+    merge_lora,
+    save_lora_weights,
+    save_peft_adapter,
+)
 from keras_deepseek.models.residual_image_classifier import (
     ResidualBackbone,
     ResidualImageClassifier,
@@ -52,4 +60,10 @@ __all__ = [
     "ResidualImageClassifierConfig",
     "TokenLogits",
     "Tokenizer",
+    "enable_lora",
+    "load_lora_weights",
+    "load_peft_adapter",
+    "merge_lora",
+    "save_lora_weights",
+    "save_peft_adapter",
 ]
