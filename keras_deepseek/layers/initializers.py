@@ -4,6 +4,14 @@ from typing import Any
 
 import keras
 
+_RANDOM = (
+    keras.initializers.Orthogonal,
+    keras.initializers.RandomNormal,
+    keras.initializers.RandomUniform,
+    keras.initializers.TruncatedNormal,
+    keras.initializers.VarianceScaling,  # Glorot's, He's and LeCun's are of this class.
+)
+
 
 def clone_initializer(initializer: Any) -> Any:
     """Returns a fresh initializer of the same kind.
@@ -45,7 +53,7 @@ def draws_random_numbers(initializer: Any) -> bool:
         return True
     if isinstance(initializer, str | dict):
         initializer = keras.initializers.get(initializer)
-    return isinstance(initializer, keras.initializers.RandomInitializer)
+    return isinstance(initializer, _RANDOM)
 
 
 class _ScaledInitializer:

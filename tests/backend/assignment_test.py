@@ -33,7 +33,7 @@ def test_values_come_in_pieces(shape, monkeypatch):
 
 
 def test_integers_come_as_they_are():
-    variable = keras.Variable(np.zeros(4), dtype="int32")
+    variable = keras.Variable(np.zeros(4), dtype="int32", trainable=False)
     current().assign_array(variable, np.arange(4))
     assert keras.ops.convert_to_numpy(variable).tolist() == [0, 1, 2, 3]
 

@@ -2,7 +2,11 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.layers.initializers import clone_initializer, stack_initializer
+from keras_deepseek.layers.initializers import (
+    clone_initializer,
+    draws_random_numbers,
+    stack_initializer,
+)
 
 
 def draw(initializer):
@@ -38,3 +42,21 @@ def test_stacked_kernels_are_drawn_as_each_alone():
 def test_what_knows_no_fan_is_not_scaled():
     constant = stack_initializer(keras.initializers.Constant(3.0), 50)
     assert keras.ops.convert_to_numpy(constant((2, 1, 1))).ravel().tolist() == [3.0, 3.0]
+
+
+RANDOM_NAMES = ["glorot_uniform", "he_normal", "lecun_normal", "orthogonal", "random_normal"]
+
+
+@pytest.mark.parametrize("name", [*RANDOM_NAMES, "random_uniform", "truncated_normal"])
+def test_random_initializers_are_told_from_values(name):
+    assert draws_random_numbers(name)
+    initializer = keras.initializers.get(name)
+    assert draws_random_numbers(initializer)
+    assert draws_random_numbers(keras.initializers.serialize(initializer))
+    assert draws_random_numbers(stack_initializer(initializer, 2))
+
+
+def test_values_are_not_random_and_the_default_is():
+    assert draws_random_numbers(None)
+    for value in ("zeros", "ones", keras.initializers.Constant(2.0), "identity", keras.ops.ones):
+        assert not draws_random_numbers(value)

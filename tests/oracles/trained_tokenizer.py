@@ -34,7 +34,7 @@ def train_tokenizer(folder, vocabulary_size=320, **config):
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<s>",
         "eos_token": "</s>",
-        "pad_token": {"content": "<pad>"},
+        "pad_token": {"__type": "AddedToken", "content": "<pad>", "special": True},
         "chat_template": CHAT_TEMPLATE,
         **config,
     }

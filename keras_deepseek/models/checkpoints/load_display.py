@@ -49,7 +49,7 @@ class LoadDisplay:
         self._is_shown = is_shown and self._console.is_terminal
         self._clock = clock
         self._began = clock()
-        self._done = 0
+        self._is_live = False
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -70,9 +70,11 @@ class LoadDisplay:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        if self._is_live:
+            self._progress.stop()
 
     def __call__(self, num_bytes: int) -> None:
         self._progress.advance(self._task, num_bytes)
-        if self._is_shown and self._clock() - self._began > _SHORT:
+        if self._is_shown and not self._is_live and self._clock() - self._began > _SHORT:
+            self._is_live = True
             self._progress.start()

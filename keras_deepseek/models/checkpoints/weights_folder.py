@@ -148,6 +148,7 @@ def _read_index(path: Path) -> dict[str, str]:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         names = {*weight_map, *weight_map.values()}
         is_valid = all(isinstance(name, str) for name in names)
+        is_valid &= all(shard.endswith(".safetensors") for shard in weight_map.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{str(path)!r} is no index of shards: {error!r}.") from error
     # A name with a path in it would lead out of the folder.

@@ -50,8 +50,9 @@ class Tokenizer:
             or, where padding is on the left, at the beginning. `None` takes the longest. Defaults
             to `None`.
         padding_side: `"right"` for training or `"left"` for generation. Defaults to `"right"`.
-        add_special_tokens: boolean. Whether tokens such as that of the beginning are added.
-            Defaults to `True`.
+        add_special_tokens: boolean. Whether the tokens of beginning and end that `tokenizer.json`
+            asks for are added. `add_bos_token` of `tokenizer_config.json` is passed over, as
+            `transformers` 5 does. Defaults to `True`.
 
     Returns:
         A dict of `"token_ids"`, int32 of shape `(batch_size, sequence_length)`, and
@@ -154,7 +155,9 @@ class Tokenizer:
         return {"token_ids": token_ids, "padding_mask": padding_mask}
 
     @overload
-    def tokenize(self, texts: str, *, add_special_tokens: bool = True) -> list[int]: ...
+    def tokenize(  # type: ignore[overload-overlap] # A string is a sequence of strings.
+        self, texts: str, *, add_special_tokens: bool = True
+    ) -> list[int]: ...
 
     @overload
     def tokenize(
@@ -178,33 +181,7 @@ class Tokenizer:
             if not isinstance(text, str):
                 raise InvalidInputError(f"A text must be a string, received {text!r}.")
         encoded = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
-        rows = [list(each.ids) for each in encoded]
-        return [self._edit_ends(row) for row in rows] if add_special_tokens else rows
-
-    def _edit_ends(self, row: list[int]) -> list[int]:
-        """Returns the tokens with those of beginning and end that the config asks for.
-
-        `tokenizer.json` alone does not always add them: `add_bos_token` and `add_eos_token` of
-        `tokenizer_config.json` have the last word.
-        """
-        (adds_begin, has_begin), (adds_end, has_end) = self._ends
-        if adds_begin != has_begin:
-            row = [self.special_token_ids["bos_token"], *row] if adds_begin else row[1:]
-        if adds_end != has_end:
-            row = [*row, self.special_token_ids["eos_token"]] if adds_end else row[:-1]
-        return row
-
-    @cached_property
-    def _ends(self) -> list[tuple[bool, bool]]:
-        """Of beginning and end: whether its token is asked for, and whether the library adds it."""
-        of_nothing = self._tokenizer.encode("", add_special_tokens=True).ids
-        ends = []
-        for name, token_id in (("bos", of_nothing[:1]), ("eos", of_nothing[-1:])):
-            own_id = self.special_token_ids.get(f"{name}_token")
-            has = own_id is not None and token_id == [own_id]
-            wanted = self.config.get(f"add_{name}_token")
-            ends.append((has if wanted is None or own_id is None else bool(wanted), has))
-        return ends
+        return [list(each.ids) for each in encoded]
 
     def detokenize(self, token_ids: Any, *, skip_special_tokens: bool = True) -> Any:
         """Returns the text of token ids, or a list of texts where there are several rows.

@@ -132,7 +132,7 @@ _entries = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.dictionaries(st.text(max_size=3), _entries | _json, max_size=3), st.integers(0, 40))
 def test_of_any_header_either_all_tensors_can_be_read_or_an_error_tells_why(
     tmp_path_factory, header, num_bytes
@@ -146,7 +146,7 @@ def test_of_any_header_either_all_tensors_can_be_read_or_an_error_tells_why(
         assert sum(files.read(tensor).nbytes for tensor in found.values()) == num_bytes
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.binary(max_size=64), st.integers(0, 300))
 def test_bytes_that_were_changed_are_noticed_or_change_numbers_alone(
     tmp_path_factory, noise, place

@@ -113,23 +113,7 @@ def test_a_text_with_special_tokens_in_it_has_them(tokenizer):
     assert tokenizer.tokenize("<s>fox</s>") == [1, *tokenizer.tokenize("fox"), 2]
 
 
-@pytest.mark.parametrize(
-    ("config", "first", "last"),
-    [
-        ({"add_bos_token": True}, [1], []),
-        ({"add_bos_token": True, "add_eos_token": True}, [1], [2]),
-        ({"add_bos_token": False}, [], []),
-        ({"add_bos_token": True, "bos_token": None}, [], []),
-    ],
-)
-def test_the_config_decides_on_tokens_of_the_ends(tmp_path, config, first, last):
-    tokenizer = retrained(tmp_path, **config)
-    fox = tokenizer.tokenize("fox", add_special_tokens=False)
-    assert tokenizer.tokenize("fox") == [*first, *fox, *last]
-    assert tokenizer.tokenize(["", "fox"])[0] == [*first, *last]
-
-
-def test_the_config_takes_back_what_the_library_adds(tmp_path):
+def test_the_file_decides_on_tokens_of_beginning_and_end(tmp_path):
     from tokenizers import processors
 
     library = train_tokenizer(tmp_path / "tokenizer", add_bos_token=False)
@@ -139,7 +123,8 @@ def test_the_config_takes_back_what_the_library_adds(tmp_path):
     library.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
     tokenizer = Tokenizer.from_preset(tmp_path / "tokenizer")
     fox = tokenizer.tokenize("fox", add_special_tokens=False)
-    assert tokenizer.tokenize("fox") == [*fox, 2]
+    assert tokenizer.tokenize("fox") == [1, *fox, 2]
+    assert tokenizer("fox", add_special_tokens=False)["token_ids"].tolist() == [fox]
 
 
 def test_padding_and_cutting_that_the_file_asks_for_are_left_to_the_call(tmp_path):
