@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_number
 from keras_deepseek.layers.attention.key_value_cache import Cache
@@ -125,13 +126,13 @@ class DecoderBlock(keras.Layer):
         outputs = call_layer(self.attention, self.attention_norm(inputs), mask, **given)
         if cache is not None:
             outputs, cache = outputs
-        hidden = inputs + outputs
+        # An inner layer keeps its own dtype policy.
+        hidden = inputs + ops.cast(outputs, self.compute_dtype)
         by_token = {}
         if token_ids is not None and "token_ids" in _call_arguments(self.feed_forward):
             by_token["token_ids"] = token_ids
-        hidden = hidden + call_layer(
-            self.feed_forward, self.feed_forward_norm(hidden), mask, **by_token
-        )
+        outputs = call_layer(self.feed_forward, self.feed_forward_norm(hidden), mask, **by_token)
+        hidden = hidden + ops.cast(outputs, self.compute_dtype)
         return hidden if cache is None else (hidden, cache)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

@@ -19,7 +19,7 @@ def call(layer, **kwargs):
     logits = np.ones((1, 5, 9), "float32")
     outputs = layer(logits, hidden, tokens, **kwargs)
     assert_close(keras.ops.convert_to_numpy(outputs), logits)
-    return [float(loss) for loss in layer.losses]
+    return [float(keras.ops.convert_to_numpy(loss)) for loss in layer.losses]
 
 
 def test_it_adds_the_loss_of_the_modules_in_training_alone():
