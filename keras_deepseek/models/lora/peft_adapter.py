@@ -38,6 +38,8 @@ from keras_deepseek.models.lora.peft_factors import (
 _CONFIG_NAME, _WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _SUFFIXES = (".lora_A.weight", ".lora_B.weight")
+_NAMES_OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
+"""`peft` (0.21, on transformers 5) takes whatever ends in these for the experts, in any layer."""
 
 
 def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> None:
@@ -45,7 +47,8 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
 
     Its names are those of the checkpoint that `save_to_preset` writes, and the logits are the same.
     Keras's LoRA of a projection to heads (`query_up`, `key_up`, `value_up`) has a matrix a head:
-    the folder holds it as one of `num_heads` times the rank.
+    the folder holds it as one of `num_heads` times the rank. Give `enable_lora` the names of the
+    layers of attention: `peft` takes all feed-forward layers for experts, which have no LoRA here.
 
     Args:
         model: Language model of this package that has a LoRA, but none in its embeddings.
@@ -63,6 +66,7 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
         if not any(module.layers):
             continue
         name = entry.tensors[0].removesuffix(".weight")
+        _check_written(name, module)
         scale = module.scale
         down, up = join_factors(module.layout, module.read(scale))
         modules[name] = (len(down), scale * len(down))
@@ -142,6 +146,16 @@ def _linear_entries(model: Any, layers: Mapping[int, keras.Layer]) -> list[Check
             "are two. Leave embeddings out of `target_names`, or use save_lora_weights."
         )
     return [entry for entry in entries if len(entry.tensors) == 1]
+
+
+def _check_written(name: str, module: "_Module") -> None:
+    if name.endswith(_NAMES_OF_EXPERTS):
+        paths = ", ".join(path_of(layer) for layer in module.layers if layer is not None)
+        raise NotSupportedError(
+            f"The LoRA of {paths} can't be given to `peft`, which takes {name!r} for experts. Name "
+            "the layers of attention in `target_names`, or use save_lora_weights, or save_to_preset "
+            "for the merged weights."
+        )
 
 
 @dataclass(frozen=True)
