@@ -34,6 +34,7 @@ from keras_deepseek.models.lora import (
     save_lora_weights,
     save_peft_adapter,
 )
+from keras_deepseek.models.packed_causal_lm import make_packed_model
 from keras_deepseek.models.residual_image_classifier import (
     ResidualBackbone,
     ResidualImageClassifier,
@@ -63,6 +64,7 @@ __all__ = [
     "enable_lora",
     "load_lora_weights",
     "load_peft_adapter",
+    "make_packed_model",
     "merge_lora",
     "save_lora_weights",
     "save_peft_adapter",

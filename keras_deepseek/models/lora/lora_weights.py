@@ -20,7 +20,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.artifacts.staging_folder import staging_folder
 from keras_deepseek.models.checkpoints.safetensors_file import MappedFiles, read_header
 from keras_deepseek.models.checkpoints.weights_writer import write_tensors
-from keras_deepseek.models.lora.adapted_layers import lora_variables, path_of
+from keras_deepseek.models.lora.adapted_layers import find_candidates, lora_variables, path_of
 from keras_deepseek.models.lora.adapter_assignment import LayerAdapter, assign_adapters
 from keras_deepseek.models.lora.low_rank_adaptation import check_lora
 
@@ -61,7 +61,8 @@ def save_lora_weights(model: keras.Model, filepath: str | os.PathLike[str]) -> N
         a, b = (keras.ops.convert_to_numpy(each.value) for each in lora_variables(layer))
         values = (a, b, np.array([layer.lora_alpha], "float32"))
         arrays |= {
-            f"{path_of(layer)}/{part}": x for part, x in zip(_PARTS, values, strict=True)
+            f"{_path_within(model, layer)}/{part}": x
+            for part, x in zip(_PARTS, values, strict=True)
         }
     with written_whole(target) as path:
         write_tensors(path, arrays)
@@ -91,7 +92,14 @@ def load_lora_weights(model: keras.Model, filepath: str | os.PathLike[str]) -> N
         raise CheckpointError(
             f"{path.name!r} holds no LoRA: expected a file that save_lora_weights wrote."
         )
-    assign_adapters(model, {name: _read_adapter(parts) for name, parts in found.items()}, path.name)
+    paths = {_path_within(model, layer): path_of(layer) for layer in find_candidates(model)}
+    adapters = {paths.get(name, name): _read_adapter(parts) for name, parts in found.items()}
+    assign_adapters(model, adapters, path.name)
+
+
+def _path_within(model: keras.Model, layer: keras.Layer) -> str:
+    """Returns the path of a layer without the name of the model, of which Keras makes new ones."""
+    return path_of(layer).removeprefix(f"{model.name}/")
 
 
 def _read_adapter(parts: Mapping[str, Array]) -> LayerAdapter:

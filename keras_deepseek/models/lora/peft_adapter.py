@@ -199,6 +199,10 @@ class _Module:
     ) -> dict[str, LayerAdapter] | None:
         """Returns the adapters by the paths of the layers; `None` where these can't have them."""
         has_lora = [layer is not None for layer in self.layers]
+        expected = self.entry.tensor_shapes()[0]
+        if (up.shape[0], down.shape[-1]) != expected or up.shape[-1] != down.shape[0]:
+            first = next(layer for layer in self.layers if layer is not None)
+            return {path_of(first): LayerAdapter(down.T, up.T, scale)}  # Named as what fits not.
         choices = [has_lora]
         if not is_there:  # Kernels that have no share in it may have had no LoRA.
             layout = self.layout
