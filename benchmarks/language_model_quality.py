@@ -94,6 +94,7 @@ def make_model():
             num_dense_layers=1,
             num_prediction_layers=1,
             tie_embeddings=True,
+            initializer_stddev=0.08,
         )
     )
 

@@ -73,6 +73,7 @@ model = DeepSeekV3CausalLM(
         num_dense_layers=1,
         num_prediction_layers=1,
         tie_embeddings=True,
+        initializer_stddev=0.08,
     )
 )
 
@@ -138,8 +139,8 @@ print(write("The function "))
 """
 ## Tuned by a LoRA
 
-Here the text is to be all capitals. Small matrices beside the kernels are trained, and nothing else;
-they alone are saved. Merged into the weights, the model is one as before.
+Here the text is to be all capitals. Small matrices beside the kernels are trained, and nothing
+else; they alone are saved. Merged into the weights, the model is one as before.
 """
 
 folder = tempfile.mkdtemp(prefix="language_model_")

@@ -51,7 +51,8 @@ class ExpertBalancing(keras.callbacks.Callback):
             `None`.
 
     Raises:
-        InvalidInputError: `update_rate` is negative or not finite, `log_each` is none of these, or the model has no router.
+        InvalidInputError: `update_rate` is negative or not finite, `log_each` is none of these, or
+            the model has no router.
 
     Example:
 

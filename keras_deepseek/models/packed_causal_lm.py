@@ -1,4 +1,4 @@
-"""A language model for training on packed rows: several documents in each, none of which sees another.
+"""A language model for packed rows: several documents in each, none of which sees another.
 
 It stands between `training.pack_sequences`, which makes such rows, and `fit`.
 """

@@ -1,4 +1,4 @@
-"""The LoRA of a language model as `peft` writes and reads it, beside checkpoints of Hugging Face."""
+"""The LoRA of a language model as `peft` writes and reads it, beside its checkpoint."""
 
 import math
 import os
@@ -60,7 +60,8 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
         CheckpointError: Something else stands there, or nothing can be written there.
     """
     adapted = {id(kernel_of(layer)): layer for layer in check_lora(model)}
-    arrays, modules = {}, {}
+    arrays: dict[str, Array] = {}
+    modules: dict[str, tuple[int, float]] = {}
     for entry in _linear_entries(model, adapted):
         module = _Module(entry, adapted)
         if not any(module.layers):
@@ -153,8 +154,8 @@ def _check_written(name: str, module: "_Module") -> None:
         paths = ", ".join(path_of(layer) for layer in module.layers if layer is not None)
         raise NotSupportedError(
             f"The LoRA of {paths} can't be given to `peft`, which takes {name!r} for experts. Name "
-            "the layers of attention in `target_names`, or use save_lora_weights, or save_to_preset "
-            "for the merged weights."
+            "the layers of attention in `target_names`, or use save_lora_weights, or for the merged "
+            "weights save_to_preset."
         )
 
 
@@ -271,7 +272,7 @@ def _make_config(modules: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
-    plain = {
+    plain: dict[str, tuple[Any, ...]] = {
         "peft_type": ("LORA",),
         "bias": ("none", None),
         "use_dora": (False, None),

@@ -1,4 +1,4 @@
-"""The two matrices of a `Linear` of `peft`, from those of the kernels that it consists of, and back.
+"""The two matrices of a `Linear` of `peft`, from those of the kernels in it, and back.
 
 A `Linear` may be several kernels side by side here, each perhaps with an axis of heads. Keras gives
 a kernel to heads a matrix A for each head, and one B for all: for `peft` that is a LoRA of as many

@@ -23,6 +23,6 @@ def test_ranks_and_scales_are_those_of_each_layer():
 def test_the_error_names_what_does_not_fit():
     adapter = LayerAdapter(np.ones((3, 4)), np.ones((4, 5)), 2.0)
     model = make_model()
-    with pytest.raises(InvalidInputError, match="other not in the model; net/score .* do not fit"):
+    with pytest.raises(InvalidInputError, match=r"other not in the model; net/score .* do not fit"):
         assign_adapters(model, {"net/score": adapter, "other": adapter}, "file")
     assert len(model.trainable_variables) == 2

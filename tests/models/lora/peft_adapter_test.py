@@ -112,7 +112,7 @@ def test_what_is_no_such_adapter_is_refused(tmp_path):
 
 
 def test_what_peft_has_no_form_of_is_not_written(tmp_path):
-    with pytest.raises(NotSupportedError, match="takes .* for experts"):
+    with pytest.raises(NotSupportedError, match=r"takes .* for experts"):
         save_peft_adapter(tune(make_model(), target_names=["gate"]), tmp_path / "a")
     with pytest.raises(NotSupportedError, match="token_embedding"):
         save_peft_adapter(tune(make_model(), target_names=["token_embedding"]), tmp_path / "a")
