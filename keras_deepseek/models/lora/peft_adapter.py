@@ -154,8 +154,8 @@ def _check_written(name: str, module: "_Module") -> None:
         paths = ", ".join(path_of(layer) for layer in module.layers if layer is not None)
         raise NotSupportedError(
             f"The LoRA of {paths} can't be given to `peft`, which takes {name!r} for experts. Name "
-            "the layers of attention in `target_names`, or use save_lora_weights, or for the merged "
-            "weights save_to_preset."
+            "the layers of attention in `target_names`, or use save_lora_weights, or "
+            "save_to_preset for the merged weights."
         )
 
 
