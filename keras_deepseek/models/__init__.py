@@ -35,6 +35,15 @@ from keras_deepseek.models.deepseek_v32 import (
     DeepSeekV32Config,
 )
 from keras_deepseek.models.generation import Sampler
+from keras_deepseek.models.lora import (
+    enable_lora,
+    load_lora_weights,
+    load_peft_adapter,
+    merge_lora,
+    save_lora_weights,
+    save_peft_adapter,
+)
+from keras_deepseek.models.packed_causal_lm import make_packed_model
 from keras_deepseek.models.residual_image_classifier import (
     ResidualBackbone,
     ResidualImageClassifier,
@@ -89,5 +98,12 @@ __all__ = [
     "SequentialRecommenderConfig",
     "TokenLogits",
     "Tokenizer",
+    "enable_lora",
+    "load_lora_weights",
+    "load_peft_adapter",
+    "make_packed_model",
+    "merge_lora",
     "read_movielens",
+    "save_lora_weights",
+    "save_peft_adapter",
 ]

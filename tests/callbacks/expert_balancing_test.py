@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.callbacks import ExpertBalancing
+from keras_deepseek.backend.keras_internals import flatten_layers
+from keras_deepseek.callbacks import ExpertBalancing, MetricsLog, TensorBoardEvents
 from keras_deepseek.layers import DeepSeekMoE, ExpertRouter
 
 
@@ -114,3 +115,35 @@ def test_a_model_without_a_router_is_refused():
     model.compile("sgd", "mse")
     with pytest.raises(InvalidInputError, match="has no `ExpertRouter`"):
         fit(model, ExpertBalancing())
+
+
+def test_each_layer_and_expert_is_logged_into_the_record_of_a_training(tmp_path):
+    model = imbalanced_model(num_layers=2)
+    log, events = MetricsLog(tmp_path / "log.jsonl"), TensorBoardEvents(tmp_path / "events")
+    history = fit(model, ExpertBalancing(0, log_each="expert"), log, events, epochs=1)
+    routers = [each for each in flatten_layers(model) if isinstance(each, ExpertRouter)]
+    largest = []
+    for router in routers:
+        path = router.expert_load.path.rpartition("/")[0]
+        load = to_numpy(router.expert_load)
+        assert history[f"expert_load/{path}"][-1] >= 1
+        names = [f"expert_share/{path}/{index}" for index in range(len(load))]
+        assert sum(history[name][-1] for name in names) == pytest.approx(1, abs=1e-5)
+        largest.append(history[f"expert_load/{path}"][-1])
+        lines = (tmp_path / "log.jsonl").read_text()
+        assert names[-1] in lines
+        assert any(names[0].encode() in each.read_bytes() for each in events_of(tmp_path))
+    assert len(largest) == 2
+    assert history["largest_expert_load"][-1] >= max(largest) - 1e-5
+
+
+def events_of(folder):
+    return [each for each in (folder / "events").rglob("*") if each.is_file()]
+
+
+def test_each_layer_alone_is_logged():
+    history = fit(imbalanced_model(), ExpertBalancing(log_each="layer"))
+    assert sum(name.startswith("expert_load/") for name in history) == 1
+    assert not any(name.startswith("expert_share/") for name in history)
+    with pytest.raises(InvalidInputError, match="did you mean 'layer'"):
+        ExpertBalancing(log_each="layers")

@@ -44,6 +44,8 @@ class CheckpointEntry:
         to_variables: Function from the arrays of `tensors` to those of `variables`. A
             `StackedArrays` may stand for one.
         to_tensors: Function from the arrays of `variables` to those of `tensors`.
+        num_input_axes: integer or `None`. Of kernels that the file has as a `Linear`'s weight, how
+            many axes are those of the inputs. Defaults to `None`: it has something else.
 
     Example:
 
@@ -58,6 +60,7 @@ class CheckpointEntry:
     tensors: tuple[str, ...]
     to_variables: Convert
     to_tensors: Convert
+    num_input_axes: int | None = None
 
     def tensor_shapes(self) -> list[Shape]:
         """Returns the shapes that the tensors have in a checkpoint that fits the model."""
@@ -138,7 +141,9 @@ def split_kernel_entry(
         kernel = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
         return [kernel.reshape(math.prod(inputs), -1).T]
 
-    return CheckpointEntry(tuple(variables), (tensor,), to_variables, to_tensors)
+    return CheckpointEntry(
+        tuple(variables), (tensor,), to_variables, to_tensors, num_input_axes=num_input_axes
+    )
 
 
 def stacked_entry(

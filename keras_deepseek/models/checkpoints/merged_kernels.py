@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.layer_tree import inner_layers, own_variables
-
-_MERGED_NAMES = ("kernel", "embeddings")
 
 
 def own_variable(layer: keras.Layer, name: str = "kernel") -> keras.Variable:
@@ -46,12 +45,36 @@ def merged_kernels(model: keras.Model) -> dict[int, Callable[[], Any]]:
         model: `keras.Model`.
     """
     return {
-        id(variable): (lambda layer=layer, name=variable.name: getattr(layer, name))  # type: ignore[misc]
+        id(own_variable(layer, merged_name(layer))): (lambda layer=layer: merged_value(layer))  # type: ignore[misc]
         for layer in _all_layers(model)
         if getattr(layer, "lora_enabled", False)
-        for variable in own_variables(layer)
-        if variable.name in _MERGED_NAMES
     }
+
+
+def merged_name(layer: keras.Layer) -> str:
+    """Returns the name of the variable that a layer of Keras adds a LoRA to.
+
+    Args:
+        layer: `keras.Layer` with an `enable_lora`.
+    """
+    return "embeddings" if isinstance(layer, keras.layers.Embedding) else "kernel"
+
+
+def merged_value(layer: keras.Layer) -> Any:
+    """Returns a kernel with its LoRA, in the variable's dtype.
+
+    The attribute, as in `dense.kernel`, is rounded to what the layer computes in: under a mixed
+    policy all of the kernel, not the LoRA alone, would lose digits.
+
+    Args:
+        layer: `keras.Layer` that has a LoRA.
+    """
+    name = merged_name(layer)
+    kernel = own_variable(layer, name)
+    a, b = getattr(layer, f"lora_{name}_a"), getattr(layer, f"lora_{name}_b")
+    dtype = keras.backend.result_type(kernel.dtype, a.dtype)
+    added = ops.matmul(a.value, b.value) * (layer.lora_alpha / layer.lora_rank)
+    return ops.cast(ops.cast(kernel.value, dtype) + ops.cast(added, dtype), kernel.dtype)
 
 
 def _all_layers(layer: keras.Layer) -> Iterator[keras.Layer]:

@@ -3,8 +3,8 @@
 import fnmatch
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,20 +111,36 @@ def write_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     (folder / name).write_text(text + "\n", encoding="utf-8")
 
 
+def new_preset(path: str | os.PathLike[str]) -> AbstractContextManager[Path]:
+    """Returns what yields an empty folder that stands at `path` in the end, for a preset.
+
+    Args:
+        path: Where the preset will stand. An older preset there is replaced.
+
+    Raises:
+        CheckpointError: Something else stands there, or nothing can be written there.
+    """
+    return new_folder(path, _OWN_FILES, CONFIG_NAME)
+
+
 @contextmanager
-def new_preset(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields an empty folder that stands at `path` in the end, in place of an older preset.
+def new_folder(
+    path: str | os.PathLike[str], own_files: Sequence[str], first_file: str
+) -> Iterator[Path]:
+    """Yields an empty folder that stands at `path` in the end, in place of an older one.
 
     Where the block ends with an error, nothing has changed there.
 
     Args:
-        path: Where the preset will stand.
+        path: Where the folder will stand.
+        own_files: strings. Patterns of the files that such a folder may hold.
+        first_file: string. The file that it always holds.
 
     Raises:
         CheckpointError: Something else stands there, or nothing can be written there.
     """
     target = Path(check_path("folder", path)).absolute()
-    _check_target(target)
+    _check_target(target, own_files, first_file)
     try:
         with staging_folder(target) as work:
             folder = work / target.name
@@ -132,7 +148,7 @@ def new_preset(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield folder
             for file in folder.iterdir():
                 flush_to_disk(file)
-            _check_target(target)
+            _check_target(target, own_files, first_file)
             replace_folder(folder, target)
             flush_to_disk(target.parent)
     except OSError as error:
@@ -143,16 +159,14 @@ def new_preset(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise CheckpointError(str(error)) from error
 
 
-def _check_target(target: Path) -> None:
+def _check_target(target: Path, own_files: Sequence[str], first_file: str) -> None:
     if not target.exists():
         return
     if not target.is_dir():
         raise CheckpointError(f"{str(target)!r} is a file; expected a folder. Name another.")
     names = sorted(each.name for each in target.iterdir())
-    foreign = [
-        name for name in names if not any(fnmatch.fnmatch(name, each) for each in _OWN_FILES)
-    ]
-    if foreign or (names and CONFIG_NAME not in names):
+    foreign = [name for name in names if not any(fnmatch.fnmatch(name, each) for each in own_files)]
+    if foreign or (names and first_file not in names):
         raise CheckpointError(
             f"{str(target)!r} is not replaced: it holds {', '.join((foreign or names)[:5])}, "
             "which is of no preset. Move that, or name a new folder."

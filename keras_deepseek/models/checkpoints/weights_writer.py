@@ -2,7 +2,7 @@
 
 import fnmatch
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,21 @@ def write_weights(
                 for planned in shard:
                     _write_array(file, next(arrays), planned.dtype)
                     advance(planned.num_bytes)
+
+
+def write_tensors(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Writes a few arrays that are in memory into one file.
+
+    Args:
+        path: `pathlib.Path` of a new file.
+        arrays: dict of arrays by the names of their tensors.
+    """
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    planned = [PlannedTensor(name, array.dtype, array.shape) for name, array in ordered]
+    with path.open("wb") as file:
+        file.write(_header(planned))
+        for _, array in ordered:
+            _write_array(file, array, array.dtype)
 
 
 def _plan(

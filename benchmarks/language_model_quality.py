@@ -1,0 +1,174 @@
+"""How well a small language model learns real text: bits a character on text that it has not seen.
+
+A DeepSeek-V3 of 0.4 million parameters, with experts that are balanced by their biases and a module
+that predicts one token further, reads the reference that ships with Python, `pydoc_data.topics`,
+byte by byte. Beside it stand counts of bytes, alone and behind the last few, and two compressors,
+which are given the same text to learn from. Each seed is a process of its own:
+
+    KERAS_BACKEND=jax python benchmarks/language_model_quality.py --seeds 0 1 2
+"""
+
+import argparse
+import gzip
+import json
+import lzma
+import math
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from pydoc_data import topics
+
+LENGTH, BATCH_SIZE, EPOCHS = 128, 16, 4
+HELD_OUT = 0.1
+ORDERS = (0, 1, 2, 3, 4, 5)
+
+
+def read_text():
+    """Returns the bytes to learn from, and those that are held out: topics of their own."""
+    names = sorted(topics.topics)
+    held = set(names[:: round(1 / HELD_OUT)])
+    parts = [
+        "\n\n".join(topics.topics[name] for name in names if (name in held) == is_held)
+        for is_held in (False, True)
+    ]
+    return [part.encode() for part in parts]
+
+
+def count_bits(learned, held, order):
+    """Returns bits a byte of counts behind the last `order` bytes (interpolated Witten-Bell)."""
+    counts = [{} for _ in range(order + 1)]
+    for n in range(order + 1):
+        for at in range(n, len(learned)):
+            counts[n].setdefault(learned[at - n : at], Counter())[learned[at]] += 1
+    totals = [{key: sum(x.values()) for key, x in table.items()} for table in counts]
+    bits = 0.0
+    for at in range(len(held)):
+        probability = 1 / 256
+        for n in range(min(order, at) + 1):
+            context = held[at - n : at]
+            seen = counts[n].get(context)
+            if seen is None:
+                break
+            share = len(seen) + totals[n][context]
+            probability = (seen[held[at]] + len(seen) * probability) / share
+        bits -= math.log2(probability)
+    return bits / len(held)
+
+
+def compressed_bits(learned, held, compress):
+    """Returns bits a byte that the held-out text adds to a compressed file."""
+    return 8 * (len(compress(learned + held)) - len(compress(learned))) / len(held)
+
+
+def cut_rows(text, length=LENGTH):
+    """Returns inputs and targets: rows of bytes, and of the byte behind each."""
+    import numpy as np
+
+    values = np.frombuffer(text, "u1").astype("int32")
+    count = (len(values) - 1) // length
+    inputs = values[: count * length].reshape(count, length)
+    targets = values[1 : count * length + 1].reshape(count, length)
+    return {"token_ids": inputs, "padding_mask": np.ones_like(inputs)}, targets
+
+
+def make_model():
+    from keras_deepseek.models import DeepSeekV3CausalLM, DeepSeekV3Config
+
+    return DeepSeekV3CausalLM(
+        DeepSeekV3Config(
+            vocabulary_size=256,
+            hidden_dim=96,
+            intermediate_dim=256,
+            num_layers=2,
+            num_heads=4,
+            nope_head_dim=24,
+            rope_head_dim=12,
+            value_head_dim=24,
+            key_value_lora_rank=48,
+            num_experts=8,
+            num_experts_per_token=2,
+            moe_intermediate_dim=48,
+            num_dense_layers=1,
+            num_prediction_layers=1,
+            tie_embeddings=True,
+            initializer_stddev=0.08,
+        )
+    )
+
+
+def train(seed, epochs):
+    """Trains and returns what was measured, on the backend that Keras is set to."""
+    import keras
+
+    from keras_deepseek.callbacks import ExpertBalancing
+    from keras_deepseek.training import Trainer, WarmupDecay
+
+    keras.utils.set_random_seed(seed)
+    learned, held = read_text()
+    (x, y), held_rows = cut_rows(learned), cut_rows(held)
+    model = make_model()
+    steps = epochs * -(-len(y) // BATCH_SIZE)
+    trainer = Trainer(
+        model,
+        optimizer=keras.optimizers.AdamW(
+            WarmupDecay(4e-3, total_steps=steps, warmup_steps=steps // 20), weight_decay=0.05
+        ),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        gradient_clip=("global_norm", 1.0),
+        seed=seed,
+        callbacks=[ExpertBalancing(0.001)],
+    )
+    begin = time.perf_counter()
+    history = trainer.fit(x, y, batch_size=BATCH_SIZE, epochs=epochs, verbose=2).history
+    seconds = time.perf_counter() - begin
+    loss = model.evaluate(*held_rows, batch_size=BATCH_SIZE, verbose=0)
+    return {
+        "backend": keras.backend.backend(),
+        "seed": seed,
+        "parameters": model.count_params(),
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "bits_a_character": round(loss / math.log(2), 4),
+        "largest_expert_load": round(history["largest_expert_load"][-1], 3),
+        "idle_expert_share": round(history["idle_expert_share"][-1], 4),
+    }
+
+
+def measure_baselines():
+    learned, held = read_text()
+    bits = {f"order {order}": count_bits(learned, held, order) for order in ORDERS}
+    bits["gzip -9"] = compressed_bits(learned, held, lambda text: gzip.compress(text, 9))
+    bits["lzma"] = compressed_bits(learned, held, lambda text: lzma.compress(text, preset=9))
+    return {"bytes": [len(learned), len(held)], "bits_a_character": bits}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--one", type=int, help="train with this seed in this process")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    if arguments.one is not None:
+        print(json.dumps(train(arguments.one, arguments.epochs)))
+        return
+    baselines = measure_baselines()
+    print("bytes learned from, held out:", *baselines["bytes"])
+    for name, bits in baselines["bits_a_character"].items():
+        print(f"{name:>10}  {bits:.3f} bits a character", flush=True)
+    runs = []
+    for seed in arguments.seeds:
+        command = [sys.executable, __file__, "--one", str(seed), "--epochs", str(arguments.epochs)]
+        ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        runs.append(json.loads(ended.stdout.splitlines()[-1]))
+        print(json.dumps(runs[-1]), flush=True)
+    if arguments.output:
+        written = {"baselines": baselines, "runs": runs, "cores": os.cpu_count()}
+        arguments.output.write_text(json.dumps(written, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The LoRA of any model in one small file, without the model's own weights.
+
+The file is in the form of safetensors: two matrices a layer, named by the layer's path, and the
+scale.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.artifacts.argument_check import check_path
+from keras_deepseek.artifacts.errors import BundleError, CheckpointError, InvalidInputError
+from keras_deepseek.artifacts.exchange import flush_to_disk
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.artifacts.staging_folder import staging_folder
+from keras_deepseek.models.checkpoints.safetensors_file import MappedFiles, read_header
+from keras_deepseek.models.checkpoints.weights_writer import write_tensors
+from keras_deepseek.models.lora.adapted_layers import find_candidates, lora_variables, path_of
+from keras_deepseek.models.lora.adapter_assignment import LayerAdapter, assign_adapters
+from keras_deepseek.models.lora.low_rank_adaptation import check_lora
+
+_PARTS = ("lora_a", "lora_b", "lora_alpha")
+_SUFFIX = ".safetensors"
+
+
+def save_lora_weights(model: keras.Model, filepath: str | os.PathLike[str]) -> None:
+    """Writes the LoRA of a model, and nothing else of it.
+
+    Args:
+        model: `keras.Model` that has one.
+        filepath: The file, whose name ends in `.safetensors`. An older one is replaced when the new
+            one is whole.
+
+    Raises:
+        InvalidInputError: The model has no LoRA, or the name has another ending.
+        CheckpointError: Nothing can be written there.
+
+    Example:
+
+    >>> import tempfile
+    >>> import keras
+    >>> from keras_deepseek.models import enable_lora, load_lora_weights, save_lora_weights
+    >>> def make_model():
+    ...     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="score")])
+    >>> model, other = make_model(), make_model()
+    >>> names = enable_lora(model, rank=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_lora_weights(model, f"{folder}/tuned.safetensors")
+    ...     load_lora_weights(other, f"{folder}/tuned.safetensors")
+    >>> len(other.trainable_variables)
+    2
+    """
+    target = _check_name(filepath)
+    arrays: dict[str, Array] = {}
+    for layer in check_lora(model):
+        a, b = (keras.ops.convert_to_numpy(each.value) for each in lora_variables(layer))
+        values = (a, b, np.array([layer.lora_alpha], "float32"))
+        arrays |= {
+            f"{_path_within(model, layer)}/{part}": x
+            for part, x in zip(_PARTS, values, strict=True)
+        }
+    with written_whole(target) as path:
+        write_tensors(path, arrays)
+
+
+def load_lora_weights(model: keras.Model, filepath: str | os.PathLike[str]) -> None:
+    """Reads a LoRA that `save_lora_weights` wrote.
+
+    A model that has none is given one as that which was saved, and all else is frozen. Layers are
+    known by their paths: where a model is built anew in the same process, give its layers names.
+
+    Args:
+        model: `keras.Model`.
+        filepath: The file.
+
+    Raises:
+        InvalidInputError: It is that of another model, or another LoRA than the model's.
+        CheckpointError: The file is missing or torn, or holds something else.
+    """
+    path = _check_name(filepath)
+    tensors = read_tensors(path)
+    found: dict[str, dict[str, Array]] = {}
+    for name, array in tensors.items():
+        layer_path, _, part = name.rpartition("/")
+        found.setdefault(layer_path, {})[part] = array
+    if not found or any(set(parts) != set(_PARTS) for parts in found.values()):
+        raise CheckpointError(
+            f"{path.name!r} holds no LoRA: expected a file that save_lora_weights wrote."
+        )
+    paths = {_path_within(model, layer): path_of(layer) for layer in find_candidates(model)}
+    adapters = {paths.get(name, name): _read_adapter(parts) for name, parts in found.items()}
+    assign_adapters(model, adapters, path.name)
+
+
+def _path_within(model: keras.Model, layer: keras.Layer) -> str:
+    """Returns the path of a layer without the name of the model, of which Keras makes new ones."""
+    return path_of(layer).removeprefix(f"{model.name}/")
+
+
+def _read_adapter(parts: Mapping[str, Array]) -> LayerAdapter:
+    a, b, alpha = (parts[part] for part in _PARTS)
+    return LayerAdapter(a, b, float(np.asarray(alpha, "float32").reshape(-1)[0]))
+
+
+def _check_name(filepath: Any) -> Path:
+    path = Path(check_path("filepath", filepath)).absolute()
+    if path.suffix != _SUFFIX:
+        raise InvalidInputError(
+            f"`filepath` must end in {_SUFFIX!r}, received {os.fspath(filepath)!r}. A folder as "
+            "`peft` has it is for save_peft_adapter and load_peft_adapter."
+        )
+    return path
+
+
+def read_tensors(path: Path) -> dict[str, Array]:
+    """Returns copies of all tensors of a small file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: It is missing or torn.
+    """
+    header = read_header(path)
+    with MappedFiles() as files:
+        return {name: np.array(files.read(each)) for name, each in header.items()}
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """Yields the path of a new file that stands at `target` when it is whole.
+
+    Args:
+        target: Where it will stand.
+
+    Raises:
+        CheckpointError: Nothing can be written there.
+    """
+    try:
+        with staging_folder(target) as work:
+            path = work / target.name
+            yield path
+            flush_to_disk(path)
+            path.replace(target)
+            flush_to_disk(target.parent)
+    except OSError as error:
+        raise CheckpointError(f"{str(target)!r} can't be written: {error.strerror}.") from error
+    except BundleError as error:
+        raise CheckpointError(str(error)) from error

@@ -1,0 +1,185 @@
+"""A LoRA is added to a model here, before its training, and merged into its weights after it."""
+
+from collections.abc import Sequence
+
+import keras
+
+from keras_deepseek.artifacts.argument_check import check_integer, check_number
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.backend.keras_internals import flatten_layers
+from keras_deepseek.models.checkpoints.merged_kernels import merged_name, merged_value
+from keras_deepseek.models.lora.adapted_layers import (
+    add_lora,
+    find_adapted,
+    find_candidates,
+    forget_functions,
+    kernel_of,
+    lora_variables,
+    path_of,
+    zero_like,
+)
+
+
+def enable_lora(
+    model: keras.Model,
+    rank: int,
+    lora_alpha: float | None = None,
+    target_names: Sequence[str] | None = None,
+) -> list[str]:
+    """Adds a LoRA to layers of a model, in place, so that it alone is trained.
+
+    Choose it to tune a model whose optimizer variables, or whose many tuned copies, would not fit:
+    beside each kernel `W` stand two matrices, and the layer computes with
+
+    ```
+    W + lora_alpha / rank * A B        A of shape (..., rank), B of shape (rank, W.shape[-1])
+    ```
+
+    `B` begins as zeros, so that the model computes what it did. Everything else is frozen: biases,
+    norms, embeddings that are not named, routers, and the stacked kernels of experts, which have no
+    LoRA. It is Keras's own, `layer.enable_lora`, and so any `keras.Model` may be given. Of an
+    `EinsumDense` to heads, `A` has a matrix for each head.
+
+    Compile the model, or make its `Trainer`, afterwards: an optimizer knows the variables that it
+    was built for. `fit`, checkpoints and `resume` are as without; to resume, enable it in the same
+    way first. A `.keras` file of a language model, and `save_to_preset`, hold the merged weights.
+
+    Args:
+        model: `keras.Model`, built.
+        rank: integer. The columns of `A`.
+        lora_alpha: float or `None`. The scale, as above; `None` takes `rank`. Defaults to `None`.
+        target_names: sequence of strings or `None`. The names of the layers, such as `"query_up"`
+            or `"token_embedding"`; every layer of that name is taken. `None` takes all that have an
+            `enable_lora` but for embeddings. Defaults to `None`.
+
+    Returns:
+        A list of strings: the paths of the layers.
+
+    Raises:
+        InvalidInputError: `rank` or `lora_alpha` is not positive, the model has no layer of a name,
+            or one without an `enable_lora`, it has a LoRA already, or it is not built.
+
+    Example:
+
+    >>> from keras_deepseek.models import DeepSeekV3CausalLM, DeepSeekV3Config, enable_lora
+    >>> model = DeepSeekV3CausalLM(DeepSeekV3Config.from_preset("tiny"))
+    >>> names = enable_lora(model, rank=2, target_names=["query_down", "output"])
+    >>> names[0], len(model.trainable_variables)
+    ('transformer_layer_0/attention/query_down', 8)
+
+    Reference:
+
+    - [LoRA (Hu et al., 2021)](https://arxiv.org/abs/2106.09685)
+    """
+    rank = check_integer("rank", rank)
+    alpha = rank if lora_alpha is None else check_number("lora_alpha", lora_alpha, above=0)
+    check_no_lora(model)
+    layers = _choose_layers(model, target_names)
+    paths = [path_of(layer) for layer in layers]
+    add_lora(model, dict.fromkeys(paths, rank), layers, dict.fromkeys(paths, alpha))
+    return paths
+
+
+def merge_lora(model: keras.Model) -> None:
+    """Adds the LoRA of a model to its kernels and removes it, in place.
+
+    Choose it ahead of an export, or to serve the model: it computes the same without the products
+    of the LoRA. The sum is made in float32, or in the kernel's dtype where that is wider. After it
+    all layers train again, those that were frozen before `enable_lora`, too.
+
+    Args:
+        model: `keras.Model`.
+
+    Raises:
+        InvalidInputError: It has no LoRA.
+
+    Example:
+
+    >>> from keras_deepseek.models import (
+    ...     DeepSeekV3CausalLM, DeepSeekV3Config, enable_lora, merge_lora
+    ... )
+    >>> model = DeepSeekV3CausalLM(DeepSeekV3Config.from_preset("tiny"))
+    >>> num_weights = len(model.weights)
+    >>> names = enable_lora(model, rank=2)
+    >>> merge_lora(model)
+    >>> len(model.weights) == num_weights
+    True
+    """
+    layers = check_lora(model)
+    for layer in layers:
+        kernel_of(layer).assign(merged_value(layer))
+        name = merged_name(layer)
+        # A function that was compiled with the two keeps them, and adds nothing once more.
+        for variable in lora_variables(layer):
+            variable.assign(zero_like(variable))
+        layer.lora_enabled, layer.lora_rank, layer.lora_alpha = False, None, None
+        delattr(layer, f"lora_{name}_a")
+        delattr(layer, f"lora_{name}_b")
+    model.trainable = True
+    forget_functions(model)
+
+
+def check_no_lora(model: keras.Model) -> None:
+    """Raises an error where a model has a LoRA.
+
+    Args:
+        model: `keras.Model`.
+
+    Raises:
+        InvalidInputError: It has.
+    """
+    adapted = find_adapted(model)
+    if adapted:
+        raise InvalidInputError(
+            f"The model {model.name!r} has a LoRA of rank {adapted[0].lora_rank} already, in "
+            f"{len(adapted)} layers such as {path_of(adapted[0])!r}. Call merge_lora(model) before "
+            "another is added."
+        )
+
+
+def check_lora(model: keras.Model) -> list[keras.Layer]:
+    """Returns the layers of a model that have a LoRA.
+
+    Args:
+        model: `keras.Model`.
+
+    Raises:
+        InvalidInputError: None has.
+    """
+    layers = find_adapted(model)
+    if not layers:
+        raise InvalidInputError(
+            f"The model {model.name!r} has no LoRA. Add one by enable_lora(model, rank=8)."
+        )
+    return layers
+
+
+def _choose_layers(model: keras.Model, names: Sequence[str] | None) -> list[keras.Layer]:
+    candidates = find_candidates(model)
+    if names is None:
+        chosen = [each for each in candidates if not isinstance(each, keras.layers.Embedding)]
+    else:
+        if isinstance(names, str) or not names:
+            raise InvalidInputError(
+                f"`target_names` must be a list of names of layers, received {names!r}."
+            )
+        _check_names(model, names, {each.name for each in candidates})
+        chosen = [each for each in candidates if each.name in names]
+    if not chosen:
+        raise InvalidInputError(
+            f"The model {model.name!r} has no layer that a LoRA can be added to, such as `Dense`."
+        )
+    return chosen
+
+
+def _check_names(model: keras.Model, names: Sequence[str], known: set[str]) -> None:
+    for name in names:
+        if name in known:
+            continue
+        for layer in flatten_layers(model):
+            if layer.name == name:
+                raise InvalidInputError(
+                    f"No LoRA can be added to {name!r}, which is of class "
+                    f"`{type(layer).__name__}`. Name layers among {', '.join(sorted(known))}."
+                )
+        raise InvalidInputError(unknown_name_message("layer in `target_names`", name, known))

@@ -1,0 +1,67 @@
+"""A language model for packed rows: several documents in each, none of which sees another.
+
+It stands between `training.pack_sequences`, which makes such rows, and `fit`.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.layers import Input
+from keras_deepseek.models.causal_lm import CausalLM
+
+
+def make_packed_model(model: CausalLM) -> keras.Model:
+    """Returns a Functional model with the weights of `model` that is given packed rows.
+
+    Choose it to train on documents of many lengths without padding. It has the layers of the model,
+    so that what trains it trains the model, which is then called, saved and decoded with as ever.
+    Attention is within a document, and positions count in it. The loss of modules that predict
+    further tokens is left out: they would look from one document into the next.
+
+    Args:
+        model: A language model of this package whose attention takes an `attention_mask`.
+
+    Returns:
+        A `keras.Model` from a dict of `"token_ids"`, `"segment_ids"` and `"positions"`, integers of
+        shape `(batch_size, length)`, to logits. Where the segment is 0 there is padding, which
+        losses of Keras leave out. Give it the targets that were packed beside the tokens: those
+        of a document's last token are in no row.
+
+    Raises:
+        InvalidInputError: It is no language model of this package.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.models import DeepSeekV3CausalLM, DeepSeekV3Config, make_packed_model
+    >>> from keras_deepseek.training import pack_sequences
+    >>> model = DeepSeekV3CausalLM(DeepSeekV3Config.from_preset("tiny"))
+    >>> documents = [np.array([5, 6, 7]), np.array([8, 9])]
+    >>> packed = pack_sequences({"token_ids": documents}, length=6)
+    >>> tuple(make_packed_model(model)(packed).shape)
+    (1, 6, 256)
+    """
+    if not isinstance(model, CausalLM):
+        raise InvalidInputError(
+            f"`model` must be a language model of keras_deepseek.models, received {model!r}."
+        )
+    backbone = model.backbone
+    names = ("token_ids", "segment_ids", "positions")
+    inputs: dict[str, Any] = {name: Input((None,), dtype="int32", name=name) for name in names}
+    segments = inputs["segment_ids"]
+    mask = ops.not_equal(segments, 0)
+    attention_mask = ops.equal(ops.expand_dims(segments, 2), ops.expand_dims(segments, 1))
+    x = backbone.expand(backbone.token_embedding(inputs["token_ids"]))
+    for layer in backbone.transformer_layers:
+        x = layer(
+            x,
+            mask=mask,
+            positions=inputs["positions"],
+            attention_mask=attention_mask,
+            token_ids=inputs["token_ids"],
+        )
+    logits = model.token_logits(backbone.final_norm(backbone.collapse(x)))
+    return keras.Model(inputs, logits, name=f"packed_{model.name}")

@@ -1,0 +1,152 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.models import enable_lora, merge_lora
+from keras_deepseek.testing import assert_close
+from keras_deepseek.training import Trainer
+from tests.oracles import language_models
+from tests.oracles.language_models import to_numpy
+from tests.oracles.lora_models import compute, make_model, tune
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def draw_data():
+    batch = language_models.draw_batch(31)
+    return batch, np.roll(batch["token_ids"], -1, axis=1)
+
+
+def frozen_values(model):
+    return [
+        to_numpy(each)
+        for each in model.non_trainable_variables
+        if not each.path.endswith("expert_load")
+    ]
+
+
+@pytest.mark.parametrize("is_trainer", [False, True], ids=["fit", "trainer"])
+def test_the_lora_alone_is_trained(is_trainer):
+    model = make_model(num_prediction_layers=1)
+    before = compute(model)
+    paths = enable_lora(model, 2)
+    assert_close(compute(model), before)
+    names = [each.path for each in model.trainable_variables]
+    assert len(set(names)) == len(names) == 2 * len(paths)
+    assert all(path.rpartition("/")[2].startswith("lora_kernel_") for path in names)
+    assert f"{paths[0]}/lora_kernel_a" in names
+    frozen = frozen_values(model)
+    optimizer = keras.optimizers.Adam(0.02)
+    if is_trainer:
+        trainer = Trainer(model, optimizer=optimizer, loss=LOSS, seed=0)
+    else:
+        model.compile(optimizer, LOSS)
+        trainer = model
+    losses = trainer.fit(*draw_data(), epochs=4, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    assert len(optimizer.variables) == 2 + 2 * len(names)
+    for value, now in zip(frozen, frozen_values(model), strict=True):
+        np.testing.assert_array_equal(now, value)
+
+
+def test_a_training_with_a_lora_is_resumed(tmp_path):
+    def fit(epochs, folder):
+        model = make_model()
+        enable_lora(model, 2, target_names=["query_up", "output"])
+        trainer = Trainer(
+            model,
+            optimizer=keras.optimizers.Adam(0.02),
+            loss=LOSS,
+            seed=0,
+            checkpoint_dir=tmp_path / folder,
+            checkpoint_every=1,
+        )
+        trainer.fit(*draw_data(), epochs=epochs, verbose=0, resume=True)
+        return model
+
+    fit(1, "resumed")
+    assert_close(compute(fit(3, "resumed")), compute(fit(3, "whole")))
+
+
+def test_merged_weights_compute_the_same():
+    model = make_model()
+    plain = compute(model)
+    shapes = [tuple(each.shape) for each in model.weights]
+    names = ["query_down", "key_up", "output", "gate", "token_embedding"]
+    tune(model, target_names=names)
+    predicted = model.predict(language_models.draw_batch(31), verbose=0)
+    tuned = compute(model)
+    assert np.abs(tuned - plain).max() > 0.1
+    merge_lora(model)
+    assert_close(compute(model), tuned, 1e-5)
+    # A function that was compiled before it is not stale.
+    assert_close(model.predict(language_models.draw_batch(31), verbose=0), predicted, 1e-5)
+    assert [tuple(each.shape) for each in model.weights] == shapes
+    assert len(model.trainable_variables) == len(make_model().trainable_variables)
+    enable_lora(model, 1)
+    assert_close(compute(model), tuned, 1e-5)
+
+
+def test_a_kernel_keeps_its_digits_under_a_mixed_policy():
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(2, dtype="mixed_bfloat16", name="score")]
+    )
+    kernel = to_numpy(model.layers[0].kernel)
+    enable_lora(model, 1)
+    merge_lora(model)
+    np.testing.assert_array_equal(to_numpy(model.layers[0].kernel), kernel)
+
+
+def test_a_keras_file_and_a_preset_hold_the_merged_weights(tmp_path):
+    model = tune(make_model())
+    tuned = compute(model)
+    model.save(tmp_path / "model.keras")
+    revived = keras.saving.load_model(tmp_path / "model.keras")
+    assert_close(compute(revived), tuned, 1e-5)
+    model.save_to_preset(tmp_path / "preset")
+    read = type(model).from_preset(tmp_path / "preset")
+    assert_close(compute(read), tuned, 1e-5)
+    assert len(read.trainable_variables) == len(revived.trainable_variables)
+
+
+def test_any_keras_model_may_have_one():
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            keras.layers.Conv2D(3, 2, name="stem"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(2, name="score"),
+        ]
+    )
+    assert len(enable_lora(model, 1)) == 2
+    assert not model.get_layer("norm").trainable
+    assert len(model.trainable_variables) == 4
+
+
+def test_bad_input_is_one_clear_error():
+    model = make_model()
+    with pytest.raises(InvalidInputError, match=r"did you mean 'query_up'\?"):
+        enable_lora(model, 2, target_names=["query_upp"])
+    with pytest.raises(InvalidInputError, match="class `ExpertRouter`"):
+        enable_lora(model, 2, target_names=["output", "router"])
+    with pytest.raises(InvalidInputError, match="list of names"):
+        enable_lora(model, 2, target_names="output")
+    for rank in (0, -1, 1.5):
+        with pytest.raises(InvalidInputError, match="`rank`"):
+            enable_lora(model, rank)
+    with pytest.raises(InvalidInputError, match="`lora_alpha`"):
+        enable_lora(model, 2, lora_alpha=0)
+    with pytest.raises(InvalidInputError, match="has no LoRA"):
+        merge_lora(model)
+    assert len(model.trainable_variables) == len(make_model().trainable_variables)
+    enable_lora(model, 2, target_names=["output"])
+    with pytest.raises(InvalidInputError, match="LoRA of rank 2 already, in 2 layers"):
+        enable_lora(model, 2)
+    unbuilt = keras.Sequential([keras.layers.Dense(2, name="score")])
+    with pytest.raises(InvalidInputError, match="score have no weights yet"):
+        enable_lora(unbuilt, 2)
+    plain = keras.Sequential([keras.Input((3,)), keras.layers.ReLU()])
+    with pytest.raises(InvalidInputError, match="no layer that a LoRA can be added to"):
+        enable_lora(plain, 2)

@@ -1,0 +1,68 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.callbacks import ExpertBalancing
+from keras_deepseek.models import make_packed_model
+from keras_deepseek.testing import assert_close
+from keras_deepseek.training import Trainer, pack_sequences
+from tests.oracles.language_models import to_numpy
+from tests.oracles.lora_models import make_model
+
+DOCUMENTS = [np.array([3, 1, 4, 1]), np.array([5, 9]), np.array([2, 6, 5])]
+
+
+def pack():
+    documents = {
+        "token_ids": [each[:-1] for each in DOCUMENTS],
+        "targets": [each[1:] for each in DOCUMENTS],
+    }
+    return pack_sequences(documents, length=4)
+
+
+def test_a_packed_document_has_the_logits_that_it_has_alone():
+    model = make_model()
+    packed = pack()
+    targets = packed.pop("targets")
+    logits = to_numpy(make_packed_model(model)(packed))
+    found = 0
+    for document in DOCUMENTS:
+        tokens = document[None, :-1]
+        alone = to_numpy(model({"token_ids": tokens, "padding_mask": np.ones_like(tokens)}))[0]
+        for row, segments in enumerate(packed["segment_ids"]):
+            for segment in set(segments) - {0}:
+                place = segments == segment
+                if np.array_equal(packed["token_ids"][row, place], tokens[0]):
+                    assert_close(logits[row, place], alone, 2e-5)
+                    np.testing.assert_array_equal(targets[row, place], document[1:])
+                    found += 1
+    assert found == len(DOCUMENTS)
+
+
+@pytest.mark.parametrize("is_trainer", [False, True], ids=["fit", "trainer"])
+def test_training_it_trains_the_model(is_trainer):
+    model = make_model(num_prediction_layers=1)
+    packed = pack()
+    targets = packed.pop("targets")
+    training_model = make_packed_model(model)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    arguments = {"optimizer": keras.optimizers.Adam(0.01), "loss": loss}
+    if is_trainer:
+        fitted = Trainer(training_model, **arguments, seed=0)
+    else:
+        training_model.compile(**arguments)
+        fitted = training_model
+    kernel = model.backbone.transformer_layers[0].attention.query_up.kernel
+    before = to_numpy(kernel)
+    history = fitted.fit(
+        packed, targets, epochs=3, verbose=0, callbacks=[ExpertBalancing(0.01)]
+    ).history
+    assert history["loss"][-1] < history["loss"][0]
+    assert history["largest_expert_load"][0] >= 1
+    assert np.abs(to_numpy(kernel) - before).max() > 0
+
+
+def test_another_model_is_refused():
+    with pytest.raises(InvalidInputError, match="must be a language model"):
+        make_packed_model(keras.Sequential())
