@@ -45,7 +45,7 @@ def lora_variables(layer: keras.Layer) -> tuple[keras.Variable, keras.Variable]:
 
 
 def find_candidates(model: keras.Model) -> list[keras.Layer]:
-    """Returns the layers that a LoRA can be added to, or is.
+    """Returns the layers that a LoRA can be added to, or is, in the model's order.
 
     Args:
         model: `keras.Model`.
@@ -60,7 +60,7 @@ def find_candidates(model: keras.Model) -> list[keras.Layer]:
             f"The layers {', '.join(unbuilt)} have no weights yet, so no LoRA can be added to "
             "them. Build the model, or call it on a batch, first."
         )
-    return found
+    return _in_order(model, found)
 
 
 def find_adapted(model: keras.Model) -> list[keras.Layer]:
@@ -69,7 +69,14 @@ def find_adapted(model: keras.Model) -> list[keras.Layer]:
     Args:
         model: `keras.Model`.
     """
-    return [each for each in flatten_layers(model) if getattr(each, "lora_enabled", False)]
+    found = [each for each in flatten_layers(model) if getattr(each, "lora_enabled", False)]
+    return _in_order(model, found)
+
+
+def _in_order(model: keras.Model, layers: list[keras.Layer]) -> list[keras.Layer]:
+    """Returns the layers as their kernels stand in the model: Keras lists the last ones first."""
+    places = {id(variable): place for place, variable in enumerate(model.variables)}
+    return sorted(layers, key=lambda layer: places[id(kernel_of(layer))])
 
 
 def add_lora(
