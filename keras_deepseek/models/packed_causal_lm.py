@@ -8,9 +8,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.layers import Input
 from keras_deepseek.models.causal_lm import CausalLM
+from keras_deepseek.models.decoder.decoder_block import DecoderBlock
 
 
 def make_packed_model(model: CausalLM) -> keras.Model:
@@ -32,6 +33,7 @@ def make_packed_model(model: CausalLM) -> keras.Model:
 
     Raises:
         InvalidInputError: It is no language model of this package.
+        NotSupportedError: Its layers don't keep documents apart, as those of DeepSeek-V4.
 
     Example:
 
@@ -49,12 +51,17 @@ def make_packed_model(model: CausalLM) -> keras.Model:
             f"`model` must be a language model of keras_deepseek.models, received {model!r}."
         )
     backbone = model.backbone
+    if not all(isinstance(layer, DecoderBlock) for layer in backbone.transformer_layers):
+        raise NotSupportedError(
+            f"{type(model).__name__} makes entries of a row's tokens, whichever document they are "
+            "of: give it each document in a row of its own."
+        )
     names = ("token_ids", "segment_ids", "positions")
     inputs: dict[str, Any] = {name: Input((None,), dtype="int32", name=name) for name in names}
     segments = inputs["segment_ids"]
     mask = ops.not_equal(segments, 0)
     attention_mask = ops.equal(ops.expand_dims(segments, 2), ops.expand_dims(segments, 1))
-    x = backbone.expand(backbone.token_embedding(inputs["token_ids"]))
+    x = backbone.token_embedding(inputs["token_ids"])
     for layer in backbone.transformer_layers:
         x = layer(
             x,
@@ -63,5 +70,5 @@ def make_packed_model(model: CausalLM) -> keras.Model:
             attention_mask=attention_mask,
             token_ids=inputs["token_ids"],
         )
-    logits = model.token_logits(backbone.final_norm(backbone.collapse(x)))
+    logits = model.token_logits(backbone.final_norm(x))
     return keras.Model(inputs, logits, name=f"packed_{model.name}")

@@ -2,9 +2,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
 from keras_deepseek.callbacks import ExpertBalancing
-from keras_deepseek.models import make_packed_model
+from keras_deepseek.models import DeepSeekV4CausalLM, DeepSeekV4Config, make_packed_model
 from keras_deepseek.testing import assert_close
 from keras_deepseek.training import Trainer, pack_sequences
 from tests.oracles.language_models import to_numpy
@@ -66,3 +66,9 @@ def test_training_it_trains_the_model(is_trainer):
 def test_another_model_is_refused():
     with pytest.raises(InvalidInputError, match="must be a language model"):
         make_packed_model(keras.Sequential())
+
+
+def test_layers_that_mix_the_documents_of_a_row_are_refused():
+    model = DeepSeekV4CausalLM(DeepSeekV4Config.from_preset("tiny"))
+    with pytest.raises(NotSupportedError, match="DeepSeekV4CausalLM makes entries"):
+        make_packed_model(model)
