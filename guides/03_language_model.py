@@ -23,6 +23,7 @@ from keras_deepseek.callbacks import ExpertBalancing
 from keras_deepseek.models import (
     DeepSeekV3CausalLM,
     DeepSeekV3Config,
+    Sampler,
     enable_lora,
     load_lora_weights,
     merge_lora,
@@ -119,19 +120,11 @@ Token after token from the cache of compressed keys and values, each drawn from 
 """
 
 
-def write(prompt, num_tokens=60):
-    rng, tokens = np.random.default_rng(0), list(prompt.encode())
-    cache = model.make_cache(batch_size=1, max_length=len(tokens) + num_tokens)
-    start = 0
-    for _ in range(num_tokens):
-        logits, _, cache = model.call_with_cache(
-            np.array([tokens[start:]], "int32"), cache, start, num_logits=1
-        )
-        start = len(tokens)
-        scores = keras.ops.convert_to_numpy(logits)[0, -1].astype("float64") / 0.7
-        chances = np.exp(scores - scores.max())
-        tokens.append(int(rng.choice(256, p=chances / chances.sum())))
-    return bytes(tokens).decode(errors="replace")
+def write(prompt):
+    rows = model.generate(
+        [list(prompt.encode())], max_new_tokens=60, sampler=Sampler(temperature=0.7), seed=0
+    )
+    return bytes(np.asarray(rows[0], "u1")).decode(errors="replace")
 
 
 print(write("The function "))
