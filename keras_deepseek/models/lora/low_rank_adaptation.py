@@ -115,6 +115,8 @@ def merge_lora(model: keras.Model) -> None:
         layer.lora_enabled, layer.lora_rank, layer.lora_alpha = False, None, None
         delattr(layer, f"lora_{name}_a")
         delattr(layer, f"lora_{name}_b")
+    # On TensorFlow a value that is there already is passed over, and reaches no variable.
+    model.trainable = False
     model.trainable = True
     forget_functions(model)
 
