@@ -134,11 +134,13 @@ def measure_setting(
     question = {"batch_size": batch_size, "context": context, "new_tokens": new_tokens}
     found: dict[str, dict[str, list[float]]] = {}
     for number in range(arguments.rounds + 1):
+        # The first compiles, and PyTorch records a step only when it has come some times.
+        question["new_tokens"] = new_tokens if number else max(new_tokens, 16)
         for worker in workers:
             answer = worker.ask(**question, seed=number)
             if answer is None:
                 continue
-            if number:  # The first compiles, and reads the weights into the caches.
+            if number:
                 times = found.setdefault(worker.name, {"prefill": [], "decode": [], "tokens": []})
                 for name, value in answer.items():
                     times[name].append(value)
