@@ -82,6 +82,7 @@ def test_a_module_decodes_by_its_own_cache(model):
         assert_close(logits, expected[:, start:stop], 2e-5)
 
 
+@pytest.mark.slow_on_tensorflow
 def test_it_is_trained_by_trainer(model):
     batch = language_models.draw_batch(31, side="right")
     model.compile(

@@ -28,7 +28,7 @@ def own_variable(layer: keras.Layer, name: str = "kernel") -> keras.Variable:
     >>> dense = keras.layers.Dense(2)
     >>> dense.build((None, 3))
     >>> dense.enable_lora(1)
-    >>> own_variable(dense).shape
+    >>> tuple(own_variable(dense).shape)
     (3, 2)
     """
     for variable in own_variables(layer):

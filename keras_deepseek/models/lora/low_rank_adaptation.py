@@ -61,11 +61,12 @@ def enable_lora(
 
     Example:
 
-    >>> from keras_deepseek.models import DeepSeekV3CausalLM, DeepSeekV3Config, enable_lora
-    >>> model = DeepSeekV3CausalLM(DeepSeekV3Config.from_preset("tiny"))
-    >>> names = enable_lora(model, rank=2, target_names=["query_down", "output"])
-    >>> names[0], len(model.trainable_variables)
-    ('transformer_layer_0/attention/query_down', 8)
+    >>> import keras
+    >>> from keras_deepseek.models import enable_lora
+    >>> layers = [keras.layers.Dense(8, name="hidden"), keras.layers.Dense(2, name="output")]
+    >>> model = keras.Sequential([keras.Input((4,)), *layers], name="scorer")
+    >>> enable_lora(model, rank=2, target_names=["hidden"]), len(model.trainable_variables)
+    (['scorer/hidden'], 2)
 
     Reference:
 
@@ -95,10 +96,9 @@ def merge_lora(model: keras.Model) -> None:
 
     Example:
 
-    >>> from keras_deepseek.models import (
-    ...     DeepSeekV3CausalLM, DeepSeekV3Config, enable_lora, merge_lora
-    ... )
-    >>> model = DeepSeekV3CausalLM(DeepSeekV3Config.from_preset("tiny"))
+    >>> import keras
+    >>> from keras_deepseek.models import enable_lora, merge_lora
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     >>> num_weights = len(model.weights)
     >>> names = enable_lora(model, rank=2)
     >>> merge_lora(model)

@@ -159,9 +159,8 @@ def test_in_half_precision_the_logits_stay_in_float32_and_near(dtype):
 
 
 @pytest.mark.slow_on_jax
-@pytest.mark.parametrize(
-    "num_prediction_layers", [0, pytest.param(1, marks=pytest.mark.slow_on_tensorflow)]
-)
+@pytest.mark.slow_on_tensorflow
+@pytest.mark.parametrize("num_prediction_layers", [0, 1])
 def test_it_learns_a_sequence(num_prediction_layers):
     keras.utils.set_random_seed(0)
     config = make_config(num_prediction_layers=num_prediction_layers, initializer_stddev=0.2)

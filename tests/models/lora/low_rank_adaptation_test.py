@@ -26,7 +26,13 @@ def frozen_values(model):
     ]
 
 
-@pytest.mark.parametrize("is_trainer", [False, True], ids=["fit", "trainer"])
+@pytest.mark.parametrize(
+    "is_trainer",
+    [
+        pytest.param(False, marks=pytest.mark.further_case, id="fit"),
+        pytest.param(True, id="trainer"),
+    ],
+)
 def test_the_lora_alone_is_trained(is_trainer):
     model = make_model(num_prediction_layers=1)
     before = compute(model)
@@ -50,6 +56,8 @@ def test_the_lora_alone_is_trained(is_trainer):
         np.testing.assert_array_equal(now, value)
 
 
+@pytest.mark.slow_on_jax
+@pytest.mark.slow_on_tensorflow
 def test_a_training_with_a_lora_is_resumed(tmp_path):
     def fit(epochs, folder):
         model = make_model()
@@ -69,6 +77,7 @@ def test_a_training_with_a_lora_is_resumed(tmp_path):
     assert_close(compute(fit(3, "resumed")), compute(fit(3, "whole")))
 
 
+@pytest.mark.slow_on_tensorflow
 def test_merged_weights_compute_the_same():
     model = make_model()
     plain = compute(model)
