@@ -27,6 +27,7 @@ def draw(*shape):
     return np.random.default_rng(0).normal(size=(*shape, DIM)).astype("float32")
 
 
+@pytest.mark.slow_on_jax
 def test_it_passes_the_layer_routine():
     serialize = keras.saving.serialize_keras_object
     init_kwargs = {"attention": serialize(make_attention()), "feed_forward": serialize(SwiGLU(5))}

@@ -6,6 +6,7 @@ from tests.oracles import golden_language_models
 from tests.oracles.golden_language_models import read_case
 
 
+@pytest.mark.slow_on_jax
 def test_a_checkpoint_of_transformers_gives_its_logits_loss_and_gradients():
     case = read_case("deepseek_v2")
     config = DeepSeekV2Config.from_checkpoint_config(case.config)

@@ -40,6 +40,7 @@ def decode(model, inputs, pieces, max_length=LENGTH):
     return np.concatenate(outputs, axis=1)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize(
     "pieces",
     [(0, LENGTH), (0, 7, 8, 9, 10, 11, 14, LENGTH), (0, 1, 2, 3, LENGTH)],
@@ -50,6 +51,7 @@ def test_decoding_with_a_cache_is_as_the_whole(pieces):
     assert_close(decode(model, inputs, pieces), call(model, inputs), 1e-5)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_decoding_with_padding_is_as_the_whole_without(side):
     model, mask = make_model(), draw_mask(3, LENGTH, side)
@@ -61,6 +63,7 @@ def test_decoding_with_padding_is_as_the_whole_without(side):
         assert_close(decoded[row, real], call(model, alone)[0], 1e-5)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("side", ["left", "right", "anywhere"])
 def test_what_the_mask_hides_changes_nothing(side):
     model, mask = make_model(), draw_mask(3, LENGTH, side)
@@ -79,6 +82,7 @@ def test_no_token_sees_one_behind_it():
     assert np.abs(after[0, 11:] - before[0, 11:]).max(axis=-1).min() > 1e-4
 
 
+@pytest.mark.slow_on_jax
 def test_a_cache_does_not_go_back():
     model, inputs = make_model(), draw_tokens(1, 6)
     tokens = inputs["token_ids"]
@@ -130,6 +134,7 @@ def test_a_compiled_call_is_as_an_eager_one():
     assert_close(logits[real], call(model, inputs)[real], 1e-5)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize(
     "sizes", [{}, {"tie_embeddings": True, "num_prediction_layers": 1}], ids=["plain", "further"]
 )
@@ -177,6 +182,7 @@ def test_it_learns_a_sequence(num_prediction_layers):
     assert keras.backend.standardize_dtype(table.dtype) == "int32"
 
 
+@pytest.mark.slow_on_jax
 def test_further_layers_change_the_loss_and_not_the_logits():
     further = make_model(num_prediction_layers=1)
     plain = DeepSeekV4CausalLM(make_config())

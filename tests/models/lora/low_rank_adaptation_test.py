@@ -77,6 +77,7 @@ def test_a_training_with_a_lora_is_resumed(tmp_path):
     assert_close(compute(fit(3, "resumed")), compute(fit(3, "whole")))
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.slow_on_tensorflow
 def test_merged_weights_compute_the_same():
     model = make_model()
