@@ -84,7 +84,7 @@ model = DeepSeekV3CausalLM(
 `ExpertBalancing` keeps the experts evenly loaded without a loss, and logs how even they are.
 """
 
-steps = 300
+steps = 200
 trainer = Trainer(
     model,
     optimizer=keras.optimizers.AdamW(WarmupDecay(6e-3, total_steps=steps, warmup_steps=20)),
