@@ -7,6 +7,7 @@ import torch
 from transformers import BertForMaskedLM
 
 from keras_deepseek.models import BertConfig, BertMaskedLM
+from parity_tests.training_losses import STEPS, train_ours, train_theirs
 from tests.oracles.golden.models.make_bert_masked_lm import (
     CASES,
     compute_logits,
@@ -15,8 +16,6 @@ from tests.oracles.golden.models.make_bert_masked_lm import (
     run_case,
 )
 from tests.oracles.model_parity import check_case, read_config, relative_error
-
-LEARNING_RATE, WEIGHT_DECAY, EPSILON, STEPS = 1e-3, 0.01, 1e-8, 20
 
 
 def to_arrays(inputs):
@@ -77,28 +76,19 @@ def test_twenty_steps_have_the_same_losses(name, tmp_path, record_property):
         shown = (torch.rand(targets.shape) < 0.5) & (inputs["padding_mask"] == 1)
         batches.append((inputs, torch.where(shown, targets, -100)))
 
-    expected = []
-    optimizer = torch.optim.AdamW(
-        theirs.parameters(), LEARNING_RATE, eps=EPSILON, weight_decay=WEIGHT_DECAY
-    )
-    for inputs, targets in batches:  # In inference mode there is no dropout.
-        logits = compute_logits(theirs, inputs)
-        loss = torch.nn.functional.cross_entropy(
+    def compute_loss(batch):
+        inputs, targets = batch
+        logits = compute_logits(theirs, inputs)  # In inference mode there is no dropout.
+        return torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=-100
         )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        expected.append(loss.item())
 
-    ours.compile(
-        keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY, epsilon=EPSILON),
+    expected = train_theirs(theirs, compute_loss, batches)
+    losses = train_ours(
+        ours,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-100),
+        [(to_arrays(inputs), targets.numpy()) for inputs, targets in batches],
     )
-    losses = []
-    for inputs, targets in batches:
-        ours.reset_metrics()  # Else it is the mean of all steps.
-        losses.append(float(ours.train_on_batch(to_arrays(inputs), targets.numpy())))
     error = np.abs(np.subtract(losses, expected)).max() / np.abs(expected).max()
     record_property("errors", f"{error:.1e}  losses of {STEPS} steps  bert, {name}")
     assert error < 1e-4

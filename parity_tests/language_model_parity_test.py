@@ -8,8 +8,8 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.layers.heads.token_losses import compute_token_losses
-from keras_deepseek.training import Trainer
 from parity_tests.language_model_cases import CASES, FAMILIES
+from parity_tests.training_losses import STEPS, train_ours, train_theirs
 from parity_tests.written_checkpoints import (
     call_theirs,
     draw_batch,
@@ -23,7 +23,6 @@ from parity_tests.written_checkpoints import (
 )
 
 LOGITS, GRADIENTS, LOSSES = 1e-4, 1e-3, 1e-4
-STEPS, LEARNING_RATE, WEIGHT_DECAY = 20, 1e-3, 0.01
 NEW_TOKENS = 64
 PADDED = [
     (family, case, side) for family, case in CASES for side in (None, *FAMILIES[family].sides)
@@ -129,33 +128,12 @@ def draw_batches(vocabulary_size):
     return [draw_batch(vocabulary_size, None, seed=step % 3) for step in range(STEPS)]
 
 
-def train_theirs(model, batches):
-    """The loss of each step, by AdamW of torch."""
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    losses = []
-    for batch in batches:
-        loss = call_theirs(model, batch)[1]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def fit_ours(model, batches):
-    """The loss of each step, by `Trainer` and AdamW of Keras.
-
-    Not by `fit` alone: on TensorFlow Keras squares each part of an embedding's gradient by itself.
-    """
-    optimizer = keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY, epsilon=1e-8)
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    trainer, losses = Trainer(model), []
-    for batch in batches:
-        tokens, mask = batch["token_ids"], batch["padding_mask"]
-        inputs = {"token_ids": tokens[:, :-1], "padding_mask": mask[:, :-1]}
-        history = trainer.fit(inputs, tokens[:, 1:], batch_size=len(tokens), verbose=0)
-        losses += history.history["loss"]
-    return losses
+def shift(token_ids, padding_mask):
+    """Inputs and the tokens that follow them."""
+    return (
+        {"token_ids": token_ids[:, :-1], "padding_mask": padding_mask[:, :-1]},
+        token_ids[:, 1:],
+    )
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
@@ -167,7 +145,9 @@ def test_twenty_steps_of_training_have_the_losses_of_transformers(
     write_theirs(theirs, tmp_path)
     ours = make_ours(FAMILIES[family], tmp_path)
     batches = draw_batches(theirs.config.vocab_size)
-    expected, losses = train_theirs(theirs, batches), fit_ours(ours, batches)
+    expected = train_theirs(theirs, lambda batch: call_theirs(theirs, batch)[1], batches)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    losses = train_ours(ours, loss, [shift(**batch) for batch in batches])
     errors = [abs(a - b) / b for a, b in zip(losses, expected, strict=True)]
     record_property("errors", f"20 losses {max(errors):.1e}  {family}, {expected[-1]:.4f} at last")
     assert max(errors) < LOSSES

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-PIECE_BYTES = 2**25
+PIECE_BYTES = 2**23
 
 
 def cut_pieces(shape: tuple[int, ...], item_bytes: int) -> Iterator[Any]:

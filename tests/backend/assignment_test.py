@@ -1,3 +1,6 @@
+import gc
+from pathlib import Path
+
 import keras
 import ml_dtypes
 import numpy as np
@@ -74,3 +77,20 @@ def test_what_is_read_by_its_indices_is_read_by_pieces(monkeypatch):
     current().assign_array(variable, source)
     assert np.array_equal(keras.ops.convert_to_numpy(variable), numbers(6, 4))
     assert source.largest <= 16
+
+
+def read_megabytes(name):
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts the peak.")
+def test_the_new_values_never_stand_beside_the_old_ones():
+    variable = keras.Variable("ones", shape=(128, 2**18))  # 128 MiB.
+    source = np.broadcast_to(np.arange(2**18, dtype="float32"), (128, 2**18))
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    before = read_megabytes("VmRSS")
+    current().assign_array(variable, source)
+    assert read_megabytes("VmHWM") - before < 64
+    assert keras.ops.convert_to_numpy(variable)[-1, -1] == 2**18 - 1

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.array_pieces import cut_pieces
 
 
@@ -19,4 +20,15 @@ def assign_array(variable: keras.Variable, source: Any) -> None:
         return
     for index in pieces:
         # A copy, since TensorFlow may go on using the memory that it is given.
-        target[index].assign(np.array(source[index], dtype.as_numpy_dtype))
+        _assign_rows(target, index, np.array(source[index], dtype.as_numpy_dtype))
+
+
+def _assign_rows(target: tf.Variable, index: slice, rows: Array) -> None:
+    """Writes in place. `target[index].assign` reads all of it first, and keeps that in a cycle."""
+    tf.raw_ops.ResourceStridedSliceAssign(
+        ref=target.handle,
+        begin=[index.start],
+        end=[index.stop],
+        strides=[1],
+        value=rows,
+    )
