@@ -15,7 +15,7 @@ from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone, make
 from keras_deepseek.models.decoder.multi_token_loss import MultiTokenLoss
 from keras_deepseek.models.decoder.token_logits import TokenLogits
 from keras_deepseek.models.generation.generation import Generator
-from keras_deepseek.models.generation.sampler import Sampler
+from keras_deepseek.models.generation.generation_options import GenerationOptions, takes_options
 
 
 class CausalLM(PresetModel):
@@ -135,18 +135,15 @@ class CausalLM(PresetModel):
             last = hidden_states[:, -check_integer("num_logits", num_logits) :]
         return self.token_logits(last), hidden_states, written
 
-    def generate(
+    @takes_options
+    def generate(  # noqa: D417 - `takes_options` names the others
         self,
         inputs: Any,
         max_length: int | None = None,
         *,
-        max_new_tokens: int | None = None,
-        stop_token_ids: Any = "auto",
         strip_prompt: bool = False,
-        sampler: Sampler | str | None = None,
-        seed: int | None = None,
-        use_drafts: bool = False,
         return_log_probabilities: bool = False,
+        **options: Any,
     ) -> Any:
         """Returns prompts with what the model says behind them.
 
@@ -189,26 +186,14 @@ class CausalLM(PresetModel):
         generator = self._get_generator()
         request = generator.request(
             inputs,
-            max_length=max_length,
-            max_new_tokens=max_new_tokens,
-            stop_token_ids=stop_token_ids,
-            sampler=sampler,
-            seed=seed,
-            use_drafts=use_drafts,
+            GenerationOptions(max_length=max_length, **options),
             return_log_probabilities=return_log_probabilities,
         )
         return generator.generate(request, strip_prompt=check_boolean("strip_prompt", strip_prompt))
 
-    def stream(
-        self,
-        inputs: Any,
-        max_length: int | None = None,
-        *,
-        max_new_tokens: int | None = None,
-        stop_token_ids: Any = "auto",
-        sampler: Sampler | str | None = None,
-        seed: int | None = None,
-        use_drafts: bool = False,
+    @takes_options
+    def stream(  # noqa: D417 - as above
+        self, inputs: Any, max_length: int | None = None, **options: Any
     ) -> Iterator[Any]:
         """Returns an iterator over what `generate` says, token by token, as it is computed.
 
@@ -233,15 +218,7 @@ class CausalLM(PresetModel):
             NotSupportedError: As for `generate`.
         """
         generator = self._get_generator()
-        request = generator.request(
-            inputs,
-            max_length=max_length,
-            max_new_tokens=max_new_tokens,
-            stop_token_ids=stop_token_ids,
-            sampler=sampler,
-            seed=seed,
-            use_drafts=use_drafts,
-        )
+        request = generator.request(inputs, GenerationOptions(max_length=max_length, **options))
         return generator.stream(request)
 
     def _get_generator(self) -> Generator:
