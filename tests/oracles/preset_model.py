@@ -98,7 +98,7 @@ class SmallModel(PresetModel):
         self.config = config
         self.small_layers = {"embedding": embedding, "mixer": mixer, "norm": norm, "head": head}
 
-    def checkpoint_entries(self):
+    def checkpoint_entries(self, tensors=()):
         layers = self.small_layers
         mixer = layers["mixer"]
         return [

@@ -1,5 +1,6 @@
 """The task that BERT is trained on: to say which tokens were masked."""
 
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -8,11 +9,7 @@ import keras
 from keras_deepseek.artifacts.argument_check import check_boolean
 from keras_deepseek.layers import Input, MaskedPositionHead
 from keras_deepseek.models.bert.bert_backbone import INPUTS, BertBackbone
-from keras_deepseek.models.bert.checkpoint_map import (
-    IGNORED_TENSORS,
-    checkpoint_entries,
-    rename_tensor,
-)
+from keras_deepseek.models.bert.checkpoint_map import IGNORED_TENSORS, checkpoint_entries
 from keras_deepseek.models.bert.config import BertConfig
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
@@ -106,11 +103,8 @@ class BertMaskedLM(PresetModel):
         self.masked_lm_head = head
         self.use_mask_positions = use_mask_positions
 
-    def checkpoint_entries(self) -> list[CheckpointEntry]:
-        return checkpoint_entries(self.backbone, self.masked_lm_head)
-
-    def rename_tensor(self, name: str) -> str:
-        return rename_tensor(name)
+    def checkpoint_entries(self, tensors: Collection[str] = ()) -> list[CheckpointEntry]:
+        return checkpoint_entries(self.backbone, self.masked_lm_head, tensors)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -1,5 +1,6 @@
 """The task of DeepSeek-V3: from the tokens so far to the logits of the next."""
 
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import keras
@@ -66,5 +67,5 @@ class DeepSeekV3CausalLM(CausalLM):
         """Patterns of tensors that a checkpoint may hold beside those of the model."""
         return ("*.rotary_emb.inv_freq", *unread_predictions(self.config))
 
-    def checkpoint_entries(self) -> list[CheckpointEntry]:
+    def checkpoint_entries(self, tensors: Collection[str] = ()) -> list[CheckpointEntry]:
         return checkpoint_entries(self)

@@ -1,13 +1,12 @@
 """The task of the family: from the tokens so far to the logits of the next."""
 
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import keras
 
 from keras_deepseek.models.causal_lm import CausalLM
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
-from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
 from keras_deepseek.models.decoder.token_logits import TokenLogits
 from keras_deepseek.models.deepseek_v4.checkpoint_map import FLOAT32_TENSORS, checkpoint_entries
@@ -84,11 +83,8 @@ class DeepSeekV4CausalLM(CausalLM):
         """Patterns of tensors that a checkpoint may hold beside those of the model."""
         return () if self.config.num_prediction_layers else ("mtp.*",)
 
-    def checkpoint_entries(self) -> list[CheckpointEntry]:
-        return checkpoint_entries(self)
-
-    def checkpoint_entries_of(self, folder: Path) -> list[CheckpointEntry]:
-        return checkpoint_entries(self, WeightsFolder(folder).tensors)
+    def checkpoint_entries(self, tensors: Collection[str] = ()) -> list[CheckpointEntry]:
+        return checkpoint_entries(self, tensors)
 
     @staticmethod
     def call_backbone(backbone: DecoderBackbone, inputs: Any) -> tuple[Any, Any]:
