@@ -1,10 +1,8 @@
 """The task of all language models: from the tokens so far to the logits of the next."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
@@ -70,6 +68,7 @@ class CausalLM(PresetModel):
         super().__init__(inputs, logits, **kwargs)
         self.backbone = backbone
         self.config = backbone.config
+        self.layers_policy = backbone.layers_policy
         self.token_logits = token_logits
         self.multi_token_prediction = multi_token_prediction
         self._generator: Generator | None = None
@@ -225,15 +224,3 @@ class CausalLM(PresetModel):
         if self._generator is None:
             self._generator = Generator(self)
         return self._generator
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "trainable": self.trainable,
-            "config": asdict(self.config),
-            "dtype": keras.dtype_policies.serialize(self.backbone.layers_policy),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "CausalLM":
-        return cls(**{**config, "config": cls.config_class(**config["config"])})

@@ -1,7 +1,6 @@
 """The task that BERT is trained on: to say which tokens were masked."""
 
 from collections.abc import Collection
-from dataclasses import asdict
 from typing import Any
 
 import keras
@@ -99,6 +98,7 @@ class BertMaskedLM(PresetModel):
             outputs = head(hidden)
         super().__init__(inputs, outputs, **kwargs)
         self.config = config
+        self.layers_policy = backbone.layers_policy
         self.backbone = backbone
         self.masked_lm_head = head
         self.use_mask_positions = use_mask_positions
@@ -107,14 +107,4 @@ class BertMaskedLM(PresetModel):
         return checkpoint_entries(self.backbone, self.masked_lm_head, tensors)
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "trainable": self.trainable,
-            "config": asdict(self.config),
-            "use_mask_positions": self.use_mask_positions,
-            "dtype": keras.dtype_policies.serialize(self.backbone.layers_policy),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "BertMaskedLM":
-        return cls(**{**config, "config": BertConfig(**config["config"])})
+        return {**super().get_config(), "use_mask_positions": self.use_mask_positions}

@@ -41,17 +41,17 @@ from keras_deepseek.models.checkpoints.unset_variables import unset_variables
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.models.checkpoints.weights_reader import DEFAULT_BLOCK_SHAPE, read_weights
 from keras_deepseek.models.checkpoints.weights_writer import write_weights
+from keras_deepseek.models.config_model import ConfigModel
 from keras_deepseek.models.tokenizers.tokenizer import Tokenizer, is_installed
 from keras_deepseek.models.tokenizers.tokenizer_files import check_vocabulary, read_tokenizer_files
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-class PresetModel(keras.Model):
+class PresetModel(ConfigModel):
     """A Functional model that is read from a preset, a folder of Hugging Face's form, and written.
 
-    A subclass sets the attributes below and `checkpoint_entries`. Its `__init__` takes its config
-    and `dtype`, and it has the config as `config`.
+    A subclass sets the attributes below and `checkpoint_entries`, and is else as a `ConfigModel`.
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
