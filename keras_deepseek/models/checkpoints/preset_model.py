@@ -84,6 +84,10 @@ class PresetModel(ConfigModel):
         """
         raise NotImplementedError
 
+    def module_entries(self) -> Sequence[CheckpointEntry]:
+        """Returns the same by the names of the modules in `transformers`, which adapters go by."""
+        return self.checkpoint_entries()
+
     @classmethod
     def from_preset(
         cls,

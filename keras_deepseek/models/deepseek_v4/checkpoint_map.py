@@ -104,8 +104,17 @@ def checkpoint_entries(model: Any, tensors: Collection[str] = ()) -> Entries:
             told. Defaults to `()`: those of the release.
     """
     if any(".self_attn." in name for name in tensors):
-        return _list_entries(model, _TRANSFORMERS)
+        return module_entries(model)
     return respell(_list_entries(model, _RELEASE), tensors, _spellings)
+
+
+def module_entries(model: Any) -> Entries:
+    """Returns the entries by the names of the modules in `transformers`.
+
+    Args:
+        model: `DeepSeekV4CausalLM`.
+    """
+    return _list_entries(model, _TRANSFORMERS)
 
 
 def _spellings(name: str) -> Sequence[str]:

@@ -9,7 +9,11 @@ from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
 from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
 from keras_deepseek.models.decoder.token_logits import TokenLogits
-from keras_deepseek.models.deepseek_v4.checkpoint_map import FLOAT32_TENSORS, checkpoint_entries
+from keras_deepseek.models.deepseek_v4.checkpoint_map import (
+    FLOAT32_TENSORS,
+    checkpoint_entries,
+    module_entries,
+)
 from keras_deepseek.models.deepseek_v4.config import DeepSeekV4Config
 from keras_deepseek.models.deepseek_v4.deepseek_v4_backbone import (
     DeepSeekV4Backbone,
@@ -100,6 +104,9 @@ class DeepSeekV4CausalLM(DeepSeekCausalLM):
 
     def checkpoint_entries(self, tensors: Collection[str] = ()) -> list[CheckpointEntry]:
         return checkpoint_entries(self, tensors)
+
+    def module_entries(self) -> list[CheckpointEntry]:
+        return module_entries(self)
 
     @staticmethod
     def call_backbone(backbone: DecoderBackbone, inputs: Any) -> tuple[Any, Any]:
