@@ -36,6 +36,9 @@ class DecoderBackbone(ConfigModel):
     Returns:
         A tensor of shape `(batch_size, length, dim)`: the hidden states behind the last norm.
 
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
+
     Example:
 
     >>> import numpy as np

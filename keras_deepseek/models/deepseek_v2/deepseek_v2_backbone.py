@@ -30,6 +30,9 @@ class DeepSeekV2Backbone(DeepSeekBackbone):
         A tensor of shape `(batch_size, length, hidden_dim)`: the hidden states behind the last
         norm.
 
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
+
     Example:
 
     >>> import numpy as np

@@ -31,6 +31,9 @@ class DeepSeekV32CausalLM(DeepSeekCausalLM):
         A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better. It carries the
         mask, so that a loss of Keras leaves padding out.
 
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
+
     Example:
 
     >>> import numpy as np

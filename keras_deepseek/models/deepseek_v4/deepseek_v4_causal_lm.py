@@ -54,6 +54,9 @@ class DeepSeekV4CausalLM(DeepSeekCausalLM):
         A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better: the logits of
         the token behind each.
 
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
+
     Example:
 
     >>> import numpy as np
