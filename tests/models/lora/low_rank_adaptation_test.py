@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.deploy import Exporter
+from keras_deepseek.inference import ServingEngine
 from keras_deepseek.models import (
     DeepSeekV2CausalLM,
     DeepSeekV3CausalLM,
@@ -139,6 +141,27 @@ def test_a_keras_file_and_a_preset_hold_the_merged_weights(tmp_path, task):
     assert len(read.trainable_variables) == len(revived.trainable_variables)
     merge_lora(model)
     assert_close(compute(model), tuned, 1e-5)
+
+
+def test_a_model_that_has_one_is_exported_and_computes_the_same(tmp_path):
+    if keras.backend.backend() == "jax":
+        pytest.importorskip("jax2onnx")
+    model = keras.Sequential(
+        [
+            keras.Input((4,), dtype="int32", name="tokens"),
+            keras.layers.Embedding(9, 6, name="table"),
+            keras.layers.EinsumDense("btd,dhe->bthe", (None, 2, 3), name="heads"),
+            keras.layers.Dense(2, name="score"),
+        ]
+    )
+    tune(model, target_names=["table", "heads", "score"])
+    rows = np.array([[1, 2, 3, 8], [0, 5, 5, 7]], "int32")
+    expected = to_numpy(model(rows))
+    form = "savedmodel" if keras.backend.backend() == "tensorflow" else "onnx"
+    Exporter(model, form, verbose=False).export(tmp_path / "bundle")
+    with ServingEngine(tmp_path / "bundle") as engine:
+        served = engine.predict({"tokens": rows})
+    assert_close(served, expected, 1e-5)
 
 
 def test_any_keras_model_may_have_one():
