@@ -104,7 +104,7 @@ class CopiedModel(PresetModel):
         self.config = config
         self.copies = copies
 
-    def checkpoint_entries(self):
+    def checkpoint_entries(self, tensors=()):
         return [
             copied_entry(variable, name)
             for variable, name in zip(self.copies.copies, self.shapes, strict=True)

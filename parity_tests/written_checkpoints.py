@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
+from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from parity_tests.language_model_cases import Family
 
 BATCH_SIZE, LENGTH = 3, 13
@@ -98,7 +99,7 @@ def to_tensors(
         folder: The checkpoint. A family may have several names.
     """
     tensors = {}
-    for entry in model.checkpoint_entries_of(folder):
+    for entry in model.checkpoint_entries(WeightsFolder(folder).names):
         arrays = [
             by_variable.get(id(variable), np.zeros(variable.shape, "float32"))
             for variable in entry.variables

@@ -16,8 +16,8 @@ from keras import ops
 from keras_deepseek.layers import MultiHeadLatentAttention
 from keras_deepseek.layers.attention.key_value_cache import append_to_cache, make_attention_mask
 from keras_deepseek.models import DeepSeekV3CausalLM, DeepSeekV3Config
+from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.models.checkpoints.weights_reader import read_weights
-from keras_deepseek.models.deepseek_v3.checkpoint_map import checkpoint_entries
 
 
 def draw_prompts(batch_size: int, context: int, vocabulary_size: int, seed: int) -> np.ndarray:
@@ -83,7 +83,7 @@ def read_facts(model: Any) -> dict[str, Any]:
 def load_model(folder: Path) -> DeepSeekV3CausalLM:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model = DeepSeekV3CausalLM(DeepSeekV3Config.from_checkpoint_config(config))
-    read_weights(folder, checkpoint_entries(model))
+    read_weights(WeightsFolder(folder), model.checkpoint_entries())
     return model
 
 

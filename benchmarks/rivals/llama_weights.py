@@ -4,7 +4,7 @@ Built of layers of this package and of Keras. It has no rotary positions, which 
 is for measuring checkpoints, and computes no Llama.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,7 @@ class LlamaWeights(PresetModel):
         self.parts = {"embedding": embedding, "norm": norm, "head": head}
         self.blocks = [list(block) for block in blocks]
 
-    def checkpoint_entries(self) -> Sequence[CheckpointEntry]:
+    def checkpoint_entries(self, tensors: Collection[str] = ()) -> Sequence[CheckpointEntry]:
         parts = self.parts
         entries = [
             copied_entry(parts["embedding"].embeddings, "model.embed_tokens.weight"),

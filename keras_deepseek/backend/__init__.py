@@ -73,6 +73,9 @@ class Backend(Protocol):
         that it reads.
         """
 
+    def compiles_by_shape(self) -> bool:
+        """Whether `compile_with_state` takes its time anew for each shape of a prompt."""
+
     def write_slots(self, tensor: "Any", start: "Any", update: "Any") -> "Any":
         """Returns a tensor `(batch_size, slots, ...)` with an update in its slots from `start` on.
 

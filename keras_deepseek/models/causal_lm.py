@@ -1,10 +1,8 @@
 """The task of all language models: from the tokens so far to the logits of the next."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
@@ -15,7 +13,7 @@ from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone, make
 from keras_deepseek.models.decoder.multi_token_loss import MultiTokenLoss
 from keras_deepseek.models.decoder.token_logits import TokenLogits
 from keras_deepseek.models.generation.generation import Generator
-from keras_deepseek.models.generation.sampler import Sampler
+from keras_deepseek.models.generation.generation_options import GenerationOptions, takes_options
 
 
 class CausalLM(PresetModel):
@@ -37,6 +35,9 @@ class CausalLM(PresetModel):
     Returns:
         A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better: the logits of
         the token behind each.
+
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
 
     Example:
 
@@ -70,6 +71,7 @@ class CausalLM(PresetModel):
         super().__init__(inputs, logits, **kwargs)
         self.backbone = backbone
         self.config = backbone.config
+        self.layers_policy = backbone.layers_policy
         self.token_logits = token_logits
         self.multi_token_prediction = multi_token_prediction
         self._generator: Generator | None = None
@@ -135,18 +137,15 @@ class CausalLM(PresetModel):
             last = hidden_states[:, -check_integer("num_logits", num_logits) :]
         return self.token_logits(last), hidden_states, written
 
-    def generate(
+    @takes_options
+    def generate(  # noqa: D417 - `takes_options` names the others
         self,
         inputs: Any,
         max_length: int | None = None,
         *,
-        max_new_tokens: int | None = None,
-        stop_token_ids: Any = "auto",
         strip_prompt: bool = False,
-        sampler: Sampler | str | None = None,
-        seed: int | None = None,
-        use_drafts: bool = False,
         return_log_probabilities: bool = False,
+        **options: Any,
     ) -> Any:
         """Returns prompts with what the model says behind them.
 
@@ -189,26 +188,14 @@ class CausalLM(PresetModel):
         generator = self._get_generator()
         request = generator.request(
             inputs,
-            max_length=max_length,
-            max_new_tokens=max_new_tokens,
-            stop_token_ids=stop_token_ids,
-            sampler=sampler,
-            seed=seed,
-            use_drafts=use_drafts,
+            GenerationOptions(max_length=max_length, **options),
             return_log_probabilities=return_log_probabilities,
         )
         return generator.generate(request, strip_prompt=check_boolean("strip_prompt", strip_prompt))
 
-    def stream(
-        self,
-        inputs: Any,
-        max_length: int | None = None,
-        *,
-        max_new_tokens: int | None = None,
-        stop_token_ids: Any = "auto",
-        sampler: Sampler | str | None = None,
-        seed: int | None = None,
-        use_drafts: bool = False,
+    @takes_options
+    def stream(  # noqa: D417 - as above
+        self, inputs: Any, max_length: int | None = None, **options: Any
     ) -> Iterator[Any]:
         """Returns an iterator over what `generate` says, token by token, as it is computed.
 
@@ -233,30 +220,10 @@ class CausalLM(PresetModel):
             NotSupportedError: As for `generate`.
         """
         generator = self._get_generator()
-        request = generator.request(
-            inputs,
-            max_length=max_length,
-            max_new_tokens=max_new_tokens,
-            stop_token_ids=stop_token_ids,
-            sampler=sampler,
-            seed=seed,
-            use_drafts=use_drafts,
-        )
+        request = generator.request(inputs, GenerationOptions(max_length=max_length, **options))
         return generator.stream(request)
 
     def _get_generator(self) -> Generator:
         if self._generator is None:
             self._generator = Generator(self)
         return self._generator
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "trainable": self.trainable,
-            "config": asdict(self.config),
-            "dtype": keras.dtype_policies.serialize(self.backbone.layers_policy),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "CausalLM":
-        return cls(**{**config, "config": cls.config_class(**config["config"])})

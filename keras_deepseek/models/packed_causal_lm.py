@@ -12,6 +12,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.layers import Input
 from keras_deepseek.models.causal_lm import CausalLM
 from keras_deepseek.models.decoder.decoder_block import DecoderBlock
+from keras_deepseek.models.decoder.multi_token_loss import MultiTokenLoss
 
 
 def make_packed_model(model: CausalLM) -> keras.Model:
@@ -20,7 +21,9 @@ def make_packed_model(model: CausalLM) -> keras.Model:
     Choose it to train on documents of many lengths without padding. It has the layers of the model,
     so that what trains it trains the model, which is then called, saved and decoded with as ever.
     Attention is within a document, and positions count in it. The loss of modules that predict
-    further tokens is left out: they would look from one document into the next.
+    further tokens is added in training, as if each document were alone; that of balanced experts,
+    `balance_loss`, is by row. DeepSeek-V4 makes entries of a row's tokens whichever document they
+    are of, and is refused.
 
     Args:
         model: A language model of this package whose attention takes an `attention_mask`.
@@ -33,7 +36,7 @@ def make_packed_model(model: CausalLM) -> keras.Model:
 
     Raises:
         InvalidInputError: It is no language model of this package.
-        NotSupportedError: Its layers don't keep documents apart, as those of DeepSeek-V4.
+        NotSupportedError: Its layers don't keep documents apart: it is a DeepSeek-V4.
 
     Example:
 
@@ -70,5 +73,16 @@ def make_packed_model(model: CausalLM) -> keras.Model:
             attention_mask=attention_mask,
             token_ids=inputs["token_ids"],
         )
-    logits = model.token_logits(backbone.final_norm(x))
+    hidden_states = backbone.final_norm(x)
+    logits = model.token_logits(hidden_states)
+    if model.multi_token_prediction is not None:
+        loss = MultiTokenLoss(model.multi_token_prediction, name="multi_token_loss")
+        logits = loss(
+            logits,
+            hidden_states,
+            inputs["token_ids"],
+            mask=mask,
+            segment_ids=segments,
+            positions=inputs["positions"],
+        )
     return keras.Model(inputs, logits, name=f"packed_{model.name}")

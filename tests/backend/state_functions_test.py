@@ -116,3 +116,17 @@ def test_a_step_that_reads_its_numbers_is_run_as_it_is_written():
     found, runs = count_runs(reading)
     np.testing.assert_allclose(found, expect_sums())
     assert runs >= 20
+
+
+def test_what_is_compiled_by_shape_is_read_once_for_each():
+    shapes = []
+
+    def function(_, tokens):
+        shapes.append(tuple(tokens.shape))
+        return {"sum": ops.sum(tokens)}, {"kept": tokens}
+
+    step = current().compile_with_state(function, [])
+    for length in (2, 2, 3):
+        step(None, np.ones((1, length), "float32"))
+    expected = [(1, 2), (1, 3)] if current().compiles_by_shape() else [(1, 2), (1, 2), (1, 3)]
+    assert shapes == expected

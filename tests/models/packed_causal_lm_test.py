@@ -4,7 +4,13 @@ import pytest
 
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
 from keras_deepseek.callbacks import ExpertBalancing
-from keras_deepseek.models import DeepSeekV4CausalLM, DeepSeekV4Config, make_packed_model
+from keras_deepseek.models import (
+    DeepSeekV3CausalLM,
+    DeepSeekV4CausalLM,
+    DeepSeekV4Config,
+    DeepSeekV32CausalLM,
+    make_packed_model,
+)
 from keras_deepseek.testing import assert_close
 from keras_deepseek.training import Trainer, pack_sequences
 from tests.oracles.language_models import to_numpy
@@ -38,6 +44,26 @@ def test_a_packed_document_has_the_logits_that_it_has_alone():
                     np.testing.assert_array_equal(targets[row, place], document[1:])
                     found += 1
     assert found == len(DOCUMENTS)
+
+
+@pytest.mark.parametrize("task", [DeepSeekV3CausalLM, DeepSeekV32CausalLM])
+def test_further_tokens_have_the_loss_that_they_have_in_single_documents(task):
+    model = make_model(task=task, num_prediction_layers=2)
+    documents = [np.arange(1, 7), np.arange(9, 14), np.array([2, 6, 5, 8])]
+    packed = pack_sequences({"token_ids": documents}, length=12)
+    assert len(packed["token_ids"]) == 2
+    rows = np.zeros((3, 6), "int32")
+    for row, document in zip(rows, documents, strict=True):
+        row[: len(document)] = document
+    model({"token_ids": rows, "padding_mask": rows > 0}, training=True)
+    (alone,) = map(to_numpy, model.losses)
+    training_model = make_packed_model(model)
+    training_model(packed, training=True)
+    (together,) = map(to_numpy, training_model.losses)
+    assert_close(together, alone, 1e-5)
+    whole = dict(packed, segment_ids=np.minimum(packed["segment_ids"], 1))
+    training_model(whole, training=True)
+    assert abs(to_numpy(training_model.losses[0]) - alone) > 1e-3
 
 
 @pytest.mark.parametrize("is_trainer", [False, True], ids=["fit", "trainer"])

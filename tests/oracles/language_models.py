@@ -6,6 +6,7 @@ A family's test names its task and a tiny config; a model of it is made once a m
 import keras
 import numpy as np
 
+from keras_deepseek.layers import DeepSeekMoE, SwiGLU
 from keras_deepseek.testing import assert_close
 
 LENGTH, PADDING = 7, 2
@@ -111,3 +112,22 @@ def check_fit(model, steps=8):
     first, last = history.history["loss"]
     assert np.isfinite(last)
     assert last < 0.9 * first
+
+
+def check_backbone(backbone_class):
+    """The layers are those of the config, and come back from its serialized form."""
+    config_class = backbone_class.config_class
+    config = config_class.from_preset("tiny", num_layers=3, num_dense_layers=2)
+    backbone = backbone_class(config, name="body")
+    kinds = [type(block.feed_forward) for block in backbone.transformer_layers]
+    assert kinds == [SwiGLU, SwiGLU, DeepSeekMoE]
+    assert backbone.output_shape == (None, None, config.hidden_dim)
+    backbone = backbone_class(config_class.from_preset("tiny"), dtype="bfloat16")
+    revived = backbone_class.from_config(backbone.get_config())
+    assert revived.config == backbone.config
+    assert [(w.path, w.dtype) for w in revived.weights] == [
+        (w.path, w.dtype) for w in backbone.weights
+    ]
+    tokens = np.array([[3, 1, 4]])
+    outputs = revived({"token_ids": tokens, "padding_mask": np.ones_like(tokens)})
+    assert keras.backend.standardize_dtype(outputs.dtype) == "bfloat16"

@@ -3,7 +3,11 @@
 import keras
 import numpy as np
 
-from keras_deepseek.models import DeepSeekV3CausalLM, DeepSeekV3Config, enable_lora
+from keras_deepseek.models import (
+    DeepSeekV3CausalLM,
+    DeepSeekV4CausalLM,
+    enable_lora,
+)
 from tests.oracles import language_models
 from tests.oracles.language_models import to_numpy
 
@@ -13,11 +17,17 @@ ATTENTION = (
 )
 
 
-def make_model(seed=0, **overrides):
+def make_model(seed=0, task=DeepSeekV3CausalLM, **overrides):
     """Returns the same model each time."""
     keras.utils.set_random_seed(seed)
-    config = DeepSeekV3Config.from_preset("tiny", vocabulary_size=31, hidden_dim=24, **overrides)
-    return language_models.perturb(DeepSeekV3CausalLM(config))
+    config = task.config_class.from_preset("tiny", vocabulary_size=31, hidden_dim=24, **overrides)
+    return language_models.perturb(task(config))
+
+
+def make_v4_model():
+    """Returns one of a single layer, which is quick, and of the kind that has all parts."""
+    types = {"layer_types": ("compressed_sparse_attention",), "router_types": ("score",)}
+    return make_model(task=DeepSeekV4CausalLM, **types)
 
 
 def tune(model, rank=2, target_names=None, lora_alpha=4.0):

@@ -1,7 +1,7 @@
 """A small model with every kind of checkpoint entry, and folders of it that others have written."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -96,9 +96,10 @@ class SmallModel(PresetModel):
         x = embedding(ids) * ops.cast(mask, embedding.compute_dtype)[..., None]
         super().__init__({"token_ids": ids, "padding_mask": mask}, head(norm(mixer(x))), **kwargs)
         self.config = config
+        self.layers_policy = policy
         self.small_layers = {"embedding": embedding, "mixer": mixer, "norm": norm, "head": head}
 
-    def checkpoint_entries(self):
+    def checkpoint_entries(self, tensors=()):
         layers = self.small_layers
         mixer = layers["mixer"]
         return [
@@ -118,13 +119,6 @@ class SmallModel(PresetModel):
             copied_entry(layers["norm"].beta, "norm.bias"),
             kernel_entry(own_variable(layers["head"]), "head.weight"),
         ]
-
-    def get_config(self):
-        return {"name": self.name, "config": asdict(self.config)}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(SmallConfig(**config.pop("config")), **config)
 
 
 def make_model(seed: int = 0, **config: Any) -> SmallModel:

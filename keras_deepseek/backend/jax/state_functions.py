@@ -28,6 +28,11 @@ def compile_with_state(
     return step
 
 
+def compiles_by_shape() -> bool:
+    """Whether `compile_with_state` takes its time anew for each shape of a prompt."""
+    return True
+
+
 def write_slots(tensor: Any, start: Any, update: Any) -> Any:
     """Returns a tensor `(batch_size, slots, ...)` with an update in its slots from `start` on."""
     return ops.slice_update(tensor, [0, start, *[0] * (len(update.shape) - 2)], update)

@@ -44,7 +44,11 @@ from keras_deepseek.backend.tensorflow.random_state import (
     write_framework_random_state,
 )
 from keras_deepseek.backend.tensorflow.selection import fuses_attention, top_k
-from keras_deepseek.backend.tensorflow.state_functions import compile_with_state, write_slots
+from keras_deepseek.backend.tensorflow.state_functions import (
+    compile_with_state,
+    compiles_by_shape,
+    write_slots,
+)
 from keras_deepseek.backend.tensorflow.task_cluster import adopt_tasks, connect_tasks, serve_task
 from keras_deepseek.backend.tensorflow.tracing import can_read_shapes, read_array, read_integer
 from keras_deepseek.backend.tensorflow.training import (
@@ -74,6 +78,7 @@ __all__ = [
     "compile_inference",
     "compile_update",
     "compile_with_state",
+    "compiles_by_shape",
     "compute_gradients",
     "compute_on",
     "connect_tasks",

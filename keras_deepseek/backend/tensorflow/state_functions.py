@@ -52,6 +52,11 @@ def _make_variable(value: Any) -> Any:
     return value if value is None or isinstance(value, tf.Variable) else tf.Variable(value)
 
 
+def compiles_by_shape() -> bool:
+    """Whether `compile_with_state` takes its time anew for each shape of a prompt."""
+    return True
+
+
 def write_slots(tensor: Any, start: Any, update: Any) -> Any:
     """Returns a tensor `(batch_size, slots, ...)` with an update in its slots from `start` on."""
     if isinstance(tensor, tf.Variable):

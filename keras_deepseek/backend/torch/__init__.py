@@ -36,7 +36,11 @@ from keras_deepseek.backend.torch.random_state import (
     write_framework_random_state,
 )
 from keras_deepseek.backend.torch.selection import fuses_attention, top_k
-from keras_deepseek.backend.torch.state_functions import compile_with_state, write_slots
+from keras_deepseek.backend.torch.state_functions import (
+    compile_with_state,
+    compiles_by_shape,
+    write_slots,
+)
 from keras_deepseek.backend.torch.task_cluster import adopt_tasks, connect_tasks, serve_task
 from keras_deepseek.backend.torch.tracing import can_read_shapes, read_array, read_integer
 from keras_deepseek.backend.torch.training import (
@@ -66,6 +70,7 @@ __all__ = [
     "compile_inference",
     "compile_update",
     "compile_with_state",
+    "compiles_by_shape",
     "compute_gradients",
     "compute_on",
     "connect_tasks",

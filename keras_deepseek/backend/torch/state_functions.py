@@ -114,6 +114,11 @@ def _make_tensor(value: Any) -> Any:
     return ops.convert_to_tensor(value) if isinstance(value, np.ndarray) else value
 
 
+def compiles_by_shape() -> bool:
+    """Whether `compile_with_state` takes its time anew for each shape of a prompt."""
+    return False  # The first call is run as it is written, and a step is recorded later.
+
+
 def write_slots(tensor: Any, start: Any, update: Any) -> Any:
     """Returns a tensor `(batch_size, slots, ...)` with an update in its slots from `start` on."""
     if not _OWNS_STATE.get():

@@ -92,6 +92,11 @@ class MultiTokenPrediction(FloatingInputLayer):
         mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
             `None` for the mask that `inputs` carry.
         training: boolean. Whether the loss is added.
+        segment_ids: Integer tensor of shape `(batch_size, length)`, or `None`: in packed rows the
+            document of a token. No module looks from one into the next, for which the block is
+            given an `attention_mask`.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None`: those that the block
+            is given for packed rows.
         inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
 
     Returns:
@@ -187,20 +192,23 @@ class MultiTokenPrediction(FloatingInputLayer):
         token_ids: Any,
         mask: Any = None,
         training: bool = False,
+        segment_ids: Any = None,
+        positions: Any = None,
         inputs_mask: Any = None,
     ) -> list[Any]:
         mask = inputs_mask if mask is None else mask
         self._check_tokens(inputs, token_ids, mask)
         hidden, shown, outputs, losses = inputs, mask, [], []
+        packed = _describe_rows(segment_ids, positions)
         for index in range(self.depth):
-            ids, exists = shift_tokens(token_ids, mask, index + 1)
+            ids, exists = shift_tokens(token_ids, mask, index + 1, segment_ids)
             shown = exists if shown is None else ops.logical_and(shown, exists)
-            hidden = self.call_module(index, hidden, ids, shown)
+            hidden = self.call_module(index, hidden, ids, shown, **packed)
             states = self._norm_output(index, hidden)
             logits = self.output_head(states) if self._needs_logits(training) else None
             outputs.append(logits if self.return_logits else states)
             if training and self.loss_weight:
-                targets, exists = shift_tokens(token_ids, mask, index + 2)
+                targets, exists = shift_tokens(token_ids, mask, index + 2, segment_ids)
                 counted = ops.logical_and(shown, exists)
                 losses.append(self._compute_loss(states, logits, targets, counted))
         if losses:
@@ -300,7 +308,19 @@ def _check_token_ids(token_ids: Any, inputs: Any) -> None:
     check_tokens("token_ids", token_ids, inputs, is_integer=True)
 
 
-def shift_tokens(token_ids: Any, mask: Any, places: int) -> tuple[Any, Any]:
+def _describe_rows(segment_ids: Any, positions: Any) -> dict[str, Any]:
+    """Returns what the block is told of packed rows, and nothing of others."""
+    given = {"positions": positions}
+    if segment_ids is not None:
+        given["attention_mask"] = ops.equal(
+            ops.expand_dims(segment_ids, 2), ops.expand_dims(segment_ids, 1)
+        )
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def shift_tokens(
+    token_ids: Any, mask: Any, places: int, segment_ids: Any = None
+) -> tuple[Any, Any]:
     """Returns the token so many places ahead of each, and whether there is one that is real.
 
     Where there is none, the first tokens come round again.
@@ -309,6 +329,8 @@ def shift_tokens(token_ids: Any, mask: Any, places: int) -> tuple[Any, Any]:
         token_ids: Integer tensor of shape `(batch_size, length)`.
         mask: Boolean tensor of the same shape, or `None`.
         places: integer. How far ahead.
+        segment_ids: Integer tensor of the same shape, or `None`. Where it is another one so many
+            places ahead, there is none. Defaults to `None`.
     """
     length = ops.shape(token_ids)[1]
     exists = ops.arange(length, dtype="int32") < length - places
@@ -316,4 +338,7 @@ def shift_tokens(token_ids: Any, mask: Any, places: int) -> tuple[Any, Any]:
         exists = ops.logical_and(exists, ops.roll(ops.cast(mask, "int32"), -places, axis=1) > 0)
     else:
         exists = ops.broadcast_to(exists, ops.shape(token_ids))
+    if segment_ids is not None:
+        is_same = ops.equal(ops.roll(segment_ids, -places, axis=1), segment_ids)
+        exists = ops.logical_and(exists, is_same)
     return ops.roll(token_ids, -places, axis=1), exists

@@ -1,7 +1,6 @@
 """The body of BERT: from tokens to hidden states."""
 
-from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
@@ -15,6 +14,7 @@ from keras_deepseek.layers import (
     ReversibleEmbedding,
 )
 from keras_deepseek.models.bert.config import BertConfig
+from keras_deepseek.models.config_model import ConfigModel
 from keras_deepseek.models.encoder.position_embedding import PositionEmbedding
 from keras_deepseek.models.encoder.transformer_encoder_block import TransformerEncoderBlock
 
@@ -22,7 +22,7 @@ INPUTS = ("token_ids", "padding_mask", "segment_ids")
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class BertBackbone(keras.Model):
+class BertBackbone(ConfigModel):
     """An encoder in which each token sees all others of its sequence.
 
     Choose it to build another head than `BertMaskedLM`'s on the same body. Token, position and
@@ -66,6 +66,8 @@ class BertBackbone(keras.Model):
     - [BERT (Devlin et al., 2018)](https://arxiv.org/abs/1810.04805)
     """
 
+    config_class: ClassVar[type] = BertConfig
+
     def __init__(self, config: BertConfig, *, dtype: Any = None, **kwargs: Any) -> None:
         policy = keras.dtype_policies.get(dtype)
         inputs = {name: Input((None,), dtype="int32", name=name) for name in INPUTS}
@@ -103,18 +105,6 @@ class BertBackbone(keras.Model):
         self.segment_embedding = before["segment_embedding"]
         self.embeddings_norm = before["embeddings_norm"]
         self.transformer_layers = blocks
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "trainable": self.trainable,
-            "config": asdict(self.config),
-            "dtype": keras.dtype_policies.serialize(self.layers_policy),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "BertBackbone":
-        return cls(**{**config, "config": BertConfig(**config["config"])})
 
 
 def _make_embeddings(config: BertConfig, policy: Any) -> dict[str, keras.Layer]:

@@ -1,6 +1,6 @@
 """The task that BERT is trained on: to say which tokens were masked."""
 
-from dataclasses import asdict
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -8,11 +8,7 @@ import keras
 from keras_deepseek.artifacts.argument_check import check_boolean
 from keras_deepseek.layers import Input, MaskedPositionHead
 from keras_deepseek.models.bert.bert_backbone import INPUTS, BertBackbone
-from keras_deepseek.models.bert.checkpoint_map import (
-    IGNORED_TENSORS,
-    checkpoint_entries,
-    rename_tensor,
-)
+from keras_deepseek.models.bert.checkpoint_map import IGNORED_TENSORS, checkpoint_entries
 from keras_deepseek.models.bert.config import BertConfig
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
@@ -102,25 +98,13 @@ class BertMaskedLM(PresetModel):
             outputs = head(hidden)
         super().__init__(inputs, outputs, **kwargs)
         self.config = config
+        self.layers_policy = backbone.layers_policy
         self.backbone = backbone
         self.masked_lm_head = head
         self.use_mask_positions = use_mask_positions
 
-    def checkpoint_entries(self) -> list[CheckpointEntry]:
-        return checkpoint_entries(self.backbone, self.masked_lm_head)
-
-    def rename_tensor(self, name: str) -> str:
-        return rename_tensor(name)
+    def checkpoint_entries(self, tensors: Collection[str] = ()) -> list[CheckpointEntry]:
+        return checkpoint_entries(self.backbone, self.masked_lm_head, tensors)
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "trainable": self.trainable,
-            "config": asdict(self.config),
-            "use_mask_positions": self.use_mask_positions,
-            "dtype": keras.dtype_policies.serialize(self.backbone.layers_policy),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "BertMaskedLM":
-        return cls(**{**config, "config": BertConfig(**config["config"])})
+        return {**super().get_config(), "use_mask_positions": self.use_mask_positions}

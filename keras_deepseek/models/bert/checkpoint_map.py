@@ -1,5 +1,6 @@
 """Which tensors of a BERT in the form of transformers belong to which variables."""
 
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -11,23 +12,27 @@ from keras_deepseek.models.checkpoints.checkpoint_entry import (
     copied_entry,
     kernel_entry,
     reshaped_entry,
+    respell,
 )
 
 IGNORED_TENSORS = (
     "bert.pooler.*",
+    "pooler.*",
     "bert.embeddings.position_ids",
+    "embeddings.position_ids",
     "cls.seq_relationship.*",
     # A copy of the table and of the bias, where the output projection is tied.
     "cls.predictions.decoder.*",
 )
 """Patterns of the tensors that a checkpoint may hold beside those of `checkpoint_entries`."""
 
-_OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-_FIRST_PARTS = ("embeddings.", "encoder.", "pooler.")
+_OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 
 
 def checkpoint_entries(
-    backbone: BertBackbone, head: MaskedPositionHead | None = None
+    backbone: BertBackbone,
+    head: MaskedPositionHead | None = None,
+    tensors: Collection[str] = (),
 ) -> list[CheckpointEntry]:
     """Returns which tensors of a checkpoint the variables of a model come from.
 
@@ -35,6 +40,8 @@ def checkpoint_entries(
         backbone: `BertBackbone`.
         head: `MaskedPositionHead` of a masked language model, or `None` for the backbone alone.
             Defaults to `None`.
+        tensors: The names of the tensors in a checkpoint that is read. Defaults to `()`: those that
+            transformers writes.
     """
     entries = [
         copied_entry(layer.embeddings, f"bert.embeddings.{name}_embeddings.weight")
@@ -47,22 +54,20 @@ def checkpoint_entries(
     entries += _norm_entries(backbone.embeddings_norm, "bert.embeddings.LayerNorm")
     for index, block in enumerate(backbone.transformer_layers):
         entries += _block_entries(block, f"bert.encoder.layer.{index}")
-    return entries if head is None else entries + _head_entries(head)
+    entries += [] if head is None else _head_entries(head)
+    return respell(entries, tensors, _spellings)
 
 
-def rename_tensor(name: str) -> str:
-    """Returns what `checkpoint_entries` calls a tensor of a published checkpoint.
+def _spellings(name: str) -> list[str]:
+    """Returns what published checkpoints call a tensor.
 
     Older ones call the weights of the norms `gamma` and `beta`, and those of a bare encoder lack
     the prefix `bert.`.
-
-    Args:
-        name: string. As in the file.
     """
-    for old, new in _OLD_NAMES.items():
-        if name.endswith(old):
-            name = name.removesuffix(old) + new
-    return f"bert.{name}" if name.startswith(_FIRST_PARTS) else name
+    names = [name, name.removeprefix("bert.")]
+    for new, old in _OLD_NAMES.items():
+        names += [each.removesuffix(new) + old for each in names if each.endswith(new)]
+    return names
 
 
 def _block_entries(block: Any, prefix: str) -> list[CheckpointEntry]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.models.bert.presets import PRESETS
 from keras_deepseek.models.encoder.activations import read_activation
+from keras_deepseek.models.preset_config import PresetConfig
 
 _NAMES = {
     "vocabulary_size": "vocab_size",
@@ -77,8 +78,10 @@ _PASSED_OVER = {
 
 
 @dataclass(frozen=True)
-class BertConfig:
+class BertConfig(PresetConfig):
     """The sizes of a `BertBackbone` and a `BertMaskedLM`; the defaults are those of BERT base.
+
+    `from_preset` has `"tiny"`, `"mini"`, `"small"`, `"medium"`, `"base"` and `"large"`.
 
     Args:
         vocabulary_size: integer. Number of tokens. Defaults to `30522`.
@@ -122,6 +125,8 @@ class BertConfig:
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
     def __post_init__(self) -> None:
         for name in (
             "vocabulary_size",
@@ -144,21 +149,6 @@ class BertConfig:
                 f"`num_heads` must divide `hidden_dim`, received num_heads={self.num_heads} and "
                 f"hidden_dim={self.hidden_dim}."
             )
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> "BertConfig":
-        """Returns the config of a size that has a name.
-
-        Args:
-            name: string. `"tiny"`, `"mini"`, `"small"`, `"medium"`, `"base"` or `"large"`.
-            **overrides: Arguments beside those of the preset, or in their place.
-
-        Raises:
-            InvalidInputError: There is no such preset.
-        """
-        if name not in PRESETS:
-            raise InvalidInputError(unknown_name_message("preset", name, PRESETS))
-        return cls(**{**PRESETS[name], **overrides})
 
     @classmethod
     def from_checkpoint_config(cls, config: Mapping[str, Any]) -> "BertConfig":

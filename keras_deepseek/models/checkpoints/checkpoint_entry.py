@@ -15,8 +15,8 @@ usual cases. Reading and writing a folder both go by that list.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -167,3 +167,23 @@ def stacked_entry(
         lambda arrays: [StackedArrays([turn(array) for array in arrays])],
         lambda arrays: [turn(array) for array in arrays[0]],
     )
+
+
+def respell(
+    entries: Iterable[CheckpointEntry],
+    tensors: Collection[str],
+    spellings: Callable[[str], Sequence[str]],
+) -> list[CheckpointEntry]:
+    """Returns entries with the names that a checkpoint has for their tensors.
+
+    Args:
+        entries: `CheckpointEntry`s, by the names that are written.
+        tensors: The names of all tensors in the checkpoint.
+        spellings: Function from a name that is written to those that it goes by, the first of which
+            that is there is taken. Where none is, the name stays.
+    """
+
+    def find(name: str) -> str:
+        return next((each for each in spellings(name) if each in tensors), name)
+
+    return [replace(entry, tensors=tuple(map(find, entry.tensors))) for entry in entries]

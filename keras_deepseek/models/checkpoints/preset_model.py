@@ -7,13 +7,13 @@ A task names three things, and its family's `checkpoint_map.py` makes the entrie
         config_class = DeepSeekV3Config
         ignored_tensors = ("*.rotary_emb.inv_freq",)
 
-        def checkpoint_entries(self):
+        def checkpoint_entries(self, tensors=()):
             return checkpoint_entries(self)
 """
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -38,19 +38,20 @@ from keras_deepseek.models.checkpoints.preset_folder import (
     write_json,
 )
 from keras_deepseek.models.checkpoints.unset_variables import unset_variables
+from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.models.checkpoints.weights_reader import DEFAULT_BLOCK_SHAPE, read_weights
 from keras_deepseek.models.checkpoints.weights_writer import write_weights
+from keras_deepseek.models.config_model import ConfigModel
 from keras_deepseek.models.tokenizers.tokenizer import Tokenizer, is_installed
 from keras_deepseek.models.tokenizers.tokenizer_files import check_vocabulary, read_tokenizer_files
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-class PresetModel(keras.Model):
+class PresetModel(ConfigModel):
     """A Functional model that is read from a preset, a folder of Hugging Face's form, and written.
 
-    A subclass sets the attributes below and `checkpoint_entries`. Its `__init__` takes its config
-    and `dtype`, and it has the config as `config`.
+    A subclass sets the attributes below and `checkpoint_entries`, and is else as a `ConfigModel`.
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
@@ -73,28 +74,19 @@ class PresetModel(keras.Model):
 
     _tokenizer_files: Mapping[str, bytes] = MappingProxyType({})
 
-    def checkpoint_entries(self) -> Sequence[CheckpointEntry]:
-        """Returns which tensors of a checkpoint the variables come from."""
+    def checkpoint_entries(self, tensors: Collection[str] = ()) -> Sequence[CheckpointEntry]:
+        """Returns which tensors of a checkpoint the variables come from, and go to.
+
+        Args:
+            tensors: The names of all tensors in a checkpoint that is read. A family whose published
+                checkpoints have several names for one tensor goes by them; see `respell`. Defaults
+                to `()`: the names that are written.
+        """
         raise NotImplementedError
 
-    def checkpoint_entries_of(self, folder: Path) -> Sequence[CheckpointEntry]:
-        """Returns the same for a checkpoint that is read. A family of several names overrides it.
-
-        Args:
-            folder: `pathlib.Path` of the folder with the safetensors files.
-        """
+    def module_entries(self) -> Sequence[CheckpointEntry]:
+        """Returns the same by the names of the modules in `transformers`, which adapters go by."""
         return self.checkpoint_entries()
-
-    def rename_tensor(self, name: str) -> str:
-        """Returns what `checkpoint_entries` and the patterns call a tensor of a file.
-
-        A family whose published checkpoints have several names for one tensor overrides it; they
-        are written by those of `checkpoint_entries`.
-
-        Args:
-            name: string. As in the file.
-        """
-        return name
 
     @classmethod
     def from_preset(
@@ -149,13 +141,13 @@ class PresetModel(keras.Model):
     ) -> Self:
         with unset_variables() as unset:
             model = cls(config, dtype=dtype)
-        entries = model.checkpoint_entries_of(folder)
+        weights = WeightsFolder(folder)
+        entries = model.checkpoint_entries(weights.names)
         _check_entries(entries, unset)
         read_weights(
-            folder,
+            weights,
             entries,
             ignored_tensors=model.ignored_tensors,
-            rename=model.rename_tensor,
             block_shape=block_shape,
             is_shown=is_shown,
         )

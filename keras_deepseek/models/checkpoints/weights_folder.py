@@ -2,7 +2,7 @@
 
 import fnmatch
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from keras_deepseek.artifacts.errors import CheckpointError
@@ -21,16 +21,13 @@ class WeightsFolder:
 
     Args:
         path: `pathlib.Path` of the folder.
-        rename: function from the name of a tensor in the files to the one it has here. Defaults to
-            `str`: the same.
 
     Raises:
         CheckpointError: There are no such files, or the index is no index.
     """
 
-    def __init__(self, path: Path, rename: Callable[[str], str] = str) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._rename = rename
         self.tensors: dict[str, StoredTensor] = {}
         """The tensors by name, but those in `torn` files."""
         self.torn: list[str] = []
@@ -52,11 +49,7 @@ class WeightsFolder:
             self.torn.append(str(error))
             return False
         chosen = found if names is None else {n: t for n, t in found.items() if n in names}
-        for name, tensor in chosen.items():
-            known_as = self._rename(name)
-            if known_as in self.tensors:
-                self.torn.append(f"Two tensors are {known_as!r}, one of them {name!r}.")
-            self.tensors[known_as] = tensor
+        self.tensors |= chosen
         return True
 
     def _read_shards(self, weight_map: dict[str, str]) -> None:
@@ -68,7 +61,12 @@ class WeightsFolder:
                 self.torn.append(f"The shard {shard!r} of the index is missing.")
             elif self._read_file(self.path / shard, names):
                 continue
-            self._unread |= {self._rename(name) for name in names}
+            self._unread |= names
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all tensors that are known of, those in torn files too."""
+        return {*self.tensors, *self._unread}
 
     def check(
         self,
@@ -94,7 +92,7 @@ class WeightsFolder:
             for entry in entries
             for name, shape in zip(entry.tensors, entry.tensor_shapes(), strict=True)
         }
-        present = {*self.tensors, *self._unread}
+        present = self.names
         known = {*expected}
         known |= {name + SCALE_SUFFIX for name in expected if self.is_scaled(name)}
         # Of a tensor that can't be read, nobody knows whether it has scales.

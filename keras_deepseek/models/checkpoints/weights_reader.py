@@ -1,7 +1,6 @@
 """From the files of a checkpoint into the variables of a model, an entry at a time."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from keras_deepseek import backend
@@ -16,22 +15,19 @@ DEFAULT_BLOCK_SHAPE = (128, 128)
 
 
 def read_weights(
-    folder: Path,
+    weights: WeightsFolder,
     entries: Sequence[CheckpointEntry],
     *,
     ignored_tensors: Sequence[str] = (),
-    rename: Callable[[str], str] = str,
     block_shape: tuple[int, int] = DEFAULT_BLOCK_SHAPE,
     is_shown: bool = False,
 ) -> None:
     """Fills the variables of a model; all names and shapes are checked before the first.
 
     Args:
-        folder: `pathlib.Path` of the folder with the safetensors files.
+        weights: `WeightsFolder`.
         entries: `CheckpointEntry`s of the model.
         ignored_tensors: strings. Patterns of names that may be there and are passed over.
-        rename: function from the name of a tensor in the files to the one that the entries and
-            patterns have. Defaults to `str`: the same.
         block_shape: tuple of two integers. The blocks that float8 tensors have scales of. Defaults
             to `(128, 128)`.
         is_shown: boolean. Whether a bar shows how far it has come. Defaults to `False`.
@@ -40,13 +36,12 @@ def read_weights(
         CheckpointError: The files are torn, or hold other tensors than the model takes. No variable
             has changed.
     """
-    weights = WeightsFolder(folder, rename)
     weights.check(entries, ignored_tensors, block_shape)
     stored = [_stored_tensors(weights, entry) for entry in entries]
     total = sum(tensor.num_bytes for tensors in stored for tensor in tensors)
     with (
         MappedFiles() as files,
-        LoadDisplay(f"Loading {folder.name}", total, is_shown=is_shown) as advance,
+        LoadDisplay(f"Loading {weights.path.name}", total, is_shown=is_shown) as advance,
     ):
         for entry, tensors in zip(entries, stored, strict=True):
             _fill(entry, [_read(files, weights, name, block_shape) for name in entry.tensors])

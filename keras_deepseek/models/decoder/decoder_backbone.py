@@ -1,8 +1,7 @@
 """The body of a language model: from token ids to hidden states, whole or token by token."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 from keras import ops
@@ -10,9 +9,10 @@ from keras import ops
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers import Input
 from keras_deepseek.layers.attention.key_value_cache import Cache
+from keras_deepseek.models.config_model import ConfigModel
 
 
-class DecoderBackbone(keras.Model):
+class DecoderBackbone(ConfigModel):
     """What the backbones of all decoder families are: an embedding, blocks, and a last norm.
 
     A family makes these three, names its config class, and has a Functional model of them and
@@ -36,6 +36,9 @@ class DecoderBackbone(keras.Model):
     Returns:
         A tensor of shape `(batch_size, length, dim)`: the hidden states behind the last norm.
 
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
+
     Example:
 
     >>> import numpy as np
@@ -48,8 +51,6 @@ class DecoderBackbone(keras.Model):
     >>> tuple(hidden_states.shape)
     (1, 3, 64)
     """
-
-    config_class: ClassVar[type]
 
     def __init__(
         self,
@@ -138,18 +139,6 @@ class DecoderBackbone(keras.Model):
             written.append(layer_cache)
         x = x if self.collapse is None else self.collapse(x)
         return self.final_norm(x), written
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "trainable": self.trainable,
-            "config": asdict(self.config),
-            "dtype": keras.dtype_policies.serialize(self.layers_policy),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "DecoderBackbone":
-        return cls(**{**config, "config": cls.config_class(**config["config"])})
 
 
 def make_token_inputs() -> dict[str, keras.KerasTensor]:

@@ -23,6 +23,9 @@ from keras_deepseek.models.checkpoints.merged_kernels import own_variable
 from keras_deepseek.models.decoder.decoder_block import DecoderBlock
 from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
 
+FLOAT32_TENSORS = ("*.e_score_correction_bias",)
+"""What is written in float32, whatever the others are in. DeepSeek-V2 has none."""
+
 _MOST_MODULES = 8
 """More than any checkpoint has; those published have one."""
 
@@ -45,14 +48,17 @@ def deepseek_entries(model: CausalLM) -> list[CheckpointEntry]:
     return entries
 
 
-def unread_predictions(config: DeepSeekConfig) -> tuple[str, ...]:
-    """Returns patterns of the tensors of modules that a checkpoint has and the model has not.
+def unread_tensors(config: DeepSeekConfig) -> tuple[str, ...]:
+    """Returns patterns of tensors that a checkpoint may have and the model has not.
+
+    They are angles that older ones hold, and modules that predict further tokens.
 
     Args:
         config: `DeepSeekConfig`.
     """
     first = config.num_layers + config.num_prediction_layers
-    return tuple(f"model.layers.{index}.*" for index in range(first, first + _MOST_MODULES))
+    modules = [f"model.layers.{index}.*" for index in range(first, first + _MOST_MODULES)]
+    return ("*.rotary_emb.inv_freq", *modules)
 
 
 def _prediction_prefixes(model: CausalLM) -> list[str]:

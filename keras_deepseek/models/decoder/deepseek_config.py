@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.position.rotary_scaling import check_scaling
 from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
 from keras_deepseek.models.decoder.checkpoint_values import (
@@ -17,6 +17,7 @@ from keras_deepseek.models.decoder.checkpoint_values import (
     check_required_keys,
     read_rope,
 )
+from keras_deepseek.models.preset_config import PresetConfig
 
 REQUIRED_KEYS = {
     "vocab_size": "vocabulary_size",
@@ -103,7 +104,7 @@ _COUNTS = ("num_shared_experts", "num_dense_layers", "num_prediction_layers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepSeekConfig:
+class DeepSeekConfig(PresetConfig):
     """The sizes of a DeepSeek model; each family's class says what each of them is."""
 
     vocabulary_size: int
@@ -145,7 +146,6 @@ class DeepSeekConfig:
     model_type: ClassVar[str]
     architecture: ClassVar[str]
     topk_methods: ClassVar[tuple[str, ...]]
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     own_keys: ClassVar[Mapping[str, str]] = {}
     """The keys of a `config.json` that this family alone has."""
 
@@ -218,21 +218,6 @@ class DeepSeekConfig:
             "routed_scale": self.routed_scale,
             "balance_loss": self.balance_loss,
         }
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> Self:
-        """Returns the config of a size that has a name.
-
-        Args:
-            name: string. `"tiny"`, or a published size.
-            **overrides: Arguments beside those of the preset, or in their place.
-
-        Raises:
-            InvalidInputError: There is no such preset, or a value is out of its range.
-        """
-        if name not in cls.presets:
-            raise InvalidInputError(unknown_name_message("preset", name, cls.presets))
-        return cls(**{**cls.presets[name], **overrides})
 
     @classmethod
     def from_checkpoint_config(cls, values: Mapping[str, Any]) -> Self:

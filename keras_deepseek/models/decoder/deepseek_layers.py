@@ -12,7 +12,6 @@ from keras_deepseek.layers import (
     RMSNormalization,
     SwiGLU,
 )
-from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
 from keras_deepseek.models.decoder.decoder_block import DecoderBlock
 from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
 from keras_deepseek.models.decoder.token_logits import TokenLogits
@@ -81,21 +80,16 @@ def make_decoder_block(
     )
 
 
-def make_multi_token_prediction(
-    backbone: DecoderBackbone, attention_class: type[keras.Layer]
-) -> MultiTokenPrediction | None:
-    """Returns the modules that predict further tokens, or `None` where the config has none.
+def make_multi_token_prediction(backbone: Any) -> MultiTokenPrediction:
+    """Returns the modules that predict further tokens.
 
     Args:
-        backbone: `DecoderBackbone` of a `DeepSeekConfig`.
-        attention_class: The class of their attention layers.
+        backbone: `DeepSeekBackbone` whose config has some.
     """
     config, policy = backbone.config, backbone.layers_policy
-    if not config.num_prediction_layers:
-        return None
     embedding = backbone.token_embedding
     return MultiTokenPrediction(
-        make_decoder_block(config, attention_class, config.num_layers, policy),
+        make_decoder_block(config, backbone.attention_class, config.num_layers, policy),
         embedding,
         TokenLogits(embedding, dtype=policy, name="prediction_logits"),
         depth=config.num_prediction_layers,

@@ -28,6 +28,10 @@ class MultiTokenLoss(keras.Layer):
         mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
             `None`.
         training: boolean. Whether the loss is added.
+        segment_ids: Integer tensor of shape `(batch_size, length)`, or `None`: in packed rows the
+            document of a token.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None`: in packed rows those
+            within the document.
 
     Returns:
         `inputs`.
@@ -70,9 +74,18 @@ class MultiTokenLoss(keras.Layer):
         token_ids: Any,
         mask: Any = None,
         training: bool = False,
+        segment_ids: Any = None,
+        positions: Any = None,
     ) -> Any:
         if training and self.prediction.loss_weight:
-            self.prediction(hidden_states, token_ids, mask=mask, training=True)
+            self.prediction(
+                hidden_states,
+                token_ids,
+                mask=mask,
+                training=True,
+                segment_ids=segment_ids,
+                positions=positions,
+            )
         return inputs
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> keras.KerasTensor:

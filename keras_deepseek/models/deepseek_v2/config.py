@@ -15,6 +15,8 @@ class DeepSeekV2Config(DeepSeekConfig):
     Weights that are normalized are not multiplied with `routed_scale`, as in DeepSeek's own code;
     transformers passes `norm_topk_prob` over. No published checkpoint has it.
 
+    `from_preset` has `"tiny"`, `"deepseek_v2_lite"` and `"deepseek_v2"`.
+
     Args:
         vocabulary_size: integer. Number of tokens.
         hidden_dim: integer. Size of the hidden states.

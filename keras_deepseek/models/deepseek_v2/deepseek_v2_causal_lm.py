@@ -1,21 +1,16 @@
 """The task of DeepSeek-V2: from the tokens so far to the logits of the next."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import keras
 
-from keras_deepseek.layers import MultiHeadLatentAttention
-from keras_deepseek.models.causal_lm import CausalLM
-from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
-from keras_deepseek.models.decoder.deepseek_checkpoint_map import unread_predictions
-from keras_deepseek.models.decoder.deepseek_layers import make_multi_token_prediction
-from keras_deepseek.models.deepseek_v2.checkpoint_map import checkpoint_entries
+from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
 from keras_deepseek.models.deepseek_v2.config import DeepSeekV2Config
 from keras_deepseek.models.deepseek_v2.deepseek_v2_backbone import DeepSeekV2Backbone
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class DeepSeekV2CausalLM(CausalLM):
+class DeepSeekV2CausalLM(DeepSeekCausalLM):
     """DeepSeek-V2, which gives each place the logits of the token behind it.
 
     Multi-head latent attention keeps few numbers a token while the model decodes, and a mixture of
@@ -37,6 +32,9 @@ class DeepSeekV2CausalLM(CausalLM):
         A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better. It carries the
         mask, so that a loss of Keras leaves padding out.
 
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
+
     Example:
 
     >>> import numpy as np
@@ -52,18 +50,6 @@ class DeepSeekV2CausalLM(CausalLM):
     - [DeepSeek-V2 (DeepSeek-AI, 2024)](https://arxiv.org/abs/2405.04434)
     """
 
-    architectures: ClassVar[tuple[str, ...]] = ("DeepseekV2ForCausalLM",)
+    architectures: ClassVar[tuple[str, ...]] = (DeepSeekV2Config.architecture,)
     config_class: ClassVar[type] = DeepSeekV2Config
-
-    def __init__(self, config: DeepSeekV2Config, *, dtype: Any = None, **kwargs: Any) -> None:
-        backbone = DeepSeekV2Backbone(config, dtype=dtype, name="backbone")
-        prediction = make_multi_token_prediction(backbone, MultiHeadLatentAttention)
-        super().__init__(backbone, multi_token_prediction=prediction, **kwargs)
-
-    @property
-    def ignored_tensors(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Patterns of tensors that a checkpoint may hold beside those of the model."""
-        return ("*.rotary_emb.inv_freq", *unread_predictions(self.config))
-
-    def checkpoint_entries(self) -> list[CheckpointEntry]:
-        return checkpoint_entries(self)
+    backbone_class: ClassVar[type] = DeepSeekV2Backbone

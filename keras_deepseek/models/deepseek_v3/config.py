@@ -13,6 +13,8 @@ from keras_deepseek.models.deepseek_v3.presets import PRESETS
 class DeepSeekV3Config(DeepSeekConfig):
     """The sizes of a `DeepSeekV3CausalLM`.
 
+    `from_preset` has `"tiny"` and `"deepseek_v3"`.
+
     Args:
         vocabulary_size: integer. Number of tokens.
         hidden_dim: integer. Size of the hidden states.

@@ -1,17 +1,16 @@
 """The body of DeepSeek-V3: from token ids to hidden states."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import keras
 
 from keras_deepseek.layers import MultiHeadLatentAttention
-from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
-from keras_deepseek.models.decoder.deepseek_layers import make_backbone_layers
+from keras_deepseek.models.decoder.deepseek_backbone import DeepSeekBackbone
 from keras_deepseek.models.deepseek_v3.config import DeepSeekV3Config
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class DeepSeekV3Backbone(DecoderBackbone):
+class DeepSeekV3Backbone(DeepSeekBackbone):
     """The blocks of DeepSeek-V3, between the embedding of the tokens and the last norm.
 
     Choose it to build another head than `DeepSeekV3CausalLM`'s on the same body. Each block is a
@@ -31,6 +30,9 @@ class DeepSeekV3Backbone(DecoderBackbone):
         A tensor of shape `(batch_size, length, hidden_dim)`: the hidden states behind the last
         norm.
 
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
+
     Example:
 
     >>> import numpy as np
@@ -47,8 +49,4 @@ class DeepSeekV3Backbone(DecoderBackbone):
     """
 
     config_class: ClassVar[type] = DeepSeekV3Config
-
-    def __init__(self, config: DeepSeekV3Config, *, dtype: Any = None, **kwargs: Any) -> None:
-        policy = keras.dtype_policies.get(dtype)
-        layers = make_backbone_layers(config, MultiHeadLatentAttention, policy)
-        super().__init__(config, *layers, **kwargs)
+    attention_class: ClassVar[type[keras.Layer]] = MultiHeadLatentAttention

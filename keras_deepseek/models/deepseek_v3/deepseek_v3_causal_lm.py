@@ -1,21 +1,16 @@
 """The task of DeepSeek-V3: from the tokens so far to the logits of the next."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import keras
 
-from keras_deepseek.layers import MultiHeadLatentAttention
-from keras_deepseek.models.causal_lm import CausalLM
-from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
-from keras_deepseek.models.decoder.deepseek_checkpoint_map import unread_predictions
-from keras_deepseek.models.decoder.deepseek_layers import make_multi_token_prediction
-from keras_deepseek.models.deepseek_v3.checkpoint_map import checkpoint_entries
+from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
 from keras_deepseek.models.deepseek_v3.config import DeepSeekV3Config
 from keras_deepseek.models.deepseek_v3.deepseek_v3_backbone import DeepSeekV3Backbone
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class DeepSeekV3CausalLM(CausalLM):
+class DeepSeekV3CausalLM(DeepSeekCausalLM):
     """DeepSeek-V3, which gives each place the logits of the token behind it.
 
     To DeepSeek-V2's latent attention and experts it adds a choice of experts by a bias that moves
@@ -37,6 +32,9 @@ class DeepSeekV3CausalLM(CausalLM):
         A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better. It carries the
         mask, so that a loss of Keras leaves padding out.
 
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
+
     Example:
 
     >>> import numpy as np
@@ -52,19 +50,6 @@ class DeepSeekV3CausalLM(CausalLM):
     - [DeepSeek-V3 Technical Report (DeepSeek-AI, 2024)](https://arxiv.org/abs/2412.19437)
     """
 
-    architectures: ClassVar[tuple[str, ...]] = ("DeepseekV3ForCausalLM",)
+    architectures: ClassVar[tuple[str, ...]] = (DeepSeekV3Config.architecture,)
     config_class: ClassVar[type] = DeepSeekV3Config
-    float32_tensors: ClassVar[tuple[str, ...]] = ("*.e_score_correction_bias",)
-
-    def __init__(self, config: DeepSeekV3Config, *, dtype: Any = None, **kwargs: Any) -> None:
-        backbone = DeepSeekV3Backbone(config, dtype=dtype, name="backbone")
-        prediction = make_multi_token_prediction(backbone, MultiHeadLatentAttention)
-        super().__init__(backbone, multi_token_prediction=prediction, **kwargs)
-
-    @property
-    def ignored_tensors(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Patterns of tensors that a checkpoint may hold beside those of the model."""
-        return ("*.rotary_emb.inv_freq", *unread_predictions(self.config))
-
-    def checkpoint_entries(self) -> list[CheckpointEntry]:
-        return checkpoint_entries(self)
+    backbone_class: ClassVar[type] = DeepSeekV3Backbone

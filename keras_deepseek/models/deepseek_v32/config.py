@@ -18,6 +18,8 @@ _LAYER_TYPES = ("indexed_attention", "deepseek_sparse_attention")
 class DeepSeekV32Config(DeepSeekConfig):
     """The sizes of a `DeepSeekV32CausalLM`.
 
+    `from_preset` has `"tiny"` and `"deepseek_v32"`.
+
     Args:
         vocabulary_size: integer. Number of tokens.
         hidden_dim: integer. Size of the hidden states.

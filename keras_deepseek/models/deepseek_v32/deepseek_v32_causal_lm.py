@@ -1,21 +1,16 @@
 """The task of DeepSeek-V3.2: from the tokens so far to the logits of the next."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import keras
 
-from keras_deepseek.layers import DeepSeekSparseAttention
-from keras_deepseek.models.causal_lm import CausalLM
-from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
-from keras_deepseek.models.decoder.deepseek_checkpoint_map import unread_predictions
-from keras_deepseek.models.decoder.deepseek_layers import make_multi_token_prediction
-from keras_deepseek.models.deepseek_v32.checkpoint_map import checkpoint_entries
+from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
 from keras_deepseek.models.deepseek_v32.config import DeepSeekV32Config
 from keras_deepseek.models.deepseek_v32.deepseek_v32_backbone import DeepSeekV32Backbone
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class DeepSeekV32CausalLM(CausalLM):
+class DeepSeekV32CausalLM(DeepSeekCausalLM):
     """DeepSeek-V3.2, which gives each place the logits of the token behind it.
 
     It is DeepSeek-V3 with attention over the few keys that an indexer chooses, for long contexts.
@@ -36,6 +31,9 @@ class DeepSeekV32CausalLM(CausalLM):
         A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better. It carries the
         mask, so that a loss of Keras leaves padding out.
 
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
+
     Example:
 
     >>> import numpy as np
@@ -51,19 +49,6 @@ class DeepSeekV32CausalLM(CausalLM):
     - [DeepSeek-V3.2 (DeepSeek-AI, 2025)](https://arxiv.org/abs/2512.02556)
     """
 
-    architectures: ClassVar[tuple[str, ...]] = ("DeepseekV32ForCausalLM",)
+    architectures: ClassVar[tuple[str, ...]] = (DeepSeekV32Config.architecture,)
     config_class: ClassVar[type] = DeepSeekV32Config
-    float32_tensors: ClassVar[tuple[str, ...]] = ("*.e_score_correction_bias",)
-
-    def __init__(self, config: DeepSeekV32Config, *, dtype: Any = None, **kwargs: Any) -> None:
-        backbone = DeepSeekV32Backbone(config, dtype=dtype, name="backbone")
-        prediction = make_multi_token_prediction(backbone, DeepSeekSparseAttention)
-        super().__init__(backbone, multi_token_prediction=prediction, **kwargs)
-
-    @property
-    def ignored_tensors(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Patterns of tensors that a checkpoint may hold beside those of the model."""
-        return ("*.rotary_emb.inv_freq", *unread_predictions(self.config))
-
-    def checkpoint_entries(self) -> list[CheckpointEntry]:
-        return checkpoint_entries(self)
+    backbone_class: ClassVar[type] = DeepSeekV32Backbone

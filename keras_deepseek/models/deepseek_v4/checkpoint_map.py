@@ -8,7 +8,6 @@ changes of names in reverse. All three are read.
 
 import operator
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from typing import Any
 
 import keras
@@ -19,6 +18,7 @@ from keras_deepseek.models.checkpoints.checkpoint_entry import (
     CheckpointEntry,
     copied_entry,
     kernel_entry,
+    respell,
     stacked_entry,
 )
 from keras_deepseek.models.checkpoints.merged_kernels import own_variable
@@ -104,19 +104,21 @@ def checkpoint_entries(model: Any, tensors: Collection[str] = ()) -> Entries:
             told. Defaults to `()`: those of the release.
     """
     if any(".self_attn." in name for name in tensors):
-        return _list_entries(model, _TRANSFORMERS)
-    entries = _list_entries(model, _RELEASE)
-    return [replace(entry, tensors=_spell(entry.tensors, tensors)) for entry in entries]
+        return module_entries(model)
+    return respell(_list_entries(model, _RELEASE), tensors, _spellings)
 
 
-def _spell(names: Sequence[str], present: Collection[str]) -> tuple[str, ...]:
-    """Returns the names of the release as they are spelled in a checkpoint."""
-    return tuple(
-        next((each for each in _spellings(name) if each in present), name) for name in names
-    )
+def module_entries(model: Any) -> Entries:
+    """Returns the entries by the names of the modules in `transformers`.
+
+    Args:
+        model: `DeepSeekV4CausalLM`.
+    """
+    return _list_entries(model, _TRANSFORMERS)
 
 
 def _spellings(name: str) -> Sequence[str]:
+    """Returns what a name of the release is among those that transformers writes by default."""
     written = {names[_RELEASE]: names[_TRANSFORMERS] for names in (_EMBEDDING, _FINAL_NORM)}
     if name.startswith(_COLLAPSE[_RELEASE]):
         return name, name.replace(*_COLLAPSE)

@@ -12,6 +12,7 @@ from keras_deepseek.models.deepseek_v4.checkpoint_config import (
     write_checkpoint_config,
 )
 from keras_deepseek.models.deepseek_v4.presets import PRESETS
+from keras_deepseek.models.preset_config import PresetConfig
 
 LAYER_TYPES = ("sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention")
 ROUTER_TYPES = ("hash", "score")
@@ -42,11 +43,13 @@ _MIN_STREAMS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepSeekV4Config:
+class DeepSeekV4Config(PresetConfig):
     """The sizes of a DeepSeek-V4: of `DeepSeekV4Backbone` and of `DeepSeekV4CausalLM`.
 
     Each layer has an attention of one of three types and a mixture of experts with one of two
     routers, between residual streams that are mixed by `ManifoldConstrainedHyperConnections`.
+
+    `from_preset` has `"tiny"`, `"deepseek_v4_flash"` and `"deepseek_v4_pro"`.
 
     Args:
         vocabulary_size: integer. Number of tokens.
@@ -161,6 +164,8 @@ class DeepSeekV4Config:
 
     model_type: ClassVar[str] = "deepseek_v4"
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
     def __post_init__(self) -> None:
         for name in ("layer_types", "router_types"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON brings lists.
@@ -221,21 +226,6 @@ class DeepSeekV4Config:
     def num_layers(self) -> int:
         """Number of layers, those that predict further tokens not among them."""
         return len(self.layer_types)
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> "DeepSeekV4Config":
-        """Returns the config of a size that has a name.
-
-        Args:
-            name: string. `"tiny"`, `"deepseek_v4_flash"` or `"deepseek_v4_pro"`.
-            **overrides: Arguments in the place of those of the preset, or beside them.
-
-        Raises:
-            InvalidInputError: There is no such preset.
-        """
-        if name not in PRESETS:
-            raise InvalidInputError(unknown_name_message("preset", name, PRESETS))
-        return cls(**{**PRESETS[name], **overrides})
 
     @classmethod
     def from_checkpoint_config(

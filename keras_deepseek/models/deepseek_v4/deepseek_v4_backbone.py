@@ -49,6 +49,9 @@ class DeepSeekV4Backbone(DecoderBackbone):
     Returns:
         A tensor of shape `(batch_size, length, hidden_dim)`.
 
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
+
     Example:
 
     >>> import numpy as np

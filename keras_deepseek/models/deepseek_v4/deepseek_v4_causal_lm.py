@@ -1,16 +1,19 @@
 """The task of the family: from the tokens so far to the logits of the next."""
 
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import keras
 
-from keras_deepseek.models.causal_lm import CausalLM
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
-from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
+from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
 from keras_deepseek.models.decoder.token_logits import TokenLogits
-from keras_deepseek.models.deepseek_v4.checkpoint_map import FLOAT32_TENSORS, checkpoint_entries
+from keras_deepseek.models.deepseek_v4.checkpoint_map import (
+    FLOAT32_TENSORS,
+    checkpoint_entries,
+    module_entries,
+)
 from keras_deepseek.models.deepseek_v4.config import DeepSeekV4Config
 from keras_deepseek.models.deepseek_v4.deepseek_v4_backbone import (
     DeepSeekV4Backbone,
@@ -23,7 +26,7 @@ from keras_deepseek.models.deepseek_v4.deepseek_v4_token_prediction import (
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class DeepSeekV4CausalLM(CausalLM):
+class DeepSeekV4CausalLM(DeepSeekCausalLM):
     """A DeepSeek-V4 that predicts the next token.
 
     Choose it to train, or to generate with, a model of this family, whose attention reads a short
@@ -51,6 +54,9 @@ class DeepSeekV4CausalLM(CausalLM):
         A tensor of shape `(batch_size, length, vocabulary_size)`, float32 or better: the logits of
         the token behind each.
 
+    Raises:
+        InvalidInputError: Sequences are longer than the config's `max_length`.
+
     Example:
 
     >>> import numpy as np
@@ -70,25 +76,40 @@ class DeepSeekV4CausalLM(CausalLM):
 
     architectures: ClassVar[tuple[str, ...]] = ("DeepseekV4ForCausalLM",)
     config_class: ClassVar[type] = DeepSeekV4Config
+    backbone_class: ClassVar[type] = DeepSeekV4Backbone
     float32_tensors: ClassVar[tuple[str, ...]] = FLOAT32_TENSORS
 
-    def __init__(self, config: DeepSeekV4Config, *, dtype: Any = None, **kwargs: Any) -> None:
-        backbone = DeepSeekV4Backbone(config, dtype=dtype, name="backbone")
-        prediction = None
-        if config.num_prediction_layers:
-            prediction = _make_prediction(config, backbone)
-        super().__init__(backbone, multi_token_prediction=prediction, **kwargs)
+    @staticmethod
+    def make_prediction(backbone: DeepSeekV4Backbone) -> DeepSeekV4TokenPrediction:
+        """Returns the layers that predict further tokens, from the residual streams.
+
+        Args:
+            backbone: `DeepSeekV4Backbone` whose config has some.
+        """
+        config, policy = backbone.config, backbone.layers_policy
+        return DeepSeekV4TokenPrediction(
+            make_decoder_layer(config, config.num_layers, policy),
+            backbone.token_embedding,
+            TokenLogits(backbone.token_embedding, dtype=policy, name="prediction_logits"),
+            depth=config.num_prediction_layers,
+            loss_weight=config.prediction_loss_weight,
+            epsilon=config.epsilon,
+            stream_epsilon=config.stream_epsilon,
+            kernel_initializer=make_initializer(config),
+            dtype=policy,
+            name="multi_token_prediction",
+        )
 
     @property
     def ignored_tensors(self) -> tuple[str, ...]:  # type: ignore[override]
         """Patterns of tensors that a checkpoint may hold beside those of the model."""
         return () if self.config.num_prediction_layers else ("mtp.*",)
 
-    def checkpoint_entries(self) -> list[CheckpointEntry]:
-        return checkpoint_entries(self)
+    def checkpoint_entries(self, tensors: Collection[str] = ()) -> list[CheckpointEntry]:
+        return checkpoint_entries(self, tensors)
 
-    def checkpoint_entries_of(self, folder: Path) -> list[CheckpointEntry]:
-        return checkpoint_entries(self, WeightsFolder(folder).tensors)
+    def module_entries(self) -> list[CheckpointEntry]:
+        return module_entries(self)
 
     @staticmethod
     def call_backbone(backbone: DecoderBackbone, inputs: Any) -> tuple[Any, Any]:
@@ -99,25 +120,7 @@ class DeepSeekV4CausalLM(CausalLM):
             inputs: dict of tensors, those of the model.
         """
         if not backbone.config.num_prediction_layers:
-            return CausalLM.call_backbone(backbone, inputs)
+            return DeepSeekCausalLM.call_backbone(backbone, inputs)
         last = backbone.transformer_layers[-1].output
         both = keras.Model(backbone.input, [backbone.output, last], name="backbone_states")
         return tuple(both(inputs))
-
-
-def _make_prediction(
-    config: DeepSeekV4Config, backbone: DeepSeekV4Backbone
-) -> DeepSeekV4TokenPrediction:
-    policy = backbone.layers_policy
-    return DeepSeekV4TokenPrediction(
-        make_decoder_layer(config, config.num_layers, policy),
-        backbone.token_embedding,
-        TokenLogits(backbone.token_embedding, dtype=policy, name="prediction_logits"),
-        depth=config.num_prediction_layers,
-        loss_weight=config.prediction_loss_weight,
-        epsilon=config.epsilon,
-        stream_epsilon=config.stream_epsilon,
-        kernel_initializer=make_initializer(config),
-        dtype=policy,
-        name="multi_token_prediction",
-    )

@@ -13,6 +13,7 @@ from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.models.generation.budget import settle_budgets
 from keras_deepseek.models.generation.compiled_steps import CompiledSteps
+from keras_deepseek.models.generation.generation_options import GenerationOptions
 from keras_deepseek.models.generation.prompts import find_end_tokens, read_prompts, read_stop_tokens
 from keras_deepseek.models.generation.sampler import get_sampler
 from keras_deepseek.models.generation.speculative_steps import check_drafts
@@ -35,25 +36,15 @@ class Generator:
     def request(
         self,
         inputs: Any,
+        options: GenerationOptions,
         *,
-        max_length: int | None = None,
-        max_new_tokens: int | None = None,
-        stop_token_ids: Any = "auto",
-        sampler: Any = None,
-        seed: int | None = None,
-        use_drafts: bool = False,
         return_log_probabilities: bool = False,
     ) -> TokenRequest:
         """Returns what is to be generated, or says what is wrong with it.
 
         Args:
-            inputs: See `CausalLM.generate`, also for the others.
-            max_length: integer or `None`.
-            max_new_tokens: integer or `None`.
-            stop_token_ids: `"auto"`, integers or `None`.
-            sampler: `Sampler`, string or `None`.
-            seed: integer or `None`.
-            use_drafts: boolean.
+            inputs: See `CausalLM.generate`.
+            options: `GenerationOptions`.
             return_log_probabilities: boolean.
 
         Raises:
@@ -61,20 +52,23 @@ class Generator:
             NotSupportedError: The model can't draft tokens.
         """
         model = self._model
-        if check_boolean("use_drafts", use_drafts):
+        if check_boolean("use_drafts", options.use_drafts):
             check_drafts(model)
         prompts = read_prompts(inputs, self.tokenizer, model.backbone.token_embedding.input_dim)
         budgets = settle_budgets(
-            [len(row) for row in prompts.rows], read_context(model), max_length, max_new_tokens
+            [len(row) for row in prompts.rows],
+            read_context(model),
+            options.max_length,
+            options.max_new_tokens,
         )
         return TokenRequest(
             prompts,
             budgets,
-            read_stop_tokens(stop_token_ids, find_end_tokens(model), len(prompts.rows)),
-            get_sampler(sampler),
-            _read_seed(seed),
+            read_stop_tokens(options.stop_token_ids, find_end_tokens(model), len(prompts.rows)),
+            get_sampler(options.sampler),
+            _read_seed(options.seed),
             check_boolean("return_log_probabilities", return_log_probabilities),
-            use_drafts,
+            options.use_drafts,
         )
 
     @property

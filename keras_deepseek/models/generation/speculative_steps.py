@@ -178,12 +178,8 @@ def go_on_speculating(
     logits, hidden, cache = model.call_with_cache(
         read, state["cache"], slot, positions=positions, num_logits=number + 1
     )
-    seen, scores = state["seen"], []
-    for place in range(number + 1):
-        seen = _add_seen(kind, seen, read[:, place], logits.shape[-1])
-        scores.append(adjust(logits[:, place], seen, kind.rules, numbers))
     tokens, taken = accept_drafts(
-        ops.stack(scores, axis=1),
+        _score_places(kind, state["seen"], read, logits, numbers),
         drafts,
         state["scores"],
         uniforms[:, : number + 1],
@@ -192,11 +188,7 @@ def go_on_speculating(
     )
     seen = state["seen"]
     if kind.rules.has_penalty:
-        places = ops.expand_dims(ops.arange(number + 1, dtype="int32"), 0)
-        is_taken = ops.logical_and(places < taken, ops.ones_like(tokens, "bool"))
-        newly = mark_tokens(tokens, is_taken, logits.shape[-1])
-        first = mark_tokens(read[:, :1], None, logits.shape[-1])
-        seen = ops.logical_or(ops.logical_or(seen, first), newly)
+        seen = _mark_round(seen, read, tokens, taken, logits.shape[-1])
     outputs = {"tokens": tokens, "is_finite": is_finite(logits)}
     if kind.has_log_probabilities:
         found = [log_probabilities(logits[:, at], tokens[:, at]) for at in range(number + 1)]
@@ -207,12 +199,27 @@ def go_on_speculating(
         hidden, tokens, state["draft_cache"], slot, taken - 1, sample, positions=positions
     )
     state = {"cache": cache, "draft_cache": draft_cache, "seen": seen}
-    return (outputs, taken), {
-        **state,
-        "token": token,
-        "drafts": drafts,
-        "scores": draft_scores,
-    }
+    return (outputs, taken), {**state, "token": token, "drafts": drafts, "scores": draft_scores}
+
+
+def _score_places(
+    kind: StepKind, seen: Any, read: Any, logits: Any, numbers: Mapping[str, Any]
+) -> Any:
+    """Returns the adjusted logits behind each token that was read, as if all drafts stayed."""
+    scores = []
+    for place in range(read.shape[1]):
+        seen = _add_seen(kind, seen, read[:, place], logits.shape[-1])
+        scores.append(adjust(logits[:, place], seen, kind.rules, numbers))
+    return ops.stack(scores, axis=1)
+
+
+def _mark_round(seen: Any, read: Any, tokens: Any, taken: Any, vocabulary_size: int) -> Any:
+    """Returns `seen` with the last token of the round before, and those that this one takes."""
+    places = ops.expand_dims(ops.arange(tokens.shape[1], dtype="int32"), 0)
+    is_taken = ops.logical_and(places < taken, ops.ones_like(tokens, "bool"))
+    newly = mark_tokens(tokens, is_taken, vocabulary_size)
+    first = mark_tokens(read[:, :1], None, vocabulary_size)
+    return ops.logical_or(ops.logical_or(seen, first), newly)
 
 
 def _make_sample(

@@ -6,9 +6,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.models.generation.compiled_steps import (
@@ -160,8 +160,7 @@ class _Slots:
     def __init__(self, request: TokenRequest, *, can_grow: bool, num_drafts: int = 0) -> None:
         rows = request.prompts.rows
         longest = max(map(len, rows))
-        # What runs as it is written has no use for few shapes.
-        length = longest if keras.backend.backend() == "torch" else round_up(longest)
+        length = round_up(longest) if backend.current().compiles_by_shape() else longest
         self._needed = length + max(request.budgets) + num_drafts
         self.capacity = first_capacity(length, self._needed) if can_grow else self._needed
         self.next = length

@@ -3,8 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 from keras_deepseek.artifacts.argument_check import check_path
 from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.preset_folder import new_folder, read_json, write_json
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.checkpoints.weights_writer import write_tensors
@@ -22,24 +20,25 @@ from keras_deepseek.models.lora.adapted_layers import (
     find_adapted,
     find_candidates,
     kernel_of,
-    lora_variables,
     path_of,
 )
 from keras_deepseek.models.lora.adapter_assignment import LayerAdapter, assign_adapters
 from keras_deepseek.models.lora.lora_weights import read_tensors
 from keras_deepseek.models.lora.low_rank_adaptation import check_lora
-from keras_deepseek.models.lora.peft_factors import (
-    Factors,
-    LinearLayout,
-    join_factors,
-    split_factors,
-)
+from keras_deepseek.models.lora.peft_modules import PeftEmbedding, PeftLinear, find_modules
 
 _CONFIG_NAME, _WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_SUFFIXES = (".lora_A.weight", ".lora_B.weight")
 _NAMES_OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
-"""`peft` (0.21, on transformers 5) takes whatever ends in these for the experts, in any layer."""
+_ARCHITECTURES_OF_EXPERTS = (
+    "DeepseekV2ForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "DeepseekV32ForCausalLM",
+)
+"""Of these `peft` (0.21, on transformers 5) takes whatever is named so for the experts, in any
+layer. Adapters that it wrote on transformers 4 hold them, and are read."""
+
+PeftModule = PeftLinear | PeftEmbedding
 
 
 def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> None:
@@ -48,10 +47,11 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
     Its names are those of the checkpoint that `save_to_preset` writes, and the logits are the same.
     Keras's LoRA of a projection to heads (`query_up`, `key_up`, `value_up`) has a matrix a head:
     the folder holds it as one of `num_heads` times the rank. Give `enable_lora` the names of the
-    layers of attention: `peft` takes all feed-forward layers for experts, which have no LoRA here.
+    layers of attention, and `"token_embedding"` where the logits have weights of their own: of
+    DeepSeek-V2 to V3.2 `peft` takes all feed-forward layers for experts, which have no LoRA here.
 
     Args:
-        model: Language model of this package that has a LoRA, but none in its embeddings.
+        model: Language model of this package that has a LoRA.
         folder: Where it will stand. An adapter there is replaced.
 
     Raises:
@@ -60,18 +60,17 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
         CheckpointError: Something else stands there, or nothing can be written there.
     """
     adapted = {id(kernel_of(layer)): layer for layer in check_lora(model)}
+    found = find_modules(_check_model(model), adapted)
+    _check_written(model, found, adapted.values())
     arrays: dict[str, Array] = {}
     modules: dict[str, tuple[int, float]] = {}
-    for entry in _linear_entries(model, adapted):
-        module = _Module(entry, adapted)
-        if not any(module.layers):
-            continue
-        name = entry.tensors[0].removesuffix(".weight")
-        _check_written(name, module)
-        scale = module.scale
-        down, up = join_factors(module.layout, module.read(scale))
-        modules[name] = (len(down), scale * len(down))
-        arrays |= {f"{_PREFIX}{name}{end}": x for end, x in zip(_SUFFIXES, (down, up), strict=True)}
+    for name, module in found.items():
+        factors = module.join()
+        rank = len(factors[0])
+        modules[name] = (rank, module.scale * rank)
+        arrays |= {
+            f"{_PREFIX}{name}{end}": x for end, x in zip(module.suffixes, factors, strict=True)
+        }
     with new_folder(folder, (_CONFIG_NAME, _WEIGHTS_NAME), _CONFIG_NAME) as work:
         write_json(work, _CONFIG_NAME, _make_config(modules))
         write_tensors(work / _WEIGHTS_NAME, {n: np.ascontiguousarray(x) for n, x in arrays.items()})
@@ -80,9 +79,11 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
 def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> None:
     """Reads a LoRA that `save_peft_adapter`, or `peft`, wrote for such a model.
 
-    A model that has none is given that one, and all else is frozen. What `peft` trained on a
-    projection to heads (`q_b_proj`, `kv_b_proj`, `q_proj` without query compression) is of a form
-    that Keras's layers have not: such an adapter is refused.
+    A model that has none is given that one, and all else is frozen. Adapters of dense feed-forward
+    layers and of shared experts, which `peft` wrote on earlier releases of transformers, and of the
+    token embedding are read as well. What `peft` trained on a projection to heads (`q_b_proj`,
+    `kv_b_proj`, `q_proj` without query compression) is of a form that Keras's layers have not: such
+    an adapter is refused.
 
     Args:
         model: Language model of this package.
@@ -90,7 +91,8 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
 
     Raises:
         InvalidInputError: It is the adapter of another model, or another than the model's.
-        NotSupportedError: It is no plain LoRA of `Linear`s, or one of a projection to heads.
+        NotSupportedError: It is no plain LoRA of `Linear`s and embeddings, or one of a projection
+            to heads or of routed experts.
         CheckpointError: A file is missing or torn.
     """
     path = Path(check_path("folder", folder))
@@ -99,157 +101,95 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
     layers = {id(kernel_of(layer)): layer for layer in find_adapted(model)}
     is_there = bool(layers)
     layers = layers or {id(kernel_of(layer)): layer for layer in find_candidates(model)}
-    modules = {
-        entry.tensors[0].removesuffix(".weight"): _Module(entry, layers)
-        for entry in _linear_entries(model, layers)
-    }
+    modules = find_modules(_check_model(model), layers)
     adapters: dict[str, LayerAdapter] = {}
-    headwise = []
-    for name, (down, up) in _read_pairs(path).items():
+    refused = []
+    for name, (down, up) in _read_pairs(path, modules).items():
         if name not in modules:
             adapters[name] = LayerAdapter(down, up, 1.0)  # Which is then named as unknown.
             continue
         read = modules[name].split(down, up, _scale_of(config, name, len(down)), is_there=is_there)
         if read is None:
-            headwise.append(name)
+            refused.append(name)
         else:
             adapters |= read
-    if headwise:
+    refused += [name for name in adapters if ".experts." in name]
+    if refused:
         raise NotSupportedError(
-            f"{str(path)!r} has a LoRA of {', '.join(headwise[:5])} that the layers of Keras can't "
-            "have: they have one a head, and none over several kernels of which some are frozen. "
-            "Merge it in `peft` (merge_and_unload), or leave these out of its target_modules."
+            f"{str(path)!r} has a LoRA of {', '.join(refused[:5])} that the layers of Keras can't "
+            "have: none of stacked experts, one a head, and none over several kernels of which "
+            "some are frozen. Merge it in `peft` (merge_and_unload), or leave these out of its "
+            "target_modules."
         )
     assign_adapters(model, adapters, str(path))
 
 
-def _linear_entries(model: Any, layers: Mapping[int, keras.Layer]) -> list[CheckpointEntry]:
-    """Returns the entries of kernels that have, or can have, a LoRA."""
+def _check_model(model: Any) -> PresetModel:
     if not isinstance(model, PresetModel):
         raise InvalidInputError(
             f"`peft` has names for language models of this package alone, received a "
             f"`{type(model).__name__}`. Use save_lora_weights and load_lora_weights."
         )
-    entries = [
-        entry
-        for entry in model.checkpoint_entries()
-        if any(id(variable) in layers for variable in entry.variables)
-    ]
-    other = [
-        path_of(layers[id(variable)])
-        for entry in entries
-        for variable in entry.variables
-        if id(variable) in layers and isinstance(layers[id(variable)], keras.layers.Embedding)
-    ]
-    if other and find_adapted(model):
+    return model
+
+
+def _check_written(
+    model: PresetModel, modules: Mapping[str, PeftModule], adapted: Iterable[keras.Layer]
+) -> None:
+    held = {id(layer) for module in modules.values() for layer in module.layers}
+    left = [path_of(layer) for layer in adapted if id(layer) not in held]
+    if left:
         raise NotSupportedError(
-            f"The LoRA of {', '.join(other)} has no such form in `peft`, whose embedding and head "
-            "are two. Leave embeddings out of `target_names`, or use save_lora_weights."
+            f"The LoRA of {', '.join(left)} has no such form in `peft`, which has none of grouped "
+            "projections, and of an embedding that also makes the logits adapts the one alone. "
+            "Leave them out of `target_names`, or use save_lora_weights."
         )
-    return [entry for entry in entries if len(entry.tensors) == 1]
-
-
-def _check_written(name: str, module: "_Module") -> None:
-    if name.endswith(_NAMES_OF_EXPERTS):
-        paths = ", ".join(path_of(layer) for layer in module.layers if layer is not None)
-        raise NotSupportedError(
-            f"The LoRA of {paths} can't be given to `peft`, which takes {name!r} for experts. Name "
-            "the layers of attention in `target_names`, or use save_lora_weights, or "
-            "save_to_preset for the merged weights."
-        )
-
-
-@dataclass(frozen=True)
-class _Module:
-    """A `Linear` of `transformers`: its entry, and the layers of this package by their kernels."""
-
-    entry: CheckpointEntry
-    layers_of: Mapping[int, keras.Layer]
-
-    @property
-    def layers(self) -> list[keras.Layer | None]:
-        return [self.layers_of.get(id(variable)) for variable in self.entry.variables]
-
-    @property
-    def layout(self) -> LinearLayout:
-        count = self.entry.num_input_axes or 1
-        shapes = [tuple(variable.shape) for variable in self.entry.variables]
-        return LinearLayout(
-            math.prod(shapes[0][:count]),
-            math.prod(shapes[0][count:-1]),
-            tuple(shape[-1] for shape in shapes),
-        )
-
-    @property
-    def scale(self) -> float:
-        first = next(layer for layer in self.layers if layer is not None)
-        return float(first.lora_alpha / first.lora_rank)
-
-    def read(self, scale: float) -> list[Factors | None]:
-        return [None if layer is None else self._read(layer, scale) for layer in self.layers]
-
-    def _read(self, layer: keras.Layer, scale: float) -> Factors:
-        a, b = (keras.ops.convert_to_numpy(each.value) for each in lora_variables(layer))
-        if self.entry.num_input_axes is None:  # Its rows are in another order in the file.
-            a = np.asarray(self.entry.to_tensors([a])[0]).T
-        shape = (self.layout.num_inputs, self.layout.num_blocks, -1)
-        return a.reshape(shape), b * np.float32(layer.lora_alpha / layer.lora_rank / scale)
-
-    def split(
-        self, down: Array, up: Array, scale: float, *, is_there: bool
-    ) -> dict[str, LayerAdapter] | None:
-        """Returns the adapters by the paths of the layers; `None` where these can't have them."""
-        has_lora = [layer is not None for layer in self.layers]
-        expected = self.entry.tensor_shapes()[0]
-        if (up.shape[0], down.shape[-1]) != expected or up.shape[-1] != down.shape[0]:
-            first = next(layer for layer in self.layers if layer is not None)
-            return {path_of(first): LayerAdapter(down.T, up.T, scale)}  # Named as what fits not.
-        choices = [has_lora]
-        if not is_there:  # Kernels that have no share in it may have had no LoRA.
-            layout = self.layout
-            rows = up.reshape(layout.num_blocks, -1, up.shape[-1])
-            choices.append(
-                [
-                    bool(rows[:, offset : offset + width].any())
-                    for offset, width in zip(layout.offsets, layout.widths, strict=True)
-                ]
+    if model.architectures[0] not in _ARCHITECTURES_OF_EXPERTS:
+        return
+    for name, module in modules.items():
+        if name.endswith(_NAMES_OF_EXPERTS):
+            paths = ", ".join(path_of(layer) for layer in module.layers if layer is not None)
+            raise NotSupportedError(
+                f"The LoRA of {paths} can't be given to `peft`, which takes {name!r} for experts. "
+                "Name the layers of attention in `target_names`, or use save_lora_weights, or "
+                "save_to_preset for the merged weights."
             )
-        for choice in choices:
-            parts = split_factors(self.layout, down, up, choice) if any(choice) else None
-            if parts is not None:
-                return self._name(parts, scale)
-        return None
-
-    def _name(self, parts: list[Factors | None], scale: float) -> dict[str, LayerAdapter]:
-        named = {}
-        for variable, part in zip(self.entry.variables, parts, strict=True):
-            if part is None:
-                continue
-            a, b = part
-            rank = a.shape[-1]
-            if self.entry.num_input_axes is None:
-                a = np.asarray(self.entry.to_variables([a[:, 0].T])[0])
-            a = a.reshape(*variable.shape[:-1], rank)
-            named[path_of(self.layers_of[id(variable)])] = LayerAdapter(a, b, scale * rank)
-        return named
 
 
-def _read_pairs(folder: Path) -> dict[str, tuple[Array, Array]]:
-    """Returns `lora_A` and `lora_B` of each module."""
+def _read_pairs(folder: Path, modules: Mapping[str, PeftModule]) -> dict[str, tuple[Array, Array]]:
+    """Returns the two matrices of each module."""
     tensors = read_tensors(folder / _WEIGHTS_NAME)
-    names = {name.removeprefix(_PREFIX).removesuffix(end) for name in tensors for end in _SUFFIXES}
-    names = {name for name in names if not name.endswith(".weight")}
-    expected = {f"{_PREFIX}{name}{end}" for name in names for end in _SUFFIXES}
-    if not names or expected != set(tensors):
+    ends = {}
+    for tensor in tensors:
+        for suffixes in (PeftLinear.suffixes, PeftEmbedding.suffixes):
+            if tensor.endswith(suffixes):
+                name = tensor.removeprefix(_PREFIX)
+                ends[name.removesuffix(suffixes[0]).removesuffix(suffixes[1])] = suffixes
+    expected = {f"{_PREFIX}{name}{end}" for name, pair in ends.items() for end in pair}
+    # Beside that of an embedding stands a copy of its table, which was not trained.
+    copies = {f"{_PREFIX}{name}.base_layer.weight" for name in ends if name in modules}
+    if not ends or expected != set(tensors) - copies:
         wrong = sorted(expected ^ set(tensors))[:5]
         raise CheckpointError(
-            f"{str(folder)!r} holds no LoRA of `Linear`s alone: {', '.join(wrong) or 'nothing'} is "
-            "too much or missing."
+            f"{str(folder)!r} holds no LoRA of `Linear`s and embeddings alone: "
+            f"{', '.join(wrong) or 'nothing'} is too much or missing."
         )
+    for name in copies & set(tensors):
+        _check_copy(name, tensors[name], modules)
     return {
-        name: (tensors[f"{_PREFIX}{name}{_SUFFIXES[0]}"], tensors[f"{_PREFIX}{name}{_SUFFIXES[1]}"])
-        for name in sorted(names)
+        name: (tensors[f"{_PREFIX}{name}{first}"], tensors[f"{_PREFIX}{name}{second}"])
+        for name, (first, second) in sorted(ends.items())
     }
+
+
+def _check_copy(name: str, table: Array, modules: Mapping[str, PeftModule]) -> None:
+    module = modules[name.removeprefix(_PREFIX).removesuffix(".base_layer.weight")]
+    ours = [keras.ops.convert_to_numpy(kernel_of(x).value) for x in module.layers if x is not None]
+    if len(ours) != 1 or not np.array_equal(ours[0].astype(table.dtype), table):
+        raise InvalidInputError(
+            f"The adapter holds the weights {name!r} as well, and they are not those of the model: "
+            "it was trained on another, or with further tokens. Give the model that it is of."
+        )
 
 
 def _make_config(modules: Mapping[str, tuple[int, float]]) -> dict[str, Any]:

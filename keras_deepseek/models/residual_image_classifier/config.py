@@ -1,18 +1,21 @@
 """What a residual image classifier is made of; read by its backbone and its head."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.models.preset_config import PresetConfig
 from keras_deepseek.models.residual_image_classifier.presets import PRESETS
 
 SMALLEST_IMAGE = 8
 
 
 @dataclass(frozen=True)
-class ResidualImageClassifierConfig:
+class ResidualImageClassifierConfig(PresetConfig):
     """The sizes of a `ResidualImageClassifier`.
+
+    `from_preset` has `"tiny"`, `"small"` and `"resnet_18"`.
 
     Args:
         num_classes: integer. Number of classes.
@@ -43,6 +46,8 @@ class ResidualImageClassifierConfig:
     dropout: float = 0.0
     activation: str | None = "softmax"
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
     def __post_init__(self) -> None:
         for name in ("filters_per_stage", "blocks_per_stage", "image_shape"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON brings lists.
@@ -71,22 +76,6 @@ class ResidualImageClassifierConfig:
             raise InvalidInputError(
                 f"`{name}` must be {expected}, received {getattr(self, name)!r}."
             )
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> "ResidualImageClassifierConfig":
-        """Returns the config of a size that has a name.
-
-        Args:
-            name: string. `"tiny"`, `"small"` or `"resnet_18"`.
-            **overrides: Arguments beside those of the preset, or in their place: `num_classes` at
-                least.
-
-        Raises:
-            InvalidInputError: There is no such preset.
-        """
-        if name not in PRESETS:
-            raise InvalidInputError(unknown_name_message("preset", name, PRESETS))
-        return cls(**{**PRESETS[name], **overrides})
 
 
 def _is_image_shape(shape: Sequence[int | None]) -> bool:

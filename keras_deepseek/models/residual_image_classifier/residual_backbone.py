@@ -1,16 +1,16 @@
 """The body of the residual image models: from images to a map of features."""
 
-from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
 from keras_deepseek.layers import Activation, Add, BatchNormalization, Conv2D, Input
+from keras_deepseek.models.config_model import ConfigModel
 from keras_deepseek.models.residual_image_classifier.config import ResidualImageClassifierConfig
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class ResidualBackbone(keras.Model):
+class ResidualBackbone(ConfigModel):
     """Stages of residual blocks that turn images into a map of features.
 
     Choose it to build another head than `ResidualImageClassifier`'s on the same body. Each block
@@ -43,6 +43,8 @@ class ResidualBackbone(keras.Model):
     - [Deep Residual Learning (He et al., 2015)](https://arxiv.org/abs/1512.03385)
     """
 
+    config_class: ClassVar[type] = ResidualImageClassifierConfig
+
     def __init__(
         self, config: ResidualImageClassifierConfig, *, dtype: Any = None, **kwargs: Any
     ) -> None:
@@ -58,18 +60,6 @@ class ResidualBackbone(keras.Model):
         super().__init__(images, x, **kwargs)
         self.config = config
         self.layers_policy = policy
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "trainable": self.trainable,
-            "config": asdict(self.config),
-            "dtype": keras.dtype_policies.serialize(self.layers_policy),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "ResidualBackbone":
-        return cls(**{**config, "config": ResidualImageClassifierConfig(**config["config"])})
 
 
 def _residual_block(x: Any, filters: int, strides: int, name: str, policy: Any) -> Any:

@@ -1,17 +1,17 @@
 """The task of the family: from images to classes."""
 
-from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
 from keras_deepseek.layers import Dense, Dropout, GlobalAveragePooling2D, Input
+from keras_deepseek.models.config_model import ConfigModel
 from keras_deepseek.models.residual_image_classifier.config import ResidualImageClassifierConfig
 from keras_deepseek.models.residual_image_classifier.residual_backbone import ResidualBackbone
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class ResidualImageClassifier(keras.Model):
+class ResidualImageClassifier(ConfigModel):
     """A residual network that gives each image a class.
 
     Choose it for images of any size from 8 by 8 on. The features of a `ResidualBackbone` are
@@ -45,6 +45,8 @@ class ResidualImageClassifier(keras.Model):
     - [Deep Residual Learning (He et al., 2015)](https://arxiv.org/abs/1512.03385)
     """
 
+    config_class: ClassVar[type] = ResidualImageClassifierConfig
+
     def __init__(
         self, config: ResidualImageClassifierConfig, *, dtype: Any = None, **kwargs: Any
     ) -> None:
@@ -60,15 +62,4 @@ class ResidualImageClassifier(keras.Model):
         super().__init__(images, outputs, **kwargs)
         self.backbone = backbone
         self.config = config
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "trainable": self.trainable,
-            "config": asdict(self.config),
-            "dtype": keras.dtype_policies.serialize(self.backbone.layers_policy),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "ResidualImageClassifier":
-        return cls(**{**config, "config": ResidualImageClassifierConfig(**config["config"])})
+        self.layers_policy = backbone.layers_policy

@@ -1,17 +1,21 @@
 """What a sequential recommender is made of; read by its backbone and its task."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.models.encoder.activations import read_activation
+from keras_deepseek.models.preset_config import PresetConfig
 from keras_deepseek.models.sequential_recommender.presets import PRESETS
 
 
 @dataclass(frozen=True)
-class SequentialRecommenderConfig:
+class SequentialRecommenderConfig(PresetConfig):
     """The sizes of a `SequentialRecommender`.
+
+    `from_preset` has `"tiny"`, `"small"` and `"base"`.
 
     Args:
         num_items: integer. Number of items; they have the ids from 1 to this, and 0 is padding.
@@ -48,6 +52,8 @@ class SequentialRecommenderConfig:
     layer_norm_epsilon: float = 1e-6
     initializer_range: float = 0.02
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
     def __post_init__(self) -> None:
         for name in (
             "num_items",
@@ -67,19 +73,3 @@ class SequentialRecommenderConfig:
                 f"`num_heads` must divide `hidden_dim`, received num_heads={self.num_heads} and "
                 f"hidden_dim={self.hidden_dim}."
             )
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> "SequentialRecommenderConfig":
-        """Returns the config of a size that has a name.
-
-        Args:
-            name: string. `"tiny"`, `"small"` or `"base"`.
-            **overrides: Arguments beside those of the preset, or in their place: `num_items` at
-                least.
-
-        Raises:
-            InvalidInputError: There is no such preset.
-        """
-        if name not in PRESETS:
-            raise InvalidInputError(unknown_name_message("preset", name, PRESETS))
-        return cls(**{**PRESETS[name], **overrides})

@@ -1,8 +1,7 @@
 """The task of the family: from a user's history to the next item."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
@@ -12,6 +11,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers import Input, SampledSoftmax
+from keras_deepseek.models.config_model import ConfigModel
 from keras_deepseek.models.sequential_recommender.config import SequentialRecommenderConfig
 from keras_deepseek.models.sequential_recommender.interactions import pad_histories
 from keras_deepseek.models.sequential_recommender.item_ranking import ItemScores, TopItems
@@ -21,7 +21,7 @@ from keras_deepseek.models.sequential_recommender.sequential_recommender_backbon
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class SequentialRecommender(keras.Model):
+class SequentialRecommender(ConfigModel):
     """Self-attention over the items that a user has had, which scores what comes next.
 
     Choose it where the order of a user's items says what comes next. The score of an item is the
@@ -77,6 +77,8 @@ class SequentialRecommender(keras.Model):
       https://arxiv.org/abs/1808.09781)
     """
 
+    config_class: ClassVar[type] = SequentialRecommenderConfig
+
     def __init__(
         self, config: SequentialRecommenderConfig, *, dtype: Any = None, **kwargs: Any
     ) -> None:
@@ -87,6 +89,7 @@ class SequentialRecommender(keras.Model):
         scores = ItemScores(dtype=backbone.layers_policy, name="scores")(logits)
         super().__init__(inputs, scores, **kwargs)
         self.config = config
+        self.layers_policy = backbone.layers_policy
         self.backbone = backbone
         self._compiled: dict[tuple[int, bool, int], InferenceFunction] = {}
 
@@ -191,15 +194,3 @@ class SequentialRecommender(keras.Model):
         rows = [*histories, *([()] * (2 ** max(0, count - 1).bit_length() - count))]
         found = infer({"item_ids": pad_histories(rows, length)})
         return found["items"][:count], found["scores"][:count]
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "trainable": self.trainable,
-            "config": asdict(self.config),
-            "dtype": keras.dtype_policies.serialize(self.backbone.layers_policy),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "SequentialRecommender":
-        return cls(**{**config, "config": SequentialRecommenderConfig(**config["config"])})

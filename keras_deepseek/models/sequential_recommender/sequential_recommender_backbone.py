@@ -1,11 +1,11 @@
 """The body of the sequential recommender: from a history of items to hidden states."""
 
-from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
 from keras_deepseek.layers import Dropout, Input, LayerNormalization, ReversibleEmbedding
+from keras_deepseek.models.config_model import ConfigModel
 from keras_deepseek.models.encoder.position_embedding import PositionEmbedding
 from keras_deepseek.models.encoder.transformer_encoder_block import TransformerEncoderBlock
 from keras_deepseek.models.sequential_recommender.config import SequentialRecommenderConfig
@@ -13,7 +13,7 @@ from keras_deepseek.models.sequential_recommender.history_mask import HistoryMas
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class SequentialRecommenderBackbone(keras.Model):
+class SequentialRecommenderBackbone(ConfigModel):
     """Causal self-attention over the items that a user has had.
 
     Choose it to build another head than `SequentialRecommender`'s on the same body. The hidden
@@ -53,6 +53,8 @@ class SequentialRecommenderBackbone(keras.Model):
     - [Self-Attentive Sequential Recommendation (Kang and McAuley, 2018)](
       https://arxiv.org/abs/1808.09781)
     """
+
+    config_class: ClassVar[type] = SequentialRecommenderConfig
 
     def __init__(
         self, config: SequentialRecommenderConfig, *, dtype: Any = None, **kwargs: Any
@@ -110,15 +112,3 @@ class SequentialRecommenderBackbone(keras.Model):
         self.position_embedding = positions
         self.transformer_layers = blocks
         self.final_norm = final_norm
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "trainable": self.trainable,
-            "config": asdict(self.config),
-            "dtype": keras.dtype_policies.serialize(self.layers_policy),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "SequentialRecommenderBackbone":
-        return cls(**{**config, "config": SequentialRecommenderConfig(**config["config"])})

@@ -239,6 +239,10 @@ def test_tokens_are_shifted_and_their_places_shown():
         to_numpy(shift_tokens(tokens, mask, 2)[1]), [[True, False, False, False]]
     )
     assert not to_numpy(shift_tokens(tokens, None, 4)[1]).any()
+    segments = np.array([[1, 1, 1, 2]])
+    for mask_or_none in (None, np.ones((1, 4), bool)):
+        _, exists = shift_tokens(tokens, mask_or_none, 2, segments)
+        np.testing.assert_array_equal(to_numpy(exists), [[True, False, False, False]])
 
 
 def test_the_variables_have_names_that_a_layout_map_can_match():

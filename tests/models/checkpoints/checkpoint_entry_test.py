@@ -6,6 +6,7 @@ from keras_deepseek.models.checkpoints.checkpoint_entry import (
     copied_entry,
     kernel_entry,
     reshaped_entry,
+    respell,
     split_kernel_entry,
     stacked_entry,
 )
@@ -80,3 +81,11 @@ def test_the_shapes_of_large_tensors_take_no_memory():
     entry = stacked_entry(variable(2, 3, 4), ("a", "b"))
     object.__setattr__(entry, "variables", (type("Large", (), {"shape": (2, 10**9, 10**9)})(),))
     assert entry.tensor_shapes() == [(10**9, 10**9)] * 2
+
+
+def test_entries_take_the_spelling_that_a_checkpoint_has():
+    entries = [copied_entry(variable(2), name) for name in ("a", "b", "c")]
+    present = {"a", "old.a", "old.b"}
+    spelled = respell(entries, present, lambda name: (name, f"old.{name}"))
+    assert [entry.tensors for entry in spelled] == [("a",), ("old.b",), ("c",)]
+    assert [entry.variables for entry in spelled] == [entry.variables for entry in entries]

@@ -202,13 +202,13 @@ def test_a_wrong_dtype_or_size_is_told_before_anything_is_written(tmp_path):
 
 def test_a_map_that_leaves_a_variable_out_or_has_it_twice_is_told(preset, monkeypatch):
     entries_of = SmallModel.checkpoint_entries
-    monkeypatch.setattr(SmallModel, "checkpoint_entries", lambda self: entries_of(self)[1:])
+    monkeypatch.setattr(SmallModel, "checkpoint_entries", lambda self, _: entries_of(self)[1:])
     with pytest.raises(InvalidInputError, match=r"\['.*embeddings'\] have none or several"):
         SmallModel.from_preset(preset)
     monkeypatch.setattr(
         SmallModel,
         "checkpoint_entries",
-        lambda self: [*entries_of(self), copied_entry(self.small_layers["norm"].beta, "more")],
+        lambda self, _: [*entries_of(self), copied_entry(self.small_layers["norm"].beta, "more")],
     )
     with pytest.raises(InvalidInputError, match=r"\['.*beta'\] have none or several"):
         SmallModel.from_preset(preset)

@@ -132,11 +132,3 @@ def test_a_folder_of_another_form_is_told_with_what_it_has(tmp_path):
         WeightsFolder(tmp_path)
     with pytest.raises(CheckpointError, match=r"has neither 'model\.safetensors' nor"):
         WeightsFolder(tmp_path / "missing")
-
-
-def test_two_tensors_that_are_renamed_to_one_are_told(tmp_path, model):
-    tensors = make_tensors(model)
-    write_one(tmp_path, {**tensors, "old.up.weight": tensors["up.weight"]})
-    folder = WeightsFolder(tmp_path, lambda name: name.removeprefix("old."))
-    with pytest.raises(CheckpointError, match=r"Two tensors are 'up\.weight', one of them"):
-        folder.check(model.checkpoint_entries())

@@ -5,6 +5,7 @@ import pytest
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
+from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.models.checkpoints.weights_reader import read_weights
 from tests.models.checkpoints.weights_folder_test import halves, write_one, write_shards
 from tests.oracles.preset_model import make_model, make_tensors, read_weights_of
@@ -23,7 +24,7 @@ def test_a_model_is_filled_from_one_file_and_from_shards(tmp_path):
     ):
         write()
         model = make_model(2)
-        read_weights(tmp_path, model.checkpoint_entries())
+        read_weights(WeightsFolder(tmp_path), model.checkpoint_entries())
         assert_equal(read_weights_of(model), read_weights_of(source))
 
 
@@ -39,7 +40,7 @@ def test_numbers_of_every_width_are_read(tmp_path, dtype):
         },
     )
     model = make_model(2)
-    read_weights(tmp_path, model.checkpoint_entries())
+    read_weights(WeightsFolder(tmp_path), model.checkpoint_entries())
     assert_equal(read_weights_of(model), read_weights_of(source), 0.01)
 
 
@@ -73,7 +74,7 @@ def test_float8_is_read_by_its_scales(tmp_path):
         tensors[name], tensors[f"{name}_scale_inv"] = scale(tensors[name], (4, 3))
     write_one(tmp_path, tensors)
     model = make_model(2)
-    read_weights(tmp_path, model.checkpoint_entries(), block_shape=(4, 3))
+    read_weights(WeightsFolder(tmp_path), model.checkpoint_entries(), block_shape=(4, 3))
     for (path, array), expected in zip(
         read_weights_of(model).items(), read_weights_of(source).values(), strict=True
     ):
@@ -91,7 +92,7 @@ def test_scales_that_do_not_fit_or_are_missing_are_told(tmp_path):
     tensors["down.weight"], _ = scale(tensors["down.weight"], (4, 3))
     write_one(tmp_path, {**tensors, "up.weight_scale_inv": scales, "head.weight_scale_inv": scales})
     with pytest.raises(CheckpointError) as caught:
-        read_weights(tmp_path, source.checkpoint_entries())
+        read_weights(WeightsFolder(tmp_path), source.checkpoint_entries())
     assert "missing: 'down.weight_scale_inv'." in str(caught.value)
     assert "not of the model: 'head.weight_scale_inv'." in str(caught.value)
     assert "'up.weight_scale_inv' is (2, 2), expected (1, 1)" in str(caught.value)
@@ -103,7 +104,7 @@ def test_nothing_is_loaded_where_one_tensor_does_not_fit(tmp_path):
     write_one(tmp_path, {**tensors, "head.weight": tensors["head.weight"][:-1]})
     before = read_weights_of(model)
     with pytest.raises(CheckpointError, match=r"'head\.weight' is \(39, 6\), expected \(40, 6\)"):
-        read_weights(tmp_path, model.checkpoint_entries())
+        read_weights(WeightsFolder(tmp_path), model.checkpoint_entries())
     assert_equal(read_weights_of(model), before)
 
 
@@ -113,7 +114,7 @@ def test_a_map_that_makes_another_shape_is_named(tmp_path):
     wrong = CheckpointEntry(entry.variables, entry.tensors, lambda arrays: [arrays[0].T], list)
     write_one(tmp_path, {"embed.weight": make_tensors(model)["embed.weight"]})
     with pytest.raises(InvalidInputError, match=r"The checkpoint map makes \(6, 40\) of \('embed"):
-        read_weights(tmp_path, [wrong])
+        read_weights(WeightsFolder(tmp_path), [wrong])
 
 
 def test_the_memory_of_a_tensor_is_given_back_before_the_next(tmp_path, monkeypatch):
@@ -128,20 +129,5 @@ def test_the_memory_of_a_tensor_is_given_back_before_the_next(tmp_path, monkeypa
     monkeypatch.setattr(
         current, "assign_array", lambda variable, source: events.append(variable.shape)
     )
-    read_weights(tmp_path, model.checkpoint_entries()[:1], ignored_tensors=["*"])
+    read_weights(WeightsFolder(tmp_path), model.checkpoint_entries()[:1], ignored_tensors=["*"])
     assert events == [(40, 6), "released"]
-
-
-def test_tensors_of_other_names_are_read_by_those_that_they_are_renamed_to(tmp_path):
-    source = make_model(1)
-    for write in (
-        lambda tensors: write_shards(tmp_path, *tensors),
-        lambda tensors: write_one(tmp_path, {**tensors[0], **tensors[1]}),
-    ):
-        write([{f"old.{name}": each for name, each in half.items()} for half in halves(source)])
-        model = make_model(2)
-        read_weights(
-            tmp_path, model.checkpoint_entries(), rename=lambda name: name.removeprefix("old.")
-        )
-        assert_equal(read_weights_of(model), read_weights_of(source))
-        (tmp_path / "model.safetensors.index.json").unlink(missing_ok=True)

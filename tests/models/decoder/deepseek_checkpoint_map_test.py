@@ -4,11 +4,41 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.models import DeepSeekV3CausalLM, DeepSeekV3Config
+from keras_deepseek.models import (
+    DeepSeekV2CausalLM,
+    DeepSeekV3CausalLM,
+    DeepSeekV3Config,
+    DeepSeekV32CausalLM,
+)
 from keras_deepseek.models.decoder.deepseek_checkpoint_map import (
     deepseek_entries,
-    unread_predictions,
+    unread_tensors,
 )
+from tests.oracles import golden_language_models
+from tests.oracles.golden_language_models import read_case
+
+FAMILIES = {
+    "deepseek_v2": DeepSeekV2CausalLM,
+    "deepseek_v3": DeepSeekV3CausalLM,
+    "deepseek_v32": DeepSeekV32CausalLM,
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("deepseek_v2", marks=pytest.mark.slow_on_jax), *list(FAMILIES)[1:]]
+)
+def test_a_checkpoint_of_transformers_gives_its_logits_loss_and_gradients(name):
+    case, task = read_case(name), FAMILIES[name]
+    model = task(task.config_class.from_checkpoint_config(case.config))
+    golden_language_models.assign(deepseek_entries(model), case.tensors)
+    golden_language_models.check_outputs(model, case)
+
+
+@pytest.mark.parametrize("task", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("overrides", [{}, {"tie_embeddings": True, "use_attention_bias": True}])
+def test_every_weight_has_its_tensors_and_they_give_it_back(task, overrides):
+    model = task(task.config_class.from_preset("tiny", num_prediction_layers=2, **overrides))
+    golden_language_models.check_entries(model, deepseek_entries(model))
 
 
 def make_model(**overrides):
@@ -57,7 +87,7 @@ def test_the_embedding_comes_first_in_the_projection_of_a_checkpoint():
 @pytest.mark.parametrize("count", [0, 1])
 def test_modules_that_are_not_built_are_passed_over_and_no_other_tensors(count):
     model = make_model(num_prediction_layers=count)
-    patterns = unread_predictions(model.config)
+    patterns = unread_tensors(model.config)
 
     def is_passed_over(name):
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

@@ -42,9 +42,7 @@ def test_weights_are_drawn_with_the_deviation_of_the_config_and_each_anew():
 def test_modules_for_further_tokens_share_the_embedding_and_have_experts():
     config = DeepSeekV3Config.from_preset("tiny", num_prediction_layers=2)
     backbone = DeepSeekV3Backbone(config)
-    prediction = make_multi_token_prediction(backbone, MultiHeadLatentAttention)
+    prediction = make_multi_token_prediction(backbone)
     assert prediction.token_embedding is backbone.token_embedding
     assert prediction.output_head.token_embedding is backbone.token_embedding
     assert [type(block.feed_forward) for block in prediction.blocks] == [DeepSeekMoE] * 2
-    without = DeepSeekV3Backbone(DeepSeekV3Config.from_preset("tiny"))
-    assert make_multi_token_prediction(without, MultiHeadLatentAttention) is None

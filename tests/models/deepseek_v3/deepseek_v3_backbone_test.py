@@ -1,25 +1,8 @@
-import keras
-import numpy as np
-
-from keras_deepseek.layers import DeepSeekMoE, SwiGLU
-from keras_deepseek.models import DeepSeekV3Backbone, DeepSeekV3Config
+from keras_deepseek.layers import MultiHeadLatentAttention
+from keras_deepseek.models import DeepSeekV3Backbone
+from tests.oracles import language_models
 
 
-def test_it_has_the_layers_of_its_config():
-    config = DeepSeekV3Config.from_preset("tiny", num_layers=3, num_dense_layers=2)
-    backbone = DeepSeekV3Backbone(config, name="body")
-    kinds = [type(block.feed_forward) for block in backbone.transformer_layers]
-    assert kinds == [SwiGLU, SwiGLU, DeepSeekMoE]
-    assert backbone.output_shape == (None, None, config.hidden_dim)
-
-
-def test_the_round_trip_through_its_config_keeps_policy_and_shapes():
-    backbone = DeepSeekV3Backbone(DeepSeekV3Config.from_preset("tiny"), dtype="bfloat16")
-    revived = DeepSeekV3Backbone.from_config(backbone.get_config())
-    assert revived.config == backbone.config
-    assert [(w.path, w.dtype) for w in revived.weights] == [
-        (w.path, w.dtype) for w in backbone.weights
-    ]
-    tokens = np.array([[3, 1, 4]])
-    outputs = revived({"token_ids": tokens, "padding_mask": np.ones_like(tokens)})
-    assert keras.backend.standardize_dtype(outputs.dtype) == "bfloat16"
+def test_it_is_made_of_its_config_and_comes_back():
+    assert DeepSeekV3Backbone.attention_class is MultiHeadLatentAttention
+    language_models.check_backbone(DeepSeekV3Backbone)

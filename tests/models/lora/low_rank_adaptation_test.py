@@ -3,13 +3,23 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.models import enable_lora, merge_lora
+from keras_deepseek.deploy import Exporter
+from keras_deepseek.inference import ServingEngine
+from keras_deepseek.models import (
+    DeepSeekV2CausalLM,
+    DeepSeekV3CausalLM,
+    DeepSeekV4CausalLM,
+    DeepSeekV32CausalLM,
+    enable_lora,
+    merge_lora,
+)
 from keras_deepseek.testing import assert_close
 from keras_deepseek.training import Trainer
 from tests.oracles import language_models
 from tests.oracles.language_models import to_numpy
-from tests.oracles.lora_models import compute, make_model, tune
+from tests.oracles.lora_models import compute, make_model, make_v4_model, tune
 
+SLOW = (pytest.mark.slow_on_jax, pytest.mark.slow_on_tensorflow)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -108,9 +118,20 @@ def test_a_kernel_keeps_its_digits_under_a_mixed_policy():
     np.testing.assert_array_equal(to_numpy(model.layers[0].kernel), kernel)
 
 
-def test_a_keras_file_and_a_preset_hold_the_merged_weights(tmp_path):
-    model = tune(make_model())
-    tuned = compute(model)
+@pytest.mark.parametrize(
+    "task",
+    [
+        DeepSeekV3CausalLM,
+        DeepSeekV4CausalLM,
+        pytest.param(DeepSeekV2CausalLM, marks=SLOW),
+        pytest.param(DeepSeekV32CausalLM, marks=SLOW),
+    ],
+)
+def test_a_keras_file_and_a_preset_hold_the_merged_weights(tmp_path, task):
+    model = make_v4_model() if task is DeepSeekV4CausalLM else make_model(task=task)
+    plain = compute(model)
+    tuned = compute(tune(model))
+    assert np.abs(tuned - plain).max() > 0.1
     model.save(tmp_path / "model.keras")
     revived = keras.saving.load_model(tmp_path / "model.keras")
     assert_close(compute(revived), tuned, 1e-5)
@@ -118,6 +139,29 @@ def test_a_keras_file_and_a_preset_hold_the_merged_weights(tmp_path):
     read = type(model).from_preset(tmp_path / "preset")
     assert_close(compute(read), tuned, 1e-5)
     assert len(read.trainable_variables) == len(revived.trainable_variables)
+    merge_lora(model)
+    assert_close(compute(model), tuned, 1e-5)
+
+
+def test_a_model_that_has_one_is_exported_and_computes_the_same(tmp_path):
+    if keras.backend.backend() == "jax":
+        pytest.importorskip("jax2onnx")
+    model = keras.Sequential(
+        [
+            keras.Input((4,), dtype="int32", name="tokens"),
+            keras.layers.Embedding(9, 6, name="table"),
+            keras.layers.EinsumDense("btd,dhe->bthe", (None, 2, 3), name="heads"),
+            keras.layers.Dense(2, name="score"),
+        ]
+    )
+    tune(model, target_names=["table", "heads", "score"])
+    rows = np.array([[1, 2, 3, 8], [0, 5, 5, 7]], "int32")
+    expected = to_numpy(model(rows))
+    form = "savedmodel" if keras.backend.backend() == "tensorflow" else "onnx"
+    Exporter(model, form, verbose=False).export(tmp_path / "bundle")
+    with ServingEngine(tmp_path / "bundle") as engine:
+        served = engine.predict({"tokens": rows})
+    assert_close(served, expected, 1e-5)
 
 
 def test_any_keras_model_may_have_one():

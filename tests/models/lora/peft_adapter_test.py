@@ -10,7 +10,7 @@ from keras_deepseek.models.checkpoints.weights_writer import write_tensors
 from keras_deepseek.models.lora.lora_weights import read_tensors
 from keras_deepseek.testing import assert_close
 from tests.oracles.language_models import to_numpy
-from tests.oracles.lora_models import ATTENTION, compute, make_model, tune
+from tests.oracles.lora_models import ATTENTION, compute, make_model, make_v4_model, tune
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model.model.layers"
@@ -18,7 +18,9 @@ PREFIX = "base_model.model.model.layers"
 
 @pytest.mark.parametrize("overrides", [{}, {"query_lora_rank": None}, {"num_prediction_layers": 1}])
 def test_a_folder_comes_back(tmp_path, overrides):
-    names = [*ATTENTION, "projection_1"] if "num_prediction_layers" in overrides else ATTENTION
+    names = [*ATTENTION, "token_embedding"]
+    if "num_prediction_layers" in overrides:
+        names.append("projection_1")
     if "query_lora_rank" in overrides:
         names = names[1:]
     model = tune(make_model(**overrides), target_names=names)
@@ -90,6 +92,57 @@ def test_an_adapter_of_peft_is_read(tmp_path):
     assert_close(changed, 6 / 3**0.5 * product, 1e-5)
 
 
+def test_an_adapter_of_dense_layers_and_the_embedding_is_read(tmp_path):
+    """As `peft` wrote them on transformers 4, a copy of the table among them."""
+    gate, embedding = f"{PREFIX}.0.mlp.gate_proj", "base_model.model.model.embed_tokens"
+    shapes = {
+        **shapes_of(gate, 24, 128),
+        f"{embedding}.lora_embedding_A": (3, 31),
+        f"{embedding}.lora_embedding_B": (24, 3),
+    }
+    folder = write_adapter(tmp_path / "a", shapes)
+    model = make_model()
+    plain = {n: x for e in model.checkpoint_entries() for n, x in read_entry(e)}
+    tensors = read_tensors(folder / WEIGHTS)
+    table = plain["model.embed_tokens.weight"]
+    write_tensors(folder / WEIGHTS, {**tensors, f"{embedding}.base_layer.weight": table})
+    load_peft_adapter(model, folder)
+    model.save_to_preset(tmp_path / "merged")
+    merged = read_tensors(tmp_path / "merged" / "model.safetensors")
+    changes = {name: merged[name] - plain[name] for name in merged}
+    assert {name for name, change in changes.items() if change.any()} == {
+        "model.embed_tokens.weight",
+        "model.layers.0.mlp.gate_proj.weight",
+    }
+    product = tensors[f"{gate}.lora_B.weight"] @ tensors[f"{gate}.lora_A.weight"]
+    assert_close(changes["model.layers.0.mlp.gate_proj.weight"], 2 * product, 1e-5)
+    a, b = (tensors[f"{embedding}.lora_embedding_{x}"] for x in "AB")
+    assert_close(changes["model.embed_tokens.weight"], 2 * (b @ a).T, 1e-5)
+    write_tensors(folder / WEIGHTS, {**tensors, f"{embedding}.base_layer.weight": 2 * table})
+    with pytest.raises(InvalidInputError, match="not those of the model"):
+        load_peft_adapter(make_model(), folder)
+
+
+def test_of_v4_it_goes_by_the_names_of_transformers(tmp_path):
+    model = tune(make_v4_model(), target_names=["query_down", "query_up", "head_weight", "gate"])
+    save_peft_adapter(model, tmp_path / "adapter")
+    names = json.loads((tmp_path / "adapter" / CONFIG).read_text())["target_modules"]
+    assert set(names) == {
+        "model.layers.0.self_attn.q_a_proj",
+        "model.layers.0.self_attn.q_b_proj",
+        "model.layers.0.self_attn.compressor.gate_proj",
+        "model.layers.0.self_attn.compressor.indexer.gate_proj",
+        "model.layers.0.self_attn.compressor.indexer.q_b_proj",
+        "model.layers.0.self_attn.compressor.indexer.scorer.weights_proj",
+        "model.layers.0.mlp.shared_experts.gate_proj",
+    }
+    fresh = make_v4_model()
+    load_peft_adapter(fresh, tmp_path / "adapter")
+    assert_close(compute(fresh), compute(model))
+    with pytest.raises(NotSupportedError, match=r"output_down has no such form in `peft`"):
+        save_peft_adapter(tune(make_v4_model(), target_names=["output_down"]), tmp_path / "a")
+
+
 def test_what_is_no_such_adapter_is_refused(tmp_path):
     model = make_model()
     heads = shapes_of(f"{PREFIX}.0.self_attn.q_b_proj", 24, 96)
@@ -98,6 +151,9 @@ def test_what_is_no_such_adapter_is_refused(tmp_path):
     other = shapes_of(f"{PREFIX}.7.self_attn.o_proj", 64, 24)
     with pytest.raises(InvalidInputError, match=r"layers\.7\.self_attn\.o_proj not in the model"):
         load_peft_adapter(model, write_adapter(tmp_path / "other", other))
+    expert = shapes_of(f"{PREFIX}.1.mlp.experts.0.up_proj", 24, 32)
+    with pytest.raises(NotSupportedError, match=r"experts\.0\.up_proj that the layers"):
+        load_peft_adapter(model, write_adapter(tmp_path / "expert", expert))
     wide = shapes_of(f"{PREFIX}.0.self_attn.o_proj", 63, 24)
     with pytest.raises(InvalidInputError, match="do not fit"):
         load_peft_adapter(model, write_adapter(tmp_path / "wide", wide))
@@ -114,8 +170,9 @@ def test_what_is_no_such_adapter_is_refused(tmp_path):
 def test_what_peft_has_no_form_of_is_not_written(tmp_path):
     with pytest.raises(NotSupportedError, match=r"takes .* for experts"):
         save_peft_adapter(tune(make_model(), target_names=["gate"]), tmp_path / "a")
-    with pytest.raises(NotSupportedError, match="token_embedding"):
-        save_peft_adapter(tune(make_model(), target_names=["token_embedding"]), tmp_path / "a")
+    tied = tune(make_model(tie_embeddings=True), target_names=["token_embedding"])
+    with pytest.raises(NotSupportedError, match="token_embedding has no such form"):
+        save_peft_adapter(tied, tmp_path / "a")
     plain = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     enable_lora(plain, 1)
     with pytest.raises(InvalidInputError, match="Use save_lora_weights"):

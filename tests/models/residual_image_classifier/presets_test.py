@@ -8,8 +8,3 @@ from keras_deepseek.models.residual_image_classifier.presets import PRESETS
 def test_each_preset_makes_a_valid_config(name):
     config = ResidualImageClassifierConfig.from_preset(name, num_classes=10)
     assert config.filters_per_stage == tuple(PRESETS[name]["filters_per_stage"])
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_the_docstring_names_each_preset(name):
-    assert f'"{name}"' in ResidualImageClassifierConfig.from_preset.__doc__

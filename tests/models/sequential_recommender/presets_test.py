@@ -8,8 +8,3 @@ from keras_deepseek.models.sequential_recommender.presets import PRESETS
 def test_each_preset_makes_a_valid_config(name):
     config = SequentialRecommenderConfig.from_preset(name, num_items=9)
     assert config.hidden_dim == PRESETS[name]["hidden_dim"]
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_the_docstring_names_each_preset(name):
-    assert f'"{name}"' in SequentialRecommenderConfig.from_preset.__doc__

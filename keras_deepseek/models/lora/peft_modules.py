@@ -1,0 +1,187 @@
+"""The modules of `transformers` that `peft` adapts, and the layers of this package in each.
+
+`peft_adapter` reads and writes folders; here the matrices of a module and of its layers are made of
+each other. A `Linear` may hold several kernels, and an `Embedding` is one table.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import keras
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
+from keras_deepseek.models.checkpoints.preset_model import PresetModel
+from keras_deepseek.models.lora.adapted_layers import lora_variables, path_of
+from keras_deepseek.models.lora.adapter_assignment import LayerAdapter
+from keras_deepseek.models.lora.peft_factors import (
+    Factors,
+    LinearLayout,
+    join_factors,
+    split_factors,
+)
+
+
+def find_modules(
+    model: PresetModel, layers_of: Mapping[int, keras.Layer]
+) -> dict[str, "PeftLinear | PeftEmbedding"]:
+    """Returns the modules that have, or can have, a LoRA, by their names.
+
+    Args:
+        model: Language model of this package.
+        layers_of: dict of `keras.Layer`s by the `id` of the variable that a LoRA is added to.
+    """
+    modules: dict[str, PeftLinear | PeftEmbedding] = {}
+    for entry in model.module_entries():
+        layers = [layers_of[id(each)] for each in entry.variables if id(each) in layers_of]
+        name = entry.tensors[0].removesuffix(".weight")
+        if layers and isinstance(layers[0], keras.layers.Embedding):
+            # Of a head that is the same table `peft` adapts the one alone, and Keras both.
+            if not getattr(layers[0], "tie_weights", False):
+                modules[name] = PeftEmbedding(layers[0])
+        elif layers and len(entry.tensors) == 1 and _is_linear(entry):
+            modules[name] = PeftLinear(entry, layers_of)
+    return modules
+
+
+def _is_linear(entry: CheckpointEntry) -> bool:
+    matrix = 2
+    is_matrix = all(len(variable.shape) == matrix for variable in entry.variables)
+    return entry.num_input_axes is not None or is_matrix
+
+
+@dataclass(frozen=True)
+class PeftLinear:
+    """A `Linear` of `transformers`: its entry, and the layers of this package by their kernels.
+
+    Args:
+        entry: `CheckpointEntry` of one tensor.
+        layers_of: dict of `keras.Layer`s by the `id` of their kernel.
+    """
+
+    entry: CheckpointEntry
+    layers_of: Mapping[int, keras.Layer]
+
+    suffixes: ClassVar[tuple[str, str]] = (".lora_A.weight", ".lora_B.weight")
+
+    @property
+    def layers(self) -> list[keras.Layer | None]:
+        """The layers of its kernels; `None` for one without a LoRA, or that can't have one."""
+        return [self.layers_of.get(id(variable)) for variable in self.entry.variables]
+
+    @property
+    def _layout(self) -> LinearLayout:
+        count = self.entry.num_input_axes or 1
+        shapes = [tuple(variable.shape) for variable in self.entry.variables]
+        return LinearLayout(
+            math.prod(shapes[0][:count]),
+            math.prod(shapes[0][count:-1]),
+            tuple(shape[-1] for shape in shapes),
+        )
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two matrices is multiplied with."""
+        first = next(layer for layer in self.layers if layer is not None)
+        return float(first.lora_alpha / first.lora_rank)
+
+    def join(self) -> Factors:
+        """Returns the two matrices of `peft`."""
+        read = [None if layer is None else self._read(layer) for layer in self.layers]
+        return join_factors(self._layout, read)
+
+    def _read(self, layer: keras.Layer) -> Factors:
+        a, b = (keras.ops.convert_to_numpy(each.value) for each in lora_variables(layer))
+        if self.entry.num_input_axes is None:  # Its rows are in another order in the file.
+            a = np.asarray(self.entry.to_tensors([a])[0]).T
+        shape = (self._layout.num_inputs, self._layout.num_blocks, -1)
+        return a.reshape(shape), b * np.float32(layer.lora_alpha / layer.lora_rank / self.scale)
+
+    def split(
+        self, down: Array, up: Array, scale: float, *, is_there: bool
+    ) -> dict[str, LayerAdapter] | None:
+        """Returns the adapters by the paths of the layers; `None` where these can't have them.
+
+        Args:
+            down: Array of shape `(rank, num_inputs)`.
+            up: Array of shape `(num_outputs, rank)`.
+            scale: float.
+            is_there: boolean. Whether the model has the LoRA already.
+        """
+        has_lora = [layer is not None for layer in self.layers]
+        expected = self.entry.tensor_shapes()[0]
+        if (up.shape[0], down.shape[-1]) != expected or up.shape[-1] != down.shape[0]:
+            first = next(layer for layer in self.layers if layer is not None)
+            return {path_of(first): LayerAdapter(down.T, up.T, scale)}  # Named as what fits not.
+        choices = [has_lora]
+        if not is_there:  # Kernels that have no share in it may have had no LoRA.
+            layout = self._layout
+            rows = up.reshape(layout.num_blocks, -1, up.shape[-1])
+            choices.append(
+                [
+                    bool(rows[:, offset : offset + width].any())
+                    for offset, width in zip(layout.offsets, layout.widths, strict=True)
+                ]
+            )
+        for choice in choices:
+            parts = split_factors(self._layout, down, up, choice) if any(choice) else None
+            if parts is not None:
+                return self._name(parts, scale)
+        return None
+
+    def _name(self, parts: list[Factors | None], scale: float) -> dict[str, LayerAdapter]:
+        named = {}
+        for variable, part in zip(self.entry.variables, parts, strict=True):
+            if part is None:
+                continue
+            a, b = part
+            rank = a.shape[-1]
+            if self.entry.num_input_axes is None:
+                a = np.asarray(self.entry.to_variables([a[:, 0].T])[0])
+            a = a.reshape(*variable.shape[:-1], rank)
+            named[path_of(self.layers_of[id(variable)])] = LayerAdapter(a, b, scale * rank)
+        return named
+
+
+@dataclass(frozen=True)
+class PeftEmbedding:
+    """An `Embedding` of `transformers`, whose matrices `peft` has the other way round.
+
+    Args:
+        layer: `keras.layers.Embedding`.
+    """
+
+    layer: keras.layers.Embedding
+
+    suffixes: ClassVar[tuple[str, str]] = (".lora_embedding_A", ".lora_embedding_B")
+
+    @property
+    def layers(self) -> list[keras.Layer | None]:
+        """The layer."""
+        return [self.layer]
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two matrices is multiplied with."""
+        return float(self.layer.lora_alpha / self.layer.lora_rank)
+
+    def join(self) -> Factors:
+        """Returns the two matrices of `peft`."""
+        a, b = (keras.ops.convert_to_numpy(each.value) for each in lora_variables(self.layer))
+        return a.T, b.T
+
+    def split(
+        self, down: Array, up: Array, scale: float, *, is_there: bool
+    ) -> dict[str, LayerAdapter]:
+        """Returns the adapter by the path of the layer.
+
+        Args:
+            down: Array of shape `(rank, vocabulary_size)`.
+            up: Array of shape `(dim, rank)`.
+            scale: float.
+            is_there: boolean. Whether the model has the LoRA already, which is the same here.
+        """
+        return {path_of(self.layer): LayerAdapter(down.T, up.T, scale * len(down))}
