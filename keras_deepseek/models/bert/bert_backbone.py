@@ -14,7 +14,7 @@ from keras_deepseek.layers import (
     ReversibleEmbedding,
 )
 from keras_deepseek.models.bert.config import BertConfig
-from keras_deepseek.models.config_model import ConfigModel
+from keras_deepseek.models.bert.segmented_model import SegmentedModel
 from keras_deepseek.models.encoder.position_embedding import PositionEmbedding
 from keras_deepseek.models.encoder.transformer_encoder_block import TransformerEncoderBlock
 
@@ -22,7 +22,7 @@ INPUTS = ("token_ids", "padding_mask", "segment_ids")
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class BertBackbone(ConfigModel):
+class BertBackbone(SegmentedModel):
     """An encoder in which each token sees all others of its sequence.
 
     Choose it to build another head than `BertMaskedLM`'s on the same body. Token, position and
@@ -41,8 +41,8 @@ class BertBackbone(ConfigModel):
 
     Call arguments:
         inputs: dict of integer tensors of shape `(batch_size, length)`: `"token_ids"`;
-            `"padding_mask"`, 1 where a token is real; and `"segment_ids"`, 0 for all where there is
-            one segment. Padding is best on the right, since positions count slots.
+            `"padding_mask"`, 1 where a token is real; and `"segment_ids"`, which may be left out: all
+            tokens are of segment 0. Padding is best on the right, since positions count slots.
 
     Returns:
         The hidden states, of shape `(batch_size, length, hidden_dim)`. Those of padding have no
@@ -57,8 +57,7 @@ class BertBackbone(ConfigModel):
     >>> from keras_deepseek.models import BertBackbone, BertConfig
     >>> backbone = BertBackbone(BertConfig.from_preset("tiny", vocabulary_size=50))
     >>> tokens = np.ones((2, 5), "int32")
-    >>> inputs = {"token_ids": tokens, "padding_mask": tokens, "segment_ids": 0 * tokens}
-    >>> tuple(backbone(inputs).shape)
+    >>> tuple(backbone({"token_ids": tokens, "padding_mask": tokens}).shape)
     (2, 5, 128)
 
     Reference:

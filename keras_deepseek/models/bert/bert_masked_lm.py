@@ -10,13 +10,14 @@ from keras_deepseek.layers import Input, MaskedPositionHead
 from keras_deepseek.models.bert.bert_backbone import INPUTS, BertBackbone
 from keras_deepseek.models.bert.checkpoint_map import IGNORED_TENSORS, checkpoint_entries
 from keras_deepseek.models.bert.config import BertConfig
+from keras_deepseek.models.bert.segmented_model import SegmentedModel
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.encoder.activations import read_activation
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class BertMaskedLM(PresetModel):
+class BertMaskedLM(SegmentedModel, PresetModel):
     """A BERT that gives each token, or each masked one, the logits of the vocabulary.
 
     Choose it to train or to fill in masked text. A dense layer, a norm and the table of the token
@@ -40,9 +41,9 @@ class BertMaskedLM(PresetModel):
 
     Call arguments:
         inputs: dict of integer tensors of shape `(batch_size, length)`: `"token_ids"`;
-            `"padding_mask"`, 1 where a token is real; and `"segment_ids"`. With
-            `use_mask_positions` also `"mask_positions"`, of shape `(batch_size,
-            masks_per_sequence)`, -1 where a sequence has no more.
+            `"padding_mask"`, 1 where a token is real; and `"segment_ids"`, which may be left out: all
+            tokens are of segment 0. With `use_mask_positions` also `"mask_positions"`, of shape
+            `(batch_size, masks_per_sequence)`, -1 where a sequence has no more.
 
     Returns:
         Logits of shape `(batch_size, length, vocabulary_size)`, or `(batch_size,
@@ -57,8 +58,7 @@ class BertMaskedLM(PresetModel):
     >>> from keras_deepseek.models import BertConfig, BertMaskedLM
     >>> model = BertMaskedLM(BertConfig.from_preset("tiny", vocabulary_size=50))
     >>> tokens = np.ones((2, 5), "int32")
-    >>> inputs = {"token_ids": tokens, "padding_mask": tokens, "segment_ids": 0 * tokens}
-    >>> tuple(model(inputs).shape)
+    >>> tuple(model({"token_ids": tokens, "padding_mask": tokens}).shape)
     (2, 5, 50)
 
     Reference:

@@ -14,6 +14,7 @@ from keras_deepseek.models.checkpoints.checkpoint_entry import (
     reshaped_entry,
     respell,
 )
+from keras_deepseek.models.checkpoints.merged_kernels import own_variable
 
 IGNORED_TENSORS = (
     "bert.pooler.*",
@@ -44,7 +45,7 @@ def checkpoint_entries(
             transformers writes.
     """
     entries = [
-        copied_entry(layer.embeddings, f"bert.embeddings.{name}_embeddings.weight")
+        copied_entry(own_variable(layer, "embeddings"), f"bert.embeddings.{name}_embeddings.weight")
         for layer, name in (
             (backbone.token_embedding, "word"),
             (backbone.position_embedding, "position"),
@@ -76,11 +77,11 @@ def _block_entries(block: Any, prefix: str) -> list[CheckpointEntry]:
     for name in ("query", "key", "value"):
         layer = getattr(attention, f"{name}_dense")
         path = f"{prefix}.attention.self.{name}"
-        entries.append(kernel_entry(layer.kernel, f"{path}.weight"))
+        entries.append(kernel_entry(own_variable(layer), f"{path}.weight"))
         entries.append(reshaped_entry(layer.bias, f"{path}.bias", (-1,)))
     output = attention.output_dense
     path = f"{prefix}.attention.output"
-    entries.append(kernel_entry(output.kernel, f"{path}.dense.weight", num_input_axes=2))
+    entries.append(kernel_entry(own_variable(output), f"{path}.dense.weight", num_input_axes=2))
     entries.append(copied_entry(output.bias, f"{path}.dense.bias"))
     entries += _norm_entries(block.attention_norm, f"{path}.LayerNorm")
     entries += _dense_entries(block.intermediate_dense, f"{prefix}.intermediate.dense")
@@ -107,7 +108,7 @@ def _head_entries(head: MaskedPositionHead) -> list[CheckpointEntry]:
 
 def _dense_entries(layer: keras.Layer, path: str) -> list[CheckpointEntry]:
     return [
-        kernel_entry(layer.kernel, f"{path}.weight"),
+        kernel_entry(own_variable(layer), f"{path}.weight"),
         copied_entry(layer.bias, f"{path}.bias"),
     ]
 

@@ -5,10 +5,17 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import CheckpointError
-from keras_deepseek.models import BertConfig, BertMaskedLM
+from keras_deepseek.models import (
+    BertConfig,
+    BertMaskedLM,
+    enable_lora,
+    load_peft_adapter,
+    save_peft_adapter,
+)
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.testing import assert_close
 from keras_deepseek.training import MaskedTokens, Trainer
+from tests.oracles.language_models import to_numpy
 from tests.oracles.model_parity import (
     check_case,
     part,
@@ -170,3 +177,26 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_its_name(tmp_path):
     write_preset(tmp_path / "torn", case, tensors)
     with pytest.raises(CheckpointError, match=r"missing: 'bert\.encoder\.layer\.1\.output\.dense"):
         BertMaskedLM.from_preset(tmp_path / "torn", verbose=False)
+
+
+@pytest.mark.slow_on_jax
+def test_a_lora_is_saved_in_a_preset_and_for_peft(tmp_path):
+    model = BertMaskedLM(BertConfig.from_preset("tiny", vocabulary_size=50))
+    model.save_to_preset(tmp_path / "plain", verbose=False)
+    enable_lora(model, 2, target_names=["query", "attention_output", "intermediate_dense"])
+    rng = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        variable.assign(rng.normal(0, 0.2, variable.shape))
+    tokens = rng.integers(0, 50, (2, 6))
+    inputs = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
+    expected = to_numpy(model(inputs))
+
+    model.save_to_preset(tmp_path / "merged", verbose=False)
+    merged = BertMaskedLM.from_preset(tmp_path / "merged", verbose=False)
+    assert_close(to_numpy(merged(inputs)), expected, 1e-5)
+
+    save_peft_adapter(model, tmp_path / "adapter")
+    again = BertMaskedLM.from_preset(tmp_path / "plain", verbose=False)
+    assert np.abs(to_numpy(again(inputs)) - expected).max() > 0.01
+    load_peft_adapter(again, tmp_path / "adapter")
+    assert_close(to_numpy(again(inputs)), expected, 1e-5)
