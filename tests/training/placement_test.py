@@ -13,6 +13,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training import Trainer, placement
 from keras_deepseek.training.placement import Placement
 
+TIMEOUT = 400
 ORACLES = Path(__file__).parents[1] / "oracles"
 IS_JAX = keras.backend.backend() == "jax"
 IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -23,7 +24,12 @@ def compare(oracle, num_devices):
     command = [sys.executable, str(ORACLES / oracle), str(num_devices)]
     paths = {"PYTHONPATH": os.pathsep.join(["", *sys.path])}
     result = subprocess.run(
-        command, env={**os.environ, **paths}, capture_output=True, text=True, check=False
+        command,
+        env={**os.environ, **paths},
+        timeout=TIMEOUT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     differences = json.loads(result.stdout.splitlines()[-1])

@@ -57,6 +57,8 @@ def _in_scope(distribution: Distribution) -> Iterator[None]:
 
     def distribute(batch: Any, layout: Any, batch_dim_name: str) -> Any:
         sharding = _fitting(layout, np.shape(batch))
+        if share_threads(sharding):
+            jax.block_until_ready(jax.live_arrays())
         if sharding.is_fully_addressable:
             return jax.device_put(batch, sharding)
         # Each process has the whole batch, and gives its devices their rows of it.
@@ -69,6 +71,17 @@ def _in_scope(distribution: Distribution) -> Iterator[None]:
             yield
     finally:
         distribution_lib.distribute_data_input = by_keras
+
+
+def share_threads(sharding: jax.sharding.Sharding) -> bool:
+    """Returns whether a step on these devices must end before more is begun: they are CPUs.
+
+    XLA has as many threads as there are CPUs or devices, whichever is more. Once 32 programs are
+    under way, further ones wait in these threads. Where one device adds what another one has not
+    begun to compute, that one is then left without a thread, and both wait for ever.
+    """
+    devices = sharding.addressable_devices
+    return len(devices) > 1 and all(device.platform == "cpu" for device in devices)
 
 
 def count_replicas(model: keras.Model) -> int:
