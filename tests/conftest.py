@@ -1,11 +1,14 @@
 """What holds for every test: quiet frameworks, one thread, a fixed seed, no state left behind."""
 
+import fcntl
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # More make a fit in torch many times slower.
@@ -68,6 +71,30 @@ def _same_start() -> Iterator[None]:
     policy = keras.config.dtype_policy()
     yield
     keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[..., Any]], Path]:
+    """Returns a function that fills a folder, once for all processes of pytest-xdist.
+
+    It takes the function that is given the new folder, and returns the folder. Where the first to
+    ask fails, each of the others tries, and fails, by itself.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # That of all of them.
+
+    def make(fill: Callable[[Path], Any]) -> Path:
+        made = folder / f"{fill.__module__}.{fill.__qualname__}"
+        with made.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                unfinished = Path(tempfile.mkdtemp(dir=folder))
+                fill(unfinished)
+                unfinished.rename(made)
+        return made
+
+    return make
 
 
 @pytest.fixture

@@ -30,13 +30,17 @@ def run(command, **environment):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Returns what one process found, and each of several."""
-    folder = tmp_path_factory.mktemp("all_reduce")
+def train(folder):
+    """Leaves what one process found in a folder, and what each of several did."""
     run([str(ORACLE), str(folder)])
     launch = ["-m", "keras_deepseek.cli", "launch", "--nproc", str(WORLD_SIZE)]
     run([*launch, str(ORACLE), str(folder)])
+
+
+@pytest.fixture(scope="module")
+def trained(make_once):
+    """Returns what one process found, and each of several."""
+    folder = make_once(train)
     return [np.load(folder / f"{name}.npz") for name in ("alone", *range(WORLD_SIZE))]
 
 
