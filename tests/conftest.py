@@ -27,15 +27,17 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks all but the first case of each test of a layer as a further one.
+    """Marks all but the first case of each test, and those of layers and models as further ones.
 
     What takes long comes first, so that no process waits for it alone at the end.
     """
     seen: set[str] = set()
     for item in items:
         test = item.nodeid.split("[")[0]
-        if "tests/layers/" in test and test in seen:
-            item.add_marker(pytest.mark.further_case)
+        if test in seen:
+            item.add_marker(pytest.mark.another_case)
+            if test.startswith(("tests/layers/", "tests/models/")) and "/generation/" not in test:
+                item.add_marker(pytest.mark.further_case)
         seen.add(test)
     items.sort(key=lambda item: item.get_closest_marker("takes_long") is None)
 
@@ -74,18 +76,20 @@ def _same_start() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[..., Any]], Path]:
+def make_once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Callable[[Path], Any]], Path]:
     """Returns a function that fills a folder, once for all processes of pytest-xdist.
 
-    It takes the function that is given the new folder, and returns the folder. Where the first to
-    ask fails, each of the others tries, and fails, by itself.
+    It takes the folder's name, and the function that is given the new folder; it returns the
+    folder. Where the first to ask fails, each of the others tries, and fails, by itself.
     """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # That of all of them.
 
-    def make(fill: Callable[[Path], Any]) -> Path:
-        made = folder / f"{fill.__module__}.{fill.__qualname__}"
+    def make(name: str, fill: Callable[[Path], Any]) -> Path:
+        made = folder / f"made_{name}"
         with made.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not made.exists():

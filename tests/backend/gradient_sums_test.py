@@ -30,7 +30,7 @@ def sum_gradients(folder):
 @pytest.fixture(scope="module")
 def summed(make_once):
     """Returns what each rank found."""
-    folder = make_once(sum_gradients)
+    folder = make_once("gradient_sums", sum_gradients)
     return [np.load(folder / f"{rank}.npz") for rank in range(WORLD_SIZE)]
 
 

@@ -30,20 +30,31 @@ def run(command, **environment):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def train(folder):
-    """Leaves what one process found in a folder, and what each of several did."""
-    run([str(ORACLE), str(folder)])
-    launch = ["-m", "keras_deepseek.cli", "launch", "--nproc", str(WORLD_SIZE)]
-    run([*launch, str(ORACLE), str(folder)])
-
-
 @pytest.fixture(scope="module")
-def trained(make_once):
-    """Returns what one process found, and each of several."""
-    folder = make_once(train)
+def trained(request, make_once):
+    """Returns what one process found, and each of several, in the first or the further ways."""
+    ways = getattr(request, "param", "first")
+
+    def train(folder):
+        run([str(ORACLE), str(folder), ways])
+        launch = ["-m", "keras_deepseek.cli", "launch", "--nproc", str(WORLD_SIZE)]
+        run([*launch, str(ORACLE), str(folder), ways])
+
+    folder = make_once(f"all_reduce_{ways}", train)
     return [np.load(folder / f"{name}.npz") for name in ("alone", *range(WORLD_SIZE))]
 
 
+in_each_way = pytest.mark.parametrize(
+    "trained",
+    [
+        "first",
+        pytest.param("further", marks=[pytest.mark.slow_on_jax, pytest.mark.slow_on_tensorflow]),
+    ],
+    indirect=True,
+)
+
+
+@in_each_way
 def test_several_processes_find_what_one_does(trained):
     alone, *ranks = trained
     for name in alone.files:
@@ -55,6 +66,7 @@ def test_several_processes_find_what_one_does(trained):
             np.testing.assert_allclose(rank[name], alone[name], rtol=0, atol=atol, err_msg=name)
 
 
+@in_each_way
 def test_all_ranks_have_the_same_weights_to_the_last_bit(trained):
     alone, first, second = trained
     for name in alone.files:

@@ -124,6 +124,7 @@ class Routine(LayerTestCase):
             assert_close(received, attend(full, subject.inputs, choices[0]), dtype)
 
 
+@pytest.mark.takes_long
 @pytest.mark.slow_on_jax
 def test_it_passes_the_layer_routine():
     arguments = {"query_lora_rank": 4, "indexer_loss_weight": 0.5, "use_bias": True}

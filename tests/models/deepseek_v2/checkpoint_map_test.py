@@ -15,6 +15,8 @@ def test_a_checkpoint_of_transformers_gives_its_logits_loss_and_gradients():
     golden_language_models.check_outputs(model, case)
 
 
+@pytest.mark.slow_on_jax
+@pytest.mark.slow_on_tensorflow
 @pytest.mark.parametrize("overrides", [{}, {"tie_embeddings": True, "use_attention_bias": True}])
 def test_every_weight_has_its_tensors_and_they_give_it_back(overrides):
     config = DeepSeekV2Config.from_preset("tiny", num_prediction_layers=2, **overrides)
