@@ -27,7 +27,7 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks all but the first case of each test, and those of layers and models as further ones.
+    """Marks all but the first case of each test, and many of them as further ones.
 
     What takes long comes first, so that no process waits for it alone at the end.
     """
@@ -36,7 +36,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         test = item.nodeid.split("[")[0]
         if test in seen:
             item.add_marker(pytest.mark.another_case)
-            if test.startswith(("tests/layers/", "tests/models/")) and "/generation/" not in test:
+            are_alike = item.get_closest_marker("cases_alike") is not None
+            is_of_a_model = test.startswith("tests/models/") and "/generation/" not in test
+            if are_alike or is_of_a_model or test.startswith("tests/layers/"):
                 item.add_marker(pytest.mark.further_case)
         seen.add(test)
     items.sort(key=lambda item: item.get_closest_marker("takes_long") is None)

@@ -55,6 +55,7 @@ def test_devices_that_divide_the_rows_make_the_steps_of_one():
     assert {"guard", "clip", "micro-batches", "checkpoints", "steps"} <= set(differences)
 
 
+@pytest.mark.cases_alike
 @pytest.mark.skipif(IS_JAX, reason="One program of JAX cuts a batch into equal parts.")
 @pytest.mark.parametrize(
     "options",
