@@ -13,7 +13,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training import Trainer, placement
 from keras_deepseek.training.placement import Placement
 
-TIMEOUT = 400
+TIMEOUT = 900
 ORACLES = Path(__file__).parents[1] / "oracles"
 IS_JAX = keras.backend.backend() == "jax"
 IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
