@@ -14,6 +14,7 @@ from keras.src.distribution.distribution_lib import distribution as current_dist
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.keras_internals import Distribution
 from keras_deepseek.backend.processes import Replicas
+from keras_deepseek.backend.shared_threads import share_threads
 
 
 def spread_over_devices(devices: Sequence[str] | None = None) -> Distribution | None:
@@ -71,17 +72,6 @@ def _in_scope(distribution: Distribution) -> Iterator[None]:
             yield
     finally:
         distribution_lib.distribute_data_input = by_keras
-
-
-def share_threads(sharding: jax.sharding.Sharding) -> bool:
-    """Returns whether a step on these devices must end before more is begun: they are CPUs.
-
-    XLA has as many threads as there are CPUs or devices, whichever is more. Once 32 programs are
-    under way, further ones wait in these threads. Where one device adds what another one has not
-    begun to compute, that one is then left without a thread, and both wait for ever.
-    """
-    devices = sharding.addressable_devices
-    return len(devices) > 1 and all(device.platform == "cpu" for device in devices)
 
 
 def count_replicas(model: keras.Model) -> int:

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import keras
 
-from keras_deepseek.backend.jax.placement import place_batch, share_threads
+from keras_deepseek.backend.jax.placement import place_batch
 from keras_deepseek.backend.jax.processes import LostPeers
+from keras_deepseek.backend.shared_threads import share_threads
 
 _GROUPS = (
     "trainable_variables",
