@@ -83,10 +83,11 @@ def test_ranks_hear_of_each_other(trained):
         np.testing.assert_array_equal(rank["wishes"], expected)
 
 
-@pytest.mark.parametrize("way", ["reduced in bfloat16", "in low rank"])
-def test_a_training_with_compressed_gradients_is_resumed_to_the_bit(trained, way):
+@in_each_way
+def test_a_training_with_compressed_gradients_is_resumed_to_the_bit(trained):
     for rank in trained[1:]:
-        np.testing.assert_array_equal(*rank[f"resumed {way}"])
+        (name,) = (name for name in rank.files if name.startswith("resumed"))
+        np.testing.assert_array_equal(*rank[name])
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX ends a process left alone.")

@@ -69,7 +69,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "x": BAD,
     },
 }
-FIRST = ("plain", "micro-batches", "guard", "masked tokens", "reduced in bfloat16", "in low rank")
+FIRST = ("plain", "micro-batches", "guard", "masked tokens", "reduced in bfloat16")
 
 
 def build() -> keras.Model:  # By the seed of the trainer: however many processes there are.
@@ -190,12 +190,13 @@ def main() -> None:
     is_first = sys.argv[2] == "first"
     ways = [way for way in WAYS if (way in FIRST) == is_first]
     found = {name: value for way in ways for name, value in train(way).items()}
-    if cluster is not None and is_first:
+    if cluster is not None:
         processes = start_processes(cluster)
-        found |= talk(processes)
+        if is_first:
+            found |= talk(processes)
         if processes.replicas is not None:
-            found |= resume("reduced in bfloat16") | resume("in low rank")
-        if keras.backend.backend() != "jax":  # It ends a process that is left alone.
+            found |= resume("reduced in bfloat16" if is_first else "in low rank")
+        if is_first and keras.backend.backend() != "jax":  # It ends a process that is left alone.
             found |= be_left_alone(processes)
     np.savez(Path(sys.argv[1]) / f"{os.environ.get('RANK', 'alone')}.npz", **found)
     if "lost between" in found:
