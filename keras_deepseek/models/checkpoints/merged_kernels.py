@@ -64,7 +64,7 @@ def check_not_quantized(model: keras.Model) -> None:
     if quantized:
         raise NotSupportedError(
             f"{len(quantized)} layers are quantized, {quantized[0]!r} the first, and a preset "
-            "holds weights as floating-point numbers. Save it before `quantize`, or as a `.keras` file."
+            "holds floating-point numbers. Save it before `quantize`, or as a `.keras` file."
         )
 
 

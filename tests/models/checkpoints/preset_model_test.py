@@ -274,6 +274,7 @@ def test_of_sharded_variables_each_device_is_given_its_part(tmp_path):
     result = subprocess.run(
         [sys.executable, str(program), str(tmp_path)],
         env={**os.environ, **flags},
+        timeout=120,
         capture_output=True,
         text=True,
         check=False,

@@ -36,6 +36,7 @@ def frozen_values(model):
     ]
 
 
+@pytest.mark.takes_long
 @pytest.mark.parametrize(
     "is_trainer",
     [
