@@ -1,11 +1,14 @@
 """What holds for every test: quiet frameworks, one thread, a fixed seed, no state left behind."""
 
+import fcntl
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # More make a fit in torch many times slower.
@@ -24,15 +27,19 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks all but the first case of each test of a layer as a further one.
+    """Marks all but the first case of each test, and many of them as further ones.
 
     What takes long comes first, so that no process waits for it alone at the end.
     """
     seen: set[str] = set()
     for item in items:
         test = item.nodeid.split("[")[0]
-        if "tests/layers/" in test and test in seen:
-            item.add_marker(pytest.mark.further_case)
+        if test in seen:
+            item.add_marker(pytest.mark.another_case)
+            are_alike = item.get_closest_marker("cases_alike") is not None
+            is_of_a_model = test.startswith("tests/models/") and "/generation/" not in test
+            if are_alike or is_of_a_model or test.startswith("tests/layers/"):
+                item.add_marker(pytest.mark.further_case)
         seen.add(test)
     items.sort(key=lambda item: item.get_closest_marker("takes_long") is None)
 
@@ -68,6 +75,32 @@ def _same_start() -> Iterator[None]:
     policy = keras.config.dtype_policy()
     yield
     keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture(scope="session")
+def make_once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Callable[[Path], Any]], Path]:
+    """Returns a function that fills a folder, once for all processes of pytest-xdist.
+
+    It takes the folder's name, and the function that is given the new folder; it returns the
+    folder. Where the first to ask fails, each of the others tries, and fails, by itself.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # That of all of them.
+
+    def make(name: str, fill: Callable[[Path], Any]) -> Path:
+        made = folder / f"made_{name}"
+        with made.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                unfinished = Path(tempfile.mkdtemp(dir=folder))
+                fill(unfinished)
+                unfinished.rename(made)
+        return made
+
+    return make
 
 
 @pytest.fixture

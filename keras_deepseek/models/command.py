@@ -70,13 +70,13 @@ def run(arguments: argparse.Namespace) -> None:
     sampler = _make_sampler(arguments)
     from rich.console import Console
 
+    from keras_deepseek.models import CausalLM
     from keras_deepseek.models.generation.live_text import LiveText
-    from keras_deepseek.models.generation.load_model import load_language_model
     from keras_deepseek.models.generation.prompts import find_end_tokens
     from keras_deepseek.models.generation.stop_texts import StopTexts
     from keras_deepseek.models.generation.text_stream import stream_text
 
-    model = load_language_model(arguments.folder, dtype=arguments.dtype)
+    model = CausalLM.from_preset(arguments.folder, dtype=arguments.dtype)
     prompt = _read_prompt(arguments, model.tokenizer)
     stream = model.stream(
         prompt, max_new_tokens=arguments.max_new_tokens, sampler=sampler, seed=arguments.seed
@@ -118,6 +118,7 @@ def _make_sampler(arguments: argparse.Namespace) -> Any:
 def _read_prompt(arguments: argparse.Namespace, tokenizer: Any) -> list[int]:
     """Returns the tokens of the prompt."""
     from keras_deepseek.artifacts.errors import InvalidInputError
+    from keras_deepseek.models.generation.prompts import check_tokens
 
     if tokenizer is None:
         raise InvalidInputError(
@@ -130,4 +131,5 @@ def _read_prompt(arguments: argparse.Namespace, tokenizer: Any) -> list[int]:
     else:
         text = tokenizer.apply_chat_template([{"role": "user", "content": text}])
         tokens = tokenizer.tokenize(text, add_special_tokens=False)
+    check_tokens(text, tokens)
     return [int(token) for token in tokens]

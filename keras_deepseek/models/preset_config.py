@@ -31,11 +31,19 @@ class PresetConfig:
             **overrides: Arguments beside those of the preset, or in their place.
 
         Raises:
-            InvalidInputError: There is no such preset, or a value is out of its range.
+            InvalidInputError: There is no such preset, it leaves a value open that is not given, or
+                one is out of its range.
         """
         if name not in cls.presets:
             raise InvalidInputError(unknown_name_message("preset", name, cls.presets))
-        return cls(**{**cls.presets[name], **overrides})
+        given = {**cls.presets[name], **overrides}
+        missing = _missing_names(cls, given)
+        if missing:
+            raise InvalidInputError(
+                f"The preset {name!r} of {cls.__name__} leaves {', '.join(missing)} open: give it "
+                f"too, as in from_preset({name!r}, {missing[0]}=...)."
+            )
+        return cls(**given)
 
     @classmethod
     def from_checkpoint_config(cls, config: Mapping[str, Any], /) -> Self:
@@ -49,21 +57,15 @@ class PresetConfig:
             InvalidInputError: It has a key that is not known, lacks one that has no default, or has
                 a value that is out of range.
         """
-        own = fields(_as_dataclass(cls))
-        check_keys(config, [field.name for field in own])
-        missing = [
-            field.name
-            for field in own
-            if field.name not in config
-            and field.default is MISSING
-            and field.default_factory is MISSING
-        ]
+        names = [field.name for field in fields(_as_dataclass(cls))]
+        check_keys(config, names)
+        missing = _missing_names(cls, config)
         if missing:
             raise InvalidInputError(
                 f"The config of the checkpoint lacks {', '.join(map(repr, missing))}, which "
                 f"{cls.__name__} has no default of. Add what the model was made with."
             )
-        given = {field.name: config[field.name] for field in own if field.name in config}
+        given = {name: config[name] for name in names if name in config}
         try:
             return cls(**given)
         except TypeError as error:  # A text in place of a number, or a number in place of a list.
@@ -86,6 +88,14 @@ class PresetConfig:
                     "config.json. Give it another name."
                 )
         return config
+
+
+def _missing_names(config_class: type[PresetConfig], given: Mapping[str, Any]) -> list[str]:
+    return [
+        field.name
+        for field in fields(_as_dataclass(config_class))
+        if field.name not in given and field.default is MISSING and field.default_factory is MISSING
+    ]
 
 
 def _as_dataclass(config: Any) -> Any:

@@ -13,10 +13,8 @@ WORLD_SIZE = 2
 pytestmark = [pytest.mark.slow_on_jax, pytest.mark.slow_on_tensorflow]
 
 
-@pytest.fixture(scope="module")
-def summed(tmp_path_factory):
-    """Returns what each rank found."""
-    folder = tmp_path_factory.mktemp("gradient_sums")
+def sum_gradients(folder):
+    """Leaves what each rank found in a folder."""
     launch = ["-m", "keras_deepseek.cli", "launch", "--nproc", str(WORLD_SIZE)]
     done = subprocess.run(
         [sys.executable, *launch, str(ORACLE), str(folder)],
@@ -27,6 +25,12 @@ def summed(tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def summed(make_once):
+    """Returns what each rank found."""
+    folder = make_once("gradient_sums", sum_gradients)
     return [np.load(folder / f"{rank}.npz") for rank in range(WORLD_SIZE)]
 
 

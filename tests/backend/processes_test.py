@@ -31,15 +31,30 @@ def run(command, **environment):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Returns what one process found, and each of several."""
-    folder = tmp_path_factory.mktemp("all_reduce")
-    run([str(ORACLE), str(folder)])
-    launch = ["-m", "keras_deepseek.cli", "launch", "--nproc", str(WORLD_SIZE)]
-    run([*launch, str(ORACLE), str(folder)])
+def trained(request, make_once):
+    """Returns what one process found, and each of several, in the first or the further ways."""
+    ways = getattr(request, "param", "first")
+
+    def train(folder):
+        run([str(ORACLE), str(folder), ways])
+        launch = ["-m", "keras_deepseek.cli", "launch", "--nproc", str(WORLD_SIZE)]
+        run([*launch, str(ORACLE), str(folder), ways])
+
+    folder = make_once(f"all_reduce_{ways}", train)
     return [np.load(folder / f"{name}.npz") for name in ("alone", *range(WORLD_SIZE))]
 
 
+in_each_way = pytest.mark.parametrize(
+    "trained",
+    [
+        "first",
+        pytest.param("further", marks=[pytest.mark.slow_on_jax, pytest.mark.slow_on_tensorflow]),
+    ],
+    indirect=True,
+)
+
+
+@in_each_way
 def test_several_processes_find_what_one_does(trained):
     alone, *ranks = trained
     for name in alone.files:
@@ -51,6 +66,7 @@ def test_several_processes_find_what_one_does(trained):
             np.testing.assert_allclose(rank[name], alone[name], rtol=0, atol=atol, err_msg=name)
 
 
+@in_each_way
 def test_all_ranks_have_the_same_weights_to_the_last_bit(trained):
     alone, first, second = trained
     for name in alone.files:
@@ -67,10 +83,11 @@ def test_ranks_hear_of_each_other(trained):
         np.testing.assert_array_equal(rank["wishes"], expected)
 
 
-@pytest.mark.parametrize("way", ["reduced in bfloat16", "in low rank"])
-def test_a_training_with_compressed_gradients_is_resumed_to_the_bit(trained, way):
+@in_each_way
+def test_a_training_with_compressed_gradients_is_resumed_to_the_bit(trained):
     for rank in trained[1:]:
-        np.testing.assert_array_equal(*rank[f"resumed {way}"])
+        (name,) = (name for name in rank.files if name.startswith("resumed"))
+        np.testing.assert_array_equal(*rank[name])
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX ends a process left alone.")

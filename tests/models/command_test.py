@@ -6,8 +6,7 @@ import pytest
 
 from keras_deepseek import cli
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.models import command
-from keras_deepseek.models.generation import load_model
+from keras_deepseek.models import CausalLM, command
 from keras_deepseek.models.generation.sampler import GREEDY, Sampler
 from tests.oracles.small_language_model import WordTokenizer, make_small_model
 
@@ -27,7 +26,7 @@ def generate(model, monkeypatch):
         loaded.append((folder, kwargs))
         return model
 
-    monkeypatch.setattr(load_model, "load_language_model", load)
+    monkeypatch.setattr(CausalLM, "from_preset", load)
 
     def run(*arguments):
         return cli.main(["generate", "folder", *arguments]), loaded
@@ -81,6 +80,8 @@ def test_a_chat_is_written_by_the_template(generate, model, capsys):
 
 
 def test_what_is_wrong_is_one_line(generate, model, capsys):
+    assert generate("--prompt", "")[0] == 2
+    assert "The prompt '' has no tokens" in capsys.readouterr().err
     assert generate("--prompt", "hi", "--top-p", "3")[0] == 2
     shown = capsys.readouterr().err
     assert shown == "keras-deepseek generate: error: `top_p` must be at most 1, received 3.0.\n"

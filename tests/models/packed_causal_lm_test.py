@@ -46,7 +46,15 @@ def test_a_packed_document_has_the_logits_that_it_has_alone():
     assert found == len(DOCUMENTS)
 
 
-@pytest.mark.parametrize("task", [DeepSeekV3CausalLM, DeepSeekV32CausalLM])
+@pytest.mark.parametrize(
+    "task",
+    [
+        DeepSeekV3CausalLM,
+        pytest.param(
+            DeepSeekV32CausalLM, marks=(pytest.mark.slow_on_jax, pytest.mark.slow_on_tensorflow)
+        ),
+    ],
+)
 def test_further_tokens_have_the_loss_that_they_have_in_single_documents(task):
     model = make_model(task=task, num_prediction_layers=2)
     documents = [np.arange(1, 7), np.arange(9, 14), np.array([2, 6, 5, 8])]

@@ -51,6 +51,11 @@ def test_the_documentation_of_a_config_names_its_presets(config_class):
         assert f'`"{name}"`' in config_class.__doc__
 
 
+def test_what_a_preset_leaves_open_is_asked_for():
+    with pytest.raises(InvalidInputError, match=r"leaves classes open.*'tiny', classes=\.\.\."):
+        Sizes.from_preset("tiny")
+
+
 def test_without_presets_a_name_is_refused():
     @dataclass(frozen=True)
     class Bare(PresetConfig):

@@ -1,10 +1,10 @@
 """Trainings by several processes, to be compared with those of one.
 
-    python tests/oracles/all_reduce.py FOLDER
+    python tests/oracles/all_reduce.py FOLDER first|further
 
-trains in each way, alone or as one of the processes that `keras-deepseek launch` has started, and
-leaves weights, losses and metrics in a file of FOLDER for each rank. At the end each rank says what
-it has heard of the others, and rank 0 goes on when they have ended.
+trains in each of these ways, alone or as one of the processes that `keras-deepseek launch` has
+started, and leaves weights, losses and metrics in a file of FOLDER for each rank. After the first
+ways each rank says what it has heard of the others, and rank 0 goes on when they have ended.
 """
 
 import os
@@ -69,6 +69,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "x": BAD,
     },
 }
+FIRST = ("plain", "micro-batches", "guard", "masked tokens", "reduced in bfloat16")
 
 
 def build() -> keras.Model:  # By the seed of the trainer: however many processes there are.
@@ -186,13 +187,16 @@ def be_left_alone(processes: Processes) -> dict[str, Any]:
 
 def main() -> None:
     cluster = join_cluster() if "WORLD_SIZE" in os.environ else None
-    found = {name: value for way in WAYS for name, value in train(way).items()}
+    is_first = sys.argv[2] == "first"
+    ways = [way for way in WAYS if (way in FIRST) == is_first]
+    found = {name: value for way in ways for name, value in train(way).items()}
     if cluster is not None:
         processes = start_processes(cluster)
-        found |= talk(processes)
+        if is_first:
+            found |= talk(processes)
         if processes.replicas is not None:
-            found |= resume("reduced in bfloat16") | resume("in low rank")
-        if keras.backend.backend() != "jax":  # It ends a process that is left alone.
+            found |= resume("reduced in bfloat16" if is_first else "in low rank")
+        if is_first and keras.backend.backend() != "jax":  # It ends a process that is left alone.
             found |= be_left_alone(processes)
     np.savez(Path(sys.argv[1]) / f"{os.environ.get('RANK', 'alone')}.npz", **found)
     if "lost between" in found:

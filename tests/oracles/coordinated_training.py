@@ -1,9 +1,9 @@
 """Trainings by a parameter server of TensorFlow's, beside one process; prints what came of them.
 
-    python tests/oracles/coordinated_training.py FOLDER
+    python tests/oracles/coordinated_training.py FOLDER first|further
 
 TensorFlow connects to workers and servers before it computes anything, so that this is a process of
-its own. The last training loses its server.
+its own. The last of the first trainings loses its server.
 """
 
 import json
@@ -228,23 +228,33 @@ def lose_a_server() -> list[str]:
     return ["", ""]
 
 
-def main() -> None:
-    found: dict[str, Any] = {
+def train_first() -> dict[str, Any]:
+    """Returns what came of a training, and of those in which something fails."""
+    return {
         "plain": compare("plain", metrics=["accuracy"]),
+        "worker": lose_a_worker(),
+        "stopped": stop_and_go_on(),
+        "bad label": read_error(LABELS + 1000),
+        "after it": compare("again", data={"x": IMAGES[:64], "y": LABELS[:64]}),
+        "server": lose_a_server(),
+    }
+
+
+def train_further() -> dict[str, Any]:
+    """Returns what came of trainings with other steps."""
+    return {
         "parts": compare("parts", micro_batches=4, gradient_clip=("global_norm", 0.5)),
         "adaptive": compare("adaptive", gradient_clip=("adaptive", 0.01)),
         "half": compare("half", build_regularized, precision="mixed_bfloat16", remat=["dense*"]),
         "sparse": compare_sparse(),
         "dropout": repeat_with_dropout(),
         "distil": distil(),
-        "worker": lose_a_worker(),
         "encoder": pretrain(),
-        "stopped": stop_and_go_on(),
-        "bad label": read_error(LABELS + 1000),
-        "after it": compare("again", data={"x": IMAGES[:64], "y": LABELS[:64]}),
-        "server": lose_a_server(),
     }
-    print(json.dumps(found))
+
+
+def main() -> None:
+    print(json.dumps(train_first() if sys.argv[2] == "first" else train_further()))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ NUM_DEVICES = int(sys.argv[1])
 os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count={NUM_DEVICES} "
     # On a busy machine a device may be late by more than the 40 s after which XLA gives up.
-    "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+    "--xla_cpu_collective_call_terminate_timeout_seconds=90"
 )
 
 import keras  # noqa: E402 - the devices are counted when JAX is loaded.

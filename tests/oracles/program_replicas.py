@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_deepseek.backend import current
 from keras_deepseek.backend.gradient_compression import Compression, begin_residual
 from keras_deepseek.backend.jax.replicas import JaxReplicas
 
@@ -71,11 +72,22 @@ def check_own_variables(replicas: JaxReplicas) -> None:
     np.testing.assert_allclose(gradients[0], VALUES, rtol=1e-6)
 
 
+def check_a_batch_waits_for_the_step_before() -> None:
+    """Steps of CPUs that are begun and not awaited would wait for each other for ever."""
+    step = jax.jit(lambda x: jax.lax.fori_loop(0, 300, lambda _, x: ops.sin(x) + ops.mean(x), x))
+    with current().distributed(keras.distribution.DataParallel()):
+        result = step(current().place_batch(np.ones((8, 10_000), "float32")))
+        assert len(result.sharding.device_set) == NUM_DEVICES
+        current().place_batch(VALUES)
+        assert result.is_ready()
+
+
 def main() -> None:
     assert jax.device_count() == NUM_DEVICES
     replicas = JaxReplicas()
     check_sums(replicas)
     check_own_variables(replicas)
+    check_a_batch_waits_for_the_step_before()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training import Trainer, placement
 from keras_deepseek.training.placement import Placement
 
+TIMEOUT = 900
 ORACLES = Path(__file__).parents[1] / "oracles"
 IS_JAX = keras.backend.backend() == "jax"
 IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -23,7 +24,12 @@ def compare(oracle, num_devices):
     command = [sys.executable, str(ORACLES / oracle), str(num_devices)]
     paths = {"PYTHONPATH": os.pathsep.join(["", *sys.path])}
     result = subprocess.run(
-        command, env={**os.environ, **paths}, capture_output=True, text=True, check=False
+        command,
+        env={**os.environ, **paths},
+        timeout=TIMEOUT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     differences = json.loads(result.stdout.splitlines()[-1])
@@ -49,6 +55,7 @@ def test_devices_that_divide_the_rows_make_the_steps_of_one():
     assert {"guard", "clip", "micro-batches", "checkpoints", "steps"} <= set(differences)
 
 
+@pytest.mark.cases_alike
 @pytest.mark.skipif(IS_JAX, reason="One program of JAX cuts a batch into equal parts.")
 @pytest.mark.parametrize(
     "options",

@@ -14,6 +14,7 @@ from keras.src.distribution.distribution_lib import distribution as current_dist
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.keras_internals import Distribution
 from keras_deepseek.backend.processes import Replicas
+from keras_deepseek.backend.shared_threads import share_threads
 
 
 def spread_over_devices(devices: Sequence[str] | None = None) -> Distribution | None:
@@ -57,6 +58,8 @@ def _in_scope(distribution: Distribution) -> Iterator[None]:
 
     def distribute(batch: Any, layout: Any, batch_dim_name: str) -> Any:
         sharding = _fitting(layout, np.shape(batch))
+        if share_threads(sharding):
+            jax.block_until_ready(jax.live_arrays())
         if sharding.is_fully_addressable:
             return jax.device_put(batch, sharding)
         # Each process has the whole batch, and gives its devices their rows of it.

@@ -41,8 +41,8 @@ class BertBackbone(SegmentedModel):
 
     Call arguments:
         inputs: dict of integer tensors of shape `(batch_size, length)`: `"token_ids"`;
-            `"padding_mask"`, 1 where a token is real; and `"segment_ids"`, which may be left out: all
-            tokens are of segment 0. Padding is best on the right, since positions count slots.
+            `"padding_mask"`, 1 where a token is real; and `"segment_ids"`, without which all tokens
+            are of segment 0. Padding is best on the right, since positions count slots.
 
     Returns:
         The hidden states, of shape `(batch_size, length, hidden_dim)`. Those of padding have no

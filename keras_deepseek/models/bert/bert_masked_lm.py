@@ -41,8 +41,8 @@ class BertMaskedLM(SegmentedModel, PresetModel):
 
     Call arguments:
         inputs: dict of integer tensors of shape `(batch_size, length)`: `"token_ids"`;
-            `"padding_mask"`, 1 where a token is real; and `"segment_ids"`, which may be left out: all
-            tokens are of segment 0. With `use_mask_positions` also `"mask_positions"`, of shape
+            `"padding_mask"`, 1 where a token is real; and `"segment_ids"`, without which all tokens
+            are of segment 0. With `use_mask_positions` also `"mask_positions"`, of shape
             `(batch_size, masks_per_sequence)`, -1 where a sequence has no more.
 
     Returns:

@@ -6,7 +6,7 @@ from keras_deepseek.models.config_model import ConfigModel
 
 
 class SegmentedModel(ConfigModel):
-    """A `ConfigModel` whose input `"segment_ids"` may be left out: then all tokens are of the first.
+    """A `ConfigModel` whose input `"segment_ids"` may be left out: all tokens are of the first.
 
     Keras checks the names of the inputs in `__call__`, and trains on JAX by `call` alone.
     """
@@ -14,8 +14,8 @@ class SegmentedModel(ConfigModel):
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         return super().__call__(_with_segments(inputs), *args, **kwargs)
 
-    def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().call(_with_segments(inputs), *args, **kwargs)
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        return super().call(_with_segments(inputs), training=training, mask=mask)
 
 
 def _with_segments(inputs: Any) -> Any:

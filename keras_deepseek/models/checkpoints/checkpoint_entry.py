@@ -22,6 +22,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.models.checkpoints.stacked_arrays import StackedArrays
 
@@ -61,6 +62,15 @@ class CheckpointEntry:
     to_variables: Convert
     to_tensors: Convert
     num_input_axes: int | None = None
+
+    def __post_init__(self) -> None:
+        for each in self.variables:
+            if not isinstance(each, keras.Variable):
+                raise InvalidInputError(
+                    f"The entry of {', '.join(map(repr, self.tensors))} must name a variable, and "
+                    f"has a {type(each).__name__}. With a LoRA `layer.kernel` is a sum: take "
+                    "`own_variable(layer)`."
+                )
 
     def tensor_shapes(self) -> list[Shape]:
         """Returns the shapes that the tensors have in a checkpoint that fits the model."""

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.layer_tree import inner_layers, own_variables
 
 
@@ -49,6 +49,23 @@ def merged_kernels(model: keras.Model) -> dict[int, Callable[[], Any]]:
         for layer in _all_layers(model)
         if getattr(layer, "lora_enabled", False)
     }
+
+
+def check_not_quantized(model: keras.Model) -> None:
+    """Says where kernels are no numbers but codes, whose scales a checkpoint has no place for.
+
+    Args:
+        model: `keras.Model`.
+
+    Raises:
+        NotSupportedError: Layers are quantized.
+    """
+    quantized = [layer.path for layer in _all_layers(model) if layer.quantization_mode]
+    if quantized:
+        raise NotSupportedError(
+            f"{len(quantized)} layers are quantized, {quantized[0]!r} the first, and a preset "
+            "holds floating-point numbers. Save it before `quantize`, or as a `.keras` file."
+        )
 
 
 def merged_name(layer: keras.Layer) -> str:

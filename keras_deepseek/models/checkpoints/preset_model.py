@@ -16,7 +16,7 @@ the paths of the variables, and a `PresetConfig` by its fields.
 
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -31,7 +31,7 @@ from keras_deepseek.artifacts.errors import (
     unknown_name_message,
 )
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
-from keras_deepseek.models.checkpoints.merged_kernels import merged_kernels
+from keras_deepseek.models.checkpoints.merged_kernels import check_not_quantized, merged_kernels
 from keras_deepseek.models.checkpoints.preset_folder import (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
@@ -121,53 +121,50 @@ class PresetModel(ConfigModel):
             CheckpointError: A file is torn, or its tensors are not those of the model.
             MissingExtraError: It is on the hub, and `huggingface_hub` is not installed.
         """
+        policy = _read_policy(dtype)
+        cls._check_is_folder(preset)
         folder = find_preset(preset)
         checkpoint_config = read_json(folder, CONFIG_NAME)
-        cls._check_architecture(folder, checkpoint_config)
+        reader = cls._find_reader(folder, checkpoint_config)
         block_shape = _read_block_shape(folder, checkpoint_config)
-        config = cls.config_class.from_checkpoint_config(checkpoint_config)
+        config = reader.config_class.from_checkpoint_config(checkpoint_config)
         config = _override(config, config_overrides)
-        files = read_tokenizer_files(folder)
-        _check_tokenizer(files, config)
-        if load_weights:
-            model = cls._build_and_fill(config, dtype, folder, block_shape, verbose)
-        else:
-            model = cls(config, dtype=dtype)
-        model._tokenizer_files = MappingProxyType(files)
-        if files and is_installed():
-            model.tokenizer = Tokenizer(files)
-        if (folder / GENERATION_CONFIG_NAME).exists():
-            model.generation_config = MappingProxyType(read_json(folder, GENERATION_CONFIG_NAME))
-        return model
-
-    @classmethod
-    def _build_and_fill(
-        cls, config: Any, dtype: Any, folder: Path, block_shape: tuple[int, int], is_shown: bool
-    ) -> Self:
-        with unset_variables() as unset:
-            model = cls(config, dtype=dtype)
-        weights = WeightsFolder(folder)
-        entries = model.checkpoint_entries(weights.names)
-        _check_entries(entries, unset)
-        read_weights(
-            weights,
-            entries,
-            ignored_tensors=model.ignored_tensors,
-            block_shape=block_shape,
-            is_shown=is_shown,
+        _check_tokenizer(read_tokenizer_files(folder), config)
+        model: Self = (
+            _build_and_fill(reader, config, policy, folder, block_shape, verbose)
+            if load_weights
+            else reader(config, dtype=policy)
         )
+        model.load_assets(str(folder))
         return model
 
     @classmethod
-    def _check_architecture(cls, folder: Path, checkpoint_config: Mapping[str, Any]) -> None:
-        found = checkpoint_config.get("architectures") or []
-        if not set(found) & set(cls.architectures):
+    def _check_is_folder(cls, preset: str | os.PathLike[str]) -> None:
+        """Says where the name of a size is given, which has no weights."""
+        sizes = getattr(cls.config_class, "presets", ())
+        if isinstance(preset, str) and preset in sizes and not Path(preset).exists():
             raise InvalidInputError(
-                f"{str(folder)!r} is a checkpoint of {', '.join(map(str, found)) or 'no'} "
-                f"architecture (model_type {checkpoint_config.get('model_type')!r}), and "
-                f"{cls.__name__} reads {' or '.join(cls.architectures)}. Use the class of that "
-                "architecture."
+                f"{preset!r} is a size, and no folder with weights. With random weights: "
+                f"{cls.__name__}({cls.config_class.__name__}.from_preset({preset!r}))."
             )
+
+    @classmethod
+    def _find_reader(cls, folder: Path, checkpoint_config: Mapping[str, Any]) -> type[Self]:
+        """Returns the class that reads an architecture: this one, or one of those below it."""
+        readers: dict[str, type[Self]] = {}
+        for each in _family(cls):
+            for architecture in each.architectures:
+                readers.setdefault(architecture, each)
+        found = checkpoint_config.get("architectures") or []
+        for architecture in found:
+            if architecture in readers:
+                return readers[architecture]
+        raise InvalidInputError(
+            f"{str(folder)!r} is a checkpoint of {', '.join(map(str, found)) or 'no'} "
+            f"architecture (model_type {checkpoint_config.get('model_type')!r}), and "
+            f"{cls.__name__} reads {' or '.join(readers)}. Use the class of that architecture, or "
+            f'set "architectures" in {CONFIG_NAME}.'
+        )
 
     def save_to_preset(
         self,
@@ -194,6 +191,7 @@ class PresetModel(ConfigModel):
 
         Raises:
             InvalidInputError: `dtype` is none of these, or the tokenizer does not fit.
+            NotSupportedError: Layers are quantized, as by `model.quantize`.
             CheckpointError: Something else stands there, or nothing can be written there.
         """
         if dtype is not None and dtype not in DTYPES:
@@ -203,6 +201,7 @@ class PresetModel(ConfigModel):
         max_shard_bytes = check_integer("max_shard_bytes", max_shard_bytes)
         files = self._tokenizer_files if self.tokenizer is None else self.tokenizer.files
         _check_tokenizer(files, self.config)
+        check_not_quantized(self)
         entries = self.checkpoint_entries()
         merged = merged_kernels(self)
         with new_preset(folder) as work:
@@ -221,7 +220,38 @@ class PresetModel(ConfigModel):
                 is_shown=verbose,
             )
 
+    def save_assets(self, folder: str) -> None:
+        """Writes the tokenizer and the `generation_config` into a `.keras` file, as Keras asks.
+
+        Args:
+            folder: string. A folder that Keras puts into the file.
+        """
+        files = self._tokenizer_files if self.tokenizer is None else self.tokenizer.files
+        for name, content in files.items():
+            Path(folder, name).write_bytes(content)
+        if self.generation_config:
+            write_json(Path(folder), GENERATION_CONFIG_NAME, self.generation_config)
+
+    def load_assets(self, folder: str) -> None:
+        """Reads what `save_assets` wrote, as Keras asks, or the same files of a preset.
+
+        Args:
+            folder: string.
+        """
+        files = read_tokenizer_files(Path(folder))
+        self._tokenizer_files = MappingProxyType(dict(files))
+        if files and is_installed():
+            self.tokenizer = Tokenizer(files)
+        if Path(folder, GENERATION_CONFIG_NAME).exists():
+            config = read_json(Path(folder), GENERATION_CONFIG_NAME)
+            self.generation_config = MappingProxyType(config)
+
     def _checkpoint_config(self, dtype: str | None) -> dict[str, Any]:
+        if not self.architectures:
+            raise InvalidInputError(
+                f"{type(self).__name__} has no `architectures`, by which a folder is known. "
+                f'Set `architectures = ("{type(self).__name__}",)` in the class.'
+            )
         written = {
             **self.config.to_checkpoint_config(),
             "architectures": [self.architectures[0]],
@@ -229,6 +259,47 @@ class PresetModel(ConfigModel):
         }
         written.pop("quantization_config", None)  # The weights are written as numbers.
         return written
+
+
+def _build_and_fill(
+    model_class: type[Any],
+    config: Any,
+    policy: Any,
+    folder: Path,
+    block_shape: tuple[int, int],
+    is_shown: bool,
+) -> Any:
+    with unset_variables() as unset:
+        model = model_class(config, dtype=policy)
+    weights = WeightsFolder(folder)
+    entries = model.checkpoint_entries(weights.names)
+    _check_entries(entries, unset)
+    read_weights(
+        weights,
+        entries,
+        ignored_tensors=model.ignored_tensors,
+        block_shape=block_shape,
+        is_shown=is_shown,
+    )
+    return model
+
+
+def _family(model_class: type[Any]) -> Iterator[type[Any]]:
+    """Yields a class and all below it, those of fewer steps first."""
+    generation = [model_class]
+    while generation:
+        yield from generation
+        generation = [each for above in generation for each in above.__subclasses__()]
+
+
+def _read_policy(dtype: Any) -> Any:
+    try:
+        return None if dtype is None else keras.dtype_policies.get(dtype)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"`dtype` must be a dtype policy, as in 'bfloat16' or 'mixed_float16'; received "
+            f"{dtype!r}."
+        ) from error
 
 
 def _most_common_dtype(variables: Sequence[keras.Variable]) -> str:

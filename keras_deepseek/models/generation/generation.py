@@ -4,6 +4,7 @@ Prompts come in as text or tokens and are checked before anything runs; `token_l
 here they become lists or text again.
 """
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -147,7 +148,7 @@ def _log_probabilities(tokens: list[NewToken]) -> Array:
 
 def _read_seed(seed: int | None) -> int:
     if seed is None:
-        return int(np.random.SeedSequence().entropy)  # type: ignore[arg-type]
+        return random.getrandbits(64)
     return check_integer("seed", seed, least=0)
 
 

@@ -9,6 +9,8 @@ from rich.live import Live
 from rich.text import Text
 
 _REFRESHES = 12
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
+_PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 class LiveText:
@@ -71,10 +73,15 @@ class LiveText:
             self._write(line, end="\n")
         if self._last - self._shown >= 1 / _REFRESHES:
             self._shown = self._last
-            self._live.update(Text(f"{self._line}\n{self.describe()}"), refresh=True)
+            text = self._show(self._line).append(f"\n{self.describe()}")
+            self._live.update(text, refresh=True)
+
+    def _show(self, text: str) -> Text:
+        """Returns the text; on a terminal with what would steer it as a picture."""
+        return Text(text.translate(_PICTURES) if self._console.is_terminal else text)
 
     def _write(self, text: str, end: str) -> None:
-        self._console.print(Text(text), end=end, soft_wrap=True)
+        self._console.print(self._show(text), end=end, soft_wrap=True)
         if not self._console.is_terminal:
             self._console.file.flush()
 

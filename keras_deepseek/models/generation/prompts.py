@@ -62,7 +62,7 @@ def read_prompts(inputs: Any, tokenizer: Any, vocabulary_size: int | None) -> Pr
         return Prompts(_encode([inputs], tokenizer), is_single=True, texts=[inputs])
     if hasattr(inputs, "shape"):
         inputs = np.asarray(inputs).tolist()
-    if not isinstance(inputs, Sequence) or not len(inputs):
+    if not isinstance(inputs, Sequence) or isinstance(inputs, bytes) or not len(inputs):
         raise InvalidInputError(
             "Prompts must be a string, a list of token ids, or a list of either, and at least one; "
             f"received {inputs!r}."
@@ -83,15 +83,28 @@ def _encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
         )
     rows = [[int(token) for token in tokenizer.tokenize(text)] for text in texts]
     for text, row in zip(texts, rows, strict=True):
-        if not row:
-            raise InvalidInputError(f"The prompt {text!r} has no tokens, and needs at least one.")
+        check_tokens(text, row)
     return rows
+
+
+def check_tokens(text: str, tokens: Sequence[int]) -> None:
+    """Says where a prompt has no tokens.
+
+    Args:
+        text: string. The prompt.
+        tokens: list of integers. Its tokens.
+
+    Raises:
+        InvalidInputError: There are none.
+    """
+    if not len(tokens):
+        raise InvalidInputError(f"The prompt {text!r} has no tokens, and needs at least one.")
 
 
 def _read_ids(ids: Any, vocabulary_size: int | None) -> list[int]:
     if hasattr(ids, "shape"):
         ids = np.asarray(ids).tolist()
-    if isinstance(ids, str) or not isinstance(ids, Sequence) or not len(ids):
+    if isinstance(ids, str | bytes) or not isinstance(ids, Sequence) or not len(ids):
         raise InvalidInputError(
             f"A prompt must be a list of one token id or more, received {ids!r}. All prompts of a "
             "batch are strings, or none is."

@@ -22,9 +22,10 @@ def render_chat(template: str, messages: Sequence[Message], **variables: Any) ->
         **variables: Further names that the template may use.
 
     Raises:
-        InvalidInputError: The template is none, or refuses the messages.
+        InvalidInputError: The template is none, or refuses the messages; or these are no messages.
         MissingExtraError: jinja2 is not installed.
     """
+    _check_messages(messages)
     try:
         import jinja2
     except ImportError as error:
@@ -39,6 +40,17 @@ def render_chat(template: str, messages: Sequence[Message], **variables: Any) ->
         raise InvalidInputError(
             f"The chat template does not take these messages: {error or type(error).__name__}."
         ) from error
+
+
+def _check_messages(messages: Any) -> None:
+    """A template is shown whatever has no role or content, and says nothing in its place."""
+    for message in [messages] if isinstance(messages, str) else messages:
+        is_said = isinstance(message, Mapping) and ("content" in message or "tool_calls" in message)
+        if not is_said or "role" not in message:
+            raise InvalidInputError(
+                'Messages must be as in [{"role": "user", "content": "Hello"}], received '
+                f"{message!r}."
+            )
 
 
 @lru_cache(maxsize=16)

@@ -124,6 +124,7 @@ class Routine(LayerTestCase):
             assert_close(received, attend(full, subject.inputs, choices[0]), dtype)
 
 
+@pytest.mark.takes_long
 @pytest.mark.slow_on_jax
 def test_it_passes_the_layer_routine():
     arguments = {"query_lora_rank": 4, "indexer_loss_weight": 0.5, "use_bias": True}
@@ -194,6 +195,7 @@ def test_no_token_sees_what_comes_after_it():
     assert np.abs(outputs[:, 4:] - others[:, 4:]).min() > 0
 
 
+@pytest.mark.slow_on_jax
 def test_keys_of_equal_scores_are_chosen_alike_with_a_cache():
     """With one head, most scores are zero."""
     layer = make_layer(index_num_heads=1, num_keys_per_query=8)

@@ -73,6 +73,7 @@ def test_it_passes_the_layer_routine(init_kwargs):
     LayerTestCase().run_layer_test(MultiHeadLatentAttention, arguments, (2, 5, 6), oracle=oracle)
 
 
+@pytest.mark.slow_on_jax
 def test_it_passes_the_layer_routine_with_yarn_dropout_and_positions():
     arguments = {**SIZES, "rope_scaling": YARN, "dropout": 0.2, "seed": 3, "max_length": 64}
     LayerTestCase().run_layer_test(

@@ -120,6 +120,7 @@ def test_a_capacity_drops_what_comes_late():
     assert_close(to_numpy(layer(inputs)), expected)
 
 
+@pytest.mark.slow_on_jax
 def test_a_capacity_that_suffices_changes_nothing():
     layer = DeepSeekMoE(ExpertRouter(4, 2), 4, capacity_factor=2.0)
     inputs = draw(2, 10, 8)

@@ -43,6 +43,7 @@ def test_it_passes_the_layer_routine(init_kwargs, input_shape):
     LayerTestCase().run_layer_test(RotaryEmbedding, init_kwargs, input_shape, oracle=oracle)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("scaling", [DYNAMIC, YARN])
 def test_it_passes_the_layer_routine_with_a_scaling(scaling):
     LayerTestCase().run_layer_test(RotaryEmbedding, {"scaling": scaling}, (2, 6, 2, 8))

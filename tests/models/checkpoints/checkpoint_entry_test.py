@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.models.checkpoints.checkpoint_entry import (
     copied_entry,
     kernel_entry,
@@ -89,3 +90,11 @@ def test_entries_take_the_spelling_that_a_checkpoint_has():
     spelled = respell(entries, present, lambda name: (name, f"old.{name}"))
     assert [entry.tensors for entry in spelled] == [("a",), ("old.b",), ("c",)]
     assert [entry.variables for entry in spelled] == [entry.variables for entry in entries]
+
+
+def test_a_sum_in_place_of_a_variable_is_told():
+    dense = keras.layers.Dense(2)
+    dense.build((None, 3))
+    dense.enable_lora(1)
+    with pytest.raises(InvalidInputError, match=r"'a' must name a variable.*own_variable"):
+        kernel_entry(dense.kernel, "a")

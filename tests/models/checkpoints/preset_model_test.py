@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError, NotSupportedError
+from keras_deepseek.models import BertMaskedLM
 from keras_deepseek.models.checkpoints.checkpoint_entry import copied_entry
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.preset_config import PresetConfig
@@ -147,6 +148,32 @@ def test_a_wrong_architecture_is_told(preset):
     SmallModel.from_preset(preset)
 
 
+def test_the_class_above_reads_the_architectures_of_those_below(preset):
+    assert type(PresetModel.from_preset(preset)) is SmallModel
+    write_preset(preset, make_model(), architectures=["OtherModel"])
+    with pytest.raises(InvalidInputError, match=r"PresetModel reads .*SmallForCausalLM"):
+        PresetModel.from_preset(preset)
+
+
+def test_a_dtype_that_is_none_is_told(preset):
+    with pytest.raises(InvalidInputError, match=r"must be a dtype policy, .* received 'bf16'"):
+        SmallModel.from_preset(preset, dtype="bf16")
+
+
+def test_a_size_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInputError, match=r"BertMaskedLM\(BertConfig\.from_preset\('tiny'\)"):
+        BertMaskedLM.from_preset("tiny")
+
+
+def test_quantized_layers_are_not_written(tmp_path):
+    model = SmallModel(make_model().config)
+    model.small_layers["mixer"].up.quantize("int8")
+    with pytest.raises(NotSupportedError, match=r"1 layers are quantized, .*up' the first"):
+        model.save_to_preset(tmp_path / "new")
+    assert os.listdir(tmp_path) == []
+
+
 def test_an_unknown_key_of_the_config_is_told(preset):
     write_preset(preset, make_model(), rope_scaling={"factor": 4})
     with pytest.raises(InvalidInputError, match="keys that are not known: 'rope_scaling'"):
@@ -181,6 +208,11 @@ def test_tokenizer_and_generation_config_go_along(preset, tmp_path, monkeypatch,
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "new" / name).read_bytes() == (preset / name).read_bytes()
     assert SmallModel.from_preset(tmp_path / "new").generation_config == model.generation_config
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.generation_config == model.generation_config
+    assert (again.tokenizer is not None) is is_installed
+    assert again._tokenizer_files == model._tokenizer_files
 
 
 def test_a_lora_is_written_with_its_kernel(preset, tmp_path):
@@ -244,6 +276,7 @@ def test_of_sharded_variables_each_device_is_given_its_part(tmp_path):
     result = subprocess.run(
         [sys.executable, str(program), str(tmp_path)],
         env={**os.environ, **flags},
+        timeout=120,
         capture_output=True,
         text=True,
         check=False,
@@ -293,3 +326,12 @@ def test_a_family_of_ones_own_goes_by_the_paths_of_its_variables(tmp_path):
     assert_equal(read_weights_of(again), read_weights_of(model))
     with pytest.raises(CheckpointError, match=r"'dense/bias' is \(4,\), expected \(5,\)"):
         OwnModel.from_preset(tmp_path / "preset", verbose=False, width=5)
+
+
+def test_a_family_without_a_name_is_not_written(tmp_path):
+    class Nameless(OwnModel):
+        architectures = ()
+
+    with pytest.raises(InvalidInputError, match="Nameless has no `architectures`"):
+        Nameless(WidthConfig(width=4)).save_to_preset(tmp_path / "preset", verbose=False)
+    assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ from keras_deepseek.models.decoder.deepseek_checkpoint_map import (
 from tests.oracles import golden_language_models
 from tests.oracles.golden_language_models import read_case
 
+SLOW = (pytest.mark.slow_on_jax, pytest.mark.slow_on_tensorflow)
 FAMILIES = {
     "deepseek_v2": DeepSeekV2CausalLM,
     "deepseek_v3": DeepSeekV3CausalLM,
@@ -25,7 +26,8 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("deepseek_v2", marks=pytest.mark.slow_on_jax), *list(FAMILIES)[1:]]
+    "name",
+    ["deepseek_v3", *(pytest.param(f"deepseek_{name}", marks=SLOW) for name in ("v2", "v32"))],
 )
 def test_a_checkpoint_of_transformers_gives_its_logits_loss_and_gradients(name):
     case, task = read_case(name), FAMILIES[name]

@@ -118,6 +118,7 @@ def test_the_logits_carry_the_mask():
     assert_close(losses[0], losses[1], 1e-6)
 
 
+@pytest.mark.slow_on_jax
 def test_as_many_logits_are_made_as_were_asked_for():
     model, inputs = make_model(), draw_tokens(2, 6)
     logits, hidden, _ = model.call_with_cache(

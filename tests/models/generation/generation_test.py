@@ -59,9 +59,20 @@ def test_the_same_seed_gives_the_same_tokens(model):
     first = model.generate(PROMPTS, max_new_tokens=6, sampler=sampler, seed=3)
     assert model.generate(PROMPTS, max_new_tokens=6, sampler=sampler, seed=3) == first
     assert model.generate(PROMPTS, max_new_tokens=6, sampler=sampler, seed=4) != first
+
     assert model.generate(PROMPTS[:1], max_new_tokens=6, sampler=sampler, seed=3) == first[:1]
     without = [model.generate(PROMPTS, max_new_tokens=6, sampler="random") for _ in range(2)]
     assert without[0] != without[1]
+
+
+def test_without_a_seed_the_global_one_of_keras_says_the_tokens(model):
+    sampler = Sampler(temperature=1.5)
+    texts = []
+    for seed in (1, 1, 2):
+        keras.utils.set_random_seed(seed)
+        texts.append([model.generate(PROMPTS, max_new_tokens=6, sampler=sampler) for _ in range(2)])
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0][0] != texts[0][1]
 
 
 def test_tokens_are_drawn_from_the_models_own_distribution(model):

@@ -39,3 +39,9 @@ def test_the_pace_leaves_the_prompt_out():
     assert show([], force_terminal=False) == ("", "0 tokens")
     assert show(["a"], force_terminal=False)[1] == "1 token, the first after 1.50 s"
     assert show(["a"] * 5, force_terminal=False)[1].endswith("then 2.0 tokens/s")
+
+
+def test_a_model_can_not_steer_the_terminal():
+    text, _ = show(["red \x1b[31m\x07", "\x9b2J\n", "\tend"], force_terminal=True)
+    assert "red \u241b[31m\u2407\ufffd2J\n" in text
+    assert show(["a\x1bb"], force_terminal=False)[0] == "a\x1bb\n"

@@ -40,6 +40,8 @@ def test_text_is_encoded():
     ("inputs", "message"),
     [
         ([], "at least one; received \\[\\]"),
+        (b"abc", "Prompts must be a string"),
+        ([b"abc"], "must be a list of one token id or more"),
         (7, "Prompts must be a string, a list of token ids"),
         ([[1], []], "must be a list of one token id or more, received \\[\\]"),
         ([[1], "a"], "All prompts of a batch are strings, or none is"),

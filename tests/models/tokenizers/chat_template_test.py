@@ -42,6 +42,13 @@ def test_what_the_template_refuses_is_told():
         render_chat("{{ messages[0]['content'] + 1 }}", MESSAGES)
 
 
+@pytest.mark.parametrize("messages", ["Hi", ["Hi"], [{"role": "user"}], [{"content": "Hi"}]])
+def test_what_is_no_message_is_told(messages):
+    with pytest.raises(InvalidInputError, match=r'as in \[{"role": "user", "content": "Hello"}\]'):
+        render_chat(TEMPLATE, messages)
+    render_chat(TEMPLATE, [{"role": "assistant", "tool_calls": []}])
+
+
 def test_a_template_that_is_none_is_told_with_its_line():
     with pytest.raises(InvalidInputError, match="not valid, line 2"):
         render_chat("\n{% for %}", MESSAGES)

@@ -87,6 +87,7 @@ def values_of(model):
     return [keras.ops.convert_to_numpy(each.value) for each in variables]
 
 
+@pytest.mark.cases_alike
 @pytest.mark.parametrize(
     "name",
     [
