@@ -227,8 +227,8 @@ class DeepSeekMoE(FloatingInputLayer):
         def compute(index: Any) -> Any:
             rows = ops.take(tokens, tokens_of_block[index], axis=0)
             expert = plan.expert_of_block[index]
-            # Converted here: TensorFlow would copy what goes into a loop as a whole.
-            gate, up, down = (ops.convert_to_tensor(kernel)[expert] for kernel in kernels)
+            # Read here: TensorFlow would copy what goes into a loop as a whole.
+            gate, up, down = (ops.take(kernel, expert, axis=0) for kernel in kernels)
             hidden = gate_activations(
                 multiply_matrices(rows, gate), multiply_matrices(rows, up), self.clamp
             )
