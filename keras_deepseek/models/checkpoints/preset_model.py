@@ -9,6 +9,9 @@ A task names three things, and its family's `checkpoint_map.py` makes the entrie
 
         def checkpoint_entries(self, tensors=()):
             return checkpoint_entries(self)
+
+A family that `transformers` does not have leaves the last one out: its tensors are then called by
+the paths of the variables, and a `PresetConfig` by its fields.
 """
 
 import os
@@ -38,6 +41,7 @@ from keras_deepseek.models.checkpoints.preset_folder import (
     write_json,
 )
 from keras_deepseek.models.checkpoints.unset_variables import unset_variables
+from keras_deepseek.models.checkpoints.variable_paths import path_entries
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.models.checkpoints.weights_reader import DEFAULT_BLOCK_SHAPE, read_weights
 from keras_deepseek.models.checkpoints.weights_writer import write_weights
@@ -51,11 +55,12 @@ DTYPES = ("float32", "float16", "bfloat16")
 class PresetModel(ConfigModel):
     """A Functional model that is read from a preset, a folder of Hugging Face's form, and written.
 
-    A subclass sets the attributes below and `checkpoint_entries`, and is else as a `ConfigModel`.
+    A subclass sets the attributes below and is else as a `ConfigModel`. Its tensors are called by
+    the paths of its variables, if it does not say other names in `checkpoint_entries`.
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
-    """The names of the class in `transformers`; the first is the one that is written."""
+    """The names of the class in `transformers`, or its own; the first one is written."""
 
     config_class: ClassVar[Any] = None
     """The config dataclass, with `from_checkpoint_config` and `to_checkpoint_config`."""
@@ -82,7 +87,7 @@ class PresetModel(ConfigModel):
                 checkpoints have several names for one tensor goes by them; see `respell`. Defaults
                 to `()`: the names that are written.
         """
-        raise NotImplementedError
+        return path_entries(self)
 
     def module_entries(self) -> Sequence[CheckpointEntry]:
         """Returns the same by the names of the modules in `transformers`, which adapters go by."""
@@ -169,7 +174,7 @@ class PresetModel(ConfigModel):
         max_shard_bytes: int = 5 * 10**9,
         verbose: bool = True,
     ) -> None:
-        """Writes a folder that `from_preset` reads, and `transformers` too.
+        """Writes a folder that `from_preset` reads, and `transformers` too if it has the family.
 
         It holds `config.json`, the weights in safetensors files, the `generation_config`, and the
         files of the `tokenizer`. A LoRA is added to the kernels that it belongs to. It is written
@@ -242,6 +247,11 @@ class PresetModel(ConfigModel):
             self.generation_config = MappingProxyType(config)
 
     def _checkpoint_config(self, dtype: str | None) -> dict[str, Any]:
+        if not self.architectures:
+            raise InvalidInputError(
+                f"{type(self).__name__} has no `architectures`, by which a folder is known. "
+                f'Set `architectures = ("{type(self).__name__}",)` in the class.'
+            )
         written = {
             **self.config.to_checkpoint_config(),
             "architectures": [self.architectures[0]],

@@ -125,7 +125,10 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
 
 
 def _check_model(model: Any) -> PresetModel:
-    if not isinstance(model, PresetModel):
+    # A family that `transformers` does not have goes by the paths of its variables.
+    if not isinstance(model, PresetModel) or (
+        type(model).checkpoint_entries is PresetModel.checkpoint_entries
+    ):
         raise InvalidInputError(
             f"`peft` has names for language models of this package alone, received a "
             f"`{type(model).__name__}`. Use save_lora_weights and load_lora_weights."

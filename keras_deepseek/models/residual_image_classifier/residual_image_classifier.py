@@ -1,22 +1,29 @@
 """The task of the family: from images to classes."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 
 from keras_deepseek.layers import Dense, Dropout, GlobalAveragePooling2D, Input
-from keras_deepseek.models.config_model import ConfigModel
+from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.residual_image_classifier.config import ResidualImageClassifierConfig
 from keras_deepseek.models.residual_image_classifier.residual_backbone import ResidualBackbone
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class ResidualImageClassifier(ConfigModel):
+class ResidualImageClassifier(PresetModel):
     """A residual network that gives each image a class.
 
     Choose it for images of any size from 8 by 8 on. The features of a `ResidualBackbone` are
     averaged over the image, dropped out, and projected to the classes. The projection and its
     softmax compute in float32 under any policy: half precision blurs probabilities and losses.
+
+    `save_to_preset` writes `config.json` by the config's fields and a tensor for each variable by
+    its path, moving statistics too, and `from_preset` reads that. It computes something else than
+    `ResNetForImageClassification` of `transformers`, whose checkpoints it does not read: that one
+    begins with a 7x7 convolution and max pooling, both strided, where this one has a 3x3
+    convolution, pads strided convolutions on both sides, and norms with an epsilon of 1e-5, not
+    1e-3.
 
     Args:
         config: `ResidualImageClassifierConfig`.
@@ -45,7 +52,9 @@ class ResidualImageClassifier(ConfigModel):
     - [Deep Residual Learning (He et al., 2015)](https://arxiv.org/abs/1512.03385)
     """
 
-    config_class: ClassVar[type] = ResidualImageClassifierConfig
+    architectures = ("ResidualImageClassifier",)
+    config_class = ResidualImageClassifierConfig
+    float32_tensors = ("*/moving_mean", "*/moving_variance")  # A variance may exceed float16.
 
     def __init__(
         self, config: ResidualImageClassifierConfig, *, dtype: Any = None, **kwargs: Any

@@ -1,7 +1,7 @@
 """The task of the family: from a user's history to the next item."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 
@@ -11,7 +11,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers import Input, SampledSoftmax
-from keras_deepseek.models.config_model import ConfigModel
+from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.sequential_recommender.config import SequentialRecommenderConfig
 from keras_deepseek.models.sequential_recommender.interactions import pad_histories
 from keras_deepseek.models.sequential_recommender.item_ranking import ItemScores, TopItems
@@ -21,7 +21,7 @@ from keras_deepseek.models.sequential_recommender.sequential_recommender_backbon
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
-class SequentialRecommender(ConfigModel):
+class SequentialRecommender(PresetModel):
     """Self-attention over the items that a user has had, which scores what comes next.
 
     Choose it where the order of a user's items says what comes next. The score of an item is the
@@ -44,6 +44,9 @@ class SequentialRecommender(ConfigModel):
     ```
 
     and `make_serving_model` is what to export: histories to the best items.
+
+    `save_to_preset` writes `config.json` by the config's fields and a tensor for each variable by
+    its path, and `from_preset` reads that; `transformers` has no such model.
 
     Args:
         config: `SequentialRecommenderConfig`.
@@ -77,7 +80,8 @@ class SequentialRecommender(ConfigModel):
       https://arxiv.org/abs/1808.09781)
     """
 
-    config_class: ClassVar[type] = SequentialRecommenderConfig
+    architectures = ("SequentialRecommender",)
+    config_class = SequentialRecommenderConfig
 
     def __init__(
         self, config: SequentialRecommenderConfig, *, dtype: Any = None, **kwargs: Any

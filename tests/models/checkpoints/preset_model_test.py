@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -12,6 +13,7 @@ from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError, 
 from keras_deepseek.models import BertMaskedLM
 from keras_deepseek.models.checkpoints.checkpoint_entry import copied_entry
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
+from keras_deepseek.models.preset_config import PresetConfig
 from tests.models.checkpoints.weights_reader_test import assert_equal, scale
 from tests.oracles.preset_model import (
     SmallModel,
@@ -290,3 +292,46 @@ def test_of_sharded_variables_each_device_is_given_its_part(tmp_path):
     assert parts["logits/kernel"] == [6, 10]
     assert parts["mixer/experts"] == [2, 5, 6]
     assert parts["mixer/gate/kernel"] == [6, 5]
+
+
+@dataclass(frozen=True)
+class WidthConfig(PresetConfig):
+    width: int
+
+
+class OwnModel(PresetModel):
+    """A family of a user's own: it says what it is called, and nothing of its tensors."""
+
+    architectures = ("OwnModel",)
+    config_class = WidthConfig
+
+    def __init__(self, config, *, dtype=None, **kwargs):
+        inputs = keras.Input((3,))
+        hidden = keras.layers.Dense(config.width, dtype=dtype)(inputs)
+        super().__init__(inputs, keras.layers.Dense(2, dtype=dtype)(hidden), **kwargs)
+        self.config = config
+        self.layers_policy = keras.dtype_policies.get(dtype)
+
+
+def test_a_family_of_ones_own_goes_by_the_paths_of_its_variables(tmp_path):
+    model = OwnModel(WidthConfig(width=4))
+    model.save_to_preset(tmp_path / "preset", verbose=False)
+    assert json.loads((tmp_path / "preset" / "config.json").read_text()) == {
+        "architectures": ["OwnModel"],
+        "dtype": "float32",
+        "width": 4,
+    }
+    again = OwnModel.from_preset(tmp_path / "preset", verbose=False)
+    assert again.config == model.config
+    assert_equal(read_weights_of(again), read_weights_of(model))
+    with pytest.raises(CheckpointError, match=r"'dense/bias' is \(4,\), expected \(5,\)"):
+        OwnModel.from_preset(tmp_path / "preset", verbose=False, width=5)
+
+
+def test_a_family_without_a_name_is_not_written(tmp_path):
+    class Nameless(OwnModel):
+        architectures = ()
+
+    with pytest.raises(InvalidInputError, match="Nameless has no `architectures`"):
+        Nameless(WidthConfig(width=4)).save_to_preset(tmp_path / "preset", verbose=False)
+    assert not list(tmp_path.iterdir())

@@ -1,9 +1,12 @@
+import json
+
 import keras
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 from keras_deepseek import backend
+from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.models import ResidualImageClassifier, ResidualImageClassifierConfig
 from keras_deepseek.testing import assert_close
@@ -94,3 +97,66 @@ def test_dropout_acts_in_training_alone():
     np.testing.assert_array_equal(first, second)
     first, second = (keras.ops.convert_to_numpy(model(images, training=True)) for _ in range(2))
     assert np.any(first != second)
+
+
+def make_trained_model(**kwargs):
+    """Returns a model whose moving statistics are others than at the start."""
+    model = make_model(**kwargs)
+    model.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy")
+    model.fit(draw_images(8, 8, 8, 1), np.arange(8), batch_size=4, verbose=0)
+    return model
+
+
+def moving_statistics(model):
+    return [
+        keras.ops.convert_to_numpy(weight)
+        for weight in model.non_trainable_weights
+        if weight.name in {"moving_mean", "moving_variance"}
+    ]
+
+
+def test_a_preset_has_the_moving_statistics_too(tmp_path):
+    model = make_trained_model(image_shape=(None, 8, 1), activation=None, dropout=0.2)
+    model.save_to_preset(tmp_path / "preset", verbose=False)
+    again = ResidualImageClassifier.from_preset(tmp_path / "preset", verbose=False)
+    assert again.config == model.config
+    assert len(moving_statistics(again)) == 2 * 6  # A stem, two blocks of two, and a shortcut.
+    assert all(each.std() > 0 for each in moving_statistics(again))
+    for found, expected in zip(again.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(found), keras.ops.convert_to_numpy(expected)
+        )
+    images = draw_images(3, 8, 8, 1)
+    assert_close(
+        keras.ops.convert_to_numpy(again(images)), keras.ops.convert_to_numpy(model(images))
+    )
+
+
+def test_a_preset_of_half_precision_has_its_statistics_in_single(tmp_path):
+    model = make_model()
+    variance = moving_statistics(model)[1]
+    weight = model.backbone.get_layer("stem_norm").moving_variance
+    weight.assign(np.full(variance.shape, 1e6))  # Infinite in float16.
+    model.save_to_preset(tmp_path / "preset", dtype="float16", verbose=False)
+    again = ResidualImageClassifier.from_preset(tmp_path / "preset", verbose=False)
+    found = again.backbone.get_layer("stem_norm").moving_variance
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(found), np.full(variance.shape, 1e6))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer_type": "basic"}, "not known: 'layer_type': 'basic'"),
+        ({"num_classes": 1}, "`num_classes` must be at least 2"),
+        (
+            {"architectures": ["ResNetForImageClassification"], "model_type": "resnet"},
+            "of ResNetForImageClassification architecture .model_type 'resnet'., and Residual",
+        ),
+    ],
+)
+def test_a_preset_that_is_none_of_it_is_refused(change, message, tmp_path):
+    make_model().save_to_preset(tmp_path, verbose=False)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(InvalidInputError, match=message):
+        ResidualImageClassifier.from_preset(tmp_path, verbose=False)

@@ -1,8 +1,10 @@
+import json
+
 import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.artifacts import CheckpointError, InvalidInputError
 from keras_deepseek.deploy import Exporter
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.models import (
@@ -11,6 +13,8 @@ from keras_deepseek.models import (
     PlantedInteractions,
     SequentialRecommender,
     SequentialRecommenderConfig,
+    enable_lora,
+    save_peft_adapter,
 )
 from keras_deepseek.testing import assert_close
 from keras_deepseek.training import Trainer
@@ -158,3 +162,38 @@ def test_what_is_served_is_exported_and_recommends_the_same(tmp_path):
     items, scores = recommender.recommend([histories[0][3:], histories[1]], 5)
     np.testing.assert_array_equal(served["items"], items)
     assert_close(served["scores"], scores)
+
+
+def test_a_preset_recommends_the_same(tmp_path):
+    recommender = make_recommender(activation="relu")
+    recommender.save_to_preset(tmp_path / "preset", verbose=False)
+    config = json.loads((tmp_path / "preset" / "config.json").read_text())
+    assert config["architectures"] == ["SequentialRecommender"]
+    assert (config["num_items"], config["activation"]) == (NUM_ITEMS, "relu")
+    again = SequentialRecommender.from_preset(tmp_path / "preset", verbose=False)
+    assert again.config == recommender.config
+    histories = [[3], [4, 4, 9, 1]]
+    for found, expected in zip(
+        again.recommend(histories, 4), recommender.recommend(histories, 4), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_preset_of_more_items_than_it_has_is_refused(tmp_path):
+    make_recommender().save_to_preset(tmp_path / "preset", verbose=False)
+    with pytest.raises(
+        CheckpointError, match=r"'backbone/item_embedding/embeddings' is \(21, 16\), expected \(31"
+    ):
+        SequentialRecommender.from_preset(tmp_path / "preset", verbose=False, num_items=30)
+
+
+def test_a_lora_is_in_the_preset_and_has_no_form_of_peft(tmp_path):
+    recommender = make_recommender()
+    enable_lora(recommender, rank=2, target_names=["intermediate_dense"])
+    layer = recommender.backbone.transformer_layers[0].intermediate_dense
+    layer.lora_kernel_b.assign(np.ones(layer.lora_kernel_b.shape))
+    recommender.save_to_preset(tmp_path / "preset", verbose=False)
+    again = SequentialRecommender.from_preset(tmp_path / "preset", verbose=False)
+    assert_close(score(again, [[0, 3, 5]]), score(recommender, [[0, 3, 5]]))
+    with pytest.raises(InvalidInputError, match="received a `SequentialRecommender`"):
+        save_peft_adapter(recommender, tmp_path / "adapter")

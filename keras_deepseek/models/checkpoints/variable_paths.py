@@ -1,0 +1,82 @@
+"""Checkpoints of families that no other library has: a tensor for each variable, by its path.
+
+`PresetModel` takes these where a family has no `checkpoint_map.py` of its own.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.layer_tree import inner_layers, own_variables
+from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry, copied_entry
+
+_COUNTER = re.compile(r"_\d+$")
+_LORA_PREFIX = "lora_"
+
+
+def path_entries(model: keras.Model) -> list[CheckpointEntry]:
+    """Returns an entry for each weight of a model, what is not trained too, by its path.
+
+    A path is the names of the layers that hold a weight and its own, as in
+    `"backbone/stem_conv/kernel"`, without the model's. Names that Keras gave count from the first
+    layer of their kind in the layer around them, whatever else the process has made. Seeds are in
+    none, nor is a LoRA: it is added to its kernel in what is written.
+
+    Args:
+        model: `keras.Model` that is built.
+
+    Raises:
+        InvalidInputError: It has no weights yet, or two have the same path.
+
+    Example:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(1)])
+    >>> [entry.tensors[0] for entry in path_entries(model)]
+    ['dense/kernel', 'dense/bias', 'dense_1/kernel', 'dense_1/bias']
+    """
+    weights = {id(weight) for weight in model.weights}
+    paths: dict[str, keras.Variable] = {}
+    seen: set[int] = set()
+    for path, variable in _walk(model):
+        if id(variable) in seen or id(variable) not in weights:
+            continue
+        if path in paths:
+            raise InvalidInputError(
+                f"{model.name!r} has two weights of the path {path!r}: {paths[path].path!r} of "
+                f"shape {tuple(paths[path].shape)} and {variable.path!r} of shape "
+                f"{tuple(variable.shape)}. Give their layers different names."
+            )
+        seen.add(id(variable))
+        paths[path] = variable
+    if not paths:
+        raise InvalidInputError(f"{model.name!r} has no weights. Build it, or call it once.")
+    return [copied_entry(variable, path) for path, variable in paths.items()]
+
+
+def _walk(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Variable]]:
+    variables = own_variables(layer)
+    if getattr(layer, "lora_enabled", False):
+        variables = [each for each in variables if not each.name.startswith(_LORA_PREFIX)]
+    for name, variable in _name_all(variables, ["variable"] * len(variables)):
+        yield prefix + name, variable
+    # A layer that is also an attribute is there twice.
+    layers = list({id(each): each for each in inner_layers(layer)}.values())
+    for name, inner in _name_all(layers, [type(each).__name__ for each in layers]):
+        yield from _walk(inner, f"{prefix}{name}/")
+
+
+def _name_all(objects: Sequence[Any], kinds: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yields objects with their names; those that were made of their kind are counted anew."""
+    counts: dict[str, count[int]] = {}
+    for each, kind in zip(objects, kinds, strict=True):
+        base = _COUNTER.sub("", each.name)
+        if base.replace("_", "") != kind.replace("_", "").lower():
+            yield each.name, each
+            continue
+        number = next(counts.setdefault(base, count()))
+        yield (f"{base}_{number}" if number else base), each
