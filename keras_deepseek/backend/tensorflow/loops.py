@@ -45,7 +45,7 @@ def repeat(
 
 def loops_over_blocks() -> bool:
     """Whether `stack` may be used, and is faster than one operation on all blocks at once."""
-    return HAS_NO_GRADIENT.get()
+    return HAS_NO_GRADIENT.get() and not tf.config.list_physical_devices("GPU")
 
 
 def stack(function: Callable[[Any], Any], count: Any, number: int) -> Any:
