@@ -65,3 +65,26 @@ def test_what_is_done_on_a_condition_is_done_only_then(condition, expected):
         current().run_if(ops.convert_to_tensor(condition), add, [total])
 
     assert in_a_step(run, [total, term]) == expected
+
+
+def test_what_is_not_counted_is_stacked_as_zeros():
+    def run(state, count):
+        rows = ops.ones((2, 3))
+        made = current().stack(lambda index: rows * (ops.cast(index, "float32") + 1), count, 4)
+        return made, state
+
+    stacked, _ = current().compile_with_state(run, [])(None, np.int32(3))
+    expected = np.array([1, 2, 3, 0], "float32")[:, None, None] * np.ones((4, 2, 3), "float32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(stacked), expected)
+
+
+def test_blocks_are_looped_over_only_where_no_gradient_is_asked_for():
+    seen = []
+
+    def run(state):
+        seen.append(current().loops_over_blocks())
+        return ops.ones(()), state
+
+    current().compile_with_state(run, [])(None)
+    assert seen[-1] == (keras.backend.backend() != "torch")
+    assert not current().loops_over_blocks()

@@ -19,7 +19,7 @@ from keras_deepseek.backend.jax.gradients import (
 )
 from keras_deepseek.backend.jax.inference import compile_inference, plain_inference
 from keras_deepseek.backend.jax.layer_devices import beside, compute_on, move_variables
-from keras_deepseek.backend.jax.loops import repeat, run_if
+from keras_deepseek.backend.jax.loops import loops_over_blocks, repeat, run_if, stack
 from keras_deepseek.backend.jax.memory import count_kept_bytes, is_out_of_memory, release_memory
 from keras_deepseek.backend.jax.placement import (
     count_replicas,
@@ -89,6 +89,7 @@ __all__ = [
     "global_norm",
     "is_out_of_memory",
     "join_processes",
+    "loops_over_blocks",
     "make_train_function",
     "make_train_step",
     "move_variables",
@@ -114,6 +115,7 @@ __all__ = [
     "separate_variables",
     "serve_task",
     "spread_over_devices",
+    "stack",
     "top_k",
     "write_buffers",
     "write_framework_random_state",

@@ -1,12 +1,17 @@
 """Loops whose runs wait for each other, and what is done only on a condition."""
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import keras
 
 from keras_deepseek.backend.keras_training import NestedScope
+
+HAS_NO_GRADIENT: ContextVar[bool] = ContextVar("has_no_gradient", default=False)
+"""Whether a function that `compile_with_state` made is traced."""
 
 
 def repeat(
@@ -28,6 +33,21 @@ def repeat(
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     return tuple(final)
+
+
+def loops_over_blocks() -> bool:
+    """Whether `stack` may be used, and is faster than one operation on all blocks at once."""
+    return HAS_NO_GRADIENT.get() and jax.default_backend() == "cpu"
+
+
+def stack(function: Callable[[Any], Any], count: Any, number: int) -> Any:
+    """Returns what `function(index)` makes for indices below `count`, zeros up to `number`."""
+
+    def put(index: Any, stacked: Any) -> Any:
+        return jax.lax.dynamic_update_index_in_dim(stacked, function(index), index, 0)
+
+    made = jax.eval_shape(function, 0)
+    return jax.lax.fori_loop(0, count, put, jnp.zeros((number, *made.shape), made.dtype))
 
 
 def run_if(

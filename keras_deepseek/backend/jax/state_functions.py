@@ -7,6 +7,8 @@ import jax
 import keras
 from keras import ops
 
+from keras_deepseek.backend.jax.loops import HAS_NO_GRADIENT
+
 
 def compile_with_state(
     function: Callable[..., tuple[Any, Any]], variables: Sequence[keras.Variable]
@@ -15,8 +17,12 @@ def compile_with_state(
     variables = list(variables)
 
     def trace(values: list[jax.Array], state: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
-        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-            return function(state, *inputs)
+        token = HAS_NO_GRADIENT.set(True)
+        try:
+            with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+                return function(state, *inputs)
+        finally:
+            HAS_NO_GRADIENT.reset(token)
 
     run = jax.jit(trace, donate_argnums=1)
 

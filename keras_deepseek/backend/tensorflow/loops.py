@@ -1,12 +1,16 @@
 """Loops whose runs wait for each other, and what is done only on a condition."""
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_deepseek.backend.keras_training import NestedScope, scoped_variables
+
+HAS_NO_GRADIENT: ContextVar[bool] = ContextVar("has_no_gradient", default=False)
+"""Whether a function that `compile_with_state` made is traced."""
 
 
 def repeat(
@@ -37,6 +41,24 @@ def repeat(
     for variable, value in zip(carried, final[number:], strict=True):
         variable.assign(value)
     return tuple(final[:number])
+
+
+def loops_over_blocks() -> bool:
+    """Whether `stack` may be used, and is faster than one operation on all blocks at once."""
+    return HAS_NO_GRADIENT.get() and not tf.config.list_physical_devices("GPU")
+
+
+def stack(function: Callable[[Any], Any], count: Any, number: int) -> Any:
+    """Returns what `function(index)` makes for indices below `count`, zeros up to `number`."""
+    made = tf.function(function, autograph=False).get_concrete_function(0).structured_outputs
+    array = tf.TensorArray(made.dtype, number, element_shape=made.shape)
+    _, array = tf.while_loop(
+        lambda index, _: index < count,
+        lambda index, array: (index + 1, array.write(index, function(index))),
+        (tf.constant(0), array),
+        parallel_iterations=1,
+    )
+    return array.stack()
 
 
 def run_if(

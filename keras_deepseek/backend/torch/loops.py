@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import torch
 
 
 def repeat(
@@ -16,6 +17,17 @@ def repeat(
     for index in range(times):
         state = body(index, *state)
     return tuple(state)
+
+
+def loops_over_blocks() -> bool:
+    """Whether `stack` may be used, and is faster than one operation on all blocks at once."""
+    return False
+
+
+def stack(function: Callable[[Any], Any], count: Any, number: int) -> Any:
+    """Returns what `function(index)` makes for indices below `count`, zeros up to `number`."""
+    made = [function(index) for index in range(int(count))]
+    return torch.stack(made + [torch.zeros_like(made[0])] * (number - len(made)))
 
 
 def run_if(

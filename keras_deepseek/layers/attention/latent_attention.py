@@ -14,7 +14,7 @@ from typing import Any
 from keras import ops
 
 from keras_deepseek.layers.attention.hidden_score import HIDDEN
-from keras_deepseek.layers.double_precision import promote_dtypes
+from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 
 _BLOCK_SIZE = 256
 """How many queries of a long causal sequence are computed together: each block leaves out the keys
@@ -65,23 +65,26 @@ def attend_naive(
     Returns:
         A tensor.
     """
-    key_up, value_up = ups
-    key, value = key_up(keys[0]), value_up(keys[0])
+    query, key, value = _expand(queries, keys, ups)
+    # Each head's numbers lie together, once for all blocks.
+    query, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, value))
+    key = ops.transpose(key, (0, 2, 3, 1))
     length = queries[0].shape[1]
     if not is_causal or length is None or length < 2 * _BLOCK_SIZE:
-        return _attend_block(queries, (key, keys[1]), value, mask, drop)
+        heads = _attend_block(query, key, value, mask, drop)
+        return ops.transpose(heads, (0, 2, 1, 3))
     blocks = []
     for start in range(0, length, _BLOCK_SIZE):
         stop = min(start + _BLOCK_SIZE, length)
         block = _attend_block(
-            (queries[0][:, start:stop], queries[1][:, start:stop]),
-            (key[:, :stop], keys[1][:, :stop]),
-            value[:, :stop],
+            query[:, :, start:stop],
+            key[..., :stop],
+            value[:, :, :stop],
             _cut_mask(mask, start, stop),
             drop,
         )
         blocks.append(block)
-    return ops.concatenate(blocks, axis=1)
+    return ops.transpose(ops.concatenate(blocks, axis=2), (0, 2, 1, 3))
 
 
 def attend_fused(
@@ -103,9 +106,7 @@ def attend_fused(
     Returns:
         A tensor.
     """
-    key, value = (up(keys[0]) for up in ups)
-    rotary = ops.broadcast_to(ops.expand_dims(keys[1], 2), (*ops.shape(key)[:3], keys[1].shape[-1]))
-    query, key = ops.concatenate(queries, axis=-1), ops.concatenate([key, rotary], axis=-1)
+    query, key, value = _expand(queries, keys, ups)
     value_dim, missing = value.shape[-1], key.shape[-1] - value.shape[-1]
     if missing > 0:
         value = ops.pad(value, [[0, 0], [0, 0], [0, 0], [0, missing]])
@@ -120,16 +121,19 @@ def attend_fused(
     return heads[..., :value_dim]
 
 
-def _attend_block(
-    queries: tuple[Any, Any],
-    keys: tuple[Any, Any],
-    value: Any,
-    mask: Any,
-    drop: Callable[[Any], Any],
-) -> Any:
-    scores = ops.einsum("bthn,bshn->bhts", queries[0], keys[0])
-    weights = drop(_softmax(scores, queries[1], keys[1], mask))
-    return ops.einsum("bhts,bshv->bthv", weights, value)
+def _expand(
+    queries: tuple[Any, Any], keys: tuple[Any, Any], ups: Sequence[Callable[[Any], Any]]
+) -> tuple[Any, Any, Any]:
+    """Returns queries and keys of both parts together, and values, of each head (bthd)."""
+    key, value = (up(keys[0]) for up in ups)
+    rotary = ops.broadcast_to(ops.expand_dims(keys[1], 2), (*ops.shape(key)[:3], keys[1].shape[-1]))
+    return ops.concatenate(queries, axis=-1), ops.concatenate([key, rotary], axis=-1), value
+
+
+def _attend_block(query: Any, key: Any, value: Any, mask: Any, drop: Callable[[Any], Any]) -> Any:
+    """Returns the weighted values (bhtv) of queries (bhtd), keys (bhds) and values (bhsv)."""
+    weights = drop(_softmax(multiply_matrices(query, key), mask))
+    return multiply_matrices(weights, value)
 
 
 def _cut_mask(mask: Any, start: int, stop: int) -> Any:
@@ -218,7 +222,7 @@ def _weigh_absorbed(queries: Sequence[Any], keys: Sequence[Any], mask: Any, key_
     """Returns the attention weights (bhts)."""
     compressed = ops.einsum("bthn,chn->bthc", queries[0], key_kernel)
     scores = ops.einsum("bthc,bsc->bhts", compressed, keys[0])
-    return _softmax(scores, queries[1], keys[1], mask)
+    return _softmax(scores + ops.einsum("bthr,bsr->bhts", queries[1], keys[1]), mask)
 
 
 def _sum_absorbed(weights: Any, latent: Any, value_kernel: Any) -> Any:
@@ -227,9 +231,8 @@ def _sum_absorbed(weights: Any, latent: Any, value_kernel: Any) -> Any:
     return ops.einsum("bthc,chv->bthv", sums, value_kernel)
 
 
-def _softmax(scores: Any, query_rope: Any, rotary_key: Any, mask: Any) -> Any:
+def _softmax(scores: Any, mask: Any) -> Any:
     """Returns the attention weights (bhts), of a softmax in float32."""
-    scores = scores + ops.einsum("bthr,bsr->bhts", query_rope, rotary_key)
     dtype = scores.dtype
     scores = ops.cast(scores, promote_dtypes(dtype, "float32"))
     if mask is not None:

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
@@ -37,8 +38,9 @@ class DeepSeekMoE(FloatingInputLayer):
     No token is dropped unless `capacity_factor` is set. In eager PyTorch and TensorFlow each expert
     computes just its tokens. Compiled, and in JAX, every shape follows from the number of tokens:
     these are sorted by expert into blocks, and each block is multiplied with the kernels of its
-    expert. Few tokens go through all experts, where that costs less. Tokens that the mask hides use
-    no routed expert and are not counted in the load.
+    expert; one block after the other, without the empty ones, where text is generated on a CPU and
+    no gradient can be asked for. Few tokens go through all experts, where that costs less. Tokens
+    that the mask hides use no routed expert and are not counted in the load.
 
     The kernels are stacked: `.../gate_kernel` and `.../up_kernel` of shape `(num_experts, dim,
     intermediate_dim)`, `.../down_kernel` of `(num_experts, intermediate_dim, dim)`. A
@@ -184,9 +186,14 @@ class DeepSeekMoE(FloatingInputLayer):
         by_load = expert_dispatch.dispatch_by_load(indices, num_experts, expert_size)
         if by_load is not None:
             return self._compute_slots(tokens, weights, by_load)
-        block_size = expert_dispatch.choose_block_size(
-            num_tokens, num_tokens * per_token, num_experts
-        )
+        num_choices = num_tokens * per_token
+        if backend.current().loops_over_blocks() and expert_dispatch.is_worth_a_loop(
+            num_choices, expert_size
+        ):
+            rows = expert_dispatch.choose_looped_block_size(num_choices, num_experts)
+            plan = expert_dispatch.dispatch_to_blocks(indices, num_experts, rows)
+            return _combine(self._compute_blocks(tokens, plan), weights, plan)
+        block_size = expert_dispatch.choose_block_size(num_tokens, num_choices, num_experts)
         if block_size is None:
             return self._compute_all(tokens, weights, indices)
         plan = expert_dispatch.dispatch_to_blocks(indices, num_experts, block_size)
@@ -196,6 +203,8 @@ class DeepSeekMoE(FloatingInputLayer):
         """Every expert on every token, with a weight of zero where it was not chosen."""
         hits = ops.cast(expert_hits(indices, self.router.num_experts), weights.dtype)
         by_expert = ops.einsum("nk,nke->en", weights, hits)
+        # One matrix for each expert: XLA would copy the kernels for a product with all at once.
+        tokens = ops.broadcast_to(tokens, (self.router.num_experts, *ops.shape(tokens)))
         gate = multiply_matrices(tokens, self.gate_kernel)
         up = multiply_matrices(tokens, self.up_kernel)
         hidden = gate_activations(gate, up, self.clamp)
@@ -208,9 +217,25 @@ class DeepSeekMoE(FloatingInputLayer):
         gate = _multiply(rows, self.gate_kernel, plan)
         up = _multiply(rows, self.up_kernel, plan)
         down = _multiply(gate_activations(gate, up, self.clamp), self.down_kernel, plan)
-        results = ops.take(down, plan.slot_of_choice, axis=0)
-        weights = ops.where(plan.is_computed, weights, 0.0)
-        return ops.einsum("nk,nkd->nd", weights, results)
+        return _combine(down, weights, plan)
+
+    def _compute_blocks(self, tokens: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
+        """One block after the other: no kernel is copied that is not about to be used."""
+        kernels = (self.gate_kernel, self.up_kernel, self.down_kernel)
+        tokens_of_block = ops.reshape(plan.token_of_slot, (-1, plan.block_size))
+
+        def compute(index: Any) -> Any:
+            rows = ops.take(tokens, tokens_of_block[index], axis=0)
+            expert = plan.expert_of_block[index]
+            # Read here: TensorFlow would copy what goes into a loop as a whole.
+            gate, up, down = (ops.take(kernel, expert, axis=0) for kernel in kernels)
+            hidden = gate_activations(
+                multiply_matrices(rows, gate), multiply_matrices(rows, up), self.clamp
+            )
+            return multiply_matrices(hidden, down)
+
+        blocks = backend.current().stack(compute, plan.num_used, tokens_of_block.shape[0])
+        return ops.reshape(blocks, (-1, tokens.shape[-1]))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
@@ -228,6 +253,13 @@ class DeepSeekMoE(FloatingInputLayer):
             "capacity_factor": self.capacity_factor,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+def _combine(results: Any, weights: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
+    """Returns the weighted sums over a token's experts, from what stands in the slots."""
+    results = ops.take(results, plan.slot_of_choice, axis=0)
+    weights = ops.where(plan.is_computed, weights, 0.0)
+    return ops.einsum("nk,nkd->nd", weights, results)
 
 
 def _multiply(rows: Any, kernels: Any, plan: expert_dispatch.ExpertDispatch) -> Any:

@@ -28,8 +28,14 @@ Numbers whose choices were the cheapest on a CPU, or near them, in graphs of Ten
 8 and 64 experts and 1 to 4,096 tokens.
 """
 
+_SLICE_KERNEL = 16
+"""What it costs to take a kernel out of the stack in a loop over blocks, in the same unit."""
+
 _LEAST_WORK = 2**20
 """With fewer multiplications than these, calling the experts one by one costs more than they do."""
+
+_LEAST_LOOP = 8
+"""So few choices of tokens are computed at once in less time than one by one, or near it."""
 
 _BLOCK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _DEFAULT_BLOCK_SIZE = 64
@@ -48,6 +54,8 @@ class ExpertDispatch:
         block_size: Rows of a block, or `None` where there are no blocks.
         expert_of_block: int32 tensor of shape `(num_blocks,)`, or `None` where block `i` is
             expert `i`'s.
+        num_used: int32 scalar tensor, or `None` where `expert_of_block` is. How many blocks, from
+            the first on, have rows.
         loads: List of integers, or `None` where there are blocks. The slots of each expert.
     """
 
@@ -56,6 +64,7 @@ class ExpertDispatch:
     is_computed: Any
     block_size: Any = None
     expert_of_block: Any = None
+    num_used: Any = None
     loads: list[int] | None = None
 
 
@@ -132,6 +141,7 @@ def dispatch_to_blocks(indices: Any, num_experts: int, block_size: int) -> Exper
         order.is_some,
         block_size=block_size,
         expert_of_block=expert,
+        num_used=ops.cast(ends[-1], "int32"),
     )
 
 
@@ -146,6 +156,7 @@ def _dispatch_as_they_are(indices: Any, num_experts: int) -> ExpertDispatch:
         flat < num_experts,
         block_size=1,
         expert_of_block=ops.minimum(flat, num_experts - 1),
+        num_used=ops.cast(ops.shape(flat)[0], "int32"),
     )
 
 
@@ -163,6 +174,38 @@ def dispatch_to_capacity(indices: Any, num_experts: int, capacity: Any) -> Exper
     tokens = _fill(indices, order, expert, ops.zeros_like(expert), capacity)
     slots = order.expert * capacity + order.rank
     return _return(indices, tokens, slots, fits, block_size=capacity)
+
+
+def is_worth_a_loop(num_choices: Any, expert_size: int) -> bool:
+    """Whether blocks that are computed one after the other take less time than all at once.
+
+    Args:
+        num_choices: How often an expert is chosen, an integer, or a tensor where it is not known.
+        expert_size: How many numbers the kernels of an expert hold.
+    """
+    return (
+        isinstance(num_choices, int)
+        and num_choices >= _LEAST_LOOP
+        and num_choices * expert_size >= _LEAST_WORK
+    )
+
+
+def choose_looped_block_size(num_choices: int, num_experts: int) -> int:
+    """Returns the block size of least cost in a loop, which computes the blocks in use alone.
+
+    Args:
+        num_choices: How often an expert is chosen.
+        num_experts: The number of experts.
+    """
+    if num_choices <= num_experts:
+        return 1  # Few experts have two, and nothing has to be sorted.
+
+    def cost(block_size: int) -> float:
+        # Of each expert the last block is half empty.
+        num_blocks = num_choices / block_size + num_experts / 2
+        return num_blocks * (block_size + _READ_KERNEL + _SLICE_KERNEL)
+
+    return min(_BLOCK_SIZES, key=cost)
 
 
 def choose_block_size(num_tokens: Any, num_choices: Any, num_experts: int) -> int | None:

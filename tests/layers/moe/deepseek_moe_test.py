@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.layers import DeepSeekMoE, ExpertRouter, HashRouter
 from keras_deepseek.layers.moe import expert_dispatch
@@ -99,6 +100,23 @@ def test_every_way_of_dispatch_computes_the_loop_over_experts(monkeypatch, way, 
     inputs = draw(*shape)
     outputs = to_numpy(layer(inputs))
     assert_close(outputs, oracle(layer, inputs))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8), (2, 21, 8)])
+def test_blocks_in_a_loop_compute_the_same(monkeypatch, shape):
+    monkeypatch.setattr(expert_dispatch, "_LEAST_WORK", 0)
+    layer = DeepSeekMoE(ExpertRouter(12, 3), 5, clamp=1.0)
+    inputs = draw(*shape)
+    layer.build(shape)
+    mask = np.arange(shape[1])[None] % 3 != 0
+    step = backend.current().compile_with_state(
+        lambda state, x, mask: (layer(x, mask=mask), state), layer.variables
+    )
+    looped, _ = step(None, inputs, np.broadcast_to(mask, shape[:2]))
+    expected = np.where(
+        mask[..., None], oracle(layer, inputs), to_numpy(layer.shared_experts(inputs))
+    )
+    assert_close(to_numpy(looped), expected)
 
 
 @pytest.mark.slow_on_jax

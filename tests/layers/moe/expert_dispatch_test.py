@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from keras_deepseek.layers.moe import expert_dispatch
 from keras_deepseek.layers.moe.expert_dispatch import (
     choose_block_size,
+    choose_looped_block_size,
     count_blocks,
     count_capacity,
     dispatch_by_load,
     dispatch_to_blocks,
     dispatch_to_capacity,
+    is_worth_a_loop,
 )
 
 
@@ -118,6 +120,21 @@ def test_the_cheapest_way_goes_by_the_number_of_tokens():
     sizes = [choose_block_size(n, 2 * n, 64) for n in (1, 256, 4096, 65536)]
     assert sizes == sorted(sizes)
     assert sizes[-1] > sizes[1]
+
+
+def test_a_loop_takes_blocks_of_about_an_experts_load():
+    assert choose_looped_block_size(16, 16) == 1
+    sizes = [choose_looped_block_size(16 * load, 16) for load in (4, 64, 1024)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] > 1
+    assert sizes[-1] > sizes[0]
+
+
+def test_a_loop_is_worth_it_for_many_choices_and_large_kernels():
+    assert is_worth_a_loop(16, 2**16)
+    assert not is_worth_a_loop(2, 2**20)
+    assert not is_worth_a_loop(16, 2**10)
+    assert not is_worth_a_loop(keras.ops.convert_to_tensor(16), 2**16)
 
 
 def test_an_unknown_number_of_tokens_gets_the_default():
