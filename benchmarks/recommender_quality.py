@@ -36,7 +36,7 @@ def main() -> int:
     )
     parser.add_argument("--backends", nargs="+", default=[*BACKENDS], choices=BACKENDS)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each, default 3")
-    parser.add_argument("--epochs", type=int, default=15, help="default 15")
+    parser.add_argument("--epochs", type=int, default=30, help="default 30")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     parser.add_argument("--movielens", type=Path, help="a folder of MovieLens files")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
