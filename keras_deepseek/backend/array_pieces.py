@@ -4,7 +4,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+
 PIECE_BYTES = 2**23
+_ALIGNMENT = 64  # Bytes. What XLA and TensorFlow ask of memory that they go on using.
 
 
 def cut_pieces(shape: tuple[int, ...], item_bytes: int) -> Iterator[Any]:
@@ -21,3 +26,20 @@ def cut_pieces(shape: tuple[int, ...], item_bytes: int) -> Iterator[Any]:
     rows = max(PIECE_BYTES // row_bytes, 1)
     for begin in range(0, shape[0], rows):
         yield slice(begin, min(begin + rows, shape[0]))
+
+
+def read_pieces(source: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Returns a copy of an array, or of what is read like one by its indices, in aligned memory.
+
+    Args:
+        source: What is read.
+        shape: tuple of integers. That of the array.
+        dtype: `numpy.dtype` of the copy.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    memory = np.empty(num_bytes + _ALIGNMENT, "u1")
+    begin = -memory.ctypes.data % _ALIGNMENT
+    values: Array = memory[begin : begin + num_bytes].view(dtype).reshape(shape)
+    for index in cut_pieces(shape, dtype.itemsize):
+        values[index] = source[index]
+    return values

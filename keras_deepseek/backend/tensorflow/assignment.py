@@ -7,28 +7,23 @@ import numpy as np
 import tensorflow as tf
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.array_pieces import cut_pieces
+from keras_deepseek.backend.array_pieces import read_pieces
 
 
 def assign_array(variable: keras.Variable, source: Any) -> None:
-    """Copies an array, or what is read like one by its indices, into a variable by pieces."""
-    target, dtype = variable.value, tf.as_dtype(variable.dtype)
-    pieces = list(cut_pieces(tuple(target.shape), dtype.size))
-    # A variable that a strategy mirrors takes all of it at once.
-    if len(pieces) == 1 or isinstance(target, tf.distribute.DistributedValues):
-        variable.assign(np.array(np.asarray(source), dtype.as_numpy_dtype))
-        return
-    for index in pieces:
-        # A copy, since TensorFlow may go on using the memory that it is given.
-        _assign_rows(target, index, np.array(source[index], dtype.as_numpy_dtype))
+    """Copies an array, or what is read like one by its indices, into a variable.
+
+    As a whole: of a variable that was written by slices TensorFlow copies all whenever it is read.
+    """
+    dtype = np.dtype(tf.as_dtype(variable.dtype).as_numpy_dtype)
+    values = _as_tensor(read_pieces(source, tuple(variable.shape), dtype))
+    # A copy, in memory of TensorFlow's own: it keeps what a variable leaves there for the next one.
+    variable.assign(tf.raw_ops.DeepCopy(x=values))
 
 
-def _assign_rows(target: tf.Variable, index: slice, rows: Array) -> None:
-    """Writes in place. `target[index].assign` reads all of it first, and keeps that in a cycle."""
-    tf.raw_ops.ResourceStridedSliceAssign(
-        ref=target.handle,
-        begin=[index.start],
-        end=[index.stop],
-        strides=[1],
-        value=rows,
-    )
+def _as_tensor(values: Array) -> tf.Tensor:
+    """Returns a tensor on the memory of an array."""
+    if values.dtype.name != "bfloat16":  # NumPy knows no other package's dtypes.
+        return tf.experimental.dlpack.from_dlpack(values.__dlpack__())
+    numbers = tf.experimental.dlpack.from_dlpack(values.view("int16").__dlpack__())
+    return tf.bitcast(numbers, tf.bfloat16)

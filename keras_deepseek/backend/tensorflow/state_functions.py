@@ -7,30 +7,21 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_deepseek.backend.tensorflow.loops import HAS_NO_GRADIENT
-
 
 def compile_with_state(
     function: Callable[..., tuple[Any, Any]], variables: Sequence[keras.Variable]
 ) -> Callable[..., tuple[Any, Any]]:
     """Returns `function(state, *inputs)`, which makes outputs and the next state, compiled."""
 
-    def compute(state: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
-        token = HAS_NO_GRADIENT.set(True)
-        try:
-            return function(state, *inputs)
-        finally:
-            HAS_NO_GRADIENT.reset(token)
-
     @tf.function(autograph=False)
     def begin(inputs: tuple[Any, ...]) -> tuple[Any, Any]:
-        return compute(None, inputs)
+        return function(None, *inputs)
 
     # What is kept from step to step lies in variables of TensorFlow: it writes slots into these,
     # and would copy a tensor for them.
     @tf.function(autograph=False)
     def go_on(state: Any, inputs: tuple[Any, ...]) -> Any:
-        outputs, new = compute(state, inputs)
+        outputs, new = function(state, *inputs)
         for kept, tensor in zip(_flatten(state), _flatten(new), strict=True):
             if tensor is not kept:
                 kept.assign(tensor)

@@ -38,7 +38,7 @@ class DeepSeekMoE(FloatingInputLayer):
     No token is dropped unless `capacity_factor` is set. In eager PyTorch and TensorFlow each expert
     computes just its tokens. Compiled, and in JAX, every shape follows from the number of tokens:
     these are sorted by expert into blocks, and each block is multiplied with the kernels of its
-    expert; one block after the other, without the empty ones, where text is generated on a CPU and
+    expert; one block after the other, without the empty ones, where JAX generates text on a CPU and
     no gradient can be asked for. Few tokens go through all experts, where that costs less. Tokens
     that the mask hides use no routed expert and are not counted in the load.
 
