@@ -11,9 +11,10 @@ from keras_deepseek.backend.array_pieces import read_pieces
 
 
 def assign_array(variable: keras.Variable, source: Any) -> None:
-    """Copies an array, or what is read like one by its indices, into a variable.
+    """Copies an array, or what is read like one by its indices, into a variable by pieces.
 
-    As a whole: of a variable that was written by slices TensorFlow copies all whenever it is read.
+    They are read by pieces, and written as a whole: of a variable that was written by slices
+    TensorFlow copies all whenever it is read.
     """
     dtype = np.dtype(tf.as_dtype(variable.dtype).as_numpy_dtype)
     values = _as_tensor(read_pieces(source, tuple(variable.shape), dtype))
