@@ -227,7 +227,6 @@ class DeepSeekMoE(FloatingInputLayer):
         def compute(index: Any) -> Any:
             rows = ops.take(tokens, tokens_of_block[index], axis=0)
             expert = plan.expert_of_block[index]
-            # Read here: TensorFlow would copy what goes into a loop as a whole.
             gate, up, down = (ops.take(kernel, expert, axis=0) for kernel in kernels)
             hidden = gate_activations(
                 multiply_matrices(rows, gate), multiply_matrices(rows, up), self.clamp

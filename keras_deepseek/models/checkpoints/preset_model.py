@@ -199,17 +199,13 @@ class PresetModel(ConfigModel):
                 f"{unknown_name_message('`dtype`', dtype, DTYPES)} `None` leaves it as it is."
             )
         max_shard_bytes = check_integer("max_shard_bytes", max_shard_bytes)
-        files = self._tokenizer_files if self.tokenizer is None else self.tokenizer.files
-        _check_tokenizer(files, self.config)
+        _check_tokenizer(self._current_tokenizer_files(), self.config)
         check_not_quantized(self)
         entries = self.checkpoint_entries()
         merged = merged_kernels(self)
         with new_preset(folder) as work:
             write_json(work, CONFIG_NAME, self._checkpoint_config(dtype))
-            if self.generation_config:
-                write_json(work, GENERATION_CONFIG_NAME, self.generation_config)
-            for name, content in files.items():
-                (work / name).write_bytes(content)
+            self.save_assets(str(work))
             write_weights(
                 work,
                 entries,
@@ -221,13 +217,12 @@ class PresetModel(ConfigModel):
             )
 
     def save_assets(self, folder: str) -> None:
-        """Writes the tokenizer and the `generation_config` into a `.keras` file, as Keras asks.
+        """Writes the tokenizer and the `generation_config`: for a `.keras` file, or a preset.
 
         Args:
-            folder: string. A folder that Keras puts into the file.
+            folder: string. A folder, which Keras puts into the file.
         """
-        files = self._tokenizer_files if self.tokenizer is None else self.tokenizer.files
-        for name, content in files.items():
+        for name, content in self._current_tokenizer_files().items():
             Path(folder, name).write_bytes(content)
         if self.generation_config:
             write_json(Path(folder), GENERATION_CONFIG_NAME, self.generation_config)
@@ -245,6 +240,9 @@ class PresetModel(ConfigModel):
         if Path(folder, GENERATION_CONFIG_NAME).exists():
             config = read_json(Path(folder), GENERATION_CONFIG_NAME)
             self.generation_config = MappingProxyType(config)
+
+    def _current_tokenizer_files(self) -> Mapping[str, bytes]:
+        return self._tokenizer_files if self.tokenizer is None else self.tokenizer.files
 
     def _checkpoint_config(self, dtype: str | None) -> dict[str, Any]:
         if not self.architectures:
