@@ -25,11 +25,8 @@ from typing import Any, ClassVar, Self
 import keras
 
 from keras_deepseek.artifacts.argument_check import check_integer
-from keras_deepseek.artifacts.errors import (
-    InvalidInputError,
-    NotSupportedError,
-    unknown_name_message,
-)
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.models.checkpoints.checkpoint_config import read_block_shape
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.merged_kernels import check_not_quantized, merged_kernels
 from keras_deepseek.models.checkpoints.preset_folder import (
@@ -43,7 +40,7 @@ from keras_deepseek.models.checkpoints.preset_folder import (
 from keras_deepseek.models.checkpoints.unset_variables import unset_variables
 from keras_deepseek.models.checkpoints.variable_paths import path_entries
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
-from keras_deepseek.models.checkpoints.weights_reader import DEFAULT_BLOCK_SHAPE, read_weights
+from keras_deepseek.models.checkpoints.weights_reader import read_weights
 from keras_deepseek.models.checkpoints.weights_writer import write_weights
 from keras_deepseek.models.config_model import ConfigModel
 from keras_deepseek.models.tokenizers.tokenizer import Tokenizer, is_installed
@@ -118,6 +115,7 @@ class PresetModel(ConfigModel):
         Raises:
             InvalidInputError: There is no such preset, it is of another architecture, its config
                 has a key that is not known, or its tokenizer does not fit.
+            NotSupportedError: It is quantized in another way than the releases of DeepSeek.
             CheckpointError: A file is torn, or its tensors are not those of the model.
             MissingExtraError: It is on the hub, and `huggingface_hub` is not installed.
         """
@@ -126,7 +124,7 @@ class PresetModel(ConfigModel):
         folder = find_preset(preset)
         checkpoint_config = read_json(folder, CONFIG_NAME)
         reader = cls._find_reader(folder, checkpoint_config)
-        block_shape = _read_block_shape(folder, checkpoint_config)
+        block_shape = read_block_shape(folder, checkpoint_config)
         config = reader.config_class.from_checkpoint_config(checkpoint_config)
         config = _override(config, config_overrides)
         _check_tokenizer(read_tokenizer_files(folder), config)
@@ -331,17 +329,3 @@ def _check_entries(entries: Sequence[CheckpointEntry], unset: Sequence[keras.Var
             f"The checkpoint map must have an entry for each variable: {sorted(set(wrong))} have "
             "none or several."
         )
-
-
-def _read_block_shape(folder: Path, checkpoint_config: Mapping[str, Any]) -> tuple[int, int]:
-    quantization = checkpoint_config.get("quantization_config")
-    if not quantization:
-        return DEFAULT_BLOCK_SHAPE
-    method = quantization.get("quant_method")
-    if method != "fp8":
-        raise NotSupportedError(
-            f"{str(folder)!r} is quantized by {method!r}; expected 'fp8', or none. Fetch the "
-            "checkpoint in bfloat16."
-        )
-    rows, columns = quantization.get("weight_block_size") or DEFAULT_BLOCK_SHAPE
-    return int(rows), int(columns)

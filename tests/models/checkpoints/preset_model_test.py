@@ -130,7 +130,7 @@ def test_float8_is_read_by_the_blocks_of_the_config(preset):
 
 def test_another_quantization_is_told(preset):
     write_preset(preset, make_model(), quantization_config={"quant_method": "gptq"})
-    with pytest.raises(NotSupportedError, match="quantized by 'gptq'; expected 'fp8'"):
+    with pytest.raises(NotSupportedError, match=r"quantized by 'gptq' .*; expected 'fp8'"):
         SmallModel.from_preset(preset)
 
 
