@@ -343,6 +343,9 @@ class Backend(Protocol):
         framework lets it.
         """
 
+    def unset_initializer(self) -> "Any":
+        """Returns the initializer of a variable that is filled before it is read."""
+
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Returns whether an error says that the memory of a device, or the machine's, ran out."""
 

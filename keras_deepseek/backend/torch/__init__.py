@@ -1,6 +1,6 @@
 """See `keras_deepseek.backend.Backend` for what each of these functions does."""
 
-from keras_deepseek.backend.torch.assignment import assign_array
+from keras_deepseek.backend.torch.assignment import assign_array, unset_initializer
 from keras_deepseek.backend.torch.buffers import read_buffers, write_buffers
 from keras_deepseek.backend.torch.data import feed_batches, prefers_own_feed
 from keras_deepseek.backend.torch.device import (
@@ -117,6 +117,7 @@ __all__ = [
     "spread_over_devices",
     "stack",
     "top_k",
+    "unset_initializer",
     "write_buffers",
     "write_framework_random_state",
     "write_onnx",
