@@ -36,7 +36,9 @@ from keras_deepseek.backend.tensorflow.placement import (
 from keras_deepseek.backend.tensorflow.processes import (
     count_processes,
     join_processes,
+    process_rank,
     read_strategy,
+    read_whole,
 )
 from keras_deepseek.backend.tensorflow.random_state import (
     draw_seed,
@@ -106,6 +108,7 @@ __all__ = [
     "place_variables",
     "plain_inference",
     "prefers_own_feed",
+    "process_rank",
     "read_array",
     "read_buffers",
     "read_device_memory",
@@ -113,6 +116,7 @@ __all__ = [
     "read_framework_random_state",
     "read_integer",
     "read_strategy",
+    "read_whole",
     "release_memory",
     "rematerialize",
     "repeat",

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Self
 
 import keras
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.models.checkpoints.checkpoint_config import read_block_shape
@@ -41,7 +42,7 @@ from keras_deepseek.models.checkpoints.unset_variables import unset_variables
 from keras_deepseek.models.checkpoints.variable_paths import path_entries
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.models.checkpoints.weights_reader import read_weights
-from keras_deepseek.models.checkpoints.weights_writer import write_weights
+from keras_deepseek.models.checkpoints.weights_writer import hand_over_weights, write_weights
 from keras_deepseek.models.config_model import ConfigModel
 from keras_deepseek.models.tokenizers.tokenizer import Tokenizer, is_installed
 from keras_deepseek.models.tokenizers.tokenizer_files import check_vocabulary, read_tokenizer_files
@@ -178,6 +179,9 @@ class PresetModel(ConfigModel):
         files of the `tokenizer`. A LoRA is added to the kernels that it belongs to. It is written
         beside its place and moved there when it is whole; an older preset there is replaced.
 
+        Of several processes that train together, each calls it and that of rank 0 writes, by what
+        the others send of variables that are shared out; they do not wait until it stands there.
+
         Args:
             folder: Where the preset will stand.
             dtype: `"float32"`, `"float16"`, `"bfloat16"` or `None`. What floating-point tensors are
@@ -191,6 +195,7 @@ class PresetModel(ConfigModel):
             InvalidInputError: `dtype` is none of these, or the tokenizer does not fit.
             NotSupportedError: Layers are quantized, as by `model.quantize`.
             CheckpointError: Something else stands there, or nothing can be written there.
+            PeerLostError: Another process has ended, or does not answer.
         """
         if dtype is not None and dtype not in DTYPES:
             raise InvalidInputError(
@@ -199,19 +204,28 @@ class PresetModel(ConfigModel):
         max_shard_bytes = check_integer("max_shard_bytes", max_shard_bytes)
         _check_tokenizer(self._current_tokenizer_files(), self.config)
         check_not_quantized(self)
-        entries = self.checkpoint_entries()
-        merged = merged_kernels(self)
+        entries, merged = self.checkpoint_entries(), merged_kernels(self)
+
+        def read_value(variable: keras.Variable) -> Any:
+            return merged[id(variable)]() if id(variable) in merged else variable.value
+
+        reading: dict[str, Any] = {
+            "dtype": dtype,
+            "float32_tensors": self.float32_tensors,
+            "read_value": read_value,
+        }
+        if backend.current().process_rank() > 0:
+            hand_over_weights(entries, **reading)
+            return
         with new_preset(folder) as work:
             write_json(work, CONFIG_NAME, self._checkpoint_config(dtype))
             self.save_assets(str(work))
             write_weights(
                 work,
                 entries,
-                dtype=dtype,
-                float32_tensors=self.float32_tensors,
                 max_shard_bytes=max_shard_bytes,
-                read_value=lambda variable: merged.get(id(variable), lambda: variable.value)(),
                 is_shown=verbose,
+                **reading,
             )
 
     def save_assets(self, folder: str) -> None:
