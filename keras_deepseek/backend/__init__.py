@@ -242,6 +242,16 @@ class Backend(Protocol):
     def count_processes(self) -> int:
         """Returns how many processes the framework's engine runs in already."""
 
+    def process_rank(self) -> int:
+        """Returns which of the processes this one is; 0 where it runs alone."""
+
+    def read_whole(self, value: "Any") -> "Array":
+        """Returns a tensor as an array; where its parts lie in several processes, all must call it.
+
+        Raises:
+            PeerLostError: One of them has ended, or does not answer.
+        """
+
     def read_strategy(self, strategy: "Any") -> "tuple[int, int, str] | None":
         """Returns world size, rank, and rank 0's address of an object that runs several processes.
 
@@ -342,6 +352,9 @@ class Backend(Protocol):
         Of a variable that a distribution shards, a process reads its own parts alone where the
         framework lets it.
         """
+
+    def unset_initializer(self) -> "Any":
+        """Returns the initializer of a variable that is filled before it is read."""
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Returns whether an error says that the memory of a device, or the machine's, ran out."""

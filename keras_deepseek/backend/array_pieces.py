@@ -36,10 +36,21 @@ def read_pieces(source: Any, shape: tuple[int, ...], dtype: Any) -> Array:
         shape: tuple of integers. That of the array.
         dtype: `numpy.dtype` of the copy.
     """
-    num_bytes = math.prod(shape) * dtype.itemsize
-    memory = np.empty(num_bytes + _ALIGNMENT, "u1")
-    begin = -memory.ctypes.data % _ALIGNMENT
-    values: Array = memory[begin : begin + num_bytes].view(dtype).reshape(shape)
+    values = allocate_aligned(shape, dtype)
     for index in cut_pieces(shape, dtype.itemsize):
         values[index] = source[index]
+    return values
+
+
+def allocate_aligned(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Returns an array of zeros in aligned memory, none of which is touched yet.
+
+    Args:
+        shape: tuple of integers.
+        dtype: `numpy.dtype`.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(num_bytes + _ALIGNMENT, "u1")
+    begin = -memory.ctypes.data % _ALIGNMENT
+    values: Array = memory[begin : begin + num_bytes].view(dtype).reshape(shape)
     return values

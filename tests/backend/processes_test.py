@@ -54,6 +54,16 @@ in_each_way = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_a_process_that_is_alone_is_the_first_and_has_all_of_each_variable(dtype):
+    assert current().process_rank() == 0
+    variable = keras.Variable(np.arange(6).reshape(2, 3), dtype=dtype, trainable=False)
+    found = current().read_whole(variable.value)
+    assert isinstance(found, np.ndarray)
+    assert found.dtype.name == dtype
+    assert found.astype("float32").tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
 @in_each_way
 def test_several_processes_find_what_one_does(trained):
     alone, *ranks = trained

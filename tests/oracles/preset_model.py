@@ -173,8 +173,10 @@ NAMES = {
     "float16": "F16",
     "bfloat16": "BF16",
     "float8_e4m3fn": "F8_E4M3",
+    "float8_e8m0fnu": "F8_E8M0",
     "int64": "I64",
     "int32": "I32",
+    "int8": "I8",
     "uint8": "U8",
     "bool": "BOOL",
 }

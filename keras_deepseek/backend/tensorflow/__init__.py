@@ -1,6 +1,6 @@
 """See `keras_deepseek.backend.Backend` for what each of these functions does."""
 
-from keras_deepseek.backend.tensorflow.assignment import assign_array
+from keras_deepseek.backend.tensorflow.assignment import assign_array, unset_initializer
 from keras_deepseek.backend.tensorflow.buffers import read_buffers, write_buffers
 from keras_deepseek.backend.tensorflow.data import feed_batches, prefers_own_feed
 from keras_deepseek.backend.tensorflow.device import (
@@ -36,7 +36,9 @@ from keras_deepseek.backend.tensorflow.placement import (
 from keras_deepseek.backend.tensorflow.processes import (
     count_processes,
     join_processes,
+    process_rank,
     read_strategy,
+    read_whole,
 )
 from keras_deepseek.backend.tensorflow.random_state import (
     draw_seed,
@@ -106,6 +108,7 @@ __all__ = [
     "place_variables",
     "plain_inference",
     "prefers_own_feed",
+    "process_rank",
     "read_array",
     "read_buffers",
     "read_device_memory",
@@ -113,6 +116,7 @@ __all__ = [
     "read_framework_random_state",
     "read_integer",
     "read_strategy",
+    "read_whole",
     "release_memory",
     "rematerialize",
     "repeat",
@@ -125,6 +129,7 @@ __all__ = [
     "spread_over_devices",
     "stack",
     "top_k",
+    "unset_initializer",
     "write_buffers",
     "write_framework_random_state",
     "write_onnx",

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.array_pieces import read_pieces
+from keras_deepseek.backend.array_pieces import allocate_aligned, read_pieces
 
 
 def assign_array(variable: keras.Variable, source: Any) -> None:
@@ -17,9 +17,21 @@ def assign_array(variable: keras.Variable, source: Any) -> None:
     TensorFlow copies all whenever it is read.
     """
     dtype = np.dtype(tf.as_dtype(variable.dtype).as_numpy_dtype)
-    values = _as_tensor(read_pieces(source, tuple(variable.shape), dtype))
-    # A copy, in memory of TensorFlow's own: it keeps what a variable leaves there for the next one.
-    variable.assign(tf.raw_ops.DeepCopy(x=values))
+    # The variable goes on using this memory, until it is first updated, by a copy.
+    variable.assign(_as_tensor(read_pieces(source, tuple(variable.shape), dtype)))
+
+
+def unset_initializer() -> Any:
+    """Returns the initializer of a variable that is filled before it is read.
+
+    TensorFlow's own zeros would take memory, which its allocator keeps when a variable leaves it;
+    of these a machine gives memory to none.
+    """
+    return _make_untouched_zeros
+
+
+def _make_untouched_zeros(shape: Any, dtype: Any = None) -> tf.Tensor:
+    return _as_tensor(allocate_aligned(tuple(shape), np.dtype(tf.as_dtype(dtype).as_numpy_dtype)))
 
 
 def _as_tensor(values: Array) -> tf.Tensor:

@@ -46,6 +46,18 @@ def count_processes() -> int:
     return 1 if place is None else place[0]
 
 
+def process_rank() -> int:
+    """Returns which of the processes this one is; 0 where it runs alone."""
+    place = _read_place()
+    return 0 if place is None else place[1]
+
+
+def read_whole(value: Any) -> Array:
+    """Returns a tensor as an array: this process has all of it."""
+    array: Array = keras.ops.convert_to_numpy(value)
+    return array
+
+
 def read_strategy(strategy: Any) -> tuple[int, int, str] | None:
     """Returns world size, rank, and rank 0's address of an object that runs several processes."""
     is_one = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)

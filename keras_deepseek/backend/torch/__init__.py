@@ -1,6 +1,6 @@
 """See `keras_deepseek.backend.Backend` for what each of these functions does."""
 
-from keras_deepseek.backend.torch.assignment import assign_array
+from keras_deepseek.backend.torch.assignment import assign_array, unset_initializer
 from keras_deepseek.backend.torch.buffers import read_buffers, write_buffers
 from keras_deepseek.backend.torch.data import feed_batches, prefers_own_feed
 from keras_deepseek.backend.torch.device import (
@@ -29,7 +29,13 @@ from keras_deepseek.backend.torch.placement import (
     replicate_over_devices,
     spread_over_devices,
 )
-from keras_deepseek.backend.torch.processes import count_processes, join_processes, read_strategy
+from keras_deepseek.backend.torch.processes import (
+    count_processes,
+    join_processes,
+    process_rank,
+    read_strategy,
+    read_whole,
+)
 from keras_deepseek.backend.torch.random_state import (
     draw_seed,
     read_framework_random_state,
@@ -98,6 +104,7 @@ __all__ = [
     "place_variables",
     "plain_inference",
     "prefers_own_feed",
+    "process_rank",
     "read_array",
     "read_buffers",
     "read_device_memory",
@@ -105,6 +112,7 @@ __all__ = [
     "read_framework_random_state",
     "read_integer",
     "read_strategy",
+    "read_whole",
     "release_memory",
     "rematerialize",
     "repeat",
@@ -117,6 +125,7 @@ __all__ = [
     "spread_over_devices",
     "stack",
     "top_k",
+    "unset_initializer",
     "write_buffers",
     "write_framework_random_state",
     "write_onnx",

@@ -18,6 +18,11 @@ def assign_array(variable: keras.Variable, source: Any) -> None:
             target[index].copy_(_to_tensor(np.asarray(source[index])))
 
 
+def unset_initializer() -> Any:
+    """Returns the initializer of a variable that is filled before it is read."""
+    return "zeros"
+
+
 def _to_tensor(piece: Array) -> torch.Tensor:
     """Returns a tensor on the memory of an array, if PyTorch can read it as it lies."""
     if not (piece.flags.writeable and piece.flags.aligned and min(piece.strides, default=0) >= 0):

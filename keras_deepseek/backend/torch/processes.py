@@ -35,6 +35,17 @@ def count_processes() -> int:
     return int(dist.get_world_size()) if dist.is_initialized() else 1
 
 
+def process_rank() -> int:
+    """Returns which of the processes this one is; 0 where it runs alone."""
+    return int(dist.get_rank()) if dist.is_initialized() else 0
+
+
+def read_whole(value: Any) -> Array:
+    """Returns a tensor as an array: this process has all of it."""
+    array: Array = keras.ops.convert_to_numpy(value)
+    return array
+
+
 def read_strategy(strategy: Any) -> tuple[int, int, str] | None:
     """Returns world size, rank, and rank 0's address of an object that runs several processes."""
     return None

@@ -1,9 +1,11 @@
 """The keys of a checkpoint's `config.json`: those that every model of `transformers` may have."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.models.checkpoints.scaled_tensor import DEFAULT_BLOCK_SHAPE
 
 GENERIC_KEYS = frozenset(
     {
@@ -82,3 +84,45 @@ def check_keys(checkpoint_config: Mapping[str, Any], known: Iterable[str]) -> No
             f"{', '.join(sorted(known))}. Update keras_deepseek, or take out of config.json what "
             "changes nothing."
         )
+
+
+def read_block_shape(folder: Path, checkpoint_config: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns the blocks that float8 matrices have scales of, by the `quantization_config`.
+
+    Whether experts are in float4 the tensors themselves say: of DeepSeek's releases some name an
+    `expert_dtype`, and some do not.
+
+    Args:
+        folder: `pathlib.Path`. Where the config is from.
+        checkpoint_config: dict. What `config.json` holds.
+
+    Raises:
+        NotSupportedError: The weights are quantized in another way than DeepSeek's.
+        InvalidInputError: The blocks are not two positive integers.
+    """
+    quantization = checkpoint_config.get("quantization_config")
+    if not quantization:
+        return DEFAULT_BLOCK_SHAPE
+    if not isinstance(quantization, Mapping):
+        raise InvalidInputError(
+            f"`quantization_config` in the config.json of {str(folder)!r} must be an object, "
+            f"received {quantization!r}."
+        )
+    for key, expected in (("quant_method", ("fp8",)), ("fmt", ("e4m3", None))):
+        received = quantization.get(key)
+        if received not in expected:
+            raise NotSupportedError(
+                f"{str(folder)!r} is quantized by {received!r} (`{key}`); expected "
+                f"{expected[0]!r}, or no quantization. Fetch the checkpoint in bfloat16."
+            )
+    blocks = quantization.get("weight_block_size")
+    if blocks is None:
+        return DEFAULT_BLOCK_SHAPE
+    if not (isinstance(blocks, list) and len(blocks) == len(DEFAULT_BLOCK_SHAPE)) or not all(
+        type(size) is int and size > 0 for size in blocks
+    ):
+        raise InvalidInputError(
+            f"`weight_block_size` in the `quantization_config` of {str(folder)!r} must be two "
+            f"positive integers, as in [128, 128]; received {blocks!r}."
+        )
+    return blocks[0], blocks[1]

@@ -24,12 +24,10 @@ from typing import Any, ClassVar, Self
 
 import keras
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer
-from keras_deepseek.artifacts.errors import (
-    InvalidInputError,
-    NotSupportedError,
-    unknown_name_message,
-)
+from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.models.checkpoints.checkpoint_config import read_block_shape
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.merged_kernels import check_not_quantized, merged_kernels
 from keras_deepseek.models.checkpoints.preset_folder import (
@@ -43,8 +41,8 @@ from keras_deepseek.models.checkpoints.preset_folder import (
 from keras_deepseek.models.checkpoints.unset_variables import unset_variables
 from keras_deepseek.models.checkpoints.variable_paths import path_entries
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
-from keras_deepseek.models.checkpoints.weights_reader import DEFAULT_BLOCK_SHAPE, read_weights
-from keras_deepseek.models.checkpoints.weights_writer import write_weights
+from keras_deepseek.models.checkpoints.weights_reader import read_weights
+from keras_deepseek.models.checkpoints.weights_writer import hand_over_weights, write_weights
 from keras_deepseek.models.config_model import ConfigModel
 from keras_deepseek.models.tokenizers.tokenizer import Tokenizer, is_installed
 from keras_deepseek.models.tokenizers.tokenizer_files import check_vocabulary, read_tokenizer_files
@@ -118,6 +116,7 @@ class PresetModel(ConfigModel):
         Raises:
             InvalidInputError: There is no such preset, it is of another architecture, its config
                 has a key that is not known, or its tokenizer does not fit.
+            NotSupportedError: It is quantized in another way than the releases of DeepSeek.
             CheckpointError: A file is torn, or its tensors are not those of the model.
             MissingExtraError: It is on the hub, and `huggingface_hub` is not installed.
         """
@@ -126,7 +125,7 @@ class PresetModel(ConfigModel):
         folder = find_preset(preset)
         checkpoint_config = read_json(folder, CONFIG_NAME)
         reader = cls._find_reader(folder, checkpoint_config)
-        block_shape = _read_block_shape(folder, checkpoint_config)
+        block_shape = read_block_shape(folder, checkpoint_config)
         config = reader.config_class.from_checkpoint_config(checkpoint_config)
         config = _override(config, config_overrides)
         _check_tokenizer(read_tokenizer_files(folder), config)
@@ -180,6 +179,9 @@ class PresetModel(ConfigModel):
         files of the `tokenizer`. A LoRA is added to the kernels that it belongs to. It is written
         beside its place and moved there when it is whole; an older preset there is replaced.
 
+        Of several processes that train together, each calls it and that of rank 0 writes, by what
+        the others send of variables that are shared out; they do not wait until it stands there.
+
         Args:
             folder: Where the preset will stand.
             dtype: `"float32"`, `"float16"`, `"bfloat16"` or `None`. What floating-point tensors are
@@ -193,6 +195,7 @@ class PresetModel(ConfigModel):
             InvalidInputError: `dtype` is none of these, or the tokenizer does not fit.
             NotSupportedError: Layers are quantized, as by `model.quantize`.
             CheckpointError: Something else stands there, or nothing can be written there.
+            PeerLostError: Another process has ended, or does not answer.
         """
         if dtype is not None and dtype not in DTYPES:
             raise InvalidInputError(
@@ -201,19 +204,28 @@ class PresetModel(ConfigModel):
         max_shard_bytes = check_integer("max_shard_bytes", max_shard_bytes)
         _check_tokenizer(self._current_tokenizer_files(), self.config)
         check_not_quantized(self)
-        entries = self.checkpoint_entries()
-        merged = merged_kernels(self)
+        entries, merged = self.checkpoint_entries(), merged_kernels(self)
+
+        def read_value(variable: keras.Variable) -> Any:
+            return merged[id(variable)]() if id(variable) in merged else variable.value
+
+        reading: dict[str, Any] = {
+            "dtype": dtype,
+            "float32_tensors": self.float32_tensors,
+            "read_value": read_value,
+        }
+        if backend.current().process_rank() > 0:
+            hand_over_weights(entries, **reading)
+            return
         with new_preset(folder) as work:
             write_json(work, CONFIG_NAME, self._checkpoint_config(dtype))
             self.save_assets(str(work))
             write_weights(
                 work,
                 entries,
-                dtype=dtype,
-                float32_tensors=self.float32_tensors,
                 max_shard_bytes=max_shard_bytes,
-                read_value=lambda variable: merged.get(id(variable), lambda: variable.value)(),
                 is_shown=verbose,
+                **reading,
             )
 
     def save_assets(self, folder: str) -> None:
@@ -331,17 +343,3 @@ def _check_entries(entries: Sequence[CheckpointEntry], unset: Sequence[keras.Var
             f"The checkpoint map must have an entry for each variable: {sorted(set(wrong))} have "
             "none or several."
         )
-
-
-def _read_block_shape(folder: Path, checkpoint_config: Mapping[str, Any]) -> tuple[int, int]:
-    quantization = checkpoint_config.get("quantization_config")
-    if not quantization:
-        return DEFAULT_BLOCK_SHAPE
-    method = quantization.get("quant_method")
-    if method != "fp8":
-        raise NotSupportedError(
-            f"{str(folder)!r} is quantized by {method!r}; expected 'fp8', or none. Fetch the "
-            "checkpoint in bfloat16."
-        )
-    rows, columns = quantization.get("weight_block_size") or DEFAULT_BLOCK_SHAPE
-    return int(rows), int(columns)

@@ -1,10 +1,11 @@
-"""The fp8 form of the DeepSeek releases: a matrix in float8, and a scale for each of its blocks."""
+"""The form of the DeepSeek releases: a matrix in float8 or float4, and a scale for each block."""
 
 from typing import Any
 
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.models.checkpoints.float4_pairs import Float4Pairs
 
 
 class ScaledBlocks:
@@ -14,41 +15,46 @@ class ScaledBlocks:
     `reshape`; NumPy's functions take it as the whole matrix.
 
     Args:
-        values: NumPy array of shape `(rows, columns)`, of a float8 dtype.
+        values: NumPy array of shape `(rows, columns)`, of a float8 dtype, or `Float4Pairs`.
         scales: NumPy array of shape `(ceil(rows / block_rows), ceil(columns / block_columns))`.
         block_shape: tuple of two integers, `(block_rows, block_columns)`.
 
     Example:
 
+    >>> import ml_dtypes
     >>> import numpy as np
-    >>> matrix = ScaledBlocks(np.ones((3, 4)), np.array([[2.0, 3.0]]), (128, 2))
+    >>> values = np.ones((3, 4), ml_dtypes.float8_e4m3fn)
+    >>> matrix = ScaledBlocks(values, np.array([[2.0, 3.0]]), (128, 2))
     >>> matrix[0].tolist(), matrix.T.shape
     ([2.0, 2.0, 3.0, 3.0], (4, 3))
     """
 
     dtype = np.dtype("float32")
 
-    def __init__(self, values: Array, scales: Array, block_shape: tuple[int, int]) -> None:
+    def __init__(
+        self, values: Array | Float4Pairs, scales: Array, block_shape: tuple[int, int]
+    ) -> None:
         self._values = values
         self._scales = scales
         self._block_shape = block_shape
+        self._is_transposed = False
         self.shape = values.shape
 
     @property
     def T(self) -> "ScaledBlocks":  # noqa: N802 - NumPy's name.
         """The transposed matrix."""
-        return ScaledBlocks(self._values.T, self._scales.T, self._block_shape[::-1])
+        turned = ScaledBlocks(self._values, self._scales, self._block_shape)
+        turned._is_transposed = not self._is_transposed
+        turned.shape = self.shape[::-1]
+        return turned
 
     def __len__(self) -> int:
         return int(self.shape[0])
 
     def __getitem__(self, index: Any) -> Array:
         first, second, *_ = (*(index if isinstance(index, tuple) else (index,)), *_ALL)
-        values: Array = self._values[first, second].astype(self.dtype)
-        rows = (np.arange(self.shape[0]) // self._block_shape[0])[first]
-        columns = (np.arange(self.shape[1]) // self._block_shape[1])[second]
-        values *= self._scales[rows][..., columns].astype(self.dtype)
-        return values
+        # Computed as it lies in the file, where neighbours have one scale.
+        return self._read(second, first).T if self._is_transposed else self._read(first, second)
 
     def reshape(self, *shape: Any) -> Array:
         """Returns the whole matrix as an array of another shape.
@@ -61,8 +67,30 @@ class ScaledBlocks:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return self[:].astype(dtype or self.dtype, copy=False)
 
+    def _read(self, rows: Any, columns: Any) -> Array:
+        num_rows, num_columns = self._values.shape
+        block_rows, block_columns = self._block_shape
+        values: Array = self._values[rows, columns]
+        if not isinstance(self._values, Float4Pairs):
+            values = _to_float32(values)
+        scales = self._scales[(np.arange(num_rows) // block_rows)[rows]].astype(self.dtype)
+        if columns == _ALL[1] and num_columns % block_columns == 0:  # Several times as fast.
+            blocks = values.reshape(*values.shape[:-1], -1, block_columns)
+            blocks *= scales[..., None]
+            return values
+        values *= scales[..., (np.arange(num_columns) // block_columns)[columns]]
+        return values
+
 
 _ALL = (slice(None), slice(None))
+
+
+def _to_float32(values: Array) -> Array:
+    """Returns numbers of one byte in float32; by a table, which is three times as fast."""
+    values = np.asarray(values)
+    table = np.arange(256, dtype="u1").view(values.dtype).astype("float32")
+    numbers: Array = table[values.view("u1")]
+    return numbers
 
 
 def count_blocks(shape: tuple[int, ...], block_shape: tuple[int, int]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_deepseek import backend
 from keras_deepseek.backend.lent_attributes import lent_attributes
 from keras_deepseek.layers.initializers import draws_random_numbers
 
@@ -22,6 +23,7 @@ def unset_variables() -> Iterator[list[keras.Variable]]:
     made: list[keras.Variable] = []
     thread = threading.get_ident()
     add_weight = keras.Layer.add_weight
+    unset = backend.current().unset_initializer()
 
     def add_zeros(
         layer: keras.Layer, shape: Any = None, initializer: Any = None, *args: Any, **kwargs: Any
@@ -29,7 +31,7 @@ def unset_variables() -> Iterator[list[keras.Variable]]:
         is_here = threading.get_ident() == thread
         if not (is_here and draws_random_numbers(initializer)):
             return add_weight(layer, shape, initializer, *args, **kwargs)
-        variable = add_weight(layer, shape, "zeros", *args, **kwargs)
+        variable = add_weight(layer, shape, unset, *args, **kwargs)
         made.append(variable)
         return variable
 

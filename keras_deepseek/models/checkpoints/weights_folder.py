@@ -3,16 +3,21 @@
 import fnmatch
 import json
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from keras_deepseek.artifacts.errors import CheckpointError
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.safetensors_file import DTYPES, StoredTensor, read_header
-from keras_deepseek.models.checkpoints.scaled_blocks import count_blocks
+from keras_deepseek.models.checkpoints.scaled_tensor import (
+    DEFAULT_BLOCK_SHAPE,
+    ScaledTensor,
+    list_scale_names,
+    takes_scales,
+)
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-SCALE_SUFFIX = "_scale_inv"
 _MOST_NAMES = 10  # Of each kind, in an error.
 
 
@@ -72,7 +77,7 @@ class WeightsFolder:
         self,
         entries: Sequence[CheckpointEntry],
         ignored_tensors: Sequence[str] = (),
-        block_shape: tuple[int, int] = (128, 128),
+        block_shape: tuple[int, int] = DEFAULT_BLOCK_SHAPE,
     ) -> None:
         """Compares names, shapes and kinds of numbers with what a model takes.
 
@@ -94,9 +99,13 @@ class WeightsFolder:
         }
         present = self.names
         known = {*expected}
-        known |= {name + SCALE_SUFFIX for name in expected if self.is_scaled(name)}
+        known |= {
+            self.scale_name(name)
+            for name, (_, entry) in expected.items()
+            if name in self.tensors and takes_scales(self.tensors[name].dtype, _dtype_of(entry))
+        }
         # Of a tensor that can't be read, nobody knows whether it has scales.
-        known |= present & {name + SCALE_SUFFIX for name in self._unread}
+        known |= present & {each for name in self._unread for each in list_scale_names(name)}
         extra = sorted(
             name
             for name in present - known
@@ -120,13 +129,40 @@ class WeightsFolder:
                 f"loaded: {' '.join(problems)}"
             )
 
-    def is_scaled(self, name: str) -> bool:
-        """Returns whether a tensor is in float8, and its scales in another.
+    def scale_name(self, name: str) -> str:
+        """Returns the name of the tensor with the scales of another, be it there or not.
 
         Args:
-            name: string.
+            name: string. A tensor in float8 or float4.
         """
-        return name in self.tensors and self.tensors[name].dtype.startswith("F8_E4")
+        names = list_scale_names(name)
+        found = [each for each in names if each in self.tensors or each in self._unread]
+        # Where it is missing it is told by the name that others have.
+        return found[0] if found else names[-1 if self._has_dotted_scales else 0]
+
+    def find_scaled(
+        self, name: str, dtype: str, block_shape: tuple[int, int]
+    ) -> ScaledTensor | None:
+        """Returns a tensor in float8 or float4 with its scales, `None` for one in another form.
+
+        Args:
+            name: string. A tensor that is there.
+            dtype: string. That of the variable that it is for.
+            block_shape: tuple of two integers. The blocks that float8 tensors have scales of.
+        """
+        tensor = self.tensors[name]
+        if not takes_scales(tensor.dtype, dtype):
+            return None
+        scale_name = self.scale_name(name)
+        return ScaledTensor(tensor, scale_name, self.tensors.get(scale_name), block_shape)
+
+    @cached_property
+    def _has_dotted_scales(self) -> bool:
+        names, suffix = self.names, ".scale"
+        return any(
+            name.endswith(suffix) and f"{name.removesuffix(suffix)}.weight" in names
+            for name in names
+        )
 
     def _compare(
         self,
@@ -135,17 +171,19 @@ class WeightsFolder:
         entry: CheckpointEntry,
         block_shape: tuple[int, int],
     ) -> Iterator[str]:
-        tensor = self.tensors[name]
+        tensor, dtype = self.tensors[name], _dtype_of(entry)
+        scaled = self.find_scaled(name, dtype, block_shape)
+        if scaled is not None:
+            yield from scaled.compare(name, shape)
+            return
         if tensor.shape != shape:
             yield f"{name!r} is {tensor.shape}, expected {shape}"
-        is_integer = DTYPES[tensor.dtype].kind in "iub"
-        if is_integer != ("int" in entry.variables[0].dtype):
-            yield f"{name!r} is of dtype {tensor.dtype}, expected {entry.variables[0].dtype}"
-        scale = self.tensors.get(name + SCALE_SUFFIX)
-        if scale is not None and self.is_scaled(name):
-            blocks = count_blocks(shape, block_shape) if len(shape) == len(block_shape) else None
-            if scale.shape != blocks:
-                yield f"{name + SCALE_SUFFIX!r} is {scale.shape}, expected {blocks}"
+        if (DTYPES[tensor.dtype].kind in "iub") != ("int" in dtype):
+            yield f"{name!r} is of dtype {tensor.dtype}, expected {dtype}"
+
+
+def _dtype_of(entry: CheckpointEntry) -> str:
+    return str(entry.variables[0].dtype)
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -9,9 +9,8 @@ from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.load_display import LoadDisplay
 from keras_deepseek.models.checkpoints.safetensors_file import MappedFiles, StoredTensor
 from keras_deepseek.models.checkpoints.scaled_blocks import ScaledBlocks
-from keras_deepseek.models.checkpoints.weights_folder import SCALE_SUFFIX, WeightsFolder
-
-DEFAULT_BLOCK_SHAPE = (128, 128)
+from keras_deepseek.models.checkpoints.scaled_tensor import DEFAULT_BLOCK_SHAPE, ScaledTensor
+from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 
 
 def read_weights(
@@ -37,35 +36,35 @@ def read_weights(
             has changed.
     """
     weights.check(entries, ignored_tensors, block_shape)
-    stored = [_stored_tensors(weights, entry) for entry in entries]
-    total = sum(tensor.num_bytes for tensors in stored for tensor in tensors)
+    stored = [_find_tensors(weights, entry, block_shape) for entry in entries]
+    total = sum(part.num_bytes for tensors in stored for each in tensors for part in _parts(each))
     with (
         MappedFiles() as files,
         LoadDisplay(f"Loading {weights.path.name}", total, is_shown=is_shown) as advance,
     ):
         for entry, tensors in zip(entries, stored, strict=True):
-            _fill(entry, [_read(files, weights, name, block_shape) for name in entry.tensors])
-            for tensor in tensors:
-                files.release(tensor)
-                advance(tensor.num_bytes)
+            _fill(entry, [_read(files, each) for each in tensors])
+            for part in (part for each in tensors for part in _parts(each)):
+                files.release(part)
+                advance(part.num_bytes)
 
 
-def _stored_tensors(weights: WeightsFolder, entry: CheckpointEntry) -> list[StoredTensor]:
-    names = [
-        *entry.tensors,
-        *(name + SCALE_SUFFIX for name in entry.tensors if weights.is_scaled(name)),
+def _find_tensors(
+    weights: WeightsFolder, entry: CheckpointEntry, block_shape: tuple[int, int]
+) -> list[StoredTensor | ScaledTensor]:
+    dtype = entry.variables[0].dtype
+    return [
+        weights.find_scaled(name, dtype, block_shape) or weights.tensors[name]
+        for name in entry.tensors
     ]
-    return [weights.tensors[name] for name in names]
 
 
-def _read(
-    files: MappedFiles, weights: WeightsFolder, name: str, block_shape: tuple[int, int]
-) -> Any:
-    values = files.read(weights.tensors[name])
-    if not weights.is_scaled(name):
-        return values
-    scales = files.read(weights.tensors[name + SCALE_SUFFIX])
-    return ScaledBlocks(values, scales, block_shape)
+def _parts(tensor: StoredTensor | ScaledTensor) -> tuple[StoredTensor, ...]:
+    return tensor.parts if isinstance(tensor, ScaledTensor) else (tensor,)
+
+
+def _read(files: MappedFiles, tensor: StoredTensor | ScaledTensor) -> Any:
+    return tensor.read(files) if isinstance(tensor, ScaledTensor) else files.read(tensor)
 
 
 def _fill(entry: CheckpointEntry, arrays: list[Any]) -> None:

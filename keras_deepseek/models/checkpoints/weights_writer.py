@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.array_pieces import cut_pieces
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
@@ -64,9 +65,7 @@ def write_weights(
         read_value: Function that returns the value of a variable.
         is_shown: boolean. Whether a bar shows how far it has come. Defaults to `False`.
     """
-    plans = [(entry, _plan(entry, dtype, float32_tensors)) for entry in entries]
-    # Wide numbers first, so that each is aligned without gaps, which the form has none of.
-    plans.sort(key=lambda each: -max(planned.dtype.itemsize for planned in each[1]))
+    plans = _order_plans(entries, dtype, float32_tensors)
     shards = _divide([planned for _, plan in plans for planned in plan], max_shard_bytes)
     names = [WEIGHTS_NAME]
     if len(shards) > 1:
@@ -85,6 +84,25 @@ def write_weights(
                     advance(planned.num_bytes)
 
 
+def hand_over_weights(
+    entries: Sequence[CheckpointEntry],
+    *,
+    dtype: str | None = None,
+    float32_tensors: Sequence[str] = (),
+    read_value: ReadValue,
+) -> None:
+    """Reads what `write_weights` reads, in its order: for another process, which writes it.
+
+    Args:
+        entries: `CheckpointEntry`s of the model.
+        dtype: As of `write_weights`.
+        float32_tensors: As of `write_weights`.
+        read_value: As of `write_weights`.
+    """
+    for entry, _ in _order_plans(entries, dtype, float32_tensors):
+        _read_values(entry, read_value)
+
+
 def write_tensors(path: Path, arrays: Mapping[str, Array]) -> None:
     """Writes a few arrays that are in memory into one file.
 
@@ -98,6 +116,14 @@ def write_tensors(path: Path, arrays: Mapping[str, Array]) -> None:
         file.write(_header(planned))
         for _, array in ordered:
             _write_array(file, array, array.dtype)
+
+
+def _order_plans(
+    entries: Sequence[CheckpointEntry], dtype: str | None, float32_tensors: Sequence[str]
+) -> list[tuple[CheckpointEntry, list[PlannedTensor]]]:
+    plans = [(entry, _plan(entry, dtype, float32_tensors)) for entry in entries]
+    # Wide numbers first, so that each is aligned without gaps, which the form has none of.
+    return sorted(plans, key=lambda each: -max(planned.dtype.itemsize for planned in each[1]))
 
 
 def _plan(
@@ -157,11 +183,15 @@ def _stream(
     plans: Sequence[tuple[CheckpointEntry, list[PlannedTensor]]], read_value: ReadValue
 ) -> Iterator[Array]:
     for entry, _ in plans:
-        values = [keras.ops.convert_to_numpy(read_value(each)) for each in entry.variables]
+        values = _read_values(entry, read_value)
         tensors = list(entry.to_tensors(values))
         del values
         while tensors:  # Each is let go as it has been written.
             yield tensors.pop(0)
+
+
+def _read_values(entry: CheckpointEntry, read_value: ReadValue) -> list[Array]:
+    return [backend.current().read_whole(read_value(each)) for each in entry.variables]
 
 
 def _write_array(file: Any, array: Array, dtype: np.dtype[Any]) -> None:

@@ -55,4 +55,4 @@ class DeepSeekCausalLM(CausalLM):
         return unread_tensors(self.config)
 
     def checkpoint_entries(self, tensors: Collection[str] = ()) -> list[CheckpointEntry]:
-        return deepseek_entries(self)
+        return deepseek_entries(self, tensors)

@@ -1,10 +1,11 @@
 """Where the weights of DeepSeek-V2, V3 and V3.2 stand in a checkpoint, which are named alike.
 
 Modules that predict further tokens stand behind the layers, as one layer more each. In a checkpoint
-each has a copy of the embedding and of the head, which the model has once.
+each has a copy of the embedding and of the head, which the model has once; some that others made of
+a release leave the copies out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,16 @@ _MOST_MODULES = 8
 """More than any checkpoint has; those published have one."""
 
 
-def deepseek_entries(model: CausalLM) -> list[CheckpointEntry]:
+def deepseek_entries(model: CausalLM, tensors: Collection[str] = ()) -> list[CheckpointEntry]:
     """Returns which tensors each variable of a model comes from, and goes to.
 
     Args:
         model: `CausalLM` of a `DeepSeekConfig`.
+        tensors: The names of all tensors in a checkpoint that is read, by which copies that it has
+            not are left out. Defaults to `()`: what is written.
     """
     backbone = model.backbone
-    entries = _embedding_entries(model)
+    entries = _embedding_entries(model, tensors)
     for index, block in enumerate(backbone.transformer_layers):
         entries += block_entries(block, f"model.layers.{index}")
     entries.append(copied_entry(backbone.final_norm.scale, "model.norm.weight"))
@@ -66,15 +69,20 @@ def _prediction_prefixes(model: CausalLM) -> list[str]:
     return [f"model.layers.{index}" for index in range(first, first + count)]
 
 
-def _embedding_entries(model: CausalLM) -> list[CheckpointEntry]:
+def _embedding_entries(model: CausalLM, tensors: Collection[str]) -> list[CheckpointEntry]:
     embedding, prefixes = model.backbone.token_embedding, _prediction_prefixes(model)
-    names = ["model.embed_tokens.weight", *(f"{prefix}.embed_tokens.weight" for prefix in prefixes)]
-    heads = [f"{prefix}.shared_head.head.weight" for prefix in prefixes]
+    copies, heads = (
+        [name for name in names if name in tensors or not tensors]
+        for names in (
+            [f"{prefix}.embed_tokens.weight" for prefix in prefixes],
+            [f"{prefix}.shared_head.head.weight" for prefix in prefixes],
+        )
+    )
     table = own_variable(embedding, "embeddings")
     if embedding.tie_weights:
-        return [_repeated_entry(table, [*names, *heads])]
+        return [_repeated_entry(table, ["model.embed_tokens.weight", *copies, *heads])]
     return [
-        _repeated_entry(table, names),
+        _repeated_entry(table, ["model.embed_tokens.weight", *copies]),
         _repeated_entry(embedding.reverse_embeddings, ["lm_head.weight", *heads], is_kernel=True),
     ]
 

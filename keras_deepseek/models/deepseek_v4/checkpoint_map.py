@@ -30,6 +30,9 @@ Names = tuple[str, str]
 FLOAT32_TENSORS = ("*hc_*", "*.attn_sink", "*.ape", "*.gate.bias")
 """What the release has in float32, in whatever the others are."""
 
+COPIED_TENSORS = ("mtp.*.emb.tok_emb.weight", "mtp.*.head.weight")
+"""Copies of the embedding and of the head that some files have for further layers too."""
+
 _RELEASE, _TRANSFORMERS = 0, 1
 
 _EMBEDDING: Names = ("embed.weight", "model.embed_tokens.weight")

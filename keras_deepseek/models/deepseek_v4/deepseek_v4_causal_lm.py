@@ -10,6 +10,7 @@ from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
 from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
 from keras_deepseek.models.decoder.token_logits import TokenLogits
 from keras_deepseek.models.deepseek_v4.checkpoint_map import (
+    COPIED_TENSORS,
     FLOAT32_TENSORS,
     checkpoint_entries,
     module_entries,
@@ -103,7 +104,9 @@ class DeepSeekV4CausalLM(DeepSeekCausalLM):
     @property
     def ignored_tensors(self) -> tuple[str, ...]:  # type: ignore[override]
         """Patterns of tensors that a checkpoint may hold beside those of the model."""
-        return () if self.config.num_prediction_layers else ("mtp.*",)
+        if self.config.num_prediction_layers:
+            return COPIED_TENSORS
+        return ("mtp.*",)
 
     def checkpoint_entries(self, tensors: Collection[str] = ()) -> list[CheckpointEntry]:
         return checkpoint_entries(self, tensors)

@@ -2,7 +2,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from keras_deepseek.models.checkpoints.float4_pairs import Float4Pairs
 from keras_deepseek.models.checkpoints.scaled_blocks import ScaledBlocks, count_blocks
+from tests.oracles import scaled_weights
 
 
 @pytest.fixture
@@ -58,6 +60,32 @@ def test_what_is_scaled_stays_as_it_was(parts):
     before = values.copy()
     ScaledBlocks(values, scales, (3, 4))[:]
     assert np.array_equal(values.view("u1"), before.view("u1"))
+
+
+def test_every_number_of_float8_and_of_its_powers_of_two_is_read():
+    codes = np.array([code for code in range(256) if code & 127 != 127], "uint8").reshape(2, 127)
+    powers = np.array([[100, 127, 140]], "uint8")
+    blocks = ScaledBlocks(
+        codes.view(ml_dtypes.float8_e4m3fn), powers.view(ml_dtypes.float8_e8m0fnu), (2, 50)
+    )
+    expected = scaled_weights.multiply(
+        scaled_weights.decode_float8(codes), scaled_weights.decode_scales(powers), (2, 50)
+    )
+    assert np.array_equal(blocks[:], expected)
+
+
+@pytest.mark.parametrize("index", [np.s_[:], np.s_[2], np.s_[1:3, 5:40], np.s_[:, 33]])
+def test_float4_has_a_scale_for_each_32_of_a_row(index):
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 256, (3, 32)).astype("uint8")
+    powers = random.integers(120, 130, (3, 2)).astype("uint8")
+    blocks = ScaledBlocks(Float4Pairs(codes), powers.view(ml_dtypes.float8_e8m0fnu), (1, 32))
+    expected = scaled_weights.multiply(
+        scaled_weights.decode_float4(codes), scaled_weights.decode_scales(powers), (1, 32)
+    )
+    assert np.array_equal(blocks[index], expected[index])
+    turned = index[::-1] if type(index) is tuple else index
+    assert np.array_equal(blocks.T[turned], expected.T[turned])
 
 
 def test_blocks_at_the_edges_count():

@@ -6,7 +6,7 @@ import pytest
 
 from keras_deepseek.models.checkpoints.safetensors_file import MappedFiles
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
-from keras_deepseek.models.checkpoints.weights_writer import write_weights
+from keras_deepseek.models.checkpoints.weights_writer import hand_over_weights, write_weights
 from tests.oracles.preset_model import make_model, make_tensors
 
 
@@ -29,6 +29,22 @@ def test_every_tensor_is_written_as_its_entry_makes_it(tmp_path):
     for name, array in expected.items():
         assert found[name].dtype == array.dtype
         assert np.array_equal(found[name], array), name
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_what_is_handed_over_comes_in_the_order_of_what_is_written(tmp_path, dtype):
+    model, read = make_model(), []
+    arguments = {
+        "dtype": dtype,
+        "float32_tensors": ["norm.*"],
+        "read_value": lambda variable: read.append(variable.path) or variable.value,
+    }
+    write_weights(tmp_path, model.checkpoint_entries(), max_shard_bytes=10**9, **arguments)
+    written = read.copy()
+    read.clear()
+    hand_over_weights(model.checkpoint_entries(), **arguments)
+    assert read == written
+    assert len(read) == len(model.weights)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

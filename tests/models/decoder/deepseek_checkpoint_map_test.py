@@ -14,7 +14,7 @@ from keras_deepseek.models.decoder.deepseek_checkpoint_map import (
     deepseek_entries,
     unread_tensors,
 )
-from tests.oracles import golden_language_models
+from tests.oracles import golden_language_models, release_folders
 from tests.oracles.golden_language_models import read_case
 
 SLOW = (pytest.mark.slow_on_jax, pytest.mark.slow_on_tensorflow)
@@ -76,6 +76,28 @@ def test_a_module_for_further_tokens_has_the_names_of_the_release():
     np.testing.assert_array_equal(
         tensors[f"{module}.shared_head.head.weight"], tensors["lm_head.weight"]
     )
+
+
+def test_a_folder_of_the_release_has_the_numbers_that_its_codes_and_scales_stand_for(tmp_path):
+    release = release_folders.draw_v3()
+    arguments = {"num_prediction_layers": 1, "verbose": False}
+    model = DeepSeekV3CausalLM.from_preset(release.write(tmp_path / "release"), **arguments)
+    # Without what it has twice, which is read once in any case.
+    for name in ("embed_tokens", "shared_head.head"):
+        del release.numbers[f"model.layers.2.{name}.weight"]
+    plain = DeepSeekV3CausalLM.from_preset(release.write_plain(tmp_path / "plain"), **arguments)
+    for weight, expected in zip(model.weights, plain.weights, strict=True):
+        first, second = map(keras.ops.convert_to_numpy, (weight, expected))
+        np.testing.assert_array_equal(first, second, weight.path)
+    # And some by hand: 160 rows, a scale for the first 128 and one for the rest.
+    layers, numbers = model.backbone.transformer_layers, release.numbers
+    for kernel, name in (
+        (layers[0].attention.query_up.kernel, "model.layers.0.self_attn.q_b_proj"),
+        (layers[1].feed_forward.up_kernel[3], "model.layers.1.mlp.experts.3.up_proj"),
+    ):
+        expected = numbers[f"{name}.weight"].T
+        found = keras.ops.convert_to_numpy(kernel).reshape(expected.shape)
+        np.testing.assert_array_equal(found, expected, name)
 
 
 def test_the_embedding_comes_first_in_the_projection_of_a_checkpoint():

@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.artifacts import CheckpointError
 from keras_deepseek.models import DeepSeekV4CausalLM, DeepSeekV4Config
 from keras_deepseek.models.deepseek_v4.checkpoint_map import checkpoint_entries
-from tests.oracles import golden_language_models
+from tests.oracles import golden_language_models, release_folders
 from tests.oracles.deepseek_v4_models import make_config, perturb
 from tests.oracles.golden_language_models import read_case
 
@@ -122,3 +123,64 @@ def test_names_that_transformers_writes_are_read():
     for weight, expected in zip(other.weights, model.weights, strict=True):
         if "load" not in weight.path:
             np.testing.assert_array_equal(to_numpy(weight), to_numpy(expected), weight.path)
+
+
+def test_a_folder_of_the_release_has_the_numbers_that_its_codes_and_scales_stand_for(tmp_path):
+    release = release_folders.draw_v4()
+    arguments = {"num_prediction_layers": 1, "verbose": False}
+    model = DeepSeekV4CausalLM.from_preset(release.write(tmp_path / "release"), **arguments)
+    plain = DeepSeekV4CausalLM.from_preset(release.write_plain(tmp_path / "plain"), **arguments)
+    for weight, expected in zip(model.weights, plain.weights, strict=True):
+        np.testing.assert_array_equal(to_numpy(weight), to_numpy(expected), weight.path)
+    # And some by hand.
+    layer, numbers = model.backbone.transformer_layers[1], release.numbers
+    further = model.multi_token_prediction
+    for kernel, name in (
+        (layer.attention.query_up.kernel, "layers.1.attn.wq_b"),
+        (layer.feed_forward.gate_kernel[3], "layers.1.ffn.experts.3.w1"),
+        (layer.feed_forward.down_kernel[0], "layers.1.ffn.experts.0.w2"),
+        (further.hidden_projections[0].kernel, "mtp.0.h_proj"),
+        (further.blocks[0].feed_forward.up_kernel[2], "mtp.0.ffn.experts.2.w3"),
+    ):
+        expected = numbers[f"{name}.weight"].T
+        np.testing.assert_array_equal(to_numpy(kernel).reshape(expected.shape), expected, name)
+
+
+@pytest.mark.further_case
+def test_experts_may_be_in_float8_and_further_layers_have_copies_of_the_embedding(tmp_path):
+    release = release_folders.draw_v4(expert_dtype=None, compress_ratios=[0, 0, 0])
+    stored = release.stored
+    stored["mtp.0.emb.tok_emb.weight"] = stored["embed.weight"]
+    stored["mtp.0.head.weight"] = stored["head.weight"]
+    model = DeepSeekV4CausalLM.from_preset(
+        release.write(tmp_path), num_prediction_layers=1, verbose=False
+    )
+    for index, layer in enumerate(model.backbone.transformer_layers):
+        expected = release.numbers[f"layers.{index}.ffn.experts.1.w2.weight"].T
+        np.testing.assert_array_equal(to_numpy(layer.feed_forward.down_kernel[1]), expected)
+
+
+def test_scales_that_are_missing_or_do_not_fit_are_one_error(tmp_path):
+    release = release_folders.draw_v4(compress_ratios=[0, 0, 0])
+    stored = release.stored
+    del stored["layers.0.attn.wq_a.scale"], stored["layers.1.ffn.experts.3.w2.scale"]
+    for name, changes in (
+        ("layers.0.attn.wq_b.scale", {"shape": (1, 2)}),
+        ("layers.1.ffn.experts.0.w1.scale", {"shape": (64, 1)}),
+        ("layers.1.attn.wkv.scale", {"dtype": "U8"}),
+        ("layers.1.ffn.experts.1.w3.weight", {"shape": (64, 16)}),
+        ("layers.1.ffn_norm.weight", {"dtype": "I8", "shape": (128,)}),
+    ):
+        stored[name] = stored[name]._replace(**changes)
+    with pytest.raises(CheckpointError) as caught:
+        DeepSeekV4CausalLM.from_preset(release.write(tmp_path), verbose=False)
+    for part in (
+        "does not fit the model, and nothing was loaded: ",
+        "missing: 'layers.0.attn.wq_a.scale', 'layers.1.ffn.experts.3.w2.scale'",
+        "'layers.0.attn.wq_b.scale' is (1, 2), expected (2, 1)",
+        "'layers.1.ffn.experts.0.w1.scale' is (64, 1), expected (32, 2)",
+        "'layers.1.attn.wkv.scale' is of dtype U8, expected F8_E8M0 or F32 or BF16 or F16",
+        "'layers.1.ffn.experts.1.w3.weight' is (64, 16), expected (32, 32), two numbers a byte",
+        "'layers.1.ffn_norm.weight' is of dtype I8, which matrices alone may be",
+    ):
+        assert part in str(caught.value), part

@@ -1,0 +1,46 @@
+"""The fp4 form of the DeepSeek-V4 releases: two numbers of four bits in a byte."""
+
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+
+FLOAT4_BLOCK_SHAPE = (1, 32)
+"""The blocks that such a matrix has scales of: of 32 numbers that one output is made of."""
+
+_SIZES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_NUMBERS = np.array([*_SIZES, *(-size for size in _SIZES)], "<f4")
+_ALL_BYTES = np.arange(256)
+# Both numbers of a byte are looked up at once, as one item of eight bytes: the low bits come first.
+_PAIRS = np.stack([_NUMBERS[_ALL_BYTES & 15], _NUMBERS[_ALL_BYTES >> 4]], axis=-1).view("u8")[:, 0]
+
+
+class Float4Pairs:
+    """A matrix of float4 numbers (e2m1), in float32, computed as far as it is asked for.
+
+    Args:
+        codes: NumPy array of shape `(rows, columns / 2)`, of a dtype of one byte. The number of the
+            even column is in the low four bits.
+
+    Example:
+
+    >>> import numpy as np
+    >>> matrix = Float4Pairs(np.array([[0x21, 0xF7]], "uint8"))
+    >>> matrix.shape, matrix[:, :].tolist()
+    ((1, 4), [[0.5, 1.0, 6.0, -6.0]])
+    """
+
+    def __init__(self, codes: Array) -> None:
+        self._codes = codes.view("u1")
+        self.shape = (codes.shape[0], 2 * codes.shape[1])
+
+    def __getitem__(self, index: tuple[Any, Any]) -> Array:
+        rows, columns = index
+        chosen = np.arange(self.shape[1])[columns]
+        if not chosen.size:
+            return np.empty((*self._codes[rows, :1].shape[:-1], *chosen.shape), "f4")
+        begin, end = int(chosen.min()) // 2, int(chosen.max()) // 2 + 1
+        numbers: Array = _PAIRS[self._codes[rows, begin:end]].view("f4")
+        is_all = numbers.shape[-1:] == chosen.shape and chosen[0] <= chosen[-1]
+        return numbers if is_all else numbers[..., chosen - 2 * begin]
