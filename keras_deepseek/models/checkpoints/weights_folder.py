@@ -145,7 +145,11 @@ class WeightsFolder:
         if scale is not None and self.is_scaled(name):
             blocks = count_blocks(shape, block_shape) if len(shape) == len(block_shape) else None
             if scale.shape != blocks:
-                yield f"{name + SCALE_SUFFIX!r} is {scale.shape}, expected {blocks}"
+                rows, columns = block_shape
+                yield (
+                    f"{name + SCALE_SUFFIX!r} is {scale.shape}, expected {blocks} for blocks of "
+                    f"{rows} by {columns} (`weight_block_size` of config.json)"
+                )
 
 
 def _read_index(path: Path) -> dict[str, str]:
