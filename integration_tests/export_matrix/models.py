@@ -5,6 +5,7 @@ import numpy as np
 
 from integration_tests.export_matrix import (
     deepseek_models,
+    family_models,
     general_models,
     library_models,
     sequence_models,
@@ -14,6 +15,7 @@ MODELS = {
     **general_models.MODELS,
     **sequence_models.MODELS,
     **deepseek_models.MODELS,
+    **family_models.MODELS,
     **library_models.MODELS,
 }
 RANGES = {"segment_ids": 2, "padding_mask": 2, "index": 3, "places": 7}

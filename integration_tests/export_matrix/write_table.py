@@ -25,7 +25,7 @@ TITLES = {
 _LONGEST = 420
 _INTRODUCTION = """# Export matrix
 
-{num_models} models of random weights, each exported from {num_backends} backends in {num_formats}
+{num_models} models of random weights, exported from {num_backends} backends in {num_formats}
 formats: {num_cells} cells. Written by `python -m integration_tests.export_matrix.write_table` from
 `integration_tests/export_matrix/results/`, where `python -m integration_tests.export_matrix.run`
 left what it found; `tox -e export` computes it anew and compares. How an export is made and

@@ -3,10 +3,11 @@
 import argparse
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 NAME = "generate"
 HELP = "continue a prompt with a language model, and show the text as it comes"
+_NO_READER = 141  # 128 and the number of SIGPIPE.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,10 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
     """
     _choose_backend(arguments.backend)
     sampler = _make_sampler(arguments)
-    from rich.console import Console
-
     from keras_deepseek.models import CausalLM
-    from keras_deepseek.models.generation.live_text import LiveText
+    from keras_deepseek.models.generation.live_text import LiveText, OutputConsole
     from keras_deepseek.models.generation.prompts import find_end_tokens
     from keras_deepseek.models.generation.stop_texts import StopTexts
     from keras_deepseek.models.generation.text_stream import stream_text
@@ -83,13 +82,22 @@ def run(arguments: argparse.Namespace) -> None:
     )
     pieces, stops = stream_text(model.tokenizer, prompt), StopTexts(arguments.stop)
     ends = find_end_tokens(model)
-    with LiveText(Console(highlight=False, markup=False, emoji=False)) as live:
-        for token in stream:
-            live.push("" if token in ends else stops.push(pieces.push(token)))
-            if stops.is_met:
-                break
-        live.add(stops.push(pieces.finish()) + stops.finish())
+    try:
+        with LiveText(OutputConsole(highlight=False, markup=False, emoji=False)) as live:
+            for token in stream:
+                live.push("" if token in ends else stops.push(pieces.push(token)))
+                if stops.is_met:
+                    break
+            live.add(stops.push(pieces.finish()) + stops.finish())
+    except BrokenPipeError:
+        _end_without_reader()
     print(live.describe(), file=sys.stderr)
+
+
+def _end_without_reader() -> NoReturn:
+    """Ends as a program does whose reader has left, as `head -1` does when it has its line."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end.
+    raise SystemExit(_NO_READER)
 
 
 def _choose_backend(name: str | None) -> None:

@@ -49,19 +49,41 @@ def make_packed_model(model: CausalLM) -> keras.Model:
     >>> tuple(make_packed_model(model)(packed).shape)
     (1, 6, 256)
     """
+    _check_model(model)
+    names = ("token_ids", "segment_ids", "positions")
+    inputs: dict[str, Any] = {name: Input((None,), dtype="int32", name=name) for name in names}
+    hidden_states = _call_backbone(model, inputs)
+    logits = model.token_logits(hidden_states)
+    if model.multi_token_prediction is not None:
+        loss = MultiTokenLoss(model.multi_token_prediction, name="multi_token_loss")
+        logits = loss(
+            logits,
+            hidden_states,
+            inputs["token_ids"],
+            mask=ops.not_equal(inputs["segment_ids"], 0),
+            segment_ids=inputs["segment_ids"],
+            positions=inputs["positions"],
+        )
+    packed = keras.Model(inputs, logits, name=f"packed_{model.name}")
+    packed.dtype_policy = model.dtype_policy  # Keras scales a loss in float16 by it.
+    return packed
+
+
+def _check_model(model: Any) -> None:
     if not isinstance(model, CausalLM):
         raise InvalidInputError(
             f"`model` must be a language model of keras_deepseek.models, received {model!r}."
         )
-    backbone = model.backbone
-    if not all(isinstance(layer, DecoderBlock) for layer in backbone.transformer_layers):
+    if not all(isinstance(layer, DecoderBlock) for layer in model.backbone.transformer_layers):
         raise NotSupportedError(
             f"{type(model).__name__} makes entries of a row's tokens, whichever document they are "
             "of: give it each document in a row of its own."
         )
-    names = ("token_ids", "segment_ids", "positions")
-    inputs: dict[str, Any] = {name: Input((None,), dtype="int32", name=name) for name in names}
-    segments = inputs["segment_ids"]
+
+
+def _call_backbone(model: CausalLM, inputs: dict[str, Any]) -> Any:
+    """Returns the hidden states of packed rows, of which each sees its own document alone."""
+    backbone, segments = model.backbone, inputs["segment_ids"]
     mask = ops.not_equal(segments, 0)
     attention_mask = ops.equal(ops.expand_dims(segments, 2), ops.expand_dims(segments, 1))
     x = backbone.token_embedding(inputs["token_ids"])
@@ -73,16 +95,4 @@ def make_packed_model(model: CausalLM) -> keras.Model:
             attention_mask=attention_mask,
             token_ids=inputs["token_ids"],
         )
-    hidden_states = backbone.final_norm(x)
-    logits = model.token_logits(hidden_states)
-    if model.multi_token_prediction is not None:
-        loss = MultiTokenLoss(model.multi_token_prediction, name="multi_token_loss")
-        logits = loss(
-            logits,
-            hidden_states,
-            inputs["token_ids"],
-            mask=mask,
-            segment_ids=segments,
-            positions=inputs["positions"],
-        )
-    return keras.Model(inputs, logits, name=f"packed_{model.name}")
+    return backbone.final_norm(x)

@@ -1,5 +1,6 @@
 import argparse
 import io
+import os
 import sys
 
 import pytest
@@ -48,6 +49,19 @@ def test_text_goes_to_the_output_and_the_pace_beside_it(generate, model, capsys)
     shown = capsys.readouterr()
     assert shown.out == model.generate("hi", max_new_tokens=6, strip_prompt=True) + "\n"
     assert shown.err.startswith("6 tokens, the first after ")
+
+
+def test_a_reader_that_has_left_ends_it_in_silence(generate, capsys, monkeypatch):
+    """As `head -1` leaves: 141 is what a shell calls the end by SIGPIPE."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as ended:
+            generate("--prompt", "hi", "--max-new-tokens", "6")
+        assert ended.value.code == 141
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_stop_text_ends_it(generate, model, capsys):

@@ -2,7 +2,9 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
+import pytest
 
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.models.config_model import ConfigModel
 
 
@@ -33,7 +35,46 @@ def test_a_model_is_what_its_config_and_its_policy_say(tmp_path):
     assert revived.get_config() == model.get_config()
     assert (revived.name, revived.trainable) == ("of_four", False)
     assert revived.get_layer("dense").compute_dtype == "bfloat16"
+    assert revived.dtype_policy == model.dtype_policy == keras.DTypePolicy("mixed_bfloat16")
     rows = np.ones((1, 2), "float32")
     np.testing.assert_array_equal(
         keras.ops.convert_to_numpy(revived(rows)), keras.ops.convert_to_numpy(model(rows))
     )
+
+
+@keras.saving.register_keras_serializable("tests_of_models")
+class IdsModel(ConfigModel):
+    config_class = WidthConfig
+
+    def __init__(self, config, *, dtype=None, **kwargs):
+        inputs = {name: keras.Input((2,), dtype="int32", name=name) for name in ("ids", "a_mask")}
+        super().__init__(inputs, inputs["ids"] * inputs["a_mask"], **kwargs)
+        self.config = config
+        self.layers_policy = keras.dtype_policies.get(dtype)
+
+
+def test_ids_that_are_floats_are_refused_and_masks_are_not():
+    model = IdsModel(WidthConfig())
+    ids = np.array([[3, 4]])
+    for mask in (np.array([[1.0, 0.0]], "float32"), np.array([[True, False]]), np.array([[1, 0]])):
+        found = model({"ids": ids, "a_mask": mask})
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(found), ids * mask)
+    floats = {"ids": ids + 0.5, "a_mask": ids}
+    for call in (model, model.call, model.predict):
+        with pytest.raises(InvalidInputError, match=r"`ids` must be integers, received .*float"):
+            call(floats)
+
+
+def test_the_loss_of_a_model_in_float16_is_scaled():
+    model = WidthModel(WidthConfig(), dtype="mixed_float16")
+    model.compile("sgd", "mse")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def test_policies_that_keras_would_act_on_stay_those_of_the_layers_alone():
+    policies = keras.dtype_policies.DTypePolicyMap(default_policy="bfloat16")
+    model = WidthModel(WidthConfig(), dtype=policies)
+    assert model.layers_policy is policies
+    assert model.get_layer("dense").variable_dtype == "bfloat16"
+    assert model.dtype_policy.name == "float32"
+    assert len(policies) == 0

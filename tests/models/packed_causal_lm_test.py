@@ -6,6 +6,7 @@ from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
 from keras_deepseek.callbacks import ExpertBalancing
 from keras_deepseek.models import (
     DeepSeekV3CausalLM,
+    DeepSeekV3Config,
     DeepSeekV4CausalLM,
     DeepSeekV4Config,
     DeepSeekV32CausalLM,
@@ -95,6 +96,12 @@ def test_training_it_trains_the_model(is_trainer):
     assert history["loss"][-1] < history["loss"][0]
     assert history["largest_expert_load"][0] >= 1
     assert np.abs(to_numpy(kernel) - before).max() > 0
+
+
+def test_its_loss_is_scaled_as_that_of_the_model():
+    config = DeepSeekV3Config.from_preset("tiny", num_layers=1)
+    packed = make_packed_model(DeepSeekV3CausalLM(config, dtype="mixed_float16"))
+    assert packed.dtype_policy.name == "mixed_float16"
 
 
 def test_another_model_is_refused():

@@ -128,13 +128,14 @@ class PresetModel(ConfigModel):
         block_shape = read_block_shape(folder, checkpoint_config)
         config = reader.config_class.from_checkpoint_config(checkpoint_config)
         config = _override(config, config_overrides)
-        _check_tokenizer(read_tokenizer_files(folder), config)
+        files = read_tokenizer_files(folder)
+        _check_tokenizer(files, config)
         model: Self = (
             _build_and_fill(reader, config, policy, folder, block_shape, verbose)
             if load_weights
             else reader(config, dtype=policy)
         )
-        model.load_assets(str(folder))
+        model._take_assets(folder, files)
         return model
 
     @classmethod
@@ -240,17 +241,19 @@ class PresetModel(ConfigModel):
             write_json(Path(folder), GENERATION_CONFIG_NAME, self.generation_config)
 
     def load_assets(self, folder: str) -> None:
-        """Reads what `save_assets` wrote, as Keras asks, or the same files of a preset.
+        """Reads what `save_assets` wrote, as Keras asks.
 
         Args:
             folder: string.
         """
-        files = read_tokenizer_files(Path(folder))
+        self._take_assets(Path(folder), read_tokenizer_files(Path(folder)))
+
+    def _take_assets(self, folder: Path, files: Mapping[str, bytes]) -> None:
         self._tokenizer_files = MappingProxyType(dict(files))
         if files and is_installed():
             self.tokenizer = Tokenizer(files)
-        if Path(folder, GENERATION_CONFIG_NAME).exists():
-            config = read_json(Path(folder), GENERATION_CONFIG_NAME)
+        if (folder / GENERATION_CONFIG_NAME).exists():
+            config = read_json(folder, GENERATION_CONFIG_NAME)
             self.generation_config = MappingProxyType(config)
 
     def _current_tokenizer_files(self) -> Mapping[str, bytes]:

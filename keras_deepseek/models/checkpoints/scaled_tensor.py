@@ -83,7 +83,12 @@ class ScaledTensor:
             return
         blocks = count_blocks(shape, self._blocks)
         if self.scales.shape != blocks:
-            yield f"{self.scale_name!r} is {self.scales.shape}, expected {blocks}"
+            rows, columns = self._blocks
+            told = "" if self.is_packed else " (`weight_block_size` of config.json)"
+            yield (
+                f"{self.scale_name!r} is {self.scales.shape}, expected {blocks} for blocks of "
+                f"{rows} by {columns}{told}"
+            )
         if self.scales.dtype not in _SCALE_DTYPES:
             yield (
                 f"{self.scale_name!r} is of dtype {self.scales.dtype}, expected "

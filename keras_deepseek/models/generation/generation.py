@@ -55,7 +55,11 @@ class Generator:
         model = self._model
         if check_boolean("use_drafts", options.use_drafts):
             check_drafts(model)
-        prompts = read_prompts(inputs, self.tokenizer, model.backbone.token_embedding.input_dim)
+        vocabulary_size = model.backbone.token_embedding.input_dim
+        prompts = read_prompts(inputs, self.tokenizer, vocabulary_size)
+        stops = read_stop_tokens(
+            options.stop_token_ids, find_end_tokens(model), len(prompts.rows), vocabulary_size
+        )
         budgets = settle_budgets(
             [len(row) for row in prompts.rows],
             read_context(model),
@@ -65,7 +69,7 @@ class Generator:
         return TokenRequest(
             prompts,
             budgets,
-            read_stop_tokens(options.stop_token_ids, find_end_tokens(model), len(prompts.rows)),
+            stops,
             get_sampler(options.sampler),
             _read_seed(options.seed),
             check_boolean("return_log_probabilities", return_log_probabilities),

@@ -13,6 +13,13 @@ _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n
 _PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
+class OutputConsole(Console):
+    """A console that says, where its reader has left, what Python says: Rich would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class LiveText:
     """Shows text piece by piece, and below it, on a terminal, tokens a second.
 

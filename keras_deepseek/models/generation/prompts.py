@@ -70,7 +70,7 @@ def read_prompts(inputs: Any, tokenizer: Any, vocabulary_size: int | None) -> Pr
     if all(isinstance(prompt, str) for prompt in inputs):
         texts = list(inputs)
         return Prompts(_encode(texts, tokenizer), is_single=False, texts=texts)
-    is_single = all(isinstance(prompt, numbers.Integral) for prompt in inputs)
+    is_single = all(isinstance(prompt, numbers.Real) for prompt in inputs)
     rows = [_read_ids(ids, vocabulary_size) for ids in ([inputs] if is_single else inputs)]
     return Prompts(rows, is_single=is_single)
 
@@ -119,7 +119,10 @@ def _read_ids(ids: Any, vocabulary_size: int | None) -> list[int]:
 
 
 def read_stop_tokens(
-    stop_token_ids: Any, end_tokens: frozenset[int], batch_size: int
+    stop_token_ids: Any,
+    end_tokens: frozenset[int],
+    batch_size: int,
+    vocabulary_size: int | None = None,
 ) -> list[frozenset[int]]:
     """Returns the tokens at which each row stops.
 
@@ -128,9 +131,11 @@ def read_stop_tokens(
             list of integers for each row, or `None` for none.
         end_tokens: Those that end a text of the model.
         batch_size: integer.
+        vocabulary_size: integer, or `None` where it is not known. Defaults to `None`.
 
     Raises:
-        InvalidInputError: It is something else, or lists of another number than of rows.
+        InvalidInputError: It is something else, a token beyond the vocabulary, which no text would
+            ever end with, or lists of another number than of rows.
     """
     if stop_token_ids is None:
         return [frozenset()] * batch_size
@@ -144,17 +149,23 @@ def read_stop_tokens(
         stop_token_ids = [stop_token_ids]
     rows = list(stop_token_ids)
     if all(isinstance(token, numbers.Integral) for token in rows):
-        return [_read_stop(rows)] * batch_size
+        return [_read_stop(rows, vocabulary_size)] * batch_size
     if len(rows) != batch_size or any(isinstance(row, numbers.Integral | str) for row in rows):
         raise InvalidInputError(
             f"`stop_token_ids` must be integers, or one list of integers for each of the "
             f"{batch_size} prompts; received {stop_token_ids!r}."
         )
-    return [_read_stop(row) for row in rows]
+    return [_read_stop(row, vocabulary_size) for row in rows]
 
 
-def _read_stop(tokens: Any) -> frozenset[int]:
-    return frozenset(check_integer("a stop token", token, least=0) for token in tokens)
+def _read_stop(tokens: Any, vocabulary_size: int | None = None) -> frozenset[int]:
+    found = frozenset(check_integer("a stop token", token, least=0) for token in tokens)
+    if vocabulary_size is not None and max(found, default=0) >= vocabulary_size:
+        raise InvalidInputError(
+            f"`stop_token_ids` has the token id {max(found)}, which no text would end with: the "
+            f"model's vocabulary has {vocabulary_size}, from 0 on. Is it of another tokenizer?"
+        )
+    return found
 
 
 def find_end_tokens(model: Any) -> frozenset[int]:

@@ -46,9 +46,10 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
 
     Its names are those of the checkpoint that `save_to_preset` writes, and the logits are the same.
     Keras's LoRA of a projection to heads (`query_up`, `key_up`, `value_up`) has a matrix a head:
-    the folder holds it as one of `num_heads` times the rank. Give `enable_lora` the names of the
-    layers of attention, and `"token_embedding"` where the logits have weights of their own: of
-    DeepSeek-V2 to V3.2 `peft` takes all feed-forward layers for experts, which have no LoRA here.
+    the folder holds it as one of `num_heads` times the rank, but for one that `load_peft_adapter`
+    read and that was not trained since. Give `enable_lora` the names of the layers of attention,
+    and `"token_embedding"` where the logits have weights of their own: of DeepSeek-V2 to V3.2
+    `peft` takes all feed-forward layers for experts, which have no LoRA here.
 
     Args:
         model: Language model of this package that has a LoRA.
@@ -82,8 +83,8 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
     A model that has none is given that one, and all else is frozen. Adapters of dense feed-forward
     layers and of shared experts, which `peft` wrote on earlier releases of transformers, and of the
     token embedding are read as well. What `peft` trained on a projection to heads (`q_b_proj`,
-    `kv_b_proj`, `q_proj` without query compression) is of a form that Keras's layers have not: such
-    an adapter is refused.
+    `kv_b_proj`, `q_proj` without query compression) has one A for all heads. Keras has one for each
+    head: here its rank is `num_heads` times as large, or as much as a head is wide.
 
     Args:
         model: Language model of this package.
@@ -91,8 +92,8 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
 
     Raises:
         InvalidInputError: It is the adapter of another model, or another than the model's.
-        NotSupportedError: It is no plain LoRA of `Linear`s and embeddings, or one of a projection
-            to heads or of routed experts.
+        NotSupportedError: It is no plain LoRA of `Linear`s and embeddings, or one of routers or of
+            routed experts.
         CheckpointError: A file is missing or torn.
     """
     path = Path(check_path("folder", folder))
@@ -105,23 +106,31 @@ def load_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
     adapters: dict[str, LayerAdapter] = {}
     refused = []
     for name, (down, up) in _read_pairs(path, modules).items():
-        if name not in modules:
-            adapters[name] = LayerAdapter(down, up, 1.0)  # Which is then named as unknown.
-            continue
-        read = modules[name].split(down, up, _scale_of(config, name, len(down)), is_there=is_there)
-        if read is None:
+        if _is_of_experts(name):
             refused.append(name)
+        elif name not in modules:
+            adapters[name] = LayerAdapter(down, up, 1.0)  # Which is then named as unknown.
         else:
-            adapters |= read
-    refused += [name for name in adapters if ".experts." in name]
+            scale = _scale_of(config, name, len(down))
+            read = modules[name].split(down, up, scale, is_there=is_there)
+            if read is None:
+                refused.append(name)
+            else:
+                adapters |= read
     if refused:
         raise NotSupportedError(
             f"{str(path)!r} has a LoRA of {', '.join(refused[:5])} that the layers of Keras can't "
-            "have: none of stacked experts, one a head, and none over several kernels of which "
-            "some are frozen. Merge it in `peft` (merge_and_unload), or leave these out of its "
-            "target_modules."
+            "have: none of routers and of stacked experts, for which `peft` takes `gate_proj`, "
+            "`up_proj`, `down_proj` and 'all-linear' on transformers 5, and none over several "
+            "kernels of which some are frozen. Merge it in `peft` (merge_and_unload), or leave "
+            "these out of its target_modules."
         )
     assign_adapters(model, adapters, str(path))
+
+
+def _is_of_experts(name: str) -> bool:
+    """Returns whether a module is of stacked experts, or the router of some."""
+    return "experts" in name.split(".") or name.endswith(".mlp.gate")
 
 
 def _check_model(model: Any) -> PresetModel:

@@ -21,7 +21,8 @@ from keras_deepseek.models.lora.peft_factors import (
     Factors,
     LinearLayout,
     join_factors,
-    split_factors,
+    split_blocks,
+    split_shared,
 )
 
 
@@ -126,10 +127,11 @@ class PeftLinear:
                     for offset, width in zip(layout.offsets, layout.widths, strict=True)
                 ]
             )
-        for choice in choices:
-            parts = split_factors(self._layout, down, up, choice) if any(choice) else None
-            if parts is not None:
-                return self._name(parts, scale)
+        for split in (split_blocks, split_shared):
+            for choice in filter(any, choices):
+                parts = split(self._layout, down, up, choice)
+                if parts is not None:
+                    return self._name(parts, scale)
         return None
 
     def _name(self, parts: list[Factors | None], scale: float) -> dict[str, LayerAdapter]:

@@ -130,7 +130,9 @@ class SequentialRecommender(PresetModel):
             name="sampled_softmax",
         )
         hidden = self.backbone({"item_ids": inputs["item_ids"]})
-        return keras.Model(inputs, loss(hidden, inputs["targets"]), name=f"{self.name}_training")
+        model = keras.Model(inputs, loss(hidden, inputs["targets"]), name=f"{self.name}_training")
+        model.dtype_policy = self.dtype_policy  # Keras scales a loss in float16 by it.
+        return model
 
     def make_serving_model(
         self, k: int = 10, *, exclude_seen: bool = True, history_length: int | None = None

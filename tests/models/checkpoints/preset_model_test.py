@@ -82,7 +82,7 @@ def test_it_is_written_and_read_in_half_precision(tmp_path, dtype):
     assert json.loads((tmp_path / "preset" / "config.json").read_text())["dtype"] == dtype
     again = SmallModel.from_preset(tmp_path / "preset", dtype=dtype)
     assert {each.dtype for each in again.weights} <= {dtype, "int32", "float32"}
-    assert again.small_layers["head"].kernel.dtype == dtype
+    assert again.small_layers["head"].kernel.dtype == again.dtype_policy.name == dtype
     assert_equal(read_weights_of(again), read_weights_of(model), 0.02)
     norm = SmallModel.from_preset(tmp_path / "preset").small_layers["norm"]
     assert np.array_equal(norm.gamma, model.small_layers["norm"].gamma)  # Kept in float32.
@@ -126,6 +126,18 @@ def test_float8_is_read_by_the_blocks_of_the_config(preset):
     assert_equal(read_weights_of(again), read_weights_of(model), 0.2)
     again.save_to_preset(preset)
     assert "quantization_config" not in json.loads((preset / "config.json").read_text())
+
+
+def test_float8_without_a_word_of_it_in_the_config_is_read_by_the_usual_blocks(preset):
+    model = make_model(1)
+    tensors = make_tensors(model)
+    scaled, scales = scale(tensors["up.weight"], (128, 128))
+    write_preset(preset, model, {**tensors, "up.weight": scaled, "up.weight_scale_inv": scales})
+    assert_equal(read_weights_of(SmallModel.from_preset(preset)), read_weights_of(model), 0.2)
+    scaled, scales = scale(tensors["up.weight"], (2, 5))
+    write_preset(preset, model, {**tensors, "up.weight": scaled, "up.weight_scale_inv": scales})
+    with pytest.raises(CheckpointError, match=r"expected \(1, 1\) for blocks of 128 by 128"):
+        SmallModel.from_preset(preset)
 
 
 def test_another_quantization_is_told(preset):

@@ -45,7 +45,8 @@ def test_text_is_encoded():
         (7, "Prompts must be a string, a list of token ids"),
         ([[1], []], "must be a list of one token id or more, received \\[\\]"),
         ([[1], "a"], "All prompts of a batch are strings, or none is"),
-        ([1.5], "must be a list of one token id or more"),
+        ([1.5], "`a token id` must be an integer of at least 0, received 1.5"),
+        (np.asarray([1.0, 2.0]), "`a token id` must be an integer of at least 0, received 1.0"),
         ([[1.5]], "`a token id` must be an integer of at least 0, received 1.5"),
         ([-1], "received -1"),
         ([1, 10], "the token id 10, and the model's vocabulary has 10"),
@@ -81,6 +82,14 @@ def test_stop_tokens_are_those_of_each_row():
 def test_what_is_no_stop_token_is_refused(stops):
     with pytest.raises(InvalidInputError, match="stop"):
         read_stop_tokens(stops, frozenset(), 2)
+
+
+def test_a_stop_token_beyond_the_vocabulary_is_refused():
+    assert read_stop_tokens([[8], [9]], frozenset([10]), 2, 10) == [{8}, {9}]
+    assert read_stop_tokens("auto", frozenset([10]), 1, 10) == [{10}]
+    for stops in (10, [3, 10], [[3], [10]]):
+        with pytest.raises(InvalidInputError, match=r"id 10, which .* vocabulary has 10, from 0"):
+            read_stop_tokens(stops, frozenset(), 2, 10)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,34 @@ def test_an_adapter_of_peft_is_read(tmp_path):
     assert_close(changed, 6 / 3**0.5 * product, 1e-5)
 
 
+@pytest.mark.parametrize("query_lora_rank", [12, None])
+def test_an_adapter_of_a_projection_to_heads_is_read(tmp_path, query_lora_rank):
+    """Of a rank by which the queries have an A a head, and keys and values a whole matrix."""
+    model = make_model(query_lora_rank=query_lora_rank)
+    plain = {n: x for e in model.checkpoint_entries() for n, x in read_entry(e)}
+    names = ["q_proj" if query_lora_rank is None else "q_b_proj", "kv_b_proj", "o_proj"]
+    names = [f"model.layers.{index}.self_attn.{name}" for index in (0, 1) for name in names]
+    shapes = {}
+    for name in names:
+        outputs, inputs = plain[f"{name}.weight"].shape
+        shapes |= shapes_of(f"base_model.model.{name}", inputs, outputs, rank=5)
+    folder = write_adapter(tmp_path / "a", shapes)
+    load_peft_adapter(model, folder)
+    model.save_to_preset(tmp_path / "merged")
+    merged = read_tensors(tmp_path / "merged" / "model.safetensors")
+    tensors = read_tensors(folder / WEIGHTS)
+    assert {n for n in merged if not np.array_equal(merged[n], plain[n])} == {
+        f"{name}.weight" for name in names
+    }
+    for name in names:
+        down, up = (tensors[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
+        assert_close(merged[f"{name}.weight"] - plain[f"{name}.weight"], 6 / 5 * up @ down, 1e-5)
+    save_peft_adapter(model, tmp_path / "again")
+    fresh = make_model(query_lora_rank=query_lora_rank)
+    load_peft_adapter(fresh, tmp_path / "again")
+    assert_close(compute(fresh), compute(model))
+
+
 def test_an_adapter_of_dense_layers_and_the_embedding_is_read(tmp_path):
     """As `peft` wrote them on transformers 4, a copy of the table among them."""
     gate, embedding = f"{PREFIX}.0.mlp.gate_proj", "base_model.model.model.embed_tokens"
@@ -146,15 +174,17 @@ def test_of_v4_it_goes_by_the_names_of_transformers(tmp_path):
 
 def test_what_is_no_such_adapter_is_refused(tmp_path):
     model = make_model()
-    heads = shapes_of(f"{PREFIX}.0.self_attn.q_b_proj", 24, 96)
-    with pytest.raises(NotSupportedError, match=r"layers\.0\.self_attn\.q_b_proj that the layers"):
-        load_peft_adapter(model, write_adapter(tmp_path / "heads", heads))
+    some = tune(make_model(), target_names=["key_up"])
+    heads = shapes_of(f"{PREFIX}.0.self_attn.kv_b_proj", 32, 128)
+    with pytest.raises(NotSupportedError, match=r"layers\.0\.self_attn\.kv_b_proj that the"):
+        load_peft_adapter(some, write_adapter(tmp_path / "heads", heads))
     other = shapes_of(f"{PREFIX}.7.self_attn.o_proj", 64, 24)
     with pytest.raises(InvalidInputError, match=r"layers\.7\.self_attn\.o_proj not in the model"):
         load_peft_adapter(model, write_adapter(tmp_path / "other", other))
-    expert = shapes_of(f"{PREFIX}.1.mlp.experts.0.up_proj", 24, 32)
-    with pytest.raises(NotSupportedError, match=r"experts\.0\.up_proj that the layers"):
-        load_peft_adapter(model, write_adapter(tmp_path / "expert", expert))
+    for name in ("experts.0.up_proj", "experts.base_layer", "experts", "gate"):
+        expert = shapes_of(f"{PREFIX}.1.mlp.{name}", 24, 32)
+        with pytest.raises(NotSupportedError, match=rf"1\.mlp\.{name} that the layers"):
+            load_peft_adapter(model, write_adapter(tmp_path / name, expert))
     wide = shapes_of(f"{PREFIX}.0.self_attn.o_proj", 63, 24)
     with pytest.raises(InvalidInputError, match="do not fit"):
         load_peft_adapter(model, write_adapter(tmp_path / "wide", wide))

@@ -1,7 +1,12 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.models.lora.peft_factors import LinearLayout, join_factors, split_factors
+from keras_deepseek.models.lora.peft_factors import (
+    LinearLayout,
+    join_factors,
+    split_blocks,
+    split_shared,
+)
 
 
 def draw(layout, width, rank=2, seed=0):
@@ -21,7 +26,7 @@ def product(layout, factors):
     return np.concatenate(parts, axis=-1).reshape(layout.num_inputs, -1).T
 
 
-LAYOUTS = [LinearLayout(5, 1, (4,)), LinearLayout(5, 3, (4, 2)), LinearLayout(6, 1, (3, 1))]
+LAYOUTS = [LinearLayout(5, 1, (4,)), LinearLayout(7, 3, (4, 2)), LinearLayout(6, 1, (3, 1))]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -32,21 +37,45 @@ def test_the_product_is_that_of_the_kernels_and_comes_back(layout, missing):
         factors[missing] = None
     down, up = join_factors(layout, factors)
     np.testing.assert_allclose(up @ down, product(layout, factors), atol=1e-12)
-    parts = split_factors(layout, down, up, [factor is not None for factor in factors])
-    np.testing.assert_array_equal(join_factors(layout, parts)[1], up)
-    np.testing.assert_allclose(product(layout, parts), up @ down, atol=1e-12)
+    parts = split_blocks(layout, down, up, [factor is not None for factor in factors])
+    for part, factor in zip(parts, factors, strict=True):
+        assert (part is None) == (factor is None)
+        for ours, theirs in zip(part or (), factor or (), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
-def test_one_matrix_for_several_kernels_is_one_for_each():
-    layout = LinearLayout(6, 1, (3, 1))
+def draw_linear(layout, rank):
     rng = np.random.default_rng(0)
-    down, up = rng.normal(size=(3, 6)), rng.normal(size=(4, 3))
-    parts = split_factors(layout, down, up, [True, True])
+    outputs = layout.num_blocks * sum(layout.widths)
+    return rng.normal(size=(rank, layout.num_inputs)), rng.normal(size=(outputs, rank))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rank", [1, 3])
+def test_any_linear_s_is_one_of_the_kernels_and_comes_back(layout, rank):
+    """Rank 1 has one A a head, in blocks; of rank 3 a head is less wide than three blocks."""
+    down, up = draw_linear(layout, rank)
+    everywhere = [True] * len(layout.widths)
+    parts = split_shared(layout, down, up, everywhere)
     np.testing.assert_allclose(product(layout, parts), up @ down, atol=1e-12)
-    assert split_factors(layout, down, up, [True, False]) is None
+    for (_, b), width in zip(parts, layout.widths, strict=True):
+        whole = layout.num_blocks == 1
+        assert len(b) == (rank if whole else min(layout.num_blocks * rank, width))
+    again = join_factors(layout, parts)
+    np.testing.assert_allclose(again[1] @ again[0], up @ down, atol=1e-12)
+    if layout.num_blocks * rank <= min(layout.widths) or layout.num_blocks == 1:
+        for ours, theirs in zip(again, (down, up), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    else:
+        assert len(again[0]) <= layout.num_inputs * len(layout.widths)
 
 
-def test_one_matrix_for_several_heads_is_none_that_keras_has():
-    layout = LinearLayout(6, 2, (3,))
-    rng = np.random.default_rng(0)
-    assert split_factors(layout, rng.normal(size=(4, 6)), rng.normal(size=(6, 4)), [True]) is None
+def test_what_a_kernel_without_one_would_need_is_refused():
+    layout = LinearLayout(6, 2, (3, 1))
+    down, up = draw_linear(layout, 2)
+    assert split_shared(layout, down, up, [True, False]) is None
+    assert split_blocks(layout, down, up, [True, True]) is None
+    up.reshape(2, 4, 2)[:, 3:] = 0
+    kept, none = split_shared(layout, down, up, [True, False])
+    assert none is None
+    np.testing.assert_allclose(product(layout, [kept, None]), up @ down, atol=1e-12)

@@ -111,11 +111,12 @@ def test_a_history_with_an_item_that_does_not_exist_is_refused():
         make_recommender().recommend([[1], [2, 21]])
 
 
-def test_the_training_model_shares_every_weight():
-    recommender = make_recommender()
+def test_the_training_model_shares_every_weight_and_the_policy():
+    recommender = make_recommender("mixed_float16")
     ours = {id(weight) for weight in recommender.trainable_weights}
-    theirs = {id(weight) for weight in recommender.make_training_model().trainable_weights}
-    assert ours == theirs
+    training_model = recommender.make_training_model()
+    assert ours == {id(weight) for weight in training_model.trainable_weights}
+    assert training_model.dtype_policy.name == "mixed_float16"
 
 
 def test_padding_is_never_drawn_and_weights_are_those_of_items():
