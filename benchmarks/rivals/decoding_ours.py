@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_deepseek.layers import MultiHeadLatentAttention
 from keras_deepseek.layers.attention.key_value_cache import append_to_cache, make_attention_mask
+from keras_deepseek.layers.last_tokens import start_of_last
 from keras_deepseek.models import DeepSeekV3CausalLM, DeepSeekV3Config
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.models.checkpoints.weights_reader import read_weights
@@ -33,10 +34,19 @@ class ExpandedAttention(MultiHeadLatentAttention):
         key_dim = self.nope_head_dim + self.rope_head_dim
         return {"key": (self.num_heads, key_dim), "value": (self.num_heads, self.value_head_dim)}
 
-    def call(self, inputs, mask=None, positions=None, cache=None, cache_index=None, **_: Any):
+    def call(
+        self,
+        inputs,
+        mask=None,
+        positions=None,
+        cache=None,
+        cache_index=None,
+        num_outputs=None,
+        **_: Any,
+    ):
         turn = {"positions": positions, "start_index": cache_index}
         compressed = self.query_norm(self.query_down(inputs))
-        queries, keys = self._project(inputs, compressed, turn)
+        queries, keys = self._project(inputs, compressed, turn, num_outputs)
         latent = keys["latent"]
         rotary = ops.repeat(ops.expand_dims(keys["rotary_key"], 2), self.num_heads, axis=2)
         new = {
@@ -45,10 +55,10 @@ class ExpandedAttention(MultiHeadLatentAttention):
         }
         cache = append_to_cache(cache, cache_index, new, mask)
         visible = make_attention_mask(
-            inputs.shape[1],
+            queries["nope"].shape[1],
             cache["mask"].shape[1],
             key_mask=cache["mask"],
-            start_index=cache_index,
+            start_index=start_of_last(inputs, cache_index, num_outputs),
             use_causal_mask=True,
         )
         query = ops.concatenate([queries["nope"], queries["rope"]], axis=-1)

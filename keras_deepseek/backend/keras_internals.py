@@ -40,6 +40,7 @@ __all__ = [
     "order_metrics",
     "py_dataset_batches",
     "read_learning_rate",
+    "set_mask",
     "split_validation",
     "tensorflow_specs",
     "uses_flash_attention",
@@ -390,3 +391,15 @@ def _untracked(structure: Any) -> Any:
     if isinstance(structure, list | tuple):
         return type(structure)(_untracked(value) for value in structure)
     return structure
+
+
+def set_mask(tensor: Any, mask: Any) -> Any:
+    """Returns a tensor with a mask of its own, which Keras puts no other in place of.
+
+    Args:
+        tensor: What a layer's `call` returns.
+        mask: Boolean tensor, or `None` for none of its own.
+    """
+    if mask is not None:
+        keras.src.backend.set_keras_mask(tensor, mask)
+    return tensor

@@ -107,6 +107,7 @@ class CausalLM(PresetModel):
         padding_mask: Any = None,
         positions: Any = None,
         num_logits: int | None = None,
+        num_hidden_states: int | None = None,
     ) -> tuple[Any, Any, list[Cache]]:
         """Returns logits and hidden states of further tokens, and the caches with these written in.
 
@@ -120,17 +121,20 @@ class CausalLM(PresetModel):
                 Defaults to `None`.
             num_logits: integer, or `None` for all. Of how many of the last tokens logits are
                 computed. Defaults to `None`.
+            num_hidden_states: integer, or `None` for all. Of how many of the last tokens hidden
+                states are returned, and so logits at most: what the last layer need not compute, it
+                leaves out. Defaults to `None`.
 
         Returns:
             Three: logits of shape `(batch_size, num_logits, vocabulary_size)`, hidden states of
-            shape `(batch_size, length, dim)`, and a list of dicts.
+            shape `(batch_size, num_hidden_states, dim)`, and a list of dicts.
 
         Raises:
-            InvalidInputError: The caches are not those of this model, or full, or `num_logits` is
-                not positive.
+            InvalidInputError: The caches are not those of this model, or full, or `num_logits` or
+                `num_hidden_states` is not positive.
         """
         hidden_states, written = self.backbone.call_with_cache(
-            token_ids, cache, cache_index, padding_mask, positions
+            token_ids, cache, cache_index, padding_mask, positions, num_hidden_states
         )
         last = hidden_states
         if num_logits is not None:

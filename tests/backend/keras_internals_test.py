@@ -32,6 +32,7 @@ from keras_deepseek.backend.keras_internals import (
     order_metrics,
     py_dataset_batches,
     read_learning_rate,
+    set_mask,
     split_validation,
     tensorflow_specs,
     uses_flash_attention,
@@ -292,3 +293,17 @@ def test_a_resize_by_the_operation_is_that_of_the_function():
     received = image_operations().Resize((8, 6)).call(images)
     np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (received, expected)))
     assert image_operations().resize is keras.ops.image.resize
+
+
+def test_a_mask_that_a_layer_sets_is_not_replaced():
+    class Shortened(keras.Layer):
+        def __init__(self):
+            super().__init__()
+            self.supports_masking = True
+
+        def call(self, inputs, mask=None):
+            return set_mask(inputs[:, -1:] * 1, None if mask is None else mask[:, -1:])
+
+    inputs = keras.layers.Masking()(np.array([[[0.0], [1.0]]], "float32"))
+    mask = keras.ops.convert_to_numpy(Shortened()(inputs)._keras_mask)
+    np.testing.assert_array_equal(mask, [[True]])

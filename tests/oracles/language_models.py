@@ -73,6 +73,11 @@ def check_cached_decoding(model, pieces):
         tokens[:, -3:], cache, LENGTH - 3, mask[:, -3:], positions[:, -3:], num_logits=2
     )
     assert_close(to_numpy(last), whole[:, -2:], 2e-5)
+    last, hidden_states, _ = model.call_with_cache(
+        tokens, model.make_cache(len(tokens), LENGTH), 0, mask, positions, num_hidden_states=1
+    )
+    assert hidden_states.shape[1] == 1
+    assert_close(to_numpy(last), whole[:, -1:], 2e-5)
 
 
 def check_padding_counts_for_nothing(model):

@@ -13,6 +13,7 @@ import keras
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers.attention.key_value_cache import Cache, check_cache_arguments
 from keras_deepseek.layers.input_check import check_floating
+from keras_deepseek.layers.last_tokens import shape_of_last
 from keras_deepseek.layers.mask_check import check_mask
 from keras_deepseek.layers.position.position_check import check_length
 from keras_deepseek.layers.token_dim import check_shape
@@ -113,7 +114,8 @@ def compute_call_spec(layer: Any, *args: Any, **kwargs: Any) -> Any:
     check_shape(layer.name, inputs.shape)
     index = None if isinstance(index, keras.KerasTensor) else index
     check_room(layer, inputs, given.get("positions"), index)
-    outputs = keras.KerasTensor(layer.compute_output_shape(inputs.shape), layer.compute_dtype)
+    shape = shape_of_last(layer.compute_output_shape(inputs.shape), given.get("num_outputs"))
+    outputs = keras.KerasTensor(shape, layer.compute_dtype)
     if cache is None:
         return outputs
     return outputs, {

@@ -14,6 +14,7 @@ from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHea
 from keras_deepseek.layers.heads.token_losses import average_losses
 from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.last_tokens import take_last
 from keras_deepseek.layers.token_chunks import map_chunks
 
 _LEAST = 1e-30
@@ -80,9 +81,12 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
             `None`: which tokens each may look at, beside the other masks.
         training: boolean. Whether to drop attention weights and add the indexer's loss.
         inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        num_outputs: integer or `None`. Of how many tokens, from the last back, outputs are
+            returned; the others are looked at, and kept in the cache. `None` is for all.
 
     Returns:
-        A tensor of the shape of `inputs`; with a cache, the pair of it and the new cache.
+        A tensor of the shape of `inputs`, or of `num_outputs` tokens; with a cache, the pair of it
+        and the new cache.
 
     Raises:
         InvalidInputError: An argument is out of its range, shapes do not fit, the cache is full, or
@@ -155,13 +159,16 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         return {**super()._cache_entries, "index_key": (self.index_head_dim,)}
 
     def _project(
-        self, inputs: Any, compressed: Any, turn: dict[str, Any]
+        self, inputs: Any, compressed: Any, turn: dict[str, Any], num_outputs: int | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        queries, keys = super()._project(inputs, compressed, turn)
+        queries, keys = super()._project(inputs, compressed, turn, num_outputs)
         # What the indexer learns must not move the rest.
         inputs, compressed = ops.stop_gradient(inputs), ops.stop_gradient(compressed)
         query, weights, key = self.indexer(inputs, compressed, **turn)
-        queries |= {"index_query": query, "index_weights": weights}
+        queries |= {
+            "index_query": take_last(query, num_outputs),
+            "index_weights": take_last(weights, num_outputs),
+        }
         return queries, {**keys, "index_key": key}
 
     def _attend(
@@ -220,6 +227,8 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         )
         if adds_loss:
             mask = visibility["key_mask"]
+            if mask is not None and mask.shape[1] != losses.shape[1]:
+                mask = take_last(mask, losses.shape[1])
             shown = ops.ones_like(losses) if mask is None else ops.cast(mask, losses.dtype)
             self.add_loss(self.indexer_loss_weight * average_losses(losses, shown))
         return outputs

@@ -8,6 +8,7 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.keras_internals import set_mask
 from keras_deepseek.layers.attention.call_check import check_call, check_room, compute_call_spec
 from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import (
@@ -23,6 +24,7 @@ from keras_deepseek.layers.attention.latent_attention import (
     is_absorbed_cheaper,
 )
 from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.last_tokens import start_of_last, take_last
 from keras_deepseek.layers.mask_check import check_attention_mask
 from keras_deepseek.layers.position.inner_rotary import make_rotary
 from keras_deepseek.layers.position.position_check import check_no_theta
@@ -99,9 +101,12 @@ class MultiHeadLatentAttention(keras.Layer):
             document. With a cache the keys are its slots.
         training: boolean. Whether to drop attention weights.
         inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        num_outputs: integer or `None`. Of how many tokens, from the last back, outputs are
+            returned; the others are looked at, and kept in the cache. `None` is for all.
 
     Returns:
-        A tensor of the shape of `inputs`; with a cache, the pair of it and the new cache.
+        A tensor of the shape of `inputs`, or of `num_outputs` tokens; with a cache, the pair of it
+        and the new cache.
 
     Raises:
         InvalidInputError: An argument is out of its range, shapes do not fit, the cache is full, or
@@ -253,15 +258,17 @@ class MultiHeadLatentAttention(keras.Layer):
         attention_mask: Any = None,
         training: bool | None = None,
         inputs_mask: Any = None,
+        num_outputs: int | None = None,
     ) -> Any:
         mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
         check_room(self, inputs, positions, cache_index)
+        mask_of_outputs = take_last(mask, num_outputs)
         start = 0 if cache is None else cache_index
         compressed = inputs
         if self.query_lora_rank is not None:
             compressed = self.query_norm(self.query_down(inputs))
         turn = {"positions": positions, "start_index": start}
-        queries, keys = self._project(inputs, compressed, turn)
+        queries, keys = self._project(inputs, compressed, turn, num_outputs)
         if cache is not None:
             cache = append_to_cache(cache, cache_index, keys, mask)
             # Where a call fills the cache, there is nothing to look at but its own tokens.
@@ -272,21 +279,27 @@ class MultiHeadLatentAttention(keras.Layer):
         check_attention_mask(attention_mask, inputs, keys["latent"])
         visibility = {
             "key_mask": mask,
-            "start_index": start,
+            "start_index": start_of_last(inputs, start, num_outputs),
             "use_causal_mask": self.use_causal_mask,
-            "attention_mask": attention_mask,
+            "attention_mask": take_last(attention_mask, num_outputs),
         }
         outputs = self.output_projection(self._attend(queries, keys, visibility, training))
+        if num_outputs is not None:
+            set_mask(outputs, mask_of_outputs)
         return outputs if cache is None else (outputs, cache)
 
     def _project(
-        self, inputs: Any, compressed: Any, turn: dict[str, Any]
+        self, inputs: Any, compressed: Any, turn: dict[str, Any], num_outputs: int | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns queries and keys by name; what is named in the cache is kept there."""
-        queries = self.query_up(compressed) * self._scale
+        queries = self.query_up(take_last(compressed, num_outputs)) * self._scale
+        turn_of_queries = {
+            "positions": take_last(turn["positions"], num_outputs),
+            "start_index": start_of_last(inputs, turn["start_index"], num_outputs),
+        }
         return {
             "nope": queries[..., : self.nope_head_dim],
-            "rope": self.rotary(queries[..., self.nope_head_dim :], **turn),
+            "rope": self.rotary(queries[..., self.nope_head_dim :], **turn_of_queries),
         }, {
             "latent": self.key_value_norm(self.key_value_down(inputs)),
             "rotary_key": self.rotary(self.key_rope(inputs), **turn),

@@ -1,5 +1,6 @@
 """The body of a language model: from token ids to hidden states, whole or token by token."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from keras import ops
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers import Input
 from keras_deepseek.layers.attention.key_value_cache import Cache
+from keras_deepseek.layers.last_tokens import take_last
 from keras_deepseek.models.config_model import ConfigModel
 
 
@@ -100,6 +102,7 @@ class DecoderBackbone(ConfigModel):
         cache_index: Any,
         padding_mask: Any = None,
         positions: Any = None,
+        num_hidden_states: int | None = None,
     ) -> tuple[Any, list[Cache]]:
         """Returns the hidden states of further tokens, and the caches with these written in.
 
@@ -111,12 +114,17 @@ class DecoderBackbone(ConfigModel):
                 for no padding. Defaults to `None`.
             positions: Integer tensor of the shape of `token_ids`, or `None` to count slots.
                 Defaults to `None`.
+            num_hidden_states: integer, or `None` for all. Of how many tokens, from the last back,
+                hidden states are returned: the last layer then has no other to compute, where it
+                can leave them out, beyond what it keeps in its cache. Defaults to `None`.
 
         Returns:
-            A pair: a tensor of shape `(batch_size, length, dim)`, and a list of dicts.
+            A pair: a tensor of shape `(batch_size, length, dim)`, or of `num_hidden_states` tokens,
+            and a list of dicts.
 
         Raises:
-            InvalidInputError: The caches are not those of this model, or full.
+            InvalidInputError: The caches are not those of this model, or full, or
+                `num_hidden_states` is not positive.
         """
         if len(cache) != len(self.transformer_layers):
             raise InvalidInputError(
@@ -127,7 +135,11 @@ class DecoderBackbone(ConfigModel):
         x = self.token_embedding(token_ids)
         x = x if self.expansion is None else self.expansion(x)
         written = []
+        last_arguments = inspect.signature(self.transformer_layers[-1].call).parameters
         for layer, layer_cache in zip(self.transformer_layers, cache, strict=True):
+            given = {}
+            if layer is self.transformer_layers[-1] and "num_outputs" in last_arguments:
+                given["num_outputs"] = num_hidden_states
             x, layer_cache = layer(  # noqa: PLW2901 - the cache that goes on
                 x,
                 mask=mask,
@@ -135,8 +147,10 @@ class DecoderBackbone(ConfigModel):
                 cache=layer_cache,
                 cache_index=cache_index,
                 token_ids=token_ids,
+                **given,
             )
             written.append(layer_cache)
+        x = take_last(x, num_hidden_states)
         x = x if self.collapse is None else self.collapse(x)
         return self.final_norm(x), written
 

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.argument_check import check_number
+from keras_deepseek.backend.keras_internals import set_mask
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.inner_layers import (
     build_layer,
@@ -16,6 +17,7 @@ from keras_deepseek.layers.inner_layers import (
     serialize_layer,
 )
 from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.last_tokens import shape_of_last, take_last
 from keras_deepseek.layers.token_dim import read_dim
 from keras_deepseek.layers.token_norm import make_token_norm
 
@@ -47,9 +49,13 @@ class DecoderBlock(keras.Layer):
         token_ids: Integer tensor of shape `(batch_size, length)`, or `None`. For a feed-forward
             layer that goes by them, such as a `DeepSeekMoE` with a `HashRouter`.
         inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        num_outputs: integer or `None`. Of how many tokens, from the last back, outputs are
+            returned; the others are looked at, and kept in the cache. `None` is for all. An
+            attention layer that has no such argument computes all.
 
     Returns:
-        A tensor of the shape of `inputs`; with a cache, the pair of it and the new cache.
+        A tensor of the shape of `inputs`, or of `num_outputs` tokens; with a cache, the pair of it
+        and the new cache.
 
     Raises:
         InvalidInputError: A layer is none, or does not take what the call has for it.
@@ -114,6 +120,7 @@ class DecoderBlock(keras.Layer):
         attention_mask: Any = None,
         token_ids: Any = None,
         inputs_mask: Any = None,
+        num_outputs: int | None = None,
     ) -> Any:
         mask = inputs_mask if mask is None else mask
         given = {
@@ -122,10 +129,15 @@ class DecoderBlock(keras.Layer):
             "cache_index": cache_index,
             "attention_mask": attention_mask,
         }
+        if "num_outputs" in _call_arguments(self.attention):
+            given["num_outputs"] = num_outputs
         given = {name: value for name, value in given.items() if value is not None}
         outputs = call_layer(self.attention, self.attention_norm(inputs), mask, **given)
         if cache is not None:
             outputs, cache = outputs
+        inputs, outputs, mask, token_ids = (
+            take_last(tensor, num_outputs) for tensor in (inputs, outputs, mask, token_ids)
+        )
         # An inner layer keeps its own dtype policy.
         hidden = inputs + ops.cast(outputs, self.compute_dtype)
         by_token = {}
@@ -133,14 +145,17 @@ class DecoderBlock(keras.Layer):
             by_token["token_ids"] = token_ids
         outputs = call_layer(self.feed_forward, self.feed_forward_norm(hidden), mask, **by_token)
         hidden = hidden + ops.cast(outputs, self.compute_dtype)
+        if num_outputs is not None:
+            set_mask(hidden, mask)
         return hidden if cache is None else (hidden, cache)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        outputs = keras.KerasTensor(inputs.shape, self.compute_dtype)
         given = inspect.signature(self.call).bind(inputs, *args, **kwargs).arguments
+        shape = shape_of_last(inputs.shape, given.get("num_outputs"))
+        outputs = keras.KerasTensor(shape, self.compute_dtype)
         cache = given.get("cache")
         if cache is None:
             return outputs

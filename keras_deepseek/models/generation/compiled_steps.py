@@ -115,7 +115,13 @@ def _prefill(
     cache = model.make_cache(batch_size, length if grows else capacity)
     positions = count_positions(mask)
     logits, _, cache = model.call_with_cache(
-        token_ids, cache, 0, padding_mask=mask, positions=positions, num_logits=1
+        token_ids,
+        cache,
+        0,
+        padding_mask=mask,
+        positions=positions,
+        num_logits=1,
+        num_hidden_states=1,
     )
     if grows:
         cache = grow_cache(model.make_cache, cache, capacity)

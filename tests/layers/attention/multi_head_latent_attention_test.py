@@ -366,3 +366,34 @@ def test_a_cache_that_does_not_fit_is_refused():
         layer(inputs, cache_index=0)
     with pytest.raises(InvalidInputError, match="needs `use_causal_mask=True`"):
         make_layer(use_causal_mask=False)(inputs, cache=layer.make_cache(2, 4), cache_index=0)
+
+
+@pytest.mark.parametrize("query_lora_rank", [None, 7])
+def test_outputs_of_the_last_tokens_alone_are_those_of_all(query_lora_rank):
+    layer, inputs = make_layer(query_lora_rank=query_lora_rank), draw(2, 5, 6)
+    mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], bool)
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    attention_mask = np.abs(np.arange(5)[:, None] - np.arange(5))[None] < 4
+    given = {"mask": mask, "positions": positions, "attention_mask": attention_mask}
+    expected = run(layer, inputs, **given)[:, -2:]
+    assert_close(run(layer, inputs, num_outputs=2, **given), expected)
+    assert_close(run(layer, inputs, num_outputs=9), run(layer, inputs))
+    # Their mask goes on with them.
+    masked = keras.layers.Masking()(np.where(mask[..., None], inputs, 0))
+    carried = layer(masked, num_outputs=2)._keras_mask
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(carried), mask[:, -2:])
+    given["attention_mask"] = np.pad(attention_mask, [[0, 0], [0, 0], [0, 1]])
+    whole, kept = layer(inputs, cache=layer.make_cache(2, 6), cache_index=0, **given)
+    last, cache = layer(inputs, cache=layer.make_cache(2, 6), cache_index=0, num_outputs=2, **given)
+    last, whole = map(keras.ops.convert_to_numpy, (last, whole))
+    assert_close(last, whole[:, -2:])
+    for name, tensor in kept.items():
+        written, expected = map(keras.ops.convert_to_numpy, (cache[name], tensor))
+        np.testing.assert_array_equal(written, expected)
+
+
+def test_the_number_of_outputs_is_in_the_shape():
+    layer, inputs = make_layer(), keras.Input((5, 6))
+    assert layer(inputs, num_outputs=2).shape == (None, 2, 6)
+    with pytest.raises(InvalidInputError, match="`num_outputs` must be a positive integer"):
+        layer(draw(2, 5, 6), num_outputs=0)

@@ -76,3 +76,22 @@ def test_what_the_attention_does_not_take_is_refused():
         block(draw(1, 3), attention_mask=np.ones((1, 3, 3), bool))
     with pytest.raises(InvalidInputError, match="`feed_forward` must be a Keras layer"):
         DecoderBlock(make_attention(), 5)
+
+
+@pytest.mark.parametrize(
+    "make", [make_attention, lambda: CachedAttention(keras.layers.GroupQueryAttention(4, 2, 1))]
+)
+def test_outputs_of_the_last_tokens_alone_are_those_of_all(make):
+    """Of attention that can leave the others out, and of attention that can't."""
+    router = HashRouter(4, 1, vocabulary_size=9)
+    block, inputs, mask = (
+        DecoderBlock(make(), DeepSeekMoE(router, 5)),
+        draw(2, 5),
+        draw_mask(2, 5, "left"),
+    )
+    given = {"mask": mask, "token_ids": np.arange(10).reshape(2, 5) % 9}
+    whole = keras.ops.convert_to_numpy(block(inputs, **given))[:, -2:]
+    last = keras.ops.convert_to_numpy(block(inputs, num_outputs=2, **given))
+    assert last.shape == whole.shape
+    assert_close(last[mask[:, -2:]], whole[mask[:, -2:]])
+    assert block(keras.Input((5, DIM)), num_outputs=2).shape == (None, 2, DIM)
