@@ -53,13 +53,20 @@ def test_what_fits_is_not_spoken_of():
     ("tensor", "scales", "expected"),
     [
         (stored("F8_E4M3", 8, 6), stored("F32", 1, 1), ["'w.weight' is (8, 6), expected (8, 12)"]),
-        (stored("F8_E4M3", 8, 12), stored("F32", 2, 1), ["'w.scale' is (2, 1), expected (1, 1)"]),
+        (
+            stored("F8_E4M3", 8, 12),
+            stored("F32", 2, 1),
+            [
+                "'w.scale' is (2, 1), expected (1, 1) for blocks of 128 by 128 "
+                "(`weight_block_size` of config.json)"
+            ],
+        ),
         (
             stored("I8", 8, 12),
             stored("F8_E8M0", 1, 1),
             [
                 "'w.weight' is (8, 12), expected (8, 6), two numbers a byte, for (8, 12)",
-                "'w.scale' is (1, 1), expected (8, 1)",
+                "'w.scale' is (1, 1), expected (8, 1) for blocks of 1 by 32",
             ],
         ),
         (
