@@ -57,8 +57,8 @@ def test_what_fits_is_not_spoken_of():
             stored("F8_E4M3", 8, 12),
             stored("F32", 2, 1),
             [
-                "'w.scale' is (2, 1), expected (1, 1) for blocks of 128 by 128 "
-                "(`weight_block_size` of config.json)"
+                "'w.scale' is (2, 1), expected (1, 1) for blocks of 128 by 128"
+                + " (`weight_block_size` of config.json)"
             ],
         ),
         (
