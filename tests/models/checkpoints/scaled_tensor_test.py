@@ -49,6 +49,9 @@ def test_what_fits_is_not_spoken_of():
     assert not compare(stored("I8", 3, 32), None, (3, 64))
 
 
+BLOCKS_TOLD = "(`weight_block_size` of config.json)"
+
+
 @pytest.mark.parametrize(
     ("tensor", "scales", "expected"),
     [
@@ -56,10 +59,7 @@ def test_what_fits_is_not_spoken_of():
         (
             stored("F8_E4M3", 8, 12),
             stored("F32", 2, 1),
-            [
-                "'w.scale' is (2, 1), expected (1, 1) for blocks of 128 by 128"
-                + " (`weight_block_size` of config.json)"
-            ],
+            [f"'w.scale' is (2, 1), expected (1, 1) for blocks of 128 by 128 {BLOCKS_TOLD}"],
         ),
         (
             stored("I8", 8, 12),
