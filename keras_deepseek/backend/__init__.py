@@ -418,20 +418,6 @@ class Backend(Protocol):
         Each is a tensor of the same known shape. `count` is an integer scalar tensor.
         """
 
-    def can_run_apart(self) -> bool:
-        """Whether `run_apart` is of use: operations are recorded, which can keep a call as it is.
-
-        That is so on PyTorch, while a step of `compile_with_state` is recorded, and nowhere else.
-        """
-
-    def run_apart(self, function: "Callable[..., Any]", *tensors: "Any") -> "Any":
-        """Returns `function(*tensors)`, of which a recording keeps the call, not what it did.
-
-        So it may go by the numbers of the tensors. It returns a tensor of its own memory, whose
-        shape and dtype follow from those of the tensors, and holds no tensors itself: the recording
-        would keep those of the day.
-        """
-
     def run_if(
         self,
         condition: "Any",

@@ -41,7 +41,6 @@ from keras_deepseek.backend.jax.random_state import (
     read_framework_random_state,
     write_framework_random_state,
 )
-from keras_deepseek.backend.jax.recorded_calls import can_run_apart, run_apart
 from keras_deepseek.backend.jax.selection import fuses_attention, top_k
 from keras_deepseek.backend.jax.state_functions import (
     compile_with_state,
@@ -74,7 +73,6 @@ __all__ = [
     "assign_array",
     "beside",
     "can_read_shapes",
-    "can_run_apart",
     "compile_inference",
     "compile_update",
     "compile_with_state",
@@ -119,7 +117,6 @@ __all__ = [
     "rematerialize",
     "repeat",
     "replicate_over_devices",
-    "run_apart",
     "run_before_step",
     "run_if",
     "run_step",

@@ -17,7 +17,6 @@ import torch
 from keras import ops
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from keras_deepseek.backend.torch.recorded_calls import FUNCTIONS, Functions
 from keras_deepseek.backend.torch.tracing import IS_RECORDED
 
 _OWNS_STATE: ContextVar[bool] = ContextVar("owns_state", default=False)
@@ -52,8 +51,8 @@ def compile_with_state(
 
 
 @contextmanager
-def _set(variable: ContextVar[Any], value: Any = True) -> Iterator[None]:
-    token = variable.set(value)
+def _set(variable: ContextVar[bool]) -> Iterator[None]:
+    token = variable.set(True)
     try:
         yield
     finally:
@@ -75,7 +74,6 @@ def _record(
 ) -> Callable[[Any, Any], tuple[Any, Any]] | None:
     """Returns a function of state and inputs, or `None` where what is done depends on numbers."""
     structure: list[Any] = []
-    functions: Functions = []
 
     def run(values: list[torch.Tensor], leaves: list[Any]) -> list[Any]:
         arguments = keras.tree.pack_sequence_as((state, inputs), leaves)
@@ -91,16 +89,14 @@ def _record(
     device = next((leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
     try:
         # It is run for it, and writes into the state what the recording will write again.
-        with _set(FUNCTIONS, functions):
-            graph = make_fx(run)(values, _flatten_to_tensors(state, inputs, device))
+        graph = make_fx(run)(values, _flatten_to_tensors(state, inputs, device))
     except (RuntimeError, TypeError, ValueError):
         return None
     result = structure[0]
 
     def replay(state: Any, inputs: Any) -> tuple[Any, Any]:
         values = [variable.value for variable in variables]
-        with _set(FUNCTIONS, functions):
-            made = graph.forward(values, _flatten_to_tensors(state, inputs, device))
+        made = graph.forward(values, _flatten_to_tensors(state, inputs, device))
         packed: tuple[Any, Any] = keras.tree.pack_sequence_as(result, made)
         return packed
 

@@ -1,6 +1,5 @@
 """DeepSeek's mixture of experts: the router, the experts that it chooses, and the shared ones."""
 
-from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -36,13 +35,12 @@ class DeepSeekMoE(FloatingInputLayer):
     the shared experts, which every token uses, are one `SwiGLU` of `num_shared_experts` times that
     width.
 
-    No token is dropped unless `capacity_factor` is set. In eager PyTorch and TensorFlow, and where
-    PyTorch generates text, each expert computes just its tokens. Compiled, and in JAX, every shape
-    follows from the number of tokens: these are sorted by expert into blocks, and each block is
-    multiplied with the kernels of its expert; one block after the other, without the empty ones,
-    where JAX generates text on a CPU and no gradient can be asked for. Few tokens go through all
-    experts, where that costs less. Tokens that the mask hides use no routed expert and are not
-    counted in the load.
+    No token is dropped unless `capacity_factor` is set. In eager PyTorch and TensorFlow each expert
+    computes just its tokens. Compiled, and in JAX, every shape follows from the number of tokens:
+    these are sorted by expert into blocks, and each block is multiplied with the kernels of its
+    expert; one block after the other, without the empty ones, where JAX generates text on a CPU and
+    no gradient can be asked for. Few tokens go through all experts, where that costs less. Tokens
+    that the mask hides use no routed expert and are not counted in the load.
 
     The kernels are stacked: `.../gate_kernel` and `.../up_kernel` of shape `(num_experts, dim,
     intermediate_dim)`, `.../down_kernel` of `(num_experts, intermediate_dim, dim)`. A
@@ -174,10 +172,6 @@ class DeepSeekMoE(FloatingInputLayer):
             outputs = outputs + self.shared_experts(inputs)
         return outputs
 
-    @property
-    def _kernels(self) -> tuple[Any, Any, Any]:
-        return self.gate_kernel, self.up_kernel, self.down_kernel
-
     def _route(self, tokens: Any, weights: Any, indices: Any) -> Any:
         num_experts = self.router.num_experts
         num_tokens, per_token = ops.shape(indices)
@@ -193,13 +187,6 @@ class DeepSeekMoE(FloatingInputLayer):
         if by_load is not None:
             return self._compute_slots(tokens, weights, by_load)
         num_choices = num_tokens * per_token
-        if backend.current().can_run_apart() and expert_dispatch.is_worth_a_loop(
-            num_choices, expert_size
-        ):
-            kernels = map(ops.convert_to_tensor, self._kernels)
-            return backend.current().run_apart(
-                self._compute_by_load, tokens, weights, indices, *kernels
-            )
         if backend.current().loops_over_blocks() and expert_dispatch.is_worth_a_loop(
             num_choices, expert_size
         ):
@@ -223,32 +210,18 @@ class DeepSeekMoE(FloatingInputLayer):
         hidden = gate_activations(gate, up, self.clamp)
         return ops.einsum("enf,efd->nd", hidden * by_expert[..., None], self.down_kernel)
 
-    def _compute_by_load(self, tokens: Any, weights: Any, indices: Any, *kernels: Any) -> Any:
-        """Each expert on its own tokens, by kernels that are given: those of the call."""
-        plan = expert_dispatch.dispatch_by_load(
-            indices, self.router.num_experts, 3 * tokens.shape[-1] * self.intermediate_dim
-        )
-        if plan is None:  # Nobody is chosen.
-            return ops.zeros_like(tokens)
-        return self._compute_slots(tokens, weights, plan, kernels)
-
     def _compute_slots(
-        self,
-        tokens: Any,
-        weights: Any,
-        plan: expert_dispatch.ExpertDispatch,
-        kernels: Sequence[Any] | None = None,
+        self, tokens: Any, weights: Any, plan: expert_dispatch.ExpertDispatch
     ) -> Any:
-        gate_kernel, up_kernel, down_kernel = kernels or self._kernels
         rows = ops.take(tokens, plan.token_of_slot, axis=0)
-        gate = _multiply(rows, gate_kernel, plan)
-        up = _multiply(rows, up_kernel, plan)
-        down = _multiply(gate_activations(gate, up, self.clamp), down_kernel, plan)
+        gate = _multiply(rows, self.gate_kernel, plan)
+        up = _multiply(rows, self.up_kernel, plan)
+        down = _multiply(gate_activations(gate, up, self.clamp), self.down_kernel, plan)
         return _combine(down, weights, plan)
 
     def _compute_blocks(self, tokens: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
         """One block after the other: no kernel is copied that is not about to be used."""
-        kernels = self._kernels
+        kernels = (self.gate_kernel, self.up_kernel, self.down_kernel)
         tokens_of_block = ops.reshape(plan.token_of_slot, (-1, plan.block_size))
 
         def compute(index: Any) -> Any:

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.signature import Array
 
 _READ_KERNEL = 16
 _COPY_KERNEL = 48
@@ -108,9 +106,6 @@ def dispatch_by_load(indices: Any, num_experts: int, expert_size: int) -> Expert
         return None
     if indices.shape[0] * indices.shape[1] * expert_size < _LEAST_WORK:
         return None
-    on_host = backend.current().read_array(indices)
-    if on_host is not None:
-        return _dispatch_on_host(on_host, num_experts)
     order = _sort(indices, num_experts)
     loads = [int(load) for load in ops.convert_to_numpy(order.loads)]
     if not sum(loads):
@@ -118,25 +113,6 @@ def dispatch_by_load(indices: Any, num_experts: int, expert_size: int) -> Expert
     chosen = order.choices[: sum(loads)]
     slots = ops.take(order.starts, order.expert) + order.rank
     return _return(indices, chosen // indices.shape[1], slots, order.is_some, loads=loads)
-
-
-def _dispatch_on_host(indices: Array, num_experts: int) -> ExpertDispatch | None:
-    """The same by NumPy, which takes less time than a framework for so few numbers."""
-    flat = indices.reshape(-1)
-    choices = np.argsort(flat, kind="stable")
-    loads = np.bincount(flat, minlength=num_experts)[:num_experts].tolist()
-    if not sum(loads):
-        return None  # All tokens are hidden, and nothing would be put together.
-    is_some = flat < num_experts
-    slots = np.empty_like(flat)
-    slots[choices] = np.arange(len(flat), dtype=flat.dtype)
-    tokens = (choices[: sum(loads)] // indices.shape[1]).astype(flat.dtype)
-    return ExpertDispatch(
-        token_of_slot=ops.convert_to_tensor(tokens),
-        slot_of_choice=ops.convert_to_tensor(np.where(is_some, slots, 0).reshape(indices.shape)),
-        is_computed=ops.convert_to_tensor(is_some.reshape(indices.shape)),
-        loads=loads,
-    )
 
 
 def dispatch_to_blocks(indices: Any, num_experts: int, block_size: int) -> ExpertDispatch:
