@@ -26,8 +26,8 @@ class Interactions:
         user_names: sequence. What the data call the user of each history. Defaults to `()`.
 
     Raises:
-        InvalidInputError: There is no history, one is no sequence of integers, or an item is not among
-            `num_items`.
+        InvalidInputError: There is no history, one is no sequence of integers, or an item is not
+            among `num_items`.
 
     Example:
 

@@ -13,6 +13,7 @@ from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers import Input, SampledSoftmax
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
+from keras_deepseek.models.compiled_functions import CompiledFunctions
 from keras_deepseek.models.sequential_recommender.config import SequentialRecommenderConfig
 from keras_deepseek.models.sequential_recommender.interactions import pad_histories, read_histories
 from keras_deepseek.models.sequential_recommender.item_ranking import ItemScores, TopItems
@@ -96,7 +97,7 @@ class SequentialRecommender(PresetModel):
         self.config = config
         self.layers_policy = backbone.layers_policy
         self.backbone = backbone
-        self._compiled: dict[tuple[int, bool, int], InferenceFunction] = {}
+        self._compiled = CompiledFunctions(self)
 
     def make_training_model(
         self,
@@ -189,11 +190,12 @@ class SequentialRecommender(PresetModel):
         length = self.config.max_length
         while length < longest:
             length *= 2
-        infer = self._compiled.get((k, exclude_seen, length))
-        if infer is None:
+
+        def make() -> InferenceFunction:
             model = self.make_serving_model(k, exclude_seen=exclude_seen, history_length=length)
-            infer = backend.current().compile_inference(NamedModel(model))
-            self._compiled[k, exclude_seen, length] = infer
+            return backend.current().compile_inference(NamedModel(model))
+
+        infer = self._compiled.find((k, exclude_seen, length), make)
         # Empty histories fill up the batch: of each size a program would be compiled.
         count = len(histories)
         rows = [*histories, *([()] * (2 ** max(0, count - 1).bit_length() - count))]

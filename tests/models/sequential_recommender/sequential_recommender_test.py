@@ -14,6 +14,7 @@ from keras_deepseek.models import (
     SequentialRecommender,
     SequentialRecommenderConfig,
     enable_lora,
+    merge_lora,
     save_peft_adapter,
 )
 from keras_deepseek.testing import assert_close
@@ -94,6 +95,25 @@ def test_recommendations_are_of_the_weights_of_the_moment():
     )
     after, _ = recommender.recommend([[1, 2]], 3)
     assert before.tolist() != after.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.filterwarnings("ignore:The use of `x.T`")  # Of Keras, for an embedding on torch.
+def test_recommendations_are_of_a_lora_and_of_quantized_weights():
+    recommender, row = make_recommender(), [[0, 0, 0, 3, 1, 7]]
+
+    def find_gap():
+        items, scores = recommender.recommend([[3, 1, 7]], 4)
+        return np.abs(score(recommender, row)[0][items[0]] - scores[0]).max()
+
+    assert find_gap() < 1e-5
+    enable_lora(recommender, rank=2)
+    for variable in recommender.trainable_variables:
+        variable.assign(np.random.default_rng(0).normal(size=variable.shape) * 0.3)
+    assert find_gap() < 1e-5
+    merge_lora(recommender)
+    recommender.quantize("int8")
+    assert find_gap() < 1e-5
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
