@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.models.quantized_layers import describe_quantized, quantize_again
 
 
 class ConfigModel(keras.Model):
@@ -14,14 +15,20 @@ class ConfigModel(keras.Model):
 
     A subclass names its `config_class`, takes `config` and `dtype` in its `__init__`, and sets both
     as `config` and `layers_policy`. It is then saved by these: `get_config` holds the config's
-    fields and the policy, and `from_config` makes the model of them. The policy is the model's own,
-    `dtype_policy`, as well, by which Keras scales a loss in float16.
+    fields, the policy, and which layers are quantized; `from_config` makes the model of them. The
+    policy is the model's own, `dtype_policy`, as well, by which Keras scales a loss in float16.
     """
 
     config_class: ClassVar[Any] = None
     """The config dataclass."""
 
     config: Any
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        for given in args[:1] or [kwargs[name] for name in ("config",) if name in kwargs]:
+            _check_config(cls, given)
+        model: Self = super().__new__(cls, *args, **kwargs)
+        return model
 
     @property
     def layers_policy(self) -> keras.DTypePolicy:
@@ -42,16 +49,38 @@ class ConfigModel(keras.Model):
         return super().call(inputs, training=training, mask=mask)
 
     def get_config(self) -> dict[str, Any]:
+        quantized = describe_quantized(self)
         return {
             "name": self.name,
             "trainable": self.trainable,
             "config": asdict(self.config),
             "dtype": keras.dtype_policies.serialize(self.layers_policy),
+            **({"quantized_layers": quantized} if quantized else {}),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        return cls(**{**config, "config": cls.config_class(**config["config"])})
+        given = {**config, "config": cls.config_class(**config["config"])}
+        quantized = given.pop("quantized_layers", {})
+        model = cls(**given)
+        quantize_again(model, quantized)
+        return model
+
+
+def _check_config(model_class: type[ConfigModel], config: Any) -> None:
+    """Says what a model is made from, before any layer is: another config may have its fields."""
+    expected = model_class.config_class
+    if expected is None or isinstance(config, expected):
+        return
+    sizes, name = getattr(expected, "presets", {}), expected.__name__
+    is_short = config is None or isinstance(config, str | int | float)
+    received = repr(config) if is_short else f"a {type(config).__name__}"
+    hint = f", as in {name}.from_preset({next(iter(sizes))!r})" if sizes else ""
+    if isinstance(config, str) and config in sizes:
+        hint = f": write {name}.from_preset({config!r})"
+    raise InvalidInputError(
+        f"`config` of {model_class.__name__} must be a {name}, received {received}{hint}."
+    )
 
 
 def _check_integers(declared: Iterable[keras.KerasTensor], inputs: Any) -> None:

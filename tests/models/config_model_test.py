@@ -4,7 +4,15 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.models import (
+    BertBackbone,
+    BertMaskedLM,
+    DeepSeekV2Config,
+    DeepSeekV3CausalLM,
+    DeepSeekV32Config,
+    SequentialRecommenderConfig,
+)
 from keras_deepseek.models.config_model import ConfigModel
 
 
@@ -78,3 +86,28 @@ def test_policies_that_keras_would_act_on_stay_those_of_the_layers_alone():
     assert model.get_layer("dense").variable_dtype == "bfloat16"
     assert model.dtype_policy.name == "float32"
     assert len(policies) == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("tiny", r"a BertConfig, received 'tiny': write BertConfig.from_preset\('tiny'\)"),
+        ("tinny", r"received 'tinny', as in BertConfig.from_preset\('tiny'\)"),
+        ({"num_layers": 2}, "received a dict, as in BertConfig"),
+        (None, "received None"),
+        (SequentialRecommenderConfig(9), "received a SequentialRecommenderConfig"),
+    ],
+)
+@pytest.mark.parametrize("model_class", [BertMaskedLM, BertBackbone])
+def test_a_model_is_made_from_a_config_of_its_own_family_alone(model_class, config, message):
+    with pytest.raises(InvalidInputError, match=f"`config` of {model_class.__name__} .*{message}"):
+        model_class(config)
+    with pytest.raises(InvalidInputError, match=r"`config` of .* must be a BertConfig"):
+        model_class(config=config, dtype="bfloat16")
+
+
+def test_the_config_of_another_deepseek_is_of_another_family():
+    with pytest.raises(InvalidInputError, match="a DeepSeekV3Config, received a DeepSeekV2Config"):
+        DeepSeekV3CausalLM(DeepSeekV2Config.from_preset("tiny"))
+    with pytest.raises(InvalidInputError, match="a DeepSeekV3Config, received a DeepSeekV32Config"):
+        DeepSeekV3CausalLM(DeepSeekV32Config.from_preset("tiny"))

@@ -128,6 +128,7 @@ class MaskedPositionHead(VocabularyHead):
             epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name="intermediate_layer_norm"
         )
         self.intermediate_layer_norm.build((None, None, dim))
+        self.attach_mask.build([input_shape, input_shape[:2]])  # Keras quantizes what is built.
 
     def call(
         self, inputs: Any, mask_positions: Any = None, mask: Any = None, inputs_mask: Any = None

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.models.bert.presets import PRESETS
+from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
 from keras_deepseek.models.encoder.activations import read_activation
 from keras_deepseek.models.preset_config import PresetConfig
 
@@ -48,33 +49,16 @@ _MUST_BE = {
 """Keys that change what is computed, with the only value that is computed here."""
 
 _PASSED_OVER = {
-    "_name_or_path",
-    "architectures",
-    "bos_token_id",
     "classifier_dropout",
     "directionality",
-    "dtype",
-    "eos_token_id",
-    "gradient_checkpointing",
-    "id2label",
-    "label2id",
-    "output_attentions",
-    "output_hidden_states",
     "output_past",
-    "pad_token_id",
     "pooler_fc_size",
     "pooler_num_attention_heads",
     "pooler_num_fc_layers",
     "pooler_size_per_head",
     "pooler_type",
-    "problem_type",
-    "return_dict",
-    "tokenizer_class",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
 }
-"""Keys that change nothing of what a masked language model computes."""
+"""Keys of BERT that change nothing of what a masked language model computes."""
 
 
 @dataclass(frozen=True)
@@ -162,18 +146,12 @@ class BertConfig(PresetConfig):
                 is not computed here.
         """
         for key, value in _MUST_BE.items():
-            if config.get(key, value) != value:
+            if config.get(key) not in (value, None):
                 raise InvalidInputError(
                     f"The checkpoint's config has {key}={config[key]!r}; a BERT that is built "
                     f"here has {value!r}."
                 )
-        known = {*_NAMES.values(), *_MUST_BE, *_PASSED_OVER}
-        unknown = sorted(set(config) - known)
-        if unknown:
-            raise InvalidInputError(
-                f"The checkpoint's config has keys that are not known of BERT: {unknown}. Remove "
-                "those that do not change what the model computes."
-            )
+        check_keys(config, [*_NAMES.values(), *_MUST_BE, *_PASSED_OVER])
         given = {name: config[key] for name, key in _NAMES.items() if key in config}
         if "activation" in given:
             if given["activation"] not in _ACTIVATIONS:

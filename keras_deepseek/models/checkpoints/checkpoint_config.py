@@ -65,12 +65,18 @@ def check_keys(checkpoint_config: Mapping[str, Any], known: Iterable[str]) -> No
         known: strings. The keys that the family reads, or passes over knowingly.
 
     Raises:
-        InvalidInputError: There is another one. The message names all.
+        InvalidInputError: There is another one, and the message names all; or heads were pruned.
 
     Example:
 
     >>> check_keys({"model_type": "bert", "hidden_size": 8}, ["hidden_size"])
     """
+    if checkpoint_config.get("pruned_heads"):
+        raise InvalidInputError(
+            "The config of the checkpoint has pruned_heads="
+            f"{checkpoint_config['pruned_heads']!r}: layers here have all of their heads. Use a "
+            "checkpoint whose heads were not taken out."
+        )
     allowed = {*known, *GENERIC_KEYS}
     unknown = sorted(
         key

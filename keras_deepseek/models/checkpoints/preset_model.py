@@ -159,6 +159,7 @@ class PresetModel(ConfigModel):
         for architecture in found:
             if architecture in readers:
                 return readers[architecture]
+        _check_not_of_keras(folder, checkpoint_config)
         raise InvalidInputError(
             f"{str(folder)!r} is a checkpoint of {', '.join(map(str, found)) or 'no'} "
             f"architecture (model_type {checkpoint_config.get('model_type')!r}), and "
@@ -303,6 +304,16 @@ def _family(model_class: type[Any]) -> Iterator[type[Any]]:
     while generation:
         yield from generation
         generation = [each for above in generation for each in above.__subclasses__()]
+
+
+def _check_not_of_keras(folder: Path, checkpoint_config: Mapping[str, Any]) -> None:
+    """Says where a `config.json` is that of Keras's own serialization, which KerasHub writes."""
+    found = checkpoint_config.get("registered_name") or checkpoint_config.get("class_name")
+    if found is not None:
+        raise InvalidInputError(
+            f"{str(folder)!r} is a preset of KerasHub, of its class {found!r}: read it by "
+            "`keras_hub`, or fetch the model in the form of Hugging Face, which is read here."
+        )
 
 
 def _read_policy(dtype: Any) -> Any:

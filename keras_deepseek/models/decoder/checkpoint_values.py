@@ -44,14 +44,35 @@ def check_checkpoint_value(values: Mapping[str, Any], name: str, *, allowed: Seq
         )
 
 
+def read_object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns what is an object in the file; an empty one where it is missing or null.
+
+    Args:
+        values: dict. The file.
+        name: string. The key.
+
+    Raises:
+        InvalidInputError: It holds something else.
+    """
+    received = values.get(name)
+    if received is not None and not isinstance(received, Mapping):
+        raise InvalidInputError(
+            f"`{name}` of the `config.json` must be an object or null, received {received!r}."
+        )
+    return dict(received or {})
+
+
 def read_rope(values: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     """Returns the base of the rotary angles, and their scaling, from the older or the newer keys.
 
     Args:
         values: dict. The file: with `rope_theta` and `rope_scaling`, or `rope_parameters` for both.
+
+    Raises:
+        InvalidInputError: They are no objects.
     """
     # Both stand in files that a newer release wrote for older ones; they then say the same.
-    scaling = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    scaling = read_object(values, "rope_scaling") or read_object(values, "rope_parameters")
     scaling = {name: value for name, value in scaling.items() if value is not None}
     theta = scaling.pop("rope_theta", values.get("rope_theta") or 10000.0)
     kind = scaling.get("rope_type", scaling.get("type", "default"))

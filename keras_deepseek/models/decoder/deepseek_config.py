@@ -17,6 +17,7 @@ from keras_deepseek.models.decoder.checkpoint_values import (
     check_required_keys,
     read_rope,
 )
+from keras_deepseek.models.decoder.token_ids import check_token_ids
 from keras_deepseek.models.preset_config import PresetConfig
 
 REQUIRED_KEYS = {
@@ -165,8 +166,7 @@ class DeepSeekConfig(PresetConfig):
         if self.rope_scaling is not None:
             scaling = check_scaling(self.rope_scaling, "rope_scaling")
             object.__setattr__(self, "rope_scaling", scaling)
-        if isinstance(self.end_token_id, Sequence):
-            object.__setattr__(self, "end_token_id", tuple(self.end_token_id))  # JSON has lists.
+        check_token_ids(self)
         self._check_experts()
 
     def _check_experts(self) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
-from keras_deepseek.models.decoder.checkpoint_values import check_checkpoint_value
+from keras_deepseek.models.decoder.checkpoint_values import check_checkpoint_value, read_object
 
 if TYPE_CHECKING:
     from keras_deepseek.models.deepseek_v4.config import DeepSeekV4Config
@@ -186,7 +186,7 @@ def _read_rates(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_rotary(given: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
     """Returns what turns queries and keys: in `rope_parameters` nested, or flat."""
-    parameters = given.get("rope_parameters") or given.get("rope_scaling") or {}
+    parameters = read_object(given, "rope_parameters") or read_object(given, "rope_scaling")
     factor = given.get("partial_rotary_factor")
     is_nested = isinstance(parameters.get("main"), Mapping)
     read: dict[str, Any] = {}

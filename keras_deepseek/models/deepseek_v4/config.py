@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.layers.position.rotary_scaling import check_scaling
+from keras_deepseek.models.decoder.token_ids import check_token_ids
 from keras_deepseek.models.deepseek_v4.checkpoint_config import (
     read_checkpoint_config,
     write_checkpoint_config,
@@ -184,8 +185,7 @@ class DeepSeekV4Config(PresetConfig):
         for name in ("rope_scaling", "compress_rope_scaling"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_scaling(getattr(self, name), name))
-        if isinstance(self.end_token_id, Sequence):
-            object.__setattr__(self, "end_token_id", tuple(self.end_token_id))
+        check_token_ids(self)
         self._check_types()
         self._check_fits()
 

@@ -5,7 +5,7 @@ step to step, caches and the tokens that were seen, is a state that only the bac
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.models.compiled_functions import CompiledFunctions
 from keras_deepseek.models.generation.sampler import SamplingRules
 from keras_deepseek.models.generation.token_choice import choose, log_probabilities
 
@@ -37,19 +38,16 @@ class StepKind:
     has_log_probabilities: bool = False
 
 
-@dataclass
 class CompiledSteps:
     """The compiled functions of one model, made when they are first asked for.
-
-    They are made anew when the model has other variables: `enable_lora` and `quantize` change them.
 
     Args:
         model: `CausalLM`.
     """
 
-    model: Any
-    _functions: dict[Any, Step] = field(default_factory=dict, init=False)
-    _variables: tuple[int, ...] = field(default=(), init=False)
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._functions = CompiledFunctions(model)
 
     def get(self, key: Any, function: Callable[..., tuple[Any, Any]], *arguments: Any) -> Step:
         """Returns a compiled `function(model, *arguments, state, *inputs)`.
@@ -59,15 +57,13 @@ class CompiledSteps:
             function: It returns outputs and the next state.
             *arguments: What is compiled into it.
         """
-        variables = tuple(id(variable) for variable in self.model.variables)
-        if variables != self._variables:
-            self._functions, self._variables = {}, variables
-        if key not in self._functions:
-            compiled = backend.current().compile_with_state(
-                partial(function, self.model, *arguments), self.model.variables
-            )
-            self._functions[key] = compiled
-        return self._functions[key]
+
+        def make() -> Step:
+            compile_step = backend.current().compile_with_state
+            return compile_step(partial(function, self.model, *arguments), self.model.variables)
+
+        step: Step = self._functions.find(key, make)
+        return step
 
     def prefill(self, kind: StepKind, capacity: int) -> Step:
         """Returns the function of a prompt: it takes token ids, mask, uniforms and numbers.

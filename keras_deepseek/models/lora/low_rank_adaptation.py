@@ -1,6 +1,7 @@
 """A LoRA is added to a model here, before its training, and merged into its weights after it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -121,6 +122,12 @@ def merge_lora(model: keras.Model) -> None:
     forget_functions(model)
 
 
+def _check_model(model: Any) -> keras.Model:
+    if not isinstance(model, keras.Model):
+        raise InvalidInputError(f"`model` must be a `keras.Model`, received {model!r}.")
+    return model
+
+
 def check_no_lora(model: keras.Model) -> None:
     """Raises an error where a model has a LoRA.
 
@@ -128,9 +135,9 @@ def check_no_lora(model: keras.Model) -> None:
         model: `keras.Model`.
 
     Raises:
-        InvalidInputError: It has.
+        InvalidInputError: It has, or is no model.
     """
-    adapted = find_adapted(model)
+    adapted = find_adapted(_check_model(model))
     if adapted:
         raise InvalidInputError(
             f"The model {model.name!r} has a LoRA of rank {adapted[0].lora_rank} already, in "
@@ -146,9 +153,9 @@ def check_lora(model: keras.Model) -> list[keras.Layer]:
         model: `keras.Model`.
 
     Raises:
-        InvalidInputError: None has.
+        InvalidInputError: None has, or it is no model.
     """
-    layers = find_adapted(model)
+    layers = find_adapted(_check_model(model))
     if not layers:
         raise InvalidInputError(
             f"The model {model.name!r} has no LoRA. Add one by enable_lora(model, rank=8)."

@@ -1,6 +1,6 @@
 """Histories of items, and how they are split and padded: what `fit` and `evaluate` are given."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,8 @@ class Interactions:
         user_names: sequence. What the data call the user of each history. Defaults to `()`.
 
     Raises:
-        InvalidInputError: There is no history, or an item is not among `num_items`.
+        InvalidInputError: There is no history, one is no sequence of integers, or an item is not
+            among `num_items`.
 
     Example:
 
@@ -42,16 +43,9 @@ class Interactions:
     user_names: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
-        check_integer("num_items", self.num_items)
-        histories = [np.asarray(history, dtype="int32") for history in self.histories]
+        histories = read_histories(self.histories, check_integer("num_items", self.num_items))
         if not histories:
             raise InvalidInputError("`histories` must be those of one user or more, received none.")
-        for index, history in enumerate(histories):
-            if history.size and not 1 <= history.min() <= history.max() <= self.num_items:
-                raise InvalidInputError(
-                    f"Items must be from 1 to num_items={self.num_items}; the history of user "
-                    f"{index}, counted from 0, has {history.min()} to {history.max()}."
-                )
         object.__setattr__(self, "histories", histories)
 
     def leave_last_out(self) -> "LeaveLastOut":
@@ -105,8 +99,11 @@ class LeaveLastOut:
 
         Args:
             length: integer. Of the rows.
+
+        Raises:
+            InvalidInputError: `length` is not a positive integer.
         """
-        pieces = []
+        length, pieces = check_integer("length", length), []
         for history in self.histories:
             end = len(history)
             while end > 1:
@@ -123,6 +120,9 @@ class LeaveLastOut:
 
         Args:
             length: integer. The last items of each history that are read.
+
+        Raises:
+            InvalidInputError: `length` is not a positive integer.
         """
         return _before_and_at(self.held_out, -2, length)
 
@@ -131,8 +131,48 @@ class LeaveLastOut:
 
         Args:
             length: integer. The last items of each history that are read.
+
+        Raises:
+            InvalidInputError: `length` is not a positive integer.
         """
         return _before_and_at(self.held_out, -1, length)
+
+
+def read_histories(histories: Any, num_items: int) -> list[Array]:
+    """Returns histories as int32 arrays, or says which of them is none.
+
+    Args:
+        histories: sequence of sequences of integers, one a user.
+        num_items: integer. Items are from 1 to this.
+
+    Raises:
+        InvalidInputError: They are not sequences of integers, or have an item that does not exist.
+    """
+    if isinstance(histories, str | bytes) or not isinstance(histories, Iterable):
+        raise InvalidInputError(
+            "`histories` must be sequences of items, one a user, as in [[3, 1, 7], [5]]; received "
+            f"{histories!r}."
+        )
+    return [_read_history(index, each, num_items) for index, each in enumerate(histories)]
+
+
+def _read_history(index: int, history: Any, num_items: int) -> Array:
+    user = f"user {index}, counted from 0,"
+    try:
+        items = np.asarray(history)
+    except ValueError:  # Lists of several lengths.
+        items = np.asarray(None)
+    if items.ndim != 1 or (items.size and items.dtype.kind not in "iu"):
+        raise InvalidInputError(
+            "`histories` must be sequences of integers, one a user, as in [[3, 1, 7], [5]]; for "
+            f"{user} it has {history!r}."
+        )
+    if items.size and not 1 <= items.min() <= items.max() <= num_items:
+        raise InvalidInputError(
+            f"Items must be from 1 to num_items={num_items}; the history of {user} has "
+            f"{items.min()} to {items.max()}."
+        )
+    return items.astype("int32")
 
 
 def pad_histories(histories: Sequence[Any], length: int) -> Array:
@@ -151,5 +191,6 @@ def pad_histories(histories: Sequence[Any], length: int) -> Array:
 
 
 def _before_and_at(histories: list[Any], place: int, length: int) -> tuple[dict[str, Array], Array]:
+    length = check_integer("length", length)
     inputs = pad_histories([history[:place] for history in histories], length)
     return {"item_ids": inputs}, np.array([history[place] for history in histories], "int32")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer
@@ -12,8 +13,9 @@ from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers import Input, SampledSoftmax
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
+from keras_deepseek.models.compiled_functions import CompiledFunctions
 from keras_deepseek.models.sequential_recommender.config import SequentialRecommenderConfig
-from keras_deepseek.models.sequential_recommender.interactions import pad_histories
+from keras_deepseek.models.sequential_recommender.interactions import pad_histories, read_histories
 from keras_deepseek.models.sequential_recommender.item_ranking import ItemScores, TopItems
 from keras_deepseek.models.sequential_recommender.sequential_recommender_backbone import (
     SequentialRecommenderBackbone,
@@ -95,7 +97,7 @@ class SequentialRecommender(PresetModel):
         self.config = config
         self.layers_policy = backbone.layers_policy
         self.backbone = backbone
-        self._compiled: dict[tuple[int, bool, int], InferenceFunction] = {}
+        self._compiled = CompiledFunctions(self)
 
     def make_training_model(
         self,
@@ -114,9 +116,12 @@ class SequentialRecommender(PresetModel):
             item_weights: sequence of `num_items` numbers, or `None` for equal ones. How likely each
                 item is drawn, to a factor, that of item 1 first. Defaults to `None`.
             seed: integer or `None`. What is drawn by. Defaults to `None`.
+
+        Raises:
+            InvalidInputError: There is not one weight for each item, or one is not positive.
         """
         if item_weights is not None:
-            item_weights = [0.0, *map(float, item_weights)]
+            item_weights = [0.0, *_read_weights(item_weights, self.config.num_items)]
         inputs = {
             name: Input((None,), dtype="int32", name=name) for name in ("item_ids", "targets")
         }
@@ -177,26 +182,43 @@ class SequentialRecommender(PresetModel):
             user has seen all but fewer than `k`, the items behind them are 0.
 
         Raises:
-            InvalidInputError: A history has an item that does not exist, or there are no `k` items.
+            InvalidInputError: A history is no sequence of integers, has an item that does not
+                exist, or there are no `k` items.
         """
-        num_items = self.config.num_items
-        for index, history in enumerate(histories):
-            if len(history) and not 1 <= min(history) <= max(history) <= num_items:
-                raise InvalidInputError(
-                    f"Histories are of items from 1 to {num_items}; that of user {index}, counted "
-                    f"from 0, has {min(history)} to {max(history)}."
-                )
+        histories = read_histories(histories, self.config.num_items)
         longest = max(map(len, histories), default=0) if exclude_seen else 0
         length = self.config.max_length
         while length < longest:
             length *= 2
-        infer = self._compiled.get((k, exclude_seen, length))
-        if infer is None:
+
+        def make() -> InferenceFunction:
             model = self.make_serving_model(k, exclude_seen=exclude_seen, history_length=length)
-            infer = backend.current().compile_inference(NamedModel(model))
-            self._compiled[k, exclude_seen, length] = infer
+            return backend.current().compile_inference(NamedModel(model))
+
+        infer = self._compiled.find((k, exclude_seen, length), make)
         # Empty histories fill up the batch: of each size a program would be compiled.
         count = len(histories)
         rows = [*histories, *([()] * (2 ** max(0, count - 1).bit_length() - count))]
         found = infer({"item_ids": pad_histories(rows, length)})
         return found["items"][:count], found["scores"][:count]
+
+
+def _read_weights(item_weights: Any, num_items: int) -> list[float]:
+    try:
+        weights = np.asarray(item_weights, "float64")
+    except (TypeError, ValueError):
+        weights = None
+    if weights is None or weights.shape != (num_items,):
+        received = repr(item_weights) if weights is None else f"an array of shape {weights.shape}"
+        raise InvalidInputError(
+            f"`item_weights` must be one number for each of the {num_items} items, that of item 1 "
+            f"first; received {received}."
+        )
+    is_good = np.isfinite(weights) & (weights > 0)
+    if not is_good.all():
+        item = int(np.argmin(is_good)) + 1
+        raise InvalidInputError(
+            "`item_weights` must be positive: an item that is never drawn is never told from the "
+            f"target. That of item {item} is {weights[item - 1]}. Add 1 to counts."
+        )
+    return [float(weight) for weight in weights]

@@ -102,10 +102,25 @@ def test_what_is_written_is_read_as_the_same(activation):
         ({"model_type": "roberta"}, "has model_type='roberta'; a BERT .* has 'bert'"),
         ({"is_decoder": True}, "has is_decoder=True"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
-        ({"rope_theta": 1e4}, r"keys that are not known of BERT: \['rope_theta'\]"),
+        ({"rope_theta": 1e4}, "keys that are not known: 'rope_theta': 10000.0"),
+        ({"pruned_heads": {"0": [1]}}, r"has pruned_heads=\{'0': \[1\]\}"),
         ({"hidden_act": "gelu_fast"}, "Unknown hidden_act 'gelu_fast': did you mean"),
     ],
 )
 def test_a_config_that_is_not_computed_here_is_refused_by_its_key(changed, message):
     with pytest.raises(InvalidInputError, match=message):
         BertConfig.from_checkpoint_config({**CHECKPOINT, **changed})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"pruned_heads": {}, "finetuning_task": None, "torchscript": False, "num_labels": 2},
+        {"quantization_config": None, "transformers_weights": None, "is_encoder_decoder": None},
+        {"_num_labels": 2, "_attn_implementation_autoset": True, "attn_implementation": "sdpa"},
+        {"name_or_path": "bert-base-uncased", "_name_or_path": "x", "language": None},
+    ],
+)
+def test_keys_that_change_nothing_are_passed_over(changed):
+    config = BertConfig.from_checkpoint_config(CHECKPOINT)
+    assert BertConfig.from_checkpoint_config({**CHECKPOINT, **changed}) == config

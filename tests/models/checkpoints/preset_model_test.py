@@ -160,6 +160,13 @@ def test_a_wrong_architecture_is_told(preset):
     SmallModel.from_preset(preset)
 
 
+def test_a_preset_of_keras_hub_is_known_as_one(preset):
+    config = {"module": "keras_hub", "registered_name": "keras_hub>BertBackbone", "config": {}}
+    (preset / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidInputError, match="preset of KerasHub, of its class 'keras_hub>Bert"):
+        SmallModel.from_preset(preset)
+
+
 def test_the_class_above_reads_the_architectures_of_those_below(preset):
     assert type(PresetModel.from_preset(preset)) is SmallModel
     write_preset(preset, make_model(), architectures=["OtherModel"])

@@ -202,6 +202,9 @@ def test_bad_input_is_one_clear_error():
     unbuilt = keras.Sequential([keras.layers.Dense(2, name="score")])
     with pytest.raises(InvalidInputError, match="score have no weights yet"):
         enable_lora(unbuilt, 2)
+    for function in (lambda wrong: enable_lora(wrong, 2), merge_lora):
+        with pytest.raises(InvalidInputError, match=r"`model` must be a .*, received 3"):
+            function(3)
     plain = keras.Sequential([keras.Input((3,)), keras.layers.ReLU()])
     with pytest.raises(InvalidInputError, match="no layer that a LoRA can be added to"):
         enable_lora(plain, 2)

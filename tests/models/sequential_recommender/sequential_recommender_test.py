@@ -14,6 +14,7 @@ from keras_deepseek.models import (
     SequentialRecommender,
     SequentialRecommenderConfig,
     enable_lora,
+    merge_lora,
     save_peft_adapter,
 )
 from keras_deepseek.testing import assert_close
@@ -96,6 +97,25 @@ def test_recommendations_are_of_the_weights_of_the_moment():
     assert before.tolist() != after.tolist()
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.filterwarnings("ignore:The use of `x.T`")  # Of Keras, for an embedding on torch.
+def test_recommendations_are_of_a_lora_and_of_quantized_weights():
+    recommender, row = make_recommender(), [[0, 0, 0, 3, 1, 7]]
+
+    def find_gap():
+        items, scores = recommender.recommend([[3, 1, 7]], 4)
+        return np.abs(score(recommender, row)[0][items[0]] - scores[0]).max()
+
+    assert find_gap() < 1e-5
+    enable_lora(recommender, rank=2)
+    for variable in recommender.trainable_variables:
+        variable.assign(np.random.default_rng(0).normal(size=variable.shape) * 0.3)
+    assert find_gap() < 1e-5
+    merge_lora(recommender)
+    recommender.quantize("int8")
+    assert find_gap() < 1e-5
+
+
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_any_number_of_users_is_answered(count):
     recommender = make_recommender()
@@ -106,9 +126,31 @@ def test_any_number_of_users_is_answered(count):
         assert row.tolist() == recommender.recommend([history], 2)[0][0].tolist()
 
 
-def test_a_history_with_an_item_that_does_not_exist_is_refused():
-    with pytest.raises(InvalidInputError, match="that of user 1, counted from 0, has 2 to 21"):
-        make_recommender().recommend([[1], [2, 21]])
+@pytest.mark.parametrize(
+    ("histories", "message"),
+    [
+        ([[1], [2, 21]], "the history of user 1, counted from 0, has 2 to 21"),
+        ([3, 1, 7], "for user 0, counted from 0, it has 3"),
+        (["ab"], "it has 'ab'"),
+        ([[1.5]], r"it has \[1.5\]"),
+    ],
+)
+def test_histories_of_anything_but_items_that_exist_are_refused(histories, message):
+    with pytest.raises(InvalidInputError, match=message):
+        make_recommender().recommend(histories)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0] * 5, r"`item_weights` .* each of the 20 items, .* of shape \(5,\)"),
+        ("even", "`item_weights` .* received 'even'"),
+        ([1.0] * 19 + [0.0], "`item_weights` must be positive.* That of item 20 is 0.0"),
+    ],
+)
+def test_weights_that_are_not_those_of_the_items_are_refused_by_their_name(weights, message):
+    with pytest.raises(InvalidInputError, match=message):
+        make_recommender().make_training_model(item_weights=weights)
 
 
 def test_the_training_model_shares_every_weight_and_the_policy():

@@ -1,0 +1,83 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.models import (
+    BertConfig,
+    BertMaskedLM,
+    DeepSeekV3CausalLM,
+    DeepSeekV3Config,
+    ResidualImageClassifier,
+    ResidualImageClassifierConfig,
+    SequentialRecommender,
+    SequentialRecommenderConfig,
+)
+from keras_deepseek.models.quantized_layers import describe_quantized, quantize_again
+
+TOKENS = np.array([[3, 1, 4, 1]], "int32")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method"),
+    pytest.mark.filterwarnings("ignore:The use of `x.T`"),  # Of Keras, for an embedding on torch.
+]
+
+
+def make_recommender():
+    sizes = {"hidden_dim": 8, "num_layers": 1, "num_heads": 2, "intermediate_dim": 8}
+    return SequentialRecommender(SequentialRecommenderConfig(9, max_length=4, **sizes))
+
+
+def make_language_model():
+    return DeepSeekV3CausalLM(DeepSeekV3Config.from_preset("tiny", num_layers=1))
+
+
+def make_bert():
+    sizes = {"hidden_dim": 8, "num_layers": 1, "num_heads": 2, "intermediate_dim": 8}
+    return BertMaskedLM(BertConfig(vocabulary_size=11, max_length=4, **sizes))
+
+
+def make_classifier():
+    config = ResidualImageClassifierConfig.from_preset("tiny", num_classes=3, image_shape=(8, 8, 1))
+    return ResidualImageClassifier(config)
+
+
+def find_modes(model):
+    return {path: how["mode"] for path, how in describe_quantized(model).items()}
+
+
+TOKEN_INPUTS = {"token_ids": TOKENS, "padding_mask": np.ones_like(TOKENS)}
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs", "mode"),
+    [
+        (make_recommender, {"item_ids": TOKENS}, "int8"),
+        pytest.param(
+            make_recommender, {"item_ids": TOKENS}, "int4", marks=pytest.mark.further_case
+        ),
+        pytest.param(make_bert, TOKEN_INPUTS, "int8", marks=pytest.mark.further_case),
+        pytest.param(make_language_model, TOKEN_INPUTS, "int8", marks=pytest.mark.further_case),
+        pytest.param(
+            make_classifier, np.ones((1, 8, 8, 1)), "int8", marks=pytest.mark.further_case
+        ),
+    ],
+    ids=["recommender", "recommender-int4", "bert", "v3", "images"],
+)
+def test_a_quantized_model_is_the_same_after_loading(make, inputs, mode, tmp_path):
+    model = make()
+    assert "quantized_layers" not in model.get_config()
+    model.quantize(mode)
+    model.save(tmp_path / "model.keras")
+    revived = keras.saving.load_model(tmp_path / "model.keras")
+    assert find_modes(revived) == find_modes(model) != {}
+    assert [each.dtype for each in revived.weights] == [each.dtype for each in model.weights]
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(revived(inputs)), keras.ops.convert_to_numpy(model(inputs))
+    )
+
+
+def test_a_layer_that_is_not_there_is_named():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="only")])
+    with pytest.raises(InvalidInputError, match="no layer 'other', which is quantized by 'int8'"):
+        quantize_again(model, {"other": {"mode": "int8", "config": None}})
