@@ -16,7 +16,9 @@ def model():
 
 def make_request(prompts, budgets, stops=None, context=None):
     stops = stops or [frozenset()] * len(prompts)
-    return TokenRequest(read_prompts(prompts, None, None), budgets, stops, GREEDY, seed=0, context=context)
+    return TokenRequest(
+        read_prompts(prompts, None, None), budgets, stops, GREEDY, seed=0, context=context
+    )
 
 
 def test_rows_end_by_themselves(model):
