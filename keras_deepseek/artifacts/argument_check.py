@@ -57,9 +57,13 @@ def check_path(name: str, value: Any) -> str:
         value: What was given.
 
     Raises:
-        InvalidInputError: It is no path, or an empty one.
+        InvalidInputError: It is no path, an empty one, or one that no system has.
     """
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+    if (
+        not isinstance(value, str | os.PathLike)
+        or not os.fspath(value)
+        or "\0" in os.fsdecode(value)
+    ):
         raise InvalidInputError(f"`{name}` must be a path, received {value!r}.")
     return os.fspath(value)
 

@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     _choose_backend(arguments.backend)
     sampler = _make_sampler(arguments)
+    _check_before_loading(arguments)
     from keras_deepseek.models import CausalLM
     from keras_deepseek.models.generation.live_text import LiveText, OutputConsole
     from keras_deepseek.models.generation.prompts import find_end_tokens
@@ -109,6 +110,24 @@ def _choose_backend(name: str | None) -> None:
     if name not in backend.NAMES:
         raise InvalidInputError(unknown_name_message("backend", name, backend.NAMES))
     os.environ["KERAS_BACKEND"] = name
+
+
+def _check_before_loading(arguments: argparse.Namespace) -> None:
+    """Says what else is wrong before the model is loaded, which may take minutes."""
+    from keras_deepseek.artifacts.argument_check import check_integer
+    from keras_deepseek.models.checkpoints.preset_folder import find_preset
+    from keras_deepseek.models.tokenizers.tokenizer_files import (
+        find_chat_template,
+        read_chat_templates,
+        read_tokenizer_files,
+    )
+
+    check_integer("max_new_tokens", arguments.max_new_tokens)
+    if arguments.seed is not None:
+        check_integer("seed", arguments.seed, least=0)
+    if arguments.chat:
+        files = read_tokenizer_files(find_preset(arguments.folder))
+        find_chat_template(read_chat_templates(files), "default")
 
 
 def _make_sampler(arguments: argparse.Namespace) -> Any:

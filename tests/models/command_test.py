@@ -78,7 +78,11 @@ def test_a_prompt_may_come_from_the_standard_input(generate, model, capsys, monk
     assert capsys.readouterr().out == expected + "\n"
 
 
-def test_a_chat_is_written_by_the_template(generate, model, capsys):
+def test_a_chat_is_written_by_the_template(generate, model, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "chat_template.jinja").write_text("{{ messages }}")
+
     class Chat(WordTokenizer):
         def apply_chat_template(self, messages):
             return "".join(f"<{each['role']}>{each['content']}" for each in messages)
@@ -102,6 +106,24 @@ def test_what_is_wrong_is_one_line(generate, model, capsys):
     model.tokenizer = None
     assert generate("--prompt", "hi")[0] == 2
     assert "has no `tokenizer.json`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-new-tokens", "0"], "`max_new_tokens` must be a positive integer, received 0"),
+        (["--seed", "-4"], "`seed` must be an integer of at least 0, received -4"),
+        (["--chat"], "The checkpoint has no chat template"),
+    ],
+)
+def test_what_is_wrong_is_told_before_the_model_is_loaded(
+    generate, capsys, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    code, loaded = generate("--prompt", "hi", *arguments)
+    assert (code, loaded) == (2, [])
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import fnmatch
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from keras_deepseek.models.tokenizers.tokenizer_files import TOKENIZER_FILES
 CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
 HUB_PREFIX = "hf://"
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 _OWN_FILES = (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
@@ -50,7 +52,7 @@ def find_preset(preset: str | os.PathLike[str]) -> Path:
         hint = f" For one on the Hugging Face hub write {HUB_PREFIX + name!r}."
         raise InvalidInputError(
             f"There is no folder {name!r}: expected one with a {CONFIG_NAME} and safetensors "
-            f"files.{hint if name.count('/') == 1 else ''}"
+            f"files.{hint if _HUB_NAME.fullmatch(name) else ''}"
         )
     return folder
 
@@ -115,7 +117,7 @@ def new_preset(path: str | os.PathLike[str]) -> AbstractContextManager[Path]:
     """Returns what yields an empty folder that stands at `path` in the end, for a preset.
 
     Args:
-        path: Where the preset will stand. An older preset there is replaced.
+        path: Where the preset will stand, or a link to it. An older preset there is replaced.
 
     Raises:
         CheckpointError: Something else stands there, or nothing can be written there.
@@ -140,8 +142,10 @@ def new_folder(
         CheckpointError: Something else stands there, or nothing can be written there.
     """
     target = Path(check_path("folder", path)).absolute()
-    _check_target(target, own_files, first_file)
     try:
+        if target.is_symlink():  # The link stays, and what it points to is replaced.
+            target = target.resolve()
+        _check_target(target, own_files, first_file)
         with staging_folder(target) as work:
             folder = work / target.name
             folder.mkdir()

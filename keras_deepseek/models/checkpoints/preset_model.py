@@ -30,6 +30,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_mess
 from keras_deepseek.models.checkpoints.checkpoint_config import read_block_shape
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.merged_kernels import check_not_quantized, merged_kernels
+from keras_deepseek.models.checkpoints.preset_assets import PresetAssets, read_assets
 from keras_deepseek.models.checkpoints.preset_folder import (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
@@ -44,8 +45,8 @@ from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.models.checkpoints.weights_reader import read_weights
 from keras_deepseek.models.checkpoints.weights_writer import hand_over_weights, write_weights
 from keras_deepseek.models.config_model import ConfigModel
-from keras_deepseek.models.tokenizers.tokenizer import Tokenizer, is_installed
-from keras_deepseek.models.tokenizers.tokenizer_files import check_vocabulary, read_tokenizer_files
+from keras_deepseek.models.tokenizers.tokenizer import Tokenizer
+from keras_deepseek.models.tokenizers.tokenizer_files import check_vocabulary
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -70,7 +71,8 @@ class PresetModel(ConfigModel):
     """Patterns of the names of tensors that are written in float32 whatever the others are in."""
 
     tokenizer: Tokenizer | None = None
-    """The tokenizer of the preset; `None` where it has none or `tokenizers` is not installed."""
+    """The tokenizer of the preset; `None` where it has no `tokenizer.json` or `tokenizers` is not
+    installed."""
 
     generation_config: Mapping[str, Any] = MappingProxyType({})
     """What the preset's `generation_config.json` says, such as `eos_token_id`."""
@@ -128,14 +130,14 @@ class PresetModel(ConfigModel):
         block_shape = read_block_shape(folder, checkpoint_config)
         config = reader.config_class.from_checkpoint_config(checkpoint_config)
         config = _override(config, config_overrides)
-        files = read_tokenizer_files(folder)
-        _check_tokenizer(files, config)
+        assets = read_assets(folder)
+        _check_tokenizer(assets.tokenizer_files, config)
         model: Self = (
             _build_and_fill(reader, config, policy, folder, block_shape, verbose)
             if load_weights
             else reader(config, dtype=policy)
         )
-        model._take_assets(folder, files)
+        model._take_assets(assets)
         return model
 
     @classmethod
@@ -156,6 +158,11 @@ class PresetModel(ConfigModel):
             for architecture in each.architectures:
                 readers.setdefault(architecture, each)
         found = checkpoint_config.get("architectures") or []
+        if not isinstance(found, list):
+            raise InvalidInputError(
+                f'"architectures" in the {CONFIG_NAME} of {str(folder)!r} must be a list, as in '
+                f"[{next(iter(readers), 'BertForMaskedLM')!r}]; received {found!r}."
+            )
         for architecture in found:
             if architecture in readers:
                 return readers[architecture]
@@ -179,7 +186,8 @@ class PresetModel(ConfigModel):
 
         It holds `config.json`, the weights in safetensors files, the `generation_config`, and the
         files of the `tokenizer`. A LoRA is added to the kernels that it belongs to. It is written
-        beside its place and moved there when it is whole; an older preset there is replaced.
+        beside its place and moved there when it is whole; an older preset there is replaced. Of a
+        symbolic link, it is what the link points to.
 
         Of several processes that train together, each calls it and that of rank 0 writes, by what
         the others send of variables that are shared out; they do not wait until it stands there.
@@ -247,18 +255,25 @@ class PresetModel(ConfigModel):
         Args:
             folder: string.
         """
-        self._take_assets(Path(folder), read_tokenizer_files(Path(folder)))
+        self._take_assets(read_assets(Path(folder)))
 
-    def _take_assets(self, folder: Path, files: Mapping[str, bytes]) -> None:
-        self._tokenizer_files = MappingProxyType(dict(files))
-        if files and is_installed():
-            self.tokenizer = Tokenizer(files)
-        if (folder / GENERATION_CONFIG_NAME).exists():
-            config = read_json(folder, GENERATION_CONFIG_NAME)
-            self.generation_config = MappingProxyType(config)
+    def _take_assets(self, assets: PresetAssets) -> None:
+        self._tokenizer_files = assets.tokenizer_files
+        if assets.tokenizer is not None:
+            self.tokenizer = assets.tokenizer
+        if assets.generation_config is not None:
+            self.generation_config = assets.generation_config
 
     def _current_tokenizer_files(self) -> Mapping[str, bytes]:
-        return self._tokenizer_files if self.tokenizer is None else self.tokenizer.files
+        if self.tokenizer is None:
+            return self._tokenizer_files
+        files = getattr(self.tokenizer, "files", None)
+        if not isinstance(files, Mapping):
+            raise InvalidInputError(
+                "`model.tokenizer` must be a `Tokenizer` of keras_deepseek.models to be written, "
+                f"received {self.tokenizer!r}. Set another, or None."
+            )
+        return files
 
     def _checkpoint_config(self, dtype: str | None) -> dict[str, Any]:
         if not self.architectures:

@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from keras_deepseek.artifacts.errors import CheckpointError
+from keras_deepseek.artifacts.lfs_pointer import check_not_pointer
 from keras_deepseek.artifacts.signature import Array
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -43,6 +44,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 """The names of the form, and NumPy's dtypes."""
 
 LENGTH_BYTES = 8
+_LONGEST_POINTER = 1024  # Bytes, by the specification of Git LFS.
 _LARGEST_HEADER = 10**8  # Bytes; what the `safetensors` package allows.
 
 
@@ -81,6 +83,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
+            check_not_pointer(path, file.read(_LONGEST_POINTER))
+            file.seek(0)
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")
             if size < LENGTH_BYTES or not 0 < length <= min(size - LENGTH_BYTES, _LARGEST_HEADER):
                 raise _torn(path, f"it has {size} bytes and no header that fits into them")

@@ -60,9 +60,10 @@ class Generator:
         stops = read_stop_tokens(
             options.stop_token_ids, find_end_tokens(model), len(prompts.rows), vocabulary_size
         )
+        context = read_context(model)
         budgets = settle_budgets(
             [len(row) for row in prompts.rows],
-            read_context(model),
+            context,
             options.max_length,
             options.max_new_tokens,
         )
@@ -74,6 +75,7 @@ class Generator:
             _read_seed(options.seed),
             check_boolean("return_log_probabilities", return_log_probabilities),
             options.use_drafts,
+            context,
         )
 
     @property

@@ -18,6 +18,18 @@ def round_up(length: int) -> int:
     return -(-length // step) * step
 
 
+def total_slots(needed: int, context: int | None) -> int:
+    """Returns the slots that there are in the end: a few numbers, whatever is asked for.
+
+    Args:
+        needed: integer. The slots of the prompts and of all tokens that may come.
+        context: integer or `None`. The slots of the longest row that the model takes, which are not
+            passed where `needed` does not.
+    """
+    rounded = round_up(needed)
+    return rounded if context is None or needed > context else min(rounded, context)
+
+
 def first_capacity(prompt_length: int, needed: int) -> int:
     """Returns the slots that a cache begins with: each token looks at all of them, empty or not.
 

@@ -84,13 +84,15 @@ class LiveText:
             self._live.update(text, refresh=True)
 
     def _show(self, text: str) -> Text:
-        """Returns the text; on a terminal with what would steer it as a picture."""
-        return Text(text.translate(_PICTURES) if self._console.is_terminal else text)
+        """Returns the text with pictures in place of what would steer a terminal."""
+        return Text(text.translate(_PICTURES))
 
     def _write(self, text: str, end: str) -> None:
-        self._console.print(self._show(text), end=end, soft_wrap=True)
-        if not self._console.is_terminal:
-            self._console.file.flush()
+        if self._console.is_terminal:
+            self._console.print(self._show(text), end=end, soft_wrap=True)
+            return
+        self._console.file.write(text + end)  # Rich would expand tabs and take controls out.
+        self._console.file.flush()
 
     def describe(self) -> str:
         """Returns how many tokens came and how fast; the first waits for the prompt to be read."""

@@ -1,7 +1,7 @@
 """What `generate` is given: checked, as token ids, padded on the left."""
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,8 @@ def read_prompts(inputs: Any, tokenizer: Any, vocabulary_size: int | None) -> Pr
             vocabulary, or there is text and no tokenizer.
     """
     if isinstance(inputs, str):
-        return Prompts(_encode([inputs], tokenizer), is_single=True, texts=[inputs])
+        rows = _encode([inputs], tokenizer, vocabulary_size)
+        return Prompts(rows, is_single=True, texts=[inputs])
     if hasattr(inputs, "shape"):
         inputs = np.asarray(inputs).tolist()
     if not isinstance(inputs, Sequence) or isinstance(inputs, bytes) or not len(inputs):
@@ -69,21 +70,33 @@ def read_prompts(inputs: Any, tokenizer: Any, vocabulary_size: int | None) -> Pr
         )
     if all(isinstance(prompt, str) for prompt in inputs):
         texts = list(inputs)
-        return Prompts(_encode(texts, tokenizer), is_single=False, texts=texts)
+        rows = _encode(texts, tokenizer, vocabulary_size)
+        return Prompts(rows, is_single=False, texts=texts)
     is_single = all(isinstance(prompt, numbers.Real) for prompt in inputs)
     rows = [_read_ids(ids, vocabulary_size) for ids in ([inputs] if is_single else inputs)]
     return Prompts(rows, is_single=is_single)
 
 
-def _encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
+def _encode(texts: list[str], tokenizer: Any, vocabulary_size: int | None) -> list[list[int]]:
     if tokenizer is None:
         raise InvalidInputError(
             "Prompts are text, and the model has no tokenizer. Set `model.tokenizer`, load the "
-            "model from a folder that has one, or give token ids."
+            "model from a folder that has a `tokenizer.json`, where `tokenizers` is installed, or "
+            "give token ids."
+        )
+    if not hasattr(tokenizer, "tokenize"):
+        raise InvalidInputError(
+            f"`model.tokenizer` must be a `Tokenizer`, or None; received {tokenizer!r}."
         )
     rows = [[int(token) for token in tokenizer.tokenize(text)] for text in texts]
     for text, row in zip(texts, rows, strict=True):
         check_tokens(text, row)
+        if vocabulary_size is not None and max(row) >= vocabulary_size:
+            raise InvalidInputError(
+                f"The tokenizer makes the token id {max(row)} of the prompt {text!r}, and the "
+                f"model's vocabulary has {vocabulary_size}, from 0 on: it is the tokenizer of "
+                "another model. Set `model.tokenizer` to that of this one."
+            )
     return rows
 
 
@@ -147,15 +160,21 @@ def read_stop_tokens(
         return [end_tokens] * batch_size
     if isinstance(stop_token_ids, numbers.Integral):
         stop_token_ids = [stop_token_ids]
-    rows = list(stop_token_ids)
+    if hasattr(stop_token_ids, "shape"):
+        stop_token_ids = np.asarray(stop_token_ids).tolist()
+    rows = list(stop_token_ids) if _is_list(stop_token_ids) else [stop_token_ids]
     if all(isinstance(token, numbers.Integral) for token in rows):
         return [_read_stop(rows, vocabulary_size)] * batch_size
-    if len(rows) != batch_size or any(isinstance(row, numbers.Integral | str) for row in rows):
+    if len(rows) != batch_size or not all(map(_is_list, rows)):
         raise InvalidInputError(
             f"`stop_token_ids` must be integers, or one list of integers for each of the "
             f"{batch_size} prompts; received {stop_token_ids!r}."
         )
     return [_read_stop(row, vocabulary_size) for row in rows]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
 
 
 def _read_stop(tokens: Any, vocabulary_size: int | None = None) -> frozenset[int]:

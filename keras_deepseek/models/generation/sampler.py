@@ -9,6 +9,9 @@ from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.artifacts.signature import Array
 
+_LEAST_TEMPERATURE = 1e-30
+"""Logits that are divided by less are infinite in float32; only the largest would be drawn."""
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -18,7 +21,8 @@ class Sampler:
 
     1. `repetition_penalty` divides positive logits of tokens that the row has had already, prompt
        included, and multiplies negative ones. Padding does not count.
-    2. `temperature` divides the logits; 0 takes the largest, and what follows has no use.
+    2. `temperature` divides the logits; 0, or less than 1e-30, takes the largest, and what follows
+       has no use.
     3. `top_k` keeps the largest.
     4. `top_p` keeps the likeliest of these, until their share reaches `top_p`.
     5. `min_p` keeps those at least `min_p` times as likely as the likeliest.
@@ -67,7 +71,7 @@ class Sampler:
     @property
     def rules(self) -> "SamplingRules":
         """What of it is compiled: each further one is another function."""
-        is_greedy = self.temperature == 0
+        is_greedy = self.temperature < _LEAST_TEMPERATURE
         return SamplingRules(
             is_greedy=is_greedy,
             top_k=None if is_greedy else self.top_k,

@@ -17,7 +17,12 @@ from keras_deepseek.models.generation.compiled_steps import (
     holds_slots_alone,
     to_numpy,
 )
-from keras_deepseek.models.generation.lengths import first_capacity, next_capacity, round_up
+from keras_deepseek.models.generation.lengths import (
+    first_capacity,
+    next_capacity,
+    round_up,
+    total_slots,
+)
 from keras_deepseek.models.generation.prompts import Prompts
 from keras_deepseek.models.generation.sampler import Sampler
 from keras_deepseek.models.generation.speculative_steps import (
@@ -40,6 +45,7 @@ class TokenRequest:
         seed: integer.
         has_log_probabilities: Whether those of the tokens are wanted.
         uses_drafts: Whether the modules that predict further tokens draft them.
+        context: How many tokens the model takes, or `None` where it has no bound.
     """
 
     prompts: Prompts
@@ -49,6 +55,7 @@ class TokenRequest:
     seed: int
     has_log_probabilities: bool = False
     uses_drafts: bool = False
+    context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -161,8 +168,10 @@ class _Slots:
         rows = request.prompts.rows
         longest = max(map(len, rows))
         length = round_up(longest) if backend.current().compiles_by_shape() else longest
-        self._needed = length + max(request.budgets) + num_drafts
-        self.capacity = first_capacity(length, self._needed) if can_grow else self._needed
+        context = None if request.context is None else request.context + num_drafts
+        # Each other number of slots would be compiled, or recorded, anew.
+        self._total = total_slots(length + max(request.budgets) + num_drafts, context)
+        self.capacity = first_capacity(length, self._total) if can_grow else self._total
         self.next = length
         self.positions = np.asarray([len(row) for row in rows], "int32")
         token_ids, mask = request.prompts.pad(length)
@@ -172,7 +181,7 @@ class _Slots:
         """Whether more capacity was taken, since so many further slots asked for it."""
         if self.next + number <= self.capacity:
             return False
-        self.capacity = next_capacity(self.capacity, self._needed)
+        self.capacity = next_capacity(self.capacity, self._total)
         return True
 
     def advance(self, number: int) -> None:

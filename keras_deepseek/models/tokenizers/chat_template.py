@@ -44,13 +44,18 @@ def render_chat(template: str, messages: Sequence[Message], **variables: Any) ->
 
 def _check_messages(messages: Any) -> None:
     """A template is shown whatever has no role or content, and says nothing in its place."""
-    for message in [messages] if isinstance(messages, str) else messages:
-        is_said = isinstance(message, Mapping) and ("content" in message or "tool_calls" in message)
-        if not is_said or "role" not in message:
-            raise InvalidInputError(
-                'Messages must be as in [{"role": "user", "content": "Hello"}], received '
-                f"{message!r}."
-            )
+    are_several = isinstance(messages, Sequence) and not isinstance(messages, str | bytes)
+    wrong = [each for each in messages if not _is_message(each)] if are_several else [messages]
+    if wrong:
+        raise InvalidInputError(
+            'Messages must be as in [{"role": "user", "content": "Hello"}], received '
+            f"{wrong[0]!r}."
+        )
+
+
+def _is_message(message: Any) -> bool:
+    is_said = isinstance(message, Mapping) and ("content" in message or "tool_calls" in message)
+    return is_said and "role" in message
 
 
 @lru_cache(maxsize=16)

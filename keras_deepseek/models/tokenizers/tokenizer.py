@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, overload
 
 import numpy as np
 
+from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import (
     CheckpointError,
     InvalidInputError,
@@ -19,15 +20,18 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.models.tokenizers.chat_template import Message, render_chat
 from keras_deepseek.models.tokenizers.stream_decoder import StreamDecoder
 from keras_deepseek.models.tokenizers.tokenizer_files import (
-    CHAT_TEMPLATE_NAME,
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
+    find_chat_template,
+    read_chat_templates,
     read_json_file,
     read_special_tokens,
     read_tokenizer_files,
 )
 
 Text = str | Sequence[str]
+
+_NUM_IDS = 2**32  # The library has them in 32 bits, without a sign.
 
 
 def is_installed() -> bool:
@@ -72,6 +76,11 @@ class Tokenizer:
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
+        if not isinstance(files, Mapping):
+            raise InvalidInputError(
+                f"`files` must be a dict of bytes by name, received {files!r}. Of a folder: "
+                "Tokenizer.from_preset(folder)."
+            )
         if TOKENIZER_NAME not in files:
             raise InvalidInputError(
                 f"There is no {TOKENIZER_NAME!r} among the files {sorted(files)}. Write it with "
@@ -141,6 +150,7 @@ class Tokenizer:
         """
         if sequence_length is None:
             sequence_length = max(map(len, rows), default=0)
+        sequence_length = check_integer("sequence_length", sequence_length, least=0)
         token_ids = np.full((len(rows), sequence_length), self.pad_token_id, "int32")
         padding_mask = np.zeros_like(token_ids)
         for number, row in enumerate(rows):
@@ -188,12 +198,21 @@ class Tokenizer:
         Args:
             token_ids: list or array of integers, of one or two axes.
             skip_special_tokens: boolean. Whether special tokens leave no text. Defaults to `True`.
+
+        Raises:
+            InvalidInputError: One of them is negative.
         """
         if len(token_ids) and np.ndim(token_ids[0]):
             return [
                 self.detokenize(row, skip_special_tokens=skip_special_tokens) for row in token_ids
             ]
         ids = [int(token_id) for token_id in token_ids]
+        wrong = [token_id for token_id in ids if not 0 <= token_id < _NUM_IDS]
+        if wrong:
+            raise InvalidInputError(
+                f"A token id must be an integer from 0 on, received {wrong[0]}. Take out what "
+                "stands for no token, such as the targets that a loss passes over."
+            )
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def stream(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
@@ -232,30 +251,17 @@ class Tokenizer:
         Returns:
             A string.
         """
-        templates = self._chat_templates
-        if template not in templates:
-            raise InvalidInputError(
-                unknown_name_message("chat template", template, templates)
-                if templates
-                else "The checkpoint has no chat template. Write the prompt as text, as it was "
-                "trained on."
-            )
+        text = find_chat_template(self._chat_templates, template)
         tokens = {name: self.id_to_token(each) for name, each in self.special_token_ids.items()}
         return render_chat(
-            templates[template],
+            text,
             messages,
             **{"add_generation_prompt": add_generation_prompt, **tokens, **variables},
         )
 
     @cached_property
     def _chat_templates(self) -> dict[str, str]:
-        if CHAT_TEMPLATE_NAME in self.files:
-            return {"default": self.files[CHAT_TEMPLATE_NAME].decode("utf-8", "replace")}
-        found = read_json_file(self.files, "chat_template.json").get("chat_template")
-        found = found or self.config.get("chat_template") or []
-        if isinstance(found, str):
-            return {"default": found}
-        return {each["name"]: each["template"] for each in found}
+        return read_chat_templates(self.files)
 
     def token_to_id(self, token: str) -> int | None:
         """Returns the id of a token; `None` where there is no such token.
@@ -272,6 +278,8 @@ class Tokenizer:
         Args:
             token_id: integer.
         """
+        if not 0 <= token_id < _NUM_IDS:
+            return None
         token: str | None = self._tokenizer.id_to_token(int(token_id))
         return token
 

@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError
+from keras_deepseek.artifacts.errors import (
+    CheckpointError,
+    InvalidInputError,
+    unknown_name_message,
+)
+from keras_deepseek.artifacts.lfs_pointer import check_not_pointer
 
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
@@ -34,7 +39,7 @@ def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
         folder: `pathlib.Path`.
 
     Raises:
-        CheckpointError: One can't be read.
+        CheckpointError: One can't be read, or is a pointer of Git LFS.
     """
     found = {}
     for path in sorted(folder.iterdir()):
@@ -43,6 +48,7 @@ def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
                 found[path.name] = path.read_bytes()
             except OSError as error:
                 raise CheckpointError(f"{str(path)!r} can't be read: {error.strerror}.") from error
+            check_not_pointer(path, found[path.name])
     return found
 
 
@@ -81,6 +87,40 @@ def read_special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
         if name.endswith("_token") and isinstance(token, str):
             tokens[name] = token
     return tokens
+
+
+def read_chat_templates(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Returns the chat templates by their names; none where the checkpoint has none.
+
+    Args:
+        files: dict of `read_tokenizer_files`.
+    """
+    if CHAT_TEMPLATE_NAME in files:
+        return {"default": files[CHAT_TEMPLATE_NAME].decode("utf-8", "replace")}
+    found = read_json_file(files, "chat_template.json").get("chat_template")
+    found = found or read_json_file(files, TOKENIZER_CONFIG_NAME).get("chat_template") or []
+    if isinstance(found, str):
+        return {"default": found}
+    return {each["name"]: each["template"] for each in found}
+
+
+def find_chat_template(templates: Mapping[str, str], name: str) -> str:
+    """Returns the text of a chat template.
+
+    Args:
+        templates: dict of `read_chat_templates`.
+        name: string.
+
+    Raises:
+        InvalidInputError: There is none of that name.
+    """
+    if not templates:
+        raise InvalidInputError(
+            "The checkpoint has no chat template. Write the prompt as text, as it was trained on."
+        )
+    if name not in templates:
+        raise InvalidInputError(unknown_name_message("chat template", name, templates))
+    return templates[name]
 
 
 def count_vocabulary(files: Mapping[str, bytes]) -> int | None:

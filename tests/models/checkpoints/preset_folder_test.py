@@ -73,6 +73,35 @@ def test_a_file_is_no_place_for_a_preset(tmp_path):
         new_preset(3).__enter__()
 
 
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
+    write_old(tmp_path / "first")
+    for name, target in (("link", "first"), ("dangling", "second")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+        with new_preset(tmp_path / name) as folder:
+            write_json(folder, "config.json", {"version": 2})
+        assert (tmp_path / name).is_symlink()
+        assert os.listdir(tmp_path / target) == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("x" * 300, "File name too long"), ("a\0b", "`folder` must be a path")]
+)
+def test_a_name_that_no_system_takes_is_told(tmp_path, name, message):
+    with pytest.raises((CheckpointError, InvalidInputError), match=message):
+        new_preset(f"{tmp_path}/{name}").__enter__()
+
+
+def test_a_folder_that_can_not_be_looked_into_is_told(tmp_path, monkeypatch):
+    write_old(tmp_path / "preset")
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    with pytest.raises(CheckpointError, match="can't be written: Permission denied"):
+        new_preset(tmp_path / "preset").__enter__()
+
+
 KILLED = """
 import os, signal, sys
 from keras_deepseek.models.checkpoints.preset_folder import new_preset
@@ -113,8 +142,9 @@ def test_a_folder_that_is_not_there_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidInputError, match=r"no folder 'org/name'.* write 'hf://org/name'"):
         find_preset("org/name")
-    with pytest.raises(InvalidInputError, match=r"safetensors files\.$"):
-        find_preset("name")
+    for name in ("name", "/nope", "./nope", "../nope", "~/nope", "a/b/c"):
+        with pytest.raises(InvalidInputError, match=r"safetensors files\.$"):
+            find_preset(name)
     with pytest.raises(InvalidInputError, match="`preset` must be a path"):
         find_preset(None)
     (tmp_path / "name").mkdir()

@@ -211,12 +211,58 @@ def test_a_tokenizer_that_does_not_fit_is_told_when_read_and_when_written(preset
     assert not (tmp_path / "new").exists()
 
 
+def test_an_older_tokenizer_is_kept_and_is_none(preset, tmp_path):
+    (preset / "vocab.txt").write_text("[PAD]\n[UNK]\n")
+    (preset / "tokenizer_config.json").write_text("{}")
+    model = SmallModel.from_preset(preset)
+    assert model.tokenizer is None
+    model.save_to_preset(tmp_path / "new")
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        assert (tmp_path / "new" / name).read_bytes() == (preset / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
+def test_small_files_that_are_torn_are_told_before_the_weights_are_read(preset, monkeypatch, name):
+    if name == "tokenizer_config.json":
+        pytest.importorskip("tokenizers")
+        write_vocabulary(preset, 40)
+    monkeypatch.setattr(
+        "keras_deepseek.models.checkpoints.preset_model.read_weights",
+        lambda *args, **kwargs: pytest.fail("The weights were read."),
+    )
+    (preset / name).write_text("{")
+    with pytest.raises(CheckpointError, match=rf"{name}' is not JSON"):
+        SmallModel.from_preset(preset)
+
+
+def test_architectures_that_are_no_list_are_told(preset):
+    write_preset(preset, make_model(), architectures="SmallForCausalLM")
+    with pytest.raises(InvalidInputError, match=r"must be a list, .* received 'SmallForCausalLM'"):
+        SmallModel.from_preset(preset)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_told(preset, name):
+    (preset / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614\nsize 12345\n"
+    )
+    with pytest.raises(CheckpointError, match=rf"'{name}' is a pointer of Git LFS"):
+        SmallModel.from_preset(preset)
+
+
+def test_what_is_no_tokenizer_is_not_written(tmp_path):
+    model = make_model()
+    model.tokenizer = "x"
+    with pytest.raises(InvalidInputError, match=r"must be a `Tokenizer` .*received 'x'"):
+        model.save_to_preset(tmp_path / "new")
+
+
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_tokenizer_and_generation_config_go_along(preset, tmp_path, monkeypatch, is_installed):
     if is_installed:
         pytest.importorskip("tokenizers")
     monkeypatch.setattr(
-        "keras_deepseek.models.checkpoints.preset_model.is_installed", lambda: is_installed
+        "keras_deepseek.models.checkpoints.preset_assets.is_installed", lambda: is_installed
     )
     write_vocabulary(preset, 40)
     (preset / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')

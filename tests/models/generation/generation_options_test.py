@@ -28,5 +28,14 @@ def test_what_a_method_names_itself_stays_where_it_is():
 
 
 def test_an_option_that_is_none_is_refused():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'max_tokens'"):
+    words = r"go_on\(\) got an unexpected keyword argument 'max_tokens': did you mean 'max_new_tok"
+    with pytest.raises(TypeError, match=words):
         go_on([1], max_tokens=3)
+    with pytest.raises(TypeError, match=r"argument 'num_beams'\.$"):
+        go_on([1], num_beams=3)
+
+
+def test_an_option_of_the_sampler_is_sent_there():
+    words = r"go_on\(\) got .* 'temperature'\. .*`sampler=Sampler\(temperature=\.\.\.\)`"
+    with pytest.raises(TypeError, match=words):
+        go_on([1], temperature=0.7)

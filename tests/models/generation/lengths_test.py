@@ -1,6 +1,11 @@
 from itertools import pairwise
 
-from keras_deepseek.models.generation.lengths import first_capacity, next_capacity, round_up
+from keras_deepseek.models.generation.lengths import (
+    first_capacity,
+    next_capacity,
+    round_up,
+    total_slots,
+)
 
 
 def test_lengths_are_few_and_waste_little():
@@ -13,6 +18,14 @@ def test_lengths_are_few_and_waste_little():
     assert len(set(rounded)) == 29
     assert all(round_up(length) == length for length in set(rounded))
     assert all(first <= second for first, second in pairwise(rounded))
+
+
+def test_the_slots_of_all_numbers_of_tokens_are_few_and_within_the_context():
+    found = [total_slots(needed, 4000) for needed in range(1, 4001)]
+    assert all(needed <= slots <= 4000 for needed, slots in enumerate(found, 1))
+    assert len(set(found)) == len({round_up(needed) for needed in range(1, 4001)})
+    assert total_slots(4010, 4000) == 4096  # Padding takes slots beyond the context.
+    assert total_slots(4001, None) == 4096
 
 
 def test_a_cache_begins_with_some_room_and_no_more_than_is_needed():

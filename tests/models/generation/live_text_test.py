@@ -28,6 +28,11 @@ def test_a_file_gets_the_text_alone():
     assert text == "one [red] two\nthree\n"
 
 
+def test_a_file_gets_every_character_as_it_is():
+    pieces = ["a\tb\n", "\tx = 1\r\n", "a\x0cb\x07c", "\x1b[0m", "tail   \n\n", "x" * 200]
+    assert show(pieces, force_terminal=False)[0] == "".join(pieces) + "\n"
+
+
 def test_a_terminal_shows_the_text_and_how_fast_it_comes():
     text, _ = show(["one", " two\n", "three"], force_terminal=True)
     assert "one two\n" in text

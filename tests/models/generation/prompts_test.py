@@ -63,6 +63,16 @@ def test_text_without_tokens_is_refused():
         read_prompts(["a", ""], WordTokenizer(), None)
 
 
+def test_text_of_another_tokenizer_is_refused():
+    tokens = WordTokenizer().tokenize("ab")
+    assert read_prompts("ab", WordTokenizer(), max(tokens) + 1).rows == [tokens]
+    words = rf"makes the token id {max(tokens)} of the prompt 'ab', .* vocabulary has {max(tokens)}"
+    with pytest.raises(InvalidInputError, match=words):
+        read_prompts(["a", "ab"], WordTokenizer(), max(tokens))
+    with pytest.raises(InvalidInputError, match="must be a `Tokenizer`, or None; received 'x'"):
+        read_prompts("ab", "x", None)
+
+
 def test_prompts_are_padded_on_the_left():
     token_ids, mask = read_prompts([[1, 2, 3], [4]], None, None).pad(4)
     assert token_ids.tolist() == [[0, 1, 2, 3], [0, 0, 0, 4]]
@@ -76,9 +86,11 @@ def test_stop_tokens_are_those_of_each_row():
     assert read_stop_tokens(3, frozenset(), 2) == [{3}, {3}]
     assert read_stop_tokens([3, 4], frozenset(), 2) == [{3, 4}, {3, 4}]
     assert read_stop_tokens([[3], [4, 5]], frozenset(), 2) == [{3}, {4, 5}]
+    assert read_stop_tokens(np.asarray(3), frozenset(), 1) == [{3}]
+    assert read_stop_tokens(np.asarray([[3], [4]]), frozenset(), 2) == [{3}, {4}]
 
 
-@pytest.mark.parametrize("stops", ["end", [[3]], [[3], 4], [-1]])
+@pytest.mark.parametrize("stops", ["end", [[3]], [[3], 4], [-1], 1.5, [1.0, 2.0], [None, [3]]])
 def test_what_is_no_stop_token_is_refused(stops):
     with pytest.raises(InvalidInputError, match="stop"):
         read_stop_tokens(stops, frozenset(), 2)

@@ -39,6 +39,11 @@ def test_greedy_has_a_penalty_and_no_other_step():
     )
 
 
+def test_a_temperature_that_float32_can_not_divide_by_is_greedy():
+    assert Sampler(1e-40).rules == Sampler(1e-31).rules == GREEDY.rules
+    assert not Sampler(1e-30).rules.is_greedy
+
+
 def test_samplers_that_differ_in_numbers_share_what_is_compiled():
     first, second = Sampler(0.5, top_k=3, top_p=0.5), Sampler(0.7, top_k=3, top_p=0.9)
     assert first.rules == second.rules

@@ -14,9 +14,11 @@ def model():
     return make_small_model()
 
 
-def make_request(prompts, budgets, stops=None):
+def make_request(prompts, budgets, stops=None, context=None):
     stops = stops or [frozenset()] * len(prompts)
-    return TokenRequest(read_prompts(prompts, None, None), budgets, stops, GREEDY, seed=0)
+    return TokenRequest(
+        read_prompts(prompts, None, None), budgets, stops, GREEDY, seed=0, context=context
+    )
 
 
 def test_rows_end_by_themselves(model):
@@ -61,6 +63,27 @@ def test_a_cache_that_is_full_goes_on_in_a_longer_one(model, monkeypatch):
     tokens = [step[0].token for step in generate_tokens(steps, make_request([[5, 6, 7]], [10]))]
     assert tokens == generate_greedily(model, [5, 6, 7], 10)[3:]
     assert len(grown) == 2
+
+
+@pytest.mark.parametrize("can_grow", [True, False])
+def test_other_numbers_of_tokens_need_no_other_caches(model, monkeypatch, can_grow):
+    class FoundError(Exception):
+        pass
+
+    class Noting(CompiledSteps):
+        def prefill(self, kind, capacity):
+            raise FoundError(capacity)
+
+    def find_capacity(length, budget):
+        request = make_request([[5] * length], [budget], context=600)
+        with pytest.raises(FoundError) as found:
+            next(generate_tokens(Noting(model), request))
+        return found.value.args[0]
+
+    monkeypatch.setattr(token_loop, "holds_slots_alone", lambda make_cache: can_grow)
+    assert len({find_capacity(6, budget) for budget in (20, 21, 22, 26)}) == 1
+    assert len({find_capacity(length, 64 - length) for length in (6, 7, 8)}) == 1
+    assert find_capacity(16, 584) == (160 if can_grow else 600)
 
 
 def test_the_noise_of_a_row_is_its_own():

@@ -89,6 +89,37 @@ def test_what_is_no_text_is_told(tokenizer):
         tokenizer("a", padding_side="lefd")
 
 
+@pytest.mark.parametrize("length", [-1, 2.5, "3"])
+def test_a_length_that_is_none_is_told(tokenizer, length):
+    with pytest.raises(InvalidInputError, match="`sequence_length` must be an integer of at least"):
+        tokenizer(["hi"], sequence_length=length)
+
+
+@pytest.mark.parametrize("token_ids", [[-1], [3, 2**32], np.array([[3, -100]])])
+def test_what_is_no_token_id_is_told(tokenizer, token_ids):
+    with pytest.raises(
+        InvalidInputError, match="A token id must be an integer from 0 on, received"
+    ):
+        tokenizer.detokenize(token_ids)
+    assert tokenizer.id_to_token(-1) is None
+
+
+@pytest.mark.parametrize("messages", [None, 3, "hi", {"role": "user", "content": "x"}])
+def test_what_is_no_conversation_is_told(tokenizer, messages):
+    pytest.importorskip("jinja2")
+    with pytest.raises(
+        InvalidInputError, match=r"Messages must be as in \[.*received (None|3|'hi'|{)"
+    ):
+        tokenizer.apply_chat_template(messages)
+
+
+def test_a_folder_is_not_its_files(folder):
+    with pytest.raises(
+        InvalidInputError, match=r"`files` must be a dict .*Tokenizer\.from_preset\("
+    ):
+        Tokenizer(str(folder))
+
+
 def test_rows_and_arrays_are_decoded(tokenizer):
     rows = tokenizer.tokenize(["fox", "dog"])
     assert tokenizer.detokenize(rows) == ["fox", "dog"]
