@@ -4,7 +4,14 @@ from typing import Any, ClassVar
 
 import keras
 
-from keras_deepseek.layers import Activation, Add, BatchNormalization, Conv2D, Input
+from keras_deepseek.layers import (
+    Activation,
+    Add,
+    BatchNormalization,
+    Conv2D,
+    Input,
+    MaxPooling2D,
+)
 from keras_deepseek.models.config_model import ConfigModel
 from keras_deepseek.models.residual_image_classifier.config import ResidualImageClassifierConfig
 
@@ -15,8 +22,9 @@ class ResidualBackbone(ConfigModel):
 
     Choose it to build another head than `ResidualImageClassifier`'s on the same body. Each block
     adds two 3x3 convolutions to what it is given, `relu(x + norm(conv(relu(norm(conv(x))))))`.
-    Where a stage changes the shape, a strided 1x1 convolution takes the shortcut along. Every
-    convolution is followed by its batch normalization, so that inference can fold the two into one.
+    Where a stage changes the shape, a 1x1 convolution of every second place takes the shortcut
+    along. Every convolution is followed by its batch normalization, so that inference can fold the
+    two into one.
 
     Args:
         config: `ResidualImageClassifierConfig`.
@@ -64,8 +72,14 @@ class ResidualBackbone(ConfigModel):
 
 def _residual_block(x: Any, filters: int, strides: int, name: str, policy: Any) -> Any:
     shortcut = x
+    if strides > 1:
+        # A strided 1x1 convolution of fewer than 16 channels has PyTorch write beyond its memory on
+        # a CPU when it is trained (uxlfoundation/oneDNN issue 6035). This is the same.
+        shortcut = MaxPooling2D(
+            1, strides, data_format="channels_last", dtype=policy, name=f"{name}_every_second"
+        )(shortcut)
     if strides > 1 or x.shape[-1] != filters:
-        shortcut = _convolve(x, filters, f"{name}_shortcut", policy, strides, kernel_size=1)
+        shortcut = _convolve(shortcut, filters, f"{name}_shortcut", policy, kernel_size=1)
     x = _convolve(x, filters, f"{name}_1", policy, strides)
     x = Activation("relu", dtype=policy, name=f"{name}_1_relu")(x)
     x = _convolve(x, filters, f"{name}_2", policy)

@@ -30,6 +30,23 @@ def test_only_a_block_that_changes_the_shape_convolves_its_shortcut():
     assert shortcuts == ["stage_1_block_0_shortcut_conv", "stage_2_block_0_shortcut_conv"]
 
 
+def test_a_shortcut_is_a_strided_convolution_of_another_form():
+    backbone = ResidualBackbone(make_config(blocks_per_stage=(1, 1, 1)))
+    convolution = backbone.get_layer("stage_1_block_0_shortcut_conv")
+    before = keras.Model(backbone.input, backbone.get_layer("stage_0_block_0_relu").output)
+    after = keras.Model(backbone.input, convolution.output)
+    images = np.random.default_rng(0).normal(size=(2, 7, 8, 1)).astype("float32")
+    strided = keras.ops.conv(
+        before(images), convolution.kernel, strides=2, padding="same", data_format="channels_last"
+    )
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(after(images)), keras.ops.convert_to_numpy(strided), atol=1e-6
+    )
+    # What is strided and 1x1 has PyTorch write beyond its memory.
+    strides = {x.kernel_size: x.strides for x in backbone.layers if hasattr(x, "kernel_size")}
+    assert strides[(1, 1)] == (1, 1)
+
+
 def test_a_block_without_its_convolutions_is_its_shortcut():
     backbone = ResidualBackbone(make_config(filters_per_stage=(4,), blocks_per_stage=(1,)))
     backbone.get_layer("stage_0_block_0_2_norm").gamma.assign(np.zeros(4))
