@@ -41,7 +41,7 @@ def process_rank() -> int:
 
 
 def read_whole(value: Any) -> Array:
-    """Returns a tensor as an array: this process has all of it."""
+    """Returns a tensor as an array; where its parts lie in several processes, all must call it."""
     array: Array = keras.ops.convert_to_numpy(value)
     return array
 
