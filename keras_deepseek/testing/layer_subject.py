@@ -7,7 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.named_model import NamedModel
 
 SEED = 1337
 
@@ -109,8 +111,13 @@ class LayerSubject:
             lambda array: tensor if array is first else to_tensors(array), self.inputs
         )
 
-    def make_objective(self, layer: keras.Layer) -> Callable[[Sequence[Any]], list[Any]]:
-        """Returns a function from the float inputs to the outputs, each entry randomly weighted."""
+    def make_objective(
+        self, layer: keras.Layer, compute: Callable[[Any], Any]
+    ) -> Callable[[Sequence[Any]], list[Any]]:
+        """Returns a function from the float inputs to the outputs, each entry randomly weighted.
+
+        `compute` is what takes all inputs to the outputs: the layer itself, or its compiled form.
+        """
         rng = np.random.default_rng(SEED)
         weights = [
             (rng.normal(size=array.shape) * is_float(array)).astype("float32")
@@ -123,13 +130,27 @@ class LayerSubject:
             inputs = keras.tree.pack_sequence_as(
                 self.inputs, [next(given) if is_float(array) else array for array in arrays]
             )
-            outputs = keras.tree.flatten(self.call(layer, to_tensors(inputs)))
             return [
                 keras.ops.multiply(keras.ops.cast(output, "float32"), weight)
-                for output, weight in zip(outputs, weights, strict=True)
+                for output, weight in zip(keras.tree.flatten(compute(inputs)), weights, strict=True)
             ]
 
         return weigh_outputs
+
+    def compile(self, layer: keras.Layer) -> Callable[[Any], list[Array]]:
+        """Returns the layer, compiled, as a function from inputs to a flat list of outputs.
+
+        It takes any batch size, and reads the weights anew at each call.
+        """
+        model = NamedModel(self.make_model(layer))
+        infer = backend.current().compile_inference(model)
+        names = [spec.name for spec in model.signature.inputs]
+
+        def compute(inputs: Any) -> list[Array]:
+            outputs = infer(dict(zip(names, keras.tree.flatten(inputs), strict=True)))
+            return [outputs[spec.name] for spec in model.signature.outputs]
+
+        return compute
 
     def make_model(self, layer: keras.Layer) -> keras.Model:
         """Returns a Functional model of the layer alone, its outputs in a flat list."""

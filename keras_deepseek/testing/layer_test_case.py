@@ -16,7 +16,6 @@ import numpy as np
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.testing.finite_differences import assert_gradients
 from keras_deepseek.testing.layer_subject import (
     SEED,
@@ -146,14 +145,11 @@ class LayerTestCase(unittest.TestCase):
         if oracle is not None:
             expected = keras.tree.flatten(oracle(layer, subject.inputs))
             self._assert_all_close(to_arrays(eager), expected, "Output against the oracle")
-        model = NamedModel(subject.make_model(layer))
-        infer = backend.current().compile_inference(model)
+        compiled = subject.compile(layer)
         first = keras.tree.map_structure(lambda array: array[:1], subject.inputs)
         for inputs in (subject.inputs, first):  # Two batch sizes: neither may be baked in.
-            names = [spec.name for spec in model.signature.inputs]
-            outputs = infer(dict(zip(names, keras.tree.flatten(inputs), strict=True)))
             self._assert_all_close(
-                [outputs[spec.name] for spec in model.signature.outputs],
+                compiled(inputs),
                 to_arrays(subject.call(layer, to_tensors(inputs))),
                 "Compiled output against the eager one",
             )
@@ -233,15 +229,19 @@ class LayerTestCase(unittest.TestCase):
         """Gradients by every float input and trainable weight equal finite differences."""
         layer = subject.make_layer()
         variables = list(layer.trainable_variables)
-        weigh_outputs = subject.make_objective(layer)
+        derived = subject.make_objective(
+            layer, lambda inputs: subject.call(layer, to_tensors(inputs))
+        )
+        # One evaluation for each step along each weight: eager ones would take most of the time.
+        measured = subject.make_objective(layer, subject.compile(layer))
 
         def total(*arrays: Any) -> Any:
-            return sum(keras.ops.sum(terms) for terms in weigh_outputs(arrays))
+            return sum(keras.ops.sum(terms) for terms in derived(arrays))
 
         def terms(arrays: Sequence[Array]) -> Array:
             for variable, array in zip(variables, arrays[len(inputs) :], strict=True):
                 variable.assign(array)
-            parts = to_arrays(weigh_outputs(arrays[: len(inputs)]))
+            parts = to_arrays(measured(arrays[: len(inputs)]))
             return np.concatenate([part.ravel().astype("float64") for part in parts])
 
         inputs = [array for array in keras.tree.flatten(subject.inputs) if is_float(array)]

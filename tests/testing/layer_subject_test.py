@@ -86,13 +86,25 @@ def test_the_model_takes_any_batch():
     assert model.input_shape == (None, 3)
 
 
+def test_the_compiled_layer_takes_any_batch_size_and_the_weights_of_the_moment():
+    subject = LayerSubject.from_shapes(*DENSE, (2, 3), "float32")
+    layer = subject.make_layer()
+    compute = subject.compile(layer)
+    before = compute(subject.inputs)
+    np.testing.assert_allclose(compute(subject.inputs[:1])[0], before[0][:1], rtol=1e-6)
+    layer.set_weights([2 * array for array in layer.get_weights()])
+    np.testing.assert_allclose(compute(subject.inputs)[0], 2 * before[0], rtol=1e-6)
+
+
 def test_the_objective_gives_integer_outputs_no_weight():
     class Both(keras.Layer):
         def call(self, inputs):
             return inputs, keras.ops.cast(inputs > 0, "int32")
 
     subject = LayerSubject.from_shapes(Both, {}, (2, 3), "float32")
-    floats, integers = to_arrays(subject.make_objective(subject.make_layer())([subject.inputs]))
+    layer = subject.make_layer()
+    objective = subject.make_objective(layer, lambda inputs: layer(to_tensors(inputs)))
+    floats, integers = to_arrays(objective([subject.inputs]))
     assert np.all(floats != 0)
     assert not integers.any()
 
