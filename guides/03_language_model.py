@@ -73,8 +73,8 @@ model = DeepSeekV3CausalLM(
         moe_intermediate_dim=32,
         num_dense_layers=1,
         num_prediction_layers=1,
-        tie_embeddings=True,
-        initializer_stddev=0.08,
+        tie_word_embeddings=True,
+        initializer_range=0.08,
     )
 )
 

@@ -37,7 +37,7 @@ LAYERS: dict[str, dict[str, Any]] = {
         "value_head_dim": HEAD_DIM,
         "key_value_lora_rank": 2 * HEAD_DIM,
         "query_lora_rank": DIM,
-        "num_keys_per_query": 256,
+        "index_top_k": 256,
         "index_num_heads": NUM_HEADS,
         "index_head_dim": HEAD_DIM,
     },

@@ -89,7 +89,7 @@ def latent_attention_with_cache() -> Model:
 
 
 def deepseek_sparse_attention() -> Model:
-    return _over_tokens(layers.DeepSeekSparseAttention(4, num_keys_per_query=3, **INDEX, **LATENT))
+    return _over_tokens(layers.DeepSeekSparseAttention(4, index_top_k=3, **INDEX, **LATENT))
 
 
 def lightning_indexer() -> Model:

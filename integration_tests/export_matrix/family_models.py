@@ -25,7 +25,7 @@ def deepseek_v3_causal_lm() -> keras.Model:
 
 
 def deepseek_v32_causal_lm() -> keras.Model:
-    return _language_model(models.DeepSeekV32CausalLM, num_keys_per_query=5)
+    return _language_model(models.DeepSeekV32CausalLM, index_top_k=5)
 
 
 def deepseek_v4_causal_lm() -> keras.Model:

@@ -119,10 +119,9 @@ def check_artifact_path(path: Any) -> Path:
         place.lstat()
     except (FileNotFoundError, NotADirectoryError):
         pass  # A folder that is missing is made; a file in its place is named later.
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+    except OSError as error:
         raise BundleError(
-            f"No artifact can stand at {str(place)!r}: {reason}. Name another place."
+            f"No artifact can stand at {str(place)!r}: {error.strerror}. Name another place."
         ) from error
     return place
 

@@ -99,6 +99,17 @@ def call_layer(layer: keras.Layer, inputs: Any, mask: Any = None, **kwargs: Any)
     return layer(inputs, **kwargs)
 
 
+def take_arguments(layer: keras.Layer, **kwargs: Any) -> dict[str, Any]:
+    """Returns those of the arguments that are given, and that a layer's `call` names.
+
+    Args:
+        layer: `keras.Layer`.
+        **kwargs: Arguments without which it computes the same for each token that is left.
+    """
+    names = inspect.signature(layer.call).parameters
+    return {name: value for name, value in kwargs.items() if value is not None and name in names}
+
+
 def check_call_arguments(layer: keras.Layer, names: Iterable[str]) -> None:
     """Raises an error where a layer can't be called with an argument.
 

@@ -1,5 +1,4 @@
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,10 +46,11 @@ def test_a_place_may_be_missing_and_its_folder_too(tmp_path):
         assert check_artifact_path(os.fspath(tmp_path / name)) == tmp_path / name
 
 
-@pytest.mark.parametrize(("name", "reason"), [("x" * 300, "too long"), ("a\0b", "null")])
-def test_a_place_that_the_system_has_not_is_refused(tmp_path, name, reason):
-    with pytest.raises(BundleError, match=rf"(?s)can .*{reason}.*Name another place"):
-        check_artifact_path(Path(tmp_path, name))
+def test_a_place_that_the_system_has_not_is_refused(tmp_path):
+    with pytest.raises(BundleError, match=r"(?s)can .*too long.*Name another place"):
+        check_artifact_path(tmp_path / ("x" * 300))
+    with pytest.raises(InvalidInputError, match="`path` must be a path, received"):
+        check_artifact_path(tmp_path / "a\0b")
 
 
 def test_a_file_is_not_written_over_a_folder(tmp_path):

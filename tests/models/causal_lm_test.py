@@ -21,7 +21,7 @@ def model():
 
 
 def test_tied_logits_are_made_by_the_embedding():
-    model = make_model(tie_embeddings=True)
+    model = make_model(tie_word_embeddings=True)
     batch = language_models.draw_batch(31)
     hidden = to_numpy(model.backbone(batch))
     table = to_numpy(model.backbone.token_embedding.embeddings)

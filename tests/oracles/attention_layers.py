@@ -16,7 +16,7 @@ _LATENT = {
 ATTENTIONS = {
     "MultiHeadLatentAttention": _LATENT,
     "DeepSeekSparseAttention": _LATENT
-    | {"num_keys_per_query": 3, "index_num_heads": 6, "index_head_dim": 4},
+    | {"index_top_k": 3, "index_num_heads": 6, "index_head_dim": 4},
     "SparseAttention": {
         "num_heads": 2,
         "key_dim": 4,

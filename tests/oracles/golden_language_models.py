@@ -156,7 +156,7 @@ def count_parameters(config):
     experts += (
         3 * dim * config.moe_intermediate_dim * (config.num_experts + config.num_shared_experts)
     )
-    total = config.vocabulary_size * dim * (1 if config.tie_embeddings else 2) + dim
+    total = config.vocabulary_size * dim * (1 if config.tie_word_embeddings else 2) + dim
     for index in range(config.num_layers + config.num_prediction_layers):
         total += attention + 2 * dim
         total += experts if config.has_experts(index) else 3 * dim * config.intermediate_dim

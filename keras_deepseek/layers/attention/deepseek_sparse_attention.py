@@ -26,7 +26,7 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
     """Multi-head latent attention in which each token looks at its best keys alone.
 
     Choose it over `MultiHeadLatentAttention` for sequences many times longer than
-    `num_keys_per_query`, in training or from a cache. A `LightningIndexer` scores all keys by a
+    `index_top_k`, in training or from a cache. A `LightningIndexer` scores all keys by a
     small product, and attention, in its absorbed form, goes over the k best of those that the masks
     show. With `c` the compressed queries,
 
@@ -51,14 +51,14 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
     ```
 
     where `p_t` is the mean of the heads' attention weights. The gradient of this loss reaches the
-    indexer alone, and the indexer has no other. A `num_keys_per_query` of the whole length makes it
+    indexer alone, and the indexer has no other. A `index_top_k` of the whole length makes it
     the dense warm-up of the paper. Padding does not count, and a call with a cache adds no loss.
     Without `indexer_loss_weight` the indexer's weights are not trainable, unless `train_indexer`,
     or `indexer.trainable` later on, says so for a loss of your own; both are saved.
 
     Args:
         num_heads: integer. Number of attention heads.
-        num_keys_per_query: integer. How many keys each token looks at, at most: k.
+        index_top_k: integer. How many keys each token looks at, at most: k.
         index_num_heads: integer. Number of heads of the indexer.
         index_head_dim: integer. Size of a head of the indexer, at least `rope_head_dim`.
         indexer_loss_weight: float or `None`. Weight of the indexer's loss; `None` for none.
@@ -97,7 +97,7 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
     >>> import numpy as np
     >>> from keras_deepseek.layers import DeepSeekSparseAttention
     >>> layer = DeepSeekSparseAttention(
-    ...     4, num_keys_per_query=3, index_num_heads=2, index_head_dim=8, nope_head_dim=8,
+    ...     4, index_top_k=3, index_num_heads=2, index_head_dim=8, nope_head_dim=8,
     ...     rope_head_dim=4, value_head_dim=8, key_value_lora_rank=16, query_lora_rank=12,
     ... )
     >>> prompt = np.ones((2, 5, 32), "float32")
@@ -116,7 +116,7 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         self,
         num_heads: int,
         *,
-        num_keys_per_query: int,
+        index_top_k: int,
         index_num_heads: int,
         index_head_dim: int,
         indexer_loss_weight: float | None = None,
@@ -125,7 +125,7 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_heads, **kwargs)
-        self.num_keys_per_query = check_integer("num_keys_per_query", num_keys_per_query)
+        self.index_top_k = check_integer("index_top_k", index_top_k)
         self.index_num_heads = check_integer("index_num_heads", index_num_heads)
         self.index_head_dim = check_index_head_dim(index_head_dim, self.rope_head_dim)
         self.indexer_loss_weight = indexer_loss_weight
@@ -181,7 +181,7 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         has_cache = "mask" in keys
         adds_loss = bool(training) and self.indexer_loss_weight is not None and not has_cache
         key_length = keys["latent"].shape[1]
-        num_keys = self.num_keys_per_query
+        num_keys = self.index_top_k
         if key_length is not None:
             num_keys = min(num_keys, key_length)
         if num_keys == key_length and not (adds_loss and num_keys):
@@ -226,9 +226,7 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
             recomputes=bool(training),
         )
         if adds_loss:
-            mask = visibility["key_mask"]
-            if mask is not None and mask.shape[1] != losses.shape[1]:
-                mask = take_last(mask, losses.shape[1])
+            mask = take_last(visibility["key_mask"], losses.shape[1])
             shown = ops.ones_like(losses) if mask is None else ops.cast(mask, losses.dtype)
             self.add_loss(self.indexer_loss_weight * average_losses(losses, shown))
         return outputs
@@ -266,7 +264,7 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "num_keys_per_query": self.num_keys_per_query,
+            "index_top_k": self.index_top_k,
             "index_num_heads": self.index_num_heads,
             "index_head_dim": self.index_head_dim,
             "indexer_loss_weight": self.indexer_loss_weight,

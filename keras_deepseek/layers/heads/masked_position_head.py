@@ -46,7 +46,7 @@ class MaskedPositionHead(VocabularyHead):
             `"gelu"`. Defaults to `"relu"`.
         activation: string, function or `None`. Activation of the outputs; `None` returns logits.
             Defaults to `None`.
-        layer_norm_epsilon: float. Added to the variance in the norm; BERT's is `1e-12`. Defaults to
+        epsilon: float. Added to the variance in the norm; BERT's is `1e-12`. Defaults to
             `1e-5`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
             kernels. Defaults to `"glorot_uniform"`.
@@ -93,7 +93,7 @@ class MaskedPositionHead(VocabularyHead):
         *,
         intermediate_activation: Any = "relu",
         activation: Any = None,
-        layer_norm_epsilon: float = 1e-5,
+        epsilon: float = 1e-5,
         kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
         **kwargs: Any,
@@ -108,7 +108,7 @@ class MaskedPositionHead(VocabularyHead):
         )
         self.intermediate_activation = keras.activations.get(intermediate_activation)
         self.activation = keras.activations.get(activation)
-        self.layer_norm_epsilon = check_number("layer_norm_epsilon", layer_norm_epsilon, least=0)
+        self.epsilon = check_number("epsilon", epsilon, least=0)
         self.attach_mask = _AttachMask(name="attach_mask", dtype=self.dtype_policy)
 
     def build(self, input_shape: Shape) -> None:
@@ -125,7 +125,7 @@ class MaskedPositionHead(VocabularyHead):
         )
         self.intermediate_dense.build((None, None, dim))
         self.intermediate_layer_norm = keras.layers.LayerNormalization(
-            epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name="intermediate_layer_norm"
+            epsilon=self.epsilon, dtype=self.dtype_policy, name="intermediate_layer_norm"
         )
         self.intermediate_layer_norm.build((None, None, dim))
         self.attach_mask.build([input_shape, input_shape[:2]])  # Keras quantizes what is built.
@@ -173,7 +173,7 @@ class MaskedPositionHead(VocabularyHead):
             **config,
             "intermediate_activation": keras.activations.serialize(self.intermediate_activation),
             "activation": keras.activations.serialize(self.activation),
-            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "epsilon": self.epsilon,
         }
 
 

@@ -86,7 +86,7 @@ class BertBackbone(SegmentedModel):
                 activation=config.activation,
                 dropout=config.dropout,
                 attention_dropout=config.attention_dropout,
-                layer_norm_epsilon=config.layer_norm_epsilon,
+                epsilon=config.epsilon,
                 kernel_initializer=_draw(config),
                 dtype=policy,
                 name=f"transformer_layer_{index}",
@@ -129,7 +129,7 @@ def _make_embeddings(config: BertConfig, policy: Any) -> dict[str, keras.Layer]:
             dtype=policy,
             name="position_embedding",
         ),
-        LayerNormalization(epsilon=config.layer_norm_epsilon, dtype=policy, name="embeddings_norm"),
+        LayerNormalization(epsilon=config.epsilon, dtype=policy, name="embeddings_norm"),
     ]
     return {layer.name: layer for layer in layers}
 

@@ -86,7 +86,7 @@ class BertMaskedLM(SegmentedModel, PresetModel):
             None if config.tie_word_embeddings else config.vocabulary_size,
             backbone.token_embedding if config.tie_word_embeddings else None,
             intermediate_activation=read_activation(config.activation),
-            layer_norm_epsilon=config.layer_norm_epsilon,
+            epsilon=config.epsilon,
             kernel_initializer=keras.initializers.TruncatedNormal(stddev=config.initializer_range),
             dtype=backbone.layers_policy,
             name="masked_lm_head",

@@ -22,7 +22,7 @@ _NAMES = {
     "num_segments": "type_vocab_size",
     "dropout": "hidden_dropout_prob",
     "attention_dropout": "attention_probs_dropout_prob",
-    "layer_norm_epsilon": "layer_norm_eps",
+    "epsilon": "layer_norm_eps",
     "initializer_range": "initializer_range",
     "tie_word_embeddings": "tie_word_embeddings",
 }
@@ -80,7 +80,7 @@ class BertConfig(PresetConfig):
         num_segments: integer. How many kinds of segments there are. Defaults to `2`.
         dropout: float. Share of hidden states that is dropped in training. Defaults to `0.1`.
         attention_dropout: float. Share of attention weights that is. Defaults to `0.1`.
-        layer_norm_epsilon: float. Added to the variance in the norms. Defaults to `1e-12`.
+        epsilon: float. Added to the variance in the norms. Defaults to `1e-12`.
         initializer_range: float. Standard deviation of fresh weights. Defaults to `0.02`.
         tie_word_embeddings: boolean. Whether the output projection is the table of the token
             embedding. Defaults to `True`.
@@ -105,7 +105,7 @@ class BertConfig(PresetConfig):
     num_segments: int = 2
     dropout: float = 0.1
     attention_dropout: float = 0.1
-    layer_norm_epsilon: float = 1e-12
+    epsilon: float = 1e-12
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
 
@@ -124,7 +124,7 @@ class BertConfig(PresetConfig):
             check_integer(name, getattr(self, name))
         for name in ("dropout", "attention_dropout"):
             check_number(name, getattr(self, name), least=0, below=1)
-        check_number("layer_norm_epsilon", self.layer_norm_epsilon, least=0)
+        check_number("epsilon", self.epsilon, least=0)
         check_number("initializer_range", self.initializer_range, above=0)
         check_boolean("tie_word_embeddings", self.tie_word_embeddings)
         read_activation(self.activation)

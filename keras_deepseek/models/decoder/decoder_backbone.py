@@ -1,6 +1,5 @@
 """The body of a language model: from token ids to hidden states, whole or token by token."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from keras import ops
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.layers import Input
 from keras_deepseek.layers.attention.key_value_cache import Cache
+from keras_deepseek.layers.inner_layers import take_arguments
 from keras_deepseek.layers.last_tokens import take_last
 from keras_deepseek.models.config_model import ConfigModel
 
@@ -135,11 +135,9 @@ class DecoderBackbone(ConfigModel):
         x = self.token_embedding(token_ids)
         x = x if self.expansion is None else self.expansion(x)
         written = []
-        last_arguments = inspect.signature(self.transformer_layers[-1].call).parameters
         for layer, layer_cache in zip(self.transformer_layers, cache, strict=True):
-            given = {}
-            if layer is self.transformer_layers[-1] and "num_outputs" in last_arguments:
-                given["num_outputs"] = num_hidden_states
+            is_last = layer is self.transformer_layers[-1]
+            given = take_arguments(layer, num_outputs=num_hidden_states if is_last else None)
             x, layer_cache = layer(  # noqa: PLW2901 - the cache that goes on
                 x,
                 mask=mask,

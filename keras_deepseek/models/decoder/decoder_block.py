@@ -1,7 +1,6 @@
 """One layer of a language model: attention and a feed-forward layer around a residual stream."""
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -15,6 +14,7 @@ from keras_deepseek.layers.inner_layers import (
     call_layer,
     revive_layer,
     serialize_layer,
+    take_arguments,
 )
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.last_tokens import shape_of_last, take_last
@@ -129,9 +129,8 @@ class DecoderBlock(keras.Layer):
             "cache_index": cache_index,
             "attention_mask": attention_mask,
         }
-        if "num_outputs" in _call_arguments(self.attention):
-            given["num_outputs"] = num_outputs
         given = {name: value for name, value in given.items() if value is not None}
+        given |= take_arguments(self.attention, num_outputs=num_outputs)
         outputs = call_layer(self.attention, self.attention_norm(inputs), mask, **given)
         if cache is not None:
             outputs, cache = outputs
@@ -140,9 +139,7 @@ class DecoderBlock(keras.Layer):
         )
         # An inner layer keeps its own dtype policy.
         hidden = inputs + ops.cast(outputs, self.compute_dtype)
-        by_token = {}
-        if token_ids is not None and "token_ids" in _call_arguments(self.feed_forward):
-            by_token["token_ids"] = token_ids
+        by_token = take_arguments(self.feed_forward, token_ids=token_ids)
         outputs = call_layer(self.feed_forward, self.feed_forward_norm(hidden), mask, **by_token)
         hidden = hidden + ops.cast(outputs, self.compute_dtype)
         if num_outputs is not None:
@@ -170,7 +167,3 @@ class DecoderBlock(keras.Layer):
             "feed_forward": serialize_layer(self.feed_forward),
             "epsilon": self.epsilon,
         }
-
-
-def _call_arguments(layer: keras.Layer) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(layer.call).parameters

@@ -50,8 +50,8 @@ OPTIONAL_KEYS = {
     "attention_dropout": "attention_dropout",
     "rms_norm_eps": "epsilon",
     "max_position_embeddings": "max_length",
-    "tie_word_embeddings": "tie_embeddings",
-    "initializer_range": "initializer_stddev",
+    "tie_word_embeddings": "tie_word_embeddings",
+    "initializer_range": "initializer_range",
     "bos_token_id": "start_token_id",
     "eos_token_id": "end_token_id",
     "pad_token_id": "pad_token_id",
@@ -136,8 +136,8 @@ class DeepSeekConfig(PresetConfig):
     attention_dropout: float = 0.0
     epsilon: float = 1e-6
     max_length: int | None = None
-    tie_embeddings: bool = False
-    initializer_stddev: float = 0.02
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
     num_prediction_layers: int = 0
     prediction_loss_weight: float = 0.3
     start_token_id: int | None = None
@@ -157,9 +157,9 @@ class DeepSeekConfig(PresetConfig):
             check_integer(name, getattr(self, name), default=1)
         for name in _COUNTS:
             check_integer(name, getattr(self, name), least=0)
-        for name in ("normalize_weights", "use_attention_bias", "tie_embeddings"):
+        for name in ("normalize_weights", "use_attention_bias", "tie_word_embeddings"):
             check_boolean(name, getattr(self, name))
-        for name in ("epsilon", "balance_loss", "prediction_loss_weight", "initializer_stddev"):
+        for name in ("epsilon", "balance_loss", "prediction_loss_weight", "initializer_range"):
             check_number(name, getattr(self, name), least=0)
         check_number("routed_scale", self.routed_scale, above=0)
         check_number("attention_dropout", self.attention_dropout, least=0, below=1)

@@ -30,7 +30,7 @@ def make_backbone_layers(
     embedding = ReversibleEmbedding(
         config.vocabulary_size,
         config.hidden_dim,
-        tie_weights=config.tie_embeddings,
+        tie_weights=config.tie_word_embeddings,
         embeddings_initializer=_make_initializer(config),
         dtype=policy,
         name="token_embedding",
@@ -103,4 +103,4 @@ def make_multi_token_prediction(backbone: Any) -> MultiTokenPrediction:
 
 
 def _make_initializer(config: DeepSeekConfig) -> keras.initializers.Initializer:
-    return keras.initializers.RandomNormal(stddev=config.initializer_stddev)
+    return keras.initializers.RandomNormal(stddev=config.initializer_range)

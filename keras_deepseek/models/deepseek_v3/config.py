@@ -56,9 +56,9 @@ class DeepSeekV3Config(DeepSeekConfig):
             within attention add 1e-6. Defaults to `1e-6`.
         max_length: integer or `None`. Number of positions, in tokens, beyond which a call is
             refused. Defaults to `None`.
-        tie_embeddings: boolean. Whether the logits are made by the embedding of the tokens, rather
-            than by weights of their own. Defaults to `False`.
-        initializer_stddev: float. Standard deviation of the weights at first. Defaults to `0.02`.
+        tie_word_embeddings: boolean. Whether the logits are made by the embedding of the tokens,
+            rather than by a kernel of the head. Defaults to `False`.
+        initializer_range: float. Standard deviation of the weights at first. Defaults to `0.02`.
         num_prediction_layers: integer. Number of modules that predict a further token each, whose
             loss is added in training. Defaults to `0`.
         prediction_loss_weight: float. What that loss is multiplied with. Defaults to `0.3`.

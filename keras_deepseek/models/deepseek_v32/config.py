@@ -61,9 +61,9 @@ class DeepSeekV32Config(DeepSeekConfig):
             within attention add 1e-6. Defaults to `1e-6`.
         max_length: integer or `None`. Number of positions, in tokens, beyond which a call is
             refused. Defaults to `None`.
-        tie_embeddings: boolean. Whether the logits are made by the embedding of the tokens, rather
-            than by weights of their own. Defaults to `False`.
-        initializer_stddev: float. Standard deviation of the weights at first. Defaults to `0.02`.
+        tie_word_embeddings: boolean. Whether the logits are made by the embedding of the tokens,
+            rather than by a kernel of the head. Defaults to `False`.
+        initializer_range: float. Standard deviation of the weights at first. Defaults to `0.02`.
         num_prediction_layers: integer. Number of modules that predict a further token each, whose
             loss is added in training. Defaults to `0`.
         prediction_loss_weight: float. What that loss is multiplied with. Defaults to `0.3`.
@@ -71,7 +71,7 @@ class DeepSeekV32Config(DeepSeekConfig):
         end_token_id: integer, tuple of integers, or `None`. The tokens that end a text. Defaults to
             `None`.
         pad_token_id: integer or `None`. The token that stands for padding. Defaults to `None`.
-        num_keys_per_query: integer. How many keys each token looks at, at most. Defaults to `2048`.
+        index_top_k: integer. How many keys each token looks at, at most. Defaults to `2048`.
         index_num_heads: integer. Number of heads of the indexer. Defaults to `64`.
         index_head_dim: integer. Size of a head of the indexer. Defaults to `128`.
         indexer_loss_weight: float or `None`. Weight of the loss that trains the indexer; `None`
@@ -91,7 +91,7 @@ class DeepSeekV32Config(DeepSeekConfig):
     (4, 64)
     """
 
-    num_keys_per_query: int = 2048
+    index_top_k: int = 2048
     index_num_heads: int = 64
     index_head_dim: int = 128
     indexer_loss_weight: float | None = None
@@ -102,7 +102,7 @@ class DeepSeekV32Config(DeepSeekConfig):
     topk_methods: ClassVar[tuple[str, ...]] = ("noaux_tc",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     own_keys: ClassVar[Mapping[str, str]] = {
-        "index_topk": "num_keys_per_query",
+        "index_topk": "index_top_k",
         "index_n_heads": "index_num_heads",
         "index_head_dim": "index_head_dim",
         "mlp_layer_types": "feed_forward_types",
@@ -110,7 +110,7 @@ class DeepSeekV32Config(DeepSeekConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_keys_per_query", "index_num_heads", "index_head_dim"):
+        for name in ("index_top_k", "index_num_heads", "index_head_dim"):
             check_integer(name, getattr(self, name))
         if self.indexer_loss_weight is not None:
             check_number("indexer_loss_weight", self.indexer_loss_weight, above=0)
@@ -133,7 +133,7 @@ class DeepSeekV32Config(DeepSeekConfig):
     def attention_arguments(self) -> dict[str, Any]:
         return {
             **super().attention_arguments(),
-            "num_keys_per_query": self.num_keys_per_query,
+            "index_top_k": self.index_top_k,
             "index_num_heads": self.index_num_heads,
             "index_head_dim": self.index_head_dim,
             "indexer_loss_weight": self.indexer_loss_weight,

@@ -7,7 +7,7 @@ from keras_deepseek.models.deepseek_v3.presets import PRESETS as V3_PRESETS
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         **V3_PRESETS["tiny"],
-        "num_keys_per_query": 16,
+        "index_top_k": 16,
         "index_num_heads": 4,
         "index_head_dim": 16,
     },

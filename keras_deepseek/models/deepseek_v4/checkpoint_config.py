@@ -7,6 +7,7 @@ The two write the same in different words: DeepSeek a ratio of compression for e
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from keras_deepseek.artifacts.argument_check import check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
 from keras_deepseek.models.decoder.checkpoint_values import check_checkpoint_value, read_object
@@ -39,8 +40,8 @@ _NAMES = {
     "max_position_embeddings": "max_length",
     "rms_norm_eps": "epsilon",
     "attention_dropout": "attention_dropout",
-    "tie_word_embeddings": "tie_embeddings",
-    "initializer_range": "initializer_stddev",
+    "tie_word_embeddings": "tie_word_embeddings",
+    "initializer_range": "initializer_range",
     "bos_token_id": "start_token_id",
     "eos_token_id": "end_token_id",
     "pad_token_id": "pad_token_id",
@@ -188,10 +189,9 @@ def _read_rotary(given: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
     """Returns what turns queries and keys: in `rope_parameters` nested, or flat."""
     parameters = read_object(given, "rope_parameters") or read_object(given, "rope_scaling")
     factor = given.get("partial_rotary_factor")
-    is_nested = isinstance(parameters.get("main"), Mapping)
+    main, compress = (read_object(parameters, kind) for kind in ("main", "compress"))
     read: dict[str, Any] = {}
-    if is_nested and isinstance(parameters.get("compress"), Mapping):
-        main, compress = dict(parameters["main"]), dict(parameters["compress"])
+    if main and compress:
         for kind, prefix in ((main, ""), (compress, "compress_")):
             wavelength = kind.pop("rope_theta", None)
             if wavelength is not None:
@@ -209,7 +209,8 @@ def _read_rotary(given: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
         read["compress_rope_scaling"] = _read_scaling(flat)
     rotated = given.get("qk_rope_head_dim")
     if rotated is None:
-        rotated = int(head_dim * (_PARTIAL_ROTARY_FACTOR if factor is None else factor))
+        factor = _PARTIAL_ROTARY_FACTOR if factor is None else factor
+        rotated = int(head_dim * check_number("partial_rotary_factor", factor, above=0))
     return {**read, "rope_head_dim": rotated}
 
 

@@ -97,12 +97,12 @@ class DeepSeekV4Config(PresetConfig):
         epsilon: float. Added to the mean squares in the norms. Defaults to `1e-6`.
         attention_dropout: float. Rate at which attention weights are dropped in training. Defaults
             to `0.0`.
-        tie_embeddings: boolean. Whether logits come from the table of the embedding. Defaults to
-            `False`.
+        tie_word_embeddings: boolean. Whether logits come from the table of the embedding. Defaults
+            to `False`.
         num_prediction_layers: integer. Number of layers behind the model that predict tokens
             further ahead. Defaults to `0`.
         prediction_loss_weight: float. What their loss is multiplied with. Defaults to `0.3`.
-        initializer_stddev: float. Standard deviation of the kernels at first. Defaults to `0.02`.
+        initializer_range: float. Standard deviation of the kernels at first. Defaults to `0.02`.
         start_token_id: integer or `None`. The token that texts begin with. Defaults to `None`.
         end_token_id: integer, tuple of integers or `None`. The token, or tokens, that they end
             with. Defaults to `None`.
@@ -155,10 +155,10 @@ class DeepSeekV4Config(PresetConfig):
     max_length: int = 1048576
     epsilon: float = 1e-6
     attention_dropout: float = 0.0
-    tie_embeddings: bool = False
+    tie_word_embeddings: bool = False
     num_prediction_layers: int = 0
     prediction_loss_weight: float = 0.3
-    initializer_stddev: float = 0.02
+    initializer_range: float = 0.02
     start_token_id: int | None = None
     end_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None
@@ -174,14 +174,14 @@ class DeepSeekV4Config(PresetConfig):
             check_integer(name, getattr(self, name))
         check_integer("num_streams", self.num_streams, least=_MIN_STREAMS)
         check_integer("num_prediction_layers", self.num_prediction_layers, least=0)
-        for name in ("stream_epsilon", "epsilon", "prediction_loss_weight", "initializer_stddev"):
+        for name in ("stream_epsilon", "epsilon", "prediction_loss_weight", "initializer_range"):
             check_number(name, getattr(self, name), least=0)
         for name in ("routed_scale", "clamp"):
             check_number(name, getattr(self, name), above=0)
         for name in ("rope_max_wavelength", "compress_rope_max_wavelength"):
             check_number(name, getattr(self, name), above=1)
         check_number("attention_dropout", self.attention_dropout, least=0, below=1)
-        check_boolean("tie_embeddings", self.tie_embeddings)
+        check_boolean("tie_word_embeddings", self.tie_word_embeddings)
         for name in ("rope_scaling", "compress_rope_scaling"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, check_scaling(getattr(self, name), name))

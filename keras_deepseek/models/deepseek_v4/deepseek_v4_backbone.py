@@ -78,7 +78,7 @@ class DeepSeekV4Backbone(DecoderBackbone):
             ReversibleEmbedding(
                 config.vocabulary_size,
                 config.hidden_dim,
-                tie_weights=config.tie_embeddings,
+                tie_weights=config.tie_word_embeddings,
                 embeddings_initializer=make_initializer(config),
                 dtype=policy,
                 name="token_embedding",
@@ -137,7 +137,7 @@ def make_initializer(config: DeepSeekV4Config) -> keras.initializers.Initializer
     Args:
         config: `DeepSeekV4Config`.
     """
-    return keras.initializers.RandomNormal(stddev=config.initializer_stddev)
+    return keras.initializers.RandomNormal(stddev=config.initializer_range)
 
 
 def _make_attention(config: DeepSeekV4Config, kind: str, policy: Any) -> SlidingWindowAttention:

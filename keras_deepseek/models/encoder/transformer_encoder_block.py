@@ -30,7 +30,7 @@ class TransformerEncoderBlock(FloatingInputLayer):
             to `"gelu"`.
         dropout: float. Share of what each half adds that is dropped in training. Defaults to `0.0`.
         attention_dropout: float. Share of the attention weights that is. Defaults to `0.0`.
-        layer_norm_epsilon: float. Added to the variance in the norms. Defaults to `1e-12`.
+        epsilon: float. Added to the variance in the norms. Defaults to `1e-12`.
         normalize_first: boolean. Where the norms stand. Defaults to `False`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Defaults to
             `"glorot_uniform"`.
@@ -54,7 +54,7 @@ class TransformerEncoderBlock(FloatingInputLayer):
         activation: str = "gelu",
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
-        layer_norm_epsilon: float = 1e-12,
+        epsilon: float = 1e-12,
         normalize_first: bool = False,
         kernel_initializer: Any = "glorot_uniform",
         **kwargs: Any,
@@ -68,7 +68,7 @@ class TransformerEncoderBlock(FloatingInputLayer):
         self.attention_dropout = check_number(
             "attention_dropout", attention_dropout, least=0, below=1
         )
-        self.layer_norm_epsilon = check_number("layer_norm_epsilon", layer_norm_epsilon, least=0)
+        self.epsilon = check_number("epsilon", epsilon, least=0)
         self.normalize_first = check_boolean("normalize_first", normalize_first)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
@@ -106,7 +106,7 @@ class TransformerEncoderBlock(FloatingInputLayer):
 
     def _make_norm(self, name: str, shape: Shape) -> keras.Layer:
         norm = keras.layers.LayerNormalization(
-            epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name
+            epsilon=self.epsilon, dtype=self.dtype_policy, name=name
         )
         norm.build(shape)
         return norm
@@ -153,7 +153,7 @@ class TransformerEncoderBlock(FloatingInputLayer):
             "activation": self.activation,
             "dropout": self.dropout,
             "attention_dropout": self.attention_dropout,
-            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "epsilon": self.epsilon,
             "normalize_first": self.normalize_first,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }

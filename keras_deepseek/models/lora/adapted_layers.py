@@ -11,7 +11,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.keras_internals import flatten_layers
 from keras_deepseek.models.checkpoints.merged_kernels import merged_name, own_variable
 
@@ -42,6 +44,19 @@ def lora_variables(layer: keras.Layer) -> tuple[keras.Variable, keras.Variable]:
     """
     name = merged_name(layer)
     return getattr(layer, f"lora_{name}_a"), getattr(layer, f"lora_{name}_b")
+
+
+def read_matrices(layer: keras.Layer) -> tuple[Array, Array]:
+    """Returns the two matrices as arrays; where they lie in several processes, all must call it.
+
+    Args:
+        layer: `keras.Layer` that has a LoRA.
+
+    Raises:
+        PeerLostError: Another process has ended, or does not answer.
+    """
+    a, b = (backend.current().read_whole(each.value) for each in lora_variables(layer))
+    return a, b
 
 
 def find_candidates(model: keras.Model) -> list[keras.Layer]:

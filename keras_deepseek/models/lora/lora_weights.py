@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_path
 from keras_deepseek.artifacts.errors import BundleError, CheckpointError, InvalidInputError
 from keras_deepseek.artifacts.exchange import flush_to_disk
@@ -20,7 +21,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.artifacts.staging_folder import staging_folder
 from keras_deepseek.models.checkpoints.safetensors_file import MappedFiles, read_header
 from keras_deepseek.models.checkpoints.weights_writer import write_tensors
-from keras_deepseek.models.lora.adapted_layers import find_candidates, lora_variables, path_of
+from keras_deepseek.models.lora.adapted_layers import find_candidates, path_of, read_matrices
 from keras_deepseek.models.lora.adapter_assignment import LayerAdapter, assign_adapters
 from keras_deepseek.models.lora.low_rank_adaptation import check_lora
 
@@ -39,6 +40,7 @@ def save_lora_weights(model: keras.Model, filepath: str | os.PathLike[str]) -> N
     Raises:
         InvalidInputError: The model has no LoRA, or the name has another ending.
         CheckpointError: Nothing can be written there.
+        PeerLostError: Another process has ended, or does not answer.
 
     Example:
 
@@ -58,12 +60,13 @@ def save_lora_weights(model: keras.Model, filepath: str | os.PathLike[str]) -> N
     target = _check_name(filepath)
     arrays: dict[str, Array] = {}
     for layer in check_lora(model):
-        a, b = (keras.ops.convert_to_numpy(each.value) for each in lora_variables(layer))
-        values = (a, b, np.array([layer.lora_alpha], "float32"))
+        values = (*read_matrices(layer), np.array([layer.lora_alpha], "float32"))
         arrays |= {
             f"{_path_within(model, layer)}/{part}": x
             for part, x in zip(_PARTS, values, strict=True)
         }
+    if backend.current().process_rank() > 0:
+        return
     with written_whole(target) as path:
         write_tensors(path, arrays)
 

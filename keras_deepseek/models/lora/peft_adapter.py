@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_path
 from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Array
@@ -59,6 +60,7 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
         InvalidInputError: The model has no LoRA, or is of no family that has a checkpoint map.
         NotSupportedError: A layer has a LoRA that `peft` has no such form of.
         CheckpointError: Something else stands there, or nothing can be written there.
+        PeerLostError: Another process has ended, or does not answer.
     """
     adapted = {id(kernel_of(layer)): layer for layer in check_lora(model)}
     found = find_modules(_check_model(model), adapted)
@@ -72,6 +74,8 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
         arrays |= {
             f"{_PREFIX}{name}{end}": x for end, x in zip(module.suffixes, factors, strict=True)
         }
+    if backend.current().process_rank() > 0:
+        return
     with new_folder(folder, (_CONFIG_NAME, _WEIGHTS_NAME), _CONFIG_NAME) as work:
         write_json(work, _CONFIG_NAME, _make_config(modules))
         write_tensors(work / _WEIGHTS_NAME, {n: np.ascontiguousarray(x) for n, x in arrays.items()})

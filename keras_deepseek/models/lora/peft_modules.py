@@ -15,7 +15,7 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
-from keras_deepseek.models.lora.adapted_layers import lora_variables, path_of
+from keras_deepseek.models.lora.adapted_layers import path_of, read_matrices
 from keras_deepseek.models.lora.adapter_assignment import LayerAdapter
 from keras_deepseek.models.lora.peft_factors import (
     Factors,
@@ -95,7 +95,7 @@ class PeftLinear:
         return join_factors(self._layout, read)
 
     def _read(self, layer: keras.Layer) -> Factors:
-        a, b = (keras.ops.convert_to_numpy(each.value) for each in lora_variables(layer))
+        a, b = read_matrices(layer)
         if self.entry.num_input_axes is None:  # Its rows are in another order in the file.
             a = np.asarray(self.entry.to_tensors([a])[0]).T
         shape = (self._layout.num_inputs, self._layout.num_blocks, -1)
@@ -172,7 +172,7 @@ class PeftEmbedding:
 
     def join(self) -> Factors:
         """Returns the two matrices of `peft`."""
-        a, b = (keras.ops.convert_to_numpy(each.value) for each in lora_variables(self.layer))
+        a, b = read_matrices(self.layer)
         return a.T, b.T
 
     def split(

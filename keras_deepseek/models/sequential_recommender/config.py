@@ -28,7 +28,7 @@ class SequentialRecommenderConfig(PresetConfig):
         activation: string. `"gelu"`, `"gelu_approximate"`, `"relu"`, `"silu"` or `"tanh"`. Defaults
             to `"gelu"`.
         dropout: float. Share of hidden states that is dropped in training. Defaults to `0.1`.
-        layer_norm_epsilon: float. Added to the variance in the norms. Defaults to `1e-6`.
+        epsilon: float. Added to the variance in the norms. Defaults to `1e-6`.
         initializer_range: float. Standard deviation of fresh weights. Defaults to `0.02`.
 
     Raises:
@@ -49,7 +49,7 @@ class SequentialRecommenderConfig(PresetConfig):
     intermediate_dim: int = 256
     activation: str = "gelu"
     dropout: float = 0.1
-    layer_norm_epsilon: float = 1e-6
+    epsilon: float = 1e-6
     initializer_range: float = 0.02
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
@@ -65,7 +65,7 @@ class SequentialRecommenderConfig(PresetConfig):
         ):
             check_integer(name, getattr(self, name))
         check_number("dropout", self.dropout, least=0, below=1)
-        check_number("layer_norm_epsilon", self.layer_norm_epsilon, above=0)
+        check_number("epsilon", self.epsilon, above=0)
         check_number("initializer_range", self.initializer_range, above=0)
         read_activation(self.activation)
         if self.hidden_dim % self.num_heads:

@@ -65,7 +65,7 @@ class SequentialRecommenderBackbone(ConfigModel):
             return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
 
         def norm(name: str) -> keras.Layer:
-            return LayerNormalization(epsilon=config.layer_norm_epsilon, dtype=policy, name=name)
+            return LayerNormalization(epsilon=config.epsilon, dtype=policy, name=name)
 
         item_embedding = ReversibleEmbedding(
             config.num_items + 1,
@@ -88,7 +88,7 @@ class SequentialRecommenderBackbone(ConfigModel):
                 activation=config.activation,
                 dropout=config.dropout,
                 attention_dropout=config.dropout,
-                layer_norm_epsilon=config.layer_norm_epsilon,
+                epsilon=config.epsilon,
                 normalize_first=True,
                 kernel_initializer=draw(),
                 dtype=policy,

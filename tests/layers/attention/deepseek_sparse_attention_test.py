@@ -22,7 +22,7 @@ SIZES = {
     "value_head_dim": 4,
     "key_value_lora_rank": 5,
 }
-INDEXER = {"num_keys_per_query": 3, "index_num_heads": 6, "index_head_dim": 4}
+INDEXER = {"index_top_k": 3, "index_num_heads": 6, "index_head_dim": 4}
 YARN = {
     "rope_type": "yarn",
     "factor": 4.0,
@@ -69,7 +69,7 @@ def choose(layer, inputs, visible=None):
     length = inputs.shape[1]
     rule = np.tri(length, dtype=bool) if layer.use_causal_mask else np.ones((length, length), bool)
     visible = rule[None] if visible is None else rule[None] & visible
-    chosen, gap = chosen_keys(scores, visible, layer.num_keys_per_query)
+    chosen, gap = chosen_keys(scores, visible, layer.index_top_k)
     return scores, chosen, gap
 
 
@@ -153,14 +153,14 @@ def test_outputs_gradients_and_chosen_keys_are_those_of_transformers(name):
     layer(case["inputs"], mask=case["mask"])
     for chosen in choices:  # None where all keys are.
         np.testing.assert_array_equal(chosen, case["chosen"])
-    assert len(choices) == (layer.num_keys_per_query < case["inputs"].shape[1])
+    assert len(choices) == (layer.index_top_k < case["inputs"].shape[1])
 
 
 @settings(max_examples=2)
 @given(
     batch_size=st.integers(1, 2),
     length=st.integers(1, 6),
-    num_keys_per_query=st.integers(1, 4),
+    index_top_k=st.integers(1, 4),
     chunk_size=st.integers(1, 7),
     query_lora_rank=st.none() | st.just(4),
 )
@@ -174,7 +174,7 @@ def test_it_computes_the_formula_at_any_shape(batch_size, length, **kwargs):
 @pytest.mark.parametrize(("num_keys", "gathers"), [(9, False), (5, True)])
 def test_over_no_more_tokens_than_keys_it_is_the_dense_layer(num_keys, gathers):
     kwargs = {"query_lora_rank": 4, "rope_scaling": YARN}
-    layer = make_layer(num_keys_per_query=num_keys, indexer_loss_weight=1.0, **kwargs)
+    layer = make_layer(index_top_k=num_keys, indexer_loss_weight=1.0, **kwargs)
     dense = MultiHeadLatentAttention(**SIZES, **kwargs)
     dense.build((None, None, 6))
     sparse_weights = named_weights(layer)
@@ -198,7 +198,7 @@ def test_no_token_sees_what_comes_after_it():
 @pytest.mark.slow_on_jax
 def test_keys_of_equal_scores_are_chosen_alike_with_a_cache():
     """With one head, most scores are zero."""
-    layer = make_layer(index_num_heads=1, num_keys_per_query=8)
+    layer = make_layer(index_num_heads=1, index_top_k=8)
     inputs = np.random.default_rng(0).normal(size=(1, 40, 6)).astype("float32")
     outputs = keras.ops.convert_to_numpy(layer(inputs))
     cached, _ = layer(inputs, cache=layer.make_cache(1, 60), cache_index=0)
@@ -357,7 +357,7 @@ def test_dropout_acts_in_training_alone():
 
 @pytest.mark.slow_on_jax
 def test_quantized_kernels_are_used_as_their_own_layers_use_them():
-    layer, inputs = make_layer(num_keys_per_query=5, indexer_loss_weight=1.0), draw(2, 5, 6)
+    layer, inputs = make_layer(index_top_k=5, indexer_loss_weight=1.0), draw(2, 5, 6)
     for up in (layer.key_up, layer.value_up):
         up.quantize("int8")
     dense = run(layer, inputs)  # Expanded by the layers themselves.
@@ -383,7 +383,7 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"num_keys_per_query": 0}, "`num_keys_per_query` must be a positive integer, received 0"),
+        ({"index_top_k": 0}, "`index_top_k` must be a positive integer, received 0"),
         ({"index_num_heads": 1.5}, "`index_num_heads` must be a positive integer"),
         ({"index_head_dim": 1}, "`index_head_dim` must not be less than `rope_head_dim`"),
         ({"indexer_loss_weight": -1.0}, "`indexer_loss_weight` must be a finite number above 0"),

@@ -36,7 +36,7 @@ def test_outputs_and_gradients_are_those_of_bert(name):
             ),
             "intermediate_activation": "gelu",
             "activation": "softmax",
-            "layer_norm_epsilon": 1e-3,
+            "epsilon": 1e-3,
         },
     ],
 )
@@ -183,8 +183,8 @@ def test_what_does_not_fit_is_refused():
         MaskedPositionHead(5).build((2, 3))
     with pytest.raises(InvalidInputError, match="needs a `vocabulary_size`"):
         MaskedPositionHead()
-    with pytest.raises(InvalidInputError, match="`layer_norm_epsilon` must be a finite number"):
-        MaskedPositionHead(5, layer_norm_epsilon="1e-5")
+    with pytest.raises(InvalidInputError, match="`epsilon` must be a finite number"):
+        MaskedPositionHead(5, epsilon="1e-5")
 
 
 def test_without_positions_it_predicts_at_all_of_them_by_the_same_weights():

@@ -51,7 +51,7 @@ def test_it_is_the_same_after_json():
         {"max_length": True},
         {"dropout": 1.0},
         {"attention_dropout": -0.1},
-        {"layer_norm_epsilon": -1e-3},
+        {"epsilon": -1e-3},
         {"initializer_range": 0},
         {"tie_word_embeddings": "yes"},
         {"num_heads": 7},
@@ -82,7 +82,7 @@ def test_a_checkpoints_config_says_all_of_it():
         num_segments=3,
         dropout=0.2,
         attention_dropout=0.3,
-        layer_norm_epsilon=1e-6,
+        epsilon=1e-6,
         initializer_range=0.01,
         tie_word_embeddings=False,
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError, NotSupportedError
-from keras_deepseek.models import BertMaskedLM
+from keras_deepseek.models import BertMaskedLM, load_lora_weights, load_peft_adapter
 from keras_deepseek.models.checkpoints.checkpoint_entry import copied_entry
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.preset_config import PresetConfig
@@ -386,6 +386,20 @@ def test_several_processes_read_their_parts_and_one_of_them_writes(tmp_path):
         "config.json",
         "model.safetensors",
     ]
+    assert [each["adapted"] for each in found] == [["logits"]] * 2
+    load_lora_weights(source, tmp_path / "lora.safetensors")
+    check_counted(source)
+    other = make_model(1, num_experts=8)
+    load_peft_adapter(other, tmp_path / "peft")
+    check_counted(other)
+
+
+def check_counted(model):
+    """The matrices are those that each process has given its own."""
+    assert len(model.trainable_variables) == 2
+    for variable in model.trainable_variables:
+        counted = np.arange(np.prod(variable.shape)).reshape(variable.shape)
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), counted)
 
 
 @dataclass(frozen=True)

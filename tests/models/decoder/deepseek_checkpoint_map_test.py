@@ -37,7 +37,9 @@ def test_a_checkpoint_of_transformers_gives_its_logits_loss_and_gradients(name):
 
 
 @pytest.mark.parametrize("task", FAMILIES.values(), ids=FAMILIES)
-@pytest.mark.parametrize("overrides", [{}, {"tie_embeddings": True, "use_attention_bias": True}])
+@pytest.mark.parametrize(
+    "overrides", [{}, {"tie_word_embeddings": True, "use_attention_bias": True}]
+)
 def test_every_weight_has_its_tensors_and_they_give_it_back(task, overrides):
     model = task(task.config_class.from_preset("tiny", num_prediction_layers=2, **overrides))
     golden_language_models.check_entries(model, deepseek_entries(model))

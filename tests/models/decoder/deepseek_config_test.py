@@ -69,7 +69,7 @@ def test_a_published_file_is_the_preset_of_its_name():
     "overrides",
     [
         {},
-        {"query_lora_rank": None, "tie_embeddings": True, "use_attention_bias": True},
+        {"query_lora_rank": None, "tie_word_embeddings": True, "use_attention_bias": True},
         {"rope_scaling": {"type": "linear", "factor": 2.0}, "max_length": 64},
         {"end_token_id": (1, 2), "start_token_id": 0, "num_shared_experts": 0},
     ],
@@ -131,7 +131,7 @@ def test_greedy_choice_knows_no_groups():
         ({"num_experts_per_token": None}, "`num_experts_per_token` must be"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "A yarn `rope_scaling` needs"),
         ({"attention_dropout": 1.0}, "`attention_dropout`"),
-        ({"tie_embeddings": 1}, "`tie_embeddings` must be True or False"),
+        ({"tie_word_embeddings": 1}, "`tie_word_embeddings` must be True or False"),
         ({"num_prediction_layers": -1}, "`num_prediction_layers`"),
     ],
 )

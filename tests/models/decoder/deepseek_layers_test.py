@@ -29,7 +29,7 @@ def test_a_block_is_made_of_what_the_config_says():
 
 
 def test_weights_are_drawn_with_the_deviation_of_the_config_and_each_anew():
-    config = DeepSeekV3Config.from_preset("tiny", initializer_stddev=0.5, vocabulary_size=500)
+    config = DeepSeekV3Config.from_preset("tiny", initializer_range=0.5, vocabulary_size=500)
     embedding, blocks, _ = make_backbone_layers(config, MultiHeadLatentAttention, POLICY)
     embedding.build()
     assert np.std(keras.ops.convert_to_numpy(embedding.embeddings)) - 0.5 < 0.02

@@ -33,7 +33,7 @@ def test_layers_of_another_kind_are_refused():
     [
         ({"feed_forward_types": ("dense",)}, "for each of the 2 layers"),
         ({"feed_forward_types": ("dense", "moe")}, "'dense' or 'sparse'"),
-        ({"num_keys_per_query": 0}, "`num_keys_per_query` must be a positive integer"),
+        ({"index_top_k": 0}, "`index_top_k` must be a positive integer"),
         ({"indexer_loss_weight": 0.0}, "`indexer_loss_weight`"),
     ],
 )

@@ -8,7 +8,7 @@ SIZES = {
     "vocabulary_size": 31,
     "hidden_dim": 24,
     "intermediate_dim": 20,
-    "num_keys_per_query": 3,
+    "index_top_k": 3,
 }
 
 

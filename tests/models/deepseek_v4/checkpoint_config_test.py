@@ -138,6 +138,15 @@ def test_the_share_that_is_rotated_is_read_as_it_was_written(rotated, head_dim):
     ("changes", "message"),
     [
         ({"hidden_sise": 4}, "not known: 'hidden_sise': 4"),
+        (
+            {"rope_parameters": {"main": [], "compress": {}}},
+            "`main` of the `config.json` must be an",
+        ),
+        ({"rope_parameters": {"compress": "yarn"}}, "`compress` of the `config.json` must be"),
+        (
+            {"qk_rope_head_dim": None, "partial_rotary_factor": "0.125"},
+            "`partial_rotary_factor` must be a finite number",
+        ),
         ({"model_type": "deepseek_v3"}, "deepseek_v3"),
         ({"n_shared_experts": 2}, "`n_shared_experts`.*received 2"),
         ({"hidden_act": "gelu"}, "`hidden_act`.*received 'gelu'"),

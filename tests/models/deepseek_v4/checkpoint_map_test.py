@@ -49,9 +49,9 @@ def test_a_checkpoint_of_transformers_gives_its_logits_its_loss_and_its_gradient
 
 
 @pytest.mark.parametrize("names", [(), TRANSFORMERS], ids=["release", "transformers"])
-@pytest.mark.parametrize("tie_embeddings", [False, True])
-def test_what_was_written_is_read_again(names, tie_embeddings):
-    sizes = {"tie_embeddings": tie_embeddings, "num_prediction_layers": 2}
+@pytest.mark.parametrize("tie_word_embeddings", [False, True])
+def test_what_was_written_is_read_again(names, tie_word_embeddings):
+    sizes = {"tie_word_embeddings": tie_word_embeddings, "num_prediction_layers": 2}
     model, other = make_model(**sizes), DeepSeekV4CausalLM(make_config(**sizes))
     read(other, write(model, names))
     for weight, expected in zip(other.weights, model.weights, strict=True):

@@ -12,8 +12,8 @@ def make_config(**kwargs):
 
 
 def test_a_preset_is_completed_by_what_is_given():
-    config = make_config(vocabulary_size=99, tie_embeddings=True)
-    assert (config.vocabulary_size, config.tie_embeddings, config.num_layers) == (99, True, 4)
+    config = make_config(vocabulary_size=99, tie_word_embeddings=True)
+    assert (config.vocabulary_size, config.tie_word_embeddings, config.num_layers) == (99, True, 4)
 
 
 def test_an_unknown_preset_names_the_nearest():
@@ -44,7 +44,7 @@ def test_it_is_the_same_after_json():
         {"scoring": "softmax"},
         {"clamp": 0.0},
         {"attention_dropout": 1.0},
-        {"tie_embeddings": 1},
+        {"tie_word_embeddings": 1},
         {"num_prediction_layers": -1},
         {"rope_max_wavelength": 1.0},
         {"compress_rope_scaling": {"rope_type": "yarn", "factor": 4.0}},

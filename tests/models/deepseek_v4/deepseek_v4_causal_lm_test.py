@@ -137,7 +137,9 @@ def test_a_compiled_call_is_as_an_eager_one():
 
 @pytest.mark.slow_on_jax
 @pytest.mark.parametrize(
-    "sizes", [{}, {"tie_embeddings": True, "num_prediction_layers": 1}], ids=["plain", "further"]
+    "sizes",
+    [{}, {"tie_word_embeddings": True, "num_prediction_layers": 1}],
+    ids=["plain", "further"],
 )
 def test_a_saved_model_is_the_same_after_loading(sizes, tmp_path):
     model, inputs = make_model(**sizes), draw_tokens(2, LENGTH)
@@ -169,7 +171,7 @@ def test_in_half_precision_the_logits_stay_in_float32_and_near(dtype):
 @pytest.mark.parametrize("num_prediction_layers", [0, 1])
 def test_it_learns_a_sequence(num_prediction_layers):
     keras.utils.set_random_seed(0)
-    config = make_config(num_prediction_layers=num_prediction_layers, initializer_stddev=0.2)
+    config = make_config(num_prediction_layers=num_prediction_layers, initializer_range=0.2)
     model = DeepSeekV4CausalLM(config)
     model.compile(
         keras.optimizers.AdamW(0.02),

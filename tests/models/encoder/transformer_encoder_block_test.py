@@ -58,7 +58,7 @@ def draw(rows=5, seed=0):
 @pytest.mark.parametrize("rows", [5, 1])
 def test_it_computes_the_formula(normalize_first, rows):
     block = TransformerEncoderBlock(
-        3, 8, activation="relu", layer_norm_epsilon=1e-3, normalize_first=normalize_first
+        3, 8, activation="relu", epsilon=1e-3, normalize_first=normalize_first
     )
     inputs = draw(rows)
     block(**inputs)

@@ -201,7 +201,7 @@ def test_what_is_no_such_adapter_is_refused(tmp_path):
 def test_what_peft_has_no_form_of_is_not_written(tmp_path):
     with pytest.raises(NotSupportedError, match=r"takes .* for experts"):
         save_peft_adapter(tune(make_model(), target_names=["gate"]), tmp_path / "a")
-    tied = tune(make_model(tie_embeddings=True), target_names=["token_embedding"])
+    tied = tune(make_model(tie_word_embeddings=True), target_names=["token_embedding"])
     with pytest.raises(NotSupportedError, match="token_embedding has no such form"):
         save_peft_adapter(tied, tmp_path / "a")
     plain = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])

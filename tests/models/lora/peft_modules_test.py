@@ -24,7 +24,7 @@ def test_modules_are_those_that_have_a_lora_by_the_names_of_transformers():
 
 
 def test_the_table_of_tied_logits_is_none_of_them():
-    model = tune(make_model(tie_embeddings=True), target_names=["token_embedding"])
+    model = tune(make_model(tie_word_embeddings=True), target_names=["token_embedding"])
     assert modules_of(model) == {}
 
 

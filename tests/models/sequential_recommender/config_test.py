@@ -32,7 +32,7 @@ def test_it_is_the_same_after_json():
         {"num_layers": 0},
         {"intermediate_dim": -1},
         {"dropout": 1.0},
-        {"layer_norm_epsilon": 0},
+        {"epsilon": 0},
         {"initializer_range": 0},
         {"num_heads": 7},
     ],

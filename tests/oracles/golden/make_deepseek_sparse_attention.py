@@ -23,7 +23,7 @@ from tests.oracles.golden.make_multi_head_latent_attention import (
 from tests.oracles.lightning_indexer import chosen_keys, index_scores
 from tests.oracles.parity import write_cases
 
-INDEXER = {"num_keys_per_query": 3, "index_num_heads": 8, "index_head_dim": 12}
+INDEXER = {"index_top_k": 3, "index_num_heads": 8, "index_head_dim": 12}
 # The layer, the shape of the inputs, the side of the padding. The module of transformers always
 # compresses the queries, and its main rotation is always of neighbours.
 CASES = {
@@ -32,7 +32,7 @@ CASES = {
     "v32 odd sizes, bias, right padding, chunks": (
         {
             **ODD,
-            "num_keys_per_query": 2,
+            "index_top_k": 2,
             "index_num_heads": 7,
             "index_head_dim": 9,
             "use_bias": True,
@@ -42,12 +42,12 @@ CASES = {
         "right",
     ),
     "v32 yarn, as many keys as tokens": (
-        {**SMALL, **INDEXER, "num_keys_per_query": 6, "rope_scaling": YARN},
+        {**SMALL, **INDEXER, "index_top_k": 6, "rope_scaling": YARN},
         (2, 6, 24),
         None,
     ),
     "v32 one key, few heads": (
-        {**SMALL, **INDEXER, "num_heads": 2, "num_keys_per_query": 1, "key_value_lora_rank": 6},
+        {**SMALL, **INDEXER, "num_heads": 2, "index_top_k": 1, "key_value_lora_rank": 6},
         (1, 11, 16),
         None,
     ),
@@ -61,7 +61,7 @@ def make_attention(arguments: dict[str, Any], dim: int) -> tuple[Any, Any, Any]:
         DeepseekV32Config,
         arguments,
         dim,
-        index_topk=arguments["num_keys_per_query"],
+        index_topk=arguments["index_top_k"],
         index_n_heads=arguments["index_num_heads"],
         index_head_dim=arguments["index_head_dim"],
     )

@@ -18,7 +18,7 @@ from tests.oracles.parity import write_cases
 CASES = {  # The shape of the inputs, the vocabulary, positions, and what else is set.
     "own kernel": ((2, 7, 8), 13, 3, {"intermediate_activation": "gelu"}),
     "tied embedding": ((3, 5, 6), 17, 2, {"intermediate_activation": "gelu", "is_tied": True}),
-    "odd sizes, relu, a large epsilon": ((3, 9, 7), 11, 4, {"layer_norm_epsilon": 1e-2}),
+    "odd sizes, relu, a large epsilon": ((3, 9, 7), 11, 4, {"epsilon": 1e-2}),
     "one position, silu, tied": (
         (1, 1, 5),
         19,
@@ -56,7 +56,7 @@ def run_case(name: str) -> dict[str, np.ndarray]:
         num_attention_heads=1,
         vocab_size=vocabulary_size,
         hidden_act=arguments.get("intermediate_activation", "relu"),
-        layer_norm_eps=arguments.setdefault("layer_norm_epsilon", 1e-12),
+        layer_norm_eps=arguments.setdefault("epsilon", 1e-12),
     )
     head = BertLMPredictionHead(config).eval()
     with torch.no_grad():
