@@ -2,7 +2,7 @@
 Title: Pretrain an encoder on real text
 Author: The keras_deepseek authors
 Date created: 2026/11/25
-Last modified: 2026/11/25
+Last modified: 2026/11/28
 Description: Packed rows, half precision, a schedule, checkpoints, and a training that is resumed.
 """
 
@@ -35,18 +35,18 @@ from keras_deepseek.training import (
     pack_sequences,
 )
 
-LENGTH, VOCABULARY_SIZE, DIM = 128, 2_000, 64
+LENGTH, VOCABULARY_SIZE, DIM = 64, 2_000, 64
 PADDING, MASK, UNKNOWN, IGNORED = 0, 1, 2, -100
 
 """
 ## Documents of many lengths
 
-A paragraph is a document, and a word or a sign a token. One in seven is masked.
+Every second paragraph is a document, and a word or a sign a token. One in seven is masked.
 """
 
 text = " \n\n".join(topics.topics[name].lower() for name in sorted(topics.topics))
 documents = [re.findall(r"\w+|[^\w\s]", each)[:LENGTH] for each in re.split(r"\n\s*\n", text)]
-documents = [document for document in documents if len(document) > 7]
+documents = [document for document in documents[::2] if len(document) > 7]
 counts = Counter(word for document in documents for word in document)
 words = [word for word, _ in counts.most_common(VOCABULARY_SIZE - 3)]
 ids = {word: number for number, word in enumerate(words, start=3)}
@@ -69,7 +69,7 @@ belongs. The head needs the masked positions alone.
 packed = pack_sequences(
     {"token_ids": token_ids, "targets": targets}, LENGTH, padding={"targets": IGNORED}, seed=0
 )
-positions, labels = gather_masked_positions(packed.pop("targets"), masks_per_sequence=48)
+positions, labels = gather_masked_positions(packed.pop("targets"), masks_per_sequence=24)
 inputs = {**packed, "mask_positions": positions}
 share = np.mean(packed["token_ids"] != PADDING)
 print(f"{len(documents)} documents in {len(labels)} rows, {share:.1%} of them tokens")
