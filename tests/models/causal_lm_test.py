@@ -41,6 +41,7 @@ def test_the_modules_for_further_tokens_change_no_logits(model):
     assert len(model.weights) > len(alone.weights)
 
 
+@pytest.mark.slow_on_jax
 def test_the_loss_of_further_tokens_is_added_in_training_alone(model):
     batch = language_models.draw_batch(31, side="right")
     targets = np.roll(batch["token_ids"], -1, axis=1)
@@ -68,6 +69,7 @@ def test_a_loss_of_keras_leaves_padding_out(model):
     assert_close(model.evaluate(batch, targets, verbose=0), expected.mean(), 1e-4)
 
 
+@pytest.mark.slow_on_jax
 def test_a_module_decodes_by_its_own_cache(model):
     batch = language_models.draw_batch(31, side="right")
     prediction, hidden = model.multi_token_prediction, model.backbone(batch)

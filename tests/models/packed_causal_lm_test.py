@@ -28,6 +28,7 @@ def pack():
     return pack_sequences(documents, length=4)
 
 
+@pytest.mark.slow_on_jax
 def test_a_packed_document_has_the_logits_that_it_has_alone():
     model = make_model()
     packed = pack()

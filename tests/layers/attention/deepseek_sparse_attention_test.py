@@ -211,6 +211,7 @@ def test_cached_decoding_is_the_full_forward():
     assert_close(decode(layer, inputs, (0, 5, 6, 7), max_length=9), run(layer, inputs))
 
 
+@pytest.mark.slow_on_jax
 def test_sequences_of_different_lengths_decode_as_each_alone():
     layer, inputs = make_layer(query_lora_rank=4), draw(2, 6, 6)
     real = np.ones((2, 6), bool)
@@ -364,6 +365,7 @@ def test_quantized_kernels_are_used_as_their_own_layers_use_them():
     assert_close(run(layer, inputs, training=True), dense, 2e-2)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("shape", [(0, 5, 6), (2, 0, 6), (1, 1, 6)])
 def test_an_empty_batch_and_a_sequence_of_one_work(shape):
     assert run(make_layer(), draw(*shape)).shape == shape

@@ -53,6 +53,7 @@ def test_it_computes_the_formula_at_any_shape(length, side, **kwargs):
     assert_close(outputs[mask], deepseek_v4_attention(layer, inputs, mask)[mask])
 
 
+@pytest.mark.slow_on_jax
 def test_a_token_sees_full_windows_and_no_later_token():
     layer, inputs = make_layer(sliding_window=1), draw(1, 12, 6)
     changed = inputs.copy()

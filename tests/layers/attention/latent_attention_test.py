@@ -45,6 +45,7 @@ def draw_case(batch, queries, keys, heads, nope, rope, value, rank, dtype="float
     )
 
 
+@pytest.mark.slow_on_jax
 @settings(max_examples=5)
 @given(
     sizes=st.tuples(*[st.integers(1, 5)] * 8),
@@ -154,6 +155,7 @@ def test_the_fused_way_gives_the_same(is_masked):
     assert_close(fused, naive, "float32")
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("is_padded", [False, True])
 def test_a_long_causal_sequence_is_computed_block_by_block(is_padded, monkeypatch):
     monkeypatch.setattr(latent_attention, "_BLOCK_SIZE", 3)

@@ -236,6 +236,7 @@ def test_the_cache_holds_a_latent_and_one_rotary_key_a_token():
     assert keras.backend.standardize_dtype(cache["latent"].dtype) == "bfloat16"
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("use_positions", [False, True])
 def test_the_mask_that_the_inputs_carry_hides_padding(use_positions):
     embedding = keras.layers.Embedding(9, 6, mask_zero=True)
@@ -246,6 +247,7 @@ def test_the_mask_that_the_inputs_carry_hides_padding(use_positions):
     assert_close(outputs[:, :2], run(layer, embedding(tokens[:, :2])))
 
 
+@pytest.mark.slow_on_jax
 def test_an_attention_mask_keeps_documents_apart():
     layer, inputs = make_layer(), draw(2, 5, 6)
     document = np.array([[0, 0, 1, 1, 1], [0, 0, 0, 0, 1]])
@@ -257,6 +259,7 @@ def test_an_attention_mask_keeps_documents_apart():
             assert_close(outputs[row : row + 1, part], alone)
 
 
+@pytest.mark.slow_on_jax
 def test_an_attention_mask_reaches_the_slots_of_a_cache_and_a_functional_model():
     layer, inputs = make_layer(), draw(2, 4, 6)
     hides_first = np.ones((1, 1, 6), bool)
@@ -368,6 +371,7 @@ def test_a_cache_that_does_not_fit_is_refused():
         make_layer(use_causal_mask=False)(inputs, cache=layer.make_cache(2, 4), cache_index=0)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("query_lora_rank", [None, 7])
 def test_outputs_of_the_last_tokens_alone_are_those_of_all(query_lora_rank):
     layer, inputs = make_layer(query_lora_rank=query_lora_rank), draw(2, 5, 6)

@@ -105,6 +105,7 @@ def test_sequences_of_different_lengths_decode_as_each_alone(side, kind):
     assert_close(outputs[mask], deepseek_v4_attention(layer, inputs, mask)[mask])
 
 
+@pytest.mark.slow_on_jax
 @for_each_kind
 def test_positions_of_ones_own_shift_nothing_but_distances(kind):
     layer, inputs = make_layer(kind), draw(2, 9, 6)
@@ -126,6 +127,7 @@ def test_a_step_of_decoding_works_in_a_compiled_model(kind):
     assert_close(outputs, run(layer, inputs)[:, 6:])
 
 
+@pytest.mark.slow_on_jax
 @for_each_kind
 def test_a_model_takes_sequences_of_any_length(kind):
     layer, inputs = make_layer(kind), keras.Input((None, 6))
@@ -165,12 +167,14 @@ def test_the_cache_holds_the_window_alone():
     assert keras.backend.standardize_dtype(cache["recent_key"].dtype) == "bfloat16"
 
 
+@pytest.mark.slow_on_jax
 def test_the_mask_that_the_inputs_carry_hides_padding():
     embedding, layer = keras.layers.Embedding(9, 6, mask_zero=True), make_layer()
     outputs = run(layer, embedding(np.array([[0, 0, 3, 4]])), positions=np.array([[0, 0, 5, 6]]))
     assert_close(outputs[:, 2:], run(layer, embedding(np.array([[3, 4]]))))
 
 
+@pytest.mark.slow_on_jax
 @for_each_kind
 def test_sequences_of_padding_alone_have_finite_outputs_and_gradients(kind):
     layer, inputs, mask = make_layer(kind), draw(2, 9, 6), np.zeros((2, 9), bool)
@@ -203,6 +207,7 @@ def test_the_variables_have_names_that_a_layout_map_can_match():
     ]
 
 
+@pytest.mark.slow_on_jax
 @for_each_kind
 @pytest.mark.parametrize("shape", [(0, 9, 6), (2, 0, 6), (1, 1, 6)])
 def test_an_empty_batch_and_a_sequence_of_one_work(shape, kind):

@@ -80,6 +80,7 @@ def test_it_computes_masked_attention_at_any_shape(length, **kwargs):
     assert_close(to_numpy(layer(inputs, mask=mask)), oracle(layer, inputs, mask))
 
 
+@pytest.mark.slow_on_jax
 def test_a_window_and_a_causal_mask_are_those_of_the_layer_of_keras():
     layer, inputs = make(use_causal_mask=True, sliding_window=5)
     keras_layer = keras.layers.MultiHeadAttention(2, 4)
@@ -139,6 +140,7 @@ def test_cached_decoding_is_the_full_forward(layout, pieces):
     assert_close(decode(layer, inputs, pieces, max_length=16), to_numpy(layer(inputs)))
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("max_length", [14, 16])
 def test_the_room_of_a_cache_changes_nothing(max_length):
     layer, inputs = make(length=14, use_causal_mask=True, num_random_blocks=2, block_stride=3)
@@ -219,6 +221,7 @@ def test_an_empty_piece_leaves_the_cache_as_it_is():
     np.testing.assert_array_equal(to_numpy(same["key"]), to_numpy(cache["key"]))
 
 
+@pytest.mark.slow_on_jax
 def test_rows_that_see_nothing_are_finite():
     layer = SparseAttention(1, 4, block_size=4, block_layout=GIVEN)
     inputs = np.random.default_rng(0).normal(size=(1, 12, 4)).astype("float32")

@@ -46,6 +46,7 @@ def test_it_adds_each_layer_of_the_normed_stream_to_the_stream():
     assert_close(outputs, expected)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize(
     "make", [make_attention, lambda: CachedAttention(keras.layers.GroupQueryAttention(4, 2, 1))]
 )

@@ -73,6 +73,7 @@ def test_what_the_mask_hides_changes_nothing(side):
     assert_close(call(model, inputs)[mask], before[mask], 1e-6)
 
 
+@pytest.mark.slow_on_jax
 def test_no_token_sees_one_behind_it():
     model, inputs = make_model(), draw_tokens(1, LENGTH)
     before = call(model, inputs)
@@ -95,6 +96,7 @@ def test_a_cache_does_not_go_back():
     np.testing.assert_array_equal(to_numpy(again), to_numpy(expected))
 
 
+@pytest.mark.slow_on_jax
 def test_prompts_of_different_lengths_are_generated_from_as_alone():
     model = make_model()
     prompts = [[3, 1, 4, 1, 5, 9, 2], [6, 5], [3, 5, 8, 9]]
@@ -108,6 +110,7 @@ def test_drafts_are_refused_as_they_could_not_be_taken_back():
         model.generate([1, 2, 3], max_new_tokens=4, use_drafts=True)
 
 
+@pytest.mark.slow_on_jax
 def test_the_logits_carry_the_mask():
     inputs = draw_tokens(2, 6, mask=draw_mask(2, 6, "left"))
     model = make_model()

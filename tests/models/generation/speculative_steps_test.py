@@ -103,6 +103,7 @@ def test_a_cache_grows_amid_drafts(model, monkeypatch):
     assert model.generate(PROMPTS[1], max_new_tokens=12, use_drafts=True) == plain
 
 
+@pytest.mark.slow_on_jax
 def test_drawn_tokens_have_the_models_own_distribution(model):
     number, sampler = 4000, Sampler(0.2, top_k=5)
     rows = np.asarray(

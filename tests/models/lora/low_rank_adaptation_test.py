@@ -122,9 +122,9 @@ def test_a_kernel_keeps_its_digits_under_a_mixed_policy():
 @pytest.mark.parametrize(
     "task",
     [
-        pytest.param(DeepSeekV3CausalLM, marks=pytest.mark.slow_on_tensorflow),
+        pytest.param(DeepSeekV3CausalLM, marks=SLOW),
         pytest.param(DeepSeekV4CausalLM, marks=pytest.mark.slow_on_jax),
-        pytest.param(DeepSeekV2CausalLM, marks=SLOW),
+        pytest.param(DeepSeekV2CausalLM, marks=pytest.mark.slow_on_tensorflow),
         pytest.param(DeepSeekV32CausalLM, marks=SLOW),
     ],
 )
