@@ -221,14 +221,23 @@ def _split_queries(x: Any) -> Any:
 def _weigh_absorbed(queries: Sequence[Any], keys: Sequence[Any], mask: Any, key_kernel: Any) -> Any:
     """Returns the attention weights (bhts)."""
     compressed = ops.einsum("bthn,chn->bthc", queries[0], key_kernel)
-    scores = ops.einsum("bthc,bsc->bhts", compressed, keys[0])
-    return _softmax(scores + ops.einsum("bthr,bsr->bhts", queries[1], keys[1]), mask)
+    return _softmax(_score(compressed, keys[0]) + _score(queries[1], keys[1]), mask)
 
 
 def _sum_absorbed(weights: Any, latent: Any, value_kernel: Any) -> Any:
     """Returns the weighted values (bthv)."""
-    sums = ops.einsum("bhts,bsc->bthc", weights, latent)
+    if weights.shape[2] == 1:  # As below, but that XLA copies no keys.
+        sums = ops.expand_dims(multiply_matrices(ops.squeeze(weights, 2), latent), 1)
+    else:
+        sums = ops.einsum("bhts,bsc->bthc", weights, latent)
     return ops.einsum("bthc,chv->bthv", sums, value_kernel)
+
+
+def _score(query: Any, key: Any) -> Any:
+    """Returns the products (bhts) of queries (bthc) and keys (bsc) that heads share."""
+    if query.shape[1] == 1:  # As below, but that TensorFlow copies no keys.
+        return ops.transpose(ops.einsum("bsc,bthc->bsth", key, query), (0, 3, 2, 1))
+    return ops.einsum("bthc,bsc->bhts", query, key)
 
 
 def _softmax(scores: Any, mask: Any) -> Any:
