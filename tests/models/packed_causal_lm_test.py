@@ -76,6 +76,7 @@ def test_further_tokens_have_the_loss_that_they_have_in_single_documents(task):
     assert abs(to_numpy(training_model.losses[0]) - alone) > 1e-3
 
 
+@pytest.mark.slow_on_tensorflow
 @pytest.mark.parametrize("is_trainer", [False, True], ids=["fit", "trainer"])
 def test_training_it_trains_the_model(is_trainer):
     model = make_model(num_prediction_layers=1)

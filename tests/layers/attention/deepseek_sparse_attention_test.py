@@ -229,6 +229,7 @@ def test_a_step_of_decoding_works_in_a_compiled_model():
     assert_close(outputs, run(layer, inputs)[:, 5:])
 
 
+@pytest.mark.slow_on_tensorflow
 def test_a_model_takes_and_learns_from_sequences_of_any_length():
     layer, inputs = make_layer(indexer_loss_weight=0.1, chunk_size=3), keras.Input((None, 6))
     model = keras.Model(inputs, layer(inputs))

@@ -198,6 +198,7 @@ def test_a_functional_model_may_hand_the_cache_through():
     assert_close(to_numpy(results["outputs"]), to_numpy(layer(inputs)))
 
 
+@pytest.mark.slow_on_tensorflow
 def test_a_model_takes_the_mask_of_an_embedding_and_learns_to_copy():
     tokens = keras.Input((None,), dtype="int32")
     x = keras.layers.Embedding(7, 16, mask_zero=True)(tokens)

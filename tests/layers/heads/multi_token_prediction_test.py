@@ -199,6 +199,7 @@ def make_model(depth=2):
     return model
 
 
+@pytest.mark.slow_on_tensorflow
 @pytest.mark.slow_on_jax
 def test_a_plain_fit_trains_it_beside_the_model_and_a_saved_model_gives_the_same(tmp_path):
     model = make_model()

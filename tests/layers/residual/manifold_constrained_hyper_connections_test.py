@@ -127,6 +127,7 @@ def make_model():
     return model
 
 
+@pytest.mark.slow_on_tensorflow
 @pytest.mark.slow_on_jax
 def test_a_model_of_streams_fits_and_comes_back_the_same(tmp_path):
     model, tokens = make_model(), np.array([[1, 2, 3, 4], [5, 6, 0, 1]])

@@ -60,6 +60,7 @@ def test_logits_and_gradients_are_those_of_transformers(name):
     check_case(model, model.checkpoint_entries(), case)
 
 
+@pytest.mark.slow_on_tensorflow
 @pytest.mark.parametrize(("use_mask_positions", "uses_trainer"), [(False, False), (True, True)])
 def test_it_learns_what_was_masked(use_mask_positions, uses_trainer):
     model = make_model(use_mask_positions=use_mask_positions)

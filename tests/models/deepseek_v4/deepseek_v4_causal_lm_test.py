@@ -96,6 +96,7 @@ def test_a_cache_does_not_go_back():
     np.testing.assert_array_equal(to_numpy(again), to_numpy(expected))
 
 
+@pytest.mark.slow_on_tensorflow
 @pytest.mark.slow_on_jax
 def test_prompts_of_different_lengths_are_generated_from_as_alone():
     model = make_model()
@@ -110,6 +111,7 @@ def test_drafts_are_refused_as_they_could_not_be_taken_back():
         model.generate([1, 2, 3], max_new_tokens=4, use_drafts=True)
 
 
+@pytest.mark.slow_on_tensorflow
 @pytest.mark.slow_on_jax
 def test_the_logits_carry_the_mask():
     inputs = draw_tokens(2, 6, mask=draw_mask(2, 6, "left"))

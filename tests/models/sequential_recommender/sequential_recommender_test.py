@@ -37,6 +37,7 @@ def score(recommender, histories):
     return to_numpy(recommender({"item_ids": np.array(histories, "int32")}))
 
 
+@pytest.mark.slow_on_tensorflow
 @pytest.mark.slow_on_jax
 def test_a_short_training_beats_popularity_by_far():
     planted = PlantedInteractions(num_users=600, num_categories=6, num_styles=2, seed=1)
