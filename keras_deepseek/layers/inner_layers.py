@@ -94,9 +94,7 @@ def call_layer(layer: keras.Layer, inputs: Any, mask: Any = None, **kwargs: Any)
         InvalidInputError: The layer does not take one of these.
     """
     check_call_arguments(layer, kwargs)
-    if mask is not None and "mask" in inspect.signature(layer.call).parameters:
-        kwargs["mask"] = mask
-    return layer(inputs, **kwargs)
+    return layer(inputs, **kwargs, **take_arguments(layer, mask=mask))
 
 
 def take_arguments(layer: keras.Layer, **kwargs: Any) -> dict[str, Any]:
@@ -104,7 +102,7 @@ def take_arguments(layer: keras.Layer, **kwargs: Any) -> dict[str, Any]:
 
     Args:
         layer: `keras.Layer`.
-        **kwargs: Arguments without which it computes the same for each token that is left.
+        **kwargs: Arguments that a layer may do without.
     """
     names = inspect.signature(layer.call).parameters
     return {name: value for name, value in kwargs.items() if value is not None and name in names}

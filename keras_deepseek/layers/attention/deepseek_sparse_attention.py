@@ -51,7 +51,7 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
     ```
 
     where `p_t` is the mean of the heads' attention weights. The gradient of this loss reaches the
-    indexer alone, and the indexer has no other. A `index_top_k` of the whole length makes it
+    indexer alone, and the indexer has no other. An `index_top_k` of the whole length makes it
     the dense warm-up of the paper. Padding does not count, and a call with a cache adds no loss.
     Without `indexer_loss_weight` the indexer's weights are not trainable, unless `train_indexer`,
     or `indexer.trainable` later on, says so for a loss of your own; both are saved.

@@ -191,7 +191,7 @@ def _read_rotary(given: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
     factor = given.get("partial_rotary_factor")
     main, compress = (read_object(parameters, kind) for kind in ("main", "compress"))
     read: dict[str, Any] = {}
-    if main and compress:
+    if all(parameters.get(kind) is not None for kind in ("main", "compress")):
         for kind, prefix in ((main, ""), (compress, "compress_")):
             wavelength = kind.pop("rope_theta", None)
             if wavelength is not None:

@@ -112,6 +112,9 @@ def test_rotary_angles_may_be_nested():
     assert (config.rope_max_wavelength, config.compress_rope_max_wavelength) == (500.0, 700.0)
     # There YaRN raises the amplitude where it is not told what to do.
     assert config.compress_rope_scaling["attention_factor"] is None
+    plain = read(rope_parameters={**nested, "main": {}}, qk_rope_head_dim=None)
+    assert (plain.rope_scaling, plain.compress_rope_max_wavelength) == (None, 700.0)
+    assert plain.compress_rope_scaling == config.compress_rope_scaling
 
 
 def test_a_config_that_says_little_is_read_as_by_transformers():
