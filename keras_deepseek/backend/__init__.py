@@ -248,6 +248,8 @@ class Backend(Protocol):
     def read_whole(self, value: "Any") -> "Array":
         """Returns a tensor as an array; where its parts lie in several processes, all must call it.
 
+        It may lie in the memory of the tensor, and is read before that changes.
+
         Raises:
             PeerLostError: One of them has ended, or does not answer.
         """

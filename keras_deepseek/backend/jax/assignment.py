@@ -6,7 +6,8 @@ import jax
 import keras
 import numpy as np
 
-from keras_deepseek.backend.array_pieces import read_pieces
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.array_pieces import allocate_aligned, read_pieces
 
 
 def assign_array(variable: keras.Variable, source: Any) -> None:
@@ -18,13 +19,24 @@ def assign_array(variable: keras.Variable, source: Any) -> None:
     variable.value.delete()
     if len(sharding.device_set) > 1:
         value = jax.make_array_from_callback(
-            shape, sharding, lambda index: np.array(source[index], dtype)
+            shape, sharding, lambda index: _read_part(np.asarray(source[index]), dtype)
         )
     else:  # On a CPU, JAX goes on using this memory.
         value = jax.device_put(read_pieces(source, shape, dtype), sharding)
     variable.assign(value)
 
 
+def _read_part(part: Array, dtype: Any) -> Array:
+    return read_pieces(part, part.shape, dtype)
+
+
 def unset_initializer() -> Any:
-    """Returns the initializer of a variable that is filled before it is read."""
-    return "zeros"
+    """Returns the initializer of a variable that is filled before it is read.
+
+    JAX writes its own zeros one by one; of these a machine gives memory to none.
+    """
+    return "zeros" if keras.distribution.distribution() else _make_untouched_zeros
+
+
+def _make_untouched_zeros(shape: Any, dtype: Any = None) -> jax.Array:
+    return jax.device_put(allocate_aligned(tuple(shape), np.dtype(dtype)))

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import keras
+import ml_dtypes
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager.context import context, coordination_config_pb2
@@ -54,8 +55,12 @@ def process_rank() -> int:
 
 def read_whole(value: Any) -> Array:
     """Returns a tensor as an array; where its parts lie in several processes, all must call it."""
-    array: Array = keras.ops.convert_to_numpy(value)
-    return array
+    tensor = tf.convert_to_tensor(value)
+    if "CPU" not in tensor.device:
+        return np.array(tensor)
+    if tensor.dtype == tf.bfloat16:  # NumPy knows no other package's dtypes.
+        return np.from_dlpack(tf.bitcast(tensor, tf.int16)).view(ml_dtypes.bfloat16)
+    return np.from_dlpack(tensor)
 
 
 def read_strategy(strategy: Any) -> tuple[int, int, str] | None:

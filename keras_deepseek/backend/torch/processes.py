@@ -9,6 +9,8 @@ from datetime import timedelta
 from typing import Any
 
 import keras
+import ml_dtypes
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -42,7 +44,13 @@ def process_rank() -> int:
 
 def read_whole(value: Any) -> Array:
     """Returns a tensor as an array; where its parts lie in several processes, all must call it."""
-    array: Array = keras.ops.convert_to_numpy(value)
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    value = value.detach().cpu().contiguous()
+    if value.dtype is torch.bfloat16:  # NumPy knows no other package's dtypes.
+        numbers: Array = value.view(torch.int16).numpy()
+        return numbers.view(ml_dtypes.bfloat16)
+    array: Array = value.numpy()
     return array
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.array_pieces import cut_pieces
+from keras_deepseek.backend.array_pieces import as_contiguous, cut_pieces
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.load_display import LoadDisplay
 from keras_deepseek.models.checkpoints.safetensors_file import DTYPES, LENGTH_BYTES
@@ -196,5 +196,5 @@ def _read_values(entry: CheckpointEntry, read_value: ReadValue) -> list[Array]:
 
 def _write_array(file: Any, array: Array, dtype: np.dtype[Any]) -> None:
     for index in cut_pieces(array.shape, dtype.itemsize):
-        piece = np.ascontiguousarray(array[index], dtype)
+        piece = as_contiguous(np.asarray(array[index]), dtype)
         file.write(piece.reshape(-1).view("u1").data)
