@@ -230,6 +230,7 @@ Exporter(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), "slow").e
 """
 
 
+@pytest.mark.slow_on_tensorflow
 def test_killed_in_the_middle_nothing_is_left_that_opens(tmp_path):
     finished = subprocess.run(
         [sys.executable, "-c", KILLED, tmp_path / "digits"], check=False, capture_output=True

@@ -90,6 +90,8 @@ class Doubling(keras.layers.Layer):
 """
 
 
+@pytest.mark.slow_on_tensorflow
+@pytest.mark.slow_on_jax
 def test_layers_from_a_file_reach_the_other_process(tmp_path, tensorflow_installed, job_of):
     from keras_deepseek.backend.keras_file import import_source
     from keras_deepseek.deploy.formats.saved_model import SavedModelFormat
@@ -150,6 +152,8 @@ finally:
 """
 
 
+@pytest.mark.slow_on_tensorflow
+@pytest.mark.slow_on_jax
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux alone watches others' processes")
 def test_a_child_ends_with_the_process_that_started_it(tmp_path):
     job = tmp_path / "job.json"

@@ -12,6 +12,7 @@ import keras_deepseek
 
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("jax", "tensorflow", "torch")
+COMPUTING_ROOMS = ("keras_deepseek.layers", "keras_deepseek.models")
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +24,15 @@ def root() -> Path:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Runs a test once for each of our modules or each of our public classes and functions."""
     if "module_name" in metafunc.fixturenames:
-        metafunc.parametrize("module_name", _module_names())
+        metafunc.parametrize(
+            "module_name",
+            [
+                pytest.param(
+                    name, marks=[pytest.mark.slow_on_jax] * name.startswith(COMPUTING_ROOMS)
+                )
+                for name in _module_names()
+            ],
+        )
     if "public_name" in metafunc.fixturenames:
         names = _public_names()
         if "public_class" in metafunc.fixturenames:

@@ -41,6 +41,7 @@ def test_the_modules_for_further_tokens_change_no_logits(model):
     assert len(model.weights) > len(alone.weights)
 
 
+@pytest.mark.slow_on_tensorflow
 @pytest.mark.slow_on_jax
 def test_the_loss_of_further_tokens_is_added_in_training_alone(model):
     batch = language_models.draw_batch(31, side="right")

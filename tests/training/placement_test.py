@@ -19,9 +19,9 @@ IS_JAX = keras.backend.backend() == "jax"
 IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 
-def compare(oracle, num_devices):
+def compare(oracle, *arguments):
     """Returns how far each way to train over devices is from that on one: not far."""
-    command = [sys.executable, str(ORACLES / oracle), str(num_devices)]
+    command = [sys.executable, str(ORACLES / oracle), *arguments]
     paths = {"PYTHONPATH": os.pathsep.join(["", *sys.path])}
     result = subprocess.run(
         command,
@@ -40,18 +40,23 @@ def compare(oracle, num_devices):
 
 @pytest.mark.takes_long
 @pytest.mark.skipif(not IS_JAX, reason="Only JAX spreads a training over devices of one process.")
-@pytest.mark.parametrize("num_devices", [2, pytest.param(8, marks=pytest.mark.slow_on_jax)])
-def test_a_training_over_several_devices_is_that_on_one(num_devices):
-    differences = compare("data_parallel.py", num_devices)
-    assert {"guard", "clip", "micro-batches", "checkpoints", "transformer", "steps"} <= set(
-        differences
-    )
+def test_a_training_over_several_devices_is_that_on_one():
+    differences = compare("data_parallel.py", "2")
+    assert {"all at once", "layouts", "transformer", "steps"} <= set(differences)
+
+
+@pytest.mark.slow_on_jax
+@pytest.mark.skipif(not IS_JAX, reason="Only JAX spreads a training over devices of one process.")
+@pytest.mark.parametrize("num_devices", ["2", "8"])
+def test_each_way_to_train_over_several_devices_is_that_on_one(num_devices):
+    differences = compare("data_parallel.py", num_devices, "all ways")
+    assert {"guard", "clip", "micro-batches", "checkpoints", "a distribution"} <= set(differences)
 
 
 @pytest.mark.slow_on_tensorflow
 @pytest.mark.skipif(not IS_TENSORFLOW, reason="JAX has one program over all; PyTorch one device.")
 def test_devices_that_divide_the_rows_make_the_steps_of_one():
-    differences = compare("device_replicas.py", 2)
+    differences = compare("device_replicas.py", "2")
     assert {"guard", "clip", "micro-batches", "checkpoints", "steps"} <= set(differences)
 
 

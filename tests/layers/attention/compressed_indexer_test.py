@@ -1,5 +1,6 @@
 import keras
 import numpy as np
+import pytest
 
 from keras_deepseek.layers.attention.compressed_indexer import CompressedIndexer
 from keras_deepseek.layers.attention.token_packing import pack_tokens
@@ -31,6 +32,7 @@ def draw(*shape):
     return np.random.default_rng(sum(shape)).normal(size=shape).astype("float32")
 
 
+@pytest.mark.slow_on_jax
 def test_the_entries_of_the_highest_scores_are_chosen():
     indexer, inputs, queries = make_indexer(2), draw(1, 8, 5), draw(1, 8, 4)
     chosen, rotated = choose(indexer, inputs, queries)

@@ -25,6 +25,7 @@ def run(layer, *args, **kwargs):
     return keras.ops.convert_to_numpy(layer(*args, **kwargs))
 
 
+@pytest.mark.slow_on_tensorflow
 @pytest.mark.takes_long
 @pytest.mark.slow_on_jax
 def test_it_passes_the_layer_routine():

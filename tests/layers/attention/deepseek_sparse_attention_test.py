@@ -223,12 +223,14 @@ def test_sequences_of_different_lengths_decode_as_each_alone():
         assert_close(outputs[row : row + 1, real[row]], alone)
 
 
+@pytest.mark.slow_on_jax
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make_layer(query_lora_rank=4), draw(2, 6, 6)
     outputs = decode_last_compiled(layer, inputs, 5, 9)
     assert_close(outputs, run(layer, inputs)[:, 5:])
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.slow_on_tensorflow
 def test_a_model_takes_and_learns_from_sequences_of_any_length():
     layer, inputs = make_layer(indexer_loss_weight=0.1, chunk_size=3), keras.Input((None, 6))

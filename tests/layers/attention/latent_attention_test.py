@@ -93,6 +93,7 @@ def test_what_is_dropped_are_the_attention_weights():
         assert_close(weights.sum(axis=-1), np.ones((2, 2, 2)))
 
 
+@pytest.mark.slow_on_jax
 def test_chosen_keys_are_attended_to_as_by_a_mask_of_them():
     queries, keys, kernels = draw_case(2, 3, 5, 2, 2, 2, 3, 4)
     indices = np.array([[[4, 1], [0, 3], [2, 2]], [[1, 0], [0, 4], [3, 2]]], "int32")

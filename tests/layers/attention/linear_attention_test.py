@@ -229,6 +229,7 @@ def test_a_length_that_is_known_to_the_graph_alone_works():
         assert_close(outputs, to_numpy(layer(inputs[:, :length])))
 
 
+@pytest.mark.slow_on_jax
 def test_it_takes_the_mask_of_an_embedding():
     embedding = keras.layers.Embedding(9, 6, mask_zero=True)
     layer, _ = make(use_causal_mask=False, rotary=ROTARY)

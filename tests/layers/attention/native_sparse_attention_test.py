@@ -56,6 +56,7 @@ def make(length=29, batch=2, **kwargs):
     return layer, draw(batch, length, 6)
 
 
+@pytest.mark.slow_on_tensorflow
 @pytest.mark.takes_long
 def test_it_passes_the_layer_routine():
     arguments = {**SIZES, "num_selected_blocks": 3, "num_local_blocks": 1, "use_bias": True}

@@ -74,6 +74,7 @@ def test_it_computes_the_formula_at_any_shape(length, sliding_window, num_heads,
     assert_close(outputs[mask], expected[mask])
 
 
+@pytest.mark.slow_on_jax
 def test_no_token_sees_what_comes_after_it_or_left_the_window():
     layer, inputs = make_layer(), draw(1, 9, 6)
     changed = inputs.copy()
@@ -120,6 +121,7 @@ def test_positions_of_ones_own_shift_nothing_but_distances(kind):
         assert_close(keras.ops.convert_to_numpy(piece), outputs[:, start:stop])
 
 
+@pytest.mark.slow_on_jax
 @for_each_kind
 def test_a_step_of_decoding_works_in_a_compiled_model(kind):
     layer, inputs = make_layer(kind), draw(2, 7, 6)
@@ -261,6 +263,7 @@ def test_a_sequence_beyond_the_trained_length_says_so():
         layer(draw(1, 1, 6), cache=layer.make_cache(1, 9), cache_index=4)
 
 
+@pytest.mark.slow_on_jax
 def test_a_cache_that_does_not_fit_is_refused():
     layer, inputs = make_layer(), draw(2, 3, 6)
     with pytest.raises(InvalidInputError, match="2 slots, received 3 tokens"):

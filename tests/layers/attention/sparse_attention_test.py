@@ -148,6 +148,7 @@ def test_the_room_of_a_cache_changes_nothing(max_length):
     assert_close(outputs, to_numpy(layer(inputs)))
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_sequences_decode_as_they_are_computed_whole(side):
     layer, inputs = make(length=12, use_causal_mask=True, sliding_window=6, global_blocks=[1])
@@ -159,6 +160,7 @@ def test_padded_sequences_decode_as_they_are_computed_whole(side):
     assert np.isfinite(outputs).all()
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("length", [1, 6])
 def test_a_step_of_decoding_works_in_a_compiled_model(length):
     layer, inputs = make(length=9 + length, use_causal_mask=True, num_key_value_heads=1)
@@ -236,6 +238,7 @@ def test_an_empty_batch_and_sequences_of_one_and_none_work(shape):
     assert tuple(outputs.shape) == shape
 
 
+@pytest.mark.slow_on_jax
 def test_one_layer_serves_any_length():
     layer, _ = make(global_blocks=[0])
     for length in (3, 4, 5, 17):
@@ -243,6 +246,7 @@ def test_one_layer_serves_any_length():
         assert_close(to_numpy(layer(inputs)), oracle(layer, inputs))
 
 
+@pytest.mark.slow_on_tensorflow
 def test_it_takes_the_mask_of_an_embedding_in_a_model_that_learns_to_copy():
     tokens = keras.Input((12,), dtype="int32")
     x = keras.layers.Embedding(7, 16, mask_zero=True)(tokens)

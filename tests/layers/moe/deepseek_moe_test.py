@@ -193,6 +193,7 @@ def test_a_compiled_fit_writes_the_load_of_its_last_step(jit_compile, capacity_f
     assert to_numpy(layer.router.expert_load).sum() == 2 * 5 * 2
 
 
+@pytest.mark.slow_on_tensorflow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_every_way_of_dispatch_trains_the_same(monkeypatch, optimizer):
     """The gradients of kernels that were gathered or cut apart reach the optimizer whole."""

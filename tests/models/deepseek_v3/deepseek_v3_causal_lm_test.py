@@ -20,6 +20,7 @@ def test_it_survives_saving(model, tmp_path):
     language_models.check_saving(model, tmp_path / "model.keras")
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("pieces", [[(0, 4), (4, 5), (5, 7)], [(0, 7)]])
 def test_cached_decoding_is_the_full_forward_pass(model, pieces):
     language_models.check_cached_decoding(model, pieces)

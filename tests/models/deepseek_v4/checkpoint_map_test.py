@@ -48,6 +48,7 @@ def test_a_checkpoint_of_transformers_gives_its_logits_its_loss_and_its_gradient
     golden_language_models.check_outputs(model, case, entries)
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("names", [(), TRANSFORMERS], ids=["release", "transformers"])
 @pytest.mark.parametrize("tie_word_embeddings", [False, True])
 def test_what_was_written_is_read_again(names, tie_word_embeddings):

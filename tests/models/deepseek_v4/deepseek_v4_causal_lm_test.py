@@ -133,6 +133,8 @@ def test_as_many_logits_are_made_as_were_asked_for():
     assert_close(to_numpy(logits), call(model, inputs)[:, -2:], 1e-5)
 
 
+@pytest.mark.slow_on_tensorflow
+@pytest.mark.slow_on_jax
 def test_a_compiled_call_is_as_an_eager_one():
     model, inputs = make_model(), draw_tokens(2, LENGTH, mask=draw_mask(2, LENGTH, "left"))
     (logits,) = backend.current().compile_inference(NamedModel(model))(inputs).values()

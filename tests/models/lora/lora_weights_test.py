@@ -8,6 +8,7 @@ from tests.oracles.language_models import to_numpy
 from tests.oracles.lora_models import compute, make_model, tune
 
 
+@pytest.mark.slow_on_jax
 def test_the_lora_alone_is_saved_and_loaded(tmp_path):
     model = tune(make_model(num_prediction_layers=1))
     path = tmp_path / "tuned.safetensors"
