@@ -130,8 +130,8 @@ class CausalLM(PresetModel):
             shape `(batch_size, num_hidden_states, dim)`, and a list of dicts.
 
         Raises:
-            InvalidInputError: The caches are not those of this model, or full, or `num_logits` or
-                `num_hidden_states` is not positive.
+            InvalidInputError: The token ids are no integers, the caches are not those of this
+                model, or full, or `num_logits` or `num_hidden_states` is not positive.
         """
         hidden_states, written = self.backbone.call_with_cache(
             token_ids, cache, cache_index, padding_mask, positions, num_hidden_states

@@ -45,7 +45,7 @@ class ConfigModel(keras.Model):
             self.dtype_policy = policy
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        _check_integers(self.inputs, inputs)
+        check_ids(self.inputs, inputs)
         return super().call(inputs, training=training, mask=mask)
 
     def get_config(self) -> dict[str, Any]:
@@ -83,8 +83,16 @@ def _check_config(model_class: type[ConfigModel], config: Any) -> None:
     )
 
 
-def _check_integers(declared: Iterable[keras.KerasTensor], inputs: Any) -> None:
-    """Says where ids are floating-point numbers, of which Keras would take the whole part."""
+def check_ids(declared: Iterable[keras.KerasTensor], inputs: Any) -> None:
+    """Says where ids are floating-point numbers, of which Keras would take the whole part.
+
+    Args:
+        declared: The inputs of a model.
+        inputs: What it is called on.
+
+    Raises:
+        InvalidInputError: An input is declared to be integers, and is not.
+    """
     if not isinstance(inputs, dict):
         return
     for each in declared:

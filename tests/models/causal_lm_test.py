@@ -103,6 +103,8 @@ def test_a_call_with_a_cache_refuses_what_does_not_fit(model):
         model.call_with_cache(tokens, model.make_cache(1, 4)[:1], 0)
     with pytest.raises(InvalidInputError, match="`num_logits` must be a positive integer"):
         model.call_with_cache(tokens, model.make_cache(1, 4), 0, num_logits=0)
+    with pytest.raises(InvalidInputError, match="`token_ids` must be integers"):
+        model.call_with_cache(tokens + 0.7, model.make_cache(1, 4), 0)
 
 
 def test_a_preset_is_read_as_it_was_written(model, tmp_path):

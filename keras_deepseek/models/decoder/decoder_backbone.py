@@ -11,7 +11,7 @@ from keras_deepseek.layers import Input
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.inner_layers import take_arguments
 from keras_deepseek.layers.last_tokens import take_last
-from keras_deepseek.models.config_model import ConfigModel
+from keras_deepseek.models.config_model import ConfigModel, check_ids
 
 
 class DecoderBackbone(ConfigModel):
@@ -123,9 +123,10 @@ class DecoderBackbone(ConfigModel):
             and a list of dicts.
 
         Raises:
-            InvalidInputError: The caches are not those of this model, or full, or
-                `num_hidden_states` is not positive.
+            InvalidInputError: The token ids are no integers, the caches are not those of this
+                model, or full, or `num_hidden_states` is not positive.
         """
+        check_ids(self.inputs, {"token_ids": token_ids})
         if len(cache) != len(self.transformer_layers):
             raise InvalidInputError(
                 f"`cache` must have one entry for each of the {len(self.transformer_layers)} "

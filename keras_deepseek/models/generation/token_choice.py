@@ -69,7 +69,9 @@ def adjust(logits: Any, seen: Any, rules: SamplingRules, numbers: Numbers) -> An
         scores = ops.where(seen, penalized, scores)
     if rules.is_greedy:
         return scores
-    scores = scores / numbers["temperature"]
+    # The largest is 0 before it is divided: XLA may compute a quotient twice, rounded otherwise,
+    # and at a low temperature the two would differ by more than the logits do.
+    scores = (scores - ops.max(scores, axis=-1, keepdims=True)) / numbers["temperature"]
     bound = _find_bound(scores, rules, numbers)
     return scores if bound is None else ops.where(scores >= bound, scores, -math.inf)
 

@@ -6,7 +6,11 @@ from typing import Any
 import keras
 
 from keras_deepseek.artifacts.argument_check import check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.errors import (
+    InvalidInputError,
+    NotSupportedError,
+    unknown_name_message,
+)
 from keras_deepseek.backend.keras_internals import flatten_layers
 from keras_deepseek.models.checkpoints.merged_kernels import merged_name, merged_value
 from keras_deepseek.models.lora.adapted_layers import (
@@ -94,6 +98,7 @@ def merge_lora(model: keras.Model) -> None:
 
     Raises:
         InvalidInputError: It has no LoRA.
+        NotSupportedError: It was added to layers whose kernels are quantized.
 
     Example:
 
@@ -107,6 +112,7 @@ def merge_lora(model: keras.Model) -> None:
     True
     """
     layers = check_lora(model)
+    _check_can_be_added(layers)
     for layer in layers:
         kernel_of(layer).assign(merged_value(layer))
         name = merged_name(layer)
@@ -120,6 +126,18 @@ def merge_lora(model: keras.Model) -> None:
     model.trainable = False
     model.trainable = True
     forget_functions(model)
+
+
+def _check_can_be_added(layers: Sequence[keras.Layer]) -> None:
+    """Says where kernels are codes of integers, to which no floating-point numbers can be added."""
+    quantized = [each for each in layers if each.quantization_mode not in (None, "float8")]
+    if quantized:
+        raise NotSupportedError(
+            f"{len(quantized)} of the {len(layers)} layers with a LoRA are quantized, "
+            f"{path_of(quantized[0])!r} the first, in {quantized[0].quantization_mode}: nothing "
+            "was merged. The model computes with its LoRA as it is. To merge it, write it by "
+            "save_lora_weights, read it into the model before `quantize`, and merge it there."
+        )
 
 
 def _check_model(model: Any) -> keras.Model:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.named_model import NamedModel
@@ -185,6 +185,7 @@ class SequentialRecommender(PresetModel):
             InvalidInputError: A history is no sequence of integers, has an item that does not
                 exist, or there are no `k` items.
         """
+        k, exclude_seen = check_integer("k", k), check_boolean("exclude_seen", exclude_seen)
         histories = read_histories(histories, self.config.num_items)
         longest = max(map(len, histories), default=0) if exclude_seen else 0
         length = self.config.max_length

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.models import BertBackbone, BertConfig, BertMaskedLM
 from tests.oracles.language_models import to_numpy
 
@@ -27,6 +28,11 @@ def test_it_is_trained_and_predicts_without_them():
     assert losses[-1] < losses[0]
     predicted = model.predict(PLAIN, verbose=0)
     np.testing.assert_allclose(predicted, model.predict(WHOLE, verbose=0), atol=1e-6)
+
+
+def test_ids_that_are_floats_are_refused_by_their_own_name():
+    with pytest.raises(InvalidInputError, match="`token_ids` must be integers"):
+        BertBackbone(CONFIG)({**PLAIN, "token_ids": TOKENS + 0.5})
 
 
 def test_other_names_are_refused_as_keras_does():

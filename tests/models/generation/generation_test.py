@@ -65,6 +65,14 @@ def test_the_same_seed_gives_the_same_tokens(model):
     assert without[0] != without[1]
 
 
+def test_at_a_low_temperature_only_the_likeliest_are_drawn(model):
+    expected = model.generate(PROMPTS[:1], max_new_tokens=20)
+    for temperature in (1e-12, 1e-30):
+        sampler = Sampler(temperature)
+        found = model.generate(PROMPTS[:1], max_new_tokens=20, sampler=sampler, seed=2)
+        assert found == expected
+
+
 def test_without_a_seed_the_global_one_of_keras_says_the_tokens(model):
     sampler = Sampler(temperature=1.5)
     texts = []

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
 from keras_deepseek.deploy import Exporter
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.models import (
@@ -178,6 +178,21 @@ def test_any_keras_model_may_have_one():
     assert len(enable_lora(model, 1)) == 2
     assert not model.get_layer("norm").trainable
     assert len(model.trainable_variables) == 4
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_what_is_quantized_is_not_merged_and_stays_as_it_is(mode):
+    model = keras.Sequential([keras.Input((8,)), *(keras.layers.Dense(8) for _ in range(2))])
+    model.layers[1].quantize(mode)
+    enable_lora(model, rank=2)
+    for layer in model.layers:
+        layer.lora_kernel_b.assign(np.random.default_rng(0).normal(size=(2, 8)))
+    x = np.random.default_rng(1).normal(size=(3, 8)).astype("float32")
+    expected = to_numpy(model(x))
+    with pytest.raises(NotSupportedError, match=r"1 of the 2 layers .* nothing was merged"):
+        merge_lora(model)
+    assert all(layer.lora_enabled for layer in model.layers)
+    np.testing.assert_array_equal(to_numpy(model(x)), expected)
 
 
 def test_bad_input_is_one_clear_error():

@@ -143,6 +143,16 @@ def test_histories_of_anything_but_items_that_exist_are_refused(histories, messa
         make_recommender().recommend(histories)
 
 
+def test_what_is_no_number_of_items_is_refused_after_it_was_taken_for_one_too():
+    recommender = make_recommender()
+    recommender.recommend([[1]], 1)
+    for k in (True, 1.0):
+        with pytest.raises(InvalidInputError, match="`k` must be"):
+            recommender.recommend([[1]], k)
+    with pytest.raises(InvalidInputError, match="`exclude_seen` must be"):
+        recommender.recommend([[1]], 1, exclude_seen=1)
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
