@@ -64,6 +64,20 @@ def call_dense(dense: keras.layers.Dense, inputs: Any) -> Any:
     return dense.activation(outputs)
 
 
+def call_reversed(embedding: keras.layers.ReversibleEmbedding, inputs: Any) -> Any:
+    """Returns `embedding(inputs, reverse=True)`, in float64 where these are.
+
+    Args:
+        embedding: `keras.layers.ReversibleEmbedding`, built.
+        inputs: Tensor of shape `(..., dim)`.
+    """
+    if not _would_be_rounded(inputs) or embedding.logit_soft_cap is not None:
+        return embedding(inputs, reverse=True)
+    is_tied = embedding.tie_weights
+    kernel = ops.transpose(embedding.embeddings) if is_tied else embedding.reverse_embeddings
+    return multiply_matrices(inputs, kernel)
+
+
 def _would_be_rounded(tensor: Any) -> bool:
     is_rounded: bool = keras.backend.result_type(_WIDEST) != _WIDEST
     return is_rounded and keras.backend.standardize_dtype(tensor.dtype) == _WIDEST

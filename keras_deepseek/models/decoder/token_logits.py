@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.layers.double_precision import promote_dtypes
+from keras_deepseek.layers.double_precision import call_reversed, promote_dtypes
 from keras_deepseek.layers.inner_layers import revive_layer, serialize_layer
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.token_dim import read_last_dim
@@ -61,7 +61,7 @@ class TokenLogits(keras.Layer):
             self.token_embedding.build()
 
     def call(self, inputs: Any) -> Any:
-        logits = self.token_embedding(inputs, reverse=True)
+        logits = call_reversed(self.token_embedding, inputs)
         return ops.cast(logits, promote_dtypes(logits.dtype, "float32"))
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> keras.KerasTensor:

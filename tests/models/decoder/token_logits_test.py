@@ -25,6 +25,19 @@ def test_logits_are_float32_in_half_precision():
     assert keras.backend.standardize_dtype(logits.dtype) == "float32"
 
 
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has float64 where it is told to.")
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_logits_are_float64_where_the_policy_is(tie_weights):
+    embedding = keras.layers.ReversibleEmbedding(9, 6, tie_weights=tie_weights, dtype="float64")
+    hidden = np.random.default_rng(0).normal(size=(1, 2, 6))
+    logits = TokenLogits(embedding, dtype="float64")(hidden)
+    assert keras.backend.standardize_dtype(logits.dtype) == "float64"
+    table = embedding.embeddings if tie_weights else embedding.reverse_embeddings
+    kernel = keras.ops.convert_to_numpy(table)
+    expected = hidden @ (kernel.T if tie_weights else kernel)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(logits), expected, rtol=0, atol=1e-14)
+
+
 def test_it_survives_its_config():
     layer = TokenLogits(keras.layers.ReversibleEmbedding(9, 6), name="head")
     revived = TokenLogits.from_config(layer.get_config())
