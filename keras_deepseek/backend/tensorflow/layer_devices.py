@@ -24,10 +24,9 @@ def move_variables(
     moved = [(each, device) for each, device in devices if not _lies_on(each._value, device)]
     for variable, device in moved:
         before = variable._value
-        # A step that is being traced may have made it, and its value stays behind then.
         with tf.init_scope(), tf.device(device):
             variable._value = tf.Variable(
-                tf.identity(before),
+                _read_value(before),
                 dtype=before.dtype,
                 trainable=before.trainable,
                 name=variable.name,
@@ -40,6 +39,17 @@ def move_variables(
             for index, variable in enumerate(optimizer._trainable_variables)
         }
     return bool(moved)
+
+
+def _read_value(variable: Any) -> Any:
+    """Returns the value of a variable, zeros of one that a step that is being traced has made.
+
+    Such a one gets its value when the trace has ended. An optimizer makes it, beside those like the
+    weights that it makes in their places: Adafactor's sums of rows and columns, which begin as zeros.
+    """
+    if tf.executing_eagerly() and not variable.is_initialized():
+        return tf.zeros(variable.shape, variable.dtype)
+    return tf.identity(variable)
 
 
 def compute_on(
