@@ -1,12 +1,15 @@
 """Folders that transformers reads and a plain `save_pretrained` of its own does not make."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from keras import ops
+from safetensors.torch import load_file, save_file
 
+from keras_deepseek.artifacts.errors import CheckpointError
 from parity_tests.language_model_cases import FAMILIES
 from parity_tests.written_checkpoints import load_theirs, make_ours, make_theirs
 
@@ -49,3 +52,61 @@ def test_one_file_that_was_saved_over_shards_is_read(are_shards_there, tmp_path)
     again = load_theirs(tmp_path / "a")[0]
     assert torch.equal(again.lm_head.weight, theirs.lm_head.weight)
     check_logits(make_ours(V3, tmp_path / "a"), theirs)
+
+
+TIED = {"deepseek_v2": "tied, biased", "deepseek_v4": "yarn, odd sizes, tied"}
+HEADS = [(family, "lm_head.weight") for family in TIED] + [("deepseek_v4", "head.weight")]
+
+
+def add_tensors(folder, tensors, dropped=()):
+    path = folder / "model.safetensors"
+    kept = {name: each for name, each in load_file(path).items() if name not in dropped}
+    save_file({**kept, **tensors}, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(("family", "head"), HEADS)
+def test_a_tied_folder_may_hold_the_head_beside_the_table_or_alone(family, head, tmp_path):
+    theirs = make_theirs(FAMILIES[family], TIED[family])
+    theirs.save_pretrained(tmp_path)
+    (table,) = [name for name in load_file(tmp_path / "model.safetensors") if "embed" in name]
+    copy = {head: theirs.get_input_embeddings().weight.detach().clone()}
+    for dropped in ((), (table,)):
+        add_tensors(tmp_path, copy, dropped)
+        again, report = load_theirs(tmp_path)
+        assert not any(report.values()), report
+        assert again.lm_head.weight is again.get_input_embeddings().weight
+        check_logits(make_ours(FAMILIES[family], tmp_path), again.eval())
+
+
+@pytest.mark.parametrize(("family", "name"), HEADS)
+def test_a_tied_head_of_other_numbers_is_read_untied_as_transformers_reads_it(
+    family, name, tmp_path
+):
+    theirs = make_theirs(FAMILIES[family], TIED[family])
+    theirs.save_pretrained(tmp_path)
+    head = torch.randn_like(theirs.get_input_embeddings().weight)
+    add_tensors(tmp_path, {name: head})
+    again = load_theirs(tmp_path)[0]
+    assert torch.equal(again.lm_head.weight, head)
+    with pytest.raises(CheckpointError, match="give tie_word_embeddings=False"):
+        make_ours(FAMILIES[family], tmp_path)
+    ours = FAMILIES[family].model_class()
+    ours = ours.from_preset(tmp_path, verbose=False, tie_word_embeddings=False)
+    check_logits(ours, again.eval())
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # Of transformers.
+@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3", "deepseek_v32"])
+def test_a_folder_without_shared_experts_is_read_and_written(family, tmp_path):
+    family = replace(FAMILIES[family], cases={"none": {"n_shared_experts": 0}})
+    theirs = make_theirs(family, "none")
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = make_ours(family, tmp_path / "theirs")
+    check_logits(ours, theirs)
+    ours.save_to_preset(tmp_path / "ours", verbose=False)
+    again, report = load_theirs(tmp_path / "ours")
+    missing = report.pop("missing_keys")  # The empty ones, which it wrote itself.
+    assert missing
+    assert all(".shared_experts." in name for name in missing)
+    assert not any(report.values()), report
+    check_logits(ours, again.eval())

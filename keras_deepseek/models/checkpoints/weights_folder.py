@@ -100,12 +100,8 @@ class WeightsFolder:
             CheckpointError: They differ. The message names all that is missing, too much, torn, or
                 of another shape.
         """
-        expected = {
-            name: (shape, entry)
-            for entry in entries
-            for name, shape in zip(entry.tensors, entry.tensor_shapes(), strict=True)
-        }
         present = self.names
+        expected = dict(_expected_tensors(entries, present))
         known = {*expected}
         known |= {
             self.scale_name(name)
@@ -117,7 +113,8 @@ class WeightsFolder:
         extra = sorted(
             name
             for name in present - known
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored_tensors)
+            if not self._is_empty(name)
+            and not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored_tensors)
         )
         shapes = [
             problem
@@ -164,6 +161,10 @@ class WeightsFolder:
         scale_name = self.scale_name(name)
         return ScaledTensor(tensor, scale_name, self.tensors.get(scale_name), block_shape)
 
+    def _is_empty(self, name: str) -> bool:
+        """Returns whether a tensor has no numbers, as has a layer of no units in transformers."""
+        return name in self.tensors and not self.tensors[name].num_bytes
+
     @cached_property
     def _has_dotted_scales(self) -> bool:
         names, suffix = self.names, ".scale"
@@ -188,6 +189,19 @@ class WeightsFolder:
             yield f"{name!r} is {tensor.shape}, expected {shape}"
         if (DTYPES[tensor.dtype].kind in "iub") != ("int" in dtype):
             yield f"{name!r} is of dtype {tensor.dtype}, expected {dtype}"
+
+
+def _expected_tensors(
+    entries: Sequence[CheckpointEntry], present: set[str]
+) -> Iterator[tuple[str, tuple[tuple[int, ...], CheckpointEntry]]]:
+    """Yields the names of what a model takes, with shape and entry; of copies, those present."""
+    for entry in entries:
+        shapes = entry.tensor_shapes()
+        for name, shape in zip(entry.tensors, shapes, strict=True):
+            yield name, (shape, entry)
+        for name in entry.copies:
+            if name in present:
+                yield name, (shapes[0], entry)
 
 
 def _dtype_of(entry: CheckpointEntry) -> str:

@@ -91,6 +91,14 @@ def test_names_may_be_passed_over(tmp_path, model):
     assert "'layers.0.inv_freq'" in read_error(tmp_path, model)
 
 
+def test_empty_tensors_are_passed_over_unless_they_are_of_the_model(tmp_path, model):
+    tensors = {**make_tensors(model), "shared.weight": np.zeros((0, 6), "float32")}
+    write_one(tmp_path, tensors)
+    WeightsFolder(tmp_path).check(model.checkpoint_entries())
+    write_one(tmp_path, {**tensors, "head.weight": np.zeros((0, 6), "float32")})
+    assert "'head.weight' is (0, 6), expected (40, 6)" in read_error(tmp_path, model)
+
+
 def test_of_many_names_some_are_told(tmp_path, model):
     write_one(tmp_path, {f"t{number:02}": np.zeros(1) for number in range(30)})
     assert "'t09' and 20 more." in read_error(tmp_path, model)
