@@ -1,5 +1,6 @@
 """Folders that transformers reads and a plain `save_pretrained` of its own does not make."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -110,3 +111,53 @@ def test_a_folder_without_shared_experts_is_read_and_written(family, tmp_path):
     assert all(".shared_experts." in name for name in missing)
     assert not any(report.values()), report
     check_logits(ours, again.eval())
+
+
+LENGTHS = [1.0, 1.5, 2.0]  # For each of the three pairs that are rotated.
+SCALINGS = {
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0},
+    "llama3": {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "longrope": {"factor": 4.0, "short_factor": LENGTHS, "long_factor": LENGTHS[::-1]},
+    "longrope by lengths": {
+        "short_factor": LENGTHS,
+        "long_factor": LENGTHS[::-1],
+        "original_max_position_embeddings": 4,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3", "deepseek_v32"])
+def test_a_scaling_without_its_trained_length_is_read(family, kind, tmp_path):
+    """The tokens are more than the positions, where some kinds have other angles."""
+    scaling = {"rope_type": kind.partition(" ")[0], "rope_theta": 30.0, **SCALINGS[kind]}
+    cases = {kind: {"rope_parameters": scaling, "max_position_embeddings": LENGTH - 8}}
+    family = replace(FAMILIES[family], cases=cases)
+    theirs = make_theirs(family, kind)
+    theirs.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_parameters": scaling}))
+    ours = family.model_class().from_preset(tmp_path, verbose=False, max_length=None)
+    check_logits(ours, load_theirs(tmp_path)[0].eval())
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_scaling_of_v4_without_its_trained_length_is_read(is_nested, tmp_path):
+    scaling = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0}
+    nested = {"main": dict(scaling), "compress": dict(scaling)}
+    family = replace(
+        FAMILIES["deepseek_v4"],
+        cases={"yarn": {"rope_parameters": nested, "max_position_embeddings": LENGTH}},
+    )
+    theirs = make_theirs(family, "yarn")
+    theirs.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    for kind in ("main", "compress"):
+        del values["rope_parameters"][kind]["original_max_position_embeddings"]
+    if not is_nested:  # Of the layers that compress alone, with an angle of their own.
+        values["compress_rope_theta"] = scaling["rope_theta"]
+        values["rope_parameters"] = values["rope_parameters"]["compress"]
+    path.write_text(json.dumps(values))
+    check_logits(make_ours(family, tmp_path), load_theirs(tmp_path)[0].eval())
