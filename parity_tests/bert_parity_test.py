@@ -4,8 +4,10 @@ import keras
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
 
+from keras_deepseek.artifacts.errors import CheckpointError
 from keras_deepseek.models import BertConfig, BertMaskedLM
 from parity_tests.training_losses import STEPS, train_ours, train_theirs
 from tests.oracles.golden.models.make_bert_masked_lm import (
@@ -59,6 +61,33 @@ def test_checkpoints_go_both_ways(name, tmp_path):
     assert not found["unexpected_keys"]
     assert not found["missing_keys"]
     check_logits(ours, again.eval())
+
+
+@pytest.mark.parametrize("name", ["decoder.weight", "decoder.bias"])
+def test_a_tied_head_of_other_numbers_is_read_untied_as_transformers_reads_it(name, tmp_path):
+    make_model("tied, gelu").save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    copies = {
+        "cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"],
+        "cls.predictions.decoder.bias": tensors["cls.predictions.bias"],
+    }
+    copies = {name: each.clone() for name, each in copies.items()}
+    save_file({**tensors, **copies}, path, metadata={"format": "pt"})
+    check_logits(
+        BertMaskedLM.from_preset(tmp_path, verbose=False),
+        BertForMaskedLM.from_pretrained(tmp_path).eval(),
+    )
+    copies[f"cls.predictions.{name}"] *= 3
+    save_file({**tensors, **copies}, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="give tie_word_embeddings=False"):
+        BertMaskedLM.from_preset(tmp_path, verbose=False)
+    theirs = BertForMaskedLM.from_pretrained(tmp_path).eval()
+    changed = theirs.get_parameter(f"cls.predictions.{name}")
+    assert torch.equal(changed, copies[f"cls.predictions.{name}"])
+    check_logits(
+        BertMaskedLM.from_preset(tmp_path, verbose=False, tie_word_embeddings=False), theirs
+    )
 
 
 @pytest.mark.parametrize("name", list(CASES)[:2])

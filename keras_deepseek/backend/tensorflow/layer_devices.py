@@ -44,8 +44,8 @@ def move_variables(
 def _read_value(variable: Any) -> Any:
     """Returns the value of a variable, zeros of one that a step that is being traced has made.
 
-    Such a one gets its value when the trace has ended. An optimizer makes it, beside those like the
-    weights that it makes in their places: Adafactor's sums of rows and columns, which begin as zeros.
+    It gets its value when the trace has ended. An optimizer makes it, beside those like the weights
+    that it makes in their places: Adafactor's sums of rows and columns, which begin as zeros.
     """
     if tf.executing_eagerly() and not variable.is_initialized():
         return tf.zeros(variable.shape, variable.dtype)

@@ -22,11 +22,11 @@ IGNORED_TENSORS = (
     "bert.embeddings.position_ids",
     "embeddings.position_ids",
     "cls.seq_relationship.*",
-    # A copy of the table and of the bias, where the output projection is tied.
-    "cls.predictions.decoder.*",
 )
 """Patterns of the tensors that a checkpoint may hold beside those of `checkpoint_entries`."""
 
+_BIAS = "cls.predictions.bias"
+_DECODER_KERNEL, _DECODER_BIAS = "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"
 _OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 
 
@@ -44,18 +44,23 @@ def checkpoint_entries(
         tensors: The names of the tensors in a checkpoint that is read. Defaults to `()`: those that
             transformers writes.
     """
+    is_tied = head is not None and head.token_embedding is not None
     entries = [
-        copied_entry(own_variable(layer, "embeddings"), f"bert.embeddings.{name}_embeddings.weight")
-        for layer, name in (
-            (backbone.token_embedding, "word"),
-            (backbone.position_embedding, "position"),
-            (backbone.segment_embedding, "token_type"),
+        copied_entry(
+            own_variable(layer, "embeddings"),
+            f"bert.embeddings.{name}_embeddings.weight",
+            copies=copies,
+        )
+        for layer, name, copies in (
+            (backbone.token_embedding, "word", (_DECODER_KERNEL,) if is_tied else ()),
+            (backbone.position_embedding, "position", ()),
+            (backbone.segment_embedding, "token_type", ()),
         )
     ]
     entries += _norm_entries(backbone.embeddings_norm, "bert.embeddings.LayerNorm")
     for index, block in enumerate(backbone.transformer_layers):
         entries += _block_entries(block, f"bert.encoder.layer.{index}")
-    entries += [] if head is None else _head_entries(head)
+    entries += [] if head is None else _head_entries(head, tensors)
     return respell(entries, tensors, _spellings)
 
 
@@ -89,19 +94,23 @@ def _block_entries(block: Any, prefix: str) -> list[CheckpointEntry]:
     return entries + _norm_entries(block.feed_forward_norm, f"{prefix}.output.LayerNorm")
 
 
-def _head_entries(head: MaskedPositionHead) -> list[CheckpointEntry]:
+def _head_entries(head: MaskedPositionHead, tensors: Collection[str]) -> list[CheckpointEntry]:
     prefix = "cls.predictions"
     entries = _dense_entries(head.intermediate_dense, f"{prefix}.transform.dense")
     entries += _norm_entries(head.intermediate_layer_norm, f"{prefix}.transform.LayerNorm")
     if head.token_embedding is not None:
-        return [*entries, copied_entry(head.bias, f"{prefix}.bias")]
-    # `transformers` has the bias twice then, and adds the first.
-    biases = (f"{prefix}.decoder.bias", f"{prefix}.bias")
+        return [*entries, copied_entry(head.bias, _BIAS, copies=(_DECODER_BIAS,))]
+    # `transformers` has the bias twice then, and adds the first. Files for a tied one have it once.
+    both = (_DECODER_BIAS, _BIAS)
+    biases = tuple(name for name in both if name in tensors) or both
     return [
         *entries,
-        kernel_entry(head.kernel, f"{prefix}.decoder.weight"),
+        kernel_entry(head.kernel, _DECODER_KERNEL),
         CheckpointEntry(
-            (head.bias,), biases, lambda arrays: [arrays[0]], lambda arrays: [arrays[0]] * 2
+            (head.bias,),
+            biases,
+            lambda arrays: [arrays[0]],
+            lambda arrays: [arrays[0]] * len(biases),
         ),
     ]
 

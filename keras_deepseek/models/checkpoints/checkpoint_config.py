@@ -132,3 +132,26 @@ def read_block_shape(folder: Path, checkpoint_config: Mapping[str, Any]) -> tupl
             f"positive integers, as in [128, 128]; received {blocks!r}."
         )
     return blocks[0], blocks[1]
+
+
+def read_weights_name(folder: Path, checkpoint_config: Mapping[str, Any]) -> str | None:
+    """Returns the file of the weights that a config names; `None` for the one of the usual name.
+
+    Args:
+        folder: `pathlib.Path`. Where the config is from.
+        checkpoint_config: dict. What `config.json` holds.
+
+    Raises:
+        InvalidInputError: It is no name of a safetensors file, or of an index, in the folder.
+    """
+    name = checkpoint_config.get("transformers_weights")
+    suffixes = (".safetensors", ".safetensors.index.json")
+    if name is None:
+        return None
+    # A name with a path in it would lead out of the folder.
+    if not isinstance(name, str) or not name.endswith(suffixes) or Path(name).name != name:
+        raise InvalidInputError(
+            f"`transformers_weights` in the config.json of {str(folder)!r} must be the name of a "
+            f"file there that ends in {' or '.join(suffixes)}, received {name!r}."
+        )
+    return name

@@ -47,6 +47,10 @@ class CheckpointEntry:
         to_tensors: Function from the arrays of `variables` to those of `tensors`.
         num_input_axes: integer or `None`. Of kernels that the file has as a `Linear`'s weight, how
             many axes are those of the inputs. Defaults to `None`: it has something else.
+        copies: tuple of strings. Names under which a file may hold the first tensor once more, as
+            `lm_head.weight` where the head is tied to the embedding. They are not written. One that
+            is read must have the same numbers, and stands in for the first where that is missing.
+            Defaults to `()`.
 
     Example:
 
@@ -62,6 +66,7 @@ class CheckpointEntry:
     to_variables: Convert
     to_tensors: Convert
     num_input_axes: int | None = None
+    copies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for each in self.variables:
@@ -79,14 +84,17 @@ class CheckpointEntry:
         return [tuple(array.shape) for array in self.to_tensors(probes)]
 
 
-def copied_entry(variable: keras.Variable, tensor: str) -> CheckpointEntry:
+def copied_entry(
+    variable: keras.Variable, tensor: str, *, copies: Sequence[str] = ()
+) -> CheckpointEntry:
     """Returns the entry of a variable that is as in the file: a scale, an embedding, a bias.
 
     Args:
         variable: `keras.Variable`.
         tensor: string.
+        copies: strings. Names under which a file may hold it once more. Defaults to `()`.
     """
-    return CheckpointEntry((variable,), (tensor,), list, list)
+    return CheckpointEntry((variable,), (tensor,), list, list, copies=tuple(copies))
 
 
 def reshaped_entry(variable: keras.Variable, tensor: str, shape: Shape) -> CheckpointEntry:

@@ -27,7 +27,10 @@ import keras
 from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_integer
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.models.checkpoints.checkpoint_config import read_block_shape
+from keras_deepseek.models.checkpoints.checkpoint_config import (
+    read_block_shape,
+    read_weights_name,
+)
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.merged_kernels import check_not_quantized, merged_kernels
 from keras_deepseek.models.checkpoints.preset_assets import PresetAssets, read_assets
@@ -128,12 +131,15 @@ class PresetModel(ConfigModel):
         checkpoint_config = read_json(folder, CONFIG_NAME)
         reader = cls._find_reader(folder, checkpoint_config)
         block_shape = read_block_shape(folder, checkpoint_config)
+        weights_name = read_weights_name(folder, checkpoint_config)
         config = reader.config_class.from_checkpoint_config(checkpoint_config)
         config = _override(config, config_overrides)
         assets = read_assets(folder)
         _check_tokenizer(assets.tokenizer_files, config)
         model: Self = (
-            _build_and_fill(reader, config, policy, folder, block_shape, verbose)
+            _build_and_fill(
+                reader, config, policy, WeightsFolder(folder, weights_name), block_shape, verbose
+            )
             if load_weights
             else reader(config, dtype=policy)
         )
@@ -286,7 +292,8 @@ class PresetModel(ConfigModel):
             "architectures": [self.architectures[0]],
             "dtype": dtype or _most_common_dtype(self.weights),
         }
-        written.pop("quantization_config", None)  # The weights are written as numbers.
+        for name in ("quantization_config", "transformers_weights"):  # Of the files that were read.
+            written.pop(name, None)
         return written
 
 
@@ -294,13 +301,12 @@ def _build_and_fill(
     model_class: type[Any],
     config: Any,
     policy: Any,
-    folder: Path,
+    weights: WeightsFolder,
     block_shape: tuple[int, int],
     is_shown: bool,
 ) -> Any:
     with unset_variables() as unset:
         model = model_class(config, dtype=policy)
-    weights = WeightsFolder(folder)
     entries = model.checkpoint_entries(weights.names)
     _check_entries(entries, unset)
     read_weights(

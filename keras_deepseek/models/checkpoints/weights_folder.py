@@ -17,21 +17,27 @@ from keras_deepseek.models.checkpoints.scaled_tensor import (
 )
 
 WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
+INDEX_SUFFIX = ".safetensors.index.json"
+INDEX_NAME = f"model{INDEX_SUFFIX}"
 _MOST_NAMES = 10  # Of each kind, in an error.
 
 
 class WeightsFolder:
     """What the headers of the safetensors files in a folder say; no tensor is read.
 
+    A folder may hold both one file and an index, where weights in shards were saved over by weights
+    in one file. The file is then read, as by transformers, which leaves the older index there.
+
     Args:
         path: `pathlib.Path` of the folder.
+        chosen: string, or `None`. The name of the file or index to read in place of those that a
+            folder commonly has. Defaults to `None`.
 
     Raises:
         CheckpointError: There are no such files, or the index is no index.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, chosen: str | None = None) -> None:
         self.path = path
         self.tensors: dict[str, StoredTensor] = {}
         """The tensors by name, but those in `torn` files."""
@@ -39,12 +45,14 @@ class WeightsFolder:
         """What is wrong with files, in words."""
         self._unread: set[str] = set()  # Tensors that the index has in torn files.
         self._is_complete = True  # Whether the names of all tensors are known.
-        if (path / INDEX_NAME).exists():
-            self._read_shards(_read_index(path / INDEX_NAME))
-        elif (path / WEIGHTS_NAME).exists():
-            self._is_complete = self._read_file(path / WEIGHTS_NAME)
+        names = (WEIGHTS_NAME, INDEX_NAME) if chosen is None else (chosen,)
+        found = next((name for name in names if (path / name).is_file()), None)
+        if found is None:
+            raise CheckpointError(_no_weights_message(path, names))
+        if found.endswith(INDEX_SUFFIX):
+            self._read_shards(_read_index(path / found))
         else:
-            raise CheckpointError(_no_weights_message(path))
+            self._is_complete = self._read_file(path / found)
 
     def _read_file(self, path: Path, names: set[str] | None = None) -> bool:
         """Adds the tensors of a file, or those of the names; returns whether it could be read."""
@@ -92,12 +100,8 @@ class WeightsFolder:
             CheckpointError: They differ. The message names all that is missing, too much, torn, or
                 of another shape.
         """
-        expected = {
-            name: (shape, entry)
-            for entry in entries
-            for name, shape in zip(entry.tensors, entry.tensor_shapes(), strict=True)
-        }
         present = self.names
+        expected = dict(_expected_tensors(entries, present))
         known = {*expected}
         known |= {
             self.scale_name(name)
@@ -109,7 +113,8 @@ class WeightsFolder:
         extra = sorted(
             name
             for name in present - known
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored_tensors)
+            if not self._is_empty(name)
+            and not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored_tensors)
         )
         shapes = [
             problem
@@ -156,6 +161,10 @@ class WeightsFolder:
         scale_name = self.scale_name(name)
         return ScaledTensor(tensor, scale_name, self.tensors.get(scale_name), block_shape)
 
+    def _is_empty(self, name: str) -> bool:
+        """Returns whether a tensor has no numbers, as has a layer of no units in transformers."""
+        return name in self.tensors and not self.tensors[name].num_bytes
+
     @cached_property
     def _has_dotted_scales(self) -> bool:
         names, suffix = self.names, ".scale"
@@ -182,6 +191,19 @@ class WeightsFolder:
             yield f"{name!r} is of dtype {tensor.dtype}, expected {dtype}"
 
 
+def _expected_tensors(
+    entries: Sequence[CheckpointEntry], present: set[str]
+) -> Iterator[tuple[str, tuple[tuple[int, ...], CheckpointEntry]]]:
+    """Yields the names of what a model takes, with shape and entry; of copies, those present."""
+    for entry in entries:
+        shapes = entry.tensor_shapes()
+        for name, shape in zip(entry.tensors, shapes, strict=True):
+            yield name, (shape, entry)
+        for name in entry.copies:
+            if name in present:
+                yield name, (shapes[0], entry)
+
+
 def _dtype_of(entry: CheckpointEntry) -> str:
     return str(entry.variables[0].dtype)
 
@@ -200,10 +222,15 @@ def _read_index(path: Path) -> dict[str, str]:
     return dict(weight_map)
 
 
-def _no_weights_message(path: Path) -> str:
+def _no_weights_message(path: Path, expected: Sequence[str]) -> str:
     names = sorted(each.name for each in path.iterdir()) if path.is_dir() else []
     others = [name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".h5"))]
     there = f" There is {', '.join(others[:_MOST_NAMES])}." if others else ""
+    if len(expected) == 1:
+        return (
+            f"{str(path)!r} has no {expected[0]!r}, which its config.json names as "
+            f"`transformers_weights`.{there} Put it there, or take the key out."
+        )
     return (
         f"{str(path)!r} has neither {WEIGHTS_NAME!r} nor {INDEX_NAME!r}.{there} Expected a folder "
         "of safetensors files as Hugging Face writes them."

@@ -10,6 +10,7 @@ from keras_deepseek.models.checkpoints.load_display import LoadDisplay
 from keras_deepseek.models.checkpoints.safetensors_file import MappedFiles, StoredTensor
 from keras_deepseek.models.checkpoints.scaled_blocks import ScaledBlocks
 from keras_deepseek.models.checkpoints.scaled_tensor import DEFAULT_BLOCK_SHAPE, ScaledTensor
+from keras_deepseek.models.checkpoints.tied_copies import check_copies, stand_in
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 
 
@@ -32,12 +33,14 @@ def read_weights(
         is_shown: boolean. Whether a bar shows how far it has come. Defaults to `False`.
 
     Raises:
-        CheckpointError: The files are torn, or hold other tensors than the model takes. No variable
-            has changed.
+        CheckpointError: The files are torn, hold other tensors than the model takes, or one that
+            the model has once twice, with other numbers. No variable has changed.
     """
+    entries = [stand_in(entry, weights.names) for entry in entries]
     weights.check(entries, ignored_tensors, block_shape)
     stored = [_find_tensors(weights, entry, block_shape) for entry in entries]
     total = sum(part.num_bytes for tensors in stored for each in tensors for part in _parts(each))
+    _check_copies(weights, entries, block_shape)
     with (
         MappedFiles() as files,
         LoadDisplay(f"Loading {weights.path.name}", total, is_shown=is_shown) as advance,
@@ -52,11 +55,25 @@ def read_weights(
 def _find_tensors(
     weights: WeightsFolder, entry: CheckpointEntry, block_shape: tuple[int, int]
 ) -> list[StoredTensor | ScaledTensor]:
+    return [_find_tensor(weights, entry, name, block_shape) for name in entry.tensors]
+
+
+def _find_tensor(
+    weights: WeightsFolder, entry: CheckpointEntry, name: str, block_shape: tuple[int, int]
+) -> StoredTensor | ScaledTensor:
     dtype = entry.variables[0].dtype
-    return [
-        weights.find_scaled(name, dtype, block_shape) or weights.tensors[name]
-        for name in entry.tensors
-    ]
+    return weights.find_scaled(name, dtype, block_shape) or weights.tensors[name]
+
+
+def _check_copies(
+    weights: WeightsFolder, entries: Sequence[CheckpointEntry], block_shape: tuple[int, int]
+) -> None:
+    with MappedFiles() as files:
+        check_copies(
+            entries,
+            weights.names,
+            lambda entry, name: _read(files, _find_tensor(weights, entry, name, block_shape)),
+        )
 
 
 def _parts(tensor: StoredTensor | ScaledTensor) -> tuple[StoredTensor, ...]:

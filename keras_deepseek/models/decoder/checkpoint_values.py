@@ -5,6 +5,10 @@ from typing import Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 
+_TRAINED_LENGTH = "original_max_position_embeddings"
+_BY_LENGTH = ("dynamic", "yarn", "llama3", "longrope")
+"""The types of scaling that a trained length belongs to."""
+
 
 def check_required_keys(values: Mapping[str, Any], required: Sequence[str]) -> None:
     """Raises an error where keys are missing without which a model would be guessed.
@@ -76,4 +80,26 @@ def read_rope(values: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     scaling = {name: value for name, value in scaling.items() if value is not None}
     theta = scaling.pop("rope_theta", values.get("rope_theta") or 10000.0)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    return float(theta), None if kind == "default" else scaling
+    if kind == "default":
+        return float(theta), None
+    return float(theta), complete_scaling(scaling, values.get("max_position_embeddings"))
+
+
+def complete_scaling(scaling: Mapping[str, Any], max_length: Any) -> dict[str, Any]:
+    """Returns a scaling with what transformers takes for the keys that a file leaves out.
+
+    The trained length is then the number of positions, and the factor of `longrope` what the latter
+    is of the former.
+
+    Args:
+        scaling: dict. As in the file.
+        max_length: integer or `None`. The `max_position_embeddings` of the file, if it has some.
+    """
+    completed = dict(scaling)
+    kind = completed.get("rope_type", completed.get("type"))
+    if kind not in _BY_LENGTH or not isinstance(max_length, int):
+        return completed
+    trained = completed.setdefault(_TRAINED_LENGTH, max_length)
+    if kind == "longrope" and isinstance(trained, int) and trained > 0:
+        completed.setdefault("factor", max_length / trained)
+    return completed

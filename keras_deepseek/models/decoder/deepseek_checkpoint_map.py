@@ -6,6 +6,7 @@ a release leave the copies out.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,8 @@ def _embedding_entries(model: CausalLM, tensors: Collection[str]) -> list[Checkp
     )
     table = own_variable(embedding, "embeddings")
     if embedding.tie_weights:
-        return [_repeated_entry(table, ["model.embed_tokens.weight", *copies, *heads])]
+        entry = _repeated_entry(table, ["model.embed_tokens.weight", *copies, *heads])
+        return [replace(entry, copies=("lm_head.weight",))]
     return [
         _repeated_entry(table, ["model.embed_tokens.weight", *copies]),
         _repeated_entry(embedding.reverse_embeddings, ["lm_head.weight", *heads], is_kernel=True),

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 from keras_deepseek.artifacts.argument_check import check_number
 from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
-from keras_deepseek.models.decoder.checkpoint_values import check_checkpoint_value, read_object
+from keras_deepseek.models.decoder.checkpoint_values import (
+    check_checkpoint_value,
+    complete_scaling,
+    read_object,
+)
 
 if TYPE_CHECKING:
     from keras_deepseek.models.deepseek_v4.config import DeepSeekV4Config
@@ -59,8 +63,9 @@ _DEFAULTS: dict[str, Any] = {
     "moe_intermediate_size": 2048,
     "n_routed_experts": 256,
     "num_experts_per_tok": 6,
+    "max_position_embeddings": 1048576,
 }
-"""What transformers takes for keys that are not there, where `DeepSeekV4Config` has no default."""
+"""What transformers takes for keys that are not there, where something is made of them here."""
 
 _ONLY: dict[str, tuple[Any, ...]] = {
     "model_type": ("deepseek_v4",),
@@ -190,6 +195,7 @@ def _read_rotary(given: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
     parameters = read_object(given, "rope_parameters") or read_object(given, "rope_scaling")
     factor = given.get("partial_rotary_factor")
     main, compress = (read_object(parameters, kind) for kind in ("main", "compress"))
+    length = given["max_position_embeddings"]
     read: dict[str, Any] = {}
     if all(parameters.get(kind) is not None for kind in ("main", "compress")):
         for kind, prefix in ((main, ""), (compress, "compress_")):
@@ -198,15 +204,17 @@ def _read_rotary(given: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
                 read[f"{prefix}rope_max_wavelength"] = wavelength
             factor = kind.pop("partial_rotary_factor", factor)
         # Nested, YaRN raises the amplitude unless it is told not to; `None` asks for that here.
-        read["rope_scaling"] = _read_scaling({"attention_factor": None, **main})
-        read["compress_rope_scaling"] = _read_scaling({"attention_factor": None, **compress})
+        read["rope_scaling"] = _read_scaling({"attention_factor": None, **main}, length)
+        read["compress_rope_scaling"] = _read_scaling(
+            {"attention_factor": None, **compress}, length
+        )
     else:
         flat = {
             name: x
             for name, x in parameters.items()
             if name not in ("main", "compress", "rope_theta", "partial_rotary_factor")
         }
-        read["compress_rope_scaling"] = _read_scaling(flat)
+        read["compress_rope_scaling"] = _read_scaling(flat, length)
     rotated = given.get("qk_rope_head_dim")
     if rotated is None:
         factor = _PARTIAL_ROTARY_FACTOR if factor is None else factor
@@ -214,7 +222,7 @@ def _read_rotary(given: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
     return {**read, "rope_head_dim": rotated}
 
 
-def _read_scaling(parameters: Mapping[str, Any]) -> dict[str, Any] | None:
+def _read_scaling(parameters: Mapping[str, Any], max_length: Any) -> dict[str, Any] | None:
     """Returns a scaling, `None` where there is none."""
     scaling = dict(parameters)
     older_name = scaling.pop("type", None)
@@ -223,7 +231,9 @@ def _read_scaling(parameters: Mapping[str, Any]) -> dict[str, Any] | None:
         scaling.pop("attention_factor", None)
     if kind == "yarn" and "attention_factor" not in scaling:
         scaling["attention_factor"] = 1.0
-    return None if kind == "default" else {**scaling, "rope_type": kind}
+    if kind == "default":
+        return None
+    return complete_scaling({**scaling, "rope_type": kind}, max_length)
 
 
 def write_checkpoint_config(config: "DeepSeekV4Config") -> dict[str, Any]:

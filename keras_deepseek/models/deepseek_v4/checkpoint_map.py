@@ -122,6 +122,8 @@ def module_entries(model: Any) -> Entries:
 
 def _spellings(name: str) -> Sequence[str]:
     """Returns what a name of the release is among those that transformers writes by default."""
+    if name in _HEAD:
+        return _HEAD
     written = {names[_RELEASE]: names[_TRANSFORMERS] for names in (_EMBEDDING, _FINAL_NORM)}
     if name.startswith(_COLLAPSE[_RELEASE]):
         return name, name.replace(*_COLLAPSE)
@@ -132,8 +134,9 @@ def _spellings(name: str) -> Sequence[str]:
 def _list_entries(model: Any, side: int) -> Entries:
     backbone = model.backbone
     embedding = backbone.token_embedding
+    heads = _HEAD if embedding.tie_weights else ()
     entries = [
-        copied_entry(own_variable(embedding, "embeddings"), _EMBEDDING[side]),
+        copied_entry(own_variable(embedding, "embeddings"), _EMBEDDING[side], copies=heads),
         copied_entry(backbone.final_norm.scale, _FINAL_NORM[side]),
         *_read_table(_STREAMS, backbone.collapse, _COLLAPSE[side], side),
     ]

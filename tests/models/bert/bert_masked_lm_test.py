@@ -171,6 +171,22 @@ def test_a_checkpoint_of_the_first_years_is_read_with_its_pooler_passed_over(tmp
     check_logits(BertMaskedLM.from_preset(tmp_path / "old", verbose=False), case)
 
 
+def test_a_tied_head_of_other_numbers_is_told_and_read_untied(tmp_path):
+    case = CASES["tied, gelu"]
+    tensors = part(case, "weight/")
+    table = tensors["bert.embeddings.word_embeddings.weight"]
+    head = {"cls.predictions.decoder.weight": 3 * table}
+    write_preset(tmp_path / "other", case, {**tensors, **head})
+    with pytest.raises(
+        CheckpointError, match=r"decoder\.weight' and 'bert.* tie_word_embeddings=F"
+    ):
+        BertMaskedLM.from_preset(tmp_path / "other", verbose=False)
+    model = BertMaskedLM.from_preset(tmp_path / "other", verbose=False, tie_word_embeddings=False)
+    layer = model.masked_lm_head
+    np.testing.assert_array_equal(to_numpy(layer.kernel), 3 * table.T)
+    np.testing.assert_array_equal(to_numpy(layer.bias), tensors["cls.predictions.bias"])
+
+
 def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_its_name(tmp_path):
     case = CASES["tied, gelu"]
     tensors = part(case, "weight/")

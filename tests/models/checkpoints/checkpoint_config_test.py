@@ -7,6 +7,7 @@ from keras_deepseek.models.checkpoints.checkpoint_config import (
     GENERIC_KEYS,
     check_keys,
     read_block_shape,
+    read_weights_name,
 )
 from tests.oracles.release_folders import V3_CONFIG, V4_CONFIG
 
@@ -64,3 +65,15 @@ def test_blocks_that_are_none_are_told(blocks):
 def test_a_quantization_that_is_no_object_is_told():
     with pytest.raises(InvalidInputError, match="must be an object, received 'fp8'"):
         read_block_shape(Path("folder"), {"quantization_config": "fp8"})
+
+
+def test_the_file_of_the_weights_is_the_one_that_is_named():
+    assert read_weights_name(Path("folder"), {"transformers_weights": None}) is None
+    for name in ("a.safetensors", "a.safetensors.index.json"):
+        assert read_weights_name(Path("folder"), {"transformers_weights": name}) == name
+
+
+@pytest.mark.parametrize("name", [3, "a.bin", "../a.safetensors", "/a.safetensors"])
+def test_a_file_of_weights_that_is_none_in_the_folder_is_told(name):
+    with pytest.raises(InvalidInputError, match=r"`transformers_weights` .* the name of a file"):
+        read_weights_name(Path("folder"), {"transformers_weights": name})

@@ -106,6 +106,18 @@ def test_the_weights_may_be_left_random(preset):
         SmallModel.from_preset(preset)
 
 
+def test_the_config_may_name_the_file_of_the_weights(preset, tmp_path):
+    model = make_model(2)
+    write_preset(preset, model, transformers_weights="tuned.safetensors")
+    (preset / "model.safetensors").rename(preset / "tuned.safetensors")
+    write_preset(tmp_path / "other", make_model(1))
+    (tmp_path / "other" / "model.safetensors").rename(preset / "model.safetensors")
+    again = SmallModel.from_preset(preset)
+    assert_equal(read_weights_of(again), read_weights_of(model))
+    again.save_to_preset(tmp_path / "new")
+    assert_equal(read_weights_of(SmallModel.from_preset(tmp_path / "new")), read_weights_of(model))
+
+
 def test_values_of_the_config_are_overridden(preset):
     model = SmallModel.from_preset(preset, load_weights=False, vocabulary_size=50)
     assert model.config.vocabulary_size == 50

@@ -51,6 +51,27 @@ def test_one_file_and_shards_have_the_same_tensors(tmp_path, model):
         folder.check(model.checkpoint_entries())
 
 
+@pytest.mark.parametrize("are_shards_there", [True, False])
+def test_one_file_is_read_though_an_older_index_is_beside_it(tmp_path, model, are_shards_there):
+    shards = write_shards(tmp_path, *halves(model))
+    write_one(tmp_path, make_tensors(model))
+    for path in [] if are_shards_there else shards:
+        path.unlink()
+    folder = WeightsFolder(tmp_path)
+    folder.check(model.checkpoint_entries())
+    assert {tensor.path.name for tensor in folder.tensors.values()} == {"model.safetensors"}
+
+
+def test_another_file_or_index_may_be_chosen(tmp_path, model):
+    write_shards(tmp_path, *halves(model))
+    write_one(tmp_path, {})
+    WeightsFolder(tmp_path, "model.safetensors.index.json").check(model.checkpoint_entries())
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+    assert not WeightsFolder(tmp_path, "other.safetensors").tensors
+    with pytest.raises(CheckpointError, match=r"has no 'more\.safetensors', .*`transformers_weig"):
+        WeightsFolder(tmp_path, "more.safetensors")
+
+
 def test_all_that_is_wrong_is_in_one_error(tmp_path, model):
     tensors = make_tensors(model)
     del tensors["up.weight"], tensors["experts.1.weight"]
@@ -68,6 +89,14 @@ def test_names_may_be_passed_over(tmp_path, model):
     write_one(tmp_path, {**make_tensors(model), "layers.0.inv_freq": np.zeros(2)})
     WeightsFolder(tmp_path).check(model.checkpoint_entries(), ["*.inv_freq"])
     assert "'layers.0.inv_freq'" in read_error(tmp_path, model)
+
+
+def test_empty_tensors_are_passed_over_unless_they_are_of_the_model(tmp_path, model):
+    tensors = {**make_tensors(model), "shared.weight": np.zeros((0, 6), "float32")}
+    write_one(tmp_path, tensors)
+    WeightsFolder(tmp_path).check(model.checkpoint_entries())
+    write_one(tmp_path, {**tensors, "head.weight": np.zeros((0, 6), "float32")})
+    assert "'head.weight' is (0, 6), expected (40, 6)" in read_error(tmp_path, model)
 
 
 def test_of_many_names_some_are_told(tmp_path, model):

@@ -4,6 +4,7 @@ from keras_deepseek.artifacts import InvalidInputError
 from keras_deepseek.models.decoder.checkpoint_values import (
     check_checkpoint_value,
     check_required_keys,
+    complete_scaling,
     read_rope,
 )
 
@@ -32,7 +33,35 @@ def test_another_value_is_named():
         ({"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}, (500.0, None)),
         ({"rope_parameters": {**YARN, "rope_theta": 9.0, "beta_fast": None}}, (9.0, YARN)),
         ({"rope_scaling": {"type": "default"}}, (10000.0, None)),
+        ({"rope_scaling": YARN, "max_position_embeddings": 99}, (10000.0, YARN)),
     ],
 )
 def test_rotary_settings_are_read_from_the_older_and_the_newer_keys(values, expected):
     assert read_rope(values) == expected
+
+
+LENGTH = "original_max_position_embeddings"
+FACTORS = {"short_factor": [1.0], "long_factor": [2.0]}
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "yarn", "llama3", "longrope"])
+@pytest.mark.parametrize("name", ["rope_type", "type"])
+def test_a_trained_length_that_is_not_there_is_the_number_of_positions(kind, name):
+    scaling = {name: kind, "factor": 2.0}
+    completed = {**scaling, LENGTH: 64}
+    assert read_rope({"rope_scaling": scaling, "max_position_embeddings": 64})[1] == completed
+    assert read_rope({"rope_scaling": scaling})[1] == scaling
+    given = {**scaling, LENGTH: 8}
+    assert complete_scaling(given, 64) == given
+
+
+def test_a_scaling_that_knows_no_length_is_left_as_it_is():
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    assert complete_scaling(scaling, 64) == scaling
+
+
+@pytest.mark.parametrize(("given", "factor"), [({LENGTH: 16}, 4.0), ({}, 1.0), ({"factor": 3}, 3)])
+def test_the_factor_of_longrope_may_be_left_to_the_lengths(given, factor):
+    completed = complete_scaling({"rope_type": "longrope", **FACTORS, **given}, 64)
+    assert completed["factor"] == factor
+    assert completed[LENGTH] == given.get(LENGTH, 64)

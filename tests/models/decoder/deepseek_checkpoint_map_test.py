@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.artifacts.errors import CheckpointError
 from keras_deepseek.models import (
     DeepSeekV2CausalLM,
     DeepSeekV3CausalLM,
@@ -16,6 +17,7 @@ from keras_deepseek.models.decoder.deepseek_checkpoint_map import (
 )
 from tests.oracles import golden_language_models, release_folders
 from tests.oracles.golden_language_models import read_case
+from tests.oracles.preset_model import NAMES, encode_safetensors
 
 SLOW = (pytest.mark.slow_on_jax, pytest.mark.slow_on_tensorflow)
 FAMILIES = {
@@ -120,6 +122,35 @@ def test_modules_that_are_not_built_are_passed_over_and_no_other_tensors(count):
 
     assert not any(map(is_passed_over, tensors_of(model)))
     assert is_passed_over(f"model.layers.{2 + count}.enorm.weight")
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_tied_folder_may_hold_the_head_too_and_one_of_other_numbers_is_read_untied(
+    count, tmp_path
+):
+    sizes = {"num_experts": None, "num_layers": 1, "num_prediction_layers": count}
+    source = make_model(**sizes, tie_word_embeddings=True)
+    source.save_to_preset(tmp_path, verbose=False)
+    tensors = tensors_of(source)
+    table = tensors["model.embed_tokens.weight"]
+    arguments = {"num_prediction_layers": count, "verbose": False}
+
+    def read(head, **overrides):
+        written = {**tensors, "lm_head.weight": head}
+        (tmp_path / "model.safetensors").write_bytes(encode_safetensors(written, NAMES))
+        return DeepSeekV3CausalLM.from_preset(tmp_path, **arguments, **overrides)
+
+    model = read(table)
+    assert len(model.weights) == len(source.weights)
+    with pytest.raises(
+        CheckpointError, match=r"'lm_head\.weight' and 'model\.embed_tokens\.weight'"
+    ):
+        read(3 * table)
+    embedding = read(3 * table, tie_word_embeddings=False).backbone.token_embedding
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(embedding.reverse_embeddings), 3 * table.T
+    )
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(embedding.embeddings), table)
 
 
 def test_with_a_lora_it_is_the_kernel_itself_that_is_read():

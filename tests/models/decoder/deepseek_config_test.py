@@ -119,6 +119,17 @@ def test_what_is_missing_is_named():
         DeepSeekV2Config.from_checkpoint_config(values)
 
 
+def test_a_dynamic_scaling_is_read_by_the_number_of_positions_or_refused():
+    change = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+    config = DeepSeekV2Config.from_checkpoint_config({**LITE, **change})
+    assert config.rope_scaling["original_max_position_embeddings"] == 163840
+    for length in (None, "many"):
+        with pytest.raises(InvalidInputError, match=r"original_max_position_emb|`max_length` must"):
+            DeepSeekV2Config.from_checkpoint_config(
+                {**LITE, **change, "max_position_embeddings": length}
+            )
+
+
 def test_greedy_choice_knows_no_groups():
     config = DeepSeekV2Config.from_checkpoint_config({**LITE, "n_group": 8, "topk_group": 3})
     assert (config.num_groups, config.num_groups_per_token) == (1, 1)

@@ -117,6 +117,18 @@ def test_rotary_angles_may_be_nested():
     assert plain.compress_rope_scaling == config.compress_rope_scaling
 
 
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_trained_length_that_is_not_there_is_the_number_of_positions(is_nested):
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    scaling = {"main": dict(yarn), "compress": dict(yarn)} if is_nested else yarn
+    config = read(rope_scaling=None, rope_parameters=scaling, max_position_embeddings=96)
+    assert config.compress_rope_scaling["original_max_position_embeddings"] == 96
+    if is_nested:
+        assert config.rope_scaling["original_max_position_embeddings"] == 96
+    config = read(rope_scaling=None, rope_parameters=scaling, max_position_embeddings=None)
+    assert config.compress_rope_scaling["original_max_position_embeddings"] == 1048576
+
+
 def test_a_config_that_says_little_is_read_as_by_transformers():
     arguments = read_checkpoint_config({"model_type": "deepseek_v4", "num_hidden_layers": 4})
     config = DeepSeekV4Config(**arguments)

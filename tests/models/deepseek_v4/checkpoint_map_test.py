@@ -54,6 +54,11 @@ def test_a_checkpoint_of_transformers_gives_its_logits_its_loss_and_its_gradient
 def test_what_was_written_is_read_again(names, tie_word_embeddings):
     sizes = {"tie_word_embeddings": tie_word_embeddings, "num_prediction_layers": 2}
     model, other = make_model(**sizes), DeepSeekV4CausalLM(make_config(**sizes))
+    entries = checkpoint_entries(model, {*names, "lm_head.weight"})
+    copies = {name for entry in entries for name in entry.copies}
+    assert copies == ({"head.weight", "lm_head.weight"} if tie_word_embeddings else set())
+    named = {name for entry in entries for name in entry.tensors}
+    assert ("lm_head.weight" in named) is not tie_word_embeddings
     read(other, write(model, names))
     for weight, expected in zip(other.weights, model.weights, strict=True):
         if "load" not in weight.path:

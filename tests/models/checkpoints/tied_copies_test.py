@@ -1,0 +1,93 @@
+from dataclasses import replace
+
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import CheckpointError
+from keras_deepseek.models.checkpoints import tied_copies
+from keras_deepseek.models.checkpoints.checkpoint_entry import copied_entry
+from keras_deepseek.models.checkpoints.tied_copies import check_copies, stand_in
+from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
+from keras_deepseek.models.checkpoints.weights_reader import read_weights
+from tests.models.checkpoints.weights_folder_test import read_error, write_one
+from tests.models.checkpoints.weights_reader_test import assert_equal, scale
+from tests.oracles.preset_model import make_model, make_tensors, read_weights_of
+
+TABLE = np.arange(12.0).reshape(6, 2)
+
+
+@pytest.fixture
+def entry():
+    return copied_entry(keras.Variable(TABLE), "table", copies=("head", "other_head"))
+
+
+def check(entry, **tensors):
+    check_copies([entry], set(tensors), lambda _, name: tensors[name])
+
+
+def test_a_copy_stands_in_for_what_is_missing(entry):
+    assert stand_in(entry, {"table", "head"}) is entry
+    assert stand_in(entry, {"more"}) is entry
+    taken = stand_in(entry, {"head", "other_head", "more"})
+    assert (taken.tensors, taken.copies) == (("head",), ("other_head",))
+
+
+@pytest.mark.parametrize("piece", [1, 40, 2**24])
+def test_a_copy_has_the_same_numbers_in_any_dtype(entry, monkeypatch, piece):
+    monkeypatch.setattr(tied_copies, "_PIECE_BYTES", piece)
+    check(entry, table=TABLE)
+    check(entry, table=TABLE, head=TABLE.astype(ml_dtypes.bfloat16))
+    other = np.where(TABLE.max() == TABLE, 0.5, TABLE)
+    with pytest.raises(CheckpointError, match=r"'other_head' and 'table' .*tie_word_embeddings=F"):
+        check(entry, table=TABLE, head=TABLE, other_head=other)
+
+
+def with_copy(model):
+    first, *others = model.checkpoint_entries()
+    return [replace(first, copies=("logits.weight",)), *others]
+
+
+def test_a_folder_may_have_both_or_either(tmp_path):
+    source = make_model(1)
+    tensors = make_tensors(source)
+    copy = {"logits.weight": tensors["embed.weight"]}
+    others = {name: array for name, array in tensors.items() if name != "embed.weight"}
+    for written in ({**tensors, **copy}, {**others, **copy}):
+        write_one(tmp_path, written)
+        model = make_model(2)
+        read_weights(WeightsFolder(tmp_path), with_copy(model))
+        assert_equal(read_weights_of(model), read_weights_of(source))
+
+
+def test_a_copy_that_differs_is_told_before_a_variable_changes(tmp_path):
+    tensors = make_tensors(make_model(1))
+    write_one(tmp_path, {**tensors, "logits.weight": tensors["embed.weight"] * 3})
+    model = make_model(2)
+    before = read_weights_of(model)
+    with pytest.raises(CheckpointError, match=r"'logits\.weight' and 'embed\.weight' are one"):
+        read_weights(WeightsFolder(tmp_path), with_copy(model))
+    assert_equal(read_weights_of(model), before)
+
+
+def test_a_copy_of_another_shape_is_told_with_what_is_wrong_beside(tmp_path):
+    model = make_model(1)
+    tensors = make_tensors(model)
+    write_one(tmp_path, {**tensors, "logits.weight": np.zeros((3, 6)), "more": np.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"'more'.*'logits\.weight' is \(3, 6\), expected"):
+        read_weights(WeightsFolder(tmp_path), with_copy(model))
+    assert "not of the model: 'logits.weight', 'more'" in read_error(tmp_path, model)
+
+
+def test_copies_in_float8_are_compared_by_their_scales(tmp_path):
+    model = make_model(1)
+    tensors = make_tensors(model)
+    tensors["embed.weight"], scales = scale(tensors["embed.weight"], (128, 128))
+    tensors["embed.weight_scale_inv"] = scales
+    copy = {"logits.weight": tensors["embed.weight"], "logits.weight_scale_inv": scales}
+    write_one(tmp_path, {**tensors, **copy})
+    read_weights(WeightsFolder(tmp_path), with_copy(model))
+    write_one(tmp_path, {**tensors, **copy, "logits.weight_scale_inv": 2 * scales})
+    with pytest.raises(CheckpointError, match="are one tensor"):
+        read_weights(WeightsFolder(tmp_path), with_copy(model))
