@@ -74,19 +74,19 @@ def run(arguments: argparse.Namespace) -> None:
     from keras_deepseek.models.generation.live_text import LiveText, OutputConsole
     from keras_deepseek.models.generation.prompts import find_end_tokens
     from keras_deepseek.models.generation.stop_texts import StopTexts
-    from keras_deepseek.models.generation.text_stream import stream_text
+    from keras_deepseek.models.generation.text_stream import TextStream
 
     model = CausalLM.from_preset(arguments.folder, dtype=arguments.dtype)
     prompt = _read_prompt(arguments, model.tokenizer)
     stream = model.stream(
         prompt, max_new_tokens=arguments.max_new_tokens, sampler=sampler, seed=arguments.seed
     )
-    pieces, stops = stream_text(model.tokenizer, prompt), StopTexts(arguments.stop)
-    ends = find_end_tokens(model)
+    pieces = TextStream(model.tokenizer, prompt, find_end_tokens(model))
+    stops = StopTexts(arguments.stop)
     try:
         with LiveText(OutputConsole(highlight=False, markup=False, emoji=False)) as live:
             for token in stream:
-                live.push("" if token in ends else stops.push(pieces.push(token)))
+                live.push(stops.push(pieces.push(token)))
                 if stops.is_met:
                     break
             live.add(stops.push(pieces.finish()) + stops.finish())

@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Self
 import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.backend.cloned_graph import CloneCheckedModel
 from keras_deepseek.models.quantized_layers import describe_quantized, quantize_again
 
 
-class ConfigModel(keras.Model):
+class ConfigModel(CloneCheckedModel):
     """A Functional model that is made from a config, a frozen dataclass, and a dtype policy.
 
     A subclass names its `config_class`, takes `config` and `dtype` in its `__init__`, and sets both

@@ -4,13 +4,14 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
 from keras_deepseek.models import (
     BertBackbone,
     BertMaskedLM,
     DeepSeekV2Config,
     DeepSeekV3CausalLM,
     DeepSeekV32Config,
+    SequentialRecommender,
     SequentialRecommenderConfig,
 )
 from keras_deepseek.models.config_model import ConfigModel
@@ -104,6 +105,17 @@ def test_a_model_is_made_from_a_config_of_its_own_family_alone(model_class, conf
         model_class(config)
     with pytest.raises(InvalidInputError, match=r"`config` of .* must be a BertConfig"):
         model_class(config=config, dtype="bfloat16")
+
+
+def test_a_copy_is_made_by_the_config_and_no_clone_that_has_its_table_twice():
+    model = SequentialRecommender(SequentialRecommenderConfig.from_preset("tiny", num_items=9))
+    with pytest.raises(NotSupportedError, match="a SequentialRecommender: 'backbone' shares weigh"):
+        keras.models.clone_model(model)
+    copy = type(model).from_config(model.get_config())
+    copy.set_weights(model.get_weights())
+    for mine, its in zip(model.weights, copy.weights, strict=True):
+        assert mine is not its
+        np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (mine, its)))
 
 
 def test_the_config_of_another_deepseek_is_of_another_family():

@@ -25,8 +25,12 @@ from typing import Any, ClassVar, Self
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_integer
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
+from keras_deepseek.artifacts.errors import (
+    InvalidInputError,
+    NotSupportedError,
+    unknown_name_message,
+)
 from keras_deepseek.models.checkpoints.checkpoint_config import (
     read_block_shape,
     read_weights_name,
@@ -74,13 +78,22 @@ class PresetModel(ConfigModel):
     """Patterns of the names of tensors that are written in float32 whatever the others are in."""
 
     tokenizer: Tokenizer | None = None
-    """The tokenizer of the preset; `None` where it has no `tokenizer.json` or `tokenizers` is not
-    installed."""
+    """The tokenizer of the preset, or the one that was set in its place.
+
+    It is `None` where the preset has no `tokenizer.json` or `tokenizers` is not installed: its
+    files are then written again as they were read. A model whose tokenizer is set to `None` is
+    saved without them."""
 
     generation_config: Mapping[str, Any] = MappingProxyType({})
     """What the preset's `generation_config.json` says, such as `eos_token_id`."""
 
     _tokenizer_files: Mapping[str, bytes] = MappingProxyType({})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # Not by a property: Keras on TensorFlow does not call its setter to put None for None.
+        if name == "tokenizer":
+            self._tokenizer_files = MappingProxyType({})
 
     def checkpoint_entries(self, tensors: Collection[str] = ()) -> Sequence[CheckpointEntry]:
         """Returns which tensors of a checkpoint the variables come from, and go to.
@@ -121,11 +134,14 @@ class PresetModel(ConfigModel):
         Raises:
             InvalidInputError: There is no such preset, it is of another architecture, its config
                 has a key that is not known, or its tokenizer does not fit.
-            NotSupportedError: It is quantized in another way than the releases of DeepSeek.
+            NotSupportedError: It is quantized in another way than the releases of DeepSeek, or
+                `dtype` is a policy that quantizes.
             CheckpointError: A file is torn, or its tensors are not those of the model.
             MissingExtraError: It is on the hub, and `huggingface_hub` is not installed.
         """
         policy = _read_policy(dtype)
+        load_weights = check_boolean("load_weights", load_weights)
+        verbose = check_boolean("verbose", verbose)
         cls._check_is_folder(preset)
         folder = find_preset(preset)
         checkpoint_config = read_json(folder, CONFIG_NAME)
@@ -218,6 +234,7 @@ class PresetModel(ConfigModel):
                 f"{unknown_name_message('`dtype`', dtype, DTYPES)} `None` leaves it as it is."
             )
         max_shard_bytes = check_integer("max_shard_bytes", max_shard_bytes)
+        verbose = check_boolean("verbose", verbose)
         _check_tokenizer(self._current_tokenizer_files(), self.config)
         check_not_quantized(self)
         entries, merged = self.checkpoint_entries(), merged_kernels(self)
@@ -244,13 +261,40 @@ class PresetModel(ConfigModel):
                 **reading,
             )
 
+    def save(
+        self,
+        filepath: str | os.PathLike[str],
+        overwrite: bool = True,
+        zipped: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes a `.keras` file, as of any model of Keras, with the tokenizer in it.
+
+        Args:
+            filepath: Where the file will stand.
+            overwrite: boolean. As in Keras. Defaults to `True`.
+            zipped: boolean or `None`. As in Keras. Defaults to `None`.
+            **kwargs: As in Keras.
+
+        Raises:
+            InvalidInputError: The tokenizer does not fit.
+        """
+        # Keras asks for it when it has opened the file, and emptied one that was there.
+        _check_tokenizer(self._current_tokenizer_files(), self.config)
+        super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
+
     def save_assets(self, folder: str) -> None:
         """Writes the tokenizer and the `generation_config`: for a `.keras` file, or a preset.
 
         Args:
             folder: string. A folder, which Keras puts into the file.
+
+        Raises:
+            InvalidInputError: The tokenizer does not fit.
         """
-        for name, content in self._current_tokenizer_files().items():
+        files = self._current_tokenizer_files()
+        _check_tokenizer(files, self.config)
+        for name, content in files.items():
             Path(folder, name).write_bytes(content)
         if self.generation_config:
             write_json(Path(folder), GENERATION_CONFIG_NAME, self.generation_config)
@@ -264,9 +308,9 @@ class PresetModel(ConfigModel):
         self._take_assets(read_assets(Path(folder)))
 
     def _take_assets(self, assets: PresetAssets) -> None:
-        self._tokenizer_files = assets.tokenizer_files
         if assets.tokenizer is not None:
             self.tokenizer = assets.tokenizer
+        self._tokenizer_files = assets.tokenizer_files
         if assets.generation_config is not None:
             self.generation_config = assets.generation_config
 
@@ -339,12 +383,19 @@ def _check_not_of_keras(folder: Path, checkpoint_config: Mapping[str, Any]) -> N
 
 def _read_policy(dtype: Any) -> Any:
     try:
-        return None if dtype is None else keras.dtype_policies.get(dtype)
+        policy = None if dtype is None else keras.dtype_policies.get(dtype)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
             f"`dtype` must be a dtype policy, as in 'bfloat16' or 'mixed_float16'; received "
             f"{dtype!r}."
         ) from error
+    if policy is not None and policy.quantization_mode is not None:
+        raise NotSupportedError(
+            f"`dtype` can't be {policy.name!r}: the numbers of a preset are read into variables "
+            "that hold such numbers. Read it in another policy, as in dtype='bfloat16', and call "
+            "`model.quantize('int8')`."
+        )
+    return policy
 
 
 def _most_common_dtype(variables: Sequence[keras.Variable]) -> str:

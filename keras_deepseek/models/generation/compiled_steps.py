@@ -105,25 +105,53 @@ def _prefill(
     uniforms: Any,
     numbers: Mapping[str, Any],
 ) -> tuple[Any, Any]:
+    outputs, _, state = begin_text(
+        model, kind, capacity, token_ids, mask, uniforms, numbers, num_hidden_states=1
+    )
+    return outputs, state
+
+
+def begin_text(
+    model: Any,
+    kind: StepKind,
+    capacity: int,
+    token_ids: Any,
+    mask: Any,
+    uniforms: Any,
+    numbers: Mapping[str, Any],
+    num_hidden_states: int | None = None,
+) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+    """Returns what is chosen behind prompts, hidden states of these, and a state.
+
+    Args:
+        model: `CausalLM`.
+        kind: `StepKind`.
+        capacity: integer. The slots of the caches.
+        token_ids: Integer tensor of shape `(batch_size, length)`.
+        mask: Boolean tensor of the same shape, or `None`.
+        uniforms: float32 tensor of shape `(batch_size,)`.
+        numbers: dict of float32 scalars.
+        num_hidden_states: integer, or `None` for all. Of how many of the last tokens hidden states
+            are returned. Defaults to `None`.
+    """
     batch_size, length = token_ids.shape
     # In a cache of its own length a prompt looks at no slots that are still empty.
     grows = length < capacity and holds_slots_alone(model.make_cache)
     cache = model.make_cache(batch_size, length if grows else capacity)
-    positions = count_positions(mask)
-    logits, _, cache = model.call_with_cache(
+    logits, hidden, cache = model.call_with_cache(
         token_ids,
         cache,
         0,
         padding_mask=mask,
-        positions=positions,
+        positions=count_positions(mask),
         num_logits=1,
-        num_hidden_states=1,
+        num_hidden_states=num_hidden_states,
     )
     if grows:
         cache = grow_cache(model.make_cache, cache, capacity)
     seen = mark_tokens(token_ids, mask, logits.shape[-1]) if kind.rules.has_penalty else None
     outputs = _choose(logits[:, -1], seen, uniforms, kind, numbers)
-    return outputs, {"cache": cache, "seen": seen}
+    return outputs, hidden, {"cache": cache, "seen": seen}
 
 
 def _decode(

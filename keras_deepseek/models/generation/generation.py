@@ -18,9 +18,8 @@ from keras_deepseek.models.generation.generation_options import GenerationOption
 from keras_deepseek.models.generation.prompts import find_end_tokens, read_prompts, read_stop_tokens
 from keras_deepseek.models.generation.sampler import get_sampler
 from keras_deepseek.models.generation.speculative_steps import check_drafts
-from keras_deepseek.models.generation.text_stream import stream_text
+from keras_deepseek.models.generation.text_stream import TextStream
 from keras_deepseek.models.generation.token_loop import NewToken, TokenRequest, generate_tokens
-from keras_deepseek.models.tokenizers.stream_decoder import StreamDecoder
 
 
 class Generator:
@@ -116,10 +115,11 @@ class Generator:
         return text if strip_prompt else prompts.texts[row] + text
 
     def _read_text(self, request: TokenRequest, row: int, tokens: list[int]) -> str:
-        stream = stream_text(self.tokenizer, request.prompts.rows[row])
-        stops = request.stop_tokens[row]
-        pieces = [stream.push(token) for token in tokens if token not in stops]
-        return "".join([*pieces, stream.finish()])
+        stream = self._stream_text(request, row)
+        return "".join([*map(stream.push, tokens), stream.finish()])
+
+    def _stream_text(self, request: TokenRequest, row: int) -> TextStream:
+        return TextStream(self.tokenizer, request.prompts.rows[row], request.stop_tokens[row])
 
     def stream(self, request: TokenRequest) -> Iterator[Any]:
         """Yields what each token adds, as soon as it is computed.
@@ -129,22 +129,20 @@ class Generator:
         """
         prompts = request.prompts
         streams = [
-            stream_text(self.tokenizer, row) if prompts.is_text else None for row in prompts.rows
+            self._stream_text(request, row) if prompts.is_text else None
+            for row in range(len(prompts.rows))
         ]
         for step in generate_tokens(self._steps, request):
-            pieces = [
-                _read_piece(token, stream, request.stop_tokens[row])
-                for row, (token, stream) in enumerate(zip(step, streams, strict=True))
-            ]
+            pieces = list(map(_read_piece, step, streams))
             yield pieces[0] if prompts.is_single else pieces
 
 
-def _read_piece(token: NewToken | None, stream: StreamDecoder | None, stops: frozenset[int]) -> Any:
+def _read_piece(token: NewToken | None, stream: TextStream | None) -> Any:
     if token is None:
         return None
     if stream is None:
         return token.token
-    text = "" if token.token in stops else stream.push(token.token)
+    text = stream.push(token.token)
     return text + stream.finish() if token.is_last else text
 
 

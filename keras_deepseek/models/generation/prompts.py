@@ -58,11 +58,11 @@ def read_prompts(inputs: Any, tokenizer: Any, vocabulary_size: int | None) -> Pr
         InvalidInputError: It is something else, a prompt is empty, a token id is not of the
             vocabulary, or there is text and no tokenizer.
     """
+    if hasattr(inputs, "shape"):
+        inputs = np.asarray(inputs).tolist()  # One string, too, may be an array of NumPy's.
     if isinstance(inputs, str):
         rows = _encode([inputs], tokenizer, vocabulary_size)
         return Prompts(rows, is_single=True, texts=[inputs])
-    if hasattr(inputs, "shape"):
-        inputs = np.asarray(inputs).tolist()
     if not isinstance(inputs, Sequence) or isinstance(inputs, bytes) or not len(inputs):
         raise InvalidInputError(
             "Prompts must be a string, a list of token ids, or a list of either, and at least one; "

@@ -16,6 +16,7 @@ from keras import ops
 from keras_deepseek.artifacts.errors import NotSupportedError
 from keras_deepseek.models.generation.compiled_steps import (
     StepKind,
+    begin_text,
     count_positions,
     grow_cache,
     holds_slots_alone,
@@ -24,7 +25,6 @@ from keras_deepseek.models.generation.compiled_steps import (
 from keras_deepseek.models.generation.draft_acceptance import accept_drafts
 from keras_deepseek.models.generation.token_choice import (
     adjust,
-    choose,
     draw,
     is_finite,
     log_probabilities,
@@ -115,22 +115,11 @@ def begin_speculation(
     modules = DraftModules(model)
     batch_size, length = token_ids.shape
     token_ids = ops.cast(token_ids, "int32")
-    positions = count_positions(mask)
-    logits, hidden, cache = model.call_with_cache(
-        token_ids,
-        model.make_cache(batch_size, length),
-        0,
-        padding_mask=mask,
-        positions=positions,
-        num_logits=1,
+    outputs, hidden, state = begin_text(
+        model, kind, capacity, token_ids, mask, uniforms[:, 0], numbers
     )
-    has_penalty = kind.rules.has_penalty
-    seen = mark_tokens(token_ids, mask, logits.shape[-1]) if has_penalty else None
-    outputs = choose(logits[:, 0], seen, uniforms[:, 0], kind.rules, numbers)
-    if kind.has_log_probabilities:
-        outputs["log_probabilities"] = log_probabilities(logits[:, 0], outputs["tokens"])
     token = outputs["tokens"]
-    sample = _make_sample(kind, seen, token, uniforms[:, 1:], numbers)
+    sample = _make_sample(kind, state["seen"], token, uniforms[:, 1:], numbers)
     drafts, scores, draft_cache = modules.draft(
         hidden,
         ops.concatenate([token_ids[:, 1:], ops.expand_dims(token, 1)], axis=1),
@@ -139,12 +128,11 @@ def begin_speculation(
         length - 1,
         sample,
         mask=mask,
-        positions=positions,
+        positions=count_positions(mask),
     )
     if capacity > length:
-        cache = grow_cache(model.make_cache, cache, capacity)
         draft_cache = grow_cache(modules.make_cache, draft_cache, capacity)
-    state = {"cache": cache, "draft_cache": draft_cache, "seen": seen}
+    state["draft_cache"] = draft_cache
     outputs = {name: ops.expand_dims(tensor, 1) for name, tensor in outputs.items()}
     return (outputs, 1), {**state, "token": token, "drafts": drafts, "scores": scores}
 

@@ -1,6 +1,6 @@
 """Text out of the tokens of one row, which come one by one."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from keras_deepseek.models.tokenizers.stream_decoder import StreamDecoder
@@ -9,8 +9,8 @@ _CONTEXT = 8
 """How many tokens of the prompt are decoded with the first ones behind it."""
 
 
-def stream_text(tokenizer: Any, prompt: Sequence[int]) -> StreamDecoder:
-    """Returns what makes text of the tokens behind a prompt.
+class TextStream:
+    """Makes text of the tokens behind a prompt.
 
     What a token reads as may depend on the one before it: a word at the beginning of a text has no
     space before it. So the end of the prompt is decoded first.
@@ -18,8 +18,23 @@ def stream_text(tokenizer: Any, prompt: Sequence[int]) -> StreamDecoder:
     Args:
         tokenizer: What has `detokenize`.
         prompt: list of integers.
+        end_tokens: integers. The tokens that leave no text.
     """
-    decoder = StreamDecoder(tokenizer.detokenize)
-    for token in prompt[-_CONTEXT:]:
-        decoder.push(token)
-    return decoder
+
+    def __init__(self, tokenizer: Any, prompt: Sequence[int], end_tokens: Collection[int]) -> None:
+        self._decoder = StreamDecoder(tokenizer.detokenize)
+        self._end_tokens = end_tokens
+        for token in prompt[-_CONTEXT:]:
+            self._decoder.push(token)
+
+    def push(self, token: int) -> str:
+        """Returns what a token adds to the text; nothing while a character is not complete.
+
+        Args:
+            token: integer.
+        """
+        return "" if token in self._end_tokens else self._decoder.push(token)
+
+    def finish(self) -> str:
+        """Returns what is held back at the end."""
+        return self._decoder.finish()

@@ -14,9 +14,10 @@ from keras_deepseek.models.residual_image_classifier.residual_backbone import Re
 class ResidualImageClassifier(PresetModel):
     """A residual network that gives each image a class.
 
-    Choose it for images of any size from 8 by 8 on. The features of a `ResidualBackbone` are
-    averaged over the image, dropped out, and projected to the classes. The projection and its
-    softmax compute in float32 under any policy: half precision blurs probabilities and losses.
+    Choose it for images of 8 by 8 or more, of one size or of many; smaller ones are computed too.
+    The features of a `ResidualBackbone` are averaged over the image, dropped out, and projected to
+    the classes. The projection and its softmax compute in float32 under any policy: half precision
+    blurs probabilities and losses.
 
     `save_to_preset` writes `config.json` by the config's fields and a tensor for each variable by
     its path, moving statistics too, and `from_preset` reads that. It computes something else than

@@ -19,6 +19,7 @@ from keras_deepseek.artifacts.errors import (
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.models.tokenizers.chat_template import Message, render_chat
 from keras_deepseek.models.tokenizers.stream_decoder import StreamDecoder
+from keras_deepseek.models.tokenizers.token_rows import NUM_TOKEN_IDS, read_rows, read_token_id
 from keras_deepseek.models.tokenizers.tokenizer_files import (
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
@@ -30,8 +31,6 @@ from keras_deepseek.models.tokenizers.tokenizer_files import (
 )
 
 Text = str | Sequence[str]
-
-_NUM_IDS = 2**32  # The library has them in 32 bits, without a sign.
 
 
 def is_installed() -> bool:
@@ -126,10 +125,7 @@ class Tokenizer:
         padding_side: Literal["left", "right"] = "right",
         add_special_tokens: bool = True,
     ) -> dict[str, Array]:
-        if padding_side not in ("left", "right"):
-            raise InvalidInputError(
-                unknown_name_message("padding side", padding_side, ("left", "right"))
-            )
+        _check_padding_side(padding_side)
         texts = [texts] if isinstance(texts, str) else texts
         rows = self.tokenize(texts, add_special_tokens=add_special_tokens)
         return self.pad(rows, sequence_length=sequence_length, padding_side=padding_side)
@@ -147,13 +143,18 @@ class Tokenizer:
             rows: lists of integers.
             sequence_length: integer or `None`. As for a call. Defaults to `None`.
             padding_side: `"right"` or `"left"`. Defaults to `"right"`.
+
+        Raises:
+            InvalidInputError: A row is no list of integers, or has one of more than 32 bits.
         """
+        _check_padding_side(padding_side)
+        ids = read_rows(rows)
         if sequence_length is None:
-            sequence_length = max(map(len, rows), default=0)
+            sequence_length = max(map(len, ids), default=0)
         sequence_length = check_integer("sequence_length", sequence_length, least=0)
-        token_ids = np.full((len(rows), sequence_length), self.pad_token_id, "int32")
+        token_ids = np.full((len(ids), sequence_length), self.pad_token_id, "int32")
         padding_mask = np.zeros_like(token_ids)
-        for number, row in enumerate(rows):
+        for number, row in enumerate(ids):
             length = min(len(row), sequence_length)
             if padding_side == "left":
                 part, kept = slice(sequence_length - length, None), row[len(row) - length :]
@@ -185,6 +186,10 @@ class Tokenizer:
         """
         if isinstance(texts, str):
             return self.tokenize([texts], add_special_tokens=add_special_tokens)[0]
+        if not np.iterable(texts) or isinstance(texts, bytes | Mapping):
+            raise InvalidInputError(
+                f"Texts must be a string or a list of strings, received {texts!r}."
+            )
         texts = list(texts)
         for text in texts:
             if not isinstance(text, str):
@@ -200,19 +205,17 @@ class Tokenizer:
             skip_special_tokens: boolean. Whether special tokens leave no text. Defaults to `True`.
 
         Raises:
-            InvalidInputError: One of them is negative.
+            InvalidInputError: One of them is negative, or no integer.
         """
-        if len(token_ids) and np.ndim(token_ids[0]):
-            return [
-                self.detokenize(row, skip_special_tokens=skip_special_tokens) for row in token_ids
-            ]
-        ids = [int(token_id) for token_id in token_ids]
-        wrong = [token_id for token_id in ids if not 0 <= token_id < _NUM_IDS]
-        if wrong:
+        if not np.iterable(token_ids) or isinstance(token_ids, str | bytes | Mapping):
             raise InvalidInputError(
-                f"A token id must be an integer from 0 on, received {wrong[0]}. Take out what "
-                "stands for no token, such as the targets that a loss passes over."
+                "Token ids must be a list or an array of integers, of one or two axes; received "
+                f"{token_ids!r}."
             )
+        ids = list(token_ids)
+        if ids and np.ndim(ids[0]):
+            return [self.detokenize(row, skip_special_tokens=skip_special_tokens) for row in ids]
+        ids = [read_token_id(token_id) for token_id in ids]
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def stream(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
@@ -278,7 +281,7 @@ class Tokenizer:
         Args:
             token_id: integer.
         """
-        if not 0 <= token_id < _NUM_IDS:
+        if not 0 <= token_id < NUM_TOKEN_IDS:
             return None
         token: str | None = self._tokenizer.id_to_token(int(token_id))
         return token
@@ -302,3 +305,8 @@ class Tokenizer:
     def vocabulary_size(self) -> int:
         """Number of tokens, special ones among them."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+
+def _check_padding_side(received: str) -> None:
+    if received not in ("left", "right"):
+        raise InvalidInputError(unknown_name_message("padding side", received, ("left", "right")))

@@ -94,14 +94,30 @@ def read_chat_templates(files: Mapping[str, bytes]) -> dict[str, str]:
 
     Args:
         files: dict of `read_tokenizer_files`.
+
+    Raises:
+        CheckpointError: What a file has for templates is none.
     """
     if CHAT_TEMPLATE_NAME in files:
         return {"default": files[CHAT_TEMPLATE_NAME].decode("utf-8", "replace")}
-    found = read_json_file(files, "chat_template.json").get("chat_template")
-    found = found or read_json_file(files, TOKENIZER_CONFIG_NAME).get("chat_template") or []
-    if isinstance(found, str):
-        return {"default": found}
-    return {each["name"]: each["template"] for each in found}
+    for file in ("chat_template.json", TOKENIZER_CONFIG_NAME):
+        found = read_json_file(files, file).get("chat_template")
+        if found:
+            return {"default": found} if isinstance(found, str) else _named_templates(file, found)
+    return {}
+
+
+def _named_templates(file: str, received: Any) -> dict[str, str]:
+    templates = received if isinstance(received, list) else [received]
+    for each in templates:
+        parts = [each.get("name"), each.get("template")] if isinstance(each, dict) else [None]
+        if not all(isinstance(part, str) for part in parts):
+            raise CheckpointError(
+                f'`chat_template` in {file!r} must be a string, or a list as in [{{"name": '
+                f'"default", "template": "..."}}]; received {each!r}. Correct the file, or take '
+                "the key out of it."
+            )
+    return {each["name"]: each["template"] for each in templates}
 
 
 def find_chat_template(templates: Mapping[str, str], name: str) -> str:

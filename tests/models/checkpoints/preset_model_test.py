@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -267,6 +268,55 @@ def test_what_is_no_tokenizer_is_not_written(tmp_path):
     model.tokenizer = "x"
     with pytest.raises(InvalidInputError, match=r"must be a `Tokenizer` .*received 'x'"):
         model.save_to_preset(tmp_path / "new")
+
+
+def test_a_tokenizer_that_does_not_fit_leaves_an_older_file_as_it_was(preset, tmp_path):
+    path = tmp_path / "model.keras"
+    model = make_model()
+    model.save(path)
+    written = path.read_bytes()
+    write_vocabulary(preset, 41)
+    model._tokenizer_files = {"tokenizer.json": (preset / "tokenizer.json").read_bytes()}
+    with pytest.raises(InvalidInputError, match="token ids up to 40"):
+        model.save(path)
+    assert path.read_bytes() == written
+    with pytest.raises(InvalidInputError, match="token ids up to 40"):
+        keras.saving.save_model(model, tmp_path / "other.keras")
+
+
+def test_a_model_whose_tokenizer_was_taken_away_is_saved_without(preset, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "keras_deepseek.models.checkpoints.preset_assets.is_installed", lambda: False
+    )
+    write_vocabulary(preset, 40)
+    model = SmallModel.from_preset(preset)
+    model.tokenizer = None
+    model.save_to_preset(preset)
+    assert sorted(os.listdir(preset)) == ["config.json", "model.safetensors"]
+    model.save(tmp_path / "model.keras")
+    assert keras.saving.load_model(tmp_path / "model.keras")._tokenizer_files == {}
+
+
+def test_a_tokenizer_that_was_set_goes_in_place_of_the_presets(preset, tmp_path):
+    write_vocabulary(preset, 40)
+    model = SmallModel.from_preset(preset)
+    files = {"tokenizer.json": b'{"model": {"vocab": {"a": 0}}}'}
+    model.tokenizer = SimpleNamespace(files=files)
+    model.save_to_preset(tmp_path / "new")
+    assert not (tmp_path / "new" / "tokenizer_config.json").exists()
+    assert (tmp_path / "new" / "tokenizer.json").read_bytes() == files["tokenizer.json"]
+
+
+@pytest.mark.parametrize("name", ["load_weights", "verbose"])
+def test_options_that_are_no_booleans_are_told(preset, name):
+    with pytest.raises(InvalidInputError, match=f"`{name}` must be True or False, received 'no'"):
+        SmallModel.from_preset(preset, **{name: "no"})
+
+
+@pytest.mark.parametrize("load_weights", [True, False])
+def test_a_policy_that_quantizes_is_refused(preset, load_weights):
+    with pytest.raises(NotSupportedError, match="`dtype` can't be 'float8_from_float32'"):
+        SmallModel.from_preset(preset, dtype="float8_from_float32", load_weights=load_weights)
 
 
 @pytest.mark.parametrize("is_installed", [True, False])

@@ -34,6 +34,9 @@ def test_text_is_encoded():
     assert prompts.texts == ["ab"]
     assert prompts.rows == [WordTokenizer().tokenize("ab")]
     assert read_prompts(["ab", "c"], WordTokenizer(), None).texts == ["ab", "c"]
+    assert read_prompts(np.array(["ab", "c"]), WordTokenizer(), None).texts == ["ab", "c"]
+    for one in (np.array("ab"), np.str_("ab")):
+        assert read_prompts(one, WordTokenizer(), None) == prompts
 
 
 @pytest.mark.parametrize(
@@ -43,6 +46,7 @@ def test_text_is_encoded():
         (b"abc", "Prompts must be a string"),
         ([b"abc"], "must be a list of one token id or more"),
         (7, "Prompts must be a string, a list of token ids"),
+        (np.array(7), "Prompts must be a string, .* received 7"),
         ([[1], []], "must be a list of one token id or more, received \\[\\]"),
         ([[1], "a"], "All prompts of a batch are strings, or none is"),
         ([1.5], "`a token id` must be an integer of at least 0, received 1.5"),

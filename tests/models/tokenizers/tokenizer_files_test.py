@@ -6,6 +6,7 @@ from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError
 from keras_deepseek.models.tokenizers.tokenizer_files import (
     check_vocabulary,
     count_vocabulary,
+    read_chat_templates,
     read_json_file,
     read_special_tokens,
     read_tokenizer_files,
@@ -66,6 +67,29 @@ def test_special_tokens_are_read_from_both_files():
     }
     assert read_special_tokens(content) == {"pad_token": "<pad>", "eos_token": "</s>"}
     assert read_special_tokens({}) == {}
+
+
+def test_chat_templates_are_told_by_their_names():
+    several = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
+    for found, expected in (
+        ("D", {"default": "D"}),
+        (several, {"default": "D", "tool_use": "T"}),
+        ([], {}),
+        (None, {}),
+    ):
+        content = json.dumps({"chat_template": found}).encode()
+        assert read_chat_templates({"tokenizer_config.json": content}) == expected
+    assert read_chat_templates({}) == {}
+
+
+@pytest.mark.parametrize(
+    "found", [5, {"a": 1}, ["D"], [{"name": "x"}], [{"name": 1, "template": ""}]]
+)
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.json"])
+def test_chat_templates_that_are_none_are_told_with_their_file(file, found):
+    content = {file: json.dumps({"chat_template": found}).encode()}
+    with pytest.raises(CheckpointError, match=rf"`chat_template` in '{file}' must be a string, or"):
+        read_chat_templates(content)
 
 
 def test_a_torn_file_is_told():

@@ -95,7 +95,30 @@ def test_a_length_that_is_none_is_told(tokenizer, length):
         tokenizer(["hi"], sequence_length=length)
 
 
-@pytest.mark.parametrize("token_ids", [[-1], [3, 2**32], np.array([[3, -100]])])
+@pytest.mark.parametrize("texts", [5, None, b"a", {"text": 1}, np.array(5)])
+def test_what_is_neither_a_text_nor_several_is_told(tokenizer, texts):
+    for call in (tokenizer, tokenizer.tokenize):
+        with pytest.raises(InvalidInputError, match="Texts must be a string or a list of strings"):
+            call(texts)
+
+
+@pytest.mark.parametrize("token_ids", [5, None, "abc", {3: 1}, np.array(5)])
+def test_what_is_no_row_of_token_ids_is_told(tokenizer, token_ids):
+    with pytest.raises(InvalidInputError, match="Token ids must be a list or an array of integers"):
+        tokenizer.detokenize(token_ids)
+
+
+@pytest.mark.parametrize("rows", [5, [5], "abc", [[1.5]], [[10**12]], [["a"]], [[[1]]]])
+def test_what_are_no_rows_is_told_before_it_is_padded(tokenizer, rows):
+    with pytest.raises(InvalidInputError, match=r"must be (lists|a list) of token ids"):
+        tokenizer.pad(rows)
+    with pytest.raises(InvalidInputError, match="Unknown padding side 'lefd'"):
+        tokenizer.pad([[1]], padding_side="lefd")
+
+
+@pytest.mark.parametrize(
+    "token_ids", [[-1], [3, 2**32], np.array([[3, -100]]), [1.5], ["a"], [True], np.array([1.0])]
+)
 def test_what_is_no_token_id_is_told(tokenizer, token_ids):
     with pytest.raises(
         InvalidInputError, match="A token id must be an integer from 0 on, received"
