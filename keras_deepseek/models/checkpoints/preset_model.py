@@ -17,7 +17,6 @@ the paths of the variables, and a `PresetConfig` by its fields.
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
@@ -28,7 +27,6 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
 from keras_deepseek.artifacts.errors import (
     InvalidInputError,
-    NotSupportedError,
     unknown_name_message,
 )
 from keras_deepseek.models.checkpoints.checkpoint_config import (
@@ -38,6 +36,12 @@ from keras_deepseek.models.checkpoints.checkpoint_config import (
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.merged_kernels import check_not_quantized, merged_kernels
 from keras_deepseek.models.checkpoints.preset_assets import PresetAssets, read_assets
+from keras_deepseek.models.checkpoints.preset_checks import (
+    check_entries,
+    check_not_of_keras,
+    override_config,
+    read_policy,
+)
 from keras_deepseek.models.checkpoints.preset_folder import (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
@@ -139,7 +143,7 @@ class PresetModel(ConfigModel):
             CheckpointError: A file is torn, or its tensors are not those of the model.
             MissingExtraError: It is on the hub, and `huggingface_hub` is not installed.
         """
-        policy = _read_policy(dtype)
+        policy = read_policy(dtype)
         load_weights = check_boolean("load_weights", load_weights)
         verbose = check_boolean("verbose", verbose)
         cls._check_is_folder(preset)
@@ -149,7 +153,7 @@ class PresetModel(ConfigModel):
         block_shape = read_block_shape(folder, checkpoint_config)
         weights_name = read_weights_name(folder, checkpoint_config)
         config = reader.config_class.from_checkpoint_config(checkpoint_config)
-        config = _override(config, config_overrides)
+        config = override_config(config, config_overrides)
         assets = read_assets(folder)
         _check_tokenizer(assets.tokenizer_files, config)
         model: Self = (
@@ -188,7 +192,7 @@ class PresetModel(ConfigModel):
         for architecture in found:
             if architecture in readers:
                 return readers[architecture]
-        _check_not_of_keras(folder, checkpoint_config)
+        check_not_of_keras(folder, checkpoint_config)
         raise InvalidInputError(
             f"{str(folder)!r} is a checkpoint of {', '.join(map(str, found)) or 'no'} "
             f"architecture (model_type {checkpoint_config.get('model_type')!r}), and "
@@ -352,7 +356,7 @@ def _build_and_fill(
     with unset_variables() as unset:
         model = model_class(config, dtype=policy)
     entries = model.checkpoint_entries(weights.names)
-    _check_entries(entries, unset)
+    check_entries(entries, unset)
     read_weights(
         weights,
         entries,
@@ -371,61 +375,12 @@ def _family(model_class: type[Any]) -> Iterator[type[Any]]:
         generation = [each for above in generation for each in above.__subclasses__()]
 
 
-def _check_not_of_keras(folder: Path, checkpoint_config: Mapping[str, Any]) -> None:
-    """Says where a `config.json` is that of Keras's own serialization, which KerasHub writes."""
-    found = checkpoint_config.get("registered_name") or checkpoint_config.get("class_name")
-    if found is not None:
-        raise InvalidInputError(
-            f"{str(folder)!r} is a preset of KerasHub, of its class {found!r}: read it by "
-            "`keras_hub`, or fetch the model in the form of Hugging Face, which is read here."
-        )
-
-
-def _read_policy(dtype: Any) -> Any:
-    try:
-        policy = None if dtype is None else keras.dtype_policies.get(dtype)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(
-            f"`dtype` must be a dtype policy, as in 'bfloat16' or 'mixed_float16'; received "
-            f"{dtype!r}."
-        ) from error
-    if policy is not None and policy.quantization_mode is not None:
-        raise NotSupportedError(
-            f"`dtype` can't be {policy.name!r}: the numbers of a preset are read into variables "
-            "that hold such numbers. Read it in another policy, as in dtype='bfloat16', and call "
-            "`model.quantize('int8')`."
-        )
-    return policy
-
-
 def _most_common_dtype(variables: Sequence[keras.Variable]) -> str:
     counts = Counter(variable.dtype for variable in variables)
     return str(counts.most_common(1)[0][0])
-
-
-def _override(config: Any, overrides: Mapping[str, Any]) -> Any:
-    names = [field.name for field in fields(config)]
-    for name in overrides:
-        if name not in names:
-            raise InvalidInputError(unknown_name_message("value of the config", name, names))
-    return replace(config, **overrides)
 
 
 def _check_tokenizer(files: Mapping[str, bytes], config: Any) -> None:
     vocabulary_size = getattr(config, "vocabulary_size", None)
     if files and vocabulary_size is not None:
         check_vocabulary(files, vocabulary_size)
-
-
-def _check_entries(entries: Sequence[CheckpointEntry], unset: Sequence[keras.Variable]) -> None:
-    """Says where a checkpoint map leaves a variable out, or fills one twice: a fault of the map."""
-    filled = [variable for entry in entries for variable in entry.variables]
-    counts = {id(variable): 0 for variable in (*unset, *filled)}
-    for variable in filled:
-        counts[id(variable)] += 1
-    wrong = [each.path for each in (*unset, *filled) if counts[id(each)] != 1]
-    if wrong:
-        raise InvalidInputError(
-            f"The checkpoint map must have an entry for each variable: {sorted(set(wrong))} have "
-            "none or several."
-        )
