@@ -33,16 +33,15 @@ def cut_pieces(shape: tuple[int, ...], item_bytes: int) -> Iterator[Any]:
         yield slice(begin, min(begin + rows, shape[0]))
 
 
-def read_pieces(source: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+def read_pieces(source: Any, dtype: Any) -> Array:
     """Returns a copy of an array, or of what is read like one by its indices, in aligned memory.
 
     Args:
-        source: What is read.
-        shape: tuple of integers. That of the array.
+        source: What is read. It has a `shape`.
         dtype: `numpy.dtype` of the copy.
     """
-    values = allocate_aligned(shape, dtype)
-    for index in cut_pieces(shape, dtype.itemsize):
+    values = allocate_aligned(source.shape, dtype)
+    for index in cut_pieces(source.shape, dtype.itemsize):
         copy_array(values[index], source[index])
     return values
 

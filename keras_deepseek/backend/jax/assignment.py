@@ -6,7 +6,6 @@ import jax
 import keras
 import numpy as np
 
-from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.array_pieces import allocate_aligned, read_pieces
 
 
@@ -15,19 +14,15 @@ def assign_array(variable: keras.Variable, source: Any) -> None:
 
     The array that the variable held is deleted first, so that the two never stand side by side.
     """
-    shape, dtype, sharding = tuple(variable.shape), variable.value.dtype, variable.value.sharding
+    dtype, sharding = variable.value.dtype, variable.value.sharding
     variable.value.delete()
     if len(sharding.device_set) > 1:
         value = jax.make_array_from_callback(
-            shape, sharding, lambda index: _read_part(np.asarray(source[index]), dtype)
+            tuple(variable.shape), sharding, lambda index: read_pieces(source[index], dtype)
         )
     else:  # On a CPU, JAX goes on using this memory.
-        value = jax.device_put(read_pieces(source, shape, dtype), sharding)
+        value = jax.device_put(read_pieces(source, dtype), sharding)
     variable.assign(value)
-
-
-def _read_part(part: Array, dtype: Any) -> Array:
-    return read_pieces(part, part.shape, dtype)
 
 
 def unset_initializer() -> Any:

@@ -18,7 +18,7 @@ def assign_array(variable: keras.Variable, source: Any) -> None:
     """
     dtype = np.dtype(tf.as_dtype(variable.dtype).as_numpy_dtype)
     # The variable goes on using this memory, until it is first updated, by a copy.
-    variable.assign(_as_tensor(read_pieces(source, tuple(variable.shape), dtype)))
+    variable.assign(_as_tensor(read_pieces(source, dtype)))
 
 
 def unset_initializer() -> Any:

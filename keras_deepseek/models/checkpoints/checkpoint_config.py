@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.models.checkpoints.scaled_tensor import DEFAULT_BLOCK_SHAPE
+from keras_deepseek.models.checkpoints.weights_folder import INDEX_SUFFIX
 
 GENERIC_KEYS = frozenset(
     {
@@ -145,7 +146,7 @@ def read_weights_name(folder: Path, checkpoint_config: Mapping[str, Any]) -> str
         InvalidInputError: It is no name of a safetensors file, or of an index, in the folder.
     """
     name = checkpoint_config.get("transformers_weights")
-    suffixes = (".safetensors", ".safetensors.index.json")
+    suffixes = (".safetensors", INDEX_SUFFIX)
     if name is None:
         return None
     # A name with a path in it would lead out of the folder.
