@@ -409,9 +409,8 @@ class Backend(Protocol):
         """Whether `stack` may be used, and is faster than one operation on all blocks at once.
 
         It has no gradient, so this is so in functions that `compile_with_state` made, and there
-        alone; and on JAX's CPU, where it was measured: a GPU would wait for each block. In one
-        thread TensorFlow's loop took longer than all at once. On PyTorch it never is: what can be
-        read is not in blocks, and the rest is recorded.
+        alone; and on a CPU, where it was measured: a GPU would wait for each block. On PyTorch it
+        never is: what can be read is not in blocks, and the rest is recorded.
         """
 
     def stack(self, function: "Callable[[Any], Any]", count: "Any", number: int) -> "Any":

@@ -60,6 +60,27 @@ def test_a_state_is_written_where_it_lies():
     assert second["kept"] is first["kept"]
 
 
+def test_what_was_read_of_slots_stays_as_it_was():
+    """TensorFlow, which reads them without a copy."""
+    if keras.backend.backend() != "tensorflow":
+        return
+
+    def function(state, update, slot):
+        before = None if state is None else ops.reshape(state["kept"], (-1,))
+        _, new = add_to_slot(1.0)(state, update, slot)
+        return {"before": before, "after": ops.reshape(new["kept"], (-1,))}, new
+
+    step = current().compile_with_state(function, [])
+    _, state = step(None, np.ones((2, 1, 3), "float32"), 0)
+    read = []
+    for slot in (1, 2, 3):
+        outputs, state = step(state, np.ones((2, 1, 3), "float32"), slot)
+        read.append(outputs)
+    for number, outputs in enumerate(read):
+        assert ops.convert_to_numpy(outputs["before"]).sum() == 6 * (number + 1)
+        assert ops.convert_to_numpy(outputs["after"]).sum() == 6 * (number + 2)
+
+
 def test_slots_are_written_beside_the_tensor_that_nobody_gave_away():
     kept = ops.zeros((1, 3, 2))
     written = current().write_slots(kept, 1, ops.ones((1, 1, 2)))

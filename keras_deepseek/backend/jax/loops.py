@@ -1,17 +1,14 @@
 """Loops whose runs wait for each other, and what is done only on a condition."""
 
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import keras
 
+from keras_deepseek.backend.gradient_free import is_gradient_free
 from keras_deepseek.backend.keras_training import NestedScope
-
-HAS_NO_GRADIENT: ContextVar[bool] = ContextVar("has_no_gradient", default=False)
-"""Whether a function that `compile_with_state` made is traced."""
 
 
 def repeat(
@@ -37,7 +34,7 @@ def repeat(
 
 def loops_over_blocks() -> bool:
     """Whether `stack` may be used, and is faster than one operation on all blocks at once."""
-    return HAS_NO_GRADIENT.get() and jax.default_backend() == "cpu"
+    return is_gradient_free() and jax.default_backend() == "cpu"
 
 
 def stack(function: Callable[[Any], Any], count: Any, number: int) -> Any:

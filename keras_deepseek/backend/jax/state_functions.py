@@ -7,7 +7,7 @@ import jax
 import keras
 from keras import ops
 
-from keras_deepseek.backend.jax.loops import HAS_NO_GRADIENT
+from keras_deepseek.backend.gradient_free import without_gradients
 
 
 def compile_with_state(
@@ -17,12 +17,9 @@ def compile_with_state(
     variables = list(variables)
 
     def trace(values: list[jax.Array], state: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
-        token = HAS_NO_GRADIENT.set(True)
-        try:
-            with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-                return function(state, *inputs)
-        finally:
-            HAS_NO_GRADIENT.reset(token)
+        scope = keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
+        with without_gradients(), scope:
+            return function(state, *inputs)
 
     run = jax.jit(trace, donate_argnums=1)
 

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_deepseek.backend.gradient_free import is_gradient_free
 from keras_deepseek.backend.keras_training import NestedScope, scoped_variables
 
 
@@ -41,7 +42,7 @@ def repeat(
 
 def loops_over_blocks() -> bool:
     """Whether `stack` may be used, and is faster than one operation on all blocks at once."""
-    return False
+    return is_gradient_free() and not tf.config.list_physical_devices("GPU")
 
 
 def stack(function: Callable[[Any], Any], count: Any, number: int) -> Any:

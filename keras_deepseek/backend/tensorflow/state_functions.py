@@ -7,6 +7,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_deepseek.backend.gradient_free import without_gradients
+
 
 def compile_with_state(
     function: Callable[..., tuple[Any, Any]], variables: Sequence[keras.Variable]
@@ -15,13 +17,15 @@ def compile_with_state(
 
     @tf.function(autograph=False)
     def begin(inputs: tuple[Any, ...]) -> tuple[Any, Any]:
-        return function(None, *inputs)
+        with without_gradients():
+            return function(None, *inputs)
 
     # What is kept from step to step lies in variables of TensorFlow: it writes slots into these,
     # and would copy a tensor for them.
     @tf.function(autograph=False)
     def go_on(state: Any, inputs: tuple[Any, ...]) -> Any:
-        outputs, new = function(state, *inputs)
+        with without_gradients():
+            outputs, new = function(state, *inputs)
         for kept, tensor in zip(_flatten(state), _flatten(new), strict=True):
             if tensor is not kept:
                 kept.assign(tensor)
@@ -61,5 +65,8 @@ def write_slots(tensor: Any, start: Any, update: Any) -> Any:
     """Returns a tensor `(batch_size, slots, ...)` with an update in its slots from `start` on."""
     if isinstance(tensor, tf.Variable):
         tensor[:, start : start + tf.shape(update)[1]].assign(update)
+        # Or each read from now on would copy all of it. What still has it when slots are written
+        # again keeps a copy.
+        tf.raw_ops.DisableCopyOnRead(resource=tensor.handle)
         return tensor
     return ops.slice_update(tensor, [0, start, *[0] * (len(update.shape) - 2)], update)

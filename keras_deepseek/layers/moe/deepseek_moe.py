@@ -221,13 +221,16 @@ class DeepSeekMoE(FloatingInputLayer):
 
     def _compute_blocks(self, tokens: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
         """One block after the other: no kernel is copied that is not about to be used."""
-        kernels = (self.gate_kernel, self.up_kernel, self.down_kernel)
+        kernels = [
+            ops.convert_to_tensor(kernel)
+            for kernel in (self.gate_kernel, self.up_kernel, self.down_kernel)
+        ]
         tokens_of_block = ops.reshape(plan.token_of_slot, (-1, plan.block_size))
 
         def compute(index: Any) -> Any:
             rows = ops.take(tokens, tokens_of_block[index], axis=0)
             expert = plan.expert_of_block[index]
-            gate, up, down = (ops.take(kernel, expert, axis=0) for kernel in kernels)
+            gate, up, down = (kernel[expert] for kernel in kernels)
             hidden = gate_activations(
                 multiply_matrices(rows, gate), multiply_matrices(rows, up), self.clamp
             )
