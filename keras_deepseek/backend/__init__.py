@@ -408,15 +408,17 @@ class Backend(Protocol):
     def loops_over_blocks(self) -> bool:
         """Whether `stack` may be used, and is faster than one operation on all blocks at once.
 
-        It has no gradient, so this is so in functions that `compile_with_state` made, and there
-        alone; and on a CPU, where it was measured: a GPU would wait for each block. On PyTorch it
-        never is: what can be read is not in blocks, and the rest is recorded.
+        It has no gradient, so this is so in functions that `compile_with_state` and
+        `compile_inference` made, and there alone; and on a CPU, where it was measured: a GPU would
+        wait for each block. On PyTorch it never is: what can be read is not in blocks, and the rest
+        is recorded.
         """
 
-    def stack(self, function: "Callable[[Any], Any]", count: "Any", number: int) -> "Any":
+    def stack(self, function: "Callable[[Any], Any]", count: "Any", number: "Any") -> "Any":
         """Returns what `function(index)` makes for indices below `count`, zeros up to `number`.
 
-        Each is a tensor of the same known shape. `count` is an integer scalar tensor.
+        Each is a tensor of the same shape. `count` is an integer scalar tensor, and so is `number`
+        on TensorFlow where sizes are free; the count is 1 or more there.
         """
 
     def run_if(

@@ -5,6 +5,7 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.backend.gradient_free import without_gradients
 from keras_deepseek.backend.named_model import NamedModel
 
 
@@ -14,7 +15,8 @@ def compile_inference(model: NamedModel) -> InferenceFunction:
 
     @jax.jit
     def run(values: list[jax.Array], inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+        scope = keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True)))
+        with without_gradients(), scope:
             return model(inputs)
 
     def infer(inputs: dict[str, Array]) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.backend.gradient_free import without_gradients
 from keras_deepseek.backend.named_model import NamedModel
 
 
@@ -15,7 +16,8 @@ def compile_inference(model: NamedModel) -> InferenceFunction:
 
     @tf.function(input_signature=[specs], autograph=False)
     def run(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return model.trace(inputs)
+        with without_gradients():
+            return model.trace(inputs)
 
     traced = run.get_concrete_function()  # Once, for every batch size and free axis.
 

@@ -45,7 +45,7 @@ def loops_over_blocks() -> bool:
     return is_gradient_free() and not tf.config.list_physical_devices("GPU")
 
 
-def stack(function: Callable[[Any], Any], count: Any, number: int) -> Any:
+def stack(function: Callable[[Any], Any], count: Any, number: Any) -> Any:
     """Returns what `function(index)` makes for indices below `count`, zeros up to `number`."""
     made = tf.function(function, autograph=False).get_concrete_function(0).structured_outputs
     array = tf.TensorArray(made.dtype, number, element_shape=made.shape)

@@ -236,7 +236,9 @@ class DeepSeekMoE(FloatingInputLayer):
             )
             return multiply_matrices(hidden, down)
 
-        blocks = backend.current().stack(compute, plan.num_used, tokens_of_block.shape[0])
+        # The first is computed even if it is empty: TensorFlow learns from it what shape they have.
+        num_used = ops.maximum(plan.num_used, 1)
+        blocks = backend.current().stack(compute, num_used, ops.shape(tokens_of_block)[0])
         return ops.reshape(blocks, (-1, tokens.shape[-1]))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
@@ -118,16 +119,16 @@ def dispatch_by_load(indices: Any, num_experts: int, expert_size: int) -> Expert
     return _return(indices, chosen // indices.shape[1], slots, order.is_some, loads=loads)
 
 
-def dispatch_to_blocks(indices: Any, num_experts: int, block_size: int) -> ExpertDispatch:
+def dispatch_to_blocks(indices: Any, num_experts: int, block_size: Any) -> ExpertDispatch:
     """Gives each expert as many blocks as it needs.
 
     Args:
         indices: int32 tensor of shape `(num_tokens, num_experts_per_token)`. An index of
             `num_experts` chooses nobody.
         num_experts: The number of experts.
-        block_size: Rows of a block.
+        block_size: Rows of a block, an integer or a tensor.
     """
-    if block_size == 1:
+    if isinstance(block_size, int) and block_size == 1:
         return _dispatch_as_they_are(indices, num_experts)
     order = _sort(indices, num_experts)
     blocks = (order.loads + (block_size - 1)) // block_size
@@ -186,28 +187,28 @@ def is_worth_a_loop(num_choices: Any, expert_size: int) -> bool:
         num_choices: How often an expert is chosen, an integer, or a tensor where it is not known.
         expert_size: How many numbers the kernels of an expert hold.
     """
-    return (
-        isinstance(num_choices, int)
-        and num_choices >= _LEAST_LOOP
-        and num_choices * expert_size >= _LEAST_WORK
-    )
+    if not isinstance(num_choices, int):
+        return True  # At once they would be in blocks of a size for many.
+    return num_choices >= _LEAST_LOOP and num_choices * expert_size >= _LEAST_WORK
 
 
-def choose_looped_block_size(num_choices: int, num_experts: int) -> int:
+def choose_looped_block_size(num_choices: Any, num_experts: int) -> Any:
     """Returns the block size of least cost in a loop, which computes the blocks in use alone.
 
     Args:
-        num_choices: How often an expert is chosen.
+        num_choices: How often an expert is chosen, an integer, or a tensor where it is not known;
+            so is the size then.
         num_experts: The number of experts.
     """
+    is_known = isinstance(num_choices, int)
+    of: Any = np if is_known else ops
+    num_choices = num_choices if is_known else ops.cast(num_choices, "float32")
     in_use = num_experts * (1 - (1 - 1 / num_experts) ** num_choices)
-
-    def cost(block_size: int) -> float:
-        # Of each expert in use the last block is half empty.
-        num_blocks = num_choices / block_size + in_use * (1 - 1 / block_size) / 2
-        return max(num_blocks, in_use) * (block_size + _READ_KERNEL_IN_LOOP)
-
-    return min(_BLOCK_SIZES, key=cost)
+    sizes = of.array(_BLOCK_SIZES, "float32")
+    # Of each expert in use the last block is half empty.
+    num_blocks = of.maximum(num_choices / sizes + in_use * (1 - 1 / sizes) / 2, in_use)
+    best = of.argmin(num_blocks * (sizes + _READ_KERNEL_IN_LOOP))
+    return _BLOCK_SIZES[best] if is_known else ops.cast(ops.take(sizes, best), "int32")
 
 
 def choose_block_size(num_tokens: Any, num_choices: Any, num_experts: int) -> int | None:
@@ -233,7 +234,7 @@ def choose_block_size(num_tokens: Any, num_choices: Any, num_experts: int) -> in
     return None if num_experts * (num_tokens + _READ_KERNEL) <= cost(best) else best
 
 
-def count_blocks(num_choices: Any, num_experts: int, block_size: int) -> Any:
+def count_blocks(num_choices: Any, num_experts: int, block_size: Any) -> Any:
     """Returns how many blocks hold any load: each expert in use may leave one almost empty."""
     in_use = min(num_choices, num_experts) if isinstance(num_choices, int) else num_experts
     return (num_choices + in_use * (block_size - 1)) // block_size

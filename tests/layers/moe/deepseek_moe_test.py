@@ -4,6 +4,7 @@ import pytest
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
+from keras_deepseek.backend.named_model import NamedModel
 from keras_deepseek.layers import DeepSeekMoE, ExpertRouter, HashRouter
 from keras_deepseek.layers.moe import expert_dispatch
 from keras_deepseek.testing import LayerTestCase, assert_close
@@ -117,6 +118,21 @@ def test_blocks_in_a_loop_compute_the_same(monkeypatch, shape):
         mask[..., None], oracle(layer, inputs), to_numpy(layer.shared_experts(inputs))
     )
     assert_close(to_numpy(looped), expected)
+
+
+@pytest.mark.parametrize("num_experts", [3, 12])
+def test_a_compiled_model_computes_the_same_at_any_number_of_tokens(monkeypatch, num_experts):
+    monkeypatch.setattr(expert_dispatch, "_LEAST_WORK", 0)
+    layer = DeepSeekMoE(ExpertRouter(num_experts, 3), 5, num_shared_experts=0)
+    inputs = keras.Input((None, 8), name="tokens")
+    outputs = layer(keras.layers.Masking()(inputs))
+    model = NamedModel(keras.Model(inputs, {"outputs": outputs}))
+    infer = backend.current().compile_inference(model)
+    for shape in [(1, 1, 8), (2, 21, 8), (3, 50, 8)]:
+        tokens = draw(*shape)
+        assert_close(infer({"tokens": tokens})["outputs"], oracle(layer, tokens))
+        hidden = infer({"tokens": np.zeros(shape, "float32")})["outputs"]  # All are padding.
+        np.testing.assert_array_equal(hidden, np.zeros(shape))
 
 
 @pytest.mark.slow_on_jax

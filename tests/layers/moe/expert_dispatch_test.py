@@ -131,11 +131,17 @@ def test_a_loop_takes_blocks_of_about_an_experts_load():
     assert sizes[-1] > sizes[0]
 
 
+@pytest.mark.parametrize("num_choices", [1, 16, 300, 5000])
+def test_the_size_in_a_loop_is_the_same_where_the_number_is_a_tensor(num_choices):
+    size = choose_looped_block_size(keras.ops.convert_to_tensor(num_choices), 16)
+    assert int(size) == choose_looped_block_size(num_choices, 16)
+
+
 def test_a_loop_is_worth_it_for_many_choices_and_large_kernels():
     assert is_worth_a_loop(16, 2**16)
     assert not is_worth_a_loop(2, 2**20)
     assert not is_worth_a_loop(16, 2**10)
-    assert not is_worth_a_loop(keras.ops.convert_to_tensor(16), 2**16)
+    assert is_worth_a_loop(keras.ops.convert_to_tensor(2), 2**10)  # So few, but who knows.
 
 
 def test_an_unknown_number_of_tokens_gets_the_default():
