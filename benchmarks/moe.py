@@ -6,9 +6,10 @@ best, for it reads a fraction of the kernels. The loop goes over the experts as 
 JAX knows no such shapes under jit, so there each expert computes every token.
 
 Claim: where the work is worth a loop, from 512 tokens on, and the backend knows the loads (torch),
-ours takes at most 1.25 times the loop's time; in JAX it takes at most that too. In TensorFlow's
-graphs the blocks must be of static shapes, since XLA may compile them, and the loop's are not: the
-column "rows" says how many rows the blocks have for each one that was chosen.
+ours takes at most 1.25 times the loop's time; in JAX it takes at most that too. With backward, the
+blocks in TensorFlow's graphs must be of static shapes, since XLA may compile them, and the loop's
+are not: the column "rows" says how many rows those blocks have for each one that was chosen.
+Forward alone, as in a model that is served, TensorFlow and JAX go block by block.
 
 Forward, and with backward; few large experts and many small ones; 1 to 4,096 tokens. Each backend
 runs in its usual compiled form: TensorFlow in a graph, JAX under jit, torch eagerly as Keras runs

@@ -1,16 +1,19 @@
 """A function or a layer in its backend's usual compiled form, to be called again and again.
 
 TensorFlow runs in a graph, JAX under jit, torch eagerly as Keras runs it, or under `torch.compile`
-where that is asked for. With backward means: the gradients of the sum of squared outputs by all
-inputs and all trainable variables.
+where that is asked for. Forward alone is as in a model that is served. With backward means: the
+gradients of the sum of squared outputs by all inputs and all trainable variables.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 from keras import ops
+
+from keras_deepseek.backend.gradient_free import without_gradients
 
 Action = Callable[[], Any]
 
@@ -54,7 +57,8 @@ def _compile_tensorflow(rival: Rival, with_backward: bool) -> Action:
 
     @tf.function
     def forward(*inputs: Any) -> Any:
-        return rival.function(*inputs)
+        with without_gradients():
+            return rival.function(*inputs)
 
     @tf.function
     def gradients(*inputs: Any) -> Any:
@@ -80,7 +84,8 @@ def _compile_jax(rival: Rival, with_backward: bool) -> Action:
 
     def forward(inputs: Any, weights: Any, others: Any) -> Any:
         mapping = [*zip(trainable, weights, strict=True), *zip(fixed, others, strict=True)]
-        with keras.StatelessScope(state_mapping=mapping):
+        scope = keras.StatelessScope(state_mapping=mapping)
+        with nullcontext() if with_backward else without_gradients(), scope:
             return rival.function(*inputs)
 
     function: Any = forward
