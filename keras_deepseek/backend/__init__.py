@@ -414,6 +414,13 @@ class Backend(Protocol):
         is recorded.
         """
 
+    def run_unrecorded(self, function: "Callable[..., Any]", *tensors: "Any") -> "Any":
+        """Returns the tensor that a function makes of tensors.
+
+        PyTorch records steps that come often. On a CPU it calls this function anew in each, so that
+        numbers can be read in it. It may use no variables of its own, nor a layer's call.
+        """
+
     def stack(self, function: "Callable[[Any], Any]", count: "Any", number: "Any") -> "Any":
         """Returns what `function(index)` makes for indices below `count`, zeros up to `number`.
 
@@ -432,8 +439,15 @@ class Backend(Protocol):
     def top_k(self, values: "Any", k: int) -> "tuple[Any, Any]":
         """Returns the largest of the last axis and int32 indices; of the least, the first ones."""
 
-    def fuses_attention(self) -> bool:
+    def fuses_attention(self, query: "Any") -> bool:
         """Whether `ops.dot_product_attention` is faster than scores, softmax and sums apart."""
+
+    def query_block_size(self, query: "Any") -> int:
+        """Returns how many queries of a long causal sequence are computed together.
+
+        Each block leaves out the keys behind it, half of the work in all. Smaller ones leave out
+        more, and their scores stay in the processor's cache; larger ones are fewer products.
+        """
 
     def can_read_shapes(self, value: "Any") -> bool:
         """Whether a tensor's numbers can be read, and shapes may follow from them at no cost."""

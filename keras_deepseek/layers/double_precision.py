@@ -37,6 +37,20 @@ def multiply_matrices(left: Any, right: Any) -> Any:
     return ops.matmul(left, right)
 
 
+def multiply_transposed(left: Any, right: Any) -> Any:
+    """Returns the products of rows with rows, in float64 where these are.
+
+    XLA takes the rows as they lie, where it would copy a matrix that `ops.transpose` turned.
+
+    Args:
+        left: Tensor of shape `(..., rows, inner)`.
+        right: Tensor of shape `(..., columns, inner)`.
+    """
+    if _would_be_rounded(left):
+        return left @ ops.swapaxes(right, -1, -2)
+    return ops.einsum("...rd,...cd->...rc", left, right)
+
+
 def accumulate(tensor: Any, axis: int) -> Any:
     """Returns `ops.cumsum(tensor, axis)`, in float64 where it is.
 

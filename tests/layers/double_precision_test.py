@@ -6,6 +6,7 @@ from keras_deepseek.layers.double_precision import (
     accumulate,
     call_dense,
     multiply_matrices,
+    multiply_transposed,
     promote_dtypes,
 )
 from keras_deepseek.testing import assert_close
@@ -47,6 +48,19 @@ def test_a_product_is_of_the_dtype_of_its_factors(dtype):
             expected,
             rtol=1e-14 if dtype == "float64" else 1e-5,
         )
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_products_of_rows_with_rows_are_of_the_dtype_of_these(dtype):
+    rng = np.random.default_rng(0)
+    left, right = (rng.normal(size=shape).astype(dtype) for shape in [(2, 3, 4, 5), (2, 3, 6, 5)])
+    product = multiply_transposed(*map(keras.ops.convert_to_tensor, (left, right)))
+    assert keras.backend.standardize_dtype(product.dtype) == dtype
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(product),
+        left @ np.swapaxes(right, -1, -2),
+        rtol=1e-12 if dtype == "float64" else 1e-4,
+    )
 
 
 @pytest.mark.parametrize("use_bias", [False, True])

@@ -37,7 +37,7 @@ def loops_over_blocks() -> bool:
     return is_gradient_free() and jax.default_backend() == "cpu"
 
 
-def stack(function: Callable[[Any], Any], count: Any, number: int) -> Any:
+def stack(function: Callable[[Any], Any], count: Any, number: Any) -> Any:
     """Returns what `function(index)` makes for indices below `count`, zeros up to `number`."""
 
     def put(index: Any, stacked: Any) -> Any:

@@ -13,6 +13,11 @@ def top_k(values: Any, k: int) -> tuple[Any, Any]:
     return jnp.take_along_axis(values, indices, axis=-1), indices
 
 
-def fuses_attention() -> bool:
+def fuses_attention(query: Any) -> bool:
     """Whether `ops.dot_product_attention` is faster than scores, softmax and sums apart."""
     return False  # XLA has none on a CPU, and what Keras calls there is slower.
+
+
+def query_block_size(query: Any) -> int:
+    """Returns how many queries of a long causal sequence are computed together."""
+    return 256

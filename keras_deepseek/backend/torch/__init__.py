@@ -41,10 +41,11 @@ from keras_deepseek.backend.torch.random_state import (
     read_framework_random_state,
     write_framework_random_state,
 )
-from keras_deepseek.backend.torch.selection import fuses_attention, top_k
+from keras_deepseek.backend.torch.selection import fuses_attention, query_block_size, top_k
 from keras_deepseek.backend.torch.state_functions import (
     compile_with_state,
     compiles_by_shape,
+    run_unrecorded,
     write_slots,
 )
 from keras_deepseek.backend.torch.task_cluster import adopt_tasks, connect_tasks, serve_task
@@ -105,6 +106,7 @@ __all__ = [
     "plain_inference",
     "prefers_own_feed",
     "process_rank",
+    "query_block_size",
     "read_array",
     "read_buffers",
     "read_device_memory",
@@ -120,6 +122,7 @@ __all__ = [
     "run_before_step",
     "run_if",
     "run_step",
+    "run_unrecorded",
     "separate_variables",
     "serve_task",
     "spread_over_devices",

@@ -24,7 +24,7 @@ def loops_over_blocks() -> bool:
     return False
 
 
-def stack(function: Callable[[Any], Any], count: Any, number: int) -> Any:
+def stack(function: Callable[[Any], Any], count: Any, number: Any) -> Any:
     """Returns what `function(index)` makes for indices below `count`, zeros up to `number`."""
     made = [function(index) for index in range(int(count))]
     return torch.stack(made + [torch.zeros_like(made[0])] * (number - len(made)))

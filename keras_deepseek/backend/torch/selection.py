@@ -35,6 +35,12 @@ def _make_keys(values: torch.Tensor) -> torch.Tensor:
     return (ascending << 32) + (values.shape[-1] - places)
 
 
-def fuses_attention() -> bool:
+def fuses_attention(query: Any) -> bool:
     """Whether `ops.dot_product_attention` is faster than scores, softmax and sums apart."""
-    return True
+    # It takes keys and values of one size alone, and on a CPU the zeros cost more than it gains.
+    return bool(query.device.type != "cpu" or query.dtype != torch.float32)
+
+
+def query_block_size(query: Any) -> int:
+    """Returns how many queries of a long causal sequence are computed together."""
+    return 128 if query.device.type == "cpu" else 256

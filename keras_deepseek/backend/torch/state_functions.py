@@ -18,6 +18,7 @@ from keras import ops
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from keras_deepseek.backend.torch.tracing import IS_RECORDED
+from keras_deepseek.backend.torch.unrecorded import UnrecordedFunctions
 
 _OWNS_STATE: ContextVar[bool] = ContextVar("owns_state", default=False)
 """Whether the tensors of a cache belong to a function that may write into them."""
@@ -89,9 +90,11 @@ def _record(
     device = next((leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
     try:
         # It is run for it, and writes into the state what the recording will write again.
-        graph = make_fx(run)(values, _flatten_to_tensors(state, inputs, device))
+        with UnrecordedFunctions() as functions:
+            graph = make_fx(run)(values, _flatten_to_tensors(state, inputs, device))
     except (RuntimeError, TypeError, ValueError):
         return None
+    functions.replace_calls(graph)
     result = structure[0]
 
     def replay(state: Any, inputs: Any) -> tuple[Any, Any]:
@@ -117,6 +120,14 @@ def _make_tensor(value: Any) -> Any:
 def compiles_by_shape() -> bool:
     """Whether `compile_with_state` takes its time anew for each shape of a prompt."""
     return False  # The first call is run as it is written, and a step is recorded later.
+
+
+def run_unrecorded(function: Callable[..., Any], *tensors: Any) -> Any:
+    """Returns the tensor that a function makes of tensors."""
+    functions = UnrecordedFunctions.current.get()
+    if functions is None or tensors[0].device.type != "cpu":
+        return function(*tensors)
+    return functions.record(function, tensors)
 
 
 def write_slots(tensor: Any, start: Any, update: Any) -> Any:

@@ -14,12 +14,13 @@ from typing import Any
 
 from keras import ops
 
+from keras_deepseek import backend
 from keras_deepseek.layers.attention.hidden_score import HIDDEN
-from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
-
-_BLOCK_SIZE = 256
-"""How many queries of a long causal sequence are computed together: each block leaves out the keys
-behind it, half of the work in all, and its scores stay in the processor's cache."""
+from keras_deepseek.layers.double_precision import (
+    multiply_matrices,
+    multiply_transposed,
+    promote_dtypes,
+)
 
 
 def is_absorbed_cheaper(
@@ -68,18 +69,17 @@ def attend_naive(
     """
     query, key, value = _expand(queries, keys, ups)
     # Each head's numbers lie together, once for all blocks.
-    query, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, value))
-    key = ops.transpose(key, (0, 2, 3, 1))
-    length = queries[0].shape[1]
-    if not is_causal or length is None or length < 2 * _BLOCK_SIZE:
+    query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
+    length, block_size = queries[0].shape[1], backend.current().query_block_size(query)
+    if not is_causal or length is None or length < 2 * block_size:
         heads = _attend_block(query, key, value, mask, drop)
         return ops.transpose(heads, (0, 2, 1, 3))
     blocks = []
-    for start in range(0, length, _BLOCK_SIZE):
-        stop = min(start + _BLOCK_SIZE, length)
+    for start in range(0, length, block_size):
+        stop = min(start + block_size, length)
         block = _attend_block(
             query[:, :, start:stop],
-            key[..., :stop],
+            key[:, :, :stop],
             value[:, :, :stop],
             _cut_mask(mask, start, stop),
             drop,
@@ -132,8 +132,8 @@ def _expand(
 
 
 def _attend_block(query: Any, key: Any, value: Any, mask: Any, drop: Callable[[Any], Any]) -> Any:
-    """Returns the weighted values (bhtv) of queries (bhtd), keys (bhds) and values (bhsv)."""
-    weights = drop(_softmax(multiply_matrices(query, key), mask))
+    """Returns the weighted values (bhtv) of queries (bhtd), keys (bhsd) and values (bhsv)."""
+    weights = drop(_softmax(multiply_transposed(query, key), mask))
     return multiply_matrices(weights, value)
 
 

@@ -1,9 +1,10 @@
 """DeepSeek's mixture of experts: the router, the experts that it chooses, and the shared ones."""
 
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
@@ -18,6 +19,9 @@ from keras_deepseek.layers.moe import expert_dispatch
 from keras_deepseek.layers.moe.expert_router import ExpertRouter
 from keras_deepseek.layers.moe.expert_scores import expert_hits
 from keras_deepseek.layers.token_dim import read_last_dim
+
+Kernels = Sequence[Any]
+"""Those of gate, up and down, each of shape `(num_experts, rows, columns)`."""
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -143,6 +147,12 @@ class DeepSeekMoE(FloatingInputLayer):
             )
             self.shared_experts.build(input_shape)
 
+    @property
+    def _expert_size(self) -> int:
+        """How many numbers the kernels of an expert hold."""
+        _, dim, hidden_dim = self.gate_kernel.shape
+        return int(3 * dim * hidden_dim)
+
     def _add_kernels(self, name: str, rows: int, columns: int) -> Any:
         num_experts = self.router.num_experts
         return self.add_weight(
@@ -166,13 +176,19 @@ class DeepSeekMoE(FloatingInputLayer):
         tokens = ops.reshape(inputs, (-1, inputs.shape[-1]))
         weights = ops.reshape(weights, (-1, self.router.num_experts_per_token))
         indices = ops.reshape(indices, (-1, self.router.num_experts_per_token))
-        outputs = self._route(tokens, ops.cast(weights, tokens.dtype), indices)
+        kernels = map(ops.convert_to_tensor, (self.gate_kernel, self.up_kernel, self.down_kernel))
+        arguments = (tokens, ops.cast(weights, tokens.dtype), indices, *kernels)
+        num_choices = ops.shape(indices)[0] * self.router.num_experts_per_token
+        if expert_dispatch.is_worth_a_loop(num_choices, self._expert_size):
+            outputs = backend.current().run_unrecorded(self._route, *arguments)
+        else:
+            outputs = self._route(*arguments)
         outputs = ops.reshape(outputs, ops.shape(inputs))
         if self.shared_experts is not None:
             outputs = outputs + self.shared_experts(inputs)
         return outputs
 
-    def _route(self, tokens: Any, weights: Any, indices: Any) -> Any:
+    def _route(self, tokens: Any, weights: Any, indices: Any, *kernels: Any) -> Any:
         num_experts = self.router.num_experts
         num_tokens, per_token = ops.shape(indices)
         is_empty = isinstance(num_tokens, int) and num_tokens == 0
@@ -181,50 +197,45 @@ class DeepSeekMoE(FloatingInputLayer):
                 num_tokens, num_experts, per_token, self.capacity_factor
             )
             plan = expert_dispatch.dispatch_to_capacity(indices, num_experts, capacity)
-            return self._compute_slots(tokens, weights, plan)
-        expert_size = 3 * tokens.shape[-1] * self.intermediate_dim
-        by_load = expert_dispatch.dispatch_by_load(indices, num_experts, expert_size)
+            return self._compute_slots(tokens, weights, kernels, plan)
+        by_load = expert_dispatch.dispatch_by_load(indices, num_experts, self._expert_size)
         if by_load is not None:
-            return self._compute_slots(tokens, weights, by_load)
+            return self._compute_slots(tokens, weights, kernels, by_load)
         num_choices = num_tokens * per_token
         if backend.current().loops_over_blocks() and expert_dispatch.is_worth_a_loop(
-            num_choices, expert_size
+            num_choices, self._expert_size
         ):
             rows = expert_dispatch.choose_looped_block_size(num_choices, num_experts)
             plan = expert_dispatch.dispatch_to_blocks(indices, num_experts, rows)
-            return _combine(self._compute_blocks(tokens, plan), weights, plan)
+            return _combine(self._compute_blocks(tokens, kernels, plan), weights, plan)
         block_size = expert_dispatch.choose_block_size(num_tokens, num_choices, num_experts)
         if block_size is None:
-            return self._compute_all(tokens, weights, indices)
+            return self._compute_all(tokens, weights, indices, kernels)
         plan = expert_dispatch.dispatch_to_blocks(indices, num_experts, block_size)
-        return self._compute_slots(tokens, weights, plan)
+        return self._compute_slots(tokens, weights, kernels, plan)
 
-    def _compute_all(self, tokens: Any, weights: Any, indices: Any) -> Any:
+    def _compute_all(self, tokens: Any, weights: Any, indices: Any, kernels: Kernels) -> Any:
         """Every expert on every token, with a weight of zero where it was not chosen."""
         hits = ops.cast(expert_hits(indices, self.router.num_experts), weights.dtype)
         by_expert = ops.einsum("nk,nke->en", weights, hits)
         # One matrix for each expert: XLA would copy the kernels for a product with all at once.
         tokens = ops.broadcast_to(tokens, (self.router.num_experts, *ops.shape(tokens)))
-        gate = multiply_matrices(tokens, self.gate_kernel)
-        up = multiply_matrices(tokens, self.up_kernel)
+        gate, up = (multiply_matrices(tokens, kernel) for kernel in kernels[:2])
         hidden = gate_activations(gate, up, self.clamp)
-        return ops.einsum("enf,efd->nd", hidden * by_expert[..., None], self.down_kernel)
+        return ops.einsum("enf,efd->nd", hidden * by_expert[..., None], kernels[2])
 
     def _compute_slots(
-        self, tokens: Any, weights: Any, plan: expert_dispatch.ExpertDispatch
+        self, tokens: Any, weights: Any, kernels: Kernels, plan: expert_dispatch.ExpertDispatch
     ) -> Any:
         rows = ops.take(tokens, plan.token_of_slot, axis=0)
-        gate = _multiply(rows, self.gate_kernel, plan)
-        up = _multiply(rows, self.up_kernel, plan)
-        down = _multiply(gate_activations(gate, up, self.clamp), self.down_kernel, plan)
+        gate, up = (_multiply(rows, kernel, plan) for kernel in kernels[:2])
+        down = _multiply(gate_activations(gate, up, self.clamp), kernels[2], plan)
         return _combine(down, weights, plan)
 
-    def _compute_blocks(self, tokens: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
+    def _compute_blocks(
+        self, tokens: Any, kernels: Kernels, plan: expert_dispatch.ExpertDispatch
+    ) -> Any:
         """One block after the other: no kernel is copied that is not about to be used."""
-        kernels = [
-            ops.convert_to_tensor(kernel)
-            for kernel in (self.gate_kernel, self.up_kernel, self.down_kernel)
-        ]
         tokens_of_block = ops.reshape(plan.token_of_slot, (-1, plan.block_size))
 
         def compute(index: Any) -> Any:
@@ -270,12 +281,12 @@ def _multiply(rows: Any, kernels: Any, plan: expert_dispatch.ExpertDispatch) -> 
     """Returns the rows in their slots, each multiplied with the kernel of its expert."""
     if plan.loads is not None:
         dtype = promote_dtypes(rows.dtype, kernels.dtype)
-        parts = ops.split(ops.cast(rows, dtype), list(accumulate(plan.loads)))
+        # The places in an array: Keras makes a tensor of each number in a list.
+        parts = ops.split(ops.cast(rows, dtype), np.cumsum(plan.loads))
         # Unstacked at once: a kernel cut out by itself would have a gradient as large as all.
         pairs = zip(parts, ops.unstack(ops.cast(kernels, dtype)), plan.loads, strict=False)
         # By operator: what `ops.matmul` does beside it costs more than a small product.
         return ops.concatenate([part @ kernel for part, kernel, load in pairs if load])
-    kernels = ops.convert_to_tensor(kernels)
     blocks = ops.reshape(rows, (-1, plan.block_size, rows.shape[-1]))
     if plan.expert_of_block is not None:
         kernels = ops.take(kernels, plan.expert_of_block, axis=0)

@@ -110,13 +110,14 @@ def dispatch_by_load(indices: Any, num_experts: int, expert_size: int) -> Expert
         return None
     if indices.shape[0] * indices.shape[1] * expert_size < _LEAST_WORK:
         return None
-    order = _sort(indices, num_experts)
-    loads = [int(load) for load in ops.convert_to_numpy(order.loads)]
+    experts = ops.convert_to_numpy(indices).ravel()
+    loads = np.bincount(experts, minlength=num_experts + 1)[:num_experts].tolist()
     if not sum(loads):
         return None  # All tokens are hidden, and nothing would be put together.
-    chosen = order.choices[: sum(loads)]
-    slots = ops.take(order.starts, order.expert) + order.rank
-    return _return(indices, chosen // indices.shape[1], slots, order.is_some, loads=loads)
+    choices = np.argsort(experts, kind="stable").astype("int32")
+    slots = np.argsort(choices).astype("int32")  # The order of an order is its inverse.
+    tokens = choices[: sum(loads)] // indices.shape[1]
+    return _return(indices, tokens, slots, experts < num_experts, loads=loads)
 
 
 def dispatch_to_blocks(indices: Any, num_experts: int, block_size: Any) -> ExpertDispatch:

@@ -1,0 +1,79 @@
+"""Functions that a recorded step does not hold the operations of, but calls."""
+
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar, Token
+from typing import Any
+
+import torch
+
+from keras_deepseek.backend.torch.tracing import IS_RECORDED
+
+
+class UnrecordedFunctions:
+    """In its block a step is recorded; it collects the functions that the recording is to call."""
+
+    current: ContextVar["UnrecordedFunctions | None"] = ContextVar("current", default=None)
+
+    def __init__(self) -> None:
+        self._functions: list[Callable[..., Any]] = []
+        self._token: Token[UnrecordedFunctions | None]
+
+    def __enter__(self) -> "UnrecordedFunctions":
+        self._token = self.current.set(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.current.reset(self._token)
+
+    def record(self, function: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> Any:
+        """Returns what a function makes of tensors, and puts one operation in the recording.
+
+        Args:
+            function: Function of tensors that returns one.
+            tensors: Its arguments.
+        """
+        self._functions.append(function)
+        return _call(len(self._functions) - 1, tensors)
+
+    def run(self, index: int, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Returns what a collected function makes of tensors, whose numbers it may read.
+
+        Args:
+            index: integer. Which of the functions.
+            tensors: Its arguments.
+        """
+        token = IS_RECORDED.set(False)
+        try:
+            outputs: torch.Tensor = self._functions[index](*tensors)
+        finally:
+            IS_RECORDED.reset(token)
+        return outputs
+
+    def replace_calls(self, recording: torch.fx.GraphModule) -> None:
+        """Makes a recording call the functions themselves.
+
+        Args:
+            recording: `torch.fx.GraphModule`, recorded in the block.
+        """
+        for node in recording.graph.nodes:
+            if node.target is torch.ops.keras_deepseek.unrecorded.default:
+                index, tensors = node.args
+                node.target, node.args = _name(self._functions[index]), tuple(tensors)
+        recording.recompile()
+
+
+@torch.library.custom_op("keras_deepseek::unrecorded", mutates_args=())
+def _call(index: int, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stands in a recording for a function, until `replace_calls` puts it there."""
+    functions = UnrecordedFunctions.current.get()
+    assert functions is not None  # It is called in a block alone.
+    return functions.run(index, tensors)
+
+
+def _name(callable_object: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the same as a function: what a graph calls has to have a name."""
+
+    def run(*tensors: torch.Tensor) -> Any:
+        return callable_object(*tensors)
+
+    return run
