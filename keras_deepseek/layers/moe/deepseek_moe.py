@@ -179,7 +179,8 @@ class DeepSeekMoE(FloatingInputLayer):
         kernels = map(ops.convert_to_tensor, (self.gate_kernel, self.up_kernel, self.down_kernel))
         arguments = (tokens, ops.cast(weights, tokens.dtype), indices, *kernels)
         num_choices = ops.shape(indices)[0] * self.router.num_experts_per_token
-        if expert_dispatch.is_worth_a_loop(num_choices, self._expert_size):
+        reads_loads = expert_dispatch.is_worth_a_loop(num_choices, self._expert_size)
+        if reads_loads and self.capacity_factor is None:
             outputs = backend.current().run_unrecorded(self._route, *arguments)
         else:
             outputs = self._route(*arguments)

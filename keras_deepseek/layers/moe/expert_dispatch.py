@@ -110,12 +110,14 @@ def dispatch_by_load(indices: Any, num_experts: int, expert_size: int) -> Expert
         return None
     if indices.shape[0] * indices.shape[1] * expert_size < _LEAST_WORK:
         return None
-    experts = ops.convert_to_numpy(indices).ravel()
+    # Of the smallest type, whose numbers NumPy puts in order by their digits.
+    experts = ops.convert_to_numpy(indices).ravel().astype(np.min_scalar_type(num_experts))
     loads = np.bincount(experts, minlength=num_experts + 1)[:num_experts].tolist()
     if not sum(loads):
         return None  # All tokens are hidden, and nothing would be put together.
     choices = np.argsort(experts, kind="stable").astype("int32")
-    slots = np.argsort(choices).astype("int32")  # The order of an order is its inverse.
+    slots = np.empty_like(choices)
+    slots[choices] = np.arange(len(choices))
     tokens = choices[: sum(loads)] // indices.shape[1]
     return _return(indices, tokens, slots, experts < num_experts, loads=loads)
 
