@@ -81,6 +81,8 @@ class StepInPlace:
         try:
             with lent_train_step(model, self._run):
                 yield
+            # Averages that have become weights would be gone with what an evaluation gives away.
+            backend.current().separate_variables(model)
         except Exception as error:
             if self._error in (None, error):
                 raise

@@ -91,7 +91,10 @@ def test_an_error_of_the_step_is_raised_and_everything_put_back():
 def test_moving_averages_that_became_the_weights_are_trained_on():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     trainer = Trainer(model, optimizer=keras.optimizers.Adam(use_ema=True), loss="mse")
+    x, y = np.ones((8, 4)), np.ones((8, 1))
     for _ in range(3):
-        history = trainer.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0)
+        history = trainer.fit(x, y, verbose=0)
+        trainer.evaluate(x, y, verbose=0)  # On JAX a model gives away the memory of its weights.
+        model.predict(x, verbose=0)
     assert np.isfinite(history.history["loss"][0])
     assert int(model.optimizer.iterations) == 3
