@@ -1,20 +1,16 @@
 """Whether what is traced has no gradient, so that it may be computed in ways that have none."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
+
+from keras_deepseek.backend.context_values import set_within
 
 _IS_GRADIENT_FREE: ContextVar[bool] = ContextVar("is_gradient_free", default=False)
 
 
-@contextmanager
-def without_gradients() -> Iterator[None]:
+def without_gradients() -> AbstractContextManager[bool]:
     """In its block a function is traced that no gradient is taken of."""
-    token = _IS_GRADIENT_FREE.set(True)
-    try:
-        yield
-    finally:
-        _IS_GRADIENT_FREE.reset(token)
+    return set_within(_IS_GRADIENT_FREE, value=True)
 
 
 def is_gradient_free() -> bool:

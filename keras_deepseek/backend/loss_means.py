@@ -3,12 +3,13 @@
 It stands below both, so that neither knows the other.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
 from keras import ops
+
+from keras_deepseek.backend.context_values import set_within
 
 _HEARD: ContextVar[list[Any] | None] = ContextVar("keras_deepseek_loss_means", default=None)
 
@@ -43,12 +44,6 @@ def declare_mean_over(weight: Any) -> None:
         heard.append(ops.stop_gradient(ops.cast(weight, "float32")))
 
 
-@contextmanager
-def hearing_means() -> Iterator[list[Any]]:
+def hearing_means() -> AbstractContextManager[list[Any]]:
     """Yields a list of what layers say in the block, float32 scalars."""
-    heard: list[Any] = []
-    token = _HEARD.set(heard)
-    try:
-        yield heard
-    finally:
-        _HEARD.reset(token)
+    return set_within(_HEARD, list[Any]())

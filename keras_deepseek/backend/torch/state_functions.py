@@ -6,8 +6,7 @@ run one after the other from then on.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from keras import ops
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from keras_deepseek.backend.context_values import set_within
 from keras_deepseek.backend.torch.tracing import IS_RECORDED
 from keras_deepseek.backend.torch.unrecorded import UnrecordedFunctions
 
@@ -35,7 +35,7 @@ def compile_with_state(
 
     def step(state: Any, *inputs: Any) -> tuple[Any, Any]:
         inputs = keras.tree.map_structure(_make_tensor, inputs)
-        with torch.inference_mode(), _set(_OWNS_STATE):
+        with torch.inference_mode(), set_within(_OWNS_STATE, value=True):
             if state is None:
                 return function(state, *inputs)
             key = _describe(state, inputs)
@@ -49,15 +49,6 @@ def compile_with_state(
             return outputs
 
     return step
-
-
-@contextmanager
-def _set(variable: ContextVar[bool]) -> Iterator[None]:
-    token = variable.set(True)
-    try:
-        yield
-    finally:
-        variable.reset(token)
 
 
 def _describe(state: Any, inputs: Any) -> Any:
@@ -79,7 +70,7 @@ def _record(
     def run(values: list[torch.Tensor], leaves: list[Any]) -> list[Any]:
         arguments = keras.tree.pack_sequence_as((state, inputs), leaves)
         mapping = list(zip(variables, values, strict=True))
-        with keras.StatelessScope(state_mapping=mapping), _set(IS_RECORDED):
+        with keras.StatelessScope(state_mapping=mapping), set_within(IS_RECORDED, value=True):
             result = function(arguments[0], *arguments[1])
         # Without its tensors, which would be kept as long as the recording is.
         structure[:] = [keras.tree.map_structure(lambda _: 0, result)]
@@ -90,7 +81,7 @@ def _record(
     device = next((leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
     try:
         # It is run for it, and writes into the state what the recording will write again.
-        with UnrecordedFunctions() as functions:
+        with set_within(UnrecordedFunctions.current, UnrecordedFunctions()) as functions:
             graph = make_fx(run)(values, _flatten_to_tensors(state, inputs, device))
     except (RuntimeError, TypeError, ValueError):
         return None

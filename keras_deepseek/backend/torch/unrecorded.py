@@ -1,29 +1,22 @@
 """Functions that a recorded step does not hold the operations of, but calls."""
 
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 
+from keras_deepseek.backend.context_values import set_within
 from keras_deepseek.backend.torch.tracing import IS_RECORDED
 
 
 class UnrecordedFunctions:
-    """In its block a step is recorded; it collects the functions that the recording is to call."""
+    """The functions that a recording is to call, collected while a step is recorded."""
 
     current: ContextVar["UnrecordedFunctions | None"] = ContextVar("current", default=None)
 
     def __init__(self) -> None:
         self._functions: list[Callable[..., Any]] = []
-        self._token: Token[UnrecordedFunctions | None]
-
-    def __enter__(self) -> "UnrecordedFunctions":
-        self._token = self.current.set(self)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.current.reset(self._token)
 
     def record(self, function: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> Any:
         """Returns what a function makes of tensors, and puts one operation in the recording.
@@ -42,18 +35,15 @@ class UnrecordedFunctions:
             index: integer. Which of the functions.
             tensors: Its arguments.
         """
-        token = IS_RECORDED.set(False)
-        try:
+        with set_within(IS_RECORDED, value=False):
             outputs: torch.Tensor = self._functions[index](*tensors)
-        finally:
-            IS_RECORDED.reset(token)
         return outputs
 
     def replace_calls(self, recording: torch.fx.GraphModule) -> None:
         """Makes a recording call the functions themselves.
 
         Args:
-            recording: `torch.fx.GraphModule`, recorded in the block.
+            recording: `torch.fx.GraphModule`, recorded while these were collected.
         """
         for node in recording.graph.nodes:
             if node.target is torch.ops.keras_deepseek.unrecorded.default:
