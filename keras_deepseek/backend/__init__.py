@@ -224,6 +224,9 @@ class Backend(Protocol):
     def densify(self, gradient: "Any") -> "Any":
         """Returns a gradient as one tensor: that of an embedding may be sparse."""
 
+    def find_finite(self, tensors: "Sequence[Any]") -> list[bool]:
+        """Returns, for each tensor of floats, whether all of its numbers are finite."""
+
     def global_norm(self, gradients: "Sequence[Any]") -> "Any":
         """Returns the norm of all gradients together, a float32 scalar."""
 

@@ -1,9 +1,10 @@
 """Which devices of JAX compute in the same threads: training on them waits for each step."""
 
+from collections.abc import Sequence
 from typing import Any
 
 
-def share_threads(sharding: Any) -> bool:
+def share_threads(devices: Sequence[Any]) -> bool:
     """Returns whether a step must end before more is begun: several devices here are CPUs.
 
     XLA has as many threads as there are CPUs or devices, whichever is more. Once 32 programs are
@@ -11,7 +12,6 @@ def share_threads(sharding: Any) -> bool:
     begun to compute, that one is then left without a thread, and both wait for ever.
 
     Args:
-        sharding: `jax.sharding.Sharding` of what a step takes or gives.
+        devices: Those of `jax.local_devices()` that a program runs on.
     """
-    devices = sharding.addressable_devices
     return len(devices) > 1 and all(device.platform == "cpu" for device in devices)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
@@ -92,10 +91,7 @@ def find_spoilt(variables: Sequence[keras.Variable]) -> list[str]:
         variables: Sequence of Keras variables, of which those of integers do not count.
     """
     floats = [variable for variable in variables if keras.backend.is_float_dtype(variable.dtype)]
-    if not floats:
-        return []
-    are_finite = [ops.all(ops.isfinite(variable.value)) for variable in floats]
-    found = ops.convert_to_numpy(ops.stack(are_finite))
+    found = backend.current().find_finite([variable.value for variable in floats])
     return [each.path for each, is_finite in zip(floats, found, strict=True) if not is_finite]
 
 

@@ -11,4 +11,4 @@ from keras_deepseek.backend.shared_threads import share_threads
 )
 def test_several_cpus_of_a_process_do(platforms, expected):
     devices = [SimpleNamespace(platform=platform) for platform in platforms]
-    assert share_threads(SimpleNamespace(addressable_devices=devices)) is expected
+    assert share_threads(devices) is expected

@@ -90,6 +90,14 @@ def test_the_norm_of_many_numbers_is_exact():
     np.testing.assert_allclose(norm, expected, rtol=2e-5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_which_tensors_are_finite(dtype):
+    arrays = [np.ones((2, 3)), np.array([1, np.nan]), np.array(-np.inf), np.zeros(0), np.array(3.0)]
+    tensors = [ops.cast(ops.convert_to_tensor(array), dtype) for array in arrays]
+    assert current().find_finite(tensors) == [True, False, False, True, True]
+    assert current().find_finite([]) == []
+
+
 @pytest.mark.parametrize("name", ["adamw", "schedule", "sgd"])
 def test_a_compiled_update_is_that_of_keras(name):
     rng = np.random.default_rng(0)

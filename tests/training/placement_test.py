@@ -22,7 +22,7 @@ IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
 def compare(oracle, *arguments):
     """Returns how far each way to train over devices is from that on one: not far."""
     command = [sys.executable, str(ORACLES / oracle), *arguments]
-    paths = {"PYTHONPATH": os.pathsep.join(["", *sys.path])}
+    paths = {"PYTHONPATH": os.pathsep.join(["", *sys.path]), "PYTHONFAULTHANDLER": "1"}
     result = subprocess.run(
         command,
         env={**os.environ, **paths},

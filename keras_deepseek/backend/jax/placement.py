@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from keras.src.backend import distribution_lib
+from keras.src.backend.jax.trainer import JAXTrainer
 from keras.src.distribution.distribution_lib import distribution as current_distribution
 
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
@@ -53,13 +54,16 @@ def _in_scope(distribution: Distribution) -> Iterator[None]:
     """Puts a batch that can't be cut into equal parts on every device, as a whole.
 
     Its numbers are those of one device, and no row is left out or made up. Keras itself fails.
+    Steps that are made in it end before more is begun, where devices share threads.
     """
-    by_keras = distribution_lib.distribute_data_input
+    by_keras, make_by_keras = distribution_lib.distribute_data_input, JAXTrainer._make_function
+
+    def make_function(model: JAXTrainer, *arguments: Any, **options: Any) -> Any:
+        step = make_by_keras(model, *arguments, **options)
+        return lambda state, iterator: jax.block_until_ready(step(state, iterator))
 
     def distribute(batch: Any, layout: Any, batch_dim_name: str) -> Any:
         sharding = _fitting(layout, np.shape(batch))
-        if share_threads(sharding):
-            jax.block_until_ready(jax.live_arrays())
         if sharding.is_fully_addressable:
             return jax.device_put(batch, sharding)
         # Each process has the whole batch, and gives its devices their rows of it.
@@ -67,11 +71,14 @@ def _in_scope(distribution: Distribution) -> Iterator[None]:
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
     distribution_lib.distribute_data_input = distribute
+    if share_threads(distribution.device_mesh.backend_mesh.local_devices):
+        JAXTrainer._make_function = make_function
     try:
         with distribution.scope():
             yield
     finally:
         distribution_lib.distribute_data_input = by_keras
+        JAXTrainer._make_function = make_by_keras
 
 
 def count_replicas(model: keras.Model) -> int:

@@ -4,12 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import jax
 import keras
 
 from keras_deepseek.backend.jax.placement import place_batch
 from keras_deepseek.backend.jax.processes import LostPeers
-from keras_deepseek.backend.shared_threads import share_threads
 
 _GROUPS = (
     "trainable_variables",
@@ -94,8 +92,6 @@ def make_train_function(
                 logs, (*others, values) = train_function(
                     (*others, [*metrics, *(variable.value for variable in variables)]), iterator
                 )
-                if any(share_threads(value.sharding) for value in jax.tree.leaves(others)[:1]):
-                    jax.block_until_ready(others)  # Before a callback does more with them.
         except Exception:
             # Keras has taken the values out of the variables, and puts back what stands here.
             if not any(value.is_deleted() for values in state for value in values):

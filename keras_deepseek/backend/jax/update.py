@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import keras
 
 from keras_deepseek.backend.gradient_scale import multiply_gradients, norm_of_all
@@ -54,6 +55,17 @@ def add_multiples(sums: Sequence[Any], tensors: Sequence[Any], factor: Any) -> l
 def densify(gradient: Any) -> Any:
     """Returns a gradient as one tensor: that of an embedding may be sparse."""
     return gradient
+
+
+def find_finite(tensors: Sequence[Any]) -> list[bool]:
+    """Returns, for each tensor of floats, whether all of its numbers are finite."""
+    return [bool(is_finite) for is_finite in _find_finite(list(tensors))]
+
+
+@jax.jit
+def _find_finite(tensors: list[jax.Array]) -> list[jax.Array]:
+    # One program: devices that share threads may wait for ever for each other between many.
+    return [jnp.all(jnp.isfinite(tensor)) for tensor in tensors]
 
 
 def global_norm(gradients: Sequence[Any]) -> Any:

@@ -67,6 +67,7 @@ from keras_deepseek.backend.tensorflow.update import (
     apply_update,
     compile_update,
     densify,
+    find_finite,
     global_norm,
 )
 
@@ -96,6 +97,7 @@ __all__ = [
     "draw_seed",
     "ends_data",
     "feed_batches",
+    "find_finite",
     "fuses_attention",
     "global_norm",
     "is_out_of_memory",

@@ -38,6 +38,13 @@ def densify(gradient: Any) -> Any:
     return tf.convert_to_tensor(gradient)  # Keras's function would leave it sparse.
 
 
+def find_finite(tensors: Sequence[Any]) -> list[bool]:
+    """Returns, for each tensor of floats, whether all of its numbers are finite."""
+    # All are begun before the first is waited for.
+    found = [tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors]
+    return [bool(is_finite) for is_finite in found]
+
+
 def global_norm(gradients: Sequence[Any]) -> Any:
     """Returns the norm of all gradients together, a float32 scalar."""
     return norm_of_all(gradients)

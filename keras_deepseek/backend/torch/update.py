@@ -157,6 +157,13 @@ def densify(gradient: Any) -> Any:
     return gradient
 
 
+def find_finite(tensors: Sequence[Any]) -> list[bool]:
+    """Returns, for each tensor of floats, whether all of its numbers are finite."""
+    # All are begun before the first is waited for.
+    found = [torch.isfinite(tensor).all() for tensor in tensors]
+    return [bool(is_finite) for is_finite in found]
+
+
 def global_norm(gradients: Sequence[Any]) -> Any:
     """Returns the norm of all gradients together, a float32 scalar."""
     # By rows first: one sum of millions of squares in float32 would be off by a thousandth.
