@@ -72,14 +72,19 @@ def check_own_variables(replicas: JaxReplicas) -> None:
     np.testing.assert_allclose(gradients[0], VALUES, rtol=1e-6)
 
 
-def check_a_batch_waits_for_the_step_before() -> None:
+def check_a_step_is_awaited() -> None:
     """Steps of CPUs that are begun and not awaited would wait for each other for ever."""
-    step = jax.jit(lambda x: jax.lax.fori_loop(0, 300, lambda _, x: ops.sin(x) + ops.mean(x), x))
+
+    def compute_long(x: Any) -> Any:
+        return jax.lax.fori_loop(0, 300, lambda _, x: ops.sin(x) + ops.mean(x), x)
+
+    model = keras.Sequential([keras.Input((10_000,)), keras.layers.Lambda(compute_long)])
     with current().distributed(keras.distribution.DataParallel()):
-        result = step(current().place_batch(np.ones((8, 10_000), "float32")))
-        assert len(result.sharding.device_set) == NUM_DEVICES
-        current().place_batch(VALUES)
-        assert result.is_ready()
+        model.make_predict_function()
+        batch = current().place_batch(np.ones((8, 10_000), "float32"))
+        outputs, _ = model.predict_function(([], []), iter([(batch,)]))
+        assert len(outputs.sharding.device_set) == NUM_DEVICES
+        assert outputs.is_ready()
 
 
 def main() -> None:
@@ -87,7 +92,7 @@ def main() -> None:
     replicas = JaxReplicas()
     check_sums(replicas)
     check_own_variables(replicas)
-    check_a_batch_waits_for_the_step_before()
+    check_a_step_is_awaited()
 
 
 if __name__ == "__main__":
