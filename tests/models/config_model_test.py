@@ -10,6 +10,7 @@ from keras_deepseek.models import (
     BertMaskedLM,
     DeepSeekV2Config,
     DeepSeekV3CausalLM,
+    DeepSeekV3Config,
     DeepSeekV32Config,
     SequentialRecommender,
     SequentialRecommenderConfig,
@@ -33,6 +34,16 @@ class WidthModel(ConfigModel):
         super().__init__(inputs, outputs, **kwargs)
         self.config = config
         self.layers_policy = policy
+
+
+def test_a_policy_that_quantizes_is_refused():
+    items = SequentialRecommenderConfig.from_preset("tiny", num_items=10)
+    with pytest.raises(NotSupportedError, match="can't be 'int8_from_float32', which quantizes"):
+        SequentialRecommender(items, dtype="int8_from_float32")
+    with pytest.raises(NotSupportedError, match="can't be 'float8_from_float32'"):
+        DeepSeekV3CausalLM(DeepSeekV3Config.from_preset("tiny"), dtype="float8_from_float32")
+    with pytest.raises(InvalidInputError, match="must be a dtype policy"):
+        DeepSeekV3CausalLM(DeepSeekV3Config.from_preset("tiny"), dtype="half")
 
 
 def test_a_model_is_what_its_config_and_its_policy_say(tmp_path):

@@ -17,6 +17,7 @@ from keras_deepseek.models.bert.config import BertConfig
 from keras_deepseek.models.bert.segmented_model import SegmentedModel
 from keras_deepseek.models.encoder.position_embedding import PositionEmbedding
 from keras_deepseek.models.encoder.transformer_encoder_block import TransformerEncoderBlock
+from keras_deepseek.models.layers_policy import read_policy
 
 INPUTS = ("token_ids", "padding_mask", "segment_ids")
 
@@ -68,7 +69,7 @@ class BertBackbone(SegmentedModel):
     config_class: ClassVar[type] = BertConfig
 
     def __init__(self, config: BertConfig, *, dtype: Any = None, **kwargs: Any) -> None:
-        policy = keras.dtype_policies.get(dtype)
+        policy = read_policy(dtype)
         inputs = {name: Input((None,), dtype="int32", name=name) for name in INPUTS}
         before = _make_embeddings(config, policy)
         hidden = Add(dtype=policy, name="embeddings_sum")(

@@ -9,36 +9,9 @@ import keras
 
 from keras_deepseek.artifacts.errors import (
     InvalidInputError,
-    NotSupportedError,
     unknown_name_message,
 )
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
-
-
-def read_policy(dtype: Any) -> Any:
-    """Returns the dtype policy that layers are made with; `None` for the global one.
-
-    Args:
-        dtype: string, `keras.DTypePolicy` or `None`.
-
-    Raises:
-        InvalidInputError: It is no policy.
-        NotSupportedError: It is one that quantizes.
-    """
-    try:
-        policy = None if dtype is None else keras.dtype_policies.get(dtype)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(
-            f"`dtype` must be a dtype policy, as in 'bfloat16' or 'mixed_float16'; received "
-            f"{dtype!r}."
-        ) from error
-    if policy is not None and policy.quantization_mode is not None:
-        raise NotSupportedError(
-            f"`dtype` can't be {policy.name!r}: the numbers of a preset are read into variables "
-            "that hold such numbers. Read it in another policy, as in dtype='bfloat16', and call "
-            "`model.quantize('int8')`."
-        )
-    return policy
 
 
 def override_config(config: Any, overrides: Mapping[str, Any]) -> Any:

@@ -37,7 +37,6 @@ from keras_deepseek.models.checkpoints.preset_checks import (
     check_entries,
     check_not_of_keras,
     override_config,
-    read_policy,
 )
 from keras_deepseek.models.checkpoints.preset_folder import (
     CONFIG_NAME,
@@ -53,6 +52,7 @@ from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.models.checkpoints.weights_reader import read_weights
 from keras_deepseek.models.checkpoints.weights_writer import hand_over_weights, write_weights
 from keras_deepseek.models.config_model import ConfigModel
+from keras_deepseek.models.layers_policy import read_policy
 from keras_deepseek.models.tokenizers.tokenizer import Tokenizer
 from keras_deepseek.models.tokenizers.tokenizer_files import check_vocabulary
 

@@ -7,6 +7,7 @@ import keras
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
 from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
 from keras_deepseek.models.decoder.deepseek_layers import make_backbone_layers
+from keras_deepseek.models.layers_policy import read_policy
 
 
 class DeepSeekBackbone(DecoderBackbone):
@@ -25,6 +26,6 @@ class DeepSeekBackbone(DecoderBackbone):
     """The class of the attention layers, those of modules that predict further tokens too."""
 
     def __init__(self, config: DeepSeekConfig, *, dtype: Any = None, **kwargs: Any) -> None:
-        policy = keras.dtype_policies.get(dtype)
+        policy = read_policy(dtype)
         layers = make_backbone_layers(config, self.attention_class, policy)
         super().__init__(config, *layers, **kwargs)

@@ -20,6 +20,7 @@ from keras_deepseek.layers import (
 from keras_deepseek.models.decoder.decoder_backbone import DecoderBackbone
 from keras_deepseek.models.deepseek_v4.config import DeepSeekV4Config
 from keras_deepseek.models.deepseek_v4.deepseek_v4_decoder_layer import DeepSeekV4DecoderLayer
+from keras_deepseek.models.layers_policy import read_policy
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -72,7 +73,7 @@ class DeepSeekV4Backbone(DecoderBackbone):
     config_class: ClassVar[type] = DeepSeekV4Config
 
     def __init__(self, config: DeepSeekV4Config, *, dtype: Any = None, **kwargs: Any) -> None:
-        policy = keras.dtype_policies.get(dtype)
+        policy = read_policy(dtype)
         super().__init__(
             config,
             ReversibleEmbedding(

@@ -13,6 +13,7 @@ from keras_deepseek.layers import (
     MaxPooling2D,
 )
 from keras_deepseek.models.config_model import ConfigModel
+from keras_deepseek.models.layers_policy import read_policy
 from keras_deepseek.models.residual_image_classifier.config import ResidualImageClassifierConfig
 
 
@@ -56,7 +57,7 @@ class ResidualBackbone(ConfigModel):
     def __init__(
         self, config: ResidualImageClassifierConfig, *, dtype: Any = None, **kwargs: Any
     ) -> None:
-        policy = keras.dtype_policies.get(dtype)
+        policy = read_policy(dtype)
         images = Input(config.image_shape, name="images")
         x = _convolve(images, config.filters_per_stage[0], "stem", policy)
         x = Activation("relu", dtype=policy, name="stem_relu")(x)

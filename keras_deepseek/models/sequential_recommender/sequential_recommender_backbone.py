@@ -8,6 +8,7 @@ from keras_deepseek.layers import Dropout, Input, LayerNormalization, Reversible
 from keras_deepseek.models.config_model import ConfigModel
 from keras_deepseek.models.encoder.position_embedding import PositionEmbedding
 from keras_deepseek.models.encoder.transformer_encoder_block import TransformerEncoderBlock
+from keras_deepseek.models.layers_policy import read_policy
 from keras_deepseek.models.sequential_recommender.config import SequentialRecommenderConfig
 from keras_deepseek.models.sequential_recommender.history_mask import HistoryMask
 
@@ -59,7 +60,7 @@ class SequentialRecommenderBackbone(ConfigModel):
     def __init__(
         self, config: SequentialRecommenderConfig, *, dtype: Any = None, **kwargs: Any
     ) -> None:
-        policy = keras.dtype_policies.get(dtype)
+        policy = read_policy(dtype)
 
         def draw() -> keras.initializers.Initializer:
             return keras.initializers.TruncatedNormal(stddev=config.initializer_range)

@@ -4,28 +4,18 @@ from pathlib import Path
 import keras
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.models.checkpoints.checkpoint_entry import copied_entry
 from keras_deepseek.models.checkpoints.preset_checks import (
     check_entries,
     check_not_of_keras,
     override_config,
-    read_policy,
 )
 
 
 @dataclass(frozen=True)
 class Config:
     width: int = 3
-
-
-def test_a_policy_is_one_of_keras_that_does_not_quantize():
-    assert read_policy(None) is None
-    assert read_policy("mixed_bfloat16").compute_dtype == "bfloat16"
-    with pytest.raises(InvalidInputError, match="must be a dtype policy"):
-        read_policy("half")
-    with pytest.raises(NotSupportedError, match="int8_from_float32"):
-        read_policy("int8_from_float32")
 
 
 def test_a_config_has_other_values_of_its_own_names_alone():
