@@ -11,11 +11,12 @@ GUIDES = sorted(Path(__file__).parent.glob("[0-9]*.py"))
 
 
 def cells():
-    """Yields each guide on each backend; TensorFlow takes minutes to trace what is trained."""
+    """Yields each guide on each backend; TensorFlow and JAX take minutes to compile most."""
+    slow = {"tensorflow": pytest.mark.slow_on_tensorflow, "jax": pytest.mark.slow_on_jax}
     for guide in GUIDES:
         for backend in ("tensorflow", "jax", "torch"):
-            is_slow = backend == "tensorflow" and guide.stem != "01_quickstart"
-            marks = [pytest.mark.slow_on_tensorflow] if is_slow else []
+            is_slow = backend in slow and guide.stem != "01_quickstart"
+            marks = [slow[backend]] if is_slow else []
             yield pytest.param(guide, backend, id=f"{guide.stem}-{backend}", marks=marks)
 
 

@@ -97,6 +97,7 @@ def test_it_is_trained_by_trainer(model):
     assert np.all(np.isfinite(history.history["loss"]))
 
 
+@pytest.mark.slow_on_jax
 def test_a_call_with_a_cache_refuses_what_does_not_fit(model):
     tokens = np.array([[1, 2]])
     with pytest.raises(InvalidInputError, match="one entry for each of the 2 layers, received 1"):

@@ -65,6 +65,7 @@ def test_what_was_written_is_read_again(names, tie_word_embeddings):
             np.testing.assert_array_equal(to_numpy(weight), to_numpy(expected), weight.path)
 
 
+@pytest.mark.slow_on_jax
 def test_every_variable_but_the_load_has_one_entry():
     model = make_model(num_prediction_layers=1)
     mapped = [id(each) for entry in checkpoint_entries(model) for each in entry.variables]

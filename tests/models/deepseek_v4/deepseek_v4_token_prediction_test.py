@@ -56,6 +56,7 @@ def test_a_module_sees_no_token_behind_its_own():
     assert np.abs(after[0, 5] - before[0, 5]).max() > 1e-4
 
 
+@pytest.mark.slow_on_jax
 def test_it_is_the_same_after_its_config():
     layer = make_layer(stream_epsilon=1e-4)
     revived = type(layer).from_config(layer.get_config())

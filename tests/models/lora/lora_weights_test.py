@@ -22,6 +22,7 @@ def test_the_lora_alone_is_saved_and_loaded(tmp_path):
         assert_close(compute(other), compute(model))
 
 
+@pytest.mark.slow_on_jax
 def test_that_of_another_model_is_refused_and_nothing_changes(tmp_path):
     path = tmp_path / "tuned.safetensors"
     save_lora_weights(tune(make_model(num_layers=3)), path)
