@@ -70,7 +70,7 @@ def call_dense(dense: keras.layers.Dense, inputs: Any) -> Any:
         dense: `keras.layers.Dense`, built.
         inputs: Tensor of shape `(..., dim)`.
     """
-    if not _would_be_rounded(inputs):
+    if not _would_be_rounded(inputs) or dense.quantization_mode is not None:
         return dense(inputs)
     outputs = multiply_matrices(inputs, dense.kernel)
     if dense.bias is not None:
@@ -85,7 +85,8 @@ def call_reversed(embedding: keras.layers.ReversibleEmbedding, inputs: Any) -> A
         embedding: `keras.layers.ReversibleEmbedding`, built.
         inputs: Tensor of shape `(..., dim)`.
     """
-    if not _would_be_rounded(inputs) or embedding.logit_soft_cap is not None:
+    needs_keras = embedding.logit_soft_cap is not None or embedding.quantization_mode is not None
+    if needs_keras or not _would_be_rounded(inputs):
         return embedding(inputs, reverse=True)
     is_tied = embedding.tie_weights
     kernel = ops.transpose(embedding.embeddings) if is_tied else embedding.reverse_embeddings

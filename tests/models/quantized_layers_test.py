@@ -77,6 +77,28 @@ def test_a_quantized_model_is_the_same_after_loading(make, inputs, mode, tmp_pat
     )
 
 
+def test_quantized_heads_compute_nearly_what_they_did():
+    bert = make_bert()
+    before = keras.ops.convert_to_numpy(bert(TOKEN_INPUTS))
+    bert.quantize("int8")
+    after = keras.ops.convert_to_numpy(bert(TOKEN_INPUTS))
+    assert np.abs(after - before).max() < 0.05 * np.abs(before).max()
+
+
+def test_a_quantized_recommender_has_nearly_the_loss_that_it_had():
+    recommender = make_recommender()
+    losses = []
+    for _ in range(2):
+        keras.utils.set_random_seed(1)
+        training = recommender.make_training_model(num_negatives=8)
+        training.compile("sgd")
+        rows = {"item_ids": TOKENS, "targets": np.array([[1, 4, 1, 5]], "int32")}
+        losses.append(training.evaluate(rows, verbose=0))
+        if len(losses) == 1:
+            recommender.quantize("int8")
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
 def test_a_layer_that_is_not_there_is_named():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="only")])
     with pytest.raises(InvalidInputError, match="no layer 'other', which is quantized by 'int8'"):

@@ -177,18 +177,12 @@ class SampledSoftmax(VocabularyHead):
         labels = bound_indices(targets, self.vocabulary_size)[0]
         negatives = self.draw_classes()
         dtype = promote_dtypes(self.compute_dtype, "float32")
-        positive = ops.sum(ops.cast(hidden * self._rows(labels), dtype), axis=-1)
+        positive = ops.sum(ops.cast(hidden * self.read_rows(labels), dtype), axis=-1)
         positive = positive - ops.cast(self._log_probabilities(labels), dtype)
-        negative = multiply_matrices(hidden, ops.transpose(self._rows(negatives)))
+        negative = multiply_matrices(hidden, ops.transpose(self.read_rows(negatives)))
         negative = ops.cast(negative, dtype) - ops.cast(self._log_probabilities(negatives), dtype)
         scores = ops.concatenate([ops.expand_dims(positive, -1), negative], axis=-1)
         return ops.logsumexp(scores, axis=-1) - positive
-
-    def _rows(self, classes: Any) -> Any:
-        """Returns the columns of the kernel that belong to classes, as rows."""
-        if self.token_embedding is None:
-            return ops.take(ops.transpose(ops.cast(self.kernel, self.compute_dtype)), classes, 0)
-        return ops.cast(ops.take(self.token_embedding.embeddings, classes, 0), self.compute_dtype)
 
     def _log_probabilities(self, classes: Any) -> Any:
         return ops.take(self.log_probabilities, classes, axis=0)

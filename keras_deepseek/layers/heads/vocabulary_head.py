@@ -91,9 +91,24 @@ class VocabularyHead(FloatingInputLayer):
         """
         if self.token_embedding is None:
             kernel = ops.cast(self.kernel, self.compute_dtype)
+        elif self.token_embedding.quantization_mode is not None:
+            kernel = ops.transpose(self.read_rows(ops.arange(self.vocabulary_size)))
         else:
             kernel = ops.transpose(ops.cast(self.token_embedding.embeddings, self.compute_dtype))
         return (kernel,) if self.bias is None else (kernel, ops.cast(self.bias, kernel.dtype))
+
+    def read_rows(self, classes: Any) -> Any:
+        """Returns the columns of the kernel that belong to classes, as rows.
+
+        Args:
+            classes: Integer tensor, of any shape; a row has one axis more.
+        """
+        if self.token_embedding is None:
+            return ops.take(ops.transpose(ops.cast(self.kernel, self.compute_dtype)), classes, 0)
+        if self.token_embedding.quantization_mode is not None:
+            # What its table holds is of use to itself alone.
+            return ops.cast(self.token_embedding(classes), self.compute_dtype)
+        return ops.cast(ops.take(self.token_embedding.embeddings, classes, 0), self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         embedding = self.token_embedding

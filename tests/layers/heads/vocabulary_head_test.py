@@ -29,6 +29,21 @@ def test_it_has_a_kernel_and_a_bias_of_its_own():
     assert tuple(head.kernel.shape) == (3, 7)
 
 
+@pytest.mark.filterwarnings("ignore:The use of `x.T`")  # Of Keras, for an embedding on torch.
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_of_a_quantized_embedding_it_has_what_its_numbers_stand_for(mode):
+    embedding = keras.layers.Embedding(7, 4)
+    head = make_head(token_embedding=embedding, use_bias=False)
+    head.build((None, None, 4))
+    (before,) = map(keras.ops.convert_to_numpy, head.projection())
+    embedding.quantize(mode)
+    (after,) = map(keras.ops.convert_to_numpy, head.projection())
+    atol = {"int8": 1 / 127, "int4": 1 / 7}[mode] * np.abs(before).max()
+    np.testing.assert_allclose(after, before, rtol=0, atol=atol)
+    rows = keras.ops.convert_to_numpy(head.read_rows(np.array([[3, 0]], "int32")))
+    np.testing.assert_array_equal(rows[0], after.T[[3, 0]])
+
+
 def test_it_shares_the_table_of_an_embedding():
     embedding = keras.layers.Embedding(7, 3)
     head = make_head(token_embedding=embedding, use_bias=False)
