@@ -21,7 +21,7 @@ def lent_policy(
     """Makes layers compute by another dtype policy until the block ends.
 
     Args:
-        layers: Layers, built and not quantized.
+        layers: Layers, built.
         policy: `keras.DTypePolicy`.
         casts_tables: boolean. Whether an embedding casts all of its table, and not the rows that it
             looks up: what is constant is then half as large. Defaults to `False`.
@@ -30,8 +30,8 @@ def lent_policy(
     own_policies = [vars(layer)["_dtype_policy"] for layer in layers]
     tables = [layer for layer in layers if _looks_rows_up(layer) and not casts_tables]
     own_calls = [vars(layer).get("call") for layer in tables]
-    for layer in layers:
-        vars(layer)["_dtype_policy"] = policy
+    for layer, own_policy in zip(layers, own_policies, strict=True):
+        vars(layer)["_dtype_policy"] = _quantized_as(own_policy, policy)
     for layer in tables:
         vars(layer)["call"] = _without_autocast(layer.call)
     try:
@@ -46,15 +46,16 @@ def lent_policy(
             vars(layer)["_dtype_policy"] = own_policy
 
 
-def layers_to_switch(model: keras.Model) -> list[keras.Layer]:
+def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) -> list[keras.Layer]:
     """Returns the layers of a model that may compute by another policy than their own.
 
-    Quantized layers keep theirs. So does an output layer that ends in softmax or sigmoid: a
-    probability in half precision rounds to 1 and its loss to 0 (Keras's guide on mixed precision
-    asks for the same). And so does a `Normalization`: what it makes small may be beyond float16.
+    An output layer that ends in softmax or sigmoid keeps its own: a probability in half precision
+    rounds to 1 and its loss to 0 (Keras's guide on mixed precision asks for the same). So does a
+    `Normalization`: what it makes small may be beyond float16.
 
     Args:
         model: `keras.Model`, built.
+        includes_quantized: boolean. Whether quantized layers may, too. Defaults to `False`.
     """
     probabilities = (keras.activations.softmax, keras.activations.sigmoid)
     keep = {
@@ -66,10 +67,18 @@ def layers_to_switch(model: keras.Model) -> list[keras.Layer]:
     return [
         layer
         for layer in flatten_layers(model)
-        if layer.quantization_mode is None
+        if (includes_quantized or layer.quantization_mode is None)
         and id(layer) not in keep
         and not isinstance(layer, keras.layers.Normalization)
     ]
+
+
+def _quantized_as(own: keras.DTypePolicy, policy: keras.DTypePolicy) -> keras.DTypePolicy:
+    """Returns a policy by which a layer goes on with the weights that it has, quantized or not."""
+    if own.quantization_mode is None:
+        return policy
+    mode = own.name.partition("_from_")[0]
+    return keras.dtype_policies.get(f"{mode}_from_{policy.name}")
 
 
 def _output_layers(model: keras.Model) -> list[keras.Layer]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.keras_internals import flatten_layers
 from keras_deepseek.backend.layer_precision import layers_to_switch, lent_policy
 
@@ -78,6 +78,8 @@ def step_in_precision(
     Raises:
         InvalidInputError: When it is called, if the model's weights are not of the policy's
             variable dtype.
+        NotSupportedError: When it is called, if a layer is quantized and the policy computes in
+            float16.
     """
     layers: list[keras.Layer] = []
 
@@ -94,6 +96,12 @@ def _layers_to_switch(model: keras.Model, policy: keras.DTypePolicy) -> list[ker
     """Returns the layers that `policy` is for."""
     for layer in flatten_layers(model):
         if layer.quantization_mode is not None:
+            if policy.compute_dtype == "float16":  # Keras has no such policy.
+                raise NotSupportedError(
+                    f"Layer {layer.name!r} is quantized, in {layer.quantization_mode}, and Keras "
+                    f"computes none such in float16, as {policy.name!r} asks for. Train by "
+                    "precision='mixed_bfloat16', or by the model's own."
+                )
             continue
         if layer.variable_dtype != policy.variable_dtype and layer.weights:
             raise InvalidInputError(
@@ -101,4 +109,4 @@ def _layers_to_switch(model: keras.Model, policy: keras.DTypePolicy) -> list[ker
                 f"{policy.name!r} needs {policy.variable_dtype} ones. Build the model with that "
                 "dtype, or choose another precision."
             )
-    return layers_to_switch(model)
+    return layers_to_switch(model, includes_quantized=True)

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.precision import (
     step_in_precision,
     training_policy,
@@ -174,14 +174,30 @@ def test_probabilities_of_nested_and_subclassed_models_stay_float32(build_model)
     assert all("float32" in dtype for dtype in seen)
 
 
-def test_a_quantized_layer_keeps_its_policy():
-    inner = keras.layers.Dense(5)
-    model, _ = build(inner)
-    inner.quantize("int8")
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_a_quantized_layer_computes_in_the_precision_of_the_others(mode):
+    inner, probe = keras.layers.Dense(5), SeenDtypes()
+    head = keras.layers.Dense(3, activation="softmax")
+    model = keras.Sequential([keras.Input((4,)), inner, probe, head])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    inner.quantize(mode)
     before = inner.dtype_policy
+    probe.seen.clear()
     with training_step_in(model, keras.DTypePolicy("mixed_bfloat16")):
         model.fit(X, Y, verbose=0)
     assert inner.dtype_policy is before
+    assert "bfloat16" in probe.seen
+
+
+def test_quantized_layers_are_not_trained_in_float16():
+    inner = keras.layers.Dense(5)
+    model, _ = build(inner)
+    inner.quantize("int8")
+    with (
+        pytest.raises(NotSupportedError, match=r"is quantized, in int8.*'mixed_bfloat16'"),
+        training_step_in(model, keras.DTypePolicy("mixed_float16")),
+    ):
+        model.fit(X, Y, verbose=0)
 
 
 def test_half_precision_weights_are_refused():
