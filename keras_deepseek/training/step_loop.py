@@ -75,4 +75,5 @@ def make_steps(
         raise
     finally:  # Who leaves the loop has ended the training.
         model.optimizer.finalize_variable_values(model.trainable_weights)
+        backend.current().separate_variables(model)  # As behind `fit`, also where it was left.
         callbacks.on_train_end(logs)

@@ -69,6 +69,17 @@ def test_who_leaves_the_loop_has_ended_the_training():
     assert "train_step" not in vars(trainer.model)
 
 
+@pytest.mark.parametrize("num_steps", [2, 3])
+def test_who_has_left_the_loop_may_evaluate_and_go_on(num_steps):
+    trainer = make()
+    for _ in range(3):
+        for step in trainer.steps(X, Y, batch_size=8):
+            if step.number == num_steps - 1:
+                break
+        assert np.isfinite(trainer.evaluate(X, Y, verbose=0)[0])
+    assert int(trainer.model.optimizer.iterations) == 3 * num_steps
+
+
 def test_callbacks_may_stop_it():
     class Stop(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
