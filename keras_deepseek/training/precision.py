@@ -78,8 +78,8 @@ def step_in_precision(
     Raises:
         InvalidInputError: When it is called, if the model's weights are not of the policy's
             variable dtype.
-        NotSupportedError: When it is called, if a layer is quantized and the policy computes in
-            float16.
+        NotSupportedError: When it is called, if a layer is quantized in int8 and the policy
+            computes in float16.
     """
     layers: list[keras.Layer] = []
 
@@ -95,13 +95,13 @@ def step_in_precision(
 def _layers_to_switch(model: keras.Model, policy: keras.DTypePolicy) -> list[keras.Layer]:
     """Returns the layers that `policy` is for."""
     for layer in flatten_layers(model):
+        if layer.quantization_mode == "int8" and policy.compute_dtype == "float16":
+            raise NotSupportedError(
+                f"Layer {layer.name!r} is quantized in int8, and Keras computes none such in "
+                f"float16, as {policy.name!r} asks for. Train by precision='mixed_bfloat16', or by "
+                "the model's own."
+            )
         if layer.quantization_mode is not None:
-            if policy.compute_dtype == "float16":  # Keras has no such policy.
-                raise NotSupportedError(
-                    f"Layer {layer.name!r} is quantized, in {layer.quantization_mode}, and Keras "
-                    f"computes none such in float16, as {policy.name!r} asks for. Train by "
-                    "precision='mixed_bfloat16', or by the model's own."
-                )
             continue
         if layer.variable_dtype != policy.variable_dtype and layer.weights:
             raise InvalidInputError(

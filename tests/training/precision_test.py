@@ -174,8 +174,10 @@ def test_probabilities_of_nested_and_subclassed_models_stay_float32(build_model)
     assert all("float32" in dtype for dtype in seen)
 
 
-@pytest.mark.parametrize("mode", ["int8", "int4"])
-def test_a_quantized_layer_computes_in_the_precision_of_the_others(mode):
+@pytest.mark.parametrize(
+    ("mode", "half"), [("int8", "bfloat16"), ("int4", "float16"), ("float8", "bfloat16")]
+)
+def test_a_quantized_layer_computes_in_the_precision_of_the_others(mode, half):
     inner, probe = keras.layers.Dense(5), SeenDtypes()
     head = keras.layers.Dense(3, activation="softmax")
     model = keras.Sequential([keras.Input((4,)), inner, probe, head])
@@ -183,18 +185,18 @@ def test_a_quantized_layer_computes_in_the_precision_of_the_others(mode):
     inner.quantize(mode)
     before = inner.dtype_policy
     probe.seen.clear()
-    with training_step_in(model, keras.DTypePolicy("mixed_bfloat16")):
+    with training_step_in(model, keras.DTypePolicy(f"mixed_{half}")):
         model.fit(X, Y, verbose=0)
     assert inner.dtype_policy is before
-    assert "bfloat16" in probe.seen
+    assert half in probe.seen
 
 
-def test_quantized_layers_are_not_trained_in_float16():
+def test_layers_in_int8_are_not_trained_in_float16():
     inner = keras.layers.Dense(5)
     model, _ = build(inner)
     inner.quantize("int8")
     with (
-        pytest.raises(NotSupportedError, match=r"is quantized, in int8.*'mixed_bfloat16'"),
+        pytest.raises(NotSupportedError, match=r"is quantized in int8.*'mixed_bfloat16'"),
         training_step_in(model, keras.DTypePolicy("mixed_float16")),
     ):
         model.fit(X, Y, verbose=0)
