@@ -31,7 +31,7 @@ def lent_policy(
     tables = [layer for layer in layers if _looks_rows_up(layer) and not casts_tables]
     own_calls = [vars(layer).get("call") for layer in tables]
     for layer, own_policy in zip(layers, own_policies, strict=True):
-        vars(layer)["_dtype_policy"] = _quantized_as(own_policy, policy)
+        vars(layer)["_dtype_policy"] = _quantized_as(layer, own_policy, policy)
     for layer in tables:
         vars(layer)["call"] = _without_autocast(layer.call)
     try:
@@ -73,8 +73,12 @@ def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) ->
     ]
 
 
-def _quantized_as(own: keras.DTypePolicy, policy: keras.DTypePolicy) -> keras.DTypePolicy:
+def _quantized_as(
+    layer: keras.Layer, own: keras.DTypePolicy, policy: keras.DTypePolicy
+) -> keras.DTypePolicy:
     """Returns a policy by which a layer goes on with the weights that it has, quantized or not."""
+    if isinstance(own, keras.dtype_policies.DTypePolicyMap):
+        own = own[layer.path]
     if own.quantization_mode is None:
         return policy
     mode = own.name.partition("_from_")[0]

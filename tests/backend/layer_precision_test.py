@@ -51,6 +51,25 @@ def test_a_map_of_policies_is_what_it_was():
     assert not list(policies)
 
 
+def test_a_layer_that_a_map_quantizes_goes_on_with_its_quantized_weights():
+    policies = keras.dtype_policies.DTypePolicyMap(default_policy="float32")
+    policies[".*inner"] = keras.dtype_policies.get("int8_from_float32")
+    inner = keras.layers.Dense(2, dtype=policies, name="inner")
+    keras.Sequential([keras.Input((3,)), inner])
+    plain = keras.layers.Dense(2)
+    plain.build((None, 3))
+    plain.quantize("int8")
+    inner.set_weights(plain.get_weights())
+    expected = ops.convert_to_numpy(inner(np.ones((1, 3), "float32")))
+    with lent_policy([inner], HALF):
+        found = inner(np.ones((1, 3), "float32"))
+        assert inner.quantization_mode == "int8"
+    assert name_dtype(found) == "bfloat16"
+    found = ops.convert_to_numpy(ops.cast(found, "float32"))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.02 * np.abs(expected).max())
+    assert inner.dtype_policy is policies
+
+
 class Seen(keras.layers.Embedding):
     """Notes the dtype of its table as it is read, and then looks rows up as any embedding."""
 
