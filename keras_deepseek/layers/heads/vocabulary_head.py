@@ -101,7 +101,10 @@ class VocabularyHead(FloatingInputLayer):
         """Returns the columns of the kernel that belong to classes, as rows.
 
         Args:
-            classes: Integer tensor, of any shape; a row has one axis more.
+            classes: Integer tensor, of any shape.
+
+        Returns:
+            A tensor of the shape of `classes` and `dim` behind it, in the layer's compute dtype.
         """
         if self.token_embedding is None:
             return ops.take(ops.transpose(ops.cast(self.kernel, self.compute_dtype)), classes, 0)
