@@ -10,17 +10,8 @@ import pytest
 GUIDES = sorted(Path(__file__).parent.glob("[0-9]*.py"))
 
 
-def cells():
-    """Yields each guide on each backend; TensorFlow and JAX take minutes to compile most."""
-    slow = {"tensorflow": pytest.mark.slow_on_tensorflow, "jax": pytest.mark.slow_on_jax}
-    for guide in GUIDES:
-        for backend in ("tensorflow", "jax", "torch"):
-            is_slow = backend in slow and guide.stem != "01_quickstart"
-            marks = [slow[backend]] if is_slow else []
-            yield pytest.param(guide, backend, id=f"{guide.stem}-{backend}", marks=marks)
-
-
-@pytest.mark.parametrize(("guide", "backend"), list(cells()))
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
 def test_a_guide_runs(guide, backend, tmp_path):
     ended = subprocess.run(
         [sys.executable, guide],

@@ -187,7 +187,6 @@ def serving(image: Image, path: Path) -> Iterator[tuple["subprocess.Popen[str]",
         yield process, *(url.replace("0.0.0.0", "127.0.0.1") for url in (http, grpc))
 
 
-@pytest.mark.takes_long
 def test_an_image_without_keras_serves_over_http_and_grpc_and_ends_with_0(image):
     path = image.folder / "models/model"
     path.parent.mkdir()
@@ -209,7 +208,6 @@ def test_an_image_without_keras_serves_over_http_and_grpc_and_ends_with_0(image)
         assert process.wait(60) == 0, process.stderr.read()
 
 
-@pytest.mark.takes_long
 def test_a_model_that_needs_keras_is_refused_in_a_line(image):
     (image.folder / "model.keras").write_bytes(b"no model")
     done = subprocess.run(
@@ -225,7 +223,6 @@ def test_a_model_that_needs_keras_is_refused_in_a_line(image):
     assert (done.returncode, "a `.keras` file needs Keras" in line) == (2, True)
 
 
-@pytest.mark.takes_long
 def test_no_framework_and_no_keras_is_installed(image):
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     packages = Path(image.run(image.programs / "python", "-c", code).strip())

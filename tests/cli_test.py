@@ -192,6 +192,7 @@ def test_an_unknown_backend_of_keras_is_one_line(tmp_path):
     assert "Traceback" not in finished.stderr
 
 
+@pytest.mark.torch_alone
 def test_the_framework_that_is_installed_is_taken(tmp_path):
     installed = os.environ["KERAS_BACKEND"]
     others = tuple({"tensorflow", "jax", "torch"} - {installed})

@@ -1,4 +1,4 @@
-"""What holds for every test: quiet frameworks, one thread, a fixed seed, no state left behind."""
+"""What holds for every test here: a fixed seed, a folder that is removed, no state left behind."""
 
 import fcntl
 import os
@@ -24,24 +24,6 @@ from tests.oracles.tensorrt_stand_in import CudaRuntime, PlainTensorRT
 # A deadline would be a timed assertion, and a failure must be the same one in the next run.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("repeatable")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks all but the first case of each test, and many of them as further ones.
-
-    What takes long comes first, so that no process waits for it alone at the end.
-    """
-    seen: set[str] = set()
-    for item in items:
-        test = item.nodeid.split("[")[0]
-        if test in seen:
-            item.add_marker(pytest.mark.another_case)
-            are_alike = item.get_closest_marker("cases_alike") is not None
-            is_of_a_model = test.startswith("tests/models/") and "/generation/" not in test
-            if are_alike or is_of_a_model or test.startswith("tests/layers/"):
-                item.add_marker(pytest.mark.further_case)
-        seen.add(test)
-    items.sort(key=lambda item: item.get_closest_marker("takes_long") is None)
 
 
 def pytest_report_header() -> str:

@@ -10,7 +10,6 @@ ORACLE = Path(__file__).parents[1] / "oracles" / "gradient_sums.py"
 TIMEOUT = 300
 WORLD_SIZE = 2
 # JAX compiles each sum by itself; on TensorFlow `processes_test` does the same in trainings.
-pytestmark = [pytest.mark.slow_on_jax, pytest.mark.slow_on_tensorflow]
 
 
 def sum_gradients(folder):

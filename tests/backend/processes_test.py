@@ -46,10 +46,7 @@ def trained(request, make_once):
 
 in_each_way = pytest.mark.parametrize(
     "trained",
-    [
-        "first",
-        pytest.param("further", marks=[pytest.mark.slow_on_jax, pytest.mark.slow_on_tensorflow]),
-    ],
+    ["first", pytest.param("further", marks=pytest.mark.nightly)],
     indirect=True,
 )
 
@@ -119,7 +116,7 @@ def test_a_rank_listens_where_tf_config_says(monkeypatch):
     assert processes._own_port() > 2
 
 
-@pytest.mark.slow_on_tensorflow
+@pytest.mark.torch_alone
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Only TensorFlow has them.")
 def test_a_strategy_of_the_script_may_have_joined_the_processes(tmp_path):
     oracle = str(ORACLE.with_name("own_strategy.py"))

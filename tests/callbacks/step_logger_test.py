@@ -161,8 +161,6 @@ model.fit(np.ones((8, 2)), np.ones((8, 1)), 2, verbose=0, callbacks=[recorder, F
 """
 
 
-@pytest.mark.slow_on_tensorflow
-@pytest.mark.slow_on_jax
 def test_what_waits_is_written_where_an_error_ends_python(tmp_path):
     from keras_deepseek.artifacts.run_record import RunRecord
 

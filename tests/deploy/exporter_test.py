@@ -40,6 +40,7 @@ def check_outputs(exporter, infer):
         np.testing.assert_allclose(received[name], expected, atol=1e-5)
 
 
+@pytest.mark.each_backend
 def test_an_onnx_bundle_computes_what_the_model_computes(model, tmp_path, tensorflow_installed):
     import onnxruntime
 
@@ -55,6 +56,7 @@ def test_an_onnx_bundle_computes_what_the_model_computes(model, tmp_path, tensor
     check_outputs(exporter, lambda batch: dict(zip(names, session.run(None, batch), strict=True)))
 
 
+@pytest.mark.each_backend
 def test_a_saved_model_bundle_computes_what_the_model_computes(
     model, tmp_path, tensorflow_installed
 ):
@@ -230,7 +232,6 @@ Exporter(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]), "slow").e
 """
 
 
-@pytest.mark.slow_on_tensorflow
 def test_killed_in_the_middle_nothing_is_left_that_opens(tmp_path):
     finished = subprocess.run(
         [sys.executable, "-c", KILLED, tmp_path / "digits"], check=False, capture_output=True

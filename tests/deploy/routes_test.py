@@ -62,6 +62,7 @@ class Tripling(keras.layers.Layer):
 """
 
 
+@pytest.mark.each_backend
 @pytest.mark.parametrize("with_a_file", [False, True])
 def test_a_class_of_the_running_script_reaches_the_other_process(tmp_path, with_a_file):
     pytest.importorskip("cloudpickle")
@@ -90,8 +91,6 @@ class Doubling(keras.layers.Layer):
 """
 
 
-@pytest.mark.slow_on_tensorflow
-@pytest.mark.slow_on_jax
 def test_layers_from_a_file_reach_the_other_process(tmp_path, tensorflow_installed, job_of):
     from keras_deepseek.backend.keras_file import import_source
     from keras_deepseek.deploy.formats.saved_model import SavedModelFormat
@@ -119,6 +118,7 @@ def test_layers_from_a_file_reach_the_other_process(tmp_path, tensorflow_install
         np.testing.assert_allclose(outputs["output_0"], 2 * sample["input_0"])
 
 
+@pytest.mark.each_backend
 def test_what_a_child_leaves_among_temporary_files_is_removed(tmp_path, job_of):
     pytest.importorskip("cloudpickle")
 
@@ -152,8 +152,6 @@ finally:
 """
 
 
-@pytest.mark.slow_on_tensorflow
-@pytest.mark.slow_on_jax
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux alone watches others' processes")
 def test_a_child_ends_with_the_process_that_started_it(tmp_path):
     job = tmp_path / "job.json"

@@ -12,7 +12,6 @@ import keras_deepseek
 
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("jax", "tensorflow", "torch")
-COMPUTING_ROOMS = ("keras_deepseek.layers", "keras_deepseek.models")
 
 
 @pytest.fixture(scope="session")
@@ -26,12 +25,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "module_name" in metafunc.fixturenames:
         metafunc.parametrize(
             "module_name",
-            [
-                pytest.param(
-                    name, marks=[pytest.mark.slow_on_jax] * name.startswith(COMPUTING_ROOMS)
-                )
-                for name in _module_names()
-            ],
+            _module_names(),
         )
     if "public_name" in metafunc.fixturenames:
         names = _public_names()

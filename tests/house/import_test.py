@@ -29,6 +29,7 @@ def test_a_room_that_serves_without_keras_loads_no_framework(room):
     assert loaded_by(f"import keras_deepseek.{room}") & FRAMEWORKS == set()
 
 
+@pytest.mark.torch_alone
 def test_only_the_framework_that_keras_runs_on_is_loaded():
     import keras
 
@@ -38,6 +39,7 @@ def test_only_the_framework_that_keras_runs_on_is_loaded():
     assert loaded_by(f"import {rooms}") & others <= loaded_by("import keras")
 
 
+@pytest.mark.torch_alone
 def test_a_room_is_an_attribute_of_the_package():
     assert loaded_by("import keras_deepseek; keras_deepseek.layers.Dense") >= {"keras"}
     assert set(keras_deepseek.__all__) <= set(dir(keras_deepseek))

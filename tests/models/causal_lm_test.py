@@ -41,8 +41,6 @@ def test_the_modules_for_further_tokens_change_no_logits(model):
     assert len(model.weights) > len(alone.weights)
 
 
-@pytest.mark.slow_on_tensorflow
-@pytest.mark.slow_on_jax
 def test_the_loss_of_further_tokens_is_added_in_training_alone(model):
     batch = language_models.draw_batch(31, side="right")
     targets = np.roll(batch["token_ids"], -1, axis=1)
@@ -70,7 +68,6 @@ def test_a_loss_of_keras_leaves_padding_out(model):
     assert_close(model.evaluate(batch, targets, verbose=0), expected.mean(), 1e-4)
 
 
-@pytest.mark.slow_on_jax
 def test_a_module_decodes_by_its_own_cache(model):
     batch = language_models.draw_batch(31, side="right")
     prediction, hidden = model.multi_token_prediction, model.backbone(batch)
@@ -86,7 +83,6 @@ def test_a_module_decodes_by_its_own_cache(model):
         assert_close(logits, expected[:, start:stop], 2e-5)
 
 
-@pytest.mark.slow_on_tensorflow
 def test_it_is_trained_by_trainer(model):
     batch = language_models.draw_batch(31, side="right")
     model.compile(
@@ -97,7 +93,6 @@ def test_it_is_trained_by_trainer(model):
     assert np.all(np.isfinite(history.history["loss"]))
 
 
-@pytest.mark.slow_on_jax
 def test_a_call_with_a_cache_refuses_what_does_not_fit(model):
     tokens = np.array([[1, 2]])
     with pytest.raises(InvalidInputError, match="one entry for each of the 2 layers, received 1"):

@@ -28,7 +28,6 @@ def pack():
     return pack_sequences(documents, length=4)
 
 
-@pytest.mark.slow_on_jax
 def test_a_packed_document_has_the_logits_that_it_has_alone():
     model = make_model()
     packed = pack()
@@ -50,12 +49,7 @@ def test_a_packed_document_has_the_logits_that_it_has_alone():
 
 @pytest.mark.parametrize(
     "task",
-    [
-        DeepSeekV3CausalLM,
-        pytest.param(
-            DeepSeekV32CausalLM, marks=(pytest.mark.slow_on_jax, pytest.mark.slow_on_tensorflow)
-        ),
-    ],
+    [DeepSeekV3CausalLM, DeepSeekV32CausalLM],
 )
 def test_further_tokens_have_the_loss_that_they_have_in_single_documents(task):
     model = make_model(task=task, num_prediction_layers=2)
@@ -76,7 +70,6 @@ def test_further_tokens_have_the_loss_that_they_have_in_single_documents(task):
     assert abs(to_numpy(training_model.losses[0]) - alone) > 1e-3
 
 
-@pytest.mark.slow_on_tensorflow
 @pytest.mark.parametrize("is_trainer", [False, True], ids=["fit", "trainer"])
 def test_training_it_trains_the_model(is_trainer):
     model = make_model(num_prediction_layers=1)

@@ -42,7 +42,6 @@ def test_a_sound_layer_passes():
     run(Scale, oracle=oracle)
 
 
-@pytest.mark.cases_alike
 @pytest.mark.parametrize(
     ("layer_class", "init_kwargs", "input_shape", "input_dtype"),
     [

@@ -101,9 +101,7 @@ def run_training(folder, end=None, steps=1):
     return (line + rest).splitlines()[-1:], code
 
 
-@pytest.mark.slow_on_jax
-@pytest.mark.slow_on_tensorflow
-@pytest.mark.takes_long
+@pytest.mark.nightly
 def test_a_process_that_is_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
     (expected,), code = run_training(tmp_path / "left_alone")
     assert expected.startswith("ended ")

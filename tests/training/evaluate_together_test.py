@@ -95,8 +95,7 @@ class BatchWatcher(Watcher):
         self.ends.append(batch)
 
 
-@pytest.mark.cases_alike
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("watcher", [Watcher, BatchWatcher])
 def test_the_validation_of_fit_is_shared_out_unless_its_batches_are_watched(watcher):
     x, y, weights = make(9)

@@ -101,8 +101,7 @@ print(inside * 10 < outside, count_faults() * 2 > outside)
 """
 
 
-@pytest.mark.slow_on_tensorflow
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="Only glibc gives such blocks back.")
 def test_pages_are_not_cleared_again(monkeypatch):
     for name in [name for name in module.os.environ if name.startswith("MALLOC_")]:

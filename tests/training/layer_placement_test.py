@@ -55,7 +55,7 @@ def make_trainer(device_map, model=None, **options):
     return Trainer(model or build(), device_map=device_map, **options)
 
 
-@pytest.mark.takes_long
+@pytest.mark.nightly
 @not_on_jax
 def test_two_devices_make_the_steps_of_one():
     """With micro-batches, clip, guard, remat and moving averages together."""
@@ -71,8 +71,7 @@ def test_two_devices_make_the_steps_of_one():
 
 
 @not_on_jax
-@pytest.mark.takes_long
-@pytest.mark.slow_on_tensorflow
+@pytest.mark.nightly
 def test_all_that_a_trainer_can_do_goes_with_it():
     ways = ["plain", "clip", "micro-batches", "sum", "remat", "remat inside", "averages"]
     ways += ["together", "unbuilt", "own step", "eager"]
@@ -85,8 +84,7 @@ def test_all_that_a_trainer_can_do_goes_with_it():
 
 
 @not_on_jax
-@pytest.mark.takes_long
-@pytest.mark.slow_on_tensorflow
+@pytest.mark.nightly
 def test_every_optimizer_takes_weights_of_two_devices():
     names = ["Adadelta", "Adafactor", "Adagrad", "Ftrl", "RMSprop", "SGD"]
     found = compare(*names, "Adam", "AdamW", "Adamax", "Lamb", "Lion", "Muon", "Nadam")

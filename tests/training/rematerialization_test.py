@@ -57,7 +57,6 @@ def fit(remat, **arguments):
     return history, [ops.convert_to_numpy(variable.value) for variable in model.variables]
 
 
-@pytest.mark.cases_alike
 @pytest.mark.parametrize("arguments", [{}, {"precision": "mixed_bfloat16"}, {"micro_batches": 2}])
 def test_a_training_has_the_same_numbers(arguments):
     """Also the seeds of dropout and the moving statistics, which move on once a step."""
@@ -69,8 +68,7 @@ def test_a_training_has_the_same_numbers(arguments):
         np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol)
 
 
-@pytest.mark.cases_alike
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "SimpleRNN"])
 def test_recurrent_layers_drop_the_same_again(name):
     """Keras keeps their dropout masks during a call, and the last batch has fewer rows."""

@@ -79,7 +79,7 @@ def test_a_seed_gives_one_order_of_rows():
     assert sorted(first.tolist()) == sorted(plain.tolist())
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_a_document_computes_the_same_alone_and_packed():
     rng = np.random.default_rng(0)
     documents = [rng.normal(size=(n, 6)).astype("float32") for n in (5, 3, 7, 1)]
@@ -152,8 +152,7 @@ def copy_weights(full, masked):
     head.bias.assign(bias)
 
 
-@pytest.mark.slow_on_tensorflow
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_packed_with_a_masked_head_trains_as_padded_with_a_full_one():
     rng = np.random.default_rng(0)
     documents = [rng.integers(1, VOCABULARY_SIZE, n) for n in (12, 3, 7, 4, 9, 5, 8)]

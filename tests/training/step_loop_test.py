@@ -32,7 +32,6 @@ def batches():
         yield X[start : start + 8], Y[start : start + 8]
 
 
-@pytest.mark.cases_alike
 @pytest.mark.parametrize("precision", [None, "mixed_bfloat16"])
 def test_steps_are_those_of_fit(precision):
     fitted, stepped = make(precision=precision), make(precision=precision)
@@ -111,7 +110,6 @@ def assert_same(one, other):
         np.testing.assert_array_equal(each, expected)
 
 
-@pytest.mark.cases_alike
 @pytest.mark.parametrize("stop", [1, 3, 4])
 def test_who_leaves_the_loop_goes_on_exactly_there(tmp_path, stop):
     """In the middle of an epoch, after its last step, and after the first of the next."""

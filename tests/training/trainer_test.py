@@ -26,7 +26,6 @@ def build(compiled=False):
     return model
 
 
-@pytest.mark.cases_alike
 @pytest.mark.parametrize("half", [{}, {"fp16_enabled": True}, {"precision": "mixed_float16"}])
 def test_it_learns_and_predicts_in_the_models_own_precision(half):
     model = build()
@@ -68,7 +67,6 @@ def test_half_precision_changes_the_training_and_nothing_after_it():
     np.testing.assert_allclose(trained[True], trained[False], rtol=0.02)
 
 
-@pytest.mark.cases_alike
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_without_precision_it_has_the_numbers_of_models_fit(shuffle):
     if shuffle and keras.backend.backend() == "torch":

@@ -52,8 +52,7 @@ OPTIMIZERS = [
 ]
 
 
-@pytest.mark.cases_alike
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_of_keras_trains_as_in_keras(name):
     if not hasattr(keras.optimizers, name):
@@ -65,16 +64,14 @@ def test_every_optimizer_of_keras_trains_as_in_keras(name):
     assert_same(fit(build(), optimizer=make(0.01)), (history, plain.get_weights()))
 
 
-@pytest.mark.cases_alike
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("number", [3, 100])
 def test_micro_batches_make_the_step_of_the_whole_batch(number):
     """Batches are of 16 and 10 rows, so that there are micro-batches of two sizes."""
     assert_same(fit(build(), micro_batches=number), fit(build()))
 
 
-@pytest.mark.cases_alike
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight", "sum"])
 def test_micro_batches_weigh_samples_as_the_whole_batch(reduction):
     results = [
@@ -103,7 +100,6 @@ TOKENS = np.where(np.arange(5) < RNG.integers(1, 6, (26, 1)), RNG.integers(1, 7,
 CLASSES = RNG.integers(0, 3, (26, 5))
 
 
-@pytest.mark.cases_alike
 @pytest.mark.parametrize(
     "loss",
     [
@@ -147,7 +143,6 @@ def assert_same_update(found, expected, within=1e-6):
     np.testing.assert_allclose(found[1]["loss"], expected[1]["loss"], rtol=within)
 
 
-@pytest.mark.cases_alike
 @pytest.mark.parametrize("arguments", [{}, {"remat": ["chunked*"]}])
 def test_losses_that_layers_add_weigh_tokens_as_the_whole_batch(arguments):
     """Of 26 rows there is a part of another size; of the classes a third is ignored."""
@@ -156,7 +151,6 @@ def test_losses_that_layers_add_weigh_tokens_as_the_whole_batch(arguments):
     assert_same_update(update(build_chunked, 4, data, **arguments), expected)
 
 
-@pytest.mark.cases_alike
 @pytest.mark.parametrize("loss", ["sum", "sum_over_batch_size"])
 def test_regularizers_count_as_often_as_in_the_whole_batch(loss):
     def build_regularized():
@@ -439,7 +433,6 @@ class Telling(Trainer):
         return self.model.compute_loss(x, y, outputs, sample_weight)
 
 
-@pytest.mark.cases_alike
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("tells_metrics", [True, False])
 def test_metrics_that_a_step_tells_nothing_are_not_logged(tells_metrics, micro_batches, caplog):

@@ -53,7 +53,6 @@ def test_a_bad_step_stops_the_training_and_leaves_the_weights_before_it():
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.cases_alike
 @pytest.mark.parametrize("precision", [None, "mixed_float16"])
 def test_a_bad_batch_is_skipped_as_if_it_had_not_been_there(precision):
     keep = np.delete(np.arange(24), np.arange(8, 12))
@@ -172,7 +171,6 @@ def test_no_checkpoint_is_taken_of_a_bad_step_that_stops_the_training(tmp_path):
     assert CheckpointFolder(tmp_path).steps() == []
 
 
-@pytest.mark.cases_alike
 @pytest.mark.parametrize("bad_row", [9, 21])  # In the steps 3 and 6, of which a checkpoint is due.
 def test_a_training_that_was_rolled_back_goes_on_as_if_it_had_not_been_killed(tmp_path, bad_row):
     x = X.copy()

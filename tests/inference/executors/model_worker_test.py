@@ -2,6 +2,7 @@ import socket
 import threading
 
 import numpy as np
+import pytest
 
 from keras_deepseek.artifacts import Signature
 from keras_deepseek.inference.executors.model_worker import open_source, work
@@ -11,6 +12,7 @@ from tests.oracles.faulty_executor import FAILS, Faulty
 SOURCE = "tests.oracles.faulty_executor:Faulty"
 
 
+@pytest.mark.torch_alone
 def test_a_source_is_a_path_or_a_function_of_a_module(bundle_of):
     assert isinstance(open_source(SOURCE, ()), Faulty)
     bundle = bundle_of("keras")

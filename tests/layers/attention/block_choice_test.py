@@ -91,7 +91,7 @@ def test_gathered_is_masked_dense(num_chosen, tile, monkeypatch):
         assert_close(outputs[:, :, group], expected)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_with_all_blocks_it_is_full_causal_attention(dtype):
     query, key, value, chosen = make(10, dtype=dtype)

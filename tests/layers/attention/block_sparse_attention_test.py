@@ -56,7 +56,7 @@ def layouts(draw):
     )
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @settings(max_examples=12)
 @given(
     layout=layouts(),

@@ -27,7 +27,7 @@ def decode(arrays, start, layout, mask=None, **kwargs):
     return ops.convert_to_numpy(block_sparse_decoding(query, cache, start, layout, **kwargs))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @settings(max_examples=8)
 @given(
     length=st.sampled_from([1, 4, 6]),
@@ -62,7 +62,7 @@ def test_the_start_may_be_a_tensor():
     np.testing.assert_array_equal(decode(arrays, start, layout), decode(arrays, 5, layout))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize(("length", "start", "first"), [(1, 10, 4), (2, 9, 4), (4, 9, 4)])
 def test_blocks_that_no_query_sees_are_not_even_read(length, start, first):
     arrays = draw(length)

@@ -37,7 +37,7 @@ def test_it_passes_the_layer_routine():
     LayerTestCase().run_layer_test(CachedAttention, {"attention": serialize(attention)}, (2, 4, 6))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_it_passes_the_layer_routine_with_a_rotary_embedding_and_dropout():
     LayerTestCase().run_layer_test(
         CachedAttention,
@@ -108,7 +108,7 @@ def test_cached_decoding_is_the_full_forward(attention, pieces):
     assert_close(np.concatenate(outputs, axis=1), expected)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @settings(max_examples=2)
 @given(batch_size=st.integers(1, 3), length=st.integers(1, 5), heads=st.integers(1, 3))
 def test_it_holds_at_any_shape(batch_size, length, heads):
@@ -120,7 +120,7 @@ def test_it_holds_at_any_shape(batch_size, length, heads):
     assert_close(keras.ops.convert_to_numpy(outputs), expected)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize(("side", "rotates"), [("left", True), ("right", False)])
 def test_sequences_of_different_lengths_decode_as_each_alone(side, rotates):
     rotary = RotaryEmbedding() if rotates else None
@@ -158,7 +158,7 @@ def make_rotary():
     return RotaryEmbedding(rotary_dim=2, use_interleaved_pairs=True)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_a_model_of_any_length_fits_saves_and_hands_the_mask_of_its_embedding_on(tmp_path):
     tokens = keras.Input((None,), dtype="int32")
     x = keras.layers.Embedding(7, 6, mask_zero=True)(tokens)

@@ -238,7 +238,7 @@ def test_more_tokens_than_positions_are_refused_whatever_else_is_given(name):
     assert layer(keras.Input((4, DIM))).shape == (None, 4, DIM)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # JAX has none unless told to.
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_in_float64_all_is_float64_where_there_is_one(name):

@@ -32,7 +32,7 @@ def draw(*shape):
     return np.random.default_rng(sum(shape)).normal(size=shape).astype("float32")
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_the_entries_of_the_highest_scores_are_chosen():
     indexer, inputs, queries = make_indexer(2), draw(1, 8, 5), draw(1, 8, 4)
     chosen, rotated = choose(indexer, inputs, queries)

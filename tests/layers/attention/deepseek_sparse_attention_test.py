@@ -124,15 +124,14 @@ class Routine(LayerTestCase):
             assert_close(received, attend(full, subject.inputs, choices[0]), dtype)
 
 
-@pytest.mark.takes_long
-@pytest.mark.slow_on_jax
+@pytest.mark.nightly
 def test_it_passes_the_layer_routine():
     arguments = {"query_lora_rank": 4, "indexer_loss_weight": 0.5, "use_bias": True}
     arguments = {**SIZES, **INDEXER, "kernel_initializer": "he_normal", **arguments}
     Routine().run_layer_test(DeepSeekSparseAttention, arguments, (2, 5, 6), oracle=oracle)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_it_passes_some_of_the_routine_without_a_causal_mask_and_in_chunks():
     arguments = {"use_causal_mask": False, "rope_head_dim": 4, "chunk_size": 2}
     case = Routine()
@@ -195,7 +194,7 @@ def test_no_token_sees_what_comes_after_it():
     assert np.abs(outputs[:, 4:] - others[:, 4:]).min() > 0
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_keys_of_equal_scores_are_chosen_alike_with_a_cache():
     """With one head, most scores are zero."""
     layer = make_layer(index_num_heads=1, index_top_k=8)
@@ -211,7 +210,7 @@ def test_cached_decoding_is_the_full_forward():
     assert_close(decode(layer, inputs, (0, 5, 6, 7), max_length=9), run(layer, inputs))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_sequences_of_different_lengths_decode_as_each_alone():
     layer, inputs = make_layer(query_lora_rank=4), draw(2, 6, 6)
     real = np.ones((2, 6), bool)
@@ -223,15 +222,14 @@ def test_sequences_of_different_lengths_decode_as_each_alone():
         assert_close(outputs[row : row + 1, real[row]], alone)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_a_step_of_decoding_works_in_a_compiled_model():
     layer, inputs = make_layer(query_lora_rank=4), draw(2, 6, 6)
     outputs = decode_last_compiled(layer, inputs, 5, 9)
     assert_close(outputs, run(layer, inputs)[:, 5:])
 
 
-@pytest.mark.slow_on_jax
-@pytest.mark.slow_on_tensorflow
+@pytest.mark.torch_alone
 def test_a_model_takes_and_learns_from_sequences_of_any_length():
     layer, inputs = make_layer(indexer_loss_weight=0.1, chunk_size=3), keras.Input((None, 6))
     model = keras.Model(inputs, layer(inputs))
@@ -359,7 +357,7 @@ def test_dropout_acts_in_training_alone():
     assert np.abs(run(layer, inputs, training=True) - run(layer, inputs)).max() > 1e-3
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_quantized_kernels_are_used_as_their_own_layers_use_them():
     layer, inputs = make_layer(index_top_k=5, indexer_loss_weight=1.0), draw(2, 5, 6)
     for up in (layer.key_up, layer.value_up):
@@ -368,7 +366,7 @@ def test_quantized_kernels_are_used_as_their_own_layers_use_them():
     assert_close(run(layer, inputs, training=True), dense, 2e-2)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("shape", [(0, 5, 6), (2, 0, 6), (1, 1, 6)])
 def test_an_empty_batch_and_a_sequence_of_one_work(shape):
     assert run(make_layer(), draw(*shape)).shape == shape

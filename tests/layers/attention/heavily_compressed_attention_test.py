@@ -25,8 +25,7 @@ def run(layer, *args, **kwargs):
     return keras.ops.convert_to_numpy(layer(*args, **kwargs))
 
 
-@pytest.mark.takes_long
-@pytest.mark.slow_on_jax
+@pytest.mark.nightly
 def test_it_passes_the_layer_routine():
     arguments = {
         **SIZES["HeavilyCompressedAttention"],
@@ -39,7 +38,7 @@ def test_it_passes_the_layer_routine():
     )
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @settings(max_examples=2)
 @given(
     length=st.sampled_from([1, 8, 23]),
@@ -53,7 +52,7 @@ def test_it_computes_the_formula_at_any_shape(length, side, **kwargs):
     assert_close(outputs[mask], deepseek_v4_attention(layer, inputs, mask)[mask])
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_a_token_sees_full_windows_and_no_later_token():
     layer, inputs = make_layer(sliding_window=1), draw(1, 12, 6)
     changed = inputs.copy()

@@ -174,7 +174,7 @@ def test_a_layer_without_a_way_back_begins_anew_or_goes_on(name):
     assert_close(skipping, going_on)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_a_stale_cache_is_a_fresh_one(name):
     layer, rng = make_attention(name), np.random.default_rng(0)

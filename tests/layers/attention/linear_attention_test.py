@@ -150,7 +150,7 @@ def test_cached_decoding_is_the_full_forward(rotary, pieces):
     assert_close(decode(layer, inputs, pieces, max_length=16), to_numpy(layer(inputs)))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_sequences_of_different_lengths_decode_as_each_alone(side):
     layer, inputs = make(length=9, batch=3, rotary=ROTARY)
@@ -229,7 +229,7 @@ def test_a_length_that_is_known_to_the_graph_alone_works():
         assert_close(outputs, to_numpy(layer(inputs[:, :length])))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_it_takes_the_mask_of_an_embedding():
     embedding = keras.layers.Embedding(9, 6, mask_zero=True)
     layer, _ = make(use_causal_mask=False, rotary=ROTARY)

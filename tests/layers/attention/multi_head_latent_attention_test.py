@@ -73,7 +73,7 @@ def test_it_passes_the_layer_routine(init_kwargs):
     LayerTestCase().run_layer_test(MultiHeadLatentAttention, arguments, (2, 5, 6), oracle=oracle)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_it_passes_the_layer_routine_with_yarn_dropout_and_positions():
     arguments = {**SIZES, "rope_scaling": YARN, "dropout": 0.2, "seed": 3, "max_length": 64}
     LayerTestCase().run_layer_test(
@@ -90,7 +90,7 @@ def test_outputs_and_gradients_are_those_of_transformers(name):
     check_case(MultiHeadLatentAttention(**read_arguments(case)), case)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @settings(max_examples=4)
 @given(
     batch_size=st.integers(1, 3),
@@ -176,7 +176,7 @@ def decode_padded(layer, mask, inputs, num_steps):
     return np.concatenate(collected, axis=1)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_sequences_of_different_lengths_decode_as_each_alone(side):
     layer, inputs = make_layer(query_lora_rank=4), draw(3, 7, 6)
@@ -236,7 +236,7 @@ def test_the_cache_holds_a_latent_and_one_rotary_key_a_token():
     assert keras.backend.standardize_dtype(cache["latent"].dtype) == "bfloat16"
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("use_positions", [False, True])
 def test_the_mask_that_the_inputs_carry_hides_padding(use_positions):
     embedding = keras.layers.Embedding(9, 6, mask_zero=True)
@@ -247,7 +247,7 @@ def test_the_mask_that_the_inputs_carry_hides_padding(use_positions):
     assert_close(outputs[:, :2], run(layer, embedding(tokens[:, :2])))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_an_attention_mask_keeps_documents_apart():
     layer, inputs = make_layer(), draw(2, 5, 6)
     document = np.array([[0, 0, 1, 1, 1], [0, 0, 0, 0, 1]])
@@ -259,7 +259,7 @@ def test_an_attention_mask_keeps_documents_apart():
             assert_close(outputs[row : row + 1, part], alone)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_an_attention_mask_reaches_the_slots_of_a_cache_and_a_functional_model():
     layer, inputs = make_layer(), draw(2, 4, 6)
     hides_first = np.ones((1, 1, 6), bool)
@@ -371,7 +371,7 @@ def test_a_cache_that_does_not_fit_is_refused():
         make_layer(use_causal_mask=False)(inputs, cache=layer.make_cache(2, 4), cache_index=0)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("query_lora_rank", [None, 7])
 def test_outputs_of_the_last_tokens_alone_are_those_of_all(query_lora_rank):
     layer, inputs = make_layer(query_lora_rank=query_lora_rank), draw(2, 5, 6)

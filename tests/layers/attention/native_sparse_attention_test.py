@@ -12,8 +12,6 @@ from tests.oracles.cached_decoding import decode, decode_last_compiled
 from tests.oracles.native_sparse_attention import native_sparse_attention
 from tests.oracles.parity import named_weights
 
-pytestmark = pytest.mark.slow_on_jax
-
 SIZES = {
     "num_heads": 4,
     "head_dim": 4,
@@ -56,8 +54,7 @@ def make(length=29, batch=2, **kwargs):
     return layer, draw(batch, length, 6)
 
 
-@pytest.mark.slow_on_tensorflow
-@pytest.mark.takes_long
+@pytest.mark.nightly
 def test_it_passes_the_layer_routine():
     arguments = {**SIZES, "num_selected_blocks": 3, "num_local_blocks": 1, "use_bias": True}
     arguments |= {"value_head_dim": 3, "compression_hidden_dim": 5, "max_length": 64}
@@ -199,7 +196,6 @@ def test_a_functional_model_may_hand_the_cache_through():
     assert_close(to_numpy(results["outputs"]), to_numpy(layer(inputs)))
 
 
-@pytest.mark.slow_on_tensorflow
 def test_a_model_takes_the_mask_of_an_embedding_and_learns_to_copy():
     tokens = keras.Input((None,), dtype="int32")
     x = keras.layers.Embedding(7, 16, mask_zero=True)(tokens)

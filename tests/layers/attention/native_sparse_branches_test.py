@@ -65,7 +65,7 @@ def test_a_window_of_a_cache_is_that_of_each_sequence(length, window):
     )
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_where_all_blocks_are_chosen_that_branch_is_full_causal_attention():
     query = draw(2, 16, 4, 6)
     keys = {

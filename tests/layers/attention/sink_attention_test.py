@@ -70,7 +70,7 @@ def test_a_query_that_sees_nothing_gets_zeros():
     assert not run(draw(1, 3, 2, 4), near).any()
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize(("most_parts", "num_parts"), [(16, 3), (2, 2)])
 def test_chosen_entries_are_gathered_in_parts(monkeypatch, most_parts, num_parts):
     queries, entries, zero = draw(1, 40, 2, 4), draw(1, 9, 4), np.zeros((1, 1), "int32")

@@ -63,7 +63,7 @@ def test_it_passes_the_layer_routine(init_kwargs, input_shape):
     LayerTestCase().run_layer_test(SparseAttention, init_kwargs, input_shape, oracle=oracle)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @settings(max_examples=6)
 @given(
     length=st.sampled_from([1, 7, 30]),
@@ -80,7 +80,7 @@ def test_it_computes_masked_attention_at_any_shape(length, **kwargs):
     assert_close(to_numpy(layer(inputs, mask=mask)), oracle(layer, inputs, mask))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_a_window_and_a_causal_mask_are_those_of_the_layer_of_keras():
     layer, inputs = make(use_causal_mask=True, sliding_window=5)
     keras_layer = keras.layers.MultiHeadAttention(2, 4)
@@ -140,7 +140,7 @@ def test_cached_decoding_is_the_full_forward(layout, pieces):
     assert_close(decode(layer, inputs, pieces, max_length=16), to_numpy(layer(inputs)))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("max_length", [14, 16])
 def test_the_room_of_a_cache_changes_nothing(max_length):
     layer, inputs = make(length=14, use_causal_mask=True, num_random_blocks=2, block_stride=3)
@@ -148,7 +148,7 @@ def test_the_room_of_a_cache_changes_nothing(max_length):
     assert_close(outputs, to_numpy(layer(inputs)))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_sequences_decode_as_they_are_computed_whole(side):
     layer, inputs = make(length=12, use_causal_mask=True, sliding_window=6, global_blocks=[1])
@@ -160,7 +160,7 @@ def test_padded_sequences_decode_as_they_are_computed_whole(side):
     assert np.isfinite(outputs).all()
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("length", [1, 6])
 def test_a_step_of_decoding_works_in_a_compiled_model(length):
     layer, inputs = make(length=9 + length, use_causal_mask=True, num_key_value_heads=1)
@@ -223,7 +223,7 @@ def test_an_empty_piece_leaves_the_cache_as_it_is():
     np.testing.assert_array_equal(to_numpy(same["key"]), to_numpy(cache["key"]))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_rows_that_see_nothing_are_finite():
     layer = SparseAttention(1, 4, block_size=4, block_layout=GIVEN)
     inputs = np.random.default_rng(0).normal(size=(1, 12, 4)).astype("float32")
@@ -238,7 +238,7 @@ def test_an_empty_batch_and_sequences_of_one_and_none_work(shape):
     assert tuple(outputs.shape) == shape
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_one_layer_serves_any_length():
     layer, _ = make(global_blocks=[0])
     for length in (3, 4, 5, 17):
@@ -246,7 +246,7 @@ def test_one_layer_serves_any_length():
         assert_close(to_numpy(layer(inputs)), oracle(layer, inputs))
 
 
-@pytest.mark.slow_on_tensorflow
+@pytest.mark.torch_alone
 def test_it_takes_the_mask_of_an_embedding_in_a_model_that_learns_to_copy():
     tokens = keras.Input((12,), dtype="int32")
     x = keras.layers.Embedding(7, 16, mask_zero=True)(tokens)

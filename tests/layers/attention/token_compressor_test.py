@@ -52,7 +52,7 @@ def test_an_entry_is_the_gated_sum_of_its_window(use_overlap):
         assert_close(entries[0, number], pooled / np.sqrt((pooled**2).mean()) + start)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("use_overlap", [False, True])
 @pytest.mark.parametrize("pieces", [(0, 2, 3, 9, 10), (0, 7, 10)])
 def test_entries_of_pieces_are_those_of_the_whole(use_overlap, pieces):

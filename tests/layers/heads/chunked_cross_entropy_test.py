@@ -66,7 +66,7 @@ def test_it_passes_the_layer_routine(init_kwargs, shape):
     LayerTestCase().run_layer_test(ChunkedCrossEntropy, init_kwargs, shapes, DTYPES, oracle=oracle)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_without_targets_it_passes_the_layer_routine_as_logits():
     LayerTestCase().run_layer_test(
         ChunkedCrossEntropy,

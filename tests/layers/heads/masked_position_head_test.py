@@ -49,7 +49,7 @@ def test_it_passes_the_layer_routine(init_kwargs):
     )
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @settings(max_examples=4)
 @given(
     batch_size=st.integers(1, 3),

@@ -110,7 +110,7 @@ def test_logits_and_loss_are_those_of_the_formula(length, batch_size, depth):
     assert_close(to_numpy(layer.losses[-1]), loss)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("return_logits", [True, False])
 def test_a_chunked_head_gives_the_same_loss_and_gradients(return_logits, monkeypatch):
     added = []  # Where gradients are taken in JAX, a layer's `losses` stay empty.
@@ -199,8 +199,7 @@ def make_model(depth=2):
     return model
 
 
-@pytest.mark.slow_on_tensorflow
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_a_plain_fit_trains_it_beside_the_model_and_a_saved_model_gives_the_same(tmp_path):
     model = make_model()
     tokens = draw(4, 6)[1]

@@ -74,7 +74,7 @@ def test_it_passes_the_layer_routine(router, kwargs, shape):
     LayerTestCase().run_layer_test(DeepSeekMoE, kwargs, shape, oracle=oracle)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_it_passes_the_layer_routine_with_token_ids():
     kwargs = {"router": config_of(HashRouter(5, 2, 7)), "intermediate_dim": 3}
     shapes, dtypes = {"inputs": (2, 3, 4), "token_ids": (2, 3)}, ["float32", "int32"]
@@ -135,7 +135,7 @@ def test_a_compiled_model_computes_the_same_at_any_number_of_tokens(monkeypatch,
         np.testing.assert_array_equal(hidden, np.zeros(shape))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_all_tokens_at_one_expert_are_none_too_many():
     layer = DeepSeekMoE(ExpertRouter(64, 1), 4)
     layer.build((None, 8))
@@ -154,7 +154,7 @@ def test_a_capacity_drops_what_comes_late():
     assert_close(to_numpy(layer(inputs)), expected)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_a_capacity_that_suffices_changes_nothing():
     layer = DeepSeekMoE(ExpertRouter(4, 2), 4, capacity_factor=2.0)
     inputs = draw(2, 10, 8)
@@ -194,7 +194,7 @@ def test_an_empty_batch_and_one_token_work(shape, capacity_factor):
     assert to_numpy(layer.router.expert_load).sum() == 2 * np.prod(shape[:-1])
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("capacity_factor", [None, 1.5])
 def test_a_compiled_fit_writes_the_load_of_its_last_step(jit_compile, capacity_factor):
@@ -209,7 +209,7 @@ def test_a_compiled_fit_writes_the_load_of_its_last_step(jit_compile, capacity_f
     assert to_numpy(layer.router.expert_load).sum() == 2 * 5 * 2
 
 
-@pytest.mark.slow_on_tensorflow
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_every_way_of_dispatch_trains_the_same(monkeypatch, optimizer):
     """The gradients of kernels that were gathered or cut apart reach the optimizer whole."""

@@ -40,7 +40,7 @@ def check_slots(plan, indices, num_experts):
     np.testing.assert_array_equal(held, tokens[is_computed])
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @settings(max_examples=12)
 @given(
     num_tokens=st.integers(1, 40),

@@ -43,7 +43,7 @@ def test_it_passes_the_layer_routine(init_kwargs, input_shape):
     LayerTestCase().run_layer_test(RotaryEmbedding, init_kwargs, input_shape, oracle=oracle)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("scaling", [DYNAMIC, YARN])
 def test_it_passes_the_layer_routine_with_a_scaling(scaling):
     LayerTestCase().run_layer_test(RotaryEmbedding, {"scaling": scaling}, (2, 6, 2, 8))
@@ -67,7 +67,7 @@ def test_it_rotates_as_transformers_does(name):
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 3), st.integers(1, 4))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @settings(max_examples=10)
 @given(shape=shapes, start=st.integers(0, 50), interleaved=st.booleans())
 def test_it_keeps_the_norm_and_follows_the_formula(shape, start, interleaved):

@@ -27,7 +27,6 @@ def compute(model, inputs):
     return keras.ops.convert_to_numpy(model(inputs))
 
 
-@pytest.mark.slow_on_jax
 def test_padding_changes_nothing_of_what_is_real():
     backbone, inputs = BertBackbone(make_config()), draw_inputs()
     short = {name: array[:1, :3] for name, array in inputs.items()}

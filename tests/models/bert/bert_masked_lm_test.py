@@ -60,7 +60,6 @@ def test_logits_and_gradients_are_those_of_transformers(name):
     check_case(model, model.checkpoint_entries(), case)
 
 
-@pytest.mark.slow_on_tensorflow
 @pytest.mark.parametrize(("use_mask_positions", "uses_trainer"), [(False, False), (True, True)])
 def test_it_learns_what_was_masked(use_mask_positions, uses_trainer):
     model = make_model(use_mask_positions=use_mask_positions)
@@ -118,7 +117,6 @@ def test_dropout_acts_in_training_alone():
     assert np.any(first != second)
 
 
-@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision_is_near_the_full_one(dtype):
     full, half = make_model(), make_model(dtype=dtype)
@@ -196,7 +194,6 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_its_name(tmp_path):
         BertMaskedLM.from_preset(tmp_path / "torn", verbose=False)
 
 
-@pytest.mark.slow_on_jax
 def test_a_lora_is_saved_in_a_preset_and_for_peft(tmp_path):
     model = BertMaskedLM(BertConfig.from_preset("tiny", vocabulary_size=50))
     model.save_to_preset(tmp_path / "plain", verbose=False)

@@ -20,7 +20,6 @@ def test_segments_that_are_left_out_are_the_first(make):
     assert np.abs(to_numpy(model(other)) - to_numpy(model(WHOLE))).max() > 1e-3
 
 
-@pytest.mark.slow_on_tensorflow
 def test_it_is_trained_and_predicts_without_them():
     model = BertMaskedLM(CONFIG)
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))

@@ -112,7 +112,6 @@ with new_preset(sys.argv[1]) as folder:
 """
 
 
-@pytest.mark.further_case  # Of files alone: on one backend it is as on another.
 def test_a_process_that_is_killed_amid_its_writing_leaves_the_older_one(tmp_path):
     write_old(tmp_path / "preset")
     command = [sys.executable, "-c", KILLED, str(tmp_path / "preset")]

@@ -14,7 +14,7 @@ def backbone():
     return language_models.perturb(DeepSeekV2Backbone(config))
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_its_parts_have_the_names_of_the_protocol(backbone):
     assert len(backbone.transformer_layers) == len(backbone.make_cache(2, 5)) == 2
     hidden = backbone.token_embedding(np.array([[1, 2, 3]]))

@@ -27,7 +27,7 @@ def draw(*shape):
     return np.random.default_rng(0).normal(size=(*shape, DIM)).astype("float32")
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_it_passes_the_layer_routine():
     serialize = keras.saving.serialize_keras_object
     init_kwargs = {"attention": serialize(make_attention()), "feed_forward": serialize(SwiGLU(5))}
@@ -46,7 +46,7 @@ def test_it_adds_each_layer_of_the_normed_stream_to_the_stream():
     assert_close(outputs, expected)
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize(
     "make", [make_attention, lambda: CachedAttention(keras.layers.GroupQueryAttention(4, 2, 1))]
 )

@@ -10,7 +10,7 @@ class SmallBackbone(DeepSeekBackbone):
     attention_class = MultiHeadLatentAttention
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 @pytest.mark.parametrize("dtype", ["bfloat16", None])
 def test_it_has_the_blocks_of_its_config_under_one_policy(dtype):
     config = DeepSeekV3Config.from_preset("tiny", num_layers=3)

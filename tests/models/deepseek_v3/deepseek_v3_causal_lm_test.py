@@ -20,7 +20,6 @@ def test_it_survives_saving(model, tmp_path):
     language_models.check_saving(model, tmp_path / "model.keras")
 
 
-@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("pieces", [[(0, 4), (4, 5), (5, 7)], [(0, 7)]])
 def test_cached_decoding_is_the_full_forward_pass(model, pieces):
     language_models.check_cached_decoding(model, pieces)
@@ -30,13 +29,11 @@ def test_padding_counts_for_nothing(model):
     language_models.check_padding_counts_for_nothing(model)
 
 
-@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_it_computes_in_half_precision(model, dtype):
     language_models.check_half_precision(model, dtype)
 
 
-@pytest.mark.slow_on_tensorflow
 @pytest.mark.parametrize("num_prediction_layers", [0, 1])
 def test_it_learns(num_prediction_layers):
     sizes = {**SIZES, "num_prediction_layers": num_prediction_layers}

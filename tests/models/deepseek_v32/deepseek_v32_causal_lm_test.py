@@ -18,14 +18,10 @@ def model():
     return language_models.perturb(DeepSeekV32CausalLM(config))
 
 
-@pytest.mark.slow_on_jax
-@pytest.mark.slow_on_tensorflow
 def test_it_survives_saving(model, tmp_path):
     language_models.check_saving(model, tmp_path / "model.keras")
 
 
-@pytest.mark.slow_on_tensorflow
-@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("pieces", [[(0, 4), (4, 5), (5, 7)], [(0, 7)]])
 def test_cached_decoding_is_the_full_forward_pass(model, pieces):
     language_models.check_cached_decoding(model, pieces)
@@ -35,15 +31,11 @@ def test_padding_counts_for_nothing(model):
     language_models.check_padding_counts_for_nothing(model)
 
 
-@pytest.mark.slow_on_tensorflow
-@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_it_computes_in_half_precision(model, dtype):
     language_models.check_half_precision(model, dtype)
 
 
-@pytest.mark.slow_on_jax
-@pytest.mark.slow_on_tensorflow
 def test_it_learns_and_so_does_its_indexer():
     config = DeepSeekV32Config.from_preset("tiny", **SIZES, indexer_loss_weight=0.1)
     model = DeepSeekV32CausalLM(config)

@@ -39,7 +39,6 @@ def read(model, tensors):
             variable.assign(np.asarray(array))
 
 
-@pytest.mark.slow_on_jax
 def test_a_checkpoint_of_transformers_gives_its_logits_its_loss_and_its_gradients():
     case = read_case("deepseek_v4")
     model = DeepSeekV4CausalLM(DeepSeekV4Config.from_checkpoint_config(case.config))
@@ -48,7 +47,6 @@ def test_a_checkpoint_of_transformers_gives_its_logits_its_loss_and_its_gradient
     golden_language_models.check_outputs(model, case, entries)
 
 
-@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("names", [(), TRANSFORMERS], ids=["release", "transformers"])
 @pytest.mark.parametrize("tie_word_embeddings", [False, True])
 def test_what_was_written_is_read_again(names, tie_word_embeddings):
@@ -65,7 +63,6 @@ def test_what_was_written_is_read_again(names, tie_word_embeddings):
             np.testing.assert_array_equal(to_numpy(weight), to_numpy(expected), weight.path)
 
 
-@pytest.mark.slow_on_jax
 def test_every_variable_but_the_load_has_one_entry():
     model = make_model(num_prediction_layers=1)
     mapped = [id(each) for entry in checkpoint_entries(model) for each in entry.variables]
@@ -153,7 +150,6 @@ def test_a_folder_of_the_release_has_the_numbers_that_its_codes_and_scales_stand
         np.testing.assert_array_equal(to_numpy(kernel).reshape(expected.shape), expected, name)
 
 
-@pytest.mark.further_case
 def test_experts_may_be_in_float8_and_further_layers_have_copies_of_the_embedding(tmp_path):
     release = release_folders.draw_v4(expert_dtype=None, compress_ratios=[0, 0, 0])
     stored = release.stored

@@ -50,7 +50,6 @@ def test_the_config_round_trip_keeps_the_weights_shapes():
     assert [tuple(w.shape) for w in revived.weights] == [tuple(w.shape) for w in backbone.weights]
 
 
-@pytest.mark.slow_on_jax
 def test_a_call_with_a_cache_is_as_one_without():
     backbone = make_backbone()
     inputs = draw_tokens(2, 19)

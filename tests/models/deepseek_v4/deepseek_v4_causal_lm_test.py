@@ -40,7 +40,6 @@ def decode(model, inputs, pieces, max_length=LENGTH):
     return np.concatenate(outputs, axis=1)
 
 
-@pytest.mark.slow_on_jax
 @pytest.mark.parametrize(
     "pieces",
     [(0, LENGTH), (0, 7, 8, 9, 10, 11, 14, LENGTH), (0, 1, 2, 3, LENGTH)],
@@ -51,7 +50,6 @@ def test_decoding_with_a_cache_is_as_the_whole(pieces):
     assert_close(decode(model, inputs, pieces), call(model, inputs), 1e-5)
 
 
-@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_decoding_with_padding_is_as_the_whole_without(side):
     model, mask = make_model(), draw_mask(3, LENGTH, side)
@@ -63,7 +61,6 @@ def test_decoding_with_padding_is_as_the_whole_without(side):
         assert_close(decoded[row, real], call(model, alone)[0], 1e-5)
 
 
-@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("side", ["left", "right", "anywhere"])
 def test_what_the_mask_hides_changes_nothing(side):
     model, mask = make_model(), draw_mask(3, LENGTH, side)
@@ -73,7 +70,6 @@ def test_what_the_mask_hides_changes_nothing(side):
     assert_close(call(model, inputs)[mask], before[mask], 1e-6)
 
 
-@pytest.mark.slow_on_jax
 def test_no_token_sees_one_behind_it():
     model, inputs = make_model(), draw_tokens(1, LENGTH)
     before = call(model, inputs)
@@ -83,7 +79,6 @@ def test_no_token_sees_one_behind_it():
     assert np.abs(after[0, 11:] - before[0, 11:]).max(axis=-1).min() > 1e-4
 
 
-@pytest.mark.slow_on_jax
 def test_a_cache_does_not_go_back():
     model, inputs = make_model(), draw_tokens(1, 6)
     tokens = inputs["token_ids"]
@@ -96,8 +91,6 @@ def test_a_cache_does_not_go_back():
     np.testing.assert_array_equal(to_numpy(again), to_numpy(expected))
 
 
-@pytest.mark.slow_on_tensorflow
-@pytest.mark.slow_on_jax
 def test_prompts_of_different_lengths_are_generated_from_as_alone():
     model = make_model()
     prompts = [[3, 1, 4, 1, 5, 9, 2], [6, 5], [3, 5, 8, 9]]
@@ -111,8 +104,6 @@ def test_drafts_are_refused_as_they_could_not_be_taken_back():
         model.generate([1, 2, 3], max_new_tokens=4, use_drafts=True)
 
 
-@pytest.mark.slow_on_tensorflow
-@pytest.mark.slow_on_jax
 def test_the_logits_carry_the_mask():
     inputs = draw_tokens(2, 6, mask=draw_mask(2, 6, "left"))
     model = make_model()
@@ -123,7 +114,6 @@ def test_the_logits_carry_the_mask():
     assert_close(losses[0], losses[1], 1e-6)
 
 
-@pytest.mark.slow_on_jax
 def test_as_many_logits_are_made_as_were_asked_for():
     model, inputs = make_model(), draw_tokens(2, 6)
     logits, hidden, _ = model.call_with_cache(
@@ -133,8 +123,6 @@ def test_as_many_logits_are_made_as_were_asked_for():
     assert_close(to_numpy(logits), call(model, inputs)[:, -2:], 1e-5)
 
 
-@pytest.mark.slow_on_tensorflow
-@pytest.mark.slow_on_jax
 def test_a_compiled_call_is_as_an_eager_one():
     model, inputs = make_model(), draw_tokens(2, LENGTH, mask=draw_mask(2, LENGTH, "left"))
     (logits,) = backend.current().compile_inference(NamedModel(model))(inputs).values()
@@ -142,7 +130,6 @@ def test_a_compiled_call_is_as_an_eager_one():
     assert_close(logits[real], call(model, inputs)[real], 1e-5)
 
 
-@pytest.mark.slow_on_jax
 @pytest.mark.parametrize(
     "sizes",
     [{}, {"tie_word_embeddings": True, "num_prediction_layers": 1}],
@@ -159,7 +146,6 @@ def test_a_saved_model_is_the_same_after_loading(sizes, tmp_path):
         np.testing.assert_array_equal(to_numpy(weight), to_numpy(expected), weight.path)
 
 
-@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "bfloat16"])
 def test_in_half_precision_the_logits_stay_in_float32_and_near(dtype):
     model, half = make_model(), make_model(dtype=dtype)
@@ -173,8 +159,6 @@ def test_in_half_precision_the_logits_stay_in_float32_and_near(dtype):
     assert far.mean() < 0.3
 
 
-@pytest.mark.slow_on_jax
-@pytest.mark.slow_on_tensorflow
 @pytest.mark.parametrize("num_prediction_layers", [0, 1])
 def test_it_learns_a_sequence(num_prediction_layers):
     keras.utils.set_random_seed(0)
@@ -192,7 +176,6 @@ def test_it_learns_a_sequence(num_prediction_layers):
     assert keras.backend.standardize_dtype(table.dtype) == "int32"
 
 
-@pytest.mark.slow_on_jax
 def test_further_layers_change_the_loss_and_not_the_logits():
     further = make_model(num_prediction_layers=1)
     plain = DeepSeekV4CausalLM(make_config())

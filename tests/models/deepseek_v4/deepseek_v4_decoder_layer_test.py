@@ -28,8 +28,6 @@ def draw(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
-@pytest.mark.slow_on_jax
-@pytest.mark.slow_on_tensorflow
 def test_it_passes_the_layer_routine():
     attention, experts = map(keras.saving.serialize_keras_object, make_parts())
     # The routine masks streams; a mask has one entry a token, see below.
@@ -72,7 +70,6 @@ def test_it_is_two_hyper_connections_around_normed_layers():
     assert_close(outputs, to_numpy(x))
 
 
-@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(side):
     layer = DeepSeekV4DecoderLayer(*make_parts("hash"))
@@ -88,7 +85,6 @@ def test_padding_changes_nothing(side):
     assert_close(to_numpy(outputs)[:, start : start + 6], expected)
 
 
-@pytest.mark.slow_on_jax
 def test_decoding_from_a_cache_is_as_the_whole():
     layer = DeepSeekV4DecoderLayer(*make_parts("hash"))
     streams, tokens = draw(2, 6, STREAMS, DIM), np.arange(12, dtype="int32").reshape(2, 6) % 11

@@ -1,6 +1,5 @@
 import keras
 import numpy as np
-import pytest
 
 from keras_deepseek.models import DeepSeekV4CausalLM
 from keras_deepseek.testing import assert_close
@@ -44,7 +43,6 @@ def test_it_computes_the_formula():
         assert_close(to_numpy(logits)[:, : 6 - k], expected[k][:, : 6 - k], 1e-5)
 
 
-@pytest.mark.slow_on_jax
 def test_a_module_sees_no_token_behind_its_own():
     layer = make_layer()
     streams, tokens = draw(1, 9, 3, 12), draw_tokens(1, 9)["token_ids"]
@@ -56,7 +54,6 @@ def test_a_module_sees_no_token_behind_its_own():
     assert np.abs(after[0, 5] - before[0, 5]).max() > 1e-4
 
 
-@pytest.mark.slow_on_jax
 def test_it_is_the_same_after_its_config():
     layer = make_layer(stream_epsilon=1e-4)
     revived = type(layer).from_config(layer.get_config())
@@ -66,7 +63,6 @@ def test_it_is_the_same_after_its_config():
     assert revived.get_config() == layer.get_config()
 
 
-@pytest.mark.slow_on_jax
 def test_the_loss_is_the_mean_of_the_cross_entropy_of_the_token_after_the_next():
     layer = make_layer()
     streams, tokens = draw(2, 6, 3, 12), draw_tokens(2, 6)["token_ids"]

@@ -67,7 +67,6 @@ def test_it_computes_the_formula(normalize_first, rows):
     assert_close(keras.ops.convert_to_numpy(block(**inputs)), oracle(block, inputs))
 
 
-@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("normalize_first", [False, True])
 def test_it_passes_the_layer_routine(normalize_first):
     LayerTestCase().run_layer_test(

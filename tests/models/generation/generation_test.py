@@ -180,7 +180,6 @@ def test_a_damaged_model_is_told():
         model.generate([1], max_new_tokens=2)
 
 
-@pytest.mark.further_case
 def test_half_precision_generates(monkeypatch):
     keras.config.set_dtype_policy("bfloat16")
     try:

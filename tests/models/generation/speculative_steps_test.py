@@ -54,7 +54,6 @@ def test_greedy_tokens_are_those_without_drafts(model):
     assert rounds < 3 * 15  # Some drafts were kept.
 
 
-@pytest.mark.further_case
 def test_two_modules_draft_two_tokens():
     model, rounds = make_drafting_model(2), 0
     for prompt in PROMPTS:
@@ -71,7 +70,6 @@ def test_a_batch_is_as_without_drafts(model):
     assert [len(row) for row in plain] == [20, 17, 18]
 
 
-@pytest.mark.further_case
 def test_a_penalty_is_as_without_drafts(model):
     sampler = Sampler(0.0, repetition_penalty=1.8)
     plain = model.generate(PROMPTS, max_new_tokens=16, sampler=sampler)
@@ -86,7 +84,6 @@ def test_stop_tokens_and_streams_end_rows_as_without_drafts(model):
     assert model.generate(PROMPTS[0], strip_prompt=True, **arguments) == ended
 
 
-@pytest.mark.further_case
 def test_log_probabilities_are_as_without_drafts(model):
     plain = model.generate(PROMPTS[0], max_new_tokens=9, return_log_probabilities=True)
     drafted = model.generate(
@@ -96,14 +93,13 @@ def test_log_probabilities_are_as_without_drafts(model):
     np.testing.assert_allclose(drafted[1], plain[1], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.further_case
 def test_a_cache_grows_amid_drafts(model, monkeypatch):
     monkeypatch.setattr(token_loop, "first_capacity", lambda length, needed: length + 4)
     plain = model.generate(PROMPTS[1], max_new_tokens=12)
     assert model.generate(PROMPTS[1], max_new_tokens=12, use_drafts=True) == plain
 
 
-@pytest.mark.slow_on_jax
+@pytest.mark.torch_alone
 def test_drawn_tokens_have_the_models_own_distribution(model):
     number, sampler = 4000, Sampler(0.2, top_k=5)
     rows = np.asarray(

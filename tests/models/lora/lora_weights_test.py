@@ -8,7 +8,6 @@ from tests.oracles.language_models import to_numpy
 from tests.oracles.lora_models import compute, make_model, tune
 
 
-@pytest.mark.slow_on_jax
 def test_the_lora_alone_is_saved_and_loaded(tmp_path):
     model = tune(make_model(num_prediction_layers=1))
     path = tmp_path / "tuned.safetensors"
@@ -22,7 +21,6 @@ def test_the_lora_alone_is_saved_and_loaded(tmp_path):
         assert_close(compute(other), compute(model))
 
 
-@pytest.mark.slow_on_jax
 def test_that_of_another_model_is_refused_and_nothing_changes(tmp_path):
     path = tmp_path / "tuned.safetensors"
     save_lora_weights(tune(make_model(num_layers=3)), path)

@@ -19,7 +19,6 @@ from tests.oracles import language_models
 from tests.oracles.language_models import to_numpy
 from tests.oracles.lora_models import compute, make_model, make_v4_model, tune
 
-SLOW = (pytest.mark.slow_on_jax, pytest.mark.slow_on_tensorflow)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -36,14 +35,7 @@ def frozen_values(model):
     ]
 
 
-@pytest.mark.takes_long
-@pytest.mark.parametrize(
-    "is_trainer",
-    [
-        pytest.param(False, marks=pytest.mark.further_case, id="fit"),
-        pytest.param(True, id="trainer"),
-    ],
-)
+@pytest.mark.parametrize("is_trainer", [True, False], ids=["trainer", "fit"])
 def test_the_lora_alone_is_trained(is_trainer):
     model = make_model(num_prediction_layers=1)
     before = compute(model)
@@ -67,8 +59,6 @@ def test_the_lora_alone_is_trained(is_trainer):
         np.testing.assert_array_equal(now, value)
 
 
-@pytest.mark.slow_on_jax
-@pytest.mark.slow_on_tensorflow
 def test_a_training_with_a_lora_is_resumed(tmp_path):
     def fit(epochs, folder):
         model = make_model()
@@ -88,8 +78,6 @@ def test_a_training_with_a_lora_is_resumed(tmp_path):
     assert_close(compute(fit(3, "resumed")), compute(fit(3, "whole")))
 
 
-@pytest.mark.slow_on_jax
-@pytest.mark.slow_on_tensorflow
 def test_merged_weights_compute_the_same():
     model = make_model()
     plain = compute(model)
@@ -121,12 +109,7 @@ def test_a_kernel_keeps_its_digits_under_a_mixed_policy():
 
 @pytest.mark.parametrize(
     "task",
-    [
-        pytest.param(DeepSeekV3CausalLM, marks=SLOW),
-        pytest.param(DeepSeekV4CausalLM, marks=pytest.mark.slow_on_jax),
-        pytest.param(DeepSeekV2CausalLM, marks=pytest.mark.slow_on_tensorflow),
-        pytest.param(DeepSeekV32CausalLM, marks=SLOW),
-    ],
+    [DeepSeekV2CausalLM, DeepSeekV3CausalLM, DeepSeekV32CausalLM, DeepSeekV4CausalLM],
 )
 def test_a_keras_file_and_a_preset_hold_the_merged_weights(tmp_path, task):
     model = make_v4_model() if task is DeepSeekV4CausalLM else make_model(task=task)

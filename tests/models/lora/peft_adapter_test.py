@@ -151,7 +151,6 @@ def test_an_adapter_of_dense_layers_and_the_embedding_is_read(tmp_path):
         load_peft_adapter(make_model(), folder)
 
 
-@pytest.mark.slow_on_jax
 def test_of_v4_it_goes_by_the_names_of_transformers(tmp_path):
     model = tune(make_v4_model(), target_names=["query_down", "query_up", "head_weight", "gate"])
     save_peft_adapter(model, tmp_path / "adapter")

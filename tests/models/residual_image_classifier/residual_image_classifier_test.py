@@ -23,7 +23,6 @@ def draw_images(*shape):
     return np.random.default_rng(0).uniform(size=shape).astype("float32")
 
 
-@pytest.mark.slow_on_jax
 def test_it_learns_the_digits():
     images, labels = load_digits(return_X_y=True)
     images = (images.reshape(-1, 8, 8, 1) / 16).astype("float32")
@@ -80,7 +79,6 @@ def test_the_round_trip_through_its_config_keeps_the_weights_shapes():
     assert revived.config == model.config
 
 
-@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_under_a_mixed_policy_the_head_stays_in_float32_through_saving(dtype, tmp_path):
     make_model(dtype=dtype).save(tmp_path / "model.keras")

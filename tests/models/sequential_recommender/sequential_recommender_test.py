@@ -37,8 +37,6 @@ def score(recommender, histories):
     return to_numpy(recommender({"item_ids": np.array(histories, "int32")}))
 
 
-@pytest.mark.slow_on_tensorflow
-@pytest.mark.slow_on_jax
 def test_a_short_training_beats_popularity_by_far():
     planted = PlantedInteractions(num_users=600, num_categories=6, num_styles=2, seed=1)
     data = planted.draw()
@@ -98,8 +96,6 @@ def test_recommendations_are_of_the_weights_of_the_moment():
     assert before.tolist() != after.tolist()
 
 
-@pytest.mark.slow_on_tensorflow
-@pytest.mark.slow_on_jax
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.filterwarnings("ignore:The use of `x.T`")  # Of Keras, for an embedding on torch.
 def test_recommendations_are_of_a_lora_and_of_quantized_weights():

@@ -216,7 +216,7 @@ print(sorted(history), int(trainer.model.optimizer.iterations), last < first)
 """
 
 
-@pytest.mark.slow_on_tensorflow
+@pytest.mark.torch_alone
 def test_a_script_that_is_launched_trains_with_classes_of_its_own(tmp_path):
     if not IS_TENSORFLOW:
         pytest.importorskip("ray", reason="tox -e ray has it.")

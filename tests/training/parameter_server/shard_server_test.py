@@ -24,10 +24,6 @@ OPTIMIZERS = {
 }
 
 
-def _slowly(name):
-    return pytest.param(name, marks=pytest.mark.slow_on_jax)
-
-
 def build_model(optimizer):
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
@@ -87,14 +83,7 @@ def values_of(model):
     return [keras.ops.convert_to_numpy(each.value) for each in variables]
 
 
-@pytest.mark.cases_alike
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name in ("momentum", "adafactor", "schedule") else _slowly(name)
-        for name in OPTIMIZERS
-    ],
-)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_servers_together_update_as_the_optimizer_does(name):
     alone, served = build_model(OPTIMIZERS[name]()), build_model(OPTIMIZERS[name]())
     variables, servers = start(served, 2)

@@ -7,12 +7,9 @@ from pathlib import Path
 import keras
 import pytest
 
-pytestmark = [
-    pytest.mark.takes_long,
-    pytest.mark.skipif(
-        keras.backend.backend() != "tensorflow", reason="chief_test.py is for JAX and PyTorch."
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="chief_test.py is for JAX and PyTorch."
+)
 ROOT = Path(__file__).parents[3]
 
 
@@ -67,7 +64,7 @@ def test_trainings_by_workers_and_servers_are_those_of_one_process(tmp_path):
     assert "fit(..., resume=True)" in text
 
 
-@pytest.mark.slow_on_tensorflow
+@pytest.mark.torch_alone
 def test_whatever_a_step_does_it_is_that_of_one_process(tmp_path):
     found = run_trainings(tmp_path, "further")
     check_same(found, ("parts", "adaptive", "sparse", "distil"))

@@ -1,0 +1,113 @@
+"""Where each test runs, and what holds for every test.
+
+A plain `pytest` runs every case of every test. `pytest --gate` runs what the gate does on one
+backend, or where no framework is installed.
+"""
+
+import importlib.util
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+TIERS = {
+    "no_framework": "the gate runs it where no framework is installed",
+    "each_backend": "the gate runs its first case on each backend, and all cases on PyTorch",
+    "torch_alone": "the gate runs it on PyTorch",
+    "tensorflow_alone": "the gate runs it on TensorFlow",
+    "nightly": "the gate leaves it out",
+}
+
+PLACES = {
+    "": "nightly",
+    "tests": "torch_alone",
+    "tests/artifacts": "no_framework",
+    "tests/backend": "each_backend",
+    "tests/backend/gradient_sums_test.py": "torch_alone",
+    "tests/cli_test.py": "no_framework",
+    "tests/deploy": "tensorflow_alone",
+    "tests/house": "no_framework",
+    "tests/house/docstring_examples_test.py": "torch_alone",
+    "tests/house/documented_defaults_test.py": "torch_alone",
+    "tests/house/layers_page_test.py": "torch_alone",
+    "tests/house/public_api_test.py": "torch_alone",
+    "tests/inference": "no_framework",
+    "tests/inference/engine_test.py": "torch_alone",
+    "tests/inference/executors/keras_model_test.py": "each_backend",
+    "tests/inference/executors/open_executor_test.py": "torch_alone",
+    "tests/inference/executors/saved_model_test.py": "torch_alone",
+    "tests/inference/executors/tensorrt_engine_test.py": "torch_alone",
+    "tests/inference/in_process_engine_test.py": "torch_alone",
+    "tests/layers": "each_backend",
+    "tests/layers/attention/native_sparse_attention_test.py": "torch_alone",
+    "tests/models": "torch_alone",
+    "tests/models/decoder": "each_backend",
+    "tests/models/generation": "each_backend",
+    "tests/training": "each_backend",
+    "tests/training/command_test.py": "no_framework",
+    "tests/training/launch/launcher_test.py": "no_framework",
+}
+"""The tier of a file is that of the longest path here that it lies under.
+
+A test that belongs elsewhere says so by one marker, named after its tier."""
+
+HAS_FRAMEWORK = any(map(importlib.util.find_spec, ("jax", "tensorflow", "torch")))
+
+# `nohup` and background jobs start us with signals ignored, and each child would inherit that. A
+# handler that does nothing is as deaf, and the child of a process with a handler begins without.
+for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds `--gate`."""
+    parser.addoption("--gate", action="store_true", help="run what the gate does on this backend")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Names the markers."""
+    for tier, meaning in TIERS.items():
+        config.addinivalue_line("markers", f"{tier}: {meaning}")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out of the gate what needs a framework, where none is installed."""
+    if HAS_FRAMEWORK or not config.getoption("--gate"):
+        return None
+    place = collection_path.relative_to(config.rootpath).as_posix()
+    inside = [tier for folder, tier in PLACES.items() if folder.startswith(f"{place}/")]
+    return True if "no_framework" not in [_tier_of_file(place), *inside] else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keeps what the gate runs here, where `--gate` asks for it."""
+    if not config.getoption("--gate"):
+        return
+    kept, left_out, seen = [], [], set()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        chosen = kept if _runs_here(item, is_first_case=test not in seen) else left_out
+        chosen.append(item)
+        seen.add(test)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+
+
+def _runs_here(item: pytest.Item, is_first_case: bool) -> bool:
+    markers = [name for name in TIERS if item.get_closest_marker(name)]
+    place = item.path.relative_to(item.config.rootpath).as_posix()
+    if len(markers) > 1:
+        raise pytest.UsageError(f"{item.nodeid} has more than one tier: {', '.join(markers)}.")
+    tier = markers[0] if markers else _tier_of_file(place)
+    backend = os.environ["KERAS_BACKEND"] if HAS_FRAMEWORK else None
+    if tier == "each_backend":
+        return backend == "torch" or (backend is not None and is_first_case)
+    places = {"no_framework": None, "torch_alone": "torch", "tensorflow_alone": "tensorflow"}
+    return tier in places and places[tier] == backend
+
+
+def _tier_of_file(place: str) -> str:
+    above = [folder for folder in PLACES if not folder or f"{place}/".startswith(f"{folder}/")]
+    return PLACES[max(above, key=len)]
