@@ -12,6 +12,7 @@ from keras_deepseek.training.parameter_server.settings import (
     resolve_settings,
     take_servers,
 )
+from keras_deepseek.training.stop_signal import keeping_stop_signal
 from keras_deepseek.training.timeouts import read_join_timeout, read_peer_timeout
 
 
@@ -77,13 +78,14 @@ def start_processes(cluster: ClusterSpec) -> Processes:
     if cluster.world_size == 1 or cluster.coordinator is None:
         _refuse_others(cluster)
         return OneProcess()
-    return backend.current().join_processes(
-        cluster.coordinator,
-        cluster.world_size,
-        cluster.rank,
-        join_timeout=read_join_timeout(),
-        timeout=read_peer_timeout(),
-    )
+    with keeping_stop_signal():
+        return backend.current().join_processes(
+            cluster.coordinator,
+            cluster.world_size,
+            cluster.rank,
+            join_timeout=read_join_timeout(),
+            timeout=read_peer_timeout(),
+        )
 
 
 def share_random_state(processes: Processes) -> None:

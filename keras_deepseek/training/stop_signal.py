@@ -1,9 +1,11 @@
 """SIGTERM as a wish that a training asks after, instead of the end of the process."""
 
+import contextlib
 import functools
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -47,6 +49,20 @@ class StopSignal:
     def previous(self) -> Any:
         """The handler that was there before; `None` outside of the block."""
         return self._previous
+
+
+@contextlib.contextmanager
+def keeping_stop_signal() -> Iterator[None]:
+    """Puts the handler of SIGTERM back at the end of the block.
+
+    JAX and TensorFlow take the signal over when processes join, and the process outlives it.
+    """
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if previous is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, previous)
 
 
 @functools.cache

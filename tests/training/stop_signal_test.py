@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from keras_deepseek.training import stop_signal as stop_signal_module
-from keras_deepseek.training.stop_signal import StopSignal
+from keras_deepseek.training.stop_signal import StopSignal, keeping_stop_signal
 
 
 def test_sigterm_is_noted_and_the_process_goes_on():
@@ -30,6 +30,13 @@ def test_the_handler_of_before_is_put_back_after_an_error_too():
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_handler_that_an_engine_has_replaced_is_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with keeping_stop_signal():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_outside_of_the_main_thread_nothing_is_changed():
