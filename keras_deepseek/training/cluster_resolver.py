@@ -21,6 +21,7 @@ from keras_deepseek.training.cluster_sources.kubernetes import read_kubernetes
 from keras_deepseek.training.cluster_sources.slurm import is_slurm_task, read_slurm
 from keras_deepseek.training.cluster_sources.tf_config import read_tf_config
 from keras_deepseek.training.cluster_sources.torchrun import read_torchrun, starts_each_process
+from keras_deepseek.training.launch.rank_environment import STRATEGY
 from keras_deepseek.training.parameter_server.settings import ParameterServer
 
 _logger = logging.getLogger(__name__)
@@ -70,6 +71,33 @@ def resolve_cluster(
         workers=tasks.workers,
         servers=tasks.servers,
     )
+
+
+def choose_strategy(
+    strategy: Any, *place: int | str | None, environ: Mapping[str, str] = os.environ
+) -> Any:
+    """Returns a strategy, or that of `keras-deepseek launch` where a user says nothing.
+
+    Args:
+        strategy: As a user gave it, or `None`.
+        *place: The arguments `world_size`, `rank` and `coordinator`. Who gives one of them has no
+            need of the launcher's strategy.
+        environ: The environment. Defaults to `os.environ`.
+
+    Raises:
+        InvalidInputError: The launcher has not started the processes of the strategy.
+    """
+    launched = environ.get(STRATEGY) or None
+    check_strategy(launched)  # type: ignore[arg-type]
+    if strategy is None and all(each is None for each in place):
+        return launched
+    if strategy == "allreduce" and launched == "parameter_server":
+        raise InvalidInputError(
+            "distributed_strategy='allreduce', and keras-deepseek launch --strategy "
+            "parameter_server has started one process for the script, the chief. Leave one of the "
+            "two out."
+        )
+    return strategy
 
 
 def resolve_strategy(

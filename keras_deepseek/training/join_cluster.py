@@ -5,7 +5,7 @@ from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.processes import OneProcess, Processes
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
 from keras_deepseek.training.cluster import ClusterSpec, Strategy, check_strategy
-from keras_deepseek.training.cluster_resolver import resolve_strategy
+from keras_deepseek.training.cluster_resolver import choose_strategy, resolve_strategy
 from keras_deepseek.training.parameter_server.join_servers import join_servers
 from keras_deepseek.training.parameter_server.settings import (
     ParameterServer,
@@ -17,7 +17,7 @@ from keras_deepseek.training.timeouts import read_join_timeout, read_peer_timeou
 
 
 def join_cluster(
-    distributed_strategy: Strategy | ParameterServer = "allreduce",
+    distributed_strategy: Strategy | ParameterServer | None = None,
     *,
     world_size: int | None = None,
     rank: int | None = None,
@@ -25,14 +25,16 @@ def join_cluster(
 ) -> ClusterSpec:
     """Joins the processes that train together, as a `Trainer` does when it is made.
 
-    JAX and TensorFlow must know of the others before they compute anything, as they do for an
-    optimizer: there a script begins with it. On PyTorch it may.
+    A script under `keras-deepseek launch` needs no such call. Started otherwise, as by torchrun or
+    SLURM, a script on JAX or TensorFlow begins with it: these must know of the others before they
+    compute anything, as they do for an optimizer. On PyTorch it may.
 
     Args:
         distributed_strategy: `"allreduce"`, or `"parameter_server"` or a `ParameterServer`, as for
             `Trainer`. Of a parameter server on TensorFlow the chief connects to workers and
             servers, and a process that `TF_CONFIG` makes one of these serves here until it is
-            ended; on JAX and PyTorch there is nobody to join yet. Defaults to `"allreduce"`.
+            ended; on JAX and PyTorch there is nobody to join yet. Defaults to `None`: that of
+            `keras-deepseek launch`, and without it `"allreduce"`.
         world_size: integer, as for `Trainer`. Defaults to `None`: the environment says it.
         rank: integer, as for `Trainer`. Defaults to `None`: the environment says it.
         coordinator: string, as for `Trainer`. Defaults to `None`: the environment says it.
@@ -52,9 +54,11 @@ def join_cluster(
     >>> cluster.rank
     0
     """
-    distributed_strategy = take_servers(distributed_strategy)
+    place = world_size, rank, coordinator
+    distributed_strategy = choose_strategy(take_servers(distributed_strategy), *place)
+    distributed_strategy = distributed_strategy or "allreduce"
     settings = resolve_settings(distributed_strategy)
-    strategy, cluster = resolve_strategy(distributed_strategy, world_size, rank, coordinator)
+    strategy, cluster = resolve_strategy(distributed_strategy, *place)
     check_strategy(strategy)
     if settings is None:
         start_processes(cluster)

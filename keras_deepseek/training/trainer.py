@@ -24,7 +24,7 @@ from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
 from keras_deepseek.callbacks.run_recorder import RunRecorder
 from keras_deepseek.training.batch_notes import PlaceWatch, noting_batch
 from keras_deepseek.training.checkpoints import Best, Checkpoints
-from keras_deepseek.training.cluster_resolver import resolve_strategy
+from keras_deepseek.training.cluster_resolver import choose_strategy, resolve_strategy
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
 from keras_deepseek.training.device import DeviceMap
 from keras_deepseek.training.evaluate_together import evaluate_together, validating_together
@@ -120,7 +120,8 @@ class Trainer(Trials):
             or a `MultiWorkerMirroredStrategy`, which has joined the processes.
             `"parameter_server"`, or a `ParameterServer`: asynchronous updates by workers and
             servers, on TensorFlow by its own coordinator, as those of a `ParameterServerStrategy`,
-            else by Ray. Defaults to `None`.
+            else by Ray. Defaults to `None`: that of `keras-deepseek launch`, where it has started
+            several processes and no `world_size` is given; else this process trains alone.
         world_size: integer. The number of processes that train. Defaults to `None`: with a
             `distributed_strategy` the environment says it, as what started the processes has set
             it up, and one where it says nothing.
@@ -194,7 +195,9 @@ class Trainer(Trials):
     ) -> None:
         fp16_enabled = check_boolean("fp16_enabled", fp16_enabled)
         self._resumed: Checkpoint | None = None
-        distributed_strategy = take_servers(distributed_strategy)
+        distributed_strategy = choose_strategy(
+            take_servers(distributed_strategy), world_size, rank, coordinator
+        )
         settings = resolve_settings(distributed_strategy)
         strategy, self.cluster = resolve_strategy(
             distributed_strategy, world_size, rank, coordinator

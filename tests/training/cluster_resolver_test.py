@@ -6,7 +6,7 @@ import pytest
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.training import cluster_resolver
 from keras_deepseek.training.cluster import ClusterSpec
-from keras_deepseek.training.cluster_resolver import resolve_cluster
+from keras_deepseek.training.cluster_resolver import choose_strategy, resolve_cluster
 
 TORCHRUN = {
     "RANK": "3",
@@ -242,6 +242,29 @@ def test_who_asks_for_one_process_is_not_warned(caplog):
     with caplog.at_level(logging.WARNING, logger="keras_deepseek"):
         assert resolve_cluster(None, 1, 0, environ=TORCHRUN) == ClusterSpec()
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("launched", ["allreduce", "parameter_server"])
+def test_who_says_nothing_has_the_launcher_s_strategy(launched):
+    environ = {"KERAS_DEEPSEEK_STRATEGY": launched}
+    assert choose_strategy(None, None, None, None, environ=environ) == launched
+    assert choose_strategy(launched, None, None, None, environ=environ) == launched
+    assert choose_strategy(None, 1, 0, None, environ=environ) is None
+    own = object()
+    assert choose_strategy(own, None, None, None, environ=environ) is own
+
+
+def test_without_a_launcher_nothing_is_chosen():
+    assert choose_strategy(None, None, None, None, environ={}) is None
+    assert choose_strategy("allreduce", environ=TORCHRUN) == "allreduce"
+
+
+def test_a_strategy_whose_processes_were_not_started_is_refused():
+    environ = {"KERAS_DEEPSEEK_STRATEGY": "parameter_server"}
+    with pytest.raises(InvalidInputError, match="has started one process for the script"):
+        choose_strategy("allreduce", environ=environ)
+    with pytest.raises(InvalidInputError, match="Unknown distributed_strategy 'ddp'"):
+        choose_strategy(None, environ={"KERAS_DEEPSEEK_STRATEGY": "ddp"})
 
 
 @pytest.mark.parametrize("arguments", [{"world_size": 2, "rank": 0}, {"coordinator": ADDRESS}])

@@ -23,6 +23,15 @@ def test_one_process_waits_for_nobody(strategy):
     assert start_processes(ClusterSpec(strategy)).world_size == 1
 
 
+def test_the_strategy_of_the_launcher_is_the_default(monkeypatch):
+    assert join_cluster(world_size=1, rank=0).strategy == "allreduce"
+    monkeypatch.setenv("KERAS_DEEPSEEK_STRATEGY", "allreduce")
+    assert join_cluster().strategy == "allreduce"
+    monkeypatch.setenv("KERAS_DEEPSEEK_STRATEGY", "parameter_server")
+    with pytest.raises(InvalidInputError, match="how many workers there are"):
+        join_cluster()
+
+
 @pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="There it connects.")
 def test_workers_of_ray_are_joined_later():
     assert join_cluster(ParameterServer(num_workers=2)).strategy == "parameter_server"

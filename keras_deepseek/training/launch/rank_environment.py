@@ -10,6 +10,9 @@ from keras_deepseek.training.launch.ports import LOOPBACK, find_free_ports
 RESTART = "KERAS_DEEPSEEK_RESTART"
 """Holds how often the job was started again, from 0, with what the launcher itself finds in it."""
 
+STRATEGY = "KERAS_DEEPSEEK_STRATEGY"
+"""Holds the strategy of the launcher, where it starts several processes."""
+
 NUM_WORKERS = "KERAS_DEEPSEEK_NUM_WORKERS"
 """Holds how many workers the chief of a parameter server starts."""
 
@@ -55,7 +58,7 @@ def make_environment(
     kept = {
         name: value
         for name, value in environ.items()
-        if name != "TF_CONFIG" and not name.startswith("KERAS_DISTRIBUTION_")
+        if name not in ("TF_CONFIG", STRATEGY) and not name.startswith("KERAS_DISTRIBUTION_")
     }
     host, port = addresses[0]
     made = {
@@ -68,6 +71,8 @@ def make_environment(
         "KERAS_BACKEND": plan.backend,
         RESTART: str(restart + int(environ.get(RESTART, "0"))),
     }
+    if plan.world_size > 1:
+        made[STRATEGY] = plan.strategy
     if _needs_tf_config(plan):
         made["TF_CONFIG"] = _make_tf_config(local_rank, addresses)
     if plan.is_served:

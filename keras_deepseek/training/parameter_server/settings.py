@@ -19,7 +19,8 @@ class ParameterServer:
     """A `distributed_strategy` of `Trainer`: asynchronous updates by workers and servers.
 
     On JAX and PyTorch they are started by Ray, on TensorFlow by the chief, or by whoever sets
-    `TF_CONFIG`; there a script begins with `join_cluster` of it.
+    `TF_CONFIG`; there a script begins with `join_cluster` of it, unless `keras-deepseek launch`
+    starts it.
 
     Choose it over `"allreduce"` where the workers are of different speeds, come and go, or are many
     beside few servers: none waits for another, but for `staleness_bound`. The updates are computed

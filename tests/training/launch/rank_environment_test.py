@@ -8,6 +8,7 @@ from keras_deepseek.training.launch.rank_environment import (
     NUM_SERVERS,
     NUM_WORKERS,
     RAY_ADDRESS,
+    STRATEGY,
     make_addresses,
     make_environment,
 )
@@ -53,6 +54,21 @@ def test_a_chief_learns_how_many_it_starts(script, backend, ray, monkeypatch):
     assert "TF_CONFIG" not in environ
     cluster = resolve_cluster("parameter_server", environ=environ)
     assert (cluster.world_size, cluster.rank) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"nproc": 2}, "allreduce"),
+        ({"nproc": 1}, None),  # It trains as by itself.
+        ({"nproc": 3, "strategy": "parameter_server"}, "parameter_server"),
+        ({"nproc": 1, "nnodes": 2, "node_rank": 1, "coordinator": "10.0.0.1:1"}, "allreduce"),
+    ],
+)
+def test_several_processes_learn_the_strategy(script, changes, expected):
+    plan = LaunchPlan(script, backend="torch", **changes)
+    environ = make_environment(plan, 0, make_addresses(plan), 0, {STRATEGY: "of another launcher"})
+    assert environ.get(STRATEGY) == expected
 
 
 def test_several_nodes_meet_at_the_coordinator(script):
