@@ -100,7 +100,8 @@ class Job:
         """Returns what each rank runs on this machine."""
         plan = self._plan
         if not plan.is_on_ray:
-            return [sys.executable, plan.script, *plan.script_arguments]
+            joined = [str(Path(__file__).with_name("joined_script.py"))] if plan.is_joined else []
+            return [sys.executable, *joined, plan.script, *plan.script_arguments]
         script = [str(Path(plan.script).absolute()), *plan.script_arguments]
         options = ["--backend", plan.backend, "--grace-period", str(plan.grace_period)]
         job = uuid.uuid4().hex  # An attempt that has failed may not be gone yet.

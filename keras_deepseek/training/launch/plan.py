@@ -15,6 +15,7 @@ from keras_deepseek.artifacts.errors import (
 from keras_deepseek.artifacts.network_address import check_is_answered, parse_address
 from keras_deepseek.backend import NAMES
 from keras_deepseek.training.launch.ports import check_port_is_free
+from keras_deepseek.training.launch.script_names import joins_itself
 
 Strategy = Literal["allreduce", "parameter_server"]
 
@@ -92,6 +93,15 @@ class LaunchPlan:
     def is_on_ray(self) -> bool:
         """Whether the nodes of a Ray cluster run the ranks."""
         return self.ray is not None and not self.is_served
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether each process joins the others before the script computes anything.
+
+        PyTorch needs no such thing, and a script that joins by itself is left to do so.
+        """
+        waits = self.backend == "tensorflow" or (self.backend == "jax" and not self.is_served)
+        return waits and self.world_size > 1 and not joins_itself(self.script)
 
     @property
     def num_started(self) -> int:

@@ -24,6 +24,28 @@ def test_one_node_is_the_default(script):
 
 
 @pytest.mark.parametrize(
+    ("backend", "changes", "expected"),
+    [
+        ("tensorflow", {}, True),
+        ("jax", {}, True),
+        ("torch", {}, False),
+        ("jax", {"nproc": 1}, False),
+        ("jax", {"nproc": 1, "nnodes": 2, "node_rank": 0, "coordinator": "10.255.255.1:1"}, True),
+        ("tensorflow", {"strategy": "parameter_server"}, True),
+        ("jax", {"strategy": "parameter_server"}, False),
+    ],
+)
+def test_processes_join_first_where_the_framework_must_know(script, backend, changes, expected):
+    assert LaunchPlan(script, **{"nproc": 4, "backend": backend, **changes}).is_joined == expected
+
+
+def test_a_script_that_joins_is_left_to_do_so(tmp_path):
+    path = tmp_path / "train.py"
+    path.write_text("from keras_deepseek.training import join_cluster")
+    assert not LaunchPlan(str(path), 4, "jax").is_joined
+
+
+@pytest.mark.parametrize(
     ("text", "match"),
     [(b"x = (\n", r"train\.py', line 1: '\(' was never closed"), (b"x = '\0'\n", "null bytes")],
 )

@@ -188,9 +188,9 @@ def test_an_error_of_a_worker_is_that_of_the_training(digits):
 
 
 SCRIPT = """
-from keras_deepseek.training import Trainer, join_cluster
+from keras_deepseek.training import Trainer, join_cluster as join
 
-join_cluster("parameter_server")
+JOINS
 import keras, numpy as np
 
 
@@ -207,7 +207,7 @@ class Penalized(Trainer):
 
 
 model = keras.Sequential([keras.Input((4,)), Doubled(1)])
-trainer = Penalized(model, optimizer="adam", loss="mse", distributed_strategy="parameter_server")
+trainer = Penalized(model, optimizer="adam", loss="mse", distributed_strategy=STRATEGY)
 x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
 y = x.sum(axis=1, keepdims=True)
 history = trainer.fit(x, y, batch_size=8, epochs=3, verbose=0).history
@@ -216,12 +216,22 @@ print(sorted(history), int(trainer.model.optimizer.iterations), last < first)
 """
 
 
-@pytest.mark.torch_alone
-def test_a_script_that_is_launched_trains_with_classes_of_its_own(tmp_path):
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("joins", "strategy"),
+    [
+        ("", None),
+        ("", "parameter_server"),
+        ("join()", None),
+        ("join('parameter_server')", "parameter_server"),
+    ],
+)
+def test_a_script_that_is_launched_trains_with_classes_of_its_own(tmp_path, joins, strategy):
     if not IS_TENSORFLOW:
         pytest.importorskip("ray", reason="tox -e ray has it.")
     script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
+    text = SCRIPT.replace("JOINS", joins).replace("STRATEGY", repr(strategy))
+    script.write_text(text if joins else text.replace(", join_cluster as join", ""))
     command = [sys.executable, "-m", "keras_deepseek.cli", "launch", "--nproc", "3"]
     command += ["--strategy", "parameter_server", str(script)]
     root = str(Path(__file__).parents[3])

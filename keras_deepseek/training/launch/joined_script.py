@@ -1,0 +1,138 @@
+"""Runs a script whose process joins the others once it imports Keras: `SCRIPT ARGUMENTS...`.
+
+Run as a program in the script's place where the framework must know of the other processes before
+it computes anything. What the script sets before its imports, such as `KERAS_BACKEND`, counts. All
+else is as for `python SCRIPT ARGUMENTS...`.
+"""
+
+import atexit
+import builtins
+import contextlib
+import os
+import sys
+import threading
+import time
+import types
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
+from typing import Any
+
+_JOINED = ("jax", "tensorflow")
+"""The frameworks that must know of the others first."""
+
+_IMPORTED = ("keras", "keras_deepseek")
+"""The packages of which the first to be imported has the process join."""
+
+_LONGEST_LEAVE = 5.0
+"""Seconds that a process which has failed has to leave the others."""
+
+_TOO_LATE = ("be modified after", "before any JAX calls", "before backends are")
+"""Parts of what the frameworks say of a setting that comes after the processes have joined."""
+
+_NOTE = (
+    "keras-deepseek launch has joined the processes when the script imported Keras. For a setting "
+    "that must come before that, call join_cluster() after it: the launcher leaves the joining to "
+    "a script that does."
+)
+
+_leaves = threading.Event()
+
+
+class JoinAfterImport(MetaPathFinder, Loader):
+    """Joins the others right after the first import of Keras, but not in forked processes."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._loaders: dict[str, Any] = {}
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """Returns what the other finders find of Keras, to be loaded by this object."""
+        if name not in _IMPORTED or os.getpid() != self._process:
+            return None
+        others = [finder for finder in sys.meta_path if finder is not self]
+        found = (finder.find_spec(name, path, target) for finder in others)
+        spec = next((each for each in found if each is not None), None)
+        if spec is not None:
+            self._loaders[name], spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType | None:
+        """Returns the module as Keras's own loader makes it."""
+        made: types.ModuleType | None = self._loaders[spec.name].create_module(spec)
+        return made
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Runs Keras's own loader, and joins."""
+        loader = module.__loader__ = self._loaders[module.__name__]
+        if module.__spec__ is not None:
+            module.__spec__.loader = loader
+        loader.exec_module(module)
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        if os.environ.get("KERAS_BACKEND") in _JOINED:
+            from keras_deepseek.training import join_cluster
+
+            join_cluster()
+            atexit.register(_leaves.set)  # It comes before what JAX does at exit.
+
+
+def run_script(path: str) -> None:
+    """Runs a file as `__main__`, with tracebacks that begin in it.
+
+    Args:
+        path: string.
+    """
+    main = types.ModuleType("__main__")
+    full = os.path.join(Path.cwd(), path)  # noqa: PTH118 - As Python: it keeps a "./".
+    loader = SourceFileLoader("__main__", full)
+    vars(main).update(__file__=full, __builtins__=builtins, __loader__=loader, __cached__=None)
+    sys.modules["__main__"] = main
+    try:
+        exec(compile(Path(path).read_bytes(), full, "exec", dont_inherit=True), vars(main))
+    except SystemExit as error:
+        if error.code:
+            _end_in_time(error.code & 0xFF if isinstance(error.code, int) else 1)
+        raise
+    except BaseException as error:
+        if isinstance(error, RuntimeError) and any(part in str(error) for part in _TOO_LATE):
+            error.add_note(_NOTE)
+        if isinstance(error, Exception):
+            _end_in_time(1)
+        traceback, show = error.__traceback__ and error.__traceback__.tb_next, sys.excepthook
+        sys.excepthook = lambda kind, value, _: show(
+            kind, value.with_traceback(traceback), traceback
+        )
+        raise
+
+
+def _end_in_time(exit_code: int) -> None:
+    """Ends this process where it hangs on its way out: JAX waits minutes for the others to end."""
+
+    def end() -> None:
+        _leaves.wait()
+        time.sleep(_LONGEST_LEAVE)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                stream.flush()
+        os._exit(exit_code)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the script with its arguments.
+
+    Args:
+        arguments: The path of the script and what stands behind it.
+    """
+    sys.argv = list(arguments)
+    if not sys.flags.safe_path:
+        sys.path[0] = str(Path(arguments[0]).resolve().parent)
+    sys.meta_path.insert(0, JoinAfterImport())
+    run_script(arguments[0])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,34 @@
+"""The names that a script uses, read from its source."""
+
+import ast
+from pathlib import Path
+
+_JOINING = {"join_cluster", "DataParallel", "ModelParallel"}
+_ENGINES = {"distributed", "distribution"}
+"""Modules of JAX and Keras whose `initialize` joins the processes."""
+
+
+def joins_itself(script: str) -> bool:
+    """Returns whether a script says by itself how its processes or devices train together.
+
+    By `join_cluster`, JAX's or Keras's `initialize`, or an object of `keras.distribution` or
+    `tf.distribute`: some of these fail, or crash, where the processes have joined before.
+
+    Args:
+        script: string. The path of a Python file.
+    """
+    return any(_is_joining(node) for node in ast.walk(ast.parse(Path(script).read_bytes())))
+
+
+def _is_joining(node: ast.AST) -> bool:
+    if isinstance(node, ast.Attribute) and node.attr == "initialize":
+        return _name(node.value) in _ENGINES
+    name = _name(node)
+    return name in _JOINING or name.endswith("Strategy")
+
+
+def _name(node: ast.AST) -> str:
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
+            return name
+    return ""
