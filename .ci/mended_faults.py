@@ -6,7 +6,8 @@
 For each, the package is that of the checkout without the change that one commit made to it. The
 tests are those of the modules that the commit changed, and those that it changed itself: first as
 the gate runs them, where no framework is installed and on each backend, then every case. A test
-counts if it fails without the mend and passes with it.
+counts if it fails without the mend and passes with it. Where nothing but an import fails, since the
+mend has brought a function along that a test names, the table says so.
 
 Run `tox` first, whose environments serve here, in a checkout with its history. Commits that no
 longer come out alone, since later ones built on them, are told and don't count.
@@ -40,10 +41,11 @@ class Run:
         """What it is called in the table."""
         return self.backend if self.environment == "frameworks" else self.environment
 
-    def find_failures(self, checkout: Path, tests: Sequence[str], most: int = 3) -> list[str]:
-        """Returns the first tests that fail in a checkout."""
+    def find_failures(self, checkout: Path, tests: Sequence[str], most: int = 10) -> list[str]:
+        """Returns the first tests that fail in a checkout, and the files that can't be imported."""
         python = ROOT / ".tox" / self.environment / "bin" / "python"
         report = ["--quiet", "--no-header", "-p", "no:cacheprovider", "-rfE", f"--maxfail={most}"]
+        report.append("--continue-on-collection-errors")
         done = subprocess.run(
             [python, "-m", "pytest", *report, "--timeout", TIMEOUT, *self.options, *tests],
             cwd=checkout,
@@ -60,9 +62,9 @@ class Run:
         )
         lines = [line.split(" - ")[0].split() for line in done.stdout.splitlines()]
         failed = [words[1] for words in lines if words and words[0] in ("FAILED", "ERROR")]
-        if not failed and done.returncode not in (0, 5):  # 5: nothing was selected.
+        if not failed and done.returncode not in (0, 4, 5):  # 4 and 5: there is no such test here.
             failed = [f"(pytest ended with {done.returncode})"]
-        return failed
+        return sorted(set(failed), key=lambda test: "::" not in test)
 
 
 GATE = [
@@ -113,7 +115,7 @@ def _all_tests(checkout: Path) -> set[str]:
 
 def find(checkout: Path, commit: str, runs: Sequence[Run]) -> str:
     """Returns the first test that notices that a mend is missing, or nothing."""
-    tests = find_tests(checkout, commit)
+    tests, imports = find_tests(checkout, commit), ""
     for run in runs:
         if not take_out(checkout, commit):
             return "(does not come out alone)"
@@ -121,9 +123,12 @@ def find(checkout: Path, commit: str, runs: Sequence[Run]) -> str:
         git(checkout, "reset", "--hard", "--quiet")
         real = [each for each in failed if each.startswith("tests/")]
         broken = set(run.find_failures(checkout, real, most=len(real))) if real else set()
-        if noticed := [each for each in failed if each not in broken]:
-            return f"{run.name}: {noticed[0]}"
-    return ""
+        for each in failed:
+            if each not in broken and ("::" in each or each not in real):
+                return f"{run.name}: {each}"
+            if each not in broken:
+                imports = imports or f"{run.name}: {each} (import)"
+    return imports
 
 
 def main(commits: Sequence[str]) -> None:
