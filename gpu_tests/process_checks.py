@@ -51,12 +51,9 @@ def check_two_processes(place: Place) -> str:
 
 def main() -> None:
     """Trains as one of the processes, and writes the losses."""
-    from keras_deepseek.training import join_cluster
-
-    cluster = join_cluster()
     with full_float32():
-        _, losses = train(distributed_strategy="allreduce")
-    file = Path(sys.argv[1]) / f"rank_{cluster.rank}.json"
+        trainer, losses = train(distributed_strategy="allreduce")
+    file = Path(sys.argv[1]) / f"rank_{trainer.cluster.rank}.json"
     file.write_text(json.dumps(losses), encoding="utf-8")
 
 

@@ -12,7 +12,6 @@ SECONDS = 300
 QUICK = ["--device", "cpu", "--backend", "torch", "--check", "device_map"]
 
 pytest.importorskip("torch")
-pytestmark = pytest.mark.nightly
 
 
 def run_script(*arguments):

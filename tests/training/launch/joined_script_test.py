@@ -71,7 +71,6 @@ def run(tmp_path):
     def run(text, *program):
         (tmp_path / "script.py").write_text(HEAD + text)
         command = [sys.executable, *program, "./script.py", "--epochs", "3"]
-        default = dict.fromkeys((signal.SIGINT, signal.SIGTERM), signal.SIG_DFL)
         return subprocess.run(
             command,
             cwd=tmp_path,
@@ -79,7 +78,6 @@ def run(tmp_path):
             text=True,
             check=False,
             timeout=60,
-            preexec_fn=lambda: [signal.signal(*each) for each in default.items()],
         )
 
     return run
