@@ -91,21 +91,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = kept if _runs_here(item, is_first_case=test not in seen) else left_out
         chosen.append(item)
         seen.add(test)
+        is_of_backend = _place(item).startswith("tests/backend/")
+        if _tier(item) == "each_backend" and _backend() != "torch" and not is_of_backend:
+            item.add_marker("no_cover")  # PyTorch has it, and tracing takes half as long again.
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
 
 
 def _runs_here(item: pytest.Item, is_first_case: bool) -> bool:
-    markers = [name for name in TIERS if item.get_closest_marker(name)]
-    place = item.path.relative_to(item.config.rootpath).as_posix()
-    if len(markers) > 1:
-        raise pytest.UsageError(f"{item.nodeid} has more than one tier: {', '.join(markers)}.")
-    tier = markers[0] if markers else _tier_of_file(place)
-    backend = os.environ["KERAS_BACKEND"] if HAS_FRAMEWORK else None
+    tier, backend = _tier(item), _backend()
     if tier == "each_backend":
         return backend == "torch" or (backend is not None and is_first_case)
     places = {"no_framework": None, "torch_alone": "torch", "tensorflow_alone": "tensorflow"}
     return tier in places and places[tier] == backend
+
+
+def _tier(item: pytest.Item) -> str:
+    markers = [name for name in TIERS if item.get_closest_marker(name)]
+    if len(markers) > 1:
+        raise pytest.UsageError(f"{item.nodeid} has more than one tier: {', '.join(markers)}.")
+    return markers[0] if markers else _tier_of_file(_place(item))
+
+
+def _backend() -> str | None:
+    return os.environ["KERAS_BACKEND"] if HAS_FRAMEWORK else None
+
+
+def _place(item: pytest.Item) -> str:
+    return item.path.relative_to(item.config.rootpath).as_posix()
 
 
 def _tier_of_file(place: str) -> str:

@@ -35,6 +35,7 @@ def test_a_model_comes_back_without_its_training(tmp_path):
     assert not loaded.compiled
 
 
+@pytest.mark.torch_alone
 def test_our_own_layers_are_found_without_being_named(tmp_path):
     script = (
         "import sys, keras; from keras_deepseek.layers import SwiGLU;"
@@ -53,6 +54,7 @@ def test_our_own_layers_are_found_without_being_named(tmp_path):
     assert loaded.stdout.strip() == "SwiGLU"
 
 
+@pytest.mark.torch_alone
 def test_custom_layers_come_from_the_file_that_is_named(tmp_path):
     (tmp_path / "doubling_layer.py").write_text(LAYER_FILE)
     subprocess.run([sys.executable, "-c", SAVE, tmp_path], check=True, capture_output=True)

@@ -116,7 +116,7 @@ def test_a_rank_listens_where_tf_config_says(monkeypatch):
     assert processes._own_port() > 2
 
 
-@pytest.mark.torch_alone
+@pytest.mark.nightly
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Only TensorFlow has them.")
 def test_a_strategy_of_the_script_may_have_joined_the_processes(tmp_path):
     oracle = str(ORACLE.with_name("own_strategy.py"))

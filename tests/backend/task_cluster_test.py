@@ -37,7 +37,7 @@ def test_an_object_that_has_connected_to_nobody_has_no_tasks():
     assert current().adopt_tasks(object()) is None
 
 
-@pytest.mark.torch_alone
+@pytest.mark.nightly
 @pytest.mark.skipif(not IS_TENSORFLOW, reason="The others have none.")
 def test_a_strategy_of_the_script_may_have_connected():
     done = subprocess.run(

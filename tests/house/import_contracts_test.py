@@ -13,7 +13,7 @@ CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     "importlinter"
 ]["contracts"]
 
-pytest.importorskip("importlinter", reason="the environment `lint` has it")
+pytest.importorskip("importlinter", reason="the environment `no-framework` has it")
 
 VIOLATIONS = [
     ("rows", "artifacts/errors.py", "import keras_deepseek.backend"),

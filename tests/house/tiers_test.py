@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import conftest
-
 ASKS_A_CHILD = """
 import subprocess, sys
 def test_a_child_begins_with_the_default_signals():
@@ -14,7 +12,8 @@ def test_a_child_begins_with_the_default_signals():
 """
 
 
-def test_each_place_that_has_a_tier_exists(root):
+def test_each_place_that_has_a_tier_exists(root, pytestconfig):
+    conftest = pytestconfig.pluginmanager.get_plugin(str(root / "conftest.py"))
     assert [place for place in conftest.PLACES if not (root / place).exists()] == []
     assert set(conftest.PLACES.values()) <= set(conftest.TIERS)
 

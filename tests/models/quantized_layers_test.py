@@ -54,8 +54,8 @@ TOKEN_INPUTS = {"token_ids": TOKENS, "padding_mask": np.ones_like(TOKENS)}
     [
         (make_recommender, {"item_ids": TOKENS}, "int8"),
         (make_recommender, {"item_ids": TOKENS}, "int4"),
-        (make_bert, TOKEN_INPUTS, "int8"),
-        (make_language_model, TOKEN_INPUTS, "int8"),
+        pytest.param(make_bert, TOKEN_INPUTS, "int8", marks=pytest.mark.nightly),
+        pytest.param(make_language_model, TOKEN_INPUTS, "int8", marks=pytest.mark.nightly),
         (make_classifier, np.ones((1, 8, 8, 1)), "int8"),
     ],
     ids=["recommender", "recommender-int4", "bert", "v3", "images"],

@@ -45,7 +45,7 @@ def test_a_training_over_several_devices_is_that_on_one():
     assert {"all at once", "layouts", "transformer", "steps"} <= set(differences)
 
 
-@pytest.mark.torch_alone
+@pytest.mark.nightly
 @pytest.mark.skipif(not IS_JAX, reason="Only JAX spreads a training over devices of one process.")
 @pytest.mark.parametrize("num_devices", ["2", "8"])
 def test_each_way_to_train_over_several_devices_is_that_on_one(num_devices):
@@ -53,7 +53,7 @@ def test_each_way_to_train_over_several_devices_is_that_on_one(num_devices):
     assert {"guard", "clip", "micro-batches", "checkpoints", "a distribution"} <= set(differences)
 
 
-@pytest.mark.torch_alone
+@pytest.mark.nightly
 @pytest.mark.skipif(not IS_TENSORFLOW, reason="JAX has one program over all; PyTorch one device.")
 def test_devices_that_divide_the_rows_make_the_steps_of_one():
     differences = compare("device_replicas.py", "2")

@@ -96,6 +96,7 @@ def test_recommendations_are_of_the_weights_of_the_moment():
     assert before.tolist() != after.tolist()
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.filterwarnings("ignore:The use of `x.T`")  # Of Keras, for an embedding on torch.
 def test_recommendations_are_of_a_lora_and_of_quantized_weights():

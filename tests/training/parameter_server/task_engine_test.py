@@ -64,7 +64,7 @@ def test_trainings_by_workers_and_servers_are_those_of_one_process(tmp_path):
     assert "fit(..., resume=True)" in text
 
 
-@pytest.mark.torch_alone
+@pytest.mark.nightly
 def test_whatever_a_step_does_it_is_that_of_one_process(tmp_path):
     found = run_trainings(tmp_path, "further")
     check_same(found, ("parts", "adaptive", "sparse", "distil"))
