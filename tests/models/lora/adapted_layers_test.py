@@ -37,3 +37,12 @@ def test_layers_are_found_before_and_after():
     assert find_adapted(model) == []
     enable_lora(model, 1)
     assert find_candidates(model) == find_adapted(model) == [model.layers[0]]
+
+
+def test_layers_come_in_the_models_order():
+    names = ["first", "second", "third"]
+    dense = [keras.layers.Dense(3, name=name) for name in names]
+    model = keras.Sequential([keras.Input((3,)), *dense[:1], keras.Sequential(dense[1:])])
+    assert [layer.name for layer in find_candidates(model)] == names
+    enable_lora(model, 1)
+    assert [layer.name for layer in find_adapted(model)] == names

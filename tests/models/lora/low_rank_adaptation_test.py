@@ -154,6 +154,19 @@ def test_a_model_that_has_one_is_exported_and_computes_the_same(tmp_path):
     assert_close(served, expected, 1e-5)
 
 
+@pytest.mark.each_backend
+def test_merged_weights_train_again():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)])
+    enable_lora(model, 1)
+    merge_lora(model)
+    before = [to_numpy(variable) for variable in model.variables]
+    model.compile("sgd", loss="mse")
+    model.fit(np.ones((4, 3)), np.full((4, 1), 9.0), verbose=0)
+    assert all(variable.trainable for variable in model.variables)
+    after = [to_numpy(variable) for variable in model.variables]
+    assert not any(np.array_equal(*pair) for pair in zip(before, after, strict=True))
+
+
 def test_any_keras_model_may_have_one():
     model = keras.Sequential(
         [
