@@ -28,6 +28,7 @@ def run(command, **environment):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,22 @@ def test_a_strategy_of_the_script_may_have_joined_the_processes(tmp_path):
         np.testing.assert_allclose(rank["weights"], alone["weights"], rtol=0, atol=1e-5)
         np.testing.assert_array_equal(rank["weights"], ranks[0]["weights"])
         assert "Received world_size=7, and the strategy runs with 2" in str(rank["refused"])
+
+
+IS_LAST_AT_EXIT = """
+import atexit
+import torch.distributed
+atexit.register(lambda: print(torch.distributed.is_initialized()))
+from keras_deepseek.training import join_cluster
+join_cluster()
+"""
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Only PyTorch has groups to leave.")
+def test_processes_leave_their_group_before_the_interpreter_ends(tmp_path):
+    (tmp_path / "script.py").write_text(IS_LAST_AT_EXIT, encoding="utf-8")
+    launch = ["-m", "keras_deepseek.cli", "launch", "--nproc", "2", str(tmp_path / "script.py")]
+    assert sorted(run(launch).splitlines()) == ["[0] False", "[1] False"]
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="The others have errors of their own.")
