@@ -13,7 +13,7 @@ import pytest
 
 TIERS = {
     "no_framework": "the gate runs it where no framework is installed",
-    "each_backend": "the gate runs its first case on each backend, and all cases on PyTorch",
+    "each_backend": "the gate runs its first case on each backend, and all cases on one",
     "torch_alone": "the gate runs it on PyTorch",
     "tensorflow_alone": "the gate runs it on TensorFlow",
     "nightly": "the gate leaves it out",
@@ -35,8 +35,8 @@ PLACES = {
     "tests/inference": "no_framework",
     "tests/inference/engine_test.py": "torch_alone",
     "tests/inference/executors/keras_model_test.py": "each_backend",
-    "tests/inference/executors/open_executor_test.py": "torch_alone",
-    "tests/inference/executors/saved_model_test.py": "torch_alone",
+    "tests/inference/executors/open_executor_test.py": "tensorflow_alone",
+    "tests/inference/executors/saved_model_test.py": "tensorflow_alone",
     "tests/inference/executors/tensorrt_engine_test.py": "torch_alone",
     "tests/inference/in_process_engine_test.py": "torch_alone",
     "tests/layers": "each_backend",
@@ -44,6 +44,8 @@ PLACES = {
     "tests/models": "torch_alone",
     "tests/models/decoder": "each_backend",
     "tests/models/generation": "each_backend",
+    "tests/models/generation/draft_acceptance_test.py": "torch_alone",
+    "tests/models/generation/speculative_steps_test.py": "torch_alone",
     "tests/training": "each_backend",
     "tests/training/command_test.py": "no_framework",
     "tests/training/launch/launcher_test.py": "no_framework",
@@ -100,10 +102,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _runs_here(item: pytest.Item, is_first_case: bool) -> bool:
     tier, backend = _tier(item), _backend()
+    homes = {"no_framework": None, "torch_alone": "torch", "tensorflow_alone": "tensorflow"}
     if tier == "each_backend":
-        return backend == "torch" or (backend is not None and is_first_case)
-    places = {"no_framework": None, "torch_alone": "torch", "tensorflow_alone": "tensorflow"}
-    return tier in places and places[tier] == backend
+        has_all_cases = backend == homes.get(_tier_of_file(_place(item)), "torch")
+        return backend is not None and (has_all_cases or is_first_case)
+    return tier in homes and homes[tier] == backend
 
 
 def _tier(item: pytest.Item) -> str:

@@ -35,7 +35,7 @@ def test_a_model_comes_back_without_its_training(tmp_path):
     assert not loaded.compiled
 
 
-@pytest.mark.torch_alone
+@pytest.mark.nightly
 def test_our_own_layers_are_found_without_being_named(tmp_path):
     script = (
         "import sys, keras; from keras_deepseek.layers import SwiGLU;"

@@ -88,6 +88,7 @@ trainer.fit(*data, batch_size=4, epochs=3, verbose=0, callbacks=logs, resume=Tru
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL.")
 def test_a_training_that_was_killed_has_each_line_once(tmp_path):
     for kill_at, code in ((5, -signal.SIGKILL), (0, 0)):

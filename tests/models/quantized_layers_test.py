@@ -53,7 +53,7 @@ TOKEN_INPUTS = {"token_ids": TOKENS, "padding_mask": np.ones_like(TOKENS)}
     ("make", "inputs", "mode"),
     [
         (make_recommender, {"item_ids": TOKENS}, "int8"),
-        (make_recommender, {"item_ids": TOKENS}, "int4"),
+        pytest.param(make_recommender, {"item_ids": TOKENS}, "int4", marks=pytest.mark.nightly),
         pytest.param(make_bert, TOKEN_INPUTS, "int8", marks=pytest.mark.nightly),
         pytest.param(make_language_model, TOKEN_INPUTS, "int8", marks=pytest.mark.nightly),
         (make_classifier, np.ones((1, 8, 8, 1)), "int8"),

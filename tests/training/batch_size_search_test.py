@@ -69,6 +69,7 @@ class Greedy(keras.layers.Layer):
         return inputs + 1e-9 * ops.max(ops.sort(ops.sin(column * row)))
 
 
+@pytest.mark.torch_alone
 def test_a_step_that_runs_out_of_memory_ends_the_search_alone():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), Greedy()])
     trainer = Trainer(model, optimizer=keras.optimizers.Adam(), loss="mse", seed=1)

@@ -155,6 +155,7 @@ def test_outputs_gradients_and_chosen_keys_are_those_of_transformers(name):
     assert len(choices) == (layer.index_top_k < case["inputs"].shape[1])
 
 
+@pytest.mark.torch_alone
 @settings(max_examples=2)
 @given(
     batch_size=st.integers(1, 2),

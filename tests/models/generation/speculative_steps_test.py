@@ -99,7 +99,6 @@ def test_a_cache_grows_amid_drafts(model, monkeypatch):
     assert model.generate(PROMPTS[1], max_new_tokens=12, use_drafts=True) == plain
 
 
-@pytest.mark.torch_alone
 def test_drawn_tokens_have_the_models_own_distribution(model):
     number, sampler = 4000, Sampler(0.2, top_k=5)
     rows = np.asarray(

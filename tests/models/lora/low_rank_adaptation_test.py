@@ -107,15 +107,10 @@ def test_a_kernel_keeps_its_digits_under_a_mixed_policy():
     np.testing.assert_array_equal(to_numpy(model.layers[0].kernel), kernel)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "task",
-    [
-        DeepSeekV4CausalLM,
-        *(
-            pytest.param(task, marks=pytest.mark.nightly)
-            for task in (DeepSeekV2CausalLM, DeepSeekV3CausalLM, DeepSeekV32CausalLM)
-        ),
-    ],
+    [DeepSeekV2CausalLM, DeepSeekV3CausalLM, DeepSeekV32CausalLM, DeepSeekV4CausalLM],
 )
 def test_a_keras_file_and_a_preset_hold_the_merged_weights(tmp_path, task):
     model = make_v4_model() if task is DeepSeekV4CausalLM else make_model(task=task)
