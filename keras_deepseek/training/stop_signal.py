@@ -37,7 +37,9 @@ class StopSignal:
     ) -> None:
         if self._previous is None:
             return
-        signal.signal(signal.SIGTERM, self._previous)
+        # A loop that is left open ends when it is collected; others may have come since.
+        if signal.getsignal(signal.SIGTERM) == self._note:
+            signal.signal(signal.SIGTERM, self._previous)
         self._previous = None
         if self.received and kind is GeneratorExit:
             signal.raise_signal(signal.SIGTERM)

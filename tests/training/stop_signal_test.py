@@ -78,3 +78,17 @@ def test_a_process_that_was_forked_meanwhile_ends_by_the_signal():
     command = [sys.executable, "-c", FORKED, stop_signal_module.__file__]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.split() == ["True", "False"]
+
+
+def test_a_handler_that_was_set_since_stays():
+    before = signal.getsignal(signal.SIGTERM)
+
+    def since(number, frame):
+        pass
+
+    try:
+        with StopSignal():
+            signal.signal(signal.SIGTERM, since)
+        assert signal.getsignal(signal.SIGTERM) is since
+    finally:
+        signal.signal(signal.SIGTERM, before)
