@@ -98,9 +98,9 @@ def find_tests(checkout: Path, commit: str) -> list[str]:
 
 
 def _tests_of(path: Path) -> Iterator[str]:
-    parts = path.with_suffix("").parts
     if path.suffix != ".py":
         return
+    parts = path.with_suffix("").parts
     if parts[0] == "keras_deepseek":
         if parts[1] == "backend" and parts[2] in BACKENDS:
             parts = (*parts[:2], *parts[3:])

@@ -1,4 +1,4 @@
-"""From the arguments of a `Trainer` and its environment to one `ClusterSpec`.
+"""Finds one `ClusterSpec` in the arguments of a `Trainer` and its environment.
 
 Who says nothing is not asked further, who contradicts another is refused, and so is what is not
 whole: a process that waits for peers which never come would hang.

@@ -1,4 +1,4 @@
-"""From who trains together to processes that have met."""
+"""Joins the processes that train together."""
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError

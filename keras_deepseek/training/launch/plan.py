@@ -1,4 +1,4 @@
-"""What is to be launched, checked before anything is started."""
+"""The processes to launch, checked before anything is started."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -86,17 +86,17 @@ class LaunchPlan:
 
     @property
     def is_served(self) -> bool:
-        """Whether one process runs the script, as chief, and starts the others itself."""
+        """True where one process runs the script, as chief, and starts the others itself."""
         return self.strategy == "parameter_server"
 
     @property
     def is_on_ray(self) -> bool:
-        """Whether the nodes of a Ray cluster run the ranks."""
+        """True where the nodes of a Ray cluster run the ranks."""
         return self.ray is not None and not self.is_served
 
     @property
     def is_joined(self) -> bool:
-        """Whether each process joins the others before the script computes anything.
+        """True where each process joins the others before the script computes anything.
 
         PyTorch needs no such thing, and a script that joins by itself is left to do so.
         """

@@ -137,39 +137,29 @@ def test_a_rank_that_fails_ends_the_others_at_once(launch):
     assert "rank 1 ended with exit code 3" in error
 
 
-@pytest.mark.nightly
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="Each backend has its own.")
-def test_a_script_that_joins_by_itself_is_left_to_do_so(launch):
-    text = """
+OWN_JOINING = {
+    "jax": """
     import keras, jax
     address = os.environ["MASTER_ADDR"] + ":" + os.environ["MASTER_PORT"]
     jax.distributed.initialize(address, 2, rank)
     print(jax.process_count())
-    """
-    code, out, error = launch(text, "--nproc", "2").finish()
-    assert (code, sorted(out.splitlines())) == (0, ["[0] 2", "[1] 2"]), error
-
-
-@pytest.mark.nightly
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Each backend has its own.")
-def test_a_strategy_of_the_script_s_own_joins(launch):
-    text = """
+    """,
+    "tensorflow": """
     import keras
     import tensorflow as tf
     print(tf.distribute.MultiWorkerMirroredStrategy().num_replicas_in_sync)
-    """
-    code, out, error = launch(text, "--nproc", "2").finish()
-    assert (code, sorted(out.splitlines())) == (0, ["[0] 2", "[1] 2"]), error
-
-
-@pytest.mark.nightly
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Each backend has its own.")
-def test_a_process_group_of_the_script_s_own_joins(launch):
-    text = """
+    """,
+    "torch": """
     import keras, torch.distributed
     torch.distributed.init_process_group("gloo")
     print(torch.distributed.get_world_size())
     torch.distributed.destroy_process_group()
-    """
+    """,
+}
+
+
+@pytest.mark.nightly
+def test_a_script_that_joins_by_itself_is_left_to_do_so(launch):
+    text = OWN_JOINING[keras.backend.backend()]
     code, out, error = launch(text, "--nproc", "2").finish()
     assert (code, sorted(out.splitlines())) == (0, ["[0] 2", "[1] 2"]), error
