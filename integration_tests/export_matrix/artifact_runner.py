@@ -67,9 +67,10 @@ def run_openvino(bundle: Path, batches: list[Batch]) -> list[Batch]:
     import openvino
 
     hints = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
-    model = openvino.Core().read_model(bundle / "model.xml")
+    core = openvino.Core()
+    model = core.read_model(bundle / "model.xml")
     names = [output.get_any_name() for output in model.outputs]
-    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    compiled = core.compile_model(model, "CPU", hints)
     outputs = (compiled(batch) for batch in batches)
     return [{name: given[index].copy() for index, name in enumerate(names)} for given in outputs]
 

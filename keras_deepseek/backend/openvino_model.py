@@ -1,5 +1,6 @@
 """Running an OpenVINO model: `deploy` verifies by it what it wrote, `inference` serves by it."""
 
+import functools
 import importlib
 import sys
 from pathlib import Path
@@ -25,14 +26,14 @@ class OpenVINOModel:
     """
 
     def __init__(self, path: Path, purpose: str) -> None:
-        openvino = import_openvino(purpose)
+        core = shared_core(import_openvino(purpose))
         options = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
         try:
-            model = openvino.Core().read_model(path)
+            model = core.read_model(path)
             # Compiled, an output may have the name of what it was made of as well.
             self.input_names = [tensor.get_any_name() for tensor in model.inputs]
             self.output_names = [tensor.get_any_name() for tensor in model.outputs]
-            self._compiled = openvino.Core().compile_model(model, "CPU", options)
+            self._compiled = core.compile_model(model, "CPU", options)
         except RuntimeError as error:
             words = " ".join(str(error).split())
             raise InvalidInputError(
@@ -71,3 +72,17 @@ def import_openvino(purpose: str) -> Any:
         del sys.modules[telemetry]
         if loaded is not None:
             sys.modules[telemetry] = loaded
+
+
+@functools.cache
+def shared_core(openvino: Any) -> Any:
+    """Returns the process's one `openvino.Core`, which is never let go.
+
+    Each one that has used the CPU puts a stack for signal handlers in place, and at its end the one
+    of before. Where the older of two ends first that is memory which was freed: the next signal, as
+    SIGTERM, ends the process by SIGSEGV (OpenVINO 2026.4).
+
+    Args:
+        openvino: The module `openvino`.
+    """
+    return openvino.Core()

@@ -81,3 +81,19 @@ import openvino_telemetry
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
+
+
+def test_a_signal_after_the_older_of_two_models_is_heeded(model_file):
+    """OpenVINO puts a stack for signals in place, and put one back that it had freed."""
+    script = """
+import pathlib, signal, sys
+from keras_deepseek.backend.openvino_model import OpenVINOModel
+signal.signal(signal.SIGTERM, lambda *_: print("heeded"))
+older, newer = (OpenVINOModel(pathlib.Path(sys.argv[1]), "to test it") for _ in range(2))
+del older
+del newer
+signal.raise_signal(signal.SIGTERM)
+"""
+    command = [sys.executable, "-c", script, model_file]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout == "heeded\n"

@@ -9,7 +9,7 @@ from typing import Any
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
 from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.backend.openvino_model import OpenVINOModel, import_openvino
+from keras_deepseek.backend.openvino_model import OpenVINOModel, import_openvino, shared_core
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
 
 
@@ -52,7 +52,7 @@ class OpenVINOFormat:
         with temporary_folder("keras_deepseek_openvino") as work:
             how = self._onnx.write(model, work)
             # `openvino.convert_model` does the same, and reports that it was used.
-            converted = openvino.Core().read_model(work / self._onnx.entry)
+            converted = shared_core(openvino).read_model(work / self._onnx.entry)
         _keep_the_order_of_equals(converted)
         openvino.save_model(converted, folder / self.entry, compress_to_fp16=False)
         return f"OpenVINO {openvino.__version__.partition('-')[0]} from {how}"

@@ -8,7 +8,7 @@ import pytest
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.errors import ExportError, InvalidInputError, MissingExtraError
 from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.backend.openvino_model import import_openvino
+from keras_deepseek.backend.openvino_model import import_openvino, shared_core
 from keras_deepseek.deploy import Exporter, register_exporter, registry
 from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
 
@@ -33,7 +33,7 @@ def test_a_registered_format_is_verified_by_its_own_runtime(model, tmp_path, ten
     assert report.verified
     bundle = Bundle.open(tmp_path / "out")
     assert (bundle.manifest.format, bundle.manifest.entry) == ("openvino", "model.xml")
-    compiled = openvino.Core().compile_model(bundle.entry, "CPU")
+    compiled = shared_core(openvino).compile_model(bundle.entry, "CPU")
     expected = {spec.name for spec in bundle.manifest.signature.outputs}
     assert {output.get_any_name() for output in compiled.outputs} == expected
     assert Exporter(model, "openvino", verbose=False).check(tmp_path / "out").verified

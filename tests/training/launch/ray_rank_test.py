@@ -40,8 +40,7 @@ def node(*options):
     program = Path(sys.executable).with_name("ray")
     with subprocess.Popen(
         [program, "start", "--block", "--num-cpus", "2", "--disable-usage-stats", *options],
-        # Newer releases ask for a token by default, and here all is on loopback.
-        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
@@ -58,8 +57,12 @@ def cluster():
     (port,) = find_free_ports(1)
     address = f"127.0.0.1:{port}"
     head = ("--head", "--node-ip-address", "127.0.0.1", "--port", str(port))
-    with node(*head, "--include-dashboard", "false"), node("--address", address):
-        yield address
+    with pytest.MonkeyPatch.context() as patch:
+        # Newer releases ask for a token by default, and for all that this process starts once it
+        # has had a cluster of its own. Here all is on loopback.
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        with node(*head, "--include-dashboard", "false"), node("--address", address):
+            yield address
 
 
 def pids(launched, count):
