@@ -13,7 +13,7 @@ import pytest
 
 TIERS = {
     "no_framework": "the gate runs it where no framework is installed",
-    "each_backend": "the gate runs its first case on each backend, and all cases on one",
+    "each_backend": "the gate runs its first case on each backend, and all cases on PyTorch",
     "torch_alone": "the gate runs it on PyTorch",
     "tensorflow_alone": "the gate runs it on TensorFlow",
     "nightly": "the gate leaves it out",
@@ -56,8 +56,8 @@ A test that belongs elsewhere says so by one marker, named after its tier."""
 
 HAS_FRAMEWORK = any(map(importlib.util.find_spec, ("jax", "tensorflow", "torch")))
 
-# `nohup` and background jobs start us with signals ignored, and each child would inherit that. A
-# handler that does nothing is as deaf, and the child of a process with a handler begins without.
+# `nohup` and background jobs start us with signals ignored, and each child would inherit that. We
+# go on ignoring them, by a handler: a child does not inherit that, and starts with the default.
 for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, lambda *_: None)
@@ -69,7 +69,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Names the markers."""
+    """Names the markers, and checks that there is a backend to run on."""
+    if config.getoption("--gate") and HAS_FRAMEWORK:
+        os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # As Keras does.
     for tier, meaning in TIERS.items():
         config.addinivalue_line("markers", f"{tier}: {meaning}")
 
@@ -92,7 +94,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         test = item.nodeid.partition("[")[0]
         chosen = kept if _runs_here(item, is_first_case=test not in seen) else left_out
         chosen.append(item)
-        seen.add(test)
+        if _tier(item) == "each_backend":
+            seen.add(test)
         is_of_backend = _place(item).startswith("tests/backend/")
         if _tier(item) == "each_backend" and _backend() != "torch" and not is_of_backend:
             item.add_marker("no_cover")  # PyTorch has it, and tracing takes half as long again.
@@ -100,20 +103,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fails a test that says twice where it belongs; the gate leaves none of these out."""
+    if len(markers := _tier_markers(item)) > 1:
+        pytest.fail(f"It has more than one tier: {', '.join(markers)}.", pytrace=False)
+
+
 def _runs_here(item: pytest.Item, is_first_case: bool) -> bool:
     tier, backend = _tier(item), _backend()
-    homes = {"no_framework": None, "torch_alone": "torch", "tensorflow_alone": "tensorflow"}
+    if len(_tier_markers(item)) > 1:
+        return True
     if tier == "each_backend":
-        has_all_cases = backend == homes.get(_tier_of_file(_place(item)), "torch")
+        # A folder that is TensorFlow's has its further cases there.
+        is_tensorflow_s = _tier_of_file(_place(item)) == "tensorflow_alone"
+        has_all_cases = backend == ("tensorflow" if is_tensorflow_s else "torch")
         return backend is not None and (has_all_cases or is_first_case)
+    homes = {"no_framework": None, "torch_alone": "torch", "tensorflow_alone": "tensorflow"}
     return tier in homes and homes[tier] == backend
 
 
 def _tier(item: pytest.Item) -> str:
-    markers = [name for name in TIERS if item.get_closest_marker(name)]
-    if len(markers) > 1:
-        raise pytest.UsageError(f"{item.nodeid} has more than one tier: {', '.join(markers)}.")
-    return markers[0] if markers else _tier_of_file(_place(item))
+    return next(iter(_tier_markers(item)), _tier_of_file(_place(item)))
+
+
+def _tier_markers(item: pytest.Item) -> list[str]:
+    return [name for name in TIERS if item.get_closest_marker(name)]
 
 
 def _backend() -> str | None:

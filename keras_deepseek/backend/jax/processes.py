@@ -75,7 +75,8 @@ def join_processes(
             raise
         raise InvalidInputError(
             "JAX must know of the other processes before it computes anything, and it has: making "
-            "an optimizer or a model is enough. Begin the script with "
+            "an optimizer or a model, or jax.devices(), is enough. Under keras-deepseek launch, "
+            "import Keras first; else begin the script with "
             "keras_deepseek.training.join_cluster()."
         ) from error
     return JaxProcesses()

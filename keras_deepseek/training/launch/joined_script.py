@@ -26,18 +26,20 @@ _IMPORTED = ("keras", "keras_deepseek")
 """The packages of which the first to be imported has the process join."""
 
 _LONGEST_LEAVE = 5.0
-"""Seconds that a process which has failed has to leave the others."""
+"""Seconds that a failed process gets to leave the others, from when the interpreter ends."""
 
 _TOO_LATE = ("be modified after", "before any JAX calls", "before backends are")
 """Parts of what the frameworks say of a setting that comes after the processes have joined."""
 
 _NOTE = (
-    "keras-deepseek launch has joined the processes when the script imported Keras. For a setting "
-    "that must come before that, call join_cluster() after it: the launcher leaves the joining to "
-    "a script that does."
+    "keras-deepseek launch has joined the processes when the script imported Keras, or TensorFlow, "
+    "which imports it. For a setting that must come before that, write it into the launched file "
+    "itself, and behind it:\n    from keras_deepseek.training import join_cluster\n    "
+    "join_cluster()\nThe launcher leaves the joining to a file that does."
 )
 
 _leaves = threading.Event()
+"""Set when the interpreter ends, before JAX begins to wait for the other processes."""
 
 
 class JoinAfterImport(MetaPathFinder, Loader):

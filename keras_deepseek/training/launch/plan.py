@@ -41,8 +41,8 @@ class LaunchPlan:
         grace_period: float. The seconds between the signal to end and SIGKILL. Defaults to `30.0`.
 
     Raises:
-        InvalidInputError: Something of this does not fit.
-        NotSupportedError: Something of this is not there yet.
+        InvalidInputError: An argument is wrong, or two do not go together.
+        NotSupportedError: What is asked for is not supported.
         MissingExtraError: Ray is to run it and is not installed.
         PeerLostError: There is no Ray cluster at the address.
     """
@@ -96,12 +96,13 @@ class LaunchPlan:
 
     @property
     def is_joined(self) -> bool:
-        """True where each process joins the others before the script computes anything.
+        """True where a process may have to join the others before the script computes anything.
 
-        PyTorch needs no such thing, and a script that joins by itself is left to do so.
+        Not PyTorch's, but a script may set its backend by itself. One that joins by itself does so,
+        and workers of a parameter server on Ray join their chief.
         """
-        waits = self.backend == "tensorflow" or (self.backend == "jax" and not self.is_served)
-        return waits and self.world_size > 1 and not joins_itself(self.script)
+        is_on_its_own = self.is_served and self.backend != "tensorflow"
+        return self.world_size > 1 and not is_on_its_own and not joins_itself(self.script)
 
     @property
     def num_started(self) -> int:
@@ -118,7 +119,8 @@ class LaunchPlan:
     def _check_script(self) -> None:
         """Raises an error where no process could begin, before the first of them is started."""
         if not Path(self.script).is_file():
-            raise InvalidInputError(f"The script must be a Python file; {self.script!r} is none.")
+            what = "is a folder" if Path(self.script).is_dir() else "does not exist"
+            raise InvalidInputError(f"The script must be a Python file; {self.script!r} {what}.")
         try:
             compile(Path(self.script).read_bytes(), self.script, "exec", dont_inherit=True)
         except (SyntaxError, ValueError) as error:
@@ -196,6 +198,6 @@ class LaunchPlan:
         least = self.num_servers + 2
         if self.nproc < least:  # Of a Ray cluster too: they are counted in one way.
             raise InvalidInputError(
-                f"--ps-count {self.num_servers} needs --nproc {least} or more, for a chief, a "
-                f"worker and the servers; received --nproc {self.nproc}."
+                f"A parameter server needs --nproc {least} or more: a chief, a worker and "
+                f"--ps-count {self.num_servers}; received --nproc {self.nproc}."
             )

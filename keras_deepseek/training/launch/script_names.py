@@ -3,7 +3,18 @@
 import ast
 from pathlib import Path
 
-_JOINING = {"join_cluster", "DataParallel", "ModelParallel"}
+_JOINING = {
+    "join_cluster",
+    "DataParallel",
+    "ModelParallel",
+    "CentralStorageStrategy",
+    "MirroredStrategy",
+    "MultiWorkerMirroredStrategy",
+    "OneDeviceStrategy",
+    "ParameterServerStrategy",
+    "ParameterServerStrategyV2",
+    "TPUStrategy",
+}
 _ENGINES = {"distributed", "distribution"}
 """Modules of JAX and Keras whose `initialize` joins the processes."""
 
@@ -23,8 +34,7 @@ def joins_itself(script: str) -> bool:
 def _is_joining(node: ast.AST) -> bool:
     if isinstance(node, ast.Attribute) and node.attr == "initialize":
         return _name(node.value) in _ENGINES
-    name = _name(node)
-    return name in _JOINING or name.endswith("Strategy")
+    return _name(node) in _JOINING
 
 
 def _name(node: ast.AST) -> str:

@@ -14,6 +14,7 @@ from keras_deepseek.training.launch.script_names import joins_itself
         ("import keras\nkeras.distribution.DataParallel()", True),
         ("# join_cluster() is not needed\nprint('join_cluster')", False),
         ("import keras\nkeras.initializers.Zeros()\nwandb.initialize()", False),
+        ("import enum\nclass SplitStrategy(enum.Enum):\n    A = 1\nSplitStrategy.A", False),
         ("import keras_deepseek as k\nk.training.Trainer(m, distributed_strategy='a')", False),
     ],
 )
