@@ -133,31 +133,32 @@ def _attend(
     implementation: str | None = None,
 ) -> Any:
     """Returns what `jax.nn.dot_product_attention` does of (batch, length, heads, features)."""
-    num_groups = key.shape[2]
-    shape = query.shape
-    query = query.reshape((*shape[:2], num_groups, shape[2] // num_groups, shape[3]))
-    scores = jax.numpy.einsum("btkgh,bskh->bkgts", query, key)
-    scores = scores.astype("float32") * (shape[3] ** -0.5 if scale is None else scale)
+    num_heads, head_dim = query.shape[2:]
+    key, value = (_repeat_heads(array, num_heads) for array in (key, value))
+    scores = jax.numpy.einsum("btnh,bsnh->bnts", query, key)
+    scores = scores.astype("float32") * (head_dim**-0.5 if scale is None else scale)
     if bias is not None:
-        scores += _by_group(bias, num_groups)
+        scores += bias
     if is_causal:
-        rows, columns = (jax.numpy.arange(scores.shape[axis]) for axis in (3, 4))
+        rows, columns = (jax.numpy.arange(scores.shape[axis]) for axis in (2, 3))
         scores = jax.numpy.where(rows[:, None] >= columns[None], scores, _NEVER)
     if mask is not None:
-        scores = jax.numpy.where(_by_group(mask, num_groups), scores, _NEVER)
+        scores = jax.numpy.where(mask, scores, _NEVER)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    attended = jax.numpy.einsum("bkgts,bskh->btkgh", weights, value)
-    return attended.reshape((*shape[:3], value.shape[-1]))
+    return jax.numpy.einsum("bnts,bsnh->btnh", weights, value)
 
 
 _NEVER = -0.7 * float(np.finfo("float32").max)
 
 
-def _by_group(array: Any, num_groups: int) -> Any:
-    """Parts the heads of (batch, heads, length, length), or leaves the one that is for all."""
-    batch, num_heads, *lengths = array.shape
-    parts = (1, 1) if num_heads == 1 else (num_groups, num_heads // num_groups)
-    return array.reshape((batch, *parts, *lengths))
+def _repeat_heads(array: Any, num_heads: int) -> Any:
+    """Repeats the heads of (batch, length, heads, features) for the groups of queries."""
+    batch, length, num_groups, features = array.shape
+    if num_groups == num_heads:
+        return array
+    sizes = (batch, length, num_groups, num_heads // num_groups, features)
+    repeated = jax.numpy.broadcast_to(array[:, :, :, None], sizes)
+    return repeated.reshape((batch, length, num_heads, features))
 
 
 @contextlib.contextmanager
