@@ -25,6 +25,7 @@ __all__ = [
     "copied_batches",
     "count_samples",
     "count_train_steps",
+    "delete_variables",
     "example_inputs",
     "find_data_adapter",
     "finish_callbacks",
@@ -57,6 +58,20 @@ def flatten_layers(model: keras.Layer) -> list[keras.Layer]:
     inside a recurrent one, are found here alone.
     """
     return list(model._flatten_layers())
+
+
+def delete_variables(layer: keras.Layer, names: Iterable[str]) -> None:
+    """Deletes attributes of a layer that are variables.
+
+    `del` collects garbage for each: of a large model that takes a tenth of a second or more.
+
+    Args:
+        layer: `keras.Layer`.
+        names: iterable of strings. The names of the attributes.
+    """
+    for name in names:
+        layer._untrack_variable(getattr(layer, name))
+        object.__delattr__(layer, name)
 
 
 def functional_graph(model: keras.Layer) -> Any:

@@ -42,7 +42,7 @@ def evaluate_together(
     data = x, y, options.get("sample_weight")
     evaluate = functools.partial(type(model).evaluate, model)  # Not `validating_together`'s.
     if options.get("callbacks") or not _is_shared(model, data, options.get("steps"), processes):
-        return evaluate(x, y, batch_size, **options)
+        return evaluate(**given_alone(x=x, y=y, batch_size=batch_size), **options)
     batch_size = batch_size or _BATCH_SIZE
     num_rows = int(_arrays(data)[0].shape[0])
     num_batches = -(-num_rows // batch_size)
@@ -54,7 +54,7 @@ def evaluate_together(
         lambda array: None if array is None else array[rows], data
     )
     returns_dict = options.pop("return_dict", False)
-    evaluate(x, y, batch_size, **options)
+    evaluate(x=x, **given_alone(y=y, batch_size=batch_size), **options)
     _sum_metrics(model, processes, counts=first < num_rows)
     found = {name: _as_number(value) for name, value in model.get_metrics_result().items()}
     return found if returns_dict else order_metrics(model, found)
@@ -108,6 +108,15 @@ def _is_shared(model: keras.Model, data: Any, steps: int | None, processes: Proc
         and steps is None
         and all(getattr(array, "shape", ()) for array in _arrays(data))
     )
+
+
+def given_alone(**arguments: Any) -> dict[str, Any]:
+    """Returns the arguments without those that are `None`, which a model's override may lack.
+
+    Args:
+        **arguments: Arguments of `evaluate` or `predict`.
+    """
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def _arrays(data: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from keras_deepseek.backend.keras_internals import build_for_training
 from keras_deepseek.backend.positioned_data import PositionedData
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
 from keras_deepseek.training.no_loss import refusing_no_loss
+from keras_deepseek.training.own_fit import keras_fit_arguments
 from keras_deepseek.training.position_data import position_data
 from keras_deepseek.training.training_state import read_variables, write_variables
 
@@ -83,7 +84,7 @@ class ShortTraining:
                 "A search looks at each step, and the model makes "
                 f"{self._model.steps_per_execution} at once: compile it with steps_per_execution=1."
             )
-        positioned = _open(
+        positioned = self._open(
             x=x,
             y=y,
             sample_weight=sample_weight,
@@ -95,7 +96,7 @@ class ShortTraining:
         with refusing_no_loss(self._model), self._lend_step():
             self._build(positioned)
             self.restore()
-            self._model.fit(positioned, epochs=steps, verbose=0, callbacks=chosen)
+            keras.Model.fit(self._model, positioned, epochs=steps, verbose=0, callbacks=chosen)
 
     def first_batch(self, **data: Any) -> Any:
         """Returns tensors of the first batch that a training would be made on; the model is built.
@@ -106,7 +107,7 @@ class ShortTraining:
         Raises:
             InvalidInputError: There is no batch.
         """
-        positioned = _open(**data)
+        positioned = self._open(**data)
         with refusing_no_loss(self._model), self._lend_step():
             self._build(positioned)
         (batch,) = positioned.stream.peek(1)
@@ -114,17 +115,16 @@ class ShortTraining:
             lambda array: None if array is None else keras.ops.convert_to_tensor(array), batch
         )
 
+    def _open(self, **given: Any) -> PositionedData:
+        _, data = position_data(keras_fit_arguments(self._model, given), seed=0)
+        data.open()
+        return data
+
     def _build(self, data: PositionedData) -> None:
         if self._state is None:
             build_for_training(self._model, data.symbolic_batch())
             self._state = read_variables(self._model)
         data.leave_open(getattr(self._model, "inputs", None) or [])
-
-
-def _open(**given: Any) -> PositionedData:
-    _, data = position_data(given, seed=0)
-    data.open()
-    return data
 
 
 class _Steps(keras.callbacks.Callback):

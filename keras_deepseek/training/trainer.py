@@ -27,11 +27,16 @@ from keras_deepseek.training.checkpoints import Best, Checkpoints
 from keras_deepseek.training.cluster_resolver import choose_strategy, resolve_strategy
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
 from keras_deepseek.training.device import DeviceMap
-from keras_deepseek.training.evaluate_together import evaluate_together, validating_together
+from keras_deepseek.training.evaluate_together import (
+    evaluate_together,
+    given_alone,
+    validating_together,
+)
 from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.gradient_residual import GradientCompression, make_residual
 from keras_deepseek.training.join_cluster import share_random_state, start_processes
 from keras_deepseek.training.no_loss import refuse_no_test_loss
+from keras_deepseek.training.own_fit import call_fit, keras_fit_arguments
 from keras_deepseek.training.parameter_server.chief import Chief
 from keras_deepseek.training.parameter_server.served_step import ServedStep
 from keras_deepseek.training.parameter_server.settings import resolve_settings, take_servers
@@ -348,8 +353,13 @@ class Trainer(Trials):
         if unknown and all(each.kind != inspect.Parameter.VAR_KEYWORD for each in known.values()):
             raise InvalidInputError(unknown_name_message("argument of fit()", min(unknown), known))
         arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
-        with self._training(arguments, callbacks, verbose, resume=resume) as given:
-            history = self.model.fit(**given)
+        arguments |= {"callbacks": callbacks, "verbose": verbose}
+
+        def train(arguments: dict[str, Any]) -> keras.callbacks.History:
+            with self._training(arguments, resume=resume) as given:
+                return keras.Model.fit(self.model, **given)
+
+        history = call_fit(self.model, arguments, train)
         if epochs and not self._plan.num_made and not goes_on:  # Keras on TensorFlow says nothing.
             raise no_data_error()
         return history
@@ -413,7 +423,9 @@ class Trainer(Trials):
                 "steps() would see no model of its own. Use fit, with callbacks."
             )
         arguments = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs, **options}
-        with self._training(arguments, callbacks, 0, resume=resume, needs_stream=True) as given:
+        arguments |= {"callbacks": callbacks, "verbose": 0}
+        arguments = keras_fit_arguments(self.model, arguments)
+        with self._training(arguments, resume=resume, needs_stream=True) as given:
             yield from make_steps(
                 self.model,
                 given["x"],
@@ -426,13 +438,12 @@ class Trainer(Trials):
     def _training(
         self,
         arguments: dict[str, Any],
-        callbacks: Callbacks,
-        verbose: str | int,
         *,
         resume: bool,
         needs_stream: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """Makes the model train as this trainer wants it to; yields the arguments of its `fit`."""
+        callbacks, verbose = arguments.pop("callbacks"), arguments.pop("verbose")
         self._plan.check_model()
         check_data(arguments["x"], arguments["batch_size"])
         if self._plan.needs_targets:
@@ -569,7 +580,7 @@ class Trainer(Trials):
             **options: Further arguments of `keras.Model.predict`.
         """
         check_data(x, None, "data to predict")
-        options["batch_size"] = batch_size
+        options |= given_alone(batch_size=batch_size)
         with self._placement.in_use(self.model):
             return predict_together(self.model, x, self._processes, **options)
 

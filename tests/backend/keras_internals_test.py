@@ -16,6 +16,7 @@ from keras_deepseek.backend.keras_internals import (
     copied_batches,
     count_samples,
     count_train_steps,
+    delete_variables,
     example_inputs,
     find_data_adapter,
     finish_callbacks,
@@ -48,6 +49,15 @@ def test_layers_inside_layers_are_found():
     assert model in found
     assert recurrent.cell in found
     assert "query" in [layer.name for layer in found]
+
+
+def test_a_variable_that_was_deleted_is_none_of_the_layer_s():
+    layer = keras.layers.Dense(2)
+    layer.build((None, 3))
+    layer.enable_lora(1)
+    delete_variables(layer, ["lora_kernel_a", "lora_kernel_b"])
+    assert not hasattr(layer, "lora_kernel_a")
+    assert [each.name for each in layer.variables] == ["kernel", "bias"]
 
 
 def test_it_is_known_when_keras_infers_shapes():

@@ -68,7 +68,9 @@ def find_candidates(model: keras.Model) -> list[keras.Layer]:
     Raises:
         InvalidInputError: One of them has no weights yet.
     """
-    found = [each for each in flatten_layers(model) if hasattr(each, "enable_lora")]
+    # A backbone of KerasHub has one that adds it to its layers, which are found here as well.
+    layers = [each for each in flatten_layers(model) if not isinstance(each, keras.Model)]
+    found = [each for each in layers if hasattr(each, "enable_lora")]
     unbuilt = [each.name for each in found if not each.built]
     if unbuilt:
         raise InvalidInputError(

@@ -11,7 +11,7 @@ from keras_deepseek.artifacts.errors import (
     NotSupportedError,
     unknown_name_message,
 )
-from keras_deepseek.backend.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_internals import delete_variables, flatten_layers
 from keras_deepseek.models.checkpoints.merged_kernels import merged_name, merged_value
 from keras_deepseek.models.lora.adapted_layers import (
     add_lora,
@@ -120,8 +120,7 @@ def merge_lora(model: keras.Model) -> None:
         for variable in lora_variables(layer):
             variable.assign(zero_like(variable))
         layer.lora_enabled, layer.lora_rank, layer.lora_alpha = False, None, None
-        delattr(layer, f"lora_{name}_a")
-        delattr(layer, f"lora_{name}_b")
+        delete_variables(layer, (f"lora_{name}_a", f"lora_{name}_b"))
     # On TensorFlow a value that is there already is passed over, and reaches no variable.
     model.trainable = False
     model.trainable = True

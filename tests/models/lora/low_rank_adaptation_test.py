@@ -1,3 +1,5 @@
+import gc
+
 import keras
 import numpy as np
 import pytest
@@ -160,6 +162,36 @@ def test_merged_weights_train_again():
     assert all(variable.trainable for variable in model.variables)
     after = [to_numpy(variable) for variable in model.variables]
     assert not any(np.array_equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def test_a_merge_collects_no_garbage_for_each_layer(monkeypatch):
+    """Each collection goes through all objects of the process: a merge took seconds."""
+    collections = []
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)])
+    enable_lora(model, 1)
+    monkeypatch.setattr(gc, "collect", lambda *_: collections.append(1))
+    merge_lora(model)
+    assert not collections
+
+
+class Adapting(keras.Model):
+    """Adds a LoRA to its own layers, as backbones of KerasHub do."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = keras.layers.Dense(2)
+
+    def call(self, inputs):
+        return self.hidden(inputs)
+
+    def enable_lora(self, rank):
+        self.hidden.enable_lora(rank)
+
+
+def test_layers_of_a_backbone_that_has_an_enable_lora_are_found():
+    model = Adapting()
+    model(np.ones((1, 3), "float32"))
+    assert [path.rpartition("/")[2] for path in enable_lora(model, 1)] == [model.hidden.name]
 
 
 def test_any_keras_model_may_have_one():
