@@ -1,5 +1,6 @@
 """Plain Keras callbacks: each works with a bare `model.fit` as well as with `Trainer`."""
 
+from keras_deepseek.backend import installed_keras  # noqa: F401 - Its error comes first.
 from keras_deepseek.callbacks.expert_balancing import ExpertBalancing
 from keras_deepseek.callbacks.lr_scheduler import LRScheduler
 from keras_deepseek.callbacks.metrics_log import MetricsLog

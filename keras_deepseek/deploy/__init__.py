@@ -1,5 +1,6 @@
 """Export: from a Keras model to a verified artifact."""
 
+from keras_deepseek.backend import installed_keras  # noqa: F401 - Its error comes first.
 from keras_deepseek.deploy.export_report import ExportReport
 from keras_deepseek.deploy.exporter import Exporter
 from keras_deepseek.deploy.formats.export_format import ExportFormat

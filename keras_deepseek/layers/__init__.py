@@ -6,8 +6,7 @@ trained, exported or served.
 
 from typing import Any
 
-import keras
-
+from keras_deepseek.backend.installed_keras import keras
 from keras_deepseek.layers import predefined
 from keras_deepseek.layers.attention.cached_attention import CachedAttention
 from keras_deepseek.layers.attention.compressed_sparse_attention import CompressedSparseAttention

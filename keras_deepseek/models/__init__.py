@@ -4,6 +4,7 @@ All of them are plain Functional `keras.Model`s. What families share stands besi
 `checkpoints` reads and writes their weights, `tokenizers` makes tokens of text.
 """
 
+from keras_deepseek.backend import installed_keras  # noqa: F401 - Its error comes first.
 from keras_deepseek.models.bert import BertBackbone, BertConfig, BertMaskedLM
 from keras_deepseek.models.causal_lm import CausalLM
 from keras_deepseek.models.decoder import (

@@ -1,5 +1,6 @@
 """Training: the `Trainer` around `model.fit`, its schedules, and its sequences as batches."""
 
+from keras_deepseek.backend import installed_keras  # noqa: F401 - Its error comes first.
 from keras_deepseek.backend.gradient_compression import LowRank
 from keras_deepseek.backend.loss_means import declare_mean_over
 from keras_deepseek.training.batch_size_search import BatchSizeSearch
