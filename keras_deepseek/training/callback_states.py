@@ -61,7 +61,11 @@ class CallbackStates:
                 _write(callback, found["state"])
         names = [state["class"] for state in waiting if state["state"]]
         if names and names != self._missing:  # It is written several times as a training begins.
-            _logger.warning("The checkpoint has states of callbacks that are not here: %s.", names)
+            _logger.warning(
+                "The checkpoint has states of callbacks that this fit was not given: %s. Give it "
+                "the same callbacks, if they are to go on from there.",
+                names,
+            )
         self._missing = names
 
 

@@ -214,6 +214,7 @@ class Trainer(Trials):
         local_rank = self.cluster.local_rank if is_one_device else None
         self._placement = Placement(device_map, strategy, local_rank)
         self.policy = training_policy(precision, fp16_enabled, self._placement.kind)
+        self._untold_policy = self.policy if fp16_enabled else None
         self._checkpoints = None
         if checkpoint_dir is not None:
             self._checkpoints = Checkpoints(
@@ -469,6 +470,8 @@ class Trainer(Trials):
         if resume and self._resumed is None:
             self.resume()
         refuse_two_schedules(self.model.optimizer, chosen)
+        if verbose:
+            self._tell_what_was_found()
         with (
             noting_batch(self.model, self._plan, place),
             watched(chosen, verbose, resume=goes_on) as shown,
@@ -481,6 +484,14 @@ class Trainer(Trials):
             contextlib.nullcontext() if self._chief is None else self._chief.training(given),
         ):
             yield given
+
+    def _tell_what_was_found(self) -> None:
+        """Prints, once, the precision that `fp16_enabled` means here, and where a training resumes."""
+        if self._untold_policy is not None:
+            print(f"fp16_enabled: the training step computes by {self._untold_policy.name!r}.")
+            self._untold_policy = None
+        if self._resumed is not None:
+            print(f"The training goes on after step {self._resumed.step}.")
 
     def resume(self) -> int | None:
         """Makes the next `fit` go on from the newest checkpoint that is whole.

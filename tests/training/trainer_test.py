@@ -80,6 +80,25 @@ def test_without_precision_it_has_the_numbers_of_models_fit(shuffle):
     np.testing.assert_allclose(results[1], results[0], rtol=1e-5)
 
 
+def test_what_a_trainer_found_out_is_printed(capsys, tmp_path):
+    def make_again():
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        options = {"fp16_enabled": True, "checkpoint_dir": tmp_path}
+        return Trainer(model, optimizer="sgd", loss="mse", **options)
+
+    x = np.ones((8, 2), "float32")
+    trainer = make_again()
+    assert not capsys.readouterr().out
+    trainer.fit(x, x[:, :1], batch_size=4, verbose=2)
+    assert "the training step computes by 'mixed_" in capsys.readouterr().out
+    trainer.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=2, resume=True)
+    told = capsys.readouterr().out
+    assert "goes on after step 2." in told
+    assert "computes by" not in told
+    make_again().fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0, resume=True)
+    assert not capsys.readouterr().out
+
+
 def test_what_the_model_was_compiled_with_is_kept():
     model = build(compiled=True)
     optimizer = model.optimizer
