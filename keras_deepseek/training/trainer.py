@@ -486,7 +486,7 @@ class Trainer(Trials):
             yield given
 
     def _tell_what_was_found(self) -> None:
-        """Prints, once, the precision that `fp16_enabled` means here, and where a training resumes."""
+        """Prints, once, the precision that `fp16_enabled` means, and where a training resumes."""
         if self._untold_policy is not None:
             print(f"fp16_enabled: the training step computes by {self._untold_policy.name!r}.")
             self._untold_policy = None
