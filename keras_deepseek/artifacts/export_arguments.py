@@ -218,7 +218,8 @@ def check_precision(backend: str, precision: str | None, *, has_calibration: boo
     if (precision == INT8) != has_calibration:
         raise InvalidInputError(
             "precision='int8' and calibration= go together: int8 is made for the ranges that data "
-            "have. Pass calibration=x_train[:256], or another precision."
+            "have. Pass calibration=x_train[:256], on the command line --calibrate FILE, or "
+            "another precision."
         )
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from keras_deepseek.artifacts.manifest import Verification
 
@@ -38,6 +39,10 @@ class ExportReport:
     def verified(self) -> bool:
         """Whether the artifact was seen to compute what the model computes."""
         return self.verification.state == "verified"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Shows it in a notebook as `print` does."""
+        printer.text(str(self))
 
     def __str__(self) -> str:
         agreement = "".join(

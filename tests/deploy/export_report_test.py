@@ -27,3 +27,9 @@ def test_a_report_says_in_one_line_what_was_found(verification, expected):
     report = ExportReport(Path("m.onnx"), "onnx", "by hand", verification, (), 0.5)
     assert str(report) == expected
     assert report.verified == (verification.state == "verified")
+
+
+def test_a_notebook_shows_that_line():
+    pretty = pytest.importorskip("IPython.lib.pretty")
+    report = ExportReport(Path("m"), "onnx", "by hand", Verification("unverified", "no GPU"), (), 1)
+    assert pretty.pretty(report) == str(report)
