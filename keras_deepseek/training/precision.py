@@ -13,6 +13,7 @@ import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_training import losses_in_float32
 from keras_deepseek.backend.layer_precision import layers_to_switch, lent_policy
 
 _logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def step_in_precision(
     def step(*arguments: Any) -> Any:
         if not layers:  # Now, not earlier: the first step finds every layer built.
             layers.extend(_layers_to_switch(model, policy))
-        with lent_policy(layers, policy):
+        with lent_policy(layers, policy), losses_in_float32(model):
             return train_step(*arguments)
 
     return step

@@ -19,6 +19,7 @@ from keras_deepseek.backend.keras_training import (
     given_metric_variables,
     hearing_metrics,
     lent_train_step,
+    losses_in_float32,
     map_with_masks,
     optimized_variables,
     optimizer_recipe,
@@ -336,3 +337,28 @@ def test_the_variables_of_metric_objects_are_known_before_the_first_batch():
     model.compile("sgd", "mse", metrics=["mae", one], weighted_metrics=[other])
     found = {id(variable) for variable in given_metric_variables(model)}
     assert found == {id(variable) for metric in (one, other) for variable in metric.variables}
+
+
+def test_losses_have_outputs_and_what_layers_add_in_float32():
+    seen = []
+
+    class Watched(keras.Model):
+        def call(self, inputs):
+            self.add_loss(ops.cast(ops.mean(inputs), "float16"))
+            return ops.cast(inputs, "float16")
+
+        def compute_metrics(self, x, y, y_pred, sample_weight=None):
+            seen.append(keras.backend.standardize_dtype(y_pred.dtype))
+            return {}
+
+    model = Watched()
+    model.compile("sgd", "mse")
+    x = np.ones((2, 3), "float32")
+    outputs = model(x)
+    with losses_in_float32(model):
+        loss = model.compute_loss(x, x, outputs)
+        model.compute_metrics(x, x, outputs)
+    assert keras.backend.standardize_dtype(loss.dtype) == "float32"
+    assert float(loss) == 1.0
+    model.compute_metrics(x, x, outputs)
+    assert seen == ["float32", "float16"]

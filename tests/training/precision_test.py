@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.training import Trainer
 from keras_deepseek.training.precision import (
     step_in_precision,
     training_policy,
@@ -222,3 +223,47 @@ def test_layers_inside_layers_are_switched_and_put_back():
         model.fit(np.ones((4, 6, 4)), np.ones((4, 3)), verbose=0)
     assert recurrent.cell.dtype_policy.name == "float32"
     assert model.predict(np.ones((1, 6, 4)), verbose=0).dtype == np.float32
+
+
+class Adding(keras.layers.Layer):
+    """Adds to the loss in the precision that it computes in."""
+
+    def call(self, inputs):
+        self.add_loss(0.1 * keras.ops.mean(keras.ops.square(inputs)))
+        return inputs
+
+
+class OwnLoss(keras.Model):
+    """Compares its float32 inputs with its outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return keras.ops.mean(keras.ops.square(x[:, :1] - y_pred))
+
+
+def build_regularized():
+    hidden = keras.layers.Dense(3, activity_regularizer="l2", kernel_regularizer="l2")
+    return keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(1)])
+
+
+def build_adding():
+    return keras.Sequential([keras.Input((4,)), Adding(), keras.layers.Dense(1)])
+
+
+@pytest.mark.parametrize("build", [build_regularized, build_adding, OwnLoss])
+def test_losses_are_summed_and_compared_in_float32(build):
+    """TensorFlow adds no numbers of two dtypes, and subtracts none."""
+    x = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+    losses = [
+        Trainer(build, optimizer="sgd", loss="mse", precision=precision, seed=1)
+        .fit(x, x[:, :1], verbose=0)
+        .history["loss"]
+        for precision in ("mixed_bfloat16", "float32")
+    ]
+    np.testing.assert_allclose(*losses, rtol=0.02)
