@@ -76,7 +76,7 @@ def test_what_can_not_be_launched_is_one_line_and_nothing_is_started(
 
 def test_a_script_that_is_not_there_is_named(capfd):
     assert cli.main(["launch", "--nproc", "1", "missing.py"]) == 2
-    assert "'missing.py' is none" in capfd.readouterr().err
+    assert "'missing.py' does not exist" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
