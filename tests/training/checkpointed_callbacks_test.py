@@ -314,8 +314,8 @@ def test_an_epoch_without_a_validation_may_lack_its_logs(tmp_path, small):
 def test_steps_until_the_next_checkpoint_are_known(tmp_path, small, every, expected):
     found = []
     trainer = Trainer(small(), checkpoint_dir=tmp_path, checkpoint_every=every)
-    data = {"x": X, "y": Y, "batch_size": 4, "epochs": 1}
-    with trainer._training(data, None, 0, resume=False) as given:
+    data = {"x": X, "y": Y, "batch_size": 4, "epochs": 1, "callbacks": None, "verbose": 0}
+    with trainer._training(data, resume=False) as given:
         callbacks = given["callbacks"]
         for step in range(6):
             callbacks._step = step + 1
