@@ -69,7 +69,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Names the markers, and checks that there is a backend to run on."""
+    """Names the markers, and the backend of the gate where nobody has named one."""
     if config.getoption("--gate") and HAS_FRAMEWORK:
         os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # As Keras does.
     for tier, meaning in TIERS.items():

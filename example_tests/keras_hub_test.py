@@ -13,8 +13,17 @@ from keras_deepseek.training import Trainer
 keras_hub = pytest.importorskip("keras_hub", reason="tox -e examples has it.")
 pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
 
+SIZES = {
+    "vocabulary_size": 20,
+    "num_layers": 1,
+    "num_heads": 2,
+    "hidden_dim": 8,
+    "intermediate_dim": 16,
+    "max_sequence_length": 8,
+    "dropout": 0.0,
+}
 WORDS = ["a", "b", "c", "the", "dog", "cat"]
-LENGTH = 8
+LENGTH = SIZES["max_sequence_length"]
 NUM_ROWS = 16
 RANDOM = np.random.default_rng(0)
 TEXTS = [" ".join(RANDOM.choice(WORDS, 5)) for _ in range(NUM_ROWS)]
@@ -42,10 +51,7 @@ class KillAt(keras.callbacks.Callback):
 
 
 def bert(*, has_preprocessor):
-    backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=20, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=16,
-        max_sequence_length=LENGTH, dropout=0.0,
-    )  # fmt: skip
+    backbone = keras_hub.models.BertBackbone(**SIZES)
     preprocessor = None
     if has_preprocessor:
         tokenizer = keras_hub.models.BertTokenizer(
@@ -58,10 +64,7 @@ def bert(*, has_preprocessor):
 
 
 def gpt2(*, has_preprocessor):
-    backbone = keras_hub.models.GPT2Backbone(
-        vocabulary_size=20, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=16,
-        max_sequence_length=LENGTH, dropout=0.0,
-    )  # fmt: skip
+    backbone = keras_hub.models.GPT2Backbone(**SIZES)
     preprocessor = None
     if has_preprocessor:
         letters = sorted({*"".join(WORDS), "Ġ", "Ġa", "<|endoftext|>"})
