@@ -152,6 +152,12 @@ class Backend(Protocol):
         its optimizer and its metrics, and those that `carried` returns.
         """
 
+    def build_by_step(self, model: "keras.Model", batch: "Any") -> None:
+        """Makes the variables that a model's own `train_step` uses, as far as tracing it does.
+
+        `batch` is a structure of `KerasTensor`s. PyTorch can't trace a step.
+        """
+
     def run_step(self, model: "keras.Model", batch: "Any") -> "dict[str, Any]":
         """Trains a model, whose training function was made, on one batch, and returns the logs.
 

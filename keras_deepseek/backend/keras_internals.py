@@ -28,6 +28,7 @@ __all__ = [
     "delete_variables",
     "example_inputs",
     "find_data_adapter",
+    "finish_building",
     "finish_callbacks",
     "first_call_shapes",
     "flatten_layers",
@@ -177,10 +178,20 @@ def build_for_training(model: keras.Model, batch: Any) -> None:
         return leaf if is_described else keras.KerasTensor(leaf.shape, leaf.dtype)
 
     try:
-        model._symbolic_build(data_batch=keras.tree.map_structure(describe, batch))
+        keras.Model._symbolic_build(model, data_batch=keras.tree.map_structure(describe, batch))
     except Exception as error:
         error.add_note("It came as the model was built for the first batch.")
         raise
+
+
+def finish_building(model: keras.Model) -> bool:
+    """Builds the optimizer of a model whose layers are built; returns whether they are."""
+    if not all(layer.built for layer in model._flatten_layers(include_self=False)):
+        return False
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    model._post_build()
+    return True
 
 
 def order_metrics(model: keras.Model, logs: dict[str, Any]) -> Any:

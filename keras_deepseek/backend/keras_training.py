@@ -47,17 +47,46 @@ def own_train_step(model: keras.Model) -> bool:
 
 
 @contextmanager
-def lent_train_step(model: keras.Model, train_step: Callable[..., Any]) -> Iterator[None]:
-    """Makes a model have another training step until the block ends."""
+def lent_train_step(
+    model: keras.Model,
+    train_step: Callable[..., Any],
+    build: Callable[[Any], None] | None = None,
+) -> Iterator[None]:
+    """Makes a model have another training step until the block ends.
+
+    Args:
+        model: `keras.Model`.
+        train_step: The step, as Keras takes it.
+        build: Function of a batch, where it takes more than Keras does to build the model for one.
+            Defaults to `None`.
+    """
     own = vars(model).get("train_step")
+    if build is not None:
+        model._symbolic_build = _build_by(model, build)
     model.train_step = train_step
     try:
         yield
     finally:
+        vars(model).pop("_symbolic_build", None)
         if own is None:
             del model.train_step
         else:
             model.train_step = own
+
+
+def _build_by(model: keras.Model, build: Callable[[Any], None]) -> Callable[..., None]:
+    """Returns what Keras's `fit` calls to build a model, by another function of a batch."""
+
+    def symbolic_build(iterator: Any = None, data_batch: Any = None) -> None:
+        parts = (model, model.optimizer, model._compile_metrics, model._compile_loss)
+        if all(part is None or part.built for part in parts):
+            return
+        if data_batch is None:  # As Keras takes it.
+            _, _, data = next(iter(iterator))
+            data_batch = data[0] if isinstance(data, list | tuple) else next(data)
+        build(data_batch)
+
+    return symbolic_build
 
 
 def compilation(model: keras.Model) -> object:
@@ -65,9 +94,9 @@ def compilation(model: keras.Model) -> object:
     return model._compile_config
 
 
-def optimized_variables(model: keras.Model) -> list[keras.Variable] | None:
-    """Returns the variables that a model's optimizer was built for, `None` where it was not yet."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+def optimized_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable] | None:
+    """Returns the variables that an optimizer was built for, `None` where it was not yet."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     return list(optimizer._trainable_variables) if optimizer.built else None
 
 

@@ -8,11 +8,12 @@ import keras
 
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.batch_stream import BatchStream
-from keras_deepseek.backend.keras_internals import build_for_training
 from keras_deepseek.backend.positioned_data import PositionedData
 from keras_deepseek.backend.random_state import read_random_state, write_random_state
+from keras_deepseek.training.build_for_step import build_for_step
 from keras_deepseek.training.no_loss import refusing_no_loss
 from keras_deepseek.training.own_fit import keras_fit_arguments
+from keras_deepseek.training.own_optimizers import find_own_optimizers
 from keras_deepseek.training.position_data import position_data
 from keras_deepseek.training.training_state import read_variables, write_variables
 
@@ -122,7 +123,13 @@ class ShortTraining:
 
     def _build(self, data: PositionedData) -> None:
         if self._state is None:
-            build_for_training(self._model, data.symbolic_batch())
+            build_for_step(self._model, data.symbolic_batch())
+            for name, optimizer in find_own_optimizers(self._model).items():
+                if not optimizer.built:
+                    raise InvalidInputError(
+                        f"A search puts the optimizers back, and {name!r} of model "
+                        f"{self._model.name!r} is not built yet: call its build(variables) first."
+                    )
             self._state = read_variables(self._model)
         data.leave_open(getattr(self._model, "inputs", None) or [])
 

@@ -1,5 +1,6 @@
 """A training step in the place of a model's own, for as long as it trains."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ import keras
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_training import compilation, lent_train_step
+from keras_deepseek.training.build_for_step import build_for_step, has_own_step
 
 
 class StepInPlace:
@@ -79,7 +81,8 @@ class StepInPlace:
         model.make_train_function = self._make_function
         model.train_function = self._function if self._compiled_for == self._now() else None
         try:
-            with lent_train_step(model, self._run):
+            build = functools.partial(build_for_step, model) if has_own_step(model) else None
+            with lent_train_step(model, self._run, build):
                 yield
             # Averages that have become weights would be gone with what an evaluation gives away.
             backend.current().separate_variables(model)

@@ -231,7 +231,7 @@ class StepPlan:
 
 def _check_trainable(model: keras.Model) -> None:
     """Raises an error where weights were frozen or thawed and the optimizer can't take that."""
-    known, trainable = optimized_variables(model), model.trainable_variables
+    known, trainable = optimized_variables(model.optimizer), model.trainable_variables
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if known is None:
         return

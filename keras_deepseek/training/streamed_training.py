@@ -9,9 +9,9 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import NotSupportedError
-from keras_deepseek.backend.keras_internals import build_for_training
 from keras_deepseek.backend.positioned_data import PositionedData
 from keras_deepseek.backend.processes import Processes
+from keras_deepseek.training.build_for_step import build_for_step
 from keras_deepseek.training.position_data import position_data
 from keras_deepseek.training.streamed_callbacks import StreamedCallbacks
 
@@ -82,7 +82,7 @@ def streamed_training(
         data.open()
     else:
         data.go_to(position)
-    build_for_training(model, data.symbolic_batch())
+    build_for_step(model, data.symbolic_batch())
     data.leave_open(getattr(model, "inputs", None) or [])
     processes.broadcast_variables([*model.variables, *model.optimizer.variables])
     callbacks = make_callbacks(

@@ -9,13 +9,19 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.host_values import read_values
 from keras_deepseek.training.guarded_steps import GuardedSteps
+from keras_deepseek.training.own_optimizers import (
+    build_own_optimizers,
+    find_own_optimizers,
+    positions_of_trained,
+)
 
 
 def read_variables(model: keras.Model) -> dict[str, Any]:
     """Returns the values of a compiled model's variables, as copies.
 
     Weights, states and seeds of the layers; the optimizer's variables with moving averages,
-    accumulated gradients and the scale of the loss; the metrics' sums.
+    accumulated gradients and the scale of the loss, and those of further optimizers that the model
+    holds; the metrics' sums.
 
     Args:
         model: `keras.Model`, built and compiled.
@@ -29,6 +35,7 @@ def read_variables(model: keras.Model) -> dict[str, Any]:
         for group, variables in _groups(model).items()
     }
     state["optimizer_class"] = _optimizer_class(model)
+    state["trained by own optimizers"] = positions_of_trained(model)
     state["buffers"] = backend.current().read_buffers(model)
     return state
 
@@ -43,8 +50,9 @@ def write_variables(model: keras.Model, state: dict[str, Any]) -> None:
     Raises:
         InvalidInputError: It is another model, or compiled with another optimizer or metrics.
     """
-    groups = _groups(model)
     _check_optimizer(model, state)
+    build_own_optimizers(model, state["trained by own optimizers"])
+    groups = _groups(model)
     if len(groups["guard"]) != len(state["guard"]["values"]):
         del groups["guard"]  # There was none, or there is none any more.
     for group, variables in groups.items():
@@ -56,13 +64,13 @@ def write_variables(model: keras.Model, state: dict[str, Any]) -> None:
 
 
 def write_training(model: keras.Model, state: dict[str, Any]) -> None:
-    """Puts a compiled model and its optimizer, not its metrics, to what `read_variables` returned.
+    """Puts a compiled model and its optimizers, not its metrics, to what `read_variables` returned.
 
     Args:
         model: `keras.Model`, built and compiled as the one that was read.
         state: dict. The values.
     """
-    for group in ("model", "optimizer"):
+    for group in ("model", "optimizer", "own optimizers"):
         for variable, value in zip(_groups(model)[group], state[group]["values"], strict=True):
             variable.assign(value)
     backend.current().write_buffers(model, state["buffers"])
@@ -102,6 +110,11 @@ def _groups(model: keras.Model) -> dict[str, list[keras.Variable]]:
     return {
         "model": model.variables,
         "optimizer": model.optimizer.variables,
+        "own optimizers": [
+            variable
+            for optimizer in find_own_optimizers(model).values()
+            for variable in optimizer.variables
+        ],
         "metrics": [each for each in model.metrics_variables if id(each) not in own],
         "guard": guard,
     }

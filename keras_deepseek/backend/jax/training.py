@@ -1,5 +1,6 @@
 """One step of training, as Keras's loop on JAX takes it."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,16 @@ _GROUPS = (
 """The parts of a training's state, in Keras's order and by Keras's names."""
 
 
+def _groups(model: keras.Model) -> list[list[keras.Variable]]:
+    """Returns the variables of a training's state, in Keras's order."""
+    return [
+        list(model.trainable_variables),
+        list(model.non_trainable_variables),
+        list(model.optimizer.variables),
+        list(model.metrics_variables),
+    ]
+
+
 def make_train_step(
     model: keras.Model,
     step: Callable[[Any], dict[str, Any]],
@@ -29,12 +40,8 @@ def make_train_step(
     """
 
     def train_step(state: Any, data: Any) -> Any:
-        groups = (
-            model.trainable_variables,
-            model.non_trainable_variables,
-            model.optimizer.variables,
-            [*model.metrics_variables, *carried()],
-        )
+        groups = _groups(model)
+        groups[-1].extend(carried())
         mapping = [
             pair
             for variables, values in zip(groups, state, strict=True)
@@ -47,6 +54,13 @@ def make_train_step(
         )
 
     return train_step
+
+
+def build_by_step(model: keras.Model, batch: Any) -> None:
+    """Makes the variables that a model's own `train_step` uses, as far as tracing it does."""
+    state = tuple([variable.value for variable in group] for group in _groups(model))
+    train_step = functools.partial(type(model).train_step, model)
+    keras.src.backend.compute_output_spec(train_step, state, batch)
 
 
 def run_step(model: keras.Model, batch: Any) -> dict[str, Any]:

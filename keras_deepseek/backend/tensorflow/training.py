@@ -1,11 +1,13 @@
 """One step of training, as Keras's loop on TensorFlow takes it."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from keras_deepseek.backend.keras_internals import tensorflow_specs
 from keras_deepseek.backend.tensorflow.processes import LostPeers
 
 
@@ -16,6 +18,12 @@ def make_train_step(
 ) -> Callable[..., Any]:
     """Returns what Keras takes as the `train_step` of a model."""
     return step
+
+
+def build_by_step(model: keras.Model, batch: Any) -> None:
+    """Makes the variables that a model's own `train_step` uses, as far as tracing it does."""
+    function = tf.function(functools.partial(type(model).train_step, model))
+    function.get_concrete_function(tensorflow_specs(batch))
 
 
 def run_step(model: keras.Model, batch: Any) -> dict[str, Any]:

@@ -51,6 +51,7 @@ from keras_deepseek.backend.torch.state_functions import (
 from keras_deepseek.backend.torch.task_cluster import adopt_tasks, connect_tasks, serve_task
 from keras_deepseek.backend.torch.tracing import can_read_shapes, read_array, read_integer
 from keras_deepseek.backend.torch.training import (
+    build_by_step,
     ends_data,
     make_train_function,
     make_train_step,
@@ -74,6 +75,7 @@ __all__ = [
     "apply_with_gradient",
     "assign_array",
     "beside",
+    "build_by_step",
     "can_read_shapes",
     "compile_inference",
     "compile_update",

