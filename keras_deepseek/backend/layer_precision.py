@@ -5,24 +5,30 @@ which it writes into.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_internals import flatten_layers, functional_graph
 
 
 @contextmanager
 def lent_policy(
-    layers: Sequence[keras.Layer], policy: keras.DTypePolicy, *, casts_tables: bool = False
+    layers: Sequence[keras.Layer],
+    policy: keras.DTypePolicy,
+    *,
+    uncast: Collection[keras.Layer] = (),
+    casts_tables: bool = False,
 ) -> Iterator[None]:
     """Makes layers compute by another dtype policy until the block ends.
 
     Args:
         layers: Layers, built.
         policy: `keras.DTypePolicy`.
+        uncast: Those among them whose inputs are not cast: see `layers_before_embeddings`. Defaults
+            to `()`.
         casts_tables: boolean. Whether an embedding casts all of its table, and not the rows that it
             looks up: what is constant is then half as large. Defaults to `False`.
     """
@@ -30,8 +36,10 @@ def lent_policy(
     own_policies = [vars(layer)["_dtype_policy"] for layer in layers]
     tables = [layer for layer in layers if _looks_rows_up(layer) and not casts_tables]
     own_calls = [vars(layer).get("call") for layer in tables]
+    kept = {id(layer) for layer in uncast}
     for layer, own_policy in zip(layers, own_policies, strict=True):
-        vars(layer)["_dtype_policy"] = _quantized_as(layer, own_policy, policy)
+        lent = _quantized_as(layer, own_policy, policy)
+        vars(layer)["_dtype_policy"] = _UncastInputs(lent.name) if id(layer) in kept else lent
     for layer in tables:
         vars(layer)["call"] = _without_autocast(layer.call)
     try:
@@ -71,6 +79,60 @@ def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) ->
         and id(layer) not in keep
         and not isinstance(layer, keras.layers.Normalization)
     ]
+
+
+def layers_before_embeddings(model: keras.Model) -> list[keras.Layer]:
+    """Returns the layers whose inputs may be token ids on their way to an embedding.
+
+    Token ids in floating point, as those of an `Input` without a dtype, are whole numbers, which
+    half precision would round: bfloat16 has no 257. These are the layers that hold an embedding,
+    and those without weights that may stand before it: in a graph those that do, in another layer
+    all that it holds itself.
+
+    Args:
+        model: `keras.Model`, built.
+    """
+    holders = [
+        layer
+        for layer in flatten_layers(model)
+        if not isinstance(layer, keras.layers.Embedding)
+        and any(isinstance(each, keras.layers.Embedding) for each in flatten_layers(layer))
+    ]
+    found = {id(layer): layer for layer in holders}
+    for holder in holders:
+        graph = functional_graph(holder)
+        if graph is None:
+            inner = holder._flatten_layers(recursive=False, include_self=False)
+            found.update({id(layer): layer for layer in inner if not layer.weights})
+            continue
+        behind = [
+            layer
+            for layer in graph.operations
+            if id(layer) in found or isinstance(layer, keras.layers.Embedding)
+        ]
+        while behind:
+            for before in _operations_before(behind.pop()):
+                is_new = isinstance(before, keras.Layer) and id(before) not in found
+                if is_new and not before.weights:
+                    found[id(before)] = before
+                    behind.append(before)
+    return list(found.values())
+
+
+def _operations_before(operation: Any) -> list[Any]:
+    """Returns the operations of a graph whose outputs an operation takes."""
+    return [
+        tensor._keras_history.operation
+        for node in operation._inbound_nodes
+        for tensor in node.input_tensors
+    ]
+
+
+class _UncastInputs(keras.DTypePolicy):
+    """A policy that leaves the inputs of a layer as they are."""
+
+    def convert_input(self, x: Any, autocast: bool, dtype: str) -> Any:
+        return super().convert_input(x, autocast=False, dtype=dtype)
 
 
 def _quantized_as(

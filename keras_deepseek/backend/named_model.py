@@ -15,7 +15,11 @@ from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.free_size_resize import mended_resize
 from keras_deepseek.backend.keras_internals import first_call_shapes
-from keras_deepseek.backend.layer_precision import layers_to_switch, lent_policy
+from keras_deepseek.backend.layer_precision import (
+    layers_before_embeddings,
+    layers_to_switch,
+    lent_policy,
+)
 from keras_deepseek.backend.time_distributed import mended_time_distributed
 
 
@@ -73,7 +77,8 @@ class NamedModel:
         if self.precision is None:
             return self.name_outputs(self.model(packed, training=False))
         policy = keras.DTypePolicy(f"mixed_{self.precision}")
-        with lent_policy(layers_to_switch(self.model), policy, casts_tables=True):
+        layers, uncast = layers_to_switch(self.model), layers_before_embeddings(self.model)
+        with lent_policy(layers, policy, uncast=uncast, casts_tables=True):
             outputs = self.name_outputs(self.model(packed, training=False))
         return {
             spec.name: keras.ops.cast(outputs[spec.name], spec.dtype)

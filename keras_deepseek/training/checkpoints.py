@@ -37,7 +37,6 @@ class Checkpoints:
     """The checkpoints of a trainer; the arguments are those of `Trainer`.
 
     Args:
-        policy: `keras.DTypePolicy` that the steps compute by, or `None` for the model's own.
         processes: `Processes` that train together.
         residual: `GradientResidual` of their gradients. Defaults to `None`.
 
@@ -52,7 +51,6 @@ class Checkpoints:
         keep_last: int,
         keep_best: Best | None,
         *,
-        policy: keras.DTypePolicy | None,
         processes: Processes,
         residual: GradientResidual | None = None,
     ) -> None:
@@ -64,7 +62,6 @@ class Checkpoints:
             checkpoint_every = check_integer("checkpoint_every", checkpoint_every)
         check_integer("keep_last", keep_last)
         monitor, best_is, num_best = _read_best(keep_best)
-        self._policy = policy
         self._processes = processes
         self._residual = residual
         self._every = checkpoint_every
@@ -117,6 +114,7 @@ class Checkpoints:
         arguments: Mapping[str, Any],
         resumed: Checkpoint | None,
         seed: int | None,
+        policy: keras.DTypePolicy | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Yields the arguments for `model.fit` in place of those that a user gave.
 
@@ -125,6 +123,7 @@ class Checkpoints:
             arguments: What the user gave to `fit`.
             resumed: `Checkpoint` to go on from, or `None`.
             seed: integer. What the order of the data is drawn by, or `None` for any.
+            policy: `keras.DTypePolicy` that the steps compute by. Defaults to `None`, the model's.
 
         Raises:
             CheckpointError: A checkpoint could not be written.
@@ -141,7 +140,7 @@ class Checkpoints:
             seed = resumed.state["seed"]
         elif seed is None:
             seed = self._processes.broadcast(backend.current().draw_seed())
-        precision = (self._policy or model.dtype_policy).name
+        precision = (policy or model.dtype_policy).name
         options, data = position_data(arguments, seed, own_share(self._processes))
         position = None
         if resumed is not None:

@@ -5,8 +5,7 @@ JAX: is traced). Their variables stay as they are, float32 master weights. Valid
 checkpoints and everything after `fit` see the model by its own policy.
 """
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -14,13 +13,19 @@ import keras
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend.keras_internals import flatten_layers
 from keras_deepseek.backend.keras_training import losses_in_float32
-from keras_deepseek.backend.layer_precision import layers_to_switch, lent_policy
-
-_logger = logging.getLogger(__name__)
+from keras_deepseek.backend.layer_precision import (
+    layers_before_embeddings,
+    layers_to_switch,
+    lent_policy,
+)
+from keras_deepseek.training.named_layers import are_names, find_named_layers
 
 
 def training_policy(
-    precision: str | keras.DTypePolicy | None, fp16_enabled: bool, device_kind: str
+    precision: str | keras.DTypePolicy | None,
+    fp16_enabled: bool,
+    device_kind: str,
+    float32_layers: Sequence[str] = (),
 ) -> keras.DTypePolicy | None:
     """Returns the policy that the training step computes by; `None` for the model's own.
 
@@ -29,18 +34,26 @@ def training_policy(
         fp16_enabled: boolean. Half precision of the kind that fits the device: float16 on a GPU,
             bfloat16, which needs no loss scaling, on TPU and CPU.
         device_kind: string. `"cpu"`, `"gpu"` or `"tpu"`.
+        float32_layers: Names of layers that it is not for. Defaults to `()`.
 
     Raises:
-        InvalidInputError: The two contradict each other, or the policy is unknown.
+        InvalidInputError: The two contradict each other, or the policy is unknown; or there is none
+            that layers could be left out of.
     """
+    if not are_names(float32_layers):
+        raise InvalidInputError(
+            "`float32_layers` is a list of layers' names, as in ['fourier_*']; received "
+            f"{float32_layers!r}."
+        )
     if precision is None and not fp16_enabled:
+        if float32_layers:
+            raise InvalidInputError(
+                "`float32_layers` names what half precision leaves out: ask for that, by "
+                "fp16_enabled=True or precision='mixed_bfloat16'."
+            )
         return None
     if precision is None:
-        precision = "mixed_float16" if device_kind == "gpu" else "mixed_bfloat16"
-        _logger.info(
-            "fp16_enabled on %s: the training step computes by %s.", device_kind, precision
-        )
-        return keras.DTypePolicy(precision)
+        return keras.DTypePolicy("mixed_float16" if device_kind == "gpu" else "mixed_bfloat16")
     if fp16_enabled:
         raise InvalidInputError(
             f"Give either fp16_enabled=True or precision={precision!r}, not both."
@@ -56,6 +69,35 @@ def training_policy(
         ) from error
 
 
+_SLOW_ON_JAX_CPU = (
+    keras.layers.RNN,
+    keras.layers.Conv1D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2D,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3D,
+    keras.layers.Conv3DTranspose,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+)
+"""Layers that XLA computes slower in bfloat16 on a CPU, by 1.1 to 3 times as measured, and of some
+shapes by 20."""
+
+
+def only_loses(model: keras.Model, device_kind: str) -> bool:
+    """Returns whether half precision can only slow a model down: convolutions on JAX's CPU.
+
+    Args:
+        model: `keras.Model`.
+        device_kind: string. `"cpu"`, `"gpu"` or `"tpu"`.
+    """
+    if keras.backend.backend() != "jax" or device_kind != "cpu":
+        return False
+    return any(isinstance(layer, _SLOW_ON_JAX_CPU) for layer in flatten_layers(model))
+
+
 def with_loss_scaling(
     optimizer: keras.optimizers.Optimizer, policy: keras.DTypePolicy | None
 ) -> keras.optimizers.Optimizer:
@@ -67,7 +109,10 @@ def with_loss_scaling(
 
 
 def step_in_precision(
-    model: keras.Model, policy: keras.DTypePolicy, train_step: Callable[..., Any]
+    model: keras.Model,
+    policy: keras.DTypePolicy,
+    train_step: Callable[..., Any],
+    float32_layers: Sequence[str] = (),
 ) -> Callable[..., Any]:
     """Returns a training step whose layers compute by another policy than their own.
 
@@ -75,6 +120,8 @@ def step_in_precision(
         model: `keras.Model`.
         policy: The policy of the step.
         train_step: The step, as Keras takes it.
+        float32_layers: Patterns of the names of layers that keep their own policy, with all that
+            is inside them. Defaults to `()`.
 
     Raises:
         InvalidInputError: When it is called, if the model's weights are not of the policy's
@@ -83,17 +130,21 @@ def step_in_precision(
             computes in float16.
     """
     layers: list[keras.Layer] = []
+    uncast: list[keras.Layer] = []
 
     def step(*arguments: Any) -> Any:
         if not layers:  # Now, not earlier: the first step finds every layer built.
-            layers.extend(_layers_to_switch(model, policy))
-        with lent_policy(layers, policy), losses_in_float32(model):
+            layers.extend(_layers_to_switch(model, policy, float32_layers))
+            uncast.extend(layers_before_embeddings(model))
+        with lent_policy(layers, policy, uncast=uncast), losses_in_float32(model):
             return train_step(*arguments)
 
     return step
 
 
-def _layers_to_switch(model: keras.Model, policy: keras.DTypePolicy) -> list[keras.Layer]:
+def _layers_to_switch(
+    model: keras.Model, policy: keras.DTypePolicy, float32_layers: Sequence[str]
+) -> list[keras.Layer]:
     """Returns the layers that `policy` is for."""
     for layer in flatten_layers(model):
         if layer.quantization_mode == "int8" and policy.compute_dtype == "float16":
@@ -110,4 +161,10 @@ def _layers_to_switch(model: keras.Model, policy: keras.DTypePolicy) -> list[ker
                 f"{policy.name!r} needs {policy.variable_dtype} ones. Build the model with that "
                 "dtype, or choose another precision."
             )
-    return layers_to_switch(model, includes_quantized=True)
+    kept = {
+        id(layer)
+        for named in find_named_layers(model, "float32_layers", float32_layers)
+        for layer in flatten_layers(named)
+    }
+    layers = layers_to_switch(model, includes_quantized=True)
+    return [layer for layer in layers if id(layer) not in kept]

@@ -1,6 +1,5 @@
 """Blocks of a model that keep nothing for the backward pass but their inputs."""
 
-import fnmatch
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +9,7 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.keras_internals import flatten_layers
 from keras_deepseek.backend.keras_training import block_states
+from keras_deepseek.training.named_layers import are_names, find_named_layers
 
 Remat = bool | Sequence[str]
 
@@ -30,8 +30,7 @@ def check_remat(remat: Remat) -> None:
     Raises:
         InvalidInputError: It is neither.
     """
-    is_list = isinstance(remat, list | tuple) and all(isinstance(name, str) for name in remat)
-    if not isinstance(remat, bool) and not is_list:
+    if not isinstance(remat, bool) and not are_names(remat):
         raise InvalidInputError(
             "`remat` is True, False or a list of layers' names, as in ['block_*']; received "
             f"{remat!r}."
@@ -58,14 +57,7 @@ def find_blocks(model: keras.Model, remat: Remat) -> list[keras.Layer]:
                 "Name the layers, as in remat=['dense_*']."
             )
         return blocks
-    layers = [layer for layer in flatten_layers(model) if layer is not model]
-    for pattern in remat:
-        if not fnmatch.filter([layer.name for layer in layers], pattern):
-            names = ", ".join(sorted({layer.name for layer in layers})[:20])
-            raise InvalidInputError(
-                f"remat={pattern!r} names no layer of {model.name!r}. It has {names}."
-            )
-    chosen = [layer for layer in layers if any(fnmatch.fnmatch(layer.name, each) for each in remat)]
+    chosen = find_named_layers(model, "remat", remat)
     inner = {id(each) for layer in chosen for each in flatten_layers(layer) if each is not layer}
     return [layer for layer in chosen if id(layer) not in inner]
 

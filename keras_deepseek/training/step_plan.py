@@ -54,6 +54,7 @@ class StepPlan:
         *,
         is_own_compute: bool,
         policy: keras.DTypePolicy | None,
+        float32_layers: Sequence[str] = (),
         micro_batches: int,
         gradient_clip: GradientClip | None,
         guard: StepGuard | Action | None,
@@ -87,6 +88,7 @@ class StepPlan:
         self._is_own_compute = is_own_compute
         self._compilation = compilation(model)
         self._policy = policy
+        self._float32_layers = float32_layers
         self._served = served
         self._layers = layers
         self._guarded_steps: GuardedSteps | None = None
@@ -226,7 +228,9 @@ class StepPlan:
             self._layers.begin(self._model, is_in_step=is_in_step)
 
     def _in_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        return step if self._policy is None else step_in_precision(self._model, self._policy, step)
+        if self._policy is None:
+            return step
+        return step_in_precision(self._model, self._policy, step, self._float32_layers)
 
 
 def _check_trainable(model: keras.Model) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -48,7 +48,7 @@ from keras_deepseek.training.position_data import (
     check_validation_targets,
     no_data_error,
 )
-from keras_deepseek.training.precision import training_policy
+from keras_deepseek.training.precision import only_loses, training_policy
 from keras_deepseek.training.predict_together import predict_together
 from keras_deepseek.training.rematerialization import Remat
 from keras_deepseek.training.same_arguments import (
@@ -95,9 +95,12 @@ class Trainer(Trials):
         metrics: Keras metric or its name, or list of them. Defaults to `None`, those that the model
             was compiled with.
         fp16_enabled: boolean. Half precision: float16 with dynamic loss scaling on a GPU, bfloat16
-            on TPU and CPU. Which of them is logged. Defaults to `False`.
+            on TPU and CPU; `fit` prints which. On JAX's CPU, where convolutions and recurrent
+            layers only lose by it, a model that has such stays in float32. Defaults to `False`.
         precision: string. A Keras dtype policy for the training step in place of `fp16_enabled`, as
             in `"mixed_bfloat16"`. Defaults to `None`, the model's own policy.
+        float32_layers: list of strings. The names of layers, as in `["fourier_*"]`, that half
+            precision leaves out, with all that is inside them. Defaults to `()`.
         micro_batches: integer. The parts that each batch is computed in, one after the other, to
             hold the activations of one part alone; the update is that of the whole batch. Defaults
             to `1`.
@@ -180,6 +183,7 @@ class Trainer(Trials):
         metrics: Any = None,
         fp16_enabled: bool = False,
         precision: str | None = None,
+        float32_layers: Sequence[str] = (),
         micro_batches: int = 1,
         gradient_clip: GradientClip | None = None,
         guard: StepGuard | Action | None = None,
@@ -213,8 +217,7 @@ class Trainer(Trials):
         is_one_device = self._processes.world_size > 1 and not self._processes.is_one_program
         local_rank = self.cluster.local_rank if is_one_device else None
         self._placement = Placement(device_map, strategy, local_rank)
-        self.policy = training_policy(precision, fp16_enabled, self._placement.kind)
-        self._untold_policy = self.policy if fp16_enabled else None
+        self.policy = training_policy(precision, fp16_enabled, self._placement.kind, float32_layers)
         self._checkpoints = None
         if checkpoint_dir is not None:
             self._checkpoints = Checkpoints(
@@ -222,7 +225,6 @@ class Trainer(Trials):
                 checkpoint_every,
                 keep_last,
                 keep_best,
-                policy=self.policy,
                 processes=self._processes,
                 residual=residual,
             )
@@ -237,6 +239,12 @@ class Trainer(Trials):
         served: ServedStep | None = None
         with self._placement.in_making():
             self.model = build_model(model)
+        self._untold = ""
+        if fp16_enabled:
+            if only_loses(self.model, self._placement.kind):
+                self.policy = None
+            self._untold = _describe_chosen(self.policy)
+            _logger.info(self._untold)
         with self._placement.in_use():
             compile_model(self.model, optimizer, loss, metrics, self.policy)
             if self._chief is not None:
@@ -249,12 +257,14 @@ class Trainer(Trials):
                     gradient_clip=gradient_clip,
                     remat=remat,
                     policy=self.policy,
+                    float32_layers=float32_layers,
                 )
             self._plan = StepPlan(
                 self.model,
                 self.train_step,
                 is_own_compute=is_own_step,
                 policy=self.policy,
+                float32_layers=float32_layers,
                 micro_batches=micro_batches,
                 gradient_clip=gradient_clip,
                 guard=guard,
@@ -279,6 +289,7 @@ class Trainer(Trials):
                     getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
                 ),
                 "the precision": self.policy and self.policy.name,
+                "float32_layers": list(float32_layers),
                 "micro_batches": micro_batches,
                 "gradient_clip": gradient_clip,
                 "guard": plain_attributes(guard) if isinstance(guard, StepGuard) else guard,
@@ -487,9 +498,9 @@ class Trainer(Trials):
 
     def _tell_what_was_found(self) -> None:
         """Prints, once, the precision that `fp16_enabled` means, and where a training resumes."""
-        if self._untold_policy is not None:
-            print(f"fp16_enabled: the training step computes by {self._untold_policy.name!r}.")
-            self._untold_policy = None
+        if self._untold:
+            print(self._untold)
+            self._untold = ""
         if self._resumed is not None:
             print(f"The training goes on after step {self._resumed.step}.")
 
@@ -601,9 +612,19 @@ class Trainer(Trials):
         if self._checkpoints is None:
             return feed(self.model, arguments, self._processes, needs_stream=needs_stream)
         resumed, self._resumed = self._resumed, None
-        return self._checkpoints.training(self.model, arguments, resumed, self._seed)
+        return self._checkpoints.training(self.model, arguments, resumed, self._seed, self.policy)
 
     @contextlib.contextmanager
     def _in_training(self) -> Iterator[None]:
         with self._placement.in_use(self.model), self._plan.in_use():
             yield
+
+
+def _describe_chosen(policy: keras.DTypePolicy | None) -> str:
+    """Returns in words what `fp16_enabled` means for a training."""
+    if policy is not None:
+        return f"fp16_enabled: the training step computes by {policy.name!r}."
+    return (
+        "fp16_enabled: the training stays in float32: half precision only slows convolutions and "
+        "recurrent layers down on JAX's CPU. precision='mixed_bfloat16' takes it all the same."
+    )

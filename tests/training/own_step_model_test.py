@@ -90,9 +90,7 @@ class Embedding(keras.Model):
                 self.metrics_variables,
             )
             mapping = [
-                pair
-                for each in zip(groups, state, strict=True)
-                for pair in zip(*each, strict=True)
+                pair for each in zip(groups, state, strict=True) for pair in zip(*each, strict=True)
             ]
             with keras.StatelessScope(mapping) as scope:
                 logs = self.make_step(data)

@@ -87,7 +87,7 @@ class Chief(OneProcess):
             make_model: The function that the model was built by, or `None`.
             device_kind: string. `"cpu"`, `"gpu"` or `"tpu"`: what the workers compute on.
             guard: As for `Trainer`.
-            **step: Further arguments of `Trainer` for each step, and its `policy`.
+            **step: Further arguments of `Trainer` for each step, its `policy` and `float32_layers`.
 
         Raises:
             InvalidInputError: The model has a step of its own, or there are not as many processors

@@ -57,18 +57,18 @@ def take_gradient_step(
 
     Args:
         trainer: `Trainer` that makes no other steps, or a shallow copy of one.
-        arguments: dict. Those of `GradientStep` for it, and its `policy`.
+        arguments: dict. Those of `GradientStep` for it, its `policy` and `float32_layers`.
     """
     settings = dict(arguments)
-    policy = settings.pop("policy")
+    policy, float32_layers = settings.pop("policy"), settings.pop("float32_layers")
     model = trainer.model
     gradient_step = GradientStep(model, trainer.train_step, **settings)
     vars(trainer)["_plan"] = gradient_step  # Of which `Trainer.train_step` asks the loss.
     run = backend.current().make_train_step(model, gradient_step)
     prepare: Callable[[], Any] = gradient_step.prepare
     if policy is not None:
-        run = step_in_precision(model, policy, run)
-        prepare = step_in_precision(model, policy, prepare)
+        run = step_in_precision(model, policy, run, float32_layers)
+        prepare = step_in_precision(model, policy, prepare, float32_layers)
     return run, prepare
 
 
