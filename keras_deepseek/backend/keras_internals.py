@@ -5,6 +5,7 @@ Each has a canary test that says what broke when a Keras release moves it.
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import keras
@@ -38,6 +39,7 @@ __all__ = [
     "has_global_seed",
     "image_operations",
     "infers_shapes",
+    "leaving_no_nodes",
     "numpy_batches",
     "order_metrics",
     "py_dataset_batches",
@@ -59,6 +61,24 @@ def flatten_layers(model: keras.Layer) -> list[keras.Layer]:
     inside a recurrent one, are found here alone.
     """
     return list(model._flatten_layers())
+
+
+@contextmanager
+def leaving_no_nodes(model: keras.Model) -> Iterator[None]:
+    """Removes, when the block ends, what calls on symbols have left in the layers of a model.
+
+    A graph that is made of the layers later would find those calls, and fails by them.
+    """
+    nodes = [
+        (nodes, len(nodes))
+        for layer in flatten_layers(model)
+        for nodes in (layer._inbound_nodes, layer._outbound_nodes)
+    ]
+    try:
+        yield
+    finally:
+        for found, number in nodes:
+            del found[number:]
 
 
 def delete_variables(layer: keras.Layer, names: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_internals import functional_graph
+from keras_deepseek.backend.keras_internals import flatten_layers, functional_graph
 
 RENUMBERING = (
     keras.layers.IntegerLookup,
@@ -25,6 +25,7 @@ _BY_TENSORFLOW = (
 )
 _SHARE_UNKNOWN, _MOST_UNKNOWN = 4, 1_000
 _LARGEST = np.iinfo("int64").max
+_FEWEST_POSITIONS = 8
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,27 @@ def known_numbers(layer: keras.Layer) -> KnownNumbers | None:
     if isinstance(layer, keras.layers.Discretization) and layer.bin_boundaries is not None:
         return _of_bins(np.sort(np.asarray(layer.bin_boundaries, "float64").reshape(-1)))
     return None
+
+
+def longest_sequence(model: keras.Layer) -> int | None:
+    """Returns the most tokens that a model has positions for, `None` where no table bounds them.
+
+    Of a layer that holds embeddings, as one of tokens and positions does, any may be that of the
+    positions: the smallest counts, unless it has so few rows as a table of kinds of tokens.
+
+    Args:
+        model: `keras.Model`, built, or a layer.
+    """
+    tables = [
+        int(layer.weights[0].shape[0])
+        for layer in flatten_layers(model)
+        if type(layer).__name__ == "PositionEmbedding" and layer.weights
+    ]
+    for layer in flatten_layers(model):
+        if functional_graph(layer) is None and not isinstance(layer, keras.layers.Embedding):
+            inner = (each for each in flatten_layers(layer) if each is not layer)
+            tables += [each.input_dim for each in inner if isinstance(each, keras.layers.Embedding)]
+    return min((rows for rows in tables if rows >= _FEWEST_POSITIONS), default=None)
 
 
 def layers_by_tensorflow(model: keras.Layer) -> list[str]:

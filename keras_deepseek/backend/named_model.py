@@ -14,7 +14,7 @@ import keras
 from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.free_size_resize import mended_resize
-from keras_deepseek.backend.keras_internals import first_call_shapes
+from keras_deepseek.backend.keras_internals import first_call_shapes, leaving_no_nodes
 from keras_deepseek.backend.layer_precision import (
     layers_before_embeddings,
     layers_to_switch,
@@ -137,7 +137,8 @@ def _symbolic_outputs(model: keras.Model, inputs: Any) -> Any:
     if hasattr(model, "output_names"):
         return model.output
     try:
-        return model(inputs, training=False)
+        with leaving_no_nodes(model):
+            return model(inputs, training=False)
     except TypeError:  # Its `call` takes more than the first argument.
         return _refuse_unbuilt(model)
 

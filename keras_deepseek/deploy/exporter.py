@@ -44,6 +44,7 @@ from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.export_report import ExportReport
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
+from keras_deepseek.deploy.input_signature import with_input_signature
 from keras_deepseek.deploy.installed_versions import installed_versions
 from keras_deepseek.deploy.make_artifact import check_artifact, make_artifact
 from keras_deepseek.deploy.make_engine import engine_job, make_engine, say_left_out
@@ -70,6 +71,9 @@ class Exporter:
         model: `keras.Model`, built. It is exported as it computes now.
         backend: string. `"onnx"`, `"savedmodel"`, `"tensorrt"`, the name of a registered format, or
             `"custom"`: the registered format that the path's suffix names.
+        input_signature: list. For a subclassed model, the shapes and dtypes that its `call` takes,
+            as in `[keras.InputSpec(shape=(None, None), dtype="int32")]`; a size of `None` is free.
+            Defaults to `None`: a free batch, and else the sizes of its first call, in floats.
         name: string. The model's name in the bundle. Defaults to `None`, the model's own.
         precision: string. `"float16"` or `"bfloat16"`: what layers compute in, as under Keras's
             mixed policies, the inputs and outputs staying what they are. Or `"int8"`, for ONNX and
@@ -117,6 +121,7 @@ class Exporter:
         model: keras.Model,
         backend: str,
         *,
+        input_signature: Sequence[Any] | None = None,
         name: str | None = None,
         precision: str | None = None,
         calibration: Any = None,
@@ -141,6 +146,8 @@ class Exporter:
             check_samples(samples)
         check_options(backend, options)  # What is wrong whatever the model is, before it is called.
         self._precision = precision
+        if input_signature is not None:
+            model = with_input_signature(model, input_signature)
         self._model = NamedModel(model, None if precision == INT8 else precision)
         self.signature = self._model.signature
         self._data = choose_data(self._model, samples, calibration)

@@ -12,6 +12,7 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
 from keras_deepseek.backend.free_axes import count_free_lengths
 from keras_deepseek.backend.input_kinds import InputKind, input_kinds
+from keras_deepseek.backend.known_numbers import longest_sequence
 from keras_deepseek.backend.named_model import NamedModel
 
 _BATCH_SIZES = (1, 3, 4)
@@ -53,7 +54,7 @@ def make_samples(
     """
     return [
         _make_batch(model, signature, batch_size, itertools.repeat(length))
-        for batch_size, length in zip(_BATCH_SIZES, lengths, strict=True)
+        for batch_size, length in zip(_BATCH_SIZES, _within(model, lengths), strict=True)
     ]
 
 
@@ -86,12 +87,13 @@ def make_further_samples(model: keras.Model, signature: Signature) -> list[dict[
     Returns:
         A list of dicts of arrays by input name.
     """
-    made = [_make_batch(model, signature, 1, itertools.repeat(_SHORT))]
-    row = (math.prod(size or _LONG for size in spec.shape[1:]) for spec in signature.inputs)
+    short, long = _within(model, (_SHORT, _LONG))
+    made = [_make_batch(model, signature, 1, itertools.repeat(short))]
+    row = (math.prod(size or long for size in spec.shape[1:]) for spec in signature.inputs)
     if max(row, default=0) <= _LARGEST_ROW:
-        made.append(_make_batch(model, signature, _MANY, itertools.repeat(_LONG)))
+        made.append(_make_batch(model, signature, _MANY, itertools.repeat(long)))
     if count_free_lengths(signature) > 1:
-        unequal = itertools.cycle(_UNEQUAL_LENGTHS)
+        unequal = itertools.cycle(_within(model, _UNEQUAL_LENGTHS))
         made.append(_make_batch(model, signature, _BATCH_SIZES[1], unequal))
     return made
 
@@ -111,8 +113,16 @@ def make_wide_samples(model: keras.Model, signature: Signature) -> list[dict[str
     """
     if all(np.dtype(spec.dtype).kind != "f" for spec in signature.inputs):
         return []
-    wide = _make_batch(model, signature, 2, itertools.repeat(_OF_WIDE))
+    wide = _make_batch(model, signature, 2, itertools.repeat(*_within(model, (_OF_WIDE,))))
     return [{name: _widen(array) for name, array in wide.items()}]
+
+
+def _within(model: keras.Model, lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns lengths that a model has positions for, in the same proportions where that can be."""
+    longest = longest_sequence(model)
+    if longest is None or longest >= max(lengths):
+        return lengths
+    return tuple(max(1, longest * length // max(lengths)) for length in lengths)
 
 
 def _widen(array: Array) -> Array:

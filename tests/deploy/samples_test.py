@@ -185,3 +185,25 @@ def test_each_bin_is_drawn_from(dtype):
     samples = drawn_by(layers.Discretization([100.0, 200.0, 300.0]), dtype)
     drawn = np.concatenate([sample["x"] for sample in samples])
     assert set(np.digitize(drawn, [100, 200, 300]).ravel().tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("num_positions", [10, 14])
+def test_no_batch_is_longer_than_a_table_of_positions(num_positions):
+    from keras import Input, Model, layers, ops
+
+    class TokensAndPositions(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.tokens = layers.Embedding(50, 4)
+            self.positions = layers.Embedding(num_positions, 4)
+
+        def call(self, inputs):
+            return self.tokens(inputs) + self.positions(ops.arange(ops.shape(inputs)[1]))
+
+    tokens = Input((None,), dtype="int32")
+    model = Model(tokens, TokensAndPositions()(tokens))
+    signature = NamedModel(model).signature
+    batches = [*make_samples(model, signature), *make_further_samples(model, signature)]
+    lengths = [next(iter(batch.values())).shape[1] for batch in batches]
+    assert max(lengths) == num_positions
+    assert len(set(lengths)) > 3

@@ -1,0 +1,64 @@
+"""The shapes and dtypes of the inputs that a subclassed model is exported for."""
+
+import inspect
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.errors import InvalidInputError
+
+
+def with_input_signature(model: keras.Model, input_signature: Any) -> keras.Model:
+    """Returns a graph around a subclassed model, whose inputs are as asked for.
+
+    Args:
+        model: `keras.Model`, called or built before.
+        input_signature: list or tuple. For each argument of the model's `call` a structure of
+            `keras.InputSpec`, or of whatever else has a shape and a dtype, as `keras.KerasTensor`
+            and `tf.TensorSpec` have. A size of `None` is free, and a dtype of `None` float32.
+
+    Raises:
+        InvalidInputError: The signature is none, or not one of the model, or that has a graph of
+            its own, which says what it takes.
+    """
+    if not isinstance(model, keras.Model):
+        raise InvalidInputError(f"Expected a keras.Model, received {type(model).__name__}.")
+    if isinstance(model, keras.Sequential) or hasattr(model, "output_names"):
+        raise InvalidInputError(
+            f"`input_signature` is for subclassed models. {model.name!r} says by its `Input` what "
+            "it takes: give that the sizes that are to be free, as in keras.Input((None,))."
+        )
+    if not isinstance(input_signature, list | tuple) or not input_signature:
+        raise InvalidInputError(
+            "`input_signature` is a list with a keras.InputSpec for each argument of `call`, as in "
+            f'[keras.InputSpec(shape=(None, None), dtype="int32")]; received {input_signature!r}.'
+        )
+    names = [*inspect.signature(model.call).parameters]
+    arguments = [
+        _make_inputs(spec, names[index] if index < len(names) else None)
+        for index, spec in enumerate(input_signature)
+    ]
+    try:
+        outputs = model(*arguments)
+    except Exception as error:
+        raise InvalidInputError(
+            f"Model {model.name!r} does not take what `input_signature` describes: {error}"
+        ) from error
+    inputs = arguments[0] if len(arguments) == 1 else arguments
+    return keras.Model(inputs, outputs, name=model.name)
+
+
+def _make_inputs(structure: Any, name: str | None) -> Any:
+    """Returns the `Input`s for a structure of specs; one alone has the name of its argument."""
+    if isinstance(structure, dict):
+        return {key: _make_inputs(spec, str(key)) for key, spec in structure.items()}
+    if isinstance(structure, list | tuple):
+        return [_make_inputs(spec, None) for spec in structure]
+    shape, given_name = (getattr(structure, each, None) for each in ("shape", "name"))
+    if shape is None:
+        raise InvalidInputError(
+            "`input_signature` holds keras.InputSpec objects with a shape, as in "
+            f'keras.InputSpec(shape=(None, 80), dtype="float32"); received {structure!r}.'
+        )
+    dtype = keras.backend.standardize_dtype(getattr(structure, "dtype", None) or "float32")
+    return keras.Input(batch_shape=tuple(shape), dtype=dtype, name=given_name or name)
