@@ -5,7 +5,6 @@ every cell anew, and goes on where an earlier run was ended; `--anew` forgets wh
 """
 
 import argparse
-import contextlib
 import gc
 import importlib.metadata
 import json
@@ -21,7 +20,6 @@ import keras
 from integration_tests.export_matrix import models
 from integration_tests.export_matrix.artifact_runner import ArtifactRunner
 from integration_tests.export_matrix.fresh_batches import fresh_batches
-from integration_tests.export_matrix.warm_children import warm_children
 from integration_tests.second_look import compute, difference, tolerance
 from keras_deepseek.artifacts.errors import KerasDeepSeekError
 from keras_deepseek.deploy import Exporter, register_exporter
@@ -166,15 +164,13 @@ def main() -> None:
     parser.add_argument("--formats", nargs="*", default=list(FORMATS), choices=FORMATS)
     parser.add_argument("--results", type=Path, default=RESULTS, help="a folder")
     parser.add_argument("--anew", action="store_true", help="forget what was found before")
-    parser.add_argument("--cold", action="store_true", help="start each process from nothing")
     arguments = parser.parse_args()
     arguments.results.mkdir(parents=True, exist_ok=True)
     path = arguments.results / f"{keras.backend.backend()}.json"
     matrix = Matrix(Results(path, anew=arguments.anew))
     warnings.simplefilter("ignore")  # The exporters' own, of which there are many.
-    with contextlib.nullcontext() if arguments.cold else warm_children():
-        for name in arguments.models:
-            matrix.run_model(name, arguments.formats)
+    for name in arguments.models:
+        matrix.run_model(name, arguments.formats)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import keras
 from keras_deepseek.artifacts.argument_check import KERAS_FILE, check_file_exists, check_sources
 from keras_deepseek.artifacts.errors import InvalidInputError
 
+_EXPECTED = "Expected a file that `model.save` wrote."
 _OWN_MODULE = re.compile(r'"(keras_deepseek\.(?:layers|models)[\w.]*)"')
 
 
@@ -49,9 +50,10 @@ def load_keras_file(
         # Safe mode keeps code in the file from running.
         return keras.saving.load_model(path, compile=False, safe_mode=not is_own)
     except (ValueError, TypeError, KeyError, OSError, ImportError, BadZipFile) as error:
-        raise InvalidInputError(
-            f"Keras can't load {os.fspath(path)!r}: {_explain(error)}"
-        ) from error
+        # Of one that was just written nobody needs to know where it stands.
+        what = "the model that was saved for this process" if is_own else repr(os.fspath(path))
+        explained = _explain(error) if is_own else f"{_explain(error)} {_EXPECTED}"
+        raise InvalidInputError(f"Keras can't load {what}: {explained}") from error
 
 
 def _explain(error: Exception) -> str:
@@ -63,8 +65,9 @@ def _explain(error: Exception) -> str:
             "Name the one that does: custom_objects_from, on the command line "
             "--custom-objects-from."
         )
+    inner = re.search(r"Exception encountered: (.+)", str(error))
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{first_line.rstrip('.')}. Expected a file that `model.save` wrote."
+    return f"{(inner[1] if inner else first_line).rstrip('.')}."
 
 
 def import_source(source: str | os.PathLike[str]) -> None:

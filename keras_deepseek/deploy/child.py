@@ -1,12 +1,17 @@
-"""The other end of `InChild`: exports a saved model through another backend, in its own process.
+"""The other end of `ChildProcess`: exports saved models through another backend.
 
-`python -m keras_deepseek.deploy.child FOLDER` reads `job.json`, `model.keras` and `samples.npz`
-there, fills the folder that the job names, and leaves `result.json` and `outputs.npz`.
+`python -m keras_deepseek.deploy.child` reads the path of a folder from each line of its input. It
+reads `job.json`, `model.keras` and `samples.npz` there, fills the folder that the job names, leaves
+`result.json` and `outputs.npz`, and says that it is done.
 """
 
+import gc
 import json
 import os
+import queue
+import site
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,11 @@ from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.stage_display import CHILD_MARK
+
+BEGUN, DONE = "begun", "done"
+"""The first stage of each job, and the last."""
+_LONGEST_IDLE = 120.0
+"""Seconds. A process of TensorFlow holds about 800 MB."""
 
 
 def save_batches(path: Path, batches: list[dict[str, Array]]) -> None:
@@ -56,21 +66,63 @@ def main(work: Path) -> None:
         result = _export(work, job)
     except Exception as error:  # noqa: BLE001 - it is raised again on the other side.
         result = {"error": failure_reason(error)}
+    result["sources"] = _changeable_sources()
     (work / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
-def end_with_parent() -> None:
-    """Ends this process as soon as the one that holds the other end of its input has ended.
+def serve() -> None:
+    """Does the jobs that come, until the other end is gone or none has come for a while."""
+    lines: queue.Queue[str] = queue.Queue()
 
-    Else it would go on for minutes for nobody, in folders that the next export removes.
-    """
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(1)  # Else it would go on for minutes for nobody, in folders that are removed.
 
-    def wait() -> None:
-        while os.read(sys.stdin.fileno(), 1):
-            pass
-        os._exit(1)
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            work = Path(lines.get(timeout=_LONGEST_IDLE).rstrip("\n"))
+        except queue.Empty:
+            return
+        say(BEGUN)
+        _adopt(json.loads((work / "process.json").read_text(encoding="utf-8")))
+        with (work / "errors.txt").open("w", encoding="utf-8") as errors:
+            os.dup2(errors.fileno(), sys.stderr.fileno())
+        main(work)
+        sys.stderr.flush()
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())
+        _tidy_up()
+        say(DONE)
 
-    threading.Thread(target=wait, daemon=True).start()
+
+def say(stage: str) -> None:
+    """Tells the other end of a stage that begins, on a line of its own."""
+    print(f"\n{CHILD_MARK}{stage}", flush=True)
+
+
+def _adopt(process: dict[str, Any]) -> None:
+    """Takes over from the other end where modules are found and temporary files go."""
+    sys.path[:] = process["path"]
+    os.chdir(process["folder"])
+    os.environ["TMPDIR"] = tempfile.tempdir = process["temporary"]
+
+
+def _tidy_up() -> None:
+    """Lets go of the model of a job, whose names and memory the next one is to have."""
+    import keras
+
+    keras.backend.clear_session()
+    gc.collect()
+
+
+def _changeable_sources() -> dict[str, int]:
+    """Returns when each source was changed that was imported and that its author may edit."""
+    installed = tuple({sys.prefix, sys.base_prefix, *site.getsitepackages()})
+    files = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
+    own = (each for each in files if each and not each.startswith(installed))
+    return {each: Path(each).stat().st_mtime_ns for each in own if Path(each).exists()}
 
 
 def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
@@ -92,14 +144,14 @@ def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     how = ""
     if not job["is_written"]:
         loaded = load_keras_file(work / "model.keras", job["custom_objects_from"], is_own=True)
-        print(f"{CHILD_MARK}writing", flush=True)
+        say("writing")
         try:
             with whole_tracebacks():
                 how = export_format.write(NamedModel(loaded, job["precision"]), folder)
         except InvalidInputError as error:  # What no other route would do either.
             return {"refused": str(error)}
     samples = load_batches(work / "samples.npz")
-    print(f"{CHILD_MARK}running it on {len(samples)} batches", flush=True)
+    say(f"running it on {len(samples)} batches")
     try:
         save_batches(work / "outputs.npz", run_format(export_format, folder, samples))
     except NotSupportedError as error:
@@ -108,5 +160,4 @@ def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    end_with_parent()
-    main(Path(sys.argv[1]))
+    serve()

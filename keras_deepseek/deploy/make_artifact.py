@@ -170,9 +170,14 @@ def _infer_first(
 
 
 def _failure(job: ExportJob, passed_over: list[str], missing: list[MissingExtraError]) -> str:
+    routes: dict[str, list[str]] = {}
+    for each in passed_over:  # What holds for several routes is said once.
+        route, _, reason = each.removeprefix("through ").partition(": ")
+        routes.setdefault(reason, []).append(route)
+    told = [f"through {' and '.join(names)}: {reason}" for reason, names in routes.items()]
     message = (
         f"{job.model.model.name!r} can't be exported as {job.export_format.name}: "
-        f"{'; '.join(passed_over).rstrip('.')}."
+        f"{'; '.join(told).rstrip('.')}."
     )
     extras = sorted({error.extra for error in missing})
     if extras:

@@ -8,10 +8,6 @@ compares.
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -27,15 +23,13 @@ from keras_deepseek.artifacts.errors import (
 )
 from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.deploy.child import load_batches, save_batches
+from keras_deepseek.deploy.child_process import Say, run_in_child
+from keras_deepseek.deploy.config_check import check_configs
 from keras_deepseek.deploy.custom_objects import find_custom_objects, save_objects, send
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
 from keras_deepseek.deploy.failure_place import whole_tracebacks
 from keras_deepseek.deploy.formats.export_format import ExportFormat, run_format
 from keras_deepseek.deploy.registry import BUILT_IN
-from keras_deepseek.deploy.stage_display import CHILD_MARK
-
-Say = Callable[[str], None]
-"""A function that shows a stage as it begins."""
 
 FRAMEWORKS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 """What people call the backends that an artifact may be written through."""
@@ -122,7 +116,7 @@ class InChild:
             raise MissingExtraError(self.backend, extra, f"to export through {self.name}")
         with temporary_folder("keras_deepseek_export") as work:
             _write_job(job, folder, work, is_written=is_written)
-            _run_child(work, self.backend, lambda stage: say(f"{stage}, in {self.name}"))
+            run_in_child(work, self.backend, lambda stage: say(f"{stage}, in {self.name}"))
             result = json.loads((work / "result.json").read_text(encoding="utf-8"))
             if "refused" in result:
                 raise InvalidInputError(result["refused"])
@@ -137,6 +131,7 @@ def _write_job(job: ExportJob, folder: Path, work: Path, *, is_written: bool) ->
     sources: tuple[str, ...] = ()
     if not is_written:
         model = job.model.model
+        check_configs(model)
         model.save(work / "model.keras")
         with ZipFile(work / "model.keras") as archive:
             config = archive.read("config.json").decode("utf-8")
@@ -169,40 +164,3 @@ def find_routes(export_format: ExportFormat) -> list[Route]:
     running = keras.backend.backend()
     backends = getattr(export_format, "backends", (running,))
     return [InProcess(name) if name == running else InChild(name) for name in backends]
-
-
-def _run_child(work: Path, backend_name: str, say: Say) -> None:
-    temporary = (
-        work / "temporary"
-    )  # So that what it leaves there when it is killed goes with `work`.
-    temporary.mkdir()
-    environment = {
-        **os.environ,
-        "TMPDIR": str(temporary.resolve()),
-        "KERAS_BACKEND": backend_name,
-        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
-        "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
-    }
-    command = [sys.executable, "-m", "keras_deepseek.deploy.child", str(work)]
-    with (
-        (work / "errors.txt").open("w+", encoding="utf-8", errors="replace") as errors,
-        subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.PIPE,  # By its end the child knows of this process's.
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        ) as child,
-    ):
-        try:
-            for line in child.stdout or ():
-                if line.startswith(CHILD_MARK):
-                    say(line.removeprefix(CHILD_MARK).strip())
-        except BaseException:
-            child.kill()
-            raise
-        if child.wait():
-            errors.seek(0)
-            last_lines = "\n".join(errors.read().strip().splitlines()[-5:])
-            raise ExportError(f"the process ended with code {child.returncode}: {last_lines}")

@@ -143,10 +143,10 @@ def test_what_a_child_leaves_among_temporary_files_is_removed(tmp_path, job_of):
 WAITING_FOR_A_CHILD = """
 import sys
 from pathlib import Path
-from keras_deepseek.deploy.routes import _run_child
+from keras_deepseek.deploy.child_process import run_in_child
 
 try:
-    _run_child(Path(sys.argv[1]), sys.argv[2], print)
+    run_in_child(Path(sys.argv[1]), sys.argv[2], print)
 finally:
     Path(sys.argv[1], "job.json").read_text()  # So that who writes there does not wait for ever.
 """

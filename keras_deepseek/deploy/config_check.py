@@ -1,0 +1,80 @@
+"""Whether the classes of a model can be made again from their configs, in another process.
+
+Keras says of one that can't only that it "could not be deserialized properly", once the process has
+started.
+"""
+
+import inspect
+from collections.abc import Iterator
+
+import keras
+
+from keras_deepseek.artifacts.errors import ExportError
+from keras_deepseek.backend.keras_internals import functional_graph
+
+
+def check_configs(model: keras.Model) -> None:
+    """Raises an error that says what to change in classes that can't be made again.
+
+    Args:
+        model: `keras.Model`.
+
+    Raises:
+        ExportError: There are such classes.
+    """
+    problems = dict.fromkeys(_find_problems(model))
+    if problems:
+        raise ExportError(f"another process can't make the model again: {'; '.join(problems)}")
+
+
+def _find_problems(layer: keras.Layer) -> Iterator[str]:
+    graph = functional_graph(layer)
+    if graph is not None:
+        for operation in graph.operations:
+            if isinstance(operation, keras.Layer) and operation is not layer:
+                yield from _find_problems(operation)
+    elif problem := _find_problem(layer):
+        yield problem
+
+
+def _find_problem(layer: keras.Layer) -> str | None:
+    kind = type(layer)
+    if kind.__module__.partition(".")[0] == "keras" or not _is_keras_s(kind, "from_config"):
+        return None
+    try:
+        config = layer.get_config()
+    except NotImplementedError:
+        arguments = [each.name for each in _arguments(kind)]
+        return (
+            f"class {kind.__name__} has no get_config(). Add one that returns "
+            f"{{**super().get_config(), ...}} with each argument of its __init__ ("
+            f"{', '.join(arguments)}), and let __init__ hand **kwargs on to super().__init__"
+        )
+    parameters = inspect.signature(kind.__init__).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    unknown = [name for name in config if name not in parameters]
+    if unknown and not takes_any:
+        return (
+            f"__init__ of class {kind.__name__} does not take {', '.join(map(repr, unknown))}. "
+            "Write `def __init__(self, ..., **kwargs)` with `super().__init__(**kwargs)` in it"
+        )
+    needed = [each.name for each in _arguments(kind) if each.default is each.empty]
+    missing = [name for name in needed if name not in config]
+    if missing:
+        return (
+            f"get_config() of class {kind.__name__} leaves out {', '.join(map(repr, missing))}. "
+            "Return each argument of __init__ in it, beside those of super().get_config()"
+        )
+    return None
+
+
+def _arguments(kind: type) -> list[inspect.Parameter]:
+    """Returns the arguments of a class's `__init__` that have a name."""
+    parameters = [*inspect.signature(kind.__init__).parameters.values()][1:]
+    return [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+
+
+def _is_keras_s(kind: type, method: str) -> bool:
+    """Returns whether a class has a method from Keras, and not one of its own."""
+    home = next(each for each in kind.__mro__ if method in vars(each))
+    return home.__module__.partition(".")[0] == "keras"

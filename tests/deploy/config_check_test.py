@@ -1,0 +1,76 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.errors import ExportError
+from keras_deepseek.deploy.config_check import check_configs
+
+
+class Own(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.scores = keras.layers.Dense(2)
+
+    def call(self, inputs):
+        return self.scores(inputs)
+
+
+class WithFunction(Own):
+    def __init__(self, function, **options):
+        super().__init__()
+        self.function = function
+
+
+class Forgetful(Own):
+    def __init__(self, units, **options):
+        super().__init__()
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+class Block(keras.layers.Layer):
+    def __init__(self, size):
+        super().__init__()
+        self.inner = keras.layers.Dense(size)
+
+    def call(self, inputs):
+        return self.inner(inputs)
+
+
+class Whole(Own):
+    """Makes its `Block` itself, so that nobody has to know how."""
+
+    def __init__(self, **options):
+        super(Own, self).__init__(**options)
+        self.scores = Block(3)
+
+
+def graph_of(layer):
+    inputs = keras.Input((3,))
+    inner = keras.Model(inputs, layer(inputs))
+    outer = keras.Input((3,))
+    return keras.Model(outer, inner(outer))
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (Own, r"__init__ of class Own does not take .*'trainable'.*Write `def __init__\(self, .*"),
+        (lambda: WithFunction(lambda x: x), r"WithFunction has no get_config.*\(function\)"),
+        (lambda: Forgetful(3), "get_config.. of class Forgetful leaves out 'units'"),
+        (lambda: graph_of(Block(4)), "__init__ of class Block does not take"),
+    ],
+)
+def test_it_is_said_what_to_change_in_a_class(make, match):
+    model = make()
+    model(np.ones((1, 3), "float32"))
+    with pytest.raises(ExportError, match=match):
+        check_configs(model)
+
+
+@pytest.mark.parametrize("make", [Whole, lambda: graph_of(keras.layers.Dense(2))])
+def test_what_can_be_made_again_passes(make):
+    model = make()
+    model(np.ones((1, 3), "float32"))
+    check_configs(model)
