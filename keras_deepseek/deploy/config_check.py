@@ -44,21 +44,21 @@ def _find_problem(layer: keras.Layer) -> str | None:
     try:
         config = layer.get_config()
     except NotImplementedError:
-        arguments = [each.name for each in _arguments(kind)]
+        arguments = [each.name for each in _named(_parameters(kind))]
         return (
             f"class {kind.__name__} has no get_config(). Add one that returns "
             f"{{**super().get_config(), ...}} with each argument of its __init__ ("
             f"{', '.join(arguments)}), and let __init__ hand **kwargs on to super().__init__"
         )
-    parameters = inspect.signature(kind.__init__).parameters
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    unknown = [name for name in config if name not in parameters]
+    parameters = _parameters(kind)
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    unknown = [name for name in config if name not in {each.name for each in parameters}]
     if unknown and not takes_any:
         return (
             f"__init__ of class {kind.__name__} does not take {', '.join(map(repr, unknown))}. "
             "Write `def __init__(self, ..., **kwargs)` with `super().__init__(**kwargs)` in it"
         )
-    needed = [each.name for each in _arguments(kind) if each.default is each.empty]
+    needed = [each.name for each in _named(parameters) if each.default is each.empty]
     missing = [name for name in needed if name not in config]
     if missing:
         return (
@@ -68,13 +68,22 @@ def _find_problem(layer: keras.Layer) -> str | None:
     return None
 
 
-def _arguments(kind: type) -> list[inspect.Parameter]:
-    """Returns the arguments of a class's `__init__` that have a name."""
-    parameters = [*inspect.signature(kind.__init__).parameters.values()][1:]
+def _parameters(kind: type) -> list[inspect.Parameter]:
+    """Returns the arguments of a class's `__init__`."""
+    init = vars(_home(kind, "__init__"))["__init__"]
+    return [*inspect.signature(init).parameters.values()][1:]
+
+
+def _named(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
+    """Returns those that are neither `*args` nor `**kwargs`."""
     return [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+
+
+def _home(kind: type, method: str) -> type:
+    """Returns the class that a class has a method from."""
+    return next(each for each in kind.__mro__ if method in vars(each))
 
 
 def _is_keras_s(kind: type, method: str) -> bool:
     """Returns whether a class has a method from Keras, and not one of its own."""
-    home = next(each for each in kind.__mro__ if method in vars(each))
-    return home.__module__.partition(".")[0] == "keras"
+    return _home(kind, method).__module__.partition(".")[0] == "keras"

@@ -25,7 +25,7 @@ from keras_deepseek.backend.output_layers import layers_by_output
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact, RouteResult
 from keras_deepseek.deploy.failure_reason import DISK_IS_FULL, failure_reason
 from keras_deepseek.deploy.formats.export_format import ExportFormat
-from keras_deepseek.deploy.routes import InChild, InProcess, Route, find_routes
+from keras_deepseek.deploy.routes import InChild, InProcess, Route, check_packages, find_routes
 from keras_deepseek.deploy.ties import redraw_tie
 from keras_deepseek.deploy.verify import agreements, compare
 
@@ -73,6 +73,7 @@ def make_artifact(job: ExportJob, folder: Path, say: Callable[[str], None]) -> M
         try:
             if check := getattr(job.export_format, "check_backend", None):
                 check(job.model, route.backend)
+            check_packages(job.export_format, route)
             _check_products(job, route)
             result = route.export(job, folder, lambda stage: say(f"{format_name}: {stage}"))
             _check_entry(job.export_format, folder)
@@ -170,21 +171,24 @@ def _infer_first(
 
 
 def _failure(job: ExportJob, passed_over: list[str], missing: list[MissingExtraError]) -> str:
+    name = f"{job.model.model.name!r} can't be exported as {job.export_format.name}"
+    if len(missing) == len(passed_over):
+        own = f"for the {keras.backend.backend()} backend"
+        first = next((error for error in missing if own in str(error)), missing[0])
+        return (
+            f"{name} for want of `{first.package}`: pip install 'keras_deepseek[{first.extra}]' is "
+            "enough."
+        )
     routes: dict[str, list[str]] = {}
     for each in passed_over:  # What holds for several routes is said once.
         route, _, reason = each.removeprefix("through ").partition(": ")
         routes.setdefault(reason, []).append(route)
     told = [f"through {' and '.join(names)}: {reason}" for reason, names in routes.items()]
-    message = (
-        f"{job.model.model.name!r} can't be exported as {job.export_format.name}: "
-        f"{'; '.join(told).rstrip('.')}."
-    )
-    extras = sorted({error.extra for error in missing})
+    message = f"{name}: {'; '.join(told).rstrip('.')}."
+    extras = list(dict.fromkeys(error.extra for error in missing))
+    for extra in extras:  # It is said once, at the end.
+        message = message.replace(f" Install it with: pip install 'keras_deepseek[{extra}]'", "")
     if extras:
-        for extra in extras:  # It is said once, at the end.
-            message = message.replace(
-                f" Install it with: pip install 'keras_deepseek[{extra}]'", ""
-            )
         commands = " or ".join(f"pip install 'keras_deepseek[{extra}]'" for extra in extras)
         message += f" A route is not there for want of a package: {commands}."
     return message

@@ -111,9 +111,6 @@ class InChild:
         return self._send(job, folder, lambda _: None, is_written=True)
 
     def _send(self, job: ExportJob, folder: Path, say: Say, *, is_written: bool) -> RouteResult:
-        if importlib.util.find_spec(self.backend) is None:
-            extra = getattr(job.export_format, "extras", {}).get(self.backend, self.backend)
-            raise MissingExtraError(self.backend, extra, f"to export through {self.name}")
         with temporary_folder("keras_deepseek_export") as work:
             _write_job(job, folder, work, is_written=is_written)
             run_in_child(work, self.backend, lambda stage: say(f"{stage}, in {self.name}"))
@@ -124,6 +121,24 @@ class InChild:
                 raise ExportError(result["error"])
             outputs = load_batches(work / "outputs.npz") if result["ran"] else None
         return RouteResult(result["how"], outputs, result["reason"])
+
+
+def check_packages(export_format: ExportFormat, route: Route) -> None:
+    """Raises an error where a package is missing that a route takes, before anything is begun.
+
+    Args:
+        export_format: `ExportFormat`.
+        route: `Route` to it.
+
+    Raises:
+        MissingExtraError: One is not installed; its extra is what is enough for the whole route.
+    """
+    needed = {route.backend: route.backend}
+    needed |= getattr(export_format, "packages", {}).get(route.backend, {})
+    missing = {name: needed[name] for name in needed if importlib.util.find_spec(name) is None}
+    if missing:
+        extras = ",".join(sorted({*missing.values()}))
+        raise MissingExtraError(next(iter(missing)), extra=extras, purpose=f"for {route.name}")
 
 
 def _write_job(job: ExportJob, folder: Path, work: Path, *, is_written: bool) -> None:

@@ -19,15 +19,17 @@ class ExportFormat(Protocol):
 
     A format may have `backends`, a tuple of the names of those that can write it, in the order in
     which they are tried; without it the one that runs is. Others load the model in a process of
-    their own, to which a format of the user's is sent by `cloudpickle`. And it may have a
-    `runtime`, the name of the backend that its `run` takes, where not every one will do;
-    `load`, which returns for a folder the function of a batch that `run` calls for each: with it
-    latencies are compared; `further_outputs`, a function from the model's outputs of a batch to
-    what `run` gives beside them, and `signatures`, the names of all that is compared so, for the
-    report; `check_signature`, a function of the model's signature that raises an
-    `InvalidInputError`, before any work is done, where the format has no such names or shapes; and
-    `check_backend`, a function of the model and of the name of a backend that raises a
-    `NotSupportedError` where that is known not to write it, an `InvalidInputError` where none does.
+    their own, to which a format of the user's is sent by `cloudpickle`. `packages` has by backend
+    the modules that it takes to write the format, each with the extra that brings it: where one is
+    missing, nothing is begun. It may have a `runtime`, the name of the backend that its `run`
+    takes, where not every one will do; `load`, which returns for a folder the function of a batch
+    that `run` calls for each: with it latencies are compared; `further_outputs`, a function from
+    the model's outputs of a batch to what `run` gives beside them, and `signatures`, the names of
+    all that is compared so, for the report; `check_signature`, a function of the model's signature
+    that raises an `InvalidInputError`, before any work is done, where the format has no such names
+    or shapes; and `check_backend`, a function of the model and of the name of a backend that raises
+    a `NotSupportedError` where that is known not to write it, an `InvalidInputError` where none
+    does.
     """
 
     name: str

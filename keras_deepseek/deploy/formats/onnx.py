@@ -32,6 +32,8 @@ from keras_deepseek.deploy.onnx_passes.simplify import simplify
 from keras_deepseek.deploy.onnx_passes.to_bfloat16 import to_bfloat16
 from keras_deepseek.deploy.onnx_passes.wrap_integers import wrap_integers
 
+_ALWAYS = {"onnx": "onnx", "onnxruntime": "onnx"}
+
 
 class OnnxFormat:
     """Writes ONNX by the exporter of the backend that runs, and what follows on the graph.
@@ -61,8 +63,13 @@ class OnnxFormat:
     suffix = ".onnx"
     entry = "model.onnx"
     backends = ("tensorflow", "jax", "torch")
-    extras = MappingProxyType({"jax": "onnx-jax"})
-    """The extra that brings what a backend writes by, where it has another name."""
+    packages = MappingProxyType(
+        {
+            "tensorflow": _ALWAYS | {"tf2onnx": "onnx"},
+            "jax": _ALWAYS | {"jax2onnx": "onnx-jax"},
+            "torch": _ALWAYS | {"onnxscript": "onnx"},
+        }
+    )
 
     def __init__(
         self,

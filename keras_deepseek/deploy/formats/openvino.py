@@ -4,6 +4,7 @@ It is no built-in format: it is registered as one of the user's own is, and show
 """
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
@@ -33,7 +34,9 @@ class OpenVINOFormat:
     suffix = ""
     entry = "model.xml"
     backends = OnnxFormat.backends
-    extras = OnnxFormat.extras
+    packages = MappingProxyType(
+        {name: {**each, "openvino": "openvino"} for name, each in OnnxFormat.packages.items()}
+    )
 
     def __init__(self, opset: int = 18) -> None:
         self._onnx = OnnxFormat(opset)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from keras_deepseek import backend
@@ -39,6 +40,7 @@ class SavedModelFormat:
     suffix = ""
     entry = "."
     backends = ("tensorflow", "jax")
+    packages = MappingProxyType({"jax": {"tensorflow": "tensorflow"}})
     runtime = "tensorflow"
 
     def __init__(
