@@ -33,7 +33,8 @@ class ServingEngine(InProcessEngine):
     The engine starts at its first use, or by `start` or `with`. Starting runs the model once for
     every batch size that it will see, so that no request pays for compilation; that needs inputs
     whose axes are all fixed but the first, or `padding`. Other models with a free axis compile when
-    its lengths are first met.
+    its lengths are first met. A model that mixes the rows of a batch, so that answers depend on who
+    shares it, is warned of.
 
     Args:
         model: A built `keras.Model`, or an `Executor`; or the path of a bundle, of a SavedModel's
@@ -65,7 +66,8 @@ class ServingEngine(InProcessEngine):
             it may hold up others (`max_concurrent_batches`). Defaults to `60.0`.
         padding: `Padding`. What requests of unequal lengths are filled with, to share batches.
             Defaults to `None`: they don't.
-        warm_up: boolean. Whether starting runs the model for every batch size. Defaults to `True`.
+        warm_up: boolean. Whether starting runs the model, for every batch size and to see that it
+            does not mix rows. Defaults to `True`.
         cache_entries: integer. How many answers of each version are kept for inputs that come
             again: for models that always answer the same. Defaults to `0`: none.
         custom_objects_from: sequence of module names or `.py` files that define the custom classes

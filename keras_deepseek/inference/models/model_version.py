@@ -3,11 +3,12 @@
 `served_model` holds the versions of a model; `in_process_engine` sends requests to them.
 """
 
+import contextlib
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -25,9 +26,16 @@ from keras_deepseek.inference.executors.isolated_model import IsolatedModel
 from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.models.response_cache import ResponseCache
-from keras_deepseek.inference.models.warm_up import check_padding, run_every_size
+from keras_deepseek.inference.models.warm_up import (
+    check_padding,
+    find_row_dependence,
+    run_every_size,
+)
 
 _logger = logging.getLogger(__name__)
+
+_LENGTH = 16
+"""Of free axes whose lengths nobody has told."""
 
 State = Literal["LOADING", "AVAILABLE", "UNLOADING", "END"]
 """TF Serving's words for where a version is in its life."""
@@ -226,6 +234,24 @@ class ModelVersion:
         if self._padder is not None:
             check_padding(self._executors[0], self._padder, lengths, buckets[0])
         run_every_size(self._executors, buckets, lengths, self._batcher.batch_time)
+        self._warn_of_row_dependence(lengths)
+
+    def _warn_of_row_dependence(self, lengths: Sequence[int]) -> None:
+        """Logs a warning where the answer to a row depends on those that share its batch."""
+        executor = self._executors[0]
+        sizes = [size for spec in executor.signature.inputs for size in spec.shape[1:]]
+        is_free = None in sizes and not lengths
+        if is_free and isinstance(executor, IsolatedModel):
+            return  # A length that it does not take might end its process.
+        with contextlib.suppress(*((Exception,) if is_free else ())):
+            length = lengths[0] if lengths else _LENGTH
+            if found := find_row_dependence(executor, self._batcher.buckets, length):
+                _logger.warning(
+                    "Answers of model %r depend on which requests share a batch: %s. It mixes the "
+                    "rows of a batch, as a product or mean over its first axis does. Mend the "
+                    "model, or serve one row at a time, with max_batch_size=1.",
+                    *(self.name, found),
+                )
 
     @staticmethod
     def _fill(
