@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from example_tests.killed_training import KillAt, KilledError, assert_same
 from keras_deepseek.models import enable_lora, merge_lora
 from keras_deepseek.training import Trainer
 
@@ -31,23 +32,6 @@ IDS = RANDOM.integers(5, 11, (NUM_ROWS, LENGTH))
 MASK = np.ones((NUM_ROWS, LENGTH), "int32")
 CLASSES = RANDOM.integers(0, 2, NUM_ROWS)
 IMAGES = RANDOM.integers(0, 256, (NUM_ROWS, 16, 16, 3)).astype("float32")
-
-
-class KilledError(Exception):
-    """Stands for the end of the process."""
-
-
-class KillAt(keras.callbacks.Callback):
-    """Ends a training in the middle of an epoch."""
-
-    def __init__(self, step):
-        super().__init__()
-        self.left = step
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if not self.left:
-            raise KilledError
 
 
 def bert(*, has_preprocessor):
@@ -119,11 +103,6 @@ def train_arguments():
         "optimizer": keras.optimizers.Adam(1e-3),
         "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     }
-
-
-def assert_same(one, other, tolerance=0.0):
-    for each, expected in zip(one.get_weights(), other.get_weights(), strict=True):
-        np.testing.assert_allclose(each, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_it_trains_as_by_its_own_fit(task):

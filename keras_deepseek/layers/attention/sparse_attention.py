@@ -24,6 +24,7 @@ from keras_deepseek.layers.attention.key_value_cache import (
     append_to_cache,
     make_cache,
 )
+from keras_deepseek.layers.attention.self_attention_call import read_self_attention
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.token_dim import read_dim
 
@@ -67,6 +68,9 @@ class SparseAttention(keras.Layer):
     blocks that sees most, and no more. Blocks are counted by slots, padding included: pad on the
     right where more than a window is shown.
 
+    It takes the place of `keras.layers.MultiHeadAttention` where that is self-attention: the call
+    `layer(x, x)`, with `value=`, `key=`, masks of tokens and a `use_causal_mask=` that is the
+    layer's own, is the same. Another `value`, an `attention_mask` and the scores are refused.
     `query_dense`, `key_dense`, `value_dense` and `output_dense` are `keras.layers.EinsumDense`,
     with the names and shapes of those in `keras.layers.MultiHeadAttention`: weights can be set from
     one to the other, and a `keras.distribution.LayoutMap` finds `.../query/kernel` and the like.
@@ -229,6 +233,10 @@ class SparseAttention(keras.Layer):
         cache = make_cache(batch_size, max_length, entries, self.compute_dtype)
         plan_rows(self._layout, int(max_length))  # A layout that is given may be too small.
         return cache
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = read_self_attention(self, args, kwargs)
+        return super().__call__(*args, **kwargs)
 
     def call(
         self,

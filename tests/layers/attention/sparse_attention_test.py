@@ -361,3 +361,52 @@ def test_a_sequence_beyond_the_given_layout_is_refused():
         layer(np.ones((1, 13, 4), "float32"))
     with pytest.raises(InvalidInputError, match=r"sequence of 4 blocks\. Give a larger layout"):
         layer(keras.Input((13, 4)))
+
+
+def test_it_takes_the_place_of_multi_head_attention_with_its_weights():
+    sparse, inputs = make(sliding_window=64, dropout=0.0)
+    dense = keras.layers.MultiHeadAttention(2, 4)
+    mask = np.arange(22) < [[22], [15]]
+    expected = dense(inputs, inputs, key_mask=mask)
+    sparse.build(inputs.shape)
+    for name in ("query", "key", "value", "output"):
+        getattr(sparse, f"{name}_dense").set_weights(getattr(dense, f"_{name}_dense").get_weights())
+    for received in (
+        sparse(inputs, inputs, inputs, key_mask=mask),
+        sparse(query=inputs, value=inputs, query_mask=mask, use_causal_mask=False),
+        sparse(inputs, value=inputs, mask=mask, return_attention_scores=False),
+        sparse(inputs, mask),
+    ):
+        assert_close(to_numpy(received)[0], to_numpy(expected)[0], 1e-4)
+        assert_close(to_numpy(received)[1, :15], to_numpy(expected)[1, :15], 1e-4)
+
+
+def test_a_graph_of_the_same_call_is_saved_and_trains_in_half_precision(tmp_path):
+    inputs = keras.Input((None, 6))
+    hidden = SparseAttention(**WINDOW, name="attention", dtype="mixed_bfloat16")(inputs, inputs)
+    model = keras.Model(inputs, keras.layers.Add()([inputs, hidden]))
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    x = np.ones((2, 9, 6), "float32")
+    np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"value": np.ones((2, 22, 6), "float32")}, "query, value and key are one tensor"),
+        ({"attention_mask": np.ones((2, 22, 22), bool)}, "takes no `attention_mask`"),
+        ({"return_attention_scores": True}, "returns no scores"),
+        ({"use_causal_mask": True}, "was made with use_causal_mask=False"),
+    ],
+)
+def test_a_call_of_multi_head_attention_that_it_has_no_answer_to_is_refused(options, match):
+    layer, inputs = make()
+    with pytest.raises(InvalidInputError, match=match):
+        layer(inputs, **options)
+
+
+def test_cross_attention_by_position_is_refused():
+    layer, inputs = make()
+    with pytest.raises(InvalidInputError, match="query, value and key are one tensor"):
+        layer(inputs, inputs + 1)

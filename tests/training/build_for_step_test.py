@@ -1,0 +1,84 @@
+import keras
+import numpy as np
+from keras import ops
+
+from keras_deepseek.training import Trainer
+from tests.oracles.own_step import apply, train_killed_and_whole
+
+# Batches of anchors and positives.
+PAIRS = np.random.default_rng(0).normal(size=(6, 2, 5, 8)).astype("float32")
+IS_JAX = keras.backend.backend() == "jax"
+
+
+class Embedding(keras.Model):
+    """A metric learner, whose batch is two of what it is called on."""
+
+    def compute(self, data):
+        anchors, positives = data[0][0], data[0][1]  # Keras makes a tuple of `x`.
+        products = ops.matmul(self(anchors), ops.transpose(self(positives)))
+        labels = ops.arange(5)
+        loss = self.compute_loss(None, labels, products)
+        return loss, self.compute_metrics(None, labels, products)
+
+    if IS_JAX:
+
+        def train_step(self, state, data):
+            groups = (
+                self.trainable_variables,
+                self.non_trainable_variables,
+                self.optimizer.variables,
+                self.metrics_variables,
+            )
+            mapping = [
+                pair for each in zip(groups, state, strict=True) for pair in zip(*each, strict=True)
+            ]
+            with keras.StatelessScope(mapping) as scope:
+                logs = self.make_step(data)
+            return logs, tuple(
+                [scope.get_current_value(variable) for variable in group] for group in groups
+            )
+
+    else:
+
+        def train_step(self, data):
+            return self.make_step(data)
+
+    def make_step(self, data):
+        logs = {}
+
+        def compute():
+            loss, found = self.compute(data)
+            logs.update(found)
+            return loss
+
+        states = [*self.non_trainable_variables, *self.metrics_variables]
+        loss = apply(self.optimizer, compute, self.trainable_variables, states)
+        self._loss_tracker.update_state(loss)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+
+def make_embedding():
+    inputs = keras.Input((8,))
+    model = Embedding(inputs, keras.layers.Dense(3)(inputs))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.1), loss, metrics=["accuracy"])
+    return model
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return len(PAIRS)
+
+    def __getitem__(self, index):
+        return PAIRS[index]
+
+
+def test_a_model_that_takes_its_batch_apart_trains_and_resumes(tmp_path):
+    history = Trainer(make_embedding, seed=3).fit(Batches(), epochs=8, verbose=0).history
+    assert set(history) == {"loss", "accuracy"}
+    assert history["loss"][-1] < history["loss"][0]
+    if keras.backend.backend() == "torch":  # Where its metrics are made by the first step.
+        return
+    resumed, whole = train_killed_and_whole(make_embedding, tmp_path, Batches())
+    for one, other in zip(resumed.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
