@@ -10,6 +10,7 @@ import pytest
 from example_tests.killed_training import KillAt, KilledError, assert_same
 from keras_deepseek.models import enable_lora, merge_lora
 from keras_deepseek.training import Trainer
+from tests.oracles.own_step import apply
 
 keras_hub = pytest.importorskip("keras_hub", reason="tox -e examples has it.")
 pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
@@ -166,3 +167,73 @@ def test_a_lora_is_trained_and_merged(name):
     assert np.abs(tuned - before).max() > 0
     merge_lora(model.backbone)
     np.testing.assert_allclose(model.predict(x, verbose=0), tuned, 1e-3, 1e-4)
+
+
+class OwnLoss(keras_hub.models.BertTextClassifier):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        losses = keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True)
+        return 2 * keras.ops.mean(losses)
+
+
+class OwnStep(keras_hub.models.BertTextClassifier):
+    """Makes its step itself, by the state that each backend hands to one."""
+
+    def make_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+
+        def compute():
+            return self.compute_loss(x, y, self(x, training=True), sample_weight)
+
+        states = [*self.non_trainable_variables, *self.metrics_variables]
+        loss = apply(self.optimizer, compute, self.trainable_variables, states)
+        self._loss_tracker.update_state(loss)
+        return self.get_metrics_result()
+
+    if keras.backend.backend() == "jax":
+
+        def train_step(self, state, data):
+            groups = (
+                self.trainable_variables,
+                self.non_trainable_variables,
+                self.optimizer.variables,
+                self.metrics_variables,
+            )
+            mapping = [
+                pair
+                for variables, values in zip(groups, state, strict=True)
+                for pair in zip(variables, values, strict=True)
+            ]
+            with keras.StatelessScope(mapping) as scope:
+                logs = self.make_step(data)
+            return logs, tuple(
+                [scope.get_current_value(variable) for variable in group] for group in groups
+            )
+
+    else:
+
+        def train_step(self, data):
+            return self.make_step(data)
+
+
+@pytest.mark.parametrize("kind", [OwnLoss, OwnStep])
+@pytest.mark.parametrize("name", ["bert, texts", "bert, ids"])
+def test_a_task_with_a_loss_or_a_step_of_its_own_trains_on_the_same_data(kind, name, tmp_path):
+    make, has_preprocessor, x, y = TASKS[name]
+
+    def make_task():
+        keras.utils.set_random_seed(7)
+        task = make(has_preprocessor=has_preprocessor)
+        return kind(
+            backbone=task.backbone, num_classes=2, preprocessor=task.preprocessor, dropout=0.0
+        )
+
+    by_keras = make_task()
+    by_keras.compile(**train_arguments())
+    options = {"batch_size": 4, "epochs": 2}
+    expected = by_keras.fit(x, y, **options, shuffle=False, verbose=0).history["loss"]
+    for arguments in ({}, {"fp16_enabled": True}, {"checkpoint_dir": tmp_path}):
+        trainer = Trainer(make_task(), **train_arguments(), **arguments)
+        losses = trainer.fit(x, y, **options, shuffle=False, verbose=0).history["loss"]
+        np.testing.assert_allclose(losses, expected, rtol=2e-3)
+    assert len(list(Trainer(make_task(), **train_arguments()).steps(x, y, **options))) == 8
+    assert Trainer(make_task(), **train_arguments()).find_learning_rate(x, y, batch_size=4)
