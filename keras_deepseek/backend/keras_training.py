@@ -183,7 +183,7 @@ def _in_float32(tensor: Any) -> Any:
 def update_metrics(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
     """Tells the metrics of a compiled model of a batch; an override of `compute_metrics` is heeded.
 
-    Nothing is differentiated through them.
+    They get outputs in float32. Nothing is differentiated through them.
     """
 
     def detach(output: Any) -> Any:
@@ -191,7 +191,7 @@ def update_metrics(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weigh
         mask = keras.src.backend.get_keras_mask(output)
         if mask is not None:
             keras.src.backend.set_keras_mask(detached, mask)
-        return detached
+        return _in_float32(detached)
 
     y_pred = keras.tree.map_structure(detach, y_pred)
     if type(model).compute_metrics is not keras.Model.compute_metrics:

@@ -69,6 +69,10 @@ def training_policy(
         ) from error
 
 
+_ADVICE = (
+    "The step computes by {!r}. A layer that can't, as one that draws random numbers or transforms "
+    "in float32, keeps its own dtype by its name: Trainer(..., float32_layers=['NAME'])."
+)
 _SLOW_ON_JAX_CPU = (
     keras.layers.RNN,
     keras.layers.Conv1D,
@@ -136,8 +140,13 @@ def step_in_precision(
         if not layers:  # Now, not earlier: the first step finds every layer built.
             layers.extend(_layers_to_switch(model, policy, float32_layers))
             uncast.extend(layers_before_embeddings(model))
-        with lent_policy(layers, policy, uncast=uncast), losses_in_float32(model):
-            return train_step(*arguments)
+        try:
+            with lent_policy(layers, policy, uncast=uncast), losses_in_float32(model):
+                return train_step(*arguments)
+        except Exception as error:
+            if any(word in str(error).lower() for word in ("float16", "half")):
+                error.add_note(_ADVICE.format(policy.name))
+            raise
 
     return step
 

@@ -81,9 +81,9 @@ def test_a_step_is_lent():
 
 def test_an_optimizer_knows_what_it_was_built_for():
     model = build()
-    assert optimized_variables(model) == model.trainable_variables
+    assert optimized_variables(model.optimizer) == model.trainable_variables
     model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD()), "mse")
-    assert optimized_variables(model) is None
+    assert optimized_variables(model.optimizer) is None
 
 
 def test_a_model_is_called_in_training_mode_where_it_knows_one():

@@ -354,3 +354,33 @@ def test_convolutions_on_jax_s_cpu_stay_in_float32_and_it_is_said(layer, capsys)
     assert (trainer.policy is None) is stays
     forced = Trainer(model, optimizer="sgd", loss="mse", precision="mixed_bfloat16")
     assert forced.policy.name == "mixed_bfloat16"
+
+
+def test_an_error_of_half_precision_says_how_a_layer_is_left_out():
+    class Failing(keras.layers.Layer):
+        def call(self, inputs):
+            if keras.backend.standardize_dtype(inputs.dtype) == "bfloat16":
+                raise TypeError("'dot' has type bfloat16 that does not match float32")
+            return inputs
+
+    layers = [keras.Input((4,)), keras.layers.Dense(3), Failing(name="failing")]
+    model = keras.Sequential(layers)
+    arguments = {"optimizer": "sgd", "loss": "mse", "precision": "mixed_bfloat16"}
+    with pytest.raises((TypeError, RuntimeError), match="bfloat16") as raised:
+        Trainer(model, **arguments).fit(X, np.ones((8, 3)), verbose=0)
+    assert any("float32_layers=" in note for note in raised.value.__notes__)
+    trainer = Trainer(model, **arguments, float32_layers=["failing"])
+    assert trainer.fit(X, np.ones((8, 3)), verbose=0).history["loss"]
+
+
+def test_metrics_get_outputs_in_float32():
+    """TensorFlow finds no best classes in bfloat16."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+    trainer = Trainer(
+        model,
+        optimizer="sgd",
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[keras.metrics.SparseTopKCategoricalAccuracy(5, name="top_5")],
+        precision="mixed_bfloat16",
+    )
+    assert trainer.fit(X, Y, verbose=0).history["top_5"] == [1.0]
