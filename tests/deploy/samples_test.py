@@ -207,3 +207,15 @@ def test_no_batch_is_longer_than_a_table_of_positions(num_positions):
     lengths = [next(iter(batch.values())).shape[1] for batch in batches]
     assert max(lengths) == num_positions
     assert len(set(lengths)) > 3
+
+
+def test_a_batch_that_is_shorter_than_a_convolution_is_not_verified_on(tmp_path):
+    from keras import Input, Model, layers
+
+    from keras_deepseek.deploy import Exporter
+
+    x = Input((None, 3))
+    hidden = layers.Conv1D(4, 7, strides=3)(layers.Conv1D(4, 7, strides=3)(x))
+    model = Model(x, layers.Dense(1, activation="sigmoid")(layers.GlobalMaxPooling1D()(hidden)))
+    report = Exporter(model, "onnx", verbose=False).export(tmp_path / "bundle")
+    assert report.verification.state == "verified"

@@ -1,10 +1,14 @@
 """A Keras model as one traced TensorFlow function."""
 
+import keras
 import tensorflow as tf
 
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.gradient_free import without_gradients
+from keras_deepseek.backend.keras_internals import leaving_no_nodes
 from keras_deepseek.backend.named_model import NamedModel
+
+_OF_NEGATIVE_SIZES = ("Negative dimension size", "size would be zero or negative")
 
 
 def compile_inference(model: NamedModel) -> InferenceFunction:
@@ -32,8 +36,23 @@ def plain_inference(model: NamedModel) -> InferenceFunction:
     """Returns the model as a function of NumPy arrays, computed at each batch's own sizes."""
 
     def infer(inputs: dict[str, Array]) -> dict[str, Array]:
+        _refuse_negative_sizes(model, inputs)
         # Not by a graph of free sizes, which some layers compute otherwise: `TimeDistributed`.
         tensors = {name: tf.convert_to_tensor(array) for name, array in inputs.items()}
         return {name: tensor.numpy() for name, tensor in model(tensors).items()}
 
     return infer
+
+
+def _refuse_negative_sizes(model: NamedModel, inputs: dict[str, Array]) -> None:
+    """Raises an error where a convolution or pooling is wider than what it is to go over.
+
+    TensorFlow computes something there, another thing each time.
+    """
+    symbols = {name: keras.KerasTensor(each.shape, each.dtype) for name, each in inputs.items()}
+    try:
+        with leaving_no_nodes(model.model):
+            model(symbols)
+    except Exception as error:
+        if any(words in str(error) for words in _OF_NEGATIVE_SIZES):
+            raise
