@@ -173,6 +173,13 @@ class Backend(Protocol):
         Moving averages that have become the weights share theirs, which JAX does not take.
         """
 
+    def keeping_variables(self, model: "keras.Model") -> "AbstractContextManager[object]":
+        """Returns a context out of which no error leaves a compiled model without its variables.
+
+        Keras on JAX takes them away while it goes over batches, and forgets them where the first
+        one fails.
+        """
+
     def make_train_function(
         self,
         model: "keras.Model",

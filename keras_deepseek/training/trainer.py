@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from keras_deepseek import backend
 from keras_deepseek.artifacts.argument_check import check_boolean, check_file_path
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.errors import (
@@ -589,7 +590,7 @@ class Trainer(Trials):
         """
         check_data(x, None, "test data")
         refuse_no_test_loss(self.model)
-        with self._placement.in_use(self.model):
+        with self._placement.in_use(self.model), backend.current().keeping_variables(self.model):
             return evaluate_together(self.model, x, y, batch_size, self._processes, **options)
 
     def predict(self, x: Any, batch_size: int | None = None, **options: Any) -> Any:
@@ -603,7 +604,7 @@ class Trainer(Trials):
         """
         check_data(x, None, "data to predict")
         options |= given_alone(batch_size=batch_size)
-        with self._placement.in_use(self.model):
+        with self._placement.in_use(self.model), backend.current().keeping_variables(self.model):
             return predict_together(self.model, x, self._processes, **options)
 
     def _feed(
@@ -616,7 +617,11 @@ class Trainer(Trials):
 
     @contextlib.contextmanager
     def _in_training(self) -> Iterator[None]:
-        with self._placement.in_use(self.model), self._plan.in_use():
+        with (
+            self._placement.in_use(self.model),
+            backend.current().keeping_variables(self.model),
+            self._plan.in_use(),
+        ):
             yield
 
 

@@ -527,3 +527,18 @@ def test_an_argument_that_fit_does_not_know_is_named():
         InvalidInputError, match=r"argument of fit\(\) 'epoch': did you mean 'epochs'"
     ):
         trainer.fit(np.ones((4, 4)), np.ones((4, 1)), epoch=3)
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
+def test_a_model_has_its_weights_after_a_batch_that_fails(method):
+    """Keras on JAX takes them away while it computes, and forgets them where the first one fails."""
+    layers = [keras.layers.Conv1D(2, 5), keras.layers.GlobalMaxPooling1D(), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((None, 3)), *layers])
+    trainer = Trainer(model, optimizer="sgd", loss="mse")
+    before = model.get_weights()
+    targets = {} if method == "predict" else {"y": np.ones((2, 1))}
+    with pytest.raises(Exception, match="Conv1D"):
+        getattr(trainer, method)(np.ones((2, 3, 3)), **targets, verbose=0)
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    getattr(trainer, method)(np.ones((2, 7, 3)), **targets, verbose=0)

@@ -87,6 +87,24 @@ def separate_variables(model: keras.Model) -> None:
         seen.add(id(variable.value))
 
 
+@contextmanager
+def keeping_variables(model: keras.Model) -> Iterator[None]:
+    """Puts back the values that Keras forgets where the first batch fails.
+
+    They are held and not copied: a step that is given their memory takes it all the same.
+    """
+    optimizer = [] if model.optimizer is None else model.optimizer.variables
+    variables = [*model.variables, *optimizer, *model.metrics_variables]
+    before = [(variable, variable._value) for variable in variables]
+    try:
+        yield
+    except BaseException:
+        for variable, value in before:
+            if variable._value is None and value is not None and not value.is_deleted():
+                variable._value = value
+        raise
+
+
 def make_train_function(
     model: keras.Model, carried: Callable[[], Sequence[keras.Variable]], *, force: bool
 ) -> Callable[..., Any]:

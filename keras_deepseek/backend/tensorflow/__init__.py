@@ -57,6 +57,7 @@ from keras_deepseek.backend.tensorflow.tracing import can_read_shapes, read_arra
 from keras_deepseek.backend.tensorflow.training import (
     build_by_step,
     ends_data,
+    keeping_variables,
     make_train_function,
     make_train_step,
     run_before_step,
@@ -104,6 +105,7 @@ __all__ = [
     "global_norm",
     "is_out_of_memory",
     "join_processes",
+    "keeping_variables",
     "loops_over_blocks",
     "make_train_function",
     "make_train_step",

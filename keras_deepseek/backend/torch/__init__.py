@@ -53,6 +53,7 @@ from keras_deepseek.backend.torch.tracing import can_read_shapes, read_array, re
 from keras_deepseek.backend.torch.training import (
     build_by_step,
     ends_data,
+    keeping_variables,
     make_train_function,
     make_train_step,
     run_before_step,
@@ -100,6 +101,7 @@ __all__ = [
     "global_norm",
     "is_out_of_memory",
     "join_processes",
+    "keeping_variables",
     "loops_over_blocks",
     "make_train_function",
     "make_train_step",
