@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from zipfile import BadZipFile, ZipFile
 
 import keras
@@ -20,6 +21,7 @@ import keras
 from keras_deepseek.artifacts.argument_check import KERAS_FILE, check_file_exists, check_sources
 from keras_deepseek.artifacts.errors import InvalidInputError
 
+_NOT_CUSTOM = ("builtins", "keras")
 _EXPECTED = "Expected a file that `model.save` wrote."
 _OWN_MODULE = re.compile(r'"(keras_deepseek\.(?:layers|models)[\w.]*)"')
 
@@ -84,7 +86,7 @@ def import_source(source: str | os.PathLike[str]) -> None:
         if name.endswith(".py"):
             _import_file(Path(name))
         else:
-            importlib.import_module(name)
+            _register_classes(importlib.import_module(name))
     except Exception as error:  # The user's own code runs here: it may raise anything.
         raise InvalidInputError(
             f"Custom objects can't be imported from {name!r}: {type(error).__name__}: {error}. "
@@ -106,8 +108,19 @@ def _import_file(path: Path) -> None:
     except BaseException:
         del sys.modules[spec.name]
         raise
-    # Classes that are not registered are found by their bare name.
-    classes = {name: value for name, value in vars(module).items() if isinstance(value, type)}
+    _register_classes(module)
+
+
+def _register_classes(module: ModuleType) -> None:
+    """Makes Keras find the classes of a module by their bare names, where nobody registered them.
+
+    Keras itself imports no other packages than its own.
+    """
+    classes = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type) and value.__module__.partition(".")[0] not in _NOT_CUSTOM
+    }
     keras.saving.get_custom_objects().update(classes)
 
 

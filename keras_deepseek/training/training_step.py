@@ -201,6 +201,7 @@ class TrainingStep:
         update_metrics(model, x, y, y_pred, sample_weight)
         if not self._is_in_parts:
             return loss
+        _refuse_losses_of_rows(model)
         if self._is_sum:
             return {"loss": self._share_added(loss, count_rows((x, y, sample_weight)))}
         if means and model.loss is None:
@@ -477,6 +478,16 @@ class TrainingStep:
             *model.optimizer.variables,
             *model.metrics_variables,
         ]
+
+
+def _refuse_losses_of_rows(model: keras.Model) -> None:
+    """Raises an error where layers add a loss of one number a row: Keras sums it, parts average."""
+    if any(len(ops.shape(each)) for each in model.losses):
+        raise InvalidInputError(
+            f"A layer of {model.name!r} adds a loss of one number a row. Keras adds these up, and "
+            "of parts of a batch (micro_batches, devices, processes) the mean would be taken. Let "
+            "the layer hand on their mean: self.add_loss(ops.mean(losses))."
+        )
 
 
 def _without_absent(gradients: Sequence[Any], is_present: Sequence[bool], counts: Any) -> list[Any]:

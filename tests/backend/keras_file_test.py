@@ -98,3 +98,21 @@ def test_a_file_does_not_take_the_place_of_another_module(tmp_path):
     with pytest.raises(InvalidInputError, match="rename the file"):
         import_source(tmp_path / "random.py")
     assert sys.modules["random"] is random
+
+
+def test_classes_of_a_module_that_nobody_registered_are_found_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "module_of_layers.py").write_text(LAYER_FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import module_of_layers
+
+    model = keras.Sequential([keras.Input((2,)), module_of_layers.Doubling()])
+    model.save(tmp_path / "custom.keras")
+    with pytest.raises(InvalidInputError, match="'Doubling' is not one of Keras's own"):
+        load_keras_file(tmp_path / "custom.keras")
+    before = dict(keras.saving.get_custom_objects())
+    try:
+        loaded = load_keras_file(tmp_path / "custom.keras", ["module_of_layers"])
+    finally:
+        keras.saving.get_custom_objects().clear()
+        keras.saving.get_custom_objects().update(before)
+    np.testing.assert_array_equal(loaded.predict(np.ones((1, 2)), verbose=0), [[2, 2]])

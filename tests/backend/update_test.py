@@ -181,3 +181,22 @@ def test_an_update_of_one_device_after_the_other_is_that_of_keras(name):
         )
     assert int(optimizer.iterations) == 3
     assert not {"update_step", "_apply_weight_decay"} & set(vars(optimizer))
+
+
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "adamw", "sgd"])
+def test_weights_that_lie_transposed_in_memory_are_updated_as_by_keras(name):
+    """An orthogonal initializer makes such on PyTorch."""
+    value = keras.initializers.Orthogonal(seed=1)((6, 4))
+    gradient = ops.convert_to_tensor(np.random.default_rng(0).normal(size=(6, 4)).astype("float32"))
+    results = []
+    for apply in (
+        lambda optimizer, variable: optimizer.apply([gradient], [variable]),
+        lambda optimizer, variable: current().apply_update(optimizer, [gradient], [variable]),
+    ):
+        variable = keras.Variable(lambda shape, dtype: ops.copy(value), shape=(6, 4))
+        optimizer = OPTIMIZERS[name]()
+        optimizer.build([variable])
+        for _ in range(3):
+            apply(optimizer, variable)
+        results.append(ops.convert_to_numpy(variable.value))
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)

@@ -531,7 +531,7 @@ def test_an_argument_that_fit_does_not_know_is_named():
 
 @pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
 def test_a_model_has_its_weights_after_a_batch_that_fails(method):
-    """Keras on JAX takes them away while it computes, and forgets them where the first one fails."""
+    """Keras on JAX takes them away while it computes, and forgets them where the first fails."""
     layers = [keras.layers.Conv1D(2, 5), keras.layers.GlobalMaxPooling1D(), keras.layers.Dense(1)]
     model = keras.Sequential([keras.Input((None, 3)), *layers])
     trainer = Trainer(model, optimizer="sgd", loss="mse")

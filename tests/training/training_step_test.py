@@ -477,3 +477,17 @@ def test_a_model_without_a_trainable_weight_is_trained_as_keras_does(options):
     assert np.isfinite(history["loss"][0])
     for before, after in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+def test_a_loss_of_one_number_a_row_that_a_layer_adds_is_refused_in_parts():
+    class Losses(keras.layers.Layer):
+        def call(self, inputs):
+            self.add_loss(keras.ops.mean(keras.ops.square(inputs), axis=-1))
+            return inputs
+
+    def make():
+        return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), Losses()])
+
+    assert Trainer(make(), optimizer="sgd").fit(np.ones((8, 4)), verbose=0).history["loss"]
+    with pytest.raises(InvalidInputError, match=r"add_loss\(ops.mean"):
+        Trainer(make(), optimizer="sgd", micro_batches=2).fit(np.ones((8, 4)), verbose=0)

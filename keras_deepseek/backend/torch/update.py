@@ -276,8 +276,14 @@ def _update_group(
     def state(variables: Sequence[keras.Variable]) -> list[torch.Tensor]:
         return [variables[index].value for index in indices]
 
+    values = [variable.value for variable, _ in rows]
+    for value in values:
+        # The kernel goes through the memory of all in one order, and an orthogonal kernel is a
+        # transposed one.
+        if not value.is_contiguous():
+            value.data = value.contiguous()
     adamw(
-        [variable.value for variable, _ in rows],
+        values,
         [gradient for _, gradient in rows],
         state(optimizer._momentums),
         state(optimizer._velocities),
