@@ -1,0 +1,67 @@
+"""Prints a table of what `keras_io_test.py` has recorded on each backend, and every refusal.
+
+`KERAS_BACKEND=torch python -m pytest example_tests/keras_io_test.py --junitxml torch.xml`, the same
+with the others, then `python example_tests/write_table.py torch.xml jax.xml tensorflow.xml`.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from xml.etree import ElementTree as ET
+
+NAME = re.compile(r"test_(?P<test>\w+)\[(?P<example>[\w/]+)(?:-(?P<format>\w+))?\]")
+STEPS = ("float32", "half precision", "resume", "onnx", "savedmodel", "served")
+TITLES = ("as Keras trains", "half precision", "resumed", "ONNX", "SavedModel", "served")
+
+
+def main(paths: list[str]) -> None:
+    """Prints the table of the files that pytest wrote."""
+    found = {key: outcome for path in paths for key, outcome in read(path)}
+    examples = sorted({example for example, _, _ in found})
+    backends = list(dict.fromkeys(backend for _, backend, _ in found))
+    print(f"| example | backend | {' | '.join(TITLES)} |")
+    print("|---" * (2 + len(STEPS)) + "|")
+    notes: dict[str, int] = {}
+    for example in examples:
+        for backend in backends:
+            cells = [cell(found.get((example, backend, step), "not run"), notes) for step in STEPS]
+            shown = example if backend == backends[0] else ""
+            print(f"| {shown} | {backend} | {' | '.join(cells)} |")
+    print()
+    for note, number in notes.items():
+        print(f"{number}. {note}")
+
+
+def cell(outcome: str, notes: dict[str, int]) -> str:
+    """Returns what a cell shows: what is more than a word stands below, by its number."""
+    kind, _, message = outcome.partition(": ")
+    if not message:
+        return kind
+    message = " ".join(message.split())
+    return f"{kind} [{notes.setdefault(message, len(notes) + 1)}]"
+
+
+def read(path: str) -> Iterator[tuple[tuple[str, str, str], str]]:
+    """Yields the outcome of each test of a file, by example, backend and step."""
+    cases = list(ET.parse(path).getroot().iter("testcase"))
+    properties = [
+        {each.get("name", ""): each.get("value", "") for each in case.iter("property")}
+        for case in cases
+    ]
+    backend = next((each["backend"] for each in properties if "backend" in each), path)
+    for case, recorded in zip(cases, properties, strict=True):
+        match = NAME.fullmatch(case.get("name", ""))
+        if match is None:
+            continue
+        step = match["format"] or match["test"].replace("_", " ")
+        outcome = recorded.get("outcome", "not run")
+        for child in case:
+            if child.tag in ("failure", "error"):
+                outcome = f"failed: {(child.get('message') or 'no message')[:300]}"
+            elif child.tag == "skipped":
+                outcome = f"not applicable: {child.get('message', '')}"
+        yield (match["example"], backend, step), outcome
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
