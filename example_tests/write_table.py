@@ -13,12 +13,32 @@ NAME = re.compile(r"test_(?P<test>\w+)\[(?P<example>[\w/]+)(?:-(?P<format>\w+))?
 STEPS = ("float32", "half precision", "resume", "onnx", "savedmodel", "served")
 TITLES = ("as Keras trains", "half precision", "resumed", "ONNX", "SavedModel", "served")
 
+INTRODUCTION = """# Examples of keras.io
+
+21 official examples, written anew in the form of their code and on made-up data of their shapes,
+on each backend. `tox -e examples` runs them; this page is what
+`python example_tests/write_table.py torch.xml jax.xml tensorflow.xml > docs/keras_examples.md`
+makes of what it records with `--junitxml`.
+
+- **as Keras trains**: `Trainer.fit` ends with the weights and logs of `model.fit`, to 1e-4.
+- **half precision**: `fp16_enabled=True`, two micro-batches and a clip of the global norm: losses
+  within 5 % of those in float32. Where the model has a `train_step` of its own, micro-batches and
+  clip are refused by name, and it trains without.
+- **resumed**: killed in the middle of an epoch and resumed, to the bit.
+- **ONNX**, **SavedModel**: exported, verified, and compared at batch sizes and lengths of its own.
+- **served**: rows sent at once are answered as `model.predict` does. The recommender mixes the rows
+  of a batch: the engine warns, and serves it right one row at a time.
+
+A cell that is refused has the message below.
+"""
+
 
 def main(paths: list[str]) -> None:
     """Prints the table of the files that pytest wrote."""
     found = {key: outcome for path in paths for key, outcome in read(path)}
     examples = sorted({example for example, _, _ in found})
     backends = list(dict.fromkeys(backend for _, backend, _ in found))
+    print(INTRODUCTION)
     print(f"| example | backend | {' | '.join(TITLES)} |")
     print("|---" * (2 + len(STEPS)) + "|")
     notes: dict[str, int] = {}

@@ -13,7 +13,11 @@ except ModuleNotFoundError as error:
     if error.name not in NAMES:
         raise
     there = [name for name in NAMES if importlib.util.find_spec(name)]
-    other = f"set KERAS_BACKEND={there[0]}, which is installed" if there else "none is installed"
-    raise MissingExtraError(
-        str(error.name), str(error.name), f"by Keras, unless KERAS_BACKEND names another ({other}),"
-    ) from None
+    missing = MissingExtraError(str(error.name), str(error.name), "by Keras")
+    if there:
+        missing.msg = (
+            f"Keras runs on {error.name} unless KERAS_BACKEND names another, and {error.name} is "
+            f"not installed. Set KERAS_BACKEND={there[0]}, which is installed, or install it: pip "
+            f"install 'keras_deepseek[{error.name}]'"
+        )
+    raise missing from None

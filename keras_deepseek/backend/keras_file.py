@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from zipfile import BadZipFile, ZipFile
 
 import keras
@@ -68,8 +68,11 @@ def _explain(error: Exception) -> str:
             "--custom-objects-from."
         )
     inner = re.search(r"Exception encountered: (.+)", str(error))
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{(inner[1] if inner else first_line).rstrip('.')}."
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = lines[0] if lines else type(error).__name__
+    if told.endswith(":"):  # What it is of stands in the next one.
+        told = " ".join(lines[:2])
+    return f"{(inner[1] if inner else told).rstrip('.')}."
 
 
 def import_source(source: str | os.PathLike[str]) -> None:
@@ -86,7 +89,7 @@ def import_source(source: str | os.PathLike[str]) -> None:
         if name.endswith(".py"):
             _import_file(Path(name))
         else:
-            _register_classes(importlib.import_module(name))
+            _register_contents(importlib.import_module(name))
     except Exception as error:  # The user's own code runs here: it may raise anything.
         raise InvalidInputError(
             f"Custom objects can't be imported from {name!r}: {type(error).__name__}: {error}. "
@@ -108,20 +111,21 @@ def _import_file(path: Path) -> None:
     except BaseException:
         del sys.modules[spec.name]
         raise
-    _register_classes(module)
+    _register_contents(module)
 
 
-def _register_classes(module: ModuleType) -> None:
-    """Makes Keras find the classes of a module by their bare names, where nobody registered them.
+def _register_contents(module: ModuleType) -> None:
+    """Makes Keras find the classes and functions of a module, where nobody registered them.
 
     Keras itself imports no other packages than its own.
     """
-    classes = {
+    found = {
         name: value
         for name, value in vars(module).items()
-        if isinstance(value, type) and value.__module__.partition(".")[0] not in _NOT_CUSTOM
+        if isinstance(value, type | FunctionType)
+        and value.__module__.partition(".")[0] not in _NOT_CUSTOM
     }
-    keras.saving.get_custom_objects().update(classes)
+    keras.saving.get_custom_objects().update(found)
 
 
 def _import_own_classes(path: str | os.PathLike[str]) -> None:

@@ -12,6 +12,11 @@ from typing import Any
 import keras
 
 from keras_deepseek.backend.keras_internals import flatten_layers, functional_graph
+from keras_deepseek.backend.known_numbers import RENUMBERING
+
+_EXACT = (keras.layers.Normalization, *RENUMBERING)
+_TAKES_EXACT = (keras.layers.Embedding, *_EXACT)
+"""Layers to which a rounded number is another one; those of the first compute in float32."""
 
 
 @contextmanager
@@ -59,7 +64,8 @@ def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) ->
 
     An output layer that ends in softmax or sigmoid keeps its own: a probability in half precision
     rounds to 1 and its loss to 0 (Keras's guide on mixed precision asks for the same). So does a
-    `Normalization`: what it makes small may be beyond float16.
+    `Normalization`, as what it makes small may be beyond float16, and what tells whole numbers
+    apart, as `CategoryEncoding`.
 
     Args:
         model: `keras.Model`, built.
@@ -77,16 +83,17 @@ def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) ->
         for layer in flatten_layers(model)
         if (includes_quantized or layer.quantization_mode is None)
         and id(layer) not in keep
-        and not isinstance(layer, keras.layers.Normalization)
+        and not isinstance(layer, _EXACT)
     ]
 
 
 def layers_before_embeddings(model: keras.Model) -> list[keras.Layer]:
-    """Returns the layers whose inputs may be token ids on their way to an embedding.
+    """Returns the layers whose inputs may be on their way to one that takes them exactly.
 
     Token ids in floating point, as those of an `Input` without a dtype, are whole numbers, which
-    half precision would round: bfloat16 has no 257. These are the layers that hold an embedding,
-    and those without weights that may stand before it: in a graph those that do, in another layer
+    half precision would round: bfloat16 has no 257. An embedding takes them, or a preprocessing
+    layer. These are the layers that hold such a one, and those without weights that may stand
+    before it: in a graph those that do, in another layer
     all that it holds itself.
 
     Args:
@@ -95,8 +102,8 @@ def layers_before_embeddings(model: keras.Model) -> list[keras.Layer]:
     holders = [
         layer
         for layer in flatten_layers(model)
-        if not isinstance(layer, keras.layers.Embedding)
-        and any(isinstance(each, keras.layers.Embedding) for each in flatten_layers(layer))
+        if not isinstance(layer, _TAKES_EXACT)
+        and any(isinstance(each, _TAKES_EXACT) for each in flatten_layers(layer))
     ]
     found = {id(layer): layer for layer in holders}
     for holder in holders:
@@ -108,7 +115,7 @@ def layers_before_embeddings(model: keras.Model) -> list[keras.Layer]:
         behind = [
             layer
             for layer in graph.operations
-            if id(layer) in found or isinstance(layer, keras.layers.Embedding)
+            if id(layer) in found or isinstance(layer, _TAKES_EXACT)
         ]
         while behind:
             for before in _operations_before(behind.pop()):

@@ -1,4 +1,4 @@
-"""The other end of `ChildProcess`: exports saved models through another backend.
+"""The worker of a `ChildProcess`: exports saved models through another backend.
 
 `python -m keras_deepseek.deploy.child` reads the path of a folder from each line of its input. It
 reads `job.json`, `model.keras` and `samples.npz` there, fills the folder that the job names, leaves
@@ -25,7 +25,7 @@ from keras_deepseek.deploy.stage_display import CHILD_MARK
 
 BEGUN, DONE = "begun", "done"
 """The first stage of each job, and the last."""
-_LONGEST_IDLE = 120.0
+_IDLE_TIMEOUT = 120.0
 """Seconds. A process of TensorFlow holds about 800 MB."""
 
 
@@ -59,58 +59,58 @@ def main(work: Path) -> None:
     """Does the job in the folder `work`.
 
     Args:
-        work: The folder that the other end filled.
+        work: The folder that the parent filled.
     """
     job = json.loads((work / "job.json").read_text(encoding="utf-8"))
     try:
         result = _export(work, job)
-    except Exception as error:  # noqa: BLE001 - it is raised again on the other side.
+    except Exception as error:  # noqa: BLE001 - the parent raises it again.
         result = {"error": failure_reason(error)}
     result["sources"] = _changeable_sources()
     (work / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 def serve() -> None:
-    """Does the jobs that come, until the other end is gone or none has come for a while."""
+    """Does the jobs that come, until the parent ends or the idle timeout is over."""
     lines: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
         for line in sys.stdin:
             lines.put(line)
-        os._exit(1)  # Else it would go on for minutes for nobody, in folders that are removed.
+        os._exit(1)  # The parent has ended, and the next export removes the folders.
 
     threading.Thread(target=read, daemon=True).start()
     while True:
         try:
-            work = Path(lines.get(timeout=_LONGEST_IDLE).rstrip("\n"))
+            work = Path(lines.get(timeout=_IDLE_TIMEOUT).rstrip("\n"))
         except queue.Empty:
             return
         say(BEGUN)
-        _adopt(json.loads((work / "process.json").read_text(encoding="utf-8")))
+        _adopt_settings(json.loads((work / "process.json").read_text(encoding="utf-8")))
         with (work / "errors.txt").open("w", encoding="utf-8") as errors:
             os.dup2(errors.fileno(), sys.stderr.fileno())
         main(work)
         sys.stderr.flush()
         with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
             os.dup2(nowhere.fileno(), sys.stderr.fileno())
-        _tidy_up()
+        _release_model()
         say(DONE)
 
 
 def say(stage: str) -> None:
-    """Tells the other end of a stage that begins, on a line of its own."""
+    """Tells the parent of a stage that begins, on a line of its own."""
     print(f"\n{CHILD_MARK}{stage}", flush=True)
 
 
-def _adopt(process: dict[str, Any]) -> None:
-    """Takes over from the other end where modules are found and temporary files go."""
+def _adopt_settings(process: dict[str, Any]) -> None:
+    """Takes over the parent's module path and folder, and where temporary files go."""
     sys.path[:] = process["path"]
     os.chdir(process["folder"])
     os.environ["TMPDIR"] = tempfile.tempdir = process["temporary"]
 
 
-def _tidy_up() -> None:
-    """Lets go of the model of a job, whose names and memory the next one is to have."""
+def _release_model() -> None:
+    """Frees the memory of a job's model, and its names for the next one."""
     import keras
 
     keras.backend.clear_session()

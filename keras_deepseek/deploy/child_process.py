@@ -54,7 +54,7 @@ class ChildProcess:
         with self._lock:
             if self._have_sources_changed():
                 self.close()
-            for _ in range(2):  # It may end, for want of jobs, at the moment that it is asked.
+            for _ in range(2):  # Its idle timeout may end at the moment that it is asked.
                 if self._try(work, say):
                     break
             result = json.loads((work / "result.json").read_text(encoding="utf-8"))

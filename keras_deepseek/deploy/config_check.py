@@ -24,7 +24,7 @@ def check_configs(model: keras.Model) -> None:
     """
     problems = dict.fromkeys(_find_problems(model))
     if problems:
-        raise ExportError(f"another process can't make the model again: {'; '.join(problems)}")
+        raise ExportError(f"another process can't recreate the model: {'; '.join(problems)}")
 
 
 def _find_problems(layer: keras.Layer) -> Iterator[str]:
@@ -39,7 +39,7 @@ def _find_problems(layer: keras.Layer) -> Iterator[str]:
 
 def _find_problem(layer: keras.Layer) -> str | None:
     kind = type(layer)
-    if kind.__module__.partition(".")[0] == "keras" or not _is_keras_s(kind, "from_config"):
+    if kind.__module__.partition(".")[0] == "keras" or not _is_from_keras(kind, "from_config"):
         return None
     try:
         config = layer.get_config()
@@ -50,6 +50,8 @@ def _find_problem(layer: keras.Layer) -> str | None:
             f"{{**super().get_config(), ...}} with each argument of its __init__ ("
             f"{', '.join(arguments)}), and let __init__ hand **kwargs on to super().__init__"
         )
+    except Exception as error:  # noqa: BLE001 - it is the user's own code.
+        return f"get_config() of class {kind.__name__} raises {type(error).__name__}: {error}"
     parameters = _parameters(kind)
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
     unknown = [name for name in config if name not in {each.name for each in parameters}]
@@ -58,8 +60,11 @@ def _find_problem(layer: keras.Layer) -> str | None:
             f"__init__ of class {kind.__name__} does not take {', '.join(map(repr, unknown))}. "
             "Write `def __init__(self, ..., **kwargs)` with `super().__init__(**kwargs)` in it"
         )
-    needed = [each.name for each in _named(parameters) if each.default is each.empty]
-    missing = [name for name in needed if name not in config]
+    missing = [
+        each.name
+        for each in _named(parameters)
+        if each.name not in config and _is_needed(layer, each)
+    ]
     if missing:
         return (
             f"get_config() of class {kind.__name__} leaves out {', '.join(map(repr, missing))}. "
@@ -79,11 +84,20 @@ def _named(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
     return [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
 
 
+def _is_needed(layer: keras.Layer, parameter: inspect.Parameter) -> bool:
+    """Returns whether an argument has no default, or the layer was made with another value."""
+    if parameter.default is parameter.empty:
+        return True
+    value = getattr(layer, parameter.name, parameter.default)
+    is_plain = isinstance(value, str | int | float | bool)
+    return is_plain and value != parameter.default
+
+
 def _home(kind: type, method: str) -> type:
     """Returns the class that a class has a method from."""
     return next(each for each in kind.__mro__ if method in vars(each))
 
 
-def _is_keras_s(kind: type, method: str) -> bool:
+def _is_from_keras(kind: type, method: str) -> bool:
     """Returns whether a class has a method from Keras, and not one of its own."""
     return _home(kind, method).__module__.partition(".")[0] == "keras"

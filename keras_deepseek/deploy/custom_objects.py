@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import keras
@@ -53,7 +54,14 @@ def find_custom_objects(
     named = {
         value for value in registered if f'"{keras.saving.get_registered_name(value)}"' in config
     }
-    objects = {*(type(layer) for layer in flatten_layers(model)), *named}
+    layers = flatten_layers(model)
+    functions = {  # As an activation.
+        value
+        for layer in layers
+        for value in vars(layer).values()
+        if isinstance(value, FunctionType)
+    }
+    objects = {*map(type, layers), *named, *functions}
     modules = {
         each.__module__
         for each in objects

@@ -195,6 +195,8 @@ def _read_data(
         raise refusal
     if callable(x) and not hasattr(x, "shape"):
         return lambda size: _of_function(x(size), size), None
+    if _is_text(x):
+        return _of_texts(list(x), y, sample_weight), len(x)
     kind, adapter = find_data_adapter(
         x, y=y, sample_weight=sample_weight, batch_size=1, shuffle=False
     )
@@ -203,6 +205,26 @@ def _read_data(
     num_rows, take = array_slices(adapter)
 
     return lambda size: _arguments(take(np.arange(size) % num_rows), size), num_rows
+
+
+def _is_text(x: Any) -> bool:
+    """Returns whether data are texts, which a model reads in its own `fit`."""
+    if isinstance(x, list | tuple):
+        return bool(x) and isinstance(x[0], str)
+    return isinstance(x, np.ndarray) and x.dtype.kind in "OSU"
+
+
+def _of_texts(texts: list[Any], y: Any, sample_weight: Any) -> Callable[[int], dict[str, Any]]:
+    rows = {"y": y, "sample_weight": sample_weight}
+
+    def make(size: int) -> dict[str, Any]:
+        places = np.arange(size) % len(texts)
+        taken = {
+            name: None if each is None else np.asarray(each)[places] for name, each in rows.items()
+        }
+        return {"x": [texts[place] for place in places], "batch_size": size, **taken}
+
+    return make
 
 
 def _of_function(data: Any, size: int) -> dict[str, Any]:

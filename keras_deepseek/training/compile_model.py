@@ -110,7 +110,36 @@ def compile_model(
         if str(metric).lower() not in _CHOSEN_BY_OUTPUTS:
             _find("metric", metric)
     if given or settings["optimizer"] is not compiled:
-        model.compile(**settings, auto_scale_loss=False)
+        settings["auto_scale_loss"] = False
+        model.compile(**_arguments_of_compile(model, settings))
+
+
+def _arguments_of_compile(model: keras.Model, settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a model's `compile` is given: one of its own also what it had before.
+
+    Raises:
+        InvalidInputError: It does not take Keras's, or nobody knows what it had.
+    """
+    if type(model).compile is keras.Model.compile:
+        return settings
+    parameters = inspect.signature(model.compile).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    known = {name: each for name, each in settings.items() if takes_any or name in parameters}
+    unknown = [name for name in ("optimizer", "loss", "metrics") if name in settings.keys() - known]
+    keras_s = inspect.signature(keras.Model.compile).parameters
+    own = [
+        name
+        for name, each in parameters.items()
+        if name not in keras_s and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    lost = [name for name in own if not hasattr(model, name)] if model.compiled else []
+    if unknown or lost:
+        what = f"takes no {', '.join(unknown)}" if unknown else f"would lose its {', '.join(lost)}"
+        raise InvalidInputError(
+            f"compile() of {type(model).__name__!r} {what}: compile the model yourself, with all "
+            "that it is to have, and give the Trainer no optimizer, loss, metrics and float16."
+        )
+    return known | {name: getattr(model, name) for name in own if hasattr(model, name)}
 
 
 def _check_outputs(model: keras.Model, loss: Any) -> None:

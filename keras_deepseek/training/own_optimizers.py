@@ -27,6 +27,8 @@ def find_own_optimizers(model: keras.Model) -> dict[str, keras.optimizers.Optimi
     for layer in flatten_layers(model):
         owner = "" if layer is model else f"{layer.path}."
         for attribute, value in vars(layer).items():
+            if attribute.startswith("_self_"):  # TensorFlow's own list of attributes.
+                continue
             for place, optimizer in _optimizers_in(value):
                 if id(optimizer) not in seen:
                     seen.add(id(optimizer))

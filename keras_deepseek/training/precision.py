@@ -90,8 +90,8 @@ _SLOW_ON_JAX_CPU = (
 shapes by 20."""
 
 
-def only_loses(model: keras.Model, device_kind: str) -> bool:
-    """Returns whether half precision can only slow a model down: convolutions on JAX's CPU.
+def is_slower_in_half(model: keras.Model, device_kind: str) -> bool:
+    """Returns whether half precision only slows a model down: convolutions on JAX's CPU.
 
     Args:
         model: `keras.Model`.

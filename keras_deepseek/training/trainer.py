@@ -36,6 +36,7 @@ from keras_deepseek.training.evaluate_together import (
 from keras_deepseek.training.gradient_clip import GradientClip
 from keras_deepseek.training.gradient_residual import GradientCompression, make_residual
 from keras_deepseek.training.join_cluster import share_random_state, start_processes
+from keras_deepseek.training.named_layers import find_named_layers
 from keras_deepseek.training.no_loss import refuse_no_test_loss
 from keras_deepseek.training.own_fit import call_fit, keras_fit_arguments
 from keras_deepseek.training.parameter_server.chief import Chief
@@ -49,7 +50,7 @@ from keras_deepseek.training.position_data import (
     check_validation_targets,
     no_data_error,
 )
-from keras_deepseek.training.precision import only_loses, training_policy
+from keras_deepseek.training.precision import is_slower_in_half, training_policy
 from keras_deepseek.training.predict_together import predict_together
 from keras_deepseek.training.rematerialization import Remat
 from keras_deepseek.training.same_arguments import (
@@ -242,8 +243,9 @@ class Trainer(Trials):
             self.model = build_model(model)
         self._untold = ""
         if fp16_enabled:
-            if only_loses(self.model, self._placement.kind):
+            if is_slower_in_half(self.model, self._placement.kind):
                 self.policy = None
+                find_named_layers(self.model, "float32_layers", float32_layers)
             self._untold = _describe_chosen(self.policy)
             _logger.info(self._untold)
         with self._placement.in_use():

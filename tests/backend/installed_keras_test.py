@@ -29,5 +29,6 @@ def test_a_framework_that_is_missing_is_told_with_one_that_is_there(tmp_path, ro
         check=False,
     )
     last = done.stderr.splitlines()[-1]
-    assert "`tensorflow` is needed by Keras, unless KERAS_BACKEND names another (set KERAS" in last
+    assert "Keras runs on tensorflow unless KERAS_BACKEND names another" in last
+    assert "Set KERAS_BACKEND=" in last
     assert "The above exception" not in done.stderr

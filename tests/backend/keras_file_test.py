@@ -14,6 +14,9 @@ import keras
 class Doubling(keras.layers.Layer):
     def call(self, inputs):
         return 2 * inputs
+
+def plus_one(inputs):
+    return inputs + 1
 """
 
 SAVE = """
@@ -100,12 +103,13 @@ def test_a_file_does_not_take_the_place_of_another_module(tmp_path):
     assert sys.modules["random"] is random
 
 
-def test_classes_of_a_module_that_nobody_registered_are_found_by_its_name(tmp_path, monkeypatch):
+def test_what_nobody_registered_is_found_by_the_name_of_its_module(tmp_path, monkeypatch):
     (tmp_path / "module_of_layers.py").write_text(LAYER_FILE)
     monkeypatch.syspath_prepend(tmp_path)
     import module_of_layers
 
-    model = keras.Sequential([keras.Input((2,)), module_of_layers.Doubling()])
+    layers = [module_of_layers.Doubling(), keras.layers.Activation(module_of_layers.plus_one)]
+    model = keras.Sequential([keras.Input((2,)), *layers])
     model.save(tmp_path / "custom.keras")
     with pytest.raises(InvalidInputError, match="'Doubling' is not one of Keras's own"):
         load_keras_file(tmp_path / "custom.keras")
@@ -115,4 +119,4 @@ def test_classes_of_a_module_that_nobody_registered_are_found_by_its_name(tmp_pa
     finally:
         keras.saving.get_custom_objects().clear()
         keras.saving.get_custom_objects().update(before)
-    np.testing.assert_array_equal(loaded.predict(np.ones((1, 2)), verbose=0), [[2, 2]])
+    np.testing.assert_array_equal(loaded.predict(np.ones((1, 2)), verbose=0), [[3, 3]])

@@ -29,6 +29,21 @@ class Forgetful(Own):
         return {"name": self.name}
 
 
+class WithDefault(Own):
+    def __init__(self, units=3, **options):
+        super(Own, self).__init__(**options)
+        self.units = units
+        self.scores = keras.layers.Dense(units)
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+class Failing(Own):
+    def get_config(self):
+        return {"width": self.width}
+
+
 class Block(keras.layers.Layer):
     def __init__(self, size):
         super().__init__()
@@ -59,6 +74,8 @@ def graph_of(layer):
         (Own, r"__init__ of class Own does not take .*'trainable'.*Write `def __init__\(self, .*"),
         (lambda: WithFunction(lambda x: x), r"WithFunction has no get_config.*\(function\)"),
         (lambda: Forgetful(3), "get_config.. of class Forgetful leaves out 'units'"),
+        (lambda: WithDefault(5), "get_config.. of class WithDefault leaves out 'units'"),
+        (Failing, "get_config.. of class Failing raises AttributeError: .*width"),
         (lambda: graph_of(Block(4)), "__init__ of class Block does not take"),
     ],
 )
@@ -69,7 +86,7 @@ def test_it_is_said_what_to_change_in_a_class(make, match):
         check_configs(model)
 
 
-@pytest.mark.parametrize("make", [Whole, lambda: graph_of(keras.layers.Dense(2))])
+@pytest.mark.parametrize("make", [Whole, WithDefault, lambda: graph_of(keras.layers.Dense(2))])
 def test_what_can_be_made_again_passes(make):
     model = make()
     model(np.ones((1, 3), "float32"))

@@ -39,7 +39,7 @@ def test_the_mission_s_own_call_answers_as_the_model_does():
 
 def test_starting_runs_each_batch_size_twice_for_its_time_and_looks_at_a_row_among_others(doubler):
     with ServingEngine(doubler, max_batch_size=6) as engine:
-        assert doubler.sizes == [1, 1, 2, 2, 4, 4, 6, 6, *(6, 6, 6, 1)]
+        assert doubler.sizes == [1, 1, 2, 2, 4, 4, 6, 6, *(6, 6, 6, 6, 6, 1)]
         statistics = engine.statistics()
         assert statistics.overhead + statistics.per_row > 0
 
@@ -57,7 +57,7 @@ def test_where_an_axis_is_free_a_row_is_looked_at_and_nothing_where_it_is_not_wa
         (TensorSpec("x", (None, None), "float32"),), doubler.signature.outputs
     )
     with ServingEngine(doubler) as engine:
-        assert doubler.sizes == [32, 32, 32, 1]
+        assert doubler.sizes == [32, 32, 32, 32, 32, 1]
         assert engine.predict([[1, 2, 3]]).tolist() == [[2, 4, 6]]
 
 

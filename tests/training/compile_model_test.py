@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.training import Trainer
 from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
 
 
@@ -90,3 +91,55 @@ def test_losses_go_by_the_names_of_outputs_that_there_are():
 def test_a_layer_is_no_function_that_builds_a_model():
     with pytest.raises(InvalidInputError, match=r"must be a keras\.Model"):
         build_model(keras.layers.Dense(3))
+
+
+class OwnCompile(keras.Model):
+    """A GAN's way to be given what it trains by."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores = keras.layers.Dense(1)
+
+    def call(self, inputs):
+        return self.scores(inputs)
+
+
+class Extended(OwnCompile):
+    def compile(self, maker_optimizer=None, **options):
+        super().compile(**options)
+        self.maker_optimizer = maker_optimizer
+
+
+class Replaced(OwnCompile):
+    def compile(self, maker_optimizer, loss_fn):
+        super().compile(optimizer="sgd")
+        self.parts = (maker_optimizer, loss_fn)
+
+
+class Forgetful(OwnCompile):
+    def compile(self, maker_optimizer=None, **options):
+        super().compile(**options)
+        self.parts = maker_optimizer
+
+
+def test_a_compile_of_the_model_s_own_is_given_again_what_it_had():
+    model, optimizer = Extended(), keras.optimizers.Adam()
+    model.compile(maker_optimizer=optimizer, optimizer="sgd", loss="mse")
+    Trainer(model, metrics=["mae"])
+    assert model.maker_optimizer is optimizer
+    assert model.compiled
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (Replaced, "takes no optimizer, loss, metrics:"),
+        (Forgetful, "would lose its maker_optimizer"),
+    ],
+)
+def test_a_compile_of_the_model_s_own_that_would_lose_something_is_refused(make, match):
+    model = make()
+    model.compile("adam", loss_fn="mse") if make is Replaced else model.compile("adam", loss="mse")
+    Trainer(model)
+    with pytest.raises(InvalidInputError, match=match):
+        Trainer(model, metrics=["mae"])

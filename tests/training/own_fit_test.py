@@ -150,3 +150,9 @@ def test_a_fit_that_never_calls_that_of_keras_is_an_error(train):
     model = Alone([keras.Input((2,)), keras.layers.Dense(1)])
     with pytest.raises(InvalidInputError, match=r"of 'Alone' has not called super\(\)\.fit"):
         train(make(model), np.ones((4, 2)), np.ones((4, 1)))
+
+
+def test_a_search_of_batch_sizes_takes_texts():
+    for texts in (TEXTS, np.array(TEXTS)):
+        found = make().find_batch_size(texts, LABELS, start=2, most=4)
+        assert list(found.batch_sizes) == [2, 4]

@@ -384,3 +384,14 @@ def test_metrics_get_outputs_in_float32():
         precision="mixed_bfloat16",
     )
     assert trainer.fit(X, Y, verbose=0).history["top_5"] == [1.0]
+
+
+def test_categories_in_floating_point_are_not_rounded():
+    """4999 and 4991 are both 4992 in bfloat16."""
+    inputs = keras.Input((1,))
+    encoded = keras.layers.CategoryEncoding(5000, output_mode="one_hot")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer="zeros")(encoded))
+    trainer = Trainer(model, optimizer="sgd", loss="mse", precision="mixed_bfloat16")
+    trainer.fit(np.array([[4999.0], [4991.0]]), np.ones((2, 1)), verbose=0)
+    touched = np.flatnonzero(ops.convert_to_numpy(model.trainable_weights[0].value))
+    np.testing.assert_array_equal(touched, [4991, 4999])

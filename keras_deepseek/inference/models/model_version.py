@@ -26,11 +26,8 @@ from keras_deepseek.inference.executors.isolated_model import IsolatedModel
 from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.models.response_cache import ResponseCache
-from keras_deepseek.inference.models.warm_up import (
-    check_padding,
-    find_row_dependence,
-    run_every_size,
-)
+from keras_deepseek.inference.models.row_dependence import find_row_dependence
+from keras_deepseek.inference.models.warm_up import check_padding, run_every_size
 
 _logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What a version runs before it is asked: each batch size, a filled row, a row among others."""
+"""What a version runs before it is asked: every batch size that it will see, and a filled row."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,6 @@ from keras_deepseek.inference.executors.executor import Executor
 
 TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2, "float32": 1e-3, "float64": 1e-6}
 """What may differ of an output's largest value, where a row runs filled; integers may not."""
-
-_OF_COPIES, _OF_SIZES = 1e-4, 2e-2
-"""What may differ of a row's largest value in batches of one size, and of two, which half precision
-rounds differently."""
 
 
 def run_every_size(
@@ -92,40 +88,6 @@ def check_padding(executor: Executor, padder: Padder, lengths: Sequence[int], ro
             )
 
 
-def find_row_dependence(executor: Executor, buckets: Sequence[int], length: int) -> str | None:
-    """Returns in words how a row's answer depends on the others in its batch, `None` if it doesn't.
-
-    A row runs among others, and among copies of itself: in batches of one size, which an honest
-    model computes alike. Then it runs in the smallest batch. All is made of zeros and ones, which
-    are tokens of every vocabulary.
-
-    Args:
-        executor: `Executor`, that has run each size.
-        buckets: sequence of integers. Batch sizes, the smallest first.
-        length: integer. The size of free axes.
-    """
-    generator, rows = np.random.default_rng(0), buckets[-1]
-    specs = executor.signature.inputs
-    if rows == 1 or any(spec.dtype == "object" for spec in specs):
-        return None
-    among, alone = {}, {}
-    for spec in specs:
-        among[spec.name] = _zeros_and_ones(generator, spec, rows, length)
-        among[spec.name][0] = 1
-        alone[spec.name] = np.ones_like(among[spec.name])
-    expected, again, copies = (executor.run(inputs) for inputs in (among, among, alone))
-    small = executor.run({name: array[: buckets[0]] for name, array in alone.items()})
-    for name, outputs in expected.items():
-        if not np.array_equal(outputs, again[name]):
-            return None  # It draws random numbers, or knows of earlier requests.
-        row = outputs[:1]
-        if _difference(row, copies[name][:1]) > _OF_COPIES:
-            return f"output {name!r} of a row is another when the rows beside it are"
-        if row.dtype.kind == "f" and _difference(row, small[name][:1]) > _OF_SIZES:
-            return f"output {name!r} of a row is another in a smaller batch"
-    return None
-
-
 def _run(executor: Executor, inputs: dict[str, Array], rows: int) -> dict[str, Array]:
     try:
         return executor.run(inputs)
@@ -156,18 +118,6 @@ def _random(generator: np.random.Generator, spec: TensorSpec, rows: int, length:
         # What every vocabulary has.
         return np.ones(sizes, dtype)
     return generator.normal(size=sizes).astype(dtype)
-
-
-def _zeros_and_ones(
-    generator: np.random.Generator, spec: TensorSpec, rows: int, length: int
-) -> Array:
-    zeros = _zeros(spec, rows, length)
-    is_mask = zeros.dtype.kind == "b"
-    return (
-        np.ones_like(zeros)
-        if is_mask
-        else generator.integers(0, 2, zeros.shape).astype(zeros.dtype)
-    )
 
 
 def _without(signature: Signature, kept: Signature) -> list[TensorSpec]:
