@@ -386,6 +386,7 @@ def test_metrics_get_outputs_in_float32():
     assert trainer.fit(X, Y, verbose=0).history["top_5"] == [1.0]
 
 
+@pytest.mark.filterwarnings("ignore:jax.nn.one_hot input:DeprecationWarning")  # As without us.
 def test_categories_in_floating_point_are_not_rounded():
     """4999 and 4991 are both 4992 in bfloat16."""
     inputs = keras.Input((1,))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -87,8 +87,13 @@ def separate_variables(model: keras.Model) -> None:
         seen.add(id(variable.value))
 
 
+def keeping_variables(model: keras.Model) -> AbstractContextManager[object]:
+    """Returns a context out of which no error leaves a compiled model without its variables."""
+    return _keeping_variables(model)
+
+
 @contextmanager
-def keeping_variables(model: keras.Model) -> Iterator[None]:
+def _keeping_variables(model: keras.Model) -> Iterator[None]:
     """Puts back the values that Keras forgets where the first batch fails.
 
     They are held and not copied: a step that is given their memory takes it all the same.

@@ -1,7 +1,7 @@
 """One step of training, as Keras's loop on PyTorch takes it."""
 
-import contextlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
@@ -36,9 +36,9 @@ def separate_variables(model: keras.Model) -> None:
     # It has: an assignment copies.
 
 
-def keeping_variables(model: keras.Model) -> contextlib.AbstractContextManager[object]:
+def keeping_variables(model: keras.Model) -> AbstractContextManager[object]:
     """Returns a context out of which no error leaves a compiled model without its variables."""
-    return contextlib.nullcontext()
+    return nullcontext()
 
 
 def make_train_function(
