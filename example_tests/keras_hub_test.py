@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from example_tests.dense_gradients import add_sparse_gradients_up
 from example_tests.killed_training import KillAt, KilledError, assert_same
 from keras_deepseek.models import enable_lora, merge_lora
 from keras_deepseek.training import Trainer
@@ -110,6 +111,7 @@ def test_it_trains_as_by_its_own_fit(task):
     make_task, x, y = task
     by_keras = make_task()
     by_keras.compile(**train_arguments())
+    add_sparse_gradients_up(by_keras.optimizer)
     validation = (x,) if y is None else (x, y)
     options = {"epochs": 2, "validation_data": validation, "batch_size": 4, "verbose": 0}
     expected = by_keras.fit(x, y, **options).history
@@ -182,7 +184,9 @@ class OwnStep(keras_hub.models.BertTextClassifier):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
 
         def compute():
-            return self.compute_loss(x, y, self(x, training=True), sample_weight)
+            y_pred = self(x, training=True)
+            self.compute_metrics(x, y, y_pred, sample_weight)
+            return self.compute_loss(x, y, y_pred, sample_weight)
 
         states = [*self.non_trainable_variables, *self.metrics_variables]
         loss = apply(self.optimizer, compute, self.trainable_variables, states)

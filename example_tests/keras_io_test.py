@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 
+from example_tests.dense_gradients import add_sparse_gradients_up
 from example_tests.keras_io.example import Example
 from example_tests.keras_io.examples import EXAMPLES
 from example_tests.killed_training import KillAt, KilledError, assert_same
@@ -128,20 +129,6 @@ def test_float32(example, outcome_of):
         for name in set(expected) - set(other):
             values = expected[name]
             np.testing.assert_allclose(history[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
-
-
-def add_sparse_gradients_up(optimizer):
-    """Lets Keras's optimizer do what `docs/training.md` says that ours does.
-
-    On TensorFlow it squares each part of an embedding's gradient before it adds them.
-    """
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        apply = optimizer.apply
-        optimizer.apply = lambda gradients, variables=None: apply(
-            [*map(tf.convert_to_tensor, gradients)], variables
-        )
 
 
 def test_half_precision(example, outcome_of):
