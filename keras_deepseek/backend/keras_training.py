@@ -43,7 +43,12 @@ def scoped_variables(variables: Iterable[keras.Variable]) -> list[keras.Variable
 
 def own_train_step(model: keras.Model) -> bool:
     """Returns whether a model's class, or the model itself, has a training step of its own."""
-    return "train_step" in vars(model) or type(model).train_step is not keras.Model.train_step
+    return "train_step" in vars(model) or has_own_step(model)
+
+
+def has_own_step(model: keras.Model) -> bool:
+    """Returns whether a model's class has a training step of its own, whatever it is lent."""
+    return type(model).train_step is not keras.Model.train_step
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Whether the classes of a model can be made again from their configs, in another process.
+"""Checks that another process can make the classes of a model again, from their configs.
 
 Keras says of one that can't only that it "could not be deserialized properly", once the process has
 started.

@@ -6,6 +6,7 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_internals import build_for_training, finish_building
+from keras_deepseek.backend.keras_training import has_own_step
 
 
 def build_for_step(model: keras.Model, batch: Any) -> None:
@@ -28,8 +29,3 @@ def build_for_step(model: keras.Model, batch: Any) -> None:
         backend.current().build_by_step(model, batch)
         if not finish_building(model):
             raise
-
-
-def has_own_step(model: keras.Model) -> bool:
-    """Returns whether a model's class has a training step of its own."""
-    return type(model).train_step is not keras.Model.train_step

@@ -9,8 +9,8 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.keras_training import compilation, lent_train_step
-from keras_deepseek.training.build_for_step import build_for_step, has_own_step
+from keras_deepseek.backend.keras_training import compilation, has_own_step, lent_train_step
+from keras_deepseek.training.build_for_step import build_for_step
 
 
 class StepInPlace:

@@ -19,16 +19,6 @@ _GROUPS = (
 """The parts of a training's state, in Keras's order and by Keras's names."""
 
 
-def _groups(model: keras.Model) -> list[list[keras.Variable]]:
-    """Returns the variables of a training's state, in Keras's order."""
-    return [
-        list(model.trainable_variables),
-        list(model.non_trainable_variables),
-        list(model.optimizer.variables),
-        list(model.metrics_variables),
-    ]
-
-
 def make_train_step(
     model: keras.Model,
     step: Callable[[Any], dict[str, Any]],
@@ -40,8 +30,12 @@ def make_train_step(
     """
 
     def train_step(state: Any, data: Any) -> Any:
-        groups = _groups(model)
-        groups[-1].extend(carried())
+        groups = (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            model.optimizer.variables,
+            [*model.metrics_variables, *carried()],
+        )
         mapping = [
             pair
             for variables, values in zip(groups, state, strict=True)
@@ -58,7 +52,7 @@ def make_train_step(
 
 def build_by_step(model: keras.Model, batch: Any) -> None:
     """Makes the variables that a model's own `train_step` uses, as far as tracing it does."""
-    state = tuple([variable.value for variable in group] for group in _groups(model))
+    state = model._get_jax_state(**dict.fromkeys(_GROUPS, True))
     train_step = functools.partial(type(model).train_step, model)
     keras.src.backend.compute_output_spec(train_step, state, batch)
 
@@ -77,11 +71,16 @@ def ends_data(error: Exception) -> bool:
     return isinstance(error, StopIteration)
 
 
+def _variables(model: keras.Model) -> list[keras.Variable]:
+    """Returns the variables of a model, its optimizer and its metrics."""
+    optimizer = [] if model.optimizer is None else model.optimizer.variables
+    return [*model.variables, *optimizer, *model.metrics_variables]
+
+
 def separate_variables(model: keras.Model) -> None:
     """Gives each variable of a model, its optimizer and its metrics memory of its own."""
-    optimizer = [] if model.optimizer is None else model.optimizer.variables
     seen: set[int] = set()
-    for variable in (*model.variables, *optimizer, *model.metrics_variables):
+    for variable in _variables(model):
         if id(variable.value) in seen:
             variable.assign(keras.ops.copy(variable.value))
         seen.add(id(variable.value))
@@ -98,9 +97,7 @@ def _keeping_variables(model: keras.Model) -> Iterator[None]:
 
     They are held and not copied: a step that is given their memory takes it all the same.
     """
-    optimizer = [] if model.optimizer is None else model.optimizer.variables
-    variables = [*model.variables, *optimizer, *model.metrics_variables]
-    before = [(variable, variable._value) for variable in variables]
+    before = [(variable, variable._value) for variable in _variables(model)]
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""Whether a model mixes the rows of a batch, so that answers depend on which requests share one."""
+"""A check for models that mix the rows of a batch, so that answers depend on who shares it."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_deepseek.artifacts.signature import Array, TensorSpec, find_dtype
 from keras_deepseek.inference.executors.executor import Executor
+from keras_deepseek.inference.models.warm_up import shape_of_batch
 
 _TOLERANCE = 1e-4
 """What may differ, of a row's largest value, between batches of one size."""
@@ -49,7 +50,7 @@ def find_row_dependence(executor: Executor, buckets: Sequence[int], length: int)
 
 
 def _draw(generator: np.random.Generator, spec: TensorSpec, rows: int, length: int) -> Array:
-    shape = (rows, *(length if size is None else size for size in spec.shape[1:]))
+    shape = shape_of_batch(spec, rows, length)
     dtype = find_dtype(spec.dtype)
     if dtype.kind == "b":  # A mask, which is to hide nothing.
         return np.ones(shape, dtype)

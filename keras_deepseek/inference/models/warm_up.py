@@ -88,6 +88,11 @@ def check_padding(executor: Executor, padder: Padder, lengths: Sequence[int], ro
             )
 
 
+def shape_of_batch(spec: TensorSpec, rows: int, length: int) -> tuple[int, ...]:
+    """Returns the shape of an input with so many rows, each free axis of one length."""
+    return (rows, *(length if size is None else size for size in spec.shape[1:]))
+
+
 def _run(executor: Executor, inputs: dict[str, Array], rows: int) -> dict[str, Array]:
     try:
         return executor.run(inputs)
@@ -107,12 +112,11 @@ def _check_names(outputs: object, signature: Signature) -> None:
 
 
 def _zeros(spec: TensorSpec, rows: int, length: int) -> Array:
-    sizes = [length if size is None else size for size in spec.shape[1:]]
-    return np.zeros((rows, *sizes), find_dtype(spec.dtype))
+    return np.zeros(shape_of_batch(spec, rows, length), find_dtype(spec.dtype))
 
 
 def _random(generator: np.random.Generator, spec: TensorSpec, rows: int, length: int) -> Array:
-    sizes = (rows, *(length if size is None else size for size in spec.shape[1:]))
+    sizes = shape_of_batch(spec, rows, length)
     dtype = find_dtype(spec.dtype)
     if dtype.kind in "iub":
         # What every vocabulary has.
