@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import pytest
 
-from example_tests.dense_gradients import add_sparse_gradients_up
-from example_tests.killed_training import KillAt, KilledError, assert_same
+from example_tests.keras_reference import add_sparse_gradients_up, assert_same
 from keras_deepseek.models import enable_lora, merge_lora
 from keras_deepseek.training import Trainer
-from tests.oracles.own_step import apply
+from tests.oracles.interruption import EndAt, KilledError
+from tests.oracles.own_step import StepOfItsOwn, apply
 
 keras_hub = pytest.importorskip("keras_hub", reason="tox -e examples has it.")
 pytestmark = pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
@@ -140,7 +140,7 @@ def test_it_resumes_to_the_bit_and_steps_one_by_one(task, tmp_path):
     whole = make("whole")
     whole.fit(x, y, **options)
     with pytest.raises(KilledError):
-        make("cut").fit(x, y, **options, callbacks=[KillAt(6)])
+        make("cut").fit(x, y, **options, callbacks=[EndAt(6)])
     again = make("cut")
     again.fit(x, y, **options, resume=True)
     assert_same(again.model, whole.model)
@@ -177,8 +177,8 @@ class OwnLoss(keras_hub.models.BertTextClassifier):
         return 2 * keras.ops.mean(losses)
 
 
-class OwnStep(keras_hub.models.BertTextClassifier):
-    """Makes its step itself, by the state that each backend hands to one."""
+class OwnStep(StepOfItsOwn, keras_hub.models.BertTextClassifier):
+    """Makes its step itself."""
 
     def make_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -192,31 +192,6 @@ class OwnStep(keras_hub.models.BertTextClassifier):
         loss = apply(self.optimizer, compute, self.trainable_variables, states)
         self._loss_tracker.update_state(loss)
         return self.get_metrics_result()
-
-    if keras.backend.backend() == "jax":
-
-        def train_step(self, state, data):
-            groups = (
-                self.trainable_variables,
-                self.non_trainable_variables,
-                self.optimizer.variables,
-                self.metrics_variables,
-            )
-            mapping = [
-                pair
-                for variables, values in zip(groups, state, strict=True)
-                for pair in zip(variables, values, strict=True)
-            ]
-            with keras.StatelessScope(mapping) as scope:
-                logs = self.make_step(data)
-            return logs, tuple(
-                [scope.get_current_value(variable) for variable in group] for group in groups
-            )
-
-    else:
-
-        def train_step(self, data):
-            return self.make_step(data)
 
 
 @pytest.mark.parametrize("kind", [OwnLoss, OwnStep])

@@ -10,14 +10,14 @@ import keras
 import numpy as np
 import pytest
 
-from example_tests.dense_gradients import add_sparse_gradients_up
 from example_tests.keras_io.example import Example
 from example_tests.keras_io.examples import EXAMPLES
-from example_tests.killed_training import KillAt, KilledError, assert_same
+from example_tests.keras_reference import add_sparse_gradients_up, assert_same
 from keras_deepseek.artifacts import KerasDeepSeekError
 from keras_deepseek.deploy import Exporter
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.training import Trainer
+from tests.oracles.interruption import EndAt, KilledError
 
 pytestmark = [
     # Of Keras: what a translator's decoder, a model in a model, does not hand on.
@@ -165,7 +165,7 @@ def test_resume(example, outcome_of, tmp_path):
         whole = make("whole")
         whole.fit(**data)
         with pytest.raises(KilledError):
-            make("cut").fit(**data, callbacks=[KillAt(STEPS * 3 // 4)])
+            make("cut").fit(**data, callbacks=[EndAt(STEPS * 3 // 4)])
         again = make("cut")
         again.fit(**data, resume=True)
         assert_same(again.model, whole.model)

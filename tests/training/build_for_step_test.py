@@ -3,14 +3,13 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek.training import Trainer
-from tests.oracles.own_step import apply, train_killed_and_whole
+from tests.oracles.own_step import StepOfItsOwn, apply, train_killed_and_whole
 
 # Batches of anchors and positives.
 PAIRS = np.random.default_rng(0).normal(size=(6, 2, 5, 8)).astype("float32")
-IS_JAX = keras.backend.backend() == "jax"
 
 
-class Embedding(keras.Model):
+class Embedding(StepOfItsOwn, keras.Model):
     """A metric learner, whose batch is two of what it is called on."""
 
     def compute(self, data):
@@ -19,29 +18,6 @@ class Embedding(keras.Model):
         labels = ops.arange(5)
         loss = self.compute_loss(None, labels, products)
         return loss, self.compute_metrics(None, labels, products)
-
-    if IS_JAX:
-
-        def train_step(self, state, data):
-            groups = (
-                self.trainable_variables,
-                self.non_trainable_variables,
-                self.optimizer.variables,
-                self.metrics_variables,
-            )
-            mapping = [
-                pair for each in zip(groups, state, strict=True) for pair in zip(*each, strict=True)
-            ]
-            with keras.StatelessScope(mapping) as scope:
-                logs = self.make_step(data)
-            return logs, tuple(
-                [scope.get_current_value(variable) for variable in group] for group in groups
-            )
-
-    else:
-
-        def train_step(self, data):
-            return self.make_step(data)
 
     def make_step(self, data):
         logs = {}
