@@ -28,7 +28,7 @@ def main() -> None:
         say("no device", why=seen)
         return
     from gpu_tests.checks import CHECKS
-    from keras_deepseek.artifacts.errors import MissingExtraError
+    from keras_deepseek.errors import MissingExtraError
 
     place = Place(asked["device"], count, asked["fault"])
     say("device", facts=describe(place))

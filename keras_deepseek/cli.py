@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _make_parser().parse_args(arguments)
     # Behind the parser, since it brings NumPy, which `--help` has no use for.
     from keras_deepseek import backend
-    from keras_deepseek.artifacts.errors import KerasDeepSeekError
+    from keras_deepseek.errors import KerasDeepSeekError
 
     sys.path.append(str(Path.cwd()))  # Where a module that an argument names may lie.
     previous = signal.signal(signal.SIGTERM, _terminate)

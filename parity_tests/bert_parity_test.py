@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
 
-from keras_deepseek.artifacts.errors import CheckpointError
+from keras_deepseek.errors import CheckpointError
 from keras_deepseek.models import BertConfig, BertMaskedLM
 from parity_tests.training_losses import STEPS, train_ours, train_theirs
 from tests.oracles.golden.models.make_bert_masked_lm import (

@@ -13,7 +13,7 @@ import transformers
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from keras_deepseek.artifacts.errors import CheckpointError
+from keras_deepseek.errors import CheckpointError
 from keras_deepseek.models.checkpoints.checkpoint_config import GENERIC_KEYS
 from keras_deepseek.models.checkpoints.checkpoint_entry import copied_entry
 from keras_deepseek.models.checkpoints.preset_model import PresetModel

@@ -10,7 +10,7 @@ import torch
 from keras import ops
 from safetensors.torch import load_file, save_file
 
-from keras_deepseek.artifacts.errors import CheckpointError
+from keras_deepseek.errors import CheckpointError
 from parity_tests.language_model_cases import FAMILIES
 from parity_tests.written_checkpoints import load_theirs, make_ours, make_theirs
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from keras_deepseek import __version__, backend, cli
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.staging_folder import staging_folder
+from keras_deepseek.errors import InvalidInputError
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def make_once(
 @pytest.fixture
 def num_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Returns a function that says how many GPUs are visible; none, before it is called."""
-    from keras_deepseek.backend.tensorrt_engine import visible_gpus
+    from keras_deepseek.backend.runtimes.tensorrt_engine import visible_gpus
 
     def say(count: int) -> None:
         monkeypatch.setattr(visible_gpus, "count_gpus", lambda: count)

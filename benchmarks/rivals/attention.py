@@ -12,9 +12,9 @@ from compiled import Rival
 from keras import ops
 
 import keras_deepseek.layers
-from keras_deepseek.layers.attention.block_layout import BlockLayout
-from keras_deepseek.layers.attention.block_plan import plan_blocks
-from keras_deepseek.layers.attention.block_sparse_attention import block_sparse_attention
+from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
+from keras_deepseek.layers.attention.sparse.block_plan import plan_blocks
+from keras_deepseek.layers.attention.sparse.block_sparse_attention import block_sparse_attention
 
 NUM_HEADS, HEAD_DIM, BLOCK_SIZE = 4, 64, 64
 DIM = NUM_HEADS * HEAD_DIM

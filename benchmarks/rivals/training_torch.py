@@ -11,7 +11,7 @@ from typing import Any
 from bert import CLIP, LEARNING_RATE, WEIGHT_DECAY, Shape
 from masked_text import Documents, pad
 
-from keras_deepseek.training.kept_memory import kept_memory
+from keras_deepseek.training.fit.kept_memory import kept_memory
 
 HF, GROUPED, COMPILED = "HF Trainer", "HF, grouped", "HF, grouped, compiled"
 KEPT, LIGHTNING = "HF, compiled, kept memory", "Lightning"

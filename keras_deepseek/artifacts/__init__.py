@@ -3,7 +3,10 @@
 from keras_deepseek.artifacts.bundle import Bundle, is_bundle
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.artifacts.manifest import Manifest, Verification
+from keras_deepseek.artifacts.run_record import RunRecord
+from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.errors import (
     BundleError,
     CheckpointError,
     ExportError,
@@ -13,9 +16,6 @@ from keras_deepseek.artifacts.errors import (
     NotSupportedError,
     TrainingDivergedError,
 )
-from keras_deepseek.artifacts.manifest import Manifest, Verification
-from keras_deepseek.artifacts.run_record import RunRecord
-from keras_deepseek.artifacts.signature import Signature, TensorSpec
 
 __all__ = [
     "Bundle",

@@ -11,9 +11,9 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from keras_deepseek.artifacts.errors import BundleError
 from keras_deepseek.artifacts.exchange import flush_to_disk, replace_folder
 from keras_deepseek.artifacts.manifest import Manifest
+from keras_deepseek.errors import BundleError
 
 MANIFEST_NAME = "bundle.json"
 

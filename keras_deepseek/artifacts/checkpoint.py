@@ -17,9 +17,9 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import CheckpointError, NotSupportedError
 from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import CheckpointError, NotSupportedError
 
 FORM = 1
 """The form of the files that this release writes. A reader refuses a higher one."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from keras_deepseek.artifacts.checkpoint import PARTIAL, Checkpoint
-from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError
+from keras_deepseek.errors import CheckpointError, InvalidInputError
 
 _logger = logging.getLogger(__name__)
 _NAME = re.compile(r"step_(\d+)\.checkpoint")

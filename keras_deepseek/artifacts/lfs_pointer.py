@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from keras_deepseek.artifacts.errors import CheckpointError
+from keras_deepseek.errors import CheckpointError
 
 _BEGIN = b"version https://git-lfs.github.com/spec/"
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from keras_deepseek.artifacts.errors import BundleError
 from keras_deepseek.artifacts.signature import Signature
+from keras_deepseek.errors import BundleError
 
 FORM = 3
 """The form of the manifest that this release writes. A reader refuses a higher one."""

@@ -5,7 +5,7 @@ import re
 import socket
 from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError, PeerLostError
+from keras_deepseek.errors import InvalidInputError, PeerLostError
 
 _ADDRESS = re.compile(
     r"(?:\[(?P<ipv6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^\s:/\[\]@]+)):(?P<port>[0-9]+)"

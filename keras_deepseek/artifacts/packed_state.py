@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import InvalidInputError
 
 _KIND = "$kind"
 """Marks what JSON has no word for. A dict that holds this key itself is kept as a list of pairs."""

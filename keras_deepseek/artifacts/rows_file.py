@@ -8,9 +8,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from keras_deepseek.artifacts.argument_check import check_file_exists
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.checks import check_file_exists
+from keras_deepseek.errors import InvalidInputError
 
 _EXPECTED = "a file that numpy.savez or numpy.save wrote"
 _FIRST_SIZES, _LARGEST = (1, 3, 4), 32

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 
 Array = npt.NDArray[Any]
 InferenceFunction = Callable[[dict[str, Array]], dict[str, Array]]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from keras_deepseek.artifacts.errors import BundleError
+from keras_deepseek.errors import BundleError
 
 try:
     import fcntl

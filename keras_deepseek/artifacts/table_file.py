@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_deepseek.artifacts.appending import append_whole
-from keras_deepseek.artifacts.argument_check import check_file_path
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.checks import check_file_path
+from keras_deepseek.errors import InvalidInputError
 
 Cells = Mapping[str, str | float | None]
 

@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     import keras
 
     from keras_deepseek.artifacts.signature import Array, InferenceFunction
-    from keras_deepseek.backend.keras_internals import Distribution
-    from keras_deepseek.backend.named_model import NamedModel
-    from keras_deepseek.backend.processes import Processes, Replicas
-    from keras_deepseek.backend.serving_signatures import ServingSignatures
-    from keras_deepseek.backend.task_cluster import TaskCluster
+    from keras_deepseek.backend.export.named_model import NamedModel
+    from keras_deepseek.backend.export.serving_signatures import ServingSignatures
+    from keras_deepseek.backend.keras_private.keras_internals import Distribution
+    from keras_deepseek.backend.processes.processes import Processes, Replicas
+    from keras_deepseek.backend.processes.task_cluster import TaskCluster
 
 
 class Backend(Protocol):

@@ -2,8 +2,8 @@
 
 import importlib.util
 
-from keras_deepseek.artifacts.errors import MissingExtraError
 from keras_deepseek.backend import NAMES
+from keras_deepseek.errors import MissingExtraError
 
 __all__ = ["keras"]
 

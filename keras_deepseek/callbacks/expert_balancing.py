@@ -5,9 +5,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.artifacts.argument_check import check_number
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.backend.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.checks import check_number
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.layers.moe.expert_router import ExpertRouter
 
 _LEVELS = ("layer", "expert")

@@ -9,10 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.keras_internals import callbacks_beside
+from keras_deepseek.backend.keras_private.keras_internals import callbacks_beside
 from keras_deepseek.callbacks.rate_in_step import RateInStep
+from keras_deepseek.checks import check_integer, check_number
+from keras_deepseek.errors import InvalidInputError
 
 Schedule = Callable[[int, int, float, float], float]
 

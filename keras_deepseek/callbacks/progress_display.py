@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.callbacks.progress_screen import PlainScreen, Screen, choose_screen
 from keras_deepseek.callbacks.progress_text import describe, duration
 from keras_deepseek.callbacks.training_pace import TrainingPace
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 
 _STYLES = ("auto", "lines")
 _LINES_AN_EPOCH = 4

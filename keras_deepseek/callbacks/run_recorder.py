@@ -6,10 +6,10 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.argument_check import check_file_path
 from keras_deepseek.artifacts.run_record import RunRecord
 from keras_deepseek.callbacks.step_logger import Row, StepLogger, numbers
 from keras_deepseek.callbacks.training_pace import TrainingPace
+from keras_deepseek.checks import check_file_path
 
 
 class RunRecorder(StepLogger):

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_deepseek.artifacts.argument_check import check_integer
-from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.keras_internals import count_train_steps
+from keras_deepseek.backend.keras_private.keras_internals import count_train_steps
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import InvalidInputError
 
 _SHARE_OF_TIME = 0.02  # That writing may take, up to `_longest_wait`.
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.argument_check import check_path
 from keras_deepseek.artifacts.event_file import EventFile, Scalar, find_event_files
-from keras_deepseek.backend.keras_internals import read_learning_rate
+from keras_deepseek.backend.keras_private.keras_internals import read_learning_rate
 from keras_deepseek.callbacks.step_logger import Row, StepLogger, numbers
+from keras_deepseek.checks import check_path
 
 
 class TensorBoardEvents(StepLogger):

@@ -9,10 +9,10 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_number
 from keras_deepseek.callbacks.peak_flops import find_peak_flops
 from keras_deepseek.callbacks.training_flops import count_training_flops, estimate_training_flops
 from keras_deepseek.callbacks.training_pace import TrainingPace
+from keras_deepseek.checks import check_number
 
 _logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_FIGURES = 0.1

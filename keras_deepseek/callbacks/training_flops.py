@@ -5,8 +5,8 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_number
-from keras_deepseek.backend.keras_internals import example_inputs
+from keras_deepseek.backend.keras_private.keras_internals import example_inputs
+from keras_deepseek.checks import check_number
 
 _PASSES = 3  # Forward, and backward by inputs and by weights: each as many as forward.
 

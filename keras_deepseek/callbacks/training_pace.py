@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import keras
 
-from keras_deepseek.backend.keras_internals import count_samples, read_learning_rate
+from keras_deepseek.backend.keras_private.keras_internals import count_samples, read_learning_rate
 from keras_deepseek.callbacks.memory import read_memory
 
 _SECONDS_BETWEEN_READINGS = 1.0

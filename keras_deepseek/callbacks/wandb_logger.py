@@ -4,9 +4,9 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keras_deepseek.artifacts.errors import MissingExtraError
 from keras_deepseek.callbacks.experiment_logger import ExperimentLogger
 from keras_deepseek.callbacks.step_logger import Row
+from keras_deepseek.errors import MissingExtraError
 
 
 class WandbLogger(ExperimentLogger):

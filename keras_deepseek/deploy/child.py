@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.stage_display import CHILD_MARK
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 BEGUN, DONE = "begun", "done"
 """The first stage of each job, and the last."""
@@ -126,8 +126,8 @@ def _changeable_sources() -> dict[str, int]:
 
 
 def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
-    from keras_deepseek.backend.keras_file import load_keras_file
-    from keras_deepseek.backend.named_model import NamedModel
+    from keras_deepseek.backend.export.named_model import NamedModel
+    from keras_deepseek.backend.keras_private.keras_file import load_keras_file
     from keras_deepseek.deploy.custom_objects import load_objects, receive
     from keras_deepseek.deploy.failure_place import whole_tracebacks
     from keras_deepseek.deploy.formats.export_format import run_format

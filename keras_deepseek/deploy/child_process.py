@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.child import BEGUN, DONE
 from keras_deepseek.deploy.stage_display import CHILD_MARK
+from keras_deepseek.errors import ExportError
 
 Say = Callable[[str], None]
 """A function that shows a stage as it begins."""

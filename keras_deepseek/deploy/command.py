@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     _check(arguments)
     calibration, samples = _load_data(arguments)
-    from keras_deepseek.backend.keras_file import load_keras_file
+    from keras_deepseek.backend.keras_private.keras_file import load_keras_file
     from keras_deepseek.deploy.exporter import Exporter
 
     _register_openvino()
@@ -182,9 +182,9 @@ def _load_data(arguments: argparse.Namespace) -> tuple[Any, list[Any] | None]:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raises for what is wrong in the arguments themselves, in no time: nothing loads Keras."""
-    from keras_deepseek.artifacts.argument_check import KERAS_FILE, check_file_exists
-    from keras_deepseek.artifacts.errors import InvalidInputError
     from keras_deepseek.artifacts.export_arguments import check_backend, check_custom_sources
+    from keras_deepseek.checks import KERAS_FILE, check_file_exists
+    from keras_deepseek.errors import InvalidInputError
 
     if not (arguments.benchmark or (arguments.backend and arguments.output)):
         raise InvalidInputError("Pass --backend and --output, or --benchmark to compare formats.")
@@ -226,7 +226,7 @@ def _check_export(arguments: argparse.Namespace) -> None:
 
 def _check_flags(arguments: argparse.Namespace) -> None:
     """Raises where what is of some formats alone is asked of another."""
-    from keras_deepseek.artifacts.errors import InvalidInputError
+    from keras_deepseek.errors import InvalidInputError
 
     for kind, backends, flags in _OF_FORMATS:
         given = [flag for name, flag in flags.items() if getattr(arguments, name) is not None]
@@ -241,7 +241,7 @@ def _check_flags(arguments: argparse.Namespace) -> None:
 
 def _check_benchmark(arguments: argparse.Namespace) -> None:
     """Raises where something is asked for that a comparison of formats would not heed."""
-    from keras_deepseek.artifacts.errors import InvalidInputError
+    from keras_deepseek.errors import InvalidInputError
 
     unheeded = ("output", "name", "precision", "samples", "check", "opset")
     flags = {name: f"--{name}" for name in unheeded} | _OF_ENGINES | _OF_SAVED_MODELS
@@ -274,7 +274,7 @@ def _register_openvino() -> None:
 
 def _read_sizes(text: str) -> tuple[str, tuple[int, ...]]:
     """Returns the axis and the sizes of `batch=1,4,32`."""
-    from keras_deepseek.artifacts.errors import InvalidInputError
+    from keras_deepseek.errors import InvalidInputError
 
     axis, _, sizes = text.rpartition("=")
     try:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import keras
 
-from keras_deepseek.artifacts.errors import ExportError
-from keras_deepseek.backend.keras_internals import functional_graph
+from keras_deepseek.backend.keras_private.keras_internals import functional_graph
+from keras_deepseek.errors import ExportError
 
 
 def check_configs(model: keras.Model) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import ExportError, InvalidInputError
-from keras_deepseek.backend.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.errors import ExportError, InvalidInputError
 
 _SCRIPT = "__main__"
 _FILE_NAME = "objects.pickle"

@@ -7,7 +7,7 @@ from typing import Any
 
 from keras_deepseek.artifacts.manifest import Verification
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 
 

@@ -19,12 +19,6 @@ from keras_deepseek.artifacts.bundle import (
     publish_bundle,
     publish_file,
 )
-from keras_deepseek.artifacts.errors import (
-    ExportError,
-    InvalidInputError,
-    NotSupportedError,
-    unknown_name_message,
-)
 from keras_deepseek.artifacts.export_arguments import (
     INT8,
     PRECISIONS,
@@ -38,8 +32,8 @@ from keras_deepseek.artifacts.export_arguments import (
 from keras_deepseek.artifacts.manifest import Manifest
 from keras_deepseek.artifacts.signature import InferenceFunction
 from keras_deepseek.artifacts.staging_folder import staging_folder
-from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.backend.unchanged_state import unchanged_state
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.keras_private.unchanged_state import unchanged_state
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.export_report import ExportReport
 from keras_deepseek.deploy.formats.export_format import ExportFormat
@@ -57,6 +51,12 @@ from keras_deepseek.deploy.registry import (
 )
 from keras_deepseek.deploy.stage_display import StageDisplay
 from keras_deepseek.deploy.verification_data import choose_data
+from keras_deepseek.errors import (
+    ExportError,
+    InvalidInputError,
+    NotSupportedError,
+    unknown_name_message,
+)
 
 
 class Exporter:

@@ -4,8 +4,8 @@ import errno
 import os
 import re
 
-from keras_deepseek.artifacts.errors import KerasDeepSeekError
 from keras_deepseek.deploy.failure_place import failure_place
+from keras_deepseek.errors import KerasDeepSeekError
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 300

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from keras_deepseek.artifacts.errors import MissingExtraError
+from keras_deepseek.errors import MissingExtraError
 
 
 def import_extra(name: str, extra: str, purpose: str) -> Any:

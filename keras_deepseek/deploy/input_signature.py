@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 
 
 def with_input_signature(model: keras.Model, input_signature: Any) -> keras.Model:

@@ -11,18 +11,18 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import (
-    InvalidInputError,
-    KerasDeepSeekError,
-    unknown_name_message,
-)
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.artifacts.staging_folder import temporary_folder
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.exporter import Exporter
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.registry import known_formats
 from keras_deepseek.deploy.samples import draw_batch
+from keras_deepseek.errors import (
+    InvalidInputError,
+    KerasDeepSeekError,
+    unknown_name_message,
+)
 
 _NUM_WARM_UPS = 3
 

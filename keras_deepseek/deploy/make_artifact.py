@@ -12,22 +12,22 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import (
-    ExportError,
-    InvalidInputError,
-    MissingExtraError,
-    NotSupportedError,
-)
 from keras_deepseek.artifacts.manifest import Verification
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
-from keras_deepseek.backend.integer_products import integer_products
-from keras_deepseek.backend.output_layers import layers_by_output
+from keras_deepseek.backend.keras_private.integer_products import integer_products
+from keras_deepseek.backend.keras_private.output_layers import layers_by_output
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact, RouteResult
 from keras_deepseek.deploy.failure_reason import DISK_IS_FULL, failure_reason
 from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.routes import InChild, InProcess, Route, check_packages, find_routes
 from keras_deepseek.deploy.ties import redraw_tie
 from keras_deepseek.deploy.verify import agreements, compare
+from keras_deepseek.errors import (
+    ExportError,
+    InvalidInputError,
+    MissingExtraError,
+    NotSupportedError,
+)
 
 _LEAST_ROOM = 2**13
 """Bytes. A runtime that could not write them may say so in words of its own."""

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from keras_deepseek.artifacts.errors import ExportError, NotSupportedError
 from keras_deepseek.artifacts.manifest import Verification
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
 from keras_deepseek.deploy.make_artifact import check_artifact, make_artifact
 from keras_deepseek.deploy.samples import draw_batch
+from keras_deepseek.errors import ExportError, NotSupportedError
 
 
 def make_engine(

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.artifacts.manifest import Manifest
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.deploy.formats.export_format import ExportFormat
+from keras_deepseek.errors import ExportError
 
 
 @contextlib.contextmanager

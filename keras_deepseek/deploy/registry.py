@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.export_arguments import check_backend
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.deploy.formats.export_format import ExportFormat
@@ -13,6 +12,7 @@ from keras_deepseek.deploy.formats.onnx import OnnxFormat
 from keras_deepseek.deploy.formats.saved_model import SavedModelFormat
 from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
 from keras_deepseek.deploy.tensorrt_engine.flavor import check_flavor
+from keras_deepseek.errors import InvalidInputError
 
 BUILT_IN: dict[str, Callable[..., ExportFormat]] = {
     "onnx": OnnxFormat,

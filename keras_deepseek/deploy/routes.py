@@ -15,12 +15,6 @@ from zipfile import ZipFile
 
 import keras
 
-from keras_deepseek.artifacts.errors import (
-    ExportError,
-    InvalidInputError,
-    MissingExtraError,
-    NotSupportedError,
-)
 from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.deploy.child import load_batches, save_batches
 from keras_deepseek.deploy.child_process import Say, run_in_child
@@ -30,6 +24,12 @@ from keras_deepseek.deploy.export_job import ExportJob, RouteResult
 from keras_deepseek.deploy.failure_place import whole_tracebacks
 from keras_deepseek.deploy.formats.export_format import ExportFormat, run_format
 from keras_deepseek.deploy.registry import BUILT_IN
+from keras_deepseek.errors import (
+    ExportError,
+    InvalidInputError,
+    MissingExtraError,
+    NotSupportedError,
+)
 
 FRAMEWORKS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 """What people call the backends that an artifact may be written through."""

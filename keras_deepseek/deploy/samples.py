@@ -10,10 +10,10 @@ import numpy as np
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
-from keras_deepseek.backend.free_axes import count_free_lengths
-from keras_deepseek.backend.input_kinds import InputKind, input_kinds
-from keras_deepseek.backend.known_numbers import longest_sequence
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.free_axes import count_free_lengths
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.keras_private.input_kinds import InputKind, input_kinds
+from keras_deepseek.backend.keras_private.known_numbers import longest_sequence
 
 _BATCH_SIZES = (1, 3, 4)
 _FEW, _BINARY = 10, 2

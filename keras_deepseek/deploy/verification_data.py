@@ -7,7 +7,7 @@ from typing import Any
 from keras_deepseek.artifacts.export_arguments import bind_rows, check_calibration
 from keras_deepseek.artifacts.rows_file import cut_batches
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.samples import (
     ROUND_LENGTHS,
     hold_out,

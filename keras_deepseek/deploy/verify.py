@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import ExportError
 
 TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2, "int8": 1e-1}
 """The largest difference by dtype, as a share of the output's largest value."""

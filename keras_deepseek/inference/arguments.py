@@ -5,12 +5,12 @@ import os
 import re
 from collections.abc import Iterable
 
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.artifacts.signature import Signature
+from keras_deepseek.errors import (
     InvalidInputError,
     NotSupportedError,
     unknown_name_message,
 )
-from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.inference.request_options import RequestOptions
 
 _REQUEST_OPTIONS = frozenset(RequestOptions.__annotations__)

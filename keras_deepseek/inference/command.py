@@ -272,7 +272,7 @@ def _failures_in_a_line(engine: "ServingEngine") -> "Iterator[None]":
     """Says in a line which warm-up failed: the traceback, through the model, is for the log."""
     import logging
 
-    from keras_deepseek.artifacts.errors import NotSupportedError
+    from keras_deepseek.errors import NotSupportedError
 
     try:
         yield
@@ -304,7 +304,7 @@ def _warnings_in_a_line() -> "Iterator[None]":
 
 
 def _replay(engine: "ServingEngine", path: str) -> None:
-    from keras_deepseek.artifacts.errors import NotSupportedError
+    from keras_deepseek.errors import NotSupportedError
     from keras_deepseek.inference.monitoring.replay import replay_requests
 
     report = replay_requests(engine, path, model=engine.name)

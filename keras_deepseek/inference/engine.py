@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.batching.padding import Padding
 from keras_deepseek.inference.grpc.grpc_server import GrpcServer
 from keras_deepseek.inference.http.http_limits import HttpLimits

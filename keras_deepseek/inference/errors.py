@@ -5,7 +5,7 @@
 
 import math
 
-from keras_deepseek.artifacts.errors import InvalidInputError, KerasDeepSeekError
+from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError
 
 
 class OverloadedError(KerasDeepSeekError):

@@ -10,12 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.artifacts.export_arguments import check_custom_sources
+from keras_deepseek.errors import (
     InvalidInputError,
     MissingExtraError,
     unknown_name_message,
 )
-from keras_deepseek.artifacts.export_arguments import check_custom_sources
 from keras_deepseek.inference.arguments import check_address, check_count
 from keras_deepseek.inference.batching.padding import Padding
 from keras_deepseek.inference.http.http_limits import HttpLimits

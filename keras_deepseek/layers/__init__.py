@@ -9,15 +9,21 @@ from typing import Any
 from keras_deepseek.backend.installed_keras import keras
 from keras_deepseek.layers import predefined
 from keras_deepseek.layers.attention.cached_attention import CachedAttention
-from keras_deepseek.layers.attention.compressed_sparse_attention import CompressedSparseAttention
-from keras_deepseek.layers.attention.deepseek_sparse_attention import DeepSeekSparseAttention
-from keras_deepseek.layers.attention.heavily_compressed_attention import HeavilyCompressedAttention
-from keras_deepseek.layers.attention.lightning_indexer import LightningIndexer
+from keras_deepseek.layers.attention.compressed.compressed_sparse_attention import (
+    CompressedSparseAttention,
+)
+from keras_deepseek.layers.attention.compressed.deepseek_sparse_attention import (
+    DeepSeekSparseAttention,
+)
+from keras_deepseek.layers.attention.compressed.heavily_compressed_attention import (
+    HeavilyCompressedAttention,
+)
+from keras_deepseek.layers.attention.compressed.lightning_indexer import LightningIndexer
 from keras_deepseek.layers.attention.linear_attention import LinearAttention
 from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
-from keras_deepseek.layers.attention.native_sparse_attention import NativeSparseAttention
 from keras_deepseek.layers.attention.sliding_window_attention import SlidingWindowAttention
-from keras_deepseek.layers.attention.sparse_attention import SparseAttention
+from keras_deepseek.layers.attention.sparse.native_sparse_attention import NativeSparseAttention
+from keras_deepseek.layers.attention.sparse.sparse_attention import SparseAttention
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU
 from keras_deepseek.layers.heads import (
     ChunkedCrossEntropy,

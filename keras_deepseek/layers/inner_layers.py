@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.input_check import Shape, is_shape
 
 

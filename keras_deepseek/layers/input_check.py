@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 
 Shape = tuple[int | None, ...]
 """The sizes of a tensor, `None` where one is not known."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.checks import check_integer
 from keras_deepseek.layers.input_check import Shape
 
 

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.input_check import Shape
 
 _RANK = 3

@@ -5,7 +5,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
+from keras_deepseek.checks import check_boolean, check_integer
 from keras_deepseek.layers import MultiTokenPrediction
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.models.checkpoints.preset_model import PresetModel

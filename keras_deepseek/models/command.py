@@ -105,7 +105,7 @@ def _choose_backend(name: str | None) -> None:
     if name is None:
         return
     from keras_deepseek import backend
-    from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+    from keras_deepseek.errors import InvalidInputError, unknown_name_message
 
     if name not in backend.NAMES:
         raise InvalidInputError(unknown_name_message("backend", name, backend.NAMES))
@@ -114,7 +114,7 @@ def _choose_backend(name: str | None) -> None:
 
 def _check_before_loading(arguments: argparse.Namespace) -> None:
     """Says what else is wrong before the model is loaded, which may take minutes."""
-    from keras_deepseek.artifacts.argument_check import check_integer
+    from keras_deepseek.checks import check_integer
     from keras_deepseek.models.checkpoints.preset_folder import find_preset
     from keras_deepseek.models.tokenizers.tokenizer_files import (
         find_chat_template,
@@ -144,7 +144,7 @@ def _make_sampler(arguments: argparse.Namespace) -> Any:
 
 def _read_prompt(arguments: argparse.Namespace, tokenizer: Any) -> list[int]:
     """Returns the tokens of the prompt."""
-    from keras_deepseek.artifacts.errors import InvalidInputError
+    from keras_deepseek.errors import InvalidInputError
     from keras_deepseek.models.generation.prompts import check_tokens
 
     if tokenizer is None:

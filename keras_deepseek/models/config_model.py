@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Self
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.cloned_graph import CloneCheckedModel
+from keras_deepseek.backend.keras_private.cloned_graph import CloneCheckedModel
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.quantized_layers import describe_quantized, quantize_again
 
 

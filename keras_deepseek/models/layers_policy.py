@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
 def read_policy(dtype: Any) -> keras.DTypePolicy:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.layers import Input
 from keras_deepseek.models.causal_lm import CausalLM
 from keras_deepseek.models.decoder.decoder_block import DecoderBlock

@@ -5,7 +5,7 @@ from dataclasses import MISSING, asdict, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
 
 _TAKEN = ("architectures", "dtype", "quantization_config")

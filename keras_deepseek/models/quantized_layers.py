@@ -7,9 +7,9 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.keras_internals import flatten_layers
-from keras_deepseek.backend.layer_tree import own_variables
+from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_private.layer_tree import own_variables
+from keras_deepseek.errors import InvalidInputError
 
 
 def describe_quantized(model: keras.Model) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
 
 SEED = 1337
 

@@ -1,23 +1,23 @@
 """Training: the `Trainer` around `model.fit`, its schedules, and its sequences as batches."""
 
 from keras_deepseek.backend import installed_keras  # noqa: F401 - Its error comes first.
-from keras_deepseek.backend.gradient_compression import LowRank
 from keras_deepseek.backend.loss_means import declare_mean_over
-from keras_deepseek.training.batch_size_search import BatchSizeSearch
-from keras_deepseek.training.cluster import ClusterSpec
+from keras_deepseek.backend.processes.gradient_compression import LowRank
+from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
+from keras_deepseek.training.cluster.parameter_server import ParameterServer
+from keras_deepseek.training.cluster.transformer_layout_map import transformer_layout_map
+from keras_deepseek.training.data.length_buckets import LengthBuckets
+from keras_deepseek.training.data.masked_positions import gather_masked_positions
+from keras_deepseek.training.data.masked_tokens import MaskedTokens
+from keras_deepseek.training.data.sequence_packing import pack_sequences
+from keras_deepseek.training.data.token_masking import mask_tokens
 from keras_deepseek.training.join_cluster import join_cluster
-from keras_deepseek.training.learning_rate_search import LearningRateSearch
-from keras_deepseek.training.length_buckets import LengthBuckets
-from keras_deepseek.training.masked_positions import gather_masked_positions
-from keras_deepseek.training.masked_tokens import MaskedTokens
-from keras_deepseek.training.memory_report import MemoryReport
-from keras_deepseek.training.parameter_server.settings import ParameterServer
-from keras_deepseek.training.sequence_packing import pack_sequences
-from keras_deepseek.training.step_guard import StepGuard
-from keras_deepseek.training.token_masking import mask_tokens
+from keras_deepseek.training.step.step_guard import StepGuard
+from keras_deepseek.training.step.warmup_decay import WarmupDecay
 from keras_deepseek.training.trainer import Trainer
-from keras_deepseek.training.transformer_layout_map import transformer_layout_map
-from keras_deepseek.training.warmup_decay import WarmupDecay
+from keras_deepseek.training.tuning.batch_size_search import BatchSizeSearch
+from keras_deepseek.training.tuning.learning_rate_search import LearningRateSearch
+from keras_deepseek.training.tuning.memory_report import MemoryReport
 
 __all__ = [
     "BatchSizeSearch",

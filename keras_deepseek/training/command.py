@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         SystemExit: A process failed; with its exit code.
     """
     _open_launch()
-    from keras_deepseek.artifacts.errors import NotSupportedError
+    from keras_deepseek.errors import NotSupportedError
 
     if sys.platform == "win32":
         raise NotSupportedError("launch needs the signals of Linux or macOS.")

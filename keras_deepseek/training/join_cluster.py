@@ -1,19 +1,14 @@
 """Joins the processes that train together."""
 
-from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.processes import OneProcess, Processes
-from keras_deepseek.backend.random_state import read_random_state, write_random_state
-from keras_deepseek.training.cluster import ClusterSpec, Strategy, check_strategy
-from keras_deepseek.training.cluster_resolver import choose_strategy, resolve_strategy
-from keras_deepseek.training.parameter_server.join_servers import join_servers
-from keras_deepseek.training.parameter_server.settings import (
+from keras_deepseek.training.cluster.cluster_resolver import choose_strategy, resolve_strategy
+from keras_deepseek.training.cluster.cluster_spec import ClusterSpec, Strategy, check_strategy
+from keras_deepseek.training.cluster.parameter_server import (
     ParameterServer,
     resolve_settings,
     take_servers,
 )
-from keras_deepseek.training.stop_signal import keeping_stop_signal
-from keras_deepseek.training.timeouts import read_join_timeout, read_peer_timeout
+from keras_deepseek.training.cluster.start_processes import start_processes
+from keras_deepseek.training.parameter_server.join_servers import join_servers
 
 
 def join_cluster(
@@ -65,52 +60,3 @@ def join_cluster(
     else:
         join_servers(settings, cluster)
     return cluster
-
-
-def start_processes(cluster: ClusterSpec) -> Processes:
-    """Returns the processes of a cluster once all of them are there.
-
-    Args:
-        cluster: `ClusterSpec`.
-
-    Raises:
-        InvalidInputError: This process trains in another cluster already, or rank 0 can't listen at
-            the coordinator's port.
-        NotSupportedError: This release has no such strategy on this backend.
-        PeerLostError: A process has not come in time.
-    """
-    if cluster.world_size == 1 or cluster.coordinator is None:
-        _refuse_others(cluster)
-        return OneProcess()
-    with keeping_stop_signal():
-        return backend.current().join_processes(
-            cluster.coordinator,
-            cluster.world_size,
-            cluster.rank,
-            join_timeout=read_join_timeout(),
-            timeout=read_peer_timeout(),
-        )
-
-
-def share_random_state(processes: Processes) -> None:
-    """Gives the shared generators of all processes the state that they have on rank 0.
-
-    So they build the same model, and go through the same data in the same order.
-
-    Args:
-        processes: `Processes`.
-    """
-    if processes.world_size > 1:
-        # What one process would make later, by then by another number, is not made here.
-        write_random_state(processes.broadcast(read_random_state(makes_missing=False)))
-
-
-def _refuse_others(cluster: ClusterSpec) -> None:
-    """Raises an error where the framework runs in several processes that nobody told us of."""
-    running = backend.current().count_processes()
-    if cluster.strategy is not None and running > 1:
-        raise InvalidInputError(
-            f"{running} processes run together already, and distributed_strategy="
-            f"{cluster.strategy!r} knows of one. Pass world_size, rank and coordinator, or start "
-            "the script with keras-deepseek launch."
-        )

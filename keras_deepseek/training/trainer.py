@@ -14,64 +14,64 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_boolean, check_file_path
 from keras_deepseek.artifacts.checkpoint import Checkpoint
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
+from keras_deepseek.callbacks.run_recorder import RunRecorder
+from keras_deepseek.checks import check_boolean, check_file_path
+from keras_deepseek.errors import (
     InvalidInputError,
     NotSupportedError,
     unknown_name_message,
 )
-from keras_deepseek.callbacks.lr_scheduler import refuse_two_schedules
-from keras_deepseek.callbacks.run_recorder import RunRecorder
-from keras_deepseek.training.batch_notes import PlaceWatch, noting_batch
-from keras_deepseek.training.checkpoints import Best, Checkpoints
-from keras_deepseek.training.cluster_resolver import choose_strategy, resolve_strategy
-from keras_deepseek.training.compile_model import build_model, compile_model, set_seed
-from keras_deepseek.training.device import DeviceMap
-from keras_deepseek.training.evaluate_together import (
+from keras_deepseek.training.checkpoints.checkpoints import Best, Checkpoints
+from keras_deepseek.training.checkpoints.streamed_training import feed
+from keras_deepseek.training.checkpoints.training_state import write_weights
+from keras_deepseek.training.cluster.cluster_resolver import choose_strategy, resolve_strategy
+from keras_deepseek.training.cluster.device import DeviceMap
+from keras_deepseek.training.cluster.evaluate_together import (
     evaluate_together,
     given_alone,
     validating_together,
 )
-from keras_deepseek.training.gradient_clip import GradientClip
-from keras_deepseek.training.gradient_residual import GradientCompression, make_residual
-from keras_deepseek.training.join_cluster import share_random_state, start_processes
-from keras_deepseek.training.named_layers import find_named_layers
-from keras_deepseek.training.no_loss import refuse_no_test_loss
-from keras_deepseek.training.own_fit import call_fit, keras_fit_arguments
-from keras_deepseek.training.parameter_server.chief import Chief
-from keras_deepseek.training.parameter_server.served_step import ServedStep
-from keras_deepseek.training.parameter_server.settings import resolve_settings, take_servers
-from keras_deepseek.training.placement import DistributedStrategy, Placement
-from keras_deepseek.training.position_data import (
+from keras_deepseek.training.cluster.parameter_server import resolve_settings, take_servers
+from keras_deepseek.training.cluster.placement import DistributedStrategy, Placement
+from keras_deepseek.training.cluster.predict_together import predict_together
+from keras_deepseek.training.cluster.same_arguments import (
+    check_same_arguments,
+    data_shapes,
+    plain_attributes,
+)
+from keras_deepseek.training.cluster.start_processes import share_random_state, start_processes
+from keras_deepseek.training.cluster.step_replicas import find_replicas
+from keras_deepseek.training.data.position_data import (
     check_data,
     check_options,
     check_targets,
     check_validation_targets,
     no_data_error,
 )
-from keras_deepseek.training.precision import is_slower_in_half, training_policy
-from keras_deepseek.training.predict_together import predict_together
-from keras_deepseek.training.rematerialization import Remat
-from keras_deepseek.training.same_arguments import (
-    check_same_arguments,
-    data_shapes,
-    plain_attributes,
-)
-from keras_deepseek.training.step_guard import Action, StepGuard
-from keras_deepseek.training.step_loop import Step, make_steps
-from keras_deepseek.training.step_plan import StepPlan
-from keras_deepseek.training.step_replicas import find_replicas
-from keras_deepseek.training.streamed_training import feed
-from keras_deepseek.training.training_state import write_weights
-from keras_deepseek.training.trials import Trials
-from keras_deepseek.training.watching import (
+from keras_deepseek.training.fit.batch_notes import PlaceWatch, noting_batch
+from keras_deepseek.training.fit.compile_model import build_model, compile_model, set_seed
+from keras_deepseek.training.fit.own_fit import call_fit, keras_fit_arguments
+from keras_deepseek.training.fit.step_loop import Step, make_steps
+from keras_deepseek.training.fit.step_plan import StepPlan
+from keras_deepseek.training.fit.watching import (
     Callbacks,
     check_callback,
     list_callbacks,
     watched,
     without_writers,
 )
+from keras_deepseek.training.parameter_server.chief import Chief
+from keras_deepseek.training.parameter_server.served_step import ServedStep
+from keras_deepseek.training.step.gradient_clip import GradientClip
+from keras_deepseek.training.step.gradient_residual import GradientCompression, make_residual
+from keras_deepseek.training.step.named_layers import find_named_layers
+from keras_deepseek.training.step.no_loss import refuse_no_test_loss
+from keras_deepseek.training.step.precision import is_slower_in_half, training_policy
+from keras_deepseek.training.step.rematerialization import Remat
+from keras_deepseek.training.step.step_guard import Action, StepGuard
+from keras_deepseek.training.tuning.trials import Trials
 
 _OPTIONS_OF_STEPS = {"sample_weight", "class_weight", "shuffle", "steps_per_epoch"}
 

@@ -13,11 +13,11 @@ from keras_deepseek.artifacts.bundle import (
     publish_bundle,
     publish_file,
 )
-from keras_deepseek.artifacts.errors import BundleError
 from keras_deepseek.artifacts.exchange import exchange
 from keras_deepseek.artifacts.manifest import Manifest, Verification
 from keras_deepseek.artifacts.signature import Signature
 from keras_deepseek.artifacts.staging_folder import staging_folder
+from keras_deepseek.errors import BundleError
 
 MANIFEST = Manifest(
     name="digits",

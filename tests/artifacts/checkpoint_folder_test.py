@@ -5,7 +5,7 @@ import pytest
 
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
-from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError
+from keras_deepseek.errors import CheckpointError, InvalidInputError
 
 
 def write(folder, *steps, score=None):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.checkpoint import FORM, Checkpoint
-from keras_deepseek.artifacts.errors import CheckpointError, NotSupportedError
+from keras_deepseek.errors import CheckpointError, NotSupportedError
 
 STATE = {
     "weights": [np.arange(3.0), np.ones((2, 2), "bfloat16"), np.array(7), np.zeros((0, 4), bool)],
@@ -129,7 +129,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from keras_deepseek.artifacts.checkpoint import Checkpoint
-from keras_deepseek.artifacts.errors import CheckpointError
+from keras_deepseek.errors import CheckpointError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     Checkpoint(8, {"weights": np.zeros(100_000)}).write(Path(sys.argv[1]))

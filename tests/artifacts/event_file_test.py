@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.event_file import (
     EventFile,
     Scalar,
@@ -12,6 +11,7 @@ from keras_deepseek.artifacts.event_file import (
     masked_crc32c,
     read_events,
 )
+from keras_deepseek.errors import InvalidInputError
 from tests.oracles.event_reader import read_scalars
 
 # What TensorBoard 2.21 writes by its own messages and its own `RecordWriter`: the version, three

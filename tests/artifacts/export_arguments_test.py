@@ -3,7 +3,6 @@ import os
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import BundleError, ExportError, InvalidInputError
 from keras_deepseek.artifacts.export_arguments import (
     bind_rows,
     check_artifact_path,
@@ -15,6 +14,7 @@ from keras_deepseek.artifacts.export_arguments import (
     check_target_file,
 )
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.errors import BundleError, ExportError, InvalidInputError
 
 
 @pytest.mark.parametrize("name", ["digits", "my model", "v1.2", "..."])

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from keras_deepseek.artifacts.errors import CheckpointError
 from keras_deepseek.artifacts.lfs_pointer import check_not_pointer
+from keras_deepseek.errors import CheckpointError
 
 
 def test_a_pointer_is_told_and_what_else_is_not():

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from keras_deepseek.artifacts.errors import BundleError
 from keras_deepseek.artifacts.manifest import FORM, Manifest, Verification, _seal
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.errors import BundleError
 
 MANIFEST = Manifest(
     name="digits",

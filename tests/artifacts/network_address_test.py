@@ -2,12 +2,12 @@ import socket
 
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError, PeerLostError
 from keras_deepseek.artifacts.network_address import (
     check_is_answered,
     join_address,
     parse_address,
 )
+from keras_deepseek.errors import InvalidInputError, PeerLostError
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
+from keras_deepseek.errors import InvalidInputError
 
 
 def through_json(state):

@@ -3,8 +3,8 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.rows_file import cut_batches, load_rows
+from keras_deepseek.errors import InvalidInputError
 
 
 def test_one_array_needs_no_name(tmp_path):

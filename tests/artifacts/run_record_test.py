@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.run_record import FORM, RunRecord
+from keras_deepseek.errors import InvalidInputError
 
 
 def test_values_come_back_by_name_and_rising_step(tmp_path):

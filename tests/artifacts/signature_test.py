@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.errors import InvalidInputError
 
 ONE_INPUT = Signature((TensorSpec("image", (None, 2), "float32"),), ())
 TWO_INPUTS = Signature(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.artifacts.errors import BundleError
 from keras_deepseek.artifacts.staging_folder import staging_folder, temporary_folder
+from keras_deepseek.errors import BundleError
 
 BEGUN = """
 import os, signal, sys

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.table_file import TableFile
+from keras_deepseek.errors import InvalidInputError
 
 ENDINGS = [".jsonl", ".csv"]
 

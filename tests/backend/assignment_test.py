@@ -6,7 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from keras_deepseek.backend import array_pieces, current
+from keras_deepseek.backend import current
+from keras_deepseek.backend.data import array_pieces
 
 
 def numbers(*shape):

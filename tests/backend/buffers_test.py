@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.backend import current
-from keras_deepseek.training.training_state import read_variables, write_variables
+from keras_deepseek.training.checkpoints.training_state import read_variables, write_variables
 
 
 def test_a_model_of_keras_s_own_layers_has_nothing_beside_its_variables(convolutional):

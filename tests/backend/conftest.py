@@ -80,7 +80,7 @@ def run_both(tmp_path):
     """Runs a function of tensors as a model, and as the ONNX file that TensorFlow writes."""
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     pytest.importorskip("tf2onnx")
-    from keras_deepseek.backend.named_model import NamedModel
+    from keras_deepseek.backend.export.named_model import NamedModel
     from keras_deepseek.backend.tensorflow.export import write_onnx
 
     def run(function, *arrays):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import MissingExtraError, NotSupportedError
-from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.backend.serving_signatures import ServingSignatures
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.export.serving_signatures import ServingSignatures
+from keras_deepseek.errors import MissingExtraError, NotSupportedError
 
 WRITERS = {"tensorflow": "tf2onnx", "jax": "jax2onnx", "torch": "onnxscript"}
 """The package by which each backend writes ONNX."""

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
 
 
 def draw(signature, batch_size, length):

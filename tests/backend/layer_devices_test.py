@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_deepseek.artifacts.errors import NotSupportedError
 from keras_deepseek.backend import current
-from keras_deepseek.backend.keras_training import output_masks
+from keras_deepseek.backend.keras_private.keras_training import output_masks
+from keras_deepseek.errors import NotSupportedError
 
 IS_JAX = keras.backend.backend() == "jax"
 X = np.array([[1, 2, 0], [3, 0, 0]])

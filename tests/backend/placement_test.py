@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.backend import current
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 IS_JAX = keras.backend.backend() == "jax"
 

@@ -5,8 +5,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.callbacks import LRScheduler, lr_scheduler
+from keras_deepseek.errors import InvalidInputError
 
 
 def warmup_lr(step, total_steps, initial_lr, final_lr):

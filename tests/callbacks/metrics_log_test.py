@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.callbacks import MetricsLog
+from keras_deepseek.errors import InvalidInputError
 
 X, Y = np.ones((12, 2), "float32"), np.ones((12, 1), "float32")
 

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import MissingExtraError
 from keras_deepseek.callbacks import MlflowLogger, mlflow_logger
+from keras_deepseek.errors import MissingExtraError
 
 X, Y = np.ones((12, 2), "float32"), np.ones((12, 1), "float32")
 Metric = namedtuple("Metric", "key value timestamp step")

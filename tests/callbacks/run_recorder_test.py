@@ -2,9 +2,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.run_record import RunRecord
 from keras_deepseek.callbacks import RunRecorder
+from keras_deepseek.errors import InvalidInputError
 
 
 def fit_with(*callbacks, **options):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.callbacks.step_logger import StepLogger, numbers
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import Trainer
 from tests.oracles.interruption import EndAt, KilledError
 

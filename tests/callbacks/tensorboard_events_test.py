@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.callbacks import TensorBoardEvents
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import Trainer
 from tests.oracles.event_reader import read_scalars
 from tests.oracles.interruption import EndAt, KilledError

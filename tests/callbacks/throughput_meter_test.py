@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.callbacks import ThroughputMeter
+from keras_deepseek.errors import InvalidInputError
 
 
 class Clock:

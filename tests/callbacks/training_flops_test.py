@@ -2,8 +2,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.callbacks import count_training_flops, estimate_training_flops
+from keras_deepseek.errors import InvalidInputError
 
 
 def test_a_stack_of_layers():

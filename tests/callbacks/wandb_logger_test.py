@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import MissingExtraError
 from keras_deepseek.callbacks import WandbLogger
+from keras_deepseek.errors import MissingExtraError
 
 X, Y = np.ones((12, 2), "float32"), np.ones((12, 1), "float32")
 

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.child import save_batches
 from keras_deepseek.deploy.child_process import ChildProcess
+from keras_deepseek.errors import ExportError
 
 BACKEND = keras.backend.backend()
 

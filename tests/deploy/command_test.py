@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.deploy import command, registry
+from keras_deepseek.errors import InvalidInputError
 
 
 def run(*arguments):
@@ -130,7 +130,7 @@ def test_a_format_of_a_users_module_may_be_named(dense, tmp_path, monkeypatch):
 
 
 COUNTING = """
-from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.deploy import register_exporter
 
 class Counting:

@@ -2,8 +2,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.config_check import check_configs
+from keras_deepseek.errors import ExportError
 
 
 class Own(keras.Model):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.export_job import ExportJob
 from keras_deepseek.deploy.samples import make_samples
 

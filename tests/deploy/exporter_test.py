@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.deploy import Exporter, register_exporter, registry
+from keras_deepseek.errors import (
     BundleError,
     ExportError,
     InvalidInputError,
 )
-from keras_deepseek.deploy import Exporter, register_exporter, registry
 
 
 def batch_of(signature, batch_size=5, length=7):
@@ -60,7 +60,7 @@ def test_an_onnx_bundle_computes_what_the_model_computes(model, tmp_path, tensor
 def test_a_saved_model_bundle_computes_what_the_model_computes(
     model, tmp_path, tensorflow_installed
 ):
-    from keras_deepseek.backend.saved_model import load_saved_model
+    from keras_deepseek.backend.runtimes.saved_model import load_saved_model
 
     exporter = Exporter(model, backend="savedmodel", verbose=False)
     assert exporter.export(tmp_path / model.name / "1").verified

@@ -2,7 +2,7 @@ import keras
 import pytest
 
 from keras_deepseek import backend
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.failure_place import failure_place, whole_tracebacks
 
 

@@ -5,9 +5,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.failure_place import whole_tracebacks
 from keras_deepseek.deploy.failure_reason import failure_reason
+from keras_deepseek.errors import ExportError
 
 
 def raised(error, cause=None):

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from keras_deepseek.artifacts.errors import MissingExtraError
 from keras_deepseek.deploy.import_extra import import_extra
+from keras_deepseek.errors import MissingExtraError
 
 
 def test_what_is_installed_is_imported():

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.deploy import Exporter
+from keras_deepseek.errors import InvalidInputError
 
 
 @keras.saving.register_keras_serializable("input_signature_test")

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.deploy import Latency, LatencyTable, compare_latencies, registry
+from keras_deepseek.errors import InvalidInputError
 
 
 def test_formats_are_timed_beside_the_model(digits, tensorflow_installed):

@@ -10,13 +10,13 @@ import pytest
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.artifacts.errors import ExportError, InvalidInputError, NotSupportedError
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy import Exporter, routes
 from keras_deepseek.deploy import make_artifact as module
 from keras_deepseek.deploy.make_artifact import make_artifact
 from keras_deepseek.deploy.routes import InProcess
 from keras_deepseek.deploy.samples import ROUND_LENGTHS, make_samples
+from keras_deepseek.errors import ExportError, InvalidInputError, NotSupportedError
 
 
 def test_an_artifact_that_computes_the_same_is_verified(tmp_path, weights_format, job_of):

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
 from keras_deepseek.deploy.make_engine import engine_job, make_engine, say_left_out
+from keras_deepseek.errors import ExportError
 
 
 def make(job, folder, *, draws_samples=True, **options):

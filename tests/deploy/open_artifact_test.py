@@ -2,8 +2,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import BundleError, ExportError
 from keras_deepseek.deploy import Exporter
+from keras_deepseek.errors import BundleError, ExportError
 
 
 def test_an_artifact_is_checked_against_its_model(digits, tmp_path, capsys, tensorflow_installed):

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import NotSupportedError
 from keras_deepseek.deploy.routes import InChild, InProcess, find_routes
+from keras_deepseek.errors import NotSupportedError
 
 
 def other_backend():
@@ -45,7 +45,7 @@ class Doubling(keras.layers.Layer):
 given = sys.argv[3:]
 layers = [Doubling()]
 if given:
-    from keras_deepseek.backend.keras_file import import_source
+    from keras_deepseek.backend.keras_private.keras_file import import_source
     import_source(given[0])
     layers.append(keras.saving.get_custom_objects()["Tripling"]())
 model = keras.Sequential([keras.Input((4,)), *layers])
@@ -92,7 +92,7 @@ class Doubling(keras.layers.Layer):
 
 
 def test_layers_from_a_file_reach_the_other_process(tmp_path, tensorflow_installed, job_of):
-    from keras_deepseek.backend.keras_file import import_source
+    from keras_deepseek.backend.keras_private.keras_file import import_source
     from keras_deepseek.deploy.formats.saved_model import SavedModelFormat
 
     source = tmp_path / "doubling_for_a_child.py"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.samples import (
     draw_batch,
     hold_out,

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.make_artifact import make_artifact
+from keras_deepseek.errors import ExportError
 
 BELOW = float(np.nextafter(np.float32(2), np.float32(0)))
 """Of this, the model makes 1, and of the next larger number 2."""

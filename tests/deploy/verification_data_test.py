@@ -2,10 +2,10 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy import Exporter
 from keras_deepseek.deploy.verification_data import choose_data
+from keras_deepseek.errors import InvalidInputError
 
 
 def test_own_samples_are_what_it_is_verified_on(digits, tmp_path, tensorflow_installed):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.verify import TOLERANCES, agreements, compare, differing_places
+from keras_deepseek.errors import ExportError
 
 
 def outputs(value, dtype="float32"):

@@ -18,7 +18,7 @@ from keras_deepseek.artifacts import Bundle, Manifest, Signature, TensorSpec, Ve
 from keras_deepseek.artifacts.bundle import publish_bundle
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.artifacts.staging_folder import staging_folder
-from keras_deepseek.backend.openvino_model import import_openvino
+from keras_deepseek.backend.runtimes.openvino_model import import_openvino
 from keras_deepseek.inference import GrpcServer, HttpLimits, HttpServer, ServingEngine
 from keras_deepseek.inference.protocols.messages import Protocol
 

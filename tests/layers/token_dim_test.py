@@ -1,7 +1,7 @@
 import keras
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.token_dim import check_shape, read_dim, read_last_dim
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from keras_deepseek import cli
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models import CausalLM, command
 from keras_deepseek.models.generation.sampler import GREEDY, Sampler
 from tests.oracles.small_language_model import WordTokenizer, make_small_model

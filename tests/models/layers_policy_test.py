@@ -1,7 +1,7 @@
 import keras
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.models.layers_policy import read_policy
 
 

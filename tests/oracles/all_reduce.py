@@ -16,11 +16,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.artifacts.errors import PeerLostError
-from keras_deepseek.backend.gradient_compression import LowRank
-from keras_deepseek.backend.processes import Processes
+from keras_deepseek.backend.processes.gradient_compression import LowRank
+from keras_deepseek.backend.processes.processes import Processes
+from keras_deepseek.errors import PeerLostError
 from keras_deepseek.training import Trainer, join_cluster
-from keras_deepseek.training.join_cluster import start_processes
+from keras_deepseek.training.cluster.start_processes import start_processes
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(49, 6)).astype("float32")  # Of four batches of 16 the last has one row.

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
 
 
 def decode(layer, inputs, pieces, max_length, mask=None, positions=None):

@@ -24,7 +24,7 @@ import keras  # noqa: E402 - TensorFlow has connected.
 import numpy as np  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
-from keras_deepseek.artifacts.errors import PeerLostError  # noqa: E402
+from keras_deepseek.errors import PeerLostError  # noqa: E402
 from tests.oracles.served_models import (  # noqa: E402
     build,
     build_encoder,

@@ -22,7 +22,8 @@ from keras import ops
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from keras_deepseek import backend
-from keras_deepseek.training import Trainer, placement
+from keras_deepseek.training import Trainer
+from keras_deepseek.training.cluster import placement
 
 IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
 if IS_TENSORFLOW:

@@ -10,10 +10,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.backend.gradient_compression import Compression, Kind, LowRank, begin_residual
-from keras_deepseek.backend.processes import RemoteReplicas
+from keras_deepseek.backend.processes.gradient_compression import (
+    Compression,
+    Kind,
+    LowRank,
+    begin_residual,
+)
+from keras_deepseek.backend.processes.processes import RemoteReplicas
 from keras_deepseek.training import join_cluster
-from keras_deepseek.training.join_cluster import start_processes
+from keras_deepseek.training.cluster.start_processes import start_processes
 
 KINDS: dict[str, Kind] = {"bfloat16": "bfloat16", "float16": "float16", "low rank": LowRank()}
 

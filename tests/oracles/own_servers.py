@@ -10,7 +10,7 @@ import json
 import numpy as np
 import tensorflow as tf
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import ParameterServer, Trainer, join_cluster
 from keras_deepseek.training.parameter_server.local_tasks import LocalTasks
 

@@ -13,8 +13,8 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek.backend import current
-from keras_deepseek.backend.gradient_compression import Compression, begin_residual
 from keras_deepseek.backend.jax.replicas import JaxReplicas
+from keras_deepseek.backend.processes.gradient_compression import Compression, begin_residual
 
 NUM_DEVICES = 4
 SHAPE = (3, 5)

@@ -2,9 +2,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.run_record import RunRecord
 from keras_deepseek.callbacks import LRScheduler
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import ParameterServer, Trainer
 
 X = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")

@@ -6,7 +6,7 @@ import jax
 import keras
 import numpy as np
 
-from keras_deepseek.backend.array_pieces import allocate_aligned, read_pieces
+from keras_deepseek.backend.data.array_pieces import allocate_aligned, read_pieces
 
 
 def assign_array(variable: keras.Variable, source: Any) -> None:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from keras_deepseek.backend.batch_stream import Epochs
-from keras_deepseek.backend.keras_internals import from_scipy
+from keras_deepseek.backend.data.batch_stream import Epochs
+from keras_deepseek.backend.keras_private.keras_internals import from_scipy
 
 
 def prefers_own_feed(x: Any) -> bool:

@@ -11,13 +11,13 @@ import jax
 import jax.export
 import numpy as np
 
-from keras_deepseek.artifacts.errors import MissingExtraError
-from keras_deepseek.backend.free_axes import Shapes, with_named_axes
-from keras_deepseek.backend.jax2onnx_pooling import pool_over_fewer_axes
-from keras_deepseek.backend.lent_attributes import lent_attributes
-from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.backend.saved_model_writer import save_as_saved_model
-from keras_deepseek.backend.serving_signatures import ServingSignatures
+from keras_deepseek.backend.export.free_axes import Shapes, with_named_axes
+from keras_deepseek.backend.export.jax2onnx_pooling import pool_over_fewer_axes
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.export.saved_model_writer import save_as_saved_model
+from keras_deepseek.backend.export.serving_signatures import ServingSignatures
+from keras_deepseek.backend.keras_private.lent_attributes import lent_attributes
+from keras_deepseek.errors import MissingExtraError
 
 
 def write_saved_model(model: NamedModel, path: str, signatures: ServingSignatures) -> None:

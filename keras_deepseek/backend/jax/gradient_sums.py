@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from keras_deepseek.backend.buckets import cut_into_buckets
-from keras_deepseek.backend.gradient_compression import Compression, LowRank
+from keras_deepseek.backend.processes.gradient_buckets import cut_into_buckets
+from keras_deepseek.backend.processes.gradient_compression import Compression, LowRank
 
 
 class GradientSums:

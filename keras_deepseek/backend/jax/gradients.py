@@ -9,7 +9,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_training import NestedScope, split_floats
+from keras_deepseek.backend.keras_private.keras_training import NestedScope, split_floats
 from keras_deepseek.backend.loss_means import declare_mean_over, hearing_means
 
 

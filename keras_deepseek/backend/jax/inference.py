@@ -5,8 +5,8 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
+from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.gradient_free import without_gradients
-from keras_deepseek.backend.named_model import NamedModel
 
 
 def compile_inference(model: NamedModel) -> InferenceFunction:

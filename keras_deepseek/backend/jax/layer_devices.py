@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import keras
 
-from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.errors import NotSupportedError
 
 
 def move_variables(

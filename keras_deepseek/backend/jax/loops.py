@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import keras
 
 from keras_deepseek.backend.gradient_free import is_gradient_free
-from keras_deepseek.backend.keras_training import NestedScope
+from keras_deepseek.backend.keras_private.keras_training import NestedScope
 
 
 def repeat(

@@ -9,7 +9,7 @@ import jax
 import keras
 from jax.extend.core import Literal
 
-from keras_deepseek.backend.keras_training import NestedScope
+from keras_deepseek.backend.keras_private.keras_training import NestedScope
 
 
 def is_out_of_memory(error: BaseException) -> bool:

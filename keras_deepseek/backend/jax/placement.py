@@ -12,10 +12,10 @@ from keras.src.backend import distribution_lib
 from keras.src.backend.jax.trainer import JAXTrainer
 from keras.src.distribution.distribution_lib import distribution as current_distribution
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
-from keras_deepseek.backend.keras_internals import Distribution
-from keras_deepseek.backend.processes import Replicas
-from keras_deepseek.backend.shared_threads import share_threads
+from keras_deepseek.backend.keras_private.keras_internals import Distribution
+from keras_deepseek.backend.processes.processes import Replicas
+from keras_deepseek.backend.processes.shared_threads import share_threads
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
 def spread_over_devices(devices: Sequence[str] | None = None) -> Distribution | None:

@@ -11,12 +11,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.jax.replicas import JaxReplicas
-from keras_deepseek.backend.meeting import meet
-from keras_deepseek.backend.processes import NamingLostPeers, Processes, RemoteReplicas, check_place
+from keras_deepseek.backend.processes.processes import (
+    NamingLostPeers,
+    Processes,
+    RemoteReplicas,
+    check_place,
+)
+from keras_deepseek.backend.processes.rendezvous import meet
+from keras_deepseek.errors import InvalidInputError
 
 _OF_PEERS = ("gloo", "nccl", "coordination service", "deadline_exceeded:", "unavailable:")
 """What errors speak of that are about another process, and not about memory, say."""

@@ -16,10 +16,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.gradient_compression import Compression
 from keras_deepseek.backend.jax.gradient_sums import GradientSums
-from keras_deepseek.backend.keras_training import NestedScope
-from keras_deepseek.backend.processes import ComputePart
+from keras_deepseek.backend.keras_private.keras_training import NestedScope
+from keras_deepseek.backend.processes.gradient_compression import Compression
+from keras_deepseek.backend.processes.processes import ComputePart
 
 _logger = logging.getLogger(__name__)
 

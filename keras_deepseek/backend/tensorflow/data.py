@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_deepseek.backend.keras_internals import from_scipy, tensorflow_specs
+from keras_deepseek.backend.keras_private.keras_internals import from_scipy, tensorflow_specs
 
 
 def prefers_own_feed(x: Any) -> bool:

@@ -11,12 +11,12 @@ from tensorflow.python.framework.convert_to_constants import (
 )
 from tensorflow.python.grappler import tf_optimizer
 
-from keras_deepseek.artifacts.errors import MissingExtraError
-from keras_deepseek.backend.lent_attributes import lent_attributes
-from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.backend.saved_model_writer import save_as_saved_model
-from keras_deepseek.backend.serving_signatures import ServingSignatures
-from keras_deepseek.backend.tf2onnx_operators import HANDLERS
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.export.saved_model_writer import save_as_saved_model
+from keras_deepseek.backend.export.serving_signatures import ServingSignatures
+from keras_deepseek.backend.export.tf2onnx_operators import HANDLERS
+from keras_deepseek.backend.keras_private.lent_attributes import lent_attributes
+from keras_deepseek.errors import MissingExtraError
 
 _HIGHEST_OPSET = 18
 """The newest operator set that tf2onnx writes."""

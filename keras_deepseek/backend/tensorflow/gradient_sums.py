@@ -10,8 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_deepseek.backend.buckets import cut_into_buckets
-from keras_deepseek.backend.gradient_compression import Compression, LowRank
+from keras_deepseek.backend.processes.gradient_buckets import cut_into_buckets
+from keras_deepseek.backend.processes.gradient_compression import Compression, LowRank
 
 _LEAST_BYTES = 256  # Who sums 64 bytes or less is not told that a peer has ended, and waits on.
 _IN_STEPS, _FIRST, _SECOND = range(20_001, 20_004)

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_training import recomputed_call
+from keras_deepseek.backend.keras_private.keras_training import recomputed_call
 
 
 def compute_gradients(

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_deepseek.backend.keras_training import split_floats, take_losses
+from keras_deepseek.backend.keras_private.keras_training import split_floats, take_losses
 
 
 def move_variables(

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_deepseek.backend.gradient_free import is_gradient_free
-from keras_deepseek.backend.keras_training import NestedScope, scoped_variables
+from keras_deepseek.backend.keras_private.keras_training import NestedScope, scoped_variables
 
 
 def repeat(

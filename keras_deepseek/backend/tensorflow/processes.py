@@ -20,11 +20,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager.context import context, coordination_config_pb2
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.gradient_compression import Compression
-from keras_deepseek.backend.meeting import meet
-from keras_deepseek.backend.processes import (
+from keras_deepseek.backend.processes.gradient_compression import Compression
+from keras_deepseek.backend.processes.processes import (
     ComputePart,
     NamingLostPeers,
     OneReplicaEach,
@@ -33,7 +31,9 @@ from keras_deepseek.backend.processes import (
     check_place,
     check_same_shapes,
 )
+from keras_deepseek.backend.processes.rendezvous import meet
 from keras_deepseek.backend.tensorflow.gradient_sums import Collectives
+from keras_deepseek.errors import InvalidInputError
 
 _BETWEEN, _WISHES = range(20_101, 20_103)
 """Groups of collective operations. Keys count in each, so that none depends on another's calls."""

@@ -10,9 +10,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_deepseek.artifacts.errors import InvalidInputError, PeerLostError
-from keras_deepseek.backend.task_cluster import ResultLostError, TaskCluster
+from keras_deepseek.backend.processes.task_cluster import ResultLostError, TaskCluster
 from keras_deepseek.backend.tensorflow.processes import TensorFlowProcesses
+from keras_deepseek.errors import InvalidInputError, PeerLostError
 
 _FAIL_FAST = "GRPC_FAIL_FAST", "use_caller"
 """Whoever calls a task that is gone hears of it, in place of waiting until it is there again."""

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_deepseek.backend.keras_internals import tensorflow_specs
+from keras_deepseek.backend.keras_private.keras_internals import tensorflow_specs
 from keras_deepseek.backend.tensorflow.processes import LostPeers
 
 

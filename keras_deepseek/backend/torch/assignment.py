@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.array_pieces import cut_pieces
+from keras_deepseek.backend.data.array_pieces import cut_pieces
 
 
 def assign_array(variable: keras.Variable, source: Any) -> None:

@@ -4,7 +4,7 @@ import keras
 import torch
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
 
 
 def read_buffers(model: keras.Model) -> dict[str, Array]:

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import torch
 
-from keras_deepseek.backend.batch_stream import Epochs
+from keras_deepseek.backend.data.batch_stream import Epochs
 
 _DTYPES = {
     *map(np.dtype, ("bool", "uint8", "int8", "int16", "int32", "int64")),

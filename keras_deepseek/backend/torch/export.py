@@ -12,15 +12,15 @@ import keras
 import numpy as np
 import torch
 
-from keras_deepseek.artifacts.errors import MissingExtraError, NotSupportedError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.backend import torch_onnx_operators as operators
-from keras_deepseek.backend.free_axes import BATCH, Shapes, with_named_axes
-from keras_deepseek.backend.keras_internals import flatten_layers
-from keras_deepseek.backend.lent_attributes import lent_attributes
-from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.backend.one_file import fits_one_file
-from keras_deepseek.backend.serving_signatures import ServingSignatures
+from keras_deepseek.backend.export import torch_onnx_operators as operators
+from keras_deepseek.backend.export.free_axes import BATCH, Shapes, with_named_axes
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.export.one_file import fits_one_file
+from keras_deepseek.backend.export.serving_signatures import ServingSignatures
+from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_private.lent_attributes import lent_attributes
+from keras_deepseek.errors import MissingExtraError, NotSupportedError
 
 _BATCH_SIZE = 5
 _SHORTEST = 11

@@ -8,9 +8,9 @@ import keras
 import torch
 import torch.distributed as dist
 
-from keras_deepseek.backend.arrivals import Arrivals
-from keras_deepseek.backend.gradient_compression import Compression, LowRank
-from keras_deepseek.backend.processes import NamingLostPeers
+from keras_deepseek.backend.processes.arrivals import Arrivals
+from keras_deepseek.backend.processes.gradient_compression import Compression, LowRank
+from keras_deepseek.backend.processes.processes import NamingLostPeers
 from keras_deepseek.backend.torch.bucket_sums import (
     BucketSum,
     ExactSum,

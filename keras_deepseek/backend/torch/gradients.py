@@ -10,7 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_training import recomputed_call
+from keras_deepseek.backend.keras_private.keras_training import recomputed_call
 from keras_deepseek.backend.torch.layer_devices import beside
 
 

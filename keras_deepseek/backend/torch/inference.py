@@ -4,7 +4,7 @@ import keras
 import torch
 
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
 
 
 def compile_inference(model: NamedModel) -> InferenceFunction:

@@ -12,12 +12,12 @@ from typing import Any
 import keras
 import torch
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.device_shares import DeviceShares
-from keras_deepseek.backend.keras_internals import Distribution
-from keras_deepseek.backend.processes import ComputePart, LocalReplicas, Replicas
+from keras_deepseek.backend.keras_private.keras_internals import Distribution
+from keras_deepseek.backend.processes.device_shares import DeviceShares
+from keras_deepseek.backend.processes.processes import ComputePart, LocalReplicas, Replicas
 from keras_deepseek.backend.torch.device import on_device
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
 def spread_over_devices(devices: Sequence[str] | None = None) -> Distribution | None:

@@ -16,10 +16,9 @@ import torch.distributed as dist
 
 from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.gradient_compression import Compression, LowRank
-from keras_deepseek.backend.meeting import meet
-from keras_deepseek.backend.network_interface import find_interface
-from keras_deepseek.backend.processes import (
+from keras_deepseek.backend.processes.gradient_compression import Compression, LowRank
+from keras_deepseek.backend.processes.network_interface import find_interface
+from keras_deepseek.backend.processes.processes import (
     ComputePart,
     OneReplicaEach,
     Processes,
@@ -27,6 +26,7 @@ from keras_deepseek.backend.processes import (
     check_place,
     check_same_shapes,
 )
+from keras_deepseek.backend.processes.rendezvous import meet
 from keras_deepseek.backend.torch.gradient_sums import GradientSums, LostPeers
 
 _SEEDS = 2**62

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from keras_deepseek.artifacts.errors import NotSupportedError
-from keras_deepseek.backend.task_cluster import TaskCluster
+from keras_deepseek.backend.processes.task_cluster import TaskCluster
+from keras_deepseek.errors import NotSupportedError
 
 
 def serve_task(

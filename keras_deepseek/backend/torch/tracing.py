@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_internals import infers_shapes
+from keras_deepseek.backend.keras_private.keras_internals import infers_shapes
 
 IS_RECORDED: ContextVar[bool] = ContextVar("is_recorded", default=False)
 """Whether operations are recorded, to be run again with other numbers: so none can be read."""

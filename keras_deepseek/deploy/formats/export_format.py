@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Protocol
 
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.errors import ExportError
 
 
 class ExportFormat(Protocol):

@@ -6,31 +6,31 @@ from types import MappingProxyType
 from typing import Any
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_boolean
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.export_arguments import OPSETS, check_opset
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.export.one_file import fits_one_file
 from keras_deepseek.backend.host_values import count_bytes
-from keras_deepseek.backend.known_numbers import layers_by_tensorflow
-from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.backend.one_file import fits_one_file
+from keras_deepseek.backend.keras_private.known_numbers import layers_by_tensorflow
+from keras_deepseek.checks import check_boolean
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
-from keras_deepseek.deploy.onnx_passes.check_bfloat16 import check_bfloat16
 from keras_deepseek.deploy.onnx_passes.check_operators import check_operators
 from keras_deepseek.deploy.onnx_passes.describe import describe
-from keras_deepseek.deploy.onnx_passes.fuse import fuse
+from keras_deepseek.deploy.onnx_passes.fusions.fuse import fuse
+from keras_deepseek.deploy.onnx_passes.fusions.roll_rounds import roll_rounds
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
-from keras_deepseek.deploy.onnx_passes.products_in_float16 import products_in_float16
-from keras_deepseek.deploy.onnx_passes.quantize import quantize
+from keras_deepseek.deploy.onnx_passes.precision.check_bfloat16 import check_bfloat16
+from keras_deepseek.deploy.onnx_passes.precision.products_in_float16 import products_in_float16
+from keras_deepseek.deploy.onnx_passes.precision.quantize import quantize
+from keras_deepseek.deploy.onnx_passes.precision.to_bfloat16 import to_bfloat16
 from keras_deepseek.deploy.onnx_passes.raise_opset import raise_opset
 from keras_deepseek.deploy.onnx_passes.rename import check_names, rename
-from keras_deepseek.deploy.onnx_passes.roll_rounds import roll_rounds
 from keras_deepseek.deploy.onnx_passes.save import load, save
 from keras_deepseek.deploy.onnx_passes.simplify import simplify
-from keras_deepseek.deploy.onnx_passes.to_bfloat16 import to_bfloat16
 from keras_deepseek.deploy.onnx_passes.wrap_integers import wrap_integers
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 _ALWAYS = {"onnx": "onnx", "onnxruntime": "onnx"}
 

@@ -9,8 +9,12 @@ from typing import Any
 
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
 from keras_deepseek.artifacts.staging_folder import temporary_folder
-from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.backend.openvino_model import OpenVINOModel, import_openvino, shared_core
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.runtimes.openvino_model import (
+    OpenVINOModel,
+    import_openvino,
+    shared_core,
+)
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
 
 

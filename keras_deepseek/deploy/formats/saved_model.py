@@ -6,16 +6,16 @@ from types import MappingProxyType
 from typing import Any
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_boolean
-from keras_deepseek.artifacts.errors import NotSupportedError
 from keras_deepseek.artifacts.export_arguments import check_classes
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
-from keras_deepseek.backend.example_signatures import CLASSIFY, REGRESS, classify, regress
-from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.backend.saved_model import load_saved_model
-from keras_deepseek.backend.serving_signatures import ServingSignatures
+from keras_deepseek.backend.export.example_signatures import CLASSIFY, REGRESS, classify, regress
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.export.serving_signatures import ServingSignatures
+from keras_deepseek.backend.runtimes.saved_model import load_saved_model
+from keras_deepseek.checks import check_boolean
 from keras_deepseek.deploy.formats.warmup_requests import write_warmup_requests
 from keras_deepseek.deploy.samples import make_taken_samples
+from keras_deepseek.errors import NotSupportedError
 
 _DEFAULT = "serving_default"
 

@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Array, InferenceFunction, Signature
-from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.backend.tensorrt_engine import visible_gpus
-from keras_deepseek.backend.tensorrt_engine.engine_runner import DTYPES, EngineRunner
-from keras_deepseek.backend.tensorrt_engine.libraries import mark_flavor
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.runtimes.tensorrt_engine import visible_gpus
+from keras_deepseek.backend.runtimes.tensorrt_engine.engine_runner import DTYPES, EngineRunner
+from keras_deepseek.backend.runtimes.tensorrt_engine.libraries import mark_flavor
 from keras_deepseek.deploy.tensorrt_engine.build_engine import build_engine
 from keras_deepseek.deploy.tensorrt_engine.capabilities import TURING, check_capabilities
 from keras_deepseek.deploy.tensorrt_engine.flavor import find_flavor
 from keras_deepseek.deploy.tensorrt_engine.profiles import resolve_profiles
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
 class TensorRTFormat:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.saved_model import import_tensorflow
+from keras_deepseek.backend.runtimes.saved_model import import_tensorflow
 
 _PLACE = ("assets.extra", "tf_serving_warmup_requests")
 _PREDICT_LOG = 6  # Of PredictionLog.

@@ -8,8 +8,8 @@ backend gave are not kept: of two nodes that compute the same it keeps one, now 
 from collections.abc import Iterator
 from typing import Any
 
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs, read_instead
+from keras_deepseek.errors import ExportError
 
 
 def make_canonical(model: Any) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
+from keras_deepseek.errors import ExportError
 
 
 def check_operators(model: Any) -> None:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.failure_reason import failure_reason
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
+from keras_deepseek.errors import ExportError
 
 
 def raise_opset(model: Any, opset: int) -> Any:

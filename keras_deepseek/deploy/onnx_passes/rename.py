@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs
+from keras_deepseek.errors import InvalidInputError
 
 
 def rename(graph: Any, signature: Signature) -> None:

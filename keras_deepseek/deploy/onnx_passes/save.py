@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.backend.one_file import LARGEST_FILE
+from keras_deepseek.backend.export.one_file import LARGEST_FILE
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 
 _LEAST_BESIDE = 2**20

@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.backend.onnx_types import BOOL, INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32
+from keras_deepseek.backend.export.onnx_types import (
+    BOOL,
+    INT8,
+    INT16,
+    INT32,
+    INT64,
+    UINT8,
+    UINT16,
+    UINT32,
+)
 from keras_deepseek.deploy.onnx_passes.graph_view import attribute, infer_graph
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
 from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.errors import ExportError
+from keras_deepseek.errors import ExportError
 
 
 def check_nodes(parser: Any, onnx_file: Path) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.errors import ExportError
-from keras_deepseek.backend.tensorrt_engine.error_log import make_error_log
+from keras_deepseek.backend.runtimes.tensorrt_engine.error_log import make_error_log
 from keras_deepseek.deploy.tensorrt_engine.blocking_nodes import check_nodes, describe_errors
 from keras_deepseek.deploy.tensorrt_engine.profiles import Profile
+from keras_deepseek.errors import ExportError
 
 
 def build_engine(

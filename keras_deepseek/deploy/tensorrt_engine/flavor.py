@@ -8,13 +8,17 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.backend.runtimes.tensorrt_engine import visible_gpus
+from keras_deepseek.backend.runtimes.tensorrt_engine.libraries import (
+    MODULES,
+    TITLES,
+    import_library,
+)
+from keras_deepseek.errors import (
     InvalidInputError,
     NotSupportedError,
     unknown_name_message,
 )
-from keras_deepseek.backend.tensorrt_engine import visible_gpus
-from keras_deepseek.backend.tensorrt_engine.libraries import MODULES, TITLES, import_library
 
 FLAVORS = ("auto", "tensorrt", "rtx")
 

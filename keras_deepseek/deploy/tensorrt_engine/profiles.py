@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.backend.free_axes import BATCH, name_axes
+from keras_deepseek.backend.export.free_axes import BATCH, name_axes
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 
 Sizes = tuple[int, int, int]
 """The smallest, the usual and the largest size of an axis."""

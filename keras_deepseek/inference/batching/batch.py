@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.batching.batch_totals import BatchDecision

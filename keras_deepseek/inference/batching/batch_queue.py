@@ -7,7 +7,7 @@ and `leave_rule` say how long they wait for company, `batcher` runs what leaves.
 import math
 from collections.abc import Callable
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.batching.batch import Batch, Reason, Request
 from keras_deepseek.inference.batching.batch_time import BatchTime
 from keras_deepseek.inference.batching.lane import Lane

@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec, find_dtype
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 
 BY_VALUE = "by_value"
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.inference.protocols.dtypes import DTYPES
 
 _SERVED = {dtype.name for dtype in DTYPES}

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_seconds
 from keras_deepseek.inference.errors import ReplicaError
 from keras_deepseek.inference.executors.tensor_stream import receive_message, send_message

@@ -6,8 +6,8 @@ from typing import Any
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array, Signature
-from keras_deepseek.backend.keras_file import load_keras_file
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.keras_private.keras_file import load_keras_file
 
 
 class KerasModel:

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.inference.executors.tensor_stream import receive_message, send_message

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.artifacts.signature import Array, Signature
+from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.executors.found_signature import (
     FoundTensor,
     check_names,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Signature
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.executors.model_path import kind_of_model, onnx_file
 

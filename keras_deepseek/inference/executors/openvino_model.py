@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from keras_deepseek.artifacts.signature import Array, Signature
-from keras_deepseek.backend import openvino_model
+from keras_deepseek.backend.runtimes import openvino_model
 from keras_deepseek.inference.executors.found_signature import check_names
 
 

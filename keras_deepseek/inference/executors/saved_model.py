@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from keras_deepseek.artifacts.signature import Array, Signature
-from keras_deepseek.backend.saved_model import load_saved_model
+from keras_deepseek.backend.runtimes.saved_model import load_saved_model
 from keras_deepseek.inference.executors.found_signature import FoundTensor, make_signature
 
 _ADVICE = (

@@ -1,11 +1,11 @@
 """A bundle that holds an engine of TensorRT or of TensorRT-RTX: on an NVIDIA GPU alone."""
 
 from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.artifacts.errors import NotSupportedError
 from keras_deepseek.artifacts.signature import Array, Signature
-from keras_deepseek.backend.tensorrt_engine import visible_gpus
-from keras_deepseek.backend.tensorrt_engine.engine_runner import EngineRunner
-from keras_deepseek.backend.tensorrt_engine.libraries import import_library, read_flavor
+from keras_deepseek.backend.runtimes.tensorrt_engine import visible_gpus
+from keras_deepseek.backend.runtimes.tensorrt_engine.engine_runner import EngineRunner
+from keras_deepseek.backend.runtimes.tensorrt_engine.libraries import import_library, read_flavor
+from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.inference.executors.found_signature import check_names
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.arguments import check_count, check_seconds
 from keras_deepseek.inference.grpc.calls_in_flight import CallsInFlight
 from keras_deepseek.inference.server.server import Serve, Server

@@ -4,8 +4,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import keras_deepseek
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Signature
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.grpc.answers import Inputs, dispatch, outputs_of
 from keras_deepseek.inference.models import control
 from keras_deepseek.inference.models.model_version import ModelVersion

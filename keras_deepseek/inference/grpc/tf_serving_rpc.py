@@ -5,8 +5,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.artifacts.signature import Signature
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.grpc.answers import (
     Bind,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 
 
 @dataclass(frozen=True)

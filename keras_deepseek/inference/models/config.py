@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_name
 from keras_deepseek.inference.models.model_folder import ModelFolder, Policy
 from keras_deepseek.inference.protocols.tf_serving_model_service import (

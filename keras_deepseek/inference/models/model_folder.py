@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from keras_deepseek.artifacts.bundle import is_bundle
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_count, check_seconds
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.executors.model_path import kind_of_model, stamp_of

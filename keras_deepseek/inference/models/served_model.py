@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import TypeVar
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.models.failed_version import FailedVersion
 from keras_deepseek.inference.models.model_version import ModelVersion

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec, find_dtype
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.batching.batch import check_rows
 from keras_deepseek.inference.batching.batch_time import BatchTime
 from keras_deepseek.inference.batching.padding import Padder

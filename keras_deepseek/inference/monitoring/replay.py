@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError, KerasDeepSeekError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError
 from keras_deepseek.inference.monitoring.request_log import decode_array
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.batching.batch import Request
 from keras_deepseek.inference.protocols.dtypes import dtype_of
 

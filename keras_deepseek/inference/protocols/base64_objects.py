@@ -4,8 +4,8 @@ import binascii
 from collections.abc import Iterator
 from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.protocols.tensor_bytes import shape_array, string_array
 
 _KEY = "b64"

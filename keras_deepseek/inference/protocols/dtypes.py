@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 
 
 def load_json(text: bytes | memoryview) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.errors import InvalidInputError, MissingExtraError
 
 Message = Any
 """A message of `protobuf`: its fields are attributes."""

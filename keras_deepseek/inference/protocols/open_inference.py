@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.artifacts.signature import Array, TensorSpec
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.inference.protocols.dtypes import (
     Dtype,
     dtype_of_numpy,

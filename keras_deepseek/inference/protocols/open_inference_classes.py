@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.protocols.tensor_bytes import string_array
 
 _MIN_RANK = 2

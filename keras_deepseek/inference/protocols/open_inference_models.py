@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.protocols.dtypes import dtype_of
 from keras_deepseek.inference.protocols.json_text import load_json
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.protocols.dtypes import Dtype
 
 _LENGTH_BYTES = 4

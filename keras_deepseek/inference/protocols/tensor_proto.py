@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.protocols.dtypes import Dtype, dtype_of_numpy, dtype_of_tf_number
 from keras_deepseek.inference.protocols.messages import Message
 from keras_deepseek.inference.protocols.tensor_bytes import (

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.protocols.base64_objects import (
     decode_strings,
     encode_strings,

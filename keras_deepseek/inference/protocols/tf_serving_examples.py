@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.protocols.base64_objects import decode_string, is_base64_object
 from keras_deepseek.inference.protocols.json_text import to_json
 from keras_deepseek.inference.protocols.tensor_bytes import count_of, string_array, strings_of

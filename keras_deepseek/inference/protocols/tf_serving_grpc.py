@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.inference.protocols.messages import Message
 from keras_deepseek.inference.protocols.tensor_proto import (
     from_tensor_protos,

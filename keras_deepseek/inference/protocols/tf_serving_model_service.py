@@ -6,8 +6,8 @@ Bytes in, bytes out, as in `tf_serving_grpc`; the same facts over HTTP are in `t
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.inference.protocols.dtypes import DTYPES
 from keras_deepseek.inference.protocols.messages import Message
 from keras_deepseek.inference.protocols.tf_serving import (

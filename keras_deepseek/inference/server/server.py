@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_address
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.monitoring.access_log import AccessLog

@@ -5,7 +5,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.errors import InvalidInputError, MissingExtraError
 
 
 def make_server_context(

@@ -5,12 +5,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.keras_internals import (
+from keras_deepseek.backend.keras_private.keras_internals import (
     attend,
     attention_projections,
     uses_flash_attention,
 )
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.attention.call_check import (
     check_call,
     check_room,

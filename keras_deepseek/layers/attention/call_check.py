@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.attention.key_value_cache import Cache, check_cache_arguments
 from keras_deepseek.layers.input_check import check_floating
 from keras_deepseek.layers.last_tokens import shape_of_last

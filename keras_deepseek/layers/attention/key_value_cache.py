@@ -37,8 +37,8 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_integer
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.input_check import Shape, is_shape
 
 Cache = dict[str, Any]

@@ -15,7 +15,7 @@ from typing import Any
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.layers.attention.hidden_score import HIDDEN
+from keras_deepseek.layers.attention.compressed.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import (
     multiply_matrices,
     multiply_transposed,

@@ -6,9 +6,9 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.keras_internals import set_mask
+from keras_deepseek.backend.keras_private.keras_internals import set_mask
+from keras_deepseek.checks import check_boolean, check_integer, check_number
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.attention.call_check import check_call, check_room, compute_call_spec
 from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import (

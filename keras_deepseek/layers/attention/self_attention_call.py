@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 
 _MASKS = ("query_mask", "value_mask", "key_mask")
 

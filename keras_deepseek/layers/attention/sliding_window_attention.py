@@ -5,13 +5,19 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.checks import check_integer, check_number
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.attention.call_check import (
     check_call,
     check_room,
     compute_call_spec,
 )
+from keras_deepseek.layers.attention.compressed.token_packing import (
+    PackedTokens,
+    join_recent,
+    pack_tokens,
+)
+from keras_deepseek.layers.attention.compressed.token_places import count_tokens
 from keras_deepseek.layers.attention.head_projection import projection_arguments
 from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
@@ -21,8 +27,6 @@ from keras_deepseek.layers.attention.key_value_cache import (
     make_cache,
 )
 from keras_deepseek.layers.attention.sink_attention import FarKeys, NearKeys, sink_attention
-from keras_deepseek.layers.attention.token_packing import PackedTokens, join_recent, pack_tokens
-from keras_deepseek.layers.attention.token_places import count_tokens
 from keras_deepseek.layers.initializers import stack_initializer
 from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.mask_check import complete_mask

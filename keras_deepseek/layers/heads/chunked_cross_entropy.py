@@ -5,8 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
 from keras_deepseek.backend.loss_means import declare_mean_over
+from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.heads.chunked_gradient import map_chunks_with_gradient

@@ -6,8 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_number
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.checks import check_number
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.heads.vocabulary_head import VocabularyHead, project
 from keras_deepseek.layers.initializers import clone_initializer

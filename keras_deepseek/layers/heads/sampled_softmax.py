@@ -7,9 +7,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.backend.loss_means import declare_mean_over
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.heads.alias_table import make_alias_table

@@ -8,8 +8,8 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.checks import check_integer, check_number
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU, gate_activations
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.input_check import Shape, check_integer_tensor
 from keras_deepseek.layers.moe.expert_router import ExpertRouter

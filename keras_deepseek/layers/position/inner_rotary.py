@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.argument_check import check_number
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.checks import check_number
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
 from keras_deepseek.layers.position.rotary_scaling import check_scaling
 

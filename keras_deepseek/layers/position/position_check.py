@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 
 
 def check_length(name: str, max_length: int | None, length: int | None, start_index: Any) -> None:

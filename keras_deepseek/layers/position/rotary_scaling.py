@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.checks import check_boolean, check_integer, check_number
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 
 _LENGTH = "original_max_position_embeddings"
 

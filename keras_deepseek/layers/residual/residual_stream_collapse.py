@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_number
+from keras_deepseek.checks import check_number
 from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.input_check import Shape

@@ -4,7 +4,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.double_precision import multiply_matrices
 from keras_deepseek.layers.input_check import Shape
 

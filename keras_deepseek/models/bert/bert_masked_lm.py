@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.argument_check import check_boolean
+from keras_deepseek.checks import check_boolean
 from keras_deepseek.layers import Input, MaskedPositionHead
 from keras_deepseek.models.bert.bert_backbone import INPUTS, BertBackbone
 from keras_deepseek.models.bert.checkpoint_map import IGNORED_TENSORS, checkpoint_entries

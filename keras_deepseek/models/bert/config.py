@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.checks import check_boolean, check_integer, check_number
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.models.bert.presets import PRESETS
 from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
 from keras_deepseek.models.encoder.activations import read_activation

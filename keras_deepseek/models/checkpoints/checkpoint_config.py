@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.models.checkpoints.scaled_tensor import DEFAULT_BLOCK_SHAPE
 from keras_deepseek.models.checkpoints.weights_folder import INDEX_SUFFIX
 

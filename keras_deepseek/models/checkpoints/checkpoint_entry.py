@@ -22,8 +22,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.checkpoints.stacked_arrays import StackedArrays
 
 Convert = Callable[[Sequence[Array]], Sequence[Any]]

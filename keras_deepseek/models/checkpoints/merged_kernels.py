@@ -6,8 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
-from keras_deepseek.backend.layer_tree import inner_layers, own_variables
+from keras_deepseek.backend.keras_private.layer_tree import inner_layers, own_variables
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
 def own_variable(layer: keras.Layer, name: str = "kernel") -> keras.Variable:

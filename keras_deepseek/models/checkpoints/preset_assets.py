@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from keras_deepseek.artifacts.errors import CheckpointError
+from keras_deepseek.errors import CheckpointError
 from keras_deepseek.models.checkpoints.preset_folder import GENERATION_CONFIG_NAME, read_json
 from keras_deepseek.models.tokenizers.tokenizer import Tokenizer, is_installed
 from keras_deepseek.models.tokenizers.tokenizer_files import TOKENIZER_NAME, read_tokenizer_files

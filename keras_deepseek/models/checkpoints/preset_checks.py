@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.errors import (
     InvalidInputError,
     unknown_name_message,
 )

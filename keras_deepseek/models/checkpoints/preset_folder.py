@@ -9,15 +9,15 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.argument_check import check_path
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.artifacts.exchange import flush_to_disk, replace_folder
+from keras_deepseek.artifacts.staging_folder import staging_folder
+from keras_deepseek.checks import check_path
+from keras_deepseek.errors import (
     BundleError,
     CheckpointError,
     InvalidInputError,
     MissingExtraError,
 )
-from keras_deepseek.artifacts.exchange import flush_to_disk, replace_folder
-from keras_deepseek.artifacts.staging_folder import staging_folder
 from keras_deepseek.models.tokenizers.tokenizer_files import TOKENIZER_FILES
 
 CONFIG_NAME = "config.json"

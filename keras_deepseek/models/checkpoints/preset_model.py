@@ -24,8 +24,8 @@ from typing import Any, ClassVar, Self
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.checks import check_boolean, check_integer
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.models.checkpoints.checkpoint_config import (
     read_block_shape,
     read_weights_name,

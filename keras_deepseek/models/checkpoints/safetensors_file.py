@@ -19,9 +19,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from keras_deepseek.artifacts.errors import CheckpointError
 from keras_deepseek.artifacts.lfs_pointer import check_not_pointer
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import CheckpointError
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import CheckpointError
+from keras_deepseek.errors import CheckpointError
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 
 _PIECE_BYTES = 2**24  # Compared at once: the numbers of a large table are never all in memory.

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.lent_attributes import lent_attributes
+from keras_deepseek.backend.keras_private.lent_attributes import lent_attributes
 from keras_deepseek.layers.initializers import draws_random_numbers
 
 _lock = threading.RLock()

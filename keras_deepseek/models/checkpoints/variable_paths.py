@@ -10,8 +10,8 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.layer_tree import inner_layers, own_variables
+from keras_deepseek.backend.keras_private.layer_tree import inner_layers, own_variables
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry, copied_entry
 
 _COUNTER = re.compile(r"_\d+$")

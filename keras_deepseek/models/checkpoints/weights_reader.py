@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.load_display import LoadDisplay
 from keras_deepseek.models.checkpoints.safetensors_file import MappedFiles, StoredTensor

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.array_pieces import as_contiguous, cut_pieces
+from keras_deepseek.backend.data.array_pieces import as_contiguous, cut_pieces
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.load_display import LoadDisplay
 from keras_deepseek.models.checkpoints.safetensors_file import DTYPES, LENGTH_BYTES

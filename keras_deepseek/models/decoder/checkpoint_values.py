@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 
 _TRAINED_LENGTH = "original_max_position_embeddings"
 _BY_LENGTH = ("dynamic", "yarn", "llama3", "longrope")

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers import Input
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.inner_layers import take_arguments

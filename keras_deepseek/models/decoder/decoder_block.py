@@ -6,8 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_number
-from keras_deepseek.backend.keras_internals import set_mask
+from keras_deepseek.backend.keras_private.keras_internals import set_mask
+from keras_deepseek.checks import check_number
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.inner_layers import (
     build_layer,

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.checks import check_boolean, check_integer, check_number
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.position.rotary_scaling import check_scaling
 from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
 from keras_deepseek.models.decoder.checkpoint_values import (

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.checks import check_integer
 
 
 def check_token_ids(config: Any) -> None:

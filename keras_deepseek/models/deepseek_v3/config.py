@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from keras_deepseek.artifacts.argument_check import check_boolean
+from keras_deepseek.checks import check_boolean
 from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
 from keras_deepseek.models.deepseek_v3.presets import PRESETS
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.checks import check_integer, check_number
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.decoder.checkpoint_values import check_checkpoint_value
 from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
 from keras_deepseek.models.deepseek_v32.presets import PRESETS

@@ -7,8 +7,8 @@ The two write the same in different words: DeepSeek a ratio of compression for e
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from keras_deepseek.artifacts.argument_check import check_number
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.checks import check_number
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
 from keras_deepseek.models.decoder.checkpoint_values import (
     check_checkpoint_value,

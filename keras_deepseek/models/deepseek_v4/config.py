@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from keras_deepseek.artifacts.argument_check import check_boolean, check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.checks import check_boolean, check_integer, check_number
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.layers.position.rotary_scaling import check_scaling
 from keras_deepseek.models.decoder.token_ids import check_token_ids
 from keras_deepseek.models.deepseek_v4.checkpoint_config import (

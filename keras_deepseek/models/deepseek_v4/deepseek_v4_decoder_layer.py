@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.argument_check import check_number
+from keras_deepseek.checks import check_number
 from keras_deepseek.layers import ManifoldConstrainedHyperConnections
 from keras_deepseek.layers.floating_input_layer import FloatingInputLayer
 from keras_deepseek.layers.initializers import clone_initializer

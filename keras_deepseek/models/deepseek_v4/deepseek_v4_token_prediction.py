@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_number
+from keras_deepseek.checks import check_number
 from keras_deepseek.layers import MultiTokenPrediction, ResidualStreamCollapse
 from keras_deepseek.layers.initializers import clone_initializer
 from keras_deepseek.layers.inner_layers import build_layer

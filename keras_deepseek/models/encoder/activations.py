@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")

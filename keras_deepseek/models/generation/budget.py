@@ -1,7 +1,7 @@
 """How many tokens each row may get, settled before anything runs."""
 
-from keras_deepseek.artifacts.argument_check import check_integer
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import InvalidInputError
 
 
 def settle_budgets(

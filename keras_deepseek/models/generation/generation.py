@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.checks import check_boolean, check_integer
 from keras_deepseek.models.generation.budget import settle_budgets
 from keras_deepseek.models.generation.compiled_steps import CompiledSteps
 from keras_deepseek.models.generation.generation_options import GenerationOptions

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.argument_check import check_integer
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import InvalidInputError
 
 
 @dataclass(frozen=True)

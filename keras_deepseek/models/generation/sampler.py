@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.checks import check_integer, check_number
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
 
 _LEAST_TEMPERATURE = 1e-30
 """Logits that are divided by less are infinite in float32; only the largest would be drawn."""

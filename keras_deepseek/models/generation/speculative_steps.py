@@ -13,7 +13,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.models.generation.compiled_steps import (
     StepKind,
     begin_text,

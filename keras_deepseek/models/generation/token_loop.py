@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.generation.compiled_steps import (
     CompiledSteps,
     StepKind,

@@ -12,9 +12,9 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.checkpoints.merged_kernels import merged_name, own_variable
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.lora.adapted_layers import (
     add_lora,
     find_adapted,

@@ -14,11 +14,11 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_path
-from keras_deepseek.artifacts.errors import BundleError, CheckpointError, InvalidInputError
 from keras_deepseek.artifacts.exchange import flush_to_disk
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.artifacts.staging_folder import staging_folder
+from keras_deepseek.checks import check_path
+from keras_deepseek.errors import BundleError, CheckpointError, InvalidInputError
 from keras_deepseek.models.checkpoints.safetensors_file import MappedFiles, read_header
 from keras_deepseek.models.checkpoints.weights_writer import write_tensors
 from keras_deepseek.models.lora.adapted_layers import find_candidates, path_of, read_matrices

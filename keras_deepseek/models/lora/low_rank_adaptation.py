@@ -5,13 +5,13 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.backend.keras_private.keras_internals import delete_variables, flatten_layers
+from keras_deepseek.checks import check_integer, check_number
+from keras_deepseek.errors import (
     InvalidInputError,
     NotSupportedError,
     unknown_name_message,
 )
-from keras_deepseek.backend.keras_internals import delete_variables, flatten_layers
 from keras_deepseek.models.checkpoints.merged_kernels import merged_name, merged_value
 from keras_deepseek.models.lora.adapted_layers import (
     add_lora,

@@ -11,9 +11,9 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_path
-from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError, NotSupportedError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.checks import check_path
+from keras_deepseek.errors import CheckpointError, InvalidInputError, NotSupportedError
 from keras_deepseek.models.checkpoints.preset_folder import new_folder, read_json, write_json
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.checkpoints.weights_writer import write_tensors

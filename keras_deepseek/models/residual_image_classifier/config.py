@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.preset_config import PresetConfig
 from keras_deepseek.models.residual_image_classifier.presets import PRESETS
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.checks import check_integer, check_number
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.encoder.activations import read_activation
 from keras_deepseek.models.preset_config import PresetConfig
 from keras_deepseek.models.sequential_recommender.presets import PRESETS

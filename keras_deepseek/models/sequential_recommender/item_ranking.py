@@ -5,8 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.checks import check_boolean, check_integer
+from keras_deepseek.errors import InvalidInputError
 
 NO_ITEM_SCORE = -1e30
 """Of what can't be recommended: below any score, and a finite number, which JSON can say."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_path
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.checks import check_integer, check_path
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.sequential_recommender.interactions import Interactions
 
 _HEADER = "userId,movieId,rating,timestamp"

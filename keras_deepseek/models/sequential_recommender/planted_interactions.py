@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.checks import check_integer, check_number
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.sequential_recommender.interactions import Interactions
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.artifacts.argument_check import check_integer
+from keras_deepseek.checks import check_integer
 
 
 class _RankingMetric(keras.metrics.Mean):

@@ -7,10 +7,10 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.argument_check import check_boolean, check_integer
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.checks import check_boolean, check_integer
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers import Input, SampledSoftmax
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.compiled_functions import CompiledFunctions

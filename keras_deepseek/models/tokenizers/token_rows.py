@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import InvalidInputError
 
 NUM_TOKEN_IDS = 2**32
 """The `tokenizers` library has them in 32 bits, without a sign."""

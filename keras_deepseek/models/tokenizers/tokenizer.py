@@ -9,14 +9,14 @@ from typing import Any, Literal, Self, overload
 
 import numpy as np
 
-from keras_deepseek.artifacts.argument_check import check_integer
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import (
     CheckpointError,
     InvalidInputError,
     MissingExtraError,
     unknown_name_message,
 )
-from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.models.tokenizers.chat_template import Message, render_chat
 from keras_deepseek.models.tokenizers.stream_decoder import StreamDecoder
 from keras_deepseek.models.tokenizers.token_rows import NUM_TOKEN_IDS, read_rows, read_token_id

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.artifacts.lfs_pointer import check_not_pointer
+from keras_deepseek.errors import (
     CheckpointError,
     InvalidInputError,
     unknown_name_message,
 )
-from keras_deepseek.artifacts.lfs_pointer import check_not_pointer
 
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"

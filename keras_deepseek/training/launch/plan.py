@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from keras_deepseek.artifacts.argument_check import check_integer, check_number
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.artifacts.network_address import check_is_answered, parse_address
+from keras_deepseek.backend import NAMES
+from keras_deepseek.checks import check_integer, check_number
+from keras_deepseek.errors import (
     InvalidInputError,
     MissingExtraError,
     NotSupportedError,
     unknown_name_message,
 )
-from keras_deepseek.artifacts.network_address import check_is_answered, parse_address
-from keras_deepseek.backend import NAMES
 from keras_deepseek.training.launch.ports import check_port_is_free
 from keras_deepseek.training.launch.script_names import joins_itself
 

@@ -5,8 +5,8 @@ import errno
 import os
 import socket
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.network_address import join_address
+from keras_deepseek.errors import InvalidInputError
 
 LOOPBACK = "127.0.0.1"
 _TAKEN = (errno.EADDRINUSE, errno.EACCES)

@@ -7,13 +7,13 @@ from typing import Any, Protocol
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
-from keras_deepseek.backend.keras_training import own_train_step
-from keras_deepseek.backend.processes import OneProcess
-from keras_deepseek.training.cluster import ClusterSpec
+from keras_deepseek.backend.keras_private.keras_training import own_train_step
+from keras_deepseek.backend.processes.processes import OneProcess
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
+from keras_deepseek.training.cluster.parameter_server import ServerSettings
 from keras_deepseek.training.parameter_server.ray_engine import RayEngine
 from keras_deepseek.training.parameter_server.served_step import ServedStep, Serving
-from keras_deepseek.training.parameter_server.settings import ServerSettings
 from keras_deepseek.training.parameter_server.task_engine import TaskEngine
 
 

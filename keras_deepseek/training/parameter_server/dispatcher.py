@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from keras_deepseek.artifacts.errors import PeerLostError
 from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import PeerLostError
 from keras_deepseek.training.parameter_server.messages import Result, ShardValues, Task
 from keras_deepseek.training.parameter_server.staleness import StalenessBound
 

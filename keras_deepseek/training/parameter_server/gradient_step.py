@@ -7,11 +7,11 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.backend.gradient_scale import multiply_gradients
-from keras_deepseek.training.gradient_clip import GradientClip, clip_gradients
-from keras_deepseek.training.gradient_update import GradientUpdate
-from keras_deepseek.training.precision import step_in_precision
-from keras_deepseek.training.rematerialization import Remat
-from keras_deepseek.training.training_step import TrainingStep
+from keras_deepseek.training.step.gradient_clip import GradientClip, clip_gradients
+from keras_deepseek.training.step.gradient_update import GradientUpdate
+from keras_deepseek.training.step.precision import step_in_precision
+from keras_deepseek.training.step.rematerialization import Remat
+from keras_deepseek.training.step.training_step import TrainingStep
 
 GRADIENTS = "keras_deepseek gradients"
 """Under which of the logs the gradients are returned; no log that is shown has a space in it."""

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import InvalidInputError, PeerLostError
 from keras_deepseek.artifacts.network_address import parse_address
-from keras_deepseek.backend.task_cluster import TaskCluster
-from keras_deepseek.training.cluster import ClusterSpec
+from keras_deepseek.backend.processes.task_cluster import TaskCluster
+from keras_deepseek.errors import InvalidInputError, PeerLostError
+from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
+from keras_deepseek.training.cluster.parameter_server import ServerSettings
+from keras_deepseek.training.cluster.timeouts import read_join_timeout
 from keras_deepseek.training.parameter_server.local_tasks import LocalTasks
-from keras_deepseek.training.parameter_server.settings import ServerSettings
 from keras_deepseek.training.parameter_server.task_dispatcher import Tasks
-from keras_deepseek.training.timeouts import read_join_timeout
 
 _PAUSE = 0.2
 """Seconds between two attempts to reach a task that does not listen yet."""

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from keras_deepseek.artifacts.errors import PeerLostError
 from keras_deepseek.artifacts.network_address import join_address
+from keras_deepseek.errors import PeerLostError
 from keras_deepseek.training.launch import die_with_parent
 from keras_deepseek.training.launch.ports import LOOPBACK, find_free_ports
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 
 _MARK = re.compile(r"servedvariable(\d+)end")
 

@@ -15,9 +15,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.artifacts.errors import InvalidInputError
-from keras_deepseek.backend.keras_internals import compile_arguments, flatten_layers
-from keras_deepseek.backend.random_state import seed_generators
+from keras_deepseek.backend.data.random_state import seed_generators
+from keras_deepseek.backend.keras_private.keras_internals import compile_arguments, flatten_layers
+from keras_deepseek.errors import InvalidInputError
 
 _OWN = (
     *("model", "_plan", "_placement", "_processes"),

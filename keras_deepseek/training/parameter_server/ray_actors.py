@@ -8,14 +8,15 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.artifacts.network_address import check_is_answered
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import (
     InvalidInputError,
     KerasDeepSeekError,
     MissingExtraError,
     PeerLostError,
 )
-from keras_deepseek.artifacts.network_address import check_is_answered
-from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.training.cluster.parameter_server import ServerSettings
 from keras_deepseek.training.parameter_server.dispatcher import ActorLostError
 from keras_deepseek.training.parameter_server.messages import (
     Push,
@@ -24,7 +25,6 @@ from keras_deepseek.training.parameter_server.messages import (
     Task,
     WorkerPlan,
 )
-from keras_deepseek.training.parameter_server.settings import ServerSettings
 from keras_deepseek.training.parameter_server.shard_server import ShardServer
 from keras_deepseek.training.parameter_server.worker import Worker
 

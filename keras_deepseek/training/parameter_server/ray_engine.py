@@ -7,7 +7,9 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.training.cluster import ClusterSpec
+from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
+from keras_deepseek.training.cluster.parameter_server import ServerSettings
+from keras_deepseek.training.cluster.timeouts import read_peer_timeout
 from keras_deepseek.training.parameter_server.dispatcher import Dispatcher
 from keras_deepseek.training.parameter_server.join_servers import refuse_other_chiefs
 from keras_deepseek.training.parameter_server.messages import WorkerPlan
@@ -18,9 +20,7 @@ from keras_deepseek.training.parameter_server.ray_actors import (
     start_ray,
 )
 from keras_deepseek.training.parameter_server.served_variables import ServedVariables
-from keras_deepseek.training.parameter_server.settings import ServerSettings
 from keras_deepseek.training.parameter_server.staleness import StalenessBound
-from keras_deepseek.training.timeouts import read_peer_timeout
 
 
 class RayEngine:

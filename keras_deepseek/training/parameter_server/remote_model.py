@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.host_values import read_values
-from keras_deepseek.backend.task_cluster import TaskCluster
+from keras_deepseek.backend.processes.task_cluster import TaskCluster
 from keras_deepseek.training.parameter_server.messages import ShardPlan, ShardValues
 from keras_deepseek.training.parameter_server.shard_variables import ShardVariables
 from keras_deepseek.training.parameter_server.shards import Shard

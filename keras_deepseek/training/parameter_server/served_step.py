@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import keras
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.batch_stream import BatchStream
-from keras_deepseek.backend.keras_internals import count_train_steps
-from keras_deepseek.backend.keras_training import count_update
+from keras_deepseek.backend.data.batch_stream import BatchStream
+from keras_deepseek.backend.keras_private.keras_internals import count_train_steps
+from keras_deepseek.backend.keras_private.keras_training import count_update
 from keras_deepseek.training.parameter_server.messages import Result, ShardValues
 from keras_deepseek.training.parameter_server.packed_trainer import as_arrays
 from keras_deepseek.training.parameter_server.served_variables import ServedVariables, same_values

@@ -5,7 +5,11 @@ from collections.abc import Sequence
 import keras
 
 from keras_deepseek.backend.host_values import count_bytes, read_values
-from keras_deepseek.backend.keras_training import batch_states, optimizer_recipe, uses_decay
+from keras_deepseek.backend.keras_private.keras_training import (
+    batch_states,
+    optimizer_recipe,
+    uses_decay,
+)
 from keras_deepseek.training.parameter_server.messages import ShardPlan, ShardValues, VariablePlan
 from keras_deepseek.training.parameter_server.optimizer_slots import find_places
 from keras_deepseek.training.parameter_server.shards import split_by_size

@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from keras_deepseek.artifacts.errors import PeerLostError
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.task_cluster import ResultLostError, TaskCluster
+from keras_deepseek.backend.processes.task_cluster import ResultLostError, TaskCluster
+from keras_deepseek.errors import PeerLostError
 from keras_deepseek.training.parameter_server.messages import Result, ShardValues
 from keras_deepseek.training.parameter_server.remote_model import RemoteModel
 from keras_deepseek.training.parameter_server.staleness import StalenessBound

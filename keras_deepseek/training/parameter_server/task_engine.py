@@ -6,16 +6,16 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.training.cluster import ClusterSpec
+from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
+from keras_deepseek.training.cluster.parameter_server import ServerSettings
+from keras_deepseek.training.cluster.timeouts import read_peer_timeout
 from keras_deepseek.training.parameter_server.gradient_step import take_gradient_step
 from keras_deepseek.training.parameter_server.join_servers import join_servers
 from keras_deepseek.training.parameter_server.remote_model import RemoteModel
 from keras_deepseek.training.parameter_server.served_variables import ServedVariables
-from keras_deepseek.training.parameter_server.settings import ServerSettings
 from keras_deepseek.training.parameter_server.staleness import StalenessBound
 from keras_deepseek.training.parameter_server.task_dispatcher import TaskDispatcher
 from keras_deepseek.training.parameter_server.task_step import TaskStep
-from keras_deepseek.training.timeouts import read_peer_timeout
 
 
 class TaskEngine:

@@ -7,10 +7,10 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_internals import build_for_training
-from keras_deepseek.backend.random_state import seed_generators
+from keras_deepseek.backend.data.random_state import seed_generators
+from keras_deepseek.backend.keras_private.keras_internals import build_for_training
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.parameter_server.batch_seeds import BatchSeeds
 from keras_deepseek.training.parameter_server.gradient_step import GRADIENTS, take_gradient_step
 from keras_deepseek.training.parameter_server.messages import (
@@ -24,7 +24,7 @@ from keras_deepseek.training.parameter_server.packed_trainer import unpack_train
 from keras_deepseek.training.parameter_server.served_variables import kept_states
 from keras_deepseek.training.parameter_server.shards import Shard
 from keras_deepseek.training.parameter_server.sparse_rows import pack_rows
-from keras_deepseek.training.step_in_place import StepInPlace
+from keras_deepseek.training.step.step_in_place import StepInPlace
 
 
 class Servers(Protocol):

@@ -2,9 +2,9 @@ import inspect
 
 import pytest
 
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.formats.export_format import ExportFormat, run_format
 from keras_deepseek.deploy.registry import BUILT_IN
+from keras_deepseek.errors import ExportError
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -4,19 +4,19 @@ import pytest
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.artifacts.errors import (
-    ExportError,
-    InvalidInputError,
-    MissingExtraError,
-    NotSupportedError,
-)
-from keras_deepseek.backend import one_file
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export import one_file
+from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy import Exporter, import_extra, register_exporter, registry
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
 from keras_deepseek.deploy.onnx_passes import save
 from keras_deepseek.deploy.samples import make_samples
 from keras_deepseek.deploy.verify import compare
+from keras_deepseek.errors import (
+    ExportError,
+    InvalidInputError,
+    MissingExtraError,
+    NotSupportedError,
+)
 
 IN_TENSORFLOW = keras.backend.backend() == "tensorflow"
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.artifacts.errors import ExportError, InvalidInputError, MissingExtraError
-from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.backend.openvino_model import import_openvino, shared_core
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.runtimes.openvino_model import import_openvino, shared_core
 from keras_deepseek.deploy import Exporter, register_exporter, registry
 from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
+from keras_deepseek.errors import ExportError, InvalidInputError, MissingExtraError
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.artifacts.errors import ExportError, InvalidInputError, NotSupportedError
-from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.backend.saved_model_writer import _ExampleSignatures
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.export.saved_model_writer import _ExampleSignatures
 from keras_deepseek.deploy import Exporter
 from keras_deepseek.deploy.formats.saved_model import SavedModelFormat
+from keras_deepseek.errors import ExportError, InvalidInputError, NotSupportedError
 
 IN_TENSORFLOW = keras.backend.backend() == "tensorflow"
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.deploy import Exporter, registry
+from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
+from keras_deepseek.errors import (
     ExportError,
     InvalidInputError,
     MissingExtraError,
     NotSupportedError,
 )
-from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.backend.named_model import NamedModel
-from keras_deepseek.deploy import Exporter, registry
-from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
 from keras_deepseek.layers import ManifoldConstrainedHyperConnections
 
 INSTALLED = importlib.util.find_spec("tensorrt_rtx") is not None

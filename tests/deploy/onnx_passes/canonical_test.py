@@ -3,8 +3,8 @@ import random
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
+from keras_deepseek.errors import ExportError
 
 
 @pytest.fixture

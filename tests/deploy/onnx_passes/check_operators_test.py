@@ -1,7 +1,7 @@
 import pytest
 
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.onnx_passes.check_operators import check_operators
+from keras_deepseek.errors import ExportError
 
 
 def test_what_onnx_has_passes(parse):

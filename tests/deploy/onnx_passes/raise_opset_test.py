@@ -1,7 +1,7 @@
 import pytest
 
-from keras_deepseek.artifacts.errors import ExportError
 from keras_deepseek.deploy.onnx_passes.raise_opset import raise_opset
+from keras_deepseek.errors import ExportError
 
 
 @pytest.mark.parametrize("opset", [18, 19, 23, 25])

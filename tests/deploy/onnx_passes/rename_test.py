@@ -3,9 +3,9 @@ import importlib
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.deploy.onnx_passes.rename import check_names, rename
+from keras_deepseek.errors import InvalidInputError
 
 
 def test_a_renamed_graph_computes_the_same_with_clashing_names(tmp_path):

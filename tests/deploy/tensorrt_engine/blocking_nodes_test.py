@@ -2,9 +2,9 @@ import importlib.util
 
 import pytest
 
-from keras_deepseek.artifacts.errors import ExportError
-from keras_deepseek.backend.tensorrt_engine.error_log import make_error_log
+from keras_deepseek.backend.runtimes.tensorrt_engine.error_log import make_error_log
 from keras_deepseek.deploy.tensorrt_engine.blocking_nodes import check_nodes
+from keras_deepseek.errors import ExportError
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"

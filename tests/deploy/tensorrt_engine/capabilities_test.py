@@ -2,8 +2,8 @@ import types
 
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
 from keras_deepseek.deploy.tensorrt_engine.capabilities import check_capabilities
+from keras_deepseek.errors import InvalidInputError
 
 
 class ComputeCapability:

@@ -5,12 +5,12 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.deploy.tensorrt_engine.flavor import find_flavor
+from keras_deepseek.errors import (
     InvalidInputError,
     MissingExtraError,
     NotSupportedError,
 )
-from keras_deepseek.deploy.tensorrt_engine.flavor import find_flavor
 
 
 def module(name):

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.protocols.messages import Protocol
 
 pytest.importorskip("google.protobuf", reason="protobuf is not installed")

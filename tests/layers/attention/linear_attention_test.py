@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.layers import LinearAttention, RotaryEmbedding
 from keras_deepseek.testing import LayerTestCase, assert_close
 from tests.oracles.cached_decoding import decode, decode_last_compiled

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.models.checkpoints.checkpoint_config import (
     GENERIC_KEYS,
     check_keys,

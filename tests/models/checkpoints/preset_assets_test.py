@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from keras_deepseek.artifacts.errors import CheckpointError
+from keras_deepseek.errors import CheckpointError
 from keras_deepseek.models.checkpoints.preset_assets import read_assets
 
 

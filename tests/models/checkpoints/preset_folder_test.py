@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError, MissingExtraError
+from keras_deepseek.errors import CheckpointError, InvalidInputError, MissingExtraError
 from keras_deepseek.models.checkpoints.preset_folder import (
     find_preset,
     new_preset,

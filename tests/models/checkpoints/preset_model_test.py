@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError, NotSupportedError
+from keras_deepseek.errors import CheckpointError, InvalidInputError, NotSupportedError
 from keras_deepseek.models import BertMaskedLM, load_lora_weights, load_peft_adapter
 from keras_deepseek.models.checkpoints.checkpoint_entry import copied_entry
 from keras_deepseek.models.checkpoints.preset_model import PresetModel

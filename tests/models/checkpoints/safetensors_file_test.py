@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_deepseek.artifacts.errors import CheckpointError
+from keras_deepseek.errors import CheckpointError
 from keras_deepseek.models.checkpoints.safetensors_file import DTYPES, MappedFiles, read_header
 from tests.oracles.preset_model import NAMES, encode_safetensors
 

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import CheckpointError
+from keras_deepseek.errors import CheckpointError
 from keras_deepseek.models.checkpoints.safetensors_file import MappedFiles, StoredTensor
 from keras_deepseek.models.checkpoints.scaled_tensor import (
     ScaledTensor,

@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import CheckpointError
+from keras_deepseek.errors import CheckpointError
 from keras_deepseek.models.checkpoints import tied_copies
 from keras_deepseek.models.checkpoints.checkpoint_entry import copied_entry
 from keras_deepseek.models.checkpoints.tied_copies import check_copies, stand_in

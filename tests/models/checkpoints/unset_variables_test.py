@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers import DeepSeekMoE, ExpertRouter, RotaryEmbedding
 from keras_deepseek.models.checkpoints.unset_variables import unset_variables
 

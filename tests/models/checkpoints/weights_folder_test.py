@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import CheckpointError
+from keras_deepseek.errors import CheckpointError
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from tests.oracles.preset_model import NAMES, encode_safetensors, make_model, make_tensors
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError
+from keras_deepseek.errors import CheckpointError, InvalidInputError
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.weights_folder import WeightsFolder
 from keras_deepseek.models.checkpoints.weights_reader import read_weights

@@ -95,7 +95,7 @@ def test_every_tensor_is_aligned(tmp_path):
 
 
 def test_large_tensors_are_written_by_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("keras_deepseek.backend.array_pieces.PIECE_BYTES", 64)
+    monkeypatch.setattr("keras_deepseek.backend.data.array_pieces.PIECE_BYTES", 64)
     model = make_model()
     found = write(tmp_path, model)
     assert all(np.array_equal(found[name], each) for name, each in make_tensors(model).items())

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import CheckpointError
+from keras_deepseek.errors import CheckpointError
 from keras_deepseek.models import (
     DeepSeekV2CausalLM,
     DeepSeekV3CausalLM,

@@ -6,7 +6,7 @@ import pytest
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError, NotSupportedError
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.models import DeepSeekV4CausalLM
 from keras_deepseek.testing import assert_close
 from tests.oracles.cached_decoding import draw_mask

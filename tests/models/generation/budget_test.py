@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.generation.budget import settle_budgets
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.generation.sampler import GREEDY, Sampler, SamplingRules, get_sampler
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import NotSupportedError
+from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.models.generation import token_loop
 from keras_deepseek.models.generation.sampler import Sampler
 from keras_deepseek.models.generation.speculative_steps import check_drafts

@@ -1,7 +1,7 @@
 import keras
 import pytest
 
-from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError
+from keras_deepseek.errors import CheckpointError, InvalidInputError
 from keras_deepseek.models import enable_lora, load_lora_weights, save_lora_weights
 from keras_deepseek.testing import assert_close
 from tests.oracles.language_models import to_numpy

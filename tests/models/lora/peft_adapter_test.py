@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError, NotSupportedError
+from keras_deepseek.errors import CheckpointError, InvalidInputError, NotSupportedError
 from keras_deepseek.models import enable_lora, load_peft_adapter, save_peft_adapter
 from keras_deepseek.models.checkpoints.weights_writer import write_tensors
 from keras_deepseek.models.lora.lora_weights import read_tensors

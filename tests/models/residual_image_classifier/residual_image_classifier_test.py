@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.models import ResidualImageClassifier, ResidualImageClassifierConfig
 from keras_deepseek.testing import assert_close
 

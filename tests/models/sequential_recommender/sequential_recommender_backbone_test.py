@@ -4,7 +4,7 @@ import pytest
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts import InvalidInputError
-from keras_deepseek.backend.named_model import NamedModel
+from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.models import SequentialRecommenderBackbone, SequentialRecommenderConfig
 from keras_deepseek.testing import assert_close
 

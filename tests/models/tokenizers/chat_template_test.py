@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.models.tokenizers.chat_template import render_chat
 
 MESSAGES = [{"role": "user", "content": "Hello <b>"}, {"role": "assistant", "content": "Hi"}]

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError
+from keras_deepseek.errors import CheckpointError, InvalidInputError
 from keras_deepseek.models.tokenizers.tokenizer_files import (
     check_vocabulary,
     count_vocabulary,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_deepseek.artifacts.errors import CheckpointError, InvalidInputError, MissingExtraError
+from keras_deepseek.errors import CheckpointError, InvalidInputError, MissingExtraError
 from keras_deepseek.models.tokenizers.tokenizer import Tokenizer, is_installed
 from tests.oracles.trained_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, train_tokenizer
 

@@ -2,7 +2,7 @@ import signal
 
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.launch import job as job_module
 from keras_deepseek.training.launch.job import Job
 from keras_deepseek.training.launch.output import Output

@@ -2,7 +2,7 @@ import socket
 
 import pytest
 
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.errors import (
     InvalidInputError,
     MissingExtraError,
     NotSupportedError,

@@ -2,7 +2,7 @@ import socket
 
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.launch.ports import check_port_is_free, find_free_ports
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from keras_deepseek.training.cluster_resolver import resolve_cluster
+from keras_deepseek.training.cluster.cluster_resolver import resolve_cluster
 from keras_deepseek.training.launch.plan import LaunchPlan
 from keras_deepseek.training.launch.rank_environment import (
     NUM_SERVERS,

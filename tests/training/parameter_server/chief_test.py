@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import (
+from keras_deepseek.errors import (
     InvalidInputError,
     MissingExtraError,
     NotSupportedError,

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import PeerLostError
+from keras_deepseek.errors import PeerLostError
 from keras_deepseek.training.parameter_server.dispatcher import ActorLostError, Dispatcher
 from tests.oracles.simulated_actors import NUM_BATCHES, SimulatedActors, first_values
 

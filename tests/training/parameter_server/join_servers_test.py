@@ -5,11 +5,11 @@ import keras
 import pytest
 
 from keras_deepseek import backend
-from keras_deepseek.artifacts.errors import InvalidInputError, PeerLostError
+from keras_deepseek.errors import InvalidInputError, PeerLostError
 from keras_deepseek.training import ClusterSpec, ParameterServer
+from keras_deepseek.training.cluster.parameter_server import resolve_settings
 from keras_deepseek.training.parameter_server import join_servers as module
 from keras_deepseek.training.parameter_server.join_servers import join_servers
-from keras_deepseek.training.parameter_server.settings import resolve_settings
 
 on_tensorflow = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="Ray starts the others."

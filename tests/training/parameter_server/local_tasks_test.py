@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_deepseek.artifacts.errors import PeerLostError
+from keras_deepseek.errors import PeerLostError
 from keras_deepseek.training.parameter_server import local_tasks
 from keras_deepseek.training.parameter_server.local_tasks import LocalTasks
 

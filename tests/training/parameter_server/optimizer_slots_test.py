@@ -1,7 +1,7 @@
 import keras
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.parameter_server.optimizer_slots import find_places, make_variable
 
 

@@ -1,9 +1,9 @@
 import keras
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.training.cluster.parameter_server import ServerSettings
 from keras_deepseek.training.parameter_server.ray_actors import import_ray, start_ray
-from keras_deepseek.training.parameter_server.settings import ServerSettings
 
 needs_ray = pytest.mark.skipif(
     keras.backend.backend() == "tensorflow", reason="It runs on JAX and PyTorch."

@@ -5,8 +5,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.backend.batch_source import BatchSource
-from keras_deepseek.backend.batch_stream import BatchStream
+from keras_deepseek.backend.data.batch_source import BatchSource
+from keras_deepseek.backend.data.batch_stream import BatchStream
 from keras_deepseek.training.parameter_server.messages import Result
 from keras_deepseek.training.parameter_server.served_step import ServedStep
 

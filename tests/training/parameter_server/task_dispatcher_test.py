@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import PeerLostError
-from keras_deepseek.backend.task_cluster import ResultLostError
+from keras_deepseek.backend.processes.task_cluster import ResultLostError
+from keras_deepseek.errors import PeerLostError
 from keras_deepseek.training.parameter_server import task_dispatcher
 from keras_deepseek.training.parameter_server.staleness import StalenessBound
 from keras_deepseek.training.parameter_server.task_dispatcher import TaskDispatcher

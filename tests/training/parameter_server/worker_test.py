@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.artifacts.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import Trainer
 from keras_deepseek.training.parameter_server.messages import Task, WorkerPlan
 from keras_deepseek.training.parameter_server.packed_trainer import pack_trainer

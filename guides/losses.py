@@ -1,0 +1,93 @@
+"""Prints the losses of each guide's first steps on each backend, to the last bit.
+
+Run it before and after a change that is to leave every number as it was:
+
+    python guides/losses.py --write before.json
+    python guides/losses.py --compare before.json
+"""
+
+import argparse
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+GUIDES = sorted(Path(__file__).parent.glob("[0-9]*.py"))
+BACKENDS = ("torch", "jax", "tensorflow")
+NUM_STEPS = 20
+
+
+class _EnoughStepsError(Exception):
+    """Ends a guide after its first steps."""
+
+
+def print_losses(guide: str) -> None:
+    """Runs a guide until its trainers have made enough steps, and prints their losses as JSON."""
+    import keras
+
+    from keras_deepseek.training import Trainer
+
+    losses: list[str] = []
+
+    class Record(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            losses.append(float(logs["loss"]).hex())
+            if len(losses) == NUM_STEPS:
+                raise _EnoughStepsError
+
+    fit = Trainer.fit
+
+    def recorded_fit(self, *arguments, **options):
+        self.add_callback(Record())
+        return fit(self, *arguments, **options)
+
+    Trainer.fit = recorded_fit
+    try:
+        runpy.run_path(guide, run_name="__main__")
+    except _EnoughStepsError:
+        print(json.dumps(losses))
+
+
+def run_all() -> dict[str, list[str]]:
+    """Returns the losses by guide and backend, each run in a process of its own."""
+    found = {}
+    for guide in GUIDES:
+        for backend in BACKENDS:
+            ended = subprocess.run(
+                [sys.executable, __file__, "--guide", str(guide)],
+                env={**os.environ, "KERAS_BACKEND": backend},
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            losses = json.loads(ended.stdout.splitlines()[-1])
+            found[f"{guide.stem} {backend}"] = losses
+            print(f"{guide.stem:20} {backend:10} {float.fromhex(losses[-1])}", flush=True)
+    return found
+
+
+def main() -> int:
+    """Writes the losses to a file, or compares them with one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", type=Path, help="a JSON file to write the losses to")
+    parser.add_argument("--compare", type=Path, help="a JSON file that --write has written")
+    parser.add_argument("--guide", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.guide:
+        print_losses(arguments.guide)
+        return 0
+    found = run_all()
+    if arguments.write:
+        arguments.write.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if not arguments.compare:
+        return 0
+    before = json.loads(arguments.compare.read_text(encoding="utf-8"))
+    changed = [name for name in found if found[name] != before.get(name)]
+    print(f"{len(found) - len(changed)} of {len(found)} equal to the last bit. {changed or ''}")
+    return 1 if changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

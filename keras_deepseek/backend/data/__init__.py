@@ -1,0 +1,1 @@
+"""Batches in a known order from any position, and the state of random generators."""

@@ -1,0 +1,268 @@
+"""The batches of a training in their order, over all of its epochs, and how far it has come.
+
+An epoch is a pass over the data, or `steps_per_epoch` batches of the passes that follow each other.
+A position names the pass, how many batches of it were used and how many were drawn: a generator
+that was asked for one batch more has moved on, and so have the random numbers that it draws.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+from keras_deepseek.backend.data.batch_source import BatchSource
+from keras_deepseek.backend.data.random_state import read_random_state, write_random_state
+from keras_deepseek.errors import InvalidInputError
+
+
+class BatchStream:
+    """Batches of a source, epoch by epoch, from any position on.
+
+    Args:
+        source: `BatchSource`.
+        steps_per_epoch: integer, or `None` for a whole pass an epoch.
+    """
+
+    def __init__(self, source: BatchSource, steps_per_epoch: int | None) -> None:
+        self.source = source
+        self.steps_per_epoch = steps_per_epoch
+        self.epoch_length: int | None = None  # Known from the epoch's last batch on.
+        self.error: Exception | None = None  # What going through the data has raised.
+        self.on_take: Callable[[Any], None] | None = None
+        """Is called with each batch that leaves the stream."""
+        self._failure: Exception | None = None  # Met while looking ahead: the next batch is that.
+        self._in_epoch = False
+        self._taken_in_epoch = 0
+        self._pass = 0
+        self._begun: dict[str, Any] | None = None  # What the pass began with, while it lasts.
+        self._iterator: Iterator[Any] = iter(())
+        self._buffer: deque[Any] = deque()
+        self._drawn = 0
+        self._is_exhausted = False
+
+    @property
+    def steps(self) -> int | None:
+        """The number of batches of an epoch, as far as it is known."""
+        return self.steps_per_epoch or self.source.num_batches
+
+    @property
+    def is_epoch_short(self) -> bool:
+        """Whether the epoch has ended with the data, before its `steps_per_epoch` batches."""
+        most, length = self.steps_per_epoch, self.epoch_length
+        return most is not None and length is not None and length < most
+
+    def begin_epoch(self, done: int = 0) -> None:
+        """Begins an epoch.
+
+        Args:
+            done: integer. How many batches of it were used before. Defaults to `0`.
+
+        Raises:
+            InvalidInputError: There is no batch.
+        """
+        self._taken_in_epoch = done
+        self.epoch_length = None
+        if not done:
+            self.peek(1)
+        self._in_epoch = True
+
+    def end_epoch(self) -> None:
+        """Ends an epoch, and with it the pass whose last batch is known to be used.
+
+        No batch is drawn to know it: a generator that is trained on again has lost none.
+        """
+        self._in_epoch = False
+        self._taken_in_epoch = 0
+        is_known = self.source.is_length_exact or self._is_exhausted
+        if self._begun is not None and is_known and self._is_pass_over():
+            self._end_pass()
+
+    def can_go_on(self) -> bool:
+        """Returns whether there are batches for another epoch, at the end of one."""
+        return self.source.can_repeat or (self._begun is not None and not self._is_pass_over())
+
+    def close(self) -> None:
+        """Leaves the pass that is begun: workers that load its batches are ended."""
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            with contextlib.suppress(ValueError):  # TensorFlow may be asking for a batch just now.
+                close()
+
+    def batches(self) -> Iterator[Any]:
+        """Yields the rest of the epoch; before one is begun, the batch that it will begin with."""
+        if not self._in_epoch:
+            yield from self.peek(1)
+        while self._in_epoch and self.epoch_length is None:
+            yield self._take()
+
+    def peek(self, count: int) -> list[Any]:
+        """Returns the next batches, which stay the next; fewer where the pass has no more.
+
+        Args:
+            count: integer. How many.
+
+        Raises:
+            InvalidInputError: There is no batch.
+        """
+        if self._begun is None:
+            self._begin_pass()
+        self._fill(count)
+        if not self._buffer and self._taken and self._failure is None:
+            # `steps_per_epoch` ended with the pass.
+            self._end_pass()
+            self._begin_pass()
+            self._fill(count)
+        self._raise_failure()
+        if not self._buffer:
+            raise InvalidInputError("The training data hold no batch. Give some that do.")
+        return list(self._buffer)[:count]
+
+    def look_ahead(self, count: int) -> list[Any]:
+        """Returns the epoch's next batches, which stay the next; fewer where that is all.
+
+        What fails about them fails when they are taken.
+
+        Args:
+            count: integer. How many at most.
+        """
+        if not self._in_epoch or self.epoch_length is not None:
+            return []
+        if self.steps_per_epoch is not None:
+            count = min(count, self.steps_per_epoch - self._taken_in_epoch)
+        self._fill(count)
+        return list(self._buffer)[:count]
+
+    def read_position(self, done: int = 0) -> dict[str, Any]:
+        """Returns where the stream stands.
+
+        Args:
+            done: integer. How many batches of the epoch were used: Keras may have taken one ahead.
+                Defaults to `0`, between epochs.
+        """
+        return {
+            "kind": self.source.kind,
+            "num_batches": self.source.num_batches,
+            "steps_per_epoch": self.steps_per_epoch,
+            "pass": self._pass,
+            "taken": self._taken - (self._taken_in_epoch - done),
+            "drawn": self._drawn,
+            "begun": self._begun,
+            "next": None if self._begun else self.source.read_state(),
+        }
+
+    def go_to(self, position: dict[str, Any]) -> None:
+        """Goes to where `read_position` was called, on data that are fresh in this process.
+
+        Changes the random number generators that the process shares, where the data use them.
+
+        Args:
+            position: dict. What `read_position` returned.
+
+        Raises:
+            InvalidInputError: The data are others.
+        """
+        here = self.read_position()
+        for name in ("kind", "num_batches", "steps_per_epoch"):
+            if here[name] != position[name]:
+                raise InvalidInputError(
+                    f"The training data are not those of the checkpoint: {name} is {here[name]!r} "
+                    f"and was {position[name]!r}. Give the same data, or train without resume."
+                )
+        self._pass, self._begun = position["pass"], position["begun"]
+        if self._begun is None:
+            self.source.go_to_pass(self._pass, position["next"])
+            return
+        if self._begun["random"] is not None:
+            write_random_state(self._begun["random"])
+        self.source.go_to_pass(self._pass, self._begun["source"])
+        self._iterator = self.source.own_rows(self._pass, position["taken"])
+        self._drawn = position["taken"]
+        self._fill(position["drawn"] - position["taken"])
+        self._raise_failure()
+        if self._drawn < position["drawn"]:
+            raise InvalidInputError(
+                f"The training data end before batch {position['drawn']}, which the checkpoint had "
+                "come to. Give the same data, or train without resume."
+            )
+
+    @property
+    def _taken(self) -> int:
+        return self._drawn - len(self._buffer)
+
+    def _take(self) -> Any:
+        self._fill(1)
+        self._raise_failure()
+        if not self._buffer:
+            raise InvalidInputError(
+                f"The training data ended after {self._taken} batches; expected "
+                f"{self.source.num_batches}."
+            )
+        batch = self._buffer.popleft()
+        self._taken_in_epoch += 1
+        if self._taken_in_epoch == self.steps_per_epoch or self._is_pass_over():
+            self.epoch_length = self._taken_in_epoch
+        if self.on_take is not None:
+            self.on_take(batch)
+        return batch
+
+    def _is_pass_over(self) -> bool:
+        if self.source.is_length_exact:
+            return self._taken == self.source.num_batches
+        self._fill(1)
+        return not self._buffer and self._failure is None
+
+    def _fill(self, count: int) -> None:
+        while len(self._buffer) < count and not self._is_exhausted and self._failure is None:
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                self._is_exhausted = True
+            except Exception as error:  # noqa: BLE001 - raised when that batch is asked for.
+                self._failure = error
+            else:
+                self._buffer.append(batch)
+                self._drawn += 1
+
+    def _raise_failure(self) -> None:
+        """Raises what the next batch has failed with, once those before it were taken."""
+        if self._failure is not None and not self._buffer:
+            self.error = self._failure  # TensorFlow hides it in one of its own.
+            raise self._failure
+
+    def _begin_pass(self) -> None:
+        shares = self.source.uses_shared_generators
+        random = read_random_state() if shares else None
+        self._begun = {"random": random, "source": self.source.read_state()}
+        self._iterator = self.source.own_rows(self._pass, 0)
+        self._drawn = 0
+        self._is_exhausted = False
+        self._failure = None
+
+    def _end_pass(self) -> None:
+        self.source.end_pass()
+        self._pass += 1
+        self._begun = None
+        self._iterator = iter(())
+        self._drawn = 0
+
+
+class Epochs:
+    """Batches that can be gone through once an epoch, each array of them changed on the way.
+
+    Args:
+        make_batches: Function that returns an iterator of batches.
+        change: Function of an array to what a step takes.
+    """
+
+    def __init__(
+        self, make_batches: Callable[[], Iterator[Any]], change: Callable[[Any], Any]
+    ) -> None:
+        self._make_batches = make_batches
+        self._change = change
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yields the batches of an epoch."""
+        for batch in self._make_batches():
+            yield keras.tree.map_structure(self._change, batch, none_is_leaf=False)

@@ -1,0 +1,152 @@
+"""Training data for `model.fit` that know how far a training has come."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.backend.data.batch_stream import BatchStream
+from keras_deepseek.backend.keras_private.keras_internals import DataAdapter, batch_specs
+
+
+class PositionedData(DataAdapter):
+    """A stream of batches in the form in which `model.fit` takes data of any kind.
+
+    Keras is told no number of batches, so that it never runs out of them and never begins a pass by
+    itself: whoever begins the stream's epochs ends those of Keras.
+
+    Args:
+        stream: `BatchStream`.
+    """
+
+    num_batches = None
+    batch_size = None
+    has_partial_batch = None
+    partial_batch_size = None
+
+    def __init__(self, stream: BatchStream) -> None:
+        self.stream = stream
+        self._batch: dict[str, Any] = {}
+
+    def open(self) -> None:
+        """Looks at the first two batches, so that `symbolic_batch` knows what they are like.
+
+        Raises:
+            InvalidInputError: There is no batch.
+        """
+        batches = self.stream.peek(2)
+        if len({_count_leaves(batch) for batch in batches}) > 1:
+            batches = batches[:1]  # As where some come with weights: only TensorFlow minds.
+        specs = keras.tree.flatten(batch_specs(batches))
+        self._batch = {
+            # In the order of `flatten`, which that of `map_structure` is not on PyTorch.
+            "structure": keras.tree.pack_sequence_as(batches[0], list(range(len(specs)))),
+            "leaves": [
+                None
+                if spec is None
+                else {
+                    # A process whose rows are none computes on made-up ones.
+                    "first": [max(leaf.shape[0], 1), *leaf.shape[1:]],
+                    "all": list(spec.shape),  # `None` where the two batches differ.
+                    "dtype": spec.dtype,
+                    "sparse": spec.sparse,
+                }
+                for leaf, spec in zip(keras.tree.flatten(batches[0]), specs, strict=True)
+            ],
+        }
+
+    def leave_open(self, inputs: Sequence[keras.KerasTensor]) -> None:
+        """Lets later batches have other sizes than the first where a model takes any.
+
+        TensorFlow is told of the sizes of all, and two batches may be alike by chance. Where the
+        inputs may have any, so may the targets and the weights that are as long.
+
+        Args:
+            inputs: Those of the model, in its order.
+        """
+        x, *others = keras.utils.unpack_x_y_sample_weight(self._batch["structure"])
+        named = {tensor.name: tensor for tensor in inputs}
+        indices = keras.tree.flatten(x)
+        if isinstance(x, dict) and set(x) <= set(named):
+            inputs = [named[name] for name in sorted(x)]
+            indices = [x[name] for name in sorted(x)]
+        if len(indices) != len(inputs):  # The model says what is wrong with them.
+            return
+        free: set[int] = set()
+        for index, tensor in zip(indices, inputs, strict=True):
+            sizes = self._sizes(index)
+            free.update(
+                size
+                for size, known in zip(sizes[1:], tensor.shape[1:], strict=False)
+                if known is None
+            )
+            self._open_sizes(index, [known is None for known in tensor.shape])
+        for index in keras.tree.flatten(others):
+            if index is not None:
+                self._open_sizes(index, [size in free for size in self._sizes(index)])
+
+    def _sizes(self, index: int) -> list[int]:
+        leaf = self._batch["leaves"][index]
+        return leaf["first"] if leaf else []
+
+    def _open_sizes(self, index: int, are_open: Sequence[bool]) -> None:
+        leaf = self._batch["leaves"][index]
+        for axis, is_open in enumerate(are_open):
+            if leaf and is_open and 0 < axis < len(leaf["all"]):
+                leaf["all"][axis] = None
+
+    def read_position(self, done: int = 0) -> dict[str, Any]:
+        """Returns where the data stand.
+
+        Args:
+            done: integer. How many batches of the epoch were used. Defaults to `0`, between epochs.
+        """
+        return {**self.stream.read_position(done), "batch": self._batch}
+
+    def go_to(self, position: dict[str, Any]) -> None:
+        """Goes to where `read_position` was called, on data that are fresh in this process.
+
+        Args:
+            position: dict. What `read_position` returned.
+
+        Raises:
+            InvalidInputError: The data are others.
+        """
+        self.stream.go_to(position)
+        self._batch = position["batch"]
+
+    def symbolic_batch(self, sizes: str = "first") -> Any:
+        """Returns `KerasTensor`s like the very first batch, wherever the data stand now.
+
+        What was traced for other shapes may round otherwise, so that they are part of the position.
+
+        Args:
+            sizes: string. `"first"` for the sizes of that batch, `"all"` for `None` where another
+                one had others. Defaults to `"first"`.
+        """
+
+        def tensor(index: int) -> keras.KerasTensor | None:
+            leaf = self._batch["leaves"][index]
+            return leaf and keras.KerasTensor(leaf[sizes], leaf["dtype"], sparse=leaf["sparse"])
+
+        return keras.tree.map_structure(tensor, self._batch["structure"])
+
+    def get_numpy_iterator(self) -> Iterable[Any]:
+        return self.stream.batches()
+
+    def get_jax_iterator(self) -> Iterable[Any]:
+        return backend.current().feed_batches(self.stream.batches, None)
+
+    def get_torch_dataloader(self) -> Iterable[Any]:
+        return backend.current().feed_batches(self.stream.batches, None)
+
+    def get_tf_dataset(self) -> Iterable[Any]:
+        specs = self.stream.source.specs
+        if specs is None:
+            specs = self.symbolic_batch("all")
+        return backend.current().feed_batches(self.stream.batches, specs)
+
+
+def _count_leaves(batch: Any) -> int:
+    return sum(leaf is not None for leaf in keras.tree.flatten(batch))

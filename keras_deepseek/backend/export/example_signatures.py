@@ -1,0 +1,90 @@
+"""The signatures of a SavedModel that read serialized `tf.train.Example`s, called as clients do."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.runtimes.saved_model import import_tensorflow
+from keras_deepseek.errors import ExportError
+
+CLASSIFY, REGRESS = "serving_classify", "serving_regress"
+
+
+def classify(loaded: Any, rows: Mapping[str, Array], classes: Sequence[str] | None) -> Array:
+    """Returns the score of each class for each row, found by the class's name.
+
+    Args:
+        loaded: The SavedModel, as TensorFlow loaded it.
+        rows: Arrays by input name.
+        classes: The names of the classes, in the order of the columns to return. `None` for their
+            numbers.
+
+    Raises:
+        ExportError: The artifact names other classes.
+    """
+    found = _call(loaded, CLASSIFY, rows)
+    scores, names = found["scores"], found["classes"]
+    wanted = [str(index) for index in range(scores.shape[-1])] if classes is None else classes
+    encoded = np.array([name.encode() for name in wanted], dtype=object)
+    if names.shape != (len(scores), len(encoded)) or scores.shape != names.shape:
+        raise ExportError(
+            f"{CLASSIFY} gives classes of shape {names.shape} and scores of shape {scores.shape}; "
+            f"expected {(len(scores), len(encoded))}."
+        )
+    ordered = np.empty_like(scores)
+    for column, name in enumerate(encoded):
+        is_named = names == name
+        if not (is_named.sum(axis=1) == 1).all():
+            raise ExportError(f"{CLASSIFY} does not name the class {wanted[column]!r} once a row.")
+        ordered[:, column] = scores[is_named]
+    return ordered
+
+
+def regress(loaded: Any, rows: Mapping[str, Array]) -> Array:
+    """Returns the value of each row.
+
+    Args:
+        loaded: The SavedModel, as TensorFlow loaded it.
+        rows: Arrays by input name.
+
+    Raises:
+        ExportError: The artifact has no such signature.
+    """
+    return _call(loaded, REGRESS, rows)["outputs"]
+
+
+def _call(loaded: Any, name: str, rows: Mapping[str, Array]) -> dict[str, Array]:
+    tf = import_tensorflow("to run a SavedModel")
+    if name not in loaded.signatures:
+        raise ExportError(f"the SavedModel has no signature {name!r}.")
+    found = loaded.signatures[name](inputs=tf.constant(serialize_examples(rows), tf.string))
+    return {key: tensor.numpy() for key, tensor in found.items()}
+
+
+def serialize_examples(rows: Mapping[str, Array]) -> list[bytes]:
+    """Returns the rows of a batch, each as a serialized `tf.train.Example`.
+
+    Args:
+        rows: Arrays by input name, of as many rows each.
+    """
+    tf = import_tensorflow("to make examples")
+
+    def feature(values: Array) -> Any:
+        if values.dtype.kind in "biu":
+            integers = map(int, values.ravel().tolist())  # It takes no booleans.
+            return tf.train.Feature(int64_list=tf.train.Int64List(value=integers))
+        # The only float that an example has.
+        return tf.train.Feature(
+            float_list=tf.train.FloatList(value=values.ravel().astype("float32"))
+        )
+
+    return [
+        tf.train.Example(
+            features=tf.train.Features(
+                feature={name: feature(array[row]) for name, array in rows.items()}
+            )
+        ).SerializeToString()
+        for row in range(len(next(iter(rows.values()))))
+    ]

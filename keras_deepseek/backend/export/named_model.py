@@ -1,0 +1,202 @@
+"""A Keras model seen by the names of its inputs and outputs.
+
+Keras models take and give nested structures; artifacts and requests know names. `NamedModel` is the
+one place that maps between them: inference, export and verification all go through it.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+
+from keras_deepseek.artifacts.signature import Signature, TensorSpec
+from keras_deepseek.backend.keras_private.free_size_resize import mended_resize
+from keras_deepseek.backend.keras_private.keras_internals import first_call_shapes, leaving_no_nodes
+from keras_deepseek.backend.keras_private.layer_precision import (
+    layers_before_embeddings,
+    layers_to_switch,
+    lent_policy,
+)
+from keras_deepseek.backend.keras_private.time_distributed import mended_time_distributed
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
+
+
+class NamedModel:
+    """A built model as a function from tensors by name to tensors by name.
+
+    A name is the key in a dict of inputs or outputs, else the name that the user gave to the
+    `Input` or to the output layer, else `input_0`, `output_0` and so on: names that Keras counted
+    up (`dense_7`) differ from process to process and would make two exports of one model differ.
+    An output layer that has an input's name, as an input that is handed on, gives it no name.
+
+    Args:
+        model: `keras.Model`: Functional, Sequential, or a subclass that was called or built.
+        precision: string. `"float16"` or `"bfloat16"`, what layers compute in as under Keras's
+            mixed policies; inputs and outputs stay what they are. Defaults to `None`, the model's
+            own precision.
+
+    Raises:
+        InvalidInputError: The model is not built, so its inputs are unknown.
+    """
+
+    def __init__(self, model: keras.Model, precision: str | None = None) -> None:
+        if not isinstance(model, keras.Model):
+            raise InvalidInputError(
+                f"Expected a keras.Model, received {type(model).__name__}: {model!r}."
+            )
+        self.model = model
+        self.precision = precision
+        inputs = _symbolic_inputs(model)
+        outputs = _symbolic_outputs(model, inputs)
+        makers = (
+            getattr(each, "_keras_history", [None])[0] for each in keras.tree.flatten(outputs)
+        )
+        # Backwards it gives strings, and its outputs say that they are integers.
+        lookups = (maker for maker in makers if isinstance(maker, keras.layers.StringLookup))
+        _refuse_strings(lookup.name for lookup in lookups if lookup.invert)
+        self._input_names = _name_structure(inputs, "input", _given_input_name)
+        namer = _output_namer(model, outputs, taken=set(keras.tree.flatten(self._input_names)))
+        self._output_names = _name_structure(outputs, "output", namer)
+        self.signature = Signature(
+            inputs=_specs(self._input_names, inputs),
+            outputs=_specs(self._output_names, outputs),
+        )
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Runs the model in inference mode on the backend's tensors.
+
+        Args:
+            inputs: Tensors by input name.
+
+        Returns:
+            A dict of tensors by output name.
+        """
+        packed = self.pack_inputs(inputs)
+        if self.precision is None:
+            return self.name_outputs(self.model(packed, training=False))
+        policy = keras.DTypePolicy(f"mixed_{self.precision}")
+        layers, uncast = layers_to_switch(self.model), layers_before_embeddings(self.model)
+        with lent_policy(layers, policy, uncast=uncast, casts_tables=True):
+            outputs = self.name_outputs(self.model(packed, training=False))
+        return {
+            spec.name: keras.ops.cast(outputs[spec.name], spec.dtype)
+            for spec in self.signature.outputs
+        }
+
+    def trace(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Runs the model on the symbols of a graph whose sizes may be free: see `__call__`."""
+        with mended_time_distributed(), mended_resize():
+            return self(inputs)
+
+    def in_precision(self, precision: str | None) -> "NamedModel":
+        """Returns the same model, computing in another precision."""
+        same = copy.copy(self)  # Its names are known, which a subclass is called to find.
+        same.precision = precision
+        return same
+
+    def pack_inputs(self, inputs: Mapping[str, Any]) -> Any:
+        """Returns tensors by name as the nested structure that the model takes."""
+        return keras.tree.map_structure(lambda name: inputs[name], self._input_names)
+
+    def name_outputs(self, outputs: Any) -> dict[str, Any]:
+        """Returns the nested structure that the model gave as a dict by name."""
+        names = keras.tree.flatten(self._output_names)
+        return dict(zip(names, keras.tree.flatten(outputs), strict=True))
+
+
+def _symbolic_inputs(model: keras.Model) -> Any:
+    """Returns the structure of `KerasTensor`s that the model takes."""
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0] if hasattr(model, "inputs") else _refuse_unbuilt(model)
+    functional = getattr(model, "input", None) if hasattr(model, "output_names") else None
+    if functional is not None:
+        only_one = isinstance(functional, list | tuple) and len(functional) == 1
+        return functional[0] if only_one else functional
+    shapes = first_call_shapes(model)
+    if len(shapes) != 1:
+        return _refuse_unbuilt(model)
+    (shape,) = shapes.values()
+    return keras.tree.map_shape_structure(
+        lambda sizes: keras.KerasTensor((None, *sizes[1:]), dtype=model.input_dtype), shape
+    )
+
+
+def _refuse_unbuilt(model: keras.Model) -> Any:
+    raise InvalidInputError(
+        f"The inputs of model {model.name!r} are unknown: it is not built, or its `call` takes "
+        "more than one argument. Give a Sequential model an `Input`, or call a subclassed model "
+        "once on one (nested) batch."
+    )
+
+
+def _symbolic_outputs(model: keras.Model, inputs: Any) -> Any:
+    if isinstance(model, keras.Sequential):
+        return model.outputs[0]
+    if hasattr(model, "output_names"):
+        return model.output
+    try:
+        with leaving_no_nodes(model):
+            return model(inputs, training=False)
+    except TypeError:  # Its `call` takes more than the first argument.
+        return _refuse_unbuilt(model)
+
+
+def _name_structure(structure: Any, kind: str, given_name: Callable[[Any], str | None]) -> Any:
+    """Returns `structure` with each tensor replaced by its name."""
+    tensors = keras.tree.flatten(structure)
+    names = [given_name(tensor) or f"{kind}_{index}" for index, tensor in enumerate(tensors)]
+    if isinstance(structure, dict) and len(structure) == len(tensors):
+        names = list(keras.tree.flatten({key: key for key in structure}))
+    if len(set(names)) < len(names):
+        names = [f"{kind}_{index}" for index in range(len(tensors))]
+    return keras.tree.pack_sequence_as(structure, names)
+
+
+def _given_input_name(tensor: Any) -> str | None:
+    # A model that was loaded again has "input_layer" where the first had "keras_tensor".
+    counted_up = re.fullmatch(r"(keras_tensor|input_layer)(_\d+)?", tensor.name)
+    return None if counted_up else str(tensor.name)
+
+
+def _output_namer(model: keras.Model, outputs: Any, taken: set[str]) -> Callable[[Any], str | None]:
+    """Returns a function from an output tensor to the name that the user gave its layer."""
+    if isinstance(model, keras.Sequential):
+        names = [model.layers[-1].name]
+    else:
+        names = getattr(model, "output_names", [])
+    layer_names = dict(zip(map(id, keras.tree.flatten(outputs)), names, strict=False))
+    operations = getattr(model, "operations", model.layers)  # Also `a + b`, which is no layer.
+    classes = {operation.name: type(operation).__name__ for operation in operations}
+
+    def given_name(tensor: Any) -> str | None:
+        name = layer_names.get(id(tensor))
+        counted_up = rf"{_snake_case(classes.get(name, ''))}(_\d+)?" if name else ""
+        has_none = name is None or name in taken or re.fullmatch(counted_up, name)
+        return None if has_none else name
+
+    return given_name
+
+
+def _snake_case(name: str) -> str:
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _specs(names: Any, tensors: Any) -> tuple[TensorSpec, ...]:
+    pairs = zip(keras.tree.flatten(names), keras.tree.flatten(tensors), strict=True)
+    specs = tuple(
+        TensorSpec(name, tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype))
+        for name, tensor in pairs
+    )
+    _refuse_strings(spec.name for spec in specs if spec.dtype == "string")
+    return specs
+
+
+def _refuse_strings(found: Iterable[str]) -> None:
+    if names := [*found]:
+        raise NotSupportedError(
+            f"Strings can't be exported or served yet: {names}. Take the layers that read "
+            "or give strings out of the model, and give it numbers."
+        )

@@ -1,0 +1,50 @@
+"""What a SavedModel offers TF Serving's clients beside `serving_default`."""
+
+from dataclasses import dataclass
+
+from keras_deepseek.artifacts.signature import Signature
+from keras_deepseek.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class ServingSignatures:
+    """The further signatures of a SavedModel, which read serialized `tf.train.Example`s.
+
+    Args:
+        classes: tuple of strings. The names of the classes that `serving_classify` gives scores of,
+            in the order of the model's output. Defaults to `None`: there is no such signature.
+        regresses: boolean. Whether there is a `serving_regress`, of an output of one value a row.
+            Defaults to `False`.
+    """
+
+    classes: tuple[str, ...] | None = None
+    regresses: bool = False
+
+    def __bool__(self) -> bool:
+        return self.classes is not None or self.regresses
+
+    def check(self, signature: Signature) -> None:
+        """Raises where examples can't be read for a model, or its output is none of these.
+
+        Args:
+            signature: `Signature` of the model.
+
+        Raises:
+            InvalidInputError: An input has a free size, or the output is not one value for each
+                class.
+        """
+        free = [spec for spec in signature.inputs if None in spec.shape[1:]]
+        if self and free:
+            raise InvalidInputError(
+                "A tf.train.Example holds features of a fixed size, and these inputs have none: "
+                f"{'; '.join(map(str, free))}. Leave classify and regress out."
+            )
+        widths = [(len(self.classes), "classes")] if self.classes is not None else []
+        widths += [(1, "value a row")] if self.regresses else []
+        (output, *others) = signature.outputs
+        for width, kind in widths:
+            if others or output.shape[1:] != (width,):
+                raise InvalidInputError(
+                    f"Of {width} {kind} a model must have one output, of shape (any, {width}); "
+                    f"it has {'; '.join(map(str, signature.outputs))}."
+                )

@@ -1,0 +1,282 @@
+"""TensorFlow's operators on integers that tf2onnx writes in floats, or not at all.
+
+A float32 keeps integers up to 2**24. The handlers are of the form that `tf2onnx_operators` has.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.backend.export.onnx_types import (
+    BOOL,
+    DOUBLE,
+    FLOAT,
+    FLOAT16,
+    INT8,
+    INT16,
+    INT32,
+    INT64,
+    UINT8,
+    UINT16,
+    UINT32,
+    UINT64,
+)
+from keras_deepseek.backend.export.tf2onnx_nodes import add_node, replace_node
+
+
+def convert_top_k(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `TopK` of integers and of float64, which tf2onnx casts to float32."""
+    from tf2onnx.onnx_opset.tensor import TopKV2
+
+    dtype = graph.get_dtype(node.input[0])
+    if dtype not in _WIDER:
+        node.type = "TopK"
+        return TopKV2.version_13(graph, node)
+    x = _cast(graph, node.input[0], _WIDER[dtype])
+    one = graph.make_const(f"{name}/one", np.array([1], "int64")).output[0]
+    count = add_node(graph, "Reshape", [_cast(graph, node.input[1], INT64), one])
+    outputs, shapes, dtypes = node.output, node.output_shapes, node.output_dtypes
+    graph.remove_node(node.name)
+    found = graph.make_node(
+        "TopK",
+        [x, count],
+        attr={"axis": -1},
+        output_count=2,
+        shapes=shapes,
+        dtypes=[_WIDER[dtype], INT64],
+    )
+    for given, kept, shape, to in zip(found.output, outputs, shapes, dtypes, strict=True):
+        graph.make_node("Cast", [given], {"to": to}, outputs=[kept], shapes=[shape], dtypes=[to])
+    return found
+
+
+def convert_comparison(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `Less` and `Greater` of integers, which tf2onnx casts to float32."""
+    from tf2onnx.onnx_opset.logical import GreaterLess
+
+    dtypes = {_WIDER.get(graph.get_dtype(value)) for value in node.input}
+    if None in dtypes or (DOUBLE in dtypes and len(dtypes) > 1):
+        return GreaterLess.version_7(graph, node)
+    # What tf2onnx has made int64 of, as the count of a loop, it may still take for int32.
+    to = DOUBLE if DOUBLE in dtypes else INT64
+    inputs = [add_node(graph, "Cast", [value], to=to) for value in node.input]
+    return replace_node(graph, node, name, node.type, inputs)
+
+
+def convert_arg_extreme(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
+    """Casts booleans and what else onnxruntime finds no extreme of, as the first that is true."""
+    from tf2onnx.onnx_opset.reduction import ArgMax
+
+    dtype = graph.get_dtype(node.input[0])
+    if dtype in _UNORDERED:
+        given = _cast(graph, node.input[0], _WIDER[dtype])
+        graph.replace_input(node, node.input[0], given, 0)
+    return ArgMax.version_12(graph, node)
+
+
+def convert_floor_div(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Takes one off where `Div` has rounded a quotient below zero up: tf2onnx puts `Div` alone.
+
+    Nothing of it leaves the bounds of the type, but for the lowest number divided by -1.
+    """
+    from tf2onnx.onnx_opset.math import FloorDiv
+
+    if graph.get_dtype(node.input[0]) not in _SIGNED:
+        return FloorDiv.version_6(graph, node)
+    dtype = graph.get_dtype(node.input[0])
+    wide = INT64 if dtype == INT64 else INT32
+    x, y = (_cast(graph, each, wide) for each in node.input)
+    zero = _cast(graph, graph.make_const(f"{name}/zero", np.zeros((), "int32")).output[0], wide)
+    # Its sign is that of `y`: where it is not zero, `Div` has rounded if the signs differ.
+    rest = add_node(graph, "Mod", [x, y])
+    is_rest = add_node(graph, "Not", [add_node(graph, "Equal", [rest, zero])])
+    signs = [add_node(graph, "Less", [each, zero]) for each in (x, y)]
+    is_up = add_node(graph, "And", [is_rest, add_node(graph, "Xor", signs)])
+    one = add_node(graph, "Cast", [is_up], to=wide)
+    whole = add_node(graph, "Sub", [add_node(graph, "Div", [x, y]), one])
+    return replace_node(graph, node, name, "Cast", [whole], to=dtype)
+
+
+def convert_floor_mod(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `Mod`, whose sign is that of `y`; of floats the one with the sign of `x`, and `y` to it.
+
+    tf2onnx puts `x - floor(x / y) y`, of which nothing is left where `x` is large beside `y`, and
+    for integers what has the sign of `x`.
+    """
+    from tf2onnx.onnx_opset.math import FloorMod
+
+    dtype = graph.get_dtype(node.input[0])
+    if dtype in _SIGNED:
+        return replace_node(graph, node, name, "Mod", list(node.input))
+    if dtype not in _FLOATS:
+        return FloorMod.version_7(graph, node)
+    x, y = node.input
+    to = _NUMPY_FLOATS[dtype]
+    zero = graph.make_const(f"{name}/zero", np.zeros((), to)).output[0]
+    rest = add_node(graph, "Mod", [x, y], fmod=1)
+    signs = [add_node(graph, "Less", [each, zero]) for each in (rest, y)]
+    is_some = add_node(graph, "Not", [add_node(graph, "Equal", [rest, zero])])
+    is_beyond = add_node(graph, "And", [is_some, add_node(graph, "Xor", signs)])
+    return replace_node(
+        graph, node, name, "Where", [is_beyond, add_node(graph, "Add", [rest, y]), rest]
+    )
+
+
+def convert_shift(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `BitShift` of the 64 bits for signed integers, of which ONNX has none.
+
+    To the right, as there, ones move in from the left of what is below zero: as zeros of `-1 - x`.
+    """
+    from tf2onnx.onnx_opset.math import BitShift
+
+    if graph.get_dtype(node.input[0]) not in _SIGNED:
+        return BitShift.version_11(graph, node)
+    x, places = (_cast(graph, value, INT64) for value in node.input)
+    to = node.output_dtypes[0]
+
+    def shift(value: str, direction: str) -> str:
+        bits = [_cast(graph, each, UINT64) for each in (value, places)]
+        return _cast(graph, add_node(graph, "BitShift", bits, direction=direction), INT64)
+
+    if node.type == "LeftShift":
+        return replace_node(graph, node, name, "Cast", [shift(x, "LEFT")], to=to)
+    ones = graph.make_const(f"{name}/ones", np.array(-1, "int64")).output[0]
+    zero = graph.make_const(f"{name}/zero", np.array(0, "int64")).output[0]
+    is_below = add_node(graph, "Less", [x, zero])
+    above = add_node(graph, "Where", [is_below, add_node(graph, "Sub", [ones, x]), x])
+    moved = shift(above, "RIGHT")
+    signed = add_node(graph, "Where", [is_below, add_node(graph, "Sub", [ones, moved]), moved])
+    return replace_node(graph, node, name, "Cast", [signed], to=to)
+
+
+def convert_segment_extreme(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `ScatterND` for the extreme by segments, where tf2onnx stops at integers.
+
+    It puts infinity for a segment that has none, where TensorFlow has the least number. What is of
+    a segment below zero, and left out, goes into one beyond them that is cut off.
+    """
+    from tf2onnx.onnx_opset.reduction import SegmentSum
+    from tf2onnx.utils import map_onnx_to_numpy_type
+
+    numbers, segments, num_segments = node.input
+    dtype = graph.get_dtype(numbers)
+    numpy_dtype = map_onnx_to_numpy_type(dtype)
+    if graph.get_rank(segments) != 1 or graph.opset < _OPSET_OF_SCATTERED_EXTREMES:
+        return SegmentSum.version_13(graph, node)
+    limits = (np.finfo if dtype in _FLOATS else np.iinfo)(numpy_dtype)
+    reduction, least = ("max", limits.min) if node.type.endswith("Max") else ("min", limits.max)
+
+    def constant(what: str, value: Any, of: Any = "int64") -> str:
+        return str(graph.make_const(f"{name}/{what}", np.asarray(value, of)).output[0])
+
+    one = constant("one", [1])
+    count = add_node(graph, "Reshape", [_cast(graph, num_segments, INT64), one])
+    places = _cast(graph, segments, INT64)
+    is_below = add_node(graph, "Less", [places, constant("zero", 0)])
+    places = add_node(graph, "Where", [is_below, count, places])
+    columns = add_node(graph, "Unsqueeze", [places, one])
+    sizes = add_node(graph, "Shape", [numbers], start=1)
+    rows = add_node(graph, "Add", [count, one])
+    shape = add_node(graph, "Concat", [rows, sizes], axis=0)
+    empty = add_node(graph, "Expand", [constant("least", least, numpy_dtype), shape])
+    filled = add_node(graph, "ScatterND", [empty, columns, numbers], reduction=reduction)
+    first = constant("first", [0])
+    return replace_node(graph, node, name, "Slice", [filled, first, count, first])
+
+
+def convert_reduction(graph: Any, node: Any, _name: str, _: list[Any]) -> Any:
+    """Casts what onnxruntime sums up, multiplies and orders along an axis in no type of its own.
+
+    A sum of int32 that overflows is cut off by onnxruntime, where TensorFlow goes on from below.
+    """
+    from tf2onnx.onnx_opset.math import CumSum
+    from tf2onnx.onnx_opset.reduction import ReduceOpBase
+
+    dtype = graph.get_dtype(node.input[0])
+    is_sum = node.type in ("Sum", "Cumsum")
+    wide = INT64 if is_sum and dtype in _SUMMED else _WIDER.get(dtype, dtype)
+    node.type = _REDUCTIONS[node.type]
+    if wide != dtype:
+        graph.replace_input(node, node.input[0], _cast(graph, node.input[0], wide), 0)
+        _cast_back(graph, node, wide)
+    if node.type == "CumSum":
+        return CumSum.version_11(graph, node)
+    if graph.opset >= _OPSET_OF_REDUCED_AXES:
+        return ReduceOpBase.version_18(graph, node)
+    return ReduceOpBase.version_13(graph, node)
+
+
+def convert_relu(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
+    """Puts `Max` of an integer and zero: ONNX and onnxruntime have `Relu` of few of them."""
+    from tf2onnx.onnx_opset.math import DirectOp
+
+    dtype = graph.get_dtype(node.input[0])
+    if dtype not in _WIDER or dtype == DOUBLE:
+        return DirectOp.version_6(graph, node)
+    wide = _cast(graph, node.input[0], INT64)
+    zero = graph.make_const(f"{name}/zero", np.array(0, "int64")).output[0]
+    above = add_node(graph, "Max", [wide, zero])
+    return replace_node(graph, node, name, "Cast", [above], to=dtype)
+
+
+def _cast(graph: Any, value: str, to: int) -> str:
+    """Returns a value in a type, the value itself where it has that."""
+    return value if graph.get_dtype(value) == to else add_node(graph, "Cast", [value], to=to)
+
+
+def _cast_back(graph: Any, node: Any, dtype: int) -> None:
+    """Gives what follows a node's output in the type that it had, and the output another one."""
+    (output,) = node.output
+    had = graph.get_dtype(output)
+    graph.set_dtype(output, dtype)
+    cast = graph.insert_new_node_on_output("Cast", output, name=f"{node.name}/cast_back", to=had)
+    graph.set_dtype(cast.output[0], had)
+    graph.copy_shape(output, cast.output[0])
+
+
+_OPSET_OF_SCATTERED_EXTREMES = _OPSET_OF_REDUCED_AXES = 18
+
+_WIDER = {
+    BOOL: INT32,
+    UINT8: INT32,
+    INT8: INT32,
+    UINT16: INT32,
+    INT16: INT32,
+    INT32: INT32,
+    UINT32: INT64,
+    INT64: INT64,
+    DOUBLE: DOUBLE,
+}
+"""By type one that holds all of its values, and that onnxruntime orders."""
+
+_UNORDERED = (BOOL, UINT16, INT16, UINT32)
+_SIGNED = (INT8, INT16, INT32, INT64)
+_SUMMED = (INT8, UINT8, INT16, UINT16, INT32, UINT32)
+_FLOATS = (FLOAT, FLOAT16, DOUBLE)
+_NUMPY_FLOATS = {FLOAT: "float32", FLOAT16: "float16", DOUBLE: "float64"}
+
+_REDUCTIONS = {
+    "Cumsum": "CumSum",
+    "Max": "ReduceMax",
+    "Min": "ReduceMin",
+    "Prod": "ReduceProd",
+    "Sum": "ReduceSum",
+}
+
+INTEGER_HANDLERS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
+    "ArgMax": (convert_arg_extreme, []),
+    "ArgMin": (convert_arg_extreme, []),
+    "FloorDiv": (convert_floor_div, []),
+    "FloorMod": (convert_floor_mod, []),
+    "Greater": (convert_comparison, []),
+    "LeftShift": (convert_shift, []),
+    "Less": (convert_comparison, []),
+    "Relu": (convert_relu, []),
+    "RightShift": (convert_shift, []),
+    "TopKV2": (convert_top_k, []),
+    "UnsortedSegmentMax": (convert_segment_extreme, []),
+    "UnsortedSegmentMin": (convert_segment_extreme, []),
+    **dict.fromkeys(_REDUCTIONS, (convert_reduction, [])),
+}
+"""What tf2onnx takes as `custom_op_handlers`."""

@@ -1,0 +1,161 @@
+"""What the numbers of a model's inputs are like, as the layers that they reach expect them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.keras_private.keras_internals import flatten_layers, functional_graph
+from keras_deepseek.backend.keras_private.known_numbers import (
+    RENUMBERING,
+    KnownNumbers,
+    known_numbers,
+    padding_of,
+)
+
+_KEEPING = {
+    *("Cast", "Concatenate", "ExpandDims", "Flatten", "GetItem", "Identity", "RepeatVector"),
+    *("Reshape", "Split", "Squeeze", "Stack", "Transpose"),
+}
+"""The layers and operations that change no number."""
+
+
+@dataclass(frozen=True)
+class InputKind:
+    """What one input is to hold.
+
+    Args:
+        vocabulary: integer. The fewest rows of an `Embedding` that it is looked up in; `None` where
+            it reaches none. Defaults to `None`.
+        scale: The mean and the standard deviation, which can be broadcast to a batch, of what a
+            `Normalization` or `Rescaling` that it reaches at once makes a standard one of. Defaults
+            to `None`.
+        mask_value: float. What a `Masking`, a `Hashing` or an `IntegerLookup` that it reaches at
+            once takes for padding. Defaults to `None`.
+        known: `KnownNumbers`. What a layer that knows only some numbers, as `IntegerLookup`, is to
+            be given. Defaults to `None`.
+    """
+
+    vocabulary: int | None = None
+    scale: tuple[Array, Array] | None = None
+    mask_value: float | None = None
+    known: KnownNumbers | None = None
+
+    def joined(self, other: "InputKind") -> "InputKind":
+        """Returns what an input is to hold that reaches two layers, the second one later."""
+        rows = [kind.vocabulary for kind in (self, other) if kind.vocabulary is not None]
+        return InputKind(
+            min(rows, default=None),
+            self.scale if other.scale is None else other.scale,
+            self.mask_value if other.mask_value is None else other.mask_value,
+            self.known if other.known is None else other.known.joined(self.known),
+        )
+
+
+def input_kinds(model: keras.Layer, num_inputs: int) -> list[InputKind]:
+    """Returns for each flat input what it is to hold.
+
+    An input is followed through the graph of a Functional model and of those inside it. Where a
+    layer of another kind holds embeddings, each input that reaches it counts for all of them.
+
+    Args:
+        model: `keras.Model`, or a layer.
+        num_inputs: integer. The number of its flat inputs.
+
+    Returns:
+        A list in the order of the flat inputs. Of a model that is not Functional, all are alike.
+    """
+    graph = functional_graph(model)
+    if graph is None:
+        return [_kind_of_layer(model, num_inputs)] * num_inputs
+    kinds = [InputKind()] * num_inputs
+    places = {id(tensor): index for index, tensor in enumerate(graph.inputs)}
+    for tensor, found in _taken_by_layers(graph):
+        if found.vocabulary is not None:
+            bound = InputKind(vocabulary=found.vocabulary)
+            if id(tensor) in places and "float" in tensor.dtype:
+                rows = np.arange(found.vocabulary)
+                bound = replace(bound, known=KnownNumbers(rows, takes_others=False))
+            for index in _sources(tensor, places):
+                kinds[index] = kinds[index].joined(bound)
+        if found.known is not None:
+            as_it_is = InputKind(known=found.known, mask_value=found.mask_value)
+            for index in _sources(tensor, places, only_as_it_is=True):
+                kinds[index] = kinds[index].joined(as_it_is)
+        if id(tensor) in places:
+            index = places[id(tensor)]
+            at_once = InputKind(scale=found.scale, mask_value=found.mask_value)
+            kinds[index] = kinds[index].joined(at_once)
+    return kinds
+
+
+def _kind_of_layer(layer: keras.Layer, num_inputs: int) -> InputKind:
+    """Returns what each input of a layer that is no graph is to hold."""
+    known = known_numbers(layer)
+    inner = list(flatten_layers(layer))
+    rows = [each.input_dim for each in inner if isinstance(each, keras.layers.Embedding)]
+    if _renumbers(layer):
+        rows = []
+        if known is None and num_inputs == 1:  # Of several, nobody knows which is looked up.
+            for each in inner:
+                if isinstance(each, keras.layers.IntegerLookup) and (one := known_numbers(each)):
+                    known = one.joined(known)
+    return InputKind(min(rows, default=None), _scale(layer), padding_of(layer), known)
+
+
+def _renumbers(operation: Any) -> bool:
+    """Returns whether numbers come out of an operation as others."""
+    is_layer = isinstance(operation, keras.Layer)
+    return is_layer and any(isinstance(each, RENUMBERING) for each in flatten_layers(operation))
+
+
+def _taken_by_layers(graph: Any) -> Iterator[tuple[keras.KerasTensor, InputKind]]:
+    """Yields the tensors that the layers of a graph take, each with what it is to hold."""
+    for layer in graph.operations:
+        for node in layer._inbound_nodes if isinstance(layer, keras.Layer) else ():
+            found = input_kinds(layer, len(node.input_tensors))
+            yield from zip(node.input_tensors, found, strict=True)
+
+
+def _scale(layer: keras.Layer) -> tuple[Array, Array] | None:
+    """Returns the mean and the deviation of what a layer makes a standard normal one of."""
+    if isinstance(layer, keras.layers.Normalization) and not layer.invert:
+        mean, deviation = (
+            np.asarray(keras.ops.convert_to_numpy(each), "float64")
+            for each in (layer.mean, keras.ops.sqrt(layer.variance))
+        )
+        return mean, np.maximum(deviation, keras.backend.epsilon())
+    if isinstance(layer, keras.layers.Rescaling):
+        scale, offset = (np.asarray(each, "float64") for each in (layer.scale, layer.offset))
+        return (-offset / scale, 1 / np.abs(scale)) if np.all(scale != 0) else None
+    return None
+
+
+def _sources(
+    tensor: keras.KerasTensor, places: dict[int, int], *, only_as_it_is: bool = False
+) -> Iterator[int]:
+    """Yields the inputs that a tensor is made of, by their places.
+
+    Args:
+        tensor: `keras.KerasTensor`.
+        places: dict. The places of the inputs by their identity.
+        only_as_it_is: boolean. Whether only those count whose numbers come through unchanged.
+            Defaults to `False`: all whose numbers are not put in other numbers' place.
+    """
+    seen: set[int] = set()
+    waiting = [tensor]
+    while waiting:
+        given = waiting.pop()
+        if id(given) in seen:
+            continue
+        seen.add(id(given))
+        if id(given) in places:
+            yield places[id(given)]
+            continue
+        operation, node_index, _ = given._keras_history
+        keeps = type(operation).__name__ in _KEEPING if only_as_it_is else not _renumbers(operation)
+        if keeps:
+            waiting.extend(operation._inbound_nodes[node_index].input_tensors)

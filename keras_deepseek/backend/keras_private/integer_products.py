@@ -1,0 +1,31 @@
+"""Products of integers in a model: TensorFlow computes some in float32, other backends exactly."""
+
+import keras
+
+from keras_deepseek.backend.keras_private.keras_internals import functional_graph
+
+_IN_FLOAT32_ON_TENSORFLOW = {"Dot", "Einsum", "Inner", "Matmul", "Tensordot", "Vdot"}
+"""The operations that Keras casts integers to float32 for, where TensorFlow runs them."""
+
+
+def integer_products(model: keras.Layer) -> list[str]:
+    """Returns the operations of a model's graph that multiply and add up integers.
+
+    Args:
+        model: `keras.Layer`. One that is no graph has none that can be seen.
+
+    Returns:
+        A list of strings, as in `"Einsum 'einsum_1'"`.
+    """
+    graph = functional_graph(model)
+    found = []
+    for operation in graph.operations if graph is not None else ():
+        found += integer_products(operation)
+        if type(operation).__name__ in _IN_FLOAT32_ON_TENSORFLOW and _takes_integers(operation):
+            found.append(f"{type(operation).__name__} {operation.name!r}")
+    return found
+
+
+def _takes_integers(operation: keras.Operation) -> bool:
+    tensors = [tensor for node in operation._inbound_nodes for tensor in node.input_tensors]
+    return bool(tensors) and all("int" in keras.backend.standardize_dtype(x.dtype) for x in tensors)

@@ -1,0 +1,135 @@
+"""Loading a `.keras` file, wherever its custom classes are defined.
+
+Keras finds a custom class only once the module that registers it was imported. Export, its child
+process and the server all load files, so the rule of what is imported stands here once: the modules
+of this package that the file names, and those that the caller names; never another that the file
+names.
+"""
+
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FunctionType, ModuleType
+from zipfile import BadZipFile, ZipFile
+
+import keras
+
+from keras_deepseek.checks import KERAS_FILE, check_file_exists, check_sources
+from keras_deepseek.errors import InvalidInputError
+
+_NOT_CUSTOM = ("builtins", "keras")
+_EXPECTED = "Expected a file that `model.save` wrote."
+_OWN_MODULE = re.compile(r'"(keras_deepseek\.(?:layers|models)[\w.]*)"')
+
+
+def load_keras_file(
+    path: str | os.PathLike[str],
+    custom_objects_from: Sequence[str | os.PathLike[str]] = (),
+    *,
+    is_own: bool = False,
+) -> keras.Model:
+    """Returns the model in a `.keras` file, not compiled.
+
+    Args:
+        path: The file.
+        custom_objects_from: Modules, by name or by `.py` file, that define its custom classes.
+            Defaults to `()`.
+        is_own: boolean. Whether this library has just written the file, of a model that lives: then
+            the code of its `Lambda` layers may run, as it does in the model. Defaults to `False`.
+
+    Raises:
+        InvalidInputError: There is no such file or module, or Keras can't load the model.
+    """
+    check_file_exists(path, KERAS_FILE)
+    for source in check_sources("custom_objects_from", custom_objects_from):
+        import_source(source)
+    try:
+        _import_own_classes(path)
+        # Safe mode keeps code in the file from running.
+        return keras.saving.load_model(path, compile=False, safe_mode=not is_own)
+    except (ValueError, TypeError, KeyError, OSError, ImportError, BadZipFile) as error:
+        # Of one that was just written nobody needs to know where it stands.
+        what = "the model that was saved for this process" if is_own else repr(os.fspath(path))
+        explained = _explain(error) if is_own else f"{_explain(error)} {_EXPECTED}"
+        raise InvalidInputError(f"Keras can't load {what}: {explained}") from error
+
+
+def _explain(error: Exception) -> str:
+    """Returns what is wrong with a file, in one line of the many that Keras gives."""
+    missing = re.search(r"Could not locate (?:class|function) '([^']+)'", str(error))
+    if missing:
+        return (
+            f"{missing[1]!r} is not one of Keras's own, and no module that was named defines it. "
+            "Name the one that does: custom_objects_from, on the command line "
+            "--custom-objects-from."
+        )
+    inner = re.search(r"Exception encountered: (.+)", str(error))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = lines[0] if lines else type(error).__name__
+    if told.endswith(":"):  # What it is of stands in the next one.
+        told = " ".join(lines[:2])
+    return f"{(inner[1] if inner else told).rstrip('.')}."
+
+
+def import_source(source: str | os.PathLike[str]) -> None:
+    """Imports a module by its name or its `.py` file, so that Keras finds the classes in it.
+
+    Args:
+        source: As in `"my_project.layers"` or `"my_layers.py"`.
+
+    Raises:
+        InvalidInputError: It can't be imported.
+    """
+    name = os.fspath(source)
+    try:
+        if name.endswith(".py"):
+            _import_file(Path(name))
+        else:
+            _register_contents(importlib.import_module(name))
+    except Exception as error:  # The user's own code runs here: it may raise anything.
+        raise InvalidInputError(
+            f"Custom objects can't be imported from {name!r}: {type(error).__name__}: {error}. "
+            "Expected a module's name or a `.py` file."
+        ) from error
+
+
+def _import_file(path: Path) -> None:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("not a Python file")
+    known = sys.modules.get(spec.name)
+    if known is not None and getattr(known, "__file__", None) != spec.origin:
+        raise ImportError(f"a module named {spec.name!r} is imported already; rename the file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
+    _register_contents(module)
+
+
+def _register_contents(module: ModuleType) -> None:
+    """Makes Keras find the classes and functions of a module, where nobody registered them.
+
+    Keras itself imports no other packages than its own.
+    """
+    found = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type | FunctionType)
+        and value.__module__.partition(".")[0] not in _NOT_CUSTOM
+    }
+    keras.saving.get_custom_objects().update(found)
+
+
+def _import_own_classes(path: str | os.PathLike[str]) -> None:
+    with ZipFile(path) as archive:
+        config = archive.read("config.json").decode("utf-8")
+    for module in sorted(set(_OWN_MODULE.findall(config))):
+        importlib.import_module(module)

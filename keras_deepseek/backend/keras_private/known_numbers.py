@@ -1,0 +1,147 @@
+"""The numbers that a preprocessing layer knows, to draw samples from: see `input_kinds`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.keras_private.keras_internals import flatten_layers, functional_graph
+
+RENUMBERING = (
+    keras.layers.IntegerLookup,
+    keras.layers.Hashing,
+    keras.layers.HashedCrossing,
+    keras.layers.Discretization,
+    keras.layers.CategoryEncoding,
+)
+"""Layers behind which a number is another: the rows of an `Embedding` there say nothing of their
+inputs."""
+_BY_TENSORFLOW = (
+    keras.layers.IntegerLookup,
+    keras.layers.Hashing,
+    keras.layers.HashedCrossing,
+)
+_SHARE_UNKNOWN, _MOST_UNKNOWN = 4, 1_000
+_LARGEST = np.iinfo("int64").max
+_FEWEST_POSITIONS = 8
+
+
+@dataclass(frozen=True)
+class KnownNumbers:
+    """Numbers that tell something to a layer.
+
+    Args:
+        values: array. Among them are some that a vocabulary has not, where others are taken.
+        takes_others: boolean. Whether the layer takes any other number as well.
+    """
+
+    values: Array
+    takes_others: bool
+
+    def joined(self, other: "KnownNumbers | None") -> "KnownNumbers":
+        """Returns what tells something to two layers, and fails in neither where that can be."""
+        if other is None or (self.takes_others and not other.takes_others):
+            return other or self
+        if other.takes_others and not self.takes_others:
+            return self
+        if self.takes_others:
+            return KnownNumbers(np.union1d(self.values, other.values), takes_others=True)
+        both = np.intersect1d(self.values, other.values)
+        return KnownNumbers(both, takes_others=False) if len(both) else self
+
+    def of_dtype(self, dtype: Any, below: int | None) -> Array:
+        """Returns the numbers that a dtype has, and that a table looked up directly has room for.
+
+        Args:
+            dtype: NumPy's dtype, of integers or floats.
+            below: integer. The rows of that table; `None` where there is none.
+        """
+        values = self.values
+        if np.dtype(dtype).kind in "iu":
+            limits = np.iinfo(dtype)
+            values = values[(values >= limits.min) & (values <= limits.max)]
+        if below is not None:
+            values = values[(values >= 0) & (values < below)]
+        cast = values.astype(dtype)
+        return cast[cast == values] if values.dtype.kind in "iu" else np.unique(cast)
+
+
+def known_numbers(layer: keras.Layer) -> KnownNumbers | None:
+    """Returns the numbers that a layer itself knows, or `None`: it has no such."""
+    if isinstance(layer, keras.layers.IntegerLookup):
+        return _of_lookup(layer)
+    if isinstance(layer, keras.layers.CategoryEncoding):
+        return KnownNumbers(np.arange(layer.num_tokens), takes_others=False)
+    if isinstance(layer, keras.layers.Discretization) and layer.bin_boundaries is not None:
+        return _of_bins(np.sort(np.asarray(layer.bin_boundaries, "float64").reshape(-1)))
+    return None
+
+
+def longest_sequence(model: keras.Layer) -> int | None:
+    """Returns the most tokens that a model has positions for, `None` where no table bounds them.
+
+    Of a layer that holds embeddings, as one of tokens and positions does, any may be that of the
+    positions: the smallest counts, unless it has so few rows as a table of kinds of tokens.
+
+    Args:
+        model: `keras.Model`, built, or a layer.
+    """
+    tables = [
+        int(layer.weights[0].shape[0])
+        for layer in flatten_layers(model)
+        if type(layer).__name__ == "PositionEmbedding" and layer.weights
+    ]
+    for layer in flatten_layers(model):
+        if functional_graph(layer) is None and not isinstance(layer, keras.layers.Embedding):
+            inner = (each for each in flatten_layers(layer) if each is not layer)
+            tables += [each.input_dim for each in inner if isinstance(each, keras.layers.Embedding)]
+    return min((rows for rows in tables if rows >= _FEWEST_POSITIONS), default=None)
+
+
+def layers_by_tensorflow(model: keras.Layer) -> list[str]:
+    """Returns the layers in the graphs of a model whose work TensorFlow's tables and hashes do.
+
+    Args:
+        model: `keras.Model`. Of one that is no graph nobody knows which of its layers it calls.
+    """
+    if isinstance(model, _BY_TENSORFLOW):
+        return [f"{type(model).__name__} {model.name!r}"]
+    operations = getattr(functional_graph(model), "operations", ())
+    layers = (operation for operation in operations if isinstance(operation, keras.Layer))
+    return [name for layer in layers for name in layers_by_tensorflow(layer)]
+
+
+def padding_of(layer: keras.Layer) -> float | None:
+    """Returns what a layer takes for padding, or `None`."""
+    if isinstance(layer, keras.layers.IntegerLookup):
+        return None if layer.mask_token is None else int(layer.mask_token)
+    if isinstance(layer, keras.layers.Masking | keras.layers.Hashing):
+        value = layer.mask_value
+        return None if value is None or isinstance(value, str) else float(value)
+    return None
+
+
+def _of_lookup(layer: Any) -> KnownNumbers | None:
+    if layer.invert:  # It takes places, and gives what stands there.
+        return KnownNumbers(np.arange(layer.vocabulary_size()), takes_others=False)
+    known = sorted({int(token) for token in layer.get_vocabulary(include_special_tokens=False)})
+    if not known:
+        return None
+    if not layer.num_oov_indices:
+        return KnownNumbers(np.array(known, "int64"), takes_others=False)
+    num_unknown = min(max(1, len(known) // _SHARE_UNKNOWN), _MOST_UNKNOWN)
+    fits = known[-1] <= _LARGEST - num_unknown - 1
+    first = known[-1] + 1 if fits else known[0] - num_unknown - 1
+    unknown = set(range(first, first + num_unknown + 1)) - {layer.mask_token}
+    return KnownNumbers(np.array([*known, *sorted(unknown)], "int64"), takes_others=True)
+
+
+def _of_bins(boundaries: Array) -> KnownNumbers | None:
+    """Returns a number in the middle of each bin: at its ends rounding may decide."""
+    if not len(boundaries):
+        return None
+    widest = np.diff(boundaries).max(initial=0.0) or max(1.0, abs(float(boundaries[0])))
+    ends = np.concatenate([[boundaries[0] - widest], boundaries, [boundaries[-1] + widest]])
+    return KnownNumbers((ends[1:] + ends[:-1]) / 2, takes_others=True)

@@ -1,0 +1,186 @@
+"""The dtype that layers compute in, by private names of Keras with a canary test each.
+
+`layer.dtype_policy = ...` would do, but for its price at each step, and for a `DTypePolicyMap`,
+which it writes into.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from keras_deepseek.backend.keras_private.keras_internals import flatten_layers, functional_graph
+from keras_deepseek.backend.keras_private.known_numbers import RENUMBERING
+
+_EXACT = (keras.layers.Normalization, *RENUMBERING)
+_TAKES_EXACT = (keras.layers.Embedding, *_EXACT)
+"""Layers to which a rounded number is another one; those of the first compute in float32."""
+
+
+@contextmanager
+def lent_policy(
+    layers: Sequence[keras.Layer],
+    policy: keras.DTypePolicy,
+    *,
+    uncast: Collection[keras.Layer] = (),
+    casts_tables: bool = False,
+) -> Iterator[None]:
+    """Makes layers compute by another dtype policy until the block ends.
+
+    Args:
+        layers: Layers, built.
+        policy: `keras.DTypePolicy`.
+        uncast: Those among them whose inputs are not cast: see `layers_before_embeddings`. Defaults
+            to `()`.
+        casts_tables: boolean. Whether an embedding casts all of its table, and not the rows that it
+            looks up: what is constant is then half as large. Defaults to `False`.
+    """
+    # Not by setting attributes: Keras and PyTorch look at each of them.
+    own_policies = [vars(layer)["_dtype_policy"] for layer in layers]
+    tables = [layer for layer in layers if _looks_rows_up(layer) and not casts_tables]
+    own_calls = [vars(layer).get("call") for layer in tables]
+    kept = {id(layer) for layer in uncast}
+    for layer, own_policy in zip(layers, own_policies, strict=True):
+        lent = _quantized_as(layer, own_policy, policy)
+        vars(layer)["_dtype_policy"] = _UncastInputs(lent.name) if id(layer) in kept else lent
+    for layer in tables:
+        vars(layer)["call"] = _without_autocast(layer.call)
+    try:
+        yield
+    finally:
+        for layer, own_call in zip(tables, own_calls, strict=True):
+            if own_call is None:
+                del vars(layer)["call"]
+            else:
+                vars(layer)["call"] = own_call
+        for layer, own_policy in zip(layers, own_policies, strict=True):
+            vars(layer)["_dtype_policy"] = own_policy
+
+
+def layers_to_switch(model: keras.Model, *, includes_quantized: bool = False) -> list[keras.Layer]:
+    """Returns the layers of a model that may compute by another policy than their own.
+
+    An output layer that ends in softmax or sigmoid keeps its own: a probability in half precision
+    rounds to 1 and its loss to 0 (Keras's guide on mixed precision asks for the same). So does a
+    `Normalization`, as what it makes small may be beyond float16, and what tells whole numbers
+    apart, as `CategoryEncoding`.
+
+    Args:
+        model: `keras.Model`, built.
+        includes_quantized: boolean. Whether quantized layers may, too. Defaults to `False`.
+    """
+    probabilities = (keras.activations.softmax, keras.activations.sigmoid)
+    keep = {
+        id(layer)
+        for layer in _output_layers(model)
+        if isinstance(layer, keras.layers.Softmax)
+        or getattr(layer, "activation", None) in probabilities
+    }
+    return [
+        layer
+        for layer in flatten_layers(model)
+        if (includes_quantized or layer.quantization_mode is None)
+        and id(layer) not in keep
+        and not isinstance(layer, _EXACT)
+    ]
+
+
+def layers_before_embeddings(model: keras.Model) -> list[keras.Layer]:
+    """Returns the layers whose inputs may be on their way to one that takes them exactly.
+
+    Token ids in floating point, as those of an `Input` without a dtype, are whole numbers, which
+    half precision would round: bfloat16 has no 257. An embedding takes them, or a preprocessing
+    layer. These are the layers that hold such a one, and those without weights that may stand
+    before it: in a graph those that do, in another layer
+    all that it holds itself.
+
+    Args:
+        model: `keras.Model`, built.
+    """
+    holders = [
+        layer
+        for layer in flatten_layers(model)
+        if not isinstance(layer, _TAKES_EXACT)
+        and any(isinstance(each, _TAKES_EXACT) for each in flatten_layers(layer))
+    ]
+    found = {id(layer): layer for layer in holders}
+    for holder in holders:
+        graph = functional_graph(holder)
+        if graph is None:
+            inner = holder._flatten_layers(recursive=False, include_self=False)
+            found.update({id(layer): layer for layer in inner if not layer.weights})
+            continue
+        behind = [
+            layer
+            for layer in graph.operations
+            if id(layer) in found or isinstance(layer, _TAKES_EXACT)
+        ]
+        while behind:
+            for before in _operations_before(behind.pop()):
+                is_new = isinstance(before, keras.Layer) and id(before) not in found
+                if is_new and not before.weights:
+                    found[id(before)] = before
+                    behind.append(before)
+    return list(found.values())
+
+
+def _operations_before(operation: Any) -> list[Any]:
+    """Returns the operations of a graph whose outputs an operation takes."""
+    return [
+        tensor._keras_history.operation
+        for node in operation._inbound_nodes
+        for tensor in node.input_tensors
+    ]
+
+
+class _UncastInputs(keras.DTypePolicy):
+    """A policy that leaves the inputs of a layer as they are."""
+
+    def convert_input(self, x: Any, autocast: bool, dtype: str) -> Any:
+        return super().convert_input(x, autocast=False, dtype=dtype)
+
+
+def _quantized_as(
+    layer: keras.Layer, own: keras.DTypePolicy, policy: keras.DTypePolicy
+) -> keras.DTypePolicy:
+    """Returns a policy by which a layer goes on with the weights that it has, quantized or not."""
+    if isinstance(own, keras.dtype_policies.DTypePolicyMap):
+        own = own[layer.path]
+    if own.quantization_mode is None:
+        return policy
+    mode = own.name.partition("_from_")[0]
+    return keras.dtype_policies.get(f"{mode}_from_{policy.name}")
+
+
+def _output_layers(model: keras.Model) -> list[keras.Layer]:
+    """Returns the layers that give a model's outputs, through models inside it.
+
+    Of a subclassed model nobody knows which they are: all of its own layers may be.
+    """
+    if isinstance(model, keras.Sequential):
+        last = list(model.layers[-1:])
+    else:
+        names = getattr(model, "output_names", None)
+        last = [layer for layer in model.layers if names is None or layer.name in names]
+    inner = [layer for layer in last if isinstance(layer, keras.Model)]
+    return [*last, *(layer for nested in inner for layer in _output_layers(nested))]
+
+
+def _looks_rows_up(layer: keras.Layer) -> bool:
+    call = inspect.unwrap(layer.call)  # Where it is placed on a device, another stands for it.
+    return getattr(call, "__func__", None) is keras.layers.Embedding.call
+
+
+def _without_autocast(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the `call` of an embedding that casts the rows that it looks up, and not its table.
+
+    The rows are the same, and their gradients are added up in the table's own precision.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with keras.src.backend.AutocastScope(None):
+            return call(*args, **kwargs)
+
+    return run

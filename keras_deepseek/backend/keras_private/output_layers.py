@@ -1,0 +1,42 @@
+"""Which layers each output of a model depends on."""
+
+import keras
+
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.keras_private.keras_internals import flatten_layers, functional_graph
+from keras_deepseek.backend.keras_private.layer_tree import is_container
+
+
+def layers_by_output(model: NamedModel) -> dict[str, list[keras.Layer]]:
+    """Returns for each output the layers that it may depend on, those within others among them.
+
+    In a Functional or Sequential model these are the layers on a way from an input to the output.
+    A layer that holds layers, as an inner model, counts with all of them. What a model computes
+    that has a `call` of its own, its graph does not say: each output counts for all layers.
+
+    Args:
+        model: `NamedModel`.
+
+    Returns:
+        A dict of lists by output name.
+    """
+    names = [spec.name for spec in model.signature.outputs]
+    if not is_container(model.model) or functional_graph(model.model) is None:
+        return {name: flatten_layers(model.model) for name in names}
+    tensors = model.model.outputs
+    return {name: _layers_before(tensor) for name, tensor in zip(names, tensors, strict=True)}
+
+
+def _layers_before(tensor: keras.KerasTensor) -> list[keras.Layer]:
+    found: dict[int, keras.Layer] = {}
+    seen: set[tuple[int, int]] = set()
+    waiting = [tensor]
+    while waiting:
+        operation, node_index, _ = waiting.pop()._keras_history
+        if (id(operation), node_index) in seen:
+            continue
+        seen.add((id(operation), node_index))
+        if isinstance(operation, keras.Layer):
+            found |= {id(layer): layer for layer in flatten_layers(operation)}
+        waiting.extend(operation._inbound_nodes[node_index].input_tensors)
+    return list(found.values())

@@ -1,0 +1,119 @@
+"""How the gradients that processes send each other are made smaller.
+
+What compression takes from a gradient is kept by who has compressed it, and added to the next one
+(error feedback; Seide et al., 2014), so that all of it arrives in the end.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.checks import check_integer
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Gradients are sent as two thin matrices each, whose product is near to them: PowerSGD.
+
+    Choose it for links that are slow for the model: it sends one to four hundredths of the bytes. A
+    gradient `M`, as a matrix that is about square, is projected on the sum over all processes of
+    `M Q`, made orthonormal as `P`; what travels then is `P^T M`, whose sum is the next step's `Q`.
+    What is not in this space is added to the gradient of the next step. Vectors and small matrices,
+    of which it would save less than half, are sent as they are.
+
+    The descent is another than that of whole gradients, unlike with `"bfloat16"`: compare losses.
+    Each process multiplies the matrices out by itself, so that their processors must round alike.
+
+    Args:
+        rank: integer. Columns of the thin matrices. Defaults to `8`.
+
+    Raises:
+        InvalidInputError: `rank` is below 1.
+
+    Example:
+
+    >>> from keras_deepseek.training import LowRank, Trainer
+    >>> low_rank = LowRank(rank=16)  # Trainer(..., gradient_compression=low_rank)
+    >>> low_rank.matrix_shape((12, 64, 768))  # The kernel of an attention's output.
+    (768, 768)
+
+    Reference:
+        Vogels, Karimireddy, Jaggi (2019), https://arxiv.org/abs/1905.13727
+    """
+
+    rank: int = 8
+
+    def __post_init__(self) -> None:
+        check_integer("rank", self.rank, least=1)
+
+    def matrix_shape(self, shape: Sequence[int]) -> tuple[int, int] | None:
+        """Returns the matrix that a gradient is taken for; `None` where it is sent as it is.
+
+        Args:
+            shape: integers. That of the gradient.
+        """
+        size = math.prod(shape)
+        ways = [(math.prod(shape[:place]), math.prod(shape[place:])) for place in range(len(shape))]
+        if not ways or not size:
+            return None
+        rows, columns = min(ways, key=sum)
+        return (rows, columns) if 2 * self.rank * (rows + columns) <= size else None
+
+    def begin_factors(self, shapes: Sequence[Sequence[int]]) -> list[Array]:
+        """Returns the first `Q^T` of gradients, orthonormal, from the last of them to the first.
+
+        It is the same wherever it is made. What lies by rows is multiplied several times as fast.
+
+        Args:
+            shapes: Those of the gradients.
+        """
+        random = np.random.default_rng(0)
+        matrices = [self.matrix_shape(shape) for shape in reversed(shapes)]
+        return [
+            np.linalg.qr(random.standard_normal((matrix[1], self.rank)))[0].T.astype("float32")
+            for matrix in matrices
+            if matrix is not None
+        ]
+
+
+Kind = str | LowRank
+"""`"bfloat16"` or `"float16"`, what is sent; or `LowRank`."""
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How gradients are compressed on their way to other processes, in one step.
+
+    Args:
+        kind: `Kind`.
+        residual: `keras.Variable`, float32, as `begin_residual` returned it, and then what
+            compression has taken from the gradients of earlier steps.
+        scale: Scalar. What the loss is multiplied by in this step, and gradients are divided by
+            before they are compressed, so that residuals have the same units in each step.
+    """
+
+    kind: Kind
+    residual: "keras.Variable"
+    scale: Any
+
+
+def begin_residual(kind: Kind, shapes: Sequence[Sequence[int]]) -> Array:
+    """Returns the residual of gradients that have not been sent yet, a float32 vector.
+
+    First stand zeros, as many as the gradients have numbers, the last gradient first, as in a
+    backward pass; then the factors of `LowRank`.
+
+    Args:
+        kind: `Kind`.
+        shapes: Those of the gradients.
+    """
+    factors = kind.begin_factors(shapes) if isinstance(kind, LowRank) else []
+    num_weights = sum(math.prod(shape) for shape in shapes)
+    return np.concatenate([np.zeros(num_weights, "float32"), *(each.ravel() for each in factors)])

@@ -1,0 +1,116 @@
+"""Where the processes of a training find each other, before an engine takes over.
+
+An engine that waits for a process which never comes says so late and names nobody, or ends the
+process: JAX does both. So they first tell rank 0, at the port that the engine will listen at, that
+they are there, and where: TensorFlow wants the addresses of all. Nothing else goes that way.
+"""
+
+import contextlib
+import json
+import socket
+import time
+from typing import Any
+
+from keras_deepseek.artifacts.network_address import is_loopback, join_address, parse_address
+from keras_deepseek.errors import InvalidInputError, PeerLostError
+
+_MOST_BYTES = 2**20
+
+
+def meet(coordinator: str, world_size: int, rank: int, timeout: float, port: int = 0) -> list[str]:
+    """Returns the addresses of all processes of a training, by rank, when all are there.
+
+    Args:
+        coordinator: string. `HOST:PORT` of rank 0: on loopback it listens there alone.
+        world_size: integer. The number of processes.
+        rank: integer. Which of them this one is.
+        timeout: float. How long to wait, in seconds.
+        port: integer. Where this one will listen afterwards. Defaults to `0`: nobody asks.
+
+    Raises:
+        InvalidInputError: Rank 0 can't listen at that port.
+        PeerLostError: A rank has not come in time; the error names it, on each that has.
+    """
+    host, meeting_port = parse_address("`coordinator`", coordinator)
+    deadline = time.monotonic() + timeout
+    if rank == 0:
+        with _listen(host, meeting_port, world_size) as listener:
+            found = _receive(listener, (host, port), world_size, deadline)
+    else:
+        found = _report((host, meeting_port), [rank, port], deadline)
+    # Where rank 0 has not come, nobody knows who else has.
+    missing = [each for each in range(world_size) if each not in found] if found else [0]
+    if missing:
+        raise PeerLostError(
+            f"Waited {timeout:g} s at {coordinator} for {world_size} processes, of which rank "
+            f"{', '.join(map(str, missing))} did not come. Start what is missing, or see its log "
+            "for why it ended."
+        )
+    return [found[each] for each in range(world_size)]
+
+
+def _receive(
+    listener: socket.socket, own_address: tuple[str, int], world_size: int, deadline: float
+) -> dict[int, str]:
+    """Returns the addresses of those that have come, by rank, and tells all of them."""
+    found = {0: join_address(*own_address)}
+    with contextlib.ExitStack() as stack:
+        peers = []
+        while len(found) < world_size and (seconds := deadline - time.monotonic()) > 0:
+            listener.settimeout(seconds)
+            with contextlib.suppress(OSError, ValueError, TypeError):  # Anybody may knock.
+                connection, (came_from, *_) = listener.accept()
+                peer = stack.enter_context(connection)
+                peer.settimeout(min(1.0, seconds))
+                rank, port = map(int, _read(peer))
+                # Who comes by loopback is on the machine of rank 0.
+                host = own_address[0] if is_loopback(came_from) else came_from
+                found[rank] = join_address(host, port)
+                peers.append(peer)
+        listener.close()  # Who is answered looks for the engine at that port.
+        for peer in peers:
+            with contextlib.suppress(OSError):
+                _write(peer, list(found.items()))
+        for peer in peers:  # Who closes first can't listen at its port again at once.
+            with contextlib.suppress(OSError):
+                peer.recv(1)
+    return found
+
+
+def _report(address: tuple[str, int], greeting: list[int], deadline: float) -> dict[int, str]:
+    """Returns the addresses of those that have come, as rank 0 says; none, if it has not."""
+    while True:
+        with (
+            contextlib.suppress(OSError, ValueError),
+            socket.create_connection(address, 1.0) as peer,
+        ):
+            _write(peer, greeting)
+            # Rank 0 answers at its own deadline, which may be later.
+            peer.settimeout(max(1.0, 2 * (deadline - time.monotonic())))
+            return {int(rank): str(found) for rank, found in _read(peer)}
+        if time.monotonic() > deadline:
+            return {}
+        time.sleep(0.1)
+
+
+def _write(peer: socket.socket, message: list[Any]) -> None:
+    peer.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _read(peer: socket.socket) -> list[Any]:
+    with peer.makefile("rb") as file:
+        message: list[Any] = json.loads(file.readline(_MOST_BYTES))
+    return message
+
+
+def _listen(host: str, port: int, world_size: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server(
+            (host if is_loopback(host) else "", port), family=family, backlog=world_size
+        )
+    except OSError as error:
+        raise InvalidInputError(
+            f"Rank 0 can't listen at {host}:{port}: {error.strerror}. Name another port as "
+            "`coordinator`."
+        ) from error

@@ -1,0 +1,1 @@
+"""Runs SavedModel, OpenVINO and TensorRT artifacts without Keras."""

@@ -1,0 +1,88 @@
+"""Running an OpenVINO model: `deploy` verifies by it what it wrote, `inference` serves by it."""
+
+import functools
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import InvalidInputError, MissingExtraError
+
+
+class OpenVINOModel:
+    """Runs a model on the CPU.
+
+    It computes in the precision that the model has: the CPU's own choice may be another. One thread
+    at a time may call it.
+
+    Args:
+        path: The `.xml` file, with its `.bin` beside it.
+        purpose: string. What it is needed for, as in "to serve OpenVINO".
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+        InvalidInputError: OpenVINO can't load the file.
+    """
+
+    def __init__(self, path: Path, purpose: str) -> None:
+        core = shared_core(import_openvino(purpose))
+        options = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
+        try:
+            model = core.read_model(path)
+            # Compiled, an output may have the name of what it was made of as well.
+            self.input_names = [tensor.get_any_name() for tensor in model.inputs]
+            self.output_names = [tensor.get_any_name() for tensor in model.outputs]
+            self._compiled = core.compile_model(model, "CPU", options)
+        except RuntimeError as error:
+            words = " ".join(str(error).split())
+            raise InvalidInputError(
+                f"OpenVINO can't load {str(path)!r}: {words} Export it again."
+            ) from error
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Returns a batch's outputs by name.
+
+        Args:
+            inputs: dict of arrays by name.
+        """
+        outputs = self._compiled(inputs)
+        return {name: outputs[index].copy() for index, name in enumerate(self.output_names)}
+
+
+def import_openvino(purpose: str) -> Any:
+    """Imports OpenVINO without its telemetry, which forks this process to send that it was.
+
+    JAX's threads don't survive a fork, and neither an export nor a server has anything to report.
+
+    Args:
+        purpose: string. What it is needed for, as in "to export OpenVINO".
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    telemetry = "openvino_telemetry"
+    loaded = sys.modules.get(telemetry)
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # what `import` refuses
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise MissingExtraError("openvino", "openvino", purpose) from error
+    finally:
+        del sys.modules[telemetry]
+        if loaded is not None:
+            sys.modules[telemetry] = loaded
+
+
+@functools.cache
+def shared_core(openvino: Any) -> Any:
+    """Returns the process's one `openvino.Core`, which is never let go.
+
+    Each one that has used the CPU puts a stack for signal handlers in place, and at its end the one
+    of before. Where the older of two ends first that is memory which was freed: the next signal, as
+    SIGTERM, ends the process by SIGSEGV (OpenVINO 2026.4).
+
+    Args:
+        openvino: The module `openvino`.
+    """
+    return openvino.Core()

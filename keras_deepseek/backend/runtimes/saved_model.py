@@ -1,0 +1,98 @@
+"""A SavedModel as a function of NumPy arrays: TensorFlow alone, without Keras."""
+
+from pathlib import Path
+from typing import Any
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import InvalidInputError, MissingExtraError
+
+SERVING_DEFAULT = "serving_default"
+
+FoundTensor = tuple[str, tuple[int | None, ...] | None, str]
+"""A name; a shape, `None` where its rank is unknown; TensorFlow's name of a dtype."""
+
+
+class SavedModelFunction:
+    """A signature of a SavedModel, from and to dicts of arrays by name.
+
+    Args:
+        loaded: What TensorFlow loaded.
+        name: string. The signature's name.
+    """
+
+    def __init__(self, loaded: Any, name: str) -> None:
+        self.loaded = loaded  # The signature lives as long as the object that it came with.
+        self.name = name
+        self._to_tensor = import_tensorflow("to run a SavedModel").convert_to_tensor
+        self._serve = loaded.signatures[name]
+        specs = self._serve.structured_input_signature[1]
+        # TensorFlow has them in another order in every process.
+        self.inputs = [_describe(key, specs[key]) for key in sorted(specs)]
+        outputs = self._serve.structured_outputs
+        self.outputs = [_describe(key, outputs[key]) for key in sorted(outputs)]
+        kinds = {key: specs[key].dtype for key in specs}
+        self._strings = {key: kind for key, kind in kinds.items() if kind.name == "string"}
+
+    def __call__(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Returns arrays by output name.
+
+        Args:
+            inputs: dict of arrays by input name.
+        """
+        tensors = {
+            name: self._to_tensor(array, dtype=self._strings.get(name))
+            for name, array in inputs.items()
+        }
+        return {name: tensor.numpy() for name, tensor in self._serve(**tensors).items()}
+
+
+def load_saved_model(path: Path, *, takes_only_one: bool = False) -> SavedModelFunction:
+    """Returns the `serving_default` signature of a SavedModel.
+
+    Args:
+        path: The folder that holds `saved_model.pb`.
+        takes_only_one: boolean. Whether one of another name will do, where it is the only one.
+            Defaults to `False`.
+
+    Raises:
+        MissingExtraError: TensorFlow is not installed.
+        InvalidInputError: The folder holds no SavedModel, or one without such a signature.
+    """
+    tf = import_tensorflow("to run a SavedModel")
+    try:
+        loaded = tf.saved_model.load(str(path))
+        names = list(loaded.signatures)
+    except Exception as error:  # TensorFlow's errors of damaged files share no class of their own.
+        words = " ".join(str(error).split())
+        raise InvalidInputError(
+            f"No SavedModel can be loaded from {str(path)!r}: {words}"
+        ) from error
+    if SERVING_DEFAULT in names:
+        return SavedModelFunction(loaded, SERVING_DEFAULT)
+    if takes_only_one and len(names) == 1:
+        return SavedModelFunction(loaded, names[0])
+    raise InvalidInputError(
+        f"The SavedModel at {str(path)!r} has the signatures {sorted(names)}; expected one of the "
+        f"name {SERVING_DEFAULT!r}. Save it with signatures={{{SERVING_DEFAULT!r}: ...}}."
+    )
+
+
+def _describe(name: str, spec: Any) -> FoundTensor:
+    shape = None if spec.shape.rank is None else tuple(spec.shape)
+    return name, shape, spec.dtype.name
+
+
+def import_tensorflow(purpose: str) -> Any:
+    """Returns TensorFlow.
+
+    Args:
+        purpose: string. What it is needed for, as in "to run a SavedModel".
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise MissingExtraError("tensorflow", "tensorflow", purpose) from error
+    return tf

@@ -1,0 +1,181 @@
+"""Runs an engine on a GPU, by the calls that plain TensorRT and TensorRT-RTX share."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.backend.runtimes.tensorrt_engine.device_memory import DeviceMemory, empty_array
+from keras_deepseek.backend.runtimes.tensorrt_engine.error_log import make_error_log
+from keras_deepseek.errors import ExportError, NotSupportedError
+
+DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+"""NumPy's names for the dtypes of inputs and outputs, by TensorRT's."""
+
+Shape = tuple[int, ...]
+
+
+class EngineRunner:
+    """An engine on the current GPU, with a context, a stream and memory of its own.
+
+    It is made with room for the largest batch of its profiles. One thread at a time may call it;
+    several runners, each with its own thread, do not wait for each other.
+
+    Args:
+        tensorrt: The module of the library that built it.
+        engine_bytes: The engine.
+
+    Raises:
+        NotSupportedError: The engine is for another GPU or release, or `cuda-python` is not
+            installed.
+        ExportError: CUDA refuses a call.
+    """
+
+    def __init__(self, tensorrt: Any, engine_bytes: bytes) -> None:
+        self._log = make_error_log(tensorrt)
+        self._runtime = tensorrt.Runtime(self._log)
+        self._engine = self._runtime.deserialize_cuda_engine(engine_bytes)
+        self._context = self._engine and self._engine.create_execution_context()
+        if not self._context:
+            reasons = "; ".join(self._log.errors) or "it gives no reason"
+            raise NotSupportedError(f"TensorRT can't load the engine on this GPU: {reasons}")
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        is_output = {name: self._engine.get_tensor_mode(name).name == "OUTPUT" for name in names}
+        self.input_names = [name for name in names if not is_output[name]]
+        self.output_names = [name for name in names if is_output[name]]
+        self._dtypes = {name: self._dtype_of(name) for name in names}
+        self._profiles = [
+            {name: self._engine.get_tensor_profile_shape(name, index) for name in self.input_names}
+            for index in range(self._engine.num_optimization_profiles)
+        ]
+        self._profile: int | None = None
+        self._memory = DeviceMemory()
+        try:
+            self._reserve_largest()
+        except ExportError:
+            self._memory.free()  # What is too large for this GPU may never be asked for.
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Returns a batch's outputs by name.
+
+        Args:
+            inputs: dict of arrays by name.
+
+        Raises:
+            NotSupportedError: The engine takes no such batch.
+            ExportError: The GPU failed to run it.
+        """
+        arrays = {name: self._check(name, inputs[name]) for name in self.input_names}
+        self._choose_profile(self._find_profile(arrays))
+        for name, array in arrays.items():
+            self._set_shape(name, array.shape)
+            self._context.set_tensor_address(name, self._memory.put(name, array))
+        outputs = {}
+        for name in self.output_names:
+            outputs[name] = empty_array(self._shape_of(name), self._dtypes[name])
+            address = self._memory.reserve(name, outputs[name].nbytes)
+            self._context.set_tensor_address(name, address)
+        # TensorRT has done nothing before this.
+        if not self._context.execute_async_v3(self._memory.stream):
+            raise ExportError(f"TensorRT failed to run the engine: {self._reasons()}.")
+        for name, array in outputs.items():
+            self._memory.fetch(name, array)
+        self._memory.synchronize()
+        return outputs
+
+    def close(self) -> None:
+        """Gives back what it has of the GPU."""
+        self._memory.close()
+        self._context = self._engine = self._runtime = None
+
+    def _reserve_largest(self) -> None:
+        """Reserves what the largest batch of each profile takes."""
+        for index, profile in enumerate(self._profiles):
+            self._choose_profile(index)
+            for name, (_, _, largest) in profile.items():
+                self._set_shape(name, tuple(largest))
+                self._reserve(name, tuple(largest))
+            for name in self.output_names:
+                self._reserve(name, self._shape_of(name))
+
+    def _reserve(self, name: str, shape: Shape) -> None:
+        itemsize = empty_array((), self._dtypes[name]).itemsize
+        self._memory.reserve(name, math.prod(shape) * itemsize)
+
+    def _check(self, name: str, value: Array) -> Array:
+        array = np.ascontiguousarray(value)
+        if str(array.dtype) != self._dtypes[name]:
+            raise NotSupportedError(
+                f"the engine takes {self._dtypes[name]} for input {name!r}, "
+                f"and the model {array.dtype}"
+            )
+        return array
+
+    def _find_profile(self, arrays: dict[str, Array]) -> int:
+        """Returns the first profile that a batch is within."""
+        for index, ranges in enumerate(self._profiles):
+            if all(
+                lower <= size <= upper
+                for name, (smallest, _, largest) in ranges.items()
+                for lower, size, upper in zip(smallest, arrays[name].shape, largest, strict=True)
+            ):
+                return index
+        shapes = {name: array.shape for name, array in arrays.items()}
+        raise NotSupportedError(
+            f"the engine has no profile for a batch of {shapes}: pass the profiles= of its export, "
+            f"or keep to those that it has, {self._describe_profiles()}"
+        )
+
+    def _describe_profiles(self) -> str:
+        return " and ".join(
+            ", ".join(
+                f"{name} from {tuple(smallest)} to {tuple(largest)}"
+                for name, (smallest, _, largest) in profile.items()
+            )
+            for profile in self._profiles
+        )
+
+    def _choose_profile(self, index: int) -> None:
+        if index == self._profile:
+            return
+        self._profile = None
+        if not self._context.set_optimization_profile_async(index, self._memory.stream):
+            raise ExportError(f"TensorRT refused optimisation profile {index}: {self._reasons()}.")
+        self._memory.synchronize()
+        self._profile = index
+
+    def _set_shape(self, name: str, shape: Shape) -> None:
+        if not self._context.set_input_shape(name, shape):
+            raise ExportError(
+                f"TensorRT refused shape {shape} of input {name!r}: {self._reasons()}."
+            )
+
+    def _shape_of(self, name: str) -> Shape:
+        shape = tuple(self._context.get_tensor_shape(name))
+        if any(size < 0 for size in shape):
+            raise NotSupportedError(f"the size of output {name!r} depends on the data: {shape}")
+        return shape
+
+    def _dtype_of(self, name: str) -> str:
+        dtype = self._engine.get_tensor_dtype(name).name
+        if dtype not in DTYPES:
+            raise NotSupportedError(f"tensor {name!r} is of {dtype}, which NumPy has not")
+        return DTYPES[dtype]
+
+    def _reasons(self) -> str:
+        """Returns what was logged since this was asked last."""
+        errors, self._log.errors[:] = list(self._log.errors), []
+        return "; ".join(errors) or "it gives no reason"

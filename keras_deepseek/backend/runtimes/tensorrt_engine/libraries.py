@@ -1,0 +1,62 @@
+"""NVIDIA's two libraries with one API: plain TensorRT, and TensorRT-RTX.
+
+An engine of one is none of the other. Which of them built it stands in its bundle's route.
+"""
+
+import importlib
+import re
+from typing import Any
+
+from keras_deepseek.errors import InvalidInputError, MissingExtraError
+
+MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
+_EXTRAS = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
+
+
+def import_library(flavor: str, purpose: str) -> Any:
+    """Returns the module of a library.
+
+    Args:
+        flavor: string. `"tensorrt"` or `"rtx"`.
+        purpose: string. What it is needed for, as in "to serve an engine".
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        return importlib.import_module(MODULES[flavor])
+    except ImportError as error:
+        raise MissingExtraError(MODULES[flavor], _EXTRAS[flavor], purpose) from error
+
+
+def mark_flavor(flavor: str) -> str:
+    """Returns what the route of an engine says of the library that built it.
+
+    Args:
+        flavor: string. `"tensorrt"` or `"rtx"`.
+    """
+    return f"(flavor {flavor})"
+
+
+def read_flavor(route: str) -> str:
+    """Returns the library that built an engine.
+
+    Args:
+        route: string. That of its bundle's manifest, with what `mark_flavor` gave.
+
+    Raises:
+        InvalidInputError: It does not say.
+
+    Example:
+
+    >>> read_flavor("tf2onnx, TensorRT-RTX 1.4 (flavor rtx) for SM86")
+    'rtx'
+    """
+    found = re.search(r"\(flavor (\w+)\)", route)
+    if found is None or found[1] not in MODULES:
+        raise InvalidInputError(
+            f"The route {route!r} does not say which of {', '.join(TITLES.values())} built the "
+            "engine. Export it again."
+        )
+    return found[1]

@@ -1,0 +1,153 @@
+"""The checks that the numbers among the arguments of every room go through."""
+
+import math
+import numbers
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.errors import InvalidInputError
+
+KERAS_FILE = "a `.keras` file"
+
+
+def check_integer(name: str, value: Any, *, least: int = 1, default: int | None = None) -> int:
+    """Returns an integer, one of NumPy as Python's, or says what was received in its place.
+
+    Args:
+        name: string. The argument, as the error names it.
+        value: What was given.
+        least: integer. The least that is allowed. Defaults to `1`.
+        default: integer. What `None` stands for. Defaults to `None`: `None` is refused.
+
+    Raises:
+        InvalidInputError: It is no integer, or too small.
+    """
+    if value is None and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise InvalidInputError(f"`{name}` must be {expected}, received {value!r}.")
+    return int(value)
+
+
+def check_boolean(name: str, value: Any) -> bool:
+    """Returns a boolean, one of NumPy as Python's, or says what was received in its place.
+
+    Args:
+        name: string. The argument, as the error names it.
+        value: What was given.
+
+    Raises:
+        InvalidInputError: It is neither true nor false.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidInputError(f"`{name}` must be True or False, received {value!r}.")
+    return bool(value)
+
+
+def check_path(name: str, value: Any) -> str:
+    """Returns a path as a string, or says what was received in its place.
+
+    Args:
+        name: string. The argument, as the error names it.
+        value: What was given.
+
+    Raises:
+        InvalidInputError: It is no path, an empty one, or one that no system has.
+    """
+    if (
+        not isinstance(value, str | os.PathLike)
+        or not os.fspath(value)
+        or "\0" in os.fsdecode(value)
+    ):
+        raise InvalidInputError(f"`{name}` must be a path, received {value!r}.")
+    return os.fspath(value)
+
+
+def check_sources(
+    name: str, value: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
+) -> tuple[str, ...]:
+    """Returns modules and files as strings, one that was given by itself among them.
+
+    Args:
+        name: string. The argument, as the error names it.
+        value: What was given.
+
+    Raises:
+        InvalidInputError: It is no sequence of module names or paths.
+    """
+    sources = [value] if isinstance(value, str | os.PathLike) else value
+    if not isinstance(sources, list | tuple) or not all(
+        isinstance(source, str | os.PathLike) and os.fspath(source) for source in sources
+    ):
+        raise InvalidInputError(
+            f"`{name}` must be a list of module names or files, as in ['my_layers.py']; "
+            f"received {value!r}."
+        )
+    return tuple(os.fspath(source) for source in sources)
+
+
+def check_file_path(name: str, value: Any) -> str:
+    """Returns the path of a file, there or not, as a string; or says what was received instead.
+
+    Args:
+        name: string. The argument, as the error names it.
+        value: What was given.
+
+    Raises:
+        InvalidInputError: It is no path, an empty one, or that of a folder.
+    """
+    path = check_path(name, value)
+    if Path(path).is_dir():
+        raise InvalidInputError(f"`{name}` must be the path of a file, and {path!r} is a folder.")
+    return path
+
+
+def check_file_exists(value: str | os.PathLike[str], expected: str) -> None:
+    """Says that there is no file where one is to be read, before any work is done for it.
+
+    Args:
+        value: The path.
+        expected: string. What is expected, as in ``"a `.keras` file"``.
+
+    Raises:
+        InvalidInputError: There is none.
+    """
+    if not Path(value).is_file():
+        raise InvalidInputError(f"No file at {os.fspath(value)!r}: expected {expected}.")
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> float:
+    """Returns a finite number, one of NumPy as Python's, or says what was received in its place.
+
+    Args:
+        name: string. The argument, as the error names it.
+        value: What was given.
+        least: float. The least that is allowed. Defaults to minus infinity: any.
+        above: float. What it must be above. Defaults to minus infinity: any.
+        below: float. What it must be below. Defaults to infinity: any.
+
+    Raises:
+        InvalidInputError: It is no number, not finite, or out of these bounds.
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if is_number and math.isfinite(value) and least <= value and above < value < below:
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    bounds = [
+        f"{words} {bound:g}"
+        for words, bound in (("of at least", least), ("above", above), ("below", below))
+        if math.isfinite(bound)
+    ]
+    expected = " ".join(["a finite number", " and ".join(bounds)]).strip()
+    raise InvalidInputError(f"`{name}` must be {expected}, received {value!r}.")

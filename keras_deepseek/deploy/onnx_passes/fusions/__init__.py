@@ -1,0 +1,1 @@
+"""Passes that write several ONNX operators as fewer."""

@@ -1,0 +1,62 @@
+"""Keeps a normalization by the root mean square as one operator, which ONNX has since opset 23."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.deploy.onnx_passes.fusions.normalization_parts import (
+    find_inverse_root,
+    find_mean_square,
+    with_factor,
+    write_normalization,
+)
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, in_both_orders
+
+_FIRST_OPSET = 23
+
+
+def fuse_rms_normalization(view: GraphView) -> int:
+    """Replaces `x / sqrt(mean(x * x) + epsilon) * scale` over the last axes.
+
+    Args:
+        view: `GraphView` of the graph to change.
+
+    Returns:
+        How many were replaced.
+    """
+    if view.opset < _FIRST_OPSET:
+        return 0
+    used: set[int] = set()
+
+    def fuse(view: GraphView, last: Any) -> list[Any] | None:
+        for x, inverse, scale, nodes in _readings(view, last) if id(last) not in used else ():
+            fused = _fuse(view, last, x, inverse, scale, nodes)
+            if fused is not None:
+                used.update(map(id, nodes))
+                return fused
+        return None
+
+    # With its scale before it is found without.
+    return view.rewrite(fuse, "Mul", last_first=True)
+
+
+def _readings(view: GraphView, last: Any) -> Iterator[tuple[str, str, Array | None, list[Any]]]:
+    """Yields `(x * root) * scale` and `x * (root * scale)` as their parts."""
+    for first, second in in_both_orders(last):
+        scale = view.constant(second)
+        product = view.maker(first, "Mul") if scale is not None else None
+        for x, inverse in in_both_orders(product) if product is not None else ():
+            yield x, inverse, scale, [product]
+        for inverse, factor, nodes in with_factor(view, second):
+            yield first, inverse, factor, nodes
+
+
+def _fuse(
+    view: GraphView, last: Any, x: str, inverse: str, scale: Array | None, nodes: list[Any]
+) -> list[Any] | None:
+    root = find_inverse_root(view, inverse)
+    square = find_mean_square(view, root.source) if root else None
+    if root is None or square is None or square.source != x:
+        return None
+    square = square._replace(nodes=[*nodes, *root.nodes, *square.nodes])
+    return write_normalization(view, "RMSNormalization", last, square, root.epsilon, scale)

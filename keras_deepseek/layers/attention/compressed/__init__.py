@@ -1,0 +1,1 @@
+"""DeepSeek's attention over chosen or compressed tokens."""

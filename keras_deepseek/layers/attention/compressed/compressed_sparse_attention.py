@@ -1,0 +1,171 @@
+"""The attention of DeepSeek-V4 that looks up a few compressed entries for each token."""
+
+from typing import Any
+
+import keras
+
+from keras_deepseek.checks import check_boolean, check_integer
+from keras_deepseek.layers.attention.compressed.compressed_indexer import CompressedIndexer
+from keras_deepseek.layers.attention.compressed.indexer_training import IndexerTraining
+from keras_deepseek.layers.attention.compressed.lightning_indexer import check_index_head_dim
+from keras_deepseek.layers.attention.compressed.token_compressor import TokenCompressor
+from keras_deepseek.layers.attention.compressed.token_packing import PackedTokens
+from keras_deepseek.layers.attention.key_value_cache import Cache
+from keras_deepseek.layers.attention.sink_attention import FarKeys
+from keras_deepseek.layers.attention.sliding_window_attention import SlidingWindowAttention
+from keras_deepseek.layers.input_check import Shape
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class CompressedSparseAttention(IndexerTraining, SlidingWindowAttention):
+    """`SlidingWindowAttention` that also sees chosen entries, each made of a few earlier tokens.
+
+    Choose it for long sequences in which a token should look up details far away: of one entry for
+    every `compress_rate` tokens it sees `index_top_k`, in one softmax with its window. They are
+    those of the highest scores by a lightning indexer, and are gathered. An entry is made from its
+    own window of tokens and the one before it,
+
+    ```
+    gate = gate(x) + position_bias                   for two series, a and b, as for the values
+    entry_n = rms_norm(sum over j of softmax over j(gate_j) * value_j)        number by number
+              where j goes over a of window n - 1 and over b of window n
+    k_n = rotary(entry_n, position of the first token of window n)
+    score[t, n] = sum over i of index_weight_i(x_t) * relu(index_query_i(t) . index_k_n)
+    ```
+
+    where the keys of the indexer are made likewise, of size `index_head_dim` and with weights of
+    their own, and its queries come from the compressed ones. A token sees no entry whose last token
+    is behind it. Where there are no more than `index_top_k` entries all are seen, and nothing is
+    scored; else the scores, of few and small heads, are the one part whose cost grows with the
+    square of the length. Windows are counted over real tokens: padding is in none, wherever it
+    stands. Where positions are given, they must run on within a window.
+
+    The choice has no gradient, so `indexer` is not trainable unless `train_indexer`, or
+    `indexer.trainable` later on, says so for a loss of your own; both are saved.
+
+    Beside what `SlidingWindowAttention` keeps, a cache holds the entries, `"compressed_key"`, with
+    `max_length // compress_rate + 1` slots, in `"recent_value"` and `"recent_gate"` the tokens that
+    the next one may need, and, if there may be more than `index_top_k` entries, the same for the
+    indexer, under names with `"index_"` before them.
+
+    Of a checkpoint, `compressor.kv_proj`, `.gate_proj`, `.position_bias` and `.kv_norm` are
+    `value`, `gate`, `position_bias` and `norm` of `compressor`, likewise those of
+    `compressor.indexer` in `indexer/compressor`; its `q_b_proj` is `indexer/query_up` and its
+    `scorer.weights_proj` `indexer/head_weight`. The others are as of `SlidingWindowAttention`.
+
+    Args:
+        num_heads: integer. Number of attention heads.
+        index_num_heads: integer. Number of heads of the indexer.
+        index_head_dim: integer. Size of such a head, `rope_head_dim` or more.
+        index_top_k: integer. How many entries a token sees. Defaults to `512`.
+        compress_rate: integer. How many tokens an entry stands for. Defaults to `4`.
+        train_indexer: boolean. Whether the weights of the indexer are trainable. Defaults to
+            `False`.
+        rope_max_wavelength: float. The base of the rotary angles. Defaults to `160000.0`.
+        **kwargs: Arguments of `SlidingWindowAttention`, of which `head_dim`, `rope_head_dim`,
+            `query_lora_rank`, `num_output_groups` and `output_lora_rank` must be given.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
+            `None` for the mask that `inputs` carry.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count the real
+            tokens, on from those in the cache.
+        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
+        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+        training: boolean. Whether to drop attention weights.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+
+    Returns:
+        A tensor of the shape of `inputs`; with a cache, the pair of it and the new cache.
+
+    Raises:
+        InvalidInputError: An argument is out of its range, shapes do not fit, or the cache is full.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import CompressedSparseAttention
+    >>> layer = CompressedSparseAttention(
+    ...     4, compress_rate=2, index_num_heads=2, index_head_dim=4, index_top_k=3,
+    ...     sliding_window=2, head_dim=8, rope_head_dim=4, query_lora_rank=8, num_output_groups=2,
+    ...     output_lora_rank=8,
+    ... )
+    >>> tuple(layer(np.ones((2, 10, 12), "float32")).shape)
+    (2, 10, 12)
+
+    Reference:
+
+    - [DeepSeek-V4 (DeepSeek-AI, 2026)](https://huggingface.co/deepseek-ai/DeepSeek-V4-Flash-Base)
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        *,
+        index_num_heads: int,
+        index_head_dim: int,
+        index_top_k: int = 512,
+        compress_rate: int = 4,
+        train_indexer: bool = False,
+        rope_max_wavelength: float = 160000.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_heads, rope_max_wavelength=rope_max_wavelength, **kwargs)
+        self.index_num_heads = check_integer("index_num_heads", index_num_heads)
+        self.index_head_dim = check_index_head_dim(index_head_dim, self.rope_head_dim)
+        self.index_top_k = check_integer("index_top_k", index_top_k)
+        self.compress_rate = check_integer("compress_rate", compress_rate)
+        common = {
+            "compress_rate": self.compress_rate,
+            "epsilon": self.epsilon,
+            "kernel_initializer": self.kernel_initializer,
+            "dtype": self.dtype_policy,
+            "trainable": self.trainable,
+        }
+        self.compressor = TokenCompressor(
+            self.head_dim, use_overlap=True, name="compressor", **common
+        )
+        self.indexer = CompressedIndexer(
+            self.index_num_heads,
+            self.index_head_dim,
+            self.index_top_k,
+            name="indexer",
+            **common,
+        )
+        self._set_indexer_training(check_boolean("train_indexer", train_indexer))
+
+    def build(self, input_shape: Shape) -> None:
+        super().build(input_shape)
+        self.compressor.build(input_shape)
+        self.indexer.build(input_shape, self.query_lora_rank)
+
+    def _cache_shapes(self, max_length: int) -> dict[str, tuple[int, int]]:
+        shapes = {**super()._cache_shapes(max_length), **self.compressor.cache_shapes(max_length)}
+        if self._has_choice(max_length):
+            shapes.update(self.indexer.compressor.cache_shapes(max_length))
+        return shapes
+
+    def _has_choice(self, length: int) -> bool:
+        """Whether there may be more entries than a token sees."""
+        return length // self.compress_rate > self.index_top_k
+
+    def _find_far(
+        self, tokens: PackedTokens, queries: Any, cache: Cache | None
+    ) -> tuple[FarKeys | None, Cache]:
+        length = tokens.inputs.shape[1] if cache is None else cache["mask"].shape[1]
+        keys, updates = self.compressor.compress(tokens, cache, self._rotate, self.index_top_k)
+        chosen, num_visible = None, self.compressor.count_visible(tokens)
+        if length is None or self._has_choice(length):
+            chosen, index_updates = self.indexer.choose(tokens, queries, cache, self._rotate)
+            updates = {**updates, **index_updates}
+        return FarKeys(keys, num_visible, chosen), updates
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "index_num_heads": self.index_num_heads,
+            "index_head_dim": self.index_head_dim,
+            "index_top_k": self.index_top_k,
+            "compress_rate": self.compress_rate,
+        }

@@ -1,0 +1,294 @@
+"""The attention of DeepSeek-V3.2: latent attention over the few keys that an indexer chooses."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.checks import check_boolean, check_integer, check_number
+from keras_deepseek.layers.attention.compressed.indexer_training import IndexerTraining
+from keras_deepseek.layers.attention.compressed.lightning_indexer import (
+    LightningIndexer,
+    check_index_head_dim,
+)
+from keras_deepseek.layers.attention.key_value_cache import make_attention_mask
+from keras_deepseek.layers.attention.latent_attention import attend_chosen
+from keras_deepseek.layers.attention.multi_head_latent_attention import MultiHeadLatentAttention
+from keras_deepseek.layers.heads.token_losses import average_losses
+from keras_deepseek.layers.initializers import clone_initializer
+from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.last_tokens import take_last
+from keras_deepseek.layers.token_chunks import map_chunks
+
+_LEAST = 1e-30
+"""What stands for an attention weight of zero, of which a logarithm is taken."""
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
+    """Multi-head latent attention in which each token looks at its best keys alone.
+
+    Choose it over `MultiHeadLatentAttention` for sequences many times longer than
+    `index_top_k`, in training or from a cache. A `LightningIndexer` scores all keys by a
+    small product, and attention, in its absorbed form, goes over the k best of those that the masks
+    show. With `c` the compressed queries,
+
+    ```
+    score(t, s) = sum over i of weight_i(x_t) * relu(index_query_i(c_t) . index_key(x_s))
+    output(t) = latent attention of token t over the k keys s of the largest score(t, s)
+    ```
+
+    The chosen keys are gathered, never masked, so beside the scores the work grows with the length
+    times k. Queries are taken `chunk_size` at a time, which bounds the memory; a backward pass
+    computes each chunk anew. A sequence of at most k tokens is attended to as by
+    `MultiHeadLatentAttention`, and where a token sees fewer than k keys it looks at those.
+
+    Masks, positions and the cache are those of `MultiHeadLatentAttention`, and so are the weights;
+    the cache has the indexer's key beside them, `"index_key"`, `index_head_dim` numbers a token.
+
+    The choice of keys has no gradient. The indexer is trained by a loss of its own: with
+    `indexer_loss_weight`, training adds that weight times
+
+    ```
+    mean over t of KL(p_t || softmax over the chosen s of score(t, s))
+    ```
+
+    where `p_t` is the mean of the heads' attention weights. The gradient of this loss reaches the
+    indexer alone, and the indexer has no other. An `index_top_k` of the whole length makes it
+    the dense warm-up of the paper. Padding does not count, and a call with a cache adds no loss.
+    Without `indexer_loss_weight` the indexer's weights are not trainable, unless `train_indexer`,
+    or `indexer.trainable` later on, says so for a loss of your own; both are saved.
+
+    Args:
+        num_heads: integer. Number of attention heads.
+        index_top_k: integer. How many keys each token looks at, at most: k.
+        index_num_heads: integer. Number of heads of the indexer.
+        index_head_dim: integer. Size of a head of the indexer, at least `rope_head_dim`.
+        indexer_loss_weight: float or `None`. Weight of the indexer's loss; `None` for none.
+            Defaults to `None`.
+        train_indexer: boolean or `None`. Whether the indexer's weights are trainable. `None` is for
+            those that have a loss by `indexer_loss_weight`. Defaults to `None`.
+        chunk_size: integer. The most queries that are computed at once. Defaults to `128`.
+        **kwargs: The other arguments of `MultiHeadLatentAttention`, among them the sizes, and those
+            of `keras.Layer`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
+            `None` for the mask that `inputs` carry.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from 0, or
+            from `cache_index` on.
+        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
+        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+        attention_mask: Boolean tensor that broadcasts to `(batch_size, length, key_length)`, or
+            `None`: which tokens each may look at, beside the other masks.
+        training: boolean. Whether to drop attention weights and add the indexer's loss.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        num_outputs: integer or `None`. Of how many tokens, from the last back, outputs are
+            returned; the others are looked at, and kept in the cache. `None` is for all.
+
+    Returns:
+        A tensor of the shape of `inputs`, or of `num_outputs` tokens; with a cache, the pair of it
+        and the new cache.
+
+    Raises:
+        InvalidInputError: An argument is out of its range, shapes do not fit, the cache is full, or
+            a layer without a causal mask is given a cache.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import DeepSeekSparseAttention
+    >>> layer = DeepSeekSparseAttention(
+    ...     4, index_top_k=3, index_num_heads=2, index_head_dim=8, nope_head_dim=8,
+    ...     rope_head_dim=4, value_head_dim=8, key_value_lora_rank=16, query_lora_rank=12,
+    ... )
+    >>> prompt = np.ones((2, 5, 32), "float32")
+    >>> cache = layer.make_cache(batch_size=2, max_length=10)
+    >>> outputs, cache = layer(prompt, cache=cache, cache_index=0)
+    >>> outputs, cache = layer(prompt[:, :1], cache=cache, cache_index=5)
+    >>> tuple(outputs.shape)
+    (2, 1, 32)
+
+    Reference:
+
+    - [DeepSeek-V3.2 (DeepSeek-AI, 2025)](https://arxiv.org/abs/2512.02556)
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        *,
+        index_top_k: int,
+        index_num_heads: int,
+        index_head_dim: int,
+        indexer_loss_weight: float | None = None,
+        train_indexer: bool | None = None,
+        chunk_size: int = 128,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_heads, **kwargs)
+        self.index_top_k = check_integer("index_top_k", index_top_k)
+        self.index_num_heads = check_integer("index_num_heads", index_num_heads)
+        self.index_head_dim = check_index_head_dim(index_head_dim, self.rope_head_dim)
+        self.indexer_loss_weight = indexer_loss_weight
+        if indexer_loss_weight is not None:
+            self.indexer_loss_weight = check_number(
+                "indexer_loss_weight", indexer_loss_weight, above=0
+            )
+        self.chunk_size = check_integer("chunk_size", chunk_size)
+        self.indexer = LightningIndexer(
+            self.index_num_heads,
+            self.index_head_dim,
+            rope_head_dim=self.rope_head_dim,
+            rope_max_wavelength=self.rotary.max_wavelength,
+            rope_scaling=self.rotary.scaling,
+            epsilon=self.epsilon,
+            kernel_initializer=clone_initializer(self.kernel_initializer),
+            dtype=self.dtype_policy,
+            name="indexer",
+        )
+        if train_indexer is None:
+            train_indexer = indexer_loss_weight is not None
+        self._set_indexer_training(check_boolean("train_indexer", train_indexer))
+
+    def build(self, input_shape: Shape) -> None:
+        super().build(input_shape)
+        query_dim = self.query_lora_rank or input_shape[-1]
+        self.indexer.build(input_shape, (*input_shape[:-1], query_dim))
+
+    @property
+    def _cache_entries(self) -> dict[str, tuple[int, ...]]:
+        return {**super()._cache_entries, "index_key": (self.index_head_dim,)}
+
+    def _project(
+        self, inputs: Any, compressed: Any, turn: dict[str, Any], num_outputs: int | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        queries, keys = super()._project(inputs, compressed, turn, num_outputs)
+        # What the indexer learns must not move the rest.
+        inputs, compressed = ops.stop_gradient(inputs), ops.stop_gradient(compressed)
+        query, weights, key = self.indexer(inputs, compressed, **turn)
+        queries |= {
+            "index_query": take_last(query, num_outputs),
+            "index_weights": take_last(weights, num_outputs),
+        }
+        return queries, {**keys, "index_key": key}
+
+    def _attend(
+        self,
+        queries: dict[str, Any],
+        keys: dict[str, Any],
+        visibility: dict[str, Any],
+        training: bool | None,
+    ) -> Any:
+        has_cache = "mask" in keys
+        adds_loss = bool(training) and self.indexer_loss_weight is not None and not has_cache
+        key_length = keys["latent"].shape[1]
+        num_keys = self.index_top_k
+        if key_length is not None:
+            num_keys = min(num_keys, key_length)
+        if num_keys == key_length and not (adds_loss and num_keys):
+            return super()._attend(queries, keys, visibility, training)
+
+        batch_size, length = ops.shape(queries["nope"])[:2]
+        rows = {name: queries[name] for name in ("nope", "rope", "index_query", "index_weights")}
+        if training and self.dropout:
+            # Drawn ahead: random numbers have a state, which a loop can't change everywhere.
+            shape = (batch_size, length, self.num_heads, num_keys)
+            ones = ops.ones(shape, self.compute_dtype)
+            rows["dropout_factor"] = self.drop(ones, training=training)
+        fixed = {"slots": ops.expand_dims(ops.arange(length, dtype="int32"), 0)}
+        visibility = dict(visibility)
+        attention_mask = visibility.pop("attention_mask")
+        if attention_mask is not None:
+            whole = ops.logical_and(attention_mask, ops.ones((1, length, 1), "bool"))
+            fixed["attention_mask"] = whole
+        shared = {name: keys[name] for name in ("latent", "rotary_key", "index_key")}
+        for name, up in (("key_kernel", self.key_up), ("value_kernel", self.value_up)):
+            shared[name] = self._read_kernel(up)
+        names = [*rows, *fixed, *shared]
+
+        def compute(*tensors: Any) -> Any:
+            chunk = dict(zip(names, tensors, strict=True))
+            mask = make_attention_mask(
+                None,
+                ops.shape(keys["latent"])[1],
+                query_slots=chunk["slots"][0],
+                attention_mask=chunk.get("attention_mask"),
+                **visibility,
+            )
+            return self._attend_chunk(chunk, mask, num_keys, adds_loss)
+
+        outputs, losses = map_chunks(
+            compute,
+            list(rows.values()),
+            list(fixed.values()),
+            list(shared.values()),
+            self.chunk_size,
+            axis=1,
+            recomputes=bool(training),
+        )
+        if adds_loss:
+            mask = take_last(visibility["key_mask"], losses.shape[1])
+            shown = ops.ones_like(losses) if mask is None else ops.cast(mask, losses.dtype)
+            self.add_loss(self.indexer_loss_weight * average_losses(losses, shown))
+        return outputs
+
+    def _attend_chunk(
+        self, chunk: dict[str, Any], mask: Any, num_keys: int, adds_loss: bool
+    ) -> tuple[Any, Any]:
+        """Returns the heads of a chunk of queries, and the indexer's loss of each query."""
+
+        def drop(weights: Any) -> Any:
+            return weights * chunk["dropout_factor"] if "dropout_factor" in chunk else weights
+
+        scores = self.indexer.score_keys(
+            chunk["index_query"], chunk["index_weights"], chunk["index_key"]
+        )
+        scores = scores if adds_loss else ops.stop_gradient(scores)
+        indices, scores, is_chosen = self.indexer.choose_keys(scores, mask, num_keys)
+        outputs, weights = attend_chosen(
+            (chunk["nope"], chunk["rope"]),
+            (chunk["latent"], chunk["rotary_key"]),
+            indices,
+            is_chosen,
+            (chunk["key_kernel"], chunk["value_kernel"]),
+            drop,
+        )
+        if not adds_loss:
+            return outputs, scores[..., 0]
+        return outputs, _divergence(weights, scores, is_chosen)
+
+    def _read_kernel(self, up: Any) -> Any:
+        if up.quantization_mode:  # Of use to its own layer alone, so what it does is looked at.
+            return up(ops.eye(self.key_value_lora_rank, dtype=self.compute_dtype)[None])[0]
+        return ops.cast(up.kernel, self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "index_top_k": self.index_top_k,
+            "index_num_heads": self.index_num_heads,
+            "index_head_dim": self.index_head_dim,
+            "indexer_loss_weight": self.indexer_loss_weight,
+            "chunk_size": self.chunk_size,
+        }
+
+
+def _divergence(weights: Any, scores: Any, is_chosen: Any) -> Any:
+    """Returns KL(mean over heads of weights || softmax of scores) over the chosen keys.
+
+    Args:
+        weights: Tensor of shape `(batch_size, length, num_heads, num_keys)`. It has no gradient.
+        scores: Tensor of shape `(batch_size, length, num_keys)`.
+        is_chosen: Boolean tensor of the same shape.
+
+    Returns:
+        A tensor of shape `(batch_size, length)`; zero where no key was chosen.
+    """
+    target = ops.mean(ops.cast(ops.stop_gradient(weights), scores.dtype), axis=2)
+    target = ops.where(is_chosen, target, 0.0)
+    scores = scores - ops.logsumexp(scores, axis=-1, keepdims=True)
+    # Not by `maximum`, which ends in float32 on PyTorch.
+    logs = ops.log(ops.where(target > _LEAST, target, _LEAST)) - ops.where(is_chosen, scores, 0.0)
+    return ops.sum(target * logs, axis=-1)

@@ -1,0 +1,116 @@
+"""The attention of DeepSeek-V4 that sees all of the sequence, heavily compressed."""
+
+from typing import Any
+
+import keras
+
+from keras_deepseek.checks import check_integer
+from keras_deepseek.layers.attention.compressed.token_compressor import TokenCompressor
+from keras_deepseek.layers.attention.compressed.token_packing import PackedTokens
+from keras_deepseek.layers.attention.key_value_cache import Cache
+from keras_deepseek.layers.attention.sink_attention import FarKeys
+from keras_deepseek.layers.attention.sliding_window_attention import SlidingWindowAttention
+from keras_deepseek.layers.input_check import Shape
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class HeavilyCompressedAttention(SlidingWindowAttention):
+    """`SlidingWindowAttention` that also sees one entry for every `compress_rate` earlier tokens.
+
+    Choose it for long sequences of which a layer should see all, at a 128th of the keys. Beside the
+    window, in one softmax with it, a token sees every entry whose last token is not behind it:
+
+    ```
+    gate = gate(x) + position_bias                   of token j in the window of entry n
+    entry_n = rms_norm(sum over j of softmax over j(gate_j) * value(x_j))     number by number
+    k_n = rotary(entry_n, position of the window's first token)
+    ```
+
+    Windows of an entry do not overlap, and what the last one lacks of a full window is seen through
+    the sliding window alone. They are counted over real tokens: padding is in none, wherever it
+    stands. Where positions are given, they must run on within a window.
+
+    Beside what `SlidingWindowAttention` keeps, a cache holds the entries, `"compressed_key"`, with
+    `max_length // compress_rate + 1` slots, and in `"recent_value"` and `"recent_gate"` the tokens
+    of a window that is not full yet.
+
+    Of a checkpoint, `compressor.kv_proj`, `.gate_proj`, `.position_bias` and `.kv_norm` are
+    `value`, `gate`, `position_bias` and `norm` of `compressor`; the others as of
+    `SlidingWindowAttention`.
+
+    Args:
+        num_heads: integer. Number of attention heads.
+        compress_rate: integer. How many tokens an entry stands for. Defaults to `128`.
+        rope_max_wavelength: float. The base of the rotary angles. Defaults to `160000.0`.
+        **kwargs: Arguments of `SlidingWindowAttention`, of which `head_dim`, `rope_head_dim`,
+            `query_lora_rank`, `num_output_groups` and `output_lora_rank` must be given.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
+            `None` for the mask that `inputs` carry.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count the real
+            tokens, on from those in the cache.
+        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
+        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+        training: boolean. Whether to drop attention weights.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+
+    Returns:
+        A tensor of the shape of `inputs`; with a cache, the pair of it and the new cache.
+
+    Raises:
+        InvalidInputError: An argument is out of its range, shapes do not fit, or the cache is full.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import HeavilyCompressedAttention
+    >>> layer = HeavilyCompressedAttention(
+    ...     4, compress_rate=3, sliding_window=2, head_dim=8, rope_head_dim=4, query_lora_rank=8,
+    ...     num_output_groups=2, output_lora_rank=8,
+    ... )
+    >>> tuple(layer(np.ones((2, 10, 12), "float32")).shape)
+    (2, 10, 12)
+
+    Reference:
+
+    - [DeepSeek-V4 (DeepSeek-AI, 2026)](https://huggingface.co/deepseek-ai/DeepSeek-V4-Flash-Base)
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        *,
+        compress_rate: int = 128,
+        rope_max_wavelength: float = 160000.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_heads, rope_max_wavelength=rope_max_wavelength, **kwargs)
+        self.compress_rate = check_integer("compress_rate", compress_rate)
+        self.compressor = TokenCompressor(
+            self.head_dim,
+            self.compress_rate,
+            use_overlap=False,
+            epsilon=self.epsilon,
+            kernel_initializer=self.kernel_initializer,
+            dtype=self.dtype_policy,
+            trainable=self.trainable,
+            name="compressor",
+        )
+
+    def build(self, input_shape: Shape) -> None:
+        super().build(input_shape)
+        self.compressor.build(input_shape)
+
+    def _cache_shapes(self, max_length: int) -> dict[str, tuple[int, int]]:
+        return {**super()._cache_shapes(max_length), **self.compressor.cache_shapes(max_length)}
+
+    def _find_far(
+        self, tokens: PackedTokens, queries: Any, cache: Cache | None
+    ) -> tuple[FarKeys | None, Cache]:
+        keys, updates = self.compressor.compress(tokens, cache, self._rotate)
+        return FarKeys(keys, self.compressor.count_visible(tokens)), updates
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "compress_rate": self.compress_rate}

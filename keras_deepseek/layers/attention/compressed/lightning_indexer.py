@@ -1,0 +1,242 @@
+"""What `DeepSeekSparseAttention` chooses its keys by, at a fraction of the cost of attention."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek import backend
+from keras_deepseek.checks import check_integer, check_number
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.layers.attention.compressed.hidden_score import HIDDEN
+from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.double_precision import call_dense, promote_dtypes
+from keras_deepseek.layers.input_check import Shape, check_floating, is_shape
+from keras_deepseek.layers.position.inner_rotary import make_rotary
+from keras_deepseek.layers.position.position_check import check_no_theta
+from keras_deepseek.layers.token_dim import check_shape
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class LightningIndexer(keras.Layer):
+    """Projects tokens to what scores, by a small product, how much a query wants a key.
+
+    Choose it to attend to few keys out of many: `score_keys` gives the scores and `choose_keys` the
+    best of them. It has one key a token, shared by its heads. For a token `x`, with `c` what its
+    queries are made from,
+
+    ```
+    query_h = rotary(query_up_h(c))       key = rotary(layer_norm(key(x)))
+    weight_h = head_weight_h(x) * (num_heads * head_dim) ** -0.5
+    score(t, s) = sum over h of weight_h(t) * relu(query_h(t) . key(s))
+    ```
+
+    where `rotary` turns the first `rope_head_dim` entries, in halves. Which keys are best has no
+    gradient, so an indexer learns by a loss of its own; see `DeepSeekSparseAttention`.
+
+    Each token is projected alone, and a mask passes through. What has to be cached is the key. The
+    weights are those of a checkpoint but for their layout: `wq_b` is `query_up`, `wk` `key`,
+    `k_norm` `key_norm`, `weights_proj` `head_weight`. The Hadamard transform of DeepSeek's own
+    code, which changes no score, is left out.
+
+    Args:
+        num_heads: integer. Number of heads.
+        head_dim: integer. Size of a query of each head, and of a key.
+        rope_head_dim: integer. Size of the part of both that is rotated by position; an even
+            number.
+        rope_max_wavelength: float. The base of the rotary angles. Defaults to `10000.0`.
+        rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`. Defaults to `None`.
+        epsilon: float. Added to the variance in the norm. Defaults to `1e-6`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of all
+            kernels. Defaults to `"glorot_uniform"`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+        queries: Floating-point tensor of shape `(batch_size, length, query_dim)`: what queries are
+            made from, such as the compressed ones of an attention layer. `None` is `inputs`.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from
+            `start_index`.
+        start_index: integer or integer scalar tensor. The position of the first token where
+            `positions` is `None`. Defaults to `0`.
+
+    Returns:
+        Three tensors: queries of shape `(batch_size, length, num_heads, head_dim)`, weights of
+        shape `(batch_size, length, num_heads)`, and keys of shape `(batch_size, length, head_dim)`.
+
+    Raises:
+        InvalidInputError: A size is not a positive integer, `rope_head_dim` is odd or larger than
+            `head_dim`, or the inputs are of another shape, or `queries` of other tokens.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import LightningIndexer
+    >>> indexer = LightningIndexer(num_heads=2, head_dim=8, rope_head_dim=4)
+    >>> query, weights, key = indexer(np.ones((1, 5, 12), "float32"))
+    >>> tuple(indexer.score_keys(query, weights, key).shape)
+    (1, 5, 5)
+
+    Reference:
+
+    - [DeepSeek-V3.2 (DeepSeek-AI, 2025)](https://arxiv.org/abs/2512.02556)
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        *,
+        rope_head_dim: int,
+        rope_max_wavelength: float = 10000.0,
+        rope_scaling: dict[str, Any] | None = None,
+        epsilon: float = 1e-6,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
+        check_no_theta(kwargs, "rope_max_wavelength")
+        super().__init__(**kwargs)
+        self.num_heads = check_integer("num_heads", num_heads)
+        self.head_dim = check_integer("head_dim", head_dim)
+        self.rope_head_dim = check_integer("rope_head_dim", rope_head_dim)
+        if self.rope_head_dim % 2 or self.rope_head_dim > self.head_dim:
+            raise InvalidInputError(
+                f"`rope_head_dim` must be even and at most `head_dim`, {head_dim}, of which it is "
+                f"a part; received {rope_head_dim}."
+            )
+        self.epsilon = check_number("epsilon", epsilon, least=0)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.rotary = make_rotary(
+            self, rope_max_wavelength, rope_scaling, rotary_dim=self.rope_head_dim
+        )
+        self.supports_masking = True
+
+    def build(self, inputs_shape: Shape, queries_shape: Shape | None = None) -> None:
+        for shape in (inputs_shape, queries_shape or inputs_shape):
+            check_shape(self.name, shape)
+        self.query_up = keras.layers.EinsumDense(
+            "btd,dhn->bthn",
+            (None, self.num_heads, self.head_dim),
+            **projection_arguments(self, "query_up"),
+        )
+        self.query_up.supports_masking = True  # It transforms each token alone.
+        self.query_up.build(queries_shape or inputs_shape)
+        self.key = keras.layers.Dense(
+            self.head_dim, use_bias=False, **projection_arguments(self, "key")
+        )
+        self.key.build(inputs_shape)
+        self.key_norm = keras.layers.LayerNormalization(
+            epsilon=self.epsilon,
+            dtype=self.dtype_policy,
+            trainable=self.trainable,
+            name="key_norm",
+        )
+        self.key_norm.build((*inputs_shape[:2], self.head_dim))
+        self.head_weight = keras.layers.Dense(
+            self.num_heads, use_bias=False, **projection_arguments(self, "head_weight")
+        )
+        self.head_weight.build(inputs_shape)
+        self.rotary.build((*inputs_shape[:2], self.head_dim))
+
+    def call(
+        self, inputs: Any, queries: Any = None, positions: Any = None, start_index: Any = 0
+    ) -> tuple[Any, Any, Any]:
+        self._check_call(inputs, queries)
+        turn = {"positions": positions, "start_index": start_index}
+        query = self.rotary(self.query_up(inputs if queries is None else queries), **turn)
+        weights = call_dense(self.head_weight, inputs)
+        weights = weights * (self.num_heads * self.head_dim) ** -0.5
+        return query, weights, self.rotary(self.key_norm(self.key(inputs)), **turn)
+
+    def _check_call(self, inputs: Any, queries: Any) -> None:
+        check_floating(inputs, self.name)
+        if queries is None:
+            return
+        check_floating(queries, self.name)
+        received, expected = tuple(queries.shape), (*inputs.shape[:2], None)
+        if not is_shape(received, expected):
+            raise InvalidInputError(
+                f"{self.name!r} needs `queries` of shape (batch_size, length, query_dim) for the "
+                f"tokens of the inputs, here {expected}, received {received}. Keys of other tokens "
+                f"come from a call of their own: `score_keys` takes any number of them."
+            )
+
+    def score_keys(self, query: Any, weights: Any, key: Any) -> Any:
+        """Returns how much each query wants each key, in float32 or better.
+
+        Args:
+            query: Tensor of shape `(batch_size, query_length, num_heads, head_dim)`.
+            weights: Tensor of shape `(batch_size, query_length, num_heads)`.
+            key: Tensor of shape `(batch_size, key_length, head_dim)`.
+
+        Returns:
+            A tensor of shape `(batch_size, query_length, key_length)`.
+        """
+        products = ops.relu(ops.einsum("bthd,bsd->bths", query, key))
+        dtype = promote_dtypes(products.dtype, "float32")
+        return ops.einsum("bths,bth->bts", ops.cast(products, dtype), ops.cast(weights, dtype))
+
+    def choose_keys(self, scores: Any, mask: Any, num_keys: int) -> tuple[Any, Any, Any]:
+        """Returns the keys of the best scores, and of equal ones the first.
+
+        Args:
+            scores: Tensor of shape `(batch_size, query_length, key_length)`.
+            mask: Boolean tensor that broadcasts to that shape, false at keys that must not be
+                chosen, or `None`.
+            num_keys: integer. How many; at most `key_length`, where that is known.
+
+        Returns:
+            Three tensors of shape `(batch_size, query_length, num_keys)`: the indices of the keys,
+            their scores, and whether each was chosen, false where no further key was left.
+        """
+        if mask is not None:
+            scores = ops.where(mask, scores, HIDDEN)
+        key_length = ops.shape(scores)[2]
+        if not isinstance(key_length, int):  # There may be fewer.
+            missing = ops.maximum(num_keys - key_length, 0)
+            filling = ops.zeros((*ops.shape(scores)[:2], missing), scores.dtype) + HIDDEN
+            scores = ops.concatenate([scores, filling], axis=-1)
+        scores, indices = backend.current().top_k(scores, num_keys)
+        indices = ops.minimum(indices, ops.cast(key_length, "int32") - 1)
+        return indices, scores, scores > HIDDEN / 2
+
+    def compute_output_spec(
+        self, inputs: Any, queries: Any = None, *args: Any, **kwargs: Any
+    ) -> tuple[keras.KerasTensor, keras.KerasTensor, keras.KerasTensor]:
+        self._check_call(inputs, queries)
+        shapes = ((self.num_heads, self.head_dim), (self.num_heads,), (self.head_dim,))
+        query, weights, key = (
+            keras.KerasTensor((*inputs.shape[:2], *shape), self.compute_dtype) for shape in shapes
+        )
+        return query, weights, key
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "head_dim": self.head_dim,
+            "rope_head_dim": self.rope_head_dim,
+            "rope_max_wavelength": self.rotary.max_wavelength,
+            "rope_scaling": self.rotary.scaling,
+            "epsilon": self.epsilon,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
+def check_index_head_dim(index_head_dim: Any, rope_head_dim: int) -> int:
+    """Returns the size of a head of the indexer in an attention layer.
+
+    Args:
+        index_head_dim: What was given.
+        rope_head_dim: integer. The part of a head that is rotated, in the layer as in its indexer.
+
+    Raises:
+        InvalidInputError: It is no positive integer, or less than that part.
+    """
+    size = check_integer("index_head_dim", index_head_dim)
+    if size < rope_head_dim:
+        raise InvalidInputError(
+            f"`index_head_dim` must not be less than `rope_head_dim`, the part of it that is "
+            f"rotated; received {size} and {rope_head_dim}."
+        )
+    return size

@@ -1,0 +1,140 @@
+"""Which blocks of a sequence attend to which: the patterns that `SparseAttention` combines.
+
+NumPy alone. `block_plan` turns a layout into the tables that the computation goes by.
+"""
+
+import numbers
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import InvalidInputError
+
+_LEAST = {
+    "block_size": 1,
+    "sliding_window": 1,
+    "block_stride": 1,
+    "num_random_blocks": 0,
+    "layout_seed": 0,
+}
+_OPTIONAL = ("sliding_window", "block_stride")
+
+
+@dataclass(frozen=True, eq=False)
+class BlockLayout:
+    """The union of several patterns; each is left out by its default.
+
+    Args:
+        block_size: integer. Positions in a block.
+        is_causal: boolean. Whether no position sees a later one.
+        sliding_window: integer or `None`. A position sees those less than so many positions away.
+        global_blocks: iterable of integers. Blocks that see all and are seen by all; negative ones
+            count from the end. A sequence that does not reach one is without it.
+        block_stride: integer or `None`. A block sees those at a multiple of so many blocks.
+        num_random_blocks: integer. How many blocks more, drawn at random, each block sees.
+        layout_seed: integer. What they are drawn with.
+        given: boolean array of blocks by blocks, or `None`. `given[i, j]` shows block j to block i.
+
+    Raises:
+        InvalidInputError: An argument is not of its kind, or nothing at all is shown.
+    """
+
+    block_size: int
+    is_causal: bool = False
+    sliding_window: int | None = None
+    global_blocks: Iterable[int] = ()
+    block_stride: int | None = None
+    num_random_blocks: int = 0
+    layout_seed: int = 0
+    given: Array | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                object.__setattr__(self, name, check_integer(name, value, least=least))
+        object.__setattr__(self, "global_blocks", _read_blocks(self.global_blocks))
+        if self.given is not None:
+            _check_given(self.given)
+        patterns = (self.sliding_window, self.global_blocks, self.block_stride)
+        if not any(patterns) and not self.num_random_blocks and self.given is None:
+            raise InvalidInputError(
+                "No position would see any. Give at least one of `sliding_window`, "
+                "`global_blocks`, `block_stride`, `num_random_blocks` and `block_layout`."
+            )
+
+    def window(self, num_blocks: int) -> Array:
+        """Returns the pairs of blocks that the sliding window touches, the whole of it or a part.
+
+        Which positions of such a pair see each other, the plan decides: a window is exact.
+        """
+        if self.sliding_window is None:
+            return np.zeros((num_blocks, num_blocks), bool)
+        reach = (self.sliding_window - 2) // self.block_size + 1
+        return self._if_causal(np.abs(_offsets(num_blocks)) <= reach)
+
+    def whole(self, num_blocks: int) -> Array:
+        """Returns the pairs of blocks in which each position sees each, if not a later one."""
+        whole = np.zeros((num_blocks, num_blocks), bool)
+        if self.given is not None:
+            if num_blocks > len(self.given):
+                raise InvalidInputError(
+                    f"`block_layout` covers {len(self.given)} blocks of {self.block_size} "
+                    f"positions, received a sequence of {num_blocks} blocks. Give a larger layout."
+                )
+            whole |= self.given[:num_blocks, :num_blocks]
+        if self.block_stride is not None:
+            whole |= _offsets(num_blocks) % self.block_stride == 0
+        for block in self.global_blocks:
+            if -num_blocks <= block < num_blocks:
+                whole[block, :] = whole[:, block] = True
+        if self.num_random_blocks:
+            whole |= self._draw(~(whole | self.window(num_blocks)))
+        return self._if_causal(whole)
+
+    def _draw(self, free: Array) -> Array:
+        """Returns random blocks in each row, out of those that no other pattern shows."""
+        rng = np.random.default_rng(self.layout_seed)
+        drawn = np.zeros_like(free)
+        for row, candidates in enumerate(self._if_causal(free)):
+            blocks = np.flatnonzero(candidates)
+            size = min(self.num_random_blocks, len(blocks))
+            drawn[row, rng.choice(blocks, size, replace=False) if size else []] = True
+        return drawn
+
+    def _if_causal(self, pairs: Array) -> Array:
+        return np.tril(pairs) if self.is_causal else pairs
+
+
+def _read_blocks(blocks: Any) -> tuple[int, ...]:
+    """Returns the numbers of blocks, NumPy's as Python's."""
+    try:
+        found = tuple(blocks)
+    except TypeError:
+        found = (None,)
+    if not all(isinstance(x, numbers.Integral) and not isinstance(x, bool) for x in found):
+        raise InvalidInputError(
+            f"`global_blocks` must be a list of integers, or an array or range of them, received "
+            f"{blocks!r}."
+        )
+    return tuple(int(x) for x in found)
+
+
+def _check_given(given: Array) -> None:
+    if given.dtype != bool:
+        raise InvalidInputError(
+            f"`block_layout` must hold booleans, received {given.dtype}: write `layout != 0`."
+        )
+    if given.ndim != 2 or given.shape[0] != given.shape[1] or not given.size:  # noqa: PLR2004
+        raise InvalidInputError(
+            f"`block_layout` must be of shape (num_blocks, num_blocks), received {given.shape}."
+        )
+
+
+def _offsets(num_blocks: int) -> Array:
+    blocks = np.arange(num_blocks)
+    return blocks[:, None] - blocks

@@ -1,0 +1,138 @@
+"""From a block layout to the tables that `block_sparse_attention` computes by.
+
+NumPy alone, once for each layout and length.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
+
+NEVER = np.iinfo("int32").max
+
+
+@dataclass(frozen=True, eq=False)
+class RowGroup:
+    """Rows of blocks that are computed in one product, each with as many blocks of keys.
+
+    Legend: R rows, r blocks of queries in a row, m blocks of keys, T positions in a block.
+
+    Args:
+        queries: integers of shape `(R, r)`. Blocks of queries that see the same blocks of keys.
+        keys: integers of shape `(R, m)`. Those blocks; a slot too many holds any block.
+        first_query: integers of shape `(R, m * T)`. The first position that sees each key; `NEVER`
+            for keys of a slot too many and beyond the end of the sequence.
+        last_query: integers of shape `(R, m * T)`. The last one.
+    """
+
+    queries: Array
+    keys: Array
+    first_query: Array
+    last_query: Array
+
+
+@dataclass(frozen=True, eq=False)
+class BlockPlan:
+    """How to compute attention for one layout and one length.
+
+    Args:
+        block_size: integer. Positions in a block.
+        num_blocks: integer. Blocks in the sequence, the last one filled up.
+        groups: tuple of `RowGroup`.
+        order: integers. Where each block stands in the outputs of all groups, one after another.
+    """
+
+    block_size: int
+    num_blocks: int
+    groups: tuple[RowGroup, ...]
+    order: Array
+
+
+@functools.lru_cache(maxsize=64)
+def plan_blocks(layout: BlockLayout, length: int) -> BlockPlan:
+    """Returns the plan for sequences of a length.
+
+    Rows that see many blocks, as global ones do, are kept apart from those that see few: in one
+    table all would be as wide as the widest, and the cost quadratic.
+    """
+    num_blocks = max(1, -(-length // layout.block_size))
+    whole = layout.whole(num_blocks)
+    shown = whole | layout.window(num_blocks)
+    groups = tuple(
+        _make_group(layout, length, rows, shown, whole) for rows in group_rows(shown.sum(1))
+    )
+    computed = np.concatenate([group.queries.ravel() for group in groups])
+    return BlockPlan(layout.block_size, num_blocks, groups, np.argsort(computed))
+
+
+@functools.lru_cache(maxsize=64)
+def plan_rows(layout: BlockLayout, length: int) -> RowGroup:
+    """Returns all rows in one group and in their order, so that a row is found by its number.
+
+    What decoding goes by: which row it needs it may not know ahead.
+    """
+    num_blocks = max(1, -(-length // layout.block_size))
+    whole = layout.whole(num_blocks)
+    rows = np.arange(num_blocks)
+    return _tabulate(layout, length, rows[:, None], whole | layout.window(num_blocks), whole)
+
+
+def group_rows(num_shown: Array) -> list[Array]:
+    """Returns rows in groups of similar numbers of shown blocks, so that few slots stay unused.
+
+    Those of a group see more than half of what its widest row sees. A group of its own costs
+    another call of everything, so it must save an eighth of the work, else it joins a wider one.
+    """
+    groups: list[Array] = []
+    left = np.arange(len(num_shown))
+    while len(left):
+        width = num_shown[left].max()
+        belongs = (2 * num_shown[left] > width) | (width <= 1)
+        rows, left = left[belongs], left[~belongs]
+        if groups:
+            unused = (num_shown[groups[-1]].max() - num_shown[rows]).sum()
+            if 8 * unused <= num_shown.sum():
+                groups[-1] = np.sort(np.concatenate([groups[-1], rows]))
+                continue
+        groups.append(rows)
+    return groups
+
+
+def _make_group(
+    layout: BlockLayout, length: int, rows: Array, shown: Array, whole: Array
+) -> RowGroup:
+    queries = rows[:, None]
+    if np.all(shown[rows] == shown[rows[0]]) and np.all(whole[rows] == whole[rows[0]]):
+        queries = rows[None]  # As global blocks: nothing has to be copied.
+    return _tabulate(layout, length, queries, shown, whole)
+
+
+def _tabulate(
+    layout: BlockLayout, length: int, queries: Array, shown: Array, whole: Array
+) -> RowGroup:
+    """Returns a group; `queries` are its blocks of queries, of shape `(R, r)`."""
+    rows = queries[:, 0]
+    keys, is_used = _pack(shown[rows])
+    positions = keys[..., None] * layout.block_size + np.arange(layout.block_size)
+    first, last = np.zeros_like(positions), np.full_like(positions, NEVER)
+    if layout.sliding_window is not None:
+        is_whole = np.take_along_axis(whole[rows], keys, 1)[..., None]
+        first = np.where(is_whole, first, positions - layout.sliding_window + 1)
+        last = np.where(is_whole, last, positions + layout.sliding_window - 1)
+    if layout.is_causal:
+        first = positions
+    first = np.where(is_used[..., None] & (positions < length), first, NEVER)
+    flat = (len(keys), -1)
+    return RowGroup(
+        queries, keys, first.reshape(flat).astype("int32"), last.reshape(flat).astype("int32")
+    )
+
+
+def _pack(shown: Array) -> tuple[Array, Array]:
+    """Returns the shown blocks of each row in a table, and which slots of the table are used."""
+    width = max(1, shown.sum(1).max())
+    blocks = np.argsort(~shown, axis=1, kind="stable")[:, :width]
+    return blocks, np.take_along_axis(shown, blocks, 1)

@@ -1,0 +1,402 @@
+"""Attention that is trained to be sparse: it compresses, chooses, and looks at what is near."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek import backend
+from keras_deepseek.checks import check_boolean, check_integer
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.layers.attention.call_check import (
+    check_call,
+    check_room,
+    compute_call_spec,
+    read_length,
+)
+from keras_deepseek.layers.attention.compressed.token_places import (
+    count_tokens,
+    number_tokens,
+    put_places,
+    take_places,
+    take_tokens,
+)
+from keras_deepseek.layers.attention.head_projection import make_projection
+from keras_deepseek.layers.attention.key_value_cache import (
+    Cache,
+    append_to_cache,
+    check_states,
+    make_cache,
+)
+from keras_deepseek.layers.attention.sparse.block_compression import BlockCompression
+from keras_deepseek.layers.attention.sparse.native_sparse_branches import (
+    BRANCHES,
+    KINDS,
+    NativeSparseBranches,
+    swap_heads,
+)
+from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.mask_check import complete_mask
+from keras_deepseek.layers.position.inner_rotary import make_rotary
+from keras_deepseek.layers.position.position_check import check_no_theta
+from keras_deepseek.layers.position.rotary_scaling import compute_score_factor
+from keras_deepseek.layers.token_dim import read_dim
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class NativeSparseAttention(keras.Layer):
+    """Causal self-attention in three branches: to compressed blocks, chosen blocks, and a window.
+
+    Choose it for a model that is trained on long sequences from the beginning, so that it learns
+    what to look up. Each branch has keys and values of its own, and a gate that the token itself
+    sets:
+
+    ```
+    output_t = W_o concat_h( sum over branches c of gate_tch attention(query_th, K_c, V_c) )
+    gate_t = sigmoid(W_g x_t)
+
+    K_compression   each block of `compression_block_size` tokens, one every `compression_stride`,
+                    made one key by a perceptron that knows the places in the block; the blocks
+                    that have ended by t
+    K_selection     the tokens up to t of `num_selected_blocks` blocks of `selection_block_size`
+    K_window        the last `sliding_window` tokens
+    ```
+
+    How important a block is, the first branch says: the weights of its attention, each times the
+    strides that the compressed block shares with the one to choose, summed over the heads of
+    queries that share a head of keys, which so choose as one. The first `num_initial_blocks` and
+    the last `num_local_blocks` are always among the chosen. The choice itself has no gradient.
+    The tokens that have chosen a block are gathered, and multiplied with it and no other. The
+    compressed keys that are looked at grow with the length: that part of the cost is its square
+    divided by `compression_stride`, all others are in proportion to it.
+
+    Queries and keys are rotated by their positions, compressed keys by that of their first token,
+    after compression. The attention scale is `head_dim ** -0.5`, times YaRN's mscale squared.
+
+    A boolean mask, Keras's or as `mask`, hides padding, anywhere, and passes through; the outputs
+    at padded places have no meaning. Blocks and positions count the real tokens of a sequence
+    alone: the same tokens give the same outputs however they are padded. There is no `positions`
+    argument therefore. The length need not be a multiple of any block, and must be known when the
+    layer computes. A Functional model may be made for an unknown length and be called with any, but
+    a graph of an unknown one is refused where it is traced: an export's, or that of TensorFlow's
+    `fit` and `predict` from the second length on.
+
+    A cache is a dict of `"mask"`, of shape `(batch_size, max_length)`, and of states of shape
+    `(batch_size, num_key_value_heads, places, dim)`: `"BRANCH_key"` and `"BRANCH_value"` of the
+    three branches, where real tokens stand one after the other whatever slots they came in, and
+    `"compressed_key"` and `"compressed_value"`. A step of decoding compresses the block that a
+    token ends, and gathers the blocks that it chooses.
+
+    Args:
+        num_heads: integer. Number of heads of queries.
+        head_dim: integer. Size of each head of queries and keys; an even number.
+        num_key_value_heads: integer or `None`. Number of heads of keys and values, a divisor of
+            `num_heads`; each serves a group of heads of queries. `None` is `num_heads`. Defaults to
+            `None`.
+        value_head_dim: integer or `None`. Size of each head of values. `None` is `head_dim`.
+            Defaults to `None`.
+        compression_block_size: integer. Tokens in a compressed block. Defaults to `32`.
+        compression_stride: integer. Tokens from the first of a compressed block to that of the
+            next, a divisor of both block sizes. Defaults to `16`.
+        compression_hidden_dim: integer or `None`. Size of the hidden layer of the perceptrons that
+            compress. `None` is `head_dim`. Defaults to `None`.
+        selection_block_size: integer. Tokens in a block to choose. Defaults to `64`.
+        num_selected_blocks: integer. Number of blocks that are chosen for each token, those that
+            always are among them. Defaults to `16`.
+        num_initial_blocks: integer. Number of blocks at the beginning that are always chosen.
+            Defaults to `1`.
+        num_local_blocks: integer. Number of blocks that are always chosen, that of the token and
+            those before it. Defaults to `2`.
+        sliding_window: integer. Number of tokens in the window, the token itself among them.
+            Defaults to `512`.
+        rope_max_wavelength: float. The base of the rotary angles. Defaults to `10000.0`.
+        rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`. Defaults to `None`.
+        use_interleaved_pairs: boolean. Whether neighbours are a rotary pair, rather than entries
+            half of `head_dim` apart. Defaults to `False`.
+        use_bias: boolean. Whether the projections, the gates and the perceptrons add a bias.
+            Defaults to `False`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of all
+            kernels. Defaults to `"glorot_uniform"`.
+        bias_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
+            biases. Defaults to `"zeros"`.
+        max_length: integer or `None`. Number of positions, in tokens and padding included, beyond
+            which a call, or a model of a known length, is refused; that of `RotaryEmbedding`.
+            Defaults to `None`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
+            `None` for the mask that `inputs` carry.
+        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
+        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+
+    Returns:
+        A tensor of the shape of `inputs`; with a cache, the pair of it and the new cache.
+
+    Raises:
+        InvalidInputError: An argument is out of its range, sizes or shapes do not fit, the inputs
+            have an unknown length, or the cache is full.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import NativeSparseAttention
+    >>> layer = NativeSparseAttention(
+    ...     4, head_dim=8, num_key_value_heads=1, compression_block_size=8, compression_stride=4,
+    ...     selection_block_size=8, num_selected_blocks=4, sliding_window=16,
+    ... )
+    >>> tuple(layer(np.ones((1, 100, 12), "float32")).shape)
+    (1, 100, 12)
+
+    Reference:
+
+    - [Native Sparse Attention (Yuan et al., 2025)](https://arxiv.org/abs/2502.11089)
+    """
+
+    def __init__(  # noqa: PLR0913 - three branches have as many
+        self,
+        num_heads: int,
+        *,
+        head_dim: int,
+        num_key_value_heads: int | None = None,
+        value_head_dim: int | None = None,
+        compression_block_size: int = 32,
+        compression_stride: int = 16,
+        compression_hidden_dim: int | None = None,
+        selection_block_size: int = 64,
+        num_selected_blocks: int = 16,
+        num_initial_blocks: int = 1,
+        num_local_blocks: int = 2,
+        sliding_window: int = 512,
+        rope_max_wavelength: float = 10000.0,
+        rope_scaling: dict[str, Any] | None = None,
+        use_interleaved_pairs: bool = False,
+        use_bias: bool = False,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        max_length: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_no_theta(kwargs, "rope_max_wavelength")
+        super().__init__(**kwargs)
+        self.num_heads = check_integer("num_heads", num_heads)
+        self.head_dim = check_integer("head_dim", head_dim)
+        self.num_key_value_heads = check_integer(
+            "num_key_value_heads", num_key_value_heads, default=self.num_heads
+        )
+        self.value_head_dim = check_integer("value_head_dim", value_head_dim, default=self.head_dim)
+        self.compression_block_size = check_integer(
+            "compression_block_size", compression_block_size
+        )
+        self.compression_stride = check_integer("compression_stride", compression_stride)
+        self.compression_hidden_dim = check_integer(
+            "compression_hidden_dim", compression_hidden_dim, default=self.head_dim
+        )
+        self.selection_block_size = check_integer("selection_block_size", selection_block_size)
+        self.num_selected_blocks = check_integer("num_selected_blocks", num_selected_blocks)
+        self.num_initial_blocks = check_integer("num_initial_blocks", num_initial_blocks)
+        self.num_local_blocks = check_integer("num_local_blocks", num_local_blocks)
+        self.sliding_window = check_integer("sliding_window", sliding_window)
+        if self.num_heads % self.num_key_value_heads:
+            raise InvalidInputError(
+                f"`num_key_value_heads` must divide `num_heads`, received "
+                f"{self.num_key_value_heads} and {self.num_heads}."
+            )
+        if self.head_dim % 2:
+            raise InvalidInputError(
+                f"`head_dim` must be even, for it is rotated in pairs; received {self.head_dim}."
+            )
+        self.use_bias = check_boolean("use_bias", use_bias)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.rotary = make_rotary(
+            self,
+            rope_max_wavelength,
+            rope_scaling,
+            use_interleaved_pairs=use_interleaved_pairs,
+            max_length=max_length,
+        )
+        self._branches = NativeSparseBranches(
+            self.compression_block_size,
+            self.compression_stride,
+            self.selection_block_size,
+            self.num_selected_blocks,
+            self.num_initial_blocks,
+            self.num_local_blocks,
+            self.sliding_window,
+        )
+        self.supports_masking = True
+
+    def build(self, input_shape: Shape) -> None:
+        dim = read_dim(self, input_shape)
+        heads, groups = self.num_heads, self.num_key_value_heads
+        sizes = {"key": self.head_dim, "value": self.value_head_dim}
+        self.query_dense = make_projection(self, "query", (heads, self.head_dim))
+        self.gate_dense = make_projection(self, "gate", (heads, len(BRANCHES)))
+        self.key_value_denses = {
+            f"{branch}_{kind}": make_projection(self, f"{branch}_{kind}", (groups, sizes[kind]))
+            for branch in BRANCHES
+            for kind in KINDS
+        }
+        for dense in (self.query_dense, self.gate_dense, *self.key_value_denses.values()):
+            dense.build(input_shape)
+        self.compressions = {
+            kind: BlockCompression(
+                self.compression_hidden_dim,
+                use_bias=self.use_bias,
+                kernel_initializer=self.kernel_initializer,
+                bias_initializer=self.bias_initializer,
+                dtype=self.dtype_policy,
+                trainable=self.trainable,
+                name=f"compress_{kind}",
+            )
+            for kind in KINDS
+        }
+        for kind, compression in self.compressions.items():
+            compression.build((None, groups, None, self.compression_block_size, sizes[kind]))
+        self.output_dense = make_projection(
+            self, "attention_output", (dim,), equation="bthk,hkd->btd", bias_axes="d"
+        )
+        self.output_dense.build((*input_shape[:2], heads, self.value_head_dim))
+        self.rotary.build((None, None, None, self.head_dim))
+
+    def make_cache(self, batch_size: int, max_length: int) -> Cache:
+        """Returns an empty cache, for the `cache` of a call.
+
+        Args:
+            batch_size: integer. Number of sequences.
+            max_length: integer. Number of tokens that it has room for, padding included.
+
+        Returns:
+            A dict of tensors.
+
+        Raises:
+            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
+        """
+        shapes = self._state_shapes(check_integer("max_length", max_length))
+        return make_cache(batch_size, max_length, {}, self.compute_dtype, states=shapes)
+
+    def _state_shapes(self, max_length: int) -> dict[str, tuple[int, ...]]:
+        block_size = self.selection_block_size
+        places = dict.fromkeys(BRANCHES, -(-max_length // block_size) * block_size)
+        # The last holds blocks that no token will end, so that a step always has one to write.
+        places["compressed"] = self._branches.count_compressed(max_length) + 1
+        sizes = {"key": self.head_dim, "value": self.value_head_dim}
+        return {
+            f"{name}_{kind}": (self.num_key_value_heads, places[name], sizes[kind])
+            for name in places
+            for kind in KINDS
+        }
+
+    def call(
+        self,
+        inputs: Any,
+        mask: Any = None,
+        cache: Cache | None = None,
+        cache_index: Any = None,
+        inputs_mask: Any = None,
+    ) -> Any:
+        mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
+        check_room(self, inputs, None, cache_index)
+        length = read_length(self, inputs)
+        if cache is not None:
+            check_states(cache, inputs.shape[0], self._state_shapes)
+        if 0 in inputs.shape[:2]:  # Nothing has no maximum.
+            outputs = ops.cast(inputs, self.compute_dtype)
+            return outputs if cache is None else (outputs, cache)
+        order = None if mask is None else number_tokens(mask)
+        tokens = inputs if order is None else take_tokens(inputs, ops.argsort(order, axis=1))
+
+        # At the beginning of the sequence, nothing in the cache comes before.
+        is_first = cache is None or backend.current().read_integer(cache_index) == 0
+        numbers = ops.expand_dims(ops.arange(length, dtype="int32"), 0)
+        if cache is not None:
+            cache, count = self._open_cache(cache, cache_index, inputs, mask)
+            numbers = numbers + ops.expand_dims(count, 1)
+        query, keys = self._project(tokens, numbers if mask is not None or not is_first else None)
+        if cache is not None:
+            cache = self._write(cache, keys, numbers)
+        if cache is None or is_first:
+            count = max(1, self._branches.count_compressed(length))
+            blocks = ops.expand_dims(ops.arange(count, dtype="int32"), 0)
+            heads = self._branches.attend_to_tokens(query, keys | self._compress(keys, blocks))
+        else:
+            heads = self._branches.attend_to_cache(query, cache, numbers)
+        gates = ops.sigmoid(self.gate_dense(tokens))
+        parts = [gates[..., i : i + 1] * part for i, part in enumerate(heads)]
+        outputs = self.output_dense(parts[0] + parts[1] + parts[2])
+        if order is not None:
+            outputs = take_tokens(outputs, order)
+        return outputs if cache is None else (outputs, cache)
+
+    def _project(self, tokens: Any, numbers: Any) -> tuple[Any, dict[str, Any]]:
+        """Returns queries (B, L, H, D) and, of each branch, keys and values (B, G, L, D)."""
+        keys = {name: dense(tokens) for name, dense in self.key_value_denses.items()}
+        for branch in ("selection", "window"):
+            keys[f"{branch}_key"] = self.rotary(keys[f"{branch}_key"], positions=numbers)
+        query = self.rotary(self.query_dense(tokens), positions=numbers)
+        query = query * compute_score_factor(self.rotary.scaling)
+        return query, {name: swap_heads(x) for name, x in keys.items()}
+
+    def _compress(self, keys: dict[str, Any], blocks: Any) -> dict[str, Any]:
+        """Returns compressed keys and values (B, G, N, D) of the blocks of these numbers (B, N)."""
+        first = blocks * self.compression_stride
+        places = ops.expand_dims(first, -1) + ops.arange(self.compression_block_size, dtype="int32")
+        places = ops.reshape(places, (-1, blocks.shape[1] * self.compression_block_size))
+        compressed = {}
+        for kind, compress in self.compressions.items():
+            x = keys[f"compression_{kind}"]
+            x = take_places(x, ops.minimum(places, x.shape[2] - 1))
+            sizes = (blocks.shape[1], self.compression_block_size, x.shape[-1])
+            compressed[kind] = compress(ops.reshape(x, (-1, self.num_key_value_heads, *sizes)))
+        compressed["key"] = self.rotary(compressed["key"], positions=first)
+        return {f"compressed_{kind}": swap_heads(x) for kind, x in compressed.items()}
+
+    def _open_cache(self, cache: Cache, index: Any, inputs: Any, mask: Any) -> tuple[Cache, Any]:
+        """Returns the cache with the new slots in its mask, and how many tokens came before."""
+        mask = complete_mask(mask, inputs)
+        states = {name: cache[name] for name in self._state_shapes(cache["mask"].shape[1])}
+        cache = append_to_cache(cache, index, {}, mask, states=states)
+        return cache, count_tokens(cache["mask"], index)
+
+    def _write(self, cache: Cache, keys: dict[str, Any], numbers: Any) -> Cache:
+        """Returns the cache with new tokens in it, and the blocks that end with one of them."""
+        cache = cache | {name: put_places(cache[name], numbers, x) for name, x in keys.items()}
+        stride = self.compression_stride
+        first = ops.maximum(numbers[:, :1] - self.compression_block_size + stride, 0) // stride
+        blocks = first + ops.arange((numbers.shape[1] - 1) // stride + 1, dtype="int32")
+        blocks = ops.minimum(blocks, cache["compressed_key"].shape[2] - 1)
+        compressed = self._compress(cache, blocks)
+        return cache | {name: put_places(cache[name], blocks, x) for name, x in compressed.items()}
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return tuple(input_shape)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        return compute_call_spec(self, *args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "head_dim": self.head_dim,
+            "num_key_value_heads": self.num_key_value_heads,
+            "value_head_dim": self.value_head_dim,
+            "compression_block_size": self.compression_block_size,
+            "compression_stride": self.compression_stride,
+            "compression_hidden_dim": self.compression_hidden_dim,
+            "selection_block_size": self.selection_block_size,
+            "num_selected_blocks": self.num_selected_blocks,
+            "num_initial_blocks": self.num_initial_blocks,
+            "num_local_blocks": self.num_local_blocks,
+            "sliding_window": self.sliding_window,
+            "rope_max_wavelength": self.rotary.max_wavelength,
+            "rope_scaling": self.rotary.scaling,
+            "use_interleaved_pairs": self.rotary.use_interleaved_pairs,
+            "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "max_length": self.rotary.max_length,
+        }

@@ -1,0 +1,311 @@
+"""Multi-head attention over chosen blocks: a cost that grows with the length, not its square."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek import backend
+from keras_deepseek.checks import check_boolean, check_integer, check_number
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.layers.attention.call_check import (
+    check_call,
+    compute_call_spec,
+    read_length,
+)
+from keras_deepseek.layers.attention.head_projection import make_projection
+from keras_deepseek.layers.attention.key_value_cache import (
+    Cache,
+    append_to_cache,
+    make_cache,
+)
+from keras_deepseek.layers.attention.self_attention_call import read_self_attention
+from keras_deepseek.layers.attention.sparse.block_layout import BlockLayout
+from keras_deepseek.layers.attention.sparse.block_plan import plan_blocks, plan_rows
+from keras_deepseek.layers.attention.sparse.block_sparse_attention import block_sparse_attention
+from keras_deepseek.layers.attention.sparse.block_sparse_decoding import block_sparse_decoding
+from keras_deepseek.layers.input_check import Shape
+from keras_deepseek.layers.token_dim import read_dim
+
+
+@keras.saving.register_keras_serializable("keras_deepseek")
+class SparseAttention(keras.Layer):
+    """Multi-head self-attention in which each position sees only some blocks of the sequence.
+
+    Choose it for long sequences: from about a thousand positions on it is faster than
+    `keras.layers.MultiHeadAttention`, and it never holds a matrix of length by length. It computes
+
+    ```
+    output = W_o concat_h( softmax(mask(Q_h K_hᵀ / sqrt(key_dim))) V_h )
+    ```
+
+    The sequence is cut into blocks of `block_size`, and a layout says which blocks see which. It is
+    the union of the patterns that are asked for:
+
+    | argument | a position sees |
+    |---|---|
+    | `sliding_window` | positions less than `sliding_window` away, exactly, as in Keras's layer |
+    | `global_blocks` | these blocks; and theirs see all |
+    | `block_stride` | blocks at a multiple of `block_stride` blocks from its own |
+    | `num_random_blocks` | so many blocks more, drawn once: BigBird's with the two first |
+    | `block_layout` | what the given matrix shows |
+
+    The products are taken only over shown blocks, which are gathered, never by a mask over all.
+    Blocks that see much more than others, as global ones do, are computed apart. The cost is the
+    number of shown blocks: strides and given layouts may still make it grow faster than the length.
+
+    A mask that comes with the inputs hides positions from all others and passes through; the mask
+    may be false anywhere, so padding may stand on either side. Scores and softmax are in float32
+    whatever the dtype policy. A position that sees nothing gets zeros for its heads. The length
+    need not be a multiple of `block_size`, and must be known when the layer computes. A Functional
+    model may be made for an unknown length and be called with any, but a graph of an unknown one is
+    refused where it is traced: an export's, or that of TensorFlow's `fit` and `predict` from the
+    second length on.
+
+    With `use_causal_mask` there is a cache: a dict of `"key"`, `"value"` and `"mask"`, each of
+    shape `(batch_size, max_length, ...)`. A new token gathers as many blocks of it as the row of
+    blocks that sees most, and no more. Blocks are counted by slots, padding included: pad on the
+    right where more than a window is shown.
+
+    It takes the place of `keras.layers.MultiHeadAttention` where that is self-attention: the call
+    `layer(x, x)`, with `value=`, `key=`, masks of tokens and a `use_causal_mask=` that is the
+    layer's own, is the same. Another `value`, an `attention_mask` and the scores are refused.
+    `query_dense`, `key_dense`, `value_dense` and `output_dense` are `keras.layers.EinsumDense`,
+    with the names and shapes of those in `keras.layers.MultiHeadAttention`: weights can be set from
+    one to the other, and a `keras.distribution.LayoutMap` finds `.../query/kernel` and the like.
+
+    Args:
+        num_heads: integer. Number of heads.
+        key_dim: integer. Size of each head of queries and keys.
+        value_dim: integer or `None`. Size of each head of values. `None` is `key_dim`. Defaults to
+            `None`.
+        num_key_value_heads: integer or `None`. Number of heads of keys and values, a divisor of
+            `num_heads`; each serves a group of heads of queries. `None` is `num_heads`. Defaults to
+            `None`.
+        block_size: integer. Number of positions in a block. Defaults to `64`.
+        use_causal_mask: boolean. Whether no position sees a later one. Defaults to `False`.
+        sliding_window: integer or `None`. Positions less than so many away are seen. Defaults to
+            `None`.
+        global_blocks: iterable of integers, such as a list, a range or a NumPy array. Blocks that
+            see all and that all see. Negative ones count from the end. A sequence that does not
+            reach a block is without it: one layer serves any length, and the beginning of a
+            sequence is computed as in the whole of it. Defaults to `()`.
+        block_stride: integer or `None`. Distance, in blocks, of the blocks that are seen, the own
+            block among them. Defaults to `None`.
+        num_random_blocks: integer. Number of blocks, seen for no other reason, that are drawn for
+            each block. Defaults to `0`.
+        layout_seed: integer. Seed of that draw. The same seed gives the same blocks in each layer,
+            so that a stack of layers wants different ones. Defaults to `0`.
+        block_layout: array-like of booleans of shape `(num_blocks, num_blocks)`, or `None`. Entry
+            `[i, j]` shows block `j` to block `i`. A shorter sequence uses the upper left of it, and
+            a longer one is refused. Defaults to `None`.
+        dropout: float. Share of the attention weights that training drops. Defaults to `0.0`.
+        use_bias: boolean. Whether each of the four projections adds a bias. Defaults to `True`.
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
+            kernels. Defaults to `"glorot_uniform"`.
+        bias_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
+            biases. Defaults to `"zeros"`.
+        seed: integer or `None`. Seed of the dropout. Defaults to `None`.
+        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
+        mask: Boolean tensor of shape `(batch_size, length)`, or `None`. `False` hides a position.
+            Keras passes the one that comes with the inputs.
+        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
+        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+        training: boolean. Whether to drop attention weights.
+        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+
+    Returns:
+        A tensor of the shape of `inputs`, in the layer's compute dtype; with a cache, the pair of
+        it and the new cache.
+
+    Raises:
+        InvalidInputError: An argument is not of its kind, no pattern is given, `block_layout` is
+            not square or is too small, the inputs have another rank or an unknown length, the cache
+            is full, or the layout has none.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.layers import SparseAttention
+    >>> layer = SparseAttention(2, 8, block_size=16, sliding_window=16, global_blocks=[0])
+    >>> tuple(layer(np.ones((1, 100, 12), "float32")).shape)
+    (1, 100, 12)
+
+    Reference:
+
+    - [Generating Long Sequences with Sparse Transformers (Child et al., 2019)](
+      https://arxiv.org/abs/1904.10509)
+    - [Longformer: The Long-Document Transformer (Beltagy et al., 2020)](
+      https://arxiv.org/abs/2004.05150)
+    - [Big Bird: Transformers for Longer Sequences (Zaheer et al., 2020)](
+      https://arxiv.org/abs/2007.14062)
+    """
+
+    def __init__(  # noqa: PLR0913 - the words of Keras's layer, and five patterns
+        self,
+        num_heads: int,
+        key_dim: int,
+        *,
+        value_dim: int | None = None,
+        num_key_value_heads: int | None = None,
+        block_size: int = 64,
+        use_causal_mask: bool = False,
+        sliding_window: int | None = None,
+        global_blocks: Iterable[int] = (),
+        block_stride: int | None = None,
+        num_random_blocks: int = 0,
+        layout_seed: int = 0,
+        block_layout: Any = None,
+        dropout: float = 0.0,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_heads = check_integer("num_heads", num_heads)
+        self.key_dim = check_integer("key_dim", key_dim)
+        self.value_dim = check_integer("value_dim", key_dim if value_dim is None else value_dim)
+        self.num_key_value_heads = check_integer(
+            "num_key_value_heads", num_heads if num_key_value_heads is None else num_key_value_heads
+        )
+        if self.num_heads % self.num_key_value_heads:
+            raise InvalidInputError(
+                f"`num_key_value_heads` must divide `num_heads`, received "
+                f"{num_key_value_heads} and {num_heads}."
+            )
+        self.use_causal_mask = check_boolean("use_causal_mask", use_causal_mask)
+        self._layout = BlockLayout(
+            block_size=block_size,
+            is_causal=self.use_causal_mask,
+            sliding_window=sliding_window,
+            global_blocks=global_blocks,
+            block_stride=block_stride,
+            num_random_blocks=num_random_blocks,
+            layout_seed=layout_seed,
+            given=None if block_layout is None else np.array(block_layout),
+        )
+        self.dropout = check_number("dropout", dropout, least=0, below=1)
+        self.use_bias = check_boolean("use_bias", use_bias)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.seed = seed
+        self.supports_masking = True
+
+    def build(self, input_shape: Shape) -> None:
+        dim = read_dim(self, input_shape)
+        query, key = (self.num_heads, self.key_dim), (self.num_key_value_heads, self.key_dim)
+        value = (self.num_key_value_heads, self.value_dim)
+        self.query_dense = make_projection(self, "query", query)
+        self.key_dense = make_projection(self, "key", key)
+        self.value_dense = make_projection(self, "value", value)
+        self.output_dense = make_projection(
+            self, "attention_output", (dim,), equation="bthk,hkd->btd", bias_axes="d"
+        )
+        self.dropout_layer = keras.layers.Dropout(
+            self.dropout, seed=self.seed, dtype=self.dtype_policy, name="dropout"
+        )
+        for projection in (self.query_dense, self.key_dense, self.value_dense):
+            projection.build(input_shape)
+        self.output_dense.build((*input_shape[:2], self.num_heads, self.value_dim))
+
+    def make_cache(self, batch_size: int, max_length: int) -> Cache:
+        """Returns an empty cache, for the `cache` of a call.
+
+        Args:
+            batch_size: integer. Number of sequences.
+            max_length: integer. Number of tokens that it has room for, padding included.
+
+        Returns:
+            A dict of tensors.
+
+        Raises:
+            InvalidInputError: A size is not a positive integer, of a batch zero or more; or a
+                `block_layout` that was given is too small for it.
+        """
+        heads = self.num_key_value_heads
+        entries = {"key": (heads, self.key_dim), "value": (heads, self.value_dim)}
+        cache = make_cache(batch_size, max_length, entries, self.compute_dtype)
+        plan_rows(self._layout, int(max_length))  # A layout that is given may be too small.
+        return cache
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = read_self_attention(self, args, kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def call(
+        self,
+        inputs: Any,
+        mask: Any = None,
+        cache: Cache | None = None,
+        cache_index: Any = None,
+        training: bool | None = None,
+        inputs_mask: Any = None,
+    ) -> Any:
+        mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
+        if cache is not None:
+            self._check_global_blocks()
+        length = read_length(self, inputs)
+
+        def drop(weights: Any) -> Any:
+            return self.dropout_layer(weights, training=training)
+
+        query, key, value = (
+            dense(inputs) for dense in (self.query_dense, self.key_dense, self.value_dense)
+        )
+        dropout = drop if self.dropout else None
+        if cache is not None:
+            cache = append_to_cache(cache, cache_index, {"key": key, "value": value}, mask)
+        # At the beginning of the sequence, nothing in the cache comes before.
+        if cache is None or not length or backend.current().read_integer(cache_index) == 0:
+            plan = plan_blocks(self._layout, length)
+            heads = block_sparse_attention(query, key, value, plan, mask, dropout)
+        else:
+            heads = block_sparse_decoding(query, cache, cache_index, self._layout, dropout)
+        outputs = self.output_dense(heads)
+        return outputs if cache is None else (outputs, cache)
+
+    def _check_global_blocks(self) -> None:
+        if any(block < 0 for block in self._layout.global_blocks):
+            raise InvalidInputError(
+                f"{self.name!r} received a `cache`, but its `global_blocks` "
+                f"{list(self._layout.global_blocks)} count from the end, which moves with every "
+                f"token. Count them from the beginning."
+            )
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return tuple(input_shape)
+
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        spec = compute_call_spec(self, inputs, *args, **kwargs)
+        if inputs.shape[1] is not None:
+            plan_blocks(self._layout, inputs.shape[1])  # A layout that is given may be too small.
+        return spec
+
+    def get_config(self) -> dict[str, Any]:
+        layout = self._layout
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "key_dim": self.key_dim,
+            "value_dim": self.value_dim,
+            "num_key_value_heads": self.num_key_value_heads,
+            "block_size": layout.block_size,
+            "use_causal_mask": self.use_causal_mask,
+            "sliding_window": layout.sliding_window,
+            "global_blocks": list(layout.global_blocks),
+            "block_stride": layout.block_stride,
+            "num_random_blocks": layout.num_random_blocks,
+            "layout_seed": layout.layout_seed,
+            "block_layout": None if layout.given is None else layout.given.tolist(),
+            "dropout": self.dropout,
+            "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "seed": self.seed,
+        }

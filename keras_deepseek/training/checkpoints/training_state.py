@@ -1,0 +1,168 @@
+"""The values of everything that a training step changes: the model, its optimizer, its metrics."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.backend.host_values import read_values
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.checkpoints.own_optimizers import (
+    build_own_optimizers,
+    find_own_optimizers,
+    positions_of_trained,
+)
+from keras_deepseek.training.step.guarded_steps import GuardedSteps
+
+
+def read_variables(model: keras.Model) -> dict[str, Any]:
+    """Returns the values of a compiled model's variables, as copies.
+
+    Weights, states and seeds of the layers; the optimizer's variables with moving averages,
+    accumulated gradients and the scale of the loss, and those of further optimizers that the model
+    holds; the metrics' sums.
+
+    Args:
+        model: `keras.Model`, built and compiled.
+    """
+    state: dict[str, Any] = {
+        group: {
+            "names": [variable.path for variable in variables],
+            "dtypes": [variable.dtype for variable in variables],
+            "values": read_values(variables),
+        }
+        for group, variables in _groups(model).items()
+    }
+    state["optimizer_class"] = _optimizer_class(model)
+    state["trained by own optimizers"] = positions_of_trained(model)
+    state["buffers"] = backend.current().read_buffers(model)
+    return state
+
+
+def write_variables(model: keras.Model, state: dict[str, Any]) -> None:
+    """Puts a compiled model's variables to what `read_variables` returned.
+
+    Args:
+        model: `keras.Model`, built and compiled as the one that was read.
+        state: dict. The values.
+
+    Raises:
+        InvalidInputError: It is another model, or compiled with another optimizer or metrics.
+    """
+    _check_optimizer(model, state)
+    build_own_optimizers(model, state["trained by own optimizers"])
+    groups = _groups(model)
+    if len(groups["guard"]) != len(state["guard"]["values"]):
+        del groups["guard"]  # There was none, or there is none any more.
+    for group, variables in groups.items():
+        _check(group, variables, state[group])
+    for group, variables in groups.items():
+        for variable, value in zip(variables, state[group]["values"], strict=True):
+            variable.assign(value)
+    backend.current().write_buffers(model, state["buffers"])
+
+
+def write_training(model: keras.Model, state: dict[str, Any]) -> None:
+    """Puts a compiled model and its optimizers, not its metrics, to what `read_variables` returned.
+
+    Args:
+        model: `keras.Model`, built and compiled as the one that was read.
+        state: dict. The values.
+    """
+    for group in ("model", "optimizer", "own optimizers"):
+        for variable, value in zip(_groups(model)[group], state[group]["values"], strict=True):
+            variable.assign(value)
+    backend.current().write_buffers(model, state["buffers"])
+
+
+def write_weights(model: keras.Model, state: dict[str, Any]) -> None:
+    """Puts the variables of a built model alone to what `read_variables` returned.
+
+    Args:
+        model: `keras.Model`, built as the one that was read.
+        state: dict. The values.
+
+    Raises:
+        InvalidInputError: It is another model.
+    """
+    _check("model", model.variables, state["model"])
+    for variable, value in zip(model.variables, state["model"]["values"], strict=True):
+        variable.assign(value)
+    backend.current().write_buffers(model, state["buffers"])
+
+
+def find_spoilt(variables: Sequence[keras.Variable]) -> list[str]:
+    """Returns the paths of the variables that hold a number that is not finite.
+
+    Args:
+        variables: Sequence of Keras variables, of which those of integers do not count.
+    """
+    floats = [variable for variable in variables if keras.backend.is_float_dtype(variable.dtype)]
+    found = backend.current().find_finite([variable.value for variable in floats])
+    return [each.path for each, is_finite in zip(floats, found, strict=True) if not is_finite]
+
+
+def _groups(model: keras.Model) -> dict[str, list[keras.Variable]]:
+    guards = [each for each in model.metrics if isinstance(each, GuardedSteps)]
+    guard = [variable for each in guards for variable in each.variables]
+    own = {id(variable) for variable in guard}
+    return {
+        "model": model.variables,
+        "optimizer": model.optimizer.variables,
+        "own optimizers": [
+            variable
+            for optimizer in find_own_optimizers(model).values()
+            for variable in optimizer.variables
+        ],
+        "metrics": [each for each in model.metrics_variables if id(each) not in own],
+        "guard": guard,
+    }
+
+
+_ADVICE = (
+    "Build and compile the model as it was, with its optimizer and the trainer's precision, or "
+    "train without resume."
+)
+
+
+def _optimizer_class(model: keras.Model) -> str:
+    optimizer = model.optimizer
+    return type(getattr(optimizer, "inner_optimizer", optimizer)).__name__
+
+
+def _check_optimizer(model: keras.Model, state: dict[str, Any]) -> None:
+    before, now = state.get("optimizer_class"), _optimizer_class(model)
+    if before not in (None, now):  # Those of earlier releases do not say it.
+        raise InvalidInputError(
+            f"The checkpoint was made with the optimizer {before}, and here it is {now}, to which "
+            f"its variables mean something else. {_ADVICE}"
+        )
+
+
+def _check(group: str, variables: list[keras.Variable], state: dict[str, Any]) -> None:
+    if len(variables) != len(state["values"]):
+        there, here = state["names"], [variable.path for variable in variables]
+        raise InvalidInputError(
+            f"The checkpoint holds {len(there)} variables of the {group}, and here it has "
+            f"{len(here)}{_describe_others('the checkpoint', there, here)}"
+            f"{_describe_others('this training', here, there)}. {_ADVICE}"
+        )
+    for variable, name, dtype, value in zip(
+        variables, state["names"], state["dtypes"], state["values"], strict=True
+    ):
+        if tuple(variable.shape) != value.shape or variable.dtype != dtype:
+            raise InvalidInputError(
+                f"{group} variable {variable.path!r} is {variable.dtype} {tuple(variable.shape)}; "
+                f"the checkpoint has {name!r} there, {dtype} {value.shape}. {_ADVICE}"
+            )
+
+
+def _describe_others(owner: str, names: list[str], others: list[str]) -> str:
+    """Returns in words which names are not among others, as a learning rate of a schedule is."""
+    alone = sorted(set(names) - set(others))
+    if not alone:
+        return ""
+    first, rest = alone[:3], alone[3:]
+    more = f" and {len(rest)} more" if rest else ""
+    return f"; only {owner} has {', '.join(first)}{more}"

@@ -1,0 +1,223 @@
+"""Finds one `ClusterSpec` in the arguments of a `Trainer` and its environment.
+
+Who says nothing is not asked further, who contradicts another is refused, and so is what is not
+whole: a process that waits for peers which never come would hang.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keras_deepseek import backend
+from keras_deepseek.artifacts.network_address import join_address, parse_address
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.cluster.cluster_spec import ClusterSpec, Strategy, check_strategy
+from keras_deepseek.training.cluster.parameter_server import ParameterServer
+from keras_deepseek.training.cluster.sources.claims import Claim, Claims, Value
+from keras_deepseek.training.cluster.sources.keras_distribution import read_keras_distribution
+from keras_deepseek.training.cluster.sources.kubernetes import read_kubernetes
+from keras_deepseek.training.cluster.sources.slurm import is_slurm_task, read_slurm
+from keras_deepseek.training.cluster.sources.tf_config import read_tf_config
+from keras_deepseek.training.cluster.sources.torchrun import read_torchrun, starts_each_process
+from keras_deepseek.training.launch.rank_environment import STRATEGY
+
+_logger = logging.getLogger(__name__)
+
+
+def resolve_cluster(
+    strategy: Strategy | None,
+    world_size: int | None = None,
+    rank: int | None = None,
+    coordinator: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> ClusterSpec:
+    """Returns where this process stands among those that train together.
+
+    Args:
+        strategy: `"allreduce"`, `"parameter_server"`, or `None`: the process trains alone, and the
+            environment is only looked at to warn where it says otherwise.
+        world_size: integer. The argument of that name. Defaults to `None`: the environment says it.
+        rank: integer. The argument of that name. Defaults to `None`: the environment says it.
+        coordinator: string. The argument of that name. Defaults to `None`: the environment says it.
+        environ: The environment. Defaults to `os.environ`.
+
+    Raises:
+        InvalidInputError: An argument or a variable is malformed, two of them contradict each
+            other, or one that belongs to them is missing.
+    """
+    check_strategy(strategy)
+    arguments = _read_arguments(world_size, rank, coordinator)
+    if strategy is None:
+        if arguments == Claims():
+            _warn_of_trainings_apart(environ)
+        return ClusterSpec(
+            None, world_size=world_size or 1, rank=rank or 0, coordinator=coordinator
+        )
+    all_claims = [arguments, *_read_environment(environ, arguments)]
+    found_size, found_rank = _whole_place(all_claims)
+    local_rank = _agree("local_rank", [claims.local_rank for claims in all_claims])
+    address = _agree("coordinator", [claims.coordinator for claims in all_claims])
+    tasks = next((claims for claims in all_claims if claims.task_type), Claims())
+    return ClusterSpec(
+        strategy,
+        world_size=found_size,
+        rank=found_rank,
+        local_rank=local_rank.value if local_rank else 0,
+        coordinator=address.value if address else None,
+        task_type=tasks.task_type,
+        workers=tasks.workers,
+        servers=tasks.servers,
+    )
+
+
+def choose_strategy(
+    strategy: Any, *place: int | str | None, environ: Mapping[str, str] = os.environ
+) -> Any:
+    """Returns a strategy, or that of `keras-deepseek launch` where a user says nothing.
+
+    Args:
+        strategy: As a user gave it, or `None`.
+        *place: The arguments `world_size`, `rank` and `coordinator`. Who gives one of them has no
+            need of the launcher's strategy.
+        environ: The environment. Defaults to `os.environ`.
+
+    Raises:
+        InvalidInputError: The launcher has not started the processes of the strategy.
+    """
+    launched = environ.get(STRATEGY) or None
+    check_strategy(launched)  # type: ignore[arg-type]
+    if strategy is None and all(each is None for each in place):
+        return launched
+    if strategy == "allreduce" and launched == "parameter_server":
+        raise InvalidInputError(
+            "distributed_strategy='allreduce', and keras-deepseek launch --strategy "
+            "parameter_server has started one process for the script, the chief. Leave one of the "
+            "two out."
+        )
+    return strategy
+
+
+def resolve_strategy(
+    strategy: Any, world_size: int | None, rank: int | None, coordinator: str | None
+) -> tuple[Any, ClusterSpec]:
+    """Returns a strategy, by its name where it has one, and where this process stands.
+
+    Args:
+        strategy: As a user gave it: a name, an object of Keras or of the framework, or `None`.
+        world_size: integer, as for `resolve_cluster`.
+        rank: integer, as for `resolve_cluster`.
+        coordinator: string, as for `resolve_cluster`.
+
+    Raises:
+        InvalidInputError: As for `resolve_cluster`, or the object says otherwise.
+    """
+    if isinstance(strategy, ParameterServer):
+        strategy = "parameter_server"
+    place = backend.current().read_strategy(strategy)
+    if place is not None:
+        strategy = "allreduce"
+        names = "world_size", "rank", "coordinator"
+        for name, given, found in zip(names, (world_size, rank, coordinator), place, strict=True):
+            if given not in (None, found):
+                raise InvalidInputError(
+                    f"Received {name}={given!r}, and the strategy runs with {found}. Leave it out."
+                )
+        world_size, rank, coordinator = place
+    is_name = strategy is None or isinstance(strategy, str)
+    return strategy, resolve_cluster(strategy if is_name else None, world_size, rank, coordinator)
+
+
+def _read_arguments(world_size: Any, rank: Any, coordinator: Any) -> Claims:
+    size_claim = rank_claim = address_claim = None
+    if world_size is not None:
+        size = check_integer("world_size", world_size)
+        size_claim = Claim(size, f"the argument world_size={size}")
+    if rank is not None:
+        number = check_integer("rank", rank, least=0)
+        rank_claim = Claim(number, f"the argument rank={number}")
+    if coordinator is not None:
+        address = join_address(*parse_address("`coordinator`", coordinator))
+        address_claim = Claim(address, f"the argument coordinator={coordinator!r}")
+    return Claims(world_size=size_claim, rank=rank_claim, coordinator=address_claim)
+
+
+def _read_environment(environ: Mapping[str, str], arguments: Claims) -> list[Claims]:
+    launchers = [
+        read_torchrun(environ),
+        read_tf_config(environ),
+        read_keras_distribution(environ),
+    ]
+    if starts_each_process(environ):
+        return launchers
+    # A batch script of SLURM looks like a task; who says all does not need to be one.
+    is_said = any(_is_whole(claims) for claims in (arguments, *launchers))
+    slurm = Claims() if is_said and not is_slurm_task(environ) else read_slurm(environ)
+    return [*launchers, slurm, read_kubernetes(environ)]
+
+
+def _is_whole(claims: Claims) -> bool:
+    is_alone = claims.world_size is not None and claims.world_size.value == 1
+    return is_alone or (claims.world_size is not None and claims.rank is not None)
+
+
+def _whole_place(all_claims: Sequence[Claims]) -> tuple[int, int]:
+    """Returns world size and rank, or says which of them is missing."""
+    world_size = _agree("world_size", [claims.world_size for claims in all_claims])
+    rank = _agree("rank", [claims.rank for claims in all_claims])
+    if world_size is None:
+        coordinator = _agree("coordinator", [claims.coordinator for claims in all_claims])
+        known = rank or coordinator
+        if known is not None:
+            raise InvalidInputError(
+                f"Received {known.origin}, and nothing says how many processes train together. "
+                "Pass world_size to the Trainer, or set WORLD_SIZE."
+            )
+        return 1, 0
+    if rank is None:
+        if world_size.value > 1:
+            raise InvalidInputError(
+                f"Received {world_size.origin}, and nothing says which of the processes this one "
+                "is. Pass rank to the Trainer, or set RANK."
+            )
+        return 1, 0
+    if rank.value >= world_size.value:
+        raise InvalidInputError(
+            f"Expected 0 <= rank < world_size; received {world_size.origin} and {rank.origin}."
+        )
+    return world_size.value, rank.value
+
+
+def _agree(field: str, said: Sequence[Claim[Value] | None]) -> Claim[Value] | None:
+    """Returns the one value that all who state one agree on, else the first that is derived."""
+    stated = [claim for claim in said if claim is not None and not claim.is_derived]
+    for other in stated[1:]:
+        if other.value != stated[0].value:
+            raise InvalidInputError(
+                f"Two {field}s: {stated[0].origin}, and {other.origin}. Leave out or unset the one "
+                "that is not meant."
+            )
+    derived = (claim for claim in said if claim is not None)
+    return stated[0] if stated else next(derived, None)
+
+
+def _warn_of_trainings_apart(environ: Mapping[str, str]) -> None:
+    try:
+        all_claims = _read_environment(environ, Claims())
+    except InvalidInputError:  # Nobody has asked for several processes.
+        return
+    sizes = [claims.world_size for claims in all_claims if claims.world_size is not None]
+    origin = next((size.origin for size in sizes if size.value > 1), None)
+    if origin is not None:
+        _warn_once(origin)
+
+
+@functools.cache
+def _warn_once(origin: str) -> None:
+    _logger.warning(
+        "%s, and no distributed_strategy is given: each process trains by itself, on all the data. "
+        "For one training of all, Trainer(..., distributed_strategy='allreduce').",
+        origin,
+    )

@@ -1,0 +1,160 @@
+"""The loss and metrics of test data by several processes, each of which has all in the end."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.backend.host_values import read_values
+from keras_deepseek.backend.keras_private.keras_internals import order_metrics
+from keras_deepseek.backend.processes.processes import Processes
+
+_BATCH_SIZE = 32  # Of Keras.
+
+
+def evaluate_together(
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    batch_size: int | None,
+    processes: Processes,
+    **options: Any,
+) -> Any:
+    """Returns what `keras.Model.evaluate` returns, on each process that of all rows.
+
+    Whole batches of arrays are shared out, so that each batch's loss is that of one process, and
+    what they add to the metrics is summed. Data that come in batches are gone through by each
+    process, and so are all where the model has a `test_step` of its own, or callbacks look on.
+
+    Args:
+        model: `keras.Model`, compiled, the same on each process.
+        x: Test data as `keras.Model.evaluate` takes it, the same on each process.
+        y: Targets, or `None`.
+        batch_size: integer, or `None` for 32.
+        processes: `Processes`.
+        **options: Further arguments of `keras.Model.evaluate`.
+    """
+    if processes.rank > 0:
+        options["verbose"] = 0
+    data = x, y, options.get("sample_weight")
+    evaluate = functools.partial(type(model).evaluate, model)  # Not `validating_together`'s.
+    if options.get("callbacks") or not _is_shared(model, data, options.get("steps"), processes):
+        return evaluate(**given_alone(x=x, y=y, batch_size=batch_size), **options)
+    batch_size = batch_size or _BATCH_SIZE
+    num_rows = int(_arrays(data)[0].shape[0])
+    num_batches = -(-num_rows // batch_size)
+    each = -(-num_batches // processes.world_size) * batch_size
+    first = processes.rank * each
+    # Who has no batch goes through one row all the same, and leaves it out: metrics get variables.
+    rows = slice(first, first + each) if first < num_rows else slice(0, 1)
+    x, y, options["sample_weight"] = keras.tree.map_structure(
+        lambda array: None if array is None else array[rows], data
+    )
+    returns_dict = options.pop("return_dict", False)
+    evaluate(x=x, **given_alone(y=y, batch_size=batch_size), **options)
+    _sum_metrics(model, processes, counts=first < num_rows)
+    found = {name: _as_number(value) for name, value in model.get_metrics_result().items()}
+    return found if returns_dict else order_metrics(model, found)
+
+
+@contextmanager
+def validating_together(model: keras.Model, processes: Processes) -> Iterator[None]:
+    """Makes the validation of `fit` that of all processes until the block ends.
+
+    Callbacks hear of its begin and end. Where one looks on at its batches, each process goes
+    through all of them.
+
+    Args:
+        model: `keras.Model`, compiled, the same on each process.
+        processes: `Processes`.
+    """
+
+    def evaluate(*arguments: Any, **options: Any) -> Any:
+        by_keras = functools.partial(type(model).evaluate, model)
+        data = [options.get(name) for name in ("x", "y", "sample_weight")]
+        # Others than `fit` may call it, on one rank alone.
+        is_of_fit = not arguments and options.get("_use_cached_eval_dataset")
+        if not is_of_fit or not _is_shared(model, data, options.get("steps"), processes):
+            return by_keras(*arguments, **options)
+        callbacks = options["callbacks"]
+        watches = any(map(_watches_batches, callbacks.callbacks))
+        if any(processes.gather(np.array(watches))):  # Rank 0 has callbacks that others lack.
+            return by_keras(**options)
+        del options["_use_cached_eval_dataset"], options["callbacks"]
+        callbacks.on_test_begin()
+        logs = evaluate_together(model, processes=processes, verbose=0, **options)
+        callbacks.on_test_end(logs)
+        return logs
+
+    if processes.world_size == 1 or processes.is_one_program:
+        yield
+        return
+    model.evaluate = evaluate
+    try:
+        yield
+    finally:
+        del model.evaluate
+
+
+def _is_shared(model: keras.Model, data: Any, steps: int | None, processes: Processes) -> bool:
+    """Returns whether each process is to take some of the batches."""
+    return (
+        processes.world_size > 1
+        and not processes.is_one_program  # It has the rows of all.
+        and type(model).test_step is keras.Model.test_step
+        and steps is None
+        and all(getattr(array, "shape", ()) for array in _arrays(data))
+    )
+
+
+def given_alone(**arguments: Any) -> dict[str, Any]:
+    """Returns the arguments without those that are `None`, which a model's override may lack.
+
+    Args:
+        **arguments: Arguments of `evaluate` or `predict`.
+    """
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _arrays(data: Any) -> list[Any]:
+    return [array for array in keras.tree.flatten(data) if array is not None]
+
+
+def _watches_batches(callback: keras.callbacks.Callback) -> bool:
+    return any(
+        getattr(getattr(callback, name), "__func__", None)
+        is not getattr(keras.callbacks.Callback, name)
+        for name in ("on_test_batch_begin", "on_test_batch_end")
+    )
+
+
+def _sum_metrics(model: keras.Model, processes: Processes, *, counts: bool) -> None:
+    """Puts the metrics to what all processes have added to them.
+
+    Args:
+        model: `keras.Model`.
+        processes: `Processes`.
+        counts: boolean. Whether what this process has added is of rows of its own.
+    """
+    variables = model.metrics_variables
+    added = read_values(variables)
+    model.reset_metrics()
+    start = read_values(variables)
+    changes = [
+        (value.astype("float64") - begun) * counts
+        for value, begun in zip(added, start, strict=True)
+    ]
+    flat = np.concatenate([change.reshape(-1) for change in changes])
+    total, end = np.sum(processes.gather(flat), axis=0), 0
+    for variable, begun in zip(variables, start, strict=True):
+        begin, end = end, end + begun.size
+        value = begun + total[begin:end].reshape(begun.shape)
+        variable.assign(keras.ops.cast(value, variable.dtype))
+
+
+def _as_number(value: Any) -> Any:
+    array = keras.ops.convert_to_numpy(value)
+    return float(array) if array.ndim == 0 else array

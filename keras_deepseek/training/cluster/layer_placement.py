@@ -1,0 +1,200 @@
+"""A model whose layers lie on several devices, because it does not fit on one."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.keras_training import compilation
+from keras_deepseek.backend.keras_private.layer_tree import own_variables
+from keras_deepseek.backend.keras_private.optimizer_slots import making_slots, weight_slots
+from keras_deepseek.training.cluster.layer_devices import LayerDevice, find_layer_devices
+
+_FUNCTIONS = ("test_function", "predict_function")
+
+
+class LayerPlacement:
+    """Places the layers of a model on devices for as long as a trainer uses it.
+
+    Weights, and what the optimizer has for each, stay where they were brought. That layers compute
+    there ends with the use.
+
+    Args:
+        devices: Device by pattern of layers' names. The first is that of all other layers.
+
+    Raises:
+        NotSupportedError: The backend can't train such a model.
+    """
+
+    def __init__(self, devices: Mapping[str, str]) -> None:
+        backend.current().move_variables([], None)  # It says where that can't be.
+        self.default = next(iter(devices.values()))
+        self._devices = dict(devices)
+        self._stack: ExitStack | None = None
+        self._found: list[LayerDevice] = []
+        self._placed: dict[int, tuple[keras.Variable, str]] = {}
+        self._functions: dict[str, Any] = {}
+        self._compiled_for: object = None
+
+    def check(self, model: keras.Model) -> None:
+        """Raises an error where patterns match no layer; a model that is not built is left alone.
+
+        Args:
+            model: `keras.Model`.
+
+        Raises:
+            InvalidInputError: One does not.
+        """
+        if model.built:
+            find_layer_devices(model, self._devices)
+
+    @contextmanager
+    def in_use(self, model: keras.Model) -> Iterator[None]:
+        """Makes the layers of a model compute on their devices until the block ends.
+
+        Of a model that is not built yet, from when `begin` is called.
+
+        Args:
+            model: `keras.Model`, compiled.
+        """
+        if self._stack is not None:  # An evaluation between two steps.
+            yield
+            return
+        with backend.current().on_device(self.default), ExitStack() as stack:
+            stack.callback(self._leave)
+            self._stack = stack
+            self.begin(model)
+            stack.enter_context(making_slots(_inner(model.optimizer), self._slot_maker(model)))
+            stack.enter_context(self._own_functions(model))
+            yield
+
+    def begin(self, model: keras.Model, *, is_in_step: bool = False) -> None:
+        """Brings variables to their devices, and lets the layers compute there.
+
+        It does nothing for a model that is not built, or where the placement is not in use, and
+        can be called again when there are more variables.
+
+        Args:
+            model: `keras.Model`, compiled.
+            is_in_step: boolean. Whether a step is being made, the first one. Defaults to `False`.
+
+        Raises:
+            InvalidInputError: A pattern matches no layer.
+        """
+        if self._stack is None or not model.built:
+            return
+        if not self._found:
+            self._found = find_layer_devices(model, self._devices)
+            for each in self._found:
+                for variable in own_variables(each.layer):
+                    self._placed.setdefault(id(variable), (variable, each.device))
+            self._stack.enter_context(_computing(self._found))
+        optimizer = _inner(model.optimizer)
+        is_any_moved = backend.current().move_variables(self._list_variables(model), optimizer)
+        if is_any_moved and not is_in_step:
+            # What was compiled before has the variables that there were.
+            self._functions.clear()
+            for each in self._found:
+                if isinstance(each.layer, keras.Model):
+                    each.layer.train_function = None
+                    each.layer.test_function = each.layer.predict_function = None
+
+    def _leave(self) -> None:
+        self._stack, self._found, self._placed = None, [], {}
+
+    def _list_variables(self, model: keras.Model) -> list[tuple[keras.Variable, str]]:
+        """Returns all variables of a compiled model, each with its device."""
+        devices = dict(self._placed)
+        optimizer = _inner(model.optimizer)
+        if optimizer.built:
+            for slot, weight in weight_slots(optimizer):
+                if id(weight) in devices:
+                    devices[id(slot)] = (slot, devices[id(weight)][1])
+        for variable in (*model.optimizer.variables, *model.metrics_variables):
+            devices.setdefault(id(variable), (variable, self.default))
+        return list(devices.values())
+
+    def _slot_maker(
+        self, model: keras.Model
+    ) -> Callable[[keras.Variable, Callable[[], keras.Variable]], keras.Variable]:
+        """Returns what makes the optimizer's variables where their weights are.
+
+        All of them on one device first might not fit there.
+        """
+
+        def make(weight: keras.Variable, make_slot: Callable[[], keras.Variable]) -> keras.Variable:
+            if not self._found:  # The step that is being made has built it.
+                self.begin(model, is_in_step=True)
+            _, device = self._placed.get(id(weight), (weight, self.default))
+            with backend.current().on_device(device):
+                slot = make_slot()
+            backend.current().move_variables([(slot, device)], None)  # Of a step that is traced.
+            return slot
+
+        return make
+
+    @contextmanager
+    def _own_functions(self, model: keras.Model) -> Iterator[None]:
+        """Lets a model evaluate and predict by functions compiled for its layers' devices.
+
+        XLA would compile them for one.
+        """
+        compiled = compilation(model)
+        if self._compiled_for is not compiled:
+            self._functions.clear()
+            self._compiled_for = compiled
+        own = {name: getattr(model, name) for name in _FUNCTIONS}
+
+        def lend(name: str) -> None:
+            def make(force: bool = False) -> None:
+                self.begin(model)
+                jit_compile, model.jit_compile = model.jit_compile, False
+                try:
+                    getattr(type(model), f"make_{name}")(model, force=force)
+                finally:
+                    model.jit_compile = jit_compile
+
+            setattr(model, name, self._functions.get(name))
+            setattr(model, f"make_{name}", make)
+
+        for name in _FUNCTIONS:
+            lend(name)
+        try:
+            yield
+        finally:
+            is_same = compilation(model) is compiled
+            for name, function in own.items():
+                delattr(model, f"make_{name}")
+                if is_same:
+                    self._functions[name] = getattr(model, name)
+                setattr(model, name, function if is_same else None)
+
+
+@contextmanager
+def _computing(found: list[LayerDevice]) -> Iterator[None]:
+    """Makes layers compute on their devices until the block ends."""
+    chosen = [each for each in found if each.meets_others]
+    own_calls = [vars(each.layer).get("call") for each in chosen]
+    for each in chosen:
+        each.layer.call = backend.current().compute_on(
+            each.layer,
+            each.layer.call,
+            each.device,
+            is_away=each.is_away,
+            comes_back=each.comes_back,
+        )
+    try:
+        yield
+    finally:
+        for each, own_call in zip(chosen, own_calls, strict=True):
+            if own_call is None:
+                del each.layer.call
+            else:
+                each.layer.call = own_call
+
+
+def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Returns the optimizer that has the variables, of one that scales the loss as well."""
+    return getattr(optimizer, "inner_optimizer", optimizer)

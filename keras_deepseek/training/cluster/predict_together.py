@@ -1,0 +1,46 @@
+"""Predictions by several processes, of which each has them all in the end."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.backend.processes.processes import Processes
+
+_BATCH_SIZE = 32  # Of Keras.
+
+
+def predict_together(model: keras.Model, x: Any, processes: Processes, **options: Any) -> Any:
+    """Returns the outputs for all rows, in their order.
+
+    Rows of arrays are shared out. Data that come in batches are gone through by each process.
+
+    Args:
+        model: `keras.Model`, the same on each process.
+        x: Inputs as `keras.Model.predict` takes them, the same on each process.
+        processes: `Processes`.
+        **options: Further arguments of `keras.Model.predict`.
+    """
+    if processes.world_size == 1:
+        return model.predict(x, **options)
+    if processes.rank > 0:
+        options["verbose"] = 0
+    if processes.is_one_program:
+        with processes.whole_outputs(model):
+            return model.predict(x, **options)
+    arrays = keras.tree.flatten(x)
+    if options.get("steps") is not None or not all(hasattr(array, "shape") for array in arrays):
+        return model.predict(x, **options)
+    num_rows = arrays[0].shape[0]
+    each = -(-num_rows // processes.world_size)
+    first = processes.rank * each
+    own = min(max(num_rows - first, 0), each)
+    # Who has no row predicts one all the same, and leaves it out: outputs have shapes.
+    begin = min(first, num_rows - 1)
+    part = keras.tree.map_structure(lambda array: array[begin : begin + max(own, 1)], x)
+    batch_size = options.pop("batch_size", None) or _BATCH_SIZE
+    options["batch_size"] = -(-batch_size // processes.world_size)
+    outputs = model.predict(part, **options)
+    return keras.tree.map_structure(
+        lambda output: np.concatenate(processes.gather(output[:own])), outputs
+    )

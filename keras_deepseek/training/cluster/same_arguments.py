@@ -1,0 +1,90 @@
+"""That all processes are about to make the same steps."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.backend.processes.processes import Processes
+from keras_deepseek.errors import InvalidInputError
+
+_LONGEST = 200
+
+
+def check_same_arguments(processes: Processes, arguments: Mapping[str, Any]) -> None:
+    """Raises an error on all ranks where one of them has other arguments than another.
+
+    Their weights would drift apart, or they would wait for each other for ever.
+
+    Args:
+        processes: `Processes`, all of which call it.
+        arguments: What must be the same, by name: numbers, strings and structures of them. Of other
+            objects the types must be.
+
+    Raises:
+        InvalidInputError: One differs.
+    """
+    if processes.world_size == 1:
+        return
+    own = json.dumps({name: str(_describe(value)) for name, value in arguments.items()})
+    everywhere = [json.loads(str(found[0])) for found in processes.gather(np.array([own]))]
+    for name in arguments:
+        values = [found[name] for found in everywhere]
+        other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            first, second = values[0], values[other]
+            raise InvalidInputError(
+                f"The processes differ in {name}: rank 0 has {_shorten(first, second)}, rank "
+                f"{other} has {_shorten(second, first)}. Build the same model on each, with the "
+                "same arguments."
+            )
+
+
+def data_shapes(*data: Any) -> list[Any]:
+    """Returns the shapes of arrays, or of structures of them; of other data their kinds.
+
+    Args:
+        *data: What `fit` takes as `x` and `y`.
+    """
+    found: list[Any] = []
+    for each in data:
+        leaves = keras.tree.flatten(each) if isinstance(each, dict | tuple) else [each]
+        found += [
+            tuple(leaf.shape) if hasattr(leaf, "shape") else _describe(leaf) for leaf in leaves
+        ]
+    return found
+
+
+def plain_attributes(value: Any) -> dict[str, Any]:
+    """Returns the class of an object, and what of its attributes is a number or a string.
+
+    Args:
+        value: Object, such as an optimizer, whose config may be unknown.
+    """
+    attributes = {name: each for name, each in vars(value).items() if not name.startswith("_")}
+    plain = {name: each for name, each in attributes.items() if _is_plain(each)}
+    return {"class": type(value).__name__, **plain}
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return list(map(_describe, value))
+    is_known = _is_plain(value) or isinstance(value, dict) or is_dataclass(value)
+    return value if is_known else type(value).__name__
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _shorten(text: str, other: str) -> str:
+    """Returns a text, or what of it is about where it begins to differ from another."""
+    if len(text) <= _LONGEST:
+        return text
+    pairs = zip(text, other, strict=False)
+    differs = next((place for place, (a, b) in enumerate(pairs) if a != b), len(other))
+    start = max(0, differs - _LONGEST // 4)
+    return ("..." if start else "") + text[start : start + _LONGEST] + "..."

@@ -1,0 +1,50 @@
+"""`KERAS_DISTRIBUTION_*`: the variables that `keras.distribution.initialize` reads."""
+
+from collections.abc import Mapping
+
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.cluster.sources.claims import (
+    Claim,
+    Claims,
+    check_addresses,
+    local_rank_among,
+    read_integer,
+    read_text,
+)
+
+_ADDRESSES = "KERAS_DISTRIBUTION_JOB_ADDRESSES"
+_COUNT = "KERAS_DISTRIBUTION_NUM_PROCESSES"
+_RANK = "KERAS_DISTRIBUTION_PROCESS_ID"
+
+
+def read_keras_distribution(environ: Mapping[str, str]) -> Claims:
+    """Returns what Keras's own variables say; one address is the coordinator's, more are all.
+
+    Args:
+        environ: The environment.
+
+    Raises:
+        InvalidInputError: One of them is malformed, or there are not as many addresses as
+            processes.
+    """
+    world_size = read_integer(environ, _COUNT, least=1)
+    rank = read_integer(environ, _RANK)
+    text = read_text(environ, _ADDRESSES)
+    if text is None:
+        return Claims(world_size=world_size, rank=rank)
+    addresses = [address.strip() for address in text.split(",")]
+    check_addresses(_ADDRESSES, addresses)
+    local_rank = None
+    if len(addresses) > 1:
+        if world_size is not None and world_size.value != len(addresses):
+            raise InvalidInputError(
+                f"{world_size.origin}, and {_ADDRESSES}={text} has {len(addresses)} addresses. "
+                "Name each process's address, or that of process 0 alone."
+            )
+        world_size = world_size or Claim(
+            len(addresses), f"the {len(addresses)} addresses in {_ADDRESSES}"
+        )
+        if rank is not None and rank.value < len(addresses):
+            local_rank = Claim(local_rank_among(addresses, rank.value), _ADDRESSES, is_derived=True)
+    coordinator = Claim(addresses[0], f"{_ADDRESSES}={text}")
+    return Claims(world_size, rank, local_rank, coordinator)

@@ -1,0 +1,71 @@
+"""The variables that SLURM gives each task of an `srun`."""
+
+from collections.abc import Mapping
+
+from keras_deepseek.artifacts.network_address import join_address
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.cluster.sources.claims import (
+    Claim,
+    Claims,
+    read_integer,
+    read_text,
+)
+from keras_deepseek.training.cluster.sources.slurm_nodes import expand_node_list
+
+_STEP = ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NODELIST")
+"""What srun sets. A batch script has the rest too: it is no task, and looks like the first one."""
+
+_FIRST_PORT, _NUM_PORTS = 12_000, 20_000
+"""Below 32768, from where Linux gives ports to those who ask for any."""
+
+
+def read_slurm(environ: Mapping[str, str]) -> Claims:
+    """Returns what SLURM says of a task: its number, how many there are, and the first node.
+
+    Args:
+        environ: The environment.
+
+    Raises:
+        InvalidInputError: A variable is malformed, or there are several tasks and this process is
+            none of them.
+    """
+    world_size = read_integer(environ, "SLURM_NTASKS", least=1)
+    rank = read_integer(environ, "SLURM_PROCID")
+    if not is_slurm_task(environ):
+        if world_size is not None and world_size.value > 1:
+            raise InvalidInputError(
+                f"{world_size.origin}, and this process is none of these tasks, so that nobody "
+                "would start the others. Start the script with srun, or with keras-deepseek "
+                "launch; or unset SLURM_NTASKS."
+            )
+        return Claims()
+    return Claims(
+        world_size=world_size,
+        rank=rank,
+        local_rank=read_integer(environ, "SLURM_LOCALID"),
+        coordinator=_derive_coordinator(environ),
+    )
+
+
+def is_slurm_task(environ: Mapping[str, str]) -> bool:
+    """Returns whether SLURM started this process as one of several, and not as a batch script.
+
+    Args:
+        environ: The environment.
+    """
+    is_later = read_text(environ, "SLURM_PROCID") not in (None, "0")
+    return is_later or any(read_text(environ, name) for name in _STEP)
+
+
+def _derive_coordinator(environ: Mapping[str, str]) -> Claim[str] | None:
+    names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
+    name = next((name for name in names if read_text(environ, name)), None)
+    job = read_integer(environ, "SLURM_JOB_ID") or read_integer(environ, "SLURM_JOBID")
+    if name is None or job is None:
+        return None
+    step = read_integer(environ, "SLURM_STEP_ID") or read_integer(environ, "SLURM_STEPID")
+    # Two steps of a job may run on the same node.
+    number = 10 * job.value + (step.value if step else 0)
+    host = next(expand_node_list(name, environ[name]))
+    address = join_address(host, _FIRST_PORT + number % _NUM_PORTS)
+    return Claim(address, f"{name}={environ[name]}", is_derived=True)

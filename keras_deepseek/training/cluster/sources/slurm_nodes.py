@@ -1,0 +1,69 @@
+"""SLURM's lists of nodes, as in `node[01-03,7],login`."""
+
+import itertools
+import re
+from collections.abc import Iterator
+
+from keras_deepseek.errors import InvalidInputError
+
+_NODES = re.compile(r"(?:[\w.-]|\[[^\[\]]*\])+")
+_NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+def expand_node_list(source: str, text: str) -> Iterator[str]:
+    """Returns the nodes one by one, in SLURM's order.
+
+    Args:
+        source: string. The variable that holds the list, as the error names it.
+        text: string. The list.
+
+    Raises:
+        InvalidInputError: It is malformed. That is found before the first node is asked for.
+
+    Example:
+
+    >>> list(expand_node_list("SLURM_JOB_NODELIST", "node[08-10,7],login"))
+    ['node08', 'node09', 'node10', 'node7', 'login']
+    """
+    patterns = re.split(r",(?![^\[]*\])", text.strip())
+    parts = []
+    for pattern in patterns:
+        if not _NODES.fullmatch(pattern):
+            raise _malformed(source, text)
+        # What stands in brackets has the odd places.
+        pieces = re.split(r"[\[\]]", pattern)
+        choices = [_read_ranges(source, text, inside) for inside in pieces[1::2]]
+        parts.append((pieces[::2], choices))
+    return itertools.chain.from_iterable(_combine(*part) for part in parts)
+
+
+def _combine(outside: list[str], choices: list[list[tuple[int, int, int]]]) -> Iterator[str]:
+    if not choices:
+        yield outside[0]
+        return
+    for number in _count(choices[0]):
+        for rest in _combine(outside[1:], choices[1:]):
+            yield outside[0] + number + rest
+
+
+def _count(ranges: list[tuple[int, int, int]]) -> Iterator[str]:
+    for first, last, width in ranges:
+        for number in range(first, last + 1):
+            yield str(number).zfill(width)
+
+
+def _read_ranges(source: str, text: str, inside: str) -> list[tuple[int, int, int]]:
+    """Returns first number, last number and digits of each range."""
+    ranges = []
+    for item in inside.split(","):
+        found = _NUMBERS.fullmatch(item)
+        if found is None or int(found[2] or found[1]) < int(found[1]):
+            raise _malformed(source, text)
+        ranges.append((int(found[1]), int(found[2] or found[1]), len(found[1])))
+    return ranges
+
+
+def _malformed(source: str, text: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{source} must be a list of nodes as in 'node[01-03,7],login'; received {text!r}."
+    )

@@ -1,0 +1,51 @@
+"""The variables that torchrun sets, and so does `keras-deepseek launch`."""
+
+from collections.abc import Mapping
+
+from keras_deepseek.artifacts.network_address import join_address, parse_address
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.cluster.sources.claims import (
+    Claim,
+    Claims,
+    read_integer,
+    read_text,
+)
+
+
+def read_torchrun(environ: Mapping[str, str]) -> Claims:
+    """Returns what `WORLD_SIZE`, `RANK`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT` say.
+
+    Args:
+        environ: The environment.
+
+    Raises:
+        InvalidInputError: One of them is malformed, or half of the address is missing.
+    """
+    return Claims(
+        world_size=read_integer(environ, "WORLD_SIZE", least=1),
+        rank=read_integer(environ, "RANK"),
+        local_rank=read_integer(environ, "LOCAL_RANK"),
+        coordinator=_read_address(environ),
+    )
+
+
+def starts_each_process(environ: Mapping[str, str]) -> bool:
+    """Returns whether a launcher of one process a rank started this one.
+
+    SLURM or Kubernetes may have started the launchers then, and count those, not the processes.
+
+    Args:
+        environ: The environment.
+    """
+    return all(read_text(environ, name) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "RANK"))
+
+
+def _read_address(environ: Mapping[str, str]) -> Claim[str] | None:
+    host, port = read_text(environ, "MASTER_ADDR"), read_text(environ, "MASTER_PORT")
+    if host is None and port is None:
+        return None
+    origin = f"MASTER_ADDR={host or ''} with MASTER_PORT={port or ''}"
+    if host is None or port is None:
+        raise InvalidInputError(f"{origin} is half of an address. Set both of them, or neither.")
+    bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return Claim(join_address(*parse_address(origin, f"{bracketed}:{port}")), origin)

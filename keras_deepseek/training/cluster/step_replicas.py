@@ -1,0 +1,43 @@
+"""Which copies of a step make it together: those of the processes, or of this one's devices."""
+
+import keras
+
+from keras_deepseek.backend.keras_private.keras_training import own_train_step
+from keras_deepseek.backend.processes.processes import Processes, RemoteReplicas
+from keras_deepseek.errors import NotSupportedError
+from keras_deepseek.training.cluster.placement import Placement
+
+
+def find_replicas(
+    model: keras.Model, processes: Processes, placement: Placement, *, is_compressed: bool
+) -> RemoteReplicas | None:
+    """Returns the copies of a step in other processes, or `None` where there are none.
+
+    Where one program runs over the devices of all, some steps are left to its compiler, which
+    divides them as it sees fit.
+
+    Args:
+        model: `keras.Model`, compiled.
+        processes: `Processes` that train together.
+        placement: `Placement` of the training.
+        is_compressed: boolean. Whether gradients are compressed, which needs such copies.
+
+    Raises:
+        NotSupportedError: Gradients are compressed, and a compiler has the step.
+    """
+    if not processes.is_one_program:
+        return processes.replicas
+    reasons = {
+        "a distribution of your own": placement.has_own_distribution,
+        "a model with a train_step of its own": own_train_step(model),
+        "run_eagerly=True or jit_compile=False": model.run_eagerly or not model.jit_compile,
+    }
+    reason = next((name for name, is_so in reasons.items() if is_so), None)
+    if reason is None:
+        return processes.replicas
+    if is_compressed:
+        raise NotSupportedError(
+            f"gradient_compression can't be had on {keras.backend.backend()} with {reason}: its "
+            "compiler divides such a step, and decides where and how gradients are summed."
+        )
+    return None

@@ -1,0 +1,143 @@
+"""Which axes of a transformer's weights are spread over devices: tensor and expert parallelism.
+
+It stands before a `keras.distribution.ModelParallel`, which `Trainer` takes as its
+`distributed_strategy`.
+"""
+
+import logging
+from collections.abc import Iterator
+
+import keras
+
+from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.layers import DeepSeekMoE, SwiGLU
+from keras_deepseek.layers.heads.vocabulary_head import VocabularyHead
+
+_logger = logging.getLogger(__name__)
+
+Split = tuple[keras.Variable | None, tuple[int, ...], str]
+"""A weight, the axes that it may be cut along, the best first, and the mesh's axis for them."""
+
+
+def transformer_layout_map(
+    model: keras.Model,
+    device_mesh: keras.distribution.DeviceMesh,
+    *,
+    model_axis: str = "model",
+    expert_axis: str | None = None,
+) -> keras.distribution.LayoutMap:
+    """Returns where the weights of a transformer lie, over the devices of a mesh.
+
+    Attention is cut by heads, of Keras's layers and of this package's; `SwiGLU`, that of shared
+    experts too, by hidden features; the experts of `DeepSeekMoE` by expert; tables of embeddings by
+    vocabulary, or by features where that does not divide, and heads over a vocabulary by it. The
+    way into a block is cut by columns and the way out by rows, and one sum over the devices follows
+    each block (Shoeybi et al., 2019). All else lies on each device as a whole; of layers that it
+    does not know, such as a `Dense`, add them: `layout_map[variable.path] = (None, "model")`. The
+    numbers are those of one device, to rounding, whatever is cut.
+
+    Args:
+        model: `keras.Model`, built.
+        device_mesh: `keras.distribution.DeviceMesh` with the axes that are named here.
+        model_axis: string. The axis of the mesh that heads, features and vocabularies are cut by.
+            Defaults to `"model"`.
+        expert_axis: string. The axis that experts are cut by. Defaults to `None`, `model_axis`.
+
+    Returns:
+        `keras.distribution.LayoutMap`. A weight of which no axis divides by the devices is left out
+        of it, with a warning.
+
+    Raises:
+        InvalidInputError: The model is not built, the mesh has no such axis, or there is no weight
+            to cut.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_deepseek.layers import SwiGLU
+    >>> model = keras.Sequential([keras.Input((5, 12)), SwiGLU(32)])
+    >>> mesh = keras.distribution.DeviceMesh((1, 2), ["batch", "model"], ["cpu:0", "cpu:1"])
+    >>> layout_map = transformer_layout_map(model, mesh)
+    >>> {path.split("/")[-2]: layout_map[path].axes for path in layout_map}
+    {'gate': (None, 'model'), 'up': (None, 'model'), 'down': ('model', None)}
+
+    Reference:
+
+    - [Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism
+      (Shoeybi et al., 2019)](https://arxiv.org/abs/1909.08053)
+    - [GShard: Scaling Giant Models with Conditional Computation and Automatic Sharding (Lepikhin et
+      al., 2020)](https://arxiv.org/abs/2006.16668)
+    """
+    if not model.built:
+        raise InvalidInputError(
+            f"Model {model.name!r} is not built, and nobody knows its weights: build it, or call "
+            "it once."
+        )
+    sizes = dict(zip(device_mesh.axis_names, device_mesh.shape, strict=True))
+    expert_axis = model_axis if expert_axis is None else expert_axis
+    for axis in (model_axis, expert_axis):
+        if axis not in sizes:
+            raise InvalidInputError(unknown_name_message("axis of the mesh", axis, sizes))
+    layout_map = keras.distribution.LayoutMap(device_mesh)
+    seen: set[str] = set()
+    whole: list[keras.Variable] = []
+    for layer in flatten_layers(model):
+        for variable, dims, axis in _find_splits(layer, model_axis, expert_axis):
+            if variable is None or variable.path in seen:
+                continue  # A bias that is not there, or a layer that is found twice.
+            seen.add(variable.path)
+            dim = next((dim for dim in dims if variable.shape[dim] % sizes[axis] == 0), None)
+            if dim is None:
+                whole.append(variable)
+            else:
+                rank = len(variable.shape)
+                layout_map[variable.path] = tuple(axis if i == dim else None for i in range(rank))
+    if not len(layout_map):
+        raise InvalidInputError(
+            f"{model.name!r} has no attention, SwiGLU, experts or table of embeddings whose heads, "
+            f"features or rows divide by {sizes[model_axis]} devices."
+        )
+    if whole:
+        names = ", ".join(f"{each.path} {tuple(each.shape)}" for each in whole)
+        _logger.warning("Not divisible by the devices, and on each as a whole: %s.", names)
+    return layout_map
+
+
+def _find_splits(layer: keras.Layer, model_axis: str, expert_axis: str) -> Iterator[Split]:
+    """Yields the weights that a layer has itself, or those of layers that only it can know of."""
+    if isinstance(layer, SwiGLU):
+        for dense in (layer.gate, layer.up):
+            yield dense.kernel, (1,), model_axis
+            yield dense.bias, (0,), model_axis
+        yield layer.down.kernel, (0,), model_axis
+    elif isinstance(layer, DeepSeekMoE):
+        for kernel in (layer.gate_kernel, layer.up_kernel, layer.down_kernel):
+            yield kernel, (0,), expert_axis
+    elif isinstance(layer, keras.layers.Embedding):
+        yield layer.embeddings, (0, 1), model_axis
+    elif isinstance(layer, VocabularyHead):
+        if layer.token_embedding is None:
+            yield layer.kernel, (1, 0), model_axis
+        yield layer.bias, (0,), model_axis
+    elif isinstance(layer, keras.layers.EinsumDense):
+        yield from _split_projection(layer, model_axis)
+
+
+def _split_projection(layer: keras.layers.EinsumDense, axis: str) -> Iterator[Split]:
+    """Yields the weights of a projection to heads, from heads, or of groups.
+
+    A letter for heads stands in its kernel beside another one, of inputs or outputs as it does:
+    `dhk` of `btd,dhk->bthk`, `hkd` of `bthk,hkd->btd`; that for groups stands in all three.
+    """
+    inputs, kernel, outputs = layer.equation.replace("->", ",").split(",")
+    groups = [letter for letter in kernel if letter in inputs and letter in outputs]
+    produced = [letter for letter in kernel if letter not in inputs]
+    consumed = [letter for letter in kernel if letter not in outputs]
+    heads = next((each for each in (groups, produced[:-1], consumed[:-1]) if each), None)
+    if heads is None:
+        return
+    yield layer.kernel, (kernel.index(heads[0]),), axis
+    if layer.bias is not None and heads[0] in layer.bias_axes:
+        first = min(outputs.index(letter) for letter in layer.bias_axes)
+        yield layer.bias, (outputs.index(heads[0]) - first,), axis

@@ -1,0 +1,1 @@
+"""Batches of sequences: packing, length buckets, masked tokens."""

@@ -1,0 +1,155 @@
+"""Documents of many lengths packed into rows of one: a batch then holds next to no padding.
+
+It stands before `Trainer.fit`: what it returns are plain NumPy arrays, one entry an input of the
+model.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.data.token_features import Features, check_padding, read_features
+
+Piece = tuple[int, int, int]  # A document, and the first and the last but one of its tokens.
+
+
+def pack_sequences(
+    features: Features,
+    length: int,
+    *,
+    when_longer: Literal["refuse", "split", "truncate"] = "refuse",
+    padding: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> dict[str, Array]:
+    """Packs documents into rows, several in each, by best fit from the longest down.
+
+    Choose it over padding where lengths differ and a model is trained on fixed shapes: the work
+    that would go into padding goes into tokens. Beside the features it returns for each token
+
+    | name | meaning |
+    |---|---|
+    | `"segment_ids"` | the number of the token's document in its row, from 1 on; 0 is padding |
+    | `"positions"` | the number of the token in its document, from 0 on |
+
+    so that no document sees another. For an attention layer with an `attention_mask`:
+
+    ```
+    attention_mask = ops.equal(segment_ids[:, :, None], segment_ids[:, None, :])
+    ```
+
+    Args:
+        features: dict. For each name one array a document, of shape `(num_tokens, ...)`. All
+            features have the same lengths, such as token ids and their targets.
+        length: integer. Number of tokens in a row.
+        when_longer: `"refuse"`, `"split"` or `"truncate"`. What becomes of a document of more than
+            `length` tokens: an error; several, whose positions each begin at 0; or its beginning.
+            Defaults to `"refuse"`.
+        padding: dict. What fills up a feature, as in `{"targets": -100}`. Defaults to `None`: 0.
+        seed: integer. Rows are put into a random order, drawn by it. Defaults to `None`: rows of
+            long documents come first.
+
+    Returns:
+        A dict of arrays of shape `(num_rows, length, ...)`: the features in their own dtype, and
+        `"segment_ids"` and `"positions"` in int32.
+
+    Raises:
+        InvalidInputError: There is no document, features differ in their lengths or have one of
+            the two names, `length` is not positive, or a document is longer and that is refused.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_deepseek.training import pack_sequences
+    >>> documents = [np.array([5, 6, 7]), np.array([8, 9]), np.array([3])]
+    >>> packed = pack_sequences({"token_ids": documents}, length=4)
+    >>> packed["token_ids"].tolist()
+    [[5, 6, 7, 3], [8, 9, 0, 0]]
+    >>> packed["segment_ids"].tolist()
+    [[1, 1, 1, 2], [1, 1, 0, 0]]
+    >>> packed["positions"].tolist()
+    [[0, 1, 2, 0], [0, 1, 0, 0]]
+
+    Reference:
+
+    - [Efficient Sequence Packing without Cross-contamination (Krell et al., 2021)](
+      https://arxiv.org/abs/2107.02027)
+    """
+    length = check_integer("length", length)
+    if seed is not None:
+        seed = check_integer("seed", seed, least=0)
+    arrays, lengths = read_features(features)
+    taken = sorted({"segment_ids", "positions"} & set(arrays))
+    if taken:
+        raise InvalidInputError(f"A feature can't be named {taken[0]!r}, which is returned here.")
+    padding = check_padding(padding, arrays)
+    rows = _fit(list(_cut(lengths, length, when_longer)), length)
+    if seed is not None:
+        np.random.default_rng(seed).shuffle(rows)
+    packed = {
+        name: np.full(
+            (len(rows), length, *documents[0].shape[1:]),
+            padding.get(name, 0),
+            np.result_type(*documents),
+        )
+        for name, documents in arrays.items()
+    }
+    packed["segment_ids"] = np.zeros((len(rows), length), "int32")
+    packed["positions"] = np.zeros((len(rows), length), "int32")
+    for row, pieces in enumerate(rows):
+        start = 0
+        for number, (document, first, last) in enumerate(pieces, 1):
+            place = slice(start, start + last - first)
+            for name, documents in arrays.items():
+                packed[name][row, place] = documents[document][first:last]
+            packed["segment_ids"][row, place] = number
+            packed["positions"][row, place] = np.arange(last - first)
+            start = place.stop
+    return packed
+
+
+def _cut(lengths: Sequence[int], length: int, when_longer: str) -> Iterator[Piece]:
+    """Yields what is packed: the documents that have tokens, cut where they are longer."""
+    if when_longer not in ("refuse", "split", "truncate"):
+        raise InvalidInputError(
+            f"`when_longer` must be 'refuse', 'split' or 'truncate', received {when_longer!r}."
+        )
+    for document, num_tokens in enumerate(lengths):
+        if num_tokens > length and when_longer == "refuse":
+            raise InvalidInputError(
+                f"Document {document} has {num_tokens} tokens, a row {length}. Give a larger "
+                "`length`, or when_longer='split' or 'truncate'."
+            )
+        end = min(num_tokens, length) if when_longer == "truncate" else num_tokens
+        for first in range(0, end, length):
+            yield document, first, min(first + length, end)
+
+
+def _fit(pieces: list[Piece], length: int) -> list[list[Piece]]:
+    """Returns the pieces by row: each goes to the fullest row that has room, the longest first."""
+    pieces.sort(key=lambda piece: piece[1] - piece[2])
+    rows: list[list[Piece]] = []
+    by_room: dict[int, list[int]] = {}  # Rows by the tokens that they have room for.
+    rooms: list[int] = []  # The keys of those that are not empty, ascending.
+    for piece in pieces:
+        size = piece[2] - piece[1]
+        at = bisect_left(rooms, size)
+        if at == len(rooms):
+            row, room = len(rows), length
+            rows.append([])
+        else:
+            room = rooms[at]
+            row = by_room[room].pop()
+            if not by_room[room]:
+                del rooms[at]
+        rows[row].append(piece)
+        left = room - size
+        if left:
+            if not by_room.setdefault(left, []):
+                insort(rooms, left)
+            by_room[left].append(row)
+    return rows

@@ -1,0 +1,75 @@
+"""Features of sequences of many lengths, as `pack_sequences` and `LengthBuckets` take them."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.errors import InvalidInputError
+
+Features = Mapping[str, Sequence[Any]]
+
+
+def read_features(features: Features) -> tuple[dict[str, list[Array]], list[int]]:
+    """Returns the sequences as arrays, by feature, and their lengths in tokens.
+
+    Args:
+        features: dict. For each name one array a sequence, of shape `(num_tokens, ...)`.
+
+    Raises:
+        InvalidInputError: There is none, or features differ in their lengths.
+    """
+    if not isinstance(features, Mapping) or not features:
+        raise InvalidInputError(
+            "`features` must be a dict of lists of arrays, as in {'token_ids': documents}; "
+            f"received {type(features).__name__}."
+        )
+    arrays = {
+        name: [np.asarray(sequence) for sequence in sequences]
+        for name, sequences in features.items()
+    }
+    for sequences in arrays.values():  # An empty list says nothing of its dtype.
+        dtypes = [sequence.dtype for sequence in sequences if sequence.size]
+        for index, sequence in enumerate(sequences):
+            if dtypes and not sequence.size:
+                sequences[index] = sequence.astype(dtypes[0])
+    counts = {name: len(sequences) for name, sequences in arrays.items()}
+    if len(set(counts.values())) > 1 or not next(iter(counts.values())):
+        raise InvalidInputError(
+            f"Every feature needs the same number of sequences, 1 or more; received {counts}."
+        )
+    lengths: list[int] = []
+    for index, of_one in enumerate(zip(*arrays.values(), strict=True)):
+        shapes = [sequence.shape for sequence in of_one]
+        if not all(shapes) or len({shape[0] for shape in shapes}) > 1:
+            raise InvalidInputError(
+                f"Sequence {index} must have as many tokens in every feature; received the shapes "
+                f"{dict(zip(arrays, shapes, strict=True))}."
+            )
+        lengths.append(len(of_one[0]))
+    for name, sequences in arrays.items():
+        shapes = sorted({sequence.shape[1:] for sequence in sequences})
+        if len(shapes) > 1:
+            raise InvalidInputError(
+                f"The tokens of {name!r} must be of one shape, received {shapes}."
+            )
+    return arrays, lengths
+
+
+def check_padding(padding: Mapping[str, Any] | None, names: Collection[str]) -> dict[str, Any]:
+    """Returns what fills up the features, by name.
+
+    Args:
+        padding: dict or `None`.
+        names: The names of the features.
+
+    Raises:
+        InvalidInputError: It is given for a feature that there is not.
+    """
+    unknown = sorted(set(padding or ()) - set(names))
+    if unknown:
+        raise InvalidInputError(
+            f"`padding` is given for {unknown}; there are the features {sorted(names)}."
+        )
+    return dict(padding or {})

@@ -1,0 +1,126 @@
+"""Masks tokens as BERT does: what a masked language model is trained to say again.
+
+It stands before `gather_masked_positions` and `MaskedTokens`.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.checks import check_integer, check_number
+from keras_deepseek.errors import InvalidInputError
+
+
+def mask_tokens(
+    token_ids: Any,
+    *,
+    mask_token_id: int,
+    vocabulary_size: int,
+    special_token_ids: Iterable[int] = (0,),
+    share: float = 0.15,
+    mask_share: float = 0.8,
+    random_share: float = 0.1,
+    ignore_class: int = -100,
+    seed: Any = 0,
+) -> tuple[Array, Array]:
+    """Returns tokens with some of them masked, and what these were.
+
+    Of each row's tokens that are not special, `share` are chosen, rounded, and one at least. Of the
+    chosen, each by itself, `mask_share` become the mask, `random_share` another token, and the rest
+    stays as it is, so that a model has to read every token.
+
+    Args:
+        token_ids: Integer array of shape `(num_rows, length)`.
+        mask_token_id: integer. The token that stands for masked ones.
+        vocabulary_size: integer. Random tokens are drawn from those below that are not special.
+        special_token_ids: integers. Tokens that are never chosen, nor drawn: padding, and those
+            that begin and end sequences; so is `mask_token_id`. Defaults to `(0,)`.
+        share: float. Share of tokens that are chosen. Defaults to `0.15`.
+        mask_share: float. Of these, the share that becomes the mask. Defaults to `0.8`.
+        random_share: float. Of these, the share that becomes a random token. Defaults to `0.1`.
+        ignore_class: integer. The target where nothing was chosen. Defaults to `-100`.
+        seed: integer, sequence of integers or `numpy.random.Generator`. What is drawn by. Defaults
+            to `0`.
+
+    Returns:
+        A pair of int32 arrays of the shape of `token_ids`: the masked tokens, and the targets.
+
+    Raises:
+        InvalidInputError: Tokens are no integers of such a shape, or out of the vocabulary, shares
+            are none, or every token is special.
+
+    Example:
+
+    >>> from keras_deepseek.training import mask_tokens
+    >>> tokens = [[2, 11, 12, 13, 14, 3, 0]]
+    >>> masked, targets = mask_tokens(
+    ...     tokens, mask_token_id=4, vocabulary_size=20, special_token_ids=(0, 2, 3), share=0.5
+    ... )
+    >>> int((targets >= 0).sum()), masked[0, [0, 5, 6]].tolist()
+    (2, [2, 3, 0])
+    """
+    rows = _read_tokens(token_ids, vocabulary_size)
+    check_number("share", share, above=0, below=1)
+    check_number("mask_share", mask_share, least=0)
+    check_number("random_share", random_share, least=0)
+    if mask_share + random_share > 1:
+        raise InvalidInputError(
+            "`mask_share` and `random_share` are shares of one whole, received "
+            f"{mask_share} and {random_share}."
+        )
+    special = np.unique([mask_token_id, *special_token_ids])
+    others = np.setdiff1d(np.arange(vocabulary_size), special)
+    if not len(others):
+        raise InvalidInputError(f"All {vocabulary_size} tokens are special: none can be masked.")
+    rng = np.random.default_rng(seed)
+    is_chosen = _choose(~np.isin(rows, special), share, rng)
+    fate = rng.random(rows.shape)
+    drawn = others[rng.integers(0, len(others), rows.shape)]
+    changed = np.where(
+        fate < mask_share,
+        mask_token_id,
+        np.where(fate < mask_share + random_share, drawn, rows),
+    )
+    return (
+        np.where(is_chosen, changed, rows).astype("int32"),
+        np.where(is_chosen, rows, ignore_class).astype("int32"),
+    )
+
+
+def count_masked(num_tokens: Any, share: float = 0.15) -> Any:
+    """Returns how many tokens are chosen of so many that may be.
+
+    Args:
+        num_tokens: integer or array of integers.
+        share: float. Defaults to `0.15`.
+    """
+    counts = np.maximum(1, np.round(np.multiply(num_tokens, share)))
+    return np.minimum(counts, num_tokens).astype(int)
+
+
+def _choose(may_be: Array, share: float, rng: np.random.Generator) -> Array:
+    """Returns where tokens are chosen: in each row as many, of those that may be."""
+    # A row's own order at random, with those that may not be chosen at its end.
+    order = np.argsort(np.where(may_be, rng.random(may_be.shape), 2), axis=1)
+    ranks = np.argsort(order, axis=1)
+    counts = count_masked(may_be.sum(axis=1), share)
+    chosen: Array = ranks < counts[:, None]
+    return chosen
+
+
+def _read_tokens(token_ids: Any, vocabulary_size: int) -> Array:
+    rows = np.asarray(token_ids)
+    if rows.ndim != 2 or rows.dtype.kind not in "iu":  # noqa: PLR2004
+        raise InvalidInputError(
+            "`token_ids` must be integers of shape (num_rows, length); received "
+            f"{rows.dtype} of shape {rows.shape}."
+        )
+    check_integer("vocabulary_size", vocabulary_size)
+    if rows.size and not 0 <= rows.min() <= rows.max() < vocabulary_size:
+        raise InvalidInputError(
+            f"`token_ids` must be from 0 below vocabulary_size={vocabulary_size}, received "
+            f"{rows.min()} to {rows.max()}."
+        )
+    return rows

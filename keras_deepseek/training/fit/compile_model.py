@@ -1,0 +1,205 @@
+"""From what a user gives a trainer to a model that is compiled."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+import keras
+
+from keras_deepseek.backend.data.random_state import seed_generators
+from keras_deepseek.backend.keras_private.keras_internals import compile_arguments
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
+from keras_deepseek.training.step.precision import with_loss_scaling
+
+
+def set_seed(seed: int | None) -> int | None:
+    """Seeds Python, NumPy, Keras and the framework, unless the seed is `None`, and returns it.
+
+    Args:
+        seed: integer, or `None`.
+
+    Raises:
+        InvalidInputError: It is no integer from 0 to 2**32 - 1.
+    """
+    if seed is not None:
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise InvalidInputError(
+                f"`seed` must be an integer from 0 to 2**32 - 1; received {seed!r}."
+            )
+        seed_generators(seed)
+    return seed
+
+
+_CHOSEN_BY_OUTPUTS = ("accuracy", "acc")
+"""Names of metrics that Keras chooses by the shapes of targets and outputs."""
+
+
+def build_model(model: keras.Model | Callable[[], keras.Model]) -> keras.Model:
+    """Returns a model, or the one that a function builds.
+
+    Args:
+        model: `keras.Model`, or a function without arguments.
+
+    Raises:
+        InvalidInputError: There is no model.
+    """
+    made = model
+    if not isinstance(model, keras.Layer) and callable(model):  # A model is one.
+        _check_no_arguments(model)
+        made = model()
+    if not isinstance(made, keras.Model):
+        raise InvalidInputError(
+            "`model` must be a keras.Model, or a function that builds one; received "
+            f"{type(made).__name__}: {made!r}."
+        )
+    return made
+
+
+def _check_no_arguments(function: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # Of what is not written in Python nobody knows.
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise InvalidInputError(
+            f"The function that builds the model is called without arguments, and it takes "
+            f"{signature}. Give `lambda: build(...)`, or the model itself."
+        ) from error
+
+
+def compile_model(
+    model: keras.Model,
+    optimizer: Any,
+    loss: Any,
+    metrics: Any,
+    policy: keras.DTypePolicy | None,
+) -> None:
+    """Compiles a model with what is given, and with what it was compiled with for the rest.
+
+    Args:
+        model: `keras.Model`.
+        optimizer: `keras.optimizers.Optimizer`, its name or config, or `None`.
+        loss: Keras loss, its name, or a structure of them, or `None`.
+        metrics: list of Keras metrics or names, or `None`.
+        policy: The dtype policy of the training step, or `None` for the model's own.
+
+    Raises:
+        InvalidInputError: A name is unknown, or there is no optimizer, or no such output.
+    """
+    if metrics is not None and not isinstance(metrics, list | tuple | dict):
+        metrics = [metrics]  # One needs no list.
+    given = {"optimizer": optimizer, "loss": loss, "metrics": metrics}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = compile_arguments(model) if model.compiled else {}
+    if model.compiled:
+        settings["optimizer"] = model.optimizer  # The object, with its state.
+    settings.update(given)
+    if settings.get("optimizer") is None:
+        raise InvalidInputError(
+            f"Model {model.name!r} was not compiled with an optimizer: pass "
+            "Trainer(..., optimizer=...), as in optimizer='adam'."
+        )
+    compiled = settings["optimizer"]
+    settings["optimizer"] = with_loss_scaling(_find("optimizer", compiled), policy)
+    for each in _leaves(loss):
+        _find("loss", each)
+    _check_outputs(model, loss)
+    for metric in _leaves(metrics):
+        if str(metric).lower() not in _CHOSEN_BY_OUTPUTS:
+            _find("metric", metric)
+    if given or settings["optimizer"] is not compiled:
+        settings["auto_scale_loss"] = False
+        model.compile(**_arguments_of_compile(model, settings))
+
+
+def _arguments_of_compile(model: keras.Model, settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a model's `compile` is given: one of its own also what it had before.
+
+    Raises:
+        InvalidInputError: It does not take Keras's, or nobody knows what it had.
+    """
+    if type(model).compile is keras.Model.compile:
+        return settings
+    parameters = inspect.signature(model.compile).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    known = {name: each for name, each in settings.items() if takes_any or name in parameters}
+    unknown = [name for name in ("optimizer", "loss", "metrics") if name in settings.keys() - known]
+    keras_s = inspect.signature(keras.Model.compile).parameters
+    own = [
+        name
+        for name, each in parameters.items()
+        if name not in keras_s and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    lost = [name for name in own if not hasattr(model, name)] if model.compiled else []
+    if unknown or lost:
+        what = f"takes no {', '.join(unknown)}" if unknown else f"would lose its {', '.join(lost)}"
+        raise InvalidInputError(
+            f"compile() of {type(model).__name__!r} {what}: compile the model yourself, with all "
+            "that it is to have, and give the Trainer no optimizer, loss, metrics and float16."
+        )
+    return known | {name: getattr(model, name) for name in own if hasattr(model, name)}
+
+
+def _check_outputs(model: keras.Model, loss: Any) -> None:
+    """Raises an error where losses are named by outputs that a model does not have."""
+    if not isinstance(loss, dict) or "class_name" in loss:
+        return
+    if isinstance(model, keras.Sequential):
+        raise InvalidInputError(
+            f"{model.name!r} is a Sequential, whose one output has no name: give its loss alone, "
+            f"as in loss={next(iter(loss.values()), 'mse')!r}; received {loss!r}."
+        )
+    names = set(getattr(model, "output_names", None) or ())  # None of a subclass.
+    if names and isinstance(model.output, dict):
+        names |= set(model.output)  # By which Keras goes, and by its layers' names where it can.
+    unknown = [name for name in loss if names and name not in names]
+    if unknown:
+        raise InvalidInputError(unknown_name_message("output of the model", unknown[0], names))
+
+
+def _leaves(structure: Any) -> list[Any]:
+    """Returns the losses or metrics of a structure, `None` and Keras's configs aside."""
+    if isinstance(structure, dict) and "class_name" in structure:
+        return []
+    if isinstance(structure, dict | list | tuple):
+        inner = structure.values() if isinstance(structure, dict) else structure
+        return [leaf for each in inner for leaf in _leaves(each)]
+    return [] if structure is None else [structure]
+
+
+def _check_kind(kind: Literal["optimizer", "loss", "metric"], value: Any) -> None:
+    """Raises an error where a value can't be an optimizer, a loss or a metric."""
+    if isinstance(value, type) and kind != "metric":  # Of a metric, Keras makes an object.
+        raise InvalidInputError(
+            f"`{kind}` is the class {value.__name__}: give an object of it, as in "
+            f"{value.__name__}()."
+        )
+    if kind == "optimizer":
+        fits, expected = isinstance(value, keras.optimizers.Optimizer), "object of Keras's"
+    else:
+        fits, expected = callable(value), "object of Keras's, a function"
+    if not fits:
+        raise InvalidInputError(
+            f"`{kind}` must be an {expected}, or its name; received {type(value).__name__}: "
+            f"{value!r}."
+        )
+
+
+def _find(kind: Literal["optimizer", "loss", "metric"], value: Any) -> Any:
+    """Returns what a name or a config stands for, or says that it is unknown."""
+    if not isinstance(value, str) and not (kind == "optimizer" and isinstance(value, dict)):
+        _check_kind(kind, value)
+        return value
+    find = {
+        "optimizer": keras.optimizers.get,
+        "loss": keras.losses.get,
+        "metric": keras.metrics.get,
+    }[kind]
+    try:
+        return find(value)
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(
+            f"Unknown {kind} {value!r}: expected an object of Keras's, or its name."
+        ) from error

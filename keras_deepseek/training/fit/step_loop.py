@@ -1,0 +1,79 @@
+"""The steps of a training one by one, for a loop of one's own around them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.backend.data.positioned_data import PositionedData
+from keras_deepseek.backend.keras_private.keras_training import epoch_logs
+from keras_deepseek.training.checkpoints.streamed_callbacks import StreamedCallbacks
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was made.
+
+    Args:
+        number: integer. Which step of its epoch it is, from 0.
+        epoch: integer. Which epoch, from 0.
+        raw_logs: dict. The logs as tensors of the framework.
+    """
+
+    number: int
+    epoch: int
+    raw_logs: dict[str, Any]
+
+    @property
+    def logs(self) -> dict[str, float]:
+        """The loss and the metrics, means of the epoch so far, as numbers: waits for the step."""
+        return {
+            name: float(keras.ops.convert_to_numpy(value)) for name, value in self.raw_logs.items()
+        }
+
+
+def make_steps(
+    model: keras.Model,
+    data: PositionedData,
+    callbacks: StreamedCallbacks,
+    *,
+    epochs: int,
+    initial_epoch: int = 0,
+) -> Iterator[Step]:
+    """Trains a model, and yields after each step.
+
+    Args:
+        model: `keras.Model`, built and compiled.
+        data: `PositionedData`, open.
+        callbacks: `StreamedCallbacks` of them.
+        epochs: integer. The last epoch, counted from 1.
+        initial_epoch: integer. The first one, counted from 0. Defaults to `0`.
+    """
+    model.make_train_function()
+    model.stop_training = False
+    logs: dict[str, Any] = {}
+    callbacks.on_train_begin()
+    try:
+        for epoch in range(initial_epoch, epochs):
+            model.reset_metrics()
+            callbacks.on_epoch_begin(epoch)
+            for number, batch in enumerate(data.stream.batches()):
+                callbacks.on_train_batch_begin(number)
+                logs = backend.current().run_step(model, batch)
+                callbacks.on_train_batch_end(number, logs)
+                callbacks.go_on()  # The stream ends the epoch here.
+                yield Step(number, epoch, logs)
+                if model.stop_training:
+                    break
+            callbacks.on_epoch_end(epoch, epoch_logs(model, logs))
+            if model.stop_training:
+                break
+    except GeneratorExit:
+        callbacks.leave()
+        raise
+    finally:  # Who leaves the loop has ended the training.
+        model.optimizer.finalize_variable_values(model.trainable_weights)
+        backend.current().separate_variables(model)  # As behind `fit`, also where it was left.
+        callbacks.on_train_end(logs)

@@ -1,0 +1,262 @@
+"""What the arguments of a trainer make of each step."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.keras_training import (
+    compilation,
+    optimized_variables,
+    own_train_step,
+)
+from keras_deepseek.backend.processes.processes import RemoteReplicas, Replicas
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
+from keras_deepseek.training.cluster.layer_placement import LayerPlacement
+from keras_deepseek.training.fit.kept_memory import kept_memory
+from keras_deepseek.training.fit.loss_watch import LossWatch
+from keras_deepseek.training.fit.watch_guarded_steps import WatchGuardedSteps
+from keras_deepseek.training.step.gradient_clip import GradientClip, check_gradient_clip
+from keras_deepseek.training.step.gradient_residual import GradientResidual
+from keras_deepseek.training.step.guarded_steps import GuardedSteps
+from keras_deepseek.training.step.loss_weight import refuse_no_reduction
+from keras_deepseek.training.step.precision import step_in_precision
+from keras_deepseek.training.step.rematerialization import Remat, check_remat, find_blocks
+from keras_deepseek.training.step.step_guard import Action, StepGuard
+from keras_deepseek.training.step.step_in_place import StepInPlace
+from keras_deepseek.training.step.training_step import TrainingStep
+
+
+class StepPlan:
+    """How the steps of a trainer are made; the arguments are those of `Trainer`.
+
+    Args:
+        model: `keras.Model`, compiled.
+        compute: The trainer's `train_step`.
+        is_own_compute: boolean. Whether it is another than that of `Trainer`.
+        policy: The dtype policy of the step, or `None` for the model's own.
+        checkpoints: `Checkpoints` to roll back to, or `None`.
+        replicas: `Replicas` in other processes that make each step together, or `None`.
+        devices: `Replicas` in this process, likewise.
+        layers: `LayerPlacement` of the model's layers on several devices, or `None`.
+        residual: `GradientResidual`, where the replicas compress what they send, or `None`.
+        served: What makes the steps where workers do, or `None`.
+
+    Raises:
+        InvalidInputError: An argument does not fit, or the model has a step of its own, which would
+            ignore one.
+    """
+
+    def __init__(  # noqa: PLR0913 - they are those of `Trainer`.
+        self,
+        model: keras.Model,
+        compute: Callable[..., Any],
+        *,
+        is_own_compute: bool,
+        policy: keras.DTypePolicy | None,
+        float32_layers: Sequence[str] = (),
+        micro_batches: int,
+        gradient_clip: GradientClip | None,
+        guard: StepGuard | Action | None,
+        remat: Remat,
+        checkpoints: Checkpoints | None,
+        replicas: RemoteReplicas | None = None,
+        devices: Replicas | None = None,
+        layers: LayerPlacement | None = None,
+        residual: GradientResidual | None = None,
+        served: Callable[[Any], dict[str, Any]] | None = None,
+    ) -> None:
+        self.micro_batches = check_integer("micro_batches", micro_batches)
+        check_gradient_clip(gradient_clip, model.optimizer)
+        check_remat(remat)
+        if not is_own_compute:
+            refuse_no_reduction(model.loss)
+        if own_train_step(model):
+            asked = {
+                "`micro_batches`": micro_batches > 1,
+                "`gradient_clip`": gradient_clip is not None,
+                "`guard`": guard is not None,
+                "`remat`": bool(remat),
+                "the trainer's own": is_own_compute,
+                "other processes": replicas is not None,
+                "`gradient_compression`": residual is not None,
+                "several devices": devices is not None,
+            }
+            _refuse_own_step(model, [name for name, is_asked in asked.items() if is_asked])
+        self.callbacks: list[keras.callbacks.Callback] = []
+        self._model = model
+        self._is_own_compute = is_own_compute
+        self._compilation = compilation(model)
+        self._policy = policy
+        self._float32_layers = float32_layers
+        self._served = served
+        self._layers = layers
+        self._guarded_steps: GuardedSteps | None = None
+        if guard is not None:
+            self._watch(guard if isinstance(guard, StepGuard) else StepGuard(guard), checkpoints)
+        else:
+            self.callbacks.append(LossWatch())
+        self._training_step = TrainingStep(
+            model,
+            compute,
+            micro_batches=self.micro_batches,
+            gradient_clip=gradient_clip,
+            guard=self._guarded_steps,
+            remat=remat,
+            replicas=replicas,
+            devices=devices,
+            on_built=lambda: self._place_layers(is_in_step=True),
+            residual=residual,
+        )
+        if model.built:  # Else the first step finds which layers are meant.
+            self._in_precision(lambda: find_blocks(model, remat))()
+        self._step = self._make_step(
+            is_compilable=layers is None  # XLA would compile it for one device.
+            and all(each is None or each.is_compilable for each in (replicas, devices))
+        )
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Makes the model train by such steps until the block ends."""
+        self.check_model()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(kept_memory())
+            stack.enter_context(self._step.use())
+            if self._guarded_steps is not None:
+                stack.enter_context(self._guarded_steps.attach(self._model))
+            yield
+
+    def _watch(self, guard: StepGuard, checkpoints: Checkpoints | None) -> None:
+        if guard.action == "roll_back" and checkpoints is None:
+            raise InvalidInputError(
+                "guard='roll_back' goes back to a checkpoint: name their folder, "
+                "Trainer(..., checkpoint_dir=...)."
+            )
+        self._guarded_steps = GuardedSteps(guard, self.steps_per_execution)
+        roll_back = None if checkpoints is None else checkpoints.roll_back
+        self.callbacks.append(WatchGuardedSteps(guard, self._guarded_steps, roll_back))
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the loss is one of Keras's between outputs and targets, and no other."""
+        is_kerass = type(self._model).compute_loss is keras.Model.compute_loss
+        is_ours = not (self._is_own_compute or own_train_step(self._model))
+        return is_ours and is_kerass and self._model.loss is not None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether workers make the steps."""
+        return self._served is not None
+
+    @property
+    def num_made(self) -> int:
+        """How many steps were made since the plan came into use."""
+        return self._step.num_made * self.steps_per_execution
+
+    @property
+    def steps_per_execution(self) -> int:
+        """How many steps are made at once."""
+        return int(self._model.steps_per_execution)
+
+    @property
+    def is_making(self) -> bool:
+        """Whether a step is being made; after an error, whether it came out of one."""
+        return self._step.is_making
+
+    def check_model(self) -> None:
+        """Raises an error where the model is not, or not any more, this plan's to train.
+
+        Raises:
+            InvalidInputError: It is being trained, was compiled again, or has other trainable
+                weights than its optimizer can take.
+        """
+        self._step.refuse_open_training()
+        if compilation(self._model) is not self._compilation:
+            raise InvalidInputError(
+                f"Model {self._model.name!r} was compiled again after this trainer was made, by "
+                "another Trainer or by model.compile, and would train with that one's optimizer "
+                "and loss. Make a new Trainer for each training that follows another, or give "
+                "this one a model of its own."
+            )
+        _check_trainable(self._model)
+
+    def count_kept_bytes(self, data: Any) -> int:
+        """Returns the bytes that a step on a batch keeps for its backward pass.
+
+        Args:
+            data: Tensors of a batch, as Keras gives them to a step.
+
+        Raises:
+            InvalidInputError: The model has a step of its own, and nobody can look into it.
+        """
+        if own_train_step(self._model):
+            _refuse_own_step(self._model, ["measuring memory"])
+        return int(self._in_precision(self._training_step.count_kept_bytes)(data))
+
+    def compute_loss(self, x: Any, y: Any, sample_weight: Any) -> Any:
+        """Returns the loss that the model was compiled with: see `TrainingStep.compute_loss`."""
+        return self._training_step.compute_loss(x, y, sample_weight)
+
+    def _make_step(self, *, is_compilable: bool) -> StepInPlace:
+        """Returns what takes the place of the model's training step."""
+        model, train_step = self._model, self._model.train_step
+        prepare: Callable[[], Any] = self._place_layers
+        carried: Callable[[], Sequence[keras.Variable]] = list
+        if self._served is not None:  # The workers have the precision, and the model's layers.
+            return StepInPlace(
+                model,
+                backend.current().make_train_step(model, self._served),
+                is_eager=True,
+            )
+        if not own_train_step(model):
+            prepare, carried = self._prepare, self._training_step.carried
+            train_step = backend.current().make_train_step(model, self._training_step, carried)
+        return StepInPlace(
+            model,
+            self._in_precision(train_step),
+            self._in_precision(prepare),
+            carried,
+            is_compilable=is_compilable,
+        )
+
+    def _prepare(self) -> None:
+        self._place_layers()
+        self._training_step.prepare()
+
+    def _place_layers(self, *, is_in_step: bool = False) -> None:
+        if self._layers is not None:
+            self._layers.begin(self._model, is_in_step=is_in_step)
+
+    def _in_precision(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        if self._policy is None:
+            return step
+        return step_in_precision(self._model, self._policy, step, self._float32_layers)
+
+
+def _check_trainable(model: keras.Model) -> None:
+    """Raises an error where weights were frozen or thawed and the optimizer can't take that."""
+    known, trainable = optimized_variables(model.optimizer), model.trainable_variables
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if known is None:
+        return
+    ids = {id(variable) for variable in known}
+    new = [variable.path for variable in trainable if id(variable) not in ids]
+    if new:
+        what = f"{new[0]!r} became trainable after the optimizer was built without it"
+    elif optimizer.use_ema and len(trainable) < len(known):
+        what = "Weights were frozen after the optimizer was built, whose use_ema is for all of them"
+    else:
+        return
+    raise InvalidInputError(f"{what}. Make a new Trainer, with a new optimizer (optimizer=...).")
+
+
+def _refuse_own_step(model: keras.Model, ignored: list[str]) -> None:
+    if ignored:
+        raise InvalidInputError(
+            f"Model {model.name!r} has a `train_step` of its own, which knows nothing of "
+            f"{' and '.join(ignored)}. Write it as `Trainer.train_step`."
+        )

@@ -1,0 +1,112 @@
+"""Clipping of gradients, after they were unscaled and before the update."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import keras
+from keras import ops
+
+from keras_deepseek import backend
+from keras_deepseek.checks import check_number
+from keras_deepseek.errors import InvalidInputError, unknown_name_message
+
+GradientClip = tuple[Literal["value", "norm", "global_norm", "adaptive"], float]
+
+_KINDS = ("value", "norm", "global_norm", "adaptive")
+_LEAST_NORM = 1e-3  # Of weights, for the adaptive clip: those that begin at zero may move.
+
+
+def check_gradient_clip(
+    gradient_clip: GradientClip | None, optimizer: keras.optimizers.Optimizer
+) -> None:
+    """Raises an error where a clip is none, or the optimizer clips as well.
+
+    Args:
+        gradient_clip: tuple of the kind and its bound, or `None`.
+        optimizer: `keras.optimizers.Optimizer`.
+
+    Raises:
+        InvalidInputError: The clip is not one, or there are two.
+    """
+    if gradient_clip is None:
+        return
+    if not isinstance(gradient_clip, tuple | list) or len(gradient_clip) != 2:  # noqa: PLR2004
+        raise InvalidInputError(
+            "`gradient_clip` is a kind and its bound, as in ('global_norm', 1.0); received "
+            f"{gradient_clip!r}."
+        )
+    kind, bound = gradient_clip
+    if kind not in _KINDS:
+        raise InvalidInputError(unknown_name_message("gradient clip", kind, _KINDS))
+    check_number("gradient_clip", bound, above=0)
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    for name in ("clipvalue", "clipnorm", "global_clipnorm"):
+        if getattr(inner, name, None) is not None:
+            raise InvalidInputError(
+                f"The optimizer clips by {name}={getattr(inner, name)} and the trainer by "
+                f"gradient_clip={gradient_clip!r}: keep one of the two."
+            )
+
+
+def clip_gradients(
+    gradient_clip: GradientClip, gradients: Sequence[Any], variables: Sequence[Any], norm: Any
+) -> tuple[list[Any], Any]:
+    """Returns gradients, and the scalar that all of them are still to be multiplied with.
+
+    That scalar, `None` but for a clip by the global norm, is left to the update, which goes through
+    all the numbers anyway.
+
+    Args:
+        gradient_clip: tuple of the kind and its bound.
+        gradients: Tensors.
+        variables: The variables that they are gradients by.
+        norm: Scalar tensor, the norm of all gradients together.
+    """
+    kind, bound = gradient_clip
+    if kind == "global_norm":
+        return list(gradients), _factor(norm, bound)
+    if kind == "value":
+        return [_beside(ops.clip, each, -bound, bound) for each in gradients], None
+    if kind == "norm":
+        return [_beside(_clip_by_norm, each, bound) for each in gradients], None
+    pairs = zip(gradients, variables, strict=True)
+    return [_beside(_clip_by_weights, each, variable, bound) for each, variable in pairs], None
+
+
+def _beside(clip: Callable[..., Any], gradient: Any, *arguments: Any) -> Any:
+    with backend.current().beside(gradient):
+        return clip(gradient, *arguments)
+
+
+def _clip_by_norm(gradient: Any, bound: float) -> Any:
+    return _shrink(gradient, _norm(gradient), bound)
+
+
+def _clip_by_weights(gradient: Any, variable: Any, bound: float) -> Any:
+    return _shrink(gradient, _unit_norms(gradient), bound * _weight_norms(variable))
+
+
+def _norm(gradient: Any) -> Any:
+    return backend.current().global_norm([gradient])
+
+
+def _weight_norms(variable: Any) -> Any:
+    return ops.maximum(_unit_norms(ops.convert_to_tensor(variable)), _LEAST_NORM)
+
+
+def _unit_norms(tensor: Any) -> Any:
+    """Returns the norms over all axes but the last, that of the units; of a vector, its norm."""
+    axes = tuple(range(max(1, len(tensor.shape) - 1))) if len(tensor.shape) else None
+    squares = ops.square(ops.cast(tensor, "float32"))
+    return ops.sqrt(ops.sum(squares, axis=axes, keepdims=True))
+
+
+def _shrink(gradient: Any, norm: Any, most: Any) -> Any:
+    """Returns a gradient whose norm is at most so large."""
+    return gradient * ops.cast(_factor(norm, most), gradient.dtype)
+
+
+def _factor(norm: Any, most: Any) -> Any:
+    """Returns what makes a norm at most so large."""
+    # A norm of zero would divide by zero: nothing of such a gradient has to be shrunk.
+    return ops.where(norm > most, most / ops.maximum(norm, 1e-30), 1.0)

@@ -1,0 +1,112 @@
+"""From the gradients of a step to new weights, in one order on every backend."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek import backend
+from keras_deepseek.training.step.gradient_clip import GradientClip, clip_gradients
+from keras_deepseek.training.step.gradient_residual import GradientResidual
+from keras_deepseek.training.step.guarded_steps import GuardedSteps
+
+
+class GradientUpdate:
+    """Unscales, checks, clips and applies the gradients of a step.
+
+    Args:
+        model: `keras.Model`, compiled.
+        gradient_clip: tuple of the kind of clip and its bound, or `None`.
+        guard: `GuardedSteps`, which says whether a step is good, or `None`.
+        residual: `GradientResidual`, where gradients are compressed between processes, or `None`.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        gradient_clip: GradientClip | None,
+        guard: GuardedSteps | None,
+        residual: GradientResidual | None,
+    ) -> None:
+        self._model = model
+        self._gradient_clip = gradient_clip
+        self._guard = guard
+        self._residual = residual
+
+    def __call__(
+        self,
+        loss: Any,
+        gradients: list[Any],
+        variables: Sequence[keras.Variable],
+        keep: Callable[[], None] | None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Unscales, checks, clips and applies the gradients, and calls `keep` where it does.
+
+        Returns:
+            Whether the step is good, `None` where nothing is checked, and what is logged of it.
+        """
+        optimizer, logs, densify = self._model.optimizer, {}, backend.current().densify
+        scaling = optimizer if is_scaled(optimizer) else None
+        inner = optimizer if scaling is None else optimizer.inner_optimizer
+        if scaling is not None:
+            scale = scaling.dynamic_scale
+            gradients = [_unscale(gradient, scale) for gradient in map(densify, gradients)]
+        is_checked = scaling is not None or self._guard is not None
+        if is_checked or self._gradient_clip is not None:
+            gradients = [densify(gradient) for gradient in gradients]
+            norm = backend.current().global_norm(gradients) if gradients else ops.zeros(())
+
+        def apply() -> None:
+            clipped, factor = gradients, None
+            if self._gradient_clip is not None:
+                clipped, factor = clip_gradients(self._gradient_clip, gradients, variables, norm)
+            backend.current().apply_update(inner, clipped, variables, factor)
+            if keep is not None:
+                keep()
+
+        if self._gradient_clip is not None:
+            logs["gradient_norm"] = norm
+        if not is_checked:
+            apply()
+            return None, logs
+        # The norm of gradients that are not all finite is not, either.
+        is_good = is_finite = ops.isfinite(norm)
+        if self._guard is not None:
+            # That float16 overflows now and then is provided for, by the scale of the loss.
+            is_good = self._guard.judge(loss, is_finite if scaling is None else True)
+            logs |= self._guard.logs()
+        residuals = self._residual.variables if self._residual else []
+        backend.current().run_if(
+            ops.logical_and(is_good, is_finite),
+            apply,
+            [*variables, *inner.variables, *residuals],
+        )
+        if scaling is not None:
+            # A loss that is bad by itself says nothing about its scale.
+            _adapt_scale(scaling, is_finite, True if self._guard is None else is_good)
+        return is_good, logs
+
+
+def is_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Returns whether an optimizer scales the loss."""
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def _unscale(gradient: Any, scale: keras.Variable) -> Any:
+    with backend.current().beside(gradient):
+        return ops.divide(gradient, scale)
+
+
+def _adapt_scale(optimizer: Any, is_finite: Any, counts: Any) -> None:
+    """Doubles the scale of the loss after many finite steps, and halves it after one that is not.
+
+    As Keras does, but in one form for every backend.
+    """
+    count, scale = optimizer.step_counter, optimizer.dynamic_scale
+    is_full = ops.equal(count, optimizer.dynamic_growth_steps - 1)
+    grown = ops.where(is_full, scale * 2.0, ops.convert_to_tensor(scale))
+    next_scale = ops.where(is_finite, grown, scale * 0.5)
+    next_count = ops.where(ops.logical_or(is_full, ops.logical_not(is_finite)), 0, count + 1)
+    scale.assign(ops.where(counts, next_scale, ops.convert_to_tensor(scale)))
+    count.assign(ops.where(counts, next_count, ops.convert_to_tensor(count)))

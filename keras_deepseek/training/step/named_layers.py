@@ -1,0 +1,39 @@
+"""Layers that a user names by patterns, as in `["block_*"]`."""
+
+import fnmatch
+from collections.abc import Sequence
+
+import keras
+
+from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.errors import InvalidInputError
+
+
+def find_named_layers(
+    model: keras.Model, argument: str, patterns: Sequence[str]
+) -> list[keras.Layer]:
+    """Returns the layers at any depth whose names match one of some patterns.
+
+    Args:
+        model: `keras.Model`, built.
+        argument: string. The argument that holds the patterns, for the error.
+        patterns: Sequence of names, which may hold `*` and `?`.
+
+    Raises:
+        InvalidInputError: A pattern matches no layer.
+    """
+    layers = [layer for layer in flatten_layers(model) if layer is not model]
+    for pattern in patterns:
+        if not fnmatch.filter([layer.name for layer in layers], pattern):
+            names = ", ".join(sorted({layer.name for layer in layers})[:20])
+            raise InvalidInputError(
+                f"{argument}={pattern!r} names no layer of {model.name!r}. It has {names}."
+            )
+    return [
+        layer for layer in layers if any(fnmatch.fnmatch(layer.name, each) for each in patterns)
+    ]
+
+
+def are_names(value: object) -> bool:
+    """Returns whether a value is a list or tuple of strings."""
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)

@@ -1,0 +1,179 @@
+"""Half precision inside the training step, and nowhere else.
+
+The layers compute by another dtype policy for as long as one training step runs (on TensorFlow and
+JAX: is traced). Their variables stay as they are, float32 master weights. Validation, callbacks,
+checkpoints and everything after `fit` see the model by its own policy.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_private.keras_training import losses_in_float32
+from keras_deepseek.backend.keras_private.layer_precision import (
+    layers_before_embeddings,
+    layers_to_switch,
+    lent_policy,
+)
+from keras_deepseek.errors import InvalidInputError, NotSupportedError
+from keras_deepseek.training.step.named_layers import are_names, find_named_layers
+
+
+def training_policy(
+    precision: str | keras.DTypePolicy | None,
+    fp16_enabled: bool,
+    device_kind: str,
+    float32_layers: Sequence[str] = (),
+) -> keras.DTypePolicy | None:
+    """Returns the policy that the training step computes by; `None` for the model's own.
+
+    Args:
+        precision: `keras.DTypePolicy`, or its name, as in `"mixed_bfloat16"`.
+        fp16_enabled: boolean. Half precision of the kind that fits the device: float16 on a GPU,
+            bfloat16, which needs no loss scaling, on TPU and CPU.
+        device_kind: string. `"cpu"`, `"gpu"` or `"tpu"`.
+        float32_layers: Names of layers that it is not for. Defaults to `()`.
+
+    Raises:
+        InvalidInputError: The two contradict each other, or the policy is unknown; or there is none
+            that layers could be left out of.
+    """
+    if not are_names(float32_layers):
+        raise InvalidInputError(
+            "`float32_layers` is a list of layers' names, as in ['fourier_*']; received "
+            f"{float32_layers!r}."
+        )
+    if precision is None and not fp16_enabled:
+        if float32_layers:
+            raise InvalidInputError(
+                "`float32_layers` names what half precision leaves out: ask for that, by "
+                "fp16_enabled=True or precision='mixed_bfloat16'."
+            )
+        return None
+    if precision is None:
+        return keras.DTypePolicy("mixed_float16" if device_kind == "gpu" else "mixed_bfloat16")
+    if fp16_enabled:
+        raise InvalidInputError(
+            f"Give either fp16_enabled=True or precision={precision!r}, not both."
+        )
+    if isinstance(precision, keras.DTypePolicy):
+        return precision
+    try:
+        return keras.DTypePolicy(precision)
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(
+            f"Unknown precision {precision!r}: expected a Keras dtype policy, as in "
+            "'mixed_bfloat16', 'mixed_float16' or 'float32'."
+        ) from error
+
+
+_ADVICE = (
+    "The step computes by {!r}. A layer that can't, as one that draws random numbers or transforms "
+    "in float32, keeps its own dtype by its name: Trainer(..., float32_layers=['NAME'])."
+)
+_SLOW_ON_JAX_CPU = (
+    keras.layers.RNN,
+    keras.layers.Conv1D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2D,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3D,
+    keras.layers.Conv3DTranspose,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+)
+"""Layers that XLA computes slower in bfloat16 on a CPU, by 1.1 to 3 times as measured, and of some
+shapes by 20."""
+
+
+def is_slower_in_half(model: keras.Model, device_kind: str) -> bool:
+    """Returns whether half precision only slows a model down: convolutions on JAX's CPU.
+
+    Args:
+        model: `keras.Model`.
+        device_kind: string. `"cpu"`, `"gpu"` or `"tpu"`.
+    """
+    if keras.backend.backend() != "jax" or device_kind != "cpu":
+        return False
+    return any(isinstance(layer, _SLOW_ON_JAX_CPU) for layer in flatten_layers(model))
+
+
+def with_loss_scaling(
+    optimizer: keras.optimizers.Optimizer, policy: keras.DTypePolicy | None
+) -> keras.optimizers.Optimizer:
+    """Returns the optimizer, with dynamic loss scaling where the policy computes in float16."""
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if policy is None or policy.compute_dtype != "float16" or scales:
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer)
+
+
+def step_in_precision(
+    model: keras.Model,
+    policy: keras.DTypePolicy,
+    train_step: Callable[..., Any],
+    float32_layers: Sequence[str] = (),
+) -> Callable[..., Any]:
+    """Returns a training step whose layers compute by another policy than their own.
+
+    Args:
+        model: `keras.Model`.
+        policy: The policy of the step.
+        train_step: The step, as Keras takes it.
+        float32_layers: Patterns of the names of layers that keep their own policy, with all that
+            is inside them. Defaults to `()`.
+
+    Raises:
+        InvalidInputError: When it is called, if the model's weights are not of the policy's
+            variable dtype.
+        NotSupportedError: When it is called, if a layer is quantized in int8 and the policy
+            computes in float16.
+    """
+    layers: list[keras.Layer] = []
+    uncast: list[keras.Layer] = []
+
+    def step(*arguments: Any) -> Any:
+        if not layers:  # Now, not earlier: the first step finds every layer built.
+            layers.extend(_layers_to_switch(model, policy, float32_layers))
+            uncast.extend(layers_before_embeddings(model))
+        try:
+            with lent_policy(layers, policy, uncast=uncast), losses_in_float32(model):
+                return train_step(*arguments)
+        except Exception as error:
+            if any(word in str(error).lower() for word in ("float16", "half")):
+                error.add_note(_ADVICE.format(policy.name))
+            raise
+
+    return step
+
+
+def _layers_to_switch(
+    model: keras.Model, policy: keras.DTypePolicy, float32_layers: Sequence[str]
+) -> list[keras.Layer]:
+    """Returns the layers that `policy` is for."""
+    for layer in flatten_layers(model):
+        if layer.quantization_mode == "int8" and policy.compute_dtype == "float16":
+            raise NotSupportedError(
+                f"Layer {layer.name!r} is quantized in int8, and Keras computes none such in "
+                f"float16, as {policy.name!r} asks for. Train by precision='mixed_bfloat16', or by "
+                "the model's own."
+            )
+        if layer.quantization_mode is not None:
+            continue
+        if layer.variable_dtype != policy.variable_dtype and layer.weights:
+            raise InvalidInputError(
+                f"Layer {layer.name!r} has {layer.variable_dtype} weights; training by "
+                f"{policy.name!r} needs {policy.variable_dtype} ones. Build the model with that "
+                "dtype, or choose another precision."
+            )
+    kept = {
+        id(layer)
+        for named in find_named_layers(model, "float32_layers", float32_layers)
+        for layer in flatten_layers(named)
+    }
+    layers = layers_to_switch(model, includes_quantized=True)
+    return [layer for layer in layers if id(layer) not in kept]

@@ -1,0 +1,102 @@
+"""Blocks of a model that keep nothing for the backward pass but their inputs."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import keras
+
+from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_private.keras_training import block_states
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.step.named_layers import are_names, find_named_layers
+
+Remat = bool | Sequence[str]
+
+_NORMALIZATIONS = (
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+)
+_HALF = ("bfloat16", "float16")
+
+
+def check_remat(remat: Remat) -> None:
+    """Raises an error where nothing says which blocks are meant.
+
+    Args:
+        remat: boolean, or names of layers, which may hold `*` and `?`.
+
+    Raises:
+        InvalidInputError: It is neither.
+    """
+    if not isinstance(remat, bool) and not are_names(remat):
+        raise InvalidInputError(
+            "`remat` is True, False or a list of layers' names, as in ['block_*']; received "
+            f"{remat!r}."
+        )
+
+
+def find_blocks(model: keras.Model, remat: Remat) -> list[keras.Layer]:
+    """Returns the layers that are meant, and of layers inside each other the outer ones.
+
+    Args:
+        model: `keras.Model`, built.
+        remat: boolean, or names. `True` stands for the model's own layers that hold layers.
+
+    Raises:
+        InvalidInputError: A name, or `True`, stands for no layer.
+    """
+    if not remat:
+        return []
+    if remat is True:
+        blocks = [layer for layer in model.layers if len(flatten_layers(layer)) > 1]
+        if not blocks:
+            raise InvalidInputError(
+                f"remat=True is for blocks, layers that hold layers, and {model.name!r} has none. "
+                "Name the layers, as in remat=['dense_*']."
+            )
+        return blocks
+    chosen = find_named_layers(model, "remat", remat)
+    inner = {id(each) for layer in chosen for each in flatten_layers(layer) if each is not layer}
+    return [layer for layer in chosen if id(layer) not in inner]
+
+
+def find_normalizations(model: keras.Model, blocks: Sequence[keras.Layer]) -> list[keras.Layer]:
+    """Returns the layers that in half precision would keep their inputs twice, in float32 as well.
+
+    A normalisation computes in float32. What it computes anew costs little, and each would hold as
+    much as three activations in half precision.
+
+    Args:
+        model: `keras.Model`, built, that computes by the policy of its step.
+        blocks: Layers that are computed anew anyway.
+    """
+    inner = {id(each) for block in blocks for each in flatten_layers(block)}
+    return [
+        layer
+        for layer in flatten_layers(model)
+        if type(layer) in _NORMALIZATIONS
+        and layer.compute_dtype in _HALF
+        and id(layer) not in inner
+    ]
+
+
+@contextmanager
+def rematerialized(blocks: Sequence[keras.Layer]) -> Iterator[None]:
+    """Makes layers compute anew for the backward pass, until the block ends.
+
+    Args:
+        blocks: Layers, built.
+    """
+    own_calls = [vars(layer).get("call") for layer in blocks]
+    for layer in blocks:
+        layer.call = backend.current().rematerialize(layer, layer.call, block_states(layer))
+    try:
+        yield
+    finally:
+        for layer, own_call in zip(blocks, own_calls, strict=True):
+            if own_call is None:
+                del layer.call
+            else:
+                layer.call = own_call

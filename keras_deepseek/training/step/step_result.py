@@ -1,0 +1,71 @@
+"""What `Trainer.train_step` may return: the loss, or a dict of it and of what else is known."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_deepseek.errors import InvalidInputError
+
+
+def read_result(result: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Returns the loss, its weight or `None`, and further logs, of what a step has returned.
+
+    Args:
+        result: A scalar tensor, or a dict of it and others.
+
+    Raises:
+        InvalidInputError: There is no loss, or one of them is no scalar.
+    """
+    if result is None:
+        raise InvalidInputError("`train_step` must return the loss; it returned nothing.")
+    if not isinstance(result, dict):
+        return _check_loss(result), None, {}
+    if "loss" not in result:
+        raise InvalidInputError(
+            "`train_step` must return the loss, or a dict with 'loss'; received one of "
+            f"{', '.join(map(repr, result)) or 'nothing'}."
+        )
+    others = {name: value for name, value in result.items() if name != "loss"}
+    weight = others.get("weight")
+    for name, value in others.items():
+        if isinstance(value, str):
+            raise InvalidInputError(f"`train_step` must return scalars; {name!r} is {value!r}.")
+        shape = () if value is None else tuple(ops.convert_to_tensor(value).shape)
+        if shape:
+            raise InvalidInputError(
+                f"`train_step` must return scalars; {name!r} has the shape {shape}. Return its "
+                "mean, or several by names of their own."
+            )
+    logs = {name: value for name, value in others.items() if name != "weight"}
+    return _check_loss(result["loss"]), weight, logs
+
+
+def check_log_names(logs: Iterable[str], others: Iterable[str]) -> None:
+    """Raises an error where a log that a step has returned has the name of another one.
+
+    Args:
+        logs: The names of those that it has returned.
+        others: Those that are logged beside them, such as the metrics.
+
+    Raises:
+        InvalidInputError: One has.
+    """
+    for name in logs:
+        if name in set(others):
+            raise InvalidInputError(
+                f"`train_step` returns {name!r}, and so is called a metric of the model, or what "
+                "the trainer logs itself. Give it another name."
+            )
+
+
+def _check_loss(loss: Any) -> Any:
+    tensor = ops.convert_to_tensor(loss)
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if len(tensor.shape) or not keras.backend.is_float_dtype(dtype):
+        raise InvalidInputError(
+            "`train_step` must return one floating-point number as the loss, such as the mean over "
+            f"the batch; it returned {dtype} of shape {tuple(tensor.shape)}."
+        )
+    return tensor

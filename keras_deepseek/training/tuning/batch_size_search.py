@@ -1,0 +1,244 @@
+"""Which batch size to train with: what fits into memory, and no more than makes it faster."""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.keras_internals import array_slices, find_data_adapter
+from keras_deepseek.checks import check_integer
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.tuning.short_training import ShortTraining
+
+_logger = logging.getLogger(__name__)
+
+_TIMED_STEPS = 3  # After one that compiles; the fastest of them counts.
+_LEAST_GAIN = 1.05  # What twice the batch size has to make of the throughput.
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSizeSearch:
+    """What a search for a batch size has measured.
+
+    `suggestion` is the smallest size that is as fast as the fastest, to 5 %; `None` where not even
+    a batch of one row fits into memory.
+
+    Args:
+        batch_sizes: list of integers. The sizes that ran, in ascending order.
+        seconds_per_step: list of floats. How long a step of each took.
+        samples_per_second: list of floats. What that makes of its throughput.
+        out_of_memory: list of integers. The sizes that did not fit.
+        suggestion: integer or `None`. The size to train with.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_deepseek.training import Trainer
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    >>> trainer = Trainer(model, optimizer="sgd", loss="mse")
+    >>> search = trainer.find_batch_size(np.ones((64, 4)), np.ones((64, 1)), start=4, most=8)
+    >>> search.batch_sizes, search.out_of_memory
+    ([4, 8], [])
+    """
+
+    batch_sizes: list[int]
+    seconds_per_step: list[float]
+    samples_per_second: list[float]
+    out_of_memory: list[int]
+    suggestion: int | None
+
+
+def search_batch_size(
+    training: ShortTraining,
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    start: int,
+    most: int | None,
+) -> BatchSizeSearch:
+    """Times steps of growing batch sizes, puts everything back, and returns what was measured.
+
+    Args:
+        training: `ShortTraining` of the model.
+        x: Arrays, or a function from a batch size to data of it.
+        y: Targets. Defaults to `None`.
+        sample_weight: Weights of the samples. Defaults to `None`.
+        start: integer. The first size.
+        most: integer, or `None` for the number of rows.
+
+    Raises:
+        InvalidInputError: The data are of one batch size, or a number does not fit.
+    """
+    check_integer("start", start)
+    make_data, num_rows = _read_data(x, y, sample_weight)
+    if most is None:
+        most = max(num_rows, start) if num_rows else None
+    elif check_integer("most", most) < start:
+        raise InvalidInputError(f"`most` must be at least `start`, {start}; received {most}.")
+
+    def measure(size: int) -> float | None:
+        clock = _StepClock()
+        try:
+            training.fit(1 + _TIMED_STEPS, [clock], **make_data(size))
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+        else:
+            return clock.fastest(size)
+        # Outside of the handler: the error held what the step had computed.
+        backend.current().release_memory()
+        training.restore()
+        _logger.info("Batch size %d: out of memory.", size)
+        return None
+
+    with training.leaving_no_trace():
+        return choose_size(measure, start, most)
+
+
+def choose_size(
+    measure: Callable[[int], float | None], start: int, most: int | None
+) -> BatchSizeSearch:
+    """Doubles a size while that pays, and narrows down the largest that fits.
+
+    Args:
+        measure: Function from a size to the seconds of a step, `None` where it does not fit.
+        start: integer. The first size.
+        most: integer, or `None` for no limit. The largest size.
+    """
+    seconds: dict[int, float] = {}
+    failed: list[int] = []
+
+    def fits(size: int) -> bool:
+        measured = measure(size)
+        if measured is None:
+            failed.append(size)
+        else:
+            seconds[size] = measured
+        return measured is not None
+
+    size, speed = start, 0.0
+    while fits(size):
+        before, speed = speed, size / seconds[size]
+        if size == most or speed < _LEAST_GAIN * before:
+            break
+        size = 2 * size if most is None else min(2 * size, most)
+    if failed:
+        low, high = max(seconds, default=0), failed[0]
+        while high - low > max(low // 8, 1):
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+    sizes = sorted(seconds)
+    speeds = [size / seconds[size] for size in sizes]
+    enough = max(speeds, default=0.0) / _LEAST_GAIN
+    suggestion = next(
+        (size for size, speed in zip(sizes, speeds, strict=True) if speed >= enough), None
+    )
+    return BatchSizeSearch(
+        sizes, [seconds[size] for size in sizes], speeds, sorted(failed), suggestion
+    )
+
+
+class _StepClock(keras.callbacks.Callback):
+    """Measures each step but the first, which is compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seconds: list[float] = []
+        self._begin = math.nan
+        self._is_first = True
+
+    def fastest(self, size: int) -> float:
+        """Returns the seconds of the fastest step."""
+        if not self._seconds:
+            raise InvalidInputError(
+                f"The data of batch size {size} hold fewer than two batches, and the first is not "
+                "timed: give some that hold more."
+            )
+        _logger.info("Batch size %d: %.3g seconds a step.", size, min(self._seconds))
+        return min(self._seconds)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._begin = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        for value in (logs or {}).values():
+            float(value)  # A device may still be at it.
+        if not self._is_first:
+            self._seconds.append(time.perf_counter() - self._begin)
+        self._is_first = False
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    while error is not None:
+        if backend.current().is_out_of_memory(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _read_data(
+    x: Any, y: Any, sample_weight: Any
+) -> tuple[Callable[[int], dict[str, Any]], int | None]:
+    """Returns a function from a batch size to the arguments of `fit`, and the number of rows."""
+    refusal = InvalidInputError(
+        f"The batches of a {type(x).__name__} are of one size. Give arrays, or a function from a "
+        "batch size to data of it: lambda batch_size: MyPyDataset(batch_size)."
+    )
+    if hasattr(x, "__next__"):
+        raise refusal
+    if callable(x) and not hasattr(x, "shape"):
+        return lambda size: _of_function(x(size), size), None
+    if _is_text(x):
+        return _of_texts(list(x), y, sample_weight), len(x)
+    kind, adapter = find_data_adapter(
+        x, y=y, sample_weight=sample_weight, batch_size=1, shuffle=False
+    )
+    if kind != "arrays":
+        raise refusal
+    num_rows, take = array_slices(adapter)
+
+    return lambda size: _arguments(take(np.arange(size) % num_rows), size), num_rows
+
+
+def _is_text(x: Any) -> bool:
+    """Returns whether data are texts, which a model reads in its own `fit`."""
+    if isinstance(x, list | tuple):
+        return bool(x) and isinstance(x[0], str)
+    return isinstance(x, np.ndarray) and x.dtype.kind in "OSU"
+
+
+def _of_texts(texts: list[Any], y: Any, sample_weight: Any) -> Callable[[int], dict[str, Any]]:
+    rows = {"y": y, "sample_weight": sample_weight}
+
+    def make(size: int) -> dict[str, Any]:
+        places = np.arange(size) % len(texts)
+        taken = {
+            name: None if each is None else np.asarray(each)[places] for name, each in rows.items()
+        }
+        return {"x": [texts[place] for place in places], "batch_size": size, **taken}
+
+    return make
+
+
+def _of_function(data: Any, size: int) -> dict[str, Any]:
+    if not isinstance(data, tuple):
+        return {"x": data}
+    num_rows = len(next(array for array in keras.tree.flatten(data) if array is not None))
+    if num_rows < size:
+        raise InvalidInputError(
+            f"The function was asked for a batch of {size} rows and returned {num_rows}. Let it "
+            "return arrays of as many rows as it is given."
+        )
+    return _arguments(data, size)
+
+
+def _arguments(arrays: Any, size: int) -> dict[str, Any]:
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(arrays)
+    return {"x": x, "y": y, "sample_weight": sample_weight, "batch_size": size}

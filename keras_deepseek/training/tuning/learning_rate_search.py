@@ -1,0 +1,222 @@
+"""Which learning rate to train with: a short training whose rate grows from step to step."""
+
+import dataclasses
+import math
+import os
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_deepseek.artifacts.signature import Array
+from keras_deepseek.checks import check_integer, check_number
+from keras_deepseek.errors import InvalidInputError, MissingExtraError
+from keras_deepseek.training.checkpoints.training_state import find_spoilt
+from keras_deepseek.training.tuning.short_training import ShortTraining
+
+_SMOOTHING = 0.8  # Of a hundred losses, what counts of the next one in a mean: so about nine do.
+_BEGUN = 0.1  # How much of its whole fall a loss has made once it falls.
+_EXPLODED = 3.0  # By how many times its first value a loss has to rise.
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningRateSearch:
+    """What a learning rate range test has found.
+
+    The rate grew from step to step by one factor, as Smith proposes. `suggestion` is the rate at
+    which the smoothed loss falls the steepest, over the logarithm of the rate, before it is at its
+    lowest: the rule that fastai calls "steep". Here it is looked for where the loss has fallen by
+    more than it jitters; it is `None` where it never does.
+
+    Args:
+        rates: list of floats. The learning rate of each step.
+        losses: list of floats. The losses, smoothed over about a tenth of the steps, without delay,
+            and without what rises further than the loss had fallen.
+        raw_losses: list of floats. The loss of each step's batch.
+        suggestion: float or `None`. The rate to train with.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from keras_deepseek.training import Trainer
+    >>> x = np.random.default_rng(0).normal(size=(64, 4))
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    >>> trainer = Trainer(model, optimizer="sgd", loss="mse")
+    >>> search = trainer.find_learning_rate(x, x[:, :1], lowest=1e-4, num_steps=20)
+    >>> 1e-3 < search.suggestion < 1.0
+    True
+
+    Reference:
+
+    - [Cyclical Learning Rates for Training Neural Networks (Smith, 2017)](https://arxiv.org/abs/1506.01186)
+    - [fastai (Howard and Gugger, 2020)](https://arxiv.org/abs/2002.04688)
+    """
+
+    rates: list[float]
+    losses: list[float]
+    raw_losses: list[float]
+    suggestion: float | None
+
+    def save_picture(self, path: str | os.PathLike[str]) -> None:
+        """Draws the losses over the rates, with the suggestion.
+
+        Args:
+            path: string or path. Its ending says the format: `.png`, `.svg`, `.pdf`.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise MissingExtraError("matplotlib", "pictures", "to draw a picture") from error
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.subplots()
+        axes.semilogx(self.rates, self.raw_losses, ".", color="0.7", label="of each step")
+        axes.semilogx(self.rates, self.losses, label="smoothed")
+        if self.suggestion is not None:
+            label = f"suggestion: {self.suggestion:.2g}"
+            axes.axvline(self.suggestion, color="C1", linestyle="--", label=label)
+        low, high = min(self.raw_losses), max(self.losses)
+        margin = 0.1 * (high - low)
+        axes.set(xlabel="learning rate", ylabel="loss", ylim=(low - margin, high + margin))
+        axes.legend()
+        figure.savefig(path)
+
+
+def search_learning_rate(
+    model: keras.Model,
+    training: ShortTraining,
+    *,
+    lowest: float,
+    highest: float,
+    num_steps: int,
+    **data: Any,
+) -> LearningRateSearch:
+    """Trains for a while with a growing rate, puts everything back, and returns what was seen.
+
+    Args:
+        model: `keras.Model`, compiled.
+        training: `ShortTraining` of the model.
+        lowest: float. The rate of the first step.
+        highest: float. The rate of the last step.
+        num_steps: integer. The number of steps.
+        **data: What `ShortTraining.fit` takes for data.
+
+    Raises:
+        InvalidInputError: A number does not fit, the optimizer has a schedule, or the very first
+            loss is not finite.
+    """
+    check_number("lowest", lowest, above=0.0)
+    check_number("highest", highest, above=0.0)
+    if highest <= lowest:
+        raise InvalidInputError(
+            f"`highest` must be above `lowest`, {lowest:g}; received {highest:g}."
+        )
+    check_integer("num_steps", num_steps, least=10)
+    if not isinstance(model.optimizer.learning_rate, keras.Variable):
+        raise InvalidInputError(
+            "The optimizer has a schedule as its learning_rate, so that it can't be given others. "
+            "Search with a trainer whose optimizer has a number, and scale the schedule then."
+        )
+    sweep = _Sweep(np.geomspace(lowest, highest, num_steps))
+    with training.leaving_no_trace():
+        training.fit(num_steps, [sweep], **data)
+    if len(sweep.losses) < num_steps and not sweep.has_exploded:
+        warnings.warn(
+            f"The generator has ended after {len(sweep.losses)} of {num_steps} steps, so that the "
+            "higher rates were not tried. Let it go on for ever, or give fewer num_steps.",
+            stacklevel=3,
+        )
+    return _result(sweep.rates, sweep.losses)
+
+
+def _result(all_rates: list[float], raw_losses: list[float]) -> LearningRateSearch:
+    """Returns what the losses of the first so many rates say."""
+    rates = all_rates[: len(raw_losses)]
+    # An explosion would hide, in the means, the fall before it.
+    start = float(np.median(raw_losses[: max(len(raw_losses) // 10, 1)]))
+    clipped = np.minimum(raw_losses, 2 * start - min(raw_losses))
+    losses = _smooth(clipped, _smoothing(len(all_rates)))
+    return LearningRateSearch(rates, losses, raw_losses, _suggest(rates, losses, clipped))
+
+
+def _smoothing(num_steps: int) -> float:
+    return float(_SMOOTHING ** (100 / num_steps))
+
+
+class _Sweep(keras.callbacks.Callback):
+    """Makes each step with a rate of its own, until the loss explodes."""
+
+    def __init__(self, rates: Any) -> None:
+        super().__init__()
+        self.rates = [float(rate) for rate in rates]
+        self.losses: list[float] = []
+        self.has_exploded = False
+        self._smoothing = _smoothing(len(self.rates))
+        self._mean = 0.0
+        self._best = math.inf
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        model = self.model  # On JAX this brings back the state, so that the assignments hold.
+        model.optimizer.learning_rate = self.rates[len(self.losses)]
+        model.reset_metrics()  # So that the loss is that of one step.
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        logged = (logs or {}).get("loss")
+        if logged is None:
+            raise InvalidInputError(
+                "The model's own `train_step` logs no 'loss', so that there is nothing to go by."
+            )
+        loss = float(logged)
+        if not math.isfinite(loss):
+            if not self.losses:
+                raise InvalidInputError(
+                    f"The loss of the first step is {loss:g}, before any rate could make it so: "
+                    "look at the inputs for NaN, and at the labels for those that are no class."
+                )
+            self.has_exploded = self.model.stop_training = True
+            return
+        if not self.losses and find_spoilt(self.model.trainable_variables):
+            # On TensorFlow `relu` makes a NaN 0, so that the loss is none.
+            raise InvalidInputError(
+                "The weights are not finite after the first step, before any rate could make them "
+                "so: look at the inputs for NaN."
+            )
+        self.losses.append(loss)
+        self._mean = self._smoothing * self._mean + (1 - self._smoothing) * loss
+        mean = self._mean / (1 - self._smoothing ** len(self.losses))
+        self._best = min(self._best, mean)
+        if mean > self._best + _EXPLODED * max(abs(self.losses[0]), abs(self._best)):
+            self.has_exploded = self.model.stop_training = True
+
+
+def _smooth(losses: Array, smoothing: float) -> list[float]:
+    """Returns means in which a loss counts the less the further away it is, to either side."""
+
+    def decaying_sums(values: Array) -> Array:
+        total, sums = 0.0, []
+        for value in values:
+            total = smoothing * total + float(value)
+            sums.append(total)
+        return np.array(sums)
+
+    def both_ways(values: Array) -> Array:
+        sums: Array = decaying_sums(values) + decaying_sums(values[::-1])[::-1] - values
+        return sums
+
+    return [float(mean) for mean in both_ways(losses) / both_ways(np.ones(len(losses)))]
+
+
+def _suggest(rates: list[float], losses: list[float], raw_losses: Array) -> float | None:
+    lowest = int(np.argmin(losses))
+    upto = slice(0, lowest + 1)
+    jitter = float(np.std(np.subtract(raw_losses[upto], losses[upto])))
+    if lowest == 0 or losses[0] - losses[lowest] <= jitter:
+        return None
+    # What jitters before the loss falls may be steep, too.
+    falls = np.subtract(losses[0], losses[upto])
+    begun = int(np.argmax(falls > max(jitter, _BEGUN * falls[-1])))
+    slopes = np.gradient(losses[upto], np.log(rates[upto]))
+    return rates[begun + int(np.argmin(slopes[begun:]))]

@@ -1,0 +1,161 @@
+"""A training of a few steps that leaves no trace: what the searches try a rate or a size in."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import keras
+
+from keras_deepseek.backend.data.batch_stream import BatchStream
+from keras_deepseek.backend.data.positioned_data import PositionedData
+from keras_deepseek.backend.data.random_state import read_random_state, write_random_state
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.checkpoints.own_optimizers import find_own_optimizers
+from keras_deepseek.training.checkpoints.training_state import read_variables, write_variables
+from keras_deepseek.training.data.position_data import position_data
+from keras_deepseek.training.fit.own_fit import keras_fit_arguments
+from keras_deepseek.training.step.build_for_step import build_for_step
+from keras_deepseek.training.step.no_loss import refusing_no_loss
+
+
+class ShortTraining:
+    """Trains a model for some steps, and puts everything back.
+
+    Weights and states of the layers, the optimizer, the metrics and the random number generators
+    are afterwards, to the bit, what they were. A model that was not built is.
+
+    Args:
+        model: `keras.Model`, compiled.
+        lend_step: Function without arguments that returns a context, in which the model trains as
+            its trainer wants it to.
+    """
+
+    def __init__(
+        self, model: keras.Model, lend_step: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        self._model = model
+        self._lend_step = lend_step
+        self._state: dict[str, Any] | None = None
+
+    @contextmanager
+    def leaving_no_trace(self) -> Iterator[None]:
+        """Puts back, when the block ends, all that the trainings in it have changed."""
+        random = read_random_state()
+        try:
+            yield
+        finally:
+            with self._lend_step():  # Which may lend the model metrics, too.
+                self.restore()
+            self._state = None
+            write_random_state(random)
+
+    def restore(self) -> None:
+        """Gives the variables the values that they had before the first training."""
+        if self._state is not None:
+            write_variables(self._model, self._state)
+
+    def fit(
+        self,
+        steps: int,
+        callbacks: Iterable[keras.callbacks.Callback],
+        *,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        batch_size: int | None = None,
+        class_weight: Any = None,
+    ) -> None:
+        """Trains for so many steps, or fewer where a generator or a callback ends it.
+
+        Args:
+            steps: integer. The most steps; the data are gone through as often as it takes.
+            callbacks: iterable of Keras callbacks.
+            x: The data, as `keras.Model.fit` takes them.
+            y: Likewise. Defaults to `None`.
+            sample_weight: Likewise. Defaults to `None`.
+            batch_size: Likewise. Defaults to `None`.
+            class_weight: Likewise. Defaults to `None`.
+
+        Raises:
+            InvalidInputError: The model has no loss, or makes several steps before it tells of
+                them; or there is no batch.
+        """
+        if self._model.steps_per_execution != 1:
+            raise InvalidInputError(
+                "A search looks at each step, and the model makes "
+                f"{self._model.steps_per_execution} at once: compile it with steps_per_execution=1."
+            )
+        positioned = self._open(
+            x=x,
+            y=y,
+            sample_weight=sample_weight,
+            batch_size=batch_size,
+            class_weight=class_weight,
+        )
+        stream = positioned.stream
+        chosen = [*callbacks, _Steps(steps, stream)]
+        with refusing_no_loss(self._model), self._lend_step():
+            self._build(positioned)
+            self.restore()
+            keras.Model.fit(self._model, positioned, epochs=steps, verbose=0, callbacks=chosen)
+
+    def first_batch(self, **data: Any) -> Any:
+        """Returns tensors of the first batch that a training would be made on; the model is built.
+
+        Args:
+            **data: The data, as for `fit`.
+
+        Raises:
+            InvalidInputError: There is no batch.
+        """
+        positioned = self._open(**data)
+        with refusing_no_loss(self._model), self._lend_step():
+            self._build(positioned)
+        (batch,) = positioned.stream.peek(1)
+        return keras.tree.map_structure(
+            lambda array: None if array is None else keras.ops.convert_to_tensor(array), batch
+        )
+
+    def _open(self, **given: Any) -> PositionedData:
+        _, data = position_data(keras_fit_arguments(self._model, given), seed=0)
+        data.open()
+        return data
+
+    def _build(self, data: PositionedData) -> None:
+        if self._state is None:
+            build_for_step(self._model, data.symbolic_batch())
+            for name, optimizer in find_own_optimizers(self._model).items():
+                if not optimizer.built:
+                    raise InvalidInputError(
+                        f"A search puts the optimizers back, and {name!r} of model "
+                        f"{self._model.name!r} is not built yet: call its build(variables) first."
+                    )
+            self._state = read_variables(self._model)
+        data.leave_open(getattr(self._model, "inputs", None) or [])
+
+
+class _Steps(keras.callbacks.Callback):
+    """Ends a training after so many steps, and the epochs where the data end."""
+
+    def __init__(self, steps: int, stream: BatchStream) -> None:
+        super().__init__()
+        self._left = steps
+        self._stream = stream
+        self._ends_epoch = False
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._stream.begin_epoch()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._left -= 1
+        if self.model.stop_training:
+            return
+        is_last = batch + 1 == self._stream.epoch_length
+        self._ends_epoch = is_last and self._left > 0 and self._stream.source.kind != "generator"
+        if is_last or self._left == 0:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._stream.end_epoch()
+        if self._ends_epoch:
+            self._ends_epoch = self.model.stop_training = False

@@ -1,0 +1,159 @@
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.backend import current
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.export.serving_signatures import ServingSignatures
+from keras_deepseek.backend.runtimes.saved_model import load_saved_model
+from keras_deepseek.errors import MissingExtraError, NotSupportedError
+
+
+class Halving(keras.layers.Layer):
+    """Halves its input until all of it is small: nobody knows how often, nor its gradient."""
+
+    def call(self, inputs):
+        def is_large(values):
+            return keras.ops.max(keras.ops.abs(values)) > 1.0
+
+        return keras.ops.while_loop(is_large, lambda values: (values * 0.5,), (inputs,))[0]
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch writes none")
+def test_a_loop_without_a_gradient_is_written(tmp_path):
+    pytest.importorskip("tensorflow")
+    inputs = keras.Input((4,), name="x")
+    named = NamedModel(keras.Model(inputs, Halving()(inputs)))
+    current().write_saved_model(named, str(tmp_path), ServingSignatures())
+    for scale in (0.5, 3.0, 100.0):
+        x = scale * np.ones((2, 4), "float32")
+        expected = keras.ops.convert_to_numpy(named({"x": x})["output_0"])
+        np.testing.assert_array_equal(load_saved_model(tmp_path)({"x": x})["output_0"], expected)
+
+
+def test_without_tensorflow_the_extra_is_named(tmp_path, monkeypatch):
+    if keras.backend.backend() == "torch":
+        pytest.skip("PyTorch writes none")
+    model = NamedModel(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(MissingExtraError, match=r"keras_deepseek\[tensorflow\]"):
+        current().write_saved_model(model, str(tmp_path), ServingSignatures())
+
+
+@pytest.fixture
+def serialize():
+    tf = pytest.importorskip("tensorflow")
+
+    def make(rows):
+        def feature(values):
+            if values.dtype.kind == "f":
+                return tf.train.Feature(float_list=tf.train.FloatList(value=values.ravel()))
+            return tf.train.Feature(int64_list=tf.train.Int64List(value=values.ravel()))
+
+        examples = [
+            tf.train.Example(
+                features=tf.train.Features(
+                    feature={name: feature(values[index]) for name, values in rows.items()}
+                )
+            )
+            for index in range(len(next(iter(rows.values()))))
+        ]
+        return tf.constant([example.SerializeToString() for example in examples])
+
+    return make
+
+
+IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW, reason="TensorFlow alone writes them")
+def test_examples_are_classified_and_regressed(tmp_path, serialize):
+    import tensorflow as tf
+
+    left, right = keras.Input((2, 2), name="left"), keras.Input((3,), dtype="int32", name="right")
+    both = keras.layers.Concatenate()(
+        [keras.layers.Flatten()(left), keras.ops.cast(right, "float32")]
+    )
+    generator = np.random.default_rng(0)
+    rows = {
+        "left": generator.normal(size=(5, 2, 2)).astype("float32"),
+        "right": generator.integers(0, 9, size=(5, 3)).astype("int32"),
+    }
+    for width, signatures in (
+        (3, ServingSignatures(classes=("a", "b", "c"))),
+        (1, ServingSignatures(regresses=True)),
+    ):
+        model = keras.Model([left, right], keras.layers.Dense(width, activation="sigmoid")(both))
+        folder = tmp_path / str(width)
+        current().write_saved_model(NamedModel(model), str(folder), signatures)
+        expected = model.predict(rows, verbose=0)
+        loaded = tf.saved_model.load(str(folder))
+        assert "serving_default" in loaded.signatures
+        if width == 1:
+            found = loaded.signatures["serving_regress"](inputs=serialize(rows))["outputs"]
+            np.testing.assert_allclose(found, expected[:, 0], atol=1e-6)
+        else:
+            found = loaded.signatures["serving_classify"](inputs=serialize(rows))
+            np.testing.assert_allclose(found["scores"], expected, atol=1e-6)
+            assert found["classes"].numpy().tolist() == [[b"a", b"b", b"c"]] * 5
+        text = (folder / "saved_model.pb").read_bytes()
+        assert (b"tensorflow/serving/regress" in text) == (width == 1)
+        assert (b"tensorflow/serving/classify" in text) == (width == 3)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX has no operation for them")
+def test_examples_are_read_by_tensorflow_alone(tmp_path):
+    pytest.importorskip("tensorflow")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    with pytest.raises(NotSupportedError, match="written from TensorFlow"):
+        current().write_saved_model(
+            NamedModel(model), str(tmp_path), ServingSignatures(regresses=True)
+        )
+
+
+class Counting(keras.layers.Layer):
+    """Counts how often it is called."""
+
+    num_calls = 0
+
+    def call(self, inputs):
+        self.num_calls += 1
+        return inputs + 1.0
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW, reason="TensorFlow alone traces it by itself")
+def test_a_model_is_traced_once(tmp_path):
+    inputs = keras.Input((4,), name="x")
+    layer = Counting()
+    named = NamedModel(keras.Model(inputs, layer(inputs)))
+    layer.num_calls = 0
+    current().write_saved_model(named, str(tmp_path), ServingSignatures())
+    assert layer.num_calls == 1
+    received = load_saved_model(tmp_path)({"x": np.ones((3, 4), "float32")})
+    np.testing.assert_array_equal(received["output_0"], np.full((3, 4), 2.0))
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW, reason="the tables are TensorFlow's")
+def test_a_table_is_written_with_the_model(tmp_path):
+    inputs = keras.Input((3,), dtype="int64", name="x")
+    lookup = keras.layers.IntegerLookup(vocabulary=[7, 5, 9])
+    named = NamedModel(keras.Model(inputs, keras.layers.Embedding(4, 2)(lookup(inputs))))
+    current().write_saved_model(named, str(tmp_path), ServingSignatures())
+    x = np.array([[5, 9, 7], [1, 5, 5]], "int64")
+    expected = keras.ops.convert_to_numpy(named({"x": x})["output_0"])
+    np.testing.assert_array_equal(load_saved_model(tmp_path)({"x": x})["output_0"], expected)
+
+
+@pytest.mark.skipif(not IS_TENSORFLOW, reason="on JAX it is Keras's own endpoint")
+def test_what_is_loaded_has_the_endpoint_by_its_name(tmp_path):
+    import tensorflow as tf
+
+    left, right = keras.Input((2,), name="left"), keras.Input((2,), name="right")
+    named = NamedModel(keras.Model([left, right], keras.layers.Add()([left, right])))
+    current().write_saved_model(named, str(tmp_path), ServingSignatures())
+    loaded = tf.saved_model.load(str(tmp_path))
+    batch = {"left": tf.ones((3, 2)), "right": 2 * tf.ones((3, 2))}
+    (received,) = loaded.serving_default(batch).values()
+    np.testing.assert_array_equal(received, np.full((3, 2), 3.0))

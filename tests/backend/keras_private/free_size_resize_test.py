@@ -1,0 +1,34 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek import backend
+from keras_deepseek.backend.export.named_model import NamedModel
+from keras_deepseek.backend.keras_private.free_size_resize import mended_resize
+
+
+def test_maps_of_free_size_are_made_larger():
+    inputs = keras.Input((None, None, 2), name="x")
+    layer = keras.layers.UpSampling2D((2, 3), interpolation="bilinear")
+    named = NamedModel(keras.Model(inputs, layer(inputs)))
+    x = np.random.default_rng(0).normal(size=(2, 4, 5, 2)).astype("float32")
+    expected = backend.current().plain_inference(named)({"x": x})
+    if keras.backend.backend() == "tensorflow":  # Keras itself fails in such a graph.
+        import tensorflow as tf
+
+        spec = tf.TensorSpec((None, None, None, 2), name="x")
+        graph = tf.function(
+            lambda x: named.trace({"x": x}), autograph=False, input_signature=[spec]
+        )
+        received = graph(x)
+    else:
+        received = named.trace({"x": keras.ops.convert_to_tensor(x)})
+    for name, array in expected.items():
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(received[name]), array, atol=1e-5)
+
+
+def test_a_size_that_is_known_is_checked_as_before():
+    resize = keras.ops.image.resize
+    with mended_resize(), pytest.raises(ValueError, match="tuple of 2 integers"):
+        keras.ops.image.resize(np.ones((2, 2, 1)), (2,))
+    assert keras.ops.image.resize is resize

@@ -1,0 +1,131 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_deepseek.backend.keras_private.known_numbers import (
+    KnownNumbers,
+    known_numbers,
+    padding_of,
+)
+
+
+@pytest.fixture
+def lookup():
+    pytest.importorskip("tensorflow")
+    return layers.IntegerLookup
+
+
+def numbers(*values, takes_others=True):
+    return KnownNumbers(np.array(values), takes_others=takes_others)
+
+
+def test_a_lookup_knows_its_vocabulary_and_is_given_others_where_it_takes_them(lookup):
+    found = known_numbers(lookup(vocabulary=[700, 500, 900]))
+    assert found.takes_others
+    assert found.values.tolist() == [500, 700, 900, 901, 902]
+    found = known_numbers(lookup(vocabulary=[700, 500, 900], num_oov_indices=0))
+    assert (found.takes_others, found.values.tolist()) == (False, [500, 700, 900])
+
+
+def test_the_mask_of_a_lookup_is_padding_and_no_unknown_number(lookup):
+    layer = lookup(vocabulary=[1, 2, 3], mask_token=4)
+    assert padding_of(layer) == 4
+    assert 4 not in known_numbers(layer).values
+    assert padding_of(lookup(vocabulary=[1, 2])) is None
+
+
+def test_what_a_lookup_does_not_know_is_below_where_there_is_nothing_above(lookup):
+    largest = np.iinfo("int64").max
+    assert known_numbers(lookup(vocabulary=[largest - 1])).values.min() < largest - 1
+
+
+def test_of_many_a_part_is_unknown(lookup):
+    found = known_numbers(lookup(vocabulary=np.arange(40)))
+    assert (found.values >= 40).sum() == 11
+
+
+def test_a_lookup_backwards_takes_places(lookup):
+    found = known_numbers(lookup(vocabulary=[700, 500], invert=True))
+    assert (found.takes_others, found.values.tolist()) == (False, [0, 1, 2])
+
+
+def test_categories_are_counted_from_zero():
+    found = known_numbers(layers.CategoryEncoding(num_tokens=3))
+    assert (found.takes_others, found.values.tolist()) == (False, [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("boundaries", "values"),
+    [
+        ([0.5, 0.0], [-0.25, 0.25, 0.75]),
+        ([10.0], [5.0, 15.0]),
+        ([1.0, 2.0, 9.0], [-2.5, 1.5, 5.5, 12.5]),
+    ],
+)
+def test_each_bin_has_a_number(boundaries, values):
+    found = known_numbers(layers.Discretization(boundaries))
+    assert (found.takes_others, found.values.tolist()) == (True, values)
+    bins = np.digitize(found.values, sorted(boundaries))
+    assert bins.tolist() == list(range(len(boundaries) + 1))
+
+
+def test_others_know_none():
+    assert known_numbers(layers.Dense(2)) is None
+    assert known_numbers(layers.Discretization(num_bins=3)) is None
+    assert padding_of(layers.Dense(2)) is None
+    assert padding_of(layers.Masking(-1.0)) == -1.0
+
+
+def test_a_hash_has_a_number_for_padding():
+    pytest.importorskip("tensorflow")
+    assert padding_of(layers.Hashing(3, mask_value=7)) == 7
+    assert padding_of(layers.Hashing(3, mask_value="")) is None
+    assert known_numbers(layers.Hashing(3)) is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "joined"),
+    [
+        (numbers(1, 2), None, numbers(1, 2)),
+        (numbers(1, 2), numbers(2, 9), numbers(1, 2, 9)),
+        (numbers(1, 2), numbers(2, 9, takes_others=False), numbers(2, 9, takes_others=False)),
+        (numbers(2, 9, takes_others=False), numbers(1, 2), numbers(2, 9, takes_others=False)),
+        (
+            numbers(1, 2, 3, takes_others=False),
+            numbers(2, 3, 4, takes_others=False),
+            numbers(2, 3, takes_others=False),
+        ),
+        (
+            numbers(1, takes_others=False),
+            numbers(2, takes_others=False),
+            numbers(1, takes_others=False),
+        ),
+    ],
+)
+def test_two_layers_are_given_what_fails_in_neither(first, second, joined):
+    found = first.joined(second)
+    assert found.values.tolist() == joined.values.tolist()
+    assert found.takes_others == joined.takes_others
+
+
+@pytest.mark.parametrize(
+    ("dtype", "below", "expected"),
+    [
+        ("int64", None, [-3, 5, 200, 2**40 + 1]),
+        ("uint8", None, [5, 200]),
+        ("int32", 10, [5]),
+        ("float32", None, [-3, 5, 200]),
+    ],
+)
+def test_a_dtype_may_have_fewer(dtype, below, expected):
+    found = numbers(-3, 5, 200, 2**40 + 1).of_dtype(dtype, below)
+    assert found.tolist() == expected
+    assert found.dtype == dtype
+
+
+def test_numbers_between_bins_are_rounded_for_integers():
+    assert numbers(-2.5, 1.5, 1.75, 12.5).of_dtype("int32", None).tolist() == [-2, 1, 12]
+    assert (
+        keras.backend.standardize_dtype(numbers(0.5).of_dtype("float32", None).dtype) == "float32"
+    )

@@ -1,0 +1,175 @@
+"""Attention as it looks after the passes before, and what is near it and is something else."""
+
+import numpy as np
+import pytest
+
+from keras_deepseek.deploy.onnx_passes.fusions.fuse_attention import fuse_attention
+from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
+
+INPUTS = "float[N,2,Q,4] q, float[N,2,K,4] k, float[N,2,K,4] v"
+MASK = "float[M,1,R,K] mask"
+OUTPUTS = "float[A,B,C,D] y"
+WEIGHTS = "float scale = {0.5}, float two = {2}"
+PLAIN = """
+    keys = Transpose <perm = [0, 1, 3, 2]> (k)
+    product = MatMul (q, keys)
+    scores = Mul (product, scale)
+    probabilities = Softmax <axis = -1> (scores)
+    y = MatMul (probabilities, v)
+"""
+MASKED = PLAIN.replace("(scores)", "(masked)").replace(
+    "probabilities =", "masked = Add (scores, mask) probabilities ="
+)
+LENGTHS = ((1, 3, 3), (2, 4, 7), (3, 1, 5))
+
+
+@pytest.fixture
+def batches(draw):
+    return [
+        draw(q=(batch, 2, queries, 4), k=(batch, 2, keys, 4), v=(batch, 2, keys, 4))
+        for batch, queries, keys in LENGTHS
+    ]
+
+
+def with_masks(batches, make):
+    """Returns the batches with a mask, of which a first row has no key."""
+    found = []
+    for arrays in batches:
+        batch, _, queries, _ = arrays["q"].shape
+        seen = make(batch, queries, arrays["k"].shape[2])
+        mask = np.where(seen, 0.0, -1e9).astype("float32")
+        found.append({**arrays, "mask": mask})
+    return found
+
+
+def random_mask(*shape):
+    seen = np.random.default_rng(0).random(shape) > 0.4
+    seen[0, 0, 0] = False
+    return seen
+
+
+MASKS = {
+    "of the keys": lambda batch, queries, keys: random_mask(batch, 1, 1, keys),
+    "of queries and keys": lambda batch, queries, keys: random_mask(batch, 1, queries, keys),
+    "causal": lambda batch, queries, keys: np.tri(queries, keys, dtype=bool)[None, None],
+}
+
+
+@pytest.mark.parametrize("opset", [23, 24])
+def test_plain_attention_is_one_operator(parse, check_pass, batches, opset):
+    model = parse(PLAIN, INPUTS, OUTPUTS, WEIGHTS, opset=opset)
+    assert check_pass(fuse_attention, model, batches) == (1, {"Attention": 1})
+
+
+@pytest.mark.parametrize("opset", [22, 25])
+def test_where_onnxruntime_has_no_such_operator_it_stays(parse, check_pass, batches, opset):
+    model = parse(PLAIN, INPUTS, OUTPUTS, WEIGHTS, opset=opset)
+    assert check_pass(fuse_attention, model, batches)[0] == 0
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_with_a_mask(parse, check_pass, batches, kind):
+    model = parse(MASKED, f"{INPUTS}, {MASK}", OUTPUTS, WEIGHTS, opset=23)
+    masked = with_masks(batches, MASKS[kind])
+    num_replaced, operators = check_pass(fuse_attention, model, masked)
+    assert (num_replaced, operators["Attention"], operators["Softmax"]) == (1, 1, 0)
+
+
+def test_without_a_factor_and_with_a_quotient(parse, check_pass, batches):
+    nodes = PLAIN.replace("scores = Mul (product, scale)", "").replace("(scores)", "(product)")
+    model = parse(nodes, INPUTS, OUTPUTS, WEIGHTS, opset=23)
+    assert check_pass(fuse_attention, model, batches) == (1, {"Attention": 1})
+    nodes = PLAIN.replace("Mul (product, scale)", "Div (product, two)")
+    model = parse(nodes, INPUTS, OUTPUTS, WEIGHTS, opset=23)
+    assert check_pass(fuse_attention, model, batches) == (1, {"Attention": 1})
+
+
+GROUPED = """
+    parted_k = Unsqueeze (k, axis)
+    tiled_k = Tile (parted_k, times)
+    joined_k = Reshape (tiled_k, heads)
+    parted_v = Unsqueeze (v, axis)
+    tiled_v = Tile (parted_v, times)
+    joined_v = Reshape (tiled_v, heads)
+    keys = Transpose <perm = [0, 2, 3, 1]> (joined_k)
+    values = Transpose <perm = [0, 2, 1, 3]> (joined_v)
+    product = MatMul (q, keys)
+    scores = Mul (product, scale)
+    probabilities = Softmax <axis = -1> (scores)
+    y = MatMul (probabilities, values)
+"""
+GROUPED_INPUTS = "float[N,4,Q,3] q, float[N,K,2,3] k, float[N,K,2,3] v"
+GROUPED_WEIGHTS = WEIGHTS + (
+    ", int64[1] axis = {3}, int64[5] times = {1,1,1,2,1}, int64[4] heads = {0,0,4,3}"
+)
+
+
+@pytest.fixture
+def grouped_batches(draw):
+    return [
+        draw(q=(batch, 4, queries, 3), k=(batch, keys, 2, 3), v=(batch, keys, 2, 3))
+        for batch, queries, keys in LENGTHS
+    ]
+
+
+def test_heads_of_a_group_are_not_repeated(parse, check_pass, grouped_batches):
+    model = parse(GROUPED, GROUPED_INPUTS, OUTPUTS, GROUPED_WEIGHTS, opset=23)
+    expected = (1, {"Transpose": 2, "Attention": 1})
+    assert check_pass(fuse_attention, model, grouped_batches) == expected
+
+
+def test_heads_that_alternate_are(parse, check_pass, grouped_batches):
+    # Repeated before the heads, they stand as 0, 1, 0, 1, and a group has its heads side by side.
+    nodes = GROUPED
+    weights = GROUPED_WEIGHTS.replace("axis = {3}", "axis = {2}").replace(
+        "{1,1,1,2,1}", "{1,1,2,1,1}"
+    )
+    model = parse(nodes, GROUPED_INPUTS, OUTPUTS, weights, opset=23)
+    num_replaced, operators = check_pass(fuse_attention, model, grouped_batches)
+    assert (num_replaced, operators["Tile"]) == (1, 2)
+
+
+CHANGES = {
+    "a softmax over the queries": ("axis = -1", "axis = 2"),
+    "a softmax over the heads": ("axis = -1", "axis = 1"),
+    "a negative factor": ("scale = {0.5}", "scale = {-0.5}"),
+    "something after the product": ("scores = Mul (product, scale)", "scores = Abs (product)"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_is_near_it_stays(parse, check_pass, batches, name):
+    old, new = CHANGES[name]
+    model = parse(PLAIN.replace(old, new), INPUTS, OUTPUTS, WEIGHTS.replace(old, new), opset=23)
+    assert check_pass(fuse_attention, model, batches)[0] == 0
+
+
+@pytest.mark.parametrize("inner", ["product", "scores", "probabilities"])
+def test_with_another_user_of_an_inner_value_it_stays(parse, check_pass, batches, inner):
+    outputs = f"{OUTPUTS}, float[E,F,G,H] z"
+    model = parse(f"{PLAIN} z = Abs ({inner})", INPUTS, outputs, WEIGHTS, opset=23)
+    assert check_pass(fuse_attention, model, batches)[0] == 0
+
+
+def test_heads_that_are_broadcast_stay(parse, check_pass, draw):
+    inputs = INPUTS.replace("float[N,2,K,4] k", "float[N,1,K,4] k")
+    model = parse(PLAIN, inputs, OUTPUTS, WEIGHTS, opset=23)
+    batches = [draw(q=(2, 2, 3, 4), k=(2, 1, 5, 4), v=(2, 2, 5, 4))]
+    assert check_pass(fuse_attention, model, batches)[0] == 0
+
+
+def test_three_axes_stay(parse, check_pass, draw):
+    nodes = PLAIN.replace("[0, 1, 3, 2]", "[0, 2, 1]")
+    inputs = "float[N,Q,4] q, float[N,K,4] k, float[N,K,4] v"
+    model = parse(nodes, inputs, "float[A,B,C] y", WEIGHTS, opset=23)
+    batches = [draw(q=(2, 3, 4), k=(2, 5, 4), v=(2, 5, 4))]
+    assert check_pass(fuse_attention, model, batches)[0] == 0
+
+
+def test_an_exporters_own_gets_the_mask_that_onnxruntime_takes(parse, run_all, batches):
+    nodes = "y = Attention <scale = 0.5> (q, k, v, mask)"
+    fused = parse(nodes, f"{INPUTS}, {MASK}", OUTPUTS, WEIGHTS, opset=23)
+    plain = parse(MASKED, f"{INPUTS}, {MASK}", OUTPUTS, WEIGHTS, opset=23)
+    assert fuse_attention(GraphView(fused)) == 0
+    for arrays in with_masks(batches, MASKS["of the keys"]):
+        np.testing.assert_allclose(run_all(fused, arrays)[0], run_all(plain, arrays)[0], atol=1e-6)

@@ -1,0 +1,129 @@
+import logging
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.packed_state import pack_state, unpack_state
+from keras_deepseek.training.checkpoints.callback_states import CallbackStates
+
+
+class Remembering(keras.callbacks.Callback):
+    def __init__(self, patience=3):
+        super().__init__()
+        self.patience = patience
+        self.seen = []
+        self.best = np.inf
+        self.weights = [np.zeros(2)]
+        self.function = None
+
+    def learn(self):
+        self.seen.append(("loss", 0.5))
+        self.best = np.float32(0.5)
+        self.weights[0] += 1
+        self.function = len
+        self.later = {1: {"two"}}
+
+
+class Speaking(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.hidden = object()
+        self.number = 1
+
+    def get_state(self):
+        return {"number": self.number}
+
+    def set_state(self, state):
+        self.number = state["number"]
+
+
+def through_a_file(states):
+    packed, arrays = pack_state(states)
+    return unpack_state(packed, [array.copy() for array in arrays])
+
+
+def test_what_has_changed_is_remembered():
+    first = Remembering()
+    states = CallbackStates([first])
+    assert states.read()[0]["state"] == {}
+    first.learn()
+    read = through_a_file(states.read())
+    assert set(read[0]["state"]) == {"seen", "best", "weights", "later"}
+
+    second = Remembering(patience=5)
+    CallbackStates([second]).write(read)
+    assert second.patience == 5  # Did not change since the training began: the user's own.
+    assert second.seen == [("loss", 0.5)]
+    assert type(second.best) is np.float32
+    np.testing.assert_array_equal(second.weights[0], [1, 1])
+    assert second.function is None
+    assert second.later == {1: {"two"}}
+
+
+def test_what_is_read_and_written_is_a_copy():
+    first, second = Remembering(), Remembering()
+    states = CallbackStates([first])
+    first.learn()
+    read = states.read()
+    first.weights[0] += 1
+    CallbackStates([second]).write(read)
+    second.weights[0] += 5
+    second.seen.clear()
+    assert len(read[0]["state"]["seen"]) == 1
+    np.testing.assert_array_equal(read[0]["state"]["weights"][0], [1, 1])
+
+
+def test_what_is_put_back_is_remembered_on():
+    first = Remembering()
+    states = CallbackStates([first])
+    first.learn()
+    second = Remembering()
+    resumed = CallbackStates([second])
+    resumed.write(states.read())
+    assert resumed.read()[0]["state"]["seen"] == [("loss", 0.5)]
+
+
+def test_a_callback_may_say_itself_what_it_remembers():
+    first, second = Speaking(), Speaking()
+    states = CallbackStates([first])
+    first.number = 7
+    CallbackStates([second]).write(through_a_file(states.read()))
+    assert second.number == 7
+
+
+def test_callbacks_are_told_apart_by_class_and_order(caplog):
+    first = [Remembering(), Speaking(), Remembering()]
+    states = CallbackStates(first)
+    first[0].seen, first[2].seen, first[1].number = ["a"], ["b"], 3
+    second = [Remembering(), Remembering()]
+    with caplog.at_level(logging.WARNING):
+        CallbackStates(second).write(states.read())
+    assert [callback.seen for callback in second] == [["a"], ["b"]]
+    assert "['Speaking']" in caplog.text
+
+
+def test_the_progress_bar_remembers_nothing():
+    assert CallbackStates([keras.callbacks.ProgbarLogger()]).read() == []
+
+
+def test_keras_s_own_callbacks_are_understood():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    stopping = keras.callbacks.EarlyStopping("loss", patience=9, restore_best_weights=True)
+    history = keras.callbacks.History()
+    states = CallbackStates([stopping, history])
+    model.fit(np.ones((4, 2)), np.ones(4), epochs=2, verbose=0, callbacks=[stopping, history])
+    read = through_a_file(states.read())
+    again = [keras.callbacks.EarlyStopping("loss", patience=9), keras.callbacks.History()]
+    CallbackStates(again).write(read)
+    assert again[0].best == stopping.best
+    np.testing.assert_array_equal(again[0].best_weights[0], stopping.best_weights[0])
+    assert again[1].history == history.history
+    assert again[1].epoch == [0, 1]
+
+
+@pytest.mark.parametrize(("state", "is_said"), [({}, False), ({"wait": 2}, True)])
+def test_what_was_remembered_of_a_callback_that_is_not_here_is_said(state, is_said, caplog):
+    CallbackStates([]).write([{"class": "EarlyStopping", "state": state}])
+    assert ("states of callbacks that this fit was not given" in caplog.text) == is_said

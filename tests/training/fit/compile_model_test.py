@@ -1,0 +1,145 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training import Trainer
+from keras_deepseek.training.fit.compile_model import build_model, compile_model, set_seed
+
+
+def build():
+    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+
+
+def test_a_model_is_taken_as_it_is_and_a_function_is_called():
+    model = build()
+    assert build_model(model) is model
+    assert isinstance(build_model(build), keras.Model)
+    for other in ("model", lambda: "model", None):
+        with pytest.raises(InvalidInputError, match=r"a keras\.Model, or a function that builds"):
+            build_model(other)
+
+
+def test_a_function_that_wants_arguments_is_refused():
+    with pytest.raises(InvalidInputError, match=r"without arguments, and it takes \(units\)"):
+        build_model(lambda units: units)
+
+
+def test_a_seed_is_set_unless_there_is_none():
+    assert set_seed(None) is None
+    first = set_seed(3), keras.random.uniform((2,))
+    again = set_seed(3), keras.random.uniform((2,))
+    assert keras.ops.convert_to_numpy(first[1]).tolist() == (
+        keras.ops.convert_to_numpy(again[1]).tolist()
+    )
+    for seed in (-1, 2**32, 1.5, "1"):
+        with pytest.raises(InvalidInputError, match="`seed` must be an integer from 0 to"):
+            set_seed(seed)
+
+
+def test_what_is_given_goes_before_what_was_compiled():
+    model = build()
+    compile_model(model, "adam", "mse", None, None)
+    optimizer = model.optimizer
+    compile_model(model, None, "mae", None, None)
+    assert model.optimizer is optimizer
+    assert model.loss == "mae"
+    compile_model(model, None, None, None, keras.DTypePolicy("mixed_float16"))
+    assert model.optimizer.inner_optimizer is optimizer
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "loss", "message"),
+    [
+        ("adm", "mse", "Unknown optimizer 'adm'"),
+        ("adam", "msse", "Unknown loss 'msse'"),
+        (None, "mse", "was not compiled with an optimizer"),
+        (keras.optimizers.Adam, "mse", r"is the class Adam: give an object of it, as in Adam\(\)"),
+        (3, "mse", "`optimizer` must be an object of Keras's, or its name; received int: 3"),
+        ("adam", 3, "`loss` must be an object of Keras's, a function, or its name; received int"),
+        ("adam", ["mse", keras.losses.MeanSquaredError], "is the class MeanSquaredError"),
+    ],
+)
+def test_what_is_unknown_or_missing_is_named(optimizer, loss, message):
+    with pytest.raises(InvalidInputError, match=message):
+        compile_model(build(), optimizer, loss, None, None)
+
+
+def test_what_is_no_metric_is_named_and_one_needs_no_list():
+    with pytest.raises(InvalidInputError, match="`metric` must be an object of Keras's"):
+        compile_model(build(), "sgd", "mse", ["mae", 0.5], None)
+    for metric in ("mae", keras.metrics.MeanAbsoluteError(name="mae")):
+        model = build()
+        compile_model(model, "sgd", "mse", metric, None)
+        assert set(model.evaluate(np.ones((2, 2)), np.ones((2, 1)), 2, 0, return_dict=True)) == {
+            *("loss", "mae")
+        }
+
+
+def test_losses_go_by_the_names_of_outputs_that_there_are():
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, [keras.layers.Dense(1, name=name)(inputs) for name in ("a", "b")])
+    compile_model(model, "sgd", {"a": "mse"}, None, None)
+    with pytest.raises(InvalidInputError, match="Unknown output of the model 'aa': did you mean"):
+        compile_model(model, "sgd", {"aa": "mse"}, None, None)
+    with pytest.raises(InvalidInputError, match="one output has no name: give its loss alone"):
+        compile_model(build(), "sgd", {"a": "mse"}, None, None)
+    config = keras.saving.serialize_keras_object(keras.losses.MeanSquaredError())
+    compile_model(build(), "sgd", config, None, None)
+
+
+def test_a_layer_is_no_function_that_builds_a_model():
+    with pytest.raises(InvalidInputError, match=r"must be a keras\.Model"):
+        build_model(keras.layers.Dense(3))
+
+
+class OwnCompile(keras.Model):
+    """A GAN's way to be given what it trains by."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores = keras.layers.Dense(1)
+
+    def call(self, inputs):
+        return self.scores(inputs)
+
+
+class Extended(OwnCompile):
+    def compile(self, maker_optimizer=None, **options):
+        super().compile(**options)
+        self.maker_optimizer = maker_optimizer
+
+
+class Replaced(OwnCompile):
+    def compile(self, maker_optimizer, loss_fn):
+        super().compile(optimizer="sgd")
+        self.parts = (maker_optimizer, loss_fn)
+
+
+class Forgetful(OwnCompile):
+    def compile(self, maker_optimizer=None, **options):
+        super().compile(**options)
+        self.parts = maker_optimizer
+
+
+def test_a_compile_of_the_model_s_own_is_given_again_what_it_had():
+    model, optimizer = Extended(), keras.optimizers.Adam()
+    model.compile(maker_optimizer=optimizer, optimizer="sgd", loss="mse")
+    Trainer(model, metrics=["mae"])
+    assert model.maker_optimizer is optimizer
+    assert model.compiled
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (Replaced, "takes no optimizer, loss, metrics:"),
+        (Forgetful, "would lose its maker_optimizer"),
+    ],
+)
+def test_a_compile_of_the_model_s_own_that_would_lose_something_is_refused(make, match):
+    model = make()
+    model.compile("adam", loss_fn="mse") if make is Replaced else model.compile("adam", loss="mse")
+    Trainer(model)
+    with pytest.raises(InvalidInputError, match=match):
+        Trainer(model, metrics=["mae"])

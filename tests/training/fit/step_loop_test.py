@@ -1,0 +1,188 @@
+import signal
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training import Trainer
+
+X = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+Y = X[:, :1]
+
+
+def make(**arguments):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(4),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.2, seed=1),
+            keras.layers.Dense(1),
+        ]
+    )
+    optimizer = keras.optimizers.Adam(0.01, use_ema=True)
+    return Trainer(model, optimizer=optimizer, loss="mse", metrics=["mae"], **arguments)
+
+
+def batches():
+    for start in range(0, 20, 8):
+        yield X[start : start + 8], Y[start : start + 8]
+
+
+@pytest.mark.parametrize("precision", [None, "mixed_bfloat16"])
+def test_steps_are_those_of_fit(precision):
+    fitted, stepped = make(precision=precision), make(precision=precision)
+    history = fitted.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0).history
+    steps = list(stepped.steps(X, Y, batch_size=8, epochs=2, shuffle=False))
+    assert [(step.epoch, step.number) for step in steps] == [
+        (epoch, number) for epoch in range(2) for number in range(3)
+    ]
+    assert [step.logs["loss"] for step in steps[2::3]] == pytest.approx(history["loss"], rel=1e-6)
+    for one, other in zip(stepped.model.get_weights(), fitted.model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_between_steps_a_model_can_be_read_and_changed():
+    trainer = make()
+    seen = []
+    for step in trainer.steps(X, Y, batch_size=10):
+        seen.append(trainer.model.get_weights()[0])
+        trainer.model.optimizer.learning_rate = 0.0
+        if step.number == 0:
+            trainer.evaluate(X, Y, verbose=0)
+    np.testing.assert_array_equal(seen[0], seen[1])
+
+
+def test_who_leaves_the_loop_has_ended_the_training():
+    told = []
+    callback = keras.callbacks.LambdaCallback(on_train_end=lambda logs: told.append("end"))
+    trainer = make()
+    for step in trainer.steps(batches(), epochs=1, callbacks=[callback]):
+        if step.number == 1:
+            break
+    assert told == ["end"]
+    assert int(keras.ops.convert_to_numpy(trainer.model.optimizer.iterations.value)) == 2
+    assert "train_step" not in vars(trainer.model)
+
+
+@pytest.mark.parametrize("num_steps", [2, 3])
+def test_who_has_left_the_loop_may_evaluate_and_go_on(num_steps):
+    trainer = make()
+    for _ in range(3):
+        for step in trainer.steps(X, Y, batch_size=8):
+            if step.number == num_steps - 1:
+                break
+        assert np.isfinite(trainer.evaluate(X, Y, verbose=0)[0])
+    assert int(trainer.model.optimizer.iterations) == 3 * num_steps
+
+
+def test_callbacks_may_stop_it():
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = batch == 1
+
+    assert len(list(make().steps(X, Y, batch_size=4, epochs=3, callbacks=[Stop()]))) == 2
+
+
+def test_steps_have_checkpoints_and_go_on_from_them(tmp_path):
+    def make_again(folder):
+        return make(checkpoint_dir=folder, checkpoint_every=1, seed=5)
+
+    whole = make_again(tmp_path / "whole")
+    expected = [step.logs for step in whole.steps(X, Y, batch_size=8, epochs=2)]
+    first = make_again(tmp_path / "cut")
+    for number, _ in enumerate(first.steps(X, Y, batch_size=8, epochs=2)):
+        if number == 3:
+            break
+    second = make_again(tmp_path / "cut")
+    rest = [step.logs for step in second.steps(X, Y, batch_size=8, epochs=2, resume=True)]
+    assert rest == expected[-len(rest) :]
+    assert len(rest) == 2
+    for one, other in zip(second.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def assert_same(one, other):
+    for each, expected in zip(one.model.get_weights(), other.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(each, expected)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_who_leaves_the_loop_goes_on_exactly_there(tmp_path, stop):
+    """In the middle of an epoch, after its last step, and after the first of the next."""
+
+    def make_again(name):
+        return make(checkpoint_dir=tmp_path / name, seed=5)
+
+    def go_through(trainer, **options):
+        return trainer.steps(X, Y, batch_size=8, epochs=3, **options)
+
+    whole = make_again("whole")
+    expected = [(step.epoch, step.logs) for step in go_through(whole)]
+    for number, _ in enumerate(go_through(make_again("left")), 1):
+        if number == stop:
+            break
+    again = make_again("left")
+    assert again.resume() == stop
+    rest = [(step.epoch, step.logs) for step in go_through(again)]
+    assert rest == expected[stop:]
+    assert_same(again, whole)
+
+
+def test_a_training_within_an_open_loop_is_refused_and_the_loop_goes_on():
+    trainer, whole = make(), make()
+    list(whole.steps(X, Y, batch_size=8, shuffle=False))
+    steps = trainer.steps(X, Y, batch_size=8, shuffle=False)
+    next(steps)
+    for train in (
+        lambda: trainer.fit(X, Y, verbose=0),
+        lambda: next(trainer.steps(X, Y)),
+        lambda: next(Trainer(trainer.model).steps(X, Y)),
+        lambda: trainer.find_learning_rate(X, Y),
+    ):
+        with pytest.raises(InvalidInputError, match=r"is being trained: finish the loop.*close"):
+            train()
+    assert len(list(steps)) == 2
+    assert_same(trainer, whole)
+    steps = trainer.steps(X, Y)
+    next(steps)
+    steps.close()
+    trainer.fit(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_sigterm_in_a_loop_that_is_left_goes_to_who_had_it_before(tmp_path, is_named):
+    taken = []
+    before = signal.signal(
+        signal.SIGTERM, lambda *_: taken.append(CheckpointFolder(tmp_path).steps())
+    )
+    try:
+        steps = [make(checkpoint_dir=tmp_path).steps(X, Y, batch_size=8)]
+        for _ in steps[0] if is_named else steps.pop():
+            signal.raise_signal(signal.SIGTERM)
+            assert not taken
+            break
+        if is_named:
+            steps[0].close()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert taken == [[1]]  # After a checkpoint.
+
+
+def test_sigterm_in_the_loop_is_heeded_after_the_next_step(tmp_path):
+    trainer = make(checkpoint_dir=tmp_path)
+    seen = []
+    with pytest.raises(SystemExit):  # noqa: PT012 - the loop raises it.
+        for step in trainer.steps(X, Y, batch_size=8):
+            seen.append(step.number)
+            signal.raise_signal(signal.SIGTERM)
+    assert seen == [0]
+    assert CheckpointFolder(tmp_path).latest().step == 2
+
+
+def test_unknown_arguments_are_named():
+    with pytest.raises(InvalidInputError, match="Unknown argument of steps"):
+        next(make().steps(X, Y, validation_data=(X, Y)))

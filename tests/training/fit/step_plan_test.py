@@ -1,0 +1,139 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.fit.step_plan import StepPlan
+from keras_deepseek.training.step.step_guard import StepGuard
+
+X = np.ones((4, 2), "float32")
+
+
+def build(model_class=keras.Sequential):
+    model = model_class([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    return model
+
+
+def plan(model, compute=None, **arguments):
+    defaults = {
+        "is_own_compute": False,
+        "policy": None,
+        "micro_batches": 1,
+        "gradient_clip": None,
+        "guard": None,
+        "remat": False,
+        "checkpoints": None,
+    }
+    return StepPlan(model, compute or model.compute_loss, **{**defaults, **arguments})
+
+
+class OwnStep(keras.Sequential):
+    def train_step(self, *arguments):
+        return super().train_step(*arguments)
+
+
+def test_steps_are_of_the_plan_while_it_is_in_use_and_no_longer():
+    model = build()
+
+    def compute(x, y, sample_weight):
+        return keras.ops.sum(model(x)) * 0.0 + 7.0
+
+    with plan(model, compute, guard="skip").in_use():
+        history = model.fit(X, X[:, :1], verbose=0).history
+    assert history == {"loss": [7.0], "skipped_steps": [0.0]}
+    assert model.fit(X, X[:, :1], verbose=0).history["loss"] != [7.0]
+    assert "train_step" not in vars(model)
+
+
+@pytest.mark.parametrize("policy", [None, keras.DTypePolicy("mixed_bfloat16")])
+def test_a_model_with_a_step_of_its_own_keeps_it(policy):
+    model = build(OwnStep)
+    with plan(model, policy=policy).in_use():
+        assert np.isfinite(model.fit(X, X[:, :1], verbose=0).history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"micro_batches": 2}, "`micro_batches`"),
+        ({"gradient_clip": ("norm", 1.0)}, "`gradient_clip`"),
+        ({"guard": "stop", "is_own_compute": True}, "`guard` and the trainer's own"),
+    ],
+)
+def test_what_such_a_model_would_ignore_is_refused(asked, named):
+    with pytest.raises(InvalidInputError, match=f"which knows nothing of {named}"):
+        plan(build(OwnStep), **asked)
+
+
+def test_a_guard_is_watched_and_a_name_stands_for_its_action():
+    for guard in ("skip", StepGuard("skip")):
+        assert [type(each).__name__ for each in plan(build(), guard=guard).callbacks] == [
+            "WatchGuardedSteps"
+        ]
+
+
+def test_without_a_guard_the_loss_is_watched():
+    assert [type(each).__name__ for each in plan(build()).callbacks] == ["LossWatch"]
+
+
+def test_a_model_that_was_compiled_again_is_no_longer_the_plans():
+    model = build()
+    first = plan(model)
+    model.compile("adam", "mse")
+    with pytest.raises(InvalidInputError, match=r"was compiled again .*Make a new Trainer"):
+        first.check_model()
+    with pytest.raises(InvalidInputError, match="was compiled again"), first.in_use():
+        pass
+    plan(model).check_model()
+
+
+def test_layers_may_be_frozen_between_trainings_and_others_not_be_thawed():
+    model = keras.Sequential(
+        [keras.Input((2,)), keras.layers.Dense(2, name="a"), keras.layers.Dense(1)]
+    )
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    made = plan(model, lambda x, y, sample_weight: keras.ops.mean(model(x)))
+    for is_trainable in (True, False, True):
+        model.get_layer("a").trainable = is_trainable
+        before = np.array(model.get_layer("a").kernel)
+        with made.in_use():
+            model.fit(X, X[:, :1], verbose=0)
+        assert (before != np.array(model.get_layer("a").kernel)).any() == is_trainable
+    model.get_layer("a").trainable = False
+    model.compile(keras.optimizers.SGD(0.1, use_ema=True), "mse")
+    made = plan(model)
+    model.optimizer.build(model.trainable_variables)
+    model.layers[-1].trainable = False
+    with pytest.raises(InvalidInputError, match="Weights were frozen after the optimizer"):
+        made.check_model()
+    model.get_layer("a").trainable = True
+    with pytest.raises(InvalidInputError, match="a/kernel' became trainable after the optimizer"):
+        made.check_model()
+
+
+def test_steps_are_counted_from_the_start_of_a_training():
+    model = build()
+    made = plan(model, lambda x, y, sample_weight: keras.ops.mean(model(x)))
+    for _ in range(2):
+        with made.in_use():
+            model.fit(X, X[:, :1], batch_size=2, verbose=0)
+        assert made.num_made == 2
+
+
+@pytest.mark.parametrize("number", [0, 1.5, True])
+def test_micro_batches_are_a_positive_number(number):
+    with pytest.raises(InvalidInputError, match="`micro_batches` must be a positive integer"):
+        plan(build(), micro_batches=number)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"remat": ["block_*"]}, "names no layer of"),
+        ({"policy": keras.DTypePolicy("float64")}, "has float32 weights; training by 'float64'"),
+    ],
+)
+def test_what_fits_no_layer_of_a_built_model_is_refused_at_once(arguments, match):
+    with pytest.raises(InvalidInputError, match=match):
+        plan(build(), **arguments)

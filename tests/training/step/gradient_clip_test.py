@@ -1,0 +1,102 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_deepseek.backend import current
+from keras_deepseek.backend.gradient_scale import multiply_gradients
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.step.gradient_clip import (
+    check_gradient_clip,
+    clip_gradients,
+)
+
+RNG = np.random.default_rng(0)
+GRADIENTS = [RNG.normal(size=shape).astype("float32") for shape in ((3, 4), (4,), (2, 3, 5), ())]
+WEIGHTS = [RNG.normal(size=array.shape).astype("float32") for array in GRADIENTS]
+
+
+def clip(kind, bound, gradients=GRADIENTS, weights=WEIGHTS):
+    tensors = [keras.ops.convert_to_tensor(array) for array in gradients]
+    norm = current().global_norm(tensors)
+    clipped, factor = clip_gradients((kind, bound), tensors, weights, norm)
+    assert (factor is None) == (kind != "global_norm")
+    clipped = multiply_gradients(clipped, factor)
+    return [keras.ops.convert_to_numpy(tensor) for tensor in clipped]
+
+
+def shrink(array, norm, most):
+    return array * np.where(norm > most, most / norm, 1.0)
+
+
+def assert_close(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_by_value():
+    assert_close(clip("value", 0.5), [np.clip(array, -0.5, 0.5) for array in GRADIENTS])
+
+
+def test_by_the_norm_of_each():
+    expected = [shrink(array, np.sqrt((array**2).sum()), 1.0) for array in GRADIENTS]
+    assert_close(clip("norm", 1.0), expected)
+
+
+def test_by_the_norm_of_all():
+    norm = np.sqrt(sum((array**2).sum() for array in GRADIENTS))
+    assert_close(clip("global_norm", 1.0), [shrink(array, norm, 1.0) for array in GRADIENTS])
+
+
+def test_within_the_bound_nothing_changes():
+    for kind in ("value", "norm", "global_norm"):
+        assert_close(clip(kind, 100.0), GRADIENTS)
+
+
+def test_adaptive_by_the_norm_of_each_units_weights():
+    axes = [(0,), (0,), (0, 1), None]
+    expected = [
+        shrink(
+            gradient,
+            np.sqrt((gradient**2).sum(axis=axis, keepdims=True)),
+            0.1 * np.sqrt((weight**2).sum(axis=axis, keepdims=True)),
+        )
+        for gradient, weight, axis in zip(GRADIENTS, WEIGHTS, axes, strict=True)
+    ]
+    assert_close(clip("adaptive", 0.1), expected)
+
+
+def test_adaptive_lets_weights_of_zero_move():
+    (clipped,) = clip("adaptive", 0.1, [np.ones((3, 2), "float32")], [np.zeros((3, 2), "float32")])
+    np.testing.assert_allclose(clipped, np.full((3, 2), 1e-4 / np.sqrt(3)), rtol=1e-5)
+
+
+def test_gradients_of_zero_stay():
+    zeros = [np.zeros_like(array) for array in GRADIENTS]
+    for kind in ("value", "norm", "global_norm", "adaptive"):
+        assert_close(clip(kind, 1.0, zeros), zeros)
+
+
+@pytest.mark.parametrize(
+    ("gradient_clip", "message"),
+    [
+        (1.0, r"a kind and its bound, as in \('global_norm', 1\.0\); received 1\.0"),
+        (("global_norm",), "a kind and its bound"),
+        (("globalnorm", 1.0), "Unknown gradient clip 'globalnorm': did you mean 'global_norm'"),
+        (("norm", 0.0), r"`gradient_clip` must be a finite number above 0, received 0\.0"),
+        (("norm", float("nan")), "`gradient_clip` must be a finite number above 0"),
+    ],
+)
+def test_what_is_no_clip_is_refused(gradient_clip, message):
+    with pytest.raises(InvalidInputError, match=message):
+        check_gradient_clip(gradient_clip, keras.optimizers.SGD())
+
+
+@pytest.mark.parametrize("name", ["clipvalue", "clipnorm", "global_clipnorm"])
+@pytest.mark.parametrize("scales", [False, True])
+def test_two_clips_are_refused(name, scales):
+    optimizer = keras.optimizers.SGD(**{name: 2.0})
+    if scales:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    check_gradient_clip(None, optimizer)
+    with pytest.raises(InvalidInputError, match=rf"clips by {name}=2\.0 and the trainer by"):
+        check_gradient_clip(("norm", 1.0), optimizer)
