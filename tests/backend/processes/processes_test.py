@@ -13,7 +13,7 @@ from keras_deepseek.backend import current
 from keras_deepseek.backend.processes.processes import lost_peer_error
 from keras_deepseek.errors import PeerLostError
 
-ORACLE = Path(__file__).parents[1] / "oracles" / "all_reduce.py"
+ORACLE = Path(__file__).parents[2] / "oracles" / "all_reduce.py"
 TIMEOUT = 300
 WORLD_SIZE = 2
 

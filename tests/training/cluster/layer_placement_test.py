@@ -13,7 +13,7 @@ from keras_deepseek import backend
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training import Trainer
 
-ORACLE = Path(__file__).parents[1] / "oracles" / "divided_layers.py"
+ORACLE = Path(__file__).parents[2] / "oracles" / "divided_layers.py"
 IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
 X = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
 Y = np.random.default_rng(1).normal(size=(12, 2)).astype("float32")
