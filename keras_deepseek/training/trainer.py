@@ -65,9 +65,13 @@ from keras_deepseek.training.fit.watching import (
 from keras_deepseek.training.parameter_server.chief import Chief
 from keras_deepseek.training.parameter_server.served_step import ServedStep
 from keras_deepseek.training.step.gradient_clip import GradientClip
-from keras_deepseek.training.step.gradient_residual import GradientCompression, make_residual
+from keras_deepseek.training.step.gradients.gradient_residual import (
+    GradientCompression,
+    make_residual,
+)
+from keras_deepseek.training.step.loss.batch_loss import BatchLoss
+from keras_deepseek.training.step.loss.no_loss import refuse_no_test_loss
 from keras_deepseek.training.step.named_layers import find_named_layers
-from keras_deepseek.training.step.no_loss import refuse_no_test_loss
 from keras_deepseek.training.step.precision import is_slower_in_half, training_policy
 from keras_deepseek.training.step.rematerialization import Remat
 from keras_deepseek.training.step.step_guard import Action, StepGuard
@@ -141,8 +145,7 @@ class Trainer(Trials):
         gradient_compression: How gradients are made smaller between the processes of an
             `"allreduce"`: `"bfloat16"` or `"float16"` halve the bytes, `"low_rank"`, or a
             `LowRank`, sends few hundredths. What is left out of a gradient is added to the next
-            one. `"auto"` measures which of them, if any, suits the links, and logs it. Defaults to
-            `None`: they are sent in float32.
+            one. Defaults to `None`: they are sent in float32.
         callbacks: Keras callback, or iterable of them. Defaults to `None`.
         run_record: string or path. A file to record the run in, see `artifacts.RunRecord`. Defaults
             to `None`, no record.
@@ -262,9 +265,16 @@ class Trainer(Trials):
                     policy=self.policy,
                     float32_layers=float32_layers,
                 )
+            replicas = find_replicas(
+                self.model, self._processes, self._placement, is_compressed=residual is not None
+            )
+            devices = self._placement.devices
+            is_in_parts = micro_batches > 1 or replicas is not None or devices is not None
+            self._loss = BatchLoss(self.model, is_in_parts=is_in_parts)
             self._plan = StepPlan(
                 self.model,
                 self.train_step,
+                self._loss,
                 is_own_compute=is_own_step,
                 policy=self.policy,
                 float32_layers=float32_layers,
@@ -273,13 +283,8 @@ class Trainer(Trials):
                 guard=guard,
                 remat=remat,
                 checkpoints=self._checkpoints,
-                replicas=find_replicas(
-                    self.model,
-                    self._processes,
-                    self._placement,
-                    is_compressed=residual is not None,
-                ),
-                devices=self._placement.devices,
+                replicas=replicas,
+                devices=devices,
                 layers=self._placement.layers,
                 residual=residual,
                 served=served,
@@ -574,7 +579,7 @@ class Trainer(Trials):
         >>> sorted(trainer.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0).history)
         ['loss', 'penalty']
         """
-        return self._plan.compute_loss(x, y, sample_weight)
+        return self._loss(x, y, sample_weight)
 
     def evaluate(
         self, x: Any = None, y: Any = None, batch_size: int | None = None, **options: Any

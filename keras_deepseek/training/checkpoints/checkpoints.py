@@ -26,7 +26,7 @@ from keras_deepseek.training.checkpoints.streamed_training import own_share, str
 from keras_deepseek.training.checkpoints.training_state import write_training
 from keras_deepseek.training.cluster.stop_signal import StopSignal
 from keras_deepseek.training.data.position_data import position_data
-from keras_deepseek.training.step.gradient_residual import GradientResidual
+from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 
 _logger = logging.getLogger(__name__)
 
@@ -87,8 +87,6 @@ class Checkpoints:
                 f"{checkpoint.state['backend']}, and Keras runs on {backend}. Set KERAS_BACKEND, "
                 "or name another folder."
             )
-        if checkpoint is not None and self._residual is not None:
-            self._residual.adopt(checkpoint.state.get("residual"))
         return checkpoint
 
     def roll_back(self, model: keras.Model) -> int | None:

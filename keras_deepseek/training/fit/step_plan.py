@@ -21,9 +21,12 @@ from keras_deepseek.training.fit.kept_memory import kept_memory
 from keras_deepseek.training.fit.loss_watch import LossWatch
 from keras_deepseek.training.fit.watch_guarded_steps import WatchGuardedSteps
 from keras_deepseek.training.step.gradient_clip import GradientClip, check_gradient_clip
-from keras_deepseek.training.step.gradient_residual import GradientResidual
+from keras_deepseek.training.step.gradient_update import GradientUpdate
+from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
+from keras_deepseek.training.step.gradients.make_gradients import make_gradients
 from keras_deepseek.training.step.guarded_steps import GuardedSteps
-from keras_deepseek.training.step.loss_weight import refuse_no_reduction
+from keras_deepseek.training.step.loss.batch_loss import BatchLoss
+from keras_deepseek.training.step.loss.loss_weight import refuse_no_reduction
 from keras_deepseek.training.step.precision import step_in_precision
 from keras_deepseek.training.step.rematerialization import Remat, check_remat, find_blocks
 from keras_deepseek.training.step.step_guard import Action, StepGuard
@@ -37,6 +40,7 @@ class StepPlan:
     Args:
         model: `keras.Model`, compiled.
         compute: The trainer's `train_step`.
+        loss: `BatchLoss` of the model.
         is_own_compute: boolean. Whether it is another than that of `Trainer`.
         policy: The dtype policy of the step, or `None` for the model's own.
         checkpoints: `Checkpoints` to roll back to, or `None`.
@@ -55,6 +59,7 @@ class StepPlan:
         self,
         model: keras.Model,
         compute: Callable[..., Any],
+        loss: BatchLoss,
         *,
         is_own_compute: bool,
         policy: keras.DTypePolicy | None,
@@ -102,15 +107,22 @@ class StepPlan:
             self.callbacks.append(LossWatch())
         self._training_step = TrainingStep(
             model,
-            compute,
-            micro_batches=self.micro_batches,
-            gradient_clip=gradient_clip,
-            guard=self._guarded_steps,
+            loss,
+            make_gradients(
+                model,
+                compute,
+                loss,
+                micro_batches=self.micro_batches,
+                devices=devices,
+                replicas=replicas,
+                residual=residual,
+            ),
+            GradientUpdate(model, gradient_clip, self._guarded_steps, residual),
             remat=remat,
-            replicas=replicas,
-            devices=devices,
-            on_built=lambda: self._place_layers(is_in_step=True),
+            guard=self._guarded_steps,
             residual=residual,
+            takes_empty=replicas is not None,
+            on_built=lambda: self._place_layers(is_in_step=True),
         )
         if model.built:  # Else the first step finds which layers are meant.
             self._in_precision(lambda: find_blocks(model, remat))()
@@ -196,10 +208,6 @@ class StepPlan:
         if own_train_step(self._model):
             _refuse_own_step(self._model, ["measuring memory"])
         return int(self._in_precision(self._training_step.count_kept_bytes)(data))
-
-    def compute_loss(self, x: Any, y: Any, sample_weight: Any) -> Any:
-        """Returns the loss that the model was compiled with: see `TrainingStep.compute_loss`."""
-        return self._training_step.compute_loss(x, y, sample_weight)
 
     def _make_step(self, *, is_compilable: bool) -> StepInPlace:
         """Returns what takes the place of the model's training step."""

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.training.step.gradient_clip import GradientClip, clip_gradients
-from keras_deepseek.training.step.gradient_residual import GradientResidual
+from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 from keras_deepseek.training.step.guarded_steps import GuardedSteps
 
 
@@ -39,12 +39,12 @@ class GradientUpdate:
         loss: Any,
         gradients: list[Any],
         variables: Sequence[keras.Variable],
-        keep: Callable[[], None] | None,
+        keep_residual: Callable[[], None] | None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Unscales, checks, clips and applies the gradients, and calls `keep` where it does.
+        """Unscales, checks, clips and applies the gradients, and keeps the residual if it does.
 
         Returns:
-            Whether the step is good, `None` where nothing is checked, and what is logged of it.
+            Boolean scalar, true for a good step, or `None` where nothing is checked; and the logs.
         """
         optimizer, logs, densify = self._model.optimizer, {}, backend.current().densify
         scaling = optimizer if is_scaled(optimizer) else None
@@ -62,8 +62,8 @@ class GradientUpdate:
             if self._gradient_clip is not None:
                 clipped, factor = clip_gradients(self._gradient_clip, gradients, variables, norm)
             backend.current().apply_update(inner, clipped, variables, factor)
-            if keep is not None:
-                keep()
+            if keep_residual is not None:
+                keep_residual()
 
         if self._gradient_clip is not None:
             logs["gradient_norm"] = norm

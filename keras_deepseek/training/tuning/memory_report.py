@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_deepseek.backend.host_values import count_bytes
 from keras_deepseek.training.fit.step_plan import StepPlan
-from keras_deepseek.training.step.no_loss import refusing_no_loss
+from keras_deepseek.training.step.loss.no_loss import refusing_no_loss
 from keras_deepseek.training.tuning.short_training import ShortTraining
 
 

@@ -2,10 +2,13 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.training.parameter_server.gradient_step import GradientStep
+from keras_deepseek.training.parameter_server.gradient_step import GradientsAsLogs
 from keras_deepseek.training.parameter_server.remote_model import RemoteModel
 from keras_deepseek.training.parameter_server.served_variables import ServedVariables
 from keras_deepseek.training.parameter_server.task_step import TaskStep
+from keras_deepseek.training.step.gradients.make_gradients import make_gradients
+from keras_deepseek.training.step.loss.batch_loss import BatchLoss
+from keras_deepseek.training.step.training_step import TrainingStep
 from tests.oracles.eager_tasks import EagerTasks
 
 pytestmark = pytest.mark.skipif(
@@ -28,15 +31,12 @@ def make(optimizer=None, others=()):
     model.optimizer.build(model.trainable_variables)
     model.evaluate(X, Y, verbose=0)  # Makes its metrics, and leaves sums in them.
 
-    def compute(x, y, sample_weight):
-        return gradient_step.compute_loss(x, y, sample_weight)
-
-    gradient_step = GradientStep(
+    loss = BatchLoss(model, is_in_parts=False)
+    gradient_step = TrainingStep(
         model,
-        compute,
-        micro_batches=1,
-        gradient_clip=("global_norm", 1.0),
-        global_clipnorm=None,
+        loss,
+        make_gradients(model, loss, loss),
+        GradientsAsLogs(model, ("global_norm", 1.0), None),
         remat=False,
     )
     step = TaskStep(model, gradient_step, others)

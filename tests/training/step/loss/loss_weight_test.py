@@ -4,7 +4,11 @@ import pytest
 from keras import ops
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.step.loss_weight import find_reduction, refuse_no_reduction, weigh_loss
+from keras_deepseek.training.step.loss.loss_weight import (
+    find_reduction,
+    refuse_no_reduction,
+    weigh_loss,
+)
 
 MASK = np.array([[True, True, False], [True, False, False]])
 

@@ -3,7 +3,7 @@ import types
 import keras
 import pytest
 
-from keras_deepseek.training.step.compiled_losses import losses_by_output, revive_losses
+from keras_deepseek.training.step.loss.compiled_losses import losses_by_output, revive_losses
 
 
 def test_names_and_configs_are_revived_and_functions_stay():

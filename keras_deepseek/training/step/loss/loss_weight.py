@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_deepseek.backend.keras_private.keras_training import output_masks
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.step.compiled_losses import revive_losses
+from keras_deepseek.training.step.loss.compiled_losses import revive_losses
 
 
 def refuse_no_reduction(loss: Any) -> None:

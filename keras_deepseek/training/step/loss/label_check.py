@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_deepseek.backend.keras_private.keras_training import output_masks
-from keras_deepseek.training.step.compiled_losses import losses_by_output
+from keras_deepseek.training.step.loss.compiled_losses import losses_by_output
 
 _LEAST_BINARY, _LARGEST_BINARY = -0.5, 1.5
 """Labels of a binary cross entropy may be smoothed or noisy, and are 0 or 1 when rounded."""

@@ -2,7 +2,7 @@ import pytest
 from keras import ops
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.step.step_result import check_log_names, read_result
+from keras_deepseek.training.step.loss.step_result import check_log_names, read_result
 
 
 def test_a_loss_alone_and_one_of_several_numbers_are_read():

@@ -6,8 +6,7 @@ from keras_deepseek.backend.processes.gradient_compression import LowRank
 from keras_deepseek.backend.processes.processes import OneProcess, OneReplicaEach
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import Trainer
-from keras_deepseek.training.step import gradient_residual
-from keras_deepseek.training.step.gradient_residual import GradientResidual, make_residual
+from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 
 
 class Pair(OneReplicaEach, OneProcess):
@@ -82,7 +81,7 @@ def test_what_does_not_fit_is_forgotten_and_rank_0_says_so_once(rank, state, cap
         residual.variables[0].assign(np.arange(11.0))
         residual.write(trained, state)
         np.testing.assert_array_equal(read(residual), np.zeros(11))
-    assert caplog.text.count("which begins at zero") == (1 if rank == 0 else 0)
+    assert caplog.text.count("begins at zero") == (1 if rank == 0 else 0)
 
 
 def test_it_is_refused_where_nothing_is_sent():
@@ -91,7 +90,7 @@ def test_it_is_refused_where_nothing_is_sent():
         return Trainer(model, optimizer="sgd", loss="mse", gradient_compression=kind, **options)
 
     make(None)
-    with pytest.raises(InvalidInputError, match="here is one that trains alone"):
+    with pytest.raises(InvalidInputError, match="this process trains alone"):
         make("bfloat16")
     with pytest.raises(InvalidInputError, match="did you mean 'bfloat16'"):
         make("bfloat")
@@ -109,27 +108,3 @@ def test_a_new_one_holds_the_factors_of_low_rank():
     np.testing.assert_allclose(np.linalg.norm(begun[331:]), 1.0, rtol=1e-6)
     residual.write(trained, None)
     np.testing.assert_array_equal(read(residual), begun)
-
-
-@pytest.mark.parametrize("chosen", [None, "bfloat16", LowRank(2)], ids=str)
-def test_what_was_measured_is_kept_to_by_a_training_that_goes_on(monkeypatch, chosen):
-    trained = [keras.Variable(np.ones((20, 40), "float32")), *weights()]
-    monkeypatch.setattr(gradient_residual, "choose_compression", lambda *_: chosen)
-    residual = GradientResidual("auto", Pair(), Pair())
-    residual.prepare(trained)
-    state = residual.read()
-    monkeypatch.setattr(gradient_residual, "choose_compression", lambda *_: "float16")
-    other = GradientResidual("auto", Pair(), Pair())
-    other.write(trained, state)
-    if chosen is None:
-        assert (other.variables, other.compression(1.0)) == ([], None)
-    else:
-        assert other.compression(1.0).kind == chosen
-        np.testing.assert_array_equal(read(other), 2.0 * read(residual))
-    begun = GradientResidual("auto", Pair(), Pair())
-    begun.write(trained, None)
-    assert begun.compression(1.0).kind == "float16"
-
-
-def test_to_choose_is_no_error_where_nothing_is_sent():
-    assert make_residual("auto", OneProcess()) is None

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_deepseek.training.step.replica_states import ReplicaStates
+from keras_deepseek.training.step.gradients.replica_states import ReplicaStates
 
 RNG = np.random.default_rng(0)
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 from keras import ops
 
-from keras_deepseek.training.step.weighted_sums import WeightedSums
+from keras_deepseek.training.step.gradients.weighted_sums import WeightedSums
 
 
 def part(weight, loss, log, gradient):

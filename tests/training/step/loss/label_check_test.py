@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_deepseek.training import Trainer
-from keras_deepseek.training.step.label_check import mark_wrong_labels, marking_wrong_labels
+from keras_deepseek.training.step.loss.label_check import mark_wrong_labels, marking_wrong_labels
 
 OUTPUTS = np.zeros((2, 3), "float32")
 

@@ -3,7 +3,7 @@ import pytest
 from keras import ops
 
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.step.micro_batches import (
+from keras_deepseek.training.step.gradients.micro_batches import (
     MicroBatches,
     check_same_rows,
     count_rows,
