@@ -16,17 +16,11 @@ _KINDS = ("value", "norm", "global_norm", "adaptive")
 _LEAST_NORM = 1e-3  # Of weights, for the adaptive clip: those that begin at zero may move.
 
 
-def check_gradient_clip(
-    gradient_clip: GradientClip | None, optimizer: keras.optimizers.Optimizer
-) -> None:
-    """Raises an error where a clip is none, or the optimizer clips as well.
-
-    Args:
-        gradient_clip: tuple of the kind and its bound, or `None`.
-        optimizer: `keras.optimizers.Optimizer`.
+def check_gradient_clip(gradient_clip: GradientClip | None) -> None:
+    """Raises an error if the argument `gradient_clip` is not a kind and a bound.
 
     Raises:
-        InvalidInputError: The clip is not one, or there are two.
+        InvalidInputError: It is not.
     """
     if gradient_clip is None:
         return
@@ -39,6 +33,18 @@ def check_gradient_clip(
     if kind not in _KINDS:
         raise InvalidInputError(unknown_name_message("gradient clip", kind, _KINDS))
     check_number("gradient_clip", bound, above=0)
+
+
+def refuse_second_clip(
+    gradient_clip: GradientClip | None, optimizer: keras.optimizers.Optimizer
+) -> None:
+    """Raises an error if both the trainer and the optimizer clip gradients.
+
+    Raises:
+        InvalidInputError: They do.
+    """
+    if gradient_clip is None:
+        return
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     for name in ("clipvalue", "clipnorm", "global_clipnorm"):
         if getattr(inner, name, None) is not None:

@@ -85,7 +85,7 @@ def measure_memory(
             activations = plan.count_kept_bytes(batch)
         trainable = model.trainable_variables
         gradients = count_bytes(trainable)
-        if plan.micro_batches > 1:  # They are summed in float32.
+        if plan.options.micro_batches > 1:  # They are summed in float32.
             gradients += sum(4 * int(np.prod(variable.shape)) for variable in trainable)
         return MemoryReport(
             weights=count_bytes(model.variables),
