@@ -8,6 +8,7 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.gradient_clip import (
     check_gradient_clip,
     clip_gradients,
+    refuse_second_clip,
 )
 
 RNG = np.random.default_rng(0)
