@@ -126,7 +126,7 @@ def compare_latencies(
     """
     _check(backends, batch_sizes, length, seconds)
     named = NamedModel(model)
-    of_model = backend.current().compile_inference(named)
+    of_model = backend.current().inference.compile_inference(named)
     wanted: list[tuple[str, dict[str, Any]]] = [
         (name, {}) for name in (known_formats() if backends is None else backends)
     ]

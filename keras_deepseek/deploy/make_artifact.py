@@ -123,7 +123,7 @@ def check_artifact(job: ExportJob, folder: Path) -> Verification:
 
 def _compute_expected(job: ExportJob) -> tuple[ExportJob, _Expected]:
     """Returns the job with the batches that the model takes, and its outputs for them."""
-    infer = backend.current().plain_inference(job.model.in_precision(None))
+    infer = backend.current().inference.plain_inference(job.model.in_precision(None))
     samples, usual = _infer_first(infer, [job.samples, *job.other_samples])
     further, of_further = _infer_taken(infer, job.further_samples)
     wide, of_wide = _infer_taken(infer, job.wide_samples)
@@ -245,7 +245,10 @@ def _verify_off_ties(
     found = _verify(expected, result, job)
     if found.state != "failed" or not job.is_drawn or job.precision is not None:
         return found, ""
-    infer, extend = backend.current().plain_inference(job.model.in_precision(None)), _extend(job)
+    infer, extend = (
+        backend.current().inference.plain_inference(job.model.in_precision(None)),
+        _extend(job),
+    )
 
     def infer_all(sample: dict[str, Array]) -> dict[str, Array]:
         return extend(infer(sample))

@@ -64,7 +64,7 @@ def make_taken_samples(model: NamedModel) -> list[dict[str, Array]]:
     Args:
         model: `NamedModel`.
     """
-    infer = backend.current().plain_inference(model)
+    infer = backend.current().inference.plain_inference(model)
     for lengths in (LENGTHS, ROUND_LENGTHS):
         samples = make_samples(model.model, model.signature, lengths)
         with contextlib.suppress(Exception):  # Of whichever backend.

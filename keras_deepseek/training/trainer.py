@@ -534,7 +534,10 @@ class Trainer:
         """
         check_data(x, None, "test data")
         refuse_no_test_loss(self.model)
-        with self._placement.in_use(self.model), backend.current().keeping_variables(self.model):
+        with (
+            self._placement.in_use(self.model),
+            backend.current().step.keeping_variables(self.model),
+        ):
             return evaluate_together(self.model, x, y, batch_size, self._processes, **options)
 
     def predict(self, x: Any, batch_size: int | None = None, **options: Any) -> Any:
@@ -548,7 +551,10 @@ class Trainer:
         """
         check_data(x, None, "data to predict")
         options |= given_alone(batch_size=batch_size)
-        with self._placement.in_use(self.model), backend.current().keeping_variables(self.model):
+        with (
+            self._placement.in_use(self.model),
+            backend.current().step.keeping_variables(self.model),
+        ):
             return predict_together(self.model, x, self._processes, **options)
 
     def find_learning_rate(

@@ -2,17 +2,18 @@
 
 from pathlib import Path
 
-BACKENDS = ("jax", "tensorflow", "torch")
+SHARING = ("jax", "tensorflow", "torch", "protocols")
+"""Folders of `backend` whose modules of one name share one test file."""
 WITHOUT_A_MODULE = ("house", "oracles")
 
 
 def modules(root: Path) -> list[tuple[str, ...]]:
-    """Returns the modules as paths in the package; those of the three backends are one."""
+    """Returns the modules as paths in the package; those of one name under `SHARING` are one."""
     found = []
     for path in (root / "keras_deepseek").rglob("*.py"):
         parts = path.relative_to(root / "keras_deepseek").with_suffix("").parts
         if parts[-1] != "__init__":
-            is_of_backend = parts[0] == "backend" and parts[1] in BACKENDS
+            is_of_backend = parts[0] == "backend" and parts[1] in SHARING
             found.append((parts[0], *parts[2:]) if is_of_backend else parts)
     return found
 

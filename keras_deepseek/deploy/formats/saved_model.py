@@ -57,7 +57,7 @@ class SavedModelFormat:
     def write(self, model: NamedModel, folder: Path) -> str:
         """Writes `saved_model.pb` and what belongs to it."""
         signatures = ServingSignatures(self._classes(model.signature), self._regress)
-        backend.current().write_saved_model(model, str(folder), signatures)
+        backend.current().export.write_saved_model(model, str(folder), signatures)
         if self._warmup:
             write_warmup_requests(folder, model.model.name, make_taken_samples(model))
         return f"SavedModel with {', '.join(self.signatures)}"

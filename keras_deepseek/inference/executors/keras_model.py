@@ -23,7 +23,7 @@ class KerasModel:
     def __init__(self, model: Any) -> None:
         named_model = NamedModel(model)
         self._signature = named_model.signature
-        self._infer = backend.current().compile_inference(named_model)
+        self._infer = backend.current().inference.compile_inference(named_model)
 
     @classmethod
     def load(

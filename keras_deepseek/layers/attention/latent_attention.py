@@ -70,7 +70,7 @@ def attend_naive(
     query, key, value = _expand(queries, keys, ups)
     # Each head's numbers lie together, once for all blocks.
     query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
-    length, block_size = queries[0].shape[1], backend.current().query_block_size(query)
+    length, block_size = queries[0].shape[1], backend.current().compute.query_block_size(query)
     if not is_causal or length is None or length < 2 * block_size:
         heads = _attend_block(query, key, value, mask, drop)
         return ops.transpose(heads, (0, 2, 1, 3))

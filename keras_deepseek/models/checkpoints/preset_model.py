@@ -248,7 +248,7 @@ class PresetModel(ConfigModel):
             "float32_tensors": self.float32_tensors,
             "read_value": read_value,
         }
-        if backend.current().process_rank() > 0:
+        if backend.current().distribution.process_rank() > 0:
             hand_over_weights(entries, **reading)
             return
         with new_preset(folder) as work:

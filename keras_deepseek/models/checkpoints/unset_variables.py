@@ -23,7 +23,7 @@ def unset_variables() -> Iterator[list[keras.Variable]]:
     made: list[keras.Variable] = []
     thread = threading.get_ident()
     add_weight = keras.Layer.add_weight
-    unset = backend.current().unset_initializer()
+    unset = backend.current().compute.unset_initializer()
 
     def add_zeros(
         layer: keras.Layer, shape: Any = None, initializer: Any = None, *args: Any, **kwargs: Any

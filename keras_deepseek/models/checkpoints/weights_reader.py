@@ -94,4 +94,4 @@ def _fill(entry: CheckpointEntry, arrays: list[Any]) -> None:
                 f"The checkpoint map makes {tuple(source.shape)} of {entry.tensors}, and the "
                 f"variable {variable.path!r} has the shape {tuple(variable.shape)}."
             )
-        backend.current().assign_array(variable, source)
+        backend.current().compute.assign_array(variable, source)

@@ -191,7 +191,7 @@ def _stream(
 
 
 def _read_values(entry: CheckpointEntry, read_value: ReadValue) -> list[Array]:
-    return [backend.current().read_whole(read_value(each)) for each in entry.variables]
+    return [backend.current().distribution.read_whole(read_value(each)) for each in entry.variables]
 
 
 def _write_array(file: Any, array: Array, dtype: np.dtype[Any]) -> None:

@@ -59,7 +59,7 @@ class CompiledSteps:
         """
 
         def make() -> Step:
-            compile_step = backend.current().compile_with_state
+            compile_step = backend.current().inference.compile_with_state
             return compile_step(partial(function, self.model, *arguments), self.model.variables)
 
         step: Step = self._functions.find(key, make)
@@ -240,7 +240,7 @@ def grow_cache(
         capacity: integer. The slots of the new ones.
     """
     batch_size = cache[0]["mask"].shape[0]
-    write = backend.current().write_slots
+    write = backend.current().inference.write_slots
     return [
         {
             name: write(large[name], 0, ops.convert_to_tensor(tensor))

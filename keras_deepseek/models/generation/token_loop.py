@@ -167,7 +167,7 @@ class _Slots:
     def __init__(self, request: TokenRequest, *, can_grow: bool, num_drafts: int = 0) -> None:
         rows = request.prompts.rows
         longest = max(map(len, rows))
-        length = round_up(longest) if backend.current().compiles_by_shape() else longest
+        length = round_up(longest) if backend.current().inference.compiles_by_shape() else longest
         context = None if request.context is None else request.context + num_drafts
         # Each other number of slots would be compiled, or recorded, anew.
         self._total = total_slots(length + max(request.budgets) + num_drafts, context)

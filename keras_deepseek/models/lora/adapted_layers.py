@@ -55,7 +55,7 @@ def read_matrices(layer: keras.Layer) -> tuple[Array, Array]:
     Raises:
         PeerLostError: Another process has ended, or does not answer.
     """
-    a, b = (backend.current().read_whole(each.value) for each in lora_variables(layer))
+    a, b = (backend.current().distribution.read_whole(each.value) for each in lora_variables(layer))
     return a, b
 
 

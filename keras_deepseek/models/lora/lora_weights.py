@@ -65,7 +65,7 @@ def save_lora_weights(model: keras.Model, filepath: str | os.PathLike[str]) -> N
             f"{_path_within(model, layer)}/{part}": x
             for part, x in zip(_PARTS, values, strict=True)
         }
-    if backend.current().process_rank() > 0:
+    if backend.current().distribution.process_rank() > 0:
         return
     with written_whole(target) as path:
         write_tensors(path, arrays)

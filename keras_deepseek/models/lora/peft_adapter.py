@@ -74,7 +74,7 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
         arrays |= {
             f"{_PREFIX}{name}{end}": x for end, x in zip(module.suffixes, factors, strict=True)
         }
-    if backend.current().process_rank() > 0:
+    if backend.current().distribution.process_rank() > 0:
         return
     with new_folder(folder, (_CONFIG_NAME, _WEIGHTS_NAME), _CONFIG_NAME) as work:
         write_json(work, _CONFIG_NAME, _make_config(modules))

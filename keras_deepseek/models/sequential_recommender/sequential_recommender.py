@@ -194,7 +194,7 @@ class SequentialRecommender(PresetModel):
 
         def make() -> InferenceFunction:
             model = self.make_serving_model(k, exclude_seen=exclude_seen, history_length=length)
-            return backend.current().compile_inference(NamedModel(model))
+            return backend.current().inference.compile_inference(NamedModel(model))
 
         infer = self._compiled.find((k, exclude_seen, length), make)
         # Empty histories fill up the batch: of each size a program would be compiled.

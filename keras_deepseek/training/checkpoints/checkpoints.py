@@ -121,7 +121,7 @@ class Checkpoints:
         if resumed is not None:
             seed = resumed.state["seed"]
         elif seed is None:
-            seed = self._processes.broadcast(backend.current().draw_seed())
+            seed = self._processes.broadcast(backend.current().step.draw_seed())
         precision = (policy or model.dtype_policy).name
         options, data = position_data(arguments, seed, own_share(self._processes))
         position = None

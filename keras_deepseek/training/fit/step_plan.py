@@ -214,12 +214,12 @@ class StepPlan:
         if self._served is not None:  # The workers have the precision, and the model's layers.
             return StepInPlace(
                 model,
-                backend.current().make_train_step(model, self._served),
+                backend.current().step.make_train_step(model, self._served),
                 is_eager=True,
             )
         if not own_train_step(model):
             prepare, carried = self._prepare, self._training_step.carried
-            train_step = backend.current().make_train_step(model, self._training_step, carried)
+            train_step = backend.current().step.make_train_step(model, self._training_step, carried)
         return StepInPlace(
             model,
             self._in_precision(train_step),

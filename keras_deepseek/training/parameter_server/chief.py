@@ -139,7 +139,7 @@ def _refuse_what_waits(model: keras.Model, guard: Any, device_kind: str) -> None
         ),
         "`steps_per_execution` above 1": int(model.steps_per_execution) > 1,
         "modules of PyTorch with buffers, which Keras does not know": bool(
-            backend.current().read_buffers(model)
+            backend.current().step.read_buffers(model)
         ),
     }
     for reason, is_so in reasons.items():

@@ -40,7 +40,7 @@ def take_gradient_step(
         GradientsAsLogs(model, arguments["gradient_clip"], arguments["global_clipnorm"]),
         remat=arguments["remat"],
     )
-    run = backend.current().make_train_step(model, gradient_step)
+    run = backend.current().step.make_train_step(model, gradient_step)
     prepare: Callable[[], Any] = gradient_step.prepare
     if policy is not None:
         run = step_in_precision(model, policy, run, arguments["float32_layers"])
@@ -78,7 +78,7 @@ class GradientsAsLogs:
         """Returns `None`, since nothing is checked, and the gradients by trainable variable."""
         logs: dict[str, Any] = {}
         if self._clip is not None:
-            norm = backend.current().global_norm(gradients)
+            norm = backend.current().step.global_norm(gradients)
             if self._is_logged:
                 logs["gradient_norm"] = norm
             clipped, factor = clip_gradients(self._clip, gradients, variables, norm)

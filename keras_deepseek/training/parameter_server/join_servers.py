@@ -57,7 +57,7 @@ def join_servers(
         return None
     if cluster.task_type in ("worker", "ps"):
         first = 1 if cluster.task_type == "worker" else len(cluster.workers)
-        backend.current().serve_task(
+        backend.current().distribution.serve_task(
             _tasks_of(cluster), cluster.task_type, cluster.rank - first, lambda: None
         )
         sys.exit(0)
@@ -73,7 +73,7 @@ def join_servers(
         _joined.append(local)
         return local.addresses
 
-    connected = backend.current().connect_tasks(find)
+    connected = backend.current().distribution.connect_tasks(find)
     found = connected.num_workers, connected.num_servers
     if found != sizes:
         raise InvalidInputError(

@@ -88,7 +88,7 @@ class RayEngine:
                 batch,
                 looks_ahead=staleness.most_before > 0,
             ),
-            seed=backend.current().draw_seed(),
+            seed=backend.current().step.draw_seed(),
             num_gpus=self._num_gpus,
         )
         return Dispatcher(

@@ -98,7 +98,7 @@ class Worker:
             state.assign(value)
         before = [_read(state) for state in self._states]
         self._model.reset_metrics()
-        logs = backend.current().run_step(self._model, task.batch)
+        logs = backend.current().step.run_step(self._model, task.batch)
         gradients = [_pack(each) for each in logs.pop(GRADIENTS)]
         changes = [_read(state) - was for state, was in zip(self._states, before, strict=True)]
         pushes = [
@@ -137,7 +137,7 @@ class Worker:
         model.make_train_function()
         model.reset_metrics()
         self._metrics_before = [_read(each) for each in model.metrics_variables]
-        backend.current().run_step(model, plan.batch)
+        backend.current().step.run_step(model, plan.batch)
         self._metric_names = set(model.get_metrics_result())
         self._model, self._shards = model, plan.shards
         self._states = kept_states(model)

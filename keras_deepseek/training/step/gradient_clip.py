@@ -80,7 +80,7 @@ def clip_gradients(
 
 
 def _beside(clip: Callable[..., Any], gradient: Any, *arguments: Any) -> Any:
-    with backend.current().beside(gradient):
+    with backend.current().devices.beside(gradient):
         return clip(gradient, *arguments)
 
 
@@ -93,7 +93,7 @@ def _clip_by_weights(gradient: Any, variable: Any, bound: float) -> Any:
 
 
 def _norm(gradient: Any) -> Any:
-    return backend.current().global_norm([gradient])
+    return backend.current().step.global_norm([gradient])
 
 
 def _weight_norms(variable: Any) -> Any:

@@ -46,7 +46,7 @@ class GradientUpdate:
         Returns:
             Boolean scalar, true for a good step, or `None` where nothing is checked; and the logs.
         """
-        optimizer, logs, densify = self._model.optimizer, {}, backend.current().densify
+        optimizer, logs, densify = self._model.optimizer, {}, backend.current().step.densify
         scaling = optimizer if is_scaled(optimizer) else None
         inner = optimizer if scaling is None else optimizer.inner_optimizer
         if scaling is not None:
@@ -55,13 +55,13 @@ class GradientUpdate:
         is_checked = scaling is not None or self._guard is not None
         if is_checked or self._gradient_clip is not None:
             gradients = [densify(gradient) for gradient in gradients]
-            norm = backend.current().global_norm(gradients) if gradients else ops.zeros(())
+            norm = backend.current().step.global_norm(gradients) if gradients else ops.zeros(())
 
         def apply() -> None:
             clipped, factor = gradients, None
             if self._gradient_clip is not None:
                 clipped, factor = clip_gradients(self._gradient_clip, gradients, variables, norm)
-            backend.current().apply_update(inner, clipped, variables, factor)
+            backend.current().step.apply_update(inner, clipped, variables, factor)
             if keep_residual is not None:
                 keep_residual()
 
@@ -77,7 +77,7 @@ class GradientUpdate:
             is_good = self._guard.judge(loss, is_finite if scaling is None else True)
             logs |= self._guard.logs()
         residuals = self._residual.variables if self._residual else []
-        backend.current().run_if(
+        backend.current().compute.run_if(
             ops.logical_and(is_good, is_finite),
             apply,
             [*variables, *inner.variables, *residuals],
@@ -94,7 +94,7 @@ def is_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
 
 
 def _unscale(gradient: Any, scale: keras.Variable) -> Any:
-    with backend.current().beside(gradient):
+    with backend.current().devices.beside(gradient):
         return ops.divide(gradient, scale)
 
 

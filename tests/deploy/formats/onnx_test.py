@@ -91,7 +91,7 @@ def test_weights_beyond_one_file_stand_beside_it(tmp_path, monkeypatch, precisio
     assert OnnxFormat().write(named, tmp_path).endswith(", its weights beside it")
     assert (tmp_path / "model.onnx.data").stat().st_size > 1_000
     sample = make_samples(encoder, named.signature)
-    infer = backend.current().plain_inference(NamedModel(encoder))
+    infer = backend.current().inference.plain_inference(NamedModel(encoder))
     compare([infer(each) for each in sample], OnnxFormat().run(tmp_path, sample), precision)
 
 

@@ -54,7 +54,7 @@ def test_it_gives_logits_whose_softmax_are_the_probabilities():
 def test_it_takes_images_of_any_size_compiled(size):
     model = make_model()
     named = NamedModel(model)
-    infer = backend.current().compile_inference(named)
+    infer = backend.current().inference.compile_inference(named)
     images = draw_images(2, *size, 1)
     (outputs,) = infer({"images": images}).values()
     assert_close(outputs, keras.ops.convert_to_numpy(model(images)))

@@ -28,7 +28,7 @@ def compute_gradients(clip=None, global_clipnorm=None, micro_batches=1):
         },
     )
     model.make_train_function()
-    logs = backend.current().run_step(model, (X, Y))
+    logs = backend.current().step.run_step(model, (X, Y))
     gradients = [keras.ops.convert_to_numpy(each) for each in logs.pop(GRADIENTS)]
     return gradients, {name: float(value) for name, value in logs.items()}
 

@@ -18,7 +18,7 @@ WEIGHTS = [RNG.normal(size=array.shape).astype("float32") for array in GRADIENTS
 
 def clip(kind, bound, gradients=GRADIENTS, weights=WEIGHTS):
     tensors = [keras.ops.convert_to_tensor(array) for array in gradients]
-    norm = current().global_norm(tensors)
+    norm = current().step.global_norm(tensors)
     clipped, factor = clip_gradients((kind, bound), tensors, weights, norm)
     assert (factor is None) == (kind != "global_norm")
     clipped = multiply_gradients(clipped, factor)

@@ -107,4 +107,4 @@ class CompressedIndexer(keras.Layer):
         numbers = ops.arange(ops.shape(keys)[1], dtype="int32")
         is_seen = numbers < self.compressor.count_visible(tokens)[..., None]
         scores = ops.where(is_seen, scores, HIDDEN)
-        return current().top_k(scores, self.top_k)[1], updates
+        return current().compute.top_k(scores, self.top_k)[1], updates

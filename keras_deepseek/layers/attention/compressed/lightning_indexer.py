@@ -196,7 +196,7 @@ class LightningIndexer(keras.Layer):
             missing = ops.maximum(num_keys - key_length, 0)
             filling = ops.zeros((*ops.shape(scores)[:2], missing), scores.dtype) + HIDDEN
             scores = ops.concatenate([scores, filling], axis=-1)
-        scores, indices = backend.current().top_k(scores, num_keys)
+        scores, indices = backend.current().compute.top_k(scores, num_keys)
         indices = ops.minimum(indices, ops.cast(key_length, "int32") - 1)
         return indices, scores, scores > HIDDEN / 2
 

@@ -77,7 +77,7 @@ def choose_blocks(
     is_fixed = ops.logical_or(blocks < num_first, ops.greater(blocks, own - num_local))
     scores = ops.where(is_fixed, ops.cast(_ALWAYS, importance.dtype), importance)
     scores = ops.where(ops.less_equal(blocks, own), scores, ops.cast(-1.0, importance.dtype))
-    _, chosen = current().top_k(ops.stop_gradient(scores), min(num_chosen, num_blocks))
+    _, chosen = current().compute.top_k(ops.stop_gradient(scores), min(num_chosen, num_blocks))
     return ops.cast(chosen, "int32")
 
 

@@ -67,7 +67,7 @@ class AccumulatedGradients(PartGradients):
             others, factor = self._part.sum(piece, variables)
             return first.with_tensors(tensors).plus(others, factor).tensors()
 
-        tensors: Sequence[Any] = backend.current().repeat(
+        tensors: Sequence[Any] = backend.current().compute.repeat(
             lambda index, *tensors: add(pieces.take(index + 1), tensors),
             pieces.number - 1,
             first.tensors(),

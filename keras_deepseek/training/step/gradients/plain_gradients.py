@@ -55,7 +55,7 @@ class PlainGradients(PartGradients):
         self, batch: Batch, variables: Sequence[keras.Variable]
     ) -> tuple[WeightedSums, Backward]:
         (loss, weight, logs), differentiate = self._differentiate(batch, variables)
-        zero_if_weightless, densify = counting(weight), backend.current().densify
+        zero_if_weightless, densify = counting(weight), backend.current().step.densify
 
         def prepare(_: int, gradient: Any) -> Any:  # A mean over nothing may be NaN.
             return zero_if_weightless(ops.cast(densify(gradient), "float32"))
@@ -77,7 +77,7 @@ class PlainGradients(PartGradients):
         return replace(sums, gradients=gradients), sums.weight
 
     def count_kept_bytes(self, batch: Batch, variables: Sequence[keras.Variable]) -> int:
-        return backend.current().count_kept_bytes(
+        return backend.current().step.count_kept_bytes(
             self._bind(batch), variables, self.assigned(), batch
         )
 
@@ -93,7 +93,7 @@ class PlainGradients(PartGradients):
     def _differentiate(
         self, batch: Batch, variables: Sequence[keras.Variable]
     ) -> tuple[tuple[Any, Any, dict[str, Any]], Callable[..., list[Any]]]:
-        return backend.current().differentiate(self._bind(batch), variables, self.assigned())
+        return backend.current().step.differentiate(self._bind(batch), variables, self.assigned())
 
     def _bind(self, batch: Batch) -> Callable[[], tuple[Any, Any]]:
         """Returns a function to the scaled loss, and to the loss, its weight and further logs."""

@@ -123,7 +123,7 @@ class ReplicaPart:
         Replicas may differ in this: the rows decide, for example, which experts are used.
         """
         known = None
-        if not all(self._has_gradient) and backend.current().can_read_shapes(counts):
+        if not all(self._has_gradient) and backend.current().compute.can_read_shapes(counts):
             known = ops.convert_to_numpy(counts)
 
         def is_absent(index: int) -> bool:

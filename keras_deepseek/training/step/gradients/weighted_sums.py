@@ -21,12 +21,12 @@ def counting(count: Any) -> Callable[[Any], Any]:
     Args:
         count: Scalar tensor. How much counts; it is read once for all tensors.
     """
-    known = backend.current().read_array(count)
+    known = backend.current().compute.read_array(count)
     if known is not None and known > 0:
         return lambda tensor: tensor
 
     def counted(tensor: Any) -> Any:
-        with backend.current().beside(tensor):
+        with backend.current().devices.beside(tensor):
             return ops.where(count > 0, tensor, ops.zeros_like(tensor))
 
     return counted
@@ -107,7 +107,7 @@ class WeightedSums:
         own, found = (
             [each for each in sums.gradients if each is not None] for sums in (self, others)
         )
-        added = backend.current().add_multiples(own, found, factor)
+        added = backend.current().step.add_multiples(own, found, factor)
         return self.with_tensors([*scalars, *added])
 
     def means(self, *, is_sum: bool) -> tuple[Any, dict[str, Any], list[Any]]:
@@ -125,5 +125,5 @@ class WeightedSums:
 
 
 def _divide(gradient: Any, divisor: Any) -> Any:
-    with backend.current().beside(gradient):
+    with backend.current().devices.beside(gradient):
         return ops.divide(gradient, divisor)
