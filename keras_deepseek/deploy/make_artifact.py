@@ -19,9 +19,15 @@ from keras_deepseek.backend.keras_private.output_layers import layers_by_output
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact, RouteResult
 from keras_deepseek.deploy.failure_reason import DISK_IS_FULL, failure_reason
 from keras_deepseek.deploy.formats.export_format import ExportFormat
-from keras_deepseek.deploy.routes import InChild, InProcess, Route, check_packages, find_routes
-from keras_deepseek.deploy.ties import redraw_tie
-from keras_deepseek.deploy.verify import agreements, compare
+from keras_deepseek.deploy.routes.route import (
+    InChild,
+    InProcess,
+    Route,
+    check_packages,
+    find_routes,
+)
+from keras_deepseek.deploy.verification.comparison import agreements, compare
+from keras_deepseek.deploy.verification.ties import redraw_tie
 from keras_deepseek.errors import (
     ExportError,
     InvalidInputError,

@@ -14,7 +14,7 @@ from keras_deepseek.backend.export.serving_signatures import ServingSignatures
 from keras_deepseek.backend.runtimes.saved_model import load_saved_model
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.deploy.formats.warmup_requests import write_warmup_requests
-from keras_deepseek.deploy.samples import make_taken_samples
+from keras_deepseek.deploy.samples.random_batches import make_taken_samples
 from keras_deepseek.errors import NotSupportedError
 
 _DEFAULT = "serving_default"

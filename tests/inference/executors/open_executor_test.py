@@ -15,7 +15,8 @@ from keras_deepseek.artifacts import (
     NotSupportedError,
     Verification,
 )
-from keras_deepseek.deploy import Exporter, register_exporter, registry
+from keras_deepseek.deploy import Exporter, register_exporter
+from keras_deepseek.deploy.formats import registry
 from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
 from keras_deepseek.inference import ServingEngine
 from keras_deepseek.inference.executors import open_executor

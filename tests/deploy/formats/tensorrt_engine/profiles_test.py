@@ -1,7 +1,7 @@
 import pytest
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.deploy.tensorrt_engine.profiles import resolve_profiles
+from keras_deepseek.deploy.formats.tensorrt_engine.profiles import resolve_profiles
 from keras_deepseek.errors import InvalidInputError
 
 TEXT = Signature(

@@ -8,7 +8,7 @@ from keras_deepseek.artifacts.export_arguments import bind_rows, check_calibrati
 from keras_deepseek.artifacts.rows_file import cut_batches
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.deploy.samples import (
+from keras_deepseek.deploy.samples.random_batches import (
     ROUND_LENGTHS,
     hold_out,
     make_further_samples,

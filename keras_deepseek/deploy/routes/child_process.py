@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from keras_deepseek.deploy.child import BEGUN, DONE
+from keras_deepseek.deploy.routes.child import BEGUN, DONE
 from keras_deepseek.deploy.stage_display import CHILD_MARK
 from keras_deepseek.errors import ExportError
 
@@ -110,7 +110,7 @@ class ChildProcess:
         }
         with (work / "errors.txt").open("w", encoding="utf-8") as errors:
             return subprocess.Popen(
-                [sys.executable, "-m", "keras_deepseek.deploy.child"],
+                [sys.executable, "-m", "keras_deepseek.deploy.routes.child"],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -16,14 +16,14 @@ from zipfile import ZipFile
 import keras
 
 from keras_deepseek.artifacts.staging_folder import temporary_folder
-from keras_deepseek.deploy.child import load_batches, save_batches
-from keras_deepseek.deploy.child_process import Say, run_in_child
-from keras_deepseek.deploy.config_check import check_configs
-from keras_deepseek.deploy.custom_objects import find_custom_objects, save_objects, send
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
 from keras_deepseek.deploy.failure_place import whole_tracebacks
 from keras_deepseek.deploy.formats.export_format import ExportFormat, run_format
-from keras_deepseek.deploy.registry import BUILT_IN
+from keras_deepseek.deploy.formats.registry import BUILT_IN
+from keras_deepseek.deploy.routes.child import load_batches, save_batches
+from keras_deepseek.deploy.routes.child_process import Say, run_in_child
+from keras_deepseek.deploy.routes.config_check import check_configs
+from keras_deepseek.deploy.routes.custom_objects import find_custom_objects, save_objects, send
 from keras_deepseek.errors import (
     ExportError,
     InvalidInputError,

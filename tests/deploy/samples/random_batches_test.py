@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.deploy.samples import (
+from keras_deepseek.deploy.samples.random_batches import (
     draw_batch,
     hold_out,
     make_further_samples,

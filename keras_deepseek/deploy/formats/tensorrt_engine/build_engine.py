@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from keras_deepseek.backend.runtimes.tensorrt_engine.error_log import make_error_log
-from keras_deepseek.deploy.tensorrt_engine.blocking_nodes import check_nodes, describe_errors
-from keras_deepseek.deploy.tensorrt_engine.profiles import Profile
+from keras_deepseek.deploy.formats.tensorrt_engine.blocking_nodes import (
+    check_nodes,
+    describe_errors,
+)
+from keras_deepseek.deploy.formats.tensorrt_engine.profiles import Profile
 from keras_deepseek.errors import ExportError
 
 

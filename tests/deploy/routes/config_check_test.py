@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.config_check import check_configs
+from keras_deepseek.deploy.routes.config_check import check_configs
 from keras_deepseek.errors import ExportError
 
 

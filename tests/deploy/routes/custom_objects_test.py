@@ -5,8 +5,12 @@ import types
 import keras
 import pytest
 
-from keras_deepseek.deploy import custom_objects
-from keras_deepseek.deploy.custom_objects import find_custom_objects, load_objects, save_objects
+from keras_deepseek.deploy.routes import custom_objects
+from keras_deepseek.deploy.routes.custom_objects import (
+    find_custom_objects,
+    load_objects,
+    save_objects,
+)
 from keras_deepseek.errors import ExportError, InvalidInputError
 
 OF_SCRIPT = type("Notebook", (keras.layers.Identity,), {"__module__": "__main__"})

@@ -1,8 +1,9 @@
 """The worker of a `ChildProcess`: exports saved models through another backend.
 
-`python -m keras_deepseek.deploy.child` reads the path of a folder from each line of its input. It
-reads `job.json`, `model.keras` and `samples.npz` there, fills the folder that the job names, leaves
-`result.json` and `outputs.npz`, and says that it is done.
+`python -m keras_deepseek.deploy.routes.child` reads the path of one folder from each line of its
+standard input. That folder holds `job.json`, `model.keras` and `samples.npz`. The worker writes the
+artifact into the folder that the job names, leaves `result.json` and `outputs.npz` beside the job,
+and prints that it is done.
 """
 
 import gc
@@ -128,10 +129,10 @@ def _changeable_sources() -> dict[str, int]:
 def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     from keras_deepseek.backend.export.named_model import NamedModel
     from keras_deepseek.backend.keras_private.keras_file import load_keras_file
-    from keras_deepseek.deploy.custom_objects import load_objects, receive
     from keras_deepseek.deploy.failure_place import whole_tracebacks
     from keras_deepseek.deploy.formats.export_format import run_format
-    from keras_deepseek.deploy.registry import create_format
+    from keras_deepseek.deploy.formats.registry import create_format
+    from keras_deepseek.deploy.routes.custom_objects import load_objects, receive
 
     load_objects(work)
     calibration = work / "calibration.npz"

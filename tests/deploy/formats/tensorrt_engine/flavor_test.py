@@ -5,7 +5,7 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 
-from keras_deepseek.deploy.tensorrt_engine.flavor import find_flavor
+from keras_deepseek.deploy.formats.tensorrt_engine.flavor import find_flavor
 from keras_deepseek.errors import (
     InvalidInputError,
     MissingExtraError,

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.routes import InChild, InProcess, find_routes
+from keras_deepseek.deploy.routes.route import InChild, InProcess, find_routes
 from keras_deepseek.errors import NotSupportedError
 
 
@@ -143,7 +143,7 @@ def test_what_a_child_leaves_among_temporary_files_is_removed(tmp_path, job_of):
 WAITING_FOR_A_CHILD = """
 import sys
 from pathlib import Path
-from keras_deepseek.deploy.child_process import run_in_child
+from keras_deepseek.deploy.routes.child_process import run_in_child
 
 try:
     run_in_child(Path(sys.argv[1]), sys.argv[2], print)

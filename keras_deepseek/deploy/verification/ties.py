@@ -12,9 +12,9 @@ import numpy as np
 
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
-from keras_deepseek.deploy.routes import Route
-from keras_deepseek.deploy.samples import draw_batch
-from keras_deepseek.deploy.verify import differing_places
+from keras_deepseek.deploy.routes.route import Route
+from keras_deepseek.deploy.samples.random_batches import draw_batch
+from keras_deepseek.deploy.verification.comparison import differing_places
 
 _TRIES = 8
 """How often the last digits of a batch's floats are moved."""

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.child import load_batches, main, save_batches
+from keras_deepseek.deploy.routes.child import load_batches, main, save_batches
 
 
 def test_batches_come_back_by_name_and_order(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy import Exporter
-from keras_deepseek.deploy.verification_data import choose_data
+from keras_deepseek.deploy.samples.verification_data import choose_data
 from keras_deepseek.errors import InvalidInputError
 
 

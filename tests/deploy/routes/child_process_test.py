@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.child import save_batches
-from keras_deepseek.deploy.child_process import ChildProcess
+from keras_deepseek.deploy.routes.child import save_batches
+from keras_deepseek.deploy.routes.child_process import ChildProcess
 from keras_deepseek.errors import ExportError
 
 BACKEND = keras.backend.backend()

@@ -2,7 +2,7 @@ import types
 
 import pytest
 
-from keras_deepseek.deploy.tensorrt_engine.capabilities import check_capabilities
+from keras_deepseek.deploy.formats.tensorrt_engine.capabilities import check_capabilities
 from keras_deepseek.errors import InvalidInputError
 
 

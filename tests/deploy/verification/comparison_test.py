@@ -1,7 +1,12 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.verify import TOLERANCES, agreements, compare, differing_places
+from keras_deepseek.deploy.verification.comparison import (
+    TOLERANCES,
+    agreements,
+    compare,
+    differing_places,
+)
 from keras_deepseek.errors import ExportError
 
 

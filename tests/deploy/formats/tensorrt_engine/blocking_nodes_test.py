@@ -3,7 +3,7 @@ import importlib.util
 import pytest
 
 from keras_deepseek.backend.runtimes.tensorrt_engine.error_log import make_error_log
-from keras_deepseek.deploy.tensorrt_engine.blocking_nodes import check_nodes
+from keras_deepseek.deploy.formats.tensorrt_engine.blocking_nodes import check_nodes
 from keras_deepseek.errors import ExportError
 
 needs_rtx = pytest.mark.skipif(

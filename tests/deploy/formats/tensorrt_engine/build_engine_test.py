@@ -3,8 +3,8 @@ import json
 import pytest
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.deploy.tensorrt_engine.build_engine import build_engine
-from keras_deepseek.deploy.tensorrt_engine.profiles import resolve_profiles
+from keras_deepseek.deploy.formats.tensorrt_engine.build_engine import build_engine
+from keras_deepseek.deploy.formats.tensorrt_engine.profiles import resolve_profiles
 from keras_deepseek.errors import ExportError
 
 SIGNATURE = Signature(inputs=(TensorSpec("input_0", (None, 4), "float32"),), outputs=())

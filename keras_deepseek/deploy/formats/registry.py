@@ -11,7 +11,7 @@ from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
 from keras_deepseek.deploy.formats.saved_model import SavedModelFormat
 from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
-from keras_deepseek.deploy.tensorrt_engine.flavor import check_flavor
+from keras_deepseek.deploy.formats.tensorrt_engine.flavor import check_flavor
 from keras_deepseek.errors import InvalidInputError
 
 BUILT_IN: dict[str, Callable[..., ExportFormat]] = {

@@ -5,7 +5,8 @@ import pytest
 
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
-from keras_deepseek.deploy import Exporter, register_exporter, registry
+from keras_deepseek.deploy import Exporter, register_exporter
+from keras_deepseek.deploy.formats import registry
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 SIGNATURE = Signature(inputs=(TensorSpec("x", (None, 4), "float32"),), outputs=())
