@@ -10,10 +10,10 @@ import keras
 from keras import ops
 
 from keras_deepseek.backend import current
-from keras_deepseek.layers.attention.compressed.hidden_score import HIDDEN
 from keras_deepseek.layers.attention.compressed.token_compressor import Rotate, TokenCompressor
 from keras_deepseek.layers.attention.compressed.token_packing import PackedTokens
 from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.double_precision import call_dense, promote_dtypes
 from keras_deepseek.layers.input_check import Shape

@@ -8,8 +8,8 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.compressed.hidden_score import HIDDEN
 from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import call_dense, promote_dtypes
 from keras_deepseek.layers.input_check import Shape, check_floating, is_shape
 from keras_deepseek.layers.position.inner_rotary import make_rotary

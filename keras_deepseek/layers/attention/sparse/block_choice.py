@@ -18,7 +18,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend import current
-from keras_deepseek.layers.attention.compressed.hidden_score import HIDDEN
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.moe.expert_dispatch import ExpertDispatch, dispatch_to_blocks
 
