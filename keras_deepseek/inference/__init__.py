@@ -36,7 +36,6 @@ from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_server import HttpServer
 from keras_deepseek.inference.models.config import read_model_config
 from keras_deepseek.inference.models.model_options import ModelOptions
-from keras_deepseek.inference.monitoring.replay import ReplayReport, replay_requests
 from keras_deepseek.inference.server.server_context import (
     make_grpc_credentials,
     make_server_context,
@@ -53,11 +52,9 @@ __all__ = [
     "ModelOptions",
     "OverloadedError",
     "Padding",
-    "ReplayReport",
     "ReplicaError",
     "ServingEngine",
     "make_grpc_credentials",
     "make_server_context",
     "read_model_config",
-    "replay_requests",
 ]

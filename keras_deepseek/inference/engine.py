@@ -77,7 +77,7 @@ class ServingEngine(InProcessEngine):
             keeps its place, for `batch_timeout` where it is isolated, else for ever. Defaults to
             `None`: each replica runs when it can.
         log_requests: The path of a file that a sample of the requests, and their answers, are
-            written to (`RequestLog`), for `replay_requests`. Defaults to `None`: none are.
+            written to (`RequestLog`). Defaults to `None`: none are.
         sample: float above 0, up to 1. The part of the requests that is written. Defaults to
             `0.01`.
 

@@ -120,8 +120,6 @@ def _read_padding(arguments: argparse.Namespace) -> Padding | None:
 
 
 def _read_servers(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.replay is not None:
-        return {}
     if find_spec("httptools") is None:
         raise MissingExtraError("httptools", "serving", "to serve over HTTP")
     grpc_port = _grpc_port(arguments)

@@ -6,7 +6,7 @@ The calls themselves are in `tf_serving_rpc`, `model_service_rpc`, `open_inferen
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keras_deepseek.artifacts.signature import Array, Signature
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 Inputs = dict[str, Array]
 Bind = Callable[[Signature], Inputs]
-Call = Callable[["GrpcServer", bytes, float | None], Awaitable[bytes]]
-"""Answers a message, with the seconds that its client still waits."""
-
 _LONGEST_TEXT = 1000
 """Characters: a status travels in a header, and clients refuse headers of more than 8 KiB."""
 

@@ -33,7 +33,7 @@ async def reload_config(server: "GrpcServer", data: bytes, _timeout: float | Non
     return tf_serving_model_service.format_reload()
 
 
-CALLS = {"GetModelStatus": status, "HandleReloadConfigRequest": reload_config}
+UNARY_CALLS = {"GetModelStatus": status, "HandleReloadConfigRequest": reload_config}
 """The calls of `tensorflow.serving.ModelService`."""
 
 

@@ -12,8 +12,8 @@ from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.states import PLATFORM, repository_states, version_number
 from keras_deepseek.inference.monitoring.request_trace import current_trace
 from keras_deepseek.inference.protocols import open_inference_grpc, open_inference_models
+from keras_deepseek.inference.protocols.messages import parse_message
 from keras_deepseek.inference.protocols.open_inference import InferCall
-from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
 from keras_deepseek.inference.protocols.open_inference_urgency import read_urgency
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 async def server_live(_server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
     """Answers that the server runs."""
-    OPEN_INFERENCE.parse("inference.ServerLiveRequest", data)
+    parse_message("inference.ServerLiveRequest", data)
     return open_inference_grpc.format_live()
 
 
 async def server_ready(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
     """Answers whether requests are answered."""
-    OPEN_INFERENCE.parse("inference.ServerReadyRequest", data)
+    parse_message("inference.ServerReadyRequest", data)
     return open_inference_grpc.format_ready(server.ready)
 
 
@@ -41,7 +41,7 @@ async def model_ready(server: "GrpcServer", data: bytes, _timeout: float | None)
 
 async def server_metadata(_server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
     """Answers with the server's name, version and extensions."""
-    OPEN_INFERENCE.parse("inference.ServerMetadataRequest", data)
+    parse_message("inference.ServerMetadataRequest", data)
     content = open_inference_models.server_metadata("keras_deepseek", keras_deepseek.__version__)
     return open_inference_grpc.format_metadata(content, "ServerMetadata")
 
@@ -115,7 +115,7 @@ async def repository_unload(server: "GrpcServer", data: bytes, _timeout: float |
     return open_inference_grpc.format_repository_model(name, call)
 
 
-CALLS = {
+UNARY_CALLS = {
     "ServerLive": server_live,
     "ServerReady": server_ready,
     "ModelReady": model_ready,

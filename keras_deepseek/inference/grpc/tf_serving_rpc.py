@@ -10,12 +10,12 @@ from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.inference.errors import ModelNotFoundError
 from keras_deepseek.inference.grpc.answers import (
     Bind,
-    Call,
     Inputs,
     StatusError,
     dispatch,
     outputs_of,
 )
+from keras_deepseek.inference.grpc.grpc_service import UnaryCall
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.monitoring.request_trace import current_trace
 from keras_deepseek.inference.protocols import (
@@ -115,7 +115,7 @@ def check_named(model: ModelSpec) -> None:
         raise InvalidInputError("ModelSpec has no name specified.")
 
 
-CALLS: dict[str, Call] = {
+UNARY_CALLS: dict[str, UnaryCall] = {
     "Predict": predict,
     "Classify": partial(answer_examples, method=tf_serving_examples.CLASSIFY_METHOD),
     "Regress": partial(answer_examples, method=tf_serving_examples.REGRESS_METHOD),

@@ -16,14 +16,13 @@ from keras_deepseek.inference.protocols.dtypes import (
     dtype_of_numpy,
     dtype_of_open_inference,
 )
-from keras_deepseek.inference.protocols.messages import Message
+from keras_deepseek.inference.protocols.messages import Message, new_message, parse_message
 from keras_deepseek.inference.protocols.open_inference import (
     InferCall,
     WantedOutput,
     read_parameters,
 )
 from keras_deepseek.inference.protocols.open_inference_classes import PARAMETER, read_count
-from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
 from keras_deepseek.inference.protocols.open_inference_models import ModelState, repository_index
 from keras_deepseek.inference.protocols.tensor_bytes import (
     check_shape,
@@ -47,7 +46,7 @@ def parse_infer(data: bytes) -> InferCall:
     Raises:
         InvalidInputError: It is no such message, or a tensor in it does not hold together.
     """
-    message = OPEN_INFERENCE.parse(_PACKAGE + "ModelInferRequest", data)
+    message = parse_message(_PACKAGE + "ModelInferRequest", data)
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise InvalidInputError(
@@ -104,9 +103,7 @@ def format_stream_error(error_message: str, call: InferCall | None = None) -> by
         error_message: string.
         call: `InferCall`, whose `id` comes back. Defaults to `None`, for what could not be read.
     """
-    response = OPEN_INFERENCE.new(
-        _PACKAGE + "ModelInferResponse", id="" if call is None else call.id
-    )
+    response = new_message(_PACKAGE + "ModelInferResponse", id="" if call is None else call.id)
     return _write("ModelStreamInferResponse", error_message=error_message, infer_response=response)
 
 
@@ -120,7 +117,7 @@ def parse_model(data: bytes, call: str) -> tuple[str, str]:
     Raises:
         InvalidInputError: It is no such message.
     """
-    message = OPEN_INFERENCE.parse(f"{_PACKAGE}{call}Request", data)
+    message = parse_message(f"{_PACKAGE}{call}Request", data)
     return message.name, message.version
 
 
@@ -155,7 +152,7 @@ def parse_repository_index(data: bytes) -> bool:
     Raises:
         InvalidInputError: It is no such message.
     """
-    return bool(OPEN_INFERENCE.parse(_PACKAGE + "RepositoryIndexRequest", data).ready)
+    return bool(parse_message(_PACKAGE + "RepositoryIndexRequest", data).ready)
 
 
 def format_repository_index(states: Iterable[ModelState], ready: bool = False) -> bytes:
@@ -178,7 +175,7 @@ def parse_repository_model(data: bytes, call: str) -> str:
     Raises:
         InvalidInputError: It is no such message, or names no model.
     """
-    message = OPEN_INFERENCE.parse(f"{_PACKAGE}{call}Request", data)
+    message = parse_message(f"{_PACKAGE}{call}Request", data)
     name: str = message.model_name or message.repository_name
     if not name:
         raise InvalidInputError(f"{call}: expected the name of a model.")
@@ -197,7 +194,7 @@ def format_repository_model(name: str, call: str) -> bytes:
 
 
 def _write(message: str, /, **fields: Any) -> bytes:
-    return _serialize(OPEN_INFERENCE.new(_PACKAGE + message, **fields))
+    return _serialize(new_message(_PACKAGE + message, **fields))
 
 
 def _serialize(message: Message) -> bytes:
@@ -251,7 +248,7 @@ def _read_parameters(parameters: Mapping[str, Message], where: str) -> dict[str,
 def _infer_response(
     call: InferCall, outputs: Mapping[str, Array], model_name: str, model_version: str
 ) -> Message:
-    message = OPEN_INFERENCE.new(
+    message = new_message(
         _PACKAGE + "ModelInferResponse",
         model_name=model_name,
         model_version=model_version,

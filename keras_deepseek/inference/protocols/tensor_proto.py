@@ -12,7 +12,7 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.protocols.dtypes import Dtype, dtype_of_numpy, dtype_of_tf_number
-from keras_deepseek.inference.protocols.messages import Message
+from keras_deepseek.inference.protocols.messages import Message, new_message
 from keras_deepseek.inference.protocols.tensor_bytes import (
     check_shape,
     count_of,
@@ -22,7 +22,6 @@ from keras_deepseek.inference.protocols.tensor_bytes import (
     strings_of,
     to_bytes,
 )
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 
 MAX_REPEATED_BYTES = 2**26
 """What a list that goes on with its last value may fill: few bytes of a request ask for it."""
@@ -73,7 +72,7 @@ def to_tensor_proto(array: Array) -> Message:
     Raises:
         InvalidInputError: No `TensorProto` can hold its dtype.
     """
-    message = TF_SERVING.new("tensorflow.TensorProto")
+    message = new_message("tensorflow.TensorProto")
     write_tensor_proto(message, array)
     return message
 

@@ -17,13 +17,13 @@ from keras_deepseek.artifacts.signature import Array, Signature, TensorSpec
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.protocols.base64_objects import decode_string, is_base64_object
 from keras_deepseek.inference.protocols.json_text import to_json
+from keras_deepseek.inference.protocols.messages import new_message
 from keras_deepseek.inference.protocols.tensor_bytes import count_of, string_array, strings_of
 from keras_deepseek.inference.protocols.tf_serving import (
     Signatures,
     find_signature,
     load_object,
 )
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 
 Example = Mapping[str, Sequence[Any]]
 """Features by name: all of the values of one are `bytes`, integers or floats."""
@@ -243,7 +243,7 @@ def _whole_example_input(signature: Signature) -> str | None:
 
 def _serialize(example: Example) -> bytes:
     """Returns an example as TensorFlow's `parse_example` reads it."""
-    message = TF_SERVING.new("tensorflow.Example")
+    message = new_message("tensorflow.Example")
     for name, values in example.items():
         feature = message.features.feature[name]
         if any(isinstance(value, bytes) for value in values):

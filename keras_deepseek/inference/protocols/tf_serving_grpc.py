@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.inference.protocols.messages import Message
+from keras_deepseek.inference.protocols.messages import Message, new_message, parse_message
 from keras_deepseek.inference.protocols.tensor_proto import (
     from_tensor_protos,
     write_tensor_proto,
@@ -22,7 +22,6 @@ from keras_deepseek.inference.protocols.tf_serving_examples import (
     Classes,
     Example,
 )
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 
 _SERVING = "tensorflow.serving."
 
@@ -96,7 +95,7 @@ def parse_predict(data: bytes) -> PredictMessage:
     Raises:
         InvalidInputError: It is no such message, or a tensor in it does not hold together.
     """
-    message = TF_SERVING.parse(_SERVING + "PredictRequest", data)
+    message = parse_message(_SERVING + "PredictRequest", data)
     return PredictMessage(
         read_model_spec(message.model_spec),
         from_tensor_protos(message.inputs),
@@ -117,7 +116,7 @@ def format_predict(
     Raises:
         InvalidInputError: The call asks for an output that the model does not have.
     """
-    message = TF_SERVING.new(_SERVING + "PredictResponse")
+    message = new_message(_SERVING + "PredictResponse")
     answered_by = message.model_spec
     answered_by.name = call.model.name
     # TF Serving says which signature has answered, though none was named.
@@ -142,7 +141,7 @@ def parse_examples(data: bytes, method: str) -> ExamplesMessage:
     Raises:
         InvalidInputError: It is no such message, or has no examples.
     """
-    message = TF_SERVING.parse(f"{_SERVING}{_RESULTS[method].kind}Request", data)
+    message = parse_message(f"{_SERVING}{_RESULTS[method].kind}Request", data)
     model = read_model_spec(message.model_spec)
     return ExamplesMessage(model, _examples_of(message.input), method)
 
@@ -161,7 +160,7 @@ def format_examples(
     """
     kind, _, write = _RESULTS[call.method]
     return _serialize(
-        TF_SERVING.new(
+        new_message(
             f"{_SERVING}{kind}Response",
             result=write(results),
             model_spec=_answered_by(call, version),
@@ -179,7 +178,7 @@ def parse_multi_inference(data: bytes) -> tuple[tuple[Task, ...], tuple[Example,
         InvalidInputError: It is no such message, or has no examples; or its tasks are none, of
             several models, twice of one signature, or neither classify nor regress.
     """
-    message = TF_SERVING.parse(_SERVING + "MultiInferenceRequest", data)
+    message = parse_message(_SERVING + "MultiInferenceRequest", data)
     tasks = tuple(
         Task(read_model_spec(task.model_spec), task.method_name) for task in message.tasks
     )
@@ -204,7 +203,7 @@ def format_multi_inference(
         answers: sequence of a task and what `tf_serving_examples.read_results` has returned for it.
         version: integer. The version that has answered. Defaults to `None`.
     """
-    message = TF_SERVING.new(_SERVING + "MultiInferenceResponse")
+    message = new_message(_SERVING + "MultiInferenceResponse")
     for task, results in answers:
         _, field, write = _RESULTS[task.method]
         message.results.add(model_spec=_answered_by(task, version), **{field: write(results)})
@@ -223,7 +222,7 @@ def read_model_spec(message: Message) -> ModelSpec:
 
 def write_model_spec(model: ModelSpec) -> Message:
     """Returns the message that names a model."""
-    message = TF_SERVING.new(
+    message = new_message(
         _SERVING + "ModelSpec", name=model.name, signature_name=model.signature_name
     )
     if model.version is not None:
@@ -258,7 +257,7 @@ def _features_of(example: Message) -> dict[str, Sequence[Any]]:
 
 
 def _classification(results: Any) -> Message:
-    message = TF_SERVING.new(_SERVING + "ClassificationResult")
+    message = new_message(_SERVING + "ClassificationResult")
     for classes in results:
         row = message.classifications.add()
         for label, score in classes:
@@ -267,7 +266,7 @@ def _classification(results: Any) -> Message:
 
 
 def _regression(results: Any) -> Message:
-    message = TF_SERVING.new(_SERVING + "RegressionResult")
+    message = new_message(_SERVING + "RegressionResult")
     for value in results:
         message.regressions.add(value=value)
     return message

@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
 from keras_deepseek.inference.protocols.dtypes import DTYPES
-from keras_deepseek.inference.protocols.messages import Message
+from keras_deepseek.inference.protocols.messages import (
+    Message,
+    new_message,
+    parse_message,
+    parse_message_text,
+)
 from keras_deepseek.inference.protocols.tf_serving import (
     PREDICT_METHOD,
     SIGNATURE_NAME,
@@ -21,7 +26,6 @@ from keras_deepseek.inference.protocols.tf_serving_grpc import (
     read_model_spec,
     write_model_spec,
 )
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
 
 _SERVING = "tensorflow.serving."
 _SIGNATURE_DEF = "signature_def"
@@ -55,7 +59,7 @@ def parse_metadata(data: bytes) -> ModelSpec:
     Raises:
         InvalidInputError: It is no such message, or asks for something else than `signature_def`.
     """
-    message = TF_SERVING.parse(_SERVING + "GetModelMetadataRequest", data)
+    message = parse_message(_SERVING + "GetModelMetadataRequest", data)
     if not message.metadata_field:
         raise InvalidInputError(
             "GetModelMetadataRequest must specify at least one metadata_field: 'signature_def'."
@@ -74,7 +78,7 @@ def format_metadata(model: ModelSpec, signatures: Signatures) -> bytes:
         signatures: `Signature`, or a mapping of several by name.
     """
     known = {SIGNATURE_NAME: signatures} if isinstance(signatures, Signature) else signatures
-    definitions = TF_SERVING.new(_SERVING + "SignatureDefMap")
+    definitions = new_message(_SERVING + "SignatureDefMap")
     for name, signature in known.items():
         definition = definitions.signature_def[name]
         definition.method_name = PREDICT_METHOD
@@ -82,9 +86,7 @@ def format_metadata(model: ModelSpec, signatures: Signatures) -> bytes:
             _describe(definition.inputs[spec.name], spec)
         for spec in signature.outputs:
             _describe(definition.outputs[spec.name], spec)
-    message = TF_SERVING.new(
-        _SERVING + "GetModelMetadataResponse", model_spec=write_model_spec(model)
-    )
+    message = new_message(_SERVING + "GetModelMetadataResponse", model_spec=write_model_spec(model))
     packed = message.metadata[_SIGNATURE_DEF]
     packed.type_url = f"type.googleapis.com/{_SERVING}SignatureDefMap"
     packed.value = definitions.SerializeToString()
@@ -97,7 +99,7 @@ def parse_status(data: bytes) -> ModelSpec:
     Raises:
         InvalidInputError: It is no such message.
     """
-    return read_model_spec(TF_SERVING.parse(_SERVING + "GetModelStatusRequest", data).model_spec)
+    return read_model_spec(parse_message(_SERVING + "GetModelStatusRequest", data).model_spec)
 
 
 def format_status(versions: Iterable[VersionStatus]) -> bytes:
@@ -106,7 +108,7 @@ def format_status(versions: Iterable[VersionStatus]) -> bytes:
     Args:
         versions: iterable of `VersionStatus`.
     """
-    message = TF_SERVING.new(_SERVING + "GetModelStatusResponse")
+    message = new_message(_SERVING + "GetModelStatusResponse")
     for version in sorted(versions, key=lambda version: -version.version):
         status = message.model_version_status.add(version=version.version, state=version.state)
         _set_status(status.status, version.error_code, version.error_message)
@@ -120,7 +122,7 @@ def parse_reload(data: bytes) -> tuple[ModelConfig, ...]:
         InvalidInputError: It is no such message, or has no list of models, or one that is not of
             names that differ, each with a folder.
     """
-    return _read_models(TF_SERVING.parse(_SERVING + "ReloadConfigRequest", data).config)
+    return _read_models(parse_message(_SERVING + "ReloadConfigRequest", data).config)
 
 
 def parse_config_text(text: str) -> tuple[ModelConfig, ...]:
@@ -135,7 +137,7 @@ def parse_config_text(text: str) -> tuple[ModelConfig, ...]:
     >>> [(model.name, model.policy) for model in parse_config_text(text)]
     [('digits', 'latest')]
     """
-    return _read_models(TF_SERVING.parse_text(_SERVING + "ModelServerConfig", text))
+    return _read_models(parse_message_text(_SERVING + "ModelServerConfig", text))
 
 
 def format_reload(error_code: str = "OK", error_message: str = "") -> bytes:
@@ -145,7 +147,7 @@ def format_reload(error_code: str = "OK", error_message: str = "") -> bytes:
         error_code: string. A gRPC status. Defaults to `"OK"`.
         error_message: string. Defaults to `""`.
     """
-    message = TF_SERVING.new(_SERVING + "ReloadConfigResponse")
+    message = new_message(_SERVING + "ReloadConfigResponse")
     _set_status(message.status, error_code, error_message)
     return bytes(message.SerializeToString())
 

@@ -3,7 +3,6 @@ import pytest
 
 import keras_deepseek
 from keras_deepseek.inference import ServingEngine
-from keras_deepseek.inference.protocols.open_inference_messages import OPEN_INFERENCE
 from keras_deepseek.inference.protocols.tensor_bytes import to_bytes
 
 pytest.importorskip("grpc", reason="grpcio is not installed")
@@ -20,7 +19,7 @@ def client(doubler, serve_grpc):
 @pytest.fixture
 def ask(client):
     def ask(call, **fields):
-        return client.ask(OPEN_INFERENCE, SERVICE + call, **fields)
+        return client.ask(SERVICE + call, **fields)
 
     return ask
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 from keras_deepseek.inference.protocols import tf_serving_examples
-from keras_deepseek.inference.protocols.tf_serving_messages import TF_SERVING
+from keras_deepseek.inference.protocols.messages import parse_message
 from tests.oracles.protocols import import_client
 
 SIGNATURE = Signature(
@@ -79,7 +79,7 @@ def test_a_model_with_one_input_of_strings_takes_whole_examples():
         },
         signature,
     )
-    examples = [TF_SERVING.parse("tensorflow.Example", data) for data in inputs["inputs"]]
+    examples = [parse_message("tensorflow.Example", data) for data in inputs["inputs"]]
     first, second = (example.features.feature for example in examples)
     assert first["word"].bytes_list.value == second["word"].bytes_list.value == [b"\xff"]
     assert (first["age"].int64_list.value, second["age"].int64_list.value) == ([3], [1])
