@@ -16,7 +16,7 @@ the paths of the variables, and a `PresetConfig` by its fields.
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
@@ -175,11 +175,8 @@ class PresetModel(ConfigModel):
 
     @classmethod
     def _find_reader(cls, folder: Path, checkpoint_config: Mapping[str, Any]) -> type[Self]:
-        """Returns the class that reads an architecture: this one, or one of those below it."""
-        readers: dict[str, type[Self]] = {}
-        for each in _family(cls):
-            for architecture in each.architectures:
-                readers.setdefault(architecture, each)
+        """Returns this class, or the class below it, that reads the architecture of a folder."""
+        readers = _readers_by_architecture(cls)
         found = checkpoint_config.get("architectures") or []
         if not isinstance(found, list):
             raise InvalidInputError(
@@ -190,11 +187,14 @@ class PresetModel(ConfigModel):
             if architecture in readers:
                 return readers[architecture]
         check_not_of_keras(folder, checkpoint_config)
+        others = _readers_by_architecture(PresetModel)
+        fitting = [others[name].__name__ for name in found if name in others]
         raise InvalidInputError(
             f"{str(folder)!r} is a checkpoint of {', '.join(map(str, found)) or 'no'} "
             f"architecture (model_type {checkpoint_config.get('model_type')!r}), and "
-            f"{cls.__name__} reads {' or '.join(readers)}. Use the class of that architecture, or "
-            f'set "architectures" in {CONFIG_NAME}.'
+            f"{cls.__name__} reads {' or '.join(readers)}. Use "
+            f"{fitting[0] if fitting else 'the class of that architecture'}, or set "
+            f'"architectures" in {CONFIG_NAME}.'
         )
 
     def save_to_preset(
@@ -364,12 +364,19 @@ def _build_and_fill(
     return model
 
 
-def _family(model_class: type[Any]) -> Iterator[type[Any]]:
-    """Yields a class and all below it, those of fewer steps first."""
+def _readers_by_architecture(model_class: type[Any]) -> dict[str, type[Any]]:
+    """Returns a class and its subclasses, by the architectures that they read.
+
+    Where a subclass inherits its architecture, the class above it wins.
+    """
+    readers: dict[str, type[Any]] = {}
     generation = [model_class]
     while generation:
-        yield from generation
+        for each in generation:
+            for architecture in each.architectures:
+                readers.setdefault(architecture, each)
         generation = [each for above in generation for each in above.__subclasses__()]
+    return readers
 
 
 def _most_common_dtype(variables: Sequence[keras.Variable]) -> str:

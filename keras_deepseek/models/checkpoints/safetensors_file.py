@@ -1,10 +1,12 @@
-"""One safetensors file, checked by its header and read through a map of the file into memory.
+"""Reading of one safetensors file: its header is checked, its tensors are mapped into memory.
 
-The form: eight bytes that say how long the header is, the header (JSON: of each tensor its dtype,
-its shape and where its bytes are), the bytes of the tensors without a gap. The `safetensors`
-package (0.8) hands no float8 to NumPy, and copies the rest: a tensor of 128 MB took 256 MB at the
-peak, and here 128 MB. A map is read only where its numbers are used, which is what sharded
-variables and stacked experts need, and its pages can be given back.
+The format: eight bytes with the length of the header, the header (JSON with the dtype, the shape
+and the byte range of each tensor), and the bytes of all tensors without gaps.
+
+The `safetensors` package (0.8) is not used. It does not return float8 as NumPy arrays, does not say
+where a tensor begins in the file, and copies: a tensor of 128 MB took 256 MB at the peak, and
+128 MB here. A memory map is read only where its numbers are used, as sharded variables and stacked
+experts need, and its pages can be released.
 """
 
 import json

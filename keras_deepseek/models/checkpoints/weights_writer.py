@@ -1,4 +1,7 @@
-"""From the variables of a model to safetensors files, a tensor at a time."""
+"""Writing of the variables of a model to safetensors files, one tensor at a time.
+
+The `safetensors` package (0.8) is not used: it writes only files whose tensors are all in memory.
+"""
 
 import fnmatch
 import json

@@ -173,6 +173,12 @@ def test_a_wrong_architecture_is_told(preset):
     SmallModel.from_preset(preset)
 
 
+def test_the_error_names_the_class_that_reads_the_architecture(preset):
+    write_preset(preset, make_model(), architectures=["BertForPreTraining"])
+    with pytest.raises(InvalidInputError, match="Use BertMaskedLM, or set"):
+        SmallModel.from_preset(preset)
+
+
 def test_a_preset_of_keras_hub_is_known_as_one(preset):
     config = {"module": "keras_hub", "registered_name": "keras_hub>BertBackbone", "config": {}}
     (preset / "config.json").write_text(json.dumps(config))
