@@ -121,10 +121,10 @@ def add_lora(
     for variable in model.variables:  # Those of layers that hold adapters as well.
         if id(variable) not in adapters:
             variable.trainable = False
-    forget_functions(model)
+    reset_compiled_functions(model)
 
 
-def forget_functions(model: keras.Model) -> None:
+def reset_compiled_functions(model: keras.Model) -> None:
     """Makes Keras compile anew what it compiled for the variables that a model had.
 
     Args:

@@ -145,7 +145,7 @@ def test_a_preset_of_half_precision_has_its_statistics_in_single(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layer_type": "basic"}, "not known: 'layer_type': 'basic'"),
+        ({"layer_type": "basic"}, "unknown keys: 'layer_type': 'basic'"),
         ({"num_classes": 1}, "`num_classes` must be at least 2"),
         (
             {"architectures": ["ResNetForImageClassification"], "model_type": "resnet"},

@@ -1,11 +1,11 @@
 import pytest
 
 from keras_deepseek.models import DeepSeekV3CausalLM, DeepSeekV3Config
-from keras_deepseek.models.deepseek_v3.presets import PRESETS
+from keras_deepseek.models.deepseek_v3.family import DEEPSEEK_V3
 from tests.oracles.golden_language_models import count_parameters
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", list(DEEPSEEK_V3.presets))
 def test_every_preset_is_a_config(name):
     assert DeepSeekV3Config.from_preset(name).num_layers > 1
 

@@ -1,10 +1,10 @@
 import pytest
 
 from keras_deepseek.models import BertConfig
-from keras_deepseek.models.bert.presets import PRESETS
+from keras_deepseek.models.bert.family import BERT
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", BERT.presets)
 def test_each_preset_makes_a_valid_config(name):
     config = BertConfig.from_preset(name)
     assert config.hidden_dim == 64 * config.num_heads

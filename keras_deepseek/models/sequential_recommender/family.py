@@ -1,8 +1,10 @@
-"""Sizes that have a name. Data only: `SequentialRecommenderConfig.from_preset` reads it."""
+"""The declaration of the sequential recommenders family, and its named sizes."""
 
 from typing import Any
 
-PRESETS: dict[str, dict[str, Any]] = {
+from keras_deepseek.models.family import Family
+
+_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_dim": 32, "num_layers": 1, "num_heads": 1, "intermediate_dim": 64},
     "small": {"hidden_dim": 64, "num_layers": 2, "num_heads": 2, "intermediate_dim": 256},
     "base": {
@@ -13,3 +15,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_length": 200,
     },
 }
+
+SEQUENTIAL_RECOMMENDER = Family(
+    architectures=("SequentialRecommender",),
+    presets=_PRESETS,
+)

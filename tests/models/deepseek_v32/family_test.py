@@ -1,11 +1,11 @@
 import pytest
 
 from keras_deepseek.models import DeepSeekV32CausalLM, DeepSeekV32Config
-from keras_deepseek.models.deepseek_v32.presets import PRESETS
+from keras_deepseek.models.deepseek_v32.family import DEEPSEEK_V32
 from tests.oracles.golden_language_models import count_parameters
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", list(DEEPSEEK_V32.presets))
 def test_every_preset_is_a_config(name):
     assert DeepSeekV32Config.from_preset(name).num_layers > 1
 

@@ -1,8 +1,10 @@
-"""Sizes that have a name. Data only: `DeepSeekV3Config.from_preset` reads it."""
+"""The declaration of the DeepSeek-V3 family, and its named sizes."""
 
 from typing import Any
 
-PRESETS: dict[str, dict[str, Any]] = {
+from keras_deepseek.models.family import Family
+
+_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "vocabulary_size": 256,
         "hidden_dim": 64,
@@ -51,3 +53,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "end_token_id": 1,
     },
 }
+
+DEEPSEEK_V3 = Family(
+    model_type="deepseek_v3",
+    architectures=("DeepseekV3ForCausalLM",),
+    presets=_PRESETS,
+    peft_adapts_experts=True,
+)

@@ -3,10 +3,10 @@ import math
 import pytest
 
 from keras_deepseek.models import DeepSeekV4Config
-from keras_deepseek.models.deepseek_v4.presets import PRESETS
+from keras_deepseek.models.deepseek_v4.family import DEEPSEEK_V4
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", DEEPSEEK_V4.presets)
 def test_each_is_a_config(name):
     assert DeepSeekV4Config.from_preset(name).num_layers > 3
 

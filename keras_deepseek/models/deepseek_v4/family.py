@@ -1,10 +1,13 @@
-"""Sizes that have a name. Data only: `DeepSeekV4Config.from_preset` reads it.
+"""The declaration of the DeepSeek-V4 family, and its named sizes.
 
-`deepseek_v4_flash` and `deepseek_v4_pro` are those of `deepseek-ai/DeepSeek-V4-Flash` and of
-`deepseek-ai/DeepSeek-V4-Pro`, and of their `-Base` models, by the `config.json` of each.
+The sizes `deepseek_v4_flash` and `deepseek_v4_pro` are taken from the `config.json` of
+`deepseek-ai/DeepSeek-V4-Flash` and `deepseek-ai/DeepSeek-V4-Pro`. Their `-Base` models have the
+same sizes.
 """
 
 from typing import Any
+
+from keras_deepseek.models.family import Family
 
 _WINDOW, _SPARSE, _HEAVY = (
     "sliding_attention",
@@ -19,7 +22,7 @@ _YARN = {
     "beta_slow": 1,
 }
 
-PRESETS: dict[str, dict[str, Any]] = {
+_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "vocabulary_size": 256,
         "hidden_dim": 64,
@@ -81,3 +84,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_prediction_layers": 1,
     },
 }
+
+DEEPSEEK_V4 = Family(
+    model_type="deepseek_v4",
+    architectures=("DeepseekV4ForCausalLM",),
+    presets=_PRESETS,
+)

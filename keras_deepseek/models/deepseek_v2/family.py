@@ -1,6 +1,8 @@
-"""Sizes that have a name. Data only: `DeepSeekV2Config.from_preset` reads it."""
+"""The declaration of the DeepSeek-V2 family, and its named sizes."""
 
 from typing import Any
+
+from keras_deepseek.models.family import Family
 
 _PUBLISHED: dict[str, Any] = {
     "vocabulary_size": 102400,
@@ -25,7 +27,7 @@ _PUBLISHED: dict[str, Any] = {
     "end_token_id": 100001,
 }
 
-PRESETS: dict[str, dict[str, Any]] = {
+_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "vocabulary_size": 256,
         "hidden_dim": 64,
@@ -64,3 +66,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "routed_scale": 16.0,
     },
 }
+
+DEEPSEEK_V2 = Family(
+    model_type="deepseek_v2",
+    architectures=("DeepseekV2ForCausalLM",),
+    presets=_PRESETS,
+    peft_adapts_experts=True,
+)
