@@ -113,6 +113,9 @@ def watched(
     callbacks.append(watch.last)
     try:
         yield for_keras
+    except StopIteration:  # Keras on PyTorch lets it through.
+        watch.check()
+        raise
     finally:  # Keras does not tell its callbacks that a training has ended in an error.
         with contextlib.ExitStack() as stack:  # Each of them, also where another can't be.
             for callback in callbacks:

@@ -315,7 +315,7 @@ def test_steps_until_the_next_checkpoint_are_known(tmp_path, small, every, expec
     found = []
     trainer = Trainer(small(), checkpoint_dir=tmp_path, checkpoint_every=every)
     data = {"x": X, "y": Y, "batch_size": 4, "epochs": 1, "callbacks": None, "verbose": 0}
-    with trainer._training(data, resume=False) as given:
+    with trainer._session.training(data, [], resume=False) as given:
         callbacks = given["callbacks"]
         for step in range(6):
             callbacks._step = step + 1

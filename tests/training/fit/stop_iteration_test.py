@@ -4,6 +4,8 @@ import pytest
 
 from keras_deepseek.training import Trainer
 
+pytestmark = pytest.mark.filterwarnings("ignore:Your input ran out of data")  # Keras, before us.
+
 X, Y = np.ones((8, 2), "float32"), np.ones((8, 1), "float32")
 
 
