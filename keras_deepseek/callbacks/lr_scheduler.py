@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.backend.keras_private.keras_internals import callbacks_beside
+from keras_deepseek.backend.keras_private.callbacks import callbacks_beside
 from keras_deepseek.callbacks.rate_in_step import RateInStep
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError

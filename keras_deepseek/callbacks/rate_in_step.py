@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_private.keras_training import compilation, lent_train_step
+from keras_deepseek.backend.keras_private.trainers import compilation, lent_train_step
 
 
 class RateInStep:

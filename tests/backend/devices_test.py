@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from keras_deepseek.backend import current
-from keras_deepseek.backend.keras_private.keras_training import output_masks
+from keras_deepseek.backend.keras_private.masks import output_masks
 from keras_deepseek.errors import NotSupportedError
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deepseek.backend.keras_private.keras_internals import (
+from keras_deepseek.backend.keras_private.datasets import (
     array_slices,
     copied_batches,
     find_data_adapter,

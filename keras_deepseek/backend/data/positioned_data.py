@@ -7,7 +7,7 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.backend.data.batch_stream import BatchStream
-from keras_deepseek.backend.keras_private.keras_internals import DataAdapter, batch_specs
+from keras_deepseek.backend.keras_private.datasets import DataAdapter, batch_specs
 
 
 class PositionedData(DataAdapter):

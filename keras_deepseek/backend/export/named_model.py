@@ -13,11 +13,15 @@ import keras
 
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.keras_private.free_size_resize import mended_resize
-from keras_deepseek.backend.keras_private.keras_internals import first_call_shapes, leaving_no_nodes
 from keras_deepseek.backend.keras_private.layer_precision import (
     layers_before_embeddings,
     layers_to_switch,
     lent_policy,
+)
+from keras_deepseek.backend.keras_private.layers import (
+    first_call_shapes,
+    leaving_no_nodes,
+    producing_operation,
 )
 from keras_deepseek.backend.keras_private.time_distributed import mended_time_distributed
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
@@ -50,9 +54,7 @@ class NamedModel:
         self.precision = precision
         inputs = _symbolic_inputs(model)
         outputs = _symbolic_outputs(model, inputs)
-        makers = (
-            getattr(each, "_keras_history", [None])[0] for each in keras.tree.flatten(outputs)
-        )
+        makers = map(producing_operation, keras.tree.flatten(outputs))
         # Backwards it gives strings, and its outputs say that they are integers.
         lookups = (maker for maker in makers if isinstance(maker, keras.layers.StringLookup))
         _refuse_strings(lookup.name for lookup in lookups if lookup.invert)

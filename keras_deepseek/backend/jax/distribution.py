@@ -15,10 +15,9 @@ from keras.src.distribution.distribution_lib import distribution as current_dist
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.jax.processes import LostPeers, join_processes
-from keras_deepseek.backend.keras_private.keras_internals import Distribution as KerasDistribution
 from keras_deepseek.backend.processes.processes import Processes, Replicas
 from keras_deepseek.backend.processes.shared_threads import share_threads
-from keras_deepseek.backend.protocols.distribution import Distribution
+from keras_deepseek.backend.protocols.distribution import Distribution, KerasDistribution
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 

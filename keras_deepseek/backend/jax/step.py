@@ -15,8 +15,9 @@ from jax.extend.core import Literal
 from keras_deepseek.backend.data.batch_stream import Epochs
 from keras_deepseek.backend.jax.distribution import place_batch
 from keras_deepseek.backend.jax.processes import LostPeers
-from keras_deepseek.backend.keras_private.keras_internals import from_scipy
-from keras_deepseek.backend.keras_private.keras_training import NestedScope, split_floats
+from keras_deepseek.backend.keras_private.datasets import from_scipy
+from keras_deepseek.backend.keras_private.masks import split_floats
+from keras_deepseek.backend.keras_private.scopes import NestedScope
 from keras_deepseek.backend.loss_means import declare_mean_over, hearing_means
 from keras_deepseek.backend.protocols.step import Step
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import image_operations
 from keras_deepseek.backend.keras_private.lent_attributes import lent_attributes
 
 
@@ -16,7 +15,7 @@ def mended_resize() -> Iterator[None]:
 
     Keras asks whether it is positive, which no symbol of a graph answers.
     """
-    resize, operations = keras.ops.image.resize, image_operations()
+    resize, operations = keras.ops.image.resize, keras.src.ops.image
 
     def resize_to_any(images: Any, size: Any, *arguments: Any, **options: Any) -> Any:
         if arguments or all(isinstance(each, int) for each in size):

@@ -8,13 +8,13 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers, functional_graph
 from keras_deepseek.backend.keras_private.known_numbers import (
     RENUMBERING,
     KnownNumbers,
     known_numbers,
     padding_of,
 )
+from keras_deepseek.backend.keras_private.layers import flatten_layers, functional_graph
 
 _KEEPING = {
     *("Cast", "Concatenate", "ExpandDims", "Flatten", "GetItem", "Identity", "RepeatVector"),

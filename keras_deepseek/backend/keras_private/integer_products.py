@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import functional_graph
+from keras_deepseek.backend.keras_private.layers import functional_graph
 
 _IN_FLOAT32_ON_TENSORFLOW = {"Dot", "Einsum", "Inner", "Matmul", "Tensordot", "Vdot"}
 """The operations that Keras casts integers to float32 for, where TensorFlow runs them."""

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers, functional_graph
+from keras_deepseek.backend.keras_private.layers import flatten_layers, functional_graph
 
 RENUMBERING = (
     keras.layers.IntegerLookup,

@@ -11,8 +11,12 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers, functional_graph
 from keras_deepseek.backend.keras_private.known_numbers import RENUMBERING
+from keras_deepseek.backend.keras_private.layers import (
+    flatten_layers,
+    functional_graph,
+    producing_operation,
+)
 
 _EXACT = (keras.layers.Normalization, *RENUMBERING)
 _TAKES_EXACT = (keras.layers.Embedding, *_EXACT)
@@ -129,7 +133,7 @@ def layers_before_embeddings(model: keras.Model) -> list[keras.Layer]:
 def _operations_before(operation: Any) -> list[Any]:
     """Returns the operations of a graph whose outputs an operation takes."""
     return [
-        tensor._keras_history.operation
+        producing_operation(tensor)
         for node in operation._inbound_nodes
         for tensor in node.input_tensors
     ]

@@ -3,8 +3,11 @@
 import keras
 
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers, functional_graph
-from keras_deepseek.backend.keras_private.layer_tree import is_container
+from keras_deepseek.backend.keras_private.layers import (
+    flatten_layers,
+    functional_graph,
+    is_container,
+)
 
 
 def layers_by_output(model: NamedModel) -> dict[str, list[keras.Layer]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import keras
 
 from keras_deepseek.backend.host_values import read_values
-from keras_deepseek.backend.keras_private.keras_training import block_states
+from keras_deepseek.backend.keras_private.layers import block_states
 
 
 @contextlib.contextmanager

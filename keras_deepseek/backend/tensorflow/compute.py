@@ -11,10 +11,7 @@ import tensorflow as tf
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.data.array_pieces import allocate_aligned, read_pieces
 from keras_deepseek.backend.gradient_free import is_gradient_free
-from keras_deepseek.backend.keras_private.keras_training import (
-    NestedScope,
-    scoped_variables,
-)
+from keras_deepseek.backend.keras_private.scopes import NestedScope, scoped_variables
 from keras_deepseek.backend.protocols.compute import Compute
 
 

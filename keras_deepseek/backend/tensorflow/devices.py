@@ -10,7 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_deepseek.backend.keras_private.keras_training import split_floats, take_losses
+from keras_deepseek.backend.keras_private.masks import split_floats
+from keras_deepseek.backend.keras_private.repeated_calls import take_losses
 from keras_deepseek.backend.protocols.devices import Devices
 
 

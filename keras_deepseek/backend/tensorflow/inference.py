@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.gradient_free import without_gradients
-from keras_deepseek.backend.keras_private.keras_internals import leaving_no_nodes
+from keras_deepseek.backend.keras_private.layers import leaving_no_nodes
 from keras_deepseek.backend.protocols.inference import Inference
 
 _OF_NEGATIVE_SIZES = ("Negative dimension size", "size would be zero or negative")

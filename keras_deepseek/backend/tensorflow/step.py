@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.gradient_scale import multiply_gradients
-from keras_deepseek.backend.keras_private.keras_internals import from_scipy, tensorflow_specs
-from keras_deepseek.backend.keras_private.keras_training import recomputed_call
+from keras_deepseek.backend.keras_private.datasets import from_scipy, tensorflow_specs
+from keras_deepseek.backend.keras_private.repeated_calls import recomputed_call
 from keras_deepseek.backend.protocols.step import Step
 from keras_deepseek.backend.tensorflow.processes import LostPeers
 

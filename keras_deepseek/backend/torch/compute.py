@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend import current
 from keras_deepseek.backend.data.array_pieces import cut_pieces
-from keras_deepseek.backend.keras_private.keras_internals import infers_shapes
+from keras_deepseek.backend.keras_private.layers import infers_shapes
 from keras_deepseek.backend.protocols.compute import Compute
 from keras_deepseek.backend.torch.unrecorded import IS_RECORDED
 

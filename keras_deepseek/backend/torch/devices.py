@@ -10,7 +10,7 @@ import keras
 import torch
 from keras.src.backend.torch.core import get_device
 
-from keras_deepseek.backend.keras_private.keras_training import map_with_masks
+from keras_deepseek.backend.keras_private.masks import map_with_masks
 from keras_deepseek.backend.protocols.devices import Devices
 
 

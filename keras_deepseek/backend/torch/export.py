@@ -17,7 +17,7 @@ from keras_deepseek.backend.export import torch_onnx_operators as operators
 from keras_deepseek.backend.export.free_axes import BATCH, Shapes, with_named_axes
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.one_file import fits_one_file
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.backend.keras_private.lent_attributes import lent_attributes
 from keras_deepseek.backend.protocols.export import Export
 from keras_deepseek.errors import MissingExtraError

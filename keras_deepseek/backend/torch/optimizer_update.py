@@ -10,7 +10,7 @@ from keras.src.backend.torch.optimizers import torch_adam
 from torch.optim.adamw import adamw
 
 from keras_deepseek.backend.gradient_scale import multiply_gradients
-from keras_deepseek.backend.keras_private.optimizer_slots import weight_slots
+from keras_deepseek.backend.keras_private.optimizers import weight_slots
 
 Row = tuple[keras.Variable, torch.Tensor]
 

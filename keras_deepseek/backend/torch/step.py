@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.data.batch_stream import Epochs
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
-from keras_deepseek.backend.keras_private.keras_training import recomputed_call
+from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.backend.keras_private.repeated_calls import recomputed_call
 from keras_deepseek.backend.protocols.step import Step
 from keras_deepseek.backend.torch.optimizer_update import apply_update
 

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_training import own_train_step
+from keras_deepseek.backend.keras_private.trainers import own_train_step
 from keras_deepseek.backend.processes.processes import Processes, RemoteReplicas
 from keras_deepseek.errors import NotSupportedError
 from keras_deepseek.training.cluster.placement import Placement

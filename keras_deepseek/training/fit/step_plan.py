@@ -7,11 +7,8 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_training import (
-    compilation,
-    optimized_variables,
-    own_train_step,
-)
+from keras_deepseek.backend.keras_private.optimizers import optimized_variables
+from keras_deepseek.backend.keras_private.trainers import compilation, own_train_step
 from keras_deepseek.backend.processes.processes import RemoteReplicas, Replicas
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.checkpoints import Checkpoints

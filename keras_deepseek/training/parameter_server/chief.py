@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_training import own_train_step
+from keras_deepseek.backend.keras_private.trainers import own_train_step
 from keras_deepseek.backend.processes.processes import OneProcess
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec

@@ -5,8 +5,11 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_internals import build_for_training, finish_building
-from keras_deepseek.backend.keras_private.keras_training import has_own_step
+from keras_deepseek.backend.keras_private.trainers import (
+    build_for_training,
+    finish_building,
+    has_own_step,
+)
 
 
 def build_for_step(model: keras.Model, batch: Any) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
-from keras_deepseek.backend.keras_private.keras_training import losses_in_float32
 from keras_deepseek.backend.keras_private.layer_precision import (
     layers_before_embeddings,
     layers_to_switch,
     lent_policy,
 )
+from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.backend.keras_private.losses import losses_in_float32
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.step.named_layers import are_names, find_named_layers
 

@@ -8,11 +8,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_training import (
-    compilation,
-    has_own_step,
-    lent_train_step,
-)
+from keras_deepseek.backend.keras_private.trainers import compilation, has_own_step, lent_train_step
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.build_for_step import build_for_step
 

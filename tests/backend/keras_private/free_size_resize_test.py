@@ -1,3 +1,5 @@
+"""Canaries: they fail when a Keras release moves a private name."""
+
 import keras
 import numpy as np
 import pytest
@@ -32,3 +34,11 @@ def test_a_size_that_is_known_is_checked_as_before():
     with mended_resize(), pytest.raises(ValueError, match="tuple of 2 integers"):
         keras.ops.image.resize(np.ones((2, 2, 1)), (2,))
     assert keras.ops.image.resize is resize
+
+
+def test_a_resize_by_the_operation_is_that_of_the_function():
+    images = np.arange(16.0, dtype="float32").reshape(1, 4, 4, 1)
+    expected = keras.ops.image.resize(images, (8, 6))
+    received = keras.src.ops.image.Resize((8, 6)).call(images)
+    np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (received, expected)))
+    assert keras.src.ops.image.resize is keras.ops.image.resize

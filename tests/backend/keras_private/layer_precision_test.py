@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
 from keras_deepseek.backend.keras_private.layer_precision import lent_policy
+from keras_deepseek.backend.keras_private.layers import flatten_layers
 
 HALF = keras.DTypePolicy("mixed_bfloat16")
 TOKENS = np.array([[1, 2, 2, 0]])

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.backend.gradient_scale import multiply_gradients
-from keras_deepseek.backend.keras_private.keras_training import hearing_metrics
+from keras_deepseek.backend.keras_private.metrics import hearing_metrics
 from keras_deepseek.backend.processes.processes import Receive
 from keras_deepseek.training.step.gradients.batch_gradients import (
     Backward,

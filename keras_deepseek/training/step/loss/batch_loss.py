@@ -7,11 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.backend.keras_private.keras_training import (
-    call_for_training,
-    compute_training_loss,
-    update_metrics,
-)
+from keras_deepseek.backend.keras_private.losses import compute_training_loss
+from keras_deepseek.backend.keras_private.metrics import update_metrics
+from keras_deepseek.backend.keras_private.trainers import call_for_training
 from keras_deepseek.backend.loss_means import hearing_means
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.gradients.micro_batches import count_rows

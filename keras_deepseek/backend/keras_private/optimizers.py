@@ -1,10 +1,41 @@
-"""The variables that an optimizer has for each weight, by private names with a canary test each."""
+"""The variables, config and counters of an optimizer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import keras
+
+
+def optimized_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable] | None:
+    """Returns the variables that an optimizer was built for, `None` where it was not yet."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return list(optimizer._trainable_variables) if optimizer.built else None
+
+
+def optimizer_recipe(optimizer: keras.optimizers.Optimizer) -> tuple[type, dict[str, Any]]:
+    """Returns the class and the config of an optimizer, a schedule as the object that it is."""
+    config = dict(optimizer.get_config())
+    if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+        config["learning_rate"] = optimizer._learning_rate  # Its class may be known here alone.
+    return type(optimizer), config
+
+
+def uses_decay(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> bool:
+    """Returns whether an optimizer's weight decay is for a variable, where it has one."""
+    return bool(optimizer._use_weight_decay(variable))
+
+
+def exclude_from_decay(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+) -> None:
+    """Makes the weight decay of an optimizer, not built yet, leave out variables by themselves."""
+    optimizer.exclude_from_weight_decay(var_list=list(variables))
+
+
+def count_update(optimizer: keras.optimizers.Optimizer) -> None:
+    """Counts an update by which no variable changes."""
+    optimizer._iterations.assign(optimizer._iterations.value + 1)
 
 
 def weight_slots(
