@@ -1,4 +1,4 @@
-"""The callbacks of a training that is under way."""
+"""The callbacks of a training that is running."""
 
 import inspect
 
@@ -9,23 +9,23 @@ SET_BY_KERAS = ("_model", "params")
 
 
 def trained_model(callback: keras.callbacks.Callback) -> keras.Model:
-    """Returns the model that a callback is told of, without reading its variables.
+    """Returns the model of a callback, without reading its variables.
 
-    On JAX, `callback.model` brings the values of all variables back, which the next step pays for.
+    On JAX, `callback.model` copies the values of all variables back, which slows the next step.
     """
     return callback._model
 
 
 def finish_callbacks(callbacks: keras.callbacks.CallbackList) -> None:
-    """Waits for the callbacks that Keras runs in a thread of their own."""
+    """Waits for the callbacks that Keras runs in a thread."""
     callbacks._flush_futures()
 
 
-def callbacks_beside(callback: keras.callbacks.Callback) -> list[keras.callbacks.Callback]:
-    """Returns the callbacks of the training that is calling one of them, that one included.
+def active_callbacks(callback: keras.callbacks.Callback) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks of the training that calls a callback, including that one.
 
-    Keras tells a callback nothing of the others, so the call itself is asked: it goes through the
-    list of them.
+    Keras gives a callback no access to the others. So it searches the call stack for the list of
+    callbacks that called it.
     """
     frame = inspect.currentframe()
     while frame is not None:

@@ -31,16 +31,16 @@ _KINDS = {
 
 
 def find_data_adapter(x: Any, **arguments: Any) -> tuple[str | None, Any]:
-    """Returns the kind of some training data, and what Keras goes through them by.
+    """Returns the kind of some training data, and Keras's adapter for them.
 
     Args:
         x: Training data as `keras.Model.fit` takes it.
         **arguments: `y`, `sample_weight`, `batch_size`, `steps_per_epoch`, `shuffle` and
-            `class_weight`, likewise.
+            `class_weight` of `fit`.
 
     Returns:
-        `"arrays"`, `"generator"`, `"Grain"`, `"PyDataset"`, `"tf.data"` or `"DataLoader"`, and
-        `None` for another; Keras's adapter.
+        `"arrays"`, `"generator"`, `"Grain"`, `"PyDataset"`, `"tf.data"`, `"DataLoader"`, or `None`
+        for another kind; and the adapter.
     """
     adapter = keras.src.trainers.data_adapters.get_data_adapter(x, **arguments)
     return _KINDS.get(type(adapter).__name__), adapter
@@ -49,8 +49,8 @@ def find_data_adapter(x: Any, **arguments: Any) -> tuple[str | None, Any]:
 def array_slices(adapter: Any) -> tuple[int, Callable[[Any], Any]]:
     """Returns the number of rows of an adapter's arrays, and a function from indices to a batch.
 
-    A batch holds NumPy arrays, and on PyTorch what Keras makes tensors of there: those of a GPU
-    stay on it.
+    A batch holds NumPy arrays. On PyTorch it holds tensors where the data are tensors: those of a
+    GPU stay on it.
     """
     slicing = keras.src.trainers.data_adapters.array_slicing
     target, convert = "numpy", "convert_to_numpy"
@@ -67,15 +67,15 @@ def array_slices(adapter: Any) -> tuple[int, Callable[[Any], Any]]:
 
 
 def numpy_batches(batches: Iterable[Any]) -> Iterator[Any]:
-    """Yields batches with their tensors, of whichever framework, as NumPy arrays."""
+    """Yields batches with the tensors of any framework as NumPy arrays."""
     utils = keras.src.trainers.data_adapters.data_adapter_utils
     yield from utils.get_numpy_iterator(batches)
 
 
 def copied_batches(batches: Iterable[Any]) -> Iterator[Any]:
-    """Yields batches as copies, so that who makes them may make the next in the same memory.
+    """Yields copies of batches, so that their producer may reuse its memory.
 
-    They hold NumPy arrays, and on PyTorch tensors, where Keras computes.
+    They hold NumPy arrays, and on PyTorch tensors on Keras's device.
     """
     is_torch = keras.backend.backend() == "torch"
 
@@ -90,7 +90,7 @@ def copied_batches(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def from_scipy(leaf: Any) -> Any:
-    """Returns a sparse matrix of SciPy as Keras's backend has them, anything else as it is."""
+    """Returns a SciPy sparse matrix as the backend's sparse tensor, anything else as it is."""
     utils = keras.src.trainers.data_adapters.data_adapter_utils
     if not utils.is_scipy_sparse(leaf):
         return leaf
@@ -100,7 +100,7 @@ def from_scipy(leaf: Any) -> Any:
 
 
 def py_dataset_batches(dataset: keras.utils.PyDataset, class_weight: Any) -> Iterator[Any]:
-    """Yields the batches of a `PyDataset` as Keras goes through it, with its workers."""
+    """Yields the batches of a `PyDataset` as Keras does, with its workers."""
     adapters = keras.src.trainers.data_adapters.py_dataset_adapter
     adapter = adapters.PyDatasetAdapter(dataset, class_weight=class_weight, shuffle=False)
     adapter.on_epoch_begin()
@@ -111,14 +111,14 @@ def py_dataset_batches(dataset: keras.utils.PyDataset, class_weight: Any) -> Ite
 
 
 def split_validation(arrays: Any, validation_split: float) -> tuple[Any, Any]:
-    """Returns the part of the arrays to train on, and that which `validation_split` sets aside."""
+    """Returns the arrays to train on, and those that `validation_split` sets aside."""
     slicing = keras.src.trainers.data_adapters.array_slicing
     train, validation = slicing.train_validation_split(arrays, validation_split=validation_split)
     return train, validation
 
 
 def batch_specs(batches: list[Any]) -> Any:
-    """Returns the shapes and dtypes of batches as `KerasTensor`s: `None` where the sizes differ."""
+    """Returns shapes and dtypes of batches as `KerasTensor`s, with `None` for sizes that differ."""
 
     def describe(leaf: Any) -> Any:
         # TensorFlow's strings are objects in NumPy.
@@ -130,7 +130,7 @@ def batch_specs(batches: list[Any]) -> Any:
 
 
 def tensorflow_specs(specs: Any) -> Any:
-    """Returns `KerasTensor`s as TensorFlow's specs of batches of any number of rows."""
+    """Returns `KerasTensor`s as TensorFlow specs of batches of any number of rows."""
     convert = keras.src.trainers.data_adapters.data_adapter_utils.convert_to_tf_tensor_spec
     return keras.tree.map_structure(
         lambda spec: convert(spec) if spec is None or isinstance(spec, keras.KerasTensor) else spec,

@@ -12,27 +12,27 @@ from keras.src.models.functional import Functional
 def flatten_layers(model: keras.Layer) -> list[keras.Layer]:
     """Returns the model and every layer inside it, at any depth.
 
-    `model.layers` stops at the first level: the projections inside an attention layer, or the cell
-    inside a recurrent one, are found here alone.
+    `model.layers` stops at the first level: it lacks the projections inside an attention layer and
+    the cell inside a recurrent one.
     """
     return list(model._flatten_layers())
 
 
 def inner_layers(layer: keras.Layer) -> list[keras.Layer]:
-    """Returns the layers that a layer holds itself, not those inside of these."""
+    """Returns the layers that a layer holds directly."""
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
 def own_variables(layer: keras.Layer) -> list[keras.Variable]:
-    """Returns the variables of a layer, such as weights and seeds, without those of inner ones."""
+    """Returns the variables of a layer, such as weights and seeds, not of inner layers."""
     inner = {id(each) for held in inner_layers(layer) for each in held.variables}
     return [variable for variable in layer.variables if id(variable) not in inner]
 
 
 def is_container(layer: keras.Layer) -> bool:
-    """Whether a layer does no more with the outputs of its layers than to hand them on.
+    """Returns True if a layer only passes tensors through its layers.
 
-    So do functional models and `Sequential`s, if their class has no `call` of its own.
+    Functional models and `Sequential`s do, unless their class overrides `call`.
     """
     return type(layer).call in (keras.Sequential.call, Functional.call)
 
@@ -40,11 +40,11 @@ def is_container(layer: keras.Layer) -> bool:
 def delete_variables(layer: keras.Layer, names: Iterable[str]) -> None:
     """Deletes attributes of a layer that are variables.
 
-    `del` collects garbage for each: of a large model that takes a tenth of a second or more.
+    `del` collects garbage for each, which takes a tenth of a second or more in a large model.
 
     Args:
         layer: `keras.Layer`.
-        names: iterable of strings. The names of the attributes.
+        names: strings. The names of the attributes.
     """
     for name in names:
         layer._untrack_variable(getattr(layer, name))
@@ -52,7 +52,7 @@ def delete_variables(layer: keras.Layer, names: Iterable[str]) -> None:
 
 
 def functional_graph(model: keras.Layer) -> Any:
-    """Returns what holds the `inputs` and `operations` of a model that is a graph, or `None`."""
+    """Returns the object that holds `inputs` and `operations` of a graph model, or `None`."""
     graph = getattr(model, "_functional", None) or model  # A Sequential has one inside.
     return graph if hasattr(graph, "operations") and hasattr(graph, "inputs") else None
 
@@ -64,10 +64,10 @@ def producing_operation(tensor: Any) -> keras.Operation | None:
 
 
 @contextmanager
-def leaving_no_nodes(model: keras.Model) -> Iterator[None]:
-    """Removes, when the block ends, what calls on symbols have left in the layers of a model.
+def without_new_nodes(model: keras.Model) -> Iterator[None]:
+    """Removes the nodes that calls on symbols add to the layers of a model, when the block ends.
 
-    A graph that is made of the layers later would find those calls, and fails by them.
+    A graph that is made of the layers later would find those calls, and fail.
     """
     nodes = [
         (nodes, len(nodes))
@@ -82,9 +82,9 @@ def leaving_no_nodes(model: keras.Model) -> Iterator[None]:
 
 
 def infers_shapes() -> bool:
-    """Whether Keras calls layers to learn the shapes of their outputs, maybe on made-up numbers.
+    """Returns True while Keras calls layers to infer the shapes of their outputs.
 
-    On PyTorch these are ones in every place, of tensors that look like any other.
+    On PyTorch it may call them on ones, in tensors that look like any other.
     """
     return bool(in_symbolic_scope())
 
@@ -95,7 +95,7 @@ def first_call_shapes(model: keras.Model) -> dict[str, Any]:
 
 
 def example_inputs(model: keras.Model) -> Any:
-    """Returns one sample of zeros for a model; `None` where it does not say its inputs' shapes."""
+    """Returns one sample of zeros for a model, or `None` if its input shapes are unknown."""
     functional = getattr(model, "_functional", model)  # That of a `Sequential`.
     structure = getattr(functional, "_inputs_struct", None)
     if structure is None or any(
@@ -118,9 +118,9 @@ def _untracked(structure: Any) -> Any:
 
 
 def batch_states(model: keras.Model) -> list[keras.Variable]:
-    """Returns what a batch leaves in the layers of a model, such as moving statistics.
+    """Returns variables that a batch changes in the layers of a model: moving statistics.
 
-    Weights that are frozen are not among them, nor are the states of random number generators.
+    Frozen weights are not among them, nor the states of random number generators.
     """
     return [
         variable for layer in model._flatten_layers() for variable in layer._non_trainable_variables
@@ -128,7 +128,7 @@ def batch_states(model: keras.Model) -> list[keras.Variable]:
 
 
 def seed_states(model: keras.Model) -> list[keras.Variable]:
-    """Returns the states of the random number generators that the layers of a model have."""
+    """Returns the states of the random number generators in the layers of a model."""
     states = [
         generator.state
         for layer in model._flatten_layers()
@@ -138,9 +138,9 @@ def seed_states(model: keras.Model) -> list[keras.Variable]:
 
 
 def block_states(layer: keras.Layer) -> list[keras.Variable]:
-    """Returns all that a call of a layer may assign: moving statistics, seeds, and the like.
+    """Returns the variables that a call of a layer may assign: moving statistics, seeds and others.
 
-    Weights that are frozen are not among them.
+    Frozen weights are not among them.
     """
     weights = {
         id(variable) for inner in layer._flatten_layers() for variable in inner._trainable_variables

@@ -10,16 +10,16 @@ import keras
 def compute_training_loss(
     model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any
 ) -> Any:
-    """Returns the loss of a compiled model, with what its layers added; an override is heeded."""
+    """Returns the loss of a compiled model with its layers' losses. It respects an override."""
     return model._compute_loss(x, y, y_pred, sample_weight=sample_weight, training=True)
 
 
 @contextmanager
 def losses_in_float32(model: keras.Model) -> Iterator[None]:
-    """Hands a model's outputs to its losses and metrics in float32 until the block ends.
+    """Makes a model pass its outputs to losses and metrics in float32 until the block ends.
 
-    So it does what layers add to the loss: TensorFlow adds no numbers of two dtypes. What is not in
-    half precision stays as it is.
+    It also casts the losses that layers add: TensorFlow adds no numbers of two dtypes. Only half
+    precision is cast.
 
     Args:
         model: `keras.Model`, compiled.
@@ -59,7 +59,7 @@ def in_float32(tensor: Any) -> Any:
 
 
 def track_loss(model: keras.Model, loss: Any, num_rows: Any) -> None:
-    """Tells the mean of a compiled model's loss of a batch."""
+    """Updates the mean of a compiled model's loss by a batch."""
     tracker = model._loss_tracker
     if type(tracker) is not keras.metrics.Mean:
         tracker.update_state(loss, sample_weight=num_rows)

@@ -7,11 +7,11 @@ import keras
 
 
 def set_mask(tensor: Any, mask: Any) -> Any:
-    """Returns a tensor with a mask of its own, which Keras puts no other in place of.
+    """Returns a tensor with a mask that Keras does not replace.
 
     Args:
-        tensor: What a layer's `call` returns.
-        mask: Boolean tensor, or `None` for none of its own.
+        tensor: A tensor that a layer's `call` returns.
+        mask: Boolean tensor, or `None` for no mask.
     """
     if mask is not None:
         keras.src.backend.set_keras_mask(tensor, mask)
@@ -19,15 +19,15 @@ def set_mask(tensor: Any, mask: Any) -> Any:
 
 
 def output_masks(y_pred: Any) -> list[Any]:
-    """Returns the masks that Keras's layers have put on outputs, `None` where there is none."""
+    """Returns the masks that Keras's layers have put on outputs, or `None` for each without one."""
     return [keras.src.backend.get_keras_mask(output) for output in keras.tree.flatten(y_pred)]
 
 
 def map_with_masks(function: Callable[[Any], Any], structure: Any) -> Any:
-    """Returns a structure of what a function returns of its leaves, with the masks put on these.
+    """Maps a function over a structure, and over the masks of its leaves.
 
     Args:
-        function: Function of a leaf. It is asked for the masks that Keras has put on some, too.
+        function: Function of a leaf. It is called for masks, too.
         structure: Structure of tensors and other leaves.
     """
 
@@ -41,9 +41,9 @@ def map_with_masks(function: Callable[[Any], Any], structure: Any) -> Any:
 
 
 def split_floats(arguments: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
-    """Returns the floating-point tensors among arguments, and what puts others in their place.
+    """Returns the floating-point tensors among arguments, and a function that replaces them.
 
-    Those others get the masks that Keras has put on these.
+    The replacements get the masks that Keras put on the originals.
     """
 
     def is_float(leaf: Any) -> bool:

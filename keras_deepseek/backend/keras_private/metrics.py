@@ -10,9 +10,11 @@ from keras_deepseek.backend.keras_private.losses import in_float32
 
 
 def update_metrics(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
-    """Tells the metrics of a compiled model of a batch; an override of `compute_metrics` is heeded.
+    """Updates the metrics of a compiled model by a batch.
 
-    They get outputs in float32. Nothing is differentiated through them.
+    It respects an override of `compute_metrics`.
+
+    The metrics get outputs in float32. Nothing is differentiated through them.
     """
 
     def detach(output: Any) -> Any:
@@ -30,15 +32,15 @@ def update_metrics(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weigh
 
 
 def order_metrics(model: keras.Model, logs: dict[str, Any]) -> Any:
-    """Returns the logs of `evaluate` as it returns them by itself: a list, or its only number."""
+    """Returns the logs of `evaluate` as it returns them by default: a list, or its only number."""
     return model._flatten_metrics_in_order(logs)
 
 
 @contextmanager
-def hearing_metrics(model: keras.Model) -> Iterator[list[None]]:
-    """Yields a list that is filled when the metrics that a model was compiled with are told.
+def watch_metric_updates(model: keras.Model) -> Iterator[list[None]]:
+    """Yields a list that becomes non-empty when the model's compiled metrics are updated.
 
-    It is filled at once where there are none, or where the model's class tells them in its own way.
+    It is non-empty from the start if there are none, or if the class overrides `compute_metrics`.
     """
     metrics = model._compile_metrics
     heard: list[None] = []
@@ -58,15 +60,14 @@ def hearing_metrics(model: keras.Model) -> Iterator[list[None]]:
 
 
 def compiled_metric_names(model: keras.Model) -> list[str]:
-    """Returns the names under which the metrics that a model was compiled with are logged."""
+    """Returns the names under which the compiled metrics of a model are logged."""
     return [] if model._compile_metrics is None else list(model._compile_metrics.result())
 
 
 def given_metric_variables(model: keras.Model) -> list[keras.Variable]:
-    """Returns the variables of metric objects that a model was compiled with.
+    """Returns the variables of the metric objects that a model was compiled with.
 
-    Their owner made them before the model was compiled, and Keras makes them the model's no sooner
-    than the first batch.
+    They exist before the model is compiled. Keras adds them to the model at the first batch.
     """
     compiled = model._compile_metrics
     if compiled is None:
@@ -78,7 +79,7 @@ def given_metric_variables(model: keras.Model) -> list[keras.Variable]:
 
 @contextmanager
 def add_metric(model: keras.Model, metric: keras.metrics.Metric) -> Iterator[None]:
-    """Makes a metric one of a model's until the block ends, without the model saving it."""
+    """Adds a metric to a model until the block ends. The model does not save it."""
     model._metrics.append(metric)
     _forget_validation(model)
     try:
@@ -89,6 +90,6 @@ def add_metric(model: keras.Model, metric: keras.metrics.Metric) -> Iterator[Non
 
 
 def _forget_validation(model: keras.Model) -> None:
-    """Makes Keras compile a validation anew, where it was for so many metrics and no more."""
+    """Makes Keras compile the validation again, if it is compiled for a fixed number of metrics."""
     if keras.distribution.distribution() is not None:
         model.test_function = None

@@ -8,13 +8,13 @@ import keras
 
 
 def optimized_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable] | None:
-    """Returns the variables that an optimizer was built for, `None` where it was not yet."""
+    """Returns the variables that an optimizer was built for, or `None` if it is not built."""
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     return list(optimizer._trainable_variables) if optimizer.built else None
 
 
 def optimizer_recipe(optimizer: keras.optimizers.Optimizer) -> tuple[type, dict[str, Any]]:
-    """Returns the class and the config of an optimizer, a schedule as the object that it is."""
+    """Returns the class and the config of an optimizer, with its schedule as an object."""
     config = dict(optimizer.get_config())
     if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
         config["learning_rate"] = optimizer._learning_rate  # Its class may be known here alone.
@@ -22,29 +22,29 @@ def optimizer_recipe(optimizer: keras.optimizers.Optimizer) -> tuple[type, dict[
 
 
 def uses_decay(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> bool:
-    """Returns whether an optimizer's weight decay is for a variable, where it has one."""
+    """Returns True if an optimizer's weight decay applies to a variable."""
     return bool(optimizer._use_weight_decay(variable))
 
 
 def exclude_from_decay(
     optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
 ) -> None:
-    """Makes the weight decay of an optimizer, not built yet, leave out variables by themselves."""
+    """Excludes variables from the weight decay of an optimizer that is not built yet."""
     optimizer.exclude_from_weight_decay(var_list=list(variables))
 
 
 def count_update(optimizer: keras.optimizers.Optimizer) -> None:
-    """Counts an update by which no variable changes."""
+    """Counts an update in which no variable changes."""
     optimizer._iterations.assign(optimizer._iterations.value + 1)
 
 
 def weight_slots(
     optimizer: keras.optimizers.Optimizer,
 ) -> list[tuple[keras.Variable, keras.Variable]]:
-    """Returns the variables of a built optimizer that are for one weight, each with its weight.
+    """Returns the variables of a built optimizer that belong to one weight, each with the weight.
 
     Args:
-        optimizer: `keras.optimizers.Optimizer`, not one that scales the loss of another.
+        optimizer: `keras.optimizers.Optimizer`, not a `LossScaleOptimizer`.
     """
     weights = list(optimizer._trainable_variables)
     found = []
@@ -68,11 +68,11 @@ def making_slots(
     optimizer: keras.optimizers.Optimizer,
     make: Callable[[keras.Variable, Callable[[], keras.Variable]], keras.Variable],
 ) -> Iterator[None]:
-    """Lets a function make the variables that an optimizer wants for weights, until the block ends.
+    """Makes a function create the slots of an optimizer, until the block ends.
 
     Args:
-        optimizer: `keras.optimizers.Optimizer`, not one that scales the loss of another.
-        make: Function of a weight, and of a function that makes the variable and returns it.
+        optimizer: `keras.optimizers.Optimizer`, not a `LossScaleOptimizer`.
+        make: Function of a weight, and of a function that creates the variable and returns it.
     """
 
     def add(reference_variable: keras.Variable, *args: Any, **kwargs: Any) -> keras.Variable:

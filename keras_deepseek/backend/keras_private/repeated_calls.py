@@ -9,11 +9,10 @@ from keras_deepseek.backend.keras_private.masks import split_floats
 
 
 def remember_call(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function that does, whenever it is called, what it would do if called now.
+    """Returns a function that runs later as if it were called now.
 
-    In training mode or not, and with variables in half precision or not: layers take both from the
-    layer that calls them. And on its device, which each thread has its own of: PyTorch's backward
-    pass has a thread for each GPU.
+    It restores training mode and autocasting, which layers take from their caller; and the device,
+    which each thread has its own of: PyTorch's backward pass has a thread for each GPU.
     """
     state = keras.src.backend.common.global_state
     names = ("current_call_ctx", "autocast_scope", "torch_device")
@@ -33,7 +32,7 @@ def remember_call(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def repeatable(call: Callable[..., Any], states: Sequence[keras.Variable]) -> Callable[..., Any]:
-    """Returns a function that, called again, does what it did at first, and assigns nothing.
+    """Returns a function whose second call does the same as the first, and assigns nothing.
 
     Args:
         call: Function.
@@ -58,11 +57,11 @@ def repeatable(call: Callable[..., Any], states: Sequence[keras.Variable]) -> Ca
 
 
 def take_losses(layer: keras.Layer, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function of the outputs of a call, and of the losses that it adds, which it takes.
+    """Returns a function of the outputs of a call and the losses that it adds, which it removes.
 
     Args:
         layer: `keras.Layer`.
-        call: Its `call`, or what stands for it.
+        call: Its `call`, or a replacement.
     """
 
     def run(*args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
@@ -83,14 +82,14 @@ def recomputed_call(
     states: Sequence[keras.Variable],
     checkpoint: Callable[[Callable[..., Any], Sequence[Any]], Any],
 ) -> Callable[..., Any]:
-    """Returns a layer's `call` in a form that a framework may run a second time, for the gradient.
+    """Returns a layer's `call` that a framework may run a second time, for the gradient.
 
     Args:
         layer: `keras.Layer`.
         call: Its `call`.
-        states: The variables that it assigns: those of the second time are not kept.
-        checkpoint: Function of a function and the tensors that it is called with; it returns what
-            that returns, and lets the framework compute it anew.
+        states: The variables that it assigns. The second call leaves them alone.
+        checkpoint: Function of a function and its tensors. It returns the function's result, and
+            lets the framework compute it again.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:

@@ -7,10 +7,10 @@ import keras
 
 
 class NestedScope(keras.StatelessScope):
-    """A scope in which variables have other values, and all others those of the scope around.
+    """A stateless scope that inherits the values of variables from the scope around it.
 
     Args:
-        mapping: Variables and their values. Defaults to none.
+        mapping: Pairs of a variable and its value. Defaults to none.
     """
 
     def __init__(self, mapping: Iterable[tuple[keras.Variable, Any]] = ()) -> None:
@@ -20,17 +20,17 @@ class NestedScope(keras.StatelessScope):
         if around is not None:
             self.state_mapping = {**around.state_mapping, **self.state_mapping}
         self.assigned: dict[int, keras.Variable] = {}
-        """The variables that were assigned in it, by `id`."""
+        """The variables that were assigned in the scope, by `id`."""
 
     def add_update(self, update: tuple[keras.Variable, Any]) -> None:
-        """Takes note of an assignment; Keras calls it."""
+        """Records an assignment; Keras calls it."""
         variable, _ = update
         self.assigned[id(variable)] = variable
         super().add_update(update)
 
 
 def scoped_variables(variables: Iterable[keras.Variable]) -> list[keras.Variable]:
-    """Returns those of some variables that a stateless scope around gives their values."""
+    """Returns the variables that have a value in the stateless scope around."""
     around = keras.src.backend.common.stateless_scope.get_stateless_scope()
     if around is None:
         return []

@@ -8,11 +8,11 @@ import keras
 
 
 def build_for_training(model: keras.Model, batch: Any) -> None:
-    """Makes the variables of a compiled model, its metrics and its optimizer, for such a batch.
+    """Creates the variables of a compiled model, its metrics and its optimizer, for a batch.
 
     Args:
         model: `keras.Model`, compiled.
-        batch: Structure of arrays, tensors or symbolic ones; or `None` in it.
+        batch: Structure of arrays, tensors, symbolic tensors or `None`.
     """
 
     def describe(leaf: Any) -> keras.KerasTensor | None:
@@ -27,7 +27,7 @@ def build_for_training(model: keras.Model, batch: Any) -> None:
 
 
 def finish_building(model: keras.Model) -> bool:
-    """Builds the optimizer of a model whose layers are built; returns whether they are."""
+    """Builds the optimizer of a model if all of its layers are built; returns True if they are."""
     if not all(layer.built for layer in model._flatten_layers(include_self=False)):
         return False
     if not model.optimizer.built:
@@ -36,29 +36,29 @@ def finish_building(model: keras.Model) -> bool:
     return True
 
 
-def own_train_step(model: keras.Model) -> bool:
-    """Returns whether a model's class, or the model itself, has a training step of its own."""
-    return "train_step" in vars(model) or has_own_step(model)
+def overrides_train_step(model: keras.Model) -> bool:
+    """Returns True if a model's class, or the model itself, has its own `train_step`."""
+    return "train_step" in vars(model) or class_overrides_train_step(model)
 
 
-def has_own_step(model: keras.Model) -> bool:
-    """Returns whether a model's class has a training step of its own, whatever it is lent."""
+def class_overrides_train_step(model: keras.Model) -> bool:
+    """Returns True if a model's class has its own `train_step`."""
     return type(model).train_step is not keras.Model.train_step
 
 
 @contextmanager
-def lent_train_step(
+def temporary_train_step(
     model: keras.Model,
     train_step: Callable[..., Any],
     build: Callable[[Any], None] | None = None,
 ) -> Iterator[None]:
-    """Makes a model have another training step until the block ends.
+    """Replaces the training step of a model until the block ends.
 
     Args:
         model: `keras.Model`.
         train_step: The step, as Keras takes it.
-        build: Function of a batch, where it takes more than Keras does to build the model for one.
-            Defaults to `None`.
+        build: Function of a batch that builds the model, if Keras's own would not do. Defaults to
+            `None`.
     """
     own = vars(model).get("train_step")
     if build is not None:
@@ -75,7 +75,7 @@ def lent_train_step(
 
 
 def _build_by(model: keras.Model, build: Callable[[Any], None]) -> Callable[..., None]:
-    """Returns what Keras's `fit` calls to build a model, by another function of a batch."""
+    """Returns the function by which `fit` builds a model, on top of a function of a batch."""
 
     def symbolic_build(iterator: Any = None, data_batch: Any = None) -> None:
         parts = (model, model.optimizer, model._compile_metrics, model._compile_loss)
@@ -90,54 +90,54 @@ def _build_by(model: keras.Model, build: Callable[[Any], None]) -> Callable[...,
 
 
 def compilation(model: keras.Model) -> object:
-    """Returns what `model.compile` made: another object after each call of it."""
+    """Returns an object that is another one after each `model.compile`."""
     return model._compile_config
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any]:
     """Returns the objects that `model.compile` was called with, by argument.
 
-    The public `get_compile_config` serializes them, and so loses metrics and losses that are plain
+    The public `get_compile_config` serializes them, and loses metrics and losses that are plain
     functions.
     """
     return dict(model._compile_config.config)
 
 
 def call_for_training(model: keras.Model, x: Any) -> Any:
-    """Returns the outputs of a model on inputs, in training mode where it knows one."""
+    """Returns the outputs of a model, called with `training=True` if it takes that."""
     return model(x, training=True) if model._call_has_training_arg else model(x)
 
 
 def is_validation_of_fit(options: dict[str, Any]) -> bool:
-    """Returns True if `model.fit` calls `model.evaluate` with some options, for its validation."""
+    """Returns True if `model.fit` calls `model.evaluate` with these options, for its validation."""
     return bool(options.get("_use_cached_eval_dataset"))
 
 
 def public_evaluate_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options of `model.evaluate` that say what to evaluate, without those of `fit`."""
+    """Returns the options of `model.evaluate` without those that only `fit` passes."""
     own = ("_use_cached_eval_dataset", "callbacks")
     return {name: value for name, value in options.items() if name not in own}
 
 
 def epoch_logs(model: keras.Model, logs: dict[str, Any]) -> dict[str, Any]:
-    """Returns what an epoch logs whose last step has logged `logs`, as `model.fit` does."""
+    """Returns the logs of an epoch from those of its last step, as `model.fit` does."""
     return dict(model._get_metrics_result_or_logs(logs))
 
 
 def count_samples(model: keras.Model) -> float | None:
     """Returns the samples that a model has been trained on since the epoch began.
 
-    Keras weighs the loss of each batch by its samples, so its mean loss counts them. `None` where
-    the model's own `train_step` does without that. See `_value_during_step`.
+    Keras weighs the loss of each batch by its samples, so its mean loss counts them. `None` if the
+    model's own `train_step` bypasses that. See `_value_during_step`.
     """
     count = getattr(getattr(model, "_loss_tracker", None), "count", None)
     return None if count is None else (_value_during_step(model, count) or None)
 
 
 def count_train_steps(model: keras.Model) -> int:
-    """Returns the steps that a model's optimizer has been asked to make, as a training begins.
+    """Returns the steps that a model's optimizer was asked to make, when a training begins.
 
-    Its public count leaves out those that only added to accumulated gradients.
+    The public count omits those that only accumulated gradients.
     """
     optimizer = model.optimizer
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
@@ -145,7 +145,7 @@ def count_train_steps(model: keras.Model) -> int:
 
 
 def read_learning_rate(model: keras.Model) -> float | None:
-    """Returns the learning rate of a training that is under way; `None` where it has no number.
+    """Returns the learning rate during a training, or `None` if it has no number.
 
     See `_value_during_step`.
     """
@@ -163,10 +163,10 @@ def read_learning_rate(model: keras.Model) -> float | None:
 
 
 def _value_during_step(model: keras.Model, variable: keras.Variable) -> float:
-    """Returns a number that the training step changes, to be asked for before a step begins.
+    """Returns a number that the training step changes. Call it before a step begins.
 
-    On JAX the values live outside of the variables during an epoch, and Keras's own way to them
-    brings back all there are, which costs the next step dearly.
+    On JAX, the values are outside of the variables during an epoch. Keras's own way to read one
+    copies all of them back, which slows the next step.
     """
     state = getattr(model, "_jax_state", None)
     if state and not model._jax_state_synced:

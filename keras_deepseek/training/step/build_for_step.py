@@ -7,8 +7,8 @@ import keras
 from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.trainers import (
     build_for_training,
+    class_overrides_train_step,
     finish_building,
-    has_own_step,
 )
 
 
@@ -26,7 +26,7 @@ def build_for_step(model: keras.Model, batch: Any) -> None:
     try:
         build_for_training(model, batch)
     except Exception:
-        if not has_own_step(model):
+        if not class_overrides_train_step(model):
             raise
         finish_building(model)  # The step may apply an optimizer that must be built.
         backend.current().step.build_by_step(model, batch)

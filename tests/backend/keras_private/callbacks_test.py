@@ -5,7 +5,7 @@ import numpy as np
 
 from keras_deepseek.backend.keras_private.callbacks import (
     SET_BY_KERAS,
-    callbacks_beside,
+    active_callbacks,
     finish_callbacks,
     trained_model,
 )
@@ -26,7 +26,7 @@ def test_a_callback_knows_its_model_by_what_keras_sets():
 def test_a_callback_finds_those_beside_it():
     class Curious(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
-            self.found = callbacks_beside(self)
+            self.found = active_callbacks(self)
 
     curious, other = Curious(), keras.callbacks.Callback()
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
@@ -34,4 +34,4 @@ def test_a_callback_finds_those_beside_it():
     model.fit(np.ones((2, 1)), np.ones(2), verbose=0, callbacks=[other, curious])
     assert curious in curious.found
     assert other in curious.found
-    assert callbacks_beside(other) == [other]
+    assert active_callbacks(other) == [other]

@@ -6,7 +6,7 @@ import pytest
 
 from keras_deepseek import backend
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.keras_private.free_size_resize import mended_resize
+from keras_deepseek.backend.keras_private.free_size_resize import fixed_resize
 
 
 def test_maps_of_free_size_are_made_larger():
@@ -31,7 +31,7 @@ def test_maps_of_free_size_are_made_larger():
 
 def test_a_size_that_is_known_is_checked_as_before():
     resize = keras.ops.image.resize
-    with mended_resize(), pytest.raises(ValueError, match="tuple of 2 integers"):
+    with fixed_resize(), pytest.raises(ValueError, match="tuple of 2 integers"):
         keras.ops.image.resize(np.ones((2, 2, 1)), (2,))
     assert keras.ops.image.resize is resize
 

@@ -7,9 +7,9 @@ from keras_deepseek.backend.keras_private.metrics import (
     add_metric,
     compiled_metric_names,
     given_metric_variables,
-    hearing_metrics,
     order_metrics,
     update_metrics,
+    watch_metric_updates,
 )
 
 
@@ -59,7 +59,7 @@ def test_the_metrics_that_a_model_was_compiled_with_are_heard():
     x, y = np.ones((4, 2), "float32"), np.ones((4, 1), "float32")
     model.evaluate(x, y, verbose=0)
     assert compiled_metric_names(model) == ["mae"]
-    with hearing_metrics(model) as heard:
+    with watch_metric_updates(model) as heard:
         model(x)
         assert not heard
         model.compute_metrics(x, y, model(x))
@@ -67,7 +67,7 @@ def test_the_metrics_that_a_model_was_compiled_with_are_heard():
     assert "update_state" not in vars(model._compile_metrics)
     without = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     without.compile("sgd", "mse")
-    with hearing_metrics(without) as heard:
+    with watch_metric_updates(without) as heard:
         assert heard
     assert compiled_metric_names(without) == []
 

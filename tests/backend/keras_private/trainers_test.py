@@ -13,10 +13,10 @@ from keras_deepseek.backend.keras_private.trainers import (
     count_train_steps,
     epoch_logs,
     is_validation_of_fit,
-    lent_train_step,
-    own_train_step,
+    overrides_train_step,
     public_evaluate_options,
     read_learning_rate,
+    temporary_train_step,
 )
 
 
@@ -81,17 +81,17 @@ def test_a_step_of_the_models_own_is_seen():
             return super().train_step(*arguments)
 
     model = build()
-    assert not own_train_step(model)
+    assert not overrides_train_step(model)
     model.train_step = print
-    assert own_train_step(model)
-    assert own_train_step(build(OwnStep))
+    assert overrides_train_step(model)
+    assert overrides_train_step(build(OwnStep))
 
 
 def test_a_step_is_lent():
     model = build()
-    with lent_train_step(model, print):
+    with temporary_train_step(model, print):
         assert model.train_step is print
-        with lent_train_step(model, repr):
+        with temporary_train_step(model, repr):
             assert model.train_step is repr
         assert model.train_step is print
     assert "train_step" not in vars(model)
