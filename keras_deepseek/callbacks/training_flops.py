@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_internals import example_inputs
+from keras_deepseek.backend.keras_private.layers import example_inputs
 from keras_deepseek.checks import check_number
 
 _PASSES = 3  # Forward, and backward by inputs and by weights: each as many as forward.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import count_samples, read_learning_rate
+from keras_deepseek.backend.keras_private.trainers import count_samples, read_learning_rate
 from keras_deepseek.callbacks.memory import read_memory
 
 _SECONDS_BETWEEN_READINGS = 1.0
@@ -50,7 +50,7 @@ class TrainingPace:
         """Reads what the device knows, where a second has gone by.
 
         Args:
-            model: `keras.Model` that is trained; in a callback `self._model`, which brings nothing.
+            model: `keras.Model`, from `trained_model` in a callback.
             batch: integer. The number of the epoch's step.
         """
         if batch == 0:

@@ -7,8 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
-from keras_deepseek.backend.keras_private.layer_tree import own_variables
+from keras_deepseek.backend.keras_private.layers import flatten_layers, own_variables
 from keras_deepseek.errors import InvalidInputError
 
 

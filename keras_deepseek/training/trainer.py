@@ -536,7 +536,7 @@ class Trainer:
         refuse_no_test_loss(self.model)
         with (
             self._placement.in_use(self.model),
-            backend.current().step.keeping_variables(self.model),
+            backend.current().step.restoring_variables(self.model),
         ):
             return evaluate_together(self.model, x, y, batch_size, self._processes, **options)
 
@@ -553,7 +553,7 @@ class Trainer:
         options |= given_alone(batch_size=batch_size)
         with (
             self._placement.in_use(self.model),
-            backend.current().step.keeping_variables(self.model),
+            backend.current().step.restoring_variables(self.model),
         ):
             return predict_together(self.model, x, self._processes, **options)
 

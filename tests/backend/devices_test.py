@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from keras_deepseek.backend import current
-from keras_deepseek.backend.keras_private.keras_training import output_masks
+from keras_deepseek.backend.keras_private.masks import output_masks
 from keras_deepseek.errors import NotSupportedError
 
 
@@ -81,7 +81,7 @@ def test_jax_says_what_to_do_instead():
         current().devices.move_variables([], None)
     with pytest.raises(NotSupportedError, match="ModelParallel"):
         current().devices.compute_on(None, None, "gpu:1", is_away=True, comes_back=True)
-    with current().devices.beside(ops.ones(1)):
+    with current().devices.on_device_of(ops.ones(1)):
         pass
 
 
@@ -154,5 +154,5 @@ def test_a_variable_that_is_there_is_not_moved():
 
 
 def test_beside_a_tensor_is_computed_as_ever():
-    with current().devices.beside(ops.ones(2)):
+    with current().devices.on_device_of(ops.ones(2)):
         np.testing.assert_array_equal(ops.convert_to_numpy(ops.ones(2) + 1), [2, 2])

@@ -128,8 +128,8 @@ def test_after_an_error_a_model_has_its_weights(fails):
 
 
 def test_the_end_of_the_data_is_told_from_errors():
-    assert current().step.ends_data(StopIteration())
-    assert not current().step.ends_data(ValueError())
+    assert current().step.is_end_of_data(StopIteration())
+    assert not current().step.is_end_of_data(ValueError())
 
 
 def test_variables_that_share_their_memory_get_their_own():

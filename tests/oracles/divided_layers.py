@@ -22,6 +22,7 @@ from keras import ops
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from keras_deepseek import backend
+from keras_deepseek.backend.keras_private.trainers import build_for_training
 from keras_deepseek.training import Trainer
 from keras_deepseek.training.cluster import placement
 
@@ -246,7 +247,7 @@ def places() -> dict[str, list[str]]:
         device_map=DEVICE_MAP,
     )
     with trainer._in_training():
-        backend.keras_internals.build_for_training(model, (X, Y))
+        build_for_training(model, (X, Y))
         step = tf.function(model.train_step)
         graph = step.get_concrete_function((tf.constant(X), tf.constant(Y))).graph
     found: dict[str, list[str]] = {}

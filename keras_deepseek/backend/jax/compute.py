@@ -12,7 +12,7 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.data.array_pieces import allocate_aligned, read_pieces
 from keras_deepseek.backend.gradient_free import is_gradient_free
-from keras_deepseek.backend.keras_private.keras_training import NestedScope
+from keras_deepseek.backend.keras_private.scopes import NestedScope
 from keras_deepseek.backend.protocols.compute import Compute
 
 
@@ -143,10 +143,12 @@ class JaxCompute(Compute):
 
 
 def _count(jaxpr: Any) -> int:
+    """Returns the floating-point operations of a traced program."""
     return sum(_count_equation(equation) for equation in jaxpr.eqns)
 
 
 def _count_equation(equation: Any) -> int:
+    """Returns the floating-point operations of one equation of a traced program."""
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -164,9 +166,11 @@ def _count_equation(equation: Any) -> int:
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:
+    """Returns the programs inside an equation, such as the body of a loop."""
     values = (getattr(value, "jaxpr", value) for value in params.values())
     return [value for value in values if hasattr(value, "eqns")]
 
 
 def _make_untouched_zeros(shape: Any, dtype: Any = None) -> jax.Array:
+    """Returns zeros for which the machine has not provided memory yet."""
     return jax.device_put(allocate_aligned(tuple(shape), np.dtype(dtype)))

@@ -15,15 +15,14 @@ from keras.src.distribution.distribution_lib import distribution as current_dist
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.jax.processes import LostPeers, join_processes
-from keras_deepseek.backend.keras_private.keras_internals import Distribution as KerasDistribution
 from keras_deepseek.backend.processes.processes import Processes, Replicas
 from keras_deepseek.backend.processes.shared_threads import share_threads
-from keras_deepseek.backend.protocols.distribution import Distribution
+from keras_deepseek.backend.protocols.distribution import Distribution, KerasDistribution
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 
 class JaxDistribution(Distribution):
-    """Implements `Distribution` by JAX."""
+    """Implements `Distribution` by Keras's distributions and `jax.distributed`."""
 
     def spread_over_devices(self, devices: Sequence[str] | None = None) -> KerasDistribution | None:
         if devices is not None:
@@ -81,10 +80,12 @@ class JaxDistribution(Distribution):
 
 @contextmanager
 def _in_scope(distribution: KerasDistribution) -> Iterator[None]:
-    """Puts a batch that can't be cut into equal parts on every device, as a whole.
+    """Activates a distribution, which then takes batches of any number of rows.
 
-    Its numbers are those of one device, and no row is left out or made up. Keras itself fails.
-    Steps that are made in it end before more is begun, where devices share threads.
+    A batch that can't be divided into equal parts is put on every device as a whole. Keras itself
+    fails there. The results are those of one device.
+
+    On CPU devices that share threads, each step ends before the next begins: see `share_threads`.
     """
     by_keras, make_by_keras = distribution_lib.distribute_data_input, JAXTrainer._make_function
 
@@ -112,7 +113,7 @@ def _in_scope(distribution: KerasDistribution) -> Iterator[None]:
 
 
 def place_batch(batch: Any) -> Any:
-    """Returns a batch where the distribution around wants it; as it is, where there is none."""
+    """Returns a batch on the devices of the active distribution, or as it is without one."""
     distribution = current_distribution()
     if distribution is None:
         return batch
@@ -129,7 +130,7 @@ def place_batch(batch: Any) -> Any:
 
 
 def _fitting(layout: Any, shape: Sequence[int]) -> jax.sharding.Sharding:
-    """Returns a layout for an array, or one without parts where those would not be equal."""
+    """Returns the sharding of a layout, or full replication if it can't divide a shape equally."""
     sharding: NamedSharding = getattr(layout, "backend_layout", layout)
     try:
         sharding.shard_shape(tuple(shape))

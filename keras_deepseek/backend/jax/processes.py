@@ -15,25 +15,25 @@ from keras_deepseek.artifacts.network_address import is_loopback, parse_address
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.jax.replicas import JaxReplicas
 from keras_deepseek.backend.processes.processes import (
-    NamingLostPeers,
+    LostPeersBase,
     Processes,
     RemoteReplicas,
-    check_place,
+    check_rank,
 )
 from keras_deepseek.backend.processes.rendezvous import meet
 from keras_deepseek.errors import InvalidInputError
 
 _OF_PEERS = ("gloo", "nccl", "coordination service", "deadline_exceeded:", "unavailable:")
-"""What errors speak of that are about another process, and not about memory, say."""
+"""Words in errors of JAX that are about another process, and not about memory, for example."""
 
 
 def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
-    """Returns the processes that train together, once all of them are there."""
+    """Waits for all processes and returns them: see `Distribution.join_processes`."""
     if jax.distributed.is_initialized():
         found = jax.process_count(), jax.process_index()
-        check_place("jax.distributed", found, (world_size, rank))
+        check_rank("jax.distributed", found, (world_size, rank))
         return JaxProcesses()
     host, port = parse_address("`coordinator`", coordinator)
     meet(coordinator, world_size, rank, join_timeout)
@@ -60,7 +60,7 @@ def join_processes(
 
 
 class JaxProcesses:
-    """The processes of `jax.distributed`: each runs the same program over the devices of all."""
+    """The processes of `jax.distributed`, each of which runs the same program."""
 
     is_one_program = True
 
@@ -79,7 +79,7 @@ class JaxProcesses:
         self._any = jax.jit(lambda wishes: jax.numpy.max(wishes, axis=0), out_shardings=whole)
 
     def broadcast(self, value: Any) -> Any:
-        """Returns the value of rank 0, which can be pickled."""
+        """Returns the value of rank 0, which must be picklable."""
         return self._send(value, source=0)
 
     def broadcast_variables(self, variables: Sequence[keras.Variable]) -> None:
@@ -100,7 +100,7 @@ class JaxProcesses:
         return [self._send(array, source=rank) for rank in range(self.world_size)]
 
     def _send(self, value: Any, source: int) -> Any:
-        """Returns the value of one rank, which can be pickled."""
+        """Returns the picklable value of one rank."""
         is_source = self.rank == source
         data = np.frombuffer(pickle.dumps(value), "uint8") if is_source else np.zeros(0, "uint8")
         with LostPeers(f"get what rank {source} knows"):
@@ -127,7 +127,7 @@ class JaxProcesses:
             model.predict_function = own
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns which wishes any rank had when it called this function the last time."""
+        """Returns the wishes that any rank had at the previous call of this method."""
         before = self._wait(len(wishes))
         sharding = NamedSharding(self._mesh, PartitionSpec("rank"))
         own = np.array([wishes], "int32")
@@ -139,11 +139,12 @@ class JaxProcesses:
         return before
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns which wishes any rank has, now or the last time."""
+        """Returns the wishes that any rank has now or had at the previous call."""
         before = self.agree(wishes)
         return [a or b for a, b in zip(before, self._wait(len(wishes)), strict=True)]
 
     def _wait(self, count: int) -> list[bool]:
+        """Returns the answer to the previous call of `agree`."""
         if self._waiting is None:
             return [False] * count
         found, self._waiting = self._waiting, None
@@ -151,14 +152,14 @@ class JaxProcesses:
             return [bool(each) for each in np.asarray(found)]
 
 
-class LostPeers(NamingLostPeers):
-    """Says in our words that a process is gone, where JAX finds it."""
+class LostPeers(LostPeersBase):
+    """A context manager that turns JAX's errors about other processes into `PeerLostError`."""
 
     engine = "JAX"
 
     @staticmethod
     def is_of_peer(error: BaseException) -> bool:
-        """Returns whether an error of the engine may be about another process."""
+        """Returns True if an error of JAX may be about another process."""
         text = str(error).lower()
         is_engines = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
         is_about_peers = is_engines and any(mark in text for mark in _OF_PEERS)

@@ -15,9 +15,10 @@ from jax.extend.core import Literal
 from keras_deepseek.backend.data.batch_stream import Epochs
 from keras_deepseek.backend.jax.distribution import place_batch
 from keras_deepseek.backend.jax.processes import LostPeers
-from keras_deepseek.backend.keras_private.keras_internals import from_scipy
-from keras_deepseek.backend.keras_private.keras_training import NestedScope, split_floats
-from keras_deepseek.backend.loss_means import declare_mean_over, hearing_means
+from keras_deepseek.backend.keras_private.datasets import from_scipy
+from keras_deepseek.backend.keras_private.masks import split_floats
+from keras_deepseek.backend.keras_private.scopes import NestedScope
+from keras_deepseek.backend.loss_means import collect_loss_means, declare_mean_over
 from keras_deepseek.backend.protocols.step import Step
 
 _GROUPS = (
@@ -26,7 +27,7 @@ _GROUPS = (
     "optimizer_variables",
     "metrics_variables",
 )
-"""The parts of a training's state, in Keras's order and by Keras's names."""
+"""The groups of variables in the state of a training step, in Keras's order."""
 
 
 class JaxStep(Step):
@@ -103,7 +104,7 @@ class JaxStep(Step):
             def compute(floats: list[jax.Array], values: list[jax.Array]) -> Any:
                 with (
                     NestedScope(zip(states, values, strict=True)) as scope,
-                    hearing_means() as means,
+                    collect_loss_means() as means,
                 ):
                     given, named = put(floats)
                     outputs = call(*given, **named)
@@ -238,17 +239,17 @@ class JaxStep(Step):
                 variable.assign(keras.ops.copy(variable.value))
             seen.add(id(variable.value))
 
-    def keeping_variables(self, model: keras.Model) -> AbstractContextManager[object]:
-        return _keeping_variables(model)
+    def restoring_variables(self, model: keras.Model) -> AbstractContextManager[object]:
+        return _restoring_variables(model)
 
     def feed_batches(self, make_batches: Callable[[], Iterator[Any]], specs: Any) -> Iterable[Any]:
         return Epochs(make_batches, from_scipy)
 
 
 def _hear_tangents(scalar: Any, heard: list[bool]) -> Any:
-    """Returns a scalar, and notes whether it depends on what is differentiated by.
+    """Returns a scalar, and appends True to a list if it depends on the variables.
 
-    JAX's gradients don't tell: those by what nothing depends on are zeros.
+    JAX's gradients don't tell: they are zeros where nothing depends on a variable.
     """
 
     @jax.custom_jvp
@@ -265,9 +266,9 @@ def _hear_tangents(scalar: Any, heard: list[bool]) -> Any:
 
 
 def _depend(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
-    """Returns which outputs depend on inputs that count, or on arrays from outside.
+    """Returns True for each output that depends on the marked inputs or on outside arrays.
 
-    The others are constants, which XLA computes where they are used.
+    The other outputs are constants, which XLA computes where they are used.
     """
     found = {each for each, counts in zip(jaxpr.invars, inputs, strict=True) if counts}
     found.update(jaxpr.constvars)
@@ -292,10 +293,10 @@ def _variables(model: keras.Model) -> list[keras.Variable]:
 
 
 @contextmanager
-def _keeping_variables(model: keras.Model) -> Iterator[None]:
-    """Puts back the values that Keras forgets where the first batch fails.
+def _restoring_variables(model: keras.Model) -> Iterator[None]:
+    """Restores the values that Keras loses if the first batch fails.
 
-    They are held and not copied: a step that is given their memory takes it all the same.
+    The values are referenced, not copied. A step that donates them takes their memory all the same.
     """
     before = [(variable, variable._value) for variable in _variables(model)]
     try:
@@ -311,7 +312,7 @@ def _keeping_variables(model: keras.Model) -> Iterator[None]:
 def _carrying(
     model: keras.Model, carried: Callable[[], Sequence[keras.Variable]]
 ) -> Iterator[None]:
-    """Makes Keras know where the values of further variables lie, until the block ends."""
+    """Tells Keras the shardings of further variables, until the block ends."""
     by_keras = model._get_state_sharding_spec
 
     def find_shardings() -> Any:
@@ -326,7 +327,7 @@ def _carrying(
 
 
 def _hold_state(model: keras.Model, state: Any) -> None:
-    """Leaves the values of a model's variables where Keras takes them from, to put them back."""
+    """Puts a training state where Keras takes the values of a model's variables from."""
     model._jax_state = dict(zip(_GROUPS, state, strict=True))
     model._jax_state_synced = False
 

@@ -1,8 +1,8 @@
-"""Where the processes of a training find each other, before an engine takes over.
+"""The rendezvous of the processes of a training, before an engine takes over.
 
-An engine that waits for a process which never comes says so late and names nobody, or ends the
-process: JAX does both. So they first tell rank 0, at the port that the engine will listen at, that
-they are there, and where: TensorFlow wants the addresses of all. Nothing else goes that way.
+An engine that waits for a process which never comes reports it late and without its rank, or ends
+the process: JAX does both. So the processes first report to rank 0, at the port that the engine
+will use, with their addresses, which TensorFlow needs. Nothing else is sent that way.
 """
 
 import contextlib
@@ -18,18 +18,18 @@ _MOST_BYTES = 2**20
 
 
 def meet(coordinator: str, world_size: int, rank: int, timeout: float, port: int = 0) -> list[str]:
-    """Returns the addresses of all processes of a training, by rank, when all are there.
+    """Waits for all processes of a training, and returns their addresses by rank.
 
     Args:
-        coordinator: string. `HOST:PORT` of rank 0: on loopback it listens there alone.
+        coordinator: string. `HOST:PORT` of rank 0. If it is loopback, rank 0 listens on it only.
         world_size: integer. The number of processes.
-        rank: integer. Which of them this one is.
-        timeout: float. How long to wait, in seconds.
-        port: integer. Where this one will listen afterwards. Defaults to `0`: nobody asks.
+        rank: integer. The rank of this one.
+        timeout: float. Seconds to wait.
+        port: integer. The port at which this process will listen afterwards. Defaults to `0`: none.
 
     Raises:
         InvalidInputError: Rank 0 can't listen at that port.
-        PeerLostError: A rank has not come in time; the error names it, on each that has.
+        PeerLostError: A rank did not come in time. The error names it, on each rank that came.
     """
     host, meeting_port = parse_address("`coordinator`", coordinator)
     deadline = time.monotonic() + timeout
@@ -52,7 +52,7 @@ def meet(coordinator: str, world_size: int, rank: int, timeout: float, port: int
 def _receive(
     listener: socket.socket, own_address: tuple[str, int], world_size: int, deadline: float
 ) -> dict[int, str]:
-    """Returns the addresses of those that have come, by rank, and tells all of them."""
+    """Waits for the other ranks, sends them all addresses, and returns these by rank."""
     found = {0: join_address(*own_address)}
     with contextlib.ExitStack() as stack:
         peers = []
@@ -78,7 +78,7 @@ def _receive(
 
 
 def _report(address: tuple[str, int], greeting: list[int], deadline: float) -> dict[int, str]:
-    """Returns the addresses of those that have come, as rank 0 says; none, if it has not."""
+    """Reports to rank 0, and returns the addresses by rank, empty if rank 0 did not come."""
     while True:
         with (
             contextlib.suppress(OSError, ValueError),
@@ -94,16 +94,19 @@ def _report(address: tuple[str, int], greeting: list[int], deadline: float) -> d
 
 
 def _write(peer: socket.socket, message: list[Any]) -> None:
+    """Sends a message."""
     peer.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _read(peer: socket.socket) -> list[Any]:
+    """Returns a received message."""
     with peer.makefile("rb") as file:
         message: list[Any] = json.loads(file.readline(_MOST_BYTES))
     return message
 
 
 def _listen(host: str, port: int, world_size: int) -> socket.socket:
+    """Returns rank 0's listening socket."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server(

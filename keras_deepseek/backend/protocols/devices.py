@@ -26,7 +26,7 @@ class Devices(abc.ABC):
         context: AbstractContextManager[object] = keras.device(device)
         return context
 
-    def beside(self, tensor: Any) -> AbstractContextManager[object]:
+    def on_device_of(self, tensor: Any) -> AbstractContextManager[object]:
         """Returns a context in which Keras computes on the device that holds a tensor."""
         return contextlib.nullcontext()
 

@@ -3,18 +3,18 @@
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend import framework_name
-from keras_deepseek.backend.keras_private.keras_internals import (
-    Distribution as KerasDistribution,
-)
 from keras_deepseek.backend.processes.processes import Processes, Replicas
 from keras_deepseek.backend.processes.task_cluster import TaskCluster
 from keras_deepseek.errors import NotSupportedError
+
+KerasDistribution: TypeAlias = keras.distribution.DataParallel | keras.distribution.ModelParallel
+"""Keras's distributions. Their base class has no public name."""
 
 
 class Distribution(abc.ABC):

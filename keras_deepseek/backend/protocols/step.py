@@ -191,7 +191,7 @@ class Step(abc.ABC):
             prepare: Function that may assign the variables of the optimizer.
         """
 
-    def ends_data(self, error: Exception) -> bool:
+    def is_end_of_data(self, error: Exception) -> bool:
         """Returns True if an error from a training function says that there are no more batches."""
         return isinstance(error, StopIteration)
 
@@ -202,7 +202,7 @@ class Step(abc.ABC):
         to the weights share their memory, and a step that donates it twice fails.
         """
 
-    def keeping_variables(self, model: keras.Model) -> AbstractContextManager[object]:
+    def restoring_variables(self, model: keras.Model) -> AbstractContextManager[object]:
         """Returns a context that gives a model its variables back after an error in the block.
 
         On JAX, Keras takes the values out of the variables while it goes over batches, and forgets

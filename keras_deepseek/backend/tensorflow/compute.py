@@ -11,10 +11,7 @@ import tensorflow as tf
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.data.array_pieces import allocate_aligned, read_pieces
 from keras_deepseek.backend.gradient_free import is_gradient_free
-from keras_deepseek.backend.keras_private.keras_training import (
-    NestedScope,
-    scoped_variables,
-)
+from keras_deepseek.backend.keras_private.scopes import NestedScope, scoped_variables
 from keras_deepseek.backend.protocols.compute import Compute
 
 
@@ -145,10 +142,12 @@ class TensorFlowCompute(Compute):
 
 
 def _count(graph: Any) -> int:
+    """Returns the floating-point operations of a graph."""
     return sum(_count_operation(operation, graph) for operation in graph.get_operations())
 
 
 def _count_operation(operation: Any, graph: Any) -> int:
+    """Returns the floating-point operations of one operation, or of the graphs inside it."""
     kind = operation.type
     if kind in ("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"):
         transposed = operation.get_attr("transpose_a" if kind == "MatMul" else "adj_x")
@@ -165,6 +164,7 @@ def _count_operation(operation: Any, graph: Any) -> int:
 
 
 def _count_einsum(operation: Any) -> int:
+    """Returns the floating-point operations of an `Einsum`."""
     equation = operation.get_attr("equation").decode()
     sizes: dict[str, int] = {}
     for labels, tensor in zip(equation.split("->")[0].split(","), operation.inputs, strict=True):
@@ -181,21 +181,24 @@ def _count_einsum(operation: Any) -> int:
 
 
 def _inner(operation: Any, graph: Any) -> list[Any]:
+    """Returns the graphs inside an operation, such as the body of a loop."""
     attributes = [operation.get_attr(name) for name in operation.node_def.attr]
     names = [value.name for value in attributes if isinstance(value, tf.compat.v1.NameAttrList)]
     return [graph._get_function(name).graph for name in names]
 
 
 def _shape(tensor: Any) -> list[int]:
+    """Returns the shape of a tensor, with 0 for unknown sizes."""
     return [size or 0 for size in tensor.shape.as_list()]
 
 
 def _make_untouched_zeros(shape: Any, dtype: Any = None) -> tf.Tensor:
+    """Returns zeros for which the machine has not provided memory yet."""
     return _as_tensor(allocate_aligned(tuple(shape), np.dtype(tf.as_dtype(dtype).as_numpy_dtype)))
 
 
 def _as_tensor(values: Array) -> tf.Tensor:
-    """Returns a tensor on the memory of an array."""
+    """Returns a tensor that shares the memory of an array."""
     if values.dtype.name != "bfloat16":  # NumPy knows no other package's dtypes.
         return tf.experimental.dlpack.from_dlpack(values.__dlpack__())
     numbers = tf.experimental.dlpack.from_dlpack(values.view("int16").__dlpack__())

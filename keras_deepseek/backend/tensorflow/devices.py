@@ -1,4 +1,9 @@
-"""The devices of TensorFlow."""
+"""The devices of TensorFlow, and layers of one model on several of them.
+
+TensorFlow moves tensors to the operations that take them. `tf.device` around a layer's call places
+the forward pass only: the tape makes the backward pass later. So a layer on another device has its
+own tape, whose gradients are computed on that device.
+"""
 
 import contextlib
 import functools
@@ -10,7 +15,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_deepseek.backend.keras_private.keras_training import split_floats, take_losses
+from keras_deepseek.backend.keras_private.masks import split_floats
+from keras_deepseek.backend.keras_private.repeated_calls import take_losses
 from keras_deepseek.backend.protocols.devices import Devices
 
 
@@ -20,7 +26,7 @@ class TensorFlowDevices(Devices):
     def count_devices(self, kind: str) -> int:
         return len(tf.config.list_logical_devices(kind.upper()))
 
-    def beside(self, tensor: Any) -> AbstractContextManager[object]:
+    def on_device_of(self, tensor: Any) -> AbstractContextManager[object]:
         return tf.device(tensor.device) if tensor.device else contextlib.nullcontext()
 
     def read_device_memory(self) -> dict[str, int] | None:
@@ -147,10 +153,10 @@ def _count_rounds(loop: Any) -> int:
 
 
 def _read_value(variable: Any) -> Any:
-    """Returns the value of a variable, zeros of one that a step that is being traced has made.
+    """Returns the value of a variable, or zeros for one that a step under trace has just created.
 
-    It gets its value when the trace has ended. An optimizer makes it, beside those like the weights
-    that it makes in their places: Adafactor's sums of rows and columns, which begin as zeros.
+    Such a variable gets its value when the trace ends. An optimizer creates it beside the slots of
+    a weight, such as Adafactor's sums of rows and columns, which begin as zeros.
     """
     if tf.executing_eagerly() and not variable.is_initialized():
         return tf.zeros(variable.shape, variable.dtype)
@@ -158,7 +164,7 @@ def _read_value(variable: Any) -> Any:
 
 
 def _lies_on(variable: tf.Variable, device: str) -> bool:
-    """Whether a variable is on a device, or can't be: counters and seeds stay on the host."""
+    """Returns True if a variable is on a device, or is a counter or seed, which stay on a CPU."""
     kind, index = device.split(":")
     place = tf.DeviceSpec.from_string(variable.device)
     if kind != "cpu" and variable.dtype in (tf.int32, tf.uint32):

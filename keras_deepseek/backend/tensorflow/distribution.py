@@ -20,7 +20,7 @@ from keras_deepseek.errors import InvalidInputError
 
 
 class TensorFlowDistribution(Distribution):
-    """Implements `Distribution` by TensorFlow."""
+    """Implements `Distribution` by TensorFlow's collective operations and parameter servers."""
 
     def replicate_over_devices(self, strategy: Any) -> Replicas | None:
         if isinstance(strategy, list):
@@ -77,7 +77,7 @@ class TensorFlowDistribution(Distribution):
 
 
 def _find_devices(strategy: Any) -> list[str]:
-    """Returns the names of the devices that a strategy spreads a step over."""
+    """Returns the names of the devices that a strategy divides a step among."""
     if strategy == "allreduce":
         for kind in ("TPU", "GPU", "CPU"):  # Of TPUs that the script has set up.
             found = [device.name for device in tf.config.list_logical_devices(kind)]

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.gradient_free import without_gradients
-from keras_deepseek.backend.keras_private.keras_internals import leaving_no_nodes
+from keras_deepseek.backend.keras_private.layers import without_new_nodes
 from keras_deepseek.backend.protocols.inference import Inference
 
 _OF_NEGATIVE_SIZES = ("Negative dimension size", "size would be zero or negative")
@@ -86,13 +86,13 @@ class TensorFlowInference(Inference):
 
 
 def _refuse_negative_sizes(model: NamedModel, inputs: dict[str, Array]) -> None:
-    """Raises an error where a convolution or pooling is wider than what it is to go over.
+    """Raises an error if a convolution or pooling window is wider than its input.
 
-    TensorFlow computes something there, another thing each time.
+    TensorFlow returns arbitrary numbers there.
     """
     symbols = {name: keras.KerasTensor(each.shape, each.dtype) for name, each in inputs.items()}
     try:
-        with leaving_no_nodes(model.model):
+        with without_new_nodes(model.model):
             model(symbols)
     except Exception as error:
         if any(words in str(error) for words in _OF_NEGATIVE_SIZES):
@@ -100,14 +100,17 @@ def _refuse_negative_sizes(model: NamedModel, inputs: dict[str, Array]) -> None:
 
 
 def _flatten(state: Any) -> list[Any]:
+    """Returns the leaves of a state."""
     flat: list[Any] = keras.tree.flatten(state)
     return flat
 
 
 def _make_tensor(value: Any) -> Any:
     # A number of Python would be a constant, and each further one another graph.
+    """Returns a value as a tensor: each new Python number would be traced as a new graph."""
     return None if value is None else tf.convert_to_tensor(value)
 
 
 def _make_variable(value: Any) -> Any:
+    """Returns a tensor as a TensorFlow variable; variables and `None` as they are."""
     return value if value is None or isinstance(value, tf.Variable) else tf.Variable(value)

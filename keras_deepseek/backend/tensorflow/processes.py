@@ -1,7 +1,7 @@
-"""Processes that train together by TensorFlow's collective operations: over gRPC, and NCCL on GPUs.
+"""Processes that train together by TensorFlow's collective operations: gRPC, and NCCL on GPUs.
 
-The model stays a plain one in each process, outside of any `tf.distribute` scope, and what a step
-sums is summed inside of its compiled function.
+The model is a plain one in each process, outside of any `tf.distribute` scope. The compiled step
+itself sums the gradients.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.processes.gradient_compression import Compression
 from keras_deepseek.backend.processes.processes import (
     ComputePart,
-    NamingLostPeers,
-    OneReplicaEach,
+    LostPeersBase,
     Processes,
     RemoteReplicas,
-    check_place,
+    SingleReplica,
+    check_rank,
     check_same_shapes,
 )
 from keras_deepseek.backend.processes.rendezvous import meet
@@ -35,7 +35,7 @@ from keras_deepseek.backend.tensorflow.gradient_sums import Collectives
 from keras_deepseek.errors import InvalidInputError
 
 _BETWEEN, _WISHES = range(20_101, 20_103)
-"""Groups of collective operations. Keys count in each, so that none depends on another's calls."""
+"""Group keys of collective operations: between steps, and of `agree`."""
 
 _joined: "list[TensorFlowProcesses]" = []  # TensorFlow joins once, for as long as it runs.
 
@@ -43,10 +43,10 @@ _joined: "list[TensorFlowProcesses]" = []  # TensorFlow joins once, for as long 
 def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
-    """Returns the processes that train together, once all of them are there."""
+    """Waits for all processes and returns them: see `Distribution.join_processes`."""
     place = read_place()
     if place is not None:
-        check_place("TensorFlow", place[:2], (world_size, rank))
+        check_rank("TensorFlow", place[:2], (world_size, rank))
         if not _joined:  # A strategy of the script's own has.
             _joined.append(TensorFlowProcesses(rank, world_size, timeout))
     else:
@@ -66,13 +66,13 @@ def join_processes(
     return _joined[0]
 
 
-class TensorFlowProcesses(OneReplicaEach):
-    """The cluster that TensorFlow has joined, which sums and broadcasts.
+class TensorFlowProcesses(SingleReplica):
+    """The cluster that TensorFlow has joined.
 
     Args:
-        rank: integer. Which of its processes this one is.
-        world_size: integer. How many there are.
-        timeout: Seconds to wait for one that does not answer.
+        rank: integer.
+        world_size: integer. The number of processes.
+        timeout: float. Seconds to wait for a process that does not answer.
     """
 
     def __init__(self, rank: int, world_size: int, timeout: float) -> None:
@@ -88,11 +88,7 @@ class TensorFlowProcesses(OneReplicaEach):
 
     @staticmethod
     def refuse_begun() -> None:
-        """Raises an error where this process has computed something already.
-
-        Raises:
-            InvalidInputError: It has.
-        """
+        """Raises `InvalidInputError` if TensorFlow has already computed in this process."""
         if context()._initialized:  # TensorFlow itself says so after all have met, on one rank.
             raise InvalidInputError(
                 "TensorFlow must know of the other processes before it computes anything, and it "
@@ -101,7 +97,7 @@ class TensorFlowProcesses(OneReplicaEach):
             )
 
     def count(self, num_rows: Any) -> Any:
-        """Returns the number of the rows of all, a scalar."""
+        """Returns the number of rows of all ranks, a scalar."""
         return self._sum("count", [num_rows], [])[0][0]
 
     def sum(
@@ -119,7 +115,7 @@ class TensorFlowProcesses(OneReplicaEach):
         variables: Sequence[keras.Variable],
         compression: Compression,
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all ranks compute, of gradients that are compressed."""
+        """Returns the sums of what all ranks compute, with compressed gradients."""
         scalars, finish = compute(self.rank, batch)
         found, _ = self._sum("forward", scalars, [])
         more, gradients = finish(found, None)
@@ -132,7 +128,7 @@ class TensorFlowProcesses(OneReplicaEach):
     def _sum(
         self, part: str, scalars: Sequence[Any], gradients: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        """Returns the sums over all ranks, in a part of the step: of small tensors in float64."""
+        """Returns the sums of scalars, added in float64, and of gradients."""
         shapes = [tuple(tensor.shape) for tensor in (*scalars, *gradients)]
         key = self._check_shapes([(part,), *shapes])
         exact = [tf.cast(tensor, tf.float64) for tensor in scalars]
@@ -141,11 +137,11 @@ class TensorFlowProcesses(OneReplicaEach):
         return found, sums[len(exact) :]
 
     def own_random_numbers(self) -> contextlib.AbstractContextManager[None]:
-        """Does nothing: layers of Keras draw by seeds of their own here."""
+        """Does nothing: Keras's layers draw by their own seeds."""
         return contextlib.nullcontext()
 
     def broadcast(self, value: Any) -> Any:
-        """Returns the value of rank 0, which can be pickled."""
+        """Returns the value of rank 0, which must be picklable."""
         with LostPeers("send what rank 0 knows"):
             return pickle.loads(self._broadcast_bytes(b"" if self.rank else pickle.dumps(value)))
 
@@ -159,7 +155,7 @@ class TensorFlowProcesses(OneReplicaEach):
                 variable.assign(np.frombuffer(sent, value.dtype).reshape(value.shape))
 
     def gather(self, array: Array) -> list[Array]:
-        """Returns the arrays of all ranks, in their order."""
+        """Returns the arrays of all ranks, in rank order."""
         written = io.BytesIO()
         np.save(written, array, allow_pickle=False)
         with LostPeers("gather the outputs"):
@@ -169,27 +165,29 @@ class TensorFlowProcesses(OneReplicaEach):
             ]
 
     def whole_outputs(self, model: keras.Model) -> contextlib.AbstractContextManager[None]:
-        """Does nothing: each rank predicts rows of its own."""
+        """Does nothing: each rank predicts its own rows."""
         return contextlib.nullcontext()
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns which wishes any rank had when it called this function the last time."""
+        """Returns the wishes that any rank had at the previous call of this method."""
         before = self._wait(len(wishes))
         key = self._waiting[0] + 1
         self._waiting = key, self._thread.submit(self._ask, list(wishes), key)
         return before
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns which wishes any rank has, now or the last time."""
+        """Returns the wishes that any rank has now or had at the previous call."""
         before = self.agree(wishes)
         return [a or b for a, b in zip(before, self._wait(len(wishes)), strict=True)]
 
     def _ask(self, wishes: list[bool], key: int) -> list[bool]:
+        """Returns the wishes that any rank has."""
         with tf.device("CPU:0"):
             counts = self._collectives.reduce(tf.constant(wishes, tf.int32), _WISHES, key)
         return [bool(count > 0) for count in counts]
 
     def _wait(self, count: int) -> list[bool]:
+        """Returns the answer to the previous call of `agree`."""
         key, asked = self._waiting
         self._waiting = key, None
         if asked is None:
@@ -198,6 +196,7 @@ class TensorFlowProcesses(OneReplicaEach):
             return asked.result()
 
     def _sum_now(self, numbers: Array) -> Array:
+        """Returns the sum of an array over all ranks, also while a step is traced."""
         with tf.init_scope(), tf.device("CPU:0"):  # Also while a step is traced.
             vector = tf.constant(numbers.reshape(-1))
             summed = self._collectives.reduce(vector, _BETWEEN, next(self._number)).numpy()
@@ -212,6 +211,7 @@ class TensorFlowProcesses(OneReplicaEach):
         return self._sum_now(words).tobytes()[:size]
 
     def _gather_bytes(self, data: bytes) -> list[bytes]:
+        """Returns the bytes of all ranks."""
         sizes = np.zeros(self.world_size, "int64")
         sizes[self.rank] = len(data)
         sizes = self._sum_now(sizes)
@@ -221,9 +221,9 @@ class TensorFlowProcesses(OneReplicaEach):
         return [row.tobytes()[:size] for row, size in zip(rows, sizes, strict=True)]
 
     def _check_shapes(self, shapes: Sequence[tuple[Any, ...]]) -> int:
-        """Returns the first of as many keys as shapes, which all ranks have for these.
+        """Returns the first of as many keys as shapes, the same on all ranks.
 
-        Raises an error where ranks are about to sum different things, which would hang.
+        Raises an error if ranks are about to sum different tensors, which would hang.
         """
         if (known := self._known.get(tuple(shapes))) is not None:
             return known
@@ -234,20 +234,20 @@ class TensorFlowProcesses(OneReplicaEach):
         return first
 
 
-class LostPeers(NamingLostPeers):
-    """Says in our words that a process is gone, where a collective operation finds it."""
+class LostPeers(LostPeersBase):
+    """A context manager that turns errors of collective operations into `PeerLostError`."""
 
     engine = "TensorFlow"
 
     @staticmethod
     def is_of_peer(error: BaseException) -> bool:
-        """Returns whether an error of the engine may be about another process."""
+        """Returns True if an error may be about another process."""
         is_operation = bool(_joined) and isinstance(error, tf.errors.OpError)
         return is_operation and "ollective" in str(error)
 
 
 def read_place() -> tuple[int, int, str] | None:
-    """Returns world size, rank and rank 0's address of the collective operations that run."""
+    """Returns world size, rank, and rank 0's address, or `None` if no collective operations run."""
     server = context()._collective_ops_server_def
     if server is None:
         return None
@@ -260,9 +260,9 @@ def read_place() -> tuple[int, int, str] | None:
 
 
 def _bear_with_stalls(world_size: int, timeout: float) -> None:
-    """Makes TensorFlow wait as long for a sign of life of a process as for its answer.
+    """Makes TensorFlow wait as long for a process's heartbeat as for its answer.
 
-    By itself it gives one up that has been stopped for ten seconds, as on a busy machine.
+    By default it gives up a process that was stopped for ten seconds, as on a busy machine.
     """
     context().configure_coordination_service(
         service_type="standalone",
@@ -275,7 +275,7 @@ def _bear_with_stalls(world_size: int, timeout: float) -> None:
 
 
 def _own_port() -> int:
-    """Returns the port that TensorFlow is to listen at: that of `TF_CONFIG`, or a free one."""
+    """Returns the port that TensorFlow will listen at: that of `TF_CONFIG`, or a free one."""
     if "TF_CONFIG" in os.environ:
         said = tf.distribute.cluster_resolver.TFConfigClusterResolver()
         if said.cluster_spec():

@@ -1,8 +1,8 @@
-"""Steps on several devices, each of which computes some of a batch's rows.
+"""Steps on several devices of TensorFlow, each of which computes some of a batch's rows.
 
-The variables stay on the first one, which makes the update, and the others read them from it; the
-graph's executor runs the copies side by side. So the model is a plain one, without a scope of
-`tf.distribute`, whose copies Keras's optimizers would clip and check one by one.
+The variables stay on the first device, which makes the update, and the others read them from there.
+The graph's executor runs the replicas side by side. So the model is a plain one, outside of a
+`tf.distribute` scope, in which Keras's optimizers would clip and check the replicas one by one.
 """
 
 import time
@@ -19,11 +19,11 @@ from keras_deepseek.backend.processes.processes import ComputePart, LocalReplica
 
 
 class DeviceReplicas(LocalReplicas):
-    """Copies of a step on devices of this process.
+    """Replicas of a step on devices of this process.
 
     Args:
-        devices: list of strings. Their names.
-        shares: `DeviceShares` of them in the rows of a batch. Defaults to `None`: equal ones.
+        devices: strings. Their names.
+        shares: `DeviceShares` of their rows. Defaults to `None`: equal shares.
     """
 
     def __init__(self, devices: Sequence[str], shares: DeviceShares | None = None) -> None:
@@ -54,9 +54,9 @@ class DeviceReplicas(LocalReplicas):
         return scalars, counts, gradients
 
     def _divide(self, batch: Any) -> tuple[list[Any], Any]:
-        """Returns the rows of each device, and their numbers where they have unequal shares.
+        """Returns the rows of each device, and their numbers if the shares are unequal.
 
-        It is done where the batch is, so that each device is sent its own rows alone.
+        It runs where the batch is, so that each device receives only its own rows.
         """
         number, num_rows = len(self.devices), None
         with tf.device("CPU:0"):
@@ -77,9 +77,10 @@ class DeviceReplicas(LocalReplicas):
 
     @contextmanager
     def _timing(self, seconds: list[Any], rank: int, starts: Any) -> Iterator[list[Any]]:
-        """Adds the seconds from when tensors are known until those are that are put into a list.
+        """Adds the seconds from when `starts` are known until the tensors of the yielded list are.
 
-        The clock is read by operations of the step, which TensorFlow runs in an order of its own.
+        Operations of the step read the clock, since TensorFlow chooses the order in which it runs
+        them.
         """
         ends: list[Any] = []
         if self._shares is None:
@@ -92,14 +93,15 @@ class DeviceReplicas(LocalReplicas):
         seconds[rank] += _read_clock(ends) - begin
 
     def _add(self, parts: Sequence[Sequence[Any]]) -> list[Any]:
+        """Returns the sums of tensors, on the first device."""
         with tf.device(self.devices[0]):
             return [tf.add_n(tensors) for tensors in zip(*parts, strict=True)]
 
 
 def _read_clock(after: Sequence[Any]) -> Any:
-    """Returns the time once tensors are known, in seconds.
+    """Returns the time in seconds at which tensors are known.
 
-    `tf.timestamp` has a state, as TensorFlow sees it, and devices would wait for each other's.
+    `tf.timestamp` counts as stateful, so devices would wait for each other's clocks.
     """
     with tf.device("CPU:0"), tf.control_dependencies(after):
         some = tf.reshape(after[0], [-1])[:1]  # Of what depends on nothing it would be a constant.

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.gradient_scale import multiply_gradients
-from keras_deepseek.backend.keras_private.keras_internals import from_scipy, tensorflow_specs
-from keras_deepseek.backend.keras_private.keras_training import recomputed_call
+from keras_deepseek.backend.keras_private.datasets import from_scipy, tensorflow_specs
+from keras_deepseek.backend.keras_private.repeated_calls import recomputed_call
 from keras_deepseek.backend.protocols.step import Step
 from keras_deepseek.backend.tensorflow.processes import LostPeers
 
@@ -122,7 +122,7 @@ class TensorFlowStep(Step):
 
         return run
 
-    def ends_data(self, error: Exception) -> bool:
+    def is_end_of_data(self, error: Exception) -> bool:
         return isinstance(error, StopIteration | tf.errors.OutOfRangeError)
 
     def feed_batches(self, make_batches: Callable[[], Iterator[Any]], specs: Any) -> Iterable[Any]:
@@ -152,11 +152,12 @@ class TensorFlowStep(Step):
 
 
 def _is_computed(operation: Any) -> bool:
-    """Whether an operation computes its output, in place of reading what is there."""
+    """Returns True if an operation computes its output instead of reading it."""
     return operation.type not in ("Const", "Placeholder", "ReadVariableOp")
 
 
 def _count_bytes(tensor: Any) -> int:
+    """Returns the bytes of a tensor, or of a list that a loop fills."""
     if tensor.dtype == tf.resource:
         return 0
     if tensor.dtype == tf.variant:
@@ -165,7 +166,7 @@ def _count_bytes(tensor: Any) -> int:
 
 
 def _count_list_of_loop(tensor: Any) -> int:
-    """Returns the bytes of a list to which each round of a loop adds a tensor."""
+    """Returns the bytes of a list to which each iteration of a loop adds a tensor."""
     loop = tensor.op
     if loop.type not in ("While", "StatelessWhile"):
         return 0
@@ -177,7 +178,7 @@ def _count_list_of_loop(tensor: Any) -> int:
 
 
 def _count_rounds(loop: Any) -> int:
-    """Returns how often a loop runs at the most; 1 where its data decide."""
+    """Returns the most iterations of a loop, or 1 if that depends on the data."""
     most = loop.inputs[1]
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         definition = loop.graph.as_graph_def()
@@ -189,4 +190,5 @@ def _count_rounds(loop: Any) -> int:
 
 
 def _to_tensor(value: Any) -> Any:
+    """Returns a leaf of a batch in the form that a `tf.data` generator yields."""
     return tf.experimental.Optional.empty(None) if value is None else from_scipy(value)

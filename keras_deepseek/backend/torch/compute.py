@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend import current
 from keras_deepseek.backend.data.array_pieces import cut_pieces
-from keras_deepseek.backend.keras_private.keras_internals import infers_shapes
+from keras_deepseek.backend.keras_private.layers import infers_shapes
 from keras_deepseek.backend.protocols.compute import Compute
 from keras_deepseek.backend.torch.unrecorded import IS_RECORDED
 
@@ -118,13 +118,13 @@ class TorchCompute(Compute):
 
 
 def _count_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Returns the operations of attention by the shapes of its heads."""
+    """Returns the operations of attention from the shapes of query, key and value."""
     batch_size, heads, length, dim = query
     return 2 * int(batch_size * heads * length * key[2] * (dim + value[3]))
 
 
 class _GivenGradient(torch.autograd.Function):
-    """A function of tensors, and of constants behind them, with a gradient of its own."""
+    """A function of tensors and constants, with a gradient that the caller computes."""
 
     @staticmethod
     def forward(
@@ -140,7 +140,7 @@ class _GivenGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Any) -> tuple[Any, ...]:
-        with current().devices.beside(
+        with current().devices.on_device_of(
             upstream
         ):  # PyTorch has a thread for each GPU, and Keras a device for each.
             gradients = ctx.gradient(upstream, *ctx.saved_tensors)
@@ -149,6 +149,7 @@ class _GivenGradient(torch.autograd.Function):
 
 def _choose(values: torch.Tensor, k: int) -> torch.Tensor:
     # By `torch.topk` alone, which of equal numbers are taken depends on how many others there are.
+    """Returns the indices of the `k` largest values; of equal values, those of the first."""
     if values.dtype != torch.float32:
         return torch.sort(values, dim=-1, descending=True, stable=True)[1][..., :k]
     if not current().compute.can_read_shapes(values):
@@ -162,7 +163,7 @@ def _choose(values: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _make_keys(values: torch.Tensor) -> torch.Tensor:
-    """Returns int64 numbers in the order of `values`, and of equal values from the first down."""
+    """Returns distinct int64 keys in the order of `values`, the larger the earlier among equals."""
     bits = (values + 0.0).view(torch.int32)  # The sum makes a zero of a negative zero.
     ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
     places = torch.arange(values.shape[-1], device=values.device)
@@ -170,7 +171,7 @@ def _make_keys(values: torch.Tensor) -> torch.Tensor:
 
 
 def _to_tensor(piece: Array) -> torch.Tensor:
-    """Returns a tensor on the memory of an array, if PyTorch can read it as it lies."""
+    """Returns a tensor that shares an array's memory if PyTorch can read its layout."""
     if not (piece.flags.writeable and piece.flags.aligned and min(piece.strides, default=0) >= 0):
         piece = piece.copy()
     if piece.dtype.name == "bfloat16":  # PyTorch knows no other package's dtypes.

@@ -1,4 +1,8 @@
-"""The devices of PyTorch."""
+"""The devices of PyTorch, and layers of one model on several of them.
+
+Keras's operations move their tensors to the device that Keras computes on. Inside `compute_on`,
+PyTorch's own operations find their inputs there as well. Autograd moves gradients back.
+"""
 
 import contextlib
 import functools
@@ -10,7 +14,7 @@ import keras
 import torch
 from keras.src.backend.torch.core import get_device
 
-from keras_deepseek.backend.keras_private.keras_training import map_with_masks
+from keras_deepseek.backend.keras_private.masks import map_with_masks
 from keras_deepseek.backend.protocols.devices import Devices
 
 
@@ -29,7 +33,7 @@ class TorchDevices(Devices):
         )
         return context
 
-    def beside(self, tensor: Any) -> AbstractContextManager[object]:
+    def on_device_of(self, tensor: Any) -> AbstractContextManager[object]:
         if _lies_on(tensor, torch.device(get_device())):
             return contextlib.nullcontext()
         return self.on_device(str(tensor.device))
@@ -97,7 +101,7 @@ class TorchDevices(Devices):
 
 
 def _bring(structure: Any, device: torch.device) -> Any:
-    """Returns a structure whose tensors are on a device, with the masks that Keras has put on."""
+    """Returns a structure whose tensors are on a device, with the masks that Keras put on them."""
 
     def bring(leaf: Any) -> Any:
         is_there = not isinstance(leaf, torch.Tensor) or _lies_on(leaf, device)
@@ -107,17 +111,18 @@ def _bring(structure: Any, device: torch.device) -> Any:
 
 
 def _lies_on(tensor: torch.Tensor, device: torch.device) -> bool:
-    """Whether a tensor is on a device, which may have no index where there is one of its kind."""
+    """Returns True if a tensor is on a device, which may have no index."""
     here = tensor.device
     return here.type == device.type and (here.index or 0) == _index(device)
 
 
 def _index(device: torch.device) -> int:
+    """Returns the index of a device, that of the current GPU if it has none."""
     if device.index is None and device.type == "cuda":
         return int(torch.cuda.current_device())
     return device.index or 0
 
 
 def torch_device(name: str) -> torch.device:
-    """Returns a device by the name that Keras has for it."""
+    """Returns the PyTorch device of a Keras device name."""
     return torch.device(name.replace("gpu", "cuda"))

@@ -1,4 +1,9 @@
-"""Compiled models and decoding steps on PyTorch."""
+"""Models in inference mode, and decoding steps that are recorded, on PyTorch.
+
+A small step of PyTorch spends most of its time in Python, in what Keras does around each layer. So
+a step that comes often with the same shapes is recorded: from then on its operations run one after
+the other, without the layers.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,15 +17,15 @@ from keras import ops
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
-from keras_deepseek.backend.context_values import set_within
+from keras_deepseek.backend.context_values import set_temporarily
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.protocols.inference import Inference
 from keras_deepseek.backend.torch.unrecorded import IS_RECORDED, UnrecordedFunctions
 
 _OWNS_STATE: ContextVar[bool] = ContextVar("owns_state", default=False)
-"""Whether the tensors of a cache belong to a function that may write into them."""
+"""True if the tensors of a cache belong to a function that may write into them."""
 _CALLS_BEFORE_RECORDING = 12
-"""To record a step takes as long as some tens of steps, which have to be likely to come."""
+"""The calls after which a step is recorded. Recording takes as long as some tens of steps."""
 
 
 class TorchInference(Inference):
@@ -48,7 +53,7 @@ class TorchInference(Inference):
 
         def step(state: Any, *inputs: Any) -> tuple[Any, Any]:
             inputs = keras.tree.map_structure(_make_tensor, inputs)
-            with torch.inference_mode(), set_within(_OWNS_STATE, value=True):
+            with torch.inference_mode(), set_temporarily(_OWNS_STATE, value=True):
                 if state is None:
                     return function(state, *inputs)
                 key = _describe(state, inputs)
@@ -83,6 +88,7 @@ class TorchInference(Inference):
 
 
 def _describe(state: Any, inputs: Any) -> Any:
+    """Returns the shapes, dtypes and types of a state and inputs, as a key of recordings."""
     return tuple(
         (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, torch.Tensor) else type(leaf)
         for leaf in keras.tree.flatten((state, inputs))
@@ -95,13 +101,13 @@ def _record(
     state: Any,
     inputs: Any,
 ) -> Callable[[Any, Any], tuple[Any, Any]] | None:
-    """Returns a function of state and inputs, or `None` where what is done depends on numbers."""
+    """Returns a recorded function of state and inputs, or `None` if it depends on numbers."""
     structure: list[Any] = []
 
     def run(values: list[torch.Tensor], leaves: list[Any]) -> list[Any]:
         arguments = keras.tree.pack_sequence_as((state, inputs), leaves)
         mapping = list(zip(variables, values, strict=True))
-        with keras.StatelessScope(state_mapping=mapping), set_within(IS_RECORDED, value=True):
+        with keras.StatelessScope(state_mapping=mapping), set_temporarily(IS_RECORDED, value=True):
             result = function(arguments[0], *arguments[1])
         # Without its tensors, which would be kept as long as the recording is.
         structure[:] = [keras.tree.map_structure(lambda _: 0, result)]
@@ -112,7 +118,7 @@ def _record(
     device = next((leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
     try:
         # It is run for it, and writes into the state what the recording will write again.
-        with set_within(UnrecordedFunctions.current, UnrecordedFunctions()) as functions:
+        with set_temporarily(UnrecordedFunctions.current, UnrecordedFunctions()) as functions:
             graph = make_fx(run)(values, _flatten_to_tensors(state, inputs, device))
     except (RuntimeError, TypeError, ValueError):
         return None
@@ -129,6 +135,7 @@ def _record(
 
 
 def _flatten_to_tensors(state: Any, inputs: Any, device: Any) -> list[Any]:
+    """Returns the leaves of state and inputs, with integers as int32 tensors."""
     return [
         torch.tensor(leaf, dtype=torch.int32, device=device) if isinstance(leaf, int) else leaf
         for leaf in keras.tree.flatten((state, inputs))
@@ -136,4 +143,5 @@ def _flatten_to_tensors(state: Any, inputs: Any, device: Any) -> list[Any]:
 
 
 def _make_tensor(value: Any) -> Any:
+    """Returns an array as a tensor, anything else as it is."""
     return ops.convert_to_tensor(value) if isinstance(value, np.ndarray) else value

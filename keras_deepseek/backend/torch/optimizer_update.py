@@ -10,7 +10,7 @@ from keras.src.backend.torch.optimizers import torch_adam
 from torch.optim.adamw import adamw
 
 from keras_deepseek.backend.gradient_scale import multiply_gradients
-from keras_deepseek.backend.keras_private.optimizer_slots import weight_slots
+from keras_deepseek.backend.keras_private.optimizers import weight_slots
 
 Row = tuple[keras.Variable, torch.Tensor]
 
@@ -21,7 +21,7 @@ def apply_update(
     variables: Sequence[keras.Variable],
     factor: Any = None,
 ) -> None:
-    """Does what `optimizer.apply` does, in the fastest way that the framework has."""
+    """Does the same as `optimizer.apply`, by PyTorch's fused Adam if it fits the optimizer."""
     with torch.no_grad():
         values = [variable.value for variable in variables]  # Once: each takes its time.
         if len({value.device for value in values}) > 1:
@@ -47,9 +47,9 @@ def _apply_by_device(
     variables: Sequence[keras.Variable],
     values: Sequence[torch.Tensor],
 ) -> None:
-    """Does what `optimizer.apply` does, for the weights of one device after those of another.
+    """Does the same as `optimizer.apply`, for the weights of one device after another.
 
-    Neither Keras's optimizers nor PyTorch's kernels take those of several at once.
+    Neither Keras's optimizers nor PyTorch's kernels take weights of several devices at once.
     """
     decay, is_fused = type(optimizer)._apply_weight_decay, _can_be_fused(optimizer, values)
     clip, bring = type(optimizer)._clip_gradients, keras.ops.convert_to_tensor
@@ -82,10 +82,10 @@ def _apply_by_device(
 
 
 def _on_each_device(optimizer: Any, step: Callable[..., Any]) -> Callable[..., None]:
-    """Returns a step of lists of gradients and variables that is made once for each device.
+    """Returns an update step of lists of gradients and variables that runs once for each device.
 
-    What the optimizer has for all weights, such as a product of its rates, is there each time, and
-    as it was.
+    Variables that the optimizer has once for all weights, such as the product of its rates, begin
+    each run with the same value.
     """
     slots = {id(slot) for slot, _ in weight_slots(optimizer)}
     shared = [variable for variable in optimizer.variables if id(variable) not in slots]
@@ -117,12 +117,13 @@ def _on_each_device(optimizer: Any, step: Callable[..., Any]) -> Callable[..., N
 
 
 def _put(variables: Sequence[keras.Variable], values: Sequence[torch.Tensor]) -> None:
+    """Sets the tensors of variables."""
     for variable, value in zip(variables, values, strict=True):
         variable._value = value
 
 
 def _beside_variable(step: Callable[..., Any]) -> Callable[..., None]:
-    """Returns a step of one gradient and its variable that is made where the variable lies."""
+    """Returns an update step of one gradient that runs on the device of its variable."""
 
     def run(gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
         with keras.device(str(variable.value.device)):
@@ -133,7 +134,7 @@ def _beside_variable(step: Callable[..., Any]) -> Callable[..., None]:
 
 
 def _can_be_fused(optimizer: keras.optimizers.Optimizer, values: Sequence[torch.Tensor]) -> bool:
-    """Whether it is Adam or AdamW as Keras has them, and PyTorch has a kernel for the variables."""
+    """Returns True for Keras's Adam or AdamW, if PyTorch has a kernel for these tensors."""
     update = getattr(type(optimizer), "_parallel_update_step", None)
     return (
         update is torch_adam.Adam._parallel_update_step
@@ -149,7 +150,7 @@ def _can_be_fused(optimizer: keras.optimizers.Optimizer, values: Sequence[torch.
 def _is_plain(
     optimizer: Any, gradients: Sequence[Any], variables: Sequence[keras.Variable]
 ) -> bool:
-    """Whether `optimizer.apply` does no more than the update: what else it looks for costs time."""
+    """Returns True if `optimizer.apply` does nothing but the update: its other checks cost time."""
     return not (
         optimizer.gradient_accumulation_steps
         or optimizer.use_ema
@@ -164,13 +165,14 @@ def _is_plain(
 
 
 def _clips(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Returns True if an optimizer clips gradients."""
     bounds = (optimizer.clipnorm, optimizer.clipvalue, optimizer.global_clipnorm)
     return any(bound is not None for bound in bounds)
 
 
 @contextmanager
 def _fused_adam(optimizer: Any, factor: Any) -> Iterator[None]:
-    """Lets Keras's Adam, on its own state, update each variable in one pass over its numbers.
+    """Makes Keras's Adam update each variable in one pass over its numbers, on its own state.
 
     Keras makes one pass for each product and sum, which takes ten times as long.
     """
@@ -195,7 +197,7 @@ def _update(
     learning_rate: Any,
     factor: Any,
 ) -> None:
-    """Updates the variables: those that the weight decay shrinks, and those that it leaves out."""
+    """Updates the variables with weight decay, and then those that the decay leaves out."""
     decay = optimizer.weight_decay or 0.0
     rows = list(zip(variables, _own_gradients(gradients, factor), strict=True))
     kept = [row for row in rows if decay and not optimizer._use_weight_decay(row[0])]
@@ -207,7 +209,7 @@ def _update(
 
 
 def _own_gradients(gradients: Sequence[torch.Tensor], factor: Any) -> list[torch.Tensor]:
-    """Returns gradients as the kernel takes them; with a factor it writes into them."""
+    """Returns gradients for the kernel, which writes into them if there is a factor."""
     own: list[torch.Tensor] = []
     seen: set[int] = set()
     for gradient in gradients:
@@ -222,6 +224,7 @@ def _own_gradients(gradients: Sequence[torch.Tensor], factor: Any) -> list[torch
 def _update_group(
     optimizer: Any, rows: Sequence[Row], learning_rate: float, weight_decay: float, factor: Any
 ) -> None:
+    """Updates variables that have the same weight decay."""
     steps = int(optimizer.iterations)
     indices = [optimizer._get_variable_index(variable) for variable, _ in rows]
 

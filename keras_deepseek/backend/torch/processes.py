@@ -18,10 +18,10 @@ from keras_deepseek.backend.processes.gradient_compression import Compression, L
 from keras_deepseek.backend.processes.network_interface import find_interface
 from keras_deepseek.backend.processes.processes import (
     ComputePart,
-    OneReplicaEach,
     Processes,
     RemoteReplicas,
-    check_place,
+    SingleReplica,
+    check_rank,
     check_same_shapes,
 )
 from keras_deepseek.backend.processes.rendezvous import meet
@@ -33,10 +33,10 @@ _SEEDS = 2**62
 def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
-    """Returns the processes that train together, once all of them are there."""
+    """Waits for all processes and returns them: see `Distribution.join_processes`."""
     if dist.is_initialized():
         found = dist.get_world_size(), dist.get_rank()
-        check_place("torch.distributed", found, (world_size, rank))
+        check_rank("torch.distributed", found, (world_size, rank))
         with _listening_towards(coordinator), LostPeers("join the others"):
             return TorchProcesses(timeout)
     # Torchrun listens at that address already, with a store for the ranks that it has started.
@@ -61,8 +61,8 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-class TorchProcesses(OneReplicaEach):
-    """The default process group of `torch.distributed`, which sums and broadcasts.
+class TorchProcesses(SingleReplica):
+    """The default process group of `torch.distributed`.
 
     Args:
         timeout: float. Seconds to wait for a process that does not answer.
@@ -80,7 +80,7 @@ class TorchProcesses(OneReplicaEach):
         self._waiting: tuple[Any, torch.Tensor] | None = None
 
     def count(self, num_rows: Any) -> Any:
-        """Returns the number of the rows of all, a scalar."""
+        """Returns the number of rows of all ranks, a scalar."""
         return self._sum_scalars([num_rows])[0]
 
     def sum(
@@ -97,7 +97,7 @@ class TorchProcesses(OneReplicaEach):
         variables: Sequence[keras.Variable],
         compression: Compression,
     ) -> tuple[list[Any], list[Any], list[Any], Callable[[], None]]:
-        """Returns the sums of what all ranks compute, of gradients that are compressed."""
+        """Returns the sums of what all ranks compute, with compressed gradients."""
         found, counts, sums = self._sum(compute, batch, variables, compression)
         return found, counts, sums.finish(), sums.keep
 
@@ -108,6 +108,7 @@ class TorchProcesses(OneReplicaEach):
         variables: Sequence[keras.Variable],
         compression: Compression | None,
     ) -> tuple[list[Any], list[Any], GradientSums]:
+        """Returns the sums of scalars, and the started sums of gradients."""
         scalars, finish = compute(self.rank, batch)
         found = self._sum_scalars(scalars)
         kind = compression.kind if compression else None
@@ -135,9 +136,9 @@ class TorchProcesses(OneReplicaEach):
 
     @contextlib.contextmanager
     def own_random_numbers(self) -> Iterator[None]:
-        """Makes PyTorch's shared generator differ by rank until the block ends.
+        """Makes PyTorch's global generator differ by rank until the block ends.
 
-        Dropout draws from it, a number for each value, and the ranks may have unequal rows.
+        Dropout draws from it, one number for each value, and the ranks may have unequal rows.
         """
         seed = int(torch.randint(_SEEDS, (), device="cpu"))  # The same on all ranks.
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -146,7 +147,7 @@ class TorchProcesses(OneReplicaEach):
             yield
 
     def broadcast(self, value: Any) -> Any:
-        """Returns the value of rank 0, which can be pickled."""
+        """Returns the value of rank 0, which must be picklable."""
         values = [value]
         with LostPeers("send what rank 0 knows"):
             dist.broadcast_object_list(values, src=0)
@@ -162,18 +163,18 @@ class TorchProcesses(OneReplicaEach):
                 variable.assign(value)
 
     def gather(self, array: Array) -> list[Array]:
-        """Returns the arrays of all ranks, in their order."""
+        """Returns the arrays of all ranks, in rank order."""
         found: list[Any] = [None] * self.world_size
         with LostPeers("gather the outputs"):
             dist.all_gather_object(found, array)
         return found
 
     def whole_outputs(self, model: keras.Model) -> contextlib.AbstractContextManager[None]:
-        """Does nothing: each rank predicts rows of its own."""
+        """Does nothing: each rank predicts its own rows."""
         return contextlib.nullcontext()
 
     def agree(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns which wishes any rank had when it called this function the last time."""
+        """Returns the wishes that any rank had at the previous call of this method."""
         before = self._wait(len(wishes))
         found = torch.tensor(wishes, dtype=torch.uint8)
         with LostPeers("agree on whether to stop"):
@@ -181,11 +182,12 @@ class TorchProcesses(OneReplicaEach):
         return before
 
     def agree_now(self, wishes: Sequence[bool]) -> list[bool]:
-        """Returns which wishes any rank has, now or the last time."""
+        """Returns the wishes that any rank has now or had at the previous call."""
         before = self.agree(wishes)
         return [a or b for a, b in zip(before, self._wait(len(wishes)), strict=True)]
 
     def _wait(self, count: int) -> list[bool]:
+        """Returns the answer to the previous call of `agree`."""
         if self._waiting is None:
             return [False] * count
         (work, found), self._waiting = self._waiting, None
@@ -194,7 +196,7 @@ class TorchProcesses(OneReplicaEach):
         return [bool(each) for each in found]
 
     def _check_shapes(self, shapes: Sequence[Any]) -> None:
-        """Raises an error where ranks are about to sum different things, which would hang."""
+        """Raises an error if ranks are about to sum different tensors, which would hang."""
         key = tuple(tuple(shape) for shape in shapes)
         if key in self._known:
             return
@@ -205,12 +207,13 @@ class TorchProcesses(OneReplicaEach):
 
 
 def _split(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Returns the parts of a vector in the shapes of other tensors."""
     parts = flat.split([tensor.numel() for tensor in like])
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
 def _open_store(coordinator: str, world_size: int, rank: int, timeout: float) -> dist.Store:
-    """Returns the store of rank 0, which listens on loopback alone where the coordinator is."""
+    """Returns the store of rank 0, which listens on loopback only if the coordinator does."""
     host, port = parse_address("`coordinator`", coordinator)
     listener = None
     if rank == 0:
@@ -228,9 +231,9 @@ def _open_store(coordinator: str, world_size: int, rank: int, timeout: float) ->
 
 @contextlib.contextmanager
 def _listening_towards(coordinator: str) -> Iterator[None]:
-    """Makes gloo listen on the interface by which the processes meet, until the block ends.
+    """Makes gloo listen on the network interface that leads to the coordinator.
 
-    By itself it takes that of the machine's name, which on many a machine is loopback's.
+    By default it takes the interface of the host name, which is loopback on many machines.
     """
     name = "GLOO_SOCKET_IFNAME"
     interface = find_interface(*parse_address("`coordinator`", coordinator))

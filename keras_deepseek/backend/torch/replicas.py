@@ -1,4 +1,4 @@
-"""Steps on several devices, each with its share of a batch's rows."""
+"""Steps on several devices of PyTorch, each with its share of a batch's rows."""
 
 import functools
 import time
@@ -17,16 +17,16 @@ from keras_deepseek.backend.torch.devices import torch_device
 
 
 class DeviceReplicas(LocalReplicas):
-    """Copies of a step on devices of this process, each with its share of a batch's rows.
+    """Replicas of a step on devices of this process, each with its share of a batch's rows.
 
-    The variables stay on the first one, which makes the update; Keras's operations bring them to
-    the device that they run on, and the backward pass brings gradients back. How far accelerators
-    overlap has not been measured: what one reads of another waits for what that has to do. A CPU
-    computes while it is told what to, and should stand last.
+    The variables stay on the first device, which makes the update. Keras's operations copy them to
+    the device that computes, and the backward pass returns the gradients. How far accelerators
+    overlap has not been measured. A CPU blocks until it has computed its share, so it should stand
+    last.
 
     Args:
-        devices: list of strings. Their names, as in `"gpu:0"`.
-        shares: `DeviceShares` of them in the rows of a batch.
+        devices: strings. Their names, for example `"gpu:0"`.
+        shares: `DeviceShares` of their rows.
     """
 
     def __init__(self, devices: Sequence[str], shares: DeviceShares) -> None:
@@ -61,6 +61,7 @@ class DeviceReplicas(LocalReplicas):
         return scalars, counts, gradients
 
     def _add(self, parts: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+        """Returns the sums of tensors, on the first device."""
         home = torch_device(self.devices[0])
         with torch.no_grad():
             return [
@@ -70,11 +71,7 @@ class DeviceReplicas(LocalReplicas):
 
 
 class _Watch:
-    """Adds up the seconds that a device computes.
-
-    Args:
-        device: `torch.device`.
-    """
+    """Measures the seconds that a device computes."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -82,7 +79,7 @@ class _Watch:
 
     @contextmanager
     def timing(self) -> Iterator[None]:
-        """Counts what is begun until the block ends."""
+        """Measures what is started until the block ends."""
         if self._device.type != "cuda":
             begin = time.perf_counter()
             yield
@@ -96,7 +93,7 @@ class _Watch:
         self._spans.append(events)
 
     def seconds(self) -> float:
-        """Returns the seconds, once the device is done."""
+        """Returns the seconds, after waiting for the device."""
         total = 0.0
         for span in self._spans:
             if isinstance(span, float):
@@ -108,6 +105,7 @@ class _Watch:
 
 
 def _move(batch: Any, rows: slice, device: torch.device) -> Any:
+    """Returns rows of a batch on a device."""
     return keras.tree.map_structure(
         lambda array: None if array is None else array[rows].to(device), batch
     )

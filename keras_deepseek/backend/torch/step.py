@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.data.batch_stream import Epochs
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
-from keras_deepseek.backend.keras_private.keras_training import recomputed_call
+from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.backend.keras_private.repeated_calls import recomputed_call
 from keras_deepseek.backend.protocols.step import Step
 from keras_deepseek.backend.torch.optimizer_update import apply_update
 
@@ -22,7 +22,7 @@ _DTYPES = {
     *map(np.dtype, ("bool", "uint8", "int8", "int16", "int32", "int64")),
     *map(np.dtype, ("float16", "float32", "float64")),
 }
-"""What PyTorch and NumPy have in common."""
+"""The dtypes that PyTorch and NumPy have in common."""
 
 
 class TorchStep(Step):
@@ -178,21 +178,24 @@ class TorchStep(Step):
 
 
 class _Kept:
-    """A tensor that is kept for the backward pass, for as long as it is."""
+    """A tensor that autograd keeps for the backward pass."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
 
 
 def _to_tensor(array: Any) -> Any:
-    """Returns what Keras makes of a batch that is nobody else's, and so without its copy."""
+    """Returns an array as a tensor, which shares its memory if it can."""
     if type(array) is np.ndarray and array.dtype in _DTYPES and array.flags.writeable:
         array = torch.from_numpy(array)
     return keras.ops.convert_to_tensor(array)
 
 
 def _buffers(model: keras.Model) -> dict[str, torch.Tensor]:
-    """Returns the buffers by the place of their layer: Keras counts the names of layers up."""
+    """Returns the buffers of PyTorch modules, named by the index of their layer.
+
+    Names of layers would not do: Keras counts them up.
+    """
     return {
         f"{index}/{name}": buffer
         for index, layer in enumerate(flatten_layers(model))

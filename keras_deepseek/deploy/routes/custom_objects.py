@@ -18,7 +18,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.errors import ExportError, InvalidInputError
 
 _SCRIPT = "__main__"

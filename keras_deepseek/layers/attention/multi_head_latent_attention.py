@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_internals import set_mask
+from keras_deepseek.backend.keras_private.masks import set_mask
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.attention.call_check import check_call, check_room, compute_call_spec

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.backend.keras_private.layer_tree import inner_layers, own_variables
+from keras_deepseek.backend.keras_private.layers import inner_layers, own_variables
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.lent_attributes import lent_attributes
+from keras_deepseek.backend.keras_private.temporary_attributes import temporary_attributes
 from keras_deepseek.layers.initializers import draws_random_numbers
 
 _lock = threading.RLock()
@@ -37,5 +37,5 @@ def unset_variables() -> Iterator[list[keras.Variable]]:
         return variable
 
     # Two threads at once could restore the patched method of each other, for ever.
-    with _lock, lent_attributes(keras.Layer, add_weight=add_zeros):
+    with _lock, temporary_attributes(keras.Layer, add_weight=add_zeros):
         yield made

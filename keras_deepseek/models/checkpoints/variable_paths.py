@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.layer_tree import inner_layers, own_variables
+from keras_deepseek.backend.keras_private.layers import inner_layers, own_variables
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry, copied_entry
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.backend.keras_private.keras_internals import set_mask
+from keras_deepseek.backend.keras_private.masks import set_mask
 from keras_deepseek.checks import check_number
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.inner_layers import (

@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
+from keras_deepseek.backend.keras_private.layers import flatten_layers
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.checkpoints.merged_kernels import merged_name, own_variable
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import delete_variables, flatten_layers
+from keras_deepseek.backend.keras_private.layers import delete_variables, flatten_layers
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import (
     InvalidInputError,

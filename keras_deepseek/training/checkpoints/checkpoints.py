@@ -15,7 +15,7 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.checkpoint import Checkpoint
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
 from keras_deepseek.backend.data.random_state import read_random_state
-from keras_deepseek.backend.keras_private.keras_internals import read_learning_rate
+from keras_deepseek.backend.keras_private.trainers import read_learning_rate
 from keras_deepseek.backend.processes.processes import Processes, ask_rank_0
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.checkpoint_options import CheckpointOptions

@@ -7,9 +7,9 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_training import compilation
-from keras_deepseek.backend.keras_private.layer_tree import own_variables
-from keras_deepseek.backend.keras_private.optimizer_slots import making_slots, weight_slots
+from keras_deepseek.backend.keras_private.layers import own_variables
+from keras_deepseek.backend.keras_private.optimizers import making_slots, weight_slots
+from keras_deepseek.backend.keras_private.trainers import compilation
 from keras_deepseek.training.cluster.layer_devices import LayerDevice, find_layer_devices
 
 _FUNCTIONS = ("test_function", "predict_function")

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_internals import Distribution
-from keras_deepseek.backend.keras_private.keras_training import given_metric_variables
+from keras_deepseek.backend.keras_private.metrics import given_metric_variables
 from keras_deepseek.backend.processes.processes import Replicas
+from keras_deepseek.backend.protocols.distribution import KerasDistribution
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.cluster.cluster_spec import Strategy
 from keras_deepseek.training.cluster.device import (
@@ -23,7 +23,7 @@ from keras_deepseek.training.cluster.device import (
 )
 from keras_deepseek.training.cluster.layer_placement import LayerPlacement
 
-DistributedStrategy: TypeAlias = Strategy | Distribution | Any
+DistributedStrategy: TypeAlias = Strategy | KerasDistribution | Any
 
 
 class Placement:
@@ -49,9 +49,9 @@ class Placement:
     ) -> None:
         count_devices = backend.current().devices.count_devices
         self.device: str | None = None
-        self.distribution: Distribution | None = None
+        self.distribution: KerasDistribution | None = None
         self.devices: Replicas | None = None
-        self.has_own_distribution = isinstance(strategy, Distribution)
+        self.has_own_distribution = isinstance(strategy, KerasDistribution)
         """Whether a user says how variables and batches are laid out."""
         self.layers: LayerPlacement | None = None
         by_layer = choose_layer_devices(device_map, count_devices) if device_map else None
@@ -67,7 +67,7 @@ class Placement:
         elif local_rank is not None:
             self.device = device_of_rank(local_rank, count_devices)
         self.kind = (self.device or default_kind(count_devices)).split(":")[0]
-        if isinstance(strategy, Distribution):
+        if isinstance(strategy, KerasDistribution):
             self.distribution = strategy
         elif strategy == "allreduce":
             self.distribution = backend.current().distribution.spread_over_devices()

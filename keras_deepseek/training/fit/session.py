@@ -147,7 +147,7 @@ class Session:
         """Makes the model train by the plan's steps, on the training's devices."""
         with (
             self._placement.in_use(self._model),
-            backend.current().step.keeping_variables(self._model),
+            backend.current().step.restoring_variables(self._model),
             self._plan.in_use(),
         ):
             yield

@@ -8,7 +8,7 @@ import keras
 
 from keras_deepseek import backend
 from keras_deepseek.backend.data.positioned_data import PositionedData
-from keras_deepseek.backend.keras_private.keras_training import epoch_logs
+from keras_deepseek.backend.keras_private.trainers import epoch_logs
 from keras_deepseek.training.checkpoints.streamed_callbacks import StreamedCallbacks
 
 

@@ -7,11 +7,8 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_training import (
-    compilation,
-    optimized_variables,
-    own_train_step,
-)
+from keras_deepseek.backend.keras_private.optimizers import optimized_variables
+from keras_deepseek.backend.keras_private.trainers import compilation, overrides_train_step
 from keras_deepseek.backend.processes.processes import RemoteReplicas, Replicas
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
@@ -76,7 +73,7 @@ class StepPlan:
         refuse_second_clip(options.gradient_clip, model.optimizer)
         if not is_own_compute:
             refuse_no_reduction(model.loss)
-        if own_train_step(model):
+        if overrides_train_step(model):
             ignored = {
                 **options.that_change_updates(),
                 "the trainer's own": is_own_compute,
@@ -153,7 +150,7 @@ class StepPlan:
     def needs_targets(self) -> bool:
         """Whether the loss is one of Keras's between outputs and targets, and no other."""
         is_kerass = type(self._model).compute_loss is keras.Model.compute_loss
-        is_ours = not (self._is_own_compute or own_train_step(self._model))
+        is_ours = not (self._is_own_compute or overrides_train_step(self._model))
         return is_ours and is_kerass and self._model.loss is not None
 
     @property
@@ -202,7 +199,7 @@ class StepPlan:
         Raises:
             InvalidInputError: The model has a step of its own, and nobody can look into it.
         """
-        if own_train_step(self._model):
+        if overrides_train_step(self._model):
             _refuse_own_step(self._model, ["measuring memory"])
         return int(self._in_precision(self._training_step.count_kept_bytes)(data))
 
@@ -217,7 +214,7 @@ class StepPlan:
                 backend.current().step.make_train_step(model, self._served),
                 is_eager=True,
             )
-        if not own_train_step(model):
+        if not overrides_train_step(model):
             prepare, carried = self._prepare, self._training_step.carried
             train_step = backend.current().step.make_train_step(model, self._training_step, carried)
         return StepInPlace(

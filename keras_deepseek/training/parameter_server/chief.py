@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_training import own_train_step
+from keras_deepseek.backend.keras_private.trainers import overrides_train_step
 from keras_deepseek.backend.processes.processes import OneProcess
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
@@ -126,7 +126,7 @@ def _refuse_what_waits(model: keras.Model, guard: Any, device_kind: str) -> None
     for reason, is_so in reasons.items():
         if is_so:
             raise NotSupportedError(f"A parameter server can't train with {reason}.")
-    if own_train_step(model):
+    if overrides_train_step(model):
         raise InvalidInputError(
             f"Model {model.name!r} has a `train_step` of its own, which workers can't take apart "
             "into gradients and update. Write it as `Trainer.train_step`."

@@ -16,7 +16,8 @@ import keras
 import numpy as np
 
 from keras_deepseek.backend.data.random_state import seed_generators
-from keras_deepseek.backend.keras_private.keras_internals import compile_arguments, flatten_layers
+from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.backend.keras_private.trainers import compile_arguments
 from keras_deepseek.errors import InvalidInputError
 
 _OWN = (

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import keras
 
 from keras_deepseek.backend.data.batch_stream import BatchStream
-from keras_deepseek.backend.keras_private.keras_internals import count_train_steps
-from keras_deepseek.backend.keras_private.keras_training import count_update
+from keras_deepseek.backend.keras_private.optimizers import count_update
+from keras_deepseek.backend.keras_private.trainers import count_train_steps
 from keras_deepseek.training.parameter_server.dispatcher import Dispatcher
 from keras_deepseek.training.parameter_server.engine import Engine
 from keras_deepseek.training.parameter_server.messages import Result, ShardValues

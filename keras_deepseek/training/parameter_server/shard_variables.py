@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_training import count_update, exclude_from_decay
+from keras_deepseek.backend.keras_private.optimizers import count_update, exclude_from_decay
 from keras_deepseek.training.parameter_server.messages import ShardPlan
 from keras_deepseek.training.parameter_server.optimizer_slots import make_variable
 

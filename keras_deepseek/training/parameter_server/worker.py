@@ -9,7 +9,7 @@ import numpy as np
 from keras_deepseek import backend
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.data.random_state import seed_generators
-from keras_deepseek.backend.keras_private.keras_internals import build_for_training
+from keras_deepseek.backend.keras_private.trainers import build_for_training
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.parameter_server.batch_seeds import BatchSeeds
 from keras_deepseek.training.parameter_server.gradient_step import GRADIENTS, take_gradient_step

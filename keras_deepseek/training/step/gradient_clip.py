@@ -80,7 +80,7 @@ def clip_gradients(
 
 
 def _beside(clip: Callable[..., Any], gradient: Any, *arguments: Any) -> Any:
-    with backend.current().devices.beside(gradient):
+    with backend.current().devices.on_device_of(gradient):
         return clip(gradient, *arguments)
 
 

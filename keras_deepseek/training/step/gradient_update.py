@@ -94,7 +94,7 @@ def is_scaled(optimizer: keras.optimizers.Optimizer) -> bool:
 
 
 def _unscale(gradient: Any, scale: keras.Variable) -> Any:
-    with backend.current().devices.beside(gradient):
+    with backend.current().devices.on_device_of(gradient):
         return ops.divide(gradient, scale)
 
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_deepseek.backend.keras_private.keras_training import add_metric, batch_states
+from keras_deepseek.backend.keras_private.layers import batch_states
+from keras_deepseek.backend.keras_private.metrics import add_metric
 from keras_deepseek.training.step.step_guard import StepGuard
 
 

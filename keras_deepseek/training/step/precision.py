@@ -10,13 +10,13 @@ from typing import Any
 
 import keras
 
-from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
-from keras_deepseek.backend.keras_private.keras_training import losses_in_float32
 from keras_deepseek.backend.keras_private.layer_precision import (
     layers_before_embeddings,
     layers_to_switch,
-    lent_policy,
+    temporary_policy,
 )
+from keras_deepseek.backend.keras_private.layers import flatten_layers
+from keras_deepseek.backend.keras_private.losses import losses_in_float32
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.step.named_layers import are_names, find_named_layers
 
@@ -145,7 +145,7 @@ def step_in_precision(
             layers.extend(_layers_to_switch(model, policy, float32_layers))
             uncast.extend(layers_before_embeddings(model))
         try:
-            with lent_policy(layers, policy, uncast=uncast), losses_in_float32(model):
+            with temporary_policy(layers, policy, uncast=uncast), losses_in_float32(model):
                 return train_step(*arguments)
         except Exception as error:
             if any(word in str(error).lower() for word in ("float16", "half")):

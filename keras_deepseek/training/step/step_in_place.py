@@ -8,10 +8,10 @@ from typing import Any
 import keras
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_training import (
+from keras_deepseek.backend.keras_private.trainers import (
+    class_overrides_train_step,
     compilation,
-    has_own_step,
-    lent_train_step,
+    temporary_train_step,
 )
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.build_for_step import build_for_step
@@ -85,8 +85,12 @@ class StepInPlace:
         model.make_train_function = self._make_function
         model.train_function = self._function if self._compiled_for == self._now() else None
         try:
-            build = functools.partial(build_for_step, model) if has_own_step(model) else None
-            with lent_train_step(model, self._run, build):
+            build = (
+                functools.partial(build_for_step, model)
+                if class_overrides_train_step(model)
+                else None
+            )
+            with temporary_train_step(model, self._run, build):
                 yield
             # Averages that have become weights would be gone with what an evaluation gives away.
             backend.current().step.separate_variables(model)
@@ -130,7 +134,7 @@ class StepInPlace:
             try:
                 logs = function(*arguments)
             except Exception as error:
-                self.is_making = not backend.current().step.ends_data(error)
+                self.is_making = not backend.current().step.is_end_of_data(error)
                 raise
             self.is_making = False
             self.num_made += 1

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import keras
 from keras import ops
 
-from keras_deepseek.backend.keras_private.keras_internals import build_for_training
-from keras_deepseek.backend.keras_private.keras_training import compiled_metric_names, track_loss
+from keras_deepseek.backend.keras_private.losses import track_loss
+from keras_deepseek.backend.keras_private.metrics import compiled_metric_names
+from keras_deepseek.backend.keras_private.trainers import build_for_training
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.gradients.batch_gradients import (
     BatchGradients,

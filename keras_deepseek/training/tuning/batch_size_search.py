@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_deepseek import backend
-from keras_deepseek.backend.keras_private.keras_internals import array_slices, find_data_adapter
+from keras_deepseek.backend.keras_private.datasets import array_slices, find_data_adapter
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.tuning.short_training import ShortTraining

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.backend.data.batch_source import open_batch_source
-from keras_deepseek.backend.keras_private.keras_internals import DataAdapter
+from keras_deepseek.backend.keras_private.datasets import DataAdapter
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 X = np.arange(10, dtype="float32")[:, None]

@@ -6,7 +6,7 @@ import pytest
 
 from keras_deepseek import backend
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.backend.keras_private.time_distributed import mended_time_distributed
+from keras_deepseek.backend.keras_private.time_distributed import fixed_time_distributed
 
 
 class Masked(keras.layers.Layer):
@@ -45,7 +45,7 @@ def distributed(request):
 def test_all_steps_at_once_give_what_step_by_step_does(distributed):
     model, given = distributed
     expected = keras.ops.convert_to_numpy(model(given))
-    with mended_time_distributed():
+    with fixed_time_distributed():
         received = keras.ops.convert_to_numpy(model(given))
     np.testing.assert_allclose(received, expected, atol=1e-6, rtol=1e-5)
     assert keras.layers.TimeDistributed.call.__module__.startswith("keras.")

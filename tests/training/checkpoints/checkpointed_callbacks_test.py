@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.checkpoint_folder import CheckpointFolder
-from keras_deepseek.backend.keras_private.keras_internals import build_for_training
+from keras_deepseek.backend.keras_private.trainers import build_for_training
 from keras_deepseek.callbacks import LRScheduler
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import Trainer

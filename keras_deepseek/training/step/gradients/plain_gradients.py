@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_deepseek import backend
 from keras_deepseek.backend.gradient_scale import multiply_gradients
-from keras_deepseek.backend.keras_private.keras_training import hearing_metrics
+from keras_deepseek.backend.keras_private.metrics import watch_metric_updates
 from keras_deepseek.backend.processes.processes import Receive
 from keras_deepseek.training.step.gradients.batch_gradients import (
     Backward,
@@ -99,7 +99,7 @@ class PlainGradients(PartGradients):
         """Returns a function to the scaled loss, and to the loss, its weight and further logs."""
 
         def compute() -> tuple[Any, Any]:
-            with hearing_metrics(self._model) as heard, marking_wrong_labels(self._model):
+            with watch_metric_updates(self._model) as heard, marking_wrong_labels(self._model):
                 loss, weight, logs = read_result(self._compute(*batch))
             self._updates_metrics = bool(heard)
             if self._loss.is_in_parts:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.backend.keras_private.keras_training import batch_states, seed_states
+from keras_deepseek.backend.keras_private.layers import batch_states, seed_states
 
 _STRIDE = 15_485_863
 """Between the seeds of two replicas: more than a training draws, and thousands fit an int32."""

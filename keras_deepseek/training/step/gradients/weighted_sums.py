@@ -26,7 +26,7 @@ def counting(count: Any) -> Callable[[Any], Any]:
         return lambda tensor: tensor
 
     def counted(tensor: Any) -> Any:
-        with backend.current().devices.beside(tensor):
+        with backend.current().devices.on_device_of(tensor):
             return ops.where(count > 0, tensor, ops.zeros_like(tensor))
 
     return counted
@@ -125,5 +125,5 @@ class WeightedSums:
 
 
 def _divide(gradient: Any, divisor: Any) -> Any:
-    with backend.current().devices.beside(gradient):
+    with backend.current().devices.on_device_of(gradient):
         return ops.divide(gradient, divisor)

@@ -7,12 +7,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.backend.keras_private.keras_training import (
-    call_for_training,
-    compute_training_loss,
-    update_metrics,
-)
-from keras_deepseek.backend.loss_means import hearing_means
+from keras_deepseek.backend.keras_private.losses import compute_training_loss
+from keras_deepseek.backend.keras_private.metrics import update_metrics
+from keras_deepseek.backend.keras_private.trainers import call_for_training
+from keras_deepseek.backend.loss_means import collect_loss_means
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.gradients.micro_batches import count_rows
 from keras_deepseek.training.step.loss.loss_weight import find_reduction, weigh_loss
@@ -48,7 +46,7 @@ class BatchLoss:
     def __call__(self, x: Any, y: Any, sample_weight: Any) -> Any:
         """Returns the loss; of a part, a dict of the loss and its weight in the batch."""
         model = self._model
-        with hearing_means() as means:
+        with collect_loss_means() as means:
             y_pred = call_for_training(model, x)
         loss = compute_training_loss(model, x, y, y_pred, sample_weight)
         is_kerass = type(model).compute_loss is keras.Model.compute_loss

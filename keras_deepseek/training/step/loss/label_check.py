@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.backend.keras_private.keras_training import output_masks
+from keras_deepseek.backend.keras_private.masks import output_masks
 from keras_deepseek.training.step.loss.compiled_losses import losses_by_output
 
 _LEAST_BINARY, _LARGEST_BINARY = -0.5, 1.5

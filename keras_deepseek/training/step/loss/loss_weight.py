@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.backend.keras_private.keras_training import output_masks
+from keras_deepseek.backend.keras_private.masks import output_masks
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.step.loss.compiled_losses import revive_losses
 

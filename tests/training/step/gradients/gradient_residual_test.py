@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 
 from keras_deepseek.backend.processes.gradient_compression import LowRank
-from keras_deepseek.backend.processes.processes import OneProcess, OneReplicaEach
+from keras_deepseek.backend.processes.processes import OneProcess, SingleReplica
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import Trainer
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 
 
-class Pair(OneReplicaEach, OneProcess):
+class Pair(SingleReplica, OneProcess):
     """One of two processes of which the other knows the same, and twice as much."""
 
     rank = 1

@@ -1,4 +1,4 @@
-"""Attributes of somebody else's that are others for a while."""
+"""Attributes of modules, classes or objects that are replaced for a while."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def lent_attributes(owner: Any, **values: Any) -> Iterator[None]:
-    """Has a module, class or object hold other values, and in the end what it held before.
+def temporary_attributes(owner: Any, **values: Any) -> Iterator[None]:
+    """Sets attributes, and restores the former values when the block ends.
 
     Args:
-        owner: What has the attributes.
-        **values: Their values for as long as the block runs, by name.
+        owner: Module, class or object.
+        **values: The temporary values by name.
     """
     kept = {name: getattr(owner, name) for name in values}
     try:

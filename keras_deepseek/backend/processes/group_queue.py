@@ -1,18 +1,18 @@
-"""Work on groups of things that come one by one, in one order wherever it is done.
+"""A queue that starts groups of items in a fixed order, whichever item comes first.
 
-The gradients of a step come in the order in which the backward pass finds them, and processes that
-train together must sum them in the same order.
+The gradients of a step come in the order of the backward pass, and processes that train together
+must sum them in one order.
 """
 
 from collections.abc import Callable, Collection, Sequence
 
 
-class Arrivals:
-    """Begins groups in their order, each once all that is in it has come.
+class GroupQueue:
+    """Starts groups in their order, each after all of its items have come.
 
     Args:
-        groups: list of collections of integers. What is in each group.
-        begin: Function of the number of a group, counted from 0.
+        groups: collections of integers. The items of each group.
+        begin: Function of the index of a group.
     """
 
     def __init__(self, groups: Sequence[Collection[int]], begin: Callable[[int], object]) -> None:
@@ -22,7 +22,7 @@ class Arrivals:
         self._come: set[int] = set()
 
     def add(self, index: int) -> None:
-        """Begins the groups whose turn it is now that something has come."""
+        """Adds an item, and starts the groups that are complete and next in order."""
         self._come.add(index)
         while self._next < len(self._missing) and self._missing[self._next] <= self._come:
             self._next += 1
