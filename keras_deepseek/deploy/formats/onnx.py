@@ -14,6 +14,7 @@ from keras_deepseek.backend.host_values import count_bytes
 from keras_deepseek.backend.keras_private.known_numbers import layers_by_tensorflow
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.deploy.failure_reason import failure_reason
+from keras_deepseek.deploy.formats.export_format import ExportFormat
 from keras_deepseek.deploy.onnx_passes.canonical import make_canonical
 from keras_deepseek.deploy.onnx_passes.check_operators import check_operators
 from keras_deepseek.deploy.onnx_passes.describe import describe
@@ -35,7 +36,7 @@ from keras_deepseek.errors import InvalidInputError, NotSupportedError
 _ALWAYS = {"onnx": "onnx", "onnxruntime": "onnx"}
 
 
-class OnnxFormat:
+class OnnxFormat(ExportFormat):
     """Writes ONNX by the exporter of the backend that runs, and what follows on the graph.
 
     Args:

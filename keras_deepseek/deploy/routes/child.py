@@ -131,16 +131,15 @@ def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     from keras_deepseek.backend.keras_private.keras_file import load_keras_file
     from keras_deepseek.deploy.failure_place import whole_tracebacks
     from keras_deepseek.deploy.formats.export_format import run_format
-    from keras_deepseek.deploy.formats.registry import create_format
+    from keras_deepseek.deploy.formats.registry import choose_format
     from keras_deepseek.deploy.routes.custom_objects import load_objects, receive
 
     load_objects(work)
-    calibration = work / "calibration.npz"
-    if calibration.exists():
-        job["options"]["calibration"] = load_batches(calibration)
     export_format = receive(work / "format.pickle")
     if export_format is None:
-        export_format = create_format(job["format"], job["options"])
+        path = work / "calibration.npz"
+        calibration = load_batches(path) if path.exists() else None
+        export_format = choose_format(job["format"], job["options"], calibration).export_format
     folder = Path(job["folder"])
     how = ""
     if not job["is_written"]:

@@ -1,9 +1,8 @@
-"""The ways from a model to an artifact.
+"""The routes from a model to an artifact, one for each backend that can write the format.
 
-A route is a backend that can write the format: the one that runs, in this process, or another,
-which loads the saved model in a process of its own, since not every backend's exporter is right for
-every model: see `child.py`. Each writes the artifact and runs it on the samples; `make_artifact.py`
-compares.
+The running backend writes the artifact in this process. Another backend loads the saved model in a
+process of its own (`child.py`), since not every backend's exporter is right for every model. Each
+route writes the artifact and runs it on the samples. `make_artifact.py` compares the outputs.
 """
 
 import importlib.util
@@ -19,7 +18,6 @@ from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
 from keras_deepseek.deploy.failure_place import whole_tracebacks
 from keras_deepseek.deploy.formats.export_format import ExportFormat, run_format
-from keras_deepseek.deploy.formats.registry import BUILT_IN
 from keras_deepseek.deploy.routes.child import load_batches, save_batches
 from keras_deepseek.deploy.routes.child_process import Say, run_in_child
 from keras_deepseek.deploy.routes.config_check import check_configs
@@ -32,7 +30,7 @@ from keras_deepseek.errors import (
 )
 
 FRAMEWORKS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
-"""What people call the backends that an artifact may be written through."""
+"""The frameworks' own names, by backend."""
 
 
 class Route(Protocol):
@@ -134,7 +132,7 @@ def check_packages(export_format: ExportFormat, route: Route) -> None:
         MissingExtraError: One is not installed; its extra is what is enough for the whole route.
     """
     needed = {route.backend: route.backend}
-    needed |= getattr(export_format, "packages", {}).get(route.backend, {})
+    needed |= export_format.packages.get(route.backend, {})
     missing = {name: needed[name] for name in needed if importlib.util.find_spec(name) is None}
     if missing:
         extras = ",".join(sorted({*missing.values()}))
@@ -154,7 +152,7 @@ def _write_job(job: ExportJob, folder: Path, work: Path, *, is_written: bool) ->
         save_objects(work, objects.of_script)
         sources = objects.sources
     save_batches(work / "samples.npz", job.batches)
-    if job.export_format.name not in BUILT_IN:
+    if job.options is None:
         what = f"The format {job.export_format.name!r} is registered in the running process"
         send(work / "format.pickle", job.export_format, what)
     if job.calibration:
@@ -177,5 +175,5 @@ def find_routes(export_format: ExportFormat) -> list[Route]:
         export_format: `ExportFormat`. One without `backends` is written by the backend that runs.
     """
     running = keras.backend.backend()
-    backends = getattr(export_format, "backends", (running,))
+    backends = export_format.backends or (running,)
     return [InProcess(name) if name == running else InChild(name) for name in backends]

@@ -74,7 +74,7 @@ def make_taken_samples(model: NamedModel) -> list[dict[str, Array]]:
     return []
 
 
-def make_further_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
+def make_optional_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
     """Returns random batches that not every model takes.
 
     One is small and one large, so that a choice by a size shows that was made when it was traced;
@@ -98,7 +98,7 @@ def make_further_samples(model: keras.Model, signature: Signature) -> list[dict[
     return made
 
 
-def make_wide_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
+def make_extreme_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
     """Returns a random batch of large floats, and of floats far from zero.
 
     Of these a formula that is not stable makes something else; but a stable one, too, may be off by

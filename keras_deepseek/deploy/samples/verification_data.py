@@ -11,9 +11,9 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.samples.random_batches import (
     ROUND_LENGTHS,
     hold_out,
-    make_further_samples,
+    make_extreme_samples,
+    make_optional_samples,
     make_samples,
-    make_wide_samples,
 )
 
 Batches = list[dict[str, Array]]
@@ -25,17 +25,17 @@ class VerificationData:
 
     Args:
         samples: For each batch its arrays by input name.
-        other_samples: Lists like `samples`. Defaults to none.
-        further_samples: Batches as well. Defaults to none.
-        wide_samples: Batches of large numbers. Defaults to none.
+        alternative_samples: Lists like `samples`. Defaults to none.
+        optional_samples: Batches as well. Defaults to none.
+        extreme_samples: Batches of large numbers. Defaults to none.
         calibration: Batches that int8 is made for. Defaults to `None`.
         are_random: boolean. Whether the samples were drawn. Defaults to `False`.
     """
 
     samples: Batches
-    other_samples: list[Batches] = field(default_factory=list)
-    further_samples: Batches = field(default_factory=list)
-    wide_samples: Batches = field(default_factory=list)
+    alternative_samples: list[Batches] = field(default_factory=list)
+    optional_samples: Batches = field(default_factory=list)
+    extreme_samples: Batches = field(default_factory=list)
     calibration: Batches | None = None
     are_random: bool = False
 
@@ -72,8 +72,8 @@ def choose_data(
     model = named.model
     return VerificationData(
         make_samples(model, signature),
-        other_samples=[make_samples(model, signature, ROUND_LENGTHS)],
-        further_samples=make_further_samples(model, signature),
-        wide_samples=make_wide_samples(model, signature),
+        alternative_samples=[make_samples(model, signature, ROUND_LENGTHS)],
+        optional_samples=make_optional_samples(model, signature),
+        extreme_samples=make_extreme_samples(model, signature),
         are_random=True,
     )

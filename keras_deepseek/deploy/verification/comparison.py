@@ -34,14 +34,14 @@ class Comparison:
         num_samples: integer. Batches.
         largest_difference: float. The largest absolute one.
         any_finite: boolean. Whether the model gave any finite value.
-        untold: tuple of strings. Outputs that an artifact would have passed with that computes the
-            same for all rows.
+        constant_outputs: tuple of strings. Outputs that hardly change from row to row, so that an
+            artifact that ignores its inputs would have passed.
     """
 
     num_samples: int
     largest_difference: float
     any_finite: bool = True
-    untold: tuple[str, ...] = ()
+    constant_outputs: tuple[str, ...] = ()
 
 
 def compare(
@@ -89,7 +89,7 @@ def compare(
                 largest = max(largest, difference)
             except ExportError as error:
                 raise ExportError(f"Output {name!r} of batch {index}: {error}") from error
-    untold = []
+    constant_outputs = []
     for name in expected[0] if expected else ():
         groups = list(_rows_by_shape(name, expected, received))
         tolerance = _tolerance(expected[0][name], precisions.get(name))
@@ -100,11 +100,11 @@ def compare(
         except ExportError as error:
             raise ExportError(f"Output {name!r}: {error}") from error
         if not _tells(groups):
-            untold.append(name)
+            constant_outputs.append(name)
     any_finite = any(
         np.isfinite(array.astype("float64")).any() for batch in expected for array in batch.values()
     )
-    return Comparison(len(expected), largest, any_finite, tuple(untold))
+    return Comparison(len(expected), largest, any_finite, tuple(constant_outputs))
 
 
 def differing_places(
