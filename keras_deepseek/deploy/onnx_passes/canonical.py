@@ -8,7 +8,7 @@ backend gave are not kept: of two nodes that compute the same it keeps one, now 
 from collections.abc import Iterator
 from typing import Any
 
-from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs, read_instead
+from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs, replace_inputs
 from keras_deepseek.errors import ExportError
 
 
@@ -51,7 +51,7 @@ def _settle_copies(graph: Any) -> None:
         return name
 
     _replace(graph.node, [node for node in graph.node if node.op_type != "Identity"])
-    read_instead(graph, source)
+    replace_inputs(graph, source)
     made = {name for node in graph.node for name in node.output}
     for index, value in enumerate(graph.output):
         value.name = source(value.name)

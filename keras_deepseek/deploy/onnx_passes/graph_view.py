@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.deploy.onnx_passes.import_package import import_package
-from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs, read_instead
+from keras_deepseek.deploy.onnx_passes.inner_graphs import inner_graphs, replace_inputs
 from keras_deepseek.deploy.onnx_passes.save import is_on_disk
 
 _HALF_BYTES = 2
@@ -35,7 +35,7 @@ class GraphView:
         self._read()
 
     def _read(self) -> None:
-        self._makers = {name: node for node in self.graph.node for name in node.output if name}
+        self._producers = {name: node for node in self.graph.node for name in node.output if name}
         self._weights = {tensor.name: tensor for tensor in self.graph.initializer}
         self._users = Counter(_used(self.graph))
         self.__dict__.pop("_values", None)
@@ -80,21 +80,21 @@ class GraphView:
         """Returns the nodes of these types, in their order."""
         return [node for node in self.graph.node if node.op_type in op_types and not node.domain]
 
-    def maker(self, name: str, *op_types: str) -> Any:
+    def producer(self, name: str, *op_types: str) -> Any:
         """Returns the node that makes a tensor, if it is of one of these types, or `None`."""
-        node = self._makers.get(name)
+        node = self._producers.get(name)
         is_one = node is not None and not node.domain and node.op_type in op_types
         return node if is_one else None
 
-    def any_maker(self, name: str) -> Any:
+    def any_producer(self, name: str) -> Any:
         """Returns the node that makes a tensor, or `None` for an input or a weight."""
-        return self._makers.get(name)
+        return self._producers.get(name)
 
     def constant(self, name: str) -> Array | None:
         """Returns the values of a tensor that no input changes, or `None`."""
         if name in self._weights and not is_on_disk(self._weights[name]):
             return self.onnx.numpy_helper.to_array(self._weights[name])  # type: ignore[no-any-return]
-        node = self.maker(name, "Constant")
+        node = self.producer(name, "Constant")
         if node is not None and node.attribute[0].name == "value":
             return self.onnx.numpy_helper.to_array(node.attribute[0].t)  # type: ignore[no-any-return]
         return None
@@ -133,7 +133,7 @@ class GraphView:
         """Returns how often a tensor is used, as an output of the graph among others."""
         return self._users[name]
 
-    def are_inner(self, nodes: Iterable[Any], last: Any) -> bool:
+    def are_only_used_within(self, nodes: Iterable[Any], last: Any) -> bool:
         """Returns whether nobody uses what some nodes make, but they and, of the last, anybody."""
         own = {id(node): node for node in nodes}
         own[id(last)] = last
@@ -148,7 +148,7 @@ class GraphView:
     def add_weight(self, array: Array, like: str) -> str:
         """Adds a constant and returns its name; it may be asked for several times."""
         name = f"{like}__{'x'.join(map(str, array.shape))}"
-        while name in self._weights or name in self._makers:
+        while name in self._weights or name in self._producers:
             if name in self._weights and _is_same(self.constant(name), array):
                 return name
             name += "_"
@@ -157,13 +157,13 @@ class GraphView:
         self._weights[name].CopyFrom(tensor)
         return name
 
-    def read_instead(self, name: str, other: str) -> list[Any]:
+    def replace_uses(self, name: str, other: str) -> list[Any]:
         """Makes all who use a tensor use another of the same values.
 
         Returns:
             The nodes that are left to make it: one where it is an output, which keeps its name.
         """
-        read_instead(self.graph, lambda each: other if each == name else each)
+        replace_inputs(self.graph, lambda each: other if each == name else each)
         is_output = any(value.name == name for value in self.graph.output)
         return [self.node("Identity", [other], name)] if is_output else []
 

@@ -16,7 +16,7 @@ def inner_graphs(node: Any) -> Iterator[Any]:
             yield attribute.g
 
 
-def read_instead(graph: Any, source: Callable[[str], str]) -> None:
+def replace_inputs(graph: Any, source: Callable[[str], str]) -> None:
     """Makes all nodes of a graph, and of those inside it, read other tensors.
 
     Args:
@@ -26,6 +26,6 @@ def read_instead(graph: Any, source: Callable[[str], str]) -> None:
     for node in graph.node:
         node.input[:] = [source(name) for name in node.input]
         for inner in inner_graphs(node):
-            read_instead(inner, source)
+            replace_inputs(inner, source)
             for value in inner.output:
                 value.name = source(value.name)

@@ -23,7 +23,7 @@ def read_shape(view: GraphView, name: str) -> list[Size] | None:
     constant = view.constant(name)
     if constant is not None:
         return [int(size) for size in np.ravel(constant)] if constant.dtype.kind == "i" else None
-    node = view.maker(name, "Concat", "Cast", "Shape", "Gather", "Slice")
+    node = view.producer(name, "Concat", "Cast", "Shape", "Gather", "Slice")
     if node is None:
         return None
     if node.op_type == "Concat":
@@ -45,7 +45,7 @@ def read_repeated(view: GraphView, name: str, like: str) -> Array | None:
         name: string. The tensor.
         like: string. The other one.
     """
-    expand = view.maker(name, "Expand")
+    expand = view.producer(name, "Expand")
     value = view.constant(expand.input[0]) if expand is not None else None
     if expand is None or value is None or value.size != 1:
         return None

@@ -70,7 +70,7 @@ class _Scope:
         values = (*inferred.value_info, *inferred.input, *inferred.output)
         self._types = {value.name: value.type.tensor_type for value in values}
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
-        self._makers = {name: node for node in graph.node for name in node.output if name}
+        self._producers = {name: node for node in graph.node for name in node.output if name}
         self._made: list[Any] = []
         self._name = ""
 
@@ -226,15 +226,15 @@ class _Scope:
 
     def maker_of(self, name: str) -> Any:
         """Returns the node that makes a tensor, here or around, or `None`."""
-        if name in self._makers or self._outer is None:
-            return self._makers.get(name)
+        if name in self._producers or self._outer is None:
+            return self._producers.get(name)
         return self._outer.maker_of(name)
 
     def value_of(self, name: str) -> Any:
         """Returns the values of a constant, or `None`."""
         if name in self._weights:
             return self._onnx.numpy_helper.to_array(self._weights[name])
-        node = self._makers.get(name)
+        node = self._producers.get(name)
         if node is not None:
             is_value = node.op_type == "Constant" and node.attribute[0].name == "value"
             return self._onnx.numpy_helper.to_array(node.attribute[0].t) if is_value else None

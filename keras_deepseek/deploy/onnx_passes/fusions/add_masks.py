@@ -34,16 +34,18 @@ def add_masks(view: GraphView) -> int:
 def _add_mask(
     view: GraphView, product: Any, made: dict[tuple[str, float], str]
 ) -> list[Any] | None:
-    zeroing = view.maker(product.input[0], "Where")
-    softmax = view.maker(zeroing.input[1] if zeroing is not None else product.input[0], "Softmax")
-    choice = view.maker(softmax.input[0], "Where") if softmax is not None else None
+    zeroing = view.producer(product.input[0], "Where")
+    softmax = view.producer(
+        zeroing.input[1] if zeroing is not None else product.input[0], "Softmax"
+    )
+    choice = view.producer(softmax.input[0], "Where") if softmax is not None else None
     if choice is None or not _gives_the_same(view, zeroing, softmax, choice):
         return None
     inner = [node for node in (zeroing, softmax, choice) if node is not None]
     mask, scores, least = choice.input
     mask = _without_ones(view, mask, scores)
     shape = view.shape(mask)
-    if not view.are_inner(inner, product) or shape is None:
+    if not view.are_only_used_within(inner, product) or shape is None:
         return None
     if len(shape) > len(view.shape(scores) or ()):
         return None
@@ -84,7 +86,7 @@ def _gives_the_same(view: GraphView, zeroing: Any, softmax: Any, choice: Any) ->
 
 def _without_ones(view: GraphView, mask: str, scores: str) -> str:
     """Returns what of a mask is left without one that is true everywhere in the scores' shape."""
-    both = view.maker(mask, "And")
+    both = view.producer(mask, "And")
     for other, expanded in (both.input, reversed(both.input)) if both is not None else ():
         value = read_repeated(view, expanded, scores)
         if value is not None and value.all():

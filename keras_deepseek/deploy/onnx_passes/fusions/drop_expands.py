@@ -29,7 +29,7 @@ def drop_expands(view: GraphView) -> int:
 def _read_plain(view: GraphView, node: Any) -> list[Any] | None:
     names = list(node.input)
     for index, name in enumerate(node.input):
-        expand = view.maker(name, "Expand")
+        expand = view.producer(name, "Expand")
         others = [*names[:index], *names[index + 1 :]]
         if expand is not None and any(_has(view, each, expand.input[1]) for each in others):
             names[index] = expand.input[0]
@@ -56,7 +56,7 @@ def _find_source(view: GraphView, size: Size) -> Size:
     """Returns the first tensor, and its axis, that a tensor has a size of."""
     while not isinstance(size, int):
         name, axis = size
-        node = view.maker(name, "Cast", "Not", "Equal", "Gather")
+        node = view.producer(name, "Cast", "Not", "Equal", "Gather")
         if node is None:
             break
         source = node.input[0]

@@ -45,11 +45,11 @@ def fuse_attention(view: GraphView) -> int:
 
 
 def _fuse(view: GraphView, last: Any) -> list[Any] | None:
-    softmax = view.maker(last.input[0], "Softmax")
+    softmax = view.producer(last.input[0], "Softmax")
     if softmax is None or attribute(softmax, "axis", -1) not in (-1, _RANK - 1):
         return None
     scores = _find_scores(view, softmax.input[0])
-    if scores is None or not view.are_inner([softmax, *scores.nodes], last):
+    if scores is None or not view.are_only_used_within([softmax, *scores.nodes], last):
         return None
     queries, keys = scores.product.input
     shapes = [view.shape(name) for name in (queries, keys, last.input[1])]
@@ -79,20 +79,20 @@ def _fuse(view: GraphView, last: Any) -> list[Any] | None:
 
 def _find_scores(view: GraphView, name: str) -> _Scores | None:
     """Returns how the scores are computed; a factor of queries or keys alone stays with these."""
-    product = view.maker(name, "MatMul")
+    product = view.producer(name, "MatMul")
     if product is not None:
         return _Scores(product, nodes=[product])
-    scaled = view.maker(name, "Mul", "Div")
+    scaled = view.producer(name, "Mul", "Div")
     if scaled is not None:
-        product = view.maker(scaled.input[0], "MatMul")
+        product = view.producer(scaled.input[0], "MatMul")
         factor = view.scalar(scaled.input[1])
         if product is None and scaled.op_type == "Mul":
-            product, factor = view.maker(scaled.input[1], "MatMul"), view.scalar(scaled.input[0])
+            product, factor = view.producer(scaled.input[1], "MatMul"), view.scalar(scaled.input[0])
         if product is None or not factor or factor < 0:
             return None
         scale = factor if scaled.op_type == "Mul" else 1 / factor
         return _Scores(product, scale, nodes=[scaled, product])
-    total = view.maker(name, "Add")
+    total = view.producer(name, "Add")
     for inner, mask in in_both_orders(total) if total is not None else ():
         scores = _find_scores(view, inner)
         shape = view.shape(mask)
@@ -111,7 +111,7 @@ def _is_same_batch(queries: Any, keys: Any, values: Any) -> bool:
 
 def _turn_keys(view: GraphView, name: str, output: str) -> tuple[str, list[Any]]:
     """Returns keys with their features last, which the product takes with their positions last."""
-    before = view.maker(name, "Transpose")
+    before = view.producer(name, "Transpose")
     order, source = [0, 1, 3, 2], name
     if before is not None:
         given = list(attribute(before, "perm", [3, 2, 1, 0]))
@@ -123,12 +123,12 @@ def _turn_keys(view: GraphView, name: str, output: str) -> tuple[str, list[Any]]
 
 def _find_shared(view: GraphView, name: str, nodes: list[Any]) -> tuple[str, int] | None:
     """Returns keys or values before their heads were repeated, and how often each was."""
-    transposed = nodes[0] if nodes else view.maker(name, "Transpose")
+    transposed = nodes[0] if nodes else view.producer(name, "Transpose")
     if transposed is None or list(attribute(transposed, "perm", [])) != [0, 2, 1, 3]:
         return None
-    joined = view.maker(transposed.input[0], "Reshape")
-    tiled = view.maker(joined.input[0], "Tile", "Expand") if joined is not None else None
-    parted = view.maker(tiled.input[0], "Unsqueeze") if tiled is not None else None
+    joined = view.producer(transposed.input[0], "Reshape")
+    tiled = view.producer(joined.input[0], "Tile", "Expand") if joined is not None else None
+    parted = view.producer(tiled.input[0], "Unsqueeze") if tiled is not None else None
     if (
         joined is None
         or tiled is None

@@ -33,11 +33,11 @@ def fuse_layer_normalization(view: GraphView) -> int:
 
 def _fuse(view: GraphView, last: Any) -> list[Any] | None:
     for scaled, shift in in_both_orders(last):
-        product = view.maker(scaled, "Mul")
+        product = view.producer(scaled, "Mul")
         if product is None:
             continue
         for shift_product, bias, bias_nodes in _with_bias(view, shift):
-            moved = view.maker(shift_product, "Mul")
+            moved = view.producer(shift_product, "Mul")
             for x, factor in in_both_orders(product) if moved is not None else ():
                 fused = _fuse_parts(view, last, x, factor, moved, bias, [product, *bias_nodes])
                 if fused is not None:
@@ -48,7 +48,7 @@ def _fuse(view: GraphView, last: Any) -> list[Any] | None:
 def _with_bias(view: GraphView, name: str) -> Any:
     """Yields a tensor by itself, and what it is the sum of with a constant."""
     yield name, None, []
-    node = view.maker(name, "Add")
+    node = view.producer(name, "Add")
     for tensor, bias in in_both_orders(node) if node is not None else ():
         constant = view.constant(bias)
         if constant is not None:
@@ -66,7 +66,7 @@ def _fuse_parts(
 ) -> list[Any] | None:
     """Returns the one node for `x * factor + (moved + bias)`, if `moved` is `-mean(x) * factor`."""
     for negated, same_factor in in_both_orders(moved):
-        negative = view.maker(negated, "Neg")
+        negative = view.producer(negated, "Neg")
         if same_factor != factor or negative is None:
             continue
         mean = find_mean(view, negative.input[0])
@@ -90,7 +90,7 @@ def _find_deviation(
     """Returns the epsilon and the nodes of `1 / sqrt(variance(x) + epsilon)`."""
     root = find_inverse_root(view, inverse)
     variance = find_mean_square(view, root.source) if root else None
-    difference = view.maker(variance.source, "Sub") if variance else None
+    difference = view.producer(variance.source, "Sub") if variance else None
     if root is None or variance is None or difference is None or difference.input[0] != x:
         return None
     mean = find_mean(view, difference.input[1])

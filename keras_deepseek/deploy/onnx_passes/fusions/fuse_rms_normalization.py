@@ -44,7 +44,7 @@ def _readings(view: GraphView, last: Any) -> Iterator[tuple[str, str, Array | No
     """Yields `(x * root) * scale` and `x * (root * scale)` as their parts."""
     for first, second in in_both_orders(last):
         scale = view.constant(second)
-        product = view.maker(first, "Mul") if scale is not None else None
+        product = view.producer(first, "Mul") if scale is not None else None
         for x, inverse in in_both_orders(product) if product is not None else ():
             yield x, inverse, scale, [product]
         for inverse, factor, nodes in with_factor(view, second):

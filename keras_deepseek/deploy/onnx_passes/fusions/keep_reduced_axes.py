@@ -36,13 +36,13 @@ def _reduce(view: GraphView, node: Any) -> list[Any] | None:
 
 def _choose(view: GraphView, node: Any) -> list[Any] | None:
     chosen = _find_chosen(view, node)
-    return view.read_instead(node.output[0], chosen) if chosen else None
+    return view.replace_uses(node.output[0], chosen) if chosen else None
 
 
 def _find_reduction(view: GraphView, expand: Any) -> Any:
     """Returns the reduction whose axes an `Expand` and a `Reshape` put back, all of size 1."""
-    reshape = view.maker(expand.input[0], "Reshape")
-    reduction = reshape and view.maker(reshape.input[0], *_REDUCTIONS)
+    reshape = view.producer(expand.input[0], "Reshape")
+    reduction = reshape and view.producer(reshape.input[0], *_REDUCTIONS)
     if not reduction or attribute(reduction, "keepdims", 1) or len(reduction.input) < 2:  # noqa: PLR2004
         return None
     shape, axes = view.shape(reduction.input[0]), view.constant(reduction.input[1])

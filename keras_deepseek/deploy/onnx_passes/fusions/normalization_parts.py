@@ -34,13 +34,13 @@ def find_mean(view: GraphView, name: str) -> Mean | None:
         view: `GraphView`.
         name: string. The tensor.
     """
-    node = view.maker(name, "ReduceMean", "Div")
+    node = view.producer(name, "ReduceMean", "Div")
     if node is None:
         return None
     if node.op_type == "ReduceMean":
         num_axes = _count_last_axes(view, node)
         return Mean(node.input[0], num_axes, [node]) if num_axes else None
-    total = view.maker(node.input[0], "ReduceSum")
+    total = view.producer(node.input[0], "ReduceSum")
     num_axes = _count_last_axes(view, total) if total is not None else 0
     if not num_axes or view.scalar(node.input[1]) != _count(view, total.input[0], num_axes):
         return None
@@ -49,15 +49,15 @@ def find_mean(view: GraphView, name: str) -> Mean | None:
 
 def find_mean_square(view: GraphView, name: str) -> Mean | None:
     """Returns the mean of a tensor's squares that a tensor is, or `None`."""
-    node = view.maker(name, "Div")
-    total = node and view.maker(node.input[0], "ReduceSumSquare")
+    node = view.producer(name, "Div")
+    total = node and view.producer(node.input[0], "ReduceSumSquare")
     if total:
         num_axes = _count_last_axes(view, total)
         if num_axes and view.scalar(node.input[1]) == _count(view, total.input[0], num_axes):
             return Mean(total.input[0], num_axes, [node, total])
         return None
     mean = find_mean(view, name)
-    square = mean and view.maker(mean.source, "Mul", "Pow")
+    square = mean and view.producer(mean.source, "Mul", "Pow")
     if mean is None or not square:
         return None
     first, second = square.input
@@ -67,11 +67,11 @@ def find_mean_square(view: GraphView, name: str) -> Mean | None:
 
 def find_inverse_root(view: GraphView, name: str) -> Root | None:
     """Returns what `1 / sqrt(source + epsilon)` a tensor is, or `None`."""
-    node = view.maker(name, "Reciprocal", "Div")
+    node = view.producer(name, "Reciprocal", "Div")
     if node is None or (node.op_type == "Div" and view.scalar(node.input[0]) != 1.0):
         return None
-    root = view.maker(node.input[-1], "Sqrt")
-    total = root and view.maker(root.input[0], "Add")
+    root = view.producer(node.input[-1], "Sqrt")
+    total = root and view.producer(root.input[0], "Add")
     if not total:
         return None
     for source, epsilon in in_both_orders(total):
@@ -84,7 +84,7 @@ def find_inverse_root(view: GraphView, name: str) -> Root | None:
 def with_factor(view: GraphView, name: str) -> Iterator[tuple[str, Array | None, list[Any]]]:
     """Yields a tensor by itself, and what it is the product of with a constant."""
     yield name, None, []
-    node = view.maker(name, "Mul")
+    node = view.producer(name, "Mul")
     for tensor, factor in in_both_orders(node) if node is not None else ():
         constant = view.constant(factor)
         if constant is not None:
@@ -112,7 +112,7 @@ def write_normalization(
         bias: The same. Defaults to `None`.
     """
     sizes = last_sizes(view, mean.source, mean.num_axes)
-    if sizes is None or not view.are_inner(mean.nodes, last):
+    if sizes is None or not view.are_only_used_within(mean.nodes, last):
         return None
     known = (view.onnx.TensorProto.FLOAT, view.onnx.TensorProto.FLOAT16)
     if view.dtype(mean.source) not in known:  # In float64, runtimes compute the mean in float32.

@@ -19,7 +19,7 @@ _INDIRECT = ("Cast", "Slice", "Gather")
 _Made = dict[tuple[Size, ...], str]
 
 
-def plain_sizes(view: GraphView) -> int:
+def simplify_sizes(view: GraphView) -> int:
     """Replaces the sizes that `Reshape`, `Expand` and `Slice` read, where they were picked.
 
     A `Slice` leaves out the axes of which it takes all.
@@ -57,7 +57,7 @@ def _replace(view: GraphView, node: Any, made: _Made) -> list[Any] | None:
 
 
 def _is_indirect(view: GraphView, name: str) -> bool:
-    node = view.maker(name, "Concat", *_INDIRECT)
+    node = view.producer(name, "Concat", *_INDIRECT)
     if node is None:
         return False
     return node.op_type in _INDIRECT or any(_is_indirect(view, each) for each in node.input)

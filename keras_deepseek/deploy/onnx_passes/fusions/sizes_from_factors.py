@@ -13,7 +13,7 @@ _FIRST_OPSET = 15
 """Since it `Shape` has a start and an end."""
 
 
-def sizes_of_factors(view: GraphView) -> int:
+def sizes_from_factors(view: GraphView) -> int:
     """Replaces one of the last two sizes of a product, with a number or without.
 
     Args:
@@ -46,10 +46,10 @@ def _find_factor(view: GraphView, size: Any) -> tuple[str, int] | None:
     if isinstance(size, int):
         return None
     name, axis = size
-    scaled = view.maker(name, "Mul", "Div")
+    scaled = view.producer(name, "Mul", "Div")
     if scaled is not None and view.scalar(scaled.input[1]) is not None:
         name = scaled.input[0]
-    product = view.maker(name, "MatMul")
+    product = view.producer(name, "MatMul")
     ranks = {len(view.shape(each) or ()) for each in product.input} if product is not None else {0}
     (rank, *others) = ranks
     if others or rank < _LEAST_RANK or axis not in (rank - 2, rank - 1):

@@ -12,7 +12,7 @@ from keras_deepseek.deploy.onnx_passes.shape_values import read_shape
 _MATRIX = 2
 
 
-def plain_products(view: GraphView) -> int:
+def drop_flattening(view: GraphView) -> int:
     """Replaces `Reshape(MatMul(Reshape(x), kernel))` by `MatMul(x, kernel)` where that is the same.
 
     Args:
@@ -25,8 +25,8 @@ def plain_products(view: GraphView) -> int:
 
 
 def _multiply(view: GraphView, node: Any) -> list[Any] | None:
-    product = view.maker(node.input[0], "MatMul")
-    flat = view.maker(product.input[0], "Reshape") if product is not None else None
+    product = view.producer(node.input[0], "MatMul")
+    flat = view.producer(product.input[0], "Reshape") if product is not None else None
     if flat is None or view.num_users(product.output[0]) != 1:
         return None
     if not _is_same(view, node, product, flat):

@@ -14,7 +14,7 @@ _MATRIX = 2
 _LEAST = float(np.finfo("float32").tiny)
 
 
-def scales_into_kernels(view: GraphView) -> int:
+def fold_scales(view: GraphView) -> int:
     """Replaces `MatMul(x, kernel) * number`, with a bias, `Reshape` and `Transpose` between.
 
     Args:
@@ -64,7 +64,7 @@ def _find_chain(view: GraphView, name: str) -> list[tuple[Any, int]] | None:
     """Returns the nodes back to a product with a kernel, and which input of each goes on."""
     chain = []
     while view.num_users(name) == 1 and view.dtype(name) == view.onnx.TensorProto.FLOAT:
-        node = view.maker(name, "MatMul", "Add", "Reshape", "Transpose")
+        node = view.producer(name, "MatMul", "Add", "Reshape", "Transpose")
         if node is None:
             return None
         index = 0

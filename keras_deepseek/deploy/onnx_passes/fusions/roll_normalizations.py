@@ -36,7 +36,7 @@ class _Step(NamedTuple):
     key: tuple[Any, ...]
 
 
-def roll_rounds(view: GraphView) -> int:
+def roll_normalizations(view: GraphView) -> int:
     """Replaces three or more equal rounds of `x / f(x)`, of up to four steps each, by a `Loop`.
 
     Args:
@@ -83,7 +83,7 @@ def _read_step(view: GraphView, last: Any) -> _Step | None:
     """Returns the step that a node ends, or `None`."""
     for place, start in enumerate(last.input):
         nodes = _read_function(view, last.input[1 - place], start)
-        if nodes and view.are_inner(nodes, last):
+        if nodes and view.are_only_used_within(nodes, last):
             nodes.append(last)
             key = tuple(_describe(view, node) for node in nodes)
             return _Step(start, last.output[0], nodes, (*key, place))
@@ -94,7 +94,7 @@ def _read_function(view: GraphView, name: str, start: str) -> list[Any]:
     """Returns the nodes that make a tensor of another and of constants; none where they do not."""
     nodes: list[Any] = []
     while name != start:
-        node = view.any_maker(name)
+        node = view.any_producer(name)
         if node is None or len(nodes) == _LONGEST_STEP or len(node.output) != 1:
             return []
         given = [each for each in node.input if each and view.constant(each) is None]

@@ -18,7 +18,7 @@ _HELD_BY = {
 """The types that have each number of a type."""
 
 
-def plain_casts(view: GraphView) -> int:
+def drop_casts(view: GraphView) -> int:
     """Replaces `Cast(Cast(x))` to the type that `x` has, where the first cast loses nothing.
 
     A reduction between them, or elsewhere, that has one value to reduce goes first.
@@ -41,11 +41,11 @@ def _skip_reduction(view: GraphView, node: Any) -> list[Any] | None:
         return None
     if any(shape[int(axis)] != 1 for axis in axes):
         return None
-    return view.read_instead(node.output[0], node.input[0])
+    return view.replace_uses(node.output[0], node.input[0])
 
 
 def _skip_casts(view: GraphView, node: Any) -> list[Any] | None:
-    inner = view.maker(node.input[0], "Cast")
+    inner = view.producer(node.input[0], "Cast")
     if inner is None:
         return None
     name_of = view.onnx.TensorProto.DataType.Name
@@ -53,4 +53,4 @@ def _skip_casts(view: GraphView, node: Any) -> list[Any] | None:
     is_back = given and attribute(node, "to") == given
     if not is_back or name_of(attribute(inner, "to")) not in _HELD_BY.get(name_of(given), ()):
         return None
-    return view.read_instead(node.output[0], inner.input[0])
+    return view.replace_uses(node.output[0], inner.input[0])

@@ -9,7 +9,7 @@ from typing import Any
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
 
 
-def turn_products(view: GraphView) -> int:
+def transpose_products(view: GraphView) -> int:
     """Replaces `Transpose(MatMul(a, b))` of the last two axes, where `a` or `b` is a transposition.
 
     Args:
@@ -23,10 +23,10 @@ def turn_products(view: GraphView) -> int:
 
 def _turn_product(view: GraphView, node: Any) -> list[Any] | None:
     order = list(attribute(node, "perm", []))
-    product = view.maker(node.input[0], "MatMul")
+    product = view.producer(node.input[0], "MatMul")
     if product is None or view.num_users(product.output[0]) != 1 or order != _turn(len(order)):
         return None
-    factors = [(name, view.maker(name, "Transpose")) for name in product.input]
+    factors = [(name, view.producer(name, "Transpose")) for name in product.input]
     ranks = [len(view.shape(name) or ()) for name, _ in factors]
     if ranks != [len(order)] * 2 or not any(before for _, before in factors):
         return None

@@ -8,7 +8,7 @@ from typing import Any
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute, in_both_orders
 
 
-def negative_places(view: GraphView) -> int:
+def simplify_negative_indices(view: GraphView) -> int:
     """Replaces `Gather(x, Where(places < 0, places + n, places))`, if `x` has `n` of them.
 
     A place from `-n` to `n - 1` gives the same. No other is one: backends stop at it, and so does
@@ -25,7 +25,7 @@ def negative_places(view: GraphView) -> int:
 
 def _gather(view: GraphView, node: Any) -> list[Any] | None:
     data, places = node.input
-    choice = view.maker(places, "Where")
+    choice = view.producer(places, "Where")
     shape = view.shape(data)
     axis = attribute(node, "axis", 0)
     if choice is None or shape is None or not -len(shape) <= axis < len(shape):
@@ -38,11 +38,11 @@ def _gather(view: GraphView, node: Any) -> list[Any] | None:
 
 def _is_negative(view: GraphView, condition: str, places: str) -> bool:
     """Returns whether a tensor says which places are negative: casts keep the sign."""
-    less = view.maker(condition, "Less")
+    less = view.producer(condition, "Less")
     if less is None or view.scalar(less.input[1]) != 0.0:
         return False
     types = view.onnx.TensorProto
-    cast = view.maker(less.input[0], "Cast")
+    cast = view.producer(less.input[0], "Cast")
     if cast is None or less.input[0] == places:
         return bool(less.input[0] == places)
     is_wide = attribute(cast, "to") in (types.FLOAT, types.DOUBLE, types.INT64)
@@ -51,7 +51,7 @@ def _is_negative(view: GraphView, condition: str, places: str) -> bool:
 
 def _is_added(view: GraphView, name: str, places: str, size: int | str | None) -> bool:
     """Returns whether a tensor is the places and a size, which is known."""
-    node = view.maker(name, "Add")
+    node = view.producer(name, "Add")
     if node is None or not isinstance(size, int):
         return False
     return any(
