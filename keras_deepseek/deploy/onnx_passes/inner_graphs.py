@@ -1,15 +1,11 @@
-"""The graphs inside of a node: the branches of an `If`, the body of a `Loop` or a `Scan`."""
+"""Inner graphs of a node: the branches of an `If`, the body of a `Loop` or a `Scan`."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 
 def inner_graphs(node: Any) -> Iterator[Any]:
-    """Yields the graphs that a node holds, in their order.
-
-    Args:
-        node: `onnx.NodeProto`.
-    """
+    """Yields the inner graphs of a node, in their order."""
     for attribute in node.attribute:
         yield from attribute.graphs
         if attribute.HasField("g"):
@@ -17,11 +13,11 @@ def inner_graphs(node: Any) -> Iterator[Any]:
 
 
 def replace_inputs(graph: Any, source: Callable[[str], str]) -> None:
-    """Makes all nodes of a graph, and of those inside it, read other tensors.
+    """Renames the inputs of all nodes in a graph and in its inner graphs.
 
     Args:
         graph: `onnx.GraphProto`, changed in place. Its own outputs keep their names.
-        source: Function from the name of a tensor to the one to read in its place.
+        source: Function from the name of a tensor to the new name.
     """
     for node in graph.node:
         node.input[:] = [source(name) for name in node.input]

@@ -1,4 +1,4 @@
-"""Goes through the passes that write several operators as one or as fewer, in their order."""
+"""Runs the fusion passes, which write several operators as one or as fewer, in their order."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ _PASSES = (
 
 
 def fuse(model: Any) -> None:
-    """Writes what ONNX has one operator for as that operator, and leaves out what does nothing.
+    """Fuses operators that ONNX has one operator for, and removes operators that do nothing.
 
     Args:
         model: `onnx.ModelProto`, changed in place.

@@ -1,8 +1,8 @@
-"""Keeps scaled dot-product attention as the one operator that ONNX has since opset 23.
+"""Fuses scaled dot-product attention into the operator that ONNX has since opset 23.
 
-onnxruntime runs it as fast as the product, the sum, the softmax and the product. Of opset 25, which
-has its own version of the operator, onnxruntime 1.32 has none, and puts fifty nodes in its place
-that take 1.4 to 2.6 times as long: there, attention stays in parts.
+onnxruntime runs it as fast as the separate operators. Opset 25 has its own version of the operator,
+for which onnxruntime 1.32 has no kernel: it runs fifty nodes instead, which take 1.4 to 2.6 times
+as long. There, attention is not fused.
 """
 
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ from keras_deepseek.deploy.onnx_passes.shape_values import read_shape
 _OPSETS = (23, 24)
 _RANK = 4
 _REPEATED_AXIS = 3
-"""Of keys with their heads last but one, where each head is repeated."""
+"""The axis along which each head is repeated, in keys of shape (batch, length, heads, 1, size)."""
 
 
 @dataclass
 class _Scores:
-    """What goes into the softmax: the product of queries and keys, its factor, and a mask."""
+    """The input of the softmax: the product of queries and keys, its factor, and a mask."""
 
     product: Any
     scale: float = 1.0
@@ -30,13 +30,10 @@ class _Scores:
 def fuse_attention(view: GraphView) -> int:
     """Replaces attention, with a mask that is added to the scores or without one.
 
-    Keys and values whose heads are repeated for groups of queries are taken as they were before.
-
-    Args:
-        view: `GraphView` of the graph to change.
+    Keys and values whose heads are repeated for groups of queries are taken before the repetition.
 
     Returns:
-        How many were replaced.
+        The number of replaced attentions.
     """
     if view.opset not in _OPSETS:
         return 0
@@ -78,7 +75,7 @@ def _fuse(view: GraphView, last: Any) -> list[Any] | None:
 
 
 def _find_scores(view: GraphView, name: str) -> _Scores | None:
-    """Returns how the scores are computed; a factor of queries or keys alone stays with these."""
+    """Returns how a tensor of scores is computed; a factor of queries or keys alone stays there."""
     product = view.producer(name, "MatMul")
     if product is not None:
         return _Scores(product, nodes=[product])
@@ -102,7 +99,7 @@ def _find_scores(view: GraphView, name: str) -> _Scores | None:
 
 
 def _is_same_batch(queries: Any, keys: Any, values: Any) -> bool:
-    """Returns whether three shapes have the same heads, and no axis that is broadcast."""
+    """Returns whether three shapes have the same heads, and no broadcast axis."""
     heads = queries[1]
     if not isinstance(heads, int) or keys[1] != heads or values[1] != heads:
         return False
@@ -110,7 +107,7 @@ def _is_same_batch(queries: Any, keys: Any, values: Any) -> bool:
 
 
 def _turn_keys(view: GraphView, name: str, output: str) -> tuple[str, list[Any]]:
-    """Returns keys with their features last, which the product takes with their positions last."""
+    """Returns keys with their features last; the product has them with their positions last."""
     before = view.producer(name, "Transpose")
     order, source = [0, 1, 3, 2], name
     if before is not None:
@@ -122,7 +119,7 @@ def _turn_keys(view: GraphView, name: str, output: str) -> tuple[str, list[Any]]
 
 
 def _find_shared(view: GraphView, name: str, nodes: list[Any]) -> tuple[str, int] | None:
-    """Returns keys or values before their heads were repeated, and how often each was."""
+    """Returns keys or values before their heads were repeated, and the number of repetitions."""
     transposed = nodes[0] if nodes else view.producer(name, "Transpose")
     if transposed is None or list(attribute(transposed, "perm", [])) != [0, 2, 1, 3]:
         return None
@@ -154,7 +151,7 @@ def _transpose(view: GraphView, name: str, output: str) -> Any:
 
 
 def _fit_mask(view: GraphView, node: Any) -> list[Any] | None:
-    """Gives a mask of an exporter's attention the axes that onnxruntime asks for."""
+    """Expands the mask of an exporter's `Attention` to the axes that onnxruntime requires."""
     shape = view.shape(node.input[0])
     has_mask = len(node.input) > 3 and node.input[3]  # noqa: PLR2004 - after queries, keys, values
     if not has_mask or shape is None or len(shape) != _RANK or attribute(node, "is_causal", 0):
@@ -165,7 +162,7 @@ def _fit_mask(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _expand_mask(view: GraphView, mask: str, queries: str, keys: str, prefix: str) -> list[Any]:
-    """Returns the nodes that give a mask all queries and keys: onnxruntime broadcasts neither."""
+    """Returns the nodes that expand a mask to all queries and keys, as onnxruntime requires."""
     sizes: list[str] = []
     nodes = []
     for name in (queries, keys):

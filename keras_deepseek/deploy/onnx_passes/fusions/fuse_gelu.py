@@ -1,6 +1,6 @@
-"""Keeps GELU as the one operator that ONNX has since opset 20.
+"""Fuses GELU into the operator that ONNX has since opset 20.
 
-Below it, it is written in the one of its many forms that onnxruntime makes one operator of.
+Below it, GELU is written in the form that onnxruntime recognizes and fuses.
 """
 
 from typing import Any
@@ -17,13 +17,10 @@ _ROOT_OF_2_BY_PI = float(np.sqrt(2.0 / np.pi))
 
 
 def fuse_gelu(view: GraphView) -> int:
-    """Replaces `x / 2 * (1 + erf(x / sqrt(2)))`, and the approximation of it by `tanh`.
-
-    Args:
-        view: `GraphView` of the graph to change.
+    """Replaces `x / 2 * (1 + erf(x / sqrt(2)))`, and its approximation by `tanh`.
 
     Returns:
-        How many were replaced.
+        The number of replaced GELUs.
     """
     return view.rewrite(_fuse, "Mul")
 
@@ -37,7 +34,7 @@ def _fuse(view: GraphView, last: Any) -> list[Any] | None:
 
 
 def _find(view: GraphView, last: Any) -> tuple[str, str, list[Any]] | None:
-    """Returns what GELU a product is of, in which approximation, and its nodes."""
+    """Returns the input of the GELU that a product ends, its approximation, and its nodes."""
     factors, nodes = _factors(view, last)
     halves = [name for name in factors if view.scalar(name) == _HALF]
     sums = [name for name in factors if view.producer(name, "Add", "Sub") is not None]
@@ -60,7 +57,7 @@ def _find(view: GraphView, last: Any) -> tuple[str, str, list[Any]] | None:
 
 
 def _factors(view: GraphView, last: Any) -> tuple[list[str], list[Any]]:
-    """Returns the factors of a product of up to three, and the product inside of it."""
+    """Returns the three factors of a product of products, and its inner product."""
     for first, second in in_both_orders(last):
         inner = view.producer(first, "Mul")
         if inner is not None and view.scalar(second) != _HALF:
@@ -73,14 +70,14 @@ def _factors(view: GraphView, last: Any) -> tuple[list[str], list[Any]]:
 
 
 def _beside_one(view: GraphView, node: Any) -> list[tuple[str, float]]:
-    """Returns what is added to 1, or taken from it, and the sign."""
+    """Returns the tensors that are added to 1 or subtracted from it, each with its sign."""
     if node.op_type == "Sub":
         return [(node.input[1], -1.0)] if view.scalar(node.input[0]) == 1.0 else []
     return [(name, 1.0) for name, one in in_both_orders(node) if view.scalar(one) == 1.0]
 
 
 def _is_product(view: GraphView, name: str, x: str, factor: float) -> list[Any] | None:
-    """Returns the nodes if a tensor is `x` times a number, `None` if not."""
+    """Returns the nodes if a tensor is `x` times a number, else `None`."""
     node = view.producer(name, "Mul", "Div", "Neg")
     if node is None:
         return None
@@ -101,7 +98,7 @@ def _is_product(view: GraphView, name: str, x: str, factor: float) -> list[Any] 
 
 
 def _is_cubic(view: GraphView, name: str, x: str) -> list[Any] | None:
-    """Returns the nodes if a tensor is `sqrt(2 / pi) * (x + 0.044715 * x ** 3)`."""
+    """Returns the nodes if a tensor is `sqrt(2 / pi) * (x + 0.044715 * x ** 3)`, else `None`."""
     node = view.producer(name, "Mul")
     for given, number in in_both_orders(node) if node is not None else ():
         total = view.producer(given, "Add")

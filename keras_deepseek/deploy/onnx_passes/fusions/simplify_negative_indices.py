@@ -1,6 +1,6 @@
-"""Lets ONNX's `Gather` count negative places from the end itself.
+"""Removes the handling of negative indices before a `Gather`, which handles them itself.
 
-Keras's `take`, by which an `Embedding` looks up, adds the number of rows to negative places first.
+Keras's `take`, which an `Embedding` uses, adds the number of rows to negative indices first.
 """
 
 from typing import Any
@@ -9,16 +9,14 @@ from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute, i
 
 
 def simplify_negative_indices(view: GraphView) -> int:
-    """Replaces `Gather(x, Where(places < 0, places + n, places))`, if `x` has `n` of them.
+    """Replaces `Gather(x, Where(indices < 0, indices + n, indices))` if `x` has `n` rows.
 
-    A place from `-n` to `n - 1` gives the same. No other is one: backends stop at it, and so does
-    onnxruntime, but for `-2 n` to `-n - 1`, at which it stops afterwards alone.
-
-    Args:
-        view: `GraphView` of the graph to change.
+    Indices from `-n` to `n - 1` give the same. Others are errors in the backends, and in
+    onnxruntime as well. Those from `-2 n` to `-n - 1` were no error in onnxruntime before, and are
+    one afterwards.
 
     Returns:
-        How many were replaced.
+        The number of replaced nodes.
     """
     return view.rewrite(_gather, "Gather")
 
@@ -37,7 +35,7 @@ def _gather(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _is_negative(view: GraphView, condition: str, places: str) -> bool:
-    """Returns whether a tensor says which places are negative: casts keep the sign."""
+    """Returns whether a tensor tells which indices are negative; casts in between keep the sign."""
     less = view.producer(condition, "Less")
     if less is None or view.scalar(less.input[1]) != 0.0:
         return False
@@ -50,7 +48,7 @@ def _is_negative(view: GraphView, condition: str, places: str) -> bool:
 
 
 def _is_added(view: GraphView, name: str, places: str, size: int | str | None) -> bool:
-    """Returns whether a tensor is the places and a size, which is known."""
+    """Returns whether a tensor is the sum of the indices and a known size."""
     node = view.producer(name, "Add")
     if node is None or not isinstance(size, int):
         return False

@@ -1,7 +1,7 @@
-"""Turns a product whose last two axes are exchanged afterwards: `(A B)^T` is `B^T A^T`.
+"""Moves a transposition of a product into its factors: `(A B)^T` is `B^T A^T`.
 
-Keras computes attention's scores with the keys first. The factors, which are smaller, are
-transposed anyway; the scores need not be.
+Keras computes the scores of attention with the keys first. The factors are smaller than the scores
+and are transposed anyway.
 """
 
 from typing import Any
@@ -10,13 +10,10 @@ from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
 
 
 def transpose_products(view: GraphView) -> int:
-    """Replaces `Transpose(MatMul(a, b))` of the last two axes, where `a` or `b` is a transposition.
-
-    Args:
-        view: `GraphView` of the graph to change.
+    """Replaces `Transpose(MatMul(a, b))` of the last two axes if `a` or `b` is a transposition.
 
     Returns:
-        How many were replaced.
+        The number of replaced products.
     """
     return view.rewrite(_turn_product, "Transpose")
 
