@@ -1,4 +1,4 @@
-"""The batches that an export is verified on, and those that int8 is made for."""
+"""The batches that an export is verified on, and those for int8."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,15 +21,15 @@ Batches = list[dict[str, Array]]
 
 @dataclass(frozen=True)
 class VerificationData:
-    """The batches of an export; `ExportJob` says what the kinds of samples are for.
+    """The batches of an export. `ExportJob` explains the kinds of samples.
 
     Args:
         samples: For each batch its arrays by input name.
-        alternative_samples: Lists like `samples`. Defaults to none.
-        optional_samples: Batches as well. Defaults to none.
-        extreme_samples: Batches of large numbers. Defaults to none.
-        calibration: Batches that int8 is made for. Defaults to `None`.
-        are_random: boolean. Whether the samples were drawn. Defaults to `False`.
+        alternative_samples: Lists like `samples`.
+        optional_samples: Batches as well.
+        extreme_samples: Batches of large numbers.
+        calibration: Batches for int8, or `None`.
+        are_random: boolean. Whether the samples are random.
     """
 
     samples: Batches
@@ -43,7 +43,7 @@ class VerificationData:
 def choose_data(
     named: NamedModel, samples: Sequence[Any] | None, calibration: Any
 ) -> VerificationData:
-    """Returns the batches for a model, drawn where none are given.
+    """Returns the batches for a model; random ones if none are given.
 
     Args:
         named: `NamedModel`.
@@ -52,13 +52,13 @@ def choose_data(
         calibration: inputs as `model.predict` takes them, or `None`.
 
     Raises:
-        InvalidInputError: What is given does not fit the model, or nothing can be seen by it.
+        InvalidInputError: The given rows do not fit the model, or are empty or not finite.
     """
     signature = named.signature
     rows = held_out = ranges = None
     if calibration is not None:
         rows = check_calibration(bind_rows("calibration", signature, calibration))
-        if samples is None:  # Else no row is kept from the ranges to be looked at by nobody.
+        if samples is None:  # With samples, all rows serve for the ranges.
             rows, held_out = hold_out(rows)
         ranges = cut_batches(rows)
     if samples is not None:

@@ -105,7 +105,7 @@ def test_integers_must_be_equal():
         ([{"y": np.zeros((1, 2), "float32")}], r"shape \(1, 2\); expected \(2,\)"),
         ([{"y": np.zeros(2, "float64")}], "dtype float64; expected float32"),
         ([{"z": np.zeros(2, "float32")}], r"\['z'\]; expected \['y'\]"),
-        ([], "0 batches came back of 1"),
+        ([], "of 0 batches, expected 1"),
     ],
 )
 def test_shapes_dtypes_names_and_batches_must_agree(received, match):
