@@ -169,7 +169,9 @@ def test_what_is_asked_for_and_can_not_be_is_told_before_any_work(digits, tmp_pa
 
 
 def test_int8_is_of_onnx_alone(digits):
-    with pytest.raises(InvalidInputError, match=r"onnx or tensorrt alone; received .*savedmodel"):
+    with pytest.raises(
+        InvalidInputError, match=r"Only onnx and tensorrt can .*received .*savedmodel"
+    ):
         Exporter(digits, "savedmodel", precision="int8", calibration=np.zeros((2, 8, 8, 1)))
 
 

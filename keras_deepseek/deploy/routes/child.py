@@ -25,25 +25,25 @@ from keras_deepseek.deploy.stage_display import CHILD_MARK
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 BEGUN, DONE = "begun", "done"
-"""The first stage of each job, and the last."""
+"""The first and the last stage of each job."""
 _IDLE_TIMEOUT = 120.0
-"""Seconds. A process of TensorFlow holds about 800 MB."""
+"""Seconds without a job after which the process ends. One of TensorFlow holds about 800 MB."""
 
 
 def save_batches(path: Path, batches: list[dict[str, Array]]) -> None:
     """Writes batches of arrays by name into one `.npz` file."""
     arrays = {
-        # The file format knows no bfloat16: it is stored by its bits, the dtype in the key.
+        # `.npz` has no bfloat16: its bits are stored as uint16, and the dtype in the key.
         f"{index}:{array.dtype}:{name}": array.view("uint16") if _is_bfloat16(array) else array
         for index, batch in enumerate(batches)
         for name, array in batch.items()
     }
-    # NumPy 1.26 would take `allow_pickle` for the name of an array.
+    # In NumPy 1.26, `allow_pickle` would be the name of an array.
     np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
 def load_batches(path: Path) -> list[dict[str, Array]]:
-    """Returns what `save_batches` wrote."""
+    """Reads batches that `save_batches` wrote."""
     batches: dict[int, dict[str, Array]] = {}
     with np.load(path, allow_pickle=False) as arrays:
         for key in arrays.files:
@@ -57,11 +57,7 @@ def _is_bfloat16(array: Array) -> bool:
 
 
 def main(work: Path) -> None:
-    """Does the job in the folder `work`.
-
-    Args:
-        work: The folder that the parent filled.
-    """
+    """Runs the job in a folder, and writes its result there."""
     job = json.loads((work / "job.json").read_text(encoding="utf-8"))
     try:
         result = _export(work, job)
@@ -72,13 +68,13 @@ def main(work: Path) -> None:
 
 
 def serve() -> None:
-    """Does the jobs that come, until the parent ends or the idle timeout is over."""
+    """Runs jobs until the parent ends or the idle timeout is over."""
     lines: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
         for line in sys.stdin:
             lines.put(line)
-        os._exit(1)  # The parent has ended, and the next export removes the folders.
+        os._exit(1)  # The parent has ended. The next export removes the folders.
 
     threading.Thread(target=read, daemon=True).start()
     while True:
@@ -99,19 +95,19 @@ def serve() -> None:
 
 
 def say(stage: str) -> None:
-    """Tells the parent of a stage that begins, on a line of its own."""
+    """Prints a stage on a line that the parent recognizes."""
     print(f"\n{CHILD_MARK}{stage}", flush=True)
 
 
 def _adopt_settings(process: dict[str, Any]) -> None:
-    """Takes over the parent's module path and folder, and where temporary files go."""
+    """Adopts the parent's module path, working directory and folder for temporary files."""
     sys.path[:] = process["path"]
     os.chdir(process["folder"])
     os.environ["TMPDIR"] = tempfile.tempdir = process["temporary"]
 
 
 def _release_model() -> None:
-    """Frees the memory of a job's model, and its names for the next one."""
+    """Frees the memory of a job's model, and resets Keras's automatic names."""
     import keras
 
     keras.backend.clear_session()
@@ -119,7 +115,7 @@ def _release_model() -> None:
 
 
 def _changeable_sources() -> dict[str, int]:
-    """Returns when each source was changed that was imported and that its author may edit."""
+    """Returns the modification time of each imported file outside the installed packages."""
     installed = tuple({sys.prefix, sys.base_prefix, *site.getsitepackages()})
     files = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
     own = (each for each in files if each and not each.startswith(installed))
@@ -131,16 +127,15 @@ def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     from keras_deepseek.backend.keras_private.keras_file import load_keras_file
     from keras_deepseek.deploy.failure_place import whole_tracebacks
     from keras_deepseek.deploy.formats.export_format import run_format
-    from keras_deepseek.deploy.formats.registry import create_format
+    from keras_deepseek.deploy.formats.registry import choose_format
     from keras_deepseek.deploy.routes.custom_objects import load_objects, receive
 
     load_objects(work)
-    calibration = work / "calibration.npz"
-    if calibration.exists():
-        job["options"]["calibration"] = load_batches(calibration)
     export_format = receive(work / "format.pickle")
     if export_format is None:
-        export_format = create_format(job["format"], job["options"])
+        path = work / "calibration.npz"
+        calibration = load_batches(path) if path.exists() else None
+        export_format = choose_format(job["format"], job["options"], calibration).export_format
     folder = Path(job["folder"])
     how = ""
     if not job["is_written"]:
@@ -149,7 +144,7 @@ def _export(work: Path, job: dict[str, Any]) -> dict[str, Any]:
         try:
             with whole_tracebacks():
                 how = export_format.write(NamedModel(loaded, job["precision"]), folder)
-        except InvalidInputError as error:  # What no other route would do either.
+        except InvalidInputError as error:  # It would fail on all other routes, too.
             return {"refused": str(error)}
     samples = load_batches(work / "samples.npz")
     say(f"running it on {len(samples)} batches")

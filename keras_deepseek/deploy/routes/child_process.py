@@ -1,4 +1,4 @@
-"""Processes of other backends that exports share, as each takes seconds to start."""
+"""Processes of other backends, which exports share since each takes seconds to start."""
 
 import atexit
 import json
@@ -18,13 +18,13 @@ Say = Callable[[str], None]
 
 
 class ChildProcess:
-    """A process of a backend, started by its first job and again where it has ended.
+    """A process of another backend, started by its first job and restarted if it has ended.
 
-    It ends with this process, when no job has come for two minutes, or when one is interrupted. It
-    is started anew where a source that it has imported was changed.
+    It ends with this process, after two minutes without a job, or when a job is interrupted. It is
+    restarted if a source file that it has imported was changed.
 
     Args:
-        backend_name: string. The backend there.
+        backend_name: string. Its Keras backend.
     """
 
     def __init__(self, backend_name: str) -> None:
@@ -34,7 +34,7 @@ class ChildProcess:
         self._lock = threading.Lock()
 
     def run(self, work: Path, say: Say) -> None:
-        """Does the job in a folder; `child.py` says what stands there.
+        """Runs the job in a folder; `child.py` describes its files.
 
         Args:
             work: The folder.
@@ -43,7 +43,7 @@ class ChildProcess:
         Raises:
             ExportError: The process ended.
         """
-        temporary = work / "temporary"  # So that what a killed job leaves goes with `work`.
+        temporary = work / "temporary"  # The files of a killed job are removed with `work`.
         temporary.mkdir()
         process = {
             "path": [path or str(Path.cwd()) for path in sys.path],
@@ -54,21 +54,21 @@ class ChildProcess:
         with self._lock:
             if self._have_sources_changed():
                 self.close()
-            for _ in range(2):  # Its idle timeout may end at the moment that it is asked.
+            for _ in range(2):  # Its idle timeout may be over just now.
                 if self._try(work, say):
                     break
             result = json.loads((work / "result.json").read_text(encoding="utf-8"))
             self._sources = result["sources"]
 
     def close(self) -> None:
-        """Ends the process, if there is one."""
+        """Ends the process, if it runs."""
         process, self._process = self._process, None
         if process is not None:
-            with process:  # By the end of its input it knows.
+            with process:  # It ends when its input is closed.
                 pass
 
     def _try(self, work: Path, say: Say) -> bool:
-        """Returns whether the process has done a job, and not ended before it began."""
+        """Runs a job; returns `False` if the process ended before it began."""
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._process = self._start(work)
@@ -129,12 +129,12 @@ _processes: dict[str, ChildProcess] = {}
 
 
 def run_in_child(work: Path, backend_name: str, say: Say) -> None:
-    """Does the job in a folder in the process of a backend: see `ChildProcess.run`."""
+    """Runs the job in a folder in the process of a backend; see `ChildProcess.run`."""
     _processes.setdefault(backend_name, ChildProcess(backend_name)).run(work, say)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_processes.clear)  # They are those of the first process.
+    os.register_at_fork(after_in_child=_processes.clear)  # They belong to the parent.
 
 
 @atexit.register

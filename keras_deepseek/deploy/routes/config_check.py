@@ -1,7 +1,7 @@
-"""Checks that another process can make the classes of a model again, from their configs.
+"""Checks that another process can recreate the classes of a model from their configs.
 
-Keras says of one that can't only that it "could not be deserialized properly", once the process has
-started.
+Keras reports a class that can't be recreated only as "could not be deserialized properly", once the
+process has started.
 """
 
 import inspect
@@ -14,14 +14,7 @@ from keras_deepseek.errors import ExportError
 
 
 def check_configs(model: keras.Model) -> None:
-    """Raises an error that says what to change in classes that can't be made again.
-
-    Args:
-        model: `keras.Model`.
-
-    Raises:
-        ExportError: There are such classes.
-    """
+    """Raises an `ExportError` that says what to change in classes that can't be recreated."""
     problems = dict.fromkeys(_find_problems(model))
     if problems:
         raise ExportError(f"another process can't recreate the model: {'; '.join(problems)}")
@@ -80,7 +73,7 @@ def _parameters(kind: type) -> list[inspect.Parameter]:
 
 
 def _named(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
-    """Returns those that are neither `*args` nor `**kwargs`."""
+    """Returns the parameters except `*args` and `**kwargs`."""
     return [each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
 
 
@@ -94,10 +87,10 @@ def _is_needed(layer: keras.Layer, parameter: inspect.Parameter) -> bool:
 
 
 def _home(kind: type, method: str) -> type:
-    """Returns the class that a class has a method from."""
+    """Returns the class in the inheritance order that defines a method."""
     return next(each for each in kind.__mro__ if method in vars(each))
 
 
 def _is_from_keras(kind: type, method: str) -> bool:
-    """Returns whether a class has a method from Keras, and not one of its own."""
+    """Returns whether a class inherits a method from Keras without overriding it."""
     return _home(kind, method).__module__.partition(".")[0] == "keras"

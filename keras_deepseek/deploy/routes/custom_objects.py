@@ -1,8 +1,8 @@
-"""How a process of its own finds the classes that a model's `.keras` file names.
+"""Transfer of a model's custom classes and functions to another process.
 
-Those of a module are imported there by its name, or from the file that the user gives. Those of the
-running script or notebook can't be imported: they are sent by value, unless what the user gives has
-them as well.
+A class of a module is imported there by the module's name, or from the file that the user gives. A
+class of the running script or notebook can't be imported. It is sent by value with `cloudpickle`,
+unless the user's file or module has it as well.
 """
 
 import ast
@@ -27,12 +27,11 @@ _FILE_NAME = "objects.pickle"
 
 @dataclass(frozen=True)
 class CustomObjects:
-    """What a model is made of beside Keras.
+    """The custom classes and functions of a model.
 
     Args:
-        sources: tuple of strings. Modules, by name or by file, that define it.
-        of_script: dict. Classes and functions of the running script, by the names that Keras has
-            for them.
+        sources: tuple of strings. Modules, by name or by file, that define them.
+        of_script: dict. Classes and functions of the running script, by Keras's registered names.
     """
 
     sources: tuple[str, ...]
@@ -42,20 +41,20 @@ class CustomObjects:
 def find_custom_objects(
     model: keras.Model, config: str, given: Sequence[str | os.PathLike[str]]
 ) -> CustomObjects:
-    """Returns what another process needs, to load a model.
+    """Returns the custom objects that another process needs to load a model.
 
     Args:
         model: `keras.Model`.
-        config: string. The text of its configuration.
-        given: Modules, by name or by `.py` file, that the user named. A class of the running script
-            that one of them has is taken from there.
+        config: string. The JSON text of its configuration.
+        given: Modules, by name or by `.py` file, that the user passed. They take precedence over
+            the running script.
     """
     registered = keras.saving.get_custom_objects().values()
     named = {
         value for value in registered if f'"{keras.saving.get_registered_name(value)}"' in config
     }
     layers = flatten_layers(model)
-    functions = {  # As an activation.
+    functions = {  # Activations, for example.
         value
         for layer in layers
         for value in vars(layer).values()
@@ -74,7 +73,7 @@ def find_custom_objects(
     if nowhere:
         raise ExportError(
             f"custom layers of {', '.join(map(repr, nowhere))} can't be found by another process: "
-            "there is no file of that module. Write them into one, and name it: "
+            "the module has no file. Write them into a file, and pass it: "
             "custom_objects_from=['my_layers.py']"
         )
     of_script = {
@@ -86,19 +85,19 @@ def find_custom_objects(
 
 
 def _has_no_file(name: str) -> bool:
-    """Returns whether a module that is loaded came from nowhere, as one that was made by hand."""
+    """Returns whether a loaded module has no file, as one made by hand."""
     module = sys.modules.get(name)
     places = ("__file__", "__path__")
     return module is not None and all(getattr(module, place, None) is None for place in places)
 
 
 def _has(sources: Sequence[str | os.PathLike[str]], name: str) -> bool:
-    """Returns whether one of the modules or files defines or imports a name; none of them runs."""
+    """Returns whether one of the modules or files defines or imports a name; none is executed."""
     return any(name in names or "*" in names for names in map(_names_in, sources))
 
 
 def _names_in(source: str | os.PathLike[str]) -> set[str]:
-    """Returns the names that a source defines or imports, `*` where it does not say which."""
+    """Returns the names that a source defines or imports, with `"*"` if they can't be known."""
     try:
         path = os.fspath(source)
         if not path.endswith(".py"):
@@ -106,7 +105,7 @@ def _names_in(source: str | os.PathLike[str]) -> set[str]:
             path = spec.origin or "" if spec is not None else ""
         tree = ast.parse(Path(path).read_bytes())
     except (OSError, ValueError, SyntaxError, ImportError):
-        return {"*"}  # It is compiled, or can't be read: the import there says so.
+        return {"*"}  # It is compiled or unreadable: then the import there raises the error.
     return set(_bound_names(tree))
 
 
@@ -122,7 +121,7 @@ def save_objects(folder: Path, objects: dict[str, Any]) -> None:
     """Writes classes and functions into a folder, by value.
 
     Raises:
-        InvalidInputError: That can't be done: it is said what can be instead.
+        InvalidInputError: They can't be sent; the message says what to do.
     """
     if objects:
         names = ", ".join(sorted(each.__name__ for each in objects.values()))
@@ -130,7 +129,7 @@ def save_objects(folder: Path, objects: dict[str, Any]) -> None:
 
 
 def load_objects(folder: Path) -> None:
-    """Makes known to Keras what `save_objects` wrote into a folder, if anything."""
+    """Registers with Keras the objects that `save_objects` wrote into a folder, if any."""
     objects = receive(folder / _FILE_NAME)
     if objects is not None:
         names = {each.__name__: each for each in objects.values()}
@@ -141,29 +140,29 @@ def send(path: Path, value: Any, what: str) -> None:
     """Writes a value for another process, with the code of the running script that it needs.
 
     Args:
-        path: Where it goes.
-        value: Anything that cloudpickle takes.
-        what: string. What it is, as an error begins.
+        path: The file.
+        value: Any value that cloudpickle can serialize.
+        what: string. The value's description, which begins the error message.
 
     Raises:
-        InvalidInputError: That can't be done: it is said what can be instead.
+        InvalidInputError: It can't be sent; the message says what to do.
     """
     try:
         path.write_bytes(importlib.import_module("cloudpickle").dumps(value))
-    except Exception as error:  # Whatever a class of the user's holds.
+    except Exception as error:  # A user's class may raise anything.
         reason = (
             "`cloudpickle` is not installed, which sends it (pip install cloudpickle)"
             if isinstance(error, ImportError)
             else f"it can't be sent there ({type(error).__name__}: {error})"
         )
         raise InvalidInputError(
-            f"{what}, where another process can't find it, and {reason}. Or move it to a file and "
-            "pass Exporter(..., custom_objects_from=['FILE.py'])."
+            f"{what}, where another process can't import it, and {reason}. Or move it to a file "
+            "and pass Exporter(..., custom_objects_from=['FILE.py'])."
         ) from error
 
 
 def receive(path: Path) -> Any:
-    """Returns what `send` wrote; `None` where it wrote nothing."""
+    """Reads a value that `send` wrote; `None` if there is no file."""
     if not path.exists():
         return None
     return importlib.import_module("cloudpickle").loads(path.read_bytes())

@@ -1,9 +1,8 @@
-"""The ways from a model to an artifact.
+"""The routes from a model to an artifact, one for each backend that can write the format.
 
-A route is a backend that can write the format: the one that runs, in this process, or another,
-which loads the saved model in a process of its own, since not every backend's exporter is right for
-every model: see `child.py`. Each writes the artifact and runs it on the samples; `make_artifact.py`
-compares.
+The running backend writes the artifact in this process. Another backend loads the saved model in a
+process of its own (`child.py`), since not every backend's exporter is right for every model. Each
+route writes the artifact and runs it on the samples. `make_artifact.py` compares the outputs.
 """
 
 import importlib.util
@@ -19,7 +18,6 @@ from keras_deepseek.artifacts.staging_folder import temporary_folder
 from keras_deepseek.deploy.export_job import ExportJob, RouteResult
 from keras_deepseek.deploy.failure_place import whole_tracebacks
 from keras_deepseek.deploy.formats.export_format import ExportFormat, run_format
-from keras_deepseek.deploy.formats.registry import BUILT_IN
 from keras_deepseek.deploy.routes.child import load_batches, save_batches
 from keras_deepseek.deploy.routes.child_process import Say, run_in_child
 from keras_deepseek.deploy.routes.config_check import check_configs
@@ -32,7 +30,7 @@ from keras_deepseek.errors import (
 )
 
 FRAMEWORKS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
-"""What people call the backends that an artifact may be written through."""
+"""The display names of the frameworks, by backend."""
 
 
 class Route(Protocol):
@@ -40,22 +38,22 @@ class Route(Protocol):
 
     @property
     def backend(self) -> str:
-        """The name of the backend that it goes through."""
+        """The name of the backend that writes the artifact."""
 
     @property
     def name(self) -> str:
-        """What the report calls it."""
+        """The name of the route in reports."""
 
     def export(self, job: ExportJob, folder: Path, say: Say) -> RouteResult:
-        """Writes the artifact into `folder` and runs it on the job's samples, saying its stages."""
+        """Writes the artifact into `folder`, runs it on the job's batches, and shows its stages."""
 
     def run(self, job: ExportJob, folder: Path) -> RouteResult:
-        """Runs the artifact that stands in `folder` on the job's samples."""
+        """Runs the artifact in `folder` on the job's batches."""
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """Through the backend that runs.
+    """The route through the running backend.
 
     Args:
         backend: string. Its name.
@@ -65,11 +63,11 @@ class InProcess:
 
     @property
     def name(self) -> str:
-        """What the report calls it."""
+        """The name of the route in reports."""
         return f"the {self.backend} backend"
 
     def export(self, job: ExportJob, folder: Path, say: Say) -> RouteResult:
-        """Writes the artifact into `folder` and runs it on the job's samples, saying its stages."""
+        """Writes the artifact into `folder`, runs it on the job's batches, and shows its stages."""
         say(f"writing through {self.name}")
         with whole_tracebacks():
             how = job.export_format.write(job.model, folder)
@@ -77,7 +75,7 @@ class InProcess:
         return replace(self.run(job, folder), how=how)
 
     def run(self, job: ExportJob, folder: Path) -> RouteResult:
-        """Runs the artifact that stands in `folder` on the job's samples."""
+        """Runs the artifact in `folder` on the job's batches."""
         try:
             outputs = run_format(job.export_format, folder, list(job.batches))
         except NotSupportedError as error:
@@ -87,27 +85,27 @@ class InProcess:
 
 @dataclass(frozen=True)
 class InChild:
-    """Through another backend, in a process of its own that loads the saved model.
+    """The route through another backend, in a process of its own that loads the saved model.
 
     Args:
-        backend: string. The name of the backend there.
+        backend: string. The name of the other backend.
     """
 
     backend: str
 
     @property
     def name(self) -> str:
-        """What the report calls it."""
+        """The name of the route in reports."""
         return f"a {FRAMEWORKS[self.backend]} process"
 
     def export(self, job: ExportJob, folder: Path, say: Say) -> RouteResult:
-        """Writes the artifact into `folder` and runs it on the job's samples, saying its stages."""
+        """Writes the artifact into `folder`, runs it on the job's batches, and shows its stages."""
         say(f"starting {self.name}")
         result = self._send(job, folder, say, is_written=False)
         return replace(result, how=f"{result.how}, {self.name}")
 
     def run(self, job: ExportJob, folder: Path) -> RouteResult:
-        """Runs the artifact that stands in `folder` on the job's samples."""
+        """Runs the artifact in `folder` on the job's batches."""
         return self._send(job, folder, lambda _: None, is_written=True)
 
     def _send(self, job: ExportJob, folder: Path, say: Say, *, is_written: bool) -> RouteResult:
@@ -124,17 +122,13 @@ class InChild:
 
 
 def check_packages(export_format: ExportFormat, route: Route) -> None:
-    """Raises an error where a package is missing that a route takes, before anything is begun.
-
-    Args:
-        export_format: `ExportFormat`.
-        route: `Route` to it.
+    """Raises if a package that a route needs is missing, before any work is done.
 
     Raises:
-        MissingExtraError: One is not installed; its extra is what is enough for the whole route.
+        MissingExtraError: Its `extra` brings all packages of the route.
     """
     needed = {route.backend: route.backend}
-    needed |= getattr(export_format, "packages", {}).get(route.backend, {})
+    needed |= export_format.packages.get(route.backend, {})
     missing = {name: needed[name] for name in needed if importlib.util.find_spec(name) is None}
     if missing:
         extras = ",".join(sorted({*missing.values()}))
@@ -142,7 +136,7 @@ def check_packages(export_format: ExportFormat, route: Route) -> None:
 
 
 def _write_job(job: ExportJob, folder: Path, work: Path, *, is_written: bool) -> None:
-    """Fills the folder `work` with what the child reads."""
+    """Writes the files of a job, which the child reads, into the folder `work`."""
     sources: tuple[str, ...] = ()
     if not is_written:
         model = job.model.model
@@ -154,7 +148,7 @@ def _write_job(job: ExportJob, folder: Path, work: Path, *, is_written: bool) ->
         save_objects(work, objects.of_script)
         sources = objects.sources
     save_batches(work / "samples.npz", job.batches)
-    if job.export_format.name not in BUILT_IN:
+    if job.options is None:
         what = f"The format {job.export_format.name!r} is registered in the running process"
         send(work / "format.pickle", job.export_format, what)
     if job.calibration:
@@ -171,11 +165,7 @@ def _write_job(job: ExportJob, folder: Path, work: Path, *, is_written: bool) ->
 
 
 def find_routes(export_format: ExportFormat) -> list[Route]:
-    """Returns the routes to a format, in the order in which they are tried.
-
-    Args:
-        export_format: `ExportFormat`. One without `backends` is written by the backend that runs.
-    """
+    """Returns the routes to a format, in the order in which they are tried."""
     running = keras.backend.backend()
-    backends = getattr(export_format, "backends", (running,))
+    backends = export_format.backends or (running,)
     return [InProcess(name) if name == running else InChild(name) for name in backends]

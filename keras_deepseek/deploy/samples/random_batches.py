@@ -1,4 +1,4 @@
-"""Batches to verify an export on."""
+"""Random batches on which an artifact is verified."""
 
 import contextlib
 import itertools
@@ -17,19 +17,20 @@ from keras_deepseek.backend.keras_private.known_numbers import longest_sequence
 
 _BATCH_SIZES = (1, 3, 4)
 _FEW, _BINARY = 10, 2
-"""How many integers an input that is looked up nowhere has, and one that says which of two kinds,
-where none stands for padding."""
+"""The number of values of an integer input that no layer looks up; and of a binary one.
+
+In a binary input, 0 does not stand for padding."""
 _LEAST_TO_HOLD_OUT, _EACH_HELD_OUT = 20, 5
 LENGTHS = (16, 9, 13)
-"""One length a batch for the free axes, so that a shape that was baked in shows."""
+"""The length of all free axes in each batch; they differ, so that a hard-coded shape shows."""
 ROUND_LENGTHS = (32, 64, 96)
-"""Lengths for models that take no odd ones, as those that halve an image several times."""
+"""Lengths for models that take only round ones, as those that halve an image several times."""
 _SHORT, _LONG, _OF_WIDE = 5, 40, 11
-"""Lengths of the smallest and the largest batch, and of the one of large numbers."""
+"""Lengths of the smallest batch, of the largest one, and of that of large numbers."""
 _MANY, _LARGEST_ROW = 20, 2**18
-"""Rows of the largest batch, and how many numbers one may have for there to be so many."""
+"""The rows of the largest batch, and the largest number of values in a row of it."""
 _UNEQUAL_LENGTHS = (9, 13, 16, 6)
-"""One length a free axis, in turn, so that an axis that was taken for another shows."""
+"""The lengths of the free axes, in turn, so that a swap of two axes shows."""
 
 
 def make_samples(
@@ -37,20 +38,16 @@ def make_samples(
 ) -> list[dict[str, Array]]:
     """Returns random batches of several sizes and lengths that fit a model.
 
-    Floats are drawn from a standard normal distribution, or from the one that a `Normalization` or
-    `Rescaling`, where the input goes first, makes a standard one of. Integers are drawn below the
-    vocabulary of the embeddings that the input reaches, and end in zeros in the first row, as
-    padding does. Where a layer knows some numbers alone, as `IntegerLookup` those of its
-    vocabulary, they are drawn of these, and of a few that it does not know.
+    Floats are drawn from a standard normal distribution. If the input first goes through a
+    `Normalization` or `Rescaling`, they are drawn from the distribution that this layer turns into
+    a standard one. Integers are drawn below the vocabulary of the embeddings that the input
+    reaches; in the first row they end in zeros, as padding does. For a layer that knows only some
+    numbers, as `IntegerLookup`, they are drawn from these and a few unknown ones.
 
     Args:
         model: `keras.Model`.
         signature: Its signature.
-        lengths: tuple of integers. The length of the free axes in each batch. Defaults to
-            `(16, 9, 13)`.
-
-    Returns:
-        A list of dicts of arrays by input name. Within a batch all free axes have one length.
+        lengths: tuple of integers. The length of all free axes in each batch.
     """
     return [
         _make_batch(model, signature, batch_size, itertools.repeat(length))
@@ -59,33 +56,22 @@ def make_samples(
 
 
 def make_taken_samples(model: NamedModel) -> list[dict[str, Array]]:
-    """Returns random batches that a model was seen to take; none where it took none of them.
-
-    Args:
-        model: `NamedModel`.
-    """
+    """Returns random batches on which a model was run without an error; `[]` if it takes none."""
     infer = backend.current().inference.plain_inference(model)
     for lengths in (LENGTHS, ROUND_LENGTHS):
         samples = make_samples(model.model, model.signature, lengths)
-        with contextlib.suppress(Exception):  # Of whichever backend.
+        with contextlib.suppress(Exception):  # Of any backend.
             for sample in samples if count_free_lengths(model.signature) else ():
                 infer(sample)
             return samples
     return []
 
 
-def make_further_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
+def make_optional_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
     """Returns random batches that not every model takes.
 
-    One is small and one large, so that a choice by a size shows that was made when it was traced;
-    and in one the free axes differ in length.
-
-    Args:
-        model: `keras.Model`.
-        signature: Its signature.
-
-    Returns:
-        A list of dicts of arrays by input name.
+    One is small and one is large, which shows a choice by size that was fixed when the model was
+    traced. In a third, the free axes differ in length.
     """
     short, long = _within(model, (_SHORT, _LONG))
     made = [_make_batch(model, signature, 1, itertools.repeat(short))]
@@ -98,18 +84,10 @@ def make_further_samples(model: keras.Model, signature: Signature) -> list[dict[
     return made
 
 
-def make_wide_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
-    """Returns a random batch of large floats, and of floats far from zero.
+def make_extreme_samples(model: keras.Model, signature: Signature) -> list[dict[str, Array]]:
+    """Returns a random batch of large floats and floats far from zero; `[]` without float inputs.
 
-    Of these a formula that is not stable makes something else; but a stable one, too, may be off by
-    more than of others.
-
-    Args:
-        model: `keras.Model`.
-        signature: Its signature.
-
-    Returns:
-        A list of a dict of arrays by input name; of none where no input is of floats.
+    An unstable formula fails on them. A stable one may be less precise on them than on others, too.
     """
     if all(np.dtype(spec.dtype).kind != "f" for spec in signature.inputs):
         return []
@@ -118,7 +96,7 @@ def make_wide_samples(model: keras.Model, signature: Signature) -> list[dict[str
 
 
 def _within(model: keras.Model, lengths: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns lengths that a model has positions for, in the same proportions where that can be."""
+    """Returns lengths that a model has positions for, in the same proportions if possible."""
     longest = longest_sequence(model)
     if longest is None or longest >= max(lengths):
         return lengths
@@ -126,7 +104,7 @@ def _within(model: keras.Model, lengths: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _widen(array: Array) -> Array:
-    """Makes the floats of the first row large, and puts those of the others far from zero."""
+    """Makes the floats of the first row large, and moves those of the others far from zero."""
     if array.dtype.kind == "f":
         far = 50 * array.std()
         array[:1] *= 20
@@ -135,11 +113,11 @@ def _widen(array: Array) -> Array:
 
 
 def hold_out(arrays: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Returns rows to make ranges of, and others to verify on: each fifth row where that is enough.
+    """Splits rows into those for calibration and each fifth one for verification.
 
     Args:
-        arrays: dict of arrays by input name, of as many rows each. Of fewer than 20 rows all serve
-            for both.
+        arrays: dict of arrays by input name, with the same number of rows. Fewer than 20 rows are
+            not split: all serve for both.
     """
     num_rows = len(next(iter(arrays.values())))
     if num_rows < _LEAST_TO_HOLD_OUT:
@@ -157,16 +135,13 @@ def draw_batch(
     shapes: Mapping[str, tuple[int, ...]],
     seed: int | None = None,
 ) -> dict[str, Array]:
-    """Returns a random batch of given shapes, the same one each time.
+    """Returns a random batch of given shapes, the same one for the same seed.
 
     Args:
         model: `keras.Model`.
         signature: Its signature.
         shapes: dict. The shape of each input by its name, the batch first.
-        seed: integer. Defaults to `None`: the rows of a batch.
-
-    Returns:
-        A dict of arrays by input name.
+        seed: integer. Defaults to `None`: the number of rows.
     """
     batch_size = next((shape[0] for shape in shapes.values() if shape), 1)
     generator = np.random.default_rng(batch_size if seed is None else seed)
@@ -192,7 +167,7 @@ def _make_batch(
         )
         for spec in signature.inputs
     }
-    # Of a batch whose size is fixed, the rows are to differ all the same.
+    # The seed makes batches differ even if their size is fixed.
     return draw_batch(model, signature, shapes, seed=batch_size)
 
 

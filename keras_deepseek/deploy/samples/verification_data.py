@@ -1,4 +1,4 @@
-"""The batches that an export is verified on, and those that int8 is made for."""
+"""The batches that an export is verified on, and those for int8."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,9 +11,9 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.samples.random_batches import (
     ROUND_LENGTHS,
     hold_out,
-    make_further_samples,
+    make_extreme_samples,
+    make_optional_samples,
     make_samples,
-    make_wide_samples,
 )
 
 Batches = list[dict[str, Array]]
@@ -21,21 +21,21 @@ Batches = list[dict[str, Array]]
 
 @dataclass(frozen=True)
 class VerificationData:
-    """The batches of an export; `ExportJob` says what the kinds of samples are for.
+    """The batches of an export. `ExportJob` explains the kinds of samples.
 
     Args:
         samples: For each batch its arrays by input name.
-        other_samples: Lists like `samples`. Defaults to none.
-        further_samples: Batches as well. Defaults to none.
-        wide_samples: Batches of large numbers. Defaults to none.
-        calibration: Batches that int8 is made for. Defaults to `None`.
-        are_random: boolean. Whether the samples were drawn. Defaults to `False`.
+        alternative_samples: Lists like `samples`.
+        optional_samples: Batches as well.
+        extreme_samples: Batches of large numbers.
+        calibration: Batches for int8, or `None`.
+        are_random: boolean. Whether the samples are random.
     """
 
     samples: Batches
-    other_samples: list[Batches] = field(default_factory=list)
-    further_samples: Batches = field(default_factory=list)
-    wide_samples: Batches = field(default_factory=list)
+    alternative_samples: list[Batches] = field(default_factory=list)
+    optional_samples: Batches = field(default_factory=list)
+    extreme_samples: Batches = field(default_factory=list)
     calibration: Batches | None = None
     are_random: bool = False
 
@@ -43,7 +43,7 @@ class VerificationData:
 def choose_data(
     named: NamedModel, samples: Sequence[Any] | None, calibration: Any
 ) -> VerificationData:
-    """Returns the batches for a model, drawn where none are given.
+    """Returns the batches for a model; random ones if none are given.
 
     Args:
         named: `NamedModel`.
@@ -52,13 +52,13 @@ def choose_data(
         calibration: inputs as `model.predict` takes them, or `None`.
 
     Raises:
-        InvalidInputError: What is given does not fit the model, or nothing can be seen by it.
+        InvalidInputError: The given rows do not fit the model, or are empty or not finite.
     """
     signature = named.signature
     rows = held_out = ranges = None
     if calibration is not None:
         rows = check_calibration(bind_rows("calibration", signature, calibration))
-        if samples is None:  # Else no row is kept from the ranges to be looked at by nobody.
+        if samples is None:  # With samples, all rows serve for the ranges.
             rows, held_out = hold_out(rows)
         ranges = cut_batches(rows)
     if samples is not None:
@@ -72,8 +72,8 @@ def choose_data(
     model = named.model
     return VerificationData(
         make_samples(model, signature),
-        other_samples=[make_samples(model, signature, ROUND_LENGTHS)],
-        further_samples=make_further_samples(model, signature),
-        wide_samples=make_wide_samples(model, signature),
+        alternative_samples=[make_samples(model, signature, ROUND_LENGTHS)],
+        optional_samples=make_optional_samples(model, signature),
+        extreme_samples=make_extreme_samples(model, signature),
         are_random=True,
     )

@@ -1,4 +1,4 @@
-"""Whether an artifact computes what its model computes."""
+"""Comparison of the outputs of an artifact with those of its model."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,34 +14,36 @@ TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-
 
 _INT8 = "int8"
 _LEAST_SCALE = 1e-2
-"""What an output's largest value counts for at least: what is nearly nothing may be what rounding
-left, but the probabilities of many thousand classes are not to pass for that."""
+"""The least scale of the tolerance. An output that is nearly 0 may consist of rounding errors.
+The probabilities of many thousand classes must not count as such."""
 _SHARE_OF_MOVEMENT = 0.1
-"""What a column may be off by, by root mean square, of how much it moves from row to row; or five
-times the tolerance, since the share of a rare class is off by as much as its logit is."""
+"""The largest error of a column (root mean square), as a share of its change from row to row.
+
+At least five times the tolerance counts, since the share of a rare class is off by as much as its
+logit is."""
 _TOLD_BY = 0.25
-"""The same for a whole output whose movement the tolerance hides, to count as compared."""
+"""The same for a whole output: with a larger error its change was not compared."""
 _ROUNDING = 1
-"""A column that moves by no more units in the last place of the output's largest value may be what
-a difference of such values left."""
+"""Units in the last place of the output's largest value. A column that changes by no more may
+consist of rounding errors."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared, and whether that says much.
+    """The result of a comparison.
 
     Args:
-        num_samples: integer. Batches.
-        largest_difference: float. The largest absolute one.
+        num_samples: integer. The number of batches.
+        largest_difference: float. The largest absolute difference.
         any_finite: boolean. Whether the model gave any finite value.
-        untold: tuple of strings. Outputs that an artifact would have passed with that computes the
-            same for all rows.
+        constant_outputs: tuple of strings. Outputs that hardly change from row to row, so that an
+            artifact that ignores its inputs would have passed.
     """
 
     num_samples: int
     largest_difference: float
     any_finite: bool = True
-    untold: tuple[str, ...] = ()
+    constant_outputs: tuple[str, ...] = ()
 
 
 def compare(
@@ -56,26 +58,24 @@ def compare(
     Args:
         expected: For each batch the model's outputs by name.
         received: For each batch the artifact's.
-        precision: string, or a dict of strings by output name. What the artifact computes in,
-            where that is not the outputs' dtype. Defaults to `None`.
-        by_column: boolean. Whether columns are looked at by themselves. Defaults to `True`.
-
-    Returns:
-        A `Comparison`.
+        precision: string, or a dict of strings by output name. The precision that the artifact
+            computes in, if it is not the dtype of the output.
+        by_column: boolean. Whether each column, along the last axis, is compared by its own measure
+            as well.
 
     Raises:
         ExportError: A name, a shape, a dtype, the place of a NaN, or a value differs. The message
-            says which output of which batch. Or a column, along the last axis, whose values are
-            too small beside the others' for that differs by its own measure.
+            names the output and the batch. Or a column differs whose values are too small beside
+            the others' to be noticed there.
     """
     if len(expected) != len(received):
-        raise ExportError(f"{len(received)} batches came back of {len(expected)}.")
+        raise ExportError(f"Received outputs of {len(received)} batches, expected {len(expected)}.")
     largest = 0.0
     precisions = dict(precision) if isinstance(precision, Mapping) else {}
     if isinstance(precision, str):
         precisions = dict.fromkeys(expected[0] if expected else (), precision)
     scales: Counter[str] = Counter()
-    for reference in expected:  # What int8 rounds by the range of all rows is judged by that.
+    for reference in expected:  # int8 is rounded, and so judged, by the range of all rows.
         of_int8 = {
             name: array for name, array in reference.items() if precisions.get(name) == _INT8
         }
@@ -89,7 +89,7 @@ def compare(
                 largest = max(largest, difference)
             except ExportError as error:
                 raise ExportError(f"Output {name!r} of batch {index}: {error}") from error
-    untold = []
+    constant_outputs = []
     for name in expected[0] if expected else ():
         groups = list(_rows_by_shape(name, expected, received))
         tolerance = _tolerance(expected[0][name], precisions.get(name))
@@ -100,25 +100,25 @@ def compare(
         except ExportError as error:
             raise ExportError(f"Output {name!r}: {error}") from error
         if not _tells(groups):
-            untold.append(name)
+            constant_outputs.append(name)
     any_finite = any(
         np.isfinite(array.astype("float64")).any() for batch in expected for array in batch.values()
     )
-    return Comparison(len(expected), largest, any_finite, tuple(untold))
+    return Comparison(len(expected), largest, any_finite, tuple(constant_outputs))
 
 
 def differing_places(
     expected: dict[str, Array], received: dict[str, Array], precisions: Mapping[str, str | None]
 ) -> dict[str, Array] | None:
-    """Returns where the outputs of one batch differ beyond the tolerance, by output name.
+    """Returns where the outputs of one batch differ beyond the tolerance.
 
     Args:
         expected: The model's outputs by name.
-        received: Those to compare.
-        precisions: By output name what it is computed in.
+        received: The artifact's.
+        precisions: The precision of each output by name.
 
     Returns:
-        A dict of boolean arrays; `None` where names, shapes or dtypes differ.
+        A dict of boolean arrays by output name; `None` if names, shapes or dtypes differ.
     """
     if set(expected) != set(received):
         return None
@@ -142,7 +142,7 @@ def differing_places(
 def _rows_by_shape(
     name: str, expected: list[dict[str, Array]], received: list[dict[str, Array]]
 ) -> Iterator[tuple[Array, Array]]:
-    """Yields an output of the model and of its artifact, all rows of a shape in one array."""
+    """Yields an output of the model and of its artifact, all rows of one shape in one array."""
     by_shape: dict[tuple[int, ...], list[tuple[Array, Array]]] = {}
     for reference, outputs in zip(expected, received, strict=True):
         left, right = np.atleast_1d(reference[name]), np.atleast_1d(outputs[name])
@@ -154,7 +154,7 @@ def _rows_by_shape(
 
 
 def _check_columns(left: Array, right: Array, tolerance: float, unit: float) -> None:
-    """Raises where a column is off by what the tolerance of larger columns hides."""
+    """Raises if a column has an error that the tolerance of larger columns hides."""
     if left.ndim <= 1 or not left.size:
         return
     others = tuple(range(left.ndim - 1))
@@ -167,13 +167,13 @@ def _check_columns(left: Array, right: Array, tolerance: float, unit: float) -> 
     column = int(excess.argmax())
     if excess[column] > 0:
         raise ExportError(
-            f"column {column} differs by {error[column]:.3g} (root mean square), and moves by "
+            f"column {column} differs by {error[column]:.3g} (root mean square), and changes by "
             f"{moved[column]:.3g} from row to row; {allowed[column]:.3g} is allowed."
         )
 
 
 def _tells(groups: list[tuple[Array, Array]]) -> bool:
-    """Returns whether an output moves from row to row, and the artifact's in the same way."""
+    """Returns whether an output changes from row to row, and the artifact's in the same way."""
     moved = sum(float(np.square(left - left.mean(0)).sum()) for left, _ in groups if len(left))
     error = sum(
         float(np.square(right - right.mean(0) - left + left.mean(0)).sum())
@@ -186,7 +186,7 @@ def _tells(groups: list[tuple[Array, Array]]) -> bool:
 def _difference(
     expected: Array, received: Array, precision: str | None, least_scale: float
 ) -> float:
-    """Returns the largest absolute difference, or raises where it is beyond the tolerance."""
+    """Returns the largest absolute difference, or raises if it is beyond the tolerance."""
     if expected.shape != received.shape:
         raise ExportError(f"shape {received.shape}; expected {expected.shape}.")
     if expected.dtype != received.dtype:
@@ -216,7 +216,7 @@ def _largest(array: Array) -> float:
 
 
 def _unit(array: Array) -> float:
-    """Returns what two numbers of an array's dtype about one differ by at the least."""
+    """Returns the difference of neighbouring numbers about 1 in an array's dtype."""
     is_float = str(array.dtype) in TOLERANCES and array.dtype.kind == "f"
     return float(np.finfo(array.dtype).eps) if is_float else 2.0**-7
 
@@ -229,15 +229,11 @@ def _tolerance(expected: Array, precision: str | None) -> float:
 def agreements(
     expected: list[dict[str, Array]], received: list[dict[str, Array]]
 ) -> dict[str, dict[str, float]]:
-    """Returns how near an artifact's outputs are to the model's, over all rows, by output name.
+    """Returns how close an artifact's outputs are to the model's, over all rows, by output name.
 
-    `"relative_error"` is the root of the mean square of the differences, as a share of the root of
-    the mean square of the model's values. `"same_largest"` is the share of rows, along the last
-    axis, whose largest value stands in the same place: for classifiers, the same answer.
-
-    Args:
-        expected: For each batch the model's outputs by name.
-        received: For each batch the artifact's.
+    `"relative_error"` is the root mean square of the differences, as a share of that of the model's
+    values. `"same_largest"` is the share of rows, along the last axis, whose largest value is at
+    the same index: for classifiers, the same answer.
     """
     return {name: _agreement(name, expected, received) for name in expected[0]}
 

@@ -1,18 +1,16 @@
-"""Batches on which the model itself can't decide: where a choice hangs on the last digit.
+"""Redrawing of a random batch on which the model has a tie.
 
-At a tie, as of a `floor` or an `argmax`, a right artifact that rounds otherwise gives something
-else. Another batch is drawn in the place of one such batch; of two, or where the model's own answer
-stays the same, the artifact is wrong.
+At a tie, as of a `floor` or an `argmax`, the last digit decides. A right artifact that rounds
+otherwise then gives something else. One such batch is replaced by another. If there are two, or if
+the model's own answer stays the same, the artifact is wrong.
 """
 
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array, InferenceFunction
-from keras_deepseek.deploy.export_job import ExportJob, RouteResult
-from keras_deepseek.deploy.routes.route import Route
+from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.samples.random_batches import draw_batch
 from keras_deepseek.deploy.verification.comparison import differing_places
 
@@ -22,33 +20,32 @@ _SEED = 1_000
 
 
 def redraw_tie(
-    job: ExportJob,
+    model: NamedModel,
+    samples: list[dict[str, Array]],
     infer: InferenceFunction,
+    run: Callable[[list[dict[str, Array]]], list[dict[str, Array]] | None],
     expected: list[dict[str, Array]],
-    result: RouteResult,
+    received: list[dict[str, Array]],
     precisions: dict[str, str | None],
-    route: Route,
-    folder: Path,
-) -> tuple[list[dict[str, Array]], RouteResult] | None:
-    """Puts another batch in the place of the one at which the model has a tie.
+) -> tuple[list[dict[str, Array]], list[dict[str, Array]]] | None:
+    """Replaces the one batch at which the model has a tie by another random batch.
 
     The model is run on that batch with its floats moved by one unit in the last place, up or down.
-    Each value of the artifact's that differs has to be one that the model then changes itself.
+    The batch counts as a tie if the model then changes each value in which the artifact differs.
 
     Args:
-        job: Whose samples were run, drawn at random.
-        infer: The model.
-        expected: What it gives for them.
-        result: What the artifact gives for them, and behind them for those of large numbers.
-        precisions: dict. What each output is computed in.
-        route: How the artifact is run.
-        folder: Where it stands.
+        model: `NamedModel`.
+        samples: The random batches.
+        infer: The model as a function.
+        run: Function that runs the artifact on batches; it returns `None` if it can't.
+        expected: The model's outputs for the samples.
+        received: The artifact's outputs for the samples, and after them those for further batches.
+        precisions: dict. The precision of each output by name.
 
     Returns:
-        What both give for the samples with the other batch among them; `None` where the artifact
-        differs on no batch or on several, or where a difference is not the model's own.
+        `expected` and `received` with the outputs for the new batch. `None` if the artifact differs
+        on no batch or on several, or if a difference is not the model's own.
     """
-    received = list(result.outputs or ())
     places = [
         differing_places(left, right, precisions)
         for left, right in zip(expected, received[: len(expected)], strict=True)
@@ -61,27 +58,27 @@ def redraw_tie(
     if len(differing) != 1:
         return None
     (index,) = differing
-    sample, found = job.samples[index], places[index]
-    if found is None or not _moves(infer, sample, expected[index], found, precisions):
+    sample, found = samples[index], places[index]
+    if found is None or not _all_change(infer, sample, expected[index], found, precisions):
         return None
     shapes = {name: array.shape for name, array in sample.items()}
-    other = draw_batch(job.model.model, job.model.signature, shapes, seed=_SEED + index)
-    ran = route.run(replace(job, samples=[other], wide_samples=()), folder)
-    if ran.outputs is None:
+    other = draw_batch(model.model, model.signature, shapes, seed=_SEED + index)
+    outputs = run([other])
+    if outputs is None:
         return None
     expected, received = list(expected), list(received)
-    expected[index], received[index] = infer(other), ran.outputs[0]
-    return expected, replace(result, outputs=received)
+    expected[index], received[index] = infer(other), outputs[0]
+    return expected, received
 
 
-def _moves(
+def _all_change(
     infer: InferenceFunction,
     sample: dict[str, Array],
     outputs: dict[str, Array],
     places: dict[str, Array],
     precisions: dict[str, str | None],
 ) -> bool:
-    """Returns whether a model changes its outputs at all of some places by the last digits."""
+    """Returns whether moving the last digits changes the model's outputs at all of some places."""
     generator = np.random.default_rng(0)
     left = dict(places)
     for _ in range(_TRIES):
@@ -93,10 +90,10 @@ def _moves(
 
 
 def _nudge(generator: np.random.Generator, sample: dict[str, Array]) -> dict[str, Array]:
-    """Moves the floats of a batch by their last digit.
+    """Moves the floats of a batch by one unit in the last place, up or down.
 
-    What stands there several times, and whole numbers, stay: they may be said to mean something, as
-    that a place is padding, and a tie among such is no matter of rounding.
+    Repeated values and whole numbers stay: they may have a meaning, as padding has, and a tie among
+    them is not due to rounding.
     """
     nudged = {}
     for name, array in sample.items():

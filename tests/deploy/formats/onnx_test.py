@@ -6,8 +6,7 @@ from keras_deepseek import backend
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.backend.export import one_file
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.deploy import Exporter, import_extra, register_exporter
-from keras_deepseek.deploy.formats import registry
+from keras_deepseek.deploy import Exporter, import_extra
 from keras_deepseek.deploy.formats.onnx import OnnxFormat
 from keras_deepseek.deploy.onnx_passes import save
 from keras_deepseek.deploy.samples.random_batches import make_samples
@@ -123,13 +122,7 @@ def test_what_onnxruntime_has_no_kernel_for_is_not_verified_by_another(tmp_path)
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
-def test_an_output_of_an_inputs_name_is_refused_before_work_is_done(
-    backend, tmp_path, capsys, monkeypatch
-):
-    from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
-
-    monkeypatch.setattr(registry, "_registered", {})
-    register_exporter(OpenVINOFormat())
+def test_an_output_of_an_inputs_name_is_refused_before_work_is_done(backend, tmp_path, capsys):
     inputs = {"score": keras.Input((3,), name="score")}
     model = keras.Model(inputs, {"score": keras.layers.Dense(2)(inputs["score"])})
     with pytest.raises(InvalidInputError, match="of an input and of an output: score"):

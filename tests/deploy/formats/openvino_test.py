@@ -124,5 +124,5 @@ def test_an_opset_that_can_not_be_written_is_refused():
 
 
 def test_it_is_a_format_as_any_other():
-    assert registry.create_format("openvino", {}).entry == "model.xml"
+    assert registry.choose_format("openvino", {"opset": 20}).options == {"opset": 20}
     assert keras.backend.backend() in OpenVINOFormat.backends

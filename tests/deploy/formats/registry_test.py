@@ -7,6 +7,7 @@ from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.deploy import Exporter, register_exporter
 from keras_deepseek.deploy.formats import registry
+from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 SIGNATURE = Signature(inputs=(TensorSpec("x", (None, 4), "float32"),), outputs=())
@@ -38,8 +39,9 @@ def _empty_registry(monkeypatch):
 def test_a_registered_format_is_found_by_name_and_by_suffix():
     text = TextFormat()
     register_exporter(text)
-    assert registry.create_format("text", {}) is text
-    assert registry.format_for_suffix(Path("folder.x/model.txt")) is text
+    chosen = registry.choose_format("text", {})
+    assert (chosen.export_format.entry, chosen.options) == ("model.txt", None)
+    assert registry.format_for_suffix(Path("folder.x/model.txt")) is chosen.export_format
 
 
 def test_an_unknown_suffix_says_how_to_register_one():
@@ -49,7 +51,7 @@ def test_an_unknown_suffix_says_how_to_register_one():
 
 def test_an_unknown_name_gets_the_nearest_one():
     with pytest.raises(InvalidInputError, match="did you mean 'onnx'"):
-        registry.create_format("onxx", {})
+        registry.choose_format("onxx", {})
 
 
 def test_a_path_without_a_suffix_names_no_format():
@@ -60,31 +62,30 @@ def test_a_path_without_a_suffix_names_no_format():
     for name in ("model", "model.bin"):
         with pytest.raises(
             InvalidInputError,
-            match=rf"none writes '{name}'.*text.*Of no suffix is folder:",
+            match=rf"no registered format writes '{name}'.*text.*Without a suffix there is folder:",
         ):
             registry.format_for_suffix(Path(name))
 
 
 def test_an_unknown_option_is_named_with_those_that_there_are():
     with pytest.raises(InvalidInputError, match=r"no option \['opsett'\]; it has \['opset', "):
-        registry.create_format("onnx", {"opsett": 1})
+        registry.choose_format("onnx", {"opsett": 1})
 
 
 def test_options_of_an_engine_and_of_its_onnx_are_told_apart(plain_tensorrt):
-    engine, of_onnx = registry.create_engine_format(
-        SIGNATURE, None, {"opset": 17, "profiles": {"batch": (1, 1, 1)}, "flavor": "tensorrt"}
-    )
-    assert of_onnx == {"opset": 17, "rolled": True}
-    assert engine.flavor.name == "tensorrt"
-    assert str(engine.profiles[0]) == "batch 1/1/1"
+    own = {"profiles": {"batch": (1, 1, 1)}, "flavor": "tensorrt"}
+    chosen = registry.choose_format("tensorrt", {"opset": 17, **own})
+    assert chosen.options == own
+    assert chosen.source.options == {"opset": 17, "rolled": True}
+    assert chosen.export_format.sample_shapes(SIGNATURE) == [{"x": (1, 4)}]
 
 
 def test_an_unknown_option_of_an_engine_is_named_with_those_of_both(plain_tensorrt):
     with pytest.raises(InvalidInputError, match=r"\['opsett'\]; it has \['flavor', .*'opset', "):
-        registry.create_engine_format(SIGNATURE, None, {"opsett": 1})
+        registry.choose_format("tensorrt", {"opsett": 1})
 
 
-@pytest.mark.parametrize("name", ["onnx", "savedmodel", "tensorrt", "custom"])
+@pytest.mark.parametrize("name", ["onnx", "savedmodel", "openvino", "tensorrt", "custom"])
 def test_a_built_in_name_is_not_taken(name):
     export_format = TextFormat()
     export_format.name = name
@@ -105,6 +106,32 @@ def test_what_is_no_format_says_what_it_lacks():
 def test_a_registered_format_takes_its_options_itself(digits, text_format):
     with pytest.raises(InvalidInputError, match=r"register_exporter\(MyFormat\(opset=...\)\)"):
         Exporter(digits, "text", opset=18)
+
+
+def test_a_format_of_this_package_may_be_registered_with_other_options():
+    register_exporter(OpenVINOFormat(opset=20))
+    chosen = registry.choose_format("openvino", {})
+    assert isinstance(chosen.export_format, OpenVINOFormat)
+    assert chosen.options is None
+
+
+def test_a_registered_format_may_be_built_from_another():
+    class Built(TextFormat):
+        source, source_options = "onnx", {"opset": 20}
+
+    register_exporter(Built())
+    chosen = registry.choose_format("text", {})
+    assert (chosen.source.export_format.name, chosen.source.options) == ("onnx", {"opset": 20})
+
+
+def test_a_member_that_a_users_format_lacks_has_its_default(tmp_path):
+    text = TextFormat()
+    text.signatures = ("first", "second")
+    adapted = registry.DuckTypedFormat(text)
+    assert adapted.signatures == ("first", "second")
+    assert (adapted.backends, adapted.source, adapted.further_outputs({})) == ((), "", {})
+    with pytest.raises(NotSupportedError, match="has no `load`"):
+        adapted.load(tmp_path)
 
 
 @pytest.mark.parametrize(("backend", "path"), [("text", "bundle"), ("custom", "model.txt")])

@@ -5,10 +5,10 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.samples.random_batches import (
     draw_batch,
     hold_out,
-    make_further_samples,
+    make_extreme_samples,
+    make_optional_samples,
     make_samples,
     make_taken_samples,
-    make_wide_samples,
 )
 
 
@@ -37,7 +37,7 @@ def test_lengths_of_two_inputs_differ_where_both_are_free():
 
     source, target = Input((None, 4), name="source"), Input((None, 4), name="target")
     model = Model([source, target], layers.Attention()([target, source]))
-    samples = make_further_samples(model, NamedModel(model).signature)
+    samples = make_optional_samples(model, NamedModel(model).signature)
     assert all(sample["source"].shape[0] == sample["target"].shape[0] for sample in samples)
     differ = [sample["source"].shape[1] != sample["target"].shape[1] for sample in samples]
     assert sum(differ) == 1
@@ -48,8 +48,8 @@ def test_further_batches_are_small_and_large_and_of_large_numbers():
 
     x = Input((None, 4), name="x")
     model = Model(x, layers.Dense(2)(x))
-    small, large = make_further_samples(model, NamedModel(model).signature)
-    (wide,) = make_wide_samples(model, NamedModel(model).signature)
+    small, large = make_optional_samples(model, NamedModel(model).signature)
+    (wide,) = make_extreme_samples(model, NamedModel(model).signature)
     assert (small["x"].shape, large["x"].shape) == ((1, 5, 4), (20, 40, 4))
     assert np.abs(wide["x"][0]).max() > 20
     assert wide["x"][1].min() > 20
@@ -57,11 +57,11 @@ def test_further_batches_are_small_and_large_and_of_large_numbers():
     model = Model(one_row, layers.Dense(2)(one_row))
     rows = make_samples(model, NamedModel(model).signature)
     assert len({row["x"].tobytes() for row in rows}) == len(rows)
-    (wide,) = make_wide_samples(model, NamedModel(model).signature)
+    (wide,) = make_extreme_samples(model, NamedModel(model).signature)
     assert wide["x"].shape == (1, 4)
     tokens = Input((None,), dtype="int32", name="tokens")
     model = Model(tokens, layers.Embedding(9, 2)(tokens))
-    assert make_wide_samples(model, NamedModel(model).signature) == []
+    assert make_extreme_samples(model, NamedModel(model).signature) == []
 
 
 def test_what_masking_takes_for_padding_ends_the_first_row():
@@ -203,7 +203,7 @@ def test_no_batch_is_longer_than_a_table_of_positions(num_positions):
     tokens = Input((None,), dtype="int32")
     model = Model(tokens, TokensAndPositions()(tokens))
     signature = NamedModel(model).signature
-    batches = [*make_samples(model, signature), *make_further_samples(model, signature)]
+    batches = [*make_samples(model, signature), *make_optional_samples(model, signature)]
     lengths = [next(iter(batch.values())).shape[1] for batch in batches]
     assert max(lengths) == num_positions
     assert len(set(lengths)) > 3

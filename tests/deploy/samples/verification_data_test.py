@@ -43,7 +43,7 @@ def test_samples_that_move_no_output_verify_nothing(tmp_path, tensorflow_install
     exporter = Exporter(keras.Model(inputs, saturated), "onnx", verbose=False)
     report = exporter.export(tmp_path / "saturated.onnx")
     assert report.verification.state == "unverified"
-    assert "output 'share' hardly moves" in report.verification.reason
+    assert "output 'share' hardly changes" in report.verification.reason
     rows = np.linspace(-110.0, -90.0, 6, dtype="float32")[:, None] * np.ones(3, "float32")
     exporter = Exporter(keras.Model(inputs, saturated), "onnx", samples=[rows], verbose=False)
     assert exporter.check(tmp_path / "saturated.onnx").verified
@@ -78,7 +78,9 @@ def test_without_data_all_is_drawn(dense):
     found = choose_data(NamedModel(dense), None, None)
     assert found.are_random
     assert found.calibration is None
-    assert all((found.samples, found.other_samples, found.further_samples, found.wide_samples))
+    assert all(
+        (found.samples, found.alternative_samples, found.optional_samples, found.extreme_samples)
+    )
 
 
 def test_inputs_with_unequal_rows_are_refused_by_the_argument():

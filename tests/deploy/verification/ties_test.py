@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keras_deepseek import backend
+from keras_deepseek.deploy import ExportFormat
 from keras_deepseek.deploy.make_artifact import make_artifact
 from keras_deepseek.errors import ExportError
 
@@ -12,7 +13,7 @@ BELOW = float(np.nextafter(np.float32(2), np.float32(0)))
 """Of this, the model makes 1, and of the next larger number 2."""
 
 
-class RoundedUp:
+class RoundedUp(ExportFormat):
     """A format whose artifact is right but for the last digit of its inputs."""
 
     name, suffix, entry = "rounded up", ".none", "none"
@@ -41,7 +42,7 @@ def job(job_of):
     model = keras.Model(x, {"floored": keras.ops.floor(x * 4.0 / 4.0)})
     usual = [[0.3, 1.7], [-0.4, 2.2]]
     samples = [{"x": np.array(rows, "float32")} for rows in (usual, [[0.2, BELOW], *usual])]
-    return replace(job_of(RoundedUp(), model, is_drawn=True), samples=samples)
+    return replace(job_of(RoundedUp(), model, has_random_samples=True), samples=samples)
 
 
 def check_fails(job, folder):
@@ -57,7 +58,7 @@ def test_another_batch_stands_for_one_at_a_tie(job, tmp_path):
 
 
 def test_batches_that_were_given_are_not_replaced(job, tmp_path):
-    check_fails(replace(job, is_drawn=False), tmp_path)
+    check_fails(replace(job, has_random_samples=False), tmp_path)
 
 
 def test_two_batches_at_a_tie_are_too_many(job, tmp_path):

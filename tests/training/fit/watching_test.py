@@ -54,7 +54,7 @@ def test_the_display_is_taken_away_where_a_training_fails():
 
 
 def test_what_writes_the_run_goes_on_with_it_while_it_is_resumed(tmp_path):
-    first, second = MetricsLog(tmp_path / "a.csv"), MetricsLog(tmp_path / "b.csv", resume=True)
+    first, second = MetricsLog(tmp_path / "a.jsonl"), MetricsLog(tmp_path / "b.jsonl", resume=True)
     for resume in (True, False):
         with watched([first, second], 0, resume=resume):
             assert first.resume == resume
@@ -69,11 +69,11 @@ def test_what_was_logged_before_an_error_is_written(tmp_path):
             if batch == 2:
                 raise RuntimeError("power cut")
 
-    log = MetricsLog(tmp_path / "log.csv")
+    log = MetricsLog(tmp_path / "log.jsonl")
     log._next_write = float("inf")  # Long after the error.
     with pytest.raises(RuntimeError, match="power cut"):
         Trainer(build()).fit(X, Y, batch_size=8, verbose=0, callbacks=[log, Failing()])
-    assert len((tmp_path / "log.csv").read_text().splitlines()) == 4
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(("mode", "monitor"), [("min", "val_loss"), ("max", "score")])

@@ -1,4 +1,4 @@
-"""For which GPUs an engine is built, by the compute capabilities that NVIDIA numbers them with."""
+"""The GPUs that an engine is built for, as NVIDIA's compute capabilities."""
 
 import re
 from collections.abc import Iterable
@@ -7,22 +7,18 @@ from typing import Any
 from keras_deepseek.errors import InvalidInputError
 
 TURING = "75"
-"""The oldest: an engine for it serves no other, and computes in float16."""
+"""The oldest compute capability. An engine for it runs on no other, and computes in float16."""
 
 
-def check_capabilities(
-    capabilities: Iterable[str | int], tensorrt: Any, precision: str | None
-) -> tuple[str, ...]:
-    """Returns the compute capabilities as digits, once each, or says which can't be had.
+def check_capabilities(capabilities: Iterable[str | int], tensorrt: Any) -> tuple[str, ...]:
+    """Returns the compute capabilities as digits, each once.
 
     Args:
         capabilities: As in `("86", "8.9", "SM120", 120)`.
         tensorrt: The module of TensorRT-RTX.
-        precision: string. What the export was asked to compute in; `None` for the model's own.
 
     Raises:
-        InvalidInputError: One of them is none that this release can build for, or several can't be
-            built for at once, or the precision is none of Turing's.
+        InvalidInputError: This release can't build for one of them, or not for all at once.
     """
     if isinstance(capabilities, str | int):
         raise InvalidInputError(
@@ -40,8 +36,12 @@ def check_capabilities(
             )
         if digits not in chosen:
             chosen.append(digits)
-    if TURING in chosen:
-        _check_turing(chosen, known, precision)
+    if TURING in chosen and len(chosen) > 1:
+        raise InvalidInputError(
+            f"An engine for compute capability {TURING} runs on no other; received "
+            f"{', '.join(chosen)}. Export one engine for {TURING}, and another one for any of "
+            f"{_others(known)}."
+        )
     return tuple(chosen)
 
 
@@ -51,17 +51,15 @@ def known_capabilities(tensorrt: Any) -> list[str]:
     return sorted((match[1] for match in found if match), key=int)
 
 
-def _check_turing(chosen: list[str], known: list[str], precision: str | None) -> None:
-    others = [capability for capability in known if capability != TURING]
-    if len(chosen) > 1:
-        raise InvalidInputError(
-            f"An engine for compute capability {TURING} is for that alone; received "
-            f"{', '.join(chosen)}. Export one for {TURING}, and another for any of "
-            f"{', '.join(others)}."
-        )
+def check_turing(tensorrt: Any, precision: str | None) -> None:
+    """Rejects any precision but float16 for an engine for Turing."""
     if precision != "float16":
         raise InvalidInputError(
-            f"An engine for compute capability {TURING} computes in float16 alone; received "
+            f"An engine for compute capability {TURING} computes only in float16; received "
             f"precision={precision!r}. Pass precision='float16', or compute_capabilities= of "
-            f"{', '.join(others)}."
+            f"{_others(known_capabilities(tensorrt))}."
         )
+
+
+def _others(known: list[str]) -> str:
+    return ", ".join(capability for capability in known if capability != TURING)

@@ -1,6 +1,6 @@
-"""Takes a size of an attention's scores from the queries or the keys, where a mask asks for it.
+"""Takes a size of attention's scores from the queries or the keys, if a mask needs it.
 
-What asks the scores for their shape keeps them from being one with the softmax after them.
+A use of the scores' shape keeps runtimes from fusing them with the softmax.
 """
 
 from typing import Any
@@ -10,17 +10,14 @@ from keras_deepseek.deploy.onnx_passes.shape_values import read_shape
 
 _LEAST_RANK = 2
 _FIRST_OPSET = 15
-"""Since it `Shape` has a start and an end."""
+"""The opset since which `Shape` has a start and an end."""
 
 
-def sizes_of_factors(view: GraphView) -> int:
-    """Replaces one of the last two sizes of a product, with a number or without.
-
-    Args:
-        view: `GraphView` of the graph to change.
+def sizes_from_factors(view: GraphView) -> int:
+    """Replaces a query of one of the last two sizes of a product, which may be scaled by a number.
 
     Returns:
-        How many were replaced.
+        The number of replaced nodes.
     """
     return 0 if view.opset < _FIRST_OPSET else view.rewrite(_ask_factor, "Slice", "Gather")
 
@@ -42,14 +39,14 @@ def _ask_factor(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _find_factor(view: GraphView, size: Any) -> tuple[str, int] | None:
-    """Returns the factor of a product that has the same size on the same axis."""
+    """Returns the factor of a product that has the same size, and its axis."""
     if isinstance(size, int):
         return None
     name, axis = size
-    scaled = view.maker(name, "Mul", "Div")
+    scaled = view.producer(name, "Mul", "Div")
     if scaled is not None and view.scalar(scaled.input[1]) is not None:
         name = scaled.input[0]
-    product = view.maker(name, "MatMul")
+    product = view.producer(name, "MatMul")
     ranks = {len(view.shape(each) or ()) for each in product.input} if product is not None else {0}
     (rank, *others) = ranks
     if others or rank < _LEAST_RANK or axis not in (rank - 2, rank - 1):

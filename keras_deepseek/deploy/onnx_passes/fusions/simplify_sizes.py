@@ -1,6 +1,6 @@
-"""Asks for sizes as ONNX has them: in int64, and by a `Shape` of the axes that are wanted.
+"""Replaces computed sizes by a `Shape` of the wanted axes, in int64.
 
-TensorFlow takes all sizes of a tensor in int32, picks from them, and joins what it picked.
+TensorFlow takes all sizes of a tensor in int32, picks some, and concatenates them.
 """
 
 from collections.abc import Sequence
@@ -12,23 +12,20 @@ from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
 from keras_deepseek.deploy.onnx_passes.shape_values import Size, read_shape
 
 _FIRST_OPSET = 15
-"""Since it `Shape` has a start and an end."""
+"""The opset since which `Shape` has a start and an end."""
 
 _INDIRECT = ("Cast", "Slice", "Gather")
 
 _Made = dict[tuple[Size, ...], str]
 
 
-def plain_sizes(view: GraphView) -> int:
-    """Replaces the sizes that `Reshape`, `Expand` and `Slice` read, where they were picked.
+def simplify_sizes(view: GraphView) -> int:
+    """Replaces the sizes that `Reshape`, `Expand` and `Slice` read if they come from a shape.
 
-    A `Slice` leaves out the axes of which it takes all.
-
-    Args:
-        view: `GraphView` of the graph to change.
+    A `Slice` loses the axes that it takes whole.
 
     Returns:
-        How many of these operators were replaced.
+        The number of replaced operators.
     """
     if view.opset < _FIRST_OPSET:
         return 0
@@ -57,7 +54,7 @@ def _replace(view: GraphView, node: Any, made: _Made) -> list[Any] | None:
 
 
 def _is_indirect(view: GraphView, name: str) -> bool:
-    node = view.maker(name, "Concat", *_INDIRECT)
+    node = view.producer(name, "Concat", *_INDIRECT)
     if node is None:
         return False
     return node.op_type in _INDIRECT or any(_is_indirect(view, each) for each in node.input)
@@ -70,7 +67,7 @@ def _without_whole_axes(
     axes: Any = None,
     steps: Any = None,
 ) -> list[list[Size]]:
-    """Returns the places of a slice, without those of the axes that it takes all of."""
+    """Returns the inputs of a slice without those of the axes that it takes whole."""
     axes = list(range(len(starts))) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
     kept = [
@@ -86,7 +83,7 @@ def _is_end(size: int | str | None, end: Size) -> bool:
 
 
 def _write(view: GraphView, sizes: list[Size], like: str, made: _Made) -> tuple[list[Any], str]:
-    """Returns the nodes that make a tensor of these sizes, and its name."""
+    """Returns the nodes that compute a tensor of these sizes, and its name."""
     if tuple(sizes) in made:
         return [], made[tuple(sizes)]
     nodes: list[Any] = []
@@ -105,7 +102,7 @@ def _write(view: GraphView, sizes: list[Size], like: str, made: _Made) -> tuple[
 
 
 def _join_runs(sizes: list[Size]) -> list[list[Size]]:
-    """Returns sizes in groups of which each is one constant, or one `Shape`."""
+    """Groups sizes so that each group is one constant or one `Shape`."""
     runs: list[list[Size]] = []
     for size in sizes:
         before = runs[-1][-1] if runs else None

@@ -1,6 +1,6 @@
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.sizes_of_factors import sizes_of_factors
+from keras_deepseek.deploy.onnx_passes.fusions.sizes_from_factors import sizes_from_factors
 
 INPUTS = "float[N,H,Q,D] q, float[N,H,D,K] k"
 OUTPUTS = "float[A,B,C,E] y, int32[1] size"
@@ -20,7 +20,7 @@ def test_a_size_of_the_scores_is_one_of_a_factor(parse, check_pass, batches, axi
         "to = {3}", f"to = {{{axis + 1}}}"
     )
     model = parse(NODES, INPUTS, OUTPUTS, weights)
-    num_replaced, operators = check_pass(sizes_of_factors, model, batches)
+    num_replaced, operators = check_pass(sizes_from_factors, model, batches)
     assert (num_replaced, operators["Slice"]) == (1, 0)
     (shape,) = (node for node in model.graph.node if node.op_type == "Shape")
     assert shape.input[0] == ("q" if axis == 2 else "k")
@@ -33,14 +33,14 @@ def test_other_sizes_stay(parse, check_pass, batches, axes):
     )
     outputs = OUTPUTS.replace("int32[1]", f"int32[{axes[1] - axes[0]}]")
     model = parse(NODES, INPUTS, outputs, weights)
-    assert check_pass(sizes_of_factors, model, batches)[0] == 0
+    assert check_pass(sizes_from_factors, model, batches)[0] == 0
 
 
 def test_the_size_of_another_sum_stays(parse, check_pass, batches):
     model = parse(NODES.replace("Mul (product, half)", "Sin (product)"), INPUTS, OUTPUTS, WEIGHTS)
-    assert check_pass(sizes_of_factors, model, batches)[0] == 0
+    assert check_pass(sizes_from_factors, model, batches)[0] == 0
 
 
 def test_an_opset_without_a_shape_of_axes(parse, check_pass, batches):
     model = parse(NODES, INPUTS, OUTPUTS, WEIGHTS, opset=13)
-    assert check_pass(sizes_of_factors, model, batches)[0] == 0
+    assert check_pass(sizes_from_factors, model, batches)[0] == 0

@@ -1,6 +1,6 @@
-"""Lets ONNX's `Gather` count negative places from the end itself.
+"""Removes the handling of negative indices before a `Gather`, which handles them itself.
 
-Keras's `take`, by which an `Embedding` looks up, adds the number of rows to negative places first.
+Keras's `take`, which an `Embedding` uses, adds the number of rows to negative indices first.
 """
 
 from typing import Any
@@ -8,24 +8,22 @@ from typing import Any
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute, in_both_orders
 
 
-def negative_places(view: GraphView) -> int:
-    """Replaces `Gather(x, Where(places < 0, places + n, places))`, if `x` has `n` of them.
+def simplify_negative_indices(view: GraphView) -> int:
+    """Replaces `Gather(x, Where(indices < 0, indices + n, indices))` if `x` has `n` rows.
 
-    A place from `-n` to `n - 1` gives the same. No other is one: backends stop at it, and so does
-    onnxruntime, but for `-2 n` to `-n - 1`, at which it stops afterwards alone.
-
-    Args:
-        view: `GraphView` of the graph to change.
+    Indices from `-n` to `n - 1` give the same. Others are errors in the backends, and in
+    onnxruntime as well. Those from `-2 n` to `-n - 1` were no error in onnxruntime before, and are
+    one afterwards.
 
     Returns:
-        How many were replaced.
+        The number of replaced nodes.
     """
     return view.rewrite(_gather, "Gather")
 
 
 def _gather(view: GraphView, node: Any) -> list[Any] | None:
     data, places = node.input
-    choice = view.maker(places, "Where")
+    choice = view.producer(places, "Where")
     shape = view.shape(data)
     axis = attribute(node, "axis", 0)
     if choice is None or shape is None or not -len(shape) <= axis < len(shape):
@@ -37,12 +35,12 @@ def _gather(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _is_negative(view: GraphView, condition: str, places: str) -> bool:
-    """Returns whether a tensor says which places are negative: casts keep the sign."""
-    less = view.maker(condition, "Less")
+    """Returns whether a tensor tells which indices are negative; casts in between keep the sign."""
+    less = view.producer(condition, "Less")
     if less is None or view.scalar(less.input[1]) != 0.0:
         return False
     types = view.onnx.TensorProto
-    cast = view.maker(less.input[0], "Cast")
+    cast = view.producer(less.input[0], "Cast")
     if cast is None or less.input[0] == places:
         return bool(less.input[0] == places)
     is_wide = attribute(cast, "to") in (types.FLOAT, types.DOUBLE, types.INT64)
@@ -50,8 +48,8 @@ def _is_negative(view: GraphView, condition: str, places: str) -> bool:
 
 
 def _is_added(view: GraphView, name: str, places: str, size: int | str | None) -> bool:
-    """Returns whether a tensor is the places and a size, which is known."""
-    node = view.maker(name, "Add")
+    """Returns whether a tensor is the sum of the indices and a known size."""
+    node = view.producer(name, "Add")
     if node is None or not isinstance(size, int):
         return False
     return any(

@@ -1,7 +1,7 @@
-"""Multiplies a tensor of several axes with a kernel as it is, instead of flat.
+"""Multiplies a tensor of several axes with a kernel directly, without flattening it first.
 
-TensorFlow's `tensordot` makes a matrix of its input first, and gives the product its axes back by a
-shape that it computes. `MatMul` needs neither, and runtimes know what follows on it.
+TensorFlow's `tensordot` flattens its input to a matrix, and reshapes the product by a shape that it
+computes. `MatMul` needs neither, and runtimes fuse it with the operators after it.
 """
 
 from typing import Any
@@ -12,21 +12,18 @@ from keras_deepseek.deploy.onnx_passes.shape_values import read_shape
 _MATRIX = 2
 
 
-def plain_products(view: GraphView) -> int:
-    """Replaces `Reshape(MatMul(Reshape(x), kernel))` by `MatMul(x, kernel)` where that is the same.
-
-    Args:
-        view: `GraphView` of the graph to change.
+def drop_flattening(view: GraphView) -> int:
+    """Replaces `Reshape(MatMul(Reshape(x), kernel))` by `MatMul(x, kernel)` if that is the same.
 
     Returns:
-        How many were replaced.
+        The number of replaced products.
     """
     return view.rewrite(_multiply, "Reshape")
 
 
 def _multiply(view: GraphView, node: Any) -> list[Any] | None:
-    product = view.maker(node.input[0], "MatMul")
-    flat = view.maker(product.input[0], "Reshape") if product is not None else None
+    product = view.producer(node.input[0], "MatMul")
+    flat = view.producer(product.input[0], "Reshape") if product is not None else None
     if flat is None or view.num_users(product.output[0]) != 1:
         return None
     if not _is_same(view, node, product, flat):

@@ -1,7 +1,7 @@
-"""Puts the number that a product with a kernel is multiplied by into the kernel, and into its bias.
+"""Folds a number that a product with a kernel is multiplied by into the kernel and its bias.
 
-Attention divides its queries by the root of their size. A power of two changes no digit. By another
-number each weight is rounded once more, which is as much as each term of the product was rounded.
+Attention divides its queries by the root of their size. A power of two changes no digit. Another
+number rounds each weight once more, which is as much as each term of the product is rounded.
 """
 
 from typing import Any
@@ -14,14 +14,13 @@ _MATRIX = 2
 _LEAST = float(np.finfo("float32").tiny)
 
 
-def scales_into_kernels(view: GraphView) -> int:
-    """Replaces `MatMul(x, kernel) * number`, with a bias, `Reshape` and `Transpose` between.
+def fold_scales(view: GraphView) -> int:
+    """Replaces `MatMul(x, kernel) * number`, also with a bias, `Reshape` or `Transpose` between.
 
-    Args:
-        view: `GraphView` of the graph to change. Only what is in float32 is changed.
+    Only float32 is changed.
 
     Returns:
-        How many were replaced.
+        The number of replaced multiplications.
     """
     return view.rewrite(_scale, "Mul", "Div")
 
@@ -48,7 +47,7 @@ def _scale(view: GraphView, node: Any) -> list[Any] | None:
 
 
 def _find_factor(view: GraphView, node: Any) -> tuple[str, float | None]:
-    """Returns what is multiplied, and by which number, or `None` in its place."""
+    """Returns the tensor that is multiplied and the number, or `None` for no number."""
     if node.op_type == "Div":
         pairs, power = [tuple(node.input)], -1.0
     else:
@@ -61,10 +60,10 @@ def _find_factor(view: GraphView, node: Any) -> tuple[str, float | None]:
 
 
 def _find_chain(view: GraphView, name: str) -> list[tuple[Any, int]] | None:
-    """Returns the nodes back to a product with a kernel, and which input of each goes on."""
+    """Returns the nodes back to a product with a kernel, each with the index of its input."""
     chain = []
     while view.num_users(name) == 1 and view.dtype(name) == view.onnx.TensorProto.FLOAT:
-        node = view.maker(name, "MatMul", "Add", "Reshape", "Transpose")
+        node = view.producer(name, "MatMul", "Add", "Reshape", "Transpose")
         if node is None:
             return None
         index = 0
@@ -80,7 +79,7 @@ def _find_chain(view: GraphView, name: str) -> list[tuple[Any, int]] | None:
 
 
 def _add_scaled(view: GraphView, name: str, factor: float) -> str | None:
-    """Adds a scaled weight, if that is as precise as the weight was, and returns its name."""
+    """Adds a scaled weight and returns its name; `None` if scaling overflows or loses precision."""
     array = view.constant(name)
     if array is None or array.dtype != np.float32:
         return None

@@ -1,7 +1,7 @@
-"""Turns a product whose last two axes are exchanged afterwards: `(A B)^T` is `B^T A^T`.
+"""Moves a transposition of a product into its factors: `(A B)^T` is `B^T A^T`.
 
-Keras computes attention's scores with the keys first. The factors, which are smaller, are
-transposed anyway; the scores need not be.
+Keras computes the scores of attention with the keys first. The factors are smaller than the scores
+and are transposed anyway.
 """
 
 from typing import Any
@@ -9,24 +9,21 @@ from typing import Any
 from keras_deepseek.deploy.onnx_passes.graph_view import GraphView, attribute
 
 
-def turn_products(view: GraphView) -> int:
-    """Replaces `Transpose(MatMul(a, b))` of the last two axes, where `a` or `b` is a transposition.
-
-    Args:
-        view: `GraphView` of the graph to change.
+def transpose_products(view: GraphView) -> int:
+    """Replaces `Transpose(MatMul(a, b))` of the last two axes if `a` or `b` is a transposition.
 
     Returns:
-        How many were replaced.
+        The number of replaced products.
     """
     return view.rewrite(_turn_product, "Transpose")
 
 
 def _turn_product(view: GraphView, node: Any) -> list[Any] | None:
     order = list(attribute(node, "perm", []))
-    product = view.maker(node.input[0], "MatMul")
+    product = view.producer(node.input[0], "MatMul")
     if product is None or view.num_users(product.output[0]) != 1 or order != _turn(len(order)):
         return None
-    factors = [(name, view.maker(name, "Transpose")) for name in product.input]
+    factors = [(name, view.producer(name, "Transpose")) for name in product.input]
     ranks = [len(view.shape(name) or ()) for name, _ in factors]
     if ranks != [len(order)] * 2 or not any(before for _, before in factors):
         return None

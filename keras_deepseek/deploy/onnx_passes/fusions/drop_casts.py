@@ -1,4 +1,4 @@
-"""Leaves out casts that another undoes, and reductions of axes that have one value."""
+"""Removes casts that another cast undoes, and reductions of axes of size 1."""
 
 from typing import Any
 
@@ -15,19 +15,16 @@ _HELD_BY = {
     "BFLOAT16": ("FLOAT", "DOUBLE"),
     "FLOAT": ("DOUBLE",),
 }
-"""The types that have each number of a type."""
+"""For each type the types that can represent all of its numbers."""
 
 
-def plain_casts(view: GraphView) -> int:
-    """Replaces `Cast(Cast(x))` to the type that `x` has, where the first cast loses nothing.
+def drop_casts(view: GraphView) -> int:
+    """Replaces `Cast(Cast(x))` back to the type of `x` if the first cast loses nothing.
 
-    A reduction between them, or elsewhere, that has one value to reduce goes first.
-
-    Args:
-        view: `GraphView` of the graph to change.
+    Reductions of axes of size 1 are removed first, since they may stand between the casts.
 
     Returns:
-        How many were left out.
+        The number of removed nodes.
     """
     return view.rewrite(_skip_reduction, *_REDUCTIONS) + view.rewrite(_skip_casts, "Cast")
 
@@ -41,11 +38,11 @@ def _skip_reduction(view: GraphView, node: Any) -> list[Any] | None:
         return None
     if any(shape[int(axis)] != 1 for axis in axes):
         return None
-    return view.read_instead(node.output[0], node.input[0])
+    return view.replace_uses(node.output[0], node.input[0])
 
 
 def _skip_casts(view: GraphView, node: Any) -> list[Any] | None:
-    inner = view.maker(node.input[0], "Cast")
+    inner = view.producer(node.input[0], "Cast")
     if inner is None:
         return None
     name_of = view.onnx.TensorProto.DataType.Name
@@ -53,4 +50,4 @@ def _skip_casts(view: GraphView, node: Any) -> list[Any] | None:
     is_back = given and attribute(node, "to") == given
     if not is_back or name_of(attribute(inner, "to")) not in _HELD_BY.get(name_of(given), ()):
         return None
-    return view.read_instead(node.output[0], inner.input[0])
+    return view.replace_uses(node.output[0], inner.input[0])

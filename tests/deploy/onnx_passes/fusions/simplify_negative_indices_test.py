@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.negative_places import negative_places
+from keras_deepseek.deploy.onnx_passes.fusions.simplify_negative_indices import (
+    simplify_negative_indices,
+)
 
 WEIGHTS = """float[3,2] table = {1, 2, 3, 4, 5, 6}, float zero = {0}, int32 zero32 = {0},
     int32 size = {3}, int32 less32 = {2}, int32 one = {1}"""
@@ -17,7 +19,7 @@ BATCHES = [
 
 def test_places_from_the_end(parse, check_pass):
     model = parse(BY_TENSORFLOW, weights=WEIGHTS, **OPTIONS)
-    assert check_pass(negative_places, model, BATCHES) == (1, {"Gather": 1})
+    assert check_pass(simplify_negative_indices, model, BATCHES) == (1, {"Gather": 1})
 
 
 SAME = {
@@ -35,7 +37,13 @@ def test_other_forms(check_changed, name):
     if name == "the last axis":
         batches = [{"x": np.array([[0, 1], [-1, -2]], "int32")}]
     found = check_changed(
-        negative_places, batches, BY_TENSORFLOW, WEIGHTS, *SAME[name], outputs=outputs, **OPTIONS
+        simplify_negative_indices,
+        batches,
+        BY_TENSORFLOW,
+        WEIGHTS,
+        *SAME[name],
+        outputs=outputs,
+        **OPTIONS,
     )
     assert found == (1, {"Gather": 1})
 
@@ -59,7 +67,7 @@ def test_what_is_near_it_stays(check_changed, name):
     if name == "the other way round":
         x = np.array([[-1, -2]], "int32")
     found = check_changed(
-        negative_places,
+        simplify_negative_indices,
         [{"x": x, "other": np.array([[1], [0]], "int32")[: len(x)]}],
         BY_TENSORFLOW,
         WEIGHTS,
@@ -73,4 +81,4 @@ def test_rows_that_are_not_counted_stay(parse, check_pass):
     nodes, inputs = BY_TENSORFLOW.replace("table", "rows"), "int32[N,S] x, float[R,2] rows"
     model = parse(nodes, inputs, weights=WEIGHTS)
     batches = [{**batch, "rows": np.ones((3, 2), "float32")} for batch in BATCHES]
-    assert check_pass(negative_places, model, batches)[0] == 0
+    assert check_pass(simplify_negative_indices, model, batches)[0] == 0

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_deepseek.deploy.onnx_passes.fusions.scales_into_kernels import scales_into_kernels
+from keras_deepseek.deploy.onnx_passes.fusions.fold_scales import fold_scales
 
 KERNEL = ", ".join(str((-1) ** place * 0.25 * place) for place in range(24))
 WEIGHTS = f"""float[4,6] kernel = {{{KERNEL}}}, float[2,3] bias = {{1, -2, 3, -4, 5, -6}},
@@ -20,7 +20,7 @@ def batches(draw):
 
 def test_queries_of_an_attention(parse, check_pass, batches, run_all):
     model, given = (parse(BY_TENSORFLOW, weights=WEIGHTS, **OPTIONS) for _ in range(2))
-    found = check_pass(scales_into_kernels, model, batches)
+    found = check_pass(fold_scales, model, batches)
     assert found == (1, {"MatMul": 1, "Reshape": 1, "Add": 1})
     for arrays in batches:  # By a power of two not one digit is another.
         np.testing.assert_array_equal(run_all(model, arrays)[0], run_all(given, arrays)[0])
@@ -41,9 +41,7 @@ SAME = {
 
 @pytest.mark.parametrize("name", SAME)
 def test_other_forms(check_changed, batches, name):
-    found = check_changed(
-        scales_into_kernels, batches, BY_TENSORFLOW, WEIGHTS, SAME[name], **OPTIONS
-    )
+    found = check_changed(fold_scales, batches, BY_TENSORFLOW, WEIGHTS, SAME[name], **OPTIONS)
     assert found[0] == 1
     assert not found[1]["Mul"] + found[1]["Div"]
 
@@ -72,7 +70,7 @@ def test_what_is_near_it_stays(check_changed, draw, name):
         outputs = "float[E,A,B,C,D] y"
     inputs = "float[N,S,4] x, float[4,6] computed, float[2,3] other"
     found = check_changed(
-        scales_into_kernels,
+        fold_scales,
         [draw(x=(2, 3, 4), computed=(4, 6), other=(2, 3))],
         BY_TENSORFLOW,
         WEIGHTS,
@@ -90,4 +88,4 @@ def test_another_precision_stays(parse, check_pass):
         "double[A,B] y",
         "double[2,2] kernel = {1, 2, 3, 4}, double eighth = {0.125}",
     )
-    assert check_pass(scales_into_kernels, model, [{"x": np.ones((3, 2))}])[0] == 0
+    assert check_pass(fold_scales, model, [{"x": np.ones((3, 2))}])[0] == 0

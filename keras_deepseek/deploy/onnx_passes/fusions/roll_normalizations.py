@@ -1,8 +1,8 @@
-"""Writes rounds of normalizations, one after the other, as a loop.
+"""Writes repeated normalizations as a `Loop`.
 
-A builder that computes anew what a sum is of, wherever the sum is used, takes twice as much for
-each of them: TensorRT-RTX needed 0.5 MB for four, 50 MB for eight, 555 MB for ten, and for the 39
-of `ManifoldConstrainedHyperConnections` it never ended. What a loop holds it builds once.
+Some builders compute a sum anew for each use, which doubles the work with each repetition.
+TensorRT-RTX needed 0.5 MB for four, 50 MB for eight and 555 MB for ten rounds, and never finished
+the 39 of `ManifoldConstrainedHyperConnections`. It builds the body of a loop once.
 """
 
 from collections.abc import Iterator
@@ -14,20 +14,20 @@ from keras_deepseek.deploy.onnx_passes.graph_view import GraphView
 
 _COMBINING = ("Div", "Mul", "Sub", "Add")
 _LONGEST_STEP = 6
-"""Nodes between a tensor and what it is divided by."""
+"""The largest number of nodes between a tensor and its divisor."""
 _LONGEST_PERIOD = 4
-"""Steps of a round."""
+"""The largest number of steps in a round."""
 _LEAST_ROUNDS = 3
 
 
 class _Step(NamedTuple):
-    """From a tensor to the same one divided by a function of its own.
+    """A step `x / f(x)` of a round of normalizations.
 
     Args:
         start: string. The tensor before it.
         end: string. The tensor after it.
         nodes: list. Its nodes in their order.
-        key: What two steps that do the same have in common.
+        key: An equal value for steps that compute the same.
     """
 
     start: str
@@ -36,14 +36,11 @@ class _Step(NamedTuple):
     key: tuple[Any, ...]
 
 
-def roll_rounds(view: GraphView) -> int:
+def roll_normalizations(view: GraphView) -> int:
     """Replaces three or more equal rounds of `x / f(x)`, of up to four steps each, by a `Loop`.
 
-    Args:
-        view: `GraphView` of the graph to change.
-
     Returns:
-        How many loops there are.
+        The number of loops.
     """
     by_last = {}
     for steps in _chains(view):
@@ -60,7 +57,7 @@ def roll_rounds(view: GraphView) -> int:
 
 
 def _chains(view: GraphView) -> Iterator[list[_Step]]:
-    """Yields the longest rows of steps of which each takes what the one before it alone gives."""
+    """Yields the longest sequences of steps, in which only the next step uses a step's result."""
     steps = [step for node in view.nodes(*_COMBINING) if (step := _read_step(view, node))]
     by_start = {step.start: step for step in steps}
     ends = {step.end for step in steps}
@@ -83,7 +80,7 @@ def _read_step(view: GraphView, last: Any) -> _Step | None:
     """Returns the step that a node ends, or `None`."""
     for place, start in enumerate(last.input):
         nodes = _read_function(view, last.input[1 - place], start)
-        if nodes and view.are_inner(nodes, last):
+        if nodes and view.are_only_used_within(nodes, last):
             nodes.append(last)
             key = tuple(_describe(view, node) for node in nodes)
             return _Step(start, last.output[0], nodes, (*key, place))
@@ -91,10 +88,10 @@ def _read_step(view: GraphView, last: Any) -> _Step | None:
 
 
 def _read_function(view: GraphView, name: str, start: str) -> list[Any]:
-    """Returns the nodes that make a tensor of another and of constants; none where they do not."""
+    """Returns the nodes that compute a tensor from `start` and constants; `[]` if it needs more."""
     nodes: list[Any] = []
     while name != start:
-        node = view.any_maker(name)
+        node = view.any_producer(name)
         if node is None or len(nodes) == _LONGEST_STEP or len(node.output) != 1:
             return []
         given = [each for each in node.input if each and view.constant(each) is None]
@@ -115,7 +112,7 @@ def _describe(view: GraphView, node: Any) -> tuple[Any, ...]:
 
 
 def _find_rounds(keys: list[tuple[Any, ...]]) -> tuple[int, int]:
-    """Returns the steps of a round, and how many there are from the first step on; 0 of none."""
+    """Returns the steps per round and the number of rounds, counted from the first step."""
     for period in range(1, _LONGEST_PERIOD + 1):
         num_same = next(
             (index for index in range(period, len(keys)) if keys[index] != keys[index - period]),
@@ -127,7 +124,7 @@ def _find_rounds(keys: list[tuple[Any, ...]]) -> tuple[int, int]:
 
 
 def _keeps_shape(view: GraphView, steps: list[_Step]) -> bool:
-    """Returns whether a tensor is seen to have the rank and the known sizes at both ends."""
+    """Returns whether a tensor has the same rank and known sizes before and after the steps."""
     before, after = view.shape(steps[0].start), view.shape(steps[-1].end)
     return (
         before is not None
