@@ -25,7 +25,9 @@ class HttpRequest:
             of the certificate that the client proved to hold. Empty where it showed none.
         keep_alive: boolean. Whether the client will send more on this connection.
         is_old: boolean. Whether it speaks HTTP/1.0.
-        trace: `RequestTrace`. What is noted of it.
+        trace: `RequestTrace`. Its notes for metrics and logs.
+        route: string. The path template of its route, as in `"/v2/models/{name}/infer"`. Empty
+            until the route is found.
     """
 
     method: str
@@ -38,6 +40,7 @@ class HttpRequest:
     keep_alive: bool = True
     is_old: bool = False
     trace: RequestTrace = field(default_factory=lambda: RequestTrace("http"), compare=False)
+    route: str = ""
 
 
 @dataclass(slots=True)
