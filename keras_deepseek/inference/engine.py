@@ -1,27 +1,38 @@
-"""The engine that users make: an `InProcessEngine`, and the servers in front of it.
+"""The engine that users make: a repository of models, a dispatcher of requests, and servers.
 
-What its arguments mean is said here; `http` and `grpc` listen.
+Its arguments and methods are documented here. `ModelRepository` and `Dispatcher` do the work.
 """
 
 import os
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
+from keras_deepseek.artifacts.signature import Array, Signature
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.inference.batching.batch_totals import BatchStatistics
+from keras_deepseek.inference.batching.future_delivery import Answer
+from keras_deepseek.inference.batching.loop_delivery import Settle, Waiter
 from keras_deepseek.inference.batching.padding import Padding
+from keras_deepseek.inference.dispatcher import Dispatcher
 from keras_deepseek.inference.grpc.grpc_server import GrpcServer
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.http_server import MAX_BODY_BYTES, HttpServer
-from keras_deepseek.inference.in_process_engine import InProcessEngine
+from keras_deepseek.inference.models.model_folder import ModelFolder, Policy
 from keras_deepseek.inference.models.model_options import ModelOptions
+from keras_deepseek.inference.models.model_repository import ModelRepository
+from keras_deepseek.inference.models.model_version import ModelVersion
+from keras_deepseek.inference.models.served_model import ServedModel
+from keras_deepseek.inference.monitoring.request_log import RequestLog
+from keras_deepseek.inference.monitoring.request_trace import RequestTrace
+from keras_deepseek.inference.request_options import RequestOptions
 from keras_deepseek.inference.server.server import Server, stop_servers
 from keras_deepseek.inference.server.termination import Interruption
 
 
-class ServingEngine(InProcessEngine):
+class ServingEngine:
     """Serves a model: single requests in, batches through the model, answers out.
 
     With `batch_size="dynamic"` whatever waits is taken whenever the model is free: batches grow
@@ -132,16 +143,271 @@ class ServingEngine(InProcessEngine):
             cache_entries=cache_entries,
             custom_objects_from=custom_objects_from,
         )
-        super().__init__(
-            model, name, version, options, max_concurrent_batches, log_requests, sample
-        )
+        # The log first: a wrong path is reported before a model is loaded.
+        log = None if log_requests is None else RequestLog(log_requests, sample)
+        try:
+            self.repository = ModelRepository(model, name, version, options, max_concurrent_batches)
+        except BaseException:
+            if log is not None:
+                log.close()
+            raise
+        self.dispatcher = Dispatcher(self.repository, log)
+        self.name = self.repository.name
+        self.options = options
+        self.monitor = self.repository.monitor
         self._servers: Sequence[Server] = ()
         self._grace_seconds: float | None = None
+
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """The served models by name."""
+        return self.repository.models
+
+    @property
+    def folders(self) -> Sequence[ModelFolder]:
+        """The folders that are followed."""
+        return self.repository.folders
+
+    @property
+    def signature(self) -> Signature:
+        """The names, shapes and dtypes of the inputs and outputs of the engine's own model."""
+        return self.find().signature
+
+    @property
+    def ready(self) -> bool:
+        """True if requests are answered: the engine is started and not closing."""
+        return self.repository.state == "ready"
 
     @property
     def servers(self) -> Sequence[Server]:
         """The servers that `serve` has started."""
         return self._servers
+
+    def start(self) -> None:
+        """Warms the models up and starts the threads that run it. Nothing is done the second time.
+
+        Raises:
+            ClosedError: The engine was closed.
+        """
+        self.repository.start()
+
+    def predict(self, x: Any, **options: Unpack[RequestOptions]) -> Any:
+        """Returns the model's outputs for `x`; blocks until they are there.
+
+        Args:
+            x: An array, or nested lists, where the model has one input; else a mapping by input
+                name, or a sequence in the order of the inputs. Rows first: any number of them.
+            **options: `RequestOptions`.
+
+        Returns:
+            A NumPy array where the model has one output, else a dict of arrays by output name.
+
+        Raises:
+            InvalidInputError: `x` does not fit the model's inputs, or has more rows than may wait;
+                or there is no such option.
+            OverloadedError: Too many rows are waiting, or it could not be answered in time.
+            DeadlineExceededError: The answer was not there within `timeout`.
+            ClosedError: The engine was closed.
+        """
+        return self.dispatcher.predict(x, **options)
+
+    async def predict_async(self, x: Any, **options: Unpack[RequestOptions]) -> Any:
+        """Returns what `predict` returns, without blocking the event loop.
+
+        Cancelling the call takes the request out of the queue.
+
+        Args:
+            x: As in `predict`.
+            **options: `RequestOptions`.
+        """
+        return await self.dispatcher.predict_async(x, **options)
+
+    def submit(self, x: Any, **options: Unpack[RequestOptions]) -> Answer:
+        """Puts `x` in the queue of a started engine.
+
+        Args:
+            x: As in `predict`.
+            **options: `RequestOptions`.
+
+        Returns:
+            A `concurrent.futures.Future` of a dict of arrays by output name. Cancelling it takes
+            the request out of the queue.
+        """
+        return self.dispatcher.submit(x, **options)
+
+    def submit_async(self, x: Any, **options: Unpack[RequestOptions]) -> Waiter:
+        """Puts `x` in the queue of a started engine, for the running event loop to await.
+
+        Args:
+            x: As in `predict`.
+            **options: `RequestOptions`.
+
+        Returns:
+            An `asyncio.Future` of a dict of arrays by output name.
+        """
+        return self.dispatcher.submit_async(x, **options)
+
+    def dispatch_async(
+        self,
+        bind: Callable[[Signature], dict[str, Array]],
+        trace: RequestTrace | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> tuple[Waiter, ModelVersion]:
+        """Does what `submit_async` does, for inputs that are read by the version's signature.
+
+        Args:
+            bind: As in `dispatch`.
+            trace: As in `dispatch`. Defaults to `None`.
+            **options: `RequestOptions`.
+
+        Returns:
+            An `asyncio.Future` of a dict of arrays by output name, and the `ModelVersion`.
+        """
+        return self.dispatcher.dispatch_async(bind, trace, **options)
+
+    def dispatch(
+        self,
+        bind: Callable[[Signature], dict[str, Array]],
+        settle: Settle,
+        trace: RequestTrace | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> tuple[Callable[[], None], ModelVersion]:
+        """Does what `dispatch_async` does at less cost: there is no future.
+
+        Args:
+            bind: Function from the `Signature` of the version that will answer to arrays by input
+                name, checked against it. It is called again where that version is closed meanwhile.
+            settle: Function that the running event loop calls with the `Request`, once its
+                `outputs` or its `error` is there: all of a batch in one turn of the loop.
+            trace: `RequestTrace`. Is told who answers. Defaults to `None`.
+            **options: `RequestOptions`.
+
+        Returns:
+            A function that takes the request out of the queue, and the `ModelVersion`.
+        """
+        return self.dispatcher.dispatch(bind, settle, trace, **options)
+
+    def load(
+        self,
+        model: Any,
+        *,
+        name: str | None = None,
+        version: int | None = None,
+        share: float | None = None,
+        keep: int | None = 1,
+        options: ModelOptions | None = None,
+    ) -> ModelVersion:
+        """Serves another model, or another version of one, when it is loaded and warm.
+
+        Until then, requests go to the versions that there are, and where it fails nothing has
+        changed for them: why is remembered in `ServedModel.failed`, and nothing of the model.
+        Afterwards the oldest versions, beyond `keep` others, answer what they have accepted and
+        are closed.
+
+        Args:
+            model: As in the constructor.
+            name: string. Defaults to `None`: the engine's own model.
+            version: integer. One that is there is replaced. Defaults to `None`: one more than the
+                newest, of those that failed, too.
+            share: float from 0 to 1. The part of the requests for this model that go to this
+                version while it is on trial (`ServedModel.set_share`). Defaults to `None`: it is
+                not on trial, and takes all of them if it is the newest.
+            keep: integer. How many versions stay, this one among them and those on trial not.
+                Defaults to `1`; `None`: all.
+            options: `ModelOptions`. Defaults to `None`: those of the engine.
+
+        Returns:
+            The `ModelVersion`.
+
+        Raises:
+            InvalidInputError: The model is nothing that can be served, or an argument does not fit.
+            ClosedError: The engine was closed.
+        """
+        return self.repository.load(
+            model, name=name, version=version, share=share, keep=keep, options=options
+        )
+
+    def follow(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        name: str,
+        versions: Policy = 1,
+        poll_seconds: float = 1.0,
+        options: ModelOptions | None = None,
+    ) -> None:
+        """Serves the versions that a folder holds, as they come and go.
+
+        Args:
+            folder: A path, as `"models/digits"` with the bundles or SavedModels `"models/digits/1"`
+                and so on.
+            name: string. The model's name.
+            versions: integer: the newest so many; `"all"`; or a sequence of numbers. Defaults to
+                `1`.
+            poll_seconds: float. How long it waits between two looks. Defaults to `1.0`.
+            options: `ModelOptions`. Defaults to `None`: those of the engine.
+
+        Raises:
+            InvalidInputError: The folder holds none of these versions, or an argument does not fit.
+        """
+        self.repository.follow(
+            folder, name=name, versions=versions, poll_seconds=poll_seconds, options=options
+        )
+
+    def replace_folders(
+        self, folders: Sequence[ModelFolder], labels: Mapping[str, Mapping[str, int]]
+    ) -> None:
+        """Serves what these folders hold, and no other model.
+
+        All of it is loaded and warm before anything changes for requests; where that fails,
+        nothing does. A folder that is followed already, in the same way, is not loaded again.
+
+        Args:
+            folders: sequence of `ModelFolder`, each of a name of its own, none of them empty.
+            labels: mapping from each name to versions by label, all of them among those wanted.
+
+        Raises:
+            LoadFailedError: A version could not be loaded, or did not warm up. Why is logged.
+            ClosedError: The engine was closed.
+        """
+        self.repository.replace_folders(folders, labels)
+
+    def unload(self, name: str | None = None, version: int | None = None) -> None:
+        """Closes a version, or all of a model, when what was accepted is answered.
+
+        Args:
+            name: string. Defaults to `None`: the engine's own model.
+            version: integer. Defaults to `None`: all of them, and the model with them.
+
+        Raises:
+            ModelNotFoundError: There is no such model or version.
+        """
+        self.repository.unload(name, version)
+
+    def find(
+        self, name: str | None = None, version: int | None = None, label: str = ""
+    ) -> ModelVersion:
+        """Returns the version that a question is about: what it takes, how it does.
+
+        Args:
+            name: string. Defaults to `None`: the engine's own model.
+            version: integer. Defaults to `None`: the newest that is not on trial. Where a request
+                goes, which may be one on trial, `ServedModel.find` says.
+            label: string. In place of a version. Defaults to `""`.
+
+        Raises:
+            ModelNotFoundError: There is no such model, version or label.
+        """
+        return self.repository.find(name, version, label)
+
+    def statistics(self, model: str | None = None, version: int | None = None) -> BatchStatistics:
+        """Returns how many batches and rows were run, and why the last batches left.
+
+        Args:
+            model: string. The model's name. Defaults to `None`: the engine's own.
+            version: integer. Defaults to `None`: the newest that is not on trial.
+        """
+        return self.find(model, version).statistics()
 
     def close(self) -> None:
         """Becomes unready, answers what was accepted, and stops the servers. It can't be undone.
@@ -149,13 +415,13 @@ class ServingEngine(InProcessEngine):
         Where there were servers, what is not answered within their `grace_seconds` gets a
         `ClosedError`, and a model that hangs is left to itself; else it is waited for.
         """
-        if not self._begin_to_close():
+        if not self.repository.begin_to_close():
             return
         start = time.monotonic()
         stop_servers(self._servers)
         grace = self._grace_seconds
-        self._close_models(None if grace is None else start + grace - time.monotonic())
-        self._close_request_log()
+        self.repository.close_models(None if grace is None else start + grace - time.monotonic())
+        self.dispatcher.close()
 
     def serve(  # noqa: PLR0913 - one place says all about the two ports.
         self,
@@ -204,7 +470,7 @@ class ServingEngine(InProcessEngine):
             MissingExtraError: The packages of the extra `serving`, of `grpc`, or of
                 `telemetry`, are not installed.
         """
-        self._check_open()
+        self.repository.check_open()
         if grpc_port is not None and (ssl_context is None) != (grpc_credentials is None):
             raise InvalidInputError(
                 "TLS is for both ports or for none: give `ssl_context` and `grpc_credentials`, of "

@@ -121,7 +121,7 @@ def repository_load(server: "HttpServer", request: HttpRequest, parameters: Para
         request.trace.model = name
         return answer_json(open_inference_models.repository_load(name))
 
-    return answer_later(lambda: control.load(server.engine, name), respond)
+    return answer_later(lambda: control.load(server.engine.repository, name), respond)
 
 
 def repository_unload(
@@ -134,7 +134,7 @@ def repository_unload(
         request.trace.model = name
         return answer_json(open_inference_models.repository_unload(name))
 
-    return answer_later(lambda: control.unload(server.engine, name), respond)
+    return answer_later(lambda: control.unload(server.engine.repository, name), respond)
 
 
 def _describe_infer(name: str, signature: Signature) -> Operation:
