@@ -5,15 +5,12 @@ function is one path for each model that can answer it.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from keras_deepseek import __version__
 from keras_deepseek.inference.http.operation import TEXT, DescribeModel, Operation, Schema
 from keras_deepseek.inference.http.routing import Route
 from keras_deepseek.inference.models.served_model import ServedModel
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.engine import ServingEngine
+from keras_deepseek.inference.server.engine import Engine
 
 _ERRORS = {
     400: "The request does not fit the model, or is malformed.",
@@ -30,7 +27,7 @@ _ERROR_REFERENCE: Schema = {"$ref": "#/components/schemas/Error"}
 
 
 def describe_server(
-    engine: "ServingEngine", routes: Iterable[Route], *, asks_for_tokens: bool = False
+    engine: Engine, routes: Iterable[Route], *, asks_for_tokens: bool = False
 ) -> Schema:
     """Returns the document of a server that has these routes, with the models as they are now."""
     paths: dict[str, Schema] = {}

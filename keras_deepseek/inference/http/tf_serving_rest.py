@@ -17,9 +17,9 @@ from keras_deepseek.inference.models.failed_version import FailedVersion
 from keras_deepseek.inference.models.model_version import ModelVersion
 from keras_deepseek.inference.models.states import find_states, version_status
 from keras_deepseek.inference.protocols import tf_serving, tf_serving_examples
+from keras_deepseek.inference.server.engine import Engine
 
 if TYPE_CHECKING:
-    from keras_deepseek.inference.engine import ServingEngine
     from keras_deepseek.inference.http.http_server import HttpServer
 
 _Inputs = dict[str, Array]
@@ -155,7 +155,7 @@ ROUTES = tuple(
 
 
 def _dispatch(
-    engine: "ServingEngine",
+    engine: Engine,
     request: HttpRequest,
     bind: Callable[[Signature], _Inputs],
     encode: Callable[[_Inputs], bytes],
@@ -182,7 +182,7 @@ def _read(request: HttpRequest, parameters: Parameters) -> tuple[str, int | None
     return parameters["name"], read_version(request, parameters), parameters.get("label", "")
 
 
-def _find(engine: "ServingEngine", name: str, version: int | None, label: str) -> ModelVersion:
+def _find(engine: Engine, name: str, version: int | None, label: str) -> ModelVersion:
     try:
         return engine.find(name, version, label)
     except ModelNotFoundError as error:

@@ -6,17 +6,14 @@ It reads counters that are kept anyway, when it is asked: a request costs nothin
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from keras_deepseek import __version__
 from keras_deepseek.inference.batching.batch_totals import BatchStatistics
+from keras_deepseek.inference.monitoring.monitored_engine import MonitoredEngine
 from keras_deepseek.inference.monitoring.prometheus import Family
 
-if TYPE_CHECKING:
-    from keras_deepseek.inference.engine import ServingEngine
 
-
-def collect_metrics(engine: "ServingEngine") -> list[Family]:
+def collect_metrics(engine: MonitoredEngine) -> list[Family]:
     """Returns all numbers of an engine, and those of its process.
 
     Args:
@@ -31,7 +28,7 @@ def collect_metrics(engine: "ServingEngine") -> list[Family]:
     ]
 
 
-def _request_families(engine: "ServingEngine") -> list[Family]:
+def _request_families(engine: MonitoredEngine) -> list[Family]:
     answered = Family("keras_deepseek_requests", "counter", "Requests that were answered.")
     took = Family(
         "keras_deepseek_request_duration_seconds",
@@ -46,7 +43,7 @@ def _request_families(engine: "ServingEngine") -> list[Family]:
     return [answered, took]
 
 
-def _batch_families(engine: "ServingEngine") -> list[Family]:
+def _batch_families(engine: MonitoredEngine) -> list[Family]:
     start = "keras_deepseek_"
     reasons = Family(f"{start}batches", "counter", "Batches that ran, by why they left.")
     rows = Family(f"{start}rows", "counter", "Rows of requests that ran.")
@@ -78,7 +75,7 @@ def _batch_families(engine: "ServingEngine") -> list[Family]:
     return [reasons, rows, padded, busy, sizes, ages, times, waiting, oldest, replicas]
 
 
-def _all_statistics(engine: "ServingEngine") -> list[tuple[dict[str, str], BatchStatistics]]:
+def _all_statistics(engine: MonitoredEngine) -> list[tuple[dict[str, str], BatchStatistics]]:
     return [
         ({"model": name, "version": str(number)}, version.statistics())
         for name, served in engine.models.items()
@@ -86,7 +83,7 @@ def _all_statistics(engine: "ServingEngine") -> list[tuple[dict[str, str], Batch
     ]
 
 
-def _version_families(engine: "ServingEngine") -> list[Family]:
+def _version_families(engine: MonitoredEngine) -> list[Family]:
     states = Family(
         "keras_deepseek_model_version_state", "gauge", "1 for the state that a version is in."
     )
@@ -114,7 +111,7 @@ def _version_families(engine: "ServingEngine") -> list[Family]:
     return [states, shares, loads, took, ready, build]
 
 
-def _cache_families(engine: "ServingEngine") -> list[Family]:
+def _cache_families(engine: MonitoredEngine) -> list[Family]:
     hits = Family("keras_deepseek_cache_hits", "counter", "Requests answered from the cache.")
     misses = Family("keras_deepseek_cache_misses", "counter", "Requests that it could not answer.")
     entries = Family("keras_deepseek_cache_entries", "gauge", "Answers that it holds.")

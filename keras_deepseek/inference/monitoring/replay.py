@@ -6,16 +6,14 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.errors import InvalidInputError, KerasDeepSeekError
+from keras_deepseek.inference.monitoring.monitored_engine import AnsweringEngine
 from keras_deepseek.inference.monitoring.request_log import decode_array
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.engine import ServingEngine
 
 _IN_FLIGHT = 32
 """Requests that wait at a time, so that they share batches as they would in service."""
@@ -75,7 +73,7 @@ class ReplayReport:
 
 
 def replay_requests(
-    engine: "ServingEngine",
+    engine: AnsweringEngine,
     path: str | os.PathLike[str],
     *,
     model: str | None = None,
