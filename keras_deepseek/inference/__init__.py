@@ -37,7 +37,7 @@ from keras_deepseek.inference.http.http_server import HttpServer
 from keras_deepseek.inference.models.config import read_model_config
 from keras_deepseek.inference.models.model_options import ModelOptions
 from keras_deepseek.inference.monitoring.replay import ReplayReport, replay_requests
-from keras_deepseek.inference.server.server_context import (
+from keras_deepseek.inference.server.tls import (
     make_grpc_credentials,
     make_server_context,
 )
