@@ -98,18 +98,10 @@ class Application(Protocol):
     """What a server needs to know about its routes. All calls are made on the event loop."""
 
     def admit(self, request: HttpRequest) -> None:
-        """Raises an `HttpError` where the client may not ask; its body is not inflated then.
-
-        Args:
-            request: `HttpRequest`.
-        """
+        """Raises an `HttpError` where the client may not ask; its body is not inflated then."""
 
     def handle(self, request: HttpRequest) -> HttpResponse | Pending:
-        """Returns the answer to a request, now or later, or raises any exception.
-
-        Args:
-            request: `HttpRequest`.
-        """
+        """Returns the answer to a request, now or later, or raises any exception."""
 
     def answer_error(self, error: Exception) -> HttpResponse:
         """Returns the answer that tells a client of an error. It must not raise.

@@ -14,10 +14,6 @@ from keras_deepseek.inference.protocols.tf_serving_model_service import ModelCon
 def load(repository: ModelRepository, name: str) -> None:
     """Serves what the model's folder holds now; a model that has no folder and is served is so.
 
-    Args:
-        repository: `ModelRepository`.
-        name: string.
-
     Raises:
         ModelNotFoundError: No folder of this name is followed, and no such model served.
         LoadFailedError: None of its versions could be loaded.
@@ -34,10 +30,6 @@ def load(repository: ModelRepository, name: str) -> None:
 
 def unload(repository: ModelRepository, name: str) -> None:
     """Closes a model, and looks no more at its folder until it is loaded again.
-
-    Args:
-        repository: `ModelRepository`.
-        name: string.
 
     Raises:
         ModelNotFoundError: There is no such model.

@@ -31,9 +31,6 @@ def find_versions(folder: Path) -> dict[int, Path]:
 
     Each is a folder: a bundle, a SavedModel, or one with `model.onnx`; or one that can't be read,
     since it may be any of these.
-
-    Args:
-        folder: `pathlib.Path`.
     """
     try:
         children = list(folder.iterdir())
@@ -131,11 +128,7 @@ class ModelFolder:
             )
 
     def is_like(self, other: "ModelFolder") -> bool:
-        """Returns whether two follow the same folder in the same way, for the same model.
-
-        Args:
-            other: `ModelFolder`.
-        """
+        """Returns whether two follow the same folder in the same way, for the same model."""
         mine, its = (
             (one.name, one.folder, one._versions, one.options)  # noqa: SLF001
             for one in (self, other)

@@ -183,11 +183,7 @@ class Server(ABC):
 
 
 def stop_servers(servers: Sequence[Server]) -> None:
-    """Stops servers at one time: each waits for its own requests.
-
-    Args:
-        servers: sequence of `Server`.
-    """
+    """Stops servers at one time: each waits for its own requests."""
     stopping = [threading.Thread(target=server.stop) for server in servers]
     for thread in stopping:
         thread.start()
