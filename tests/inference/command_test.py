@@ -292,7 +292,7 @@ def test_a_warm_up_that_fails_is_told_in_a_line_and_its_traceback_in_the_log(
     monkeypatch.setattr(onnx_runtime.OnnxRuntime, "run", run)
     message = (
         r"^The warm-up of version 1 of the model 'double' failed with ArithmeticError: it is too "
-        r"large\. It was raised by a batch of 4 rows\.$"
+        r"large\. A batch of 4 rows raised it\.$"
     )
     arguments = parse(path, "--name", "double", "--http-port", "0", "--no-grpc")
     with caplog.at_level(logging.DEBUG), pytest.raises(NotSupportedError, match=message):

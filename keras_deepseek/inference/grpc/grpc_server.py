@@ -9,15 +9,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.arguments import check_count, check_seconds
 from keras_deepseek.inference.grpc.calls_in_flight import CallsInFlight
+from keras_deepseek.inference.server.engine import Engine
 from keras_deepseek.inference.server.server import Serve, Server
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.engine import ServingEngine
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 """Larger requests are refused, as larger bodies are over HTTP."""
@@ -66,7 +64,7 @@ class GrpcServer(Server):
 
     def __init__(
         self,
-        engine: "ServingEngine",
+        engine: Engine,
         host: str = "127.0.0.1",
         port: int = 8500,
         *,

@@ -29,7 +29,7 @@ async def reload_config(server: "GrpcServer", data: bytes, _timeout: float | Non
     """Answers a `ReloadConfigRequest` when all of its models are served, and no others."""
     models = tf_serving_model_service.parse_reload(data)
     server.check_ready(server.engine.name)
-    await asyncio.to_thread(control.replace_models, server.engine, models)
+    await asyncio.to_thread(control.replace_models, server.engine.repository, models)
     return tf_serving_model_service.format_reload()
 
 

@@ -103,7 +103,7 @@ async def repository_load(server: "GrpcServer", data: bytes, _timeout: float | N
     """Loads what a model's folder holds now; answers when that is served."""
     call = "RepositoryModelLoad"
     name = open_inference_grpc.parse_repository_model(data, call)
-    await asyncio.to_thread(control.load, server.engine, name)
+    await asyncio.to_thread(control.load, server.engine.repository, name)
     return open_inference_grpc.format_repository_model(name, call)
 
 
@@ -111,7 +111,7 @@ async def repository_unload(server: "GrpcServer", data: bytes, _timeout: float |
     """Closes a model; answers when what it had accepted is answered."""
     call = "RepositoryModelUnload"
     name = open_inference_grpc.parse_repository_model(data, call)
-    await asyncio.to_thread(control.unload, server.engine, name)
+    await asyncio.to_thread(control.unload, server.engine.repository, name)
     return open_inference_grpc.format_repository_model(name, call)
 
 

@@ -10,17 +10,15 @@ import ssl
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.inference.arguments import check_count
 from keras_deepseek.inference.http.http_limits import HttpLimits
 from keras_deepseek.inference.http.listener import Listener
 from keras_deepseek.inference.http.open_connections import OpenConnections
+from keras_deepseek.inference.server.engine import Engine
 from keras_deepseek.inference.server.server import Serve, Server
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.engine import ServingEngine
 
 MAX_BODY_BYTES = 64 * 2**20
 """Larger requests are refused: a tensor of 64 MiB of JSON wants another protocol."""
@@ -67,7 +65,7 @@ class HttpServer(Server):
 
     def __init__(
         self,
-        engine: "ServingEngine",
+        engine: Engine,
         host: str = "127.0.0.1",
         port: int = 8501,
         *,

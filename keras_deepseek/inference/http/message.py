@@ -25,7 +25,9 @@ class HttpRequest:
             of the certificate that the client proved to hold. Empty where it showed none.
         keep_alive: boolean. Whether the client will send more on this connection.
         is_old: boolean. Whether it speaks HTTP/1.0.
-        trace: `RequestTrace`. What is noted of it.
+        trace: `RequestTrace`. Its notes for metrics and logs.
+        route: string. The path template of its route, as in `"/v2/models/{name}/infer"`. Empty
+            until the route is found.
     """
 
     method: str
@@ -38,6 +40,7 @@ class HttpRequest:
     keep_alive: bool = True
     is_old: bool = False
     trace: RequestTrace = field(default_factory=lambda: RequestTrace("http"), compare=False)
+    route: str = ""
 
 
 @dataclass(slots=True)
@@ -95,18 +98,10 @@ class Application(Protocol):
     """What a server needs to know about its routes. All calls are made on the event loop."""
 
     def admit(self, request: HttpRequest) -> None:
-        """Raises an `HttpError` where the client may not ask; its body is not inflated then.
-
-        Args:
-            request: `HttpRequest`.
-        """
+        """Raises an `HttpError` where the client may not ask; its body is not inflated then."""
 
     def handle(self, request: HttpRequest) -> HttpResponse | Pending:
-        """Returns the answer to a request, now or later, or raises any exception.
-
-        Args:
-            request: `HttpRequest`.
-        """
+        """Returns the answer to a request, now or later, or raises any exception."""
 
     def answer_error(self, error: Exception) -> HttpResponse:
         """Returns the answer that tells a client of an error. It must not raise.

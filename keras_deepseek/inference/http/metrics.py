@@ -1,17 +1,18 @@
-"""The paths that are scraped: `/metrics`, and TF Serving's `/monitoring/prometheus/metrics`."""
+"""The paths for Prometheus: `/metrics`, and TF Serving's `/monitoring/prometheus/metrics`."""
 
-import re
 from typing import TYPE_CHECKING
 
 from keras_deepseek.errors import MissingExtraError
-from keras_deepseek.inference.http.answers import Route
 from keras_deepseek.inference.http.message import HttpError, HttpRequest, HttpResponse
+from keras_deepseek.inference.http.operation import TEXT as TEXT_SCHEMA
+from keras_deepseek.inference.http.operation import Operation
+from keras_deepseek.inference.http.routing import Parameters, Route
 
 if TYPE_CHECKING:
     from keras_deepseek.inference.http.http_server import HttpServer
 
 
-def metrics(server: "HttpServer", request: HttpRequest, _match: re.Match[str]) -> HttpResponse:
+def metrics(server: "HttpServer", request: HttpRequest, _parameters: Parameters) -> HttpResponse:
     """Answers with all metrics: as OpenMetrics if the client accepts it, else as Prometheus's text.
 
     Raises:
@@ -27,7 +28,14 @@ def metrics(server: "HttpServer", request: HttpRequest, _match: re.Match[str]) -
     return HttpResponse(200, body, content_type)
 
 
-ROUTES = (
-    Route("GET", re.compile("/metrics"), metrics, call="metrics"),
-    Route("GET", re.compile("/monitoring/prometheus/metrics"), metrics, call="metrics"),
+_OPERATION = Operation(
+    "Metrics for Prometheus",
+    TEXT_SCHEMA,
+    "text/plain",
+    other_answers={"application/openmetrics-text": TEXT_SCHEMA},
+)
+
+ROUTES = tuple(
+    Route("GET", path, metrics, call="metrics", operation=_OPERATION)
+    for path in ("/metrics", "/monitoring/prometheus/metrics")
 )

@@ -14,9 +14,6 @@ class OpenConnections:
 
     A timer for each request would cost more than all else that is noted of it, so one timer looks
     at all connections, a few times in the shortest limit.
-
-    Args:
-        limits: `HttpLimits`.
     """
 
     def __init__(self, limits: HttpLimits) -> None:
@@ -30,21 +27,13 @@ class OpenConnections:
         return len(self._open)
 
     def add(self, connection: "HttpConnection") -> None:
-        """Takes a connection that was made.
-
-        Args:
-            connection: `HttpConnection`.
-        """
+        """Takes a connection that was made."""
         self._open.add(connection)
         if self._is_draining:
             connection.start_draining()
 
     def remove(self, connection: "HttpConnection") -> None:
-        """Forgets a connection that is lost.
-
-        Args:
-            connection: `HttpConnection`.
-        """
+        """Forgets a connection that is lost."""
         self._open.discard(connection)
         self._change.set()
 

@@ -17,7 +17,7 @@ from keras_deepseek.inference.protocols.tf_serving_model_service import (
 )
 
 if TYPE_CHECKING:
-    from keras_deepseek.inference.models.model_host import ModelHost
+    from keras_deepseek.inference.models.model_repository import ModelRepository
 
 
 def read_model_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, ...]:
@@ -42,21 +42,17 @@ def read_model_config(path: str | os.PathLike[str]) -> tuple[ModelConfig, ...]:
     return models
 
 
-def follow_configs(engine: "ModelHost", models: Sequence[ModelConfig]) -> list[ModelFolder]:
-    """Returns the folders of models, none of which is followed yet.
-
-    Args:
-        engine: `ModelHost`, as an engine is one.
-        models: sequence of `ModelConfig`.
+def make_folders(repository: "ModelRepository", models: Sequence[ModelConfig]) -> list[ModelFolder]:
+    """Returns a `ModelFolder` for each model. It does not begin to follow them.
 
     Raises:
-        InvalidInputError: A folder holds none of the versions that are wanted, or a label stands
-            for one that is not, or a name can't stand in a URL.
+        InvalidInputError: A folder holds none of the wanted versions, a label names a version that
+            is not wanted, or a model's name can't be a part of a URL.
     """
-    return [_follow(engine, model) for model in models]
+    return [_make_folder(repository, model) for model in models]
 
 
-def _follow(engine: "ModelHost", model: ModelConfig) -> ModelFolder:
+def _make_folder(repository: "ModelRepository", model: ModelConfig) -> ModelFolder:
     check_name(model.name)
     policies: dict[str, Policy] = {
         "latest": model.num_versions,
@@ -64,10 +60,10 @@ def _follow(engine: "ModelHost", model: ModelConfig) -> ModelFolder:
         "specific": model.versions,
     }
     folder = ModelFolder(
-        engine,
+        repository,
         Path(model.base_path),
         model.name,
-        engine.options,
+        repository.options,
         versions=policies[model.policy],
     )
     folder.check_not_empty()

@@ -34,11 +34,6 @@ class FailedVersion:
 
     @classmethod
     def of(cls, number: int, error: BaseException) -> "FailedVersion":
-        """Returns what is remembered of an error.
-
-        Args:
-            number: integer. The version.
-            error: What was raised.
-        """
+        """Returns what is remembered of an error."""
         kind = type(error).__name__
         return cls(number, kind, f"{kind}: {error}"[:MOST_CHARACTERS])

@@ -1,6 +1,6 @@
-"""Other folders of models in the place of those that are followed: all of them, or nothing changes.
+"""Replaces the followed folders of models by others: all of them, or none on an error.
 
-`model_host` makes the exchange; here is what stays, what is loaded, and what is closed.
+`FolderExchange` finds what stays, what is loaded and what is closed for `ModelRepository`.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """Follows a folder of versions, laid out as TF Serving has them: `digits/1`, `digits/2`, ...
 
 A version is served when its model has come, in place of an older one, and one whose model has
-gone is closed. `model_host` does both; here is what it should do, found by looking again and again.
+gone is closed. `ModelRepository` does both; a `ModelFolder` polls the folder to find what to do.
 """
 
 import logging
@@ -18,7 +18,7 @@ from keras_deepseek.inference.executors.model_path import kind_of_model, stamp_o
 from keras_deepseek.inference.models.model_options import ModelOptions
 
 if TYPE_CHECKING:
-    from keras_deepseek.inference.models.model_host import ModelHost
+    from keras_deepseek.inference.models.model_repository import ModelRepository
 
 _logger = logging.getLogger(__name__)
 
@@ -31,9 +31,6 @@ def find_versions(folder: Path) -> dict[int, Path]:
 
     Each is a folder: a bundle, a SavedModel, or one with `model.onnx`; or one that can't be read,
     since it may be any of these.
-
-    Args:
-        folder: `pathlib.Path`.
     """
     try:
         children = list(folder.iterdir())
@@ -62,7 +59,7 @@ class ModelFolder:
     one that is served stays, though its folder has gone: a server without a model helps nobody.
 
     Args:
-        engine: `ModelHost`, as an engine is one.
+        repository: `ModelRepository`.
         folder: `pathlib.Path`.
         name: string. The model's name.
         options: `ModelOptions` of each version.
@@ -75,7 +72,7 @@ class ModelFolder:
 
     def __init__(
         self,
-        engine: "ModelHost",
+        repository: "ModelRepository",
         folder: Path,
         name: str,
         options: ModelOptions,
@@ -88,7 +85,7 @@ class ModelFolder:
         self.name = name
         self.folder = folder
         self.options = options
-        self._engine = engine
+        self._repository = repository
         self._versions = versions
         self._poll_seconds = poll_seconds
         self._seen: dict[int, object] = {}
@@ -131,11 +128,7 @@ class ModelFolder:
             )
 
     def is_like(self, other: "ModelFolder") -> bool:
-        """Returns whether two follow the same folder in the same way, for the same model.
-
-        Args:
-            other: `ModelFolder`.
-        """
+        """Returns whether two follow the same folder in the same way, for the same model."""
         mine, its = (
             (one.name, one.folder, one._versions, one.options)  # noqa: SLF001
             for one in (self, other)
@@ -225,7 +218,7 @@ class ModelFolder:
             self._seen[number] = stamp
             self._failed.discard(number)
             try:
-                self._engine.load(
+                self._repository.load(
                     path, name=self.name, version=number, keep=None, options=self.options
                 )
             except ClosedError:
@@ -239,7 +232,7 @@ class ModelFolder:
         self._close_others(self.wanted())
 
     def _close_others(self, wanted: dict[int, Path]) -> None:
-        served = self._engine.models.get(self.name)
+        served = self._repository.models.get(self.name)
         if served is None:
             return
         available = {
@@ -250,7 +243,7 @@ class ModelFolder:
         for number in self._seen.keys() - wanted.keys():
             del self._seen[number]
             if number in served.states:
-                self._engine.unload(self.name, number)
+                self._repository.unload(self.name, number)
                 _logger.info("Version %d of the model %r is closed.", number, self.name)
 
 

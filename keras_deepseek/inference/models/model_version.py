@@ -1,6 +1,6 @@
 """One version of a model: its executors, its batcher, and its life from loading to the end.
 
-`served_model` holds the versions of a model; `in_process_engine` sends requests to them.
+`served_model` holds the versions of a model; `dispatcher` sends requests to them.
 """
 
 import contextlib

@@ -44,11 +44,7 @@ class ResponseCache:
         self._hits = self._misses = 0
 
     def key(self, inputs: dict[str, Array]) -> bytes:
-        """Returns what stands for inputs: their names, dtypes, shapes and bytes.
-
-        Args:
-            inputs: dict of arrays by input name.
-        """
+        """Returns what stands for inputs: their names, dtypes, shapes and bytes."""
         digest = hashlib.sha256()
         for name, array in sorted(inputs.items()):
             digest.update(f"{name}\0{array.dtype.str}{array.shape}".encode())

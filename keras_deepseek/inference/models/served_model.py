@@ -146,20 +146,12 @@ class ServedModel:
             self._failed = dict(list(failed.items())[-MAX_FAILED:])
 
     def forget_failure(self, number: int) -> None:
-        """Remembers no more why a version failed.
-
-        Args:
-            number: integer. The version.
-        """
+        """Remembers no more why a version failed."""
         with self._lock:
             self._failed = _without(self._failed, number)
 
     def remove(self, version: ModelVersion) -> None:
-        """Forgets a version, its labels and its share; one that took its place stays.
-
-        Args:
-            version: `ModelVersion`.
-        """
+        """Forgets a version, its labels and its share; one that took its place stays."""
         number = version.number
         with self._lock:
             if self._versions.get(number) is not version:

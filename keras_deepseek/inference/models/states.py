@@ -20,11 +20,7 @@ MOST_DIGITS = 20
 
 
 def version_number(text: str) -> int | None:
-    """Returns the version that a client names, or `None` where it is no number of one.
-
-    Args:
-        text: string.
-    """
+    """Returns the version that a client names, or `None` where it is no number of one."""
     return int(text) if text.isdecimal() and len(text) < MOST_DIGITS else None
 
 
@@ -59,11 +55,7 @@ def find_states(
 
 
 def repository_states(models: "Mapping[str, ServedModel]") -> list[ModelState]:
-    """Returns Open Inference's state of every version of every model.
-
-    Args:
-        models: mapping of `ServedModel` by name.
-    """
+    """Returns Open Inference's state of every version of every model."""
     return [
         ModelState(name, str(number), version.state == "AVAILABLE", version.state)
         for name, served in models.items()

@@ -8,11 +8,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from keras_deepseek.inference.monitoring.live_numbers import LiveNumbers, Moment
+from keras_deepseek.inference.monitoring.monitored_engine import MonitoredEngine
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from keras_deepseek.inference.engine import ServingEngine
 
 
 class LiveLine:
@@ -25,7 +24,7 @@ class LiveLine:
     """
 
     def __init__(
-        self, engine: "ServingEngine", console: "Console | None" = None, seconds: float = 1.0
+        self, engine: MonitoredEngine, console: "Console | None" = None, seconds: float = 1.0
     ) -> None:
         from rich.console import Console
 

@@ -6,13 +6,10 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from keras_deepseek.inference.histogram import SECONDS, Histogram, HistogramValues
 from keras_deepseek.inference.monitoring.engine_monitor import Called
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.engine import ServingEngine
+from keras_deepseek.inference.monitoring.monitored_engine import MonitoredEngine
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class LiveNumbers:
     """
 
     def __init__(
-        self, engine: "ServingEngine", clock: Callable[[], float] = time.monotonic
+        self, engine: MonitoredEngine, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._engine = engine
         self._clock = clock

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
@@ -20,16 +19,14 @@ from prometheus_client.registry import Collector
 
 from keras_deepseek import __version__
 from keras_deepseek.inference.histogram import HistogramValues
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.engine import ServingEngine
+from keras_deepseek.inference.monitoring.monitored_engine import MonitoredEngine
 
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _CALL = ("model", "version", "protocol", "method")
 _VERSION = ("model", "version")
 
 
-def write_metrics(engine: "ServingEngine", *, open_metrics: bool = False) -> tuple[bytes, str]:
+def write_metrics(engine: MonitoredEngine, *, open_metrics: bool = False) -> tuple[bytes, str]:
     """Returns the metrics of an engine and its process as text, with the text's content type.
 
     Args:
@@ -47,7 +44,7 @@ def write_metrics(engine: "ServingEngine", *, open_metrics: bool = False) -> tup
 class EngineCollector(Collector):
     """Reads the metric families of an engine, for `prometheus_client`."""
 
-    def __init__(self, engine: "ServingEngine") -> None:
+    def __init__(self, engine: MonitoredEngine) -> None:
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:

@@ -16,11 +16,6 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def call_in(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
-    """Calls a function in a loop that runs in another thread; in none that is closed.
-
-    Args:
-        loop: `asyncio.AbstractEventLoop`.
-        function: function without arguments.
-    """
+    """Calls a function in a loop that runs in another thread; in none that is closed."""
     with contextlib.suppress(RuntimeError):  # It is closed: what was running in it has stopped.
         loop.call_soon_threadsafe(function)

@@ -11,19 +11,17 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.inference.arguments import check_address
 from keras_deepseek.inference.errors import ClosedError
 from keras_deepseek.inference.monitoring.access_log import AccessLog
 from keras_deepseek.inference.monitoring.request_traces import RequestTraces
+from keras_deepseek.inference.server.engine import Engine
 from keras_deepseek.inference.server.event_loop import call_in, loop_factory
 from keras_deepseek.inference.server.termination import wait_heeding_signals
 from keras_deepseek.inference.server.tokens import TokenCheck, warn_of_strangers
-
-if TYPE_CHECKING:
-    from keras_deepseek.inference.engine import ServingEngine
 
 Serve = Callable[["Future[int]"], Awaitable[None]]
 """Serves until `Server.stopping` is set, having told the port that it listens at."""
@@ -45,7 +43,7 @@ class Server(ABC):
 
     def __init__(
         self,
-        engine: "ServingEngine",
+        engine: Engine,
         host: str,
         port: int,
         *,
@@ -185,11 +183,7 @@ class Server(ABC):
 
 
 def stop_servers(servers: Sequence[Server]) -> None:
-    """Stops servers at one time: each waits for its own requests.
-
-    Args:
-        servers: sequence of `Server`.
-    """
+    """Stops servers at one time: each waits for its own requests."""
     stopping = [threading.Thread(target=server.stop) for server in servers]
     for thread in stopping:
         thread.start()

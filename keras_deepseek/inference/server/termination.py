@@ -25,9 +25,6 @@ def wait_heeding_signals(event: threading.Event) -> None:
     A signal that comes after Python has last looked for one, and before the system has begun to
     wait, does not end the wait: its handler would run when something else does. So it is looked for
     from time to time.
-
-    Args:
-        event: `threading.Event`.
     """
     while not event.wait(_LOOK_SECONDS):
         pass
@@ -84,11 +81,7 @@ class Interruption:
             raise KeyboardInterrupt
 
     def wait(self, event: threading.Event) -> None:
-        """Returns when the event is set, or raises `KeyboardInterrupt` when the signal has come.
-
-        Args:
-            event: `threading.Event`.
-        """
+        """Returns when the event is set, or raises `KeyboardInterrupt` when the signal has come."""
         self.check()
         while not event.wait(_LOOK_SECONDS):
             self.check()

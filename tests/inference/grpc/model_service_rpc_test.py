@@ -35,9 +35,9 @@ def test_the_state_of_one_version_or_of_all_is_told(client, doubler):
     assert len(status(client, name="double", version={"value": 0})) == 2  # As OpenVINO's client.
     assert status(client, name="double", version={"value": 1}) == [(1, AVAILABLE)]
     assert status(client, name="double", version_label="stable") == [(1, AVAILABLE)]
-    engine._state = "closed"
+    engine.repository.state = "closed"
     assert status(client, name="double", version={"value": 1}) == [(1, UNLOADING)]
-    engine._state = "ready"
+    engine.repository.state = "ready"
 
 
 def test_a_version_that_failed_is_at_its_end_and_why_is_not_shown(client, doubler, monkeypatch):
@@ -94,7 +94,7 @@ def test_a_config_replaces_all_models_or_nothing(client, status_of, bundle_of, t
 
 
 def test_an_engine_that_is_not_ready_takes_no_config(client, status_of):
-    client.server.engine._state = "new"
+    client.server.engine.repository.state = "new"
     found = status_of(reload_config, client, {"name": "one", "base_path": "one"})
-    client.server.engine._state = "ready"
+    client.server.engine.repository.state = "ready"
     assert found[0] == "UNAVAILABLE"

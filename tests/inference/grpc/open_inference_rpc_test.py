@@ -39,11 +39,11 @@ def test_health_and_metadata_are_told(ask, client):
     assert [(one.name, one.datatype, list(one.shape)) for one in model.inputs] == [
         ("x", "FP32", [-1, 2])
     ]
-    client.server.engine._state = "new"
+    client.server.engine.repository.state = "new"
     assert not ask("ServerReady").ready
     assert not ask("ModelReady", name="double").ready
     assert ask("ServerLive").live
-    client.server.engine._state = "ready"
+    client.server.engine.repository.state = "ready"
 
 
 def test_answers_have_the_form_of_the_question(ask):

@@ -188,9 +188,9 @@ def test_a_model_that_can_t_regress_says_so(client, status_of):
 
 
 def test_a_stopping_engine_is_unavailable(client, status_of):
-    client.server.engine._state = "closed"
+    client.server.engine.repository.state = "closed"
     found = status_of(predict, client, [[1, 2]])
-    client.server.engine._state = "ready"
+    client.server.engine.repository.state = "ready"
     assert found == (
         "UNAVAILABLE",
         "The model 'double' is not ready: it is starting or stopping.",

@@ -8,6 +8,7 @@ import pytest
 from keras_deepseek.artifacts import InvalidInputError, Signature, TensorSpec
 from keras_deepseek.inference import ModelOptions, ServingEngine
 from keras_deepseek.inference.errors import ClosedError, ModelNotFoundError
+from keras_deepseek.inference.http.open_inference_rest import ROUTES
 from keras_deepseek.inference.http.openapi import describe_server
 from tests.inference.conftest import DOUBLE, Doubler
 
@@ -157,7 +158,7 @@ def test_what_describes_a_model_is_that_of_the_version_that_is_not_on_trial():
         assert engine.signature == DOUBLE
         assert engine.statistics().rows == 0
         assert engine.statistics(version=2).rows == 1
-        assert "on_trial" not in str(describe_server(engine)["components"]["schemas"])
+        assert "on_trial" not in str(describe_server(engine, ROUTES)["components"]["schemas"])
 
 
 def test_several_models_are_served_by_name_each_with_options_of_its_own():

@@ -10,7 +10,7 @@ import pytest
 from keras_deepseek.artifacts import InvalidInputError, MissingExtraError
 from keras_deepseek.inference import GrpcServer, ServingEngine
 from keras_deepseek.inference.http.http_application import HttpApplication
-from keras_deepseek.inference.server.server_context import (
+from keras_deepseek.inference.server.tls import (
     make_grpc_credentials,
     make_server_context,
 )
