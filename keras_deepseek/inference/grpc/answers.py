@@ -142,7 +142,7 @@ async def outputs_of(
     except OF_WAITING:
         raise
     except Exception as error:
-        _logger.exception("The model %r failed.%s", model_name, trace.mention if trace else "")
+        _logger.exception("The model %r failed.%s", model_name, trace.log_suffix if trace else "")
         message = f"The model failed with {type(error).__name__}; see the server's log."
         raise StatusError("INTERNAL", message) from error
 
