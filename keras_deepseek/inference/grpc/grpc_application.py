@@ -16,7 +16,7 @@ from keras_deepseek.inference.grpc import (
     tf_serving_rpc,
 )
 from keras_deepseek.inference.grpc.answers import Refusal, StatusError, refusal_of, time_left
-from keras_deepseek.inference.grpc.call_end import begin_call, end_request
+from keras_deepseek.inference.grpc.call_records import begin_call, end_request
 from keras_deepseek.inference.grpc.grpc_service import GrpcService, StreamCall, UnaryCall, WatchCall
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace, current_trace
 
