@@ -142,7 +142,7 @@ def _check_token(server: "GrpcServer", context: Any) -> None:
     received = [value for key, value in context.invocation_metadata() if key == "authorization"]
     if len(received) != 1 or not server.tokens.allows(str(received[0])):
         raise StatusError(
-            "UNAUTHENTICATED", "A token is asked for: send the metadata authorization: Bearer TOKEN"
+            "UNAUTHENTICATED", "A token is required: send the metadata authorization: Bearer TOKEN"
         )
 
 
