@@ -174,7 +174,7 @@ def test_files_of_safetensors_are_read_in_every_dtype(tmp_path):
     }
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     found = WeightsFolder(tmp_path)
-    assert not found.torn
+    assert not found.damages
     with MappedFiles() as files:
         for kind, tensor in tensors.items():
             array = files.read(found.tensors[kind])

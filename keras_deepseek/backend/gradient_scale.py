@@ -38,7 +38,7 @@ def multiply_gradients(gradients: Sequence[Any], factor: Any) -> list[Any]:
         return list(gradients)
 
     def multiply(gradient: Any) -> Any:
-        with current().beside(gradient):
+        with current().devices.beside(gradient):
             return gradient * ops.cast(ops.convert_to_tensor(factor), gradient.dtype)
 
     return [None if gradient is None else multiply(gradient) for gradient in gradients]

@@ -65,7 +65,7 @@ class RateInStep:
 
     def _compile(self, model: keras.Model) -> Any:
         self._model = model
-        step = backend.current().run_before_step(model, model.train_step, self._set_rate)
+        step = backend.current().step.run_before_step(model, model.train_step, self._set_rate)
         if step is None:
             return None
         plain = model.train_function

@@ -1,12 +1,17 @@
-"""Writes what training logs for TensorBoard to show, without TensorBoard."""
+"""Training logs as event files for TensorBoard."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_deepseek.artifacts.event_file import EventFile, Scalar, find_event_files
 from keras_deepseek.backend.keras_private.keras_internals import read_learning_rate
+from keras_deepseek.callbacks.event_file import (
+    EventFile,
+    Scalar,
+    find_event_files,
+    import_tensorboardx,
+)
 from keras_deepseek.callbacks.step_logger import Row, StepLogger, numbers
 from keras_deepseek.checks import check_path
 
@@ -14,9 +19,10 @@ from keras_deepseek.checks import check_path
 class TensorBoardEvents(StepLogger):
     """Writes the logs of a training as event files that TensorBoard reads.
 
-    Choose it over `keras.callbacks.TensorBoard`, which needs TensorFlow and TensorBoard where the
-    training runs, and which a training that is resumed writes its steps twice with. Runs and tags
-    are the same, so that both can be looked at side by side:
+    Choose it over `keras.callbacks.TensorBoard` if the training machine has no TensorFlow, or if
+    the training may be resumed: `keras.callbacks.TensorBoard` then writes some steps twice. This
+    callback needs tensorboardX (`pip install 'keras_deepseek[tensorboard]'`). Runs and tags are the
+    same as Keras's, so that TensorBoard shows both side by side:
 
     | run | tag | by |
     |---|---|---|
@@ -25,20 +31,22 @@ class TensorBoardEvents(StepLogger):
     | `validation` | `epoch_loss`, ... | epoch |
     | `validation` | `evaluation_loss_vs_iterations`, ... | step |
 
-    Pace, memory and the use of the device are there with a `ThroughputMeter` before it in the list
-    of callbacks. `tensorboard --logdir` on the folder, or on one above it, shows them, also while
-    the training goes on.
+    Put a `ThroughputMeter` before it in the list of callbacks to see throughput, memory and device
+    utilization too. `tensorboard --logdir FOLDER` shows a run while it trains; `FOLDER` is
+    `log_dir` or a folder above it.
 
     Args:
         log_dir: string or path. The folder of the run.
-        every: integer. Write every so many steps; 0 for epochs alone. Defaults to `1`.
-        resume: boolean. Whether the training goes on with the run that the folder holds, also where
-            it makes its first steps anew. `Trainer.fit(resume=True)` sees to it. Defaults to
+        every: integer. The number of steps between two writes; 0 writes epochs only. Defaults to
+            `1`.
+        resume: boolean. If true, the training continues the run in the folder, and replaces the
+            steps that it repeats. `Trainer.fit(resume=True)` does so by itself. Defaults to
             `False`.
 
     Raises:
-        InvalidInputError: `every` is negative; or no file can be made in `log_dir`. When a training
-            starts at step 0 and `resume` is `False`: the folder holds an earlier run.
+        MissingExtraError: tensorboardX is not installed.
+        InvalidInputError: `every` is negative; no file can be created in `log_dir`; or the folder
+            holds an earlier run, the training starts at step 0 and `resume` is `False`.
 
     Example:
 
@@ -59,6 +67,7 @@ class TensorBoardEvents(StepLogger):
     ) -> None:
         super().__init__(every=every, resume=resume)
         check_path("log_dir", log_dir)
+        import_tensorboardx()  # Fails here, not after the first epoch.
         self.log_dir = log_dir
         self._files: dict[str, EventFile] = {}
         self._goes_on = False

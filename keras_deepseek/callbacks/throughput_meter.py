@@ -134,7 +134,7 @@ class ThroughputMeter(keras.callbacks.Callback):
         if not self._model.built:
             return
         self._is_to_be_found = False
-        peak = self.peak_flops or find_peak_flops(backend.current().read_device_name())
+        peak = self.peak_flops or find_peak_flops(backend.current().devices.read_device_name())
         flops = None if peak is None else self._find_flops()
         self._utilization_per_sample = None if peak is None or flops is None else flops / peak
 

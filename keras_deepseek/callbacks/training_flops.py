@@ -47,7 +47,7 @@ def count_training_flops(model: keras.Model, x: Any = None) -> int | None:
         [variable.value for variable in variables]
         for variables in (model.trainable_variables, model.non_trainable_variables)
     ]
-    return _PASSES * backend.current().count_flops(forward, *values, tensors)
+    return _PASSES * backend.current().compute.count_flops(forward, *values, tensors)
 
 
 def estimate_training_flops(num_parameters: int, num_tokens: float) -> float:

@@ -267,7 +267,7 @@ def _compare_latencies(model: Any, calibration: Any, arguments: argparse.Namespa
 def _register_openvino() -> None:
     """Makes the format that this package has beside the built-in ones known to the command."""
     from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
-    from keras_deepseek.deploy.registry import register_exporter
+    from keras_deepseek.deploy.formats.registry import register_exporter
 
     register_exporter(OpenVINOFormat())
 

@@ -37,20 +37,20 @@ from keras_deepseek.backend.keras_private.unchanged_state import unchanged_state
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.export_report import ExportReport
 from keras_deepseek.deploy.formats.export_format import ExportFormat
+from keras_deepseek.deploy.formats.registry import (
+    check_options,
+    create_engine_format,
+    create_format,
+    format_for_suffix,
+)
 from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
 from keras_deepseek.deploy.input_signature import with_input_signature
 from keras_deepseek.deploy.installed_versions import installed_versions
 from keras_deepseek.deploy.make_artifact import check_artifact, make_artifact
 from keras_deepseek.deploy.make_engine import engine_job, make_engine, say_left_out
 from keras_deepseek.deploy.open_artifact import open_artifact
-from keras_deepseek.deploy.registry import (
-    check_options,
-    create_engine_format,
-    create_format,
-    format_for_suffix,
-)
+from keras_deepseek.deploy.samples.verification_data import choose_data
 from keras_deepseek.deploy.stage_display import StageDisplay
-from keras_deepseek.deploy.verification_data import choose_data
 from keras_deepseek.errors import (
     ExportError,
     InvalidInputError,

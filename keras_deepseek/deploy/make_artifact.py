@@ -19,9 +19,15 @@ from keras_deepseek.backend.keras_private.output_layers import layers_by_output
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact, RouteResult
 from keras_deepseek.deploy.failure_reason import DISK_IS_FULL, failure_reason
 from keras_deepseek.deploy.formats.export_format import ExportFormat
-from keras_deepseek.deploy.routes import InChild, InProcess, Route, check_packages, find_routes
-from keras_deepseek.deploy.ties import redraw_tie
-from keras_deepseek.deploy.verify import agreements, compare
+from keras_deepseek.deploy.routes.route import (
+    InChild,
+    InProcess,
+    Route,
+    check_packages,
+    find_routes,
+)
+from keras_deepseek.deploy.verification.comparison import agreements, compare
+from keras_deepseek.deploy.verification.ties import redraw_tie
 from keras_deepseek.errors import (
     ExportError,
     InvalidInputError,
@@ -123,7 +129,7 @@ def check_artifact(job: ExportJob, folder: Path) -> Verification:
 
 def _compute_expected(job: ExportJob) -> tuple[ExportJob, _Expected]:
     """Returns the job with the batches that the model takes, and its outputs for them."""
-    infer = backend.current().plain_inference(job.model.in_precision(None))
+    infer = backend.current().inference.plain_inference(job.model.in_precision(None))
     samples, usual = _infer_first(infer, [job.samples, *job.other_samples])
     further, of_further = _infer_taken(infer, job.further_samples)
     wide, of_wide = _infer_taken(infer, job.wide_samples)
@@ -245,7 +251,10 @@ def _verify_off_ties(
     found = _verify(expected, result, job)
     if found.state != "failed" or not job.is_drawn or job.precision is not None:
         return found, ""
-    infer, extend = backend.current().plain_inference(job.model.in_precision(None)), _extend(job)
+    infer, extend = (
+        backend.current().inference.plain_inference(job.model.in_precision(None)),
+        _extend(job),
+    )
 
     def infer_all(sample: dict[str, Array]) -> dict[str, Array]:
         return extend(infer(sample))

@@ -8,7 +8,7 @@ from keras_deepseek.artifacts.manifest import Verification
 from keras_deepseek.deploy.export_job import ExportJob, MadeArtifact
 from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
 from keras_deepseek.deploy.make_artifact import check_artifact, make_artifact
-from keras_deepseek.deploy.samples import draw_batch
+from keras_deepseek.deploy.samples.random_batches import draw_batch
 from keras_deepseek.errors import ExportError, NotSupportedError
 
 

@@ -1,13 +1,13 @@
-"""Layers: those of this package, and Keras's own handed on, so that one import serves.
+"""Layers of this package, and every public layer of the installed Keras beside them.
 
-A model is built from these and from any other Keras layer; nothing here depends on how it is
-trained, exported or served.
+Keras's layers are the identical classes. No layer depends on how a model is trained, exported or
+served.
 """
 
-from typing import Any
+import inspect
+from typing import TYPE_CHECKING, Any
 
 from keras_deepseek.backend.installed_keras import keras
-from keras_deepseek.layers import predefined
 from keras_deepseek.layers.attention.cached_attention import CachedAttention
 from keras_deepseek.layers.attention.compressed.compressed_sparse_attention import (
     CompressedSparseAttention,
@@ -25,20 +25,22 @@ from keras_deepseek.layers.attention.sliding_window_attention import SlidingWind
 from keras_deepseek.layers.attention.sparse.native_sparse_attention import NativeSparseAttention
 from keras_deepseek.layers.attention.sparse.sparse_attention import SparseAttention
 from keras_deepseek.layers.feed_forward.swiglu import SwiGLU
-from keras_deepseek.layers.heads import (
-    ChunkedCrossEntropy,
-    MaskedPositionHead,
-    MultiTokenPrediction,
-    SampledSoftmax,
-)
-from keras_deepseek.layers.moe import DeepSeekMoE, ExpertRouter, HashRouter
+from keras_deepseek.layers.heads.chunked_cross_entropy import ChunkedCrossEntropy
+from keras_deepseek.layers.heads.masked_position_head import MaskedPositionHead
+from keras_deepseek.layers.heads.multi_token_prediction import MultiTokenPrediction
+from keras_deepseek.layers.heads.sampled_softmax import SampledSoftmax
+from keras_deepseek.layers.moe.deepseek_moe import DeepSeekMoE
+from keras_deepseek.layers.moe.expert_router import ExpertRouter
+from keras_deepseek.layers.moe.hash_router import HashRouter
 from keras_deepseek.layers.position.rotary_embedding import RotaryEmbedding
-from keras_deepseek.layers.predefined import *  # noqa: F403 - its `__all__` is the explicit list
-from keras_deepseek.layers.residual import (
+from keras_deepseek.layers.residual.manifold_constrained_hyper_connections import (
     ManifoldConstrainedHyperConnections,
-    ResidualStreamCollapse,
-    ResidualStreamExpansion,
 )
+from keras_deepseek.layers.residual.residual_stream_collapse import ResidualStreamCollapse
+from keras_deepseek.layers.residual.residual_stream_expansion import ResidualStreamExpansion
+
+if TYPE_CHECKING:
+    from keras.layers import *  # noqa: F403
 
 __all__ = [
     "CachedAttention",
@@ -49,6 +51,7 @@ __all__ = [
     "ExpertRouter",
     "HashRouter",
     "HeavilyCompressedAttention",
+    "LayerNorm",
     "LightningIndexer",
     "LinearAttention",
     "ManifoldConstrainedHyperConnections",
@@ -64,20 +67,27 @@ __all__ = [
     "SparseAttention",
     "SwiGLU",
 ]
-__all__ += predefined.__all__
-__all__.sort()
 
-_NEEDS_KERAS = {"ContrastLimitedAdaptiveHistogramEqualization": "3.14"}
-"""Layers that the oldest supported Keras lacks, and the release that brought each."""
+LayerNorm = keras.layers.LayerNormalization
+
+
+def _is_public(name: str) -> bool:
+    value = getattr(keras.layers, name, None)
+    return not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
+
+
+__all__ += [name for name in dir(keras.layers) if _is_public(name)]
+__all__.sort()
 
 
 def __getattr__(name: str) -> Any:
-    release = _NEEDS_KERAS.get(name)
-    if release is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if not hasattr(keras.layers, name):
+    if not _is_public(name):
         raise AttributeError(
-            f"The layer {name!r} needs Keras {release} or later; Keras {keras.__version__} is "
-            f"installed. Upgrade it with: pip install 'keras>={release}'"
+            f"module {__name__!r} has no attribute {name!r}, nor has keras.layers of the "
+            f"installed Keras {keras.__version__}"
         )
     return getattr(keras.layers, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,11 +1,12 @@
 import signal
+import sys
 
 import keras
 import numpy as np
 import pytest
 
 from keras_deepseek.callbacks import TensorBoardEvents
-from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.errors import InvalidInputError, MissingExtraError
 from keras_deepseek.training import Trainer
 from tests.oracles.event_reader import read_scalars
 from tests.oracles.interruption import EndAt, KilledError
@@ -97,3 +98,10 @@ def test_a_training_that_is_resumed_has_each_event_once(tmp_path, end):
     for run in ("train", "validation"):
         expected = read_scalars(tmp_path / "left_alone" / "events" / run)
         assert read_scalars(tmp_path / "ended" / "events" / run) == expected
+
+
+def test_without_tensorboardx_the_error_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'keras_deepseek\[tensorboard\]'"):
+        TensorBoardEvents(tmp_path)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from keras_deepseek.artifacts.bundle import Bundle
-from keras_deepseek.deploy import command, registry
+from keras_deepseek.deploy import command
+from keras_deepseek.deploy.formats import registry
 from keras_deepseek.errors import InvalidInputError
 
 

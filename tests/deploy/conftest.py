@@ -8,7 +8,7 @@ import pytest
 
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.deploy.export_job import ExportJob
-from keras_deepseek.deploy.samples import make_samples
+from keras_deepseek.deploy.samples.random_batches import make_samples
 
 
 def build_digits() -> keras.Model:

@@ -11,11 +11,12 @@ import pytest
 from keras_deepseek import backend
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.deploy import Exporter, routes
+from keras_deepseek.deploy import Exporter
 from keras_deepseek.deploy import make_artifact as module
 from keras_deepseek.deploy.make_artifact import make_artifact
-from keras_deepseek.deploy.routes import InProcess
-from keras_deepseek.deploy.samples import ROUND_LENGTHS, make_samples
+from keras_deepseek.deploy.routes import route
+from keras_deepseek.deploy.routes.route import InProcess
+from keras_deepseek.deploy.samples.random_batches import ROUND_LENGTHS, make_samples
 from keras_deepseek.errors import ExportError, InvalidInputError, NotSupportedError
 
 
@@ -97,7 +98,7 @@ def test_a_backend_that_is_not_installed_is_passed_over_and_its_extra_named(
 ):
     running = keras.backend.backend()
     missing = next(name for name in ("tensorflow", "jax") if name != running)
-    monkeypatch.setattr(routes.importlib.util, "find_spec", lambda name: name != missing or None)
+    monkeypatch.setattr(route.importlib.util, "find_spec", lambda name: name != missing or None)
     export_format, stages = weights_format(), []
     export_format.backends = (missing, running)
     made = make_artifact(job_of(export_format), tmp_path, print)
@@ -118,7 +119,7 @@ def test_of_several_packages_that_are_missing_the_extras_of_the_running_backend_
     other = next(name for name in ("tensorflow", "jax") if name != running)
     missing = ("onnx", "jax2onnx", other)
     monkeypatch.setattr(
-        routes.importlib.util, "find_spec", lambda name: None if name in missing else known
+        route.importlib.util, "find_spec", lambda name: None if name in missing else known
     )
     export_format = weights_format()
     export_format.backends = (other, running)
@@ -184,7 +185,7 @@ class AsTheModel:
     name, suffix, entry = "as the model", ".none", "none"
 
     def write(self, model, folder):
-        self.infer = backend.current().plain_inference(model)
+        self.infer = backend.current().inference.plain_inference(model)
         (folder / self.entry).touch()
         return "nothing"
 

@@ -76,7 +76,7 @@ def test_it_goes_through_a_config_json_by_its_fields():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"classes": 4, "depth": 2}, r"not known: 'depth': 2\. Known: classes, width"),
+        ({"classes": 4, "depth": 2}, r"unknown keys: \'depth': 2\. Known keys: classes, width"),
         ({"width": 2}, "lacks 'classes', which Sizes has no default of"),
     ],
 )

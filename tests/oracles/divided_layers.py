@@ -40,7 +40,7 @@ else:
     sys.path.insert(0, str(Path(__file__).parent))
     import other_device
 
-    from keras_deepseek.backend.torch import gradients
+    from keras_deepseek.backend.torch import step
 
     other_device.register()
     FIRST, SECOND = "cpu:0", other_device.NAME
@@ -57,10 +57,10 @@ else:
                 is_any_moved = True
         return is_any_moved
 
-    backend.current().move_variables = move_variables
+    backend.current().devices.move_variables = move_variables
     # An exception ends a second computation early, and the device's guard can't be asked then.
-    gradients.set_checkpoint_early_stop = functools.partial(
-        lambda early_stop, _: early_stop(False), gradients.set_checkpoint_early_stop
+    step.set_checkpoint_early_stop = functools.partial(
+        lambda early_stop, _: early_stop(False), step.set_checkpoint_early_stop
     )
     placement.choose_layer_devices = lambda device_map, count_devices: device_map
 

@@ -136,16 +136,16 @@ class PositionedData(DataAdapter):
         return self.stream.batches()
 
     def get_jax_iterator(self) -> Iterable[Any]:
-        return backend.current().feed_batches(self.stream.batches, None)
+        return backend.current().step.feed_batches(self.stream.batches, None)
 
     def get_torch_dataloader(self) -> Iterable[Any]:
-        return backend.current().feed_batches(self.stream.batches, None)
+        return backend.current().step.feed_batches(self.stream.batches, None)
 
     def get_tf_dataset(self) -> Iterable[Any]:
         specs = self.stream.source.specs
         if specs is None:
             specs = self.symbolic_batch("all")
-        return backend.current().feed_batches(self.stream.batches, specs)
+        return backend.current().step.feed_batches(self.stream.batches, specs)
 
 
 def _count_leaves(batch: Any) -> int:

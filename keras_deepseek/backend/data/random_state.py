@@ -48,7 +48,7 @@ def read_random_state(*, makes_missing: bool = True) -> dict[str, Any]:
         "python": {"version": version, "words": np.array(words, "uint64"), "gauss": gauss},
         # The modern generators of NumPy are objects; this one alone is shared.
         "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
-        "framework": backend.current().read_framework_random_state(),
+        "framework": backend.current().step.read_framework_random_state(),
     }
 
 
@@ -66,4 +66,4 @@ def write_random_state(state: dict[str, Any]) -> None:
         global_seed_state().assign(state["keras"])
     random.setstate((int(python["version"]), words, python["gauss"]))
     np.random.set_state(state["numpy"])  # noqa: NPY002
-    backend.current().write_framework_random_state(state["framework"])
+    backend.current().step.write_framework_random_state(state["framework"])

@@ -1,4 +1,4 @@
-"""JAX's own ways out of Keras: jax2onnx, and jax2tf where TensorFlow is installed beside it."""
+"""ONNX and SavedModel files written from JAX."""
 
 import contextlib
 import importlib
@@ -17,20 +17,55 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.saved_model_writer import save_as_saved_model
 from keras_deepseek.backend.export.serving_signatures import ServingSignatures
 from keras_deepseek.backend.keras_private.lent_attributes import lent_attributes
+from keras_deepseek.backend.protocols.export import Export
 from keras_deepseek.errors import MissingExtraError
 
 
-def write_saved_model(model: NamedModel, path: str, signatures: ServingSignatures) -> None:
-    """Writes the model as a SavedModel into a folder, or raises `NotSupportedError`."""
+class JaxExport(Export):
+    """Implements `Export` by JAX."""
 
-    def write(shapes: Shapes) -> None:
-        options = {"polymorphic_shapes": [_polymorphic(shapes)]}
-        save_as_saved_model(model, path, signatures, jax2tf_kwargs=options)
+    def write_saved_model(
+        self, model: NamedModel, path: str, signatures: ServingSignatures
+    ) -> None:
+        def write(shapes: Shapes) -> None:
+            options = {"polymorphic_shapes": [_polymorphic(shapes)]}
+            save_as_saved_model(model, path, signatures, jax2tf_kwargs=options)
 
-    with warnings.catch_warnings():
-        # Keras names an option of jax2tf that is on its way out.
-        warnings.filterwarnings("ignore", ".*native_serialization", DeprecationWarning)
-        with_named_axes(model.signature, write)
+        with warnings.catch_warnings():
+            # Keras names an option of jax2tf that is on its way out.
+            warnings.filterwarnings("ignore", ".*native_serialization", DeprecationWarning)
+            with_named_axes(model.signature, write)
+
+    def write_onnx(self, model: NamedModel, path: str, opset: int) -> None:
+        try:
+            import jax2onnx
+        except ImportError as error:
+            raise MissingExtraError("jax2onnx", "onnx-jax", "to export ONNX from JAX") from error
+
+        names = [spec.name for spec in model.signature.inputs]
+
+        def run(*tensors: Any) -> tuple[Any, ...]:
+            with _iota_for_free_sizes(), _attention_in_parts(), _functions_in_parts():
+                outputs = model.trace(dict(zip(names, tensors, strict=True)))
+            return tuple(outputs[spec.name] for spec in model.signature.outputs)
+
+        def write(shapes: Shapes) -> None:
+            symbolic = _with_symbols(shapes)
+            jax2onnx.to_onnx(
+                run,
+                inputs=[
+                    jax.ShapeDtypeStruct(symbolic[spec.name], jax.numpy.dtype(spec.dtype))
+                    for spec in model.signature.inputs
+                ],
+                input_names=names,
+                opset=opset,
+                return_mode="file",
+                output_path=path,
+            )
+
+        with _primitives_in_parts(), _whole_tracebacks():
+            with_named_axes(model.signature, write)
+        pool_over_fewer_axes(path)
 
 
 def _polymorphic(shapes: Shapes) -> dict[str, str]:
@@ -47,39 +82,6 @@ def _with_symbols(shapes: Shapes) -> Shapes:
         name: tuple(symbols[size] if isinstance(size, str) else size for size in shape)
         for name, shape in shapes.items()
     }
-
-
-def write_onnx(model: NamedModel, path: str, opset: int) -> None:
-    """Writes an ONNX file of an opset up to this, or raises `NotSupportedError`."""
-    try:
-        import jax2onnx
-    except ImportError as error:
-        raise MissingExtraError("jax2onnx", "onnx-jax", "to export ONNX from JAX") from error
-
-    names = [spec.name for spec in model.signature.inputs]
-
-    def run(*tensors: Any) -> tuple[Any, ...]:
-        with _iota_for_free_sizes(), _attention_in_parts(), _functions_in_parts():
-            outputs = model.trace(dict(zip(names, tensors, strict=True)))
-        return tuple(outputs[spec.name] for spec in model.signature.outputs)
-
-    def write(shapes: Shapes) -> None:
-        symbolic = _with_symbols(shapes)
-        jax2onnx.to_onnx(
-            run,
-            inputs=[
-                jax.ShapeDtypeStruct(symbolic[spec.name], jax.numpy.dtype(spec.dtype))
-                for spec in model.signature.inputs
-            ],
-            input_names=names,
-            opset=opset,
-            return_mode="file",
-            output_path=path,
-        )
-
-    with _primitives_in_parts(), _whole_tracebacks():
-        with_named_axes(model.signature, write)
-    pool_over_fewer_axes(path)
 
 
 @contextlib.contextmanager
@@ -238,6 +240,7 @@ def _log_sigmoid(x: Any) -> Any:
 
 
 _SMALL = 0.5
+
 
 _FORMULAS: dict[str, Callable[[Any], Any]] = {
     "expm1": _expm1,

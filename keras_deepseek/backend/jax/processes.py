@@ -27,34 +27,6 @@ _OF_PEERS = ("gloo", "nccl", "coordination service", "deadline_exceeded:", "unav
 """What errors speak of that are about another process, and not about memory, say."""
 
 
-def count_processes() -> int:
-    """Returns how many processes the framework's engine runs in already."""
-    return int(jax.process_count())
-
-
-def process_rank() -> int:
-    """Returns which of the processes this one is; 0 where it runs alone."""
-    return int(jax.process_index())
-
-
-def read_whole(value: Any) -> Array:
-    """Returns a tensor as an array; where its parts lie in several processes, all must call it.
-
-    Raises:
-        PeerLostError: One of them has ended, or does not answer.
-    """
-    if not isinstance(value, jax.Array) or value.is_fully_addressable or value.is_fully_replicated:
-        return np.asarray(value)
-    with LostPeers("read a variable that is shared out"):
-        whole: Array = multihost_utils.process_allgather(value, tiled=True)
-    return whole
-
-
-def read_strategy(strategy: Any) -> tuple[int, int, str] | None:
-    """Returns world size, rank, and rank 0's address of an object that runs several processes."""
-    return None
-
-
 def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:

@@ -1,4 +1,4 @@
-"""TensorFlow's own ways out of Keras."""
+"""ONNX and SavedModel files written from TensorFlow."""
 
 import contextlib
 import os
@@ -16,6 +16,7 @@ from keras_deepseek.backend.export.saved_model_writer import save_as_saved_model
 from keras_deepseek.backend.export.serving_signatures import ServingSignatures
 from keras_deepseek.backend.export.tf2onnx_operators import HANDLERS
 from keras_deepseek.backend.keras_private.lent_attributes import lent_attributes
+from keras_deepseek.backend.protocols.export import Export
 from keras_deepseek.errors import MissingExtraError
 
 _HIGHEST_OPSET = 18
@@ -23,51 +24,53 @@ _HIGHEST_OPSET = 18
 _CATCHES = "TF2ONNX_CATCH_ERRORS"
 
 
-def write_saved_model(model: NamedModel, path: str, signatures: ServingSignatures) -> None:
-    """Writes the model as a SavedModel into a folder, or raises `NotSupportedError`."""
-    save_as_saved_model(model, path, signatures)
+class TensorFlowExport(Export):
+    """Implements `Export` by TensorFlow."""
 
+    def write_saved_model(
+        self, model: NamedModel, path: str, signatures: ServingSignatures
+    ) -> None:
+        save_as_saved_model(model, path, signatures)
 
-def write_onnx(model: NamedModel, path: str, opset: int) -> None:
-    """Writes an ONNX file of an opset up to this, or raises `NotSupportedError`."""
-    try:
-        import tf2onnx
-    except ImportError as error:
-        raise MissingExtraError("tf2onnx", "onnx", "to export ONNX from TensorFlow") from error
-
-    specs = {
-        spec.name: tf.TensorSpec(spec.shape, spec.dtype, name=spec.name)
-        for spec in model.signature.inputs
-    }
-
-    # By position: of a dict, TensorFlow takes the keys in the order of the alphabet.
-    def run(*tensors: tf.Tensor) -> list[tf.Tensor]:
-        with _inlined_functions():
-            outputs = model.trace(dict(zip(specs, tensors, strict=True)))
-        return [outputs[spec.name] for spec in model.signature.outputs]
-
-    signature = list(specs.values())
-    with _whole_tracebacks():
-        traced = _Traced(tf.function(run, autograph=False).get_concrete_function(*signature))
-
-    def convert() -> None:
-        tf2onnx.convert.from_function(
-            traced,
-            signature,
-            opset=min(opset, _HIGHEST_OPSET),
-            custom_op_handlers=HANDLERS,
-            output_path=path,
-        )
-
-    # So that it can go on where one of its optimizers fails, tf2onnx copies the graph and its
-    # weights before each, which takes most of its time and memory. None fails as a rule.
-    with _einsum_is_kept(), _transpositions_are_kept():
+    def write_onnx(self, model: NamedModel, path: str, opset: int) -> None:
         try:
-            with _optimizers_may_fail():
-                convert()
-        except Exception:  # noqa: BLE001 - of an optimizer, or of what will fail again.
-            with _constants_are_kept():
-                convert()
+            import tf2onnx
+        except ImportError as error:
+            raise MissingExtraError("tf2onnx", "onnx", "to export ONNX from TensorFlow") from error
+
+        specs = {
+            spec.name: tf.TensorSpec(spec.shape, spec.dtype, name=spec.name)
+            for spec in model.signature.inputs
+        }
+
+        # By position: of a dict, TensorFlow takes the keys in the order of the alphabet.
+        def run(*tensors: tf.Tensor) -> list[tf.Tensor]:
+            with _inlined_functions():
+                outputs = model.trace(dict(zip(specs, tensors, strict=True)))
+            return [outputs[spec.name] for spec in model.signature.outputs]
+
+        signature = list(specs.values())
+        with _whole_tracebacks():
+            traced = _Traced(tf.function(run, autograph=False).get_concrete_function(*signature))
+
+        def convert() -> None:
+            tf2onnx.convert.from_function(
+                traced,
+                signature,
+                opset=min(opset, _HIGHEST_OPSET),
+                custom_op_handlers=HANDLERS,
+                output_path=path,
+            )
+
+        # So that it can go on where one of its optimizers fails, tf2onnx copies the graph and its
+        # weights before each, which takes most of its time and memory. None fails as a rule.
+        with _einsum_is_kept(), _transpositions_are_kept():
+            try:
+                with _optimizers_may_fail():
+                    convert()
+            except Exception:  # noqa: BLE001 - of an optimizer, or of what will fail again.
+                with _constants_are_kept():
+                    convert()
 
 
 @contextlib.contextmanager

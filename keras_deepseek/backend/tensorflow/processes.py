@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import keras
-import ml_dtypes
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager.context import context, coordination_config_pb2
@@ -41,39 +40,11 @@ _BETWEEN, _WISHES = range(20_101, 20_103)
 _joined: "list[TensorFlowProcesses]" = []  # TensorFlow joins once, for as long as it runs.
 
 
-def count_processes() -> int:
-    """Returns how many processes the framework's engine runs in already."""
-    place = _read_place()
-    return 1 if place is None else place[0]
-
-
-def process_rank() -> int:
-    """Returns which of the processes this one is; 0 where it runs alone."""
-    place = _read_place()
-    return 0 if place is None else place[1]
-
-
-def read_whole(value: Any) -> Array:
-    """Returns a tensor as an array; where its parts lie in several processes, all must call it."""
-    tensor = tf.convert_to_tensor(value)
-    if "CPU" not in tensor.device:
-        return np.array(tensor)
-    if tensor.dtype == tf.bfloat16:  # NumPy knows no other package's dtypes.
-        return np.from_dlpack(tf.bitcast(tensor, tf.int16)).view(ml_dtypes.bfloat16)
-    return np.from_dlpack(tensor)
-
-
-def read_strategy(strategy: Any) -> tuple[int, int, str] | None:
-    """Returns world size, rank, and rank 0's address of an object that runs several processes."""
-    is_one = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    return _read_place() if is_one else None
-
-
 def join_processes(
     coordinator: str, world_size: int, rank: int, *, join_timeout: float, timeout: float
 ) -> Processes:
     """Returns the processes that train together, once all of them are there."""
-    place = _read_place()
+    place = read_place()
     if place is not None:
         check_place("TensorFlow", place[:2], (world_size, rank))
         if not _joined:  # A strategy of the script's own has.
@@ -275,7 +246,7 @@ class LostPeers(NamingLostPeers):
         return is_operation and "ollective" in str(error)
 
 
-def _read_place() -> tuple[int, int, str] | None:
+def read_place() -> tuple[int, int, str] | None:
     """Returns world size, rank and rank 0's address of the collective operations that run."""
     server = context()._collective_ops_server_def
     if server is None:

@@ -1,4 +1,4 @@
-"""PyTorch's own ways out of Keras: `torch.export` and the ONNX exporter that builds on it."""
+"""ONNX and SavedModel files written from PyTorch."""
 
 import contextlib
 import importlib.util
@@ -17,10 +17,10 @@ from keras_deepseek.backend.export import torch_onnx_operators as operators
 from keras_deepseek.backend.export.free_axes import BATCH, Shapes, with_named_axes
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.export.one_file import fits_one_file
-from keras_deepseek.backend.export.serving_signatures import ServingSignatures
 from keras_deepseek.backend.keras_private.keras_internals import flatten_layers
 from keras_deepseek.backend.keras_private.lent_attributes import lent_attributes
-from keras_deepseek.errors import MissingExtraError, NotSupportedError
+from keras_deepseek.backend.protocols.export import Export
+from keras_deepseek.errors import MissingExtraError
 
 _BATCH_SIZE = 5
 _SHORTEST = 11
@@ -28,33 +28,30 @@ _SHORTEST = 11
 `torch.export` takes two of one size for the same."""
 
 
-def write_saved_model(model: NamedModel, path: str, signatures: ServingSignatures) -> None:
-    """Writes the model as a SavedModel into a folder, or raises `NotSupportedError`."""
-    raise NotSupportedError("A SavedModel is not written from PyTorch itself.")
+class TorchExport(Export):
+    """Implements `Export` by PyTorch."""
 
+    def write_onnx(self, model: NamedModel, path: str, opset: int) -> None:
+        if importlib.util.find_spec("onnxscript") is None:
+            raise MissingExtraError("onnxscript", "onnx", "to export ONNX from PyTorch")
 
-def write_onnx(model: NamedModel, path: str, opset: int) -> None:
-    """Writes an ONNX file of an opset up to this, or raises `NotSupportedError`."""
-    if importlib.util.find_spec("onnxscript") is None:
-        raise MissingExtraError("onnxscript", "onnx", "to export ONNX from PyTorch")
+        def write(shapes: Shapes) -> None:
+            torch.onnx.export(
+                _Positional(model),
+                tuple(_examples(model.signature, shapes)),
+                path,
+                input_names=[spec.name for spec in model.signature.inputs],
+                output_names=[spec.name for spec in model.signature.outputs],
+                opset_version=opset,
+                dynamic_shapes={"tensors": tuple(map(_free_axes, model.signature.inputs))},
+                custom_translation_table=_translations(),
+                dynamo=True,
+                external_data=not fits_one_file(model.model),
+                verbose=False,
+            )
 
-    def write(shapes: Shapes) -> None:
-        torch.onnx.export(
-            _Positional(model),
-            tuple(_examples(model.signature, shapes)),
-            path,
-            input_names=[spec.name for spec in model.signature.inputs],
-            output_names=[spec.name for spec in model.signature.outputs],
-            opset_version=opset,
-            dynamic_shapes={"tensors": tuple(map(_free_axes, model.signature.inputs))},
-            custom_translation_table=_translations(),
-            dynamo=True,
-            external_data=not fits_one_file(model.model),
-            verbose=False,
-        )
-
-    with _quietly(), _unrolled(model.model), _moments_in_two_steps():
-        with_named_axes(model.signature, write)
+        with _quietly(), _unrolled(model.model), _moments_in_two_steps():
+            with_named_axes(model.signature, write)
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:

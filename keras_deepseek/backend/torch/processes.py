@@ -9,8 +9,6 @@ from datetime import timedelta
 from typing import Any
 
 import keras
-import ml_dtypes
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -30,33 +28,6 @@ from keras_deepseek.backend.processes.rendezvous import meet
 from keras_deepseek.backend.torch.gradient_sums import GradientSums, LostPeers
 
 _SEEDS = 2**62
-
-
-def count_processes() -> int:
-    """Returns how many processes the framework's engine runs in already."""
-    return int(dist.get_world_size()) if dist.is_initialized() else 1
-
-
-def process_rank() -> int:
-    """Returns which of the processes this one is; 0 where it runs alone."""
-    return int(dist.get_rank()) if dist.is_initialized() else 0
-
-
-def read_whole(value: Any) -> Array:
-    """Returns a tensor as an array; where its parts lie in several processes, all must call it."""
-    if not isinstance(value, torch.Tensor):
-        return np.asarray(value)
-    value = value.detach().cpu().contiguous()
-    if value.dtype is torch.bfloat16:  # NumPy knows no other package's dtypes.
-        numbers: Array = value.view(torch.int16).numpy()
-        return numbers.view(ml_dtypes.bfloat16)
-    array: Array = value.numpy()
-    return array
-
-
-def read_strategy(strategy: Any) -> tuple[int, int, str] | None:
-    """Returns world size, rank, and rank 0's address of an object that runs several processes."""
-    return None
 
 
 def join_processes(

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from keras_deepseek.backend.context_values import set_within
-from keras_deepseek.backend.torch.tracing import IS_RECORDED
+
+IS_RECORDED: ContextVar[bool] = ContextVar("is_recorded", default=False)
+"""Whether operations are recorded, to be run again with other numbers: so none can be read."""
 
 
 class UnrecordedFunctions:

@@ -127,7 +127,7 @@ class OnnxFormat:
         path = folder / self.entry
         is_brief = model.precision == "bfloat16"
         written = model.in_precision("float16") if is_brief else model
-        backend.current().write_onnx(written, str(path), self.opset)
+        backend.current().export.write_onnx(written, str(path), self.opset)
         proto, is_large = load(path)
         check_operators(proto)
         rename(proto.graph, model.signature)

@@ -14,7 +14,7 @@ from keras_deepseek.backend.export.serving_signatures import ServingSignatures
 from keras_deepseek.backend.runtimes.saved_model import load_saved_model
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.deploy.formats.warmup_requests import write_warmup_requests
-from keras_deepseek.deploy.samples import make_taken_samples
+from keras_deepseek.deploy.samples.random_batches import make_taken_samples
 from keras_deepseek.errors import NotSupportedError
 
 _DEFAULT = "serving_default"
@@ -57,7 +57,7 @@ class SavedModelFormat:
     def write(self, model: NamedModel, folder: Path) -> str:
         """Writes `saved_model.pb` and what belongs to it."""
         signatures = ServingSignatures(self._classes(model.signature), self._regress)
-        backend.current().write_saved_model(model, str(folder), signatures)
+        backend.current().export.write_saved_model(model, str(folder), signatures)
         if self._warmup:
             write_warmup_requests(folder, model.model.name, make_taken_samples(model))
         return f"SavedModel with {', '.join(self.signatures)}"

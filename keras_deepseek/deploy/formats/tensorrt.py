@@ -13,10 +13,10 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.runtimes.tensorrt_engine import visible_gpus
 from keras_deepseek.backend.runtimes.tensorrt_engine.engine_runner import DTYPES, EngineRunner
 from keras_deepseek.backend.runtimes.tensorrt_engine.libraries import mark_flavor
-from keras_deepseek.deploy.tensorrt_engine.build_engine import build_engine
-from keras_deepseek.deploy.tensorrt_engine.capabilities import TURING, check_capabilities
-from keras_deepseek.deploy.tensorrt_engine.flavor import find_flavor
-from keras_deepseek.deploy.tensorrt_engine.profiles import resolve_profiles
+from keras_deepseek.deploy.formats.tensorrt_engine.build_engine import build_engine
+from keras_deepseek.deploy.formats.tensorrt_engine.capabilities import TURING, check_capabilities
+from keras_deepseek.deploy.formats.tensorrt_engine.flavor import find_flavor
+from keras_deepseek.deploy.formats.tensorrt_engine.profiles import resolve_profiles
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 
 

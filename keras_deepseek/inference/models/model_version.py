@@ -21,7 +21,7 @@ from keras_deepseek.inference.batching.client_order import ClientOrder
 from keras_deepseek.inference.batching.padding import Padder
 from keras_deepseek.inference.batching.turns import Turns
 from keras_deepseek.inference.errors import ClosedError
-from keras_deepseek.inference.executors.executor import ClosingExecutor, Executor
+from keras_deepseek.inference.executors.executor import Executor
 from keras_deepseek.inference.executors.isolated_model import IsolatedModel
 from keras_deepseek.inference.executors.open_executor import open_executor
 from keras_deepseek.inference.models.model_options import ModelOptions
@@ -192,8 +192,7 @@ class ModelVersion:
         """
         self.state = "UNLOADING"
         for executor in self._executors:
-            if isinstance(executor, IsolatedModel):
-                executor.hurry()
+            executor.prepare_to_close()
         has_ended = self._batcher.close(drain=True, seconds=seconds)
         if not has_ended:
             _logger.error(
@@ -201,15 +200,15 @@ class ModelVersion:
                 self.number,
                 self.name,
             )
-        # What runs in this process can't be closed under a batch.
-        self._close_executors(ClosingExecutor if has_ended else IsolatedModel)
+        self._close_executors(are_idle=has_ended)
         self.state = "END"
 
-    def _close_executors(self, kind: type = ClosingExecutor) -> None:
+    def _close_executors(self, *, are_idle: bool = True) -> None:
         if not self._owns_executors:
             return
         for executor in self._executors:
-            if isinstance(executor, kind) and isinstance(executor, ClosingExecutor):
+            # A batch that runs in this process would fail under a closed executor.
+            if are_idle or executor.is_isolated:
                 executor.close()
 
     def statistics(self) -> BatchStatistics:
@@ -238,8 +237,8 @@ class ModelVersion:
         executor = self._executors[0]
         sizes = [size for spec in executor.signature.inputs for size in spec.shape[1:]]
         is_free = None in sizes and not lengths
-        if is_free and isinstance(executor, IsolatedModel):
-            return  # A length that it does not take might end its process.
+        if is_free and executor.is_isolated:
+            return  # A length that the model does not take might end its process.
         with contextlib.suppress(*((Exception,) if is_free else ())):
             length = lengths[0] if lengths else _LENGTH
             if found := find_row_dependence(executor, self._batcher.buckets, length):

@@ -1,11 +1,22 @@
-"""Attention over compressed keys and values, in the two ways that `MultiHeadLatentAttention` has.
+"""Attention over compressed keys and values, for `MultiHeadLatentAttention`.
 
-`DeepSeekSparseAttention` has a third: the absorbed way, over keys that each query has chosen.
+There are two ways to compute it, naive and absorbed. `DeepSeekSparseAttention` has a third: the
+absorbed way over keys that each query has chosen.
 
-Letters: b batch, t queries, s keys, h heads, n and r the parts of a head without and with a
-position, v a value, c the compressed keys and values. Queries come scaled, as the pair of parts
-(bthn, bthr); keys as the pair of the compressed ones and the rotary key that heads share, (bsc,
-bsr).
+Shape suffixes:
+    B: batch
+    T: queries
+    S: keys
+    K: chosen keys of one query
+    N: heads
+    P: part of a head without a position
+    R: rotary part of a head
+    H: a whole query or key of a head, P + R
+    V: value of a head
+    C: compressed keys and values ("latent")
+
+`queries` is always the pair `(nope_BTNP, rope_BTNR)`, already scaled; `keys` is the pair
+`(latent_BSC, rotary_key_BSR)`, which all heads share.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +26,7 @@ from typing import Any
 from keras import ops
 
 from keras_deepseek import backend
-from keras_deepseek.layers.attention.compressed.hidden_score import HIDDEN
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import (
     multiply_matrices,
     multiply_transposed,
@@ -26,19 +37,16 @@ from keras_deepseek.layers.double_precision import (
 def is_absorbed_cheaper(
     query_length: int | None, key_length: int | None, expanded_dim: int, rank: int
 ) -> bool:
-    """Whether the absorbed way takes fewer multiplications than the naive one.
+    """Returns true if absorbed attention takes fewer multiplications than naive attention.
 
     Args:
-        query_length: integer or `None` where it is not known: then as many as keys.
-        key_length: integer or `None`.
-        expanded_dim: integer. Size of a head's value and of its key without the rotary part.
-        rank: integer. Size of the compressed keys and values.
-
-    Returns:
-        A boolean.
+        query_length: Number of queries; `None` if unknown, then as many as keys.
+        key_length: Number of keys; `None` if unknown.
+        expanded_dim: Size of a head's value plus its key without the rotary part.
+        rank: Size of the compressed keys and values.
     """
     if query_length is None or key_length is None:
-        return expanded_dim > 2 * rank  # What the comparison below comes to at equal lengths.
+        return expanded_dim > 2 * rank  # The comparison below at equal lengths.
     naive = key_length * expanded_dim * (rank + query_length)
     absorbed = query_length * rank * (expanded_dim + 2 * key_length)
     return absorbed < naive
@@ -47,41 +55,40 @@ def is_absorbed_cheaper(
 def attend_naive(
     queries: tuple[Any, Any],
     keys: tuple[Any, Any],
-    mask: Any,
+    mask_BTS: Any,
     ups: Sequence[Callable[[Any], Any]],
     drop: Callable[[Any], Any],
     *,
     is_causal: bool = False,
 ) -> Any:
-    """Returns the weighted values (bthv), with keys and values expanded for each head.
+    """Returns the attention outputs (BTNV), with keys and values expanded for each head.
 
     Args:
         queries: Pair of tensors.
         keys: Pair of tensors.
-        mask: Boolean tensor that broadcasts to (bts), or `None`.
-        ups: What expands compressed keys and values to keys (bshn) and to values (bshv).
-        drop: What drops some of the attention weights.
-        is_causal: Whether the mask hides from query `t` all keys behind key `t`, so that these need
-            not be looked at. Defaults to `False`.
-
-    Returns:
-        A tensor.
+        mask_BTS: Boolean tensor that broadcasts to (BTS), or `None`.
+        ups: The two layers that expand compressed keys and values to BSNP and BSNV.
+        drop: Dropout for attention weights.
+        is_causal: True if the mask hides all keys after key `t` from query `t`. They are then
+            skipped.
     """
-    query, key, value = _expand(queries, keys, ups)
-    # Each head's numbers lie together, once for all blocks.
-    query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
-    length, block_size = queries[0].shape[1], backend.current().query_block_size(query)
+    query_BTNH, key_BSNH, value_BSNV = _expand(queries, keys, ups)
+    # Each head's numbers must lie together; transposing once serves all blocks.
+    query_BNTH, key_BNSH, value_BNSV = (
+        ops.transpose(x, (0, 2, 1, 3)) for x in (query_BTNH, key_BSNH, value_BSNV)
+    )
+    length, block_size = query_BTNH.shape[1], backend.current().compute.query_block_size(query_BNTH)
     if not is_causal or length is None or length < 2 * block_size:
-        heads = _attend_block(query, key, value, mask, drop)
-        return ops.transpose(heads, (0, 2, 1, 3))
+        outputs_BNTV = _attend_block(query_BNTH, key_BNSH, value_BNSV, mask_BTS, drop)
+        return ops.transpose(outputs_BNTV, (0, 2, 1, 3))
     blocks = []
     for start in range(0, length, block_size):
         stop = min(start + block_size, length)
         block = _attend_block(
-            query[:, :, start:stop],
-            key[:, :, :stop],
-            value[:, :, :stop],
-            _cut_mask(mask, start, stop),
+            query_BNTH[:, :, start:stop],
+            key_BNSH[:, :, :stop],
+            value_BNSV[:, :, :stop],
+            _cut_mask(mask_BTS, start, stop),
             drop,
         )
         blocks.append(block)
@@ -91,166 +98,176 @@ def attend_naive(
 def attend_fused(
     queries: tuple[Any, Any],
     keys: tuple[Any, Any],
-    mask: Any,
+    mask_BTS: Any,
     ups: Sequence[Callable[[Any], Any]],
 ) -> Any:
-    """Returns what `attend_naive` does, by the one operation that a framework has for attention.
+    """Returns the result of `attend_naive`, by the framework's fused attention operation.
 
-    It takes keys and values of one size, so that values are given zeros.
+    That operation takes keys and values of one size, so values are padded with zeros.
 
     Args:
         queries: Pair of tensors, as many as keys.
         keys: Pair of tensors.
-        mask: Boolean tensor that broadcasts to (bts), or `None` for a causal one.
+        mask_BTS: Boolean tensor that broadcasts to (BTS), or `None` for a causal mask.
         ups: As for `attend_naive`.
-
-    Returns:
-        A tensor.
     """
-    query, key, value = _expand(queries, keys, ups)
-    value_dim, missing = value.shape[-1], key.shape[-1] - value.shape[-1]
+    query_BTNH, key_BSNH, value_BSNV = _expand(queries, keys, ups)
+    value_dim, missing = value_BSNV.shape[-1], key_BSNH.shape[-1] - value_BSNV.shape[-1]
     if missing > 0:
-        value = ops.pad(value, [[0, 0], [0, 0], [0, 0], [0, missing]])
-    heads = ops.dot_product_attention(
-        query,
-        key,
-        value,
-        mask=None if mask is None else ops.expand_dims(mask, 1),
+        value_BSNV = ops.pad(value_BSNV, [[0, 0], [0, 0], [0, 0], [0, missing]])
+    outputs_BTNV = ops.dot_product_attention(
+        query_BTNH,
+        key_BSNH,
+        value_BSNV,
+        mask=None if mask_BTS is None else ops.expand_dims(mask_BTS, 1),
         scale=1.0,
-        is_causal=mask is None,
+        is_causal=mask_BTS is None,
     )
-    return heads[..., :value_dim]
+    return outputs_BTNV[..., :value_dim]
 
 
 def _expand(
     queries: tuple[Any, Any], keys: tuple[Any, Any], ups: Sequence[Callable[[Any], Any]]
 ) -> tuple[Any, Any, Any]:
-    """Returns queries and keys of both parts together, and values, of each head (bthd)."""
-    key, value = (up(keys[0]) for up in ups)
-    rotary = ops.broadcast_to(ops.expand_dims(keys[1], 2), (*ops.shape(key)[:3], keys[1].shape[-1]))
-    return ops.concatenate(queries, axis=-1), ops.concatenate([key, rotary], axis=-1), value
+    """Returns whole queries (BTNH), keys (BSNH) and values (BSNV) of each head."""
+    latent_BSC, rotary_key_BSR = keys
+    key_BSNP, value_BSNV = (up(latent_BSC) for up in ups)
+    rotary_key_BSNR = ops.broadcast_to(
+        ops.expand_dims(rotary_key_BSR, 2), (*ops.shape(key_BSNP)[:3], rotary_key_BSR.shape[-1])
+    )
+    return (
+        ops.concatenate(queries, axis=-1),
+        ops.concatenate([key_BSNP, rotary_key_BSNR], axis=-1),
+        value_BSNV,
+    )
 
 
-def _attend_block(query: Any, key: Any, value: Any, mask: Any, drop: Callable[[Any], Any]) -> Any:
-    """Returns the weighted values (bhtv) of queries (bhtd), keys (bhsd) and values (bhsv)."""
-    weights = drop(_softmax(multiply_transposed(query, key), mask))
-    return multiply_matrices(weights, value)
+def _attend_block(
+    query_BNTH: Any, key_BNSH: Any, value_BNSV: Any, mask_BTS: Any, drop: Callable[[Any], Any]
+) -> Any:
+    """Returns the attention outputs (BNTV) of a block of queries."""
+    weights_BNTS = drop(_softmax(multiply_transposed(query_BNTH, key_BNSH), mask_BTS))
+    return multiply_matrices(weights_BNTS, value_BNSV)
 
 
-def _cut_mask(mask: Any, start: int, stop: int) -> Any:
-    """Returns what a mask says of the queries from `start` to `stop` and the keys up to there."""
-    if mask is None:
+def _cut_mask(mask_BTS: Any, start: int, stop: int) -> Any:
+    """Returns the mask for the queries from `start` to `stop` and the keys up to `stop`."""
+    if mask_BTS is None:
         return None
-    if mask.shape[1] != 1:
-        mask = mask[:, start:stop]
-    return mask if mask.shape[2] == 1 else mask[:, :, :stop]
+    if mask_BTS.shape[1] != 1:
+        mask_BTS = mask_BTS[:, start:stop]
+    return mask_BTS if mask_BTS.shape[2] == 1 else mask_BTS[:, :, :stop]
 
 
 def attend_absorbed(
     queries: tuple[Any, Any],
     keys: tuple[Any, Any],
-    mask: Any,
+    mask_BTS: Any,
     kernels: Sequence[Any],
     drop: Callable[[Any], Any],
 ) -> Any:
-    """Returns the same, with the expansion applied to the queries and to the weighted sums.
+    """Returns the attention outputs (BTNV) without expanding keys and values.
+
+    The key kernel multiplies the queries, and the value kernel the weighted sums.
 
     Args:
         queries: Pair of tensors.
         keys: Pair of tensors.
-        mask: Boolean tensor that broadcasts to (bts), or `None`.
-        kernels: The tensors (chn) and (chv) that expand keys and values.
-        drop: What drops some of the attention weights.
-
-    Returns:
-        A tensor.
+        mask_BTS: Boolean tensor that broadcasts to (BTS), or `None`.
+        kernels: The tensors (CNP) and (CNV) that expand keys and values.
+        drop: Dropout for attention weights.
     """
-    weights = drop(_weigh_absorbed(queries, keys, mask, kernels[0]))
-    return _sum_absorbed(weights, keys[0], kernels[1])
+    weights_BNTS = drop(_weigh_absorbed(queries, keys, mask_BTS, kernels[0]))
+    return _sum_absorbed(weights_BNTS, keys[0], kernels[1])
 
 
 def attend_chosen(
     queries: tuple[Any, Any],
     keys: tuple[Any, Any],
-    indices: Any,
-    is_chosen: Any,
+    indices_BTK: Any,
+    is_chosen_BTK: Any,
     kernels: Sequence[Any],
     drop: Callable[[Any], Any],
 ) -> tuple[Any, Any]:
-    """Returns the absorbed way's results over k keys a query, which are gathered.
+    """Returns absorbed attention of each query over its own K keys, which are gathered.
 
     Args:
         queries: Pair of tensors.
         keys: Pair of tensors.
-        indices: Integer tensor (btk). Which keys a query looks at, in any order.
-        is_chosen: Boolean tensor (btk), false where there was no further key to look at.
-        kernels: The tensors (chn) and (chv) that expand keys and values.
-        drop: What drops some of the attention weights (bthk).
+        indices_BTK: Integer tensor. The keys of each query, in any order.
+        is_chosen_BTK: Boolean tensor, false where no further key was left.
+        kernels: The tensors (CNP) and (CNV) that expand keys and values.
+        drop: Dropout for attention weights (BTNK).
 
     Returns:
-        The weighted values (bthv) and the attention weights (bthk), of which none is dropped.
+        The attention outputs (BTNV) and the attention weights (BTNK) before dropout.
     """
+    # Each query has its own keys, so it becomes a sequence of one query: D is B * T, and "1" stands
+    # for its single query.
     batch_size, length, num_heads, _ = ops.shape(queries[0])
-    gathered = [_gather(x, indices) for x in keys]
-    # Each query has keys of its own, so that it is a sequence of one beside the others.
-    alone = [_split_queries(x) for x in queries]
-    is_chosen = _split_queries(is_chosen)
-    weights = _weigh_absorbed(alone, gathered, is_chosen, kernels[0])
-    shape = (batch_size, length, num_heads, weights.shape[-1])
-    weights = ops.reshape(weights, shape)
-    dropped = ops.reshape(drop(weights), (batch_size * length, num_heads, 1, shape[-1]))
-    sums = _sum_absorbed(dropped, gathered[0], kernels[1])
-    return ops.reshape(sums, (*shape[:3], kernels[1].shape[-1])), weights
+    keys_DKx = [_gather(x, indices_BTK) for x in keys]
+    queries_D1Nx = [_split_queries(x) for x in queries]
+    is_chosen_D1K = _split_queries(is_chosen_BTK)
+    weights_DN1K = _weigh_absorbed(queries_D1Nx, keys_DKx, is_chosen_D1K, kernels[0])
+    shape = (batch_size, length, num_heads, weights_DN1K.shape[-1])
+    weights_BTNK = ops.reshape(weights_DN1K, shape)
+    dropped_DN1K = ops.reshape(drop(weights_BTNK), (batch_size * length, num_heads, 1, shape[-1]))
+    outputs_D1NV = _sum_absorbed(dropped_DN1K, keys_DKx[0], kernels[1])
+    return ops.reshape(outputs_D1NV, (*shape[:3], kernels[1].shape[-1])), weights_BTNK
 
 
-def _gather(x: Any, indices: Any) -> Any:
-    """Returns the rows of each query, from (bsc) and (btk) to (bt, k, c)."""
-    batch_size, num_keys, dim = ops.shape(x)
-    length, num_chosen = ops.shape(indices)[1:]
-    first = ops.arange(batch_size, dtype="int32") * ops.cast(num_keys, "int32")
-    rows = ops.reshape(indices + ops.reshape(first, (-1, 1, 1)), (-1,))
-    taken = ops.take(ops.reshape(x, (batch_size * num_keys, dim)), rows, axis=0)
+def _gather(x_BSC: Any, indices_BTK: Any) -> Any:
+    """Returns the rows that each query has chosen, of shape (B * T, K, C)."""
+    batch_size, num_keys, dim = ops.shape(x_BSC)
+    length, num_chosen = ops.shape(indices_BTK)[1:]
+    first_B = ops.arange(batch_size, dtype="int32") * ops.cast(num_keys, "int32")
+    rows = ops.reshape(indices_BTK + ops.reshape(first_B, (-1, 1, 1)), (-1,))
+    taken = ops.take(ops.reshape(x_BSC, (batch_size * num_keys, dim)), rows, axis=0)
     return ops.reshape(taken, (batch_size * length, num_chosen, dim))
 
 
 def _split_queries(x: Any) -> Any:
-    """From (bt...) to (bt, 1, ...)."""
+    """Reshapes (B, T, ...) to (B * T, 1, ...)."""
     shape = ops.shape(x)
     return ops.reshape(x, (shape[0] * shape[1], 1, *shape[2:]))
 
 
-def _weigh_absorbed(queries: Sequence[Any], keys: Sequence[Any], mask: Any, key_kernel: Any) -> Any:
-    """Returns the attention weights (bhts)."""
-    compressed = ops.einsum("bthn,chn->bthc", queries[0], key_kernel)
-    return _softmax(_score((compressed, queries[1]), keys), mask)
+def _weigh_absorbed(
+    queries: Sequence[Any], keys: Sequence[Any], mask_BTS: Any, kernel_CNP: Any
+) -> Any:
+    """Returns the attention weights (BNTS)."""
+    nope_BTNP, rope_BTNR = queries
+    latent_query_BTNC = ops.einsum("btnp,cnp->btnc", nope_BTNP, kernel_CNP)
+    return _softmax(_score((latent_query_BTNC, rope_BTNR), keys), mask_BTS)
 
 
-def _sum_absorbed(weights: Any, latent: Any, value_kernel: Any) -> Any:
-    """Returns the weighted values (bthv)."""
-    if weights.shape[2] == 1:  # As below, but that XLA copies no keys.
-        sums = ops.expand_dims(multiply_matrices(ops.squeeze(weights, 2), latent), 1)
+def _sum_absorbed(weights_BNTS: Any, latent_BSC: Any, kernel_CNV: Any) -> Any:
+    """Returns the attention outputs (BTNV)."""
+    if weights_BNTS.shape[2] == 1:  # As below, but XLA copies no keys.
+        sums_BTNC = ops.expand_dims(multiply_matrices(ops.squeeze(weights_BNTS, 2), latent_BSC), 1)
     else:
-        sums = ops.einsum("bhts,bsc->bthc", weights, latent)
-    # By heads first, as the product takes it: TensorFlow's is slower in putting it in that order.
-    return ops.einsum("bthc,hcv->bthv", sums, ops.transpose(value_kernel, (1, 0, 2)))
+        sums_BTNC = ops.einsum("bnts,bsc->btnc", weights_BNTS, latent_BSC)
+    # Heads first, as the product needs them: TensorFlow's own transposition is slower.
+    kernel_NCV = ops.transpose(kernel_CNV, (1, 0, 2))
+    return ops.einsum("btnc,ncv->btnv", sums_BTNC, kernel_NCV)
 
 
 def _score(queries: Sequence[Any], keys: Sequence[Any]) -> Any:
-    """Returns the products (bhts) of queries (bthc) and keys (bsc) that heads share."""
+    """Returns the scores (BNTS): the products of both parts of queries and keys, added up."""
     if queries[0].shape[1] != 1:
-        first, second = map(partial(ops.einsum, "bthc,bsc->bhts"), queries, keys)
-        return first + second
-    # The same, but that TensorFlow copies no keys.
-    first, second = map(partial(ops.einsum, "bsc,bthc->bsth"), keys, queries)
-    return ops.transpose(first + second, (0, 3, 2, 1))
+        first_BNTS, second_BNTS = map(partial(ops.einsum, "btnc,bsc->bnts"), queries, keys)
+        return first_BNTS + second_BNTS
+    # The same, but TensorFlow copies no keys.
+    first_BSTN, second_BSTN = map(partial(ops.einsum, "bsc,btnc->bstn"), keys, queries)
+    return ops.transpose(first_BSTN + second_BSTN, (0, 3, 2, 1))
 
 
-def _softmax(scores: Any, mask: Any) -> Any:
-    """Returns the attention weights (bhts), of a softmax in float32."""
-    dtype = scores.dtype
-    scores = ops.cast(scores, promote_dtypes(dtype, "float32"))
-    if mask is not None:
-        scores = ops.where(ops.expand_dims(mask, 1), scores, HIDDEN)
-    if scores.shape[-1] == 1:  # Keras warns of a softmax over one key, which has all the weight.
-        return ops.cast(ops.exp(scores - scores), dtype)
-    return ops.cast(ops.softmax(scores, axis=-1), dtype)
+def _softmax(scores_BNTS: Any, mask_BTS: Any) -> Any:
+    """Returns the attention weights (BNTS) in the dtype of the scores, computed in float32."""
+    dtype = scores_BNTS.dtype
+    scores_BNTS = ops.cast(scores_BNTS, promote_dtypes(dtype, "float32"))
+    if mask_BTS is not None:
+        scores_BNTS = ops.where(ops.expand_dims(mask_BTS, 1), scores_BNTS, HIDDEN)
+    if scores_BNTS.shape[-1] == 1:  # The only key has all the weight; Keras's softmax would warn.
+        return ops.cast(ops.exp(scores_BNTS - scores_BNTS), dtype)
+    return ops.cast(ops.softmax(scores_BNTS, axis=-1), dtype)

@@ -336,7 +336,7 @@ class MultiHeadLatentAttention(keras.Layer):
         is_causal = visibility["use_causal_mask"] and query_length == key_length
         is_prompt = is_causal and "mask" in keys and not (training and self.dropout)
         is_prompt = is_prompt and self.compute_dtype != "float64"
-        if is_prompt and backend.current().fuses_attention(queries["nope"]):
+        if is_prompt and backend.current().compute.fuses_attention(queries["nope"]):
             masks = (visibility["key_mask"], visibility["attention_mask"])
             is_plain = all(given is None for given in masks)
             return attend_fused(*parts, None if is_plain else mask, ups)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_deepseek.layers.attention.compressed.hidden_score import HIDDEN
 from keras_deepseek.layers.attention.compressed.token_packing import take_rows
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import promote_dtypes
 
 _BLOCK_SIZES = (16, 128)

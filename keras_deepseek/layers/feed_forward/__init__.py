@@ -1,5 +1,1 @@
-"""Layers that transform each position by itself."""
-
-from keras_deepseek.layers.feed_forward.swiglu import SwiGLU
-
-__all__ = ["SwiGLU"]
+"""Feed-forward layers, which transform each position by itself."""

@@ -181,7 +181,7 @@ class DeepSeekMoE(FloatingInputLayer):
         num_choices = ops.shape(indices)[0] * self.router.num_experts_per_token
         reads_loads = expert_dispatch.is_worth_a_loop(num_choices, self._expert_size)
         if reads_loads and self.capacity_factor is None:
-            outputs = backend.current().run_unrecorded(self._route, *arguments)
+            outputs = backend.current().inference.run_unrecorded(self._route, *arguments)
         else:
             outputs = self._route(*arguments)
         outputs = ops.reshape(outputs, ops.shape(inputs))
@@ -203,7 +203,7 @@ class DeepSeekMoE(FloatingInputLayer):
         if by_load is not None:
             return self._compute_slots(tokens, weights, kernels, by_load)
         num_choices = num_tokens * per_token
-        if backend.current().loops_over_blocks() and expert_dispatch.is_worth_a_loop(
+        if backend.current().compute.loops_over_blocks() and expert_dispatch.is_worth_a_loop(
             num_choices, self._expert_size
         ):
             rows = expert_dispatch.choose_looped_block_size(num_choices, num_experts)
@@ -250,7 +250,7 @@ class DeepSeekMoE(FloatingInputLayer):
 
         # The first is computed even if it is empty: TensorFlow learns from it what shape they have.
         num_used = ops.maximum(plan.num_used, 1)
-        blocks = backend.current().stack(compute, num_used, ops.shape(tokens_of_block)[0])
+        blocks = backend.current().compute.stack(compute, num_used, ops.shape(tokens_of_block)[0])
         return ops.reshape(blocks, (-1, tokens.shape[-1]))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

@@ -106,7 +106,7 @@ def dispatch_by_load(indices: Any, num_experts: int, expert_size: int) -> Expert
     Returns:
         An `ExpertDispatch`, or `None` where the loads can't be read, or are not worth it.
     """
-    if not backend.current().can_read_shapes(indices):
+    if not backend.current().compute.can_read_shapes(indices):
         return None
     if indices.shape[0] * indices.shape[1] * expert_size < _LEAST_WORK:
         return None

@@ -10,6 +10,7 @@ from keras_deepseek.layers import Input, MaskedPositionHead
 from keras_deepseek.models.bert.bert_backbone import INPUTS, BertBackbone
 from keras_deepseek.models.bert.checkpoint_map import IGNORED_TENSORS, checkpoint_entries
 from keras_deepseek.models.bert.config import BertConfig
+from keras_deepseek.models.bert.family import BERT
 from keras_deepseek.models.bert.segmented_model import SegmentedModel
 from keras_deepseek.models.checkpoints.checkpoint_entry import CheckpointEntry
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
@@ -66,7 +67,7 @@ class BertMaskedLM(SegmentedModel, PresetModel):
     - [BERT (Devlin et al., 2018)](https://arxiv.org/abs/1810.04805)
     """
 
-    architectures = ("BertForMaskedLM", "BertForPreTraining")
+    architectures = BERT.architectures
     config_class = BertConfig
     ignored_tensors = IGNORED_TENSORS
 

@@ -11,8 +11,8 @@ from keras_deepseek.models.checkpoints.checkpoint_entry import (
     CheckpointEntry,
     copied_entry,
     kernel_entry,
+    rename_tensors,
     reshaped_entry,
-    respell,
 )
 from keras_deepseek.models.checkpoints.merged_kernels import own_variable
 
@@ -61,10 +61,10 @@ def checkpoint_entries(
     for index, block in enumerate(backbone.transformer_layers):
         entries += _block_entries(block, f"bert.encoder.layer.{index}")
     entries += [] if head is None else _head_entries(head, tensors)
-    return respell(entries, tensors, _spellings)
+    return rename_tensors(entries, tensors, _candidate_names)
 
 
-def _spellings(name: str) -> list[str]:
+def _candidate_names(name: str) -> list[str]:
     """Returns what published checkpoints call a tensor.
 
     Older ones call the weights of the norms `gamma` and `beta`, and those of a bare encoder lack

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 from keras_deepseek.checks import check_boolean, check_integer, check_number
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
-from keras_deepseek.models.bert.presets import PRESETS
+from keras_deepseek.models.bert.family import BERT
 from keras_deepseek.models.checkpoints.checkpoint_config import check_keys
 from keras_deepseek.models.encoder.activations import read_activation
+from keras_deepseek.models.family import Family
 from keras_deepseek.models.preset_config import PresetConfig
 
 _NAMES = {
@@ -39,7 +40,7 @@ _ACTIVATIONS = {
 }
 
 _MUST_BE = {
-    "model_type": "bert",
+    "model_type": BERT.model_type,
     "is_decoder": False,
     "add_cross_attention": False,
     "is_encoder_decoder": False,
@@ -109,7 +110,8 @@ class BertConfig(PresetConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    family: ClassVar[Family] = BERT
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = BERT.presets
 
     def __post_init__(self) -> None:
         for name in (
@@ -166,4 +168,8 @@ class BertConfig(PresetConfig):
         config = {key: getattr(self, name) for name, key in _NAMES.items()}
         named = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
         config["hidden_act"] = named[self.activation]
-        return {"architectures": ["BertForMaskedLM"], "model_type": "bert", **config}
+        return {
+            "architectures": [BERT.architectures[0]],
+            "model_type": BERT.model_type,
+            **config,
+        }

@@ -18,6 +18,7 @@ from keras_deepseek.models.decoder.checkpoint_values import (
     read_rope,
 )
 from keras_deepseek.models.decoder.token_ids import check_token_ids
+from keras_deepseek.models.family import Family
 from keras_deepseek.models.preset_config import PresetConfig
 
 REQUIRED_KEYS = {
@@ -144,8 +145,7 @@ class DeepSeekConfig(PresetConfig):
     end_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None
 
-    model_type: ClassVar[str]
-    architecture: ClassVar[str]
+    family: ClassVar[Family]
     topk_methods: ClassVar[tuple[str, ...]]
     own_keys: ClassVar[Mapping[str, str]] = {}
     """The keys of a `config.json` that this family alone has."""
@@ -234,7 +234,7 @@ class DeepSeekConfig(PresetConfig):
                 value is out of its range.
         """
         names = {**REQUIRED_KEYS, **OPTIONAL_KEYS, **cls.own_keys}
-        check_checkpoint_value(values, "model_type", allowed=(cls.model_type,))
+        check_checkpoint_value(values, "model_type", allowed=(cls.family.model_type,))
         check_keys(values, [*names, *OTHER_KEYS])
         required = {*REQUIRED_KEYS, *cls.own_keys} - cls.optional_keys()
         check_required_keys(values, sorted(required))
@@ -274,8 +274,8 @@ class DeepSeekConfig(PresetConfig):
             values["first_k_dense_replace"] = self.num_layers + self.num_prediction_layers
         has_groups = self.num_groups > 1
         return {
-            "architectures": [self.architecture],
-            "model_type": self.model_type,
+            "architectures": [self.family.architectures[0]],
+            "model_type": self.family.model_type,
             "hidden_act": "silu",
             "num_key_value_heads": self.num_heads,
             "topk_method": self.topk_methods[-1 if has_groups else 0],

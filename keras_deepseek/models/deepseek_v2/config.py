@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
-from keras_deepseek.models.deepseek_v2.presets import PRESETS
+from keras_deepseek.models.deepseek_v2.family import DEEPSEEK_V2
+from keras_deepseek.models.family import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +84,9 @@ class DeepSeekV2Config(DeepSeekConfig):
     scoring: str = "softmax"
     normalize_weights: bool = False
 
-    model_type: ClassVar[str] = "deepseek_v2"
-    architecture: ClassVar[str] = "DeepseekV2ForCausalLM"
     topk_methods: ClassVar[tuple[str, ...]] = ("greedy", "group_limited_greedy")
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    family: ClassVar[Family] = DEEPSEEK_V2
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = DEEPSEEK_V2.presets
 
     def router_arguments(self) -> dict[str, Any]:
         arguments = {

@@ -7,6 +7,7 @@ import keras
 from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
 from keras_deepseek.models.deepseek_v2.config import DeepSeekV2Config
 from keras_deepseek.models.deepseek_v2.deepseek_v2_backbone import DeepSeekV2Backbone
+from keras_deepseek.models.deepseek_v2.family import DEEPSEEK_V2
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -50,6 +51,6 @@ class DeepSeekV2CausalLM(DeepSeekCausalLM):
     - [DeepSeek-V2 (DeepSeek-AI, 2024)](https://arxiv.org/abs/2405.04434)
     """
 
-    architectures: ClassVar[tuple[str, ...]] = (DeepSeekV2Config.architecture,)
+    architectures: ClassVar[tuple[str, ...]] = DEEPSEEK_V2.architectures
     config_class: ClassVar[type] = DeepSeekV2Config
     backbone_class: ClassVar[type] = DeepSeekV2Backbone

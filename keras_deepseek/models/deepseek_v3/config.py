@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from keras_deepseek.checks import check_boolean
 from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
-from keras_deepseek.models.deepseek_v3.presets import PRESETS
+from keras_deepseek.models.deepseek_v3.family import DEEPSEEK_V3
+from keras_deepseek.models.family import Family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +83,9 @@ class DeepSeekV3Config(DeepSeekConfig):
 
     use_interleaved_pairs: bool = True
 
-    model_type: ClassVar[str] = "deepseek_v3"
-    architecture: ClassVar[str] = "DeepseekV3ForCausalLM"
     topk_methods: ClassVar[tuple[str, ...]] = ("noaux_tc",)
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    family: ClassVar[Family] = DEEPSEEK_V3
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = DEEPSEEK_V3.presets
     own_keys: ClassVar[Mapping[str, str]] = {"rope_interleave": "use_interleaved_pairs"}
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ import keras
 from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
 from keras_deepseek.models.deepseek_v3.config import DeepSeekV3Config
 from keras_deepseek.models.deepseek_v3.deepseek_v3_backbone import DeepSeekV3Backbone
+from keras_deepseek.models.deepseek_v3.family import DEEPSEEK_V3
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -50,6 +51,6 @@ class DeepSeekV3CausalLM(DeepSeekCausalLM):
     - [DeepSeek-V3 Technical Report (DeepSeek-AI, 2024)](https://arxiv.org/abs/2412.19437)
     """
 
-    architectures: ClassVar[tuple[str, ...]] = (DeepSeekV3Config.architecture,)
+    architectures: ClassVar[tuple[str, ...]] = DEEPSEEK_V3.architectures
     config_class: ClassVar[type] = DeepSeekV3Config
     backbone_class: ClassVar[type] = DeepSeekV3Backbone

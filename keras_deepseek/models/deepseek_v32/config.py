@@ -8,7 +8,8 @@ from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.decoder.checkpoint_values import check_checkpoint_value
 from keras_deepseek.models.decoder.deepseek_config import DeepSeekConfig
-from keras_deepseek.models.deepseek_v32.presets import PRESETS
+from keras_deepseek.models.deepseek_v32.family import DEEPSEEK_V32
+from keras_deepseek.models.family import Family
 
 _LAYER_TYPES = ("indexed_attention", "deepseek_sparse_attention")
 """Of one kind; releases of transformers name it differently."""
@@ -97,10 +98,9 @@ class DeepSeekV32Config(DeepSeekConfig):
     indexer_loss_weight: float | None = None
     feed_forward_types: Sequence[str] | None = None
 
-    model_type: ClassVar[str] = "deepseek_v32"
-    architecture: ClassVar[str] = "DeepseekV32ForCausalLM"
     topk_methods: ClassVar[tuple[str, ...]] = ("noaux_tc",)
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    family: ClassVar[Family] = DEEPSEEK_V32
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = DEEPSEEK_V32.presets
     own_keys: ClassVar[Mapping[str, str]] = {
         "index_topk": "index_top_k",
         "index_n_heads": "index_num_heads",

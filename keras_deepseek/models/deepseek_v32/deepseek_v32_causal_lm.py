@@ -7,6 +7,7 @@ import keras
 from keras_deepseek.models.decoder.deepseek_causal_lm import DeepSeekCausalLM
 from keras_deepseek.models.deepseek_v32.config import DeepSeekV32Config
 from keras_deepseek.models.deepseek_v32.deepseek_v32_backbone import DeepSeekV32Backbone
+from keras_deepseek.models.deepseek_v32.family import DEEPSEEK_V32
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -49,6 +50,6 @@ class DeepSeekV32CausalLM(DeepSeekCausalLM):
     - [DeepSeek-V3.2 (DeepSeek-AI, 2025)](https://arxiv.org/abs/2512.02556)
     """
 
-    architectures: ClassVar[tuple[str, ...]] = (DeepSeekV32Config.architecture,)
+    architectures: ClassVar[tuple[str, ...]] = DEEPSEEK_V32.architectures
     config_class: ClassVar[type] = DeepSeekV32Config
     backbone_class: ClassVar[type] = DeepSeekV32Backbone

@@ -5,7 +5,7 @@ The two write the same in different words: DeepSeek a ratio of compression for e
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keras_deepseek.checks import check_number
 from keras_deepseek.errors import InvalidInputError, unknown_name_message
@@ -15,9 +15,7 @@ from keras_deepseek.models.decoder.checkpoint_values import (
     complete_scaling,
     read_object,
 )
-
-if TYPE_CHECKING:
-    from keras_deepseek.models.deepseek_v4.config import DeepSeekV4Config
+from keras_deepseek.models.deepseek_v4.family import DEEPSEEK_V4
 
 _NAMES = {
     "vocab_size": "vocabulary_size",
@@ -68,7 +66,7 @@ _DEFAULTS: dict[str, Any] = {
 """What transformers takes for keys that are not there, where something is made of them here."""
 
 _ONLY: dict[str, tuple[Any, ...]] = {
-    "model_type": ("deepseek_v4",),
+    "model_type": (DEEPSEEK_V4.model_type,),
     "hidden_act": ("silu",),
     "num_key_value_heads": (1,),
     "n_shared_experts": (1,),
@@ -236,41 +234,41 @@ def _read_scaling(parameters: Mapping[str, Any], max_length: Any) -> dict[str, A
     return complete_scaling({**scaling, "rope_type": kind}, max_length)
 
 
-def write_checkpoint_config(config: "DeepSeekV4Config") -> dict[str, Any]:
+def write_checkpoint_config(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the `config.json` that transformers reads.
 
     Args:
-        config: `DeepSeekV4Config`.
+        fields: The fields of a `DeepSeekV4Config` by name.
     """
     names = {ours: name for name, ours in _SCORINGS.items()}
     routers = {ours: name for name, ours in _ROUTERS.items()}
-    factor = _to_factor(config.rope_head_dim, config.head_dim)
+    factor = _to_factor(fields["rope_head_dim"], fields["head_dim"])
     rotary = {}
     for kind, prefix in (("main", ""), ("compress", "compress_")):
-        scaling = dict(getattr(config, f"{prefix}rope_scaling") or {"rope_type": "default"})
+        scaling = dict(fields[f"{prefix}rope_scaling"] or {"rope_type": "default"})
         scaling["rope_type"] = scaling.pop("type", scaling.get("rope_type"))
         if scaling["rope_type"] == "yarn":
             scaling.setdefault("attention_factor", 1.0)
         rotary[kind] = {
             **{name: value for name, value in scaling.items() if value is not None},
-            "rope_theta": getattr(config, f"{prefix}rope_max_wavelength"),
+            "rope_theta": fields[f"{prefix}rope_max_wavelength"],
             "partial_rotary_factor": factor,
         }
     return {
-        "architectures": ["DeepseekV4ForCausalLM"],
-        "num_nextn_predict_layers": config.num_prediction_layers,
+        "architectures": [DEEPSEEK_V4.architectures[0]],
+        "num_nextn_predict_layers": fields["num_prediction_layers"],
         **{name: values[0] for name, values in _ONLY.items() if name != "topk_method"},
-        **{name: _to_json(getattr(config, ours)) for name, ours in _NAMES.items()},
-        "num_hidden_layers": config.num_layers,
-        "layer_types": list(config.layer_types),
-        "mlp_layer_types": [routers[router] for router in config.router_types],
+        **{name: _to_json(fields[ours]) for name, ours in _NAMES.items()},
+        "num_hidden_layers": len(fields["layer_types"]),
+        "layer_types": list(fields["layer_types"]),
+        "mlp_layer_types": [routers[router] for router in fields["router_types"]],
         "compress_rates": {
-            "compressed_sparse_attention": config.sparse_compress_rate,
-            "heavily_compressed_attention": config.heavy_compress_rate,
+            "compressed_sparse_attention": fields["sparse_compress_rate"],
+            "heavily_compressed_attention": fields["heavy_compress_rate"],
         },
         "partial_rotary_factor": factor,
         "rope_parameters": rotary,
-        "scoring_func": names[config.scoring],
+        "scoring_func": names[fields["scoring"]],
     }
 
 

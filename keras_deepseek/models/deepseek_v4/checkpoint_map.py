@@ -18,7 +18,7 @@ from keras_deepseek.models.checkpoints.checkpoint_entry import (
     CheckpointEntry,
     copied_entry,
     kernel_entry,
-    respell,
+    rename_tensors,
     stacked_entry,
 )
 from keras_deepseek.models.checkpoints.merged_kernels import own_variable
@@ -108,7 +108,7 @@ def checkpoint_entries(model: Any, tensors: Collection[str] = ()) -> Entries:
     """
     if any(".self_attn." in name for name in tensors):
         return module_entries(model)
-    return respell(_list_entries(model, _RELEASE), tensors, _spellings)
+    return rename_tensors(_list_entries(model, _RELEASE), tensors, _candidate_names)
 
 
 def module_entries(model: Any) -> Entries:
@@ -120,7 +120,7 @@ def module_entries(model: Any) -> Entries:
     return _list_entries(model, _TRANSFORMERS)
 
 
-def _spellings(name: str) -> Sequence[str]:
+def _candidate_names(name: str) -> Sequence[str]:
     """Returns what a name of the release is among those that transformers writes by default."""
     if name in _HEAD:
         return _HEAD

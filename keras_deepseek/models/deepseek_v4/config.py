@@ -1,7 +1,7 @@
 """What a DeepSeek-V4 is made of; read by its backbone, its task and its checkpoint map."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from keras_deepseek.checks import check_boolean, check_integer, check_number
@@ -12,7 +12,8 @@ from keras_deepseek.models.deepseek_v4.checkpoint_config import (
     read_checkpoint_config,
     write_checkpoint_config,
 )
-from keras_deepseek.models.deepseek_v4.presets import PRESETS
+from keras_deepseek.models.deepseek_v4.family import DEEPSEEK_V4
+from keras_deepseek.models.family import Family
 from keras_deepseek.models.preset_config import PresetConfig
 
 LAYER_TYPES = ("sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention")
@@ -163,9 +164,8 @@ class DeepSeekV4Config(PresetConfig):
     end_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None
 
-    model_type: ClassVar[str] = "deepseek_v4"
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    family: ClassVar[Family] = DEEPSEEK_V4
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = DEEPSEEK_V4.presets
 
     def __post_init__(self) -> None:
         for name in ("layer_types", "router_types"):
@@ -248,4 +248,4 @@ class DeepSeekV4Config(PresetConfig):
 
     def to_checkpoint_config(self) -> dict[str, Any]:
         """Returns the `config.json` that transformers reads."""
-        return write_checkpoint_config(self)
+        return write_checkpoint_config(asdict(self))

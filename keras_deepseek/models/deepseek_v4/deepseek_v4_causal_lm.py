@@ -24,6 +24,7 @@ from keras_deepseek.models.deepseek_v4.deepseek_v4_backbone import (
 from keras_deepseek.models.deepseek_v4.deepseek_v4_token_prediction import (
     DeepSeekV4TokenPrediction,
 )
+from keras_deepseek.models.deepseek_v4.family import DEEPSEEK_V4
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -75,7 +76,7 @@ class DeepSeekV4CausalLM(DeepSeekCausalLM):
     - [DeepSeek-V4 (DeepSeek-AI, 2026)](https://huggingface.co/deepseek-ai/DeepSeek-V4-Flash-Base)
     """
 
-    architectures: ClassVar[tuple[str, ...]] = ("DeepseekV4ForCausalLM",)
+    architectures: ClassVar[tuple[str, ...]] = DEEPSEEK_V4.architectures
     config_class: ClassVar[type] = DeepSeekV4Config
     backbone_class: ClassVar[type] = DeepSeekV4Backbone
     float32_tensors: ClassVar[tuple[str, ...]] = FLOAT32_TENSORS

@@ -59,7 +59,7 @@ class CompiledSteps:
         """
 
         def make() -> Step:
-            compile_step = backend.current().compile_with_state
+            compile_step = backend.current().inference.compile_with_state
             return compile_step(partial(function, self.model, *arguments), self.model.variables)
 
         step: Step = self._functions.find(key, make)
@@ -136,7 +136,7 @@ def begin_text(
     """
     batch_size, length = token_ids.shape
     # In a cache of its own length a prompt looks at no slots that are still empty.
-    grows = length < capacity and holds_slots_alone(model.make_cache)
+    grows = length < capacity and holds_only_slots(model.make_cache)
     cache = model.make_cache(batch_size, length if grows else capacity)
     logits, hidden, cache = model.call_with_cache(
         token_ids,
@@ -213,7 +213,7 @@ def mark_tokens(token_ids: Any, mask: Any, vocabulary_size: int) -> Any:
     return counts > 0
 
 
-def holds_slots_alone(make_cache: MakeCache) -> bool:
+def holds_only_slots(make_cache: MakeCache) -> bool:
     """Whether all that caches hold are slots, so that they can be made longer, or written over.
 
     Args:
@@ -235,12 +235,12 @@ def grow_cache(
     """Returns caches of more slots, with the same tokens in the first of them.
 
     Args:
-        make_cache: Function that the caches came from, of which `holds_slots_alone` is true.
+        make_cache: Function that the caches came from, of which `holds_only_slots` is true.
         cache: list of dicts.
         capacity: integer. The slots of the new ones.
     """
     batch_size = cache[0]["mask"].shape[0]
-    write = backend.current().write_slots
+    write = backend.current().inference.write_slots
     return [
         {
             name: write(large[name], 0, ops.convert_to_tensor(tensor))

@@ -19,7 +19,7 @@ from keras_deepseek.models.generation.compiled_steps import (
     begin_text,
     count_positions,
     grow_cache,
-    holds_slots_alone,
+    holds_only_slots,
     mark_tokens,
 )
 from keras_deepseek.models.generation.draft_acceptance import accept_drafts
@@ -137,7 +137,7 @@ def begin_speculation(
     return (outputs, 1), {**state, "token": token, "drafts": drafts, "scores": scores}
 
 
-def go_on_speculating(
+def continue_speculation(
     model: Any,
     kind: StepKind,
     state: Mapping[str, Any],
@@ -267,7 +267,7 @@ def check_drafts(model: Any) -> None:
             "has them, or leave `use_drafts` out."
         )
     makers = (model.make_cache, DraftModules(model).make_cache)
-    if not all(holds_slots_alone(make_cache) for make_cache in makers):
+    if not all(holds_only_slots(make_cache) for make_cache in makers):
         raise NotSupportedError(
             "`use_drafts=True` needs caches that go back by the drafts that are not kept, and this "
             "model keeps states that tokens can't be taken out of again. Leave `use_drafts` out."

@@ -14,7 +14,7 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.generation.compiled_steps import (
     CompiledSteps,
     StepKind,
-    holds_slots_alone,
+    holds_only_slots,
     to_numpy,
 )
 from keras_deepseek.models.generation.lengths import (
@@ -28,7 +28,7 @@ from keras_deepseek.models.generation.sampler import Sampler
 from keras_deepseek.models.generation.speculative_steps import (
     DraftModules,
     begin_speculation,
-    go_on_speculating,
+    continue_speculation,
     grow_speculation,
 )
 
@@ -113,7 +113,7 @@ def generate_tokens(steps: CompiledSteps, request: TokenRequest) -> Iterator[lis
 def _compute_one_by_one(
     steps: CompiledSteps, request: TokenRequest, _: "_Rows"
 ) -> Iterator[dict[str, Array]]:
-    slots = _Slots(request, can_grow=holds_slots_alone(steps.model.make_cache))
+    slots = _Slots(request, can_grow=holds_only_slots(steps.model.make_cache))
     kind = StepKind(request.sampler.rules, request.has_log_probabilities)
     numbers, noise = request.sampler.numbers, RowNoise(request.seed, len(request.prompts.rows))
     outputs, state = steps.prefill(kind, slots.capacity)(None, *slots.padded, noise.draw(), numbers)
@@ -140,7 +140,7 @@ def _speculate(
     noise = RowNoise(request.seed, len(request.prompts.rows), 2 * num_drafts + 1)
     begin = steps.get(("begin", kind, slots.capacity), begin_speculation, kind, slots.capacity)
     (outputs, taken), state = begin(None, *slots.padded, noise.draw(), numbers)
-    go_on = steps.get(("go on", kind), go_on_speculating, kind)
+    go_on = steps.get(("go on", kind), continue_speculation, kind)
     while True:
         step, taken = to_numpy(outputs), int(taken)
         for place in range(taken):
@@ -167,7 +167,7 @@ class _Slots:
     def __init__(self, request: TokenRequest, *, can_grow: bool, num_drafts: int = 0) -> None:
         rows = request.prompts.rows
         longest = max(map(len, rows))
-        length = round_up(longest) if backend.current().compiles_by_shape() else longest
+        length = round_up(longest) if backend.current().inference.compiles_by_shape() else longest
         context = None if request.context is None else request.context + num_drafts
         # Each other number of slots would be compiled, or recorded, anew.
         self._total = total_slots(length + max(request.budgets) + num_drafts, context)

@@ -55,7 +55,7 @@ def read_matrices(layer: keras.Layer) -> tuple[Array, Array]:
     Raises:
         PeerLostError: Another process has ended, or does not answer.
     """
-    a, b = (backend.current().read_whole(each.value) for each in lora_variables(layer))
+    a, b = (backend.current().distribution.read_whole(each.value) for each in lora_variables(layer))
     return a, b
 
 
@@ -121,10 +121,10 @@ def add_lora(
     for variable in model.variables:  # Those of layers that hold adapters as well.
         if id(variable) not in adapters:
             variable.trainable = False
-    forget_functions(model)
+    reset_compiled_functions(model)
 
 
-def forget_functions(model: keras.Model) -> None:
+def reset_compiled_functions(model: keras.Model) -> None:
     """Makes Keras compile anew what it compiled for the variables that a model had.
 
     Args:

@@ -65,9 +65,9 @@ def save_lora_weights(model: keras.Model, filepath: str | os.PathLike[str]) -> N
             f"{_path_within(model, layer)}/{part}": x
             for part, x in zip(_PARTS, values, strict=True)
         }
-    if backend.current().process_rank() > 0:
+    if backend.current().distribution.process_rank() > 0:
         return
-    with written_whole(target) as path:
+    with write_atomically(target) as path:
         write_tensors(path, arrays)
 
 
@@ -135,7 +135,7 @@ def read_tensors(path: Path) -> dict[str, Array]:
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
+def write_atomically(target: Path) -> Iterator[Path]:
     """Yields the path of a new file that stands at `target` when it is whole.
 
     Args:

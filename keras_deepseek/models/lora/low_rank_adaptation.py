@@ -17,10 +17,10 @@ from keras_deepseek.models.lora.adapted_layers import (
     add_lora,
     find_adapted,
     find_candidates,
-    forget_functions,
     kernel_of,
     lora_variables,
     path_of,
+    reset_compiled_functions,
     zero_like,
 )
 
@@ -124,7 +124,7 @@ def merge_lora(model: keras.Model) -> None:
     # On TensorFlow a value that is there already is passed over, and reaches no variable.
     model.trainable = False
     model.trainable = True
-    forget_functions(model)
+    reset_compiled_functions(model)
 
 
 def _check_can_be_added(layers: Sequence[keras.Layer]) -> None:

@@ -17,6 +17,7 @@ from keras_deepseek.errors import CheckpointError, InvalidInputError, NotSupport
 from keras_deepseek.models.checkpoints.preset_folder import new_folder, read_json, write_json
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.checkpoints.weights_writer import write_tensors
+from keras_deepseek.models.families import FAMILIES
 from keras_deepseek.models.lora.adapted_layers import (
     find_adapted,
     find_candidates,
@@ -31,13 +32,10 @@ from keras_deepseek.models.lora.peft_modules import PeftEmbedding, PeftLinear, f
 _CONFIG_NAME, _WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _NAMES_OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
-_ARCHITECTURES_OF_EXPERTS = (
-    "DeepseekV2ForCausalLM",
-    "DeepseekV3ForCausalLM",
-    "DeepseekV32ForCausalLM",
+_ARCHITECTURES_OF_EXPERTS = frozenset(
+    name for family in FAMILIES if family.peft_adapts_experts for name in family.architectures
 )
-"""Of these `peft` (0.21, on transformers 5) takes whatever is named so for the experts, in any
-layer. Adapters that it wrote on transformers 4 hold them, and are read."""
+"""Adapters that `peft` wrote on transformers 4 hold dense layers of these, and are read."""
 
 PeftModule = PeftLinear | PeftEmbedding
 
@@ -74,7 +72,7 @@ def save_peft_adapter(model: PresetModel, folder: str | os.PathLike[str]) -> Non
         arrays |= {
             f"{_PREFIX}{name}{end}": x for end, x in zip(module.suffixes, factors, strict=True)
         }
-    if backend.current().process_rank() > 0:
+    if backend.current().distribution.process_rank() > 0:
         return
     with new_folder(folder, (_CONFIG_NAME, _WEIGHTS_NAME), _CONFIG_NAME) as work:
         write_json(work, _CONFIG_NAME, _make_config(modules))

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.models.family import Family
 from keras_deepseek.models.preset_config import PresetConfig
-from keras_deepseek.models.residual_image_classifier.presets import PRESETS
+from keras_deepseek.models.residual_image_classifier.family import RESIDUAL_IMAGE_CLASSIFIER
 
 SMALLEST_IMAGE = 8
 
@@ -46,7 +47,8 @@ class ResidualImageClassifierConfig(PresetConfig):
     dropout: float = 0.0
     activation: str | None = "softmax"
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    family: ClassVar[Family] = RESIDUAL_IMAGE_CLASSIFIER
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = RESIDUAL_IMAGE_CLASSIFIER.presets
 
     def __post_init__(self) -> None:
         for name in ("filters_per_stage", "blocks_per_stage", "image_shape"):

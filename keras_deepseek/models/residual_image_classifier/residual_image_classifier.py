@@ -7,6 +7,7 @@ import keras
 from keras_deepseek.layers import Dense, Dropout, GlobalAveragePooling2D, Input
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.residual_image_classifier.config import ResidualImageClassifierConfig
+from keras_deepseek.models.residual_image_classifier.family import RESIDUAL_IMAGE_CLASSIFIER
 from keras_deepseek.models.residual_image_classifier.residual_backbone import ResidualBackbone
 
 
@@ -53,7 +54,7 @@ class ResidualImageClassifier(PresetModel):
     - [Deep Residual Learning (He et al., 2015)](https://arxiv.org/abs/1512.03385)
     """
 
-    architectures = ("ResidualImageClassifier",)
+    architectures = RESIDUAL_IMAGE_CLASSIFIER.architectures
     config_class = ResidualImageClassifierConfig
     float32_tensors = ("*/moving_mean", "*/moving_variance")  # A variance may exceed float16.
 

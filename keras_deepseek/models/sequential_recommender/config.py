@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.models.encoder.activations import read_activation
+from keras_deepseek.models.family import Family
 from keras_deepseek.models.preset_config import PresetConfig
-from keras_deepseek.models.sequential_recommender.presets import PRESETS
+from keras_deepseek.models.sequential_recommender.family import SEQUENTIAL_RECOMMENDER
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class SequentialRecommenderConfig(PresetConfig):
     epsilon: float = 1e-6
     initializer_range: float = 0.02
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    family: ClassVar[Family] = SEQUENTIAL_RECOMMENDER
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = SEQUENTIAL_RECOMMENDER.presets
 
     def __post_init__(self) -> None:
         for name in (

@@ -15,6 +15,7 @@ from keras_deepseek.layers import Input, SampledSoftmax
 from keras_deepseek.models.checkpoints.preset_model import PresetModel
 from keras_deepseek.models.compiled_functions import CompiledFunctions
 from keras_deepseek.models.sequential_recommender.config import SequentialRecommenderConfig
+from keras_deepseek.models.sequential_recommender.family import SEQUENTIAL_RECOMMENDER
 from keras_deepseek.models.sequential_recommender.interactions import pad_histories, read_histories
 from keras_deepseek.models.sequential_recommender.item_ranking import ItemScores, TopItems
 from keras_deepseek.models.sequential_recommender.sequential_recommender_backbone import (
@@ -82,7 +83,7 @@ class SequentialRecommender(PresetModel):
       https://arxiv.org/abs/1808.09781)
     """
 
-    architectures = ("SequentialRecommender",)
+    architectures = SEQUENTIAL_RECOMMENDER.architectures
     config_class = SequentialRecommenderConfig
 
     def __init__(
@@ -194,7 +195,7 @@ class SequentialRecommender(PresetModel):
 
         def make() -> InferenceFunction:
             model = self.make_serving_model(k, exclude_seen=exclude_seen, history_length=length)
-            return backend.current().compile_inference(NamedModel(model))
+            return backend.current().inference.compile_inference(NamedModel(model))
 
         infer = self._compiled.find((k, exclude_seen, length), make)
         # Empty histories fill up the batch: of each size a program would be compiled.

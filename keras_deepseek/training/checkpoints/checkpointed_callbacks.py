@@ -23,7 +23,7 @@ from keras_deepseek.training.checkpoints.checkpoint_writer import CheckpointWrit
 from keras_deepseek.training.checkpoints.streamed_callbacks import StreamedCallbacks
 from keras_deepseek.training.checkpoints.training_state import read_variables, write_variables
 from keras_deepseek.training.cluster.stop_signal import StopSignal
-from keras_deepseek.training.step.gradient_residual import GradientResidual
+from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
 
 _logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import keras
 from keras_deepseek.errors import InvalidInputError, TrainingDivergedError
 from keras_deepseek.training.data.position_data import no_data_error
 from keras_deepseek.training.fit.step_plan import StepPlan
-from keras_deepseek.training.step.no_loss import refusing_no_loss
+from keras_deepseek.training.step.loss.no_loss import refusing_no_loss
 
 
 class PlaceWatch(keras.callbacks.Callback):

@@ -11,7 +11,7 @@ import numpy as np
 from keras_deepseek.callbacks.progress_display import ProgressDisplay
 from keras_deepseek.callbacks.step_logger import StepLogger
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.training.fit.callback_errors import telling_from_the_data
+from keras_deepseek.training.fit.stop_iteration import StopIterationWatch
 
 Callbacks: TypeAlias = keras.callbacks.Callback | Iterable[keras.callbacks.Callback] | None
 
@@ -108,9 +108,11 @@ def watched(
     }
     for logger in loggers:
         logger.resume = logger.resume or resume
+    watch = StopIterationWatch(callbacks)
+    callbacks.insert(0, watch.first)
+    callbacks.append(watch.last)
     try:
-        with telling_from_the_data(callbacks):
-            yield for_keras
+        yield for_keras
     finally:  # Keras does not tell its callbacks that a training has ended in an error.
         with contextlib.ExitStack() as stack:  # Each of them, also where another can't be.
             for callback in callbacks:

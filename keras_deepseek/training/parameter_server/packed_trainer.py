@@ -20,8 +20,8 @@ from keras_deepseek.backend.keras_private.keras_internals import compile_argumen
 from keras_deepseek.errors import InvalidInputError
 
 _OWN = (
-    *("model", "_plan", "_placement", "_processes"),
-    *("_chief", "_checkpoints", "_callbacks", "_resumed"),
+    *("model", "_loss", "_plan", "_session", "_placement"),
+    *("_processes", "_residual", "_chief", "_callbacks"),
 )
 """What of a trainer stays with the chief."""
 

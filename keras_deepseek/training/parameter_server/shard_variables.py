@@ -30,7 +30,7 @@ class ShardVariables:
         rows = zip(self.weights, plan.variables, strict=True)
         exclude_from_decay(self.optimizer, [each for each, row in rows if not row.decays])
         self.optimizer.build(self.weights)
-        self._update: Callable[[Sequence[Any]], None] = backend.current().compile_update(
+        self._update: Callable[[Sequence[Any]], None] = backend.current().step.compile_update(
             self.optimizer, self.weights
         )
 

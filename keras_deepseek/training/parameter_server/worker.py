@@ -17,12 +17,12 @@ from keras_deepseek.training.parameter_server.messages import (
     Pulled,
     Push,
     Result,
+    Shard,
     Task,
     WorkerPlan,
 )
+from keras_deepseek.training.parameter_server.model_shards import kept_states
 from keras_deepseek.training.parameter_server.packed_trainer import unpack_trainer
-from keras_deepseek.training.parameter_server.served_variables import kept_states
-from keras_deepseek.training.parameter_server.shards import Shard
 from keras_deepseek.training.parameter_server.sparse_rows import pack_rows
 from keras_deepseek.training.step.step_in_place import StepInPlace
 
@@ -98,7 +98,7 @@ class Worker:
             state.assign(value)
         before = [_read(state) for state in self._states]
         self._model.reset_metrics()
-        logs = backend.current().run_step(self._model, task.batch)
+        logs = backend.current().step.run_step(self._model, task.batch)
         gradients = [_pack(each) for each in logs.pop(GRADIENTS)]
         changes = [_read(state) - was for state, was in zip(self._states, before, strict=True)]
         pushes = [
@@ -137,7 +137,7 @@ class Worker:
         model.make_train_function()
         model.reset_metrics()
         self._metrics_before = [_read(each) for each in model.metrics_variables]
-        backend.current().run_step(model, plan.batch)
+        backend.current().step.run_step(model, plan.batch)
         self._metric_names = set(model.get_metrics_result())
         self._model, self._shards = model, plan.shards
         self._states = kept_states(model)

@@ -26,6 +26,6 @@ def build_for_step(model: keras.Model, batch: Any) -> None:
         if not has_own_step(model):
             raise
         finish_building(model)  # The step may apply an optimizer that must be built.
-        backend.current().build_by_step(model, batch)
+        backend.current().step.build_by_step(model, batch)
         if not finish_building(model):
             raise

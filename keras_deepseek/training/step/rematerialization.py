@@ -91,7 +91,7 @@ def rematerialized(blocks: Sequence[keras.Layer]) -> Iterator[None]:
     """
     own_calls = [vars(layer).get("call") for layer in blocks]
     for layer in blocks:
-        layer.call = backend.current().rematerialize(layer, layer.call, block_states(layer))
+        layer.call = backend.current().step.rematerialize(layer, layer.call, block_states(layer))
     try:
         yield
     finally:

@@ -81,7 +81,7 @@ class StepInPlace:
         model, compiled = self._model, compilation(self._model)
         own_function, self._error, self.num_made = model.train_function, None, 0
         self.is_making = False
-        backend.current().separate_variables(model)
+        backend.current().step.separate_variables(model)
         model.make_train_function = self._make_function
         model.train_function = self._function if self._compiled_for == self._now() else None
         try:
@@ -89,7 +89,7 @@ class StepInPlace:
             with lent_train_step(model, self._run, build):
                 yield
             # Averages that have become weights would be gone with what an evaluation gives away.
-            backend.current().separate_variables(model)
+            backend.current().step.separate_variables(model)
         except Exception as error:
             if self._error in (None, error):
                 raise
@@ -110,7 +110,9 @@ class StepInPlace:
             model.jit_compile = jit_compile and self._is_compilable
             model.run_eagerly = run_eagerly or self._is_eager
             try:
-                function = backend.current().make_train_function(model, self._carried, force=force)
+                function = backend.current().step.make_train_function(
+                    model, self._carried, force=force
+                )
             finally:
                 model.jit_compile, model.run_eagerly = jit_compile, run_eagerly
             model.train_function = self._count(function)
@@ -128,7 +130,7 @@ class StepInPlace:
             try:
                 logs = function(*arguments)
             except Exception as error:
-                self.is_making = not backend.current().ends_data(error)
+                self.is_making = not backend.current().step.ends_data(error)
                 raise
             self.is_making = False
             self.num_made += 1

@@ -15,7 +15,7 @@ from keras_deepseek.training.checkpoints.training_state import read_variables, w
 from keras_deepseek.training.data.position_data import position_data
 from keras_deepseek.training.fit.own_fit import keras_fit_arguments
 from keras_deepseek.training.step.build_for_step import build_for_step
-from keras_deepseek.training.step.no_loss import refusing_no_loss
+from keras_deepseek.training.step.loss.no_loss import refusing_no_loss
 
 
 class ShortTraining:

@@ -54,6 +54,6 @@ def test_all_steps_at_once_give_what_step_by_step_does(distributed):
 def test_a_graph_computes_what_the_layer_is_meant_to(distributed):
     model, given = distributed
     named = NamedModel(model)
-    expected = backend.current().plain_inference(named)({"x": given})["output_0"]
-    received = backend.current().compile_inference(named)({"x": given})["output_0"]
+    expected = backend.current().inference.plain_inference(named)({"x": given})["output_0"]
+    received = backend.current().inference.compile_inference(named)({"x": given})["output_0"]
     np.testing.assert_allclose(received, expected, atol=1e-6, rtol=1e-5)

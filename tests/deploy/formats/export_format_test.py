@@ -3,7 +3,7 @@ import inspect
 import pytest
 
 from keras_deepseek.deploy.formats.export_format import ExportFormat, run_format
-from keras_deepseek.deploy.registry import BUILT_IN
+from keras_deepseek.deploy.formats.registry import BUILT_IN
 from keras_deepseek.errors import ExportError
 
 

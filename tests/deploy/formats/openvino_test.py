@@ -8,7 +8,8 @@ import pytest
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.backend.runtimes.openvino_model import import_openvino, shared_core
-from keras_deepseek.deploy import Exporter, register_exporter, registry
+from keras_deepseek.deploy import Exporter, register_exporter
+from keras_deepseek.deploy.formats import registry
 from keras_deepseek.deploy.formats.openvino import OpenVINOFormat
 from keras_deepseek.errors import ExportError, InvalidInputError, MissingExtraError
 

@@ -8,7 +8,8 @@ import pytest
 from keras_deepseek.artifacts.bundle import Bundle
 from keras_deepseek.artifacts.signature import Signature, TensorSpec
 from keras_deepseek.backend.export.named_model import NamedModel
-from keras_deepseek.deploy import Exporter, registry
+from keras_deepseek.deploy import Exporter
+from keras_deepseek.deploy.formats import registry
 from keras_deepseek.deploy.formats.tensorrt import TensorRTFormat
 from keras_deepseek.errors import (
     ExportError,

@@ -152,7 +152,7 @@ def test_the_share_that_is_rotated_is_read_as_it_was_written(rotated, head_dim):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_sise": 4}, "not known: 'hidden_sise': 4"),
+        ({"hidden_sise": 4}, "unknown keys: 'hidden_sise': 4"),
         (
             {"rope_parameters": {"main": [], "compress": {}}},
             "`main` of the `config.json` must be an",

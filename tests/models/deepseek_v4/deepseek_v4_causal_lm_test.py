@@ -125,7 +125,7 @@ def test_as_many_logits_are_made_as_were_asked_for():
 
 def test_a_compiled_call_is_as_an_eager_one():
     model, inputs = make_model(), draw_tokens(2, LENGTH, mask=draw_mask(2, LENGTH, "left"))
-    (logits,) = backend.current().compile_inference(NamedModel(model))(inputs).values()
+    (logits,) = backend.current().inference.compile_inference(NamedModel(model))(inputs).values()
     real = inputs["padding_mask"] > 0
     assert_close(logits[real], call(model, inputs)[real], 1e-5)
 

@@ -235,7 +235,8 @@ def test_a_preset_recommends_the_same(tmp_path):
 def test_a_preset_of_more_items_than_it_has_is_refused(tmp_path):
     make_recommender().save_to_preset(tmp_path / "preset", verbose=False)
     with pytest.raises(
-        CheckpointError, match=r"'backbone/item_embedding/embeddings' is \(21, 16\), expected \(31"
+        CheckpointError,
+        match=r"'backbone/item_embedding/embeddings' has shape \(21, 16\), expected \(31",
     ):
         SequentialRecommender.from_preset(tmp_path / "preset", verbose=False, num_items=30)
 

@@ -35,11 +35,6 @@ def test_a_precision_has_keras_names():
         training_policy("fp8", False, "cpu")
 
 
-def test_two_words_for_precision_are_refused():
-    with pytest.raises(InvalidInputError, match="not both"):
-        training_policy("mixed_float16", True, "cpu")
-
-
 def test_float16_gets_loss_scaling_once():
     adam = keras.optimizers.Adam()
     half = keras.DTypePolicy("mixed_float16")

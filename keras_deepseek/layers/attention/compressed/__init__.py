@@ -1,1 +1,1 @@
-"""DeepSeek's attention over chosen or compressed tokens."""
+"""DeepSeek's attention over selected or compressed tokens."""

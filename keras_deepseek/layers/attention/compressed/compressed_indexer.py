@@ -10,10 +10,10 @@ import keras
 from keras import ops
 
 from keras_deepseek.backend import current
-from keras_deepseek.layers.attention.compressed.hidden_score import HIDDEN
 from keras_deepseek.layers.attention.compressed.token_compressor import Rotate, TokenCompressor
 from keras_deepseek.layers.attention.compressed.token_packing import PackedTokens
 from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.double_precision import call_dense, promote_dtypes
 from keras_deepseek.layers.input_check import Shape
@@ -107,4 +107,4 @@ class CompressedIndexer(keras.Layer):
         numbers = ops.arange(ops.shape(keys)[1], dtype="int32")
         is_seen = numbers < self.compressor.count_visible(tokens)[..., None]
         scores = ops.where(is_seen, scores, HIDDEN)
-        return current().top_k(scores, self.top_k)[1], updates
+        return current().compute.top_k(scores, self.top_k)[1], updates

@@ -8,8 +8,8 @@ from keras import ops
 from keras_deepseek import backend
 from keras_deepseek.checks import check_integer, check_number
 from keras_deepseek.errors import InvalidInputError
-from keras_deepseek.layers.attention.compressed.hidden_score import HIDDEN
 from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import call_dense, promote_dtypes
 from keras_deepseek.layers.input_check import Shape, check_floating, is_shape
 from keras_deepseek.layers.position.inner_rotary import make_rotary
@@ -196,7 +196,7 @@ class LightningIndexer(keras.Layer):
             missing = ops.maximum(num_keys - key_length, 0)
             filling = ops.zeros((*ops.shape(scores)[:2], missing), scores.dtype) + HIDDEN
             scores = ops.concatenate([scores, filling], axis=-1)
-        scores, indices = backend.current().top_k(scores, num_keys)
+        scores, indices = backend.current().compute.top_k(scores, num_keys)
         indices = ops.minimum(indices, ops.cast(key_length, "int32") - 1)
         return indices, scores, scores > HIDDEN / 2
 

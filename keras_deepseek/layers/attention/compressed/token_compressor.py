@@ -10,13 +10,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deepseek.layers.attention.compressed.hidden_score import HIDDEN
 from keras_deepseek.layers.attention.compressed.token_packing import (
     PackedTokens,
     join_recent,
     take_rows,
 )
 from keras_deepseek.layers.attention.head_projection import projection_arguments
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.attention.key_value_cache import Cache
 from keras_deepseek.layers.double_precision import promote_dtypes
 from keras_deepseek.layers.input_check import Shape

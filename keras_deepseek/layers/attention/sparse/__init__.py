@@ -1,1 +1,1 @@
-"""Attention over chosen blocks of keys."""
+"""Attention over selected blocks of keys."""

@@ -18,7 +18,7 @@ from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend import current
-from keras_deepseek.layers.attention.compressed.hidden_score import HIDDEN
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.moe.expert_dispatch import ExpertDispatch, dispatch_to_blocks
 
@@ -77,7 +77,7 @@ def choose_blocks(
     is_fixed = ops.logical_or(blocks < num_first, ops.greater(blocks, own - num_local))
     scores = ops.where(is_fixed, ops.cast(_ALWAYS, importance.dtype), importance)
     scores = ops.where(ops.less_equal(blocks, own), scores, ops.cast(-1.0, importance.dtype))
-    _, chosen = current().top_k(ops.stop_gradient(scores), min(num_chosen, num_blocks))
+    _, chosen = current().compute.top_k(ops.stop_gradient(scores), min(num_chosen, num_blocks))
     return ops.cast(chosen, "int32")
 
 

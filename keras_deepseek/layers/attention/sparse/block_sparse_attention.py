@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from keras_deepseek.artifacts.signature import Array
-from keras_deepseek.layers.attention.compressed.hidden_score import HIDDEN
+from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.attention.sparse.block_plan import BlockPlan, RowGroup
 from keras_deepseek.layers.double_precision import promote_dtypes
 
