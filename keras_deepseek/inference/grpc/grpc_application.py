@@ -16,7 +16,7 @@ from keras_deepseek.inference.grpc import (
     tf_serving_rpc,
 )
 from keras_deepseek.inference.grpc.answers import Refusal, StatusError, refusal_of, time_left
-from keras_deepseek.inference.grpc.call_end import begin_call, end_request
+from keras_deepseek.inference.grpc.call_records import begin_call, end_request
 from keras_deepseek.inference.grpc.grpc_service import GrpcService, StreamCall, UnaryCall, WatchCall
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace, current_trace
 
@@ -142,7 +142,7 @@ def _check_token(server: "GrpcServer", context: Any) -> None:
     received = [value for key, value in context.invocation_metadata() if key == "authorization"]
     if len(received) != 1 or not server.tokens.allows(str(received[0])):
         raise StatusError(
-            "UNAUTHENTICATED", "A token is asked for: send the metadata authorization: Bearer TOKEN"
+            "UNAUTHENTICATED", "A token is required: send the metadata authorization: Bearer TOKEN"
         )
 
 

@@ -1,4 +1,4 @@
-"""Open Inference's gRPC calls of one answer each; `open_inference_stream` has the stream."""
+"""Open Inference's unary gRPC calls. `open_inference_stream` has the streaming call."""
 
 import asyncio
 from typing import TYPE_CHECKING
@@ -27,13 +27,13 @@ async def server_live(_server: "GrpcServer", data: bytes, _timeout: float | None
 
 
 async def server_ready(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
-    """Answers whether requests are answered."""
+    """Answers whether the server accepts requests."""
     parse_message("inference.ServerReadyRequest", data)
     return open_inference_grpc.format_ready(server.ready)
 
 
 async def model_ready(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
-    """Answers whether a model's requests are answered."""
+    """Answers whether a model accepts requests."""
     version = _find(server, *open_inference_grpc.parse_model(data, "ModelReady"))
     is_ready = server.ready and version.state == "AVAILABLE"
     return open_inference_grpc.format_ready(is_ready, "ModelReady")
@@ -57,7 +57,7 @@ async def model_metadata(server: "GrpcServer", data: bytes, _timeout: float | No
 
 
 async def infer(server: "GrpcServer", data: bytes, timeout: float | None) -> bytes:
-    """Answers with a model's outputs, listed or as raw bytes, as the inputs are."""
+    """Answers with a model's outputs, as lists or as raw bytes, like the inputs."""
     call = open_inference_grpc.parse_infer(data)
     future, version = start_infer(server, call, timeout)
     outputs = await outputs_of(call.model_name, future, current_trace.get())
@@ -67,12 +67,12 @@ async def infer(server: "GrpcServer", data: bytes, timeout: float | None) -> byt
 def start_infer(
     server: "GrpcServer", call: InferCall, timeout: float | None
 ) -> tuple["asyncio.Future[Inputs]", ModelVersion]:
-    """Puts a request in a model's queue.
+    """Puts a request into a model's queue.
 
     Args:
         server: `GrpcServer`.
         call: `InferCall`.
-        timeout: float. Seconds that the client still waits, or `None` for no limit.
+        timeout: float. Seconds until the client's deadline, or `None`.
 
     Returns:
         A future for `outputs_of`, and the version that answers.
@@ -93,14 +93,14 @@ def start_infer(
 
 
 async def repository_index(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
-    """Answers with every version of every model, and its state."""
+    """Answers with the state of every version of every model."""
     only_ready = open_inference_grpc.parse_repository_index(data)
     states = repository_states(server.engine.models)
     return open_inference_grpc.format_repository_index(states, only_ready)
 
 
 async def repository_load(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
-    """Loads what a model's folder holds now; answers when that is served."""
+    """Loads the newest versions in a model's folder; answers when they are served."""
     call = "RepositoryModelLoad"
     name = open_inference_grpc.parse_repository_model(data, call)
     await asyncio.to_thread(control.load, server.engine.repository, name)
@@ -108,7 +108,7 @@ async def repository_load(server: "GrpcServer", data: bytes, _timeout: float | N
 
 
 async def repository_unload(server: "GrpcServer", data: bytes, _timeout: float | None) -> bytes:
-    """Closes a model; answers when what it had accepted is answered."""
+    """Unloads a model; answers when its accepted requests are answered."""
     call = "RepositoryModelUnload"
     name = open_inference_grpc.parse_repository_model(data, call)
     await asyncio.to_thread(control.unload, server.engine.repository, name)
@@ -126,7 +126,6 @@ UNARY_CALLS = {
     "RepositoryModelLoad": repository_load,
     "RepositoryModelUnload": repository_unload,
 }
-"""The calls of `inference.GRPCInferenceService`, all but the stream."""
 
 
 def _find(server: "GrpcServer", name: str, version: str) -> ModelVersion:
@@ -134,7 +133,7 @@ def _find(server: "GrpcServer", name: str, version: str) -> ModelVersion:
 
 
 def _read_version(name: str, version: str) -> int | None:
-    """Returns the version that a request names, or `None`."""
+    """Returns the version that a request names, or `None` for the newest."""
     if not name:
         raise InvalidInputError("The request names no model.")
     if not version:

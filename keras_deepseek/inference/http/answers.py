@@ -48,7 +48,7 @@ def outputs_of(model_name: str, finished: Request, trace: RequestTrace) -> dict[
     assert error is not None
     if isinstance(error, OF_WAITING):
         raise error
-    _logger.error("The model %r failed.%s", model_name, trace.mention, exc_info=error)
+    _logger.error("The model %r failed.%s", model_name, trace.log_suffix, exc_info=error)
     raise HttpError(500, f"The model failed with {type(error).__name__}; see the server's log.")
 
 

@@ -88,7 +88,7 @@ def test_what_can_t_be_served_is_refused(config_of, change, message):
         ("", "Expected a ModelServerConfig with a model_config_list"),
         ("custom_model_config {}", "Expected a ModelServerConfig with a model_config_list"),
         ("model_config_list { config { name: 'a' } }", "a base_path for each"),
-        ("\N{SNOWMAN}", "is no tensorflow.serving.ModelServerConfig"),
+        ("\N{SNOWMAN}", "not a valid tensorflow.serving.ModelServerConfig"),
     ],
 )
 def test_a_file_that_holds_no_models_is_refused(tmp_path, text, message):

@@ -318,7 +318,7 @@ def test_an_exporter_that_hangs_harms_no_request(serve_http, make_provider, monk
     exporter.gate.set()
     server.stop()
     (record,) = [one for one in caplog.records if one.name == request_traces.__name__]
-    assert record.getMessage().startswith("The traces of 7 requests are dropped")
+    assert record.getMessage().startswith("Dropped the traces of 7 requests")
 
 
 class BrokenProcessor(sdk.SpanProcessor):

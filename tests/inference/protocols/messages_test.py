@@ -1,3 +1,4 @@
+import re
 import runpy
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from keras_deepseek.inference.protocols.messages import (
     parse_message_text,
 )
 from tests.oracles.protocols import (
+    DESCRIPTORS,
     calls_of,
     described_names,
     differing_fields,
@@ -114,6 +116,25 @@ def test_the_descriptors_are_those_of_the_proto_files(tmp_path):
     compiled = tmp_path / "descriptors.binpb"
     runpy.run_path(str(script))["compile_protos"](compiled)
     assert read_descriptors(compiled) == read_descriptors()
+
+
+def test_every_name_and_number_of_the_proto_files_is_in_the_descriptors():
+    def walk(kinds):
+        for kind in kinds:
+            if not kind.options.map_entry:
+                yield from kind.field
+                yield from walk(kind.nested_type)
+                for enum in kind.enum_type:
+                    yield from enum.value
+
+    for file in read_descriptors().file:
+        text = (DESCRIPTORS.parent / file.name).read_text()
+        written = re.findall(r"(\w+) = (\d+);", text)
+        compiled = [
+            *walk(file.message_type),
+            *(one for enum in file.enum_type for one in enum.value),
+        ]
+        assert sorted(written) == sorted((one.name, str(one.number)) for one in compiled)
 
 
 def test_dtypes_have_the_numbers_of_tensorflow():

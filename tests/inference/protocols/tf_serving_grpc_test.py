@@ -149,7 +149,7 @@ def test_several_questions_are_answered_together():
     ],
 )
 def test_questions_that_can_t_go_together_are_refused(data):
-    with pytest.raises(InvalidInputError, match=r"method_name|at least one task"):
+    with pytest.raises(InvalidInputError, match=r"method_name|one or more tasks"):
         tf_serving_grpc.parse_multi_inference(data)
 
 

@@ -102,7 +102,7 @@ def test_models_without_names_of_their_own_are_refused(names):
     request = new("ReloadConfigRequest")
     for name in names:
         request.config.model_config_list.config.add(name=name, base_path="/x")
-    with pytest.raises(InvalidInputError, match="names that differ"):
+    with pytest.raises(InvalidInputError, match="unique names"):
         tf_serving_model_service.parse_reload(request.SerializeToString())
 
 

@@ -1,7 +1,4 @@
-"""How an engine does at the moment: what its counters have grown by since they were last read.
-
-`live_line` shows it. Nothing here waits, and the clock is passed in.
-"""
+"""Statistics of an engine over a short interval, from the growth of its counters."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,22 +10,22 @@ from keras_deepseek.inference.monitoring.monitored_engine import MonitoredEngine
 
 
 @dataclass(frozen=True)
-class Moment:
-    """An engine between two readings, all its models together.
+class LiveStatistics:
+    """The statistics of all models of an engine between two readings.
 
     Args:
-        requests_per_second: float. Requests that a server answered, whatever the status.
-        batch_rows: float. Rows of a batch, in the mean; `None` where none ran.
-        median: float. Seconds that a request took; `None` where there was none.
-        late: float. Seconds that 99 of 100 requests took no more than; likewise.
-        busy: float from 0 to 1. The share of time inside the model, of all replicas.
-        waiting_rows: integer. What waits now.
+        requests_per_second: float. Requests that a server answered, with any status.
+        batch_rows: float. The mean number of rows of a batch; `None` if none ran.
+        p50: float. The median of the seconds that a request took; `None` if there was none.
+        p99: float. The 99th percentile of these seconds; `None` if there was none.
+        busy: float from 0 to 1. The part of the time that the replicas spent in the model.
+        waiting_rows: integer. Rows that wait now.
     """
 
     requests_per_second: float
     batch_rows: float | None
-    median: float | None
-    late: float | None
+    p50: float | None
+    p99: float | None
     busy: float
     waiting_rows: int
 
@@ -42,8 +39,8 @@ class _Sums:
     busy_seconds: float
 
 
-class LiveNumbers:
-    """Reads an engine's counters.
+class LiveStatisticsReader:
+    """Reads the counters of an engine again and again.
 
     Args:
         engine: `ServingEngine`.
@@ -57,24 +54,24 @@ class LiveNumbers:
         self._clock = clock
         self._last, _, _ = self._read()
 
-    def next(self) -> Moment:
-        """Returns what happened since the last call, or since this was made."""
+    def read(self) -> LiveStatistics:
+        """Returns the statistics since the last call, or since this object was made."""
         before = self._last
         now, replicas, waiting = self._read()
         self._last = now
         seconds = max(now.time - before.time, 1e-9)
-        # A version that was unloaded takes its counters with it.
+        # The counters of a version disappear when it is unloaded.
         batches = max(now.batches - before.batches, 0)
         rows = max(now.rows - before.rows, 0)
         latencies = Histogram(SECONDS).values()
         for called, values in now.latencies.items():
             latencies = latencies.plus(values.since(before.latencies.get(called)))
         busy = max(now.busy_seconds - before.busy_seconds, 0.0) / seconds / max(replicas, 1)
-        return Moment(
+        return LiveStatistics(
             requests_per_second=latencies.count / seconds,
             batch_rows=rows / batches if batches else None,
-            median=latencies.quantile(0.5),
-            late=latencies.quantile(0.99),
+            p50=latencies.quantile(0.5),
+            p99=latencies.quantile(0.99),
             busy=min(busy, 1.0),
             waiting_rows=waiting,
         )
@@ -84,7 +81,7 @@ class LiveNumbers:
         latencies = {
             called: values
             for called, values in self._engine.monitor.latencies().items()
-            if called[1]  # Else no model was asked: it was for health, or for numbers.
+            if called[1]  # Calls without a version, such as health checks, ask no model.
         }
         found = [
             version.statistics()

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from keras_deepseek.inference.grpc.call_end import address_of, begin_call, end_request
+from keras_deepseek.inference.grpc.call_records import address_of, begin_call, end_request
 from keras_deepseek.inference.monitoring.access_log import AccessLog
 from keras_deepseek.inference.monitoring.engine_monitor import EngineMonitor
 from keras_deepseek.inference.monitoring.request_trace import RequestTrace

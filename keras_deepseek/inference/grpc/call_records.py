@@ -1,7 +1,4 @@
-"""What is noted of a request over gRPC: its id when it comes, and when it ends all the rest.
-
-`grpc_application` and `open_inference_stream` call it. HTTP has the like in `http_application`.
-"""
+"""Request ids of gRPC calls, and their records in the metrics, the access log and the traces."""
 
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -17,13 +14,7 @@ _REQUEST_ID = "x-request-id"
 
 
 def begin_call(server: "GrpcServer", context: Any, trace: RequestTrace) -> None:
-    """Gives a call its id, which comes back behind the answer, where calls are logged.
-
-    Args:
-        server: `GrpcServer`.
-        context: `grpc.aio.ServicerContext`.
-        trace: `RequestTrace`.
-    """
+    """Gives a call a request id and returns it in the trailing metadata, if calls are logged."""
     if server.access_log is None:
         return
     offered = next((text for key, text in context.invocation_metadata() if key == _REQUEST_ID), "")
@@ -34,15 +25,15 @@ def begin_call(server: "GrpcServer", context: Any, trace: RequestTrace) -> None:
 def end_request(
     server: "GrpcServer", context: Any, trace: RequestTrace, path: str, status: str, size: int
 ) -> None:
-    """Counts a request, and logs and traces it where that is asked for.
+    """Counts a request, and logs and traces it if the server does so.
 
     Args:
         server: `GrpcServer`.
         context: `grpc.aio.ServicerContext`.
         trace: `RequestTrace`.
-        path: string. Of the method, as in `"/inference.GRPCInferenceService/ModelInfer"`.
+        path: string. The method, as in `"/inference.GRPCInferenceService/ModelInfer"`.
         status: string. A gRPC status, as in `"OK"`.
-        size: integer. Bytes of the answer.
+        size: integer. Bytes of the response.
     """
     seconds = server.engine.monitor.end(trace, status)
     if server.access_log is None and server.traces is None:
@@ -58,7 +49,7 @@ def end_request(
     if server.access_log is not None:
         server.access_log.write(
             trace,
-            method="POST",  # As HTTP/2 has it.
+            method="POST",  # The HTTP/2 method of every gRPC call.
             path=path,
             status=status,
             size=size,
@@ -68,7 +59,7 @@ def end_request(
 
 
 def address_of(peer: str) -> str:
-    """Returns the address in gRPC's name of the other end.
+    """Returns the IP address in gRPC's name of a client.
 
     Args:
         peer: string. As in `"ipv4:10.0.0.7:51234"`.
