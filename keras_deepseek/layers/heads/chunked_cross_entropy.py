@@ -89,7 +89,8 @@ class ChunkedCrossEntropy(VocabularyHead):
         sample_weight: Floating-point tensor of shape `(batch_size, ...)`, or `None` for ones.
         mask: Boolean tensor of shape `(batch_size, ...)`, false where a token does not count, or
             `None` for the mask that `inputs` carry.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
         With targets, the losses, of shape `(batch_size, ...)`. Without, the logits, of shape

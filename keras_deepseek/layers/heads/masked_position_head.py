@@ -60,9 +60,10 @@ class MaskedPositionHead(VocabularyHead):
             negative where a sequence has no more. Outputs at a position of `length` or more are
             NaN, and so is the loss, on every backend. `None` stands for all positions. Defaults to
             `None`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
-            `None` for the mask that `inputs` carry.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
+            mask of `inputs`.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
         A tensor of shape `(batch_size, masks_per_sequence, vocabulary_size)`, or `(batch_size,

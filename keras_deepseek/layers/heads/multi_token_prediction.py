@@ -89,15 +89,16 @@ class MultiTokenPrediction(FloatingInputLayer):
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`, the hidden states.
         token_ids: Integer tensor of shape `(batch_size, length)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
-            `None` for the mask that `inputs` carry.
+        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
+            mask of `inputs`.
         training: boolean. Whether the loss is added.
         segment_ids: Integer tensor of shape `(batch_size, length)`, or `None`: in packed rows the
             document of a token. No module looks from one into the next, for which the block is
             given an `attention_mask`.
         positions: Integer tensor of shape `(batch_size, length)`, or `None`: those that the block
             is given for packed rows.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
         A list of `depth` tensors: logits of shape `(batch_size, length, vocabulary_size)`, as the

@@ -71,7 +71,8 @@ class DeepSeekMoE(FloatingInputLayer):
             them.
         mask: Boolean tensor of shape `(batch_size, ...)`, or `None`. `False` hides a token.
         training: boolean. Whether the router writes its load and adds its losses.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
         A tensor of the shape of `inputs`, in the layer's compute dtype.

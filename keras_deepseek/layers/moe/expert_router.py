@@ -79,7 +79,8 @@ class ExpertRouter(FloatingInputLayer):
         mask: Boolean tensor of shape `(batch_size, ...)`, or `None`. `False` hides a token from the
             load and from the losses.
         training: boolean. Whether `expert_load` is written and the losses are added.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
         Two tensors of shape `(batch_size, ..., num_experts_per_token)`: the weights, in the layer's

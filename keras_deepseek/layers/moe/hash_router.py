@@ -52,7 +52,8 @@ class HashRouter(ExpertRouter):
         mask: Boolean tensor of shape `(batch_size, ...)`, or `None`. `False` hides a token from the
             load, and its number does not matter.
         training: boolean. Whether `expert_load` is written.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
         Two tensors of shape `(batch_size, ..., num_experts_per_token)`: the weights, in the layer's

@@ -80,7 +80,8 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
         training: boolean. Given to the wrapped layer, as Keras does.
         token_ids, positions, cache, cache_index: Given to the wrapped layer where they are not
             `None`.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
         A tensor of the shape of `inputs`, in the layer's compute dtype; a tuple of it and the rest,
