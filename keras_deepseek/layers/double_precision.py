@@ -1,8 +1,8 @@
-"""What keeps float64 where the dtype policy asks for it.
+"""Operations that keep float64 if the dtype policy asks for it.
 
-Keras's promotion of dtypes makes float32 of float64 on all backends but TensorFlow, and with it
-some operations: those of two tensors, or of a tensor and a number, such as `ops.matmul` and
-`ops.maximum`, and `ops.cumsum`.
+On all backends except TensorFlow, Keras's dtype promotion turns float64 into float32. This affects
+operations of two tensors, or of a tensor and a number, such as `ops.matmul` and `ops.maximum`, and
+`ops.cumsum`.
 """
 
 from typing import Any
@@ -14,11 +14,7 @@ _WIDEST = "float64"
 
 
 def promote_dtypes(*dtypes: str) -> str:
-    """Returns the dtype that holds numbers of all of these.
-
-    Args:
-        *dtypes: Names of dtypes.
-    """
+    """Returns the name of the dtype that can hold numbers of all these dtypes."""
     if _WIDEST in map(keras.backend.standardize_dtype, dtypes):
         return _WIDEST
     promoted: str = keras.backend.result_type(*dtypes)
@@ -26,7 +22,7 @@ def promote_dtypes(*dtypes: str) -> str:
 
 
 def multiply_matrices(left: Any, right: Any) -> Any:
-    """Returns `ops.matmul(left, right)`, in float64 where these are.
+    """Returns `ops.matmul(left, right)`, in float64 if they are.
 
     Args:
         left: Tensor of shape `(..., rows, inner)`.
@@ -38,9 +34,9 @@ def multiply_matrices(left: Any, right: Any) -> Any:
 
 
 def multiply_transposed(left: Any, right: Any) -> Any:
-    """Returns the products of rows with rows, in float64 where these are.
+    """Returns the products of rows with rows, in float64 if they are.
 
-    XLA takes the rows as they lie, where it would copy a matrix that `ops.transpose` turned.
+    XLA reads the rows directly, while it would copy a matrix transposed by `ops.transpose`.
 
     Args:
         left: Tensor of shape `(..., rows, inner)`.
@@ -52,24 +48,14 @@ def multiply_transposed(left: Any, right: Any) -> Any:
 
 
 def accumulate(tensor: Any, axis: int) -> Any:
-    """Returns `ops.cumsum(tensor, axis)`, in float64 where it is.
-
-    Args:
-        tensor: Tensor.
-        axis: integer. The axis along which to add up.
-    """
+    """Returns `ops.cumsum(tensor, axis)`, in float64 if it is."""
     if _would_be_rounded(tensor):
-        return tensor.cumsum(axis)  # Of that name on PyTorch and JAX, which alone come here.
+        return tensor.cumsum(axis)  # Only PyTorch and JAX get here, and both have this method.
     return ops.cumsum(tensor, axis=axis)
 
 
 def call_dense(dense: keras.layers.Dense, inputs: Any) -> Any:
-    """Returns `dense(inputs)`, in float64 where these are.
-
-    Args:
-        dense: `keras.layers.Dense`, built.
-        inputs: Tensor of shape `(..., dim)`.
-    """
+    """Returns `dense(inputs)`, in float64 if the inputs are. The layer must be built."""
     if not _would_be_rounded(inputs) or dense.quantization_mode is not None:
         return dense(inputs)
     outputs = multiply_matrices(inputs, dense.kernel)
@@ -79,12 +65,7 @@ def call_dense(dense: keras.layers.Dense, inputs: Any) -> Any:
 
 
 def call_reversed(embedding: keras.layers.ReversibleEmbedding, inputs: Any) -> Any:
-    """Returns `embedding(inputs, reverse=True)`, in float64 where these are.
-
-    Args:
-        embedding: `keras.layers.ReversibleEmbedding`, built.
-        inputs: Tensor of shape `(..., dim)`.
-    """
+    """Returns `embedding(inputs, reverse=True)`, in float64 if the inputs are. It must be built."""
     needs_keras = embedding.logit_soft_cap is not None or embedding.quantization_mode is not None
     if needs_keras or not _would_be_rounded(inputs):
         return embedding(inputs, reverse=True)

@@ -1,4 +1,4 @@
-"""What all layers of hidden states are: they compute with floating-point numbers alone."""
+"""Base class of layers that take floating-point inputs."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from keras_deepseek.layers.input_check import check_floating
 
 
 class FloatingInputLayer(keras.Layer):
-    """A layer that refuses inputs which are no floating-point tensor, eager and symbolic ones.
+    """Raises an error if the inputs are not a floating-point tensor, eager or symbolic.
 
-    The check is ahead of `build` and of the `input_spec`, which know shapes alone: they would say
-    of `None`, or of a token id too many, something else.
+    The check runs before `build` and `input_spec`, which know only shapes and would report a
+    different error for `None` or for token ids.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if args or "inputs" in kwargs:  # Else Keras says that they are missing.
+        if args or "inputs" in kwargs:  # Otherwise Keras reports that they are missing.
             check_floating(args[0] if args else kwargs["inputs"], self.name)
         return super().__call__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What layers with several kernels need to know about Keras's initializers."""
+"""Initializers for layers with several kernels."""
 
 from typing import Any
 
@@ -17,24 +17,18 @@ def clone_initializer(initializer: Any) -> Any:
     """Returns a fresh initializer of the same kind.
 
     An initializer draws the same numbers each time it is called for a shape, so two kernels that
-    share one would start equal. A seed that was given stays; a plain function, which has no state,
-    is returned as it is.
-
-    Args:
-        initializer: `keras.initializers.Initializer` or a function.
+    share one would start equal. An explicit seed is kept. A plain function has no state and is
+    returned unchanged.
     """
     is_class = isinstance(initializer, keras.initializers.Initializer)
     return initializer.clone() if is_class else initializer
 
 
 def stack_initializer(initializer: Any, count: int) -> Any:
-    """Returns what initializes kernels of shape `(count, rows, columns)`, each as if alone.
+    """Returns an initializer for `count` stacked kernels, each drawn as if alone.
 
-    Keras takes the axis of the kernels for a part of each one's fan, and draws them too small.
-
-    Args:
-        initializer: `keras.initializers.Initializer` or a function.
-        count: integer. How many kernels are stacked.
+    Keras would count the axis of the kernels as part of each kernel's fan, and draw too small
+    numbers.
     """
     initializer = clone_initializer(initializer)
     if not isinstance(initializer, keras.initializers.VarianceScaling):
@@ -44,7 +38,7 @@ def stack_initializer(initializer: Any, count: int) -> Any:
 
 
 def draws_random_numbers(initializer: Any) -> bool:
-    """Returns whether what initializes a variable is random, and not a value of its own.
+    """Returns true if an initializer is random, and not a fixed value.
 
     Args:
         initializer: As `keras.Layer.add_weight` takes it; `None` is Keras's random default.
@@ -57,7 +51,7 @@ def draws_random_numbers(initializer: Any) -> bool:
 
 
 class _ScaledInitializer:
-    """What another initializer draws, times a number."""
+    """An initializer whose numbers are multiplied by a factor."""
 
     def __init__(self, initializer: Any, factor: float) -> None:
         self._initializer = initializer

@@ -1,4 +1,4 @@
-"""The checks that the tensors among the arguments of a call go through, whatever their shape."""
+"""Checks of the tensors in a layer's call."""
 
 from typing import Any
 
@@ -7,18 +7,18 @@ import keras
 from keras_deepseek.errors import InvalidInputError
 
 Shape = tuple[int | None, ...]
-"""The sizes of a tensor, `None` where one is not known."""
+"""The sizes of a tensor; `None` for unknown ones."""
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Raises an error where a tensor is needed and something else was given.
+    """Raises an error if an argument is not a tensor.
 
     Args:
-        name: string. The argument, as the error names it.
-        value: What was given.
+        name: The name of the argument, for the error.
+        value: The argument.
 
     Raises:
-        InvalidInputError: It is no tensor, such as `None` or a list.
+        InvalidInputError: It is not a tensor, such as `None` or a list.
     """
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         raise InvalidInputError(
@@ -27,37 +27,37 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def check_integer_tensor(name: str, value: Any) -> None:
-    """Raises an error where a tensor is not one of integers.
+    """Raises an error if an argument is not an integer tensor.
+
+    Floats are refused because half precision would round them to other integers.
 
     Args:
-        name: string. The argument, as the error names it.
-        value: What was given.
+        name: The name of the argument, for the error.
+        value: The argument.
 
     Raises:
-        InvalidInputError: It is no tensor, or one of floats, which half precision would round to
-            other integers.
+        InvalidInputError: It is not a tensor, or not of integers.
     """
     check_tensor(name, value)
     dtype = keras.backend.standardize_dtype(value.dtype)
     if "int" not in dtype:
         raise InvalidInputError(
-            f"`{name}` must be integers, received {dtype}: make its input by "
+            f"`{name}` must be integers, received {dtype}. Create its input with "
             "keras.Input(..., dtype='int32')."
         )
 
 
 def check_tokens(name: str, tensor: Any, inputs: Any, *, is_integer: bool = False) -> None:
-    """Refuses a tensor that has not one entry for each token of the inputs.
+    """Raises an error if a tensor does not have one entry for each token of the inputs.
 
     Args:
-        name: string. The argument, as the error names it.
+        name: The name of the argument, for the error.
         tensor: Tensor or `None`, which passes.
         inputs: Tensor of shape `(batch_size, ..., dim)`.
-        is_integer: boolean. Whether floats are refused: half precision would round them to other
-            tokens. Defaults to `False`.
+        is_integer: If true, floats are refused: half precision would round them to other tokens.
 
     Raises:
-        InvalidInputError: It is no tensor, or the shape or the dtype does not fit.
+        InvalidInputError: It is not a tensor, or has another shape or dtype.
     """
     if tensor is None:
         return
@@ -65,7 +65,7 @@ def check_tokens(name: str, tensor: Any, inputs: Any, *, is_integer: bool = Fals
     received, expected = tuple(tensor.shape), tuple(inputs.shape[:-1])
     if not is_shape(received, expected):
         raise InvalidInputError(
-            f"`{name}` must have one entry for each token, that is for inputs of shape "
+            f"`{name}` must have one entry for each token: for inputs of shape "
             f"{tuple(inputs.shape)} the shape {expected}, received {received}."
         )
     if is_integer:
@@ -73,19 +73,19 @@ def check_tokens(name: str, tensor: Any, inputs: Any, *, is_integer: bool = Fals
 
 
 def check_floating(inputs: Any, name: str) -> None:
-    """Raises an error where the inputs of a layer are not floating-point numbers.
+    """Raises an error if the inputs of a layer are not floating-point numbers.
 
-    Without it, frameworks differ: some compute with rounded weights, and some fail inside.
+    Without it frameworks differ: some compute with rounded weights, and some fail inside.
 
     Args:
-        inputs: What the layer was called with.
-        name: string. The layer, as the error names it.
+        inputs: The inputs of the layer.
+        name: The name of the layer, for the error.
 
     Raises:
-        InvalidInputError: They are no tensor, or one of integers, such as token ids.
+        InvalidInputError: They are not a tensor, or a tensor of integers, such as token ids.
     """
     if hasattr(inputs, "__array__") and not hasattr(inputs, "dtype"):
-        return  # Keras makes a tensor of it.
+        return  # Keras converts it to a tensor.
     if not hasattr(inputs, "shape") or not hasattr(inputs, "dtype"):
         raise InvalidInputError(
             f"{name!r} expects a floating-point tensor as its inputs, received {_describe(inputs)}."
@@ -99,12 +99,7 @@ def check_floating(inputs: Any, name: str) -> None:
 
 
 def is_shape(received: Shape, expected: Shape) -> bool:
-    """Returns whether a shape is the one expected, as far as both are known.
-
-    Args:
-        received: tuple. `None` for sizes that are not known.
-        expected: tuple. Likewise.
-    """
+    """Returns true if a shape matches the expected one. Unknown sizes, `None`, match any size."""
     return len(received) == len(expected) and all(
         None in sizes or sizes[0] == sizes[1] for sizes in zip(received, expected, strict=True)
     )

@@ -1,4 +1,4 @@
-"""The last tokens of a sequence, which are all that a prompt is read for."""
+"""Slices of the last tokens of a sequence; of a prompt only these are needed."""
 
 from typing import Any
 
@@ -9,13 +9,12 @@ from keras_deepseek.layers.input_check import Shape
 
 
 def take_last(tensor: Any, number: int | None) -> Any:
-    """Returns what a tensor says of the last tokens, or as it is where it says one thing for all.
+    """Returns the part of a tensor for the last tokens, or all of it if it broadcasts over tokens.
 
     Args:
-        tensor: Tensor of shape `(batch_size, length, ...)`, of a length of 1 where it broadcasts,
-            or `None`.
-        number: integer. How many tokens; those that there are where they are fewer. `None` is for
-            all.
+        tensor: Tensor of shape `(batch_size, length, ...)`, with a length of 1 if it broadcasts, or
+            `None`.
+        number: The number of tokens, at most those that there are; `None` takes all.
 
     Raises:
         InvalidInputError: `number` is not a positive integer.
@@ -30,8 +29,8 @@ def start_of_last(tokens: Any, start: Any, number: int | None) -> Any:
 
     Args:
         tokens: Tensor of shape `(batch_size, length, ...)`.
-        start: integer or integer scalar tensor. The slot of the first token of all.
-        number: integer, or `None` for all.
+        start: The slot of the first of all tokens, an integer or an integer scalar tensor.
+        number: The number of last tokens, or `None` for all.
     """
     if number is None:
         return start
@@ -39,11 +38,11 @@ def start_of_last(tokens: Any, start: Any, number: int | None) -> Any:
 
 
 def shape_of_last(shape: Shape, number: int | None) -> Shape:
-    """Returns the shape of what is computed of the last tokens.
+    """Returns the shape of outputs for the last tokens.
 
     Args:
-        shape: tuple. That of all, `None` for sizes that are not known.
-        number: integer, or `None` for all.
+        shape: The shape for all tokens, `None` for unknown sizes.
+        number: The number of last tokens, or `None` for all.
 
     Raises:
         InvalidInputError: `number` is not a positive integer.

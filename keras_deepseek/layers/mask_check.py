@@ -1,4 +1,4 @@
-"""The checks that masks go through in layers that take them as arguments."""
+"""Checks of mask arguments."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from keras_deepseek.layers.input_check import check_tensor, check_tokens
 
 
 def check_mask(mask: Any, inputs: Any) -> None:
-    """Raises an error where a mask is not one of the inputs.
+    """Raises an error if a mask is not boolean, or does not match the inputs.
 
     Args:
-        mask: Tensor or `None`, which fits always.
-        inputs: Tensor of shape `(batch_size, ..., dim)`, in most layers with the length between.
+        mask: Tensor or `None`, which passes.
+        inputs: Tensor of shape `(batch_size, ..., dim)`.
 
     Raises:
-        InvalidInputError: The mask is no tensor, not boolean, or not of the shape of the inputs
-            without the last axis.
+        InvalidInputError: The mask is not a boolean tensor of the shape of the inputs without the
+            last axis.
     """
     if mask is None:
         return
@@ -26,13 +26,13 @@ def check_mask(mask: Any, inputs: Any) -> None:
     dtype = keras.backend.standardize_dtype(mask.dtype)
     if dtype != "bool":
         raise InvalidInputError(
-            f"`mask` must be boolean, true where a token is real, received {dtype}: write `mask != "
-            f"0`. What is added to scores is no such mask."
+            f"`mask` must be boolean, true at real tokens, received {dtype}. Pass `mask != 0`. An "
+            f"additive attention mask does not work here."
         )
 
 
 def complete_mask(mask: Any, inputs: Any) -> Any:
-    """Returns a mask, of ones where there is none.
+    """Returns the mask, or one of ones if it is `None`.
 
     Args:
         mask: Tensor of shape `(batch_size, length)`, or `None`.
@@ -42,16 +42,16 @@ def complete_mask(mask: Any, inputs: Any) -> Any:
 
 
 def check_attention_mask(attention_mask: Any, queries: Any, keys: Any) -> None:
-    """Raises an error where a mask does not say which keys each query may look at.
+    """Raises an error if a mask of keys is not boolean, or does not match the queries and keys.
 
     Args:
-        attention_mask: Tensor or `None`, which fits always.
+        attention_mask: Tensor or `None`, which passes.
         queries: Tensor of shape `(batch_size, query_length, ...)`.
         keys: Tensor of shape `(batch_size, key_length, ...)`.
 
     Raises:
-        InvalidInputError: The mask is not boolean, or does not broadcast to `(batch_size,
-            query_length, key_length)`.
+        InvalidInputError: The mask is not boolean, or does not broadcast to
+            `(batch_size, query_length, key_length)`.
     """
     if attention_mask is None:
         return

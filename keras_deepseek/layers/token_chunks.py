@@ -1,4 +1,4 @@
-"""A function of many tokens computed a chunk at a time, so that large intermediates stay few."""
+"""Computes a function of many tokens in chunks, so that large intermediates need less memory."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,15 +8,15 @@ from keras import ops
 
 
 class TokenChunks:
-    """How tokens are divided into chunks of one size, the last of them filled up with zeros.
+    """Splits tokens into chunks of equal size, the last one padded with zeros.
 
-    A chunk takes every `number`-th token. So the tokens of each device stay on it, where they are
-    spread over many: consecutive ones would be those of one device.
+    A chunk takes every `number`-th token. The tokens of each device then stay on it if they are
+    sharded; consecutive tokens would all be on one device.
 
     Args:
         num_tokens: integer or integer scalar tensor.
-        size: integer. The most tokens of a chunk.
-        axis: integer. The axis of the tokens, counted from the first. Defaults to `0`.
+        size: The most tokens of a chunk.
+        axis: The axis of the tokens, counted from the first.
     """
 
     def __init__(self, num_tokens: Any, size: int, axis: int = 0) -> None:
@@ -26,12 +26,12 @@ class TokenChunks:
         self.size = size
         self.number = -(-num_tokens // size)
         if isinstance(self.number, int):
-            self.number = max(1, self.number)  # A loop of none has no result in some frameworks.
+            self.number = max(1, self.number)  # In some frameworks an empty loop has no result.
         self._axis = axis
         self._padding = self.number * size - num_tokens
 
     def split(self, tensor: Any) -> Any:
-        """Returns a tensor of shape `(..., num_tokens, ...)` as `(number, ..., size, ...)`."""
+        """Reshapes `(..., num_tokens, ...)` to `(number, ..., size, ...)`."""
         before, after = self._sizes_around(tensor, 1)
         if not isinstance(self._padding, int) or self._padding:
             filling = ops.zeros((*before, self._padding, *after), dtype=tensor.dtype)
@@ -40,7 +40,7 @@ class TokenChunks:
         return ops.moveaxis(tensor, self._axis + 1, 0)
 
     def join(self, tensor: Any) -> Any:
-        """Returns what `split` was given."""
+        """Reverses `split`."""
         tensor = ops.moveaxis(tensor, 0, self._axis + 1)
         before, after = self._sizes_around(tensor, 2)
         tensor = ops.reshape(tensor, (*before, self.size * self.number, *after))
@@ -63,18 +63,18 @@ def map_chunks(
 ) -> Any:
     """Returns `function(*rows, *fixed, *shared)`, computed chunk by chunk, forward and backward.
 
-    The backward pass computes each chunk anew instead of keeping what is inside. The number of
-    tokens may be unknown until the graph runs.
+    The number of tokens may be unknown until the graph runs.
 
     Args:
-        function: From a chunk of `rows` and of `fixed`, and `shared`, to a tensor or a tuple of
-            tensors with the tokens of the chunk along `axis`. It must treat each token alone.
+        function: Function of a chunk of `rows` and of `fixed`, and of `shared`. It returns a tensor
+            or a tuple of tensors with the tokens of the chunk along `axis`, and must treat each
+            token alone.
         rows: Floating-point tensors with the tokens along `axis`.
-        fixed: Tensors with the tokens along `axis`, integers and the like, that have no gradient.
+        fixed: Tensors with the tokens along `axis` that have no gradient, such as integers.
         shared: Floating-point tensors that all chunks need, such as kernels.
-        chunk_size: integer. The most tokens of a chunk.
-        axis: integer. The axis of the tokens, counted from the first. Defaults to `0`.
-        recomputes: boolean. Whether the backward pass computes each chunk anew. Defaults to `True`.
+        chunk_size: The most tokens of a chunk.
+        axis: The axis of the tokens, counted from the first.
+        recomputes: If true, the backward pass recomputes each chunk and keeps no intermediates.
     """
     chunks = TokenChunks(ops.shape(rows[0])[axis], chunk_size, axis)
 
@@ -84,7 +84,7 @@ def map_chunks(
         def run(*floats: Any) -> Any:
             return function(*floats[: len(rows)], *kept, *floats[len(rows) :])
 
-        # What is fixed is closed over: TensorFlow warns where integers are to be differentiated by.
+        # `fixed` is closed over, because TensorFlow warns about gradients by integers.
         run = keras.remat(run) if recomputes else run
         return run(*chunk[: len(rows)], *shared)
 

@@ -1,4 +1,4 @@
-"""What every layer of hidden states is given: vectors of one known size."""
+"""Reads the size of tokens from an input shape."""
 
 import keras
 
@@ -9,14 +9,10 @@ _RANK = 3
 
 
 def read_dim(layer: keras.Layer, input_shape: Shape) -> int:
-    """Returns the size of each token of a sequence, and sets the `input_spec` of the layer by it.
-
-    Args:
-        layer: `keras.Layer`.
-        input_shape: tuple. The shape of its inputs.
+    """Returns the size of each token of a sequence, and sets the layer's `input_spec`.
 
     Raises:
-        InvalidInputError: It is not `(batch_size, length, dim)`, or the dim is not known.
+        InvalidInputError: The shape is not `(batch_size, length, dim)`, or the dim is unknown.
     """
     dim = check_shape(layer.name, input_shape)
     layer.input_spec = keras.InputSpec(ndim=_RANK, axes={-1: dim})
@@ -24,14 +20,14 @@ def read_dim(layer: keras.Layer, input_shape: Shape) -> int:
 
 
 def check_shape(name: str, shape: Shape | None) -> int:
-    """Returns the size of each token, or raises an error where a shape is not that of a sequence.
+    """Returns the size of each token, or raises an error if a shape is not that of a sequence.
 
     Args:
-        name: string. The layer, as the error names it.
-        shape: tuple, or `None` where the inputs have none.
+        name: The name of the layer, for the error.
+        shape: The shape of the inputs, or `None` if they have none.
 
     Raises:
-        InvalidInputError: It is not `(batch_size, length, dim)`, or the dim is not known.
+        InvalidInputError: The shape is not `(batch_size, length, dim)`, or the dim is unknown.
     """
     is_sequence = shape is not None and len(shape) == _RANK
     return _read_last(name, shape if is_sequence else None, "(batch_size, length, dim)", shape)
@@ -44,16 +40,16 @@ def read_last_dim(
     min_rank: int = 2,
     axes: str = "(batch_size, ..., dim)",
 ) -> int:
-    """Returns the size of the vectors, and sets the `input_spec` of the layer by it.
+    """Returns the size of the last axis, and sets the layer's `input_spec`.
 
     Args:
-        layer: `keras.Layer`.
-        input_shape: tuple. The shape of its inputs.
-        min_rank: integer. The fewest axes. Defaults to `2`.
-        axes: string. The axes, as the error names them. Defaults to `"(batch_size, ..., dim)"`.
+        layer: The layer.
+        input_shape: The shape of its inputs.
+        min_rank: The least number of axes.
+        axes: The axes, for the error.
 
     Raises:
-        InvalidInputError: There are fewer axes, or the last has an unknown size.
+        InvalidInputError: There are fewer axes, or the last one has an unknown size.
     """
     shape = input_shape if len(input_shape) >= min_rank else None
     dim = _read_last(layer.name, shape, axes, input_shape)
@@ -62,7 +58,7 @@ def read_last_dim(
 
 
 def _read_last(name: str, shape: Shape | None, axes: str, received: Shape | None) -> int:
-    """Returns the last size of a shape that is known to fit, or says what was received."""
+    """Returns the last size of a valid shape; for `None` raises an error that shows `received`."""
     dim = None if shape is None else shape[-1]
     if dim is None:
         raise InvalidInputError(

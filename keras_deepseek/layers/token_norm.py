@@ -1,4 +1,4 @@
-"""The norm that layers have inside: of each token, with a scale."""
+"""The norm inside layers."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ import keras
 
 
 def make_token_norm(layer: Any, name: str, dim: int) -> keras.layers.RMSNormalization:
-    """Returns an RMS norm of the last axis, built, that a mask may pass.
+    """Returns a built RMS norm of the last axis that passes masks on.
 
     Args:
-        layer: `keras.Layer` with an `epsilon`. The one around.
-        name: string. The name of the norm.
-        dim: integer. The size of a token.
+        layer: The layer around, with an `epsilon`.
+        name: The name of the norm.
+        dim: The size of a token.
     """
     norm = keras.layers.RMSNormalization(
         epsilon=layer.epsilon, dtype=layer.dtype_policy, trainable=layer.trainable, name=name
     )
-    norm.supports_masking = True  # It transforms each token alone; Keras's class can't know.
+    norm.supports_masking = True  # Correct for this axis: it transforms each token alone.
     norm.build((None, None, dim))
     return norm

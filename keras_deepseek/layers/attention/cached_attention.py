@@ -1,4 +1,4 @@
-"""Keras's own attention layers, given the cache that the layers of this package decode with."""
+"""A key-value cache for Keras's own attention layers."""
 
 from typing import Any
 
@@ -35,45 +35,46 @@ class CachedAttention(keras.Layer):
     """Causal self-attention by a layer of Keras, with a cache of its keys and values.
 
     Choose it to decode with a model that was built from `keras.layers.MultiHeadAttention` or
-    `keras.layers.GroupQueryAttention`. It holds such a layer and adds no weights of its own: those
-    of a checkpoint fit, and may be set on either. Without a cache it computes
+    `keras.layers.GroupQueryAttention`. It wraps such a layer and adds no weights, so checkpoints of
+    the wrapped layer fit. Without a cache it computes
 
     ```
     attention(inputs, inputs, use_causal_mask=True)
     ```
 
-    and with one the same, token by token or in pieces, from the keys and values that earlier calls
-    left there. A boolean mask, Keras's or as `mask`, hides padding from the others and passes
-    through; the outputs at padded places have no meaning. A cache is a dict of `"key"`, `"value"`
-    and `"mask"`, each of shape `(batch_size, max_length, ...)`: `GroupQueryAttention` keeps the
-    heads of keys and values alone, before they are repeated.
+    With a cache it computes the same for some tokens at a time, from the keys and values of earlier
+    calls. A boolean mask (from Keras, or `mask`) hides padding from other tokens and is passed on.
+    Outputs at padding have no meaning. A cache is a dict of `"key"`, `"value"` and `"mask"`, each
+    of shape `(batch_size, max_length, ...)`: for `GroupQueryAttention` it holds the heads of keys
+    and values before they are repeated.
 
     Args:
         attention: `keras.layers.MultiHeadAttention`, `keras.layers.GroupQueryAttention`, or the
-            serialized form of one. The layer; it may be built already, and shared.
-        rotary: `RotaryEmbedding`, the serialized form of one, or `None`. What rotates queries and
-            keys by their positions before they meet. Defaults to `None`.
-        **kwargs: Arguments of `keras.Layer`, such as `name`; `dtype` is that of `attention` where
-            it is not given.
+            serialized form of one. The layer to wrap. It may be built already, and be shared.
+        rotary: `RotaryEmbedding`, its serialized form, or `None`. Rotates queries and keys by their
+            positions. Defaults to `None`.
+        **kwargs: Arguments of `keras.Layer`, such as `name`. `dtype` defaults to that of
+            `attention`.
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
-            `None` for the mask that `inputs` carry.
+        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
+            mask of `inputs`.
         positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from 0, or
-            from `cache_index` on. For `rotary` alone.
-        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
-        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+            from `cache_index`. Only with `rotary`.
+        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
+        cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
         training: boolean. Whether to drop attention weights.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
-        A tensor, of the shape of `inputs` unless `attention` has an `output_shape`; with a cache,
-        the pair of it and the new cache.
+        A tensor of the shape of `inputs`, unless `attention` has an `output_shape`; with a cache, a
+        pair of that tensor and the new cache.
 
     Raises:
-        InvalidInputError: `attention` is of another class, or has several attention axes, flash
-            attention alone, or a `call` of its own; shapes do not fit; or the cache is full.
+        InvalidInputError: `attention` has another class, several attention axes, only flash
+            attention, or overrides `call`; shapes do not match; or the cache is full.
 
     Example:
 
@@ -116,20 +117,21 @@ class CachedAttention(keras.Layer):
             self.rotary.build((None, None, *self._entries["key"]))
         self._projections = attention_projections(self.attention)
         for projection in self._projections.values():
-            projection.supports_masking = True  # Else Keras warns of the mask that `call` applies.
+            projection.supports_masking = True  # Avoids Keras's warning; `call` applies the mask.
 
     def make_cache(self, batch_size: int, max_length: int) -> Cache:
-        """Returns an empty cache, for the `cache` of a call.
+        """Returns an empty cache to pass as `cache` to a call.
 
         Args:
             batch_size: integer. Number of sequences.
-            max_length: integer. Number of tokens that it has room for, padding included.
+            max_length: integer. The most tokens that the cache can hold, padding included.
 
         Returns:
             A dict of tensors.
 
         Raises:
-            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
+            InvalidInputError: `max_length` is not a positive integer, or `batch_size` is not a
+                non-negative integer.
         """
         return make_cache(batch_size, max_length, self._entries, self.attention.compute_dtype)
 
@@ -146,7 +148,7 @@ class CachedAttention(keras.Layer):
         mask = check_call(self, inputs, (mask, inputs_mask), cache, cache_index)
         check_room(self, inputs, positions, cache_index)
         if cache is None and mask is None and self.rotary is None:
-            # Nothing is added here, and Keras may have a kernel that needs no mask.
+            # Keras may have a faster kernel without an explicit mask.
             outputs = self.attention(inputs, inputs, use_causal_mask=True, training=training)
             return ops.cast(outputs, self.compute_dtype)
         start = 0 if cache is None else cache_index
@@ -198,18 +200,18 @@ def _check_attention(attention: Any) -> None:
         )
     if not any(type(attention).call is wrapped.call for wrapped in _WRAPPED):
         raise InvalidInputError(
-            f"{type(attention).__name__} has a `call` of its own, which a cache would pass by. "
-            f"Override `_compute_attention` in its place, or give the layer of Keras."
+            f"{type(attention).__name__} overrides `call`, which a cache would bypass. Override "
+            f"`_compute_attention` instead, or pass Keras's own layer."
         )
     axes = attention.get_config().get("attention_axes")
     if axes is not None and tuple(axes) != (1,):
         raise InvalidInputError(
-            f"`attention_axes` of {attention.name!r} is {axes}: a cache holds tokens along axis 1 "
-            f"alone. Make it with `attention_axes=None`, and move other axes to the batch."
+            f"`attention_axes` of {attention.name!r} is {axes}, but a cache holds tokens along "
+            f"axis 1 only. Use `attention_axes=None`, and move other axes to the batch."
         )
     if uses_flash_attention(attention):
         raise InvalidInputError(
-            f"{attention.name!r} was made for flash attention alone, which takes no mask of a "
-            f"cache. Make it with `flash_attention=None`, without "
+            f"{attention.name!r} allows only flash attention, which can't apply a cache's mask. "
+            f"Create it with `flash_attention=None`, and without "
             f"`keras.config.enable_flash_attention()`."
         )

@@ -1,8 +1,7 @@
-"""What every attention layer checks of a call, and what it says that it returns.
+"""Checks of the call of an attention layer, and its output spec.
 
-Between Keras, which fills in masks and casts what is floating, and the layers, which from here on
-go by tensors of the right kind. What a cache holds beyond that, `key_value_cache` checks where it
-is written.
+They run after Keras has filled in masks and cast the inputs. `key_value_cache` checks the entries
+of a cache where it writes them.
 """
 
 import inspect
@@ -22,22 +21,18 @@ from keras_deepseek.layers.token_dim import check_shape
 def check_call(
     layer: Any, inputs: Any, masks: tuple[Any, Any], cache: Cache | None, cache_index: Any
 ) -> Any:
-    """Returns the mask that a call goes by, or says what does not fit.
+    """Returns the mask to use in a call (BT), or `None`.
 
     Args:
-        layer: `keras.Layer`, which is causal unless its `use_causal_mask` is false.
+        layer: The layer. It is causal unless its `use_causal_mask` is false.
         inputs: Tensor of shape `(batch_size, length, dim)`.
-        masks: Pair of the `mask` and the `inputs_mask` of the call: the first that is not `None`
-            counts.
+        masks: The `mask` and the `inputs_mask` of the call; the first that is not `None` is used.
         cache: dict or `None`.
         cache_index: integer, integer scalar tensor or `None`.
 
-    Returns:
-        A tensor of shape `(batch_size, length)`, or `None`.
-
     Raises:
-        InvalidInputError: The inputs are not floating, the mask is not boolean or not of their
-            shape, cache and index do not belong together, or the layer is not causal and has a
+        InvalidInputError: The inputs are not floating-point, the mask is not boolean or has another
+            shape, only one of cache and index is given, or the layer is not causal and gets a
             cache.
     """
     check_floating(inputs, layer.name)
@@ -53,13 +48,13 @@ def check_call(
 
 
 def check_room(layer: Any, inputs: Any, positions: Any, cache_index: Any) -> None:
-    """Raises an error where a call reaches beyond the positions that a layer is made for.
+    """Raises an error if a call reaches beyond the positions of a layer.
 
     Args:
-        layer: `keras.Layer`. The `max_length` of its `rotary` is the bound; without a `rotary` it
-            takes no positions.
+        layer: The layer. The `max_length` of its `rotary` is the limit; without a `rotary` it takes
+            no positions.
         inputs: Tensor of shape `(batch_size, length, dim)`, padding included.
-        positions: Tensor, whose numbers are not looked at, or `None`.
+        positions: Tensor, whose values are not read, or `None`.
         cache_index: integer, integer scalar tensor, or `None` for 0.
 
     Raises:
@@ -68,8 +63,8 @@ def check_room(layer: Any, inputs: Any, positions: Any, cache_index: Any) -> Non
     rotary = getattr(layer, "rotary", None)
     if positions is not None and rotary is None:
         raise InvalidInputError(
-            f"{layer.name!r} received `positions`, which only a rotary embedding takes: make "
-            f"the layer with `rotary=RotaryEmbedding(...)`, or leave them out."
+            f"{layer.name!r} received `positions`, but has no rotary embedding to use them. Create "
+            f"the layer with `rotary=RotaryEmbedding(...)`, or omit `positions`."
         )
     if positions is None and rotary is not None:
         start = 0 if cache_index is None else cache_index
@@ -77,36 +72,28 @@ def check_room(layer: Any, inputs: Any, positions: Any, cache_index: Any) -> Non
 
 
 def read_length(layer: Any, inputs: Any) -> int:
-    """Returns the length of a call to a layer that lays out blocks, which must know it.
-
-    Args:
-        layer: `keras.Layer`.
-        inputs: Tensor of shape `(batch_size, length, dim)`.
+    """Returns the length of a call to a layer that needs a known length for its blocks.
 
     Raises:
-        InvalidInputError: The length is not known.
+        InvalidInputError: The length is unknown.
     """
     if inputs.shape[1] is None:
         raise InvalidInputError(
-            f"{layer.name!r} lays out blocks for a known length, received inputs of shape "
+            f"{layer.name!r} needs inputs of a known length, received the shape "
             f"{tuple(inputs.shape)}. Pad them to a fixed length, and mask the padding."
         )
     return int(inputs.shape[1])
 
 
 def compute_call_spec(layer: Any, *args: Any, **kwargs: Any) -> Any:
-    """Returns what `compute_output_spec` of a layer gives: outputs, and with a cache the pair.
+    """Returns the output spec of an attention layer: outputs, and with a cache also the new cache.
 
-    So a Functional model that can't be called is refused while it is made.
-
-    Args:
-        layer: `keras.Layer` whose `call` takes `inputs`, and may take `positions` and a `cache`.
-        *args: Those of its `call`.
-        **kwargs: Those of its `call`.
+    It runs the checks of a call, so that an invalid Functional model fails while it is built.
+    `*args` and `**kwargs` are those of the layer's `call`, which takes `inputs` and may take
+    `positions` and a `cache`.
 
     Raises:
-        InvalidInputError: The inputs are not floating, of another rank, or longer than the layer's
-            `max_length`; or what is given beside them does not fit.
+        InvalidInputError: As for `check_call` and `check_room`, or the inputs have another rank.
     """
     given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
     inputs, cache, index = given["inputs"], given.get("cache"), given.get("cache_index")

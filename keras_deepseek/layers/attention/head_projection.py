@@ -1,6 +1,6 @@
-"""The projections between a sequence and its heads, as the attention layers of this package make.
+"""The projections between tokens and attention heads.
 
-They are those of `keras.layers.MultiHeadAttention`: each an `EinsumDense` with a name of its own.
+They are those of `keras.layers.MultiHeadAttention`: `EinsumDense` layers with fixed names.
 """
 
 from typing import Any
@@ -12,13 +12,9 @@ from keras_deepseek.layers.input_check import Shape
 
 
 def projection_arguments(layer: Any, name: str) -> dict[str, Any]:
-    """Returns the arguments of Keras that all projections inside of a layer have in common.
+    """Returns the arguments that all projections inside a layer share.
 
-    A layer that was frozen before has frozen ones: Keras hands on what is set later alone.
-
-    Args:
-        layer: `keras.Layer` with a `kernel_initializer`.
-        name: string. The name of the projection.
+    Projections copy `trainable` here because Keras passes on only later changes of it.
     """
     return {
         "kernel_initializer": clone_initializer(layer.kernel_initializer),
@@ -36,14 +32,14 @@ def make_projection(
     equation: str = "btd,dhk->bthk",
     bias_axes: str = "hk",
 ) -> keras.layers.EinsumDense:
-    """Returns a projection of each token.
+    """Returns a projection of each token, by default to heads.
 
     Args:
-        layer: `keras.Layer` with `use_bias`, `kernel_initializer` and `bias_initializer`.
-        name: string. The name of the projection.
-        sizes: tuple. The shape of what becomes of a token.
-        equation: string. That of `EinsumDense`. Defaults to `"btd,dhk->bthk"`, to heads.
-        bias_axes: string. The axes of a bias, if the layer has one. Defaults to `"hk"`.
+        layer: A layer with `use_bias`, `kernel_initializer` and `bias_initializer`.
+        name: The name of the projection.
+        sizes: The output shape of one token.
+        equation: The equation of `EinsumDense`.
+        bias_axes: The axes of the bias, if the layer has one.
     """
     projection = keras.layers.EinsumDense(
         equation,
@@ -52,5 +48,5 @@ def make_projection(
         bias_initializer=clone_initializer(layer.bias_initializer),
         **projection_arguments(layer, name),
     )
-    projection.supports_masking = True  # Else Keras warns of the mask, which `call` applies.
+    projection.supports_masking = True  # Avoids Keras's warning; `call` applies the mask.
     return projection

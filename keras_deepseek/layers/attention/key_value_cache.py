@@ -1,32 +1,31 @@
-"""The cache that every attention layer decodes with: a plain dict of tensors by name.
+"""The key-value cache of all attention layers: a plain dict of tensors.
 
-Each tensor has the shape `(batch_size, max_length, ...)`: one slot a token. Which tensors there
-are, the layer says; `"mask"`, boolean, is always among them and is true where a slot holds a token
-that may be looked at, so that padding, on the left or anywhere, is carried along. A layer offers
+Each tensor has the shape `(batch_size, max_length, ...)`: one slot a token. The layer chooses the
+names of the tensors. `"mask"`, boolean, is always among them: it is true at slots with tokens that
+may be attended to, so padding, on the left or anywhere, stays in the cache. A layer offers
 
 - `make_cache(batch_size, max_length)`: an empty cache;
 - `layer(inputs, mask=..., positions=..., cache=cache, cache_index=index)`: writes the tokens of
-  `inputs` into the slots from `index` on and returns `(outputs, cache)`. The cache that was given
-  stays as it is, so a step works under jit, and two continuations may share a beginning.
+  `inputs` into the slots from `index` and returns `(outputs, cache)`. The given cache is not
+  changed, so a step works under jit, and two continuations may share a beginning.
 
-A token looks at its own slot and those before it. Slots are not positions: where sequences are
-padded, give each token's own number as `positions`, here counted from a boolean mask:
+A token attends to its own slot and earlier slots. Slots are not positions: if sequences are padded,
+pass each token's own number as `positions`, here counted from a boolean mask:
 
     positions = ops.maximum(ops.cumsum(ops.cast(mask, "int32"), axis=1) - 1, 0)
 
-`cache_index` is the number of slots that earlier calls have filled. Slots that are skipped are as
-padding. A layer that keeps all tokens may be called with a smaller index: it overwrites those from
-there on, and forgets what lies behind the tokens of the call.
+`cache_index` is the number of slots that earlier calls have filled. Skipped slots count as padding.
+A layer that keeps all tokens accepts a smaller index: it overwrites the slots from there and
+forgets the tokens after those of the call.
 
-A layer may keep states beside the slots: what it needs of a sequence as a whole, such as a sum
-over its tokens. A call replaces them, so they know the tokens of the calls before and no others.
-Where a layer can't tell them apart again, as `LinearAttention` and the layers of DeepSeek-V4, a
-call goes on behind the last token, or begins anew at 0, whatever the cache holds. A smaller index
-is an error where the mask can be read at no cost: eagerly, on a CPU. It is not looked for under
-jit, where no number can be read, nor on a GPU or TPU, whose work each token would have to wait for:
-there the outputs are then wrong, so keep count.
+A layer may also keep states: data of a sequence as a whole, such as a sum over its tokens. A call
+replaces them, so they cover exactly the tokens of earlier calls. `LinearAttention` and the layers
+of DeepSeek-V4 can't remove tokens from a state. Their calls continue after the last token, or start
+again at 0. A smaller index is an error if the mask can be read at no cost: in eager mode on a CPU.
+It is not checked under jit, where no value can be read, nor on a GPU or TPU, where each token would
+have to wait for the check. There the outputs are wrong, so count the slots yourself.
 
-The functions below are what such layers are written with.
+The functions below implement this contract.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -52,21 +51,18 @@ def make_cache(
     *,
     states: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Cache:
-    """Returns an empty cache.
+    """Returns an empty cache: a dict of zeros, with a `"mask"` that is false everywhere.
 
     Args:
         batch_size: integer. Number of sequences.
         max_length: integer. Number of slots, in tokens.
-        entries: dict. For each name the shape of what is kept of one token.
-        dtype: string. The dtype of these entries and of the states.
-        states: dict or `None`. For each name the shape of what is kept of one sequence, whatever
-            the number of slots. Defaults to `None`.
-
-    Returns:
-        A dict of zeros, with a `"mask"` that is false everywhere.
+        entries: dict. The shape of one token's data, by name.
+        dtype: string. The dtype of the entries and the states.
+        states: dict or `None`. The shape of one sequence's data, by name. Defaults to `None`.
 
     Raises:
-        InvalidInputError: A size is not a positive integer; of a batch, zero is one.
+        InvalidInputError: `max_length` is not a positive integer, or `batch_size` is not a
+            non-negative integer.
     """
     batch_size = check_integer("batch_size", batch_size, least=0)
     slots = (batch_size, check_integer("max_length", max_length))
@@ -77,33 +73,29 @@ def make_cache(
 
 
 def check_cache_arguments(cache: Cache | None, cache_index: Any) -> None:
-    """Raises an error where a layer is called with one of the two alone, or with no such ones.
-
-    Args:
-        cache: dict or `None`.
-        cache_index: integer, integer scalar tensor or `None`.
+    """Raises an error if only one of cache and index is given, or one of them is invalid.
 
     Raises:
-        InvalidInputError: One is `None` and the other is not, the cache is no dict of tensors of
-            its kinds, or the index is not one integer.
+        InvalidInputError: One is `None` and the other is not, the cache is not a dict of tensors of
+            the right dtypes, or the index is not one integer.
     """
     if cache is None and cache_index is not None:
         raise InvalidInputError(
-            "A `cache_index` needs a `cache`: that of `make_cache` at first, then the one that the "
+            "Received a `cache_index` without a `cache`. Pass the cache that `make_cache` or the "
             "last call returned."
         )
     if cache is not None and cache_index is None:
         raise InvalidInputError(
-            "A `cache` needs a `cache_index`: the number of slots that earlier calls have filled, "
-            "0 at first."
+            "Received a `cache` without a `cache_index`. Pass the number of slots that earlier "
+            "calls have filled, 0 at first."
         )
     if cache is None:
         return
     _check_kinds(cache)
     if tuple(getattr(cache_index, "shape", ())) or not _is_integer(cache_index):
         raise InvalidInputError(
-            "`cache_index` must be one integer, the same for all sequences of a batch: pad the "
-            f"shorter ones on the left; received {cache_index!r}."
+            f"`cache_index` must be one integer for all sequences of a batch, received "
+            f"{cache_index!r}. Pad shorter sequences on the left."
         )
     if isinstance(cache_index, int) and cache_index < 0:
         raise InvalidInputError(
@@ -117,16 +109,16 @@ def check_states(
     batch_size: int | None,
     make_shapes: Callable[[int], Mapping[str, tuple[int, ...]]],
 ) -> None:
-    """Raises an error where a layer that keeps nothing but states is given another one's cache.
+    """Raises an error if a layer that keeps only states gets the cache of another layer.
 
     Args:
         cache: dict.
-        batch_size: integer, or `None` where it is not known.
-        make_shapes: Function of the number of slots that returns, for each name of a state, its
-            shape without the batch.
+        batch_size: integer, or `None` if unknown.
+        make_shapes: Function of the number of slots that returns the shape of each state, by name
+            and without the batch.
 
     Raises:
-        InvalidInputError: A state is missing, there are others, or one is of another shape.
+        InvalidInputError: A state is missing, there are other entries, or one has another shape.
     """
     has_slots = "mask" in cache and len(cache["mask"].shape) > 1
     shapes = make_shapes((cache["mask"].shape[1] if has_slots else None) or 1)
@@ -135,18 +127,18 @@ def check_states(
     _check_shapes_of(cache, {name: (batch_size, *shape) for name, shape in shapes.items()})
 
 
-def go_on(cache: Cache, cache_index: Any, resets: Sequence[str] = ()) -> Cache:
-    """Returns the cache of a layer that can't go back: an empty one where a call begins anew.
+def continue_cache(cache: Cache, cache_index: Any, resets: Sequence[str] = ()) -> Cache:
+    """Returns the cache to continue from, for a layer that can't remove tokens.
+
+    At index 0 it is empty.
 
     Args:
         cache: dict.
         cache_index: integer or integer scalar tensor.
-        resets: sequence of strings. The states that are set to zeros where a call begins anew, as
-            the mask always is. Defaults to `()`.
+        resets: Names of the states to set to zero at index 0, like the mask.
 
     Raises:
-        InvalidInputError: The cache holds tokens from the index on, and that can be read at no
-            cost.
+        InvalidInputError: The cache holds tokens at or after the index, and the check is free.
     """
     start = backend.current().compute.read_integer(cache_index)
     changed = {name: cache[name] for name in ("mask", *resets)}
@@ -161,9 +153,9 @@ def go_on(cache: Cache, cache_index: Any, resets: Sequence[str] = ()) -> Cache:
     if mask is not None and start > 0 and mask[:, start:].any():
         last = int(np.flatnonzero(mask.any(axis=0))[-1])
         raise InvalidInputError(
-            f"`cache_index` goes backwards: received {start}, where the cache has tokens up to "
-            f"slot {last}. A token can't be taken out of it again: go on from {last + 1}, begin "
-            f"anew at 0, or keep the cache that was returned before these tokens."
+            f"`cache_index` goes backwards: received {start}, but the cache has tokens up to slot "
+            f"{last}, which can't be removed. Continue from {last + 1}, start again at 0, or keep "
+            f"the cache that was returned before these tokens."
         )
     return cache
 
@@ -186,25 +178,24 @@ def append_to_cache(
     *,
     states: Mapping[str, Any] | None = None,
 ) -> Cache:
-    """Returns a cache with the tokens of a call written into its slots, and none behind them.
+    """Returns the cache with the tokens of a call in its slots, and no tokens after them.
+
+    The given dict is unchanged, except inside a function made by the backend's
+    `compile_with_state`.
 
     Args:
-        cache: dict. As `make_cache` returns it.
+        cache: dict from `make_cache` or an earlier call.
         cache_index: integer or integer scalar tensor. The slot of the first token.
-        updates: dict. A tensor of shape `(batch_size, length, ...)` for each name but `"mask"` and
-            those of states.
-        mask: boolean tensor of shape `(batch_size, length)`, or `None` for no padding; it must be
-            given where there are no updates. Defaults to `None`.
-        states: dict or `None`. For each name of a state what takes its place. Defaults to `None`.
-
-    Returns:
-        A new dict; the given one is unchanged, unless it belongs to a function that the backend's
-        `compile_with_state` made.
+        updates: dict. A tensor of shape `(batch_size, length, ...)` for each name except `"mask"`
+            and the states.
+        mask: boolean tensor of shape `(batch_size, length)`, or `None` for no padding. It is
+            required if `updates` is empty. Defaults to `None`.
+        states: dict or `None`. The new value of each state. Defaults to `None`.
 
     Raises:
-        InvalidInputError: There is no `cache_index`, names or shapes do not fit, or the cache is
-            full. While a function is traced `cache_index` can't be read: a full cache then has its
-            last slots overwritten, or raises an error of the backend, so count the slots outside.
+        InvalidInputError: There is no `cache_index`, names or shapes do not match, or the cache is
+            full. Inside a traced function `cache_index` can't be read: a full cache then has its
+            last slots overwritten, or the backend raises its own error. Count slots outside.
     """
     check_cache_arguments(cache, cache_index)
     if mask is None:
@@ -218,7 +209,8 @@ def append_to_cache(
         name: write(cache[name], start, ops.cast(update, cache[name].dtype))
         for name, update in updates.items()
     }
-    # What an earlier continuation left there would be seen once slots are skipped.
+    # Clear the slots after the call's tokens: tokens of an earlier continuation would become
+    # visible once a call skips slots.
     slots = ops.arange(ops.shape(cache["mask"])[1], dtype="int32")
     written["mask"] = ops.logical_and(written["mask"], slots < stop)
     return {name: ops.cast(x, cache[name].dtype) for name, x in states.items()} | written
@@ -235,25 +227,22 @@ def make_attention_mask(
     sliding_window: int | None = None,
     attention_mask: Any = None,
 ) -> Any:
-    """Returns which queries may look at which keys.
+    """Returns the mask of keys that each query may attend to, or `None` if it may attend to all.
 
     Args:
         query_length: integer or scalar tensor.
         key_length: integer or scalar tensor.
         key_mask: boolean tensor of shape `(batch_size, key_length)`, or `None` for no padding.
-            Defaults to `None`.
-        start_index: integer or scalar tensor. The slot of the first query. Defaults to `0`.
-        query_slots: integer tensor of shape `(query_length,)`, or `None`. The slots of the queries,
-            counted from `start_index`, where they do not follow one another. Defaults to `None`.
-        use_causal_mask: boolean. Whether a query looks at no later slot. Defaults to `False`.
-        sliding_window: integer or `None`. A query looks at slots less than so many away. Defaults
-            to `None`.
+        start_index: integer or scalar tensor. The slot of the first query.
+        query_slots: integer tensor of shape `(query_length,)`. The slots of the queries, counted
+            from `start_index`, if they are not consecutive.
+        use_causal_mask: boolean. If true, a query sees no later slot.
+        sliding_window: integer or `None`. A query sees slots less than this many away.
         attention_mask: boolean tensor that broadcasts to `(batch_size, query_length, key_length)`,
-            or `None`. A further rule. Defaults to `None`.
+            or `None`. A further mask to combine with.
 
     Returns:
-        A boolean tensor that broadcasts to `(batch_size, query_length, key_length)`, or `None`
-        where every query may look at every key.
+        A boolean tensor that broadcasts to `(batch_size, query_length, key_length)`, or `None`.
     """
     mask = None if key_mask is None else ops.expand_dims(ops.cast(key_mask, "bool"), 1)
     if query_slots is None:
@@ -318,7 +307,7 @@ def _check_shapes(cache: Cache, updates: Mapping[str, Any], states: Mapping[str,
 
 
 def _read_start(cache: Cache, cache_index: Any, length: int | None) -> Any:
-    """Returns the first slot: as a number where it can be read, and then the tokens must fit."""
+    """Returns the first slot, as a number if it can be read; the tokens must then fit."""
     start = backend.current().compute.read_integer(cache_index)
     if start is None:
         return ops.cast(cache_index, "int32")
@@ -330,7 +319,7 @@ def _read_start(cache: Cache, cache_index: Any, length: int | None) -> Any:
         )
     if length is not None and max_length and start + length > max_length:
         raise InvalidInputError(
-            f"The cache has {max_length} slots, received {length} tokens for those from "
-            f"{start} on. Make a cache of a larger `max_length`."
+            f"The cache has {max_length} slots, received {length} tokens for the slots from "
+            f"{start}. Create a cache with a larger `max_length`."
         )
     return start

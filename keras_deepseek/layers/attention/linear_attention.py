@@ -1,4 +1,7 @@
-"""Attention by a feature map in the place of the softmax: a cost that grows with the length."""
+"""Linear attention: a feature map instead of the softmax, at a cost linear in the length.
+
+Shape suffixes: B batch, T tokens, N heads, F features of a query or key, V size of a value.
+"""
 
 from typing import Any
 
@@ -17,7 +20,7 @@ from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
     check_states,
-    go_on,
+    continue_cache,
     make_cache,
 )
 from keras_deepseek.layers.attention.linear_scan import sum_over_all, sum_over_earlier
@@ -35,9 +38,9 @@ _ELU_PLUS_ONE = "elu_plus_one"
 class LinearAttention(keras.Layer):
     """Multi-head self-attention whose weights are products of features, without a softmax.
 
-    Choose it for very long sequences, and to decode with a cache that does not grow: its cost is
-    that of the length, never of its square. What it can look up is less sharp than with a softmax.
-    With a feature map `f` it computes, for each head,
+    Choose it for very long sequences, and to decode with a cache that does not grow. Its cost grows
+    with the length, not its square. It can look up single tokens less sharply than a softmax. With
+    a feature map `f` it computes, for each head,
 
     ```
     output_i = sum over j of (f(query_i) . f(key_j)) value_j
@@ -45,25 +48,23 @@ class LinearAttention(keras.Layer):
     ```
 
     over all tokens `j`, or with `use_causal_mask` over `j <= i`; `output_dense` joins the heads.
-    The sums over `j` are taken first, of `f(key_j)` and `value_j` alone. Causal ones are taken
-    within chunks of `chunk_size` tokens by all pairs, and over earlier chunks by a state that is
-    added up from chunk to chunk.
+    The sums over `j` of `f(key_j)` and `value_j` are computed first. Causal sums use all pairs
+    within a chunk of `chunk_size` tokens, and one running state for all earlier chunks.
 
-    `rotary` turns the features of queries and keys by their positions in the numerator alone, so
-    that the denominator stays a sum of what is not negative (Su et al., 2021).
+    `rotary` rotates the features of queries and keys only in the numerator, so that the denominator
+    stays a sum of non-negative terms (Su et al., 2021).
 
-    A boolean mask, Keras's or as `mask`, hides padding, anywhere, from the others and passes
-    through; the outputs at padded places have no meaning. A token that sees none gets zeros for its
-    heads. Features, sums and states are in float32 whatever the dtype policy.
+    A boolean mask (from Keras, or `mask`) hides padding anywhere and is passed on; outputs at
+    padding have no meaning. A token that sees no token gets zeros for its heads. Features, sums and
+    states are always in float32.
 
     With `use_causal_mask` there is a cache, a dict of the states `"key_value"`, of shape
     `(batch_size, num_heads, key_dim, value_dim)`, and `"key"`, of shape
     `(batch_size, num_heads, key_dim)`, and of `"mask"`, of shape `(batch_size, max_length)`. The
-    states are of one size however many tokens they sum up: `max_length` is the number of tokens to
-    be counted in `"mask"`, a byte each, and costs nothing else. A token can't be taken out of a sum
-    again: `cache_index` is where the call that returned the cache has ended, or 0 to begin anew;
-    slots that are skipped are as padding. A smaller one is refused where that costs nothing to see,
-    eagerly on a CPU, and else gives wrong outputs.
+    states have a fixed size: `max_length` costs only one byte a token, in `"mask"`. A token can't
+    be removed from a sum: `cache_index` must be the number of slots that earlier calls filled, or 0
+    to start again; skipped slots count as padding. A smaller index raises an error in eager mode on
+    a CPU, where the check is free; elsewhere the outputs are wrong.
 
     Args:
         num_heads: integer. Number of heads.
@@ -72,15 +73,17 @@ class LinearAttention(keras.Layer):
             `None`.
         feature_map: string or function. `f`: `"elu_plus_one"`, the name of an activation of Keras,
             such as `"relu"`, `"softplus"`, `"exponential"` or `"softmax"`, or a function, of
-            `keras.ops`, of a tensor of shape `(batch_size, length, num_heads, key_dim)`. It should
-            give nothing negative, and may give more or fewer features; to be saved, it must be
-            registered as serializable. Defaults to `"elu_plus_one"`.
-        use_causal_mask: boolean. Whether a token looks at none behind it. Defaults to `False`.
-        chunk_size: integer. Number of tokens in a chunk, which changes the cost alone. Defaults to
+            `keras.ops`, of a tensor of shape `(batch_size, length, num_heads, key_dim)`. Its
+            results should not be negative. It may change the number of features. To be saved, a
+            function must be registered as serializable. Defaults to `"elu_plus_one"`.
+        use_causal_mask: boolean. If true, a token attends only to itself and earlier tokens.
+            Defaults to `False`.
+        chunk_size: integer. Number of tokens in a chunk. It changes only the cost. Defaults to
             `64`.
-        rotary: `RotaryEmbedding`, the serialized form of one, or `None`. Defaults to `None`.
+        rotary: `RotaryEmbedding`, its serialized form, or `None` for no rotation. Defaults to
+            `None`.
         epsilon: float. Added to the denominator. Defaults to `1e-6`.
-        use_bias: boolean. Whether each of the four projections adds a bias. Defaults to `True`.
+        use_bias: boolean. If true, each of the four projections adds a bias. Defaults to `True`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
             kernels. Defaults to `"glorot_uniform"`.
         bias_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
@@ -89,22 +92,23 @@ class LinearAttention(keras.Layer):
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
-            `None` for the mask that `inputs` carry.
+        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
+            mask of `inputs`.
         positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from 0, or
-            from `cache_index` on. For `rotary` alone.
-        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
+            from `cache_index`. Only with `rotary`.
+        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
         cache_index: integer or integer scalar tensor. The number of tokens in the cache, padding
             included.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
-        A tensor of the shape of `inputs`; with a cache, the pair of it and the new cache.
+        A tensor of the shape of `inputs`; with a cache, a pair of that tensor and the new cache.
 
     Raises:
-        InvalidInputError: An argument is out of its range, `feature_map` is unknown, shapes do not
-            fit, the cache is full, `positions` are given without `rotary`, or a layer without a
-            causal mask is given a cache.
+        InvalidInputError: An argument is out of range, `feature_map` is unknown, shapes do not
+            match, the cache is full, `positions` are given without `rotary`, or the layer has no
+            causal mask and gets a cache.
 
     Example:
 
@@ -139,7 +143,7 @@ class LinearAttention(keras.Layer):
         bias_initializer: Any = "zeros",
         **kwargs: Any,
     ) -> None:
-        # Keras would cast the states of a cache too. The projections cast what they are given.
+        # Otherwise Keras would cast the states of a cache too. The projections cast their inputs.
         super().__init__(**{"autocast": False, **kwargs})
         self.num_heads = check_integer("num_heads", num_heads)
         self.key_dim = check_integer("key_dim", key_dim)
@@ -178,18 +182,19 @@ class LinearAttention(keras.Layer):
         return promote_dtypes(self.compute_dtype, "float32")
 
     def make_cache(self, batch_size: int, max_length: int) -> Cache:
-        """Returns an empty cache, for the `cache` of a call.
+        """Returns an empty cache to pass as `cache` to a call.
 
         Args:
             batch_size: integer. Number of sequences.
-            max_length: integer. Number of tokens that may be added, padding included; the states
-                are of one size whatever it is.
+            max_length: integer. The most tokens that the cache can hold, padding included. The size
+                of the states does not depend on it.
 
         Returns:
             A dict of tensors.
 
         Raises:
-            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
+            InvalidInputError: `max_length` is not a positive integer, or `batch_size` is not a
+                non-negative integer.
         """
         return make_cache(
             batch_size, max_length, {}, self._state_dtype, states=self._state_shapes()
@@ -212,28 +217,34 @@ class LinearAttention(keras.Layer):
         check_room(self, inputs, positions, cache_index)
         if cache is not None:
             check_states(cache, inputs.shape[0], lambda _: self._state_shapes())
-            cache = go_on(cache, cache_index, ("key_value", "key"))
-        query = self._map_features(self.query_dense(inputs))
-        key = self._map_features(self.key_dense(inputs))
-        value = ops.cast(self.value_dense(inputs), self._state_dtype)
+            cache = continue_cache(cache, cache_index, ("key_value", "key"))
+        query_BTNF = self._map_features(self.query_dense(inputs))
+        key_BTNF = self._map_features(self.key_dense(inputs))
+        value_BTNV = ops.cast(self.value_dense(inputs), self._state_dtype)
         if mask is not None:
-            key = ops.where(ops.expand_dims(ops.expand_dims(mask, -1), -1), key, 0.0)
-        turned = None
+            mask_BT11 = ops.expand_dims(ops.expand_dims(mask, -1), -1)
+            key_BTNF = ops.where(mask_BT11, key_BTNF, 0.0)
+        rotated = None
         if self.rotary is not None:
             start = 0 if cache is None else cache_index
-            turned = tuple(
-                ops.cast(self.rotary(x, positions=positions, start_index=start), x.dtype)
-                for x in (query, key)
+            rotated = (
+                self._rotate(query_BTNF, positions, start),
+                self._rotate(key_BTNF, positions, start),
             )
         if self.use_causal_mask:
-            heads, states = self._attend_to_earlier(query, key, value, turned, cache)
+            heads_BTNV, states = self._attend_to_earlier(
+                query_BTNF, key_BTNF, value_BTNV, rotated, cache
+            )
         else:
-            heads = self._attend_to_all(query, key, value, turned)
-        outputs = self.output_dense(ops.cast(heads, self.compute_dtype))
+            heads_BTNV = self._attend_to_all(query_BTNF, key_BTNF, value_BTNV, rotated)
+        outputs = self.output_dense(ops.cast(heads_BTNV, self.compute_dtype))
         if cache is None:
             return outputs
         mask = complete_mask(mask, inputs)
         return outputs, append_to_cache(cache, cache_index, {}, mask, states=states)
+
+    def _rotate(self, x: Any, positions: Any, start: Any) -> Any:
+        return ops.cast(self.rotary(x, positions=positions, start_index=start), x.dtype)
 
     def _map_features(self, x: Any) -> Any:
         x = ops.cast(x, self._state_dtype)
@@ -241,34 +252,49 @@ class LinearAttention(keras.Layer):
             return ops.elu(x) + 1.0
         return self.feature_map(x)
 
-    def _attend_to_all(self, query: Any, key: Any, value: Any, turned: Any) -> Any:
-        pair = turned or (query, key)
-        sums = sum_over_all(pair[0], pair[1], value)
-        total = ops.einsum("bshd,bhd->bsh", query, ops.sum(key, axis=1))
-        return sums / (ops.expand_dims(total, -1) + self.epsilon)
+    def _attend_to_all(
+        self,
+        query_BTNF: Any,
+        key_BTNF: Any,
+        value_BTNV: Any,
+        rotated: tuple[Any, Any] | None,
+    ) -> Any:
+        """Returns the attention outputs (BTNV). The numerator uses `rotated` queries and keys."""
+        sums_BTNV = sum_over_all(*(rotated or (query_BTNF, key_BTNF)), value_BTNV)
+        total_BTN = ops.einsum("btnf,bnf->btn", query_BTNF, ops.sum(key_BTNF, axis=1))
+        return sums_BTNV / (ops.expand_dims(total_BTN, -1) + self.epsilon)
 
     def _attend_to_earlier(
-        self, query: Any, key: Any, value: Any, turned: Any, cache: Cache | None
+        self,
+        query_BTNF: Any,
+        key_BTNF: Any,
+        value_BTNV: Any,
+        rotated: tuple[Any, Any] | None,
+        cache: Cache | None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Returns the outputs of heads, and the states after the last token."""
+        """Returns the causal attention outputs (BTNV), and the states after the last token."""
         if cache is None:
             cache = {
-                name: ops.zeros((ops.shape(query)[0], *shape), query.dtype)
+                name: ops.zeros((ops.shape(query_BTNF)[0], *shape), query_BTNF.dtype)
                 for name, shape in self._state_shapes().items()
             }
-        ones = ops.ones_like(value[..., :1])
-        states = (cache["key_value"], ops.expand_dims(cache["key"], -1))
-        if turned is None:
-            both = ops.concatenate([value, ones], axis=-1)
-            state = ops.concatenate(states, axis=-1)
-            sums, state = sum_over_earlier(query, key, both, state, self.chunk_size)
-            (sums, total), states = _part(sums), _part(state)
+        size = self.chunk_size
+        ones_BTN1 = ops.ones_like(value_BTNV[..., :1])
+        state_BNFV, state_BNF1 = cache["key_value"], ops.expand_dims(cache["key"], -1)
+        if rotated is None:
+            # The denominator is one more column of the values.
+            values = ops.concatenate([value_BTNV, ones_BTN1], axis=-1)
+            state = ops.concatenate([state_BNFV, state_BNF1], axis=-1)
+            sums, state = sum_over_earlier(query_BTNF, key_BTNF, values, state, size)
+            sums_BTNV, total_BTN1 = sums[..., :-1], sums[..., -1:]
+            state_BNFV, state_BNF1 = state[..., :-1], state[..., -1:]
         else:
-            sums, state = sum_over_earlier(turned[0], turned[1], value, states[0], self.chunk_size)
-            total, key_state = sum_over_earlier(query, key, ones, states[1], self.chunk_size)
-            states = (state, key_state)
-        new = {"key_value": states[0], "key": ops.squeeze(states[1], -1)}
-        return sums / (total + self.epsilon), new
+            sums_BTNV, state_BNFV = sum_over_earlier(*rotated, value_BTNV, state_BNFV, size)
+            total_BTN1, state_BNF1 = sum_over_earlier(
+                query_BTNF, key_BTNF, ones_BTN1, state_BNF1, size
+            )
+        states = {"key_value": state_BNFV, "key": ops.squeeze(state_BNF1, -1)}
+        return sums_BTNV / (total_BTN1 + self.epsilon), states
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
@@ -297,7 +323,7 @@ class LinearAttention(keras.Layer):
 
 
 def _read_feature_map(feature_map: Any) -> Any:
-    """Returns a function, or the one name that Keras has not."""
+    """Returns the feature map as a function, or as the one name that Keras does not know."""
     if feature_map == _ELU_PLUS_ONE:
         return feature_map
     try:
@@ -310,8 +336,3 @@ def _read_feature_map(feature_map: Any) -> Any:
             f"'relu', or a function, received {feature_map!r}."
         )
     return function
-
-
-def _part(x: Any) -> tuple[Any, Any]:
-    """Returns the numerators and the denominators, which stand at the end of the last axis."""
-    return x[..., :-1], x[..., -1:]

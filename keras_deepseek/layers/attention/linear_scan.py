@@ -1,11 +1,11 @@
-"""The sums that linear attention is made of, at a cost that grows with the length.
+"""The sums of linear attention, at a cost that grows with the length.
 
-A token's sum over those before it is split in two: over its own chunk, by the products of each pair
-in it, and over all earlier chunks, by a state that is added up from chunk to chunk. No step waits
-for the one before it, as in a recurrence, and no matrix of length by length is made.
+A token's sum over earlier tokens has two parts: its own chunk, by the products of all pairs in it,
+and all earlier chunks, by a state that is summed from chunk to chunk. No step waits for the step
+before it, as in a recurrence, and no matrix of length by length is made.
 
-Legend: B batch, S length, H heads, D features of a query and key, V size of a value, N chunks,
-C tokens in a chunk.
+Shape suffixes: B batch, T tokens, N heads, F features of a query or key, V size of a value, M
+chunks, C tokens in a chunk.
 """
 
 from typing import Any
@@ -15,53 +15,48 @@ from keras import ops
 from keras_deepseek.layers.double_precision import accumulate
 
 
-def sum_over_all(query: Any, key: Any, value: Any) -> Any:
-    """Returns the sum over all tokens j of (query_i . key_j) value_j.
-
-    Args:
-        query: Tensor of shape `(B, S, H, D)`.
-        key: Tensor of shape `(B, S, H, D)`.
-        value: Tensor of shape `(B, S, H, V)`.
-
-    Returns:
-        A tensor of shape `(B, S, H, V)`.
-    """
-    return ops.einsum("bshd,bhdv->bshv", query, ops.einsum("bshd,bshv->bhdv", key, value))
+def sum_over_all(query_BTNF: Any, key_BTNF: Any, value_BTNV: Any) -> Any:
+    """Returns the sum over all tokens j of (query_i . key_j) value_j, for each token i (BTNV)."""
+    state_BNFV = ops.einsum("btnf,btnv->bnfv", key_BTNF, value_BTNV)
+    return ops.einsum("btnf,bnfv->btnv", query_BTNF, state_BNFV)
 
 
 def sum_over_earlier(
-    query: Any, key: Any, value: Any, state: Any, chunk_size: int
+    query_BTNF: Any, key_BTNF: Any, value_BTNV: Any, state_BNFV: Any, chunk_size: int
 ) -> tuple[Any, Any]:
-    """Returns the same sum over the tokens up to i alone, and over those of before.
+    """Returns the sum over the tokens j <= i and over earlier calls (BTNV), and the new state.
 
     Args:
-        query: Tensor of shape `(B, S, H, D)`.
-        key: Tensor of shape `(B, S, H, D)`.
-        value: Tensor of shape `(B, S, H, V)`.
-        state: Tensor of shape `(B, H, D, V)`. What an earlier call returned, or zeros.
-        chunk_size: integer. The most tokens of a chunk. It changes the cost alone.
-
-    Returns:
-        The sums, a tensor of shape `(B, S, H, V)`, and the new state.
+        query_BTNF: Tensor.
+        key_BTNF: Tensor.
+        value_BTNV: Tensor.
+        state_BNFV: The state that an earlier call returned, or zeros.
+        chunk_size: The most tokens of a chunk. It changes only the cost.
     """
-    length, num_tokens = query.shape[1], ops.shape(query)[1]
+    length, num_tokens = query_BTNF.shape[1], ops.shape(query_BTNF)[1]
     size = chunk_size if length is None else max(1, min(chunk_size, length))
-    query, key, value = (_split(x, length, size) for x in (query, key, value))
-    scores = ops.tril(ops.einsum("bnihd,bnjhd->bnhij", query, key))
-    sums = ops.einsum("bnhij,bnjhv->bnihv", scores, value)
+    query_BMCNF, key_BMCNF, value_BMCNV = (
+        _split(x, length, size) for x in (query_BTNF, key_BTNF, value_BTNV)
+    )
+    scores_BMNCC = ops.tril(ops.einsum("bminf,bmjnf->bmnij", query_BMCNF, key_BMCNF))
+    sums_BMCNV = ops.einsum("bmnij,bmjnv->bminv", scores_BMNCC, value_BMCNV)
 
-    by_chunk = ops.einsum("bnjhd,bnjhv->bnhdv", key, value)
-    states = accumulate(ops.concatenate([ops.expand_dims(state, 1), by_chunk], axis=1), axis=1)
-    sums = sums + ops.einsum("bnihd,bnhdv->bnihv", query, states[:, :-1])
-    batch_size, num_chunks = ops.shape(sums)[:2]
-    sums = ops.reshape(sums, (batch_size, num_chunks * size, *sums.shape[3:]))
-    return sums[:, :num_tokens], states[:, -1]
+    by_chunk_BMNFV = ops.einsum("bmjnf,bmjnv->bmnfv", key_BMCNF, value_BMCNV)
+    states_BMNFV = accumulate(
+        ops.concatenate([ops.expand_dims(state_BNFV, 1), by_chunk_BMNFV], axis=1), axis=1
+    )
+    earlier_BMCNV = ops.einsum("bminf,bmnfv->bminv", query_BMCNF, states_BMNFV[:, :-1])
+    sums_BMCNV = sums_BMCNV + earlier_BMCNV
+    batch_size, num_chunks = ops.shape(sums_BMCNV)[:2]
+    sums_BTNV = ops.reshape(sums_BMCNV, (batch_size, num_chunks * size, *sums_BMCNV.shape[3:]))
+    return sums_BTNV[:, :num_tokens], states_BMNFV[:, -1]
 
 
 def _split(x: Any, length: int | None, size: int) -> Any:
-    """From (B, S, H, D) to (B, N, C, H, D), the end filled up with zeros."""
+    """Reshapes (B, T, N, F) to (B, M, C, N, F), padded with zeros."""
     real = ops.shape(x)[1]
-    fill = size - 1 if length is None else -length % size  # The most that may lack, where unknown.
+    # An unknown length may lack at most `size - 1` tokens of a full chunk.
+    fill = size - 1 if length is None else -length % size
     if fill:
         x = ops.pad(x, ((0, 0), (0, fill), (0, 0), (0, 0)))
     num_chunks = (real + fill) // size

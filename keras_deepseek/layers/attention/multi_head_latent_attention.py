@@ -1,4 +1,7 @@
-"""The attention of DeepSeek-V2 and V3, whose keys and values are kept compressed."""
+"""Multi-head latent attention of DeepSeek-V2 and V3.
+
+Shape suffixes are those of `latent_attention.py`, and Q: size of what queries are made from.
+"""
 
 from typing import Any
 
@@ -35,10 +38,10 @@ from keras_deepseek.layers.token_norm import make_token_norm
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class MultiHeadLatentAttention(keras.Layer):
-    """Self-attention whose keys and values of all heads come from one small vector a token.
+    """Self-attention that makes the keys and values of all heads from one small vector a token.
 
-    Choose it for a language model that decodes: only that vector and one rotary key, shared by the
-    heads, have to be cached. For a token `x` and each head `h`,
+    Choose it for a language model that decodes: the cache holds only that vector and one rotary
+    key, which all heads share. For a token `x` and each head `h`,
 
     ```
     c = rms_norm(key_value_down(x))               compressed, `key_value_lora_rank` numbers
@@ -49,68 +52,71 @@ class MultiHeadLatentAttention(keras.Layer):
     scale = (nope_head_dim + rope_head_dim) ** -0.5, times YaRN's mscale squared
     ```
 
-    There are two ways to compute the same. The naive one expands `c` to keys and values of each
-    head. The absorbed one applies `key_up` to the queries instead and `value_up` to the weighted
-    sums, so nothing is expanded: many times less work for a few queries and a long cache. Whichever
-    takes fewer multiplications is chosen, from the shapes alone.
+    There are two ways to compute it. Naive attention expands `c` to keys and values of each head.
+    Absorbed attention applies `key_up` to the queries and `value_up` to the weighted sums, so it
+    expands nothing: far less work for few queries and a long cache. The layer takes the way with
+    fewer multiplications, chosen by the shapes alone.
 
-    A boolean mask, Keras's or as `mask`, hides padding from the others and passes through; the
-    outputs at padded places have no meaning. With `use_causal_mask` a token looks at itself and
-    what is before it. A cache is a dict of `"latent"`, `"rotary_key"` and `"mask"`, each of shape
-    `(batch_size, max_length, ...)`, that is `key_value_lora_rank + rope_head_dim` numbers a token.
+    A boolean mask (from Keras, or `mask`) hides padding from other tokens and is passed on. Outputs
+    at padding have no meaning. With `use_causal_mask` a token attends only to itself and earlier
+    tokens. A cache is a dict of `"latent"`, `"rotary_key"` and `"mask"`, each of shape
+    `(batch_size, max_length, ...)`, that is, `key_value_lora_rank + rope_head_dim` numbers a token.
 
-    The weights are those of a checkpoint but for their layout: `q_a_proj` is `query_down`,
-    `q_b_proj` (or `q_proj`) `query_up`, `kv_a_proj_with_mqa` `key_value_down` and `key_rope`,
-    `kv_b_proj` `key_up` and `value_up`, `o_proj` `output`.
+    Weights of a checkpoint, apart from their layout: `q_a_proj` is `query_down`, `q_b_proj` (or
+    `q_proj`) `query_up`, `kv_a_proj_with_mqa` `key_value_down` and `key_rope`, `kv_b_proj` `key_up`
+    and `value_up`, `o_proj` `output`.
 
     Args:
         num_heads: integer. Number of attention heads.
-        nope_head_dim: integer. Size of the part of a query and key that knows no position.
-        rope_head_dim: integer. Size of the part that is rotated by position; an even number.
+        nope_head_dim: integer. Size of the part of a query and key without a position.
+        rope_head_dim: integer. Size of the part that is rotated by position. It must be even.
         value_head_dim: integer. Size of a value.
         key_value_lora_rank: integer. Size of the compressed keys and values.
         query_lora_rank: integer or `None`. Size of the compressed queries; `None` projects queries
             directly. Defaults to `None`.
-        use_causal_mask: boolean. Whether a token looks at none behind it. Defaults to `True`.
+        use_causal_mask: boolean. If true, a token attends only to itself and earlier tokens.
+            Defaults to `True`.
         rope_max_wavelength: float. The base of the rotary angles. Defaults to `10000.0`.
         rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`. Defaults to `None`.
-        use_interleaved_pairs: boolean. Whether neighbours are a rotary pair, as in DeepSeek's
-            checkpoints, rather than entries half of `rope_head_dim` apart. Defaults to `True`.
-        use_bias: boolean. Whether `query_down`, `key_value_down`, `key_rope` and `output` add a
+        use_interleaved_pairs: boolean. If true, adjacent entries form a rotary pair, as in
+            DeepSeek's checkpoints; otherwise entries `rope_head_dim / 2` apart do. Defaults to
+            `True`.
+        use_bias: boolean. If true, `query_down`, `key_value_down`, `key_rope` and `output` add a
             bias. Defaults to `False`.
-        dropout: float. Rate at which attention weights are dropped in training. Defaults to `0.0`.
+        dropout: float. Fraction of attention weights to drop in training. Defaults to `0.0`.
         epsilon: float. Added to the mean squares in the norms. Defaults to `1e-6`.
-        kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of all
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. The initializer of all
             kernels. Defaults to `"glorot_uniform"`.
-        max_length: integer or `None`. Number of positions, in tokens, beyond which a call, or a
-            model of a known length, is refused unless it is given `positions`; that of
+        max_length: integer or `None`. The largest number of positions, in tokens. A longer call, or
+            a model of a longer known length, raises an error unless `positions` are given. See
             `RotaryEmbedding`. Defaults to `None`.
-        seed: integer or `None`. Seed of the dropout. Defaults to `None`.
+        seed: integer or `None`. Random seed of the dropout. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
-            `None` for the mask that `inputs` carry.
+        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
+            mask of `inputs`.
         positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from 0, or
-            from `cache_index` on.
-        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
-        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+            from `cache_index`.
+        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
+        cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
         attention_mask: Boolean tensor that broadcasts to `(batch_size, length, key_length)`, or
-            `None`: which tokens each may look at, beside the other masks, such as those of its own
-            document. With a cache the keys are its slots.
+            `None`. True where a token may attend to a key, such as within one document. It is
+            combined with the other masks. With a cache, keys are its slots.
         training: boolean. Whether to drop attention weights.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
-        num_outputs: integer or `None`. Of how many tokens, from the last back, outputs are
-            returned; the others are looked at, and kept in the cache. `None` is for all.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
+        num_outputs: integer or `None`. The number of last tokens to return outputs for. The other
+            tokens are still attended to and cached. `None` returns all outputs.
 
     Returns:
-        A tensor of the shape of `inputs`, or of `num_outputs` tokens; with a cache, the pair of it
-        and the new cache.
+        A tensor of the shape of `inputs`, or for `num_outputs` tokens; with a cache, a pair of that
+        tensor and the new cache.
 
     Raises:
-        InvalidInputError: An argument is out of its range, shapes do not fit, the cache is full, or
-            a layer without a causal mask is given a cache.
+        InvalidInputError: An argument is out of range, shapes do not match, the cache is full, or
+            the layer has no causal mask and gets a cache.
 
     Example:
 
@@ -167,7 +173,7 @@ class MultiHeadLatentAttention(keras.Layer):
             self.query_lora_rank = check_integer("query_lora_rank", query_lora_rank)
         if self.rope_head_dim % 2:
             raise InvalidInputError(
-                f"`rope_head_dim` must be even, for it is rotated in pairs; received "
+                f"`rope_head_dim` must be even, because entries are rotated in pairs; received "
                 f"{self.rope_head_dim}."
             )
         self.use_causal_mask = check_boolean("use_causal_mask", use_causal_mask)
@@ -225,22 +231,23 @@ class MultiHeadLatentAttention(keras.Layer):
         dense = keras.layers.EinsumDense(
             "btd,dhn->bthn", (None, self.num_heads, head_dim), **projection_arguments(self, name)
         )
-        dense.supports_masking = True  # It transforms each token alone; Keras's class can't know.
+        dense.supports_masking = True  # Correct for this equation: it transforms each token alone.
         dense.build((None, None, dim))
         return dense
 
     def make_cache(self, batch_size: int, max_length: int) -> Cache:
-        """Returns an empty cache, for the `cache` of a call.
+        """Returns an empty cache to pass as `cache` to a call.
 
         Args:
             batch_size: integer. Number of sequences.
-            max_length: integer. Number of tokens that it has room for, padding included.
+            max_length: integer. The most tokens that the cache can hold, padding included.
 
         Returns:
             A dict of tensors.
 
         Raises:
-            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
+            InvalidInputError: `max_length` is not a positive integer, or `batch_size` is not a
+                non-negative integer.
         """
         return make_cache(batch_size, max_length, self._cache_entries, self.compute_dtype)
 
@@ -264,14 +271,14 @@ class MultiHeadLatentAttention(keras.Layer):
         check_room(self, inputs, positions, cache_index)
         mask_of_outputs = take_last(mask, num_outputs)
         start = 0 if cache is None else cache_index
-        compressed = inputs
+        query_input_BTQ = inputs
         if self.query_lora_rank is not None:
-            compressed = self.query_norm(self.query_down(inputs))
-        turn = {"positions": positions, "start_index": start}
-        queries, keys = self._project(inputs, compressed, turn, num_outputs)
+            query_input_BTQ = self.query_norm(self.query_down(inputs))
+        position_arguments = {"positions": positions, "start_index": start}
+        queries, keys = self._project(inputs, query_input_BTQ, position_arguments, num_outputs)
         if cache is not None:
             cache = append_to_cache(cache, cache_index, keys, mask)
-            # Where a call fills the cache, there is nothing to look at but its own tokens.
+            # A call that fills the whole cache needs no keys but its own.
             if inputs.shape[1] is not None and inputs.shape[1] == cache["mask"].shape[1]:
                 keys["mask"] = cache["mask"]
             else:
@@ -283,26 +290,35 @@ class MultiHeadLatentAttention(keras.Layer):
             "use_causal_mask": self.use_causal_mask,
             "attention_mask": take_last(attention_mask, num_outputs),
         }
-        outputs = self.output_projection(self._attend(queries, keys, visibility, training))
+        heads_BTNV = self._attend(queries, keys, visibility, training)
+        outputs = self.output_projection(heads_BTNV)
         if num_outputs is not None:
             set_mask(outputs, mask_of_outputs)
         return outputs if cache is None else (outputs, cache)
 
     def _project(
-        self, inputs: Any, compressed: Any, turn: dict[str, Any], num_outputs: int | None
+        self,
+        inputs: Any,
+        query_input_BTQ: Any,
+        position_arguments: dict[str, Any],
+        num_outputs: int | None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns queries and keys by name; what is named in the cache is kept there."""
-        queries = self.query_up(take_last(compressed, num_outputs)) * self._scale
-        turn_of_queries = {
-            "positions": take_last(turn["positions"], num_outputs),
-            "start_index": start_of_last(inputs, turn["start_index"], num_outputs),
+        """Returns two dicts of tensors by name, for queries and for keys.
+
+        Queries are `nope` (BTNP) and `rope` (BTNR), scaled; keys are `latent` (BSC) and
+        `rotary_key` (BSR). The cache keeps the keys that `_cache_entries` names.
+        """
+        query_BTNH = self.query_up(take_last(query_input_BTQ, num_outputs)) * self._scale
+        query_positions = {
+            "positions": take_last(position_arguments["positions"], num_outputs),
+            "start_index": start_of_last(inputs, position_arguments["start_index"], num_outputs),
         }
         return {
-            "nope": queries[..., : self.nope_head_dim],
-            "rope": self.rotary(queries[..., self.nope_head_dim :], **turn_of_queries),
+            "nope": query_BTNH[..., : self.nope_head_dim],
+            "rope": self.rotary(query_BTNH[..., self.nope_head_dim :], **query_positions),
         }, {
             "latent": self.key_value_norm(self.key_value_down(inputs)),
-            "rotary_key": self.rotary(self.key_rope(inputs), **turn),
+            "rotary_key": self.rotary(self.key_rope(inputs), **position_arguments),
         }
 
     def _attend(
@@ -312,14 +328,14 @@ class MultiHeadLatentAttention(keras.Layer):
         visibility: dict[str, Any],
         training: bool | None,
     ) -> Any:
-        """Returns the heads, of shape `(batch_size, length, num_heads, value_head_dim)`."""
+        """Returns the attention outputs of each head (BTNV)."""
 
         def drop(weights: Any) -> Any:
             return self.drop(weights, training=training)
 
         parts = (queries["nope"], queries["rope"]), (keys["latent"], keys["rotary_key"])
         query_length, key_length = (part[0].shape[1] for part in parts)
-        mask = make_attention_mask(
+        mask_BTS = make_attention_mask(
             ops.shape(queries["nope"])[1], ops.shape(keys["latent"])[1], **visibility
         )
         ups = (self.key_up, self.value_up)
@@ -329,18 +345,18 @@ class MultiHeadLatentAttention(keras.Layer):
             self.nope_head_dim + self.value_head_dim,
             self.key_value_lora_rank,
         )
-        # A quantized kernel is of use to its own layer alone.
+        # Only the layer itself can use its quantized kernel.
         if absorbs and not any(up.quantization_mode for up in ups):
             kernels = [ops.cast(up.kernel, self.compute_dtype) for up in ups]
-            return attend_absorbed(*parts, mask, kernels, drop)
+            return attend_absorbed(*parts, mask_BTS, kernels, drop)
         is_causal = visibility["use_causal_mask"] and query_length == key_length
         is_prompt = is_causal and "mask" in keys and not (training and self.dropout)
         is_prompt = is_prompt and self.compute_dtype != "float64"
         if is_prompt and backend.current().compute.fuses_attention(queries["nope"]):
             masks = (visibility["key_mask"], visibility["attention_mask"])
-            is_plain = all(given is None for given in masks)
-            return attend_fused(*parts, None if is_plain else mask, ups)
-        return attend_naive(*parts, mask, ups, drop, is_causal=is_causal)
+            is_only_causal = all(given is None for given in masks)
+            return attend_fused(*parts, None if is_only_causal else mask_BTS, ups)
+        return attend_naive(*parts, mask_BTS, ups, drop, is_causal=is_causal)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)

@@ -1,4 +1,4 @@
-"""The call of `keras.layers.MultiHeadAttention`, for layers that take one tensor alone."""
+"""The call signature of `keras.layers.MultiHeadAttention`, for layers of self-attention."""
 
 from typing import Any
 
@@ -12,19 +12,19 @@ _MASKS = ("query_mask", "value_mask", "key_mask")
 def read_self_attention(
     layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns the arguments of a layer's own call, from those of `MultiHeadAttention`'s or its own.
+    """Returns the arguments for a layer's own call, from those of `MultiHeadAttention`.
 
-    Identity tells that `query`, `value` and `key` are one tensor, so it is asked before Keras casts
-    each of them.
+    Calls in the layer's own form pass unchanged. `query`, `value` and `key` must be the same
+    object, so this runs before Keras casts each of them.
 
     Args:
-        layer: `keras.Layer`, whose `call` takes `inputs` and `mask`, with a `use_causal_mask`.
-        args: The positional arguments of a call.
-        kwargs: The others.
+        layer: A layer with a `use_causal_mask`, whose `call` takes `inputs` and `mask`.
+        args: The positional arguments of the call.
+        kwargs: The keyword arguments of the call.
 
     Raises:
-        InvalidInputError: Value or key is another tensor than the query, or the call asks for what
-            a layer of blocks does not have.
+        InvalidInputError: Value or key is another tensor than the query, or the call uses a feature
+            of `MultiHeadAttention` that sparse attention lacks.
     """
     own = dict(kwargs)
     inputs = args[0] if args else own.pop("query", own.pop("inputs", None))
@@ -35,22 +35,23 @@ def read_self_attention(
     others += [each for each in rest[:1] if _is_floating(each)]
     if any(each is not None and each is not inputs for each in others):
         raise InvalidInputError(
-            f"{layer.name!r} is self-attention: query, value and key are one tensor. For "
-            "cross-attention take keras.layers.MultiHeadAttention."
+            f"{layer.name!r} is self-attention: query, value and key must be the same tensor. For "
+            "cross-attention use keras.layers.MultiHeadAttention."
         )
     masks = [mask for mask in (own.pop(name, None) for name in _MASKS) if mask is not None]
     if masks:
         own.setdefault("mask", masks[0])
     if own.pop("attention_mask", None) is not None or own.pop("return_attention_scores", False):
         raise InvalidInputError(
-            f"{layer.name!r} holds no matrix of length by length: it takes no `attention_mask` and "
-            "returns no scores. Say by its layout what is seen, and by `mask=` what is padding."
+            f"{layer.name!r} never computes a matrix of length by length, so it takes no "
+            "`attention_mask` and returns no scores. Set its layout to choose visible blocks, and "
+            "pass `mask=` to hide padding."
         )
     is_causal = own.pop("use_causal_mask", None)
     if is_causal is not None and bool(is_causal) != layer.use_causal_mask:
         raise InvalidInputError(
-            f"{layer.name!r} was made with use_causal_mask={layer.use_causal_mask}, which its "
-            f"blocks are laid out for, and called with {is_causal}. Give it to the layer."
+            f"{layer.name!r} was created with use_causal_mask={layer.use_causal_mask} and called "
+            f"with use_causal_mask={is_causal}. Set it when you create the layer."
         )
     return (inputs, *rest), own
 

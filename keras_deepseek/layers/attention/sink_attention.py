@@ -1,10 +1,10 @@
-"""Attention with sinks to a sliding window of tokens and to entries that are far away.
+"""Attention with sinks to a sliding window of tokens and to far entries.
 
-The window goes by blocks: queries that follow one another are multiplied with the keys that any of
-them sees. All heads share one head of keys, which are the values too.
+The window is computed in blocks: consecutive queries are multiplied with the keys that any of them
+sees. All heads share one head of keys, which are the values too.
 
-Legend: B batch, L tokens of a call, R recent tokens before them, H heads, D size of a head, N
-blocks, T queries in a block, W tokens in the window, C entries far away, K keys beside a query.
+Shape suffixes: B batch, T tokens of a call, R recent tokens before them, N heads, H size of a head,
+M blocks, Q queries in a block, K keys beside a block or a query, E far entries.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,24 +19,25 @@ from keras_deepseek.layers.attention.hidden_score import HIDDEN
 from keras_deepseek.layers.double_precision import promote_dtypes
 
 _BLOCK_SIZES = (16, 128)
-"""The fewest and the most queries in a block: as many as the window has tokens, within these."""
+"""The fewest and the most queries in a block. Within these limits it is the window's size."""
 
 _MOST_GATHERED = 2**24
-"""How many numbers of chosen entries of a sequence are gathered at once, if the parts allow it."""
+"""The most numbers of chosen entries of a sequence to gather at once, unless `_MOST_PARTS`
+binds."""
 
 _MOST_PARTS = 16
-"""How many parts the blocks are computed in at most: each is compiled on its own."""
+"""The most parts in which the blocks are computed. Each part is compiled by itself."""
 
 
 @dataclass(frozen=True, eq=False)
 class NearKeys:
-    """The tokens that a sliding window goes over.
+    """The keys of the tokens that a sliding window covers.
 
     Args:
-        keys: Tensor of shape `(B, R + L, D)`.
-        num_before: Integer tensor of shape `(B, 1)` or `(1, 1)`. How many of the tokens before the
-            call there are; of R, the last ones.
-        sliding_window: integer. W: a query sees its own token and so many less one before it.
+        keys: Tensor of shape `(B, R + T, H)`.
+        num_before: Integer tensor of shape `(B, 1)` or `(1, 1)`. The number of real tokens among
+            the R recent ones; they are the last of these.
+        sliding_window: The number of tokens that a query sees, its own token included.
     """
 
     keys: Any
@@ -46,12 +47,12 @@ class NearKeys:
 
 @dataclass(frozen=True, eq=False)
 class FarKeys:
-    """Entries, of which a query sees the first few, or chosen ones of these.
+    """The keys of far entries, of which a query sees the first few, or chosen ones of these.
 
     Args:
-        keys: Tensor of shape `(B, C, D)`.
-        num_visible: Integer tensor of shape `(B, L)` or `(1, L)`.
-        chosen: Integer tensor of shape `(B, L, K)`, or `None` for all.
+        keys: Tensor (BEH).
+        num_visible: Integer tensor of shape `(B, T)` or `(1, T)`.
+        chosen: Integer tensor (BTK), the numbers of the chosen entries, or `None` for all.
     """
 
     keys: Any
@@ -60,75 +61,77 @@ class FarKeys:
 
 
 def sink_attention(
-    queries: Any, near: NearKeys, far: FarKeys | None, sinks: Any, drop: Callable[[Any], Any]
+    query_BTNH: Any, near: NearKeys, far: FarKeys | None, sinks_N: Any, drop: Callable[[Any], Any]
 ) -> Any:
-    """Returns softmax(Q Kᵀ, with a sink a head beside it) K over all that a query sees.
+    """Returns softmax(Q Kᵀ, with one sink score a head) K over all keys that a query sees (BTNH).
+
+    A query that sees no key gets zeros.
 
     Args:
-        queries: Tensor of shape `(B, L, H, D)`, scaled.
-        near: `NearKeys`.
-        far: `FarKeys` or `None`.
-        sinks: Tensor of shape `(H,)`. The score of what is not there, and takes weight away.
-        drop: What drops some of the attention weights.
-
-    Returns:
-        A tensor of shape `(B, L, H, D)`; zeros where a query sees nothing.
+        query_BTNH: Tensor, scaled.
+        near: The keys of the window.
+        far: The far keys, or `None`.
+        sinks_N: Tensor. A score of no key, which only takes weight away from the keys.
+        drop: Dropout for attention weights.
     """
-    batch_size, length, num_heads, dim = ops.shape(queries)
+    batch_size, length, num_heads, dim = ops.shape(query_BTNH)
     fewest, most = _BLOCK_SIZES
-    size = min(max(near.sliding_window, fewest), most, queries.shape[1] or most)
+    size = min(max(near.sliding_window, fewest), most, query_BTNH.shape[1] or most)
     num_blocks = (length + size - 1) // size
-    queries = _to_blocks(queries, num_blocks, size)
-    near_keys, is_near = _find_near(near, length, num_blocks, size)
-    chosen = num_visible = None
+    query_BMQNH = _to_blocks(query_BTNH, num_blocks, size)
+    near_BMKH, is_near_BMQK = _find_near(near, length, num_blocks, size)
+    chosen_BMQK = num_visible_BMQ1 = None
     if far is not None:
-        num_visible = _to_blocks(far.num_visible[..., None], num_blocks, size)
-        chosen = None if far.chosen is None else _to_blocks(far.chosen, num_blocks, size)
+        num_visible_BMQ1 = _to_blocks(far.num_visible[..., None], num_blocks, size)
+        chosen_BMQK = None if far.chosen is None else _to_blocks(far.chosen, num_blocks, size)
 
     outputs = []
-    for part in _split_blocks(num_blocks, chosen, dim):
-        # For each kind of keys: its equation, the keys and which of them a query sees.
-        kinds = [("bnkd", near_keys[:, part], is_near[:, part])]
-        if far is not None and num_visible is not None:
-            counts = num_visible[:, part]
-            if chosen is None:
-                numbers = ops.arange(ops.shape(far.keys)[1], dtype="int32")
-                kinds.append(("bkd", far.keys, numbers < counts))
+    for part in _split_blocks(num_blocks, chosen_BMQK, dim):
+        # For each kind of keys: the einsum indices, the keys, and which keys a query sees.
+        kinds = [("bmkh", near_BMKH[:, part], is_near_BMQK[:, part])]
+        if far is not None and num_visible_BMQ1 is not None:
+            counts_BMQ1 = num_visible_BMQ1[:, part]
+            if chosen_BMQK is None:
+                numbers_E = ops.arange(ops.shape(far.keys)[1], dtype="int32")
+                kinds.append(("bkh", far.keys, numbers_E < counts_BMQ1))
             else:
-                numbers = chosen[:, part]
-                kinds.append(("bntkd", take_rows(far.keys, numbers), numbers < counts))
-        outputs.append(_attend(queries[:, part], kinds, sinks, drop))
-    joined = outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, axis=1)
-    return ops.reshape(joined, (batch_size, num_blocks * size, num_heads, dim))[:, :length]
+                numbers_BMQK = chosen_BMQK[:, part]
+                far_BMQKH = take_rows(far.keys, numbers_BMQK)
+                kinds.append(("bmqkh", far_BMQKH, numbers_BMQK < counts_BMQ1))
+        outputs.append(_attend(query_BMQNH[:, part], kinds, sinks_N, drop))
+    joined_BMQNH = outputs[0] if len(outputs) == 1 else ops.concatenate(outputs, axis=1)
+    return ops.reshape(joined_BMQNH, (batch_size, num_blocks * size, num_heads, dim))[:, :length]
 
 
-def _split_blocks(num_blocks: Any, chosen: Any, dim: int) -> list[slice]:
-    """Returns in which parts to compute: what is gathered at once should not fill the memory."""
-    if chosen is None or not isinstance(num_blocks, int):
+def _split_blocks(num_blocks: Any, chosen_BMQK: Any, dim: int) -> list[slice]:
+    """Returns slices of blocks to compute one by one, so that gathered keys fit in memory."""
+    if chosen_BMQK is None or not isinstance(num_blocks, int):
         return [slice(None)]
-    size, num_chosen = chosen.shape[2:]
+    size, num_chosen = chosen_BMQK.shape[2:]
     fitting = max(1, _MOST_GATHERED // (size * num_chosen * dim))
     width = max(fitting, -(-num_blocks // _MOST_PARTS))
     return [slice(start, start + width) for start in range(0, num_blocks, width)]
 
 
 def _attend(
-    queries: Any,
+    query_BMQNH: Any,
     kinds: Sequence[tuple[str, Any, Any]],
-    sinks: Any,
+    sinks_N: Any,
     drop: Callable[[Any], Any],
 ) -> Any:
-    """Returns the outputs of blocks of queries (B, N, T, H, D) over all kinds of keys."""
-    scores = [ops.einsum(f"bnthd,{kind}->bnthk", queries, keys) for kind, keys, _ in kinds]
-    weights = _weigh(scores, [is_shown for *_, is_shown in kinds], sinks)
+    """Returns the attention outputs (BMQNH) over all kinds of keys."""
+    scores = [
+        ops.einsum(f"bmqnh,{indices}->bmqnk", query_BMQNH, keys) for indices, keys, _ in kinds
+    ]
+    weights = _weigh(scores, [is_visible for *_, is_visible in kinds], sinks_N)
     return sum(
-        ops.einsum(f"bnthk,{kind}->bnthd", drop(ops.cast(weight, keys.dtype)), keys)
-        for weight, (kind, keys, _) in zip(weights, kinds, strict=True)
+        ops.einsum(f"bmqnk,{indices}->bmqnh", drop(ops.cast(weight_BMQNK, keys.dtype)), keys)
+        for weight_BMQNK, (indices, keys, _) in zip(weights, kinds, strict=True)
     )
 
 
 def _to_blocks(x: Any, num_blocks: Any, size: int) -> Any:
-    """From (B, L, ...) to (B, N, T, ...), the end filled up with the last query."""
+    """Reshapes (B, T, ...) to (B, M, Q, ...), padded with copies of the last query."""
     batch_size, length, *row = ops.shape(x)
     if not isinstance(length, int) or length != num_blocks * size:
         x = ops.take(
@@ -138,35 +141,39 @@ def _to_blocks(x: Any, num_blocks: Any, size: int) -> Any:
 
 
 def _find_near(near: NearKeys, length: Any, num_blocks: Any, size: int) -> tuple[Any, Any]:
-    """Returns the keys beside each block (B, N, K, D), and what is seen of them (B, N, T, K)."""
+    """Returns the keys beside each block (BMKH), and which of them a query sees (BMQK)."""
     window, num_tokens = near.sliding_window, ops.shape(near.keys)[1]
     num_keys = window - 1 + size
-    # Counted from the first token of the call; the recent ones have negative numbers.
-    firsts = ops.arange(num_blocks, dtype="int32")[:, None] * size - (window - 1)
-    numbers = firsts + ops.arange(num_keys, dtype="int32")
-    rows = ops.clip(numbers + (num_tokens - length), 0, num_tokens - 1)
-    distance = np.arange(size)[:, None] - np.arange(num_keys) + window - 1
-    is_near = (distance >= 0) & (distance < window)
-    num_recent = ops.minimum(near.num_before, num_tokens - length)
-    is_token = numbers >= -num_recent[..., None]
-    return ops.take(near.keys, rows, axis=1), ops.logical_and(is_near, is_token[:, :, None])
+    # Counted from the first token of the call, so recent tokens have negative numbers.
+    first_M1 = ops.arange(num_blocks, dtype="int32")[:, None] * size - (window - 1)
+    numbers_MK = first_M1 + ops.arange(num_keys, dtype="int32")
+    rows_MK = ops.clip(numbers_MK + (num_tokens - length), 0, num_tokens - 1)
+    distance_QK = np.arange(size)[:, None] - np.arange(num_keys) + window - 1
+    is_near_QK = (distance_QK >= 0) & (distance_QK < window)
+    num_recent_B1 = ops.minimum(near.num_before, num_tokens - length)
+    is_token_BMK = numbers_MK >= -num_recent_B1[..., None]
+    is_visible_BMQK = ops.logical_and(is_near_QK, is_token_BMK[:, :, None])
+    return ops.take(near.keys, rows_MK, axis=1), is_visible_BMQK
 
 
-def _weigh(scores: Sequence[Any], is_shown: Sequence[Any], sinks: Any) -> list[Any]:
-    """Returns the attention weights, of one softmax in float32 over all kinds and the sinks."""
+def _weigh(scores: Sequence[Any], is_visible: Sequence[Any], sinks_N: Any) -> list[Any]:
+    """Returns attention weights for each kind of keys, by one softmax over all kinds and sinks.
+
+    They are in float32 or better. Scores, masks and weights are BMQNK, BMQK and BMQNK.
+    """
     dtype = promote_dtypes(scores[0].dtype, "float32")
     scores = [
-        ops.where(shown[..., None, :], ops.cast(score, dtype), HIDDEN)
-        for score, shown in zip(scores, is_shown, strict=True)
+        ops.where(visible_BMQK[..., None, :], ops.cast(score_BMQNK, dtype), HIDDEN)
+        for score_BMQNK, visible_BMQK in zip(scores, is_visible, strict=True)
     ]
-    sinks = ops.cast(sinks, dtype)[:, None]
-    highest = ops.stop_gradient(sinks)
-    for score in scores:
-        # Keras refuses the maximum of an empty batch without an initial one.
-        most = ops.max(ops.stop_gradient(score), axis=-1, keepdims=True, initial=HIDDEN)
+    sinks_N1 = ops.cast(sinks_N, dtype)[:, None]
+    highest = ops.stop_gradient(sinks_N1)
+    for score_BMQNK in scores:
+        # Without `initial`, Keras refuses the maximum of an empty batch.
+        most = ops.max(ops.stop_gradient(score_BMQNK), axis=-1, keepdims=True, initial=HIDDEN)
         highest = ops.maximum(highest, most)
-    exponents = [ops.exp(score - highest) for score in scores]
-    total = ops.exp(sinks - highest)
+    exponents = [ops.exp(score_BMQNK - highest) for score_BMQNK in scores]
+    total_BMQN1 = ops.exp(sinks_N1 - highest)
     for exponent in exponents:
-        total = total + ops.sum(exponent, axis=-1, keepdims=True)
-    return [exponent / total for exponent in exponents]
+        total_BMQN1 = total_BMQN1 + ops.sum(exponent, axis=-1, keepdims=True)
+    return [exponent / total_BMQN1 for exponent in exponents]

@@ -1,4 +1,8 @@
-"""The attention of DeepSeek-V4: here over a sliding window alone, and what its kin build upon."""
+"""Sliding window attention of DeepSeek-V4, and the base of its two compressed attentions.
+
+Shape suffixes: B batch, T tokens of a call, S cached and new tokens, Q size of the low-rank
+queries, N heads, H size of a head, G groups of heads.
+"""
 
 from typing import Any
 
@@ -23,7 +27,7 @@ from keras_deepseek.layers.attention.key_value_cache import (
     Cache,
     append_to_cache,
     check_states,
-    go_on,
+    continue_cache,
     make_cache,
 )
 from keras_deepseek.layers.attention.sink_attention import FarKeys, NearKeys, sink_attention
@@ -36,16 +40,16 @@ from keras_deepseek.layers.token_dim import read_dim
 from keras_deepseek.layers.token_norm import make_token_norm
 
 _FIXED_SCALINGS = ("default", "linear", "llama3", "yarn")
-"""Those by which a position has one angle, however long the sequence has become."""
+"""Scalings whose angle of a position does not depend on the length of the sequence."""
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class SlidingWindowAttention(keras.Layer):
-    """Causal self-attention with sinks over the last few tokens, which all heads see as one key.
+    """Causal self-attention with sinks over the last few tokens; all heads share one key a token.
 
-    Choose it for the layers of a DeepSeek-V4 that look nowhere else, whose layer type is
-    `sliding_attention`; `CompressedSparseAttention` and `HeavilyCompressedAttention` are the same
-    with entries of far away tokens beside the window. For tokens `t` and each head `h`,
+    Choose it for the layers of a DeepSeek-V4 with the type `sliding_attention`, which see only the
+    window. `CompressedSparseAttention` and `HeavilyCompressedAttention` do the same and also see
+    entries for far tokens. For tokens `t` and each head `h`,
 
     ```
     q_h = rotary(rms(query_up_h(rms_norm(query_down(x_t)))), t)      the inner norm has a scale
@@ -55,63 +59,66 @@ class SlidingWindowAttention(keras.Layer):
     output = output(concat over groups g of output_down_g(the o_h of the group))
     ```
 
-    The sink is a score of no token, that takes weight away. `rotary` turns the last `rope_head_dim`
-    numbers, neighbours as pairs; the rotation by `-t` leaves of a value's own just the distance.
-    The window goes by blocks, so the cost grows with the length, not its square.
+    A sink is a score without a key; it takes weight away from the keys. `rotary` rotates the last
+    `rope_head_dim` numbers, adjacent ones as pairs. The rotation by `-t` leaves only the distance
+    in a value. The window is computed in blocks, so the cost grows with the length, not its square.
 
-    A boolean mask, Keras's or as `mask`, hides padding and passes through; outputs at padded places
-    have no meaning. Tokens are counted without padding, wherever it stands: a window is over the
-    last `sliding_window` real tokens, and where no `positions` are given, a token's position is the
-    number of real ones before it.
+    A boolean mask (from Keras, or `mask`) hides padding and is passed on; outputs at padding have
+    no meaning. Padding may stand anywhere and is not counted: a window covers the last
+    `sliding_window` real tokens, and without `positions` a token's position is the number of real
+    tokens before it.
 
-    A cache is a dict of `"mask"`, a slot a token, and `"recent_key"`, the last `sliding_window`
-    tokens alone, however long the sequence. It goes forwards: `cache_index` is the number of slots
-    that earlier calls filled, or 0 to begin anew; slots that are skipped are as padding. A smaller
-    one is refused where that costs nothing to see, eagerly on a CPU, and else gives wrong outputs.
+    A cache is a dict of `"mask"`, one slot a token, and `"recent_key"`, which holds only the last
+    `sliding_window` tokens. It can only continue: `cache_index` must be the number of slots that
+    earlier calls filled, or 0 to start again; skipped slots count as padding. A smaller index
+    raises an error in eager mode on a CPU, where the check is free; elsewhere the outputs are
+    wrong.
 
-    The weights are those of a checkpoint but for their layout: `q_a_proj` is `query_down`,
-    `q_b_proj` `query_up`, `kv_proj` `key_value`, `o_a_proj` `output_down`, `o_b_proj` `output`.
+    Weights of a checkpoint, apart from their layout: `q_a_proj` is `query_down`, `q_b_proj`
+    `query_up`, `kv_proj` `key_value`, `o_a_proj` `output_down`, `o_b_proj` `output`.
 
     Args:
         num_heads: integer. Number of attention heads.
         head_dim: integer. Size of a head of queries, and of the one key.
-        rope_head_dim: integer. How many of them are rotated by position, the last; an even number.
+        rope_head_dim: integer. Size of the last part of a head, which is rotated by position. It
+            must be even.
         query_lora_rank: integer. Size of the compressed queries.
-        num_output_groups: integer. In how many groups the heads are projected; a divisor of
-            `num_heads`.
+        num_output_groups: integer. The number of groups in which the heads are projected. It must
+            divide `num_heads`.
         output_lora_rank: integer. Size of a group's projection.
-        sliding_window: integer. How many tokens a token sees, its own among them. Defaults to
+        sliding_window: integer. How many tokens a token attends to, itself included. Defaults to
             `128`.
         rope_max_wavelength: float. The base of the rotary angles. Defaults to `10000.0`.
-        rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`, of a kind by which angles
-            don't depend on the length. As in DeepSeek-V4, that of `"yarn"` has an
-            `attention_factor` of 1 unless it is given. Defaults to `None`.
-        dropout: float. Rate at which attention weights are dropped in training. Defaults to `0.0`.
+        rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`, of a kind whose angles
+            don't depend on the length. As in DeepSeek-V4, the `attention_factor` of `"yarn"` is 1
+            unless given. Defaults to `None`.
+        dropout: float. Fraction of attention weights to drop in training. Defaults to `0.0`.
         epsilon: float. Added to the mean squares in the norms. Defaults to `1e-6`.
-        kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of all
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. The initializer of all
             kernels. Defaults to `"glorot_uniform"`.
-        max_length: integer or `None`. Number of positions, in tokens, beyond which a call, or a
-            model of a known length, is refused unless it is given `positions`; that of
+        max_length: integer or `None`. The largest number of positions, in tokens. A longer call, or
+            a model of a longer known length, raises an error unless `positions` are given. See
             `RotaryEmbedding`. Defaults to `None`.
-        seed: integer or `None`. Seed of the dropout. Defaults to `None`.
+        seed: integer or `None`. Random seed of the dropout. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
-            `None` for the mask that `inputs` carry.
+        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
+            mask of `inputs`.
         positions: Integer tensor of shape `(batch_size, length)`, or `None` to count the real
-            tokens, on from those in the cache.
-        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
-        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+            tokens, continuing from the cache.
+        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
+        cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
         training: boolean. Whether to drop attention weights.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
-        A tensor of the shape of `inputs`; with a cache, the pair of it and the new cache.
+        A tensor of the shape of `inputs`; with a cache, a pair of that tensor and the new cache.
 
     Raises:
-        InvalidInputError: An argument is out of its range, shapes do not fit, or the cache is full.
+        InvalidInputError: An argument is out of range, shapes do not match, or the cache is full.
 
     Example:
 
@@ -216,33 +223,34 @@ class SlidingWindowAttention(keras.Layer):
         self, name: str, equation: str, input_sizes: tuple[int, ...], *sizes: int
     ) -> keras.layers.EinsumDense:
         arguments = projection_arguments(self, name)
-        if name == "output_down":  # One kernel a group.
+        if name == "output_down":  # It stacks one kernel per group.
             initializer = stack_initializer(self.kernel_initializer, sizes[0])
             arguments["kernel_initializer"] = initializer
         dense = keras.layers.EinsumDense(equation, (None, *sizes), **arguments)
-        dense.supports_masking = True  # It transforms each token alone; Keras's class can't know.
+        dense.supports_masking = True  # Correct for these equations: each token alone.
         dense.build((None, None, *input_sizes))
         return dense
 
     def make_cache(self, batch_size: int, max_length: int) -> Cache:
-        """Returns an empty cache, for the `cache` of a call.
+        """Returns an empty cache to pass as `cache` to a call.
 
         Args:
             batch_size: integer. Number of sequences.
-            max_length: integer. Number of tokens that it has room for, padding included.
+            max_length: integer. The most tokens that the cache can hold, padding included.
 
         Returns:
             A dict of tensors.
 
         Raises:
-            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
+            InvalidInputError: `max_length` is not a positive integer, or `batch_size` is not a
+                non-negative integer.
         """
         check_integer("max_length", max_length)
         states = self._cache_shapes(max_length)
         return make_cache(batch_size, max_length, {}, self.compute_dtype, states=states)
 
     def _cache_shapes(self, max_length: int) -> dict[str, tuple[int, int]]:
-        """Returns the slots and the size of each entry of a cache but the mask."""
+        """Returns the slots and the size of each cache entry, without the mask."""
         return {"recent_key": (self.sliding_window, self.head_dim)}
 
     def call(
@@ -262,7 +270,7 @@ class SlidingWindowAttention(keras.Layer):
         num_before = None
         if cache is not None:
             check_states(cache, inputs.shape[0], self._cache_shapes)
-            cache = go_on(cache, cache_index)
+            cache = continue_cache(cache, cache_index)
             num_before = ops.expand_dims(count_tokens(cache["mask"], cache_index), 1)
         if inputs.shape[1] == 0:
             outputs = ops.cast(inputs, self.compute_dtype)
@@ -279,38 +287,35 @@ class SlidingWindowAttention(keras.Layer):
     def _attend(
         self, tokens: PackedTokens, cache: Cache | None, training: bool | None
     ) -> tuple[Any, Cache]:
-        """Returns the outputs of packed tokens, and the entries of the new cache but the mask."""
+        """Returns the outputs of packed tokens, and the new cache entries without the mask."""
         updates = {}
-        compressed = self.query_norm(self.query_down(tokens.inputs))
-        queries = ops.rms_normalization(self.query_up(compressed), epsilon=self.epsilon)
-        queries = queries * self.head_dim**-0.5
-        keys = self.key_value_norm(self.key_value(tokens.inputs))
-        queries, keys = (self._rotate(x, tokens.positions) for x in (queries, keys))
+        low_rank_BTQ = self.query_norm(self.query_down(tokens.inputs))
+        query_BTNH = ops.rms_normalization(self.query_up(low_rank_BTQ), epsilon=self.epsilon)
+        query_BTNH = query_BTNH * self.head_dim**-0.5
+        keys_BSH = self.key_value_norm(self.key_value(tokens.inputs))
+        query_BTNH, keys_BSH = (self._rotate(x, tokens.positions) for x in (query_BTNH, keys_BSH))
         if cache is not None:
-            keys, updates["recent_key"] = join_recent(cache["recent_key"], keys, tokens)
-        far, far_updates = self._find_far(tokens, compressed, cache)
-        heads = sink_attention(
-            queries,
-            NearKeys(keys, tokens.num_before, self.sliding_window),
+            keys_BSH, updates["recent_key"] = join_recent(cache["recent_key"], keys_BSH, tokens)
+        far, far_updates = self._find_far(tokens, low_rank_BTQ, cache)
+        heads_BTNH = sink_attention(
+            query_BTNH,
+            NearKeys(keys_BSH, tokens.num_before, self.sliding_window),
             far,
             self.sinks,
             lambda weights: self.drop(weights, training=training),
         )
-        heads = self._rotate(heads, -tokens.positions)
-        batch_size, length = ops.shape(heads)[:2]
+        heads_BTNH = self._rotate(heads_BTNH, -tokens.positions)
+        batch_size, length = ops.shape(heads_BTNH)[:2]
         groups = self.num_output_groups
-        heads = ops.reshape(
-            heads, (batch_size, length, groups, self.num_heads * self.head_dim // groups)
+        grouped_BTGx = ops.reshape(
+            heads_BTNH, (batch_size, length, groups, self.num_heads * self.head_dim // groups)
         )
-        return self.output_projection(self.output_down(heads)), {**updates, **far_updates}
+        return self.output_projection(self.output_down(grouped_BTGx)), {**updates, **far_updates}
 
     def _find_far(
-        self, tokens: PackedTokens, queries: Any, cache: Cache | None
+        self, tokens: PackedTokens, low_rank_BTQ: Any, cache: Cache | None
     ) -> tuple[FarKeys | None, Cache]:
-        """Returns what is seen beside the window, here nothing, and what changes in the cache.
-
-        `queries` are the compressed ones.
-        """
+        """Returns far keys, here none, and updates of the cache; subclasses override it."""
         return None, {}
 
     def _rotate(self, x: Any, positions: Any) -> Any:
@@ -345,7 +350,7 @@ class SlidingWindowAttention(keras.Layer):
 
 
 def _complete_scaling(scaling: Any) -> Any:
-    """Returns a scaling by which, as in DeepSeek-V4, YaRN does not raise the amplitude."""
+    """Returns the scaling, with an `attention_factor` of 1 for YaRN as in DeepSeek-V4."""
     if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) == "yarn":
         return {"attention_factor": 1.0, **scaling}
     return scaling
@@ -355,7 +360,6 @@ def _check_scaling(scaling: dict[str, Any] | None) -> None:
     kind = "default" if scaling is None else scaling["rope_type"]
     if kind not in _FIXED_SCALINGS:
         raise InvalidInputError(
-            f"`rope_scaling` must be of one of the kinds {', '.join(_FIXED_SCALINGS)}, received "
-            f"{kind!r}: its angles change with the length, and entries that were compressed before "
-            f"would not fit those after."
+            f"`rope_scaling` must be one of {', '.join(_FIXED_SCALINGS)}, received {kind!r}. Its "
+            f"angles change with the length, so earlier cached entries would not match later ones."
         )

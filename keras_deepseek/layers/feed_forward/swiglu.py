@@ -1,4 +1,4 @@
-"""The feed-forward block of the DeepSeek models and of most language models since Llama."""
+"""SwiGLU, the feed-forward block of DeepSeek's models and most language models since Llama."""
 
 import math
 from typing import Any
@@ -18,28 +18,30 @@ from keras_deepseek.layers.token_dim import read_last_dim
 class SwiGLU(FloatingInputLayer):
     """A feed-forward block whose hidden activations are gated by a SiLU of the same input.
 
-    Choose it where a Transformer block has its two-layer perceptron. It has three kernels instead
-    of two, so for as many parameters take two thirds of the usual `intermediate_dim`. It computes
+    Choose it in place of the two-layer perceptron of a Transformer block. It has three kernels
+    instead of two, so use two thirds of the usual `intermediate_dim` for the same number of
+    parameters. It computes
 
     ```
     output = down(silu(gate(x)) * up(x))          silu(z) = z * sigmoid(z)
     ```
 
     where `gate` and `up` project the last axis to `intermediate_dim`, and `down` projects it back.
-    With a `clamp` of `c`, as in DeepSeek-V4, no activation can run away:
+    With a `clamp` of `c`, as in DeepSeek-V4, activations stay bounded:
 
     ```
     output = down(silu(min(gate(x), c)) * clip(up(x), -c, c))
     ```
 
-    Every position is transformed by itself: a mask passes through unchanged, and there is nothing
-    to cache. `gate`, `up` and `down` are `keras.layers.Dense` layers: each has `enable_lora`, and a
-    `keras.distribution.LayoutMap` finds `.../gate/kernel`, `.../up/kernel` and `.../down/kernel`.
+    Every position is transformed by itself, so a mask is passed on and a decoder caches nothing.
+    `gate`, `up` and `down` are `keras.layers.Dense` layers: each has `enable_lora`, and a
+    `keras.distribution.LayoutMap` can match `.../gate/kernel`, `.../up/kernel` and
+    `.../down/kernel`.
 
     Args:
         intermediate_dim: integer. Size of the hidden, gated activations.
-        use_bias: boolean. Whether each of the three projections adds a bias. Defaults to `False`.
-        clamp: float or `None`. Bound of the hidden activations, as above. `None` leaves them free.
+        use_bias: boolean. If true, each of the three projections adds a bias. Defaults to `False`.
+        clamp: float or `None`. Bound of the hidden activations, as above. `None` sets no bound.
             Defaults to `None`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
             three kernels. Defaults to `"glorot_uniform"`.
@@ -127,8 +129,8 @@ class SwiGLU(FloatingInputLayer):
 
 
 def gate_activations(gate: Any, up: Any, clamp: float | None) -> Any:
-    """Returns the hidden activations from the two projections of the inputs."""
+    """Returns the hidden activations of a SwiGLU from the two projections of its inputs."""
     if clamp is not None:
-        gate = ops.clip(gate, -math.inf, clamp)  # Not `minimum`, which ends in float32 on PyTorch.
+        gate = ops.clip(gate, -math.inf, clamp)  # `minimum` would return float32 on PyTorch.
         up = ops.clip(up, -clamp, clamp)
     return ops.silu(gate) * up

@@ -1,4 +1,4 @@
-"""Walker's alias method: to draw from any distribution over classes in two steps of work."""
+"""Walker's alias method, which draws from any distribution over classes in constant time."""
 
 from typing import Any
 
@@ -8,15 +8,17 @@ from keras_deepseek.artifacts.signature import Array
 
 
 def make_alias_table(probabilities: Any) -> tuple[Array, Array]:
-    """Returns what a draw goes by: draw a class evenly, keep it by its chance, or take its alias.
+    """Returns the acceptance chances and the aliases of an alias table.
+
+    To draw a class, draw one uniformly, keep it with its chance, and otherwise take its alias.
 
     Args:
         probabilities: Array of shape `(num_classes,)`, whose sum is 1.
 
     Returns:
-        A pair of arrays of that shape: the chances, float32, and the aliases, int32.
+        Two arrays of that shape: the chances, float32, and the aliases, int32.
     """
-    # Each class is a column of height 1; those that are too high fill up those that are too low.
+    # Each class is a column of height 1: columns that are too high fill up columns too low.
     heights = np.asarray(probabilities, "float64") * len(probabilities)
     chances = np.ones(len(heights))
     aliases = np.arange(len(heights), dtype="int32")
@@ -28,7 +30,7 @@ def make_alias_table(probabilities: Any) -> tuple[Array, Array]:
         heights[giver] -= 1 - heights[filled]
         if heights[giver] < 1:
             low.append(high.pop())
-    # What is left is 1 to rounding, unless a class of no height were never to be drawn at all.
+    # The rest has height 1 up to rounding, except a class of probability 0, never to be drawn.
     for rest in low:
         if probabilities[rest] == 0:
             chances[rest], aliases[rest] = 0.0, int(np.argmax(probabilities))

@@ -1,4 +1,4 @@
-"""The last layer of a language model in training: hidden states to losses, with few logits."""
+"""Output projection and cross entropy in one layer, with few logits in memory."""
 
 from typing import Any
 
@@ -15,6 +15,7 @@ from keras_deepseek.layers.heads.token_losses import (
     compute_token_losses,
     differentiate_token_losses,
     mark_unknown_classes,
+    weigh_tokens,
 )
 from keras_deepseek.layers.heads.vocabulary_head import (
     VocabularyHead,
@@ -22,20 +23,18 @@ from keras_deepseek.layers.heads.vocabulary_head import (
     project,
 )
 from keras_deepseek.layers.input_check import Shape, check_tokens
-from keras_deepseek.layers.mask_check import check_mask
 
-_LEAST_CLASS = -(2**31)  # Of the integers that targets are.
+_LEAST_CLASS = -(2**31)  # The least int32.
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class ChunkedCrossEntropy(VocabularyHead):
-    """The output projection and the cross entropy in one, with the logits of a few tokens at once.
+    """Output projection and cross entropy in one layer, with the logits of a few tokens at a time.
 
-    Choose it over a `Dense` layer and a loss where the vocabulary is large: the logits of a batch
-    take `num_tokens * vocabulary_size` numbers, often more than all else, and their gradients as
-    many. Here no more than `chunk_size` tokens have theirs at any time, in the forward and in the
-    backward pass, which computes them anew: one product of matrices on top of three. The numbers
-    are the same:
+    Choose it over a `Dense` layer and a loss if the vocabulary is large: the logits of a batch take
+    `num_tokens * vocabulary_size` numbers, often more than all else, and their gradients as many.
+    Here at most `chunk_size` tokens have logits at any time. The backward pass recomputes them,
+    which costs one matrix product in addition to three. The results are the same:
 
     ```
     logits = soft_cap * tanh((x @ kernel + bias) / soft_cap)          without the cap: x @ kernel
@@ -43,41 +42,41 @@ class ChunkedCrossEntropy(VocabularyHead):
     ```
 
     Called with targets, it returns the loss of each token and adds their mean to the losses of the
-    model, so that the model is compiled without one:
+    model. Compile the model without a loss:
 
     ```
     head = ChunkedCrossEntropy(vocabulary_size)
     training_model = keras.Model([tokens, targets], head(hidden, targets))
     training_model.compile("adam")
     training_model.fit([x, y])
-    model = keras.Model(tokens, head(hidden))                         the same weights, logits
+    model = keras.Model(tokens, head(hidden))                         logits, with the same weights
     ```
 
-    The mean is over the tokens that count, each by its sample weight: the sum of weighted losses
-    over the sum of weights. A token does not count where the mask is false or its target is
-    `ignore_class`; its loss is returned as 0. A token that counts and whose target is no class has
-    a loss of NaN, and so has the batch. The mask passes through.
+    The mean is the sum of weighted losses over the sum of sample weights, over all tokens that
+    count. A token does not count if the mask is false or its target is `ignore_class`; its loss is
+    returned as 0. If a token that counts has a target that is not a class, its loss and that of the
+    batch are NaN. The mask is passed on.
 
-    It saves memory eagerly and in every compiled form, with and without XLA. What is left is three
-    to four times the logits of a chunk, in float32, and the gradient of the kernel, which is added
-    up in float32 whatever the compute dtype.
+    It saves memory in eager mode and when compiled, with and without XLA. It needs three to four
+    times the logits of a chunk, in float32, and the gradient of the kernel, which is always summed
+    in float32.
 
-    Returned losses are in the layer's compute dtype, the mean that is added is in float32.
+    Returned losses are in the layer's compute dtype; the added mean is in float32.
 
     Args:
         vocabulary_size: integer or `None`. The number of classes. `None` takes that of
             `token_embedding`. Defaults to `None`.
         token_embedding: `keras.layers.Embedding` or `None`. Its table is the kernel, as in a model
-            with tied embeddings. `None` makes a kernel. Defaults to `None`.
-        chunk_size: integer. How many tokens have logits at a time. Defaults to `1024`.
+            with tied embeddings. `None` creates a kernel. Defaults to `None`.
+        chunk_size: integer. The most tokens that have logits at a time. Defaults to `1024`.
         ignore_class: integer or `None`. The target of tokens that do not count, such as `-100`.
             Defaults to `None`.
         z_loss: float. Weight of `logsumexp(logits) ** 2`, which keeps logits small. Defaults to
             `0.0`.
         soft_cap: float or `None`. Bound of the logits, as above. Defaults to `None`.
-        loss_weight: float. What the mean is multiplied with before it is added; `0.0` adds nothing.
-            Defaults to `1.0`.
-        use_bias: boolean. Whether the projection adds a bias. Defaults to `False`.
+        loss_weight: float. A factor of the mean before it is added; `0.0` adds nothing. Defaults to
+            `1.0`.
+        use_bias: boolean. If true, the projection adds a bias. Defaults to `False`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Defaults to
             `"glorot_uniform"`.
         bias_initializer: string, dict or `keras.initializers.Initializer`. Defaults to `"zeros"`.
@@ -87,18 +86,19 @@ class ChunkedCrossEntropy(VocabularyHead):
         inputs: Floating-point tensor of shape `(batch_size, ..., dim)`.
         targets: Integer tensor of shape `(batch_size, ...)`, or `None` for logits.
         sample_weight: Floating-point tensor of shape `(batch_size, ...)`, or `None` for ones.
-        mask: Boolean tensor of shape `(batch_size, ...)`, false where a token does not count, or
-            `None` for the mask that `inputs` carry.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        mask: Boolean tensor of shape `(batch_size, ...)`, false at tokens that do not count, or
+            `None` to use the mask of `inputs`.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
-        With targets, the losses, of shape `(batch_size, ...)`. Without, the logits, of shape
-        `(batch_size, ..., vocabulary_size)`.
+        With targets, the losses, of shape `(batch_size, ...)`. Without targets, the logits, of
+        shape `(batch_size, ..., vocabulary_size)`.
 
     Raises:
-        InvalidInputError: A size, a class or a factor is no such number, there is neither a
+        InvalidInputError: A size, a class or a factor is out of range, there is neither a
             `vocabulary_size` nor a `token_embedding`, the inputs are not floating-point, targets
-            are no integers, or a shape does not fit the inputs.
+            are not integers, or a shape does not match the inputs.
 
     Example:
 
@@ -171,7 +171,7 @@ class ChunkedCrossEntropy(VocabularyHead):
         return ops.cast(losses, self.compute_dtype)
 
     def compute_losses(self, inputs: Any, targets: Any) -> Any:
-        """Returns the loss of each token in float32 or better, 0 where it is ignored.
+        """Returns the loss of each token in float32 or better, 0 if it is ignored.
 
         Args:
             inputs: Tensor of shape `(batch_size, ..., dim)`.
@@ -195,7 +195,7 @@ class ChunkedCrossEntropy(VocabularyHead):
     def weigh_tokens(
         self, inputs: Any, targets: Any, *, sample_weight: Any = None, mask: Any = None
     ) -> Any:
-        """Returns how much each token counts in the mean, in float32 or better.
+        """Returns the weight of each token in the mean, in float32 or better.
 
         Args:
             inputs: Tensor of shape `(batch_size, ..., dim)`.
@@ -204,18 +204,8 @@ class ChunkedCrossEntropy(VocabularyHead):
                 to `None`.
             mask: Boolean tensor of shape `(batch_size, ...)`, or `None`. Defaults to `None`.
         """
-        check_tokens("sample_weight", sample_weight, inputs)
-        check_mask(mask, inputs)
         dtype = promote_dtypes(self.compute_dtype, "float32")
-        if sample_weight is None:
-            weights = ops.ones(ops.shape(targets), dtype=dtype)
-        else:
-            weights = ops.cast(sample_weight, dtype)
-        if mask is not None:
-            weights = ops.where(mask, weights, 0.0)
-        if self.ignore_class is not None:
-            weights = ops.where(ops.equal(targets, self.ignore_class), 0.0, weights)
-        return weights
+        return weigh_tokens(inputs, targets, dtype, self.ignore_class, sample_weight, mask)
 
     def _compute_logits(self, inputs: Any, kernel: Any, bias: Any = None) -> Any:
         logits = project(inputs, kernel, bias)

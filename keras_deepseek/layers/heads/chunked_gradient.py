@@ -1,4 +1,4 @@
-"""A function of many tokens computed a chunk at a time, with a gradient that is given."""
+"""Computes a function of many tokens in chunks, with a given gradient."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,24 +18,23 @@ def map_chunks_with_gradient(
     shared: Sequence[Any],
     chunk_size: int,
 ) -> Any:
-    """Returns `function(tokens, labels, *shared)`, computed chunk by chunk, forward and backward.
+    """Returns `function(tokens, labels, *shared)` (num_tokens), computed chunk by chunk both ways.
 
-    The backward pass keeps nothing of the forward pass, and adds up the gradients by `shared` in
-    one tensor each. It is given rather than derived, for what frameworks derive from a loop holds
-    more than the loop saves. The number of tokens may be unknown until the graph runs.
+    The backward pass keeps nothing of the forward pass, and sums the gradients by `shared` in one
+    tensor each. The gradient is given because a derived gradient of a loop would need more memory
+    than the loop saves. The number of tokens may be unknown until the graph runs. The result is in
+    float32 or better.
 
     Args:
-        function: From tensors of shape `(chunk, dim)` and `(chunk,)`, and `shared`, to one of
-            shape `(chunk,)`. It must treat each token alone.
-        gradient: From the tokens and labels of a chunk, the gradient by its results, of shape
-            `(chunk,)`, and `shared`, to the gradients by the tokens and by each of `shared`.
+        function: Function of the tokens `(chunk, dim)` and labels `(chunk,)` of a chunk, and of
+            `shared`. It returns a tensor of shape `(chunk,)`, and must treat each token alone.
+        gradient: Function of the tokens and labels of a chunk, the gradient by its results of shape
+            `(chunk,)`, and `shared`. It returns the gradients by the tokens and by each of
+            `shared`.
         tokens: Floating-point tensor of shape `(num_tokens, dim)`.
         labels: Integer tensor of shape `(num_tokens,)`. It has no gradient.
         shared: Floating-point tensors that all chunks need, such as kernels.
-        chunk_size: integer. The most tokens of a chunk.
-
-    Returns:
-        A tensor of shape `(num_tokens,)`, in float32 or better.
+        chunk_size: The most tokens of a chunk.
     """
     chunks = TokenChunks(ops.shape(tokens)[0], chunk_size)
 
@@ -45,7 +44,7 @@ def map_chunks_with_gradient(
     def differentiate(upstream: Any, *arguments: Any) -> tuple[Any, ...]:
         return _differentiate(chunks, gradient, upstream, *arguments)
 
-    # Labels are handed over, not closed over: else `keras.remat` around the layer fails on JAX.
+    # Labels are an argument: if they were closed over, `keras.remat` of the layer fails on JAX.
     return current().compute.apply_with_gradient(
         compute, differentiate, [tokens, *shared], [labels]
     )
@@ -56,7 +55,7 @@ def _read(tensor: Any, index: Any) -> Any:
 
 
 def _write(tensor: Any, index: Any, chunk: Any) -> Any:
-    # Not by `slice_update`, for which TensorFlow starts XLA even where nothing else needs it.
+    # `slice_update` would make TensorFlow start XLA.
     update = ops.expand_dims(ops.cast(chunk, tensor.dtype), 0)
     return ops.scatter_update(tensor, ops.reshape(index, (1, 1)), update)
 

@@ -1,4 +1,4 @@
-"""The head of BERT in pre-training: predicts the tokens that were masked, alone or among all."""
+"""Head of BERT's pre-training, which predicts masked tokens."""
 
 import math
 from typing import Any
@@ -20,8 +20,8 @@ from keras_deepseek.layers.token_dim import check_shape, read_dim
 class MaskedPositionHead(VocabularyHead):
     """Predicts the vocabulary at a few positions of each sequence.
 
-    Choose it to train an encoder on masked tokens: only the positions that were masked, about one
-    in seven, are gathered and projected to the vocabulary. Its arguments are those of KerasHub's
+    Choose it to train an encoder on masked tokens: it gathers only the masked positions, about one
+    in seven, and projects them to the vocabulary. Its arguments are those of KerasHub's
     `MaskedLMHead`. For the hidden state `x` at a position,
 
     ```
@@ -29,19 +29,19 @@ class MaskedPositionHead(VocabularyHead):
     output = activation(y @ kernel + bias)             kernel: that of token_embedding, transposed
     ```
 
-    Sequences have different numbers of masked tokens. Fill `mask_positions` up with `-1`: the
-    outputs carry a mask that is false there, so that Keras's losses give them a weight of zero. So
-    it is at positions that the mask of the inputs hides. `MaskedLMMaskGenerator` of KerasHub fills
-    up with 0 instead, and gives weights to pass to `fit` as `sample_weight`; that works too.
+    Sequences have different numbers of masked tokens. Pad `mask_positions` with `-1`: the outputs
+    carry a mask that is false there, so Keras's losses give them a weight of zero. The same holds
+    for positions that the mask of the inputs hides. `MaskedLMMaskGenerator` of KerasHub pads with 0
+    instead, and returns weights for the `sample_weight` of `fit`; that works too.
 
-    Without `mask_positions` it predicts at each position, by the same weights; a mask of the inputs
-    then passes through.
+    Without `mask_positions` it predicts at each position with the same weights, and passes on the
+    mask of the inputs.
 
     Args:
         vocabulary_size: integer or `None`. The number of classes. `None` takes that of
             `token_embedding`. Defaults to `None`.
         token_embedding: `keras.layers.Embedding` or `None`. Its table is the kernel, as in BERT.
-            `None` makes a kernel. Defaults to `None`.
+            `None` creates a kernel. Defaults to `None`.
         intermediate_activation: string or function. Activation of the dense layer; BERT's is
             `"gelu"`. Defaults to `"relu"`.
         activation: string, function or `None`. Activation of the outputs; `None` returns logits.
@@ -57,20 +57,20 @@ class MaskedPositionHead(VocabularyHead):
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
         mask_positions: Integer tensor of shape `(batch_size, masks_per_sequence)`, below `length`;
-            negative where a sequence has no more. Outputs at a position of `length` or more are
-            NaN, and so is the loss, on every backend. `None` stands for all positions. Defaults to
-            `None`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
-            `None` for the mask that `inputs` carry.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+            negative for padding. At a position of `length` or more the outputs, and the loss, are
+            NaN on every backend. `None` means all positions. Defaults to `None`.
+        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
+            mask of `inputs`.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
         A tensor of shape `(batch_size, masks_per_sequence, vocabulary_size)`, or `(batch_size,
         length, vocabulary_size)`, in the layer's compute dtype.
 
     Raises:
-        InvalidInputError: There is neither a `vocabulary_size` nor a `token_embedding`, the
-            inputs are not floating-point, positions are no integers, or a shape does not fit.
+        InvalidInputError: There is neither a `vocabulary_size` nor a `token_embedding`, the inputs
+            are not floating-point, positions are not integers, or a shape does not match.
 
     Example:
 
@@ -128,7 +128,7 @@ class MaskedPositionHead(VocabularyHead):
             epsilon=self.epsilon, dtype=self.dtype_policy, name="intermediate_layer_norm"
         )
         self.intermediate_layer_norm.build((None, None, dim))
-        self.attach_mask.build([input_shape, input_shape[:2]])  # Keras quantizes what is built.
+        self.attach_mask.build([input_shape, input_shape[:2]])  # Keras quantizes only built layers.
 
     def call(
         self, inputs: Any, mask_positions: Any = None, mask: Any = None, inputs_mask: Any = None
@@ -154,7 +154,7 @@ class MaskedPositionHead(VocabularyHead):
         return self.activation(project(hidden, *self.projection()))
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
-        return None  # The outputs of a call carry that of their positions.
+        return None  # `attach_mask` sets the mask of the outputs.
 
     def compute_output_spec(
         self, inputs: Any, mask_positions: Any = None, *args: Any, **kwargs: Any
@@ -178,7 +178,7 @@ class MaskedPositionHead(VocabularyHead):
 
 
 class _AttachMask(keras.Layer):
-    """Returns the first of two tensors with the second on it as a mask."""
+    """Returns the first of two tensors, with the second as its mask."""
 
     def call(self, inputs: list[Any]) -> Any:
         return inputs[0]

@@ -1,4 +1,4 @@
-"""What DeepSeek-V3 trains beside its last layer: modules that predict tokens further ahead."""
+"""Multi-token prediction of DeepSeek-V3: modules that predict tokens further ahead."""
 
 from typing import Any
 
@@ -33,9 +33,9 @@ from keras_deepseek.layers.token_norm import make_token_norm
 class MultiTokenPrediction(FloatingInputLayer):
     """Predicts further tokens from the hidden states of a language model, one module a token.
 
-    Choose it in training, for a denser signal; the model beside it stays as it is, and predicts the
-    next token. Module `k` predicts the token `k` places behind that one, and sees the tokens up to
-    the one before: for a sequence `t` and the hidden states `h[0]` of the model,
+    Choose it in training, for a denser signal. The model itself stays unchanged and predicts the
+    next token. Module `k` predicts the token `k` places after that, and sees all tokens before it:
+    for a sequence `t` and the hidden states `h[0]` of the model,
 
     ```
     x = projection_k(concat(rms_norm(h[k - 1][i]), rms_norm(token_embedding(t[i + k]))))
@@ -44,13 +44,13 @@ class MultiTokenPrediction(FloatingInputLayer):
     loss = loss_weight * mean over k of mean over i of cross_entropy(logits_k[i], t[i + k + 1])
     ```
 
-    The shift is done here: give the same `token_ids` that the model was called with. In training
-    the loss is added to those of the model; a model with this layer is compiled as without it. The
-    mean over `i` is over the places where all tokens concerned exist and are real. Lengths stay:
+    This layer does the shift: pass the same `token_ids` that the model was called with. In training
+    the loss is added to the losses of the model, which is compiled as without this layer. The mean
+    over `i` covers the places where all tokens involved exist and are real. Lengths do not change:
     the last `k` places of `h[k]` have no meaning.
 
-    With `ChunkedCrossEntropy` as `output_head`, shared with the model, the loss never has the
-    logits of all tokens. Then take `return_logits=False`, so that no others are computed:
+    With `ChunkedCrossEntropy` as `output_head`, shared with the model, the loss never needs the
+    logits of all tokens at once. Then use `return_logits=False`, so that no logits are computed:
 
     ```
     embedding = Embedding(vocabulary_size, dim)
@@ -61,26 +61,26 @@ class MultiTokenPrediction(FloatingInputLayer):
     model.compile("adam")
     ```
 
-    The mask, with what the shift leaves without a token, is given to the blocks if they take one. A
-    block must be causal. There is no cache: the layer is left away where the model decodes.
+    Blocks that take a mask get one that is also false where the shift leaves no token. A block must
+    be causal. There is no cache: omit the layer when the model decodes.
 
     In a checkpoint, `hidden_norm_1` is `hnorm`, `embedding_norm_1` `enorm`, and `projection_1` is
-    `eh_proj` transposed with its two halves of rows exchanged. With `use_output_norm` the head is
-    given `rms_norm(h[k])`, as in DeepSeek's checkpoints: `output_norm_1` is `shared_head.norm`.
+    `eh_proj` transposed, with its two halves of rows swapped. With `use_output_norm` the head gets
+    `rms_norm(h[k])`, as in DeepSeek's checkpoints: `output_norm_1` is `shared_head.norm`.
 
     Args:
         block: `keras.Layer`, such as a Transformer block, or its serialized config. It maps
-            `(batch_size, length, dim)` to the same shape. Each module has one of its own, made from
+            `(batch_size, length, dim)` to the same shape. Each module gets its own block, made from
             the config of this one.
         token_embedding: `keras.Layer`, or its serialized config. The embedding of the model.
         output_head: `keras.Layer`, or its serialized config. The output head of the model, from
             hidden states to logits.
         depth: integer. The number of modules. Defaults to `1`.
-        loss_weight: float. What the loss is multiplied with; `0.0` adds none. Defaults to `0.3`.
-        return_logits: boolean. Whether logits are returned, rather than hidden states. Defaults to
+        loss_weight: float. A factor of the loss; `0.0` adds no loss. Defaults to `0.3`.
+        return_logits: boolean. If true, logits are returned, otherwise hidden states. Defaults to
             `True`.
-        use_output_norm: boolean. Whether each module has a norm of its own ahead of the head.
-            Defaults to `False`.
+        use_output_norm: boolean. If true, each module has its own norm before the head. Defaults to
+            `False`.
         epsilon: float. Added to the mean squares in the norms. Defaults to `1e-6`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
             projections. Defaults to `"glorot_uniform"`.
@@ -89,25 +89,26 @@ class MultiTokenPrediction(FloatingInputLayer):
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`, the hidden states.
         token_ids: Integer tensor of shape `(batch_size, length)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
-            `None` for the mask that `inputs` carry.
-        training: boolean. Whether the loss is added.
-        segment_ids: Integer tensor of shape `(batch_size, length)`, or `None`: in packed rows the
-            document of a token. No module looks from one into the next, for which the block is
-            given an `attention_mask`.
-        positions: Integer tensor of shape `(batch_size, length)`, or `None`: those that the block
-            is given for packed rows.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
+            mask of `inputs`.
+        training: boolean. If true, the loss is added.
+        segment_ids: Integer tensor of shape `(batch_size, length)`, or `None`. The document of each
+            token in packed rows. Modules do not mix documents: the block gets an `attention_mask`
+            for that.
+        positions: Integer tensor of shape `(batch_size, length)`, or `None`. Passed to the block,
+            for packed rows.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
         A list of `depth` tensors: logits of shape `(batch_size, length, vocabulary_size)`, as the
-        head returns them, or hidden states of shape `(batch_size, length, dim)`, those that the
-        head would be given, in the layer's compute dtype.
+        head returns them, or the inputs of the head, of shape `(batch_size, length, dim)`, in the
+        layer's compute dtype.
 
     Raises:
-        InvalidInputError: What must be a layer is none, `depth` or `loss_weight` is out of its
-            range, the inputs are not floating-point, token ids are no integers, or a shape does
-            not fit.
+        InvalidInputError: `block`, `token_embedding` or `output_head` is not a layer, `depth` or
+            `loss_weight` is out of range, the inputs are not floating-point, token ids are not
+            integers, or a shape does not match.
 
     Example:
 
@@ -176,14 +177,14 @@ class MultiTokenPrediction(FloatingInputLayer):
                 self.output_norms.append(make_token_norm(self, f"output_norm_{index}", dim))
 
     def _check_embedding(self, input_shape: Shape) -> None:
-        """Refuses one whose tokens are of another size than the hidden states."""
+        """Raises an error if the embedding's size differs from that of the hidden states."""
         ids = keras.KerasTensor(input_shape[:2], dtype="int32")
         received = tuple(self.token_embedding.compute_output_spec(ids).shape)
         if not is_shape(received, input_shape):
             raise InvalidInputError(
                 f"{self.name!r} needs embeddings of the shape of the hidden states, "
-                f"{tuple(input_shape)}; {self.token_embedding.name!r} makes {received} of the "
-                "token ids. Give the embedding that the model begins with."
+                f"{tuple(input_shape)}; {self.token_embedding.name!r} returns {received} for the "
+                "token ids. Pass the embedding that the model begins with."
             )
 
     def call(
@@ -222,18 +223,18 @@ class MultiTokenPrediction(FloatingInputLayer):
     def call_module(
         self, index: int, inputs: Any, token_ids: Any, mask: Any = None, **kwargs: Any
     ) -> Any:
-        """Returns the hidden states of one module, of tokens that are given rather than shifted to.
+        """Returns the hidden states of one module for given tokens, without a shift.
 
-        Draft tokens are made by it: at each place the token that the model chose comes in.
+        Speculative decoding makes draft tokens with it, from the tokens that the model chose.
 
         Args:
-            index: integer. The module, from 0 on.
+            index: integer. The number of the module, from 0.
             inputs: Tensor of shape `(batch_size, length, dim)`: the hidden states of the model, or
                 of the module before.
-            token_ids: Integer tensor of shape `(batch_size, length)`: at each place the token that
-                stands `index + 1` places behind that of `inputs`.
+            token_ids: Integer tensor of shape `(batch_size, length)`: at each place the token
+                `index + 1` places after that of `inputs`.
             mask: Boolean tensor of shape `(batch_size, length)`, or `None`. Defaults to `None`.
-            **kwargs: Further arguments of the call of the block, such as `positions`, `cache` and
+            **kwargs: Further arguments of the block's call, such as `positions`, `cache` and
                 `cache_index`.
 
         Returns:
@@ -254,8 +255,8 @@ class MultiTokenPrediction(FloatingInputLayer):
         """Returns the logits of one module.
 
         Args:
-            index: integer. The module, from 0 on.
-            hidden: Tensor of shape `(batch_size, length, dim)`: what `call_module` returned.
+            index: integer. The number of the module, from 0.
+            hidden: Tensor of shape `(batch_size, length, dim)`, as `call_module` returned it.
         """
         return self.output_head(self._norm_output(index, hidden))
 
@@ -309,7 +310,7 @@ def _check_token_ids(token_ids: Any, inputs: Any) -> None:
 
 
 def _describe_rows(segment_ids: Any, positions: Any) -> dict[str, Any]:
-    """Returns what the block is told of packed rows, and nothing of others."""
+    """Returns the arguments that the block gets for packed rows, none for other rows."""
     given = {"positions": positions}
     if segment_ids is not None:
         given["attention_mask"] = ops.equal(
@@ -321,16 +322,16 @@ def _describe_rows(segment_ids: Any, positions: Any) -> dict[str, Any]:
 def shift_tokens(
     token_ids: Any, mask: Any, places: int, segment_ids: Any = None
 ) -> tuple[Any, Any]:
-    """Returns the token so many places ahead of each, and whether there is one that is real.
+    """Returns the token `places` ahead of each token, and true where that token exists and is real.
 
-    Where there is none, the first tokens come round again.
+    Where there is none, the first tokens of the sequence are returned.
 
     Args:
         token_ids: Integer tensor of shape `(batch_size, length)`.
         mask: Boolean tensor of the same shape, or `None`.
-        places: integer. How far ahead.
-        segment_ids: Integer tensor of the same shape, or `None`. Where it is another one so many
-            places ahead, there is none. Defaults to `None`.
+        places: The distance, in tokens.
+        segment_ids: Integer tensor of the same shape, or `None`. A token of another segment does
+            not count as existing.
     """
     length = ops.shape(token_ids)[1]
     exists = ops.arange(length, dtype="int32") < length - places

@@ -1,4 +1,4 @@
-"""The last layer of a model of very many classes in training: a softmax over a few drawn ones."""
+"""Sampled softmax: trains a model of very many classes on a few randomly drawn ones."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,48 +13,52 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.double_precision import multiply_matrices, promote_dtypes
 from keras_deepseek.layers.heads.alias_table import make_alias_table
-from keras_deepseek.layers.heads.token_losses import average_losses, mark_unknown_classes
+from keras_deepseek.layers.heads.token_losses import (
+    average_losses,
+    mark_unknown_classes,
+    weigh_tokens,
+)
 from keras_deepseek.layers.heads.vocabulary_head import VocabularyHead, project
 from keras_deepseek.layers.input_check import Shape, check_tokens
-from keras_deepseek.layers.mask_check import check_mask
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class SampledSoftmax(VocabularyHead):
-    """The cross entropy among the target and a few classes drawn at random, for very many classes.
+    """Cross entropy over the target and a few randomly drawn classes, for very many classes.
 
-    Choose it to train where the logits of all classes are too many even in the chunks of
-    `ChunkedCrossEntropy`, as those of a recommender's items. One draw, with replacement, serves all
-    tokens of a batch. With the probability `q` that a class is drawn by,
+    Choose it for training if the logits of all classes cost too much even in the chunks of
+    `ChunkedCrossEntropy`, such as the items of a recommender. One draw, with replacement, serves
+    all tokens of a batch. If `q` is the probability of drawing a class,
 
     ```
     score(class) = x @ kernel[:, class] - log(q(class))
     loss of a token = logsumexp(score of the target, scores of the drawn) - score of the target
     ```
 
-    The correction by `log(q)` has the logits themselves, `x @ kernel`, learn the probabilities of
-    the classes whatever `q` is: without it classes that are drawn often would be pushed down. A
-    drawn class that is the target counts as any other, as the proof of that has it.
+    With the correction by `log(q)`, the logits `x @ kernel` learn the probabilities of the classes
+    for any `q`. Without it, classes that are drawn often would get too low logits. A drawn class
+    that equals the target counts like any other, as in the proof.
 
-    `q` is proportional to `class_weights`: all equal, or counts of the training data, best to the
-    power 0.75 or so, so that popular classes are drawn more often and the rest still is.
+    `q` is proportional to `class_weights`. They may be equal, or counts of the training data, best
+    to a power of about 0.75, so that popular classes are drawn more often and rare classes still
+    are.
 
     Called with targets, it returns the loss of each token and adds their mean to the losses of the
-    model, as `ChunkedCrossEntropy` does: the model is compiled without one. Without targets it
-    returns the logits of all classes. Every shape is static, so that XLA compiles it once.
+    model, like `ChunkedCrossEntropy`: compile the model without a loss. Without targets it returns
+    the logits of all classes. All shapes are static, so XLA compiles it once.
 
     Args:
         vocabulary_size: integer or `None`. The number of classes. `None` takes that of
             `token_embedding`. Defaults to `None`.
-        token_embedding: `keras.layers.Embedding` or `None`. Its table is the kernel. `None` makes a
-            kernel. Defaults to `None`.
-        num_negatives: integer. How many classes are drawn for a batch. Defaults to `128`.
-        class_weights: sequence of numbers, or `None` for equal ones. How likely each class is
-            drawn, to a factor; positive for all but `ignore_class`, which is never drawn. Defaults
-            to `None`.
-        ignore_class: integer or `None`. The target of tokens that do not count, such as 0 where
-            that is padding. Defaults to `None`.
-        seed: integer or `None`. What is drawn by. Defaults to `None`.
+        token_embedding: `keras.layers.Embedding` or `None`. Its table is the kernel. `None` creates
+            a kernel. Defaults to `None`.
+        num_negatives: integer. The number of classes to draw for a batch. Defaults to `128`.
+        class_weights: sequence of numbers, or `None` for equal weights. The relative probability of
+            drawing each class. It must be positive except for `ignore_class`, which is never drawn.
+            Defaults to `None`.
+        ignore_class: integer or `None`. The target of tokens that do not count, such as 0 if that
+            is padding. Defaults to `None`.
+        seed: integer or `None`. Random seed of the draws. Defaults to `None`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Defaults to
             `"glorot_uniform"`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
@@ -63,18 +67,19 @@ class SampledSoftmax(VocabularyHead):
         inputs: Floating-point tensor of shape `(batch_size, ..., dim)`.
         targets: Integer tensor of shape `(batch_size, ...)`, or `None` for logits.
         sample_weight: Floating-point tensor of shape `(batch_size, ...)`, or `None` for ones.
-        mask: Boolean tensor of shape `(batch_size, ...)`, false where a token does not count, or
-            `None` for the mask that `inputs` carry.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        mask: Boolean tensor of shape `(batch_size, ...)`, false at tokens that do not count, or
+            `None` to use the mask of `inputs`.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
-        With targets, the losses, of shape `(batch_size, ...)`, 0 where a token does not count and
-        NaN where its target is no class. Without, the logits, of shape `(batch_size, ...,
-        vocabulary_size)`.
+        With targets, the losses, of shape `(batch_size, ...)`, 0 for tokens that do not count and
+        NaN if the target is not a class. Without targets, the logits, of shape
+        `(batch_size, ..., vocabulary_size)`.
 
     Raises:
-        InvalidInputError: A size or a weight is no such number, the inputs are not floating-point,
-            targets are no integers, or a shape does not fit the inputs.
+        InvalidInputError: A size or a weight is out of range, the inputs are not floating-point,
+            targets are not integers, or a shape does not match the inputs.
 
     Example:
 
@@ -156,7 +161,8 @@ class SampledSoftmax(VocabularyHead):
         mask = inputs_mask if mask is None else mask
         check_tokens("targets", targets, inputs, is_integer=True)
         losses = self._compute_losses(inputs, targets)
-        weights = self._weigh_tokens(inputs, targets, sample_weight, mask)
+        dtype = promote_dtypes(self.compute_dtype, "float32")
+        weights = weigh_tokens(inputs, targets, dtype, self.ignore_class, sample_weight, mask)
         losses = mark_unknown_classes(losses, targets, weights, self.vocabulary_size)
         self.add_loss(average_losses(ops.where(ops.equal(weights, 0), 0.0, losses), weights))
         declare_mean_over(ops.sum(weights))
@@ -165,7 +171,7 @@ class SampledSoftmax(VocabularyHead):
 
     def draw_classes(self) -> Any:
         """Returns the classes of one draw, int32 of shape `(num_negatives,)`."""
-        # By Walker's alias method: two numbers a class, whatever the probabilities.
+        # Walker's alias method needs two random numbers a class, for any probabilities.
         shape = (self.num_negatives,)
         drawn = keras.random.randint(shape, 0, self.vocabulary_size, seed=self.seed_generator)
         chance = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
@@ -186,19 +192,6 @@ class SampledSoftmax(VocabularyHead):
 
     def _log_probabilities(self, classes: Any) -> Any:
         return ops.take(self.log_probabilities, classes, axis=0)
-
-    def _weigh_tokens(self, inputs: Any, targets: Any, sample_weight: Any, mask: Any) -> Any:
-        check_tokens("sample_weight", sample_weight, inputs)
-        check_mask(mask, inputs)
-        dtype = promote_dtypes(self.compute_dtype, "float32")
-        weights = ops.ones(ops.shape(targets), dtype=dtype)
-        if sample_weight is not None:
-            weights = ops.cast(sample_weight, dtype)
-        if mask is not None:
-            weights = ops.where(mask, weights, 0.0)
-        if self.ignore_class is not None:
-            weights = ops.where(ops.equal(targets, self.ignore_class), 0.0, weights)
-        return weights
 
     def compute_output_spec(
         self, inputs: Any, targets: Any = None, *args: Any, **kwargs: Any
@@ -223,11 +216,11 @@ class SampledSoftmax(VocabularyHead):
 
 
 def _read_weights(weights: Any, count: int, ignore_class: int | None) -> Any:
-    """Returns the probabilities that classes are drawn by, in float64."""
+    """Returns the probabilities of drawing each class, in float64."""
     numbers = np.ones(count) if weights is None else np.array(weights, "float64")
     if numbers.shape != (count,):
         raise InvalidInputError(
-            f"`class_weights` must be one for each of the {count} classes, received numbers of "
+            f"`class_weights` must hold one number for each of the {count} classes, received "
             f"shape {numbers.shape}."
         )
     counts = np.ones(count, bool)
@@ -237,14 +230,14 @@ def _read_weights(weights: Any, count: int, ignore_class: int | None) -> Any:
     if not np.all(np.isfinite(numbers)) or not counts.any() or np.any(numbers[counts] <= 0):
         wrong = int(np.argmax(counts & ~(np.isfinite(numbers) & (numbers > 0))))
         raise InvalidInputError(
-            "`class_weights` must be positive: a class that is never drawn is never told from the "
-            f"target. That of class {wrong} is {numbers[wrong]}. Add 1 to counts."
+            f"`class_weights` must be positive, received {numbers[wrong]} for class {wrong}. A "
+            "class that is never drawn can't be learnt. If the weights are counts, add 1 to them."
         )
     return numbers / numbers.sum()
 
 
 class _Given(keras.initializers.Initializer):
-    """Initializes with numbers that are known."""
+    """An initializer that returns given numbers."""
 
     def __init__(self, numbers: Any) -> None:
         self._numbers = numbers

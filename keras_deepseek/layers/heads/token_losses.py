@@ -1,4 +1,4 @@
-"""Cross entropy of single tokens, and which of them count: what the heads that train share."""
+"""Cross entropy, weights and means of tokens, shared by the heads that train."""
 
 import math
 from typing import Any
@@ -7,6 +7,8 @@ from keras import ops
 
 from keras_deepseek.layers.bounded_indices import bound_indices
 from keras_deepseek.layers.double_precision import promote_dtypes
+from keras_deepseek.layers.input_check import check_tokens
+from keras_deepseek.layers.mask_check import check_mask
 
 
 def compute_token_losses(logits: Any, targets: Any, z_loss: float = 0.0) -> Any:
@@ -14,9 +16,9 @@ def compute_token_losses(logits: Any, targets: Any, z_loss: float = 0.0) -> Any:
 
     Args:
         logits: Tensor of shape `(..., vocabulary_size)`.
-        targets: Integer tensor of shape `(...)`. What stands for those that are no class, from 0
-            below `vocabulary_size`, says `mark_unknown_classes`.
-        z_loss: float. Weight of `logsumexp(logits) ** 2`, which is added. Defaults to `0.0`.
+        targets: Integer tensor of shape `(...)`. The loss of an invalid target is meaningless; see
+            `mark_unknown_classes`.
+        z_loss: Weight of `logsumexp(logits) ** 2`, which is added.
     """
     logits = ops.cast(logits, promote_dtypes(logits.dtype, "float32"))
     normalizer = ops.logsumexp(logits, axis=-1)
@@ -37,7 +39,7 @@ def differentiate_token_losses(
         logits: Tensor of shape `(..., vocabulary_size)`.
         targets: Integer tensor of shape `(...)`.
         upstream: Tensor of shape `(...)`, the gradient by the losses.
-        z_loss: float. As there. Defaults to `0.0`.
+        z_loss: As in `compute_token_losses`.
     """
     logits = ops.cast(logits, promote_dtypes(logits.dtype, "float32"))
     upstream = ops.expand_dims(ops.cast(upstream, logits.dtype), -1)
@@ -46,7 +48,7 @@ def differentiate_token_losses(
         scale = upstream * (1 + 2 * z_loss * ops.logsumexp(logits, axis=-1, keepdims=True))
     classes = ops.arange(logits.shape[-1], dtype=targets.dtype)
     is_target = ops.equal(ops.expand_dims(targets, -1), classes)
-    # One name for all: where nothing is fused, each of them is as large as the logits.
+    # The name is reused to free memory: without fusion, each step is as large as the logits.
     gradient = ops.softmax(logits, axis=-1)
     gradient = gradient * scale
     chosen = ops.take_along_axis(gradient, ops.expand_dims(targets, -1), axis=-1)
@@ -54,26 +56,55 @@ def differentiate_token_losses(
 
 
 def mark_unknown_classes(losses: Any, targets: Any, weights: Any, count: int) -> Any:
-    """Returns losses that are NaN where a token counts and its target is no class.
+    """Returns the losses, with NaN for tokens that count and whose target is not a class.
 
     Args:
         losses: Tensor of any shape.
         targets: Integer tensor of the same shape.
-        weights: Tensor of the same shape. 0 where a token does not count.
-        count: integer. The number of classes.
+        weights: Tensor of the same shape. 0 for a token that does not count.
+        count: The number of classes.
     """
     are_classes = bound_indices(targets, count)[1]
     return ops.where(ops.logical_or(are_classes, ops.equal(weights, 0)), losses, math.nan)
 
 
+def weigh_tokens(
+    inputs: Any, targets: Any, dtype: str, ignore_class: int | None, sample_weight: Any, mask: Any
+) -> Any:
+    """Returns the weight of each token: its sample weight, or 0 if it is masked or ignored.
+
+    Args:
+        inputs: Tensor of shape `(batch_size, ..., dim)`.
+        targets: Integer tensor of shape `(batch_size, ...)`.
+        dtype: The dtype of the weights.
+        ignore_class: The target of tokens that do not count, or `None`.
+        sample_weight: Floating-point tensor of shape `(batch_size, ...)`, or `None` for ones.
+        mask: Boolean tensor of shape `(batch_size, ...)`, or `None`.
+
+    Raises:
+        InvalidInputError: A shape does not match the inputs, or the mask is not boolean.
+    """
+    check_tokens("sample_weight", sample_weight, inputs)
+    check_mask(mask, inputs)
+    if sample_weight is None:
+        weights = ops.ones(ops.shape(targets), dtype=dtype)
+    else:
+        weights = ops.cast(sample_weight, dtype)
+    if mask is not None:
+        weights = ops.where(mask, weights, 0.0)
+    if ignore_class is not None:
+        weights = ops.where(ops.equal(targets, ignore_class), 0.0, weights)
+    return weights
+
+
 def average_losses(losses: Any, weights: Any) -> Any:
-    """Returns the mean by weights, 0 where no token counts.
+    """Returns the weighted mean of the losses, 0 if no token counts.
 
     Args:
         losses: Tensor of any shape.
-        weights: Tensor of the same shape and dtype. 0 where a token does not count.
+        weights: Tensor of the same shape and dtype. 0 for a token that does not count.
     """
     total, weight = ops.sum(losses * weights), ops.sum(weights)
     is_empty = ops.equal(weight, 0)
-    # Not by `divide_no_nan`, which ends in float32 on PyTorch.
+    # `divide_no_nan` would return float32 on PyTorch.
     return ops.where(is_empty, 0.0, total / ops.where(is_empty, 1.0, weight))

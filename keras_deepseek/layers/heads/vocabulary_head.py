@@ -1,4 +1,4 @@
-"""The projection from hidden states to the vocabulary: what all heads over tokens are made of."""
+"""Base class of heads: the projection from hidden states to the vocabulary."""
 
 from typing import Any
 
@@ -15,19 +15,19 @@ from keras_deepseek.layers.token_dim import read_last_dim
 
 
 class VocabularyHead(FloatingInputLayer):
-    """A layer with a kernel of shape `(dim, vocabulary_size)`, its own or an embedding's.
+    """A layer with a kernel of shape `(dim, vocabulary_size)`, its own or that of an embedding.
 
     Args:
         vocabulary_size: integer or `None`. `None` takes that of `token_embedding`.
         token_embedding: `keras.layers.Embedding`, its serialized config, or `None`.
-        use_bias: boolean. Whether a bias is added.
+        use_bias: boolean. If true, the projection adds a bias.
         kernel_initializer: string, dict or `keras.initializers.Initializer`.
         bias_initializer: string, dict or `keras.initializers.Initializer`.
-        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+        **kwargs: Arguments of `keras.Layer`.
 
     Raises:
-        InvalidInputError: Neither or both of the first two are given without agreeing, or the
-            embedding's table can't be read backwards.
+        InvalidInputError: Neither `vocabulary_size` nor `token_embedding` is given, they disagree,
+            or the embedding has no table that a head can share.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class VocabularyHead(FloatingInputLayer):
             vocabulary_size = rows if vocabulary_size is None else vocabulary_size
             if vocabulary_size != rows:
                 raise InvalidInputError(
-                    f"`vocabulary_size` must be that of `token_embedding`, {rows}, or None; "
+                    f"`vocabulary_size` must be that of `token_embedding` ({rows}) or None, "
                     f"received {vocabulary_size!r}."
                 )
         elif vocabulary_size is None:
             raise InvalidInputError(
-                "A head needs a `vocabulary_size`, or a `token_embedding` to share the table of; "
+                "A head needs a `vocabulary_size`, or a `token_embedding` whose table it shares; "
                 "received neither."
             )
         self.vocabulary_size = check_integer("vocabulary_size", vocabulary_size)
@@ -75,8 +75,8 @@ class VocabularyHead(FloatingInputLayer):
                 self.token_embedding.build((None, None))
             if self.token_embedding.output_dim != dim:
                 raise InvalidInputError(
-                    f"{self.name!r} shares an embedding of {self.token_embedding.output_dim} "
-                    f"numbers a token, and received inputs of shape {tuple(input_shape)}."
+                    f"{self.name!r} shares an embedding of size {self.token_embedding.output_dim}, "
+                    f"but received inputs of shape {tuple(input_shape)}."
                 )
         self.bias = None
         if self.use_bias:
@@ -85,7 +85,7 @@ class VocabularyHead(FloatingInputLayer):
             )
 
     def projection(self) -> tuple[Any, ...]:
-        """Returns the kernel, of shape `(dim, vocabulary_size)`, and the bias, where there is one.
+        """Returns the kernel, of shape `(dim, vocabulary_size)`, and the bias if there is one.
 
         Both are tensors in the layer's compute dtype.
         """
@@ -98,18 +98,18 @@ class VocabularyHead(FloatingInputLayer):
         return (kernel,) if self.bias is None else (kernel, ops.cast(self.bias, kernel.dtype))
 
     def read_rows(self, classes: Any) -> Any:
-        """Returns the columns of the kernel that belong to classes, as rows.
+        """Returns the kernel's columns of some classes, as rows of a tensor `(..., dim)`.
 
         Args:
             classes: Integer tensor, of any shape.
 
         Returns:
-            A tensor of the shape of `classes` and `dim` behind it, in the layer's compute dtype.
+            A tensor of the shape of `classes` followed by `dim`, in the layer's compute dtype.
         """
         if self.token_embedding is None:
             return ops.take(ops.transpose(ops.cast(self.kernel, self.compute_dtype)), classes, 0)
         if self.token_embedding.quantization_mode is not None:
-            # What its table holds is of use to itself alone.
+            # Only the embedding itself can read its quantized table.
             return ops.cast(self.token_embedding(classes), self.compute_dtype)
         return ops.cast(ops.take(self.token_embedding.embeddings, classes, 0), self.compute_dtype)
 
@@ -126,13 +126,7 @@ class VocabularyHead(FloatingInputLayer):
 
 
 def project(inputs: Any, kernel: Any, bias: Any = None) -> Any:
-    """Returns the logits.
-
-    Args:
-        inputs: Tensor of shape `(..., dim)`.
-        kernel: Tensor of shape `(dim, vocabulary_size)`.
-        bias: Tensor of shape `(vocabulary_size,)`, or `None`.
-    """
+    """Returns the logits `(..., vocabulary_size)` of inputs `(..., dim)`."""
     logits = multiply_matrices(inputs, kernel)
     return logits if bias is None else logits + bias
 
@@ -140,7 +134,7 @@ def project(inputs: Any, kernel: Any, bias: Any = None) -> Any:
 def differentiate_projection(
     inputs: Any, upstream: Any, kernel: Any, bias: Any = None
 ) -> tuple[Any, ...]:
-    """Returns the gradients of `project` by the inputs, the kernel and, where given, the bias.
+    """Returns the gradients of `project` by the inputs, the kernel and, if given, the bias.
 
     Args:
         inputs: Tensor of shape `(num_tokens, dim)`.

@@ -1,4 +1,4 @@
-"""The auxiliary losses of a router, for those who train with them."""
+"""Auxiliary losses of a router."""
 
 import math
 from typing import Any
@@ -7,16 +7,16 @@ from keras import ops
 
 
 def sequence_balance_loss(scores: Any, choices: Any, shown: Any) -> Any:
-    """Returns `num_experts * sum(f * P)`, the mean over the sequences: 1 where all is even.
+    """Returns `num_experts * sum(f * P)`, averaged over sequences: 1 if experts are used evenly.
 
-    `f` is the share of a sequence's choices that fell on each expert, `P` the mean of its scores,
-    normalized to sum to 1. Only `P` has a gradient. Inputs of rank two are one sequence, and a
-    sequence without a token that counts has no part in the mean.
+    `f` is the share of a sequence's choices that fell on each expert. `P` is the mean of its
+    scores, normalized to sum to 1; only `P` has a gradient. Inputs of rank two are one sequence. A
+    sequence without visible tokens is left out of the mean.
 
     Args:
         scores: Tensor of shape `(batch_size, ..., num_experts)`.
         choices: Tensor of the same shape. A token's share for each expert; a row sums to 1.
-        shown: Tensor of shape `(batch_size, ...)`. 1 for a token that counts, 0 for a hidden one.
+        shown: Tensor of shape `(batch_size, ...)`. 1 for a visible token, 0 for a masked one.
     """
     positions = tuple(range(1, len(scores.shape) - 1)) or (0,)
     probabilities = scores / (ops.sum(scores, axis=-1, keepdims=True) + 1e-20)
@@ -31,11 +31,11 @@ def sequence_balance_loss(scores: Any, choices: Any, shown: Any) -> Any:
 
 
 def router_z_loss(logits: Any, shown: Any) -> Any:
-    """Returns the mean of `logsumexp(logits) ** 2` over the tokens that count.
+    """Returns the mean of `logsumexp(logits) ** 2` over the visible tokens.
 
     Args:
         logits: Tensor of shape `(batch_size, ..., num_experts)`.
-        shown: Tensor of shape `(batch_size, ...)`. 1 for a token that counts, 0 for a hidden one.
+        shown: Tensor of shape `(batch_size, ...)`. 1 for a visible token, 0 for a masked one.
     """
     squares = ops.square(ops.logsumexp(logits, axis=-1))
     return ops.sum(squares * shown) / ops.clip(ops.sum(shown), 1.0, math.inf)

@@ -1,4 +1,8 @@
-"""DeepSeek's mixture of experts: the router, the experts that it chooses, and the shared ones."""
+"""DeepSeek's mixture of experts: a router, routed experts and shared experts.
+
+Shape suffixes: T tokens, K experts a token, E experts, S slots, B blocks, R rows of a block, D size
+of a token, F hidden size of an expert.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +25,7 @@ from keras_deepseek.layers.moe.expert_scores import expert_hits
 from keras_deepseek.layers.token_dim import read_last_dim
 
 Kernels = Sequence[Any]
-"""Those of gate, up and down, each of shape `(num_experts, rows, columns)`."""
+"""The kernels of gate (EDF), up (EDF) and down (EFD)."""
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
@@ -40,46 +44,47 @@ class DeepSeekMoE(FloatingInputLayer):
     width.
 
     No token is dropped unless `capacity_factor` is set. In eager PyTorch and TensorFlow each expert
-    computes just its tokens. Compiled, and in JAX, every shape follows from the number of tokens:
-    these are sorted by expert into blocks, and each block is multiplied with the kernels of its
-    expert; one block after the other, without the empty ones, where JAX generates text on a CPU and
-    no gradient can be asked for. Few tokens go through all experts, where that costs less. Tokens
-    that the mask hides use no routed expert and are not counted in the load.
+    computes only its tokens. In compiled functions, and in JAX, tokens are sorted by expert into
+    blocks of a fixed size, and each block is multiplied with the kernels of its expert. When JAX
+    generates text on a CPU, without gradients, blocks are computed one by one and empty blocks are
+    skipped. Few tokens go through all experts if that costs less. Masked tokens use no routed
+    expert and are not counted in the load.
 
-    The kernels are stacked: `.../gate_kernel` and `.../up_kernel` of shape `(num_experts, dim,
-    intermediate_dim)`, `.../down_kernel` of `(num_experts, intermediate_dim, dim)`. A
-    `keras.distribution.LayoutMap` shards them on any axis. On the first, give a `capacity_factor`:
-    without one the blocks of every device ask for kernels of all.
+    The kernels are stacked: `.../gate_kernel` and `.../up_kernel` of shape
+    `(num_experts, dim, intermediate_dim)`, `.../down_kernel` of
+    `(num_experts, intermediate_dim, dim)`. A `keras.distribution.LayoutMap` can shard them on any
+    axis. To shard the first axis, set a `capacity_factor`: without it the blocks of every device
+    need the kernels of all devices.
 
     Args:
         router: `ExpertRouter`, such as a `HashRouter`, or its serialized config. It chooses the
-            experts and says how many there are. Each layer needs its own.
+            experts and sets their number. Each layer needs its own router.
         intermediate_dim: integer. Size of the hidden activations of one expert.
-        num_shared_experts: integer. How many experts every token uses. Defaults to `1`.
-        clamp: float or `None`. Bound of the hidden activations, as for `SwiGLU`. Defaults to
-            `None`.
-        capacity_factor: float or `None`. Each expert takes this many times its even share of the
-            choices, and the choices beyond are dropped; an expert then is one product. `None`
-            drops nothing. Defaults to `None`.
+        num_shared_experts: integer. The number of experts that every token uses. Defaults to `1`.
+        clamp: float or `None`. Bound of the hidden activations, as in `SwiGLU`. Defaults to `None`.
+        capacity_factor: float or `None`. Each expert computes at most this many times its even
+            share of the choices, in one product; further choices are dropped. `None` drops nothing.
+            Defaults to `None`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
             kernels of all experts. Defaults to `"glorot_uniform"`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, ..., dim)`.
-        token_ids: Integer tensor of shape `(batch_size, ...)`, or `None`. A `HashRouter` goes by
+        token_ids: Integer tensor of shape `(batch_size, ...)`, or `None`. A `HashRouter` needs
             them.
         mask: Boolean tensor of shape `(batch_size, ...)`, or `None`. `False` hides a token.
-        training: boolean. Whether the router writes its load and adds its losses.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        training: boolean. If true, the router updates its load and adds its losses.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
         A tensor of the shape of `inputs`, in the layer's compute dtype.
 
     Raises:
-        InvalidInputError: `router` is no `ExpertRouter`; a size, `clamp` or `capacity_factor` is
-            not positive; or the inputs are not floating-point, have no axis beside the batch, or a
-            last axis of unknown size.
+        InvalidInputError: `router` is not an `ExpertRouter`; a size, `clamp` or `capacity_factor`
+            is not positive; or the inputs are not floating-point, have no axis beside the batch, or
+            a last axis of unknown size.
 
     Example:
 
@@ -113,10 +118,10 @@ class DeepSeekMoE(FloatingInputLayer):
             router = keras.saving.deserialize_keras_object(router)
         if not isinstance(router, ExpertRouter):
             raise InvalidInputError(f"`router` must be an `ExpertRouter`, received {router!r}.")
-        if getattr(router, "mixture_name", None) is not None:
+        if router.mixture_name is not None:
             raise InvalidInputError(
-                f"The `router` {router.name!r} is that of {router.mixture_name!r}, and each "
-                "mixture needs one of its own."
+                f"The `router` {router.name!r} already belongs to {router.mixture_name!r}. Create "
+                "a router for each layer."
             )
         if capacity_factor is not None:
             capacity_factor = check_number("capacity_factor", capacity_factor, above=0)
@@ -149,7 +154,7 @@ class DeepSeekMoE(FloatingInputLayer):
 
     @property
     def _expert_size(self) -> int:
-        """How many numbers the kernels of an expert hold."""
+        """The number of weights of an expert."""
         _, dim, hidden_dim = self.gate_kernel.shape
         return int(3 * dim * hidden_dim)
 
@@ -173,92 +178,100 @@ class DeepSeekMoE(FloatingInputLayer):
         weights, indices = self.router(inputs, token_ids, mask=mask, training=training)
         if mask is not None:
             indices = ops.where(ops.expand_dims(mask, -1), indices, self.router.num_experts)
-        tokens = ops.reshape(inputs, (-1, inputs.shape[-1]))
-        weights = ops.reshape(weights, (-1, self.router.num_experts_per_token))
-        indices = ops.reshape(indices, (-1, self.router.num_experts_per_token))
+        tokens_TD = ops.reshape(inputs, (-1, inputs.shape[-1]))
+        weights_TK = ops.reshape(weights, (-1, self.router.num_experts_per_token))
+        indices_TK = ops.reshape(indices, (-1, self.router.num_experts_per_token))
         kernels = map(ops.convert_to_tensor, (self.gate_kernel, self.up_kernel, self.down_kernel))
-        arguments = (tokens, ops.cast(weights, tokens.dtype), indices, *kernels)
-        num_choices = ops.shape(indices)[0] * self.router.num_experts_per_token
+        arguments = (tokens_TD, ops.cast(weights_TK, tokens_TD.dtype), indices_TK, *kernels)
+        num_choices = ops.shape(indices_TK)[0] * self.router.num_experts_per_token
         reads_loads = expert_dispatch.is_worth_a_loop(num_choices, self._expert_size)
         if reads_loads and self.capacity_factor is None:
-            outputs = backend.current().inference.run_unrecorded(self._route, *arguments)
+            outputs_TD = backend.current().inference.run_unrecorded(self._route, *arguments)
         else:
-            outputs = self._route(*arguments)
-        outputs = ops.reshape(outputs, ops.shape(inputs))
+            outputs_TD = self._route(*arguments)
+        outputs = ops.reshape(outputs_TD, ops.shape(inputs))
         if self.shared_experts is not None:
             outputs = outputs + self.shared_experts(inputs)
         return outputs
 
-    def _route(self, tokens: Any, weights: Any, indices: Any, *kernels: Any) -> Any:
+    def _route(self, tokens_TD: Any, weights_TK: Any, indices_TK: Any, *kernels: Any) -> Any:
+        """Returns the outputs of the routed experts (TD), by the cheapest way to compute them."""
         num_experts = self.router.num_experts
-        num_tokens, per_token = ops.shape(indices)
+        num_tokens, per_token = ops.shape(indices_TK)
         is_empty = isinstance(num_tokens, int) and num_tokens == 0
         if self.capacity_factor is not None and not is_empty:
             capacity = expert_dispatch.count_capacity(
                 num_tokens, num_experts, per_token, self.capacity_factor
             )
-            plan = expert_dispatch.dispatch_to_capacity(indices, num_experts, capacity)
-            return self._compute_slots(tokens, weights, kernels, plan)
-        by_load = expert_dispatch.dispatch_by_load(indices, num_experts, self._expert_size)
+            plan = expert_dispatch.dispatch_to_capacity(indices_TK, num_experts, capacity)
+            return self._compute_slots(tokens_TD, weights_TK, kernels, plan)
+        by_load = expert_dispatch.dispatch_by_load(indices_TK, num_experts, self._expert_size)
         if by_load is not None:
-            return self._compute_slots(tokens, weights, kernels, by_load)
+            return self._compute_slots(tokens_TD, weights_TK, kernels, by_load)
         num_choices = num_tokens * per_token
         if backend.current().compute.loops_over_blocks() and expert_dispatch.is_worth_a_loop(
             num_choices, self._expert_size
         ):
-            rows = expert_dispatch.choose_looped_block_size(num_choices, num_experts)
-            plan = expert_dispatch.dispatch_to_blocks(indices, num_experts, rows)
-            return _combine(self._compute_blocks(tokens, kernels, plan), weights, plan)
+            block_size = expert_dispatch.choose_looped_block_size(num_choices, num_experts)
+            plan = expert_dispatch.dispatch_to_blocks(indices_TK, num_experts, block_size)
+            return _combine(self._compute_blocks(tokens_TD, kernels, plan), weights_TK, plan)
         block_size = expert_dispatch.choose_block_size(num_tokens, num_choices, num_experts)
         if block_size is None:
-            return self._compute_all(tokens, weights, indices, kernels)
-        plan = expert_dispatch.dispatch_to_blocks(indices, num_experts, block_size)
-        return self._compute_slots(tokens, weights, kernels, plan)
+            return self._compute_all(tokens_TD, weights_TK, indices_TK, kernels)
+        plan = expert_dispatch.dispatch_to_blocks(indices_TK, num_experts, block_size)
+        return self._compute_slots(tokens_TD, weights_TK, kernels, plan)
 
-    def _compute_all(self, tokens: Any, weights: Any, indices: Any, kernels: Kernels) -> Any:
-        """Every expert on every token, with a weight of zero where it was not chosen."""
-        hits = ops.cast(expert_hits(indices, self.router.num_experts), weights.dtype)
-        by_expert = ops.einsum("nk,nke->en", weights, hits)
+    def _compute_all(
+        self, tokens_TD: Any, weights_TK: Any, indices_TK: Any, kernels: Kernels
+    ) -> Any:
+        """Applies every expert to every token, with a weight of zero if it was not chosen."""
+        hits_TKE = ops.cast(expert_hits(indices_TK, self.router.num_experts), weights_TK.dtype)
+        weights_ET = ops.einsum("tk,tke->et", weights_TK, hits_TKE)
         # One matrix for each expert: XLA would copy the kernels for a product with all at once.
-        tokens = ops.broadcast_to(tokens, (self.router.num_experts, *ops.shape(tokens)))
-        gate, up = (multiply_matrices(tokens, kernel) for kernel in kernels[:2])
-        hidden = gate_activations(gate, up, self.clamp)
-        return ops.einsum("enf,efd->nd", hidden * by_expert[..., None], kernels[2])
+        tokens_ETD = ops.broadcast_to(tokens_TD, (self.router.num_experts, *ops.shape(tokens_TD)))
+        gate_ETF, up_ETF = (multiply_matrices(tokens_ETD, kernel) for kernel in kernels[:2])
+        hidden_ETF = gate_activations(gate_ETF, up_ETF, self.clamp)
+        return ops.einsum("etf,efd->td", hidden_ETF * weights_ET[..., None], kernels[2])
 
     def _compute_slots(
-        self, tokens: Any, weights: Any, kernels: Kernels, plan: expert_dispatch.ExpertDispatch
+        self,
+        tokens_TD: Any,
+        weights_TK: Any,
+        kernels: Kernels,
+        plan: expert_dispatch.ExpertDispatch,
     ) -> Any:
-        rows = ops.take(tokens, plan.token_of_slot, axis=0)
-        gate, up = (_multiply(rows, kernel, plan) for kernel in kernels[:2])
-        down = _multiply(gate_activations(gate, up, self.clamp), kernels[2], plan)
-        return _combine(down, weights, plan)
+        """Applies the experts to all slots at once."""
+        rows_SD = ops.take(tokens_TD, plan.token_of_slot, axis=0)
+        gate_SF, up_SF = (_multiply(rows_SD, kernel, plan) for kernel in kernels[:2])
+        down_SD = _multiply(gate_activations(gate_SF, up_SF, self.clamp), kernels[2], plan)
+        return _combine(down_SD, weights_TK, plan)
 
     def _compute_blocks(
-        self, tokens: Any, kernels: Kernels, plan: expert_dispatch.ExpertDispatch
+        self, tokens_TD: Any, kernels: Kernels, plan: expert_dispatch.ExpertDispatch
     ) -> Any:
-        """One block after the other: no kernel is copied that is not about to be used."""
-        tokens_of_block = ops.reshape(plan.token_of_slot, (-1, plan.block_size))
+        """Applies the experts to one block after another, without copying kernels (SD)."""
+        tokens_BR = ops.reshape(plan.token_of_slot, (-1, plan.block_size))
 
         def compute(index: Any) -> Any:
-            rows = ops.take(tokens, tokens_of_block[index], axis=0)
+            rows_RD = ops.take(tokens_TD, tokens_BR[index], axis=0)
             expert = plan.expert_of_block[index]
-            gate, up, down = (kernel[expert] for kernel in kernels)
-            hidden = gate_activations(
-                multiply_matrices(rows, gate), multiply_matrices(rows, up), self.clamp
+            gate_DF, up_DF, down_FD = (kernel[expert] for kernel in kernels)
+            hidden_RF = gate_activations(
+                multiply_matrices(rows_RD, gate_DF), multiply_matrices(rows_RD, up_DF), self.clamp
             )
-            return multiply_matrices(hidden, down)
+            return multiply_matrices(hidden_RF, down_FD)
 
-        # The first is computed even if it is empty: TensorFlow learns from it what shape they have.
+        # The first block is computed even if it is empty: TensorFlow takes the shape from it.
         num_used = ops.maximum(plan.num_used, 1)
-        blocks = backend.current().compute.stack(compute, num_used, ops.shape(tokens_of_block)[0])
-        return ops.reshape(blocks, (-1, tokens.shape[-1]))
+        blocks_BRD = backend.current().compute.stack(compute, num_used, ops.shape(tokens_BR)[0])
+        return ops.reshape(blocks_BRD, (-1, tokens_TD.shape[-1]))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
 
     def get_config(self) -> dict[str, Any]:
         router = keras.saving.serialize_keras_object(self.router)
-        # This layer builds its router, so that the paths of the variables are as they were.
+        # This layer builds its router, so that the paths of its variables stay the same.
         router.pop("build_config", None)
         return {
             **super().get_config(),
@@ -271,24 +284,24 @@ class DeepSeekMoE(FloatingInputLayer):
         }
 
 
-def _combine(results: Any, weights: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
-    """Returns the weighted sums over a token's experts, from what stands in the slots."""
-    results = ops.take(results, plan.slot_of_choice, axis=0)
-    weights = ops.where(plan.is_computed, weights, 0.0)
-    return ops.einsum("nk,nkd->nd", weights, results)
+def _combine(results_SD: Any, weights_TK: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
+    """Returns the weighted sums over each token's experts (TD), from the results in the slots."""
+    results_TKD = ops.take(results_SD, plan.slot_of_choice, axis=0)
+    weights_TK = ops.where(plan.is_computed, weights_TK, 0.0)
+    return ops.einsum("tk,tkd->td", weights_TK, results_TKD)
 
 
-def _multiply(rows: Any, kernels: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
-    """Returns the rows in their slots, each multiplied with the kernel of its expert."""
+def _multiply(rows_SD: Any, kernels: Any, plan: expert_dispatch.ExpertDispatch) -> Any:
+    """Returns the rows in their slots, each multiplied with the kernel of its expert (SF)."""
     if plan.loads is not None:
-        dtype = promote_dtypes(rows.dtype, kernels.dtype)
-        # The places in an array: Keras makes a tensor of each number in a list.
-        parts = ops.split(ops.cast(rows, dtype), np.cumsum(plan.loads))
-        # Unstacked at once: a kernel cut out by itself would have a gradient as large as all.
+        dtype = promote_dtypes(rows_SD.dtype, kernels.dtype)
+        # An array, because Keras would make a tensor of each number in a list.
+        parts = ops.split(ops.cast(rows_SD, dtype), np.cumsum(plan.loads))
+        # `unstack`, because the gradient of a single sliced kernel is as large as all kernels.
         pairs = zip(parts, ops.unstack(ops.cast(kernels, dtype)), plan.loads, strict=False)
-        # By operator: what `ops.matmul` does beside it costs more than a small product.
+        # The operator, because the overhead of `ops.matmul` exceeds the cost of a small product.
         return ops.concatenate([part @ kernel for part, kernel, load in pairs if load])
-    blocks = ops.reshape(rows, (-1, plan.block_size, rows.shape[-1]))
+    blocks_BRD = ops.reshape(rows_SD, (-1, plan.block_size, rows_SD.shape[-1]))
     if plan.expert_of_block is not None:
         kernels = ops.take(kernels, plan.expert_of_block, axis=0)
-    return ops.reshape(multiply_matrices(blocks, kernels), (-1, kernels.shape[-1]))
+    return ops.reshape(multiply_matrices(blocks_BRD, kernels), (-1, kernels.shape[-1]))

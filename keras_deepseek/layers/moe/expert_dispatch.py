@@ -1,15 +1,18 @@
-"""Tokens put in order by expert, so that few large products do the work: the way into the experts.
+"""Dispatch of tokens to experts: sorts the choices by expert, so that few large products suffice.
 
-The choices of experts are sorted, and each has a row, its *slot*, beside others of its expert. No
-token is dropped. Where the loads of the experts can be read, as in eager PyTorch and TensorFlow,
-the slots are just the choices, and each expert computes its own.
+Each choice of an expert gets a row, its *slot*, beside other choices of the same expert. No token
+is dropped. If the loads of the experts can be read, as in eager PyTorch and TensorFlow, the slots
+are exactly the choices, and each expert computes its own slots.
 
-Elsewhere every shape has to be known from the number of tokens alone, as XLA asks. The slots then
-come in blocks of equal size, each of one expert: an expert has as many blocks as its load needs,
-and there are enough for any load. The layer multiplies block by block with the kernels of the
-blocks' experts.
+Under compilation all shapes must follow from the number of tokens, as XLA requires. The slots then
+come in blocks of equal size, each of one expert. An expert has as many blocks as its load needs,
+and there are enough blocks for any load. The layer multiplies each block with the kernels of its
+expert.
 
-With a fixed capacity instead, every expert has one block, and what does not fit into it is dropped.
+With a fixed capacity instead, every expert has one block, and choices beyond it are dropped.
+
+Shape suffixes: T tokens, K experts a token, N choices (T * K), E experts, S slots, B blocks, R rows
+of a block.
 """
 
 from dataclasses import dataclass
@@ -23,44 +26,43 @@ from keras_deepseek import backend
 
 _READ_KERNEL = 16
 _COPY_KERNEL = 48
-"""What it costs to read and to copy a kernel, in products of it with one row.
+"""The costs to read and to copy a kernel. The unit is the product of the kernel with one row.
 
-Numbers whose choices were the cheapest on a CPU, or near them, in graphs of TensorFlow and JAX, for
-8 and 64 experts and 1 to 4,096 tokens.
+Measured on a CPU, in graphs of TensorFlow and JAX, for 8 and 64 experts and 1 to 4,096 tokens: with
+these costs the chosen block sizes were the cheapest or close to it.
 """
 
 _READ_KERNEL_IN_LOOP = 20
-"""What it costs to read a kernel in a loop over blocks, in the same unit.
+"""The cost to read a kernel in a loop over blocks, in the same unit.
 
-The sizes that it chooses were the fastest, or near it, for 8 to 4,096 choices of 16 experts.
+The sizes chosen with it were the fastest, or close to it, for 8 to 4,096 choices of 16 experts.
 """
 
 _LEAST_WORK = 2**20
-"""With fewer multiplications than these, calling the experts one by one costs more than they do."""
+"""The least number of multiplications for which calling the experts one by one pays off."""
 
 _LEAST_LOOP = 8
-"""So few choices of tokens are computed at once in less time than one by one, or near it."""
+"""The least number of choices for which a loop is faster than computing all of them at once."""
 
 _BLOCK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _DEFAULT_BLOCK_SIZE = 64
-"""The size where the number of tokens is not known when the layer is traced."""
+"""The block size if the number of tokens is unknown while the layer is traced."""
 
 
 @dataclass(frozen=True)
 class ExpertDispatch:
-    """Where the rows go, and where they come back from.
+    """The slot of each choice, and the token and expert of each slot.
 
     Args:
-        token_of_slot: int32 tensor of shape `(num_slots,)`. The token that stands in each slot; 0
-            in an empty one, whose result nothing reads.
-        slot_of_choice: int32 tensor of shape `(num_tokens, num_experts_per_token)`.
-        is_computed: Boolean tensor of that shape. `False` where a choice has no slot.
-        block_size: Rows of a block, or `None` where there are no blocks.
-        expert_of_block: int32 tensor of shape `(num_blocks,)`, or `None` where block `i` is
-            expert `i`'s.
-        num_used: int32 scalar tensor, or `None` where `expert_of_block` is. How many blocks, from
-            the first on, have rows.
-        loads: List of integers, or `None` where there are blocks. The slots of each expert.
+        token_of_slot: int32 tensor (S). The token in each slot; 0 in an empty slot, whose result is
+            never read.
+        slot_of_choice: int32 tensor (TK).
+        is_computed: Boolean tensor (TK). False if a choice has no slot.
+        block_size: R, or `None` if there are no blocks.
+        expert_of_block: int32 tensor (B), or `None` if block `i` belongs to expert `i`.
+        num_used: int32 scalar tensor: the number of first blocks that have rows. `None` if
+            `expert_of_block` is.
+        loads: The number of slots of each expert, or `None` if there are blocks.
     """
 
     token_of_slot: Any
@@ -74,160 +76,152 @@ class ExpertDispatch:
 
 @dataclass(frozen=True)
 class _Sorted:
-    """The choices in order of their experts; those of nobody are the last.
+    """The choices sorted by expert; choices of no expert come last.
 
     Args:
-        choices: int32 tensor of shape `(num_choices,)`.
-        rank: int32 tensor of that shape, and not in that order: each choice's place among those of
-            its expert.
-        expert: As `rank`. Each choice's expert; that of a choice of nobody is the last.
-        is_some: Boolean tensor. As `rank`. Whether it chooses anybody.
-        loads: int32 tensor of shape `(num_experts,)`. How many choices each expert has.
-        starts: int32 tensor of that shape. The place of its first one in `choices`.
+        choices: int32 tensor (N). The numbers of the choices, in sorted order.
+        rank: int32 tensor (N), in the original order. A choice's place among those of its expert.
+        expert: int32 tensor (N), in the original order. The expert of each choice; a choice of no
+            expert has the last one.
+        has_expert: Boolean tensor (N), in the original order.
+        loads: int32 tensor (E). The number of choices of each expert.
+        starts: int32 tensor (E). The place of each expert's first choice in `choices`.
     """
 
     choices: Any
     rank: Any
     expert: Any
-    is_some: Any
+    has_expert: Any
     loads: Any
     starts: Any
 
 
-def dispatch_by_load(indices: Any, num_experts: int, expert_size: int) -> ExpertDispatch | None:
+def dispatch_by_load(indices_TK: Any, num_experts: int, expert_size: int) -> ExpertDispatch | None:
     """Gives each expert as many slots as it has choices.
 
+    It returns `None` if the loads can't be read, or if there is too little work to gain from it.
+
     Args:
-        indices: int32 tensor of shape `(num_tokens, num_experts_per_token)`. An index of
-            `num_experts` chooses nobody.
-        num_experts: The number of experts.
-        expert_size: How many numbers the kernels of an expert hold.
-
-    Returns:
-        An `ExpertDispatch`, or `None` where the loads can't be read, or are not worth it.
+        indices_TK: int32 tensor. An index of `num_experts` chooses no expert.
+        num_experts: E.
+        expert_size: The number of weights of an expert.
     """
-    if not backend.current().compute.can_read_shapes(indices):
+    if not backend.current().compute.can_read_shapes(indices_TK):
         return None
-    if indices.shape[0] * indices.shape[1] * expert_size < _LEAST_WORK:
+    num_tokens, per_token = indices_TK.shape
+    if num_tokens * per_token * expert_size < _LEAST_WORK:
         return None
-    # Of the smallest type, whose numbers NumPy puts in order by their digits.
-    experts = ops.convert_to_numpy(indices).ravel().astype(np.min_scalar_type(num_experts))
-    loads = np.bincount(experts, minlength=num_experts + 1)[:num_experts].tolist()
+    # NumPy sorts the smallest integer type by radix sort, which is faster.
+    experts_N = ops.convert_to_numpy(indices_TK).ravel().astype(np.min_scalar_type(num_experts))
+    loads = np.bincount(experts_N, minlength=num_experts + 1)[:num_experts].tolist()
     if not sum(loads):
-        return None  # All tokens are hidden, and nothing would be put together.
-    choices = np.argsort(experts, kind="stable").astype("int32")
-    slots = np.empty_like(choices)
-    slots[choices] = np.arange(len(choices))
-    tokens = choices[: sum(loads)] // indices.shape[1]
-    return _return(indices, tokens, slots, experts < num_experts, loads=loads)
+        return None  # All tokens are masked, and an empty concatenation would fail.
+    choices_N = np.argsort(experts_N, kind="stable").astype("int32")
+    slots_N = np.empty_like(choices_N)
+    slots_N[choices_N] = np.arange(len(choices_N))
+    tokens_S = choices_N[: sum(loads)] // per_token
+    return _make_dispatch(indices_TK, tokens_S, slots_N, experts_N < num_experts, loads=loads)
 
 
-def dispatch_to_blocks(indices: Any, num_experts: int, block_size: Any) -> ExpertDispatch:
+def dispatch_to_blocks(indices_TK: Any, num_experts: int, block_size: Any) -> ExpertDispatch:
     """Gives each expert as many blocks as it needs.
 
     Args:
-        indices: int32 tensor of shape `(num_tokens, num_experts_per_token)`. An index of
-            `num_experts` chooses nobody.
-        num_experts: The number of experts.
+        indices_TK: int32 tensor. An index of `num_experts` chooses no expert.
+        num_experts: E.
         block_size: Rows of a block, an integer or a tensor.
     """
     if isinstance(block_size, int) and block_size == 1:
-        return _dispatch_as_they_are(indices, num_experts)
-    order = _sort(indices, num_experts)
-    blocks = (order.loads + (block_size - 1)) // block_size
-    ends = ops.cumsum(blocks)
-    block = _arange(count_blocks(ops.shape(order.choices)[0], num_experts, block_size))
-    expert = ops.cast(ops.searchsorted(ends, block, side="right"), "int32")
-    # Blocks that no expert needs stand at the end, and go to the last one.
-    expert = ops.minimum(expert, num_experts - 1)
-    first_rank = (block - ops.take(ends - blocks, expert)) * block_size
-    return _return(
-        indices,
-        _fill(indices, order, expert, first_rank, block_size),
-        ops.take((ends - blocks) * block_size, order.expert) + order.rank,
-        order.is_some,
+        return _dispatch_single_rows(indices_TK, num_experts)
+    order = _sort(indices_TK, num_experts)
+    num_blocks_E = (order.loads + (block_size - 1)) // block_size
+    ends_E = ops.cumsum(num_blocks_E)
+    starts_E = ends_E - num_blocks_E
+    block_B = _arange(count_blocks(ops.shape(order.choices)[0], num_experts, block_size))
+    expert_B = ops.cast(ops.searchsorted(ends_E, block_B, side="right"), "int32")
+    # Blocks that no expert needs stand at the end, and go to the last expert.
+    expert_B = ops.minimum(expert_B, num_experts - 1)
+    first_rank_B = (block_B - ops.take(starts_E, expert_B)) * block_size
+    return _make_dispatch(
+        indices_TK,
+        _fill(indices_TK, order, expert_B, first_rank_B, block_size),
+        ops.take(starts_E * block_size, order.expert) + order.rank,
+        order.has_expert,
         block_size=block_size,
-        expert_of_block=expert,
-        num_used=ops.cast(ends[-1], "int32"),
+        expert_of_block=expert_B,
+        num_used=ops.cast(ends_E[-1], "int32"),
     )
 
 
-def _dispatch_as_they_are(indices: Any, num_experts: int) -> ExpertDispatch:
-    """Each choice is a block, so that there is nothing to sort."""
-    flat = ops.reshape(indices, (-1,))
-    slots = _arange(ops.shape(flat)[0])
-    return _return(
-        indices,
-        slots // indices.shape[1],
-        slots,
-        flat < num_experts,
+def _dispatch_single_rows(indices_TK: Any, num_experts: int) -> ExpertDispatch:
+    """Makes each choice a block, without sorting."""
+    experts_N = ops.reshape(indices_TK, (-1,))
+    slots_N = _arange(ops.shape(experts_N)[0])
+    return _make_dispatch(
+        indices_TK,
+        slots_N // indices_TK.shape[1],
+        slots_N,
+        experts_N < num_experts,
         block_size=1,
-        expert_of_block=ops.minimum(flat, num_experts - 1),
-        num_used=ops.cast(ops.shape(flat)[0], "int32"),
+        expert_of_block=ops.minimum(experts_N, num_experts - 1),
+        num_used=ops.cast(ops.shape(experts_N)[0], "int32"),
     )
 
 
-def dispatch_to_capacity(indices: Any, num_experts: int, capacity: Any) -> ExpertDispatch:
-    """Gives each expert one block of `capacity` rows; later choices beyond it are not computed.
+def dispatch_to_capacity(indices_TK: Any, num_experts: int, capacity: Any) -> ExpertDispatch:
+    """Gives each expert one block of `capacity` rows, and drops later choices beyond it.
 
     Args:
-        indices: As for `dispatch_to_blocks`.
-        num_experts: The number of experts.
-        capacity: Rows of each expert.
+        indices_TK: int32 tensor. An index of `num_experts` chooses no expert.
+        num_experts: E.
+        capacity: The rows of each expert.
     """
-    order = _sort(indices, num_experts)
-    fits = ops.logical_and(order.rank < capacity, order.is_some)
-    expert = _arange(num_experts)
-    tokens = _fill(indices, order, expert, ops.zeros_like(expert), capacity)
-    slots = order.expert * capacity + order.rank
-    return _return(indices, tokens, slots, fits, block_size=capacity)
+    order = _sort(indices_TK, num_experts)
+    fits_N = ops.logical_and(order.rank < capacity, order.has_expert)
+    expert_B = _arange(num_experts)
+    tokens_S = _fill(indices_TK, order, expert_B, ops.zeros_like(expert_B), capacity)
+    slots_N = order.expert * capacity + order.rank
+    return _make_dispatch(indices_TK, tokens_S, slots_N, fits_N, block_size=capacity)
 
 
 def is_worth_a_loop(num_choices: Any, expert_size: int) -> bool:
-    """Whether blocks that are computed one after the other take less time than all at once.
+    """Returns true if computing blocks one by one is faster than all at once.
 
     Args:
-        num_choices: How often an expert is chosen, an integer, or a tensor where it is not known.
-        expert_size: How many numbers the kernels of an expert hold.
+        num_choices: N, an integer, or a tensor if unknown.
+        expert_size: The number of weights of an expert.
     """
     if not isinstance(num_choices, int):
-        return True  # At once they would be in blocks of a size for many.
+        return True  # Computed at once, blocks would have a size for many choices.
     return num_choices >= _LEAST_LOOP and num_choices * expert_size >= _LEAST_WORK
 
 
 def choose_looped_block_size(num_choices: Any, num_experts: int) -> Any:
-    """Returns the block size of least cost in a loop, which computes the blocks in use alone.
+    """Returns the cheapest block size for a loop, which computes only the blocks in use.
 
-    Args:
-        num_choices: How often an expert is chosen, an integer, or a tensor where it is not known;
-            so is the size then.
-        num_experts: The number of experts.
+    If `num_choices` is a tensor, so is the result.
     """
     is_known = isinstance(num_choices, int)
     of: Any = np if is_known else ops
     num_choices = num_choices if is_known else ops.cast(num_choices, "float32")
     in_use = num_experts * (1 - (1 - 1 / num_experts) ** num_choices)
     sizes = of.array(_BLOCK_SIZES, "float32")
-    # Of each expert in use the last block is half empty.
+    # The last block of each expert in use is half empty on average.
     num_blocks = of.maximum(num_choices / sizes + in_use * (1 - 1 / sizes) / 2, in_use)
     best = of.argmin(num_blocks * (sizes + _READ_KERNEL_IN_LOOP))
     return _BLOCK_SIZES[best] if is_known else ops.cast(ops.take(sizes, best), "int32")
 
 
 def choose_block_size(num_tokens: Any, num_choices: Any, num_experts: int) -> int | None:
-    """Returns the block size of least cost, or `None` where all experts on all tokens cost less.
+    """Returns the cheapest block size, or `None` if all experts on all tokens cost less.
 
-    A larger block has more empty rows, a smaller one more copies of kernels.
-
-    Args:
-        num_tokens: The number of tokens: an integer, or a tensor where it is not known.
-        num_choices: How often an expert is chosen: tokens times experts per token.
-        num_experts: The number of experts.
+    A larger block has more empty rows, a smaller one needs more copies of kernels. The numbers of
+    tokens and of choices are tensors if unknown.
     """
     if not isinstance(num_tokens, int):
         return _DEFAULT_BLOCK_SIZE
     if num_tokens == 0:
-        return None  # JAX takes nothing from nothing.
+        return None  # JAX's `take` fails on an empty tensor.
 
     def cost(block_size: int) -> int:
         num_blocks = count_blocks(num_choices, num_experts, block_size)
@@ -238,7 +232,10 @@ def choose_block_size(num_tokens: Any, num_choices: Any, num_experts: int) -> in
 
 
 def count_blocks(num_choices: Any, num_experts: int, block_size: Any) -> Any:
-    """Returns how many blocks hold any load: each expert in use may leave one almost empty."""
+    """Returns the number of blocks that hold any load.
+
+    Each expert in use may leave one block almost empty.
+    """
     in_use = min(num_choices, num_experts) if isinstance(num_choices, int) else num_experts
     return (num_choices + in_use * (block_size - 1)) // block_size
 
@@ -248,40 +245,44 @@ def count_capacity(
 ) -> Any:
     """Returns the rows of an expert: `factor` times its even share of the choices, rounded up."""
     share = Fraction(factor).limit_denominator(1000) * num_experts_per_token / num_experts
-    # In integers, since the number of tokens may be a tensor.
+    # In integers, because the number of tokens may be a tensor.
     return (num_tokens * share.numerator + (share.denominator - 1)) // share.denominator
 
 
-def _sort(indices: Any, num_experts: int) -> _Sorted:
-    flat = ops.reshape(indices, (-1,))
-    choices = ops.argsort(flat)
-    # Not by a table of choices and experts, which is large where there are many of both.
-    loads = ops.segment_sum(ops.ones_like(flat), flat, num_segments=num_experts + 1)[:-1]
-    starts = ops.cast(ops.cumsum(loads), "int32") - loads
-    expert = ops.minimum(flat, num_experts - 1)
-    # The order of an order is its inverse: where in it each choice stands.
-    rank = ops.argsort(choices) - ops.take(starts, expert)
-    return _Sorted(choices, rank, expert, flat < num_experts, loads, starts)
+def _sort(indices_TK: Any, num_experts: int) -> _Sorted:
+    experts_N = ops.reshape(indices_TK, (-1,))
+    choices_N = ops.argsort(experts_N)
+    # A one-hot table of choices and experts would be large if there are many of both.
+    loads_E = ops.segment_sum(ops.ones_like(experts_N), experts_N, num_segments=num_experts + 1)[
+        :-1
+    ]
+    starts_E = ops.cast(ops.cumsum(loads_E), "int32") - loads_E
+    last_or_expert_N = ops.minimum(experts_N, num_experts - 1)
+    # `argsort` of a permutation is its inverse: the sorted place of each choice.
+    rank_N = ops.argsort(choices_N) - ops.take(starts_E, last_or_expert_N)
+    return _Sorted(choices_N, rank_N, last_or_expert_N, experts_N < num_experts, loads_E, starts_E)
 
 
-def _fill(indices: Any, order: _Sorted, expert: Any, first_rank: Any, block_size: Any) -> Any:
-    """Returns the tokens in the slots of blocks, from their experts and their first choices."""
-    rank = ops.expand_dims(first_rank, 1) + ops.expand_dims(_arange(block_size), 0)
-    is_filled = rank < ops.expand_dims(ops.take(order.loads, expert), 1)
-    place = ops.expand_dims(ops.take(order.starts, expert), 1) + rank
-    place = ops.reshape(ops.where(is_filled, place, 0), (-1,))
-    tokens = ops.take(order.choices, place) // indices.shape[1]
-    return ops.where(ops.reshape(is_filled, (-1,)), tokens, 0)
+def _fill(
+    indices_TK: Any, order: _Sorted, expert_B: Any, first_rank_B: Any, block_size: Any
+) -> Any:
+    """Returns the tokens in the slots of blocks (S), from each block's expert and first rank."""
+    rank_BR = ops.expand_dims(first_rank_B, 1) + ops.expand_dims(_arange(block_size), 0)
+    is_filled_BR = rank_BR < ops.expand_dims(ops.take(order.loads, expert_B), 1)
+    place_BR = ops.expand_dims(ops.take(order.starts, expert_B), 1) + rank_BR
+    place_S = ops.reshape(ops.where(is_filled_BR, place_BR, 0), (-1,))
+    tokens_S = ops.take(order.choices, place_S) // indices_TK.shape[1]
+    return ops.where(ops.reshape(is_filled_BR, (-1,)), tokens_S, 0)
 
 
-def _return(
-    indices: Any, tokens: Any, slots: Any, is_computed: Any, **kwargs: Any
+def _make_dispatch(
+    indices_TK: Any, tokens_S: Any, slots_N: Any, is_computed_N: Any, **kwargs: Any
 ) -> ExpertDispatch:
-    shape = ops.shape(indices)
+    shape = ops.shape(indices_TK)
     return ExpertDispatch(
-        token_of_slot=tokens,
-        slot_of_choice=ops.reshape(ops.where(is_computed, slots, 0), shape),
-        is_computed=ops.reshape(is_computed, shape),
+        token_of_slot=tokens_S,
+        slot_of_choice=ops.reshape(ops.where(is_computed_N, slots_N, 0), shape),
+        is_computed=ops.reshape(is_computed_N, shape),
         **kwargs,
     )
 

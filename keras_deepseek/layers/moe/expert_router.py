@@ -1,4 +1,8 @@
-"""Which experts a token goes to, and how much each of them counts: the first half of a mixture."""
+"""Expert router: chooses the experts of each token and weighs them.
+
+Shape suffixes: "x" stands for the axes of tokens, `(batch_size, ...)`; E experts, K experts a
+token.
+"""
 
 from typing import Any
 
@@ -25,17 +29,17 @@ from keras_deepseek.layers.token_dim import read_last_dim
 class ExpertRouter(FloatingInputLayer):
     """Chooses `num_experts_per_token` of `num_experts` for each token, and weighs them.
 
-    It is the router of `DeepSeekMoE`; choose it alone to route to experts of your own. It computes
+    It is the router of `DeepSeekMoE`. Choose it alone to route to your own experts. It computes
 
     ```
     scores  = scoring(x @ kernel)
-    indices = top_k(scores + expert_bias)           within the best groups, where there are groups
+    indices = top_k(scores + expert_bias)           within the best groups, if there are groups
     weights = scores[indices] / (sum(scores[indices]) + 1e-20) * routed_scale
     ```
 
-    With `num_groups`, the experts stand in groups of equal size, and a token goes to experts of its
-    `num_groups_per_token` best groups alone: few devices then have to hear of it. How the models of
-    DeepSeek are set:
+    With `num_groups`, the experts are divided into groups of equal size, and a token uses only
+    experts of its `num_groups_per_token` best groups, so that it is sent to few devices. The
+    settings of DeepSeek's models:
 
     | | V2 | V3 | V4 |
     |---|---|---|---|
@@ -44,52 +48,53 @@ class ExpertRouter(FloatingInputLayer):
     | `normalize_weights` | `False` | `True` | `True` |
     | `use_expert_bias` | `False` | `True` | `True` |
 
-    `expert_bias` decides who is chosen and never enters the weights; no gradient reaches it. The
-    callback `ExpertBalancing` moves it by `expert_load`, which holds how many tokens went to each
-    expert in the last training step. Tokens that the mask hides are routed and not counted. It
-    always computes in float32 or better, whatever the dtype policy, since rounding would choose
-    other experts.
+    `expert_bias` affects only the choice of experts, not the weights, and gets no gradient. The
+    callback `ExpertBalancing` updates it from `expert_load`, the number of tokens that went to each
+    expert in the last training step. Masked tokens are routed but not counted. The layer always
+    computes in float32 or better, because rounding could change the chosen experts.
 
     Args:
         num_experts: integer. The number of experts.
-        num_experts_per_token: integer. How many experts each token goes to.
+        num_experts_per_token: integer. The number of experts of each token.
         scoring: string. `"sigmoid"`, `"softmax"` or `"sqrt_softplus"`. Defaults to `"sigmoid"`.
         num_groups: integer. The number of groups. Defaults to `1`.
-        num_groups_per_token: integer. How many groups a token may choose from. Defaults to `1`.
-        group_scoring: string. A group's score: `"top2_sum"`, the sum of its two best scores, or
-            `"max"`, its best. Defaults to `"top2_sum"`.
-        normalize_weights: boolean. Whether the weights of a token are divided by their sum.
+        num_groups_per_token: integer. The number of groups that a token may choose experts from.
+            Defaults to `1`.
+        group_scoring: string. The score of a group: `"top2_sum"`, the sum of its two best scores,
+            or `"max"`, its best score. Defaults to `"top2_sum"`.
+        normalize_weights: boolean. If true, the weights of a token are divided by their sum.
             Defaults to `True`.
-        routed_scale: float. What the weights are multiplied with. Defaults to `1.0`.
-        use_expert_bias: boolean. Whether `expert_bias` takes part in the choice. Defaults to
-            `True`.
-        balance_loss: float. Weight of the loss that asks every sequence to use its experts evenly,
-            `num_experts * sum(share of the choices * mean normalized score)`: 1 when even. It is
-            added in training alone. Defaults to `0.0`.
+        routed_scale: float. A factor of the weights. Defaults to `1.0`.
+        use_expert_bias: boolean. If true, `expert_bias` is added to the scores before the choice.
+            Defaults to `True`.
+        balance_loss: float. Weight of the loss that makes every sequence use its experts evenly,
+            `num_experts * sum(share of the choices * mean normalized score)`; 1 when even. Added in
+            training only. Defaults to `0.0`.
         z_loss: float. Weight of the loss that keeps logits small, the mean of
-            `logsumexp(logits) ** 2`. It is added in training alone. Defaults to `0.0`.
+            `logsumexp(logits) ** 2`. Added in training only. Defaults to `0.0`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Defaults to
             `"glorot_uniform"`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, ..., dim)`.
-        token_ids: Integer tensor of shape `(batch_size, ...)`, or `None`. This router makes no use
-            of them; `HashRouter` does.
+        token_ids: Integer tensor of shape `(batch_size, ...)`, or `None`. This router ignores them;
+            `HashRouter` uses them.
         mask: Boolean tensor of shape `(batch_size, ...)`, or `None`. `False` hides a token from the
             load and from the losses.
-        training: boolean. Whether `expert_load` is written and the losses are added.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        training: boolean. If true, `expert_load` is updated and the losses are added.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
         Two tensors of shape `(batch_size, ..., num_experts_per_token)`: the weights, in the layer's
         compute dtype, and the indices of the experts, int32, from the highest score down.
 
     Raises:
-        InvalidInputError: A number of experts or groups is not positive, does not divide, or leaves
-            fewer experts to choose from than are to be chosen; a scoring is unknown; a scale or a
-            weight is no such number; or the inputs are not floating-point, have no axis beside
-            the batch, or a last axis of unknown size.
+        InvalidInputError: A number of experts or groups is not positive, is not a divisor, or
+            leaves too few experts to choose from; a scoring is unknown; a scale or a weight is out
+            of range; or the inputs are not floating-point, have no axis beside the batch, or a last
+            axis of unknown size.
 
     Example:
 
@@ -138,6 +143,7 @@ class ExpertRouter(FloatingInputLayer):
         self.balance_loss = check_number("balance_loss", balance_loss, least=0)
         self.z_loss = check_number("z_loss", z_loss, least=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.mixture_name: str | None = None  # Set by the one `DeepSeekMoE` that uses this router.
         self.supports_masking = True
         self._check_arguments()
 
@@ -159,7 +165,7 @@ class ExpertRouter(FloatingInputLayer):
         if self._limits_groups and self.group_scoring == "top2_sum" and group_size < 2:  # noqa: PLR2004
             raise InvalidInputError(
                 "`group_scoring='top2_sum'` needs groups of 2 experts or more, received "
-                f"{self.num_groups} groups for {self.num_experts} experts. Take "
+                f"{self.num_groups} groups for {self.num_experts} experts. Use "
                 "`group_scoring='max'`, or fewer groups."
             )
         eligible = group_size * self.num_groups_per_token
@@ -228,19 +234,19 @@ class ExpertRouter(FloatingInputLayer):
 
         Args:
             scores: Tensor of shape `(batch_size, ..., num_experts)`.
-            token_ids: Integer tensor of shape `(batch_size, ...)`, or `None`. A router that goes by
-                them overrides this method.
+            token_ids: Integer tensor of shape `(batch_size, ...)`, or `None`. Ignored here; a
+                router that uses them overrides this method.
         """
-        # Which experts are best is no smooth function of the scores: there is no gradient here.
-        choice = ops.stop_gradient(scores)
+        # The choice of experts has no gradient.
+        choice_xE = ops.stop_gradient(scores)
         if self.expert_bias is not None:
-            choice = choice + self.expert_bias
+            choice_xE = choice_xE + self.expert_bias
         if self._limits_groups:
-            choice = hide_other_groups(
-                choice, self.num_groups, self.num_groups_per_token, self.group_scoring
+            choice_xE = hide_other_groups(
+                choice_xE, self.num_groups, self.num_groups_per_token, self.group_scoring
             )
-        indices = ops.top_k(choice, self.num_experts_per_token)[1]
-        return ops.cast(indices, "int32")
+        indices_xK = ops.top_k(choice_xE, self.num_experts_per_token)[1]
+        return ops.cast(indices_xK, "int32")
 
     def weigh(self, scores: Any, indices: Any) -> Any:
         """Returns the weights of the chosen experts, in the layer's compute dtype.
@@ -249,13 +255,13 @@ class ExpertRouter(FloatingInputLayer):
             scores: Tensor of shape `(batch_size, ..., num_experts)`, without the bias.
             indices: Integer tensor of shape `(batch_size, ..., num_experts_per_token)`.
         """
-        weights = ops.take_along_axis(scores, indices, axis=-1)
+        weights_xK = ops.take_along_axis(scores, indices, axis=-1)
         if self.normalize_weights:
-            weights = weights / (ops.sum(weights, axis=-1, keepdims=True) + 1e-20)
-        return ops.cast(weights * self.routed_scale, self.compute_dtype)
+            weights_xK = weights_xK / (ops.sum(weights_xK, axis=-1, keepdims=True) + 1e-20)
+        return ops.cast(weights_xK * self.routed_scale, self.compute_dtype)
 
     def record(self, logits: Any, scores: Any, indices: Any, mask: Any = None) -> None:
-        """Writes `expert_load` and adds the losses.
+        """Updates `expert_load` and adds the losses.
 
         Args:
             logits: Tensor of shape `(batch_size, ..., num_experts)`.
@@ -263,17 +269,18 @@ class ExpertRouter(FloatingInputLayer):
             indices: Integer tensor of shape `(batch_size, ..., num_experts_per_token)`.
             mask: Boolean tensor of shape `(batch_size, ...)`, or `None`.
         """
-        hits = ops.any(expert_hits(indices, self.num_experts), axis=-2)
-        hits = ops.cast(hits, self.score_dtype)
-        shown = ops.ones_like(scores[..., 0]) if mask is None else mask
-        shown = ops.cast(shown, self.score_dtype)
-        load = ops.sum(hits * shown[..., None], axis=tuple(range(len(hits.shape) - 1)))
-        self.expert_load.assign(load)
+        hits_xE = ops.any(expert_hits(indices, self.num_experts), axis=-2)
+        hits_xE = ops.cast(hits_xE, self.score_dtype)
+        shown_x = ops.ones_like(scores[..., 0]) if mask is None else mask
+        shown_x = ops.cast(shown_x, self.score_dtype)
+        load_E = ops.sum(hits_xE * shown_x[..., None], axis=tuple(range(len(hits_xE.shape) - 1)))
+        self.expert_load.assign(load_E)
         if self.balance_loss:
-            share = sequence_balance_loss(scores, hits / self.num_experts_per_token, shown)
-            self.add_loss(self.balance_loss * share)
+            shares_xE = hits_xE / self.num_experts_per_token
+            loss = sequence_balance_loss(scores, shares_xE, shown_x)
+            self.add_loss(self.balance_loss * loss)
         if self.z_loss:
-            self.add_loss(self.z_loss * router_z_loss(logits, shown))
+            self.add_loss(self.z_loss * router_z_loss(logits, shown_x))
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         shape = (*inputs.shape[:-1], self.num_experts_per_token)
@@ -294,7 +301,7 @@ class ExpertRouter(FloatingInputLayer):
         }
 
     def _common_config(self) -> dict[str, Any]:
-        """Returns the part of the config that routers of other kinds have too."""
+        """Returns the part of the config that all kinds of routers have."""
         return {
             **super().get_config(),
             "num_experts": self.num_experts,

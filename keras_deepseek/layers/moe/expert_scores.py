@@ -1,4 +1,4 @@
-"""What a router computes on scores: the scores themselves, those of groups, and who was chosen."""
+"""Scores of experts, scores of groups of experts, and masks of the chosen experts."""
 
 import math
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from keras import ops
 
 _LOWEST_LOGIT = -80.0
-"""Below it softplus underflows in float32, and the gradient of its root would be NaN."""
+"""Below this logit softplus underflows in float32, and the gradient of its root would be NaN."""
 
 SCORINGS = {
     "sigmoid": ops.sigmoid,
@@ -15,23 +15,23 @@ SCORINGS = {
         ops.softplus(ops.clip(logits, _LOWEST_LOGIT, math.inf))
     ),
 }
-"""From the logits of all experts to their scores, all positive."""
+"""Functions from the logits of all experts to their positive scores."""
 
 GROUP_SCORINGS = {
     # `ops.max` refuses an empty batch on PyTorch.
     "max": lambda scores: ops.squeeze(ops.top_k(scores, 1)[0], axis=-1),
     "top2_sum": lambda scores: ops.sum(ops.top_k(scores, 2)[0], axis=-1),
 }
-"""From the scores of a group's experts to the score of the group."""
+"""Functions from the scores of a group's experts to the score of the group."""
 
 
 def hide_other_groups(scores: Any, num_groups: int, num_best: int, group_scoring: str) -> Any:
-    """Returns the scores, with minus infinity for the experts outside of the best groups.
+    """Returns the scores, with minus infinity for experts outside the best groups.
 
     Args:
         scores: Tensor of shape `(batch_size, ..., num_experts)`.
         num_groups: The number of groups.
-        num_best: How many of them keep their scores.
+        num_best: The number of groups that keep their scores.
         group_scoring: A name of `GROUP_SCORINGS`.
     """
     *tokens, num_experts = ops.shape(scores)
@@ -43,10 +43,9 @@ def hide_other_groups(scores: Any, num_groups: int, num_best: int, group_scoring
 
 
 def expert_hits(indices: Any, num_experts: int) -> Any:
-    """Returns booleans of shape `(..., num_experts_per_token, num_experts)`: who was chosen.
+    """Returns a mask of the chosen experts, of shape `(..., num_experts_per_token, num_experts)`.
 
-    An index that names no expert gives a row of `False`, which `one_hot` would not on every
-    backend.
+    An index outside the experts gives a row of `False`; `one_hot` would not on every backend.
 
     Args:
         indices: Integer tensor of shape `(..., num_experts_per_token)`.

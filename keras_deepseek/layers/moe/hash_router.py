@@ -1,4 +1,4 @@
-"""The router of DeepSeek-V4's first layers: a token's own number says which experts it goes to."""
+"""Hash router of DeepSeek-V4's first layers: the token id determines the experts."""
 
 import math
 from typing import Any
@@ -16,10 +16,10 @@ from keras_deepseek.layers.moe.expert_router import ExpertRouter
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class HashRouter(ExpertRouter):
-    """Sends each token of the vocabulary to experts that are fixed, and weighs them by the inputs.
+    """Chooses fixed experts for each token of the vocabulary, and weighs them by the inputs.
 
-    Choose it over `ExpertRouter` for the first layers of a language model, where the hidden states
-    do not yet tell experts apart. It computes
+    Choose it over `ExpertRouter` for the first layers of a language model, whose hidden states are
+    not yet informative enough to choose experts. It computes
 
     ```
     scores  = scoring(x @ kernel)
@@ -27,22 +27,22 @@ class HashRouter(ExpertRouter):
     weights = scores[indices] / (sum(scores[indices]) + 1e-20) * routed_scale
     ```
 
-    The table `token_to_experts`, of shape `(vocabulary_size, num_experts_per_token)`, is drawn at
-    random, each expert as often as the others, and never trained. Assign to it the one of a
-    checkpoint. `expert_load` is written as by `ExpertRouter`; there is no bias to balance.
+    The table `token_to_experts`, of shape `(vocabulary_size, num_experts_per_token)`, is random,
+    with each expert equally often, and never trained. Assign a checkpoint's table to it.
+    `expert_load` is updated as in `ExpertRouter`; there is no bias to balance.
 
     Args:
         num_experts: integer. The number of experts.
-        num_experts_per_token: integer. How many experts each token goes to.
+        num_experts_per_token: integer. The number of experts of each token.
         vocabulary_size: integer. Token ids lie below it.
         scoring: string. `"sigmoid"`, `"softmax"` or `"sqrt_softplus"`. Defaults to
             `"sqrt_softplus"`.
-        normalize_weights: boolean. Whether the weights of a token are divided by their sum.
+        normalize_weights: boolean. If true, the weights of a token are divided by their sum.
             Defaults to `True`.
-        routed_scale: float. What the weights are multiplied with. Defaults to `1.0`.
+        routed_scale: float. A factor of the weights. Defaults to `1.0`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Defaults to
             `"glorot_uniform"`.
-        seed: integer. Of the table. Defaults to `0`.
+        seed: integer. Random seed of the table. Defaults to `0`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:
@@ -50,18 +50,19 @@ class HashRouter(ExpertRouter):
         token_ids: Integer tensor of shape `(batch_size, ...)`. The weights of a token outside of
             the vocabulary are NaN on every backend, and its experts are those of token 0.
         mask: Boolean tensor of shape `(batch_size, ...)`, or `None`. `False` hides a token from the
-            load, and its number does not matter.
-        training: boolean. Whether `expert_load` is written.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+            load, and its id may be anything.
+        training: boolean. If true, `expert_load` is updated.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
         Two tensors of shape `(batch_size, ..., num_experts_per_token)`: the weights, in the layer's
         compute dtype, and the indices of the experts, int32.
 
     Raises:
-        InvalidInputError: A size is not positive, more experts are to be chosen than there are, the
-            scoring is unknown, the inputs are not floating-point, or the call has no `token_ids`,
-            or ones that are no integers.
+        InvalidInputError: A size is not positive, `num_experts_per_token` exceeds `num_experts`,
+            the scoring is unknown, the inputs are not floating-point, or the call has no
+            `token_ids`, or they are not integers.
 
     Example:
 
@@ -114,7 +115,7 @@ class HashRouter(ExpertRouter):
         )
 
     def _draw_table(self, shape: Shape, dtype: Any = None) -> Any:
-        """Deals out shuffled packs of all experts, so that each is drawn as often as the others."""
+        """Deals shuffled packs of all experts, so that each expert is drawn equally often."""
         rng = np.random.default_rng(self.seed)
         hands = self.num_experts // self.num_experts_per_token
         packs = np.tile(np.arange(self.num_experts), (-(-self.vocabulary_size // hands), 1))
@@ -146,8 +147,8 @@ class HashRouter(ExpertRouter):
         """
         if token_ids is None:
             raise InvalidInputError(
-                f"{self.name!r} goes by the numbers of the tokens, and received no `token_ids`: "
-                "call it, and the layer around it, with (inputs, token_ids)."
+                f"{self.name!r} needs `token_ids`, received None. Call it, and the layer around "
+                "it, with (inputs, token_ids)."
             )
         check_integer_tensor("token_ids", token_ids)
         rows = bound_indices(token_ids, self.vocabulary_size)[0]

@@ -1,6 +1,7 @@
-"""The rotary embedding that attention layers have inside, checked by the names of their arguments.
+"""The rotary embedding inside an attention layer.
 
-Its errors would name arguments of `RotaryEmbedding` that the user of the layer never passed.
+Errors name the arguments of the attention layer, because its user never passed those of
+`RotaryEmbedding`.
 """
 
 from collections.abc import Mapping
@@ -20,16 +21,16 @@ def make_rotary(
     rope_scaling: Mapping[str, Any] | None,
     **kwargs: Any,
 ) -> RotaryEmbedding:
-    """Returns a rotary embedding in the dtype of a layer.
+    """Returns a rotary embedding in the dtype of the attention layer around it.
 
     Args:
-        layer: `keras.Layer`. The one around.
-        rope_max_wavelength: float. That of the layer.
-        rope_scaling: dict or `None`. That of the layer.
-        **kwargs: Further arguments of `RotaryEmbedding`.
+        layer: The attention layer.
+        rope_max_wavelength: Its argument.
+        rope_scaling: Its argument.
+        **kwargs: Other arguments of `RotaryEmbedding`.
 
     Raises:
-        InvalidInputError: One of them is out of its range.
+        InvalidInputError: An argument is out of range.
     """
     check_number("rope_max_wavelength", rope_max_wavelength, above=1)
     if rope_scaling is not None:
@@ -44,10 +45,7 @@ def make_rotary(
 
 
 def read_rotary(rotary: Any) -> RotaryEmbedding | None:
-    """Returns the `rotary` that a layer was given, which may be a serialized one.
-
-    Args:
-        rotary: `RotaryEmbedding`, the serialized form of one, or `None`.
+    """Returns a layer's `rotary` argument as a `RotaryEmbedding` or `None`; it may be serialized.
 
     Raises:
         InvalidInputError: It is something else.

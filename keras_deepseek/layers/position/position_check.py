@@ -1,4 +1,4 @@
-"""The checks that the positions of tokens go through."""
+"""Checks of token positions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,13 @@ from keras_deepseek.errors import InvalidInputError
 
 
 def check_length(name: str, max_length: int | None, length: int | None, start_index: Any) -> None:
-    """Raises an error where a call reaches beyond the positions that a layer is made for.
+    """Raises an error if a call reaches beyond the layer's `max_length`.
 
     Args:
-        name: string. The layer, as the error names it.
-        max_length: integer, or `None` for no bound.
-        length: integer, or `None` where it is not known.
-        start_index: integer or integer scalar tensor. The position of the first token.
+        name: The name of the layer.
+        max_length: The limit, or `None` for no limit.
+        length: The number of tokens, or `None` if unknown.
+        start_index: The position of the first token, an integer or an integer scalar tensor.
 
     Raises:
         InvalidInputError: There are more positions than `max_length`.
@@ -27,17 +27,17 @@ def check_length(name: str, max_length: int | None, length: int | None, start_in
     if start + length > max_length:
         raise InvalidInputError(
             f"{name!r} has a `max_length` of {max_length} positions, received "
-            f"{length} tokens from position {start} on. Shorten the sequence, or raise "
-            f"`max_length` and give a `scaling` that stretches the model to it."
+            f"{length} tokens from position {start}. Shorten the sequence, or raise "
+            f"`max_length` and set a `scaling` for longer sequences."
         )
 
 
 def check_no_theta(arguments: Mapping[str, Any], name: str) -> None:
-    """Raises an error where the base of the angles goes by the name that checkpoints give it.
+    """Raises an error if `rope_theta` is among a layer's unknown arguments.
 
     Args:
-        arguments: dict. Those that a layer does not know.
-        name: string. What the layer calls it.
+        arguments: The arguments that the layer does not know.
+        name: The layer's own name of the base of the angles.
 
     Raises:
         InvalidInputError: `rope_theta` is among them.
@@ -50,17 +50,14 @@ def check_no_theta(arguments: Mapping[str, Any], name: str) -> None:
 
 
 def check_start(start_index: Any) -> None:
-    """Raises an error where the position of the first token is none.
-
-    Args:
-        start_index: integer, or integer scalar tensor.
+    """Raises an error if a start index is not a non-negative integer or an integer scalar tensor.
 
     Raises:
-        InvalidInputError: It is something else, or known to be negative.
+        InvalidInputError: It has another type, or is known to be negative.
     """
     if hasattr(start_index, "dtype") and hasattr(start_index, "shape"):
         dtype = keras.backend.standardize_dtype(start_index.dtype)
-        shape = tuple(start_index.shape)  # That of TensorFlow is true where it has no axes.
+        shape = tuple(start_index.shape)  # TensorFlow's empty `TensorShape` is true.
         fits, received = "int" in dtype and not shape, f"{dtype} of shape {shape}"
     else:
         fits = isinstance(start_index, int) and not isinstance(start_index, bool)
@@ -73,7 +70,7 @@ def check_start(start_index: Any) -> None:
 
 
 def check_positions(positions: Any, inputs: Any) -> None:
-    """Raises an error where positions are not those of the inputs.
+    """Raises an error if positions are not integers of the shape of the inputs.
 
     Args:
         positions: Tensor.

@@ -1,4 +1,4 @@
-"""Positions as rotations, for the queries and keys of an attention layer."""
+"""Rotary position embedding for queries and keys."""
 
 from typing import Any
 
@@ -25,23 +25,23 @@ _MIN_RANK = 3
 class RotaryEmbedding(FloatingInputLayer):
     """Rotates queries or keys by their positions, pair by pair along the last axis.
 
-    Choose it over added position embeddings where attention should see how far apart two tokens
-    are: the product of a rotated query and a rotated key depends on the distance alone, and both
-    keep their norms. With `r = rotary_dim` and the pair `(a, b)` number `i` at position `p`,
+    Choose it over added position embeddings if attention should depend on the distance of two
+    tokens: the product of a rotated query and a rotated key depends only on it, and both keep their
+    norms. With `r = rotary_dim` and the pair `(a, b)` number `i` at position `p`,
 
     ```
     angle = p * max_wavelength ** (-2 * i / r)              i = 0 .. r / 2 - 1
     (a, b) -> (a * cos(angle) - b * sin(angle), b * cos(angle) + a * sin(angle))
     ```
 
-    Checkpoints differ in which entries are a pair: `i` and `i + r / 2` (halves, as Llama's), or
-    `2 * i` and `2 * i + 1` (interleaved, as DeepSeek's). What lies beyond `rotary_dim` is left as
-    it is. Angles and the rotation are computed in float32, and the result is cast back.
+    Checkpoints pair different entries: `i` and `i + r / 2` (halves, as in Llama), or `2 * i` and
+    `2 * i + 1` (interleaved, as in DeepSeek). Entries beyond `rotary_dim` stay unchanged. Angles
+    and the rotation are computed in float32, and the result is cast back.
 
-    `scaling` stretches a model to longer sequences than it was trained on. It is the `rope_scaling`
-    of a checkpoint's `config.json`, by `rope_type`:
+    `scaling` adapts a model to longer sequences than it was trained on. It is the `rope_scaling` of
+    a checkpoint's `config.json`, by `rope_type`:
 
-    | `rope_type` | what it does | needs beside `factor` |
+    | `rope_type` | what it does | needs, besides `factor` |
     |---|---|---|
     | `"linear"` | divides every angle by `factor` | |
     | `"dynamic"` | slows the slow pairs once a call is longer than the trained length | L |
@@ -51,41 +51,41 @@ class RotaryEmbedding(FloatingInputLayer):
     | `"longrope"` | a divisor for each pair, another set once a call is longer than L | L, \
 `short_factor`, `long_factor`; may have `attention_factor` |
 
-    L is `original_max_position_embeddings`, the trained length in tokens. By `"dynamic"` and
-    `"longrope"` the angles depend on the largest position of a call, so keys that were cached
-    before a sequence grew beyond L are not rotated anew. The other kinds turn any position by one
-    formula, also beyond the trained length, where the quality of a model falls without an error:
-    set `max_length` to have one.
+    L is `original_max_position_embeddings`, the trained length in tokens. With `"dynamic"` and
+    `"longrope"` the angles depend on the largest position of a call; keys that were cached before a
+    sequence grew beyond L are not rotated again. The other kinds use one formula for all positions.
+    Beyond the trained length the quality of a model falls without an error: set `max_length` to get
+    an error.
 
-    Masked positions are rotated like all others, and a mask passes through unchanged.
+    Masked positions are rotated like all others, and a mask is passed on unchanged.
 
     Args:
         max_wavelength: float. The base of the angles, a checkpoint's `rope_theta`. Defaults to
             `10000.0`.
-        rotary_dim: integer or `None`. How many entries of the last axis are rotated, from the
-            first on; an even number. `None` rotates all. Defaults to `None`.
-        use_interleaved_pairs: boolean. Whether neighbours are a pair, rather than entries half of
-            `rotary_dim` apart. Defaults to `False`.
+        rotary_dim: integer or `None`. The number of first entries of the last axis to rotate. It
+            must be even. `None` rotates all. Defaults to `None`.
+        use_interleaved_pairs: boolean. If true, adjacent entries form a pair; otherwise entries
+            `rotary_dim / 2` apart do. Defaults to `False`.
         scaling: dict or `None`. As above. Defaults to `None`.
-        max_length: integer or `None`. Number of positions, in tokens, beyond which a call is
-            refused. Positions that are given as a tensor are not looked at. Defaults to `None`.
+        max_length: integer or `None`. The largest number of positions, in tokens; a longer call
+            raises an error. Positions given as a tensor are not checked. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:
-        inputs: Floating-point tensor of shape `(batch_size, length, ..., dim)`: the axes between,
-            such as one of heads, are rotated alike.
-        positions: Integer tensor of shape `(batch_size, length)` or `(1, length)`, or `None` for
-            `start_index` and those that follow it.
-        start_index: integer or integer scalar tensor. The position of the first token where
+        inputs: Floating-point tensor of shape `(batch_size, length, ..., dim)`: other axes, such as
+            heads, are rotated alike.
+        positions: Integer tensor of shape `(batch_size, length)` or `(1, length)`, or `None` to
+            count from `start_index`.
+        start_index: integer or integer scalar tensor. The position of the first token if
             `positions` is `None`. Defaults to `0`.
 
     Returns:
         A tensor of the shape of `inputs`, in the layer's compute dtype.
 
     Raises:
-        InvalidInputError: An argument is out of its range, `scaling` has an unknown or a missing
-            key, the inputs are not floating-point, the shapes of `inputs` and `positions` do not
-            fit, or a call passes `max_length`.
+        InvalidInputError: An argument is out of range, `scaling` has an unknown or a missing key,
+            the inputs are not floating-point, the shapes of `inputs` and `positions` do not match,
+            or a call exceeds `max_length`.
 
     Example:
 
@@ -160,7 +160,7 @@ class RotaryEmbedding(FloatingInputLayer):
         return self._rotate(inputs, ops.cos(angles) * amplitude, ops.sin(angles) * amplitude)
 
     def _angles_of(self, positions: Any) -> Any:
-        """Returns the angles a token, which may depend on how long the sequence has become."""
+        """Returns the angles of each pair, which may depend on the length of the sequence."""
         frequencies = self._frequencies
         base = ops.convert_to_tensor(frequencies.base, "float32")
         if frequencies.long is None and frequencies.stretch_exponents is None:

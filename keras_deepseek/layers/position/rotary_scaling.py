@@ -1,7 +1,7 @@
-"""How fast each pair of a rotary embedding turns, and how checkpoints slow the pairs down.
+"""Rotation speeds of a rotary embedding, and the scalings by which checkpoints slow them down.
 
-`RotaryEmbedding` turns by what is computed here, once and in float64; `MultiHeadLatentAttention`
-asks for the factor of its scores. NumPy only.
+They are computed once, in float64, for `RotaryEmbedding`; `MultiHeadLatentAttention` uses the
+factor of its scores. NumPy only.
 """
 
 import math
@@ -25,7 +25,7 @@ REQUIRED = {
     "llama3": {"factor", _LENGTH, "low_freq_factor", "high_freq_factor"},
     "longrope": {"factor", _LENGTH, "short_factor", "long_factor"},
 }
-"""What each `rope_type` needs beside its name."""
+"""The required keys of each `rope_type`."""
 
 _LISTS = ("short_factor", "long_factor")
 
@@ -44,14 +44,14 @@ OPTIONAL = {
 
 @dataclass(frozen=True)
 class RotaryFrequencies:
-    """What a rotary embedding turns by.
+    """The angles and the amplitude of a rotary embedding.
 
     Args:
-        base: Array of `rotary_dim // 2` angles in radians a token.
-        long: The angles for sequences beyond the trained length, or `None` for the same ones.
+        base: Array of `rotary_dim // 2` angles, in radians a token.
+        long: The angles for sequences beyond the trained length, or `None` for the same angles.
         stretch_exponents: Array, or `None`. Beyond the trained length each angle is multiplied by
             a common stretch to the power of its exponent.
-        amplitude: What cosine and sine are multiplied by.
+        amplitude: The factor of cosine and sine.
     """
 
     base: Array
@@ -61,15 +61,14 @@ class RotaryFrequencies:
 
 
 def check_scaling(scaling: Mapping[str, Any] | None, argument: str = "scaling") -> dict[str, Any]:
-    """Returns a scaling with its `rope_type`, or raises an error for what does not belong.
+    """Returns a scaling with its `rope_type`, or raises an error if it is invalid.
 
     Args:
-        scaling: dict, or `None` for none. What a checkpoint has as its `rope_scaling`.
-        argument: string. The argument, as the error names it. Defaults to `"scaling"`.
+        scaling: A checkpoint's `rope_scaling`, or `None` for no scaling.
+        argument: The name of the argument, for errors.
 
     Raises:
-        InvalidInputError: The type is missing or unknown, a key is, a value is no such number, or
-            two of them do not go together.
+        InvalidInputError: The type or a key is missing or unknown, or a value is out of range.
     """
     if scaling is None:
         return {"rope_type": "default"}
@@ -79,14 +78,14 @@ def check_scaling(scaling: Mapping[str, Any] | None, argument: str = "scaling") 
             f"{scaling!r}."
         )
     given = dict(scaling)
-    older_name = given.pop("type", None)  # Both stand side by side in some checkpoints.
+    older_name = given.pop("type", None)  # Some checkpoints have both names.
     kind = given.pop("rope_type", older_name)
     if kind is None:
         raise InvalidInputError(
             f"`{argument}` has no 'rope_type', which must be one of {', '.join(sorted(REQUIRED))}; "
             f"received {dict(scaling)!r}."
         )
-    if kind not in list(REQUIRED):  # Of a list: what can't be hashed is unknown as well.
+    if kind not in list(REQUIRED):  # A list, because `kind` may be unhashable.
         raise InvalidInputError(unknown_name_message(f"rope_type of `{argument}`", kind, REQUIRED))
     known = REQUIRED[kind] | OPTIONAL.get(kind, set())
     for name in given:
@@ -116,19 +115,19 @@ def check_scaling(scaling: Mapping[str, Any] | None, argument: str = "scaling") 
 
 
 def _check_value(path: str, name: str, value: Any) -> Any:
-    """Returns a value of a scaling, or says what was received at its path."""
+    """Returns a value of a scaling, or raises an error that names its path."""
     if name == "truncate":
         return check_boolean(path, value)
     if name in _LISTS:
         if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
             raise InvalidInputError(
-                f"`{path}` must be a list of a number for each pair, received {value!r}."
+                f"`{path}` must be a list with one number for each pair, received {value!r}."
             )
         return [check_number(f"{path}[{i}]", divisor, above=0) for i, divisor in enumerate(value)]
     if name.startswith("mscale"):
         return check_number(path, value, least=0)
     if name == _LENGTH:
-        return check_integer(path, value, least=2)  # Its logarithm is divided by.
+        return check_integer(path, value, least=2)  # Its logarithm is a divisor.
     return check_number(path, value, above=0)
 
 
@@ -143,15 +142,14 @@ def _beta_slow(scaling: Mapping[str, Any]) -> float:
 def compute_frequencies(
     dim: int, max_wavelength: float, scaling: Mapping[str, Any]
 ) -> RotaryFrequencies:
-    """Returns the angles a token of `dim // 2` pairs, for a scaling that was checked."""
+    """Returns the angles of `dim // 2` pairs for a checked scaling."""
     exponents = np.arange(0, dim, 2, dtype="float64") / dim
     base = max_wavelength**-exponents
     kind = scaling["rope_type"]
     if kind == "linear":
         return RotaryFrequencies(base / scaling["factor"])
     if kind == "dynamic":
-        # A larger wavelength slows the slowest pair by the whole stretch and the fastest not at
-        # all.
+        # A larger wavelength slows the slowest pair by the whole stretch, the fastest not at all.
         return RotaryFrequencies(base, stretch_exponents=-np.arange(0, dim, 2) / max(dim - 2, 1))
     if kind == "yarn":
         return _yarn(base, max_wavelength, scaling)
@@ -163,7 +161,7 @@ def compute_frequencies(
 
 
 def compute_score_factor(scaling: Mapping[str, Any] | None) -> float:
-    """Returns what DeepSeek's attention multiplies its scores by: the square of YaRN's `mscale`."""
+    """Returns the factor of DeepSeek's attention scores: the square of YaRN's `mscale`."""
     mscale = (scaling or {}).get("mscale_all_dim") or 0.0
     return _mscale(scaling["factor"], mscale) ** 2 if scaling and mscale else 1.0
 
@@ -173,7 +171,7 @@ def _mscale(factor: float, weight: float = 1.0) -> float:
 
 
 def _yarn(base: Array, max_wavelength: float, scaling: Mapping[str, Any]) -> RotaryFrequencies:
-    """Slows the pairs that turn seldom within the trained length, and leaves the fast ones."""
+    """Slows pairs that turn rarely within the trained length, and leaves fast pairs unchanged."""
     half, factor = len(base), scaling["factor"]
 
     def pair_that_turns(times: float) -> float:
@@ -197,7 +195,7 @@ def _yarn(base: Array, max_wavelength: float, scaling: Mapping[str, Any]) -> Rot
 
 
 def _llama3(base: Array, scaling: Mapping[str, Any]) -> Array:
-    """Slows the pairs of long wavelengths, leaves those of short ones, and blends in between."""
+    """Slows pairs of long wavelengths, leaves short ones unchanged, and blends in between."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling[_LENGTH] * base / (2 * math.pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)
@@ -205,7 +203,7 @@ def _llama3(base: Array, scaling: Mapping[str, Any]) -> Array:
 
 
 def _longrope(base: Array, scaling: Mapping[str, Any]) -> RotaryFrequencies:
-    """Divides each pair's angle by a factor of its own, of which there are two sets."""
+    """Divides the angle of each pair by its own factor, from one of two lists."""
     factor, length = scaling["factor"], scaling[_LENGTH]
     divisors = {name: np.asarray(scaling[name], "float64") for name in REQUIRED["longrope"]}
     for name in ("short_factor", "long_factor"):

@@ -1,4 +1,4 @@
-"""The residual connection of DeepSeek-V4: several streams around each sub-layer, mixed by rules."""
+"""Hyper-connections of DeepSeek-V4: several residual streams around each sub-layer."""
 
 from typing import Any
 
@@ -27,11 +27,11 @@ from keras_deepseek.layers.residual.stream_weights import (
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class ManifoldConstrainedHyperConnections(FloatingInputLayer):
-    """Wraps a layer into the hyper-connections of mHC, in place of `x + layer(x)`.
+    """Wraps a layer in the hyper-connections of mHC, which replace `x + layer(x)`.
 
-    Choose it for deep models. A token has `n` residual streams instead of one vector, and each
-    wrapped layer learns from the streams themselves what it reads, where it writes, and how the
-    streams pass by it. For the streams `x` of a token, a matrix of `n` rows,
+    Choose it for deep models. A token has `n` residual streams instead of one vector. Each wrapped
+    layer computes from the streams how to read from them, how to write to them, and how to mix
+    them. For the streams `x` of a token, a matrix of `n` rows,
 
     ```
     a, b, c = split(rms_norm(flatten(x)) @ kernel)          n, n and n * n numbers
@@ -41,11 +41,12 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
     output = outer(post, layer(pre @ x)) + transpose(comb) @ x
     ```
 
-    The Sinkhorn-Knopp rounds make rows and columns of `comb` sum to 1. So the streams are averaged
-    on their way, never amplified, however deep the model is. All three are computed in float32 or
-    better, whatever the dtype policy.
+    The Sinkhorn-Knopp rounds make rows and columns of `comb` sum to 1. The streams are therefore
+    averaged and never amplified, however deep the model is. All three weights are always computed
+    in float32 or better.
 
-    `ResidualStreamExpansion` makes streams of a vector, and `ResidualStreamCollapse` the reverse:
+    `ResidualStreamExpansion` expands a vector to streams, and `ResidualStreamCollapse` does the
+    reverse:
 
     ```
     x = ResidualStreamExpansion(4)(embedding(tokens))
@@ -55,14 +56,13 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
     x = ResidualStreamCollapse()(x)
     ```
 
-    The wrapped layer maps `(batch_size, ..., dim)` to the same shape. A mask, one entry a token, is
-    given to it if it takes one, and passes through. A `Sequential` hands it on only through layers
-    that support masks: `keras.layers.RMSNormalization` does where its `supports_masking` is set.
-    What the layer returns beside its outputs, as a cache, is returned beside the streams; no
-    `Sequential` takes one. A block of one's own may instead call the two halves, `collapse` and
-    `merge`.
+    The wrapped layer maps `(batch_size, ..., dim)` to the same shape. It gets the mask, one entry a
+    token, if it takes one; the mask is also passed on. A `Sequential` passes a mask only through
+    layers that support masks: set `supports_masking` of `keras.layers.RMSNormalization`. Further
+    outputs of the layer, such as a cache, are returned after the streams; a `Sequential` can't take
+    a cache. Your own block may instead call the two halves, `collapse` and `merge`.
 
-    In a checkpoint, `kernel` is `fn` transposed, `bias` is `base`.
+    In a checkpoint, `kernel` is `fn` transposed, and `bias` is `base`.
 
     Args:
         layer: `keras.Layer` or its serialized config.
@@ -75,22 +75,20 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, ..., num_streams, dim)`.
-        mask: Boolean tensor of shape `(batch_size, ...)`, or `None` for the mask that `inputs`
-            carry.
-        training: boolean. Given to the wrapped layer, as Keras does.
-        token_ids, positions, cache, cache_index: Given to the wrapped layer where they are not
-            `None`.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        mask: Boolean tensor of shape `(batch_size, ...)`, or `None` to use the mask of `inputs`.
+        training: boolean. Passed to the wrapped layer. token_ids, positions, cache, cache_index:
+            Passed to the wrapped layer if not `None`.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
-        A tensor of the shape of `inputs`, in the layer's compute dtype; a tuple of it and the rest,
-        where the wrapped layer returns more than one thing.
+        A tensor of the shape of `inputs`, in the layer's compute dtype. If the wrapped layer
+        returns several outputs, a tuple of that tensor and the other outputs.
 
     Raises:
-        InvalidInputError: `layer` is no layer, `sinkhorn_iterations` is not positive, or the inputs
-            are not floating-point, not of the shape above, or have fewer than two streams; or the
-            layer's outputs are of another shape than its inputs, or it does not take an argument
-            that it was to be given.
+        InvalidInputError: `layer` is not a layer; `sinkhorn_iterations` is not positive; the inputs
+            are not floating-point, have another shape, or have fewer than two streams; the layer
+            changes the shape of its inputs; or the layer does not take an argument of the call.
 
     Example:
 
@@ -142,7 +140,7 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
         build_layer(self.layer, (*input_shape[:-2], dim), self.compute_dtype)
 
     def collapse(self, inputs: Any) -> tuple[Any, Any, Any]:
-        """Returns what the sub-layer reads, and the two weights that `merge` takes.
+        """Returns the input of the sub-layer, and the two weights for `merge`.
 
         Args:
             inputs: Tensor of shape `(batch_size, ..., num_streams, dim)`, the streams.
@@ -173,10 +171,10 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
         return sum_streams(inputs, pre), post, comb
 
     def merge(self, outputs: Any, inputs: Any, post: Any, comb: Any) -> Any:
-        """Returns the new streams.
+        """Returns the new streams, from the output of the sub-layer and the old streams.
 
         Args:
-            outputs: Tensor of shape `(batch_size, ..., dim)`, of the sub-layer.
+            outputs: Tensor of shape `(batch_size, ..., dim)`, the output of the sub-layer.
             inputs: Tensor of shape `(batch_size, ..., num_streams, dim)`, the streams.
             post: Tensor of shape `(batch_size, ..., num_streams)`.
             comb: Tensor of shape `(batch_size, ..., num_streams, num_streams)`.
@@ -238,12 +236,12 @@ class ManifoldConstrainedHyperConnections(FloatingInputLayer):
 
 
 def _collapsed_shape(streams: Any) -> Shape:
-    """Returns the shape of what the wrapped layer reads, and has to return."""
+    """Returns the shape of the wrapped layer's input and output."""
     return (*streams.shape[:-2], streams.shape[-1])
 
 
 def _given(token_ids: Any, positions: Any, cache: Any, cache_index: Any) -> dict[str, Any]:
-    """Returns the arguments that are not `None`: a layer need not take the others."""
+    """Returns the arguments that are not `None`; a layer need not take the others."""
     arguments = {
         "token_ids": token_ids,
         "positions": positions,

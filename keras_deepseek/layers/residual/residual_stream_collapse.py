@@ -1,4 +1,4 @@
-"""The exit from a model of many residual streams."""
+"""Collapse of several residual streams to one hidden state."""
 
 from typing import Any
 
@@ -18,9 +18,9 @@ from keras_deepseek.layers.residual.stream_weights import (
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class ResidualStreamCollapse(FloatingInputLayer):
-    """Makes one vector of the residual streams of each token.
+    """Combines the residual streams of each token into one vector.
 
-    Choose it behind the last `ManifoldConstrainedHyperConnections`, before the final norm, as in
+    Choose it after the last `ManifoldConstrainedHyperConnections` and before the final norm, as in
     DeepSeek-V4. It computes
 
     ```
@@ -28,10 +28,11 @@ class ResidualStreamCollapse(FloatingInputLayer):
     output = sum over the streams of weights[i] * streams[i]
     ```
 
-    The weights are computed in float32 or better, whatever the dtype policy. Each token is treated
-    alone: a mask passes through.
+    The weights are always computed in float32 or better. Each token is transformed by itself, and a
+    mask is passed on.
 
-    In a checkpoint, `kernel` is `hc_head.hc_fn` transposed, `bias` `hc_base`, `scale` `hc_scale`.
+    In a checkpoint, `kernel` is `hc_head.hc_fn` transposed, `bias` is `hc_base`, and `scale` is
+    `hc_scale`.
 
     Args:
         epsilon: float. Added to the weights. Defaults to `1e-6`.
@@ -47,8 +48,8 @@ class ResidualStreamCollapse(FloatingInputLayer):
         A tensor of shape `(batch_size, ..., dim)`, in the layer's compute dtype.
 
     Raises:
-        InvalidInputError: The inputs are not floating-point, not of the shape above, or have fewer
-            than two streams.
+        InvalidInputError: The inputs are not floating-point, have another shape, or have fewer than
+            two streams.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""The entry to a model of many residual streams."""
+"""Expansion of hidden states to several residual streams."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ class ResidualStreamExpansion(FloatingInputLayer):
     """Gives each token several residual streams, all equal at first.
 
     Choose it between the embedding of a model and its first `ManifoldConstrainedHyperConnections`.
-    It has no weights, and a mask passes through.
+    It has no weights, and a mask is passed on.
 
     Args:
-        num_streams: integer. How many streams. Defaults to `4`.
+        num_streams: integer. The number of streams. Defaults to `4`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:

@@ -1,4 +1,4 @@
-"""How residual streams say how they are to be mixed: numbers computed from themselves."""
+"""Weights for mixing residual streams, computed from the streams."""
 
 from typing import Any
 
@@ -12,32 +12,32 @@ MIN_STREAMS = 2
 
 
 def check_streams(layer_name: str, input_shape: Shape) -> tuple[int, int]:
-    """Returns the number of streams and their size, or says what was received.
+    """Returns the number and the size of the streams, or raises an error.
 
     Args:
-        layer_name: string. The layer, as the error names it.
-        input_shape: tuple. The shape of its inputs.
+        layer_name: The name of the layer, for the error.
+        input_shape: The shape of its inputs.
 
     Raises:
-        InvalidInputError: It is not one of streams.
+        InvalidInputError: It is not a shape of streams.
     """
     *batch, num_streams, dim = input_shape if len(input_shape) > 1 else (None, None)
     if not batch or num_streams is None or dim is None or num_streams < MIN_STREAMS:
         raise InvalidInputError(
             f"{layer_name!r} needs inputs of shape (batch_size, ..., num_streams, dim) with a "
-            f"known dim and {MIN_STREAMS} or more streams, received {tuple(input_shape)}. "
-            "`ResidualStreamExpansion` makes such."
+            f"known dim and {MIN_STREAMS} or more streams, received {tuple(input_shape)}. Create "
+            "streams with `ResidualStreamExpansion`."
         )
     return num_streams, dim
 
 
 def project_streams(streams: Any, kernel: Any, norm_epsilon: float) -> Any:
-    """Returns the streams of each token, as one vector of root mean square 1, times a kernel.
+    """Returns each token's flattened streams, divided by their root mean square, times a kernel.
 
     Args:
         streams: Tensor of shape `(batch_size, ..., num_streams, dim)`.
-        kernel: Tensor of shape `(num_streams * dim, units)`. Its dtype is the one computed in.
-        norm_epsilon: float. Added to the mean square.
+        kernel: Tensor of shape `(num_streams * dim, units)`. Its dtype is that of the computation.
+        norm_epsilon: Added to the mean square.
     """
     flat = ops.reshape(ops.cast(streams, kernel.dtype), (*ops.shape(streams)[:-2], kernel.shape[0]))
     mean_square = ops.mean(ops.square(flat), axis=-1, keepdims=True)
@@ -45,14 +45,14 @@ def project_streams(streams: Any, kernel: Any, norm_epsilon: float) -> Any:
 
 
 def normalize_doubly(matrices: Any, iterations: int, epsilon: float) -> Any:
-    """Returns matrices whose rows and columns sum to almost 1, by Sinkhorn and Knopp's rounds.
+    """Returns matrices whose rows and columns sum to almost 1, by Sinkhorn-Knopp rounds.
 
-    The first round starts from rows that already do, and takes the columns alone.
+    The first round normalizes only the columns, because the rows are normalized already.
 
     Args:
-        matrices: Tensor of shape `(..., n, n)`, positive, whose rows sum to 1.
-        iterations: integer. The number of rounds.
-        epsilon: float. Added to each sum.
+        matrices: Positive tensor of shape `(..., n, n)`, whose rows sum to 1.
+        iterations: The number of rounds.
+        epsilon: Added to each sum.
     """
     matrices = matrices / (ops.sum(matrices, axis=-2, keepdims=True) + epsilon)
     for _ in range(iterations - 1):

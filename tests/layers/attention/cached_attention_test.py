@@ -250,8 +250,8 @@ class _OwnCall(keras.layers.MultiHeadAttention):
             lambda: make_attention("multi_head", attention_axes=(1, 2)),
             r"`attention_axes` .*\(1, 2\)",
         ),
-        (lambda: make_attention("grouped", flash_attention=True), "made for flash attention alone"),
-        (lambda: _OwnCall(2, 3), "_OwnCall has a `call` of its own"),
+        (lambda: make_attention("grouped", flash_attention=True), "allows only flash attention"),
+        (lambda: _OwnCall(2, 3), "_OwnCall overrides `call`"),
     ],
 )
 def test_a_layer_that_no_cache_fits_is_refused(make, message):
@@ -276,9 +276,9 @@ def test_arguments_of_a_call_that_do_not_fit_are_refused():
         layer(inputs, mask=np.ones((2, 4), bool))
     with pytest.raises(InvalidInputError, match="2 slots, received 3 tokens"):
         layer(inputs, cache=layer.make_cache(2, 2), cache_index=0)
-    with pytest.raises(InvalidInputError, match="needs a `cache_index`"):
+    with pytest.raises(InvalidInputError, match="`cache` without a `cache_index`"):
         layer(inputs, cache=layer.make_cache(2, 4))
-    with pytest.raises(InvalidInputError, match="received `positions`, which only a rotary"):
+    with pytest.raises(InvalidInputError, match="received `positions`, but has no rotary"):
         layer(inputs, positions=np.zeros((2, 3), "int32"))
 
 

@@ -64,7 +64,7 @@ def test_the_room_is_that_of_the_rotary_embedding():
     with pytest.raises(InvalidInputError, match="'attending' has a `max_length` of 4 positions"):
         check_room(layer, TOKENS, None, 2)
     check_room(Attending(rotary=None), TOKENS, None, 99)
-    with pytest.raises(InvalidInputError, match="which only a rotary embedding takes"):
+    with pytest.raises(InvalidInputError, match="but has no rotary embedding"):
         check_room(Attending(rotary=None), TOKENS, np.zeros((2, 3), "int32"), None)
 
 
@@ -107,7 +107,7 @@ def test_a_spec_is_refused_where_the_call_would_be(name):
     refuse(r"\(batch_size, length, dim\) .*received \(2, 6\)", keras.KerasTensor((2, DIM)))
     refuse("`mask` must be boolean, .* received float32", mask=keras.KerasTensor((2, 5)))
     refuse(r"`mask` must have .* \(2, 5\), received", mask=keras.KerasTensor((2, 4), "bool"))
-    refuse("needs a `cache_index`", cache=cache)
+    refuse("`cache` without a `cache_index`", cache=cache)
     refuse("must be one integer", cache=cache, cache_index=keras.KerasTensor((2,), "int32"))
     index = keras.KerasTensor((), "int32")
     outputs, _ = layer.compute_output_spec(inputs, cache=cache, cache_index=index)
@@ -213,12 +213,12 @@ def test_a_cache_and_an_index_that_do_not_fit_are_refused(name):
     refuse("floating-point tensor, received int", cache | {entry: np.zeros((2, 5), "int32")})
     refuse("'mask' must be a boolean tensor", cache | {"mask": np.zeros((2, 5), "float32")})
     refuse("must be a dict of tensors, received list", [cache])
-    refuse("must be one integer, .* received 1.5", cache, 1.5)
+    refuse("must be one integer .* received 1.5", cache, 1.5)
     refuse("must be 0 or more, .* received -1", cache, -1)
-    refuse("5 slots, received 3 tokens for those from 3 on", cache, 3)
-    refuse("5 slots, received 3 tokens for those from 9 on", cache, keras.ops.convert_to_tensor(9))
-    refuse("needs a `cache_index`", cache, None)
-    refuse("needs a `cache`: that of", None, 0)
+    refuse("5 slots, received 3 tokens for the slots from 3", cache, 3)
+    refuse("5 slots, received 3 tokens for the slots from 9", cache, keras.ops.convert_to_tensor(9))
+    refuse("`cache` without a `cache_index`", cache, None)
+    refuse("`cache_index` without a `cache`", None, 0)
 
 
 @pytest.mark.parametrize("name", WITH_MAX_LENGTH)

@@ -8,7 +8,7 @@ from keras_deepseek.backend.export.named_model import NamedModel
 from keras_deepseek.layers.attention.key_value_cache import (
     append_to_cache,
     check_states,
-    go_on,
+    continue_cache,
     make_attention_mask,
     make_cache,
 )
@@ -140,7 +140,7 @@ def test_it_works_in_a_compiled_function():
 def test_a_compiled_step_begins_anew_at_zero_too():
     class GoOn(keras.Layer):
         def call(self, filled, state, index):
-            cache = go_on({"mask": filled, "state": state}, index[0], ["state"])
+            cache = continue_cache({"mask": filled, "state": state}, index[0], ["state"])
             return cache["state"] + keras.ops.cast(cache["mask"], "float32")
 
     inputs = {
@@ -161,7 +161,7 @@ def test_a_layer_without_a_way_back_begins_anew_or_goes_on(name):
     layer = make_attention(name)
     inputs = np.random.default_rng(0).normal(size=(2, 4, DIM)).astype("float32")
     _, cache = layer(inputs + 1, cache=layer.make_cache(2, 9), cache_index=0)
-    with pytest.raises(InvalidInputError, match=r"backwards: received 3, .* slot 3\..* from 4"):
+    with pytest.raises(InvalidInputError, match=r"backwards: received 3, .* slot 3, .* from 4"):
         layer(inputs, cache=cache, cache_index=3)
     outputs, anew = layer(inputs, cache=cache, cache_index=0)
     expected, fresh = layer(inputs, cache=layer.make_cache(2, 9), cache_index=0)
@@ -222,7 +222,7 @@ def test_a_compiled_step_hides_what_is_stale_too(name):
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_a_full_cache_is_an_error(cache, index, length, as_tensor):
     start = keras.ops.convert_to_tensor(index, "int32") if as_tensor else index
-    with pytest.raises(InvalidInputError, match=f"5 slots, .* {length} tokens .* from {index} on"):
+    with pytest.raises(InvalidInputError, match=rf"5 slots, .* {length} tokens .* from {index}\."):
         append_to_cache(cache, start, {"latent": draw(length)})
 
 
@@ -232,7 +232,7 @@ def test_an_index_below_zero_is_an_error(cache):
 
 
 def test_a_cache_without_an_index_is_refused(cache):
-    with pytest.raises(InvalidInputError, match="needs a `cache_index`"):
+    with pytest.raises(InvalidInputError, match="`cache` without a `cache_index`"):
         append_to_cache(cache, None, {"latent": draw(1)})
 
 

@@ -287,11 +287,11 @@ def test_a_call_that_does_not_fit_is_refused():
     layer, inputs = make(length=3)
     with pytest.raises(InvalidInputError, match=r"`mask` must have .* \(2, 3\), received \(2, 4\)"):
         layer(inputs, mask=np.ones((2, 4), bool))
-    with pytest.raises(InvalidInputError, match="which only a rotary embedding takes"):
+    with pytest.raises(InvalidInputError, match="but has no rotary embedding"):
         layer(inputs, positions=np.zeros((2, 3), "int32"))
     with pytest.raises(InvalidInputError, match="2 slots, received 3 tokens"):
         layer(inputs, cache=layer.make_cache(2, 2), cache_index=0)
-    with pytest.raises(InvalidInputError, match="needs a `cache_index`"):
+    with pytest.raises(InvalidInputError, match="`cache` without a `cache_index`"):
         layer(inputs, cache=layer.make_cache(2, 4))
     with pytest.raises(InvalidInputError, match="needs `use_causal_mask=True`"):
         make(use_causal_mask=False)[0](inputs, cache=layer.make_cache(2, 4), cache_index=0)

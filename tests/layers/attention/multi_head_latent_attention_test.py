@@ -363,9 +363,9 @@ def test_a_cache_that_does_not_fit_is_refused():
     layer, inputs = make_layer(), draw(2, 3, 6)
     with pytest.raises(InvalidInputError, match="2 slots, received 3 tokens"):
         layer(inputs, cache=layer.make_cache(2, 2), cache_index=0)
-    with pytest.raises(InvalidInputError, match="needs a `cache_index`"):
+    with pytest.raises(InvalidInputError, match="`cache` without a `cache_index`"):
         layer(inputs, cache=layer.make_cache(2, 4))
-    with pytest.raises(InvalidInputError, match="needs a `cache`: that of"):
+    with pytest.raises(InvalidInputError, match="`cache_index` without a `cache`"):
         layer(inputs, cache_index=0)
     with pytest.raises(InvalidInputError, match="needs `use_causal_mask=True`"):
         make_layer(use_causal_mask=False)(inputs, cache=layer.make_cache(2, 4), cache_index=0)

@@ -233,7 +233,7 @@ def test_an_empty_batch_and_a_sequence_of_one_work(shape, kind):
         ({"rope_scaling": {"rope_type": "yarn"}}, "A yarn `rope_scaling` needs"),
         (
             {"rope_scaling": {**YARN, "rope_type": "dynamic"}},
-            "kinds default, linear, llama3, yarn, received 'dynamic'",
+            "one of default, linear, llama3, yarn, received 'dynamic'",
         ),
     ],
 )
@@ -270,9 +270,9 @@ def test_a_cache_that_does_not_fit_is_refused():
     layer, inputs = make_layer(), draw(2, 3, 6)
     with pytest.raises(InvalidInputError, match="2 slots, received 3 tokens"):
         layer(inputs, cache=layer.make_cache(2, 2), cache_index=0)
-    with pytest.raises(InvalidInputError, match="needs a `cache_index`"):
+    with pytest.raises(InvalidInputError, match="`cache` without a `cache_index`"):
         layer(inputs, cache=layer.make_cache(2, 4))
-    with pytest.raises(InvalidInputError, match="needs a `cache`: that of"):
+    with pytest.raises(InvalidInputError, match="`cache_index` without a `cache`"):
         layer(inputs, cache_index=0)
     with pytest.raises(InvalidInputError, match=r"must have the shape \(2, 3, 6\), received"):
         layer(inputs, cache=make_layer(sliding_window=5).make_cache(2, 4), cache_index=0)

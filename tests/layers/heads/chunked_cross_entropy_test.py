@@ -305,7 +305,7 @@ def test_targets_that_do_not_fit_are_refused():
         head(hidden, targets.astype("float32"))
     with pytest.raises(InvalidInputError, match=r"`mask` must have one entry for each token"):
         head(hidden, targets, mask=np.ones((2, 4), bool))
-    with pytest.raises(InvalidInputError, match="make its input by"):
+    with pytest.raises(InvalidInputError, match="Create its input with"):
         head(keras.Input((3, 6)), keras.Input((3,)))
 
 

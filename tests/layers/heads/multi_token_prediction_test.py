@@ -301,7 +301,7 @@ def test_inputs_that_do_not_fit_are_refused():
 def test_an_embedding_or_a_block_of_another_size_is_refused():
     hidden, tokens = draw(2, 3)
     narrow, head = keras.layers.Embedding(5, 4, name="narrow"), keras.layers.Dense(5)
-    message = r"hidden states, \(2, 3, 6\); 'narrow' makes \(2, 3, 4\) of the token ids"
+    message = r"hidden states, \(2, 3, 6\); 'narrow' returns \(2, 3, 4\) for the token ids"
     with pytest.raises(InvalidInputError, match=message):
         MultiTokenPrediction(SwiGLU(3), narrow, head)(hidden, tokens)
     layer = MultiTokenPrediction(keras.layers.Dense(4), keras.layers.Embedding(5, DIM), head)

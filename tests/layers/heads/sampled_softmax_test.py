@@ -155,9 +155,9 @@ def test_in_half_precision_losses_are_near_and_their_mean_in_full(dtype):
     ("options", "message"),
     [
         ({"num_negatives": 0}, "`num_negatives` must be"),
-        ({"class_weights": [1, 2]}, "one for each of the 12 classes"),
-        ({"class_weights": [1] * 11 + [0]}, "That of class 11 is 0"),
-        ({"class_weights": [1] * 11 + [np.nan]}, "That of class 11 is nan"),
+        ({"class_weights": [1, 2]}, "one number for each of the 12 classes"),
+        ({"class_weights": [1] * 11 + [0]}, "received 0.0 for class 11"),
+        ({"class_weights": [1] * 11 + [np.nan]}, "received nan for class 11"),
         ({"ignore_class": 1.5}, "`ignore_class` must be"),
     ],
 )

@@ -71,7 +71,7 @@ def test_logits_are_products_and_the_bias():
     [
         ((None, None), "needs a `vocabulary_size`, or a `token_embedding`"),
         ((0, None), "`vocabulary_size` must be a positive integer, received 0"),
-        ((8, keras.layers.Embedding(7, 3)), "must be that of `token_embedding`, 7"),
+        ((8, keras.layers.Embedding(7, 3)), r"must be that of `token_embedding` \(7\)"),
         ((None, keras.layers.Dense(3)), "must be a `keras.layers.Embedding`"),
         ((None, "embedding"), "`token_embedding` must be a Keras layer, received 'embedding'"),
     ],
@@ -84,7 +84,7 @@ def test_arguments_that_make_no_head_are_refused(arguments, message):
 def test_inputs_of_another_size_are_refused():
     with pytest.raises(InvalidInputError, match=r"with a known dim, received \(2, None\)"):
         make_head(7).build((2, None))
-    with pytest.raises(InvalidInputError, match="an embedding of 3 numbers a token, and received"):
+    with pytest.raises(InvalidInputError, match="an embedding of size 3, but received"):
         make_head(token_embedding=keras.layers.Embedding(7, 3)).build((2, 4))
 
 

@@ -119,7 +119,7 @@ def test_the_number_of_a_hidden_token_does_not_matter(num_tokens):
 
 
 def test_a_call_without_token_ids_is_refused():
-    with pytest.raises(InvalidInputError, match="received no `token_ids`"):
+    with pytest.raises(InvalidInputError, match="needs `token_ids`, received None"):
         HashRouter(6, 2, 5)(draw(1, 3, 8))
 
 

@@ -58,7 +58,7 @@ def test_an_indexer_and_a_rotary_embedding_name_their_own_arguments():
     for kwargs, message in (
         ({"rope_max_wavelength": 0.5}, "`rope_max_wavelength` must be a finite number above 1"),
         ({"rope_theta": 5000}, "pass rope_max_wavelength=5000"),
-        ({"rope_head_dim": 6}, "`rope_head_dim` must be even and at most `head_dim`, 4"),
+        ({"rope_head_dim": 6}, "`rope_head_dim` must be even and at most `head_dim` .4."),
     ):
         with pytest.raises(InvalidInputError, match=message):
             LightningIndexer(2, 4, **{"rope_head_dim": 2, **kwargs})

@@ -20,7 +20,7 @@ def test_a_call_within_the_positions_passes(max_length, length, start):
 
 @pytest.mark.parametrize(("length", "start"), [(5, 0), (1, 4)])
 def test_a_call_beyond_the_positions_is_refused(length, start):
-    message = f"'layer' has a `max_length` of 4 .* {length} tokens from position {start} on"
+    message = f"'layer' has a `max_length` of 4 .* {length} tokens from position {start}\\."
     with pytest.raises(InvalidInputError, match=message):
         check_length("layer", 4, length, start)
 

@@ -1,7 +1,7 @@
-"""The lightning indexer over compressed entries: which of them a token of CSA looks at.
+"""Lightning indexer over compressed entries, for `CompressedSparseAttention`.
 
-Legend: B batch, L tokens of a call, J heads of the indexer, I size of one, N entries, k chosen
-ones.
+Shape suffixes: B batch, T tokens of a call, E entries, K chosen entries, N heads of the indexer, H
+size of a head, Q size of the low-rank queries.
 """
 
 from typing import Any
@@ -20,25 +20,16 @@ from keras_deepseek.layers.input_check import Shape
 
 
 class CompressedIndexer(keras.Layer):
-    """Chooses for each token the entries of the highest scores.
+    """Chooses the entries with the highest scores for each token.
 
     ```
-    score[t, n] = sum over j of weight_j(x_t) * relu(query_j(t) . key(n)) * (I * J) ** -0.5
+    score[t, e] = sum over n of weight_n(x_t) * relu(query_n(t) . key(e)) * (H * N) ** -0.5
     ```
 
-    where the keys are compressed as those of the attention are, by weights of their own, and the
-    queries come from the same low-rank ones. Scores are in float32; of equal ones, the backend
-    takes which it likes. A choice has no gradient, so the weights are not trainable unless their
-    `trainable` is set for a loss of one's own.
-
-    Args:
-        num_heads: integer. J.
-        head_dim: integer. I.
-        top_k: integer. k.
-        compress_rate: integer. Tokens in a window.
-        epsilon: float. Added to the mean squares in the norm.
-        kernel_initializer: `keras.initializers.Initializer`.
-        **kwargs: Arguments of `keras.Layer`.
+    Keys are compressed like those of the attention layer, by separate weights; queries are made
+    from the same low-rank queries. Scores are in float32; the backend decides between equal scores.
+    The choice has no gradient, so the weights are not trainable unless the user sets `trainable`
+    for a loss on the scores.
     """
 
     def __init__(
@@ -83,28 +74,22 @@ class CompressedIndexer(keras.Layer):
         self.head_weight.build(input_shape)
 
     def choose(
-        self, tokens: PackedTokens, queries: Any, cache: Cache | None, rotate: Rotate
+        self, tokens: PackedTokens, low_rank_BTQ: Any, cache: Cache | None, rotate: Rotate
     ) -> tuple[Any, Cache]:
-        """Returns the numbers of the chosen entries.
+        """Returns the numbers of the chosen entries (BTK), and the updates of the cache.
 
-        Args:
-            tokens: `PackedTokens` of a call.
-            queries: Tensor of shape `(B, L, Q)`. The low-rank queries.
-            cache: dict of earlier calls, or `None`.
-            rotate: Function that rotates by positions.
-
-        Returns:
-            An integer tensor of shape `(B, L, k)`, with numbers of entries not to be seen where
-            there are fewer, and a dict of what changes in the cache.
+        If a token may see fewer than K entries, the rest are entries that it must not see.
         """
-        keys, updates = self.compressor.compress(tokens, cache, rotate, self.top_k)
-        queries = rotate(self.query_up(queries), tokens.positions)
+        keys_BEH, updates = self.compressor.compress(tokens, cache, rotate, self.top_k)
+        queries_BTNH = rotate(self.query_up(low_rank_BTQ), tokens.positions)
         dtype = promote_dtypes(self.compute_dtype, "float32")
-        weights = ops.cast(call_dense(self.head_weight, tokens.inputs), dtype)
-        weights = weights * (self.head_dim * self.num_heads) ** -0.5
-        scores = ops.einsum("btji,bni->btjn", ops.cast(queries, dtype), ops.cast(keys, dtype))
-        scores = ops.einsum("btjn,btj->btn", ops.relu(scores), weights)
-        numbers = ops.arange(ops.shape(keys)[1], dtype="int32")
-        is_seen = numbers < self.compressor.count_visible(tokens)[..., None]
-        scores = ops.where(is_seen, scores, HIDDEN)
-        return current().compute.top_k(scores, self.top_k)[1], updates
+        weights_BTN = ops.cast(call_dense(self.head_weight, tokens.inputs), dtype)
+        weights_BTN = weights_BTN * (self.head_dim * self.num_heads) ** -0.5
+        products_BTNE = ops.einsum(
+            "btnh,beh->btne", ops.cast(queries_BTNH, dtype), ops.cast(keys_BEH, dtype)
+        )
+        scores_BTE = ops.einsum("btne,btn->bte", ops.relu(products_BTNE), weights_BTN)
+        numbers_E = ops.arange(ops.shape(keys_BEH)[1], dtype="int32")
+        is_visible_BTE = numbers_E < self.compressor.count_visible(tokens)[..., None]
+        scores_BTE = ops.where(is_visible_BTE, scores_BTE, HIDDEN)
+        return current().compute.top_k(scores_BTE, self.top_k)[1], updates

@@ -1,4 +1,4 @@
-"""The attention of DeepSeek-V4 that looks up a few compressed entries for each token."""
+"""Compressed sparse attention of DeepSeek-V4: each token attends to a few compressed entries."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ from keras_deepseek.layers.input_check import Shape
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class CompressedSparseAttention(IndexerTraining, SlidingWindowAttention):
-    """`SlidingWindowAttention` that also sees chosen entries, each made of a few earlier tokens.
+    """`SlidingWindowAttention` that also attends to chosen entries, each made of a few tokens.
 
-    Choose it for long sequences in which a token should look up details far away: of one entry for
-    every `compress_rate` tokens it sees `index_top_k`, in one softmax with its window. They are
-    those of the highest scores by a lightning indexer, and are gathered. An entry is made from its
-    own window of tokens and the one before it,
+    Choose it for long sequences in which a token should look up details far away. There is one
+    entry for every `compress_rate` tokens. A token attends to `index_top_k` of them, in one softmax
+    with its window: those with the highest scores of a lightning indexer, which are gathered. An
+    entry is made from its own window of tokens and the window before it,
 
     ```
     gate = gate(x) + position_bias                   for two series, a and b, as for the values
@@ -33,54 +33,55 @@ class CompressedSparseAttention(IndexerTraining, SlidingWindowAttention):
     score[t, n] = sum over i of index_weight_i(x_t) * relu(index_query_i(t) . index_k_n)
     ```
 
-    where the keys of the indexer are made likewise, of size `index_head_dim` and with weights of
-    their own, and its queries come from the compressed ones. A token sees no entry whose last token
-    is behind it. Where there are no more than `index_top_k` entries all are seen, and nothing is
-    scored; else the scores, of few and small heads, are the one part whose cost grows with the
-    square of the length. Windows are counted over real tokens: padding is in none, wherever it
-    stands. Where positions are given, they must run on within a window.
+    where the indexer's keys are made in the same way, of size `index_head_dim` and with separate
+    weights, and its queries from the compressed queries. A token never sees an entry whose last
+    token comes after it. With at most `index_top_k` entries a token sees all of them, and nothing
+    is scored. Otherwise the scores, of few small heads, are the only part whose cost grows with the
+    square of the length. Windows are counted over real tokens, so padding is in no window. Given
+    positions must be consecutive within a window.
 
-    The choice has no gradient, so `indexer` is not trainable unless `train_indexer`, or
-    `indexer.trainable` later on, says so for a loss of your own; both are saved.
+    The choice has no gradient, so `indexer` is not trainable by default. Set `train_indexer`, or
+    later `indexer.trainable`, to train it by your own loss; both are saved.
 
-    Beside what `SlidingWindowAttention` keeps, a cache holds the entries, `"compressed_key"`, with
-    `max_length // compress_rate + 1` slots, in `"recent_value"` and `"recent_gate"` the tokens that
-    the next one may need, and, if there may be more than `index_top_k` entries, the same for the
-    indexer, under names with `"index_"` before them.
+    In addition to the cache of `SlidingWindowAttention`, a cache holds the entries,
+    `"compressed_key"`, with `max_length // compress_rate + 1` slots, and the tokens that the next
+    entry may need, `"recent_value"` and `"recent_gate"`. If there may be more than `index_top_k`
+    entries, it holds the same for the indexer, under names that begin with `"index_"`.
 
-    Of a checkpoint, `compressor.kv_proj`, `.gate_proj`, `.position_bias` and `.kv_norm` are
-    `value`, `gate`, `position_bias` and `norm` of `compressor`, likewise those of
-    `compressor.indexer` in `indexer/compressor`; its `q_b_proj` is `indexer/query_up` and its
-    `scorer.weights_proj` `indexer/head_weight`. The others are as of `SlidingWindowAttention`.
+    Weights of a checkpoint: `compressor.kv_proj`, `.gate_proj`, `.position_bias` and `.kv_norm` are
+    `value`, `gate`, `position_bias` and `norm` of `compressor`, and in the same way those of
+    `compressor.indexer` are in `indexer/compressor`; its `q_b_proj` is `indexer/query_up` and its
+    `scorer.weights_proj` `indexer/head_weight`. The others are as in `SlidingWindowAttention`.
 
     Args:
         num_heads: integer. Number of attention heads.
         index_num_heads: integer. Number of heads of the indexer.
-        index_head_dim: integer. Size of such a head, `rope_head_dim` or more.
-        index_top_k: integer. How many entries a token sees. Defaults to `512`.
-        compress_rate: integer. How many tokens an entry stands for. Defaults to `4`.
-        train_indexer: boolean. Whether the weights of the indexer are trainable. Defaults to
+        index_head_dim: integer. Size of a head of the indexer, at least `rope_head_dim`.
+        index_top_k: integer. How many entries a token attends to. Defaults to `512`.
+        compress_rate: integer. The number of tokens in a window, and so per entry. Defaults to `4`.
+        train_indexer: boolean. If true, the weights of the indexer are trainable. Defaults to
             `False`.
         rope_max_wavelength: float. The base of the rotary angles. Defaults to `160000.0`.
-        **kwargs: Arguments of `SlidingWindowAttention`, of which `head_dim`, `rope_head_dim`,
-            `query_lora_rank`, `num_output_groups` and `output_lora_rank` must be given.
+        **kwargs: Arguments of `SlidingWindowAttention`. `head_dim`, `rope_head_dim`,
+            `query_lora_rank`, `num_output_groups` and `output_lora_rank` are required.
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
-            `None` for the mask that `inputs` carry.
+        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
+            mask of `inputs`.
         positions: Integer tensor of shape `(batch_size, length)`, or `None` to count the real
-            tokens, on from those in the cache.
-        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
-        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+            tokens, continuing from the cache.
+        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
+        cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
         training: boolean. Whether to drop attention weights.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
-        A tensor of the shape of `inputs`; with a cache, the pair of it and the new cache.
+        A tensor of the shape of `inputs`; with a cache, a pair of that tensor and the new cache.
 
     Raises:
-        InvalidInputError: An argument is out of its range, shapes do not fit, or the cache is full.
+        InvalidInputError: An argument is out of range, shapes do not match, or the cache is full.
 
     Example:
 
@@ -147,19 +148,21 @@ class CompressedSparseAttention(IndexerTraining, SlidingWindowAttention):
         return shapes
 
     def _has_choice(self, length: int) -> bool:
-        """Whether there may be more entries than a token sees."""
+        """Returns true if there may be more entries than a token attends to."""
         return length // self.compress_rate > self.index_top_k
 
     def _find_far(
-        self, tokens: PackedTokens, queries: Any, cache: Cache | None
+        self, tokens: PackedTokens, low_rank_BTQ: Any, cache: Cache | None
     ) -> tuple[FarKeys | None, Cache]:
         length = tokens.inputs.shape[1] if cache is None else cache["mask"].shape[1]
-        keys, updates = self.compressor.compress(tokens, cache, self._rotate, self.index_top_k)
-        chosen, num_visible = None, self.compressor.count_visible(tokens)
+        keys_BEH, updates = self.compressor.compress(tokens, cache, self._rotate, self.index_top_k)
+        chosen_BTK, num_visible_BT = None, self.compressor.count_visible(tokens)
         if length is None or self._has_choice(length):
-            chosen, index_updates = self.indexer.choose(tokens, queries, cache, self._rotate)
+            chosen_BTK, index_updates = self.indexer.choose(
+                tokens, low_rank_BTQ, cache, self._rotate
+            )
             updates = {**updates, **index_updates}
-        return FarKeys(keys, num_visible, chosen), updates
+        return FarKeys(keys_BEH, num_visible_BT, chosen_BTK), updates
 
     def get_config(self) -> dict[str, Any]:
         return {

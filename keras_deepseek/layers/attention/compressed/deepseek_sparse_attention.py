@@ -1,4 +1,7 @@
-"""The attention of DeepSeek-V3.2: latent attention over the few keys that an indexer chooses."""
+"""Sparse attention of DeepSeek-V3.2: latent attention over the few keys that an indexer chooses.
+
+Shape suffixes are those of `latent_attention.py`, and I: size of a head of the indexer.
+"""
 
 from typing import Any
 
@@ -20,80 +23,81 @@ from keras_deepseek.layers.input_check import Shape
 from keras_deepseek.layers.last_tokens import take_last
 from keras_deepseek.layers.token_chunks import map_chunks
 
-_LEAST = 1e-30
-"""What stands for an attention weight of zero, of which a logarithm is taken."""
+_SMALLEST_WEIGHT = 1e-30
+"""Replaces an attention weight of zero before a logarithm."""
 
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
-    """Multi-head latent attention in which each token looks at its best keys alone.
+    """Multi-head latent attention in which each token attends only to its best keys.
 
-    Choose it over `MultiHeadLatentAttention` for sequences many times longer than
-    `index_top_k`, in training or from a cache. A `LightningIndexer` scores all keys by a
-    small product, and attention, in its absorbed form, goes over the k best of those that the masks
-    show. With `c` the compressed queries,
+    Choose it over `MultiHeadLatentAttention` for sequences many times longer than `index_top_k`, in
+    training or from a cache. A `LightningIndexer` scores all keys by a small product. Absorbed
+    attention then goes over the k best keys among those that the masks allow. With `c` the
+    compressed queries,
 
     ```
     score(t, s) = sum over i of weight_i(x_t) * relu(index_query_i(c_t) . index_key(x_s))
     output(t) = latent attention of token t over the k keys s of the largest score(t, s)
     ```
 
-    The chosen keys are gathered, never masked, so beside the scores the work grows with the length
-    times k. Queries are taken `chunk_size` at a time, which bounds the memory; a backward pass
-    computes each chunk anew. A sequence of at most k tokens is attended to as by
-    `MultiHeadLatentAttention`, and where a token sees fewer than k keys it looks at those.
+    The chosen keys are gathered, not masked, so apart from the scores the work grows with the
+    length times k. Queries are computed `chunk_size` at a time to limit memory; the backward pass
+    recomputes each chunk. A sequence of at most k tokens is computed as in
+    `MultiHeadLatentAttention`. A token that may see fewer than k keys attends to all of those.
 
-    Masks, positions and the cache are those of `MultiHeadLatentAttention`, and so are the weights;
-    the cache has the indexer's key beside them, `"index_key"`, `index_head_dim` numbers a token.
+    Masks, positions, the cache and the weights are as in `MultiHeadLatentAttention`. The cache also
+    holds the indexer's key, `"index_key"`, with `index_head_dim` numbers a token.
 
-    The choice of keys has no gradient. The indexer is trained by a loss of its own: with
-    `indexer_loss_weight`, training adds that weight times
+    The choice of keys has no gradient, so the indexer has its own loss. With `indexer_loss_weight`,
+    training adds that weight times
 
     ```
     mean over t of KL(p_t || softmax over the chosen s of score(t, s))
     ```
 
-    where `p_t` is the mean of the heads' attention weights. The gradient of this loss reaches the
-    indexer alone, and the indexer has no other. An `index_top_k` of the whole length makes it
-    the dense warm-up of the paper. Padding does not count, and a call with a cache adds no loss.
-    Without `indexer_loss_weight` the indexer's weights are not trainable, unless `train_indexer`,
-    or `indexer.trainable` later on, says so for a loss of your own; both are saved.
+    where `p_t` is the mean of the heads' attention weights. The gradient of this loss reaches only
+    the indexer, and the indexer gets no other gradient. With `index_top_k` equal to the length,
+    this is the dense warm-up of the paper. Padding does not count, and a call with a cache adds no
+    loss. Without `indexer_loss_weight` the indexer's weights are not trainable; set
+    `train_indexer`, or later `indexer.trainable`, to train them by your own loss. Both are saved.
 
     Args:
         num_heads: integer. Number of attention heads.
-        index_top_k: integer. How many keys each token looks at, at most: k.
+        index_top_k: integer. The most keys that each token attends to: k.
         index_num_heads: integer. Number of heads of the indexer.
         index_head_dim: integer. Size of a head of the indexer, at least `rope_head_dim`.
-        indexer_loss_weight: float or `None`. Weight of the indexer's loss; `None` for none.
+        indexer_loss_weight: float or `None`. Weight of the indexer's loss. `None` adds no loss.
             Defaults to `None`.
-        train_indexer: boolean or `None`. Whether the indexer's weights are trainable. `None` is for
-            those that have a loss by `indexer_loss_weight`. Defaults to `None`.
-        chunk_size: integer. The most queries that are computed at once. Defaults to `128`.
-        **kwargs: The other arguments of `MultiHeadLatentAttention`, among them the sizes, and those
-            of `keras.Layer`.
+        train_indexer: boolean or `None`. If true, the indexer's weights are trainable. `None` means
+            true if `indexer_loss_weight` is given. Defaults to `None`.
+        chunk_size: integer. The most queries to compute at once. Defaults to `128`.
+        **kwargs: The other arguments of `MultiHeadLatentAttention`, including the required sizes,
+            and those of `keras.Layer`.
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
-            `None` for the mask that `inputs` carry.
+        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
+            mask of `inputs`.
         positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from 0, or
-            from `cache_index` on.
-        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
-        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+            from `cache_index`.
+        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
+        cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
         attention_mask: Boolean tensor that broadcasts to `(batch_size, length, key_length)`, or
-            `None`: which tokens each may look at, beside the other masks.
+            `None`. True where a token may attend to a key. It is combined with the other masks.
         training: boolean. Whether to drop attention weights and add the indexer's loss.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
-        num_outputs: integer or `None`. Of how many tokens, from the last back, outputs are
-            returned; the others are looked at, and kept in the cache. `None` is for all.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
+        num_outputs: integer or `None`. The number of last tokens to return outputs for. The other
+            tokens are still attended to and cached. `None` returns all outputs.
 
     Returns:
-        A tensor of the shape of `inputs`, or of `num_outputs` tokens; with a cache, the pair of it
-        and the new cache.
+        A tensor of the shape of `inputs`, or for `num_outputs` tokens; with a cache, a pair of that
+        tensor and the new cache.
 
     Raises:
-        InvalidInputError: An argument is out of its range, shapes do not fit, the cache is full, or
-            a layer without a causal mask is given a cache.
+        InvalidInputError: An argument is out of range, shapes do not match, the cache is full, or
+            the layer has no causal mask and gets a cache.
 
     Example:
 
@@ -162,17 +166,22 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         return {**super()._cache_entries, "index_key": (self.index_head_dim,)}
 
     def _project(
-        self, inputs: Any, compressed: Any, turn: dict[str, Any], num_outputs: int | None
+        self,
+        inputs: Any,
+        query_input_BTQ: Any,
+        position_arguments: dict[str, Any],
+        num_outputs: int | None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        queries, keys = super()._project(inputs, compressed, turn, num_outputs)
-        # What the indexer learns must not move the rest.
-        inputs, compressed = ops.stop_gradient(inputs), ops.stop_gradient(compressed)
-        query, weights, key = self.indexer(inputs, compressed, **turn)
+        queries, keys = super()._project(inputs, query_input_BTQ, position_arguments, num_outputs)
+        # The indexer's loss must not train other layers.
+        query_BTNI, weights_BTN, key_BSI = self.indexer(
+            ops.stop_gradient(inputs), ops.stop_gradient(query_input_BTQ), **position_arguments
+        )
         queries |= {
-            "index_query": take_last(query, num_outputs),
-            "index_weights": take_last(weights, num_outputs),
+            "index_query": take_last(query_BTNI, num_outputs),
+            "index_weights": take_last(weights_BTN, num_outputs),
         }
-        return queries, {**keys, "index_key": key}
+        return queries, {**keys, "index_key": key_BSI}
 
     def _attend(
         self,
@@ -193,7 +202,8 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         batch_size, length = ops.shape(queries["nope"])[:2]
         rows = {name: queries[name] for name in ("nope", "rope", "index_query", "index_weights")}
         if training and self.dropout:
-            # Drawn ahead: random numbers have a state, which a loop can't change everywhere.
+            # Drawn before the loop over chunks: not every backend can change the state of a random
+            # generator inside a loop.
             shape = (batch_size, length, self.num_heads, num_keys)
             ones = ops.ones(shape, self.compute_dtype)
             rows["dropout_factor"] = self.drop(ones, training=training)
@@ -237,30 +247,33 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
     def _attend_chunk(
         self, chunk: dict[str, Any], mask: Any, num_keys: int, adds_loss: bool
     ) -> tuple[Any, Any]:
-        """Returns the heads of a chunk of queries, and the indexer's loss of each query."""
+        """Returns attention outputs (BTNV) and indexer losses (BT) for a chunk of queries."""
 
         def drop(weights: Any) -> Any:
             return weights * chunk["dropout_factor"] if "dropout_factor" in chunk else weights
 
-        scores = self.indexer.score_keys(
+        scores_BTS = self.indexer.score_keys(
             chunk["index_query"], chunk["index_weights"], chunk["index_key"]
         )
-        scores = scores if adds_loss else ops.stop_gradient(scores)
-        indices, scores, is_chosen = self.indexer.choose_keys(scores, mask, num_keys)
-        outputs, weights = attend_chosen(
+        scores_BTS = scores_BTS if adds_loss else ops.stop_gradient(scores_BTS)
+        indices_BTK, scores_BTK, is_chosen_BTK = self.indexer.choose_keys(
+            scores_BTS, mask, num_keys
+        )
+        outputs_BTNV, weights_BTNK = attend_chosen(
             (chunk["nope"], chunk["rope"]),
             (chunk["latent"], chunk["rotary_key"]),
-            indices,
-            is_chosen,
+            indices_BTK,
+            is_chosen_BTK,
             (chunk["key_kernel"], chunk["value_kernel"]),
             drop,
         )
         if not adds_loss:
-            return outputs, scores[..., 0]
-        return outputs, _divergence(weights, scores, is_chosen)
+            return outputs_BTNV, scores_BTK[..., 0]
+        return outputs_BTNV, _divergence(weights_BTNK, scores_BTK, is_chosen_BTK)
 
     def _read_kernel(self, up: Any) -> Any:
-        if up.quantization_mode:  # Of use to its own layer alone, so what it does is looked at.
+        """Returns the kernel of an expanding layer (CNP or CNV), computed if it is quantized."""
+        if up.quantization_mode:  # Only the layer itself can use its quantized kernel.
             return up(ops.eye(self.key_value_lora_rank, dtype=self.compute_dtype)[None])[0]
         return ops.cast(up.kernel, self.compute_dtype)
 
@@ -275,20 +288,15 @@ class DeepSeekSparseAttention(IndexerTraining, MultiHeadLatentAttention):
         }
 
 
-def _divergence(weights: Any, scores: Any, is_chosen: Any) -> Any:
-    """Returns KL(mean over heads of weights || softmax of scores) over the chosen keys.
+def _divergence(weights_BTNK: Any, scores_BTK: Any, is_chosen_BTK: Any) -> Any:
+    """Returns KL(mean over heads of weights || softmax of scores) over the chosen keys (BT).
 
-    Args:
-        weights: Tensor of shape `(batch_size, length, num_heads, num_keys)`. It has no gradient.
-        scores: Tensor of shape `(batch_size, length, num_keys)`.
-        is_chosen: Boolean tensor of the same shape.
-
-    Returns:
-        A tensor of shape `(batch_size, length)`; zero where no key was chosen.
+    It is zero for a query without a chosen key. The weights get no gradient.
     """
-    target = ops.mean(ops.cast(ops.stop_gradient(weights), scores.dtype), axis=2)
-    target = ops.where(is_chosen, target, 0.0)
-    scores = scores - ops.logsumexp(scores, axis=-1, keepdims=True)
-    # Not by `maximum`, which ends in float32 on PyTorch.
-    logs = ops.log(ops.where(target > _LEAST, target, _LEAST)) - ops.where(is_chosen, scores, 0.0)
-    return ops.sum(target * logs, axis=-1)
+    target_BTK = ops.mean(ops.cast(ops.stop_gradient(weights_BTNK), scores_BTK.dtype), axis=2)
+    target_BTK = ops.where(is_chosen_BTK, target_BTK, 0.0)
+    log_scores_BTK = scores_BTK - ops.logsumexp(scores_BTK, axis=-1, keepdims=True)
+    # `ops.maximum` would return float32 on PyTorch.
+    positive_BTK = ops.where(target_BTK > _SMALLEST_WEIGHT, target_BTK, _SMALLEST_WEIGHT)
+    ratios_BTK = ops.log(positive_BTK) - ops.where(is_chosen_BTK, log_scores_BTK, 0.0)
+    return ops.sum(target_BTK * ratios_BTK, axis=-1)

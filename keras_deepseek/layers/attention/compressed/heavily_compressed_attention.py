@@ -1,4 +1,4 @@
-"""The attention of DeepSeek-V4 that sees all of the sequence, heavily compressed."""
+"""Heavily compressed attention of DeepSeek-V4: each token attends to all earlier windows."""
 
 from typing import Any
 
@@ -15,10 +15,11 @@ from keras_deepseek.layers.input_check import Shape
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class HeavilyCompressedAttention(SlidingWindowAttention):
-    """`SlidingWindowAttention` that also sees one entry for every `compress_rate` earlier tokens.
+    """`SlidingWindowAttention` that also attends to one entry per `compress_rate` earlier tokens.
 
-    Choose it for long sequences of which a layer should see all, at a 128th of the keys. Beside the
-    window, in one softmax with it, a token sees every entry whose last token is not behind it:
+    Choose it for a layer that should see all of a long sequence, with a 128th of the keys. A token
+    attends to its window and, in the same softmax, to every entry whose last token does not come
+    after it:
 
     ```
     gate = gate(x) + position_bias                   of token j in the window of entry n
@@ -26,41 +27,43 @@ class HeavilyCompressedAttention(SlidingWindowAttention):
     k_n = rotary(entry_n, position of the window's first token)
     ```
 
-    Windows of an entry do not overlap, and what the last one lacks of a full window is seen through
-    the sliding window alone. They are counted over real tokens: padding is in none, wherever it
-    stands. Where positions are given, they must run on within a window.
+    The windows of entries do not overlap. Tokens of the last window, while it is not full, are seen
+    only through the sliding window. Windows are counted over real tokens, so padding is in no
+    window. Given positions must be consecutive within a window.
 
-    Beside what `SlidingWindowAttention` keeps, a cache holds the entries, `"compressed_key"`, with
-    `max_length // compress_rate + 1` slots, and in `"recent_value"` and `"recent_gate"` the tokens
-    of a window that is not full yet.
+    In addition to the cache of `SlidingWindowAttention`, a cache holds the entries,
+    `"compressed_key"`, with `max_length // compress_rate + 1` slots, and the tokens of a window
+    that is not full yet, `"recent_value"` and `"recent_gate"`.
 
-    Of a checkpoint, `compressor.kv_proj`, `.gate_proj`, `.position_bias` and `.kv_norm` are
-    `value`, `gate`, `position_bias` and `norm` of `compressor`; the others as of
+    Weights of a checkpoint: `compressor.kv_proj`, `.gate_proj`, `.position_bias` and `.kv_norm` are
+    `value`, `gate`, `position_bias` and `norm` of `compressor`; the others are as in
     `SlidingWindowAttention`.
 
     Args:
         num_heads: integer. Number of attention heads.
-        compress_rate: integer. How many tokens an entry stands for. Defaults to `128`.
+        compress_rate: integer. The number of tokens in a window, and so per entry. Defaults to
+            `128`.
         rope_max_wavelength: float. The base of the rotary angles. Defaults to `160000.0`.
-        **kwargs: Arguments of `SlidingWindowAttention`, of which `head_dim`, `rope_head_dim`,
-            `query_lora_rank`, `num_output_groups` and `output_lora_rank` must be given.
+        **kwargs: Arguments of `SlidingWindowAttention`. `head_dim`, `rope_head_dim`,
+            `query_lora_rank`, `num_output_groups` and `output_lora_rank` are required.
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
-            `None` for the mask that `inputs` carry.
+        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
+            mask of `inputs`.
         positions: Integer tensor of shape `(batch_size, length)`, or `None` to count the real
-            tokens, on from those in the cache.
-        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
-        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+            tokens, continuing from the cache.
+        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
+        cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
         training: boolean. Whether to drop attention weights.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
-        A tensor of the shape of `inputs`; with a cache, the pair of it and the new cache.
+        A tensor of the shape of `inputs`; with a cache, a pair of that tensor and the new cache.
 
     Raises:
-        InvalidInputError: An argument is out of its range, shapes do not fit, or the cache is full.
+        InvalidInputError: An argument is out of range, shapes do not match, or the cache is full.
 
     Example:
 
@@ -107,10 +110,10 @@ class HeavilyCompressedAttention(SlidingWindowAttention):
         return {**super()._cache_shapes(max_length), **self.compressor.cache_shapes(max_length)}
 
     def _find_far(
-        self, tokens: PackedTokens, queries: Any, cache: Cache | None
+        self, tokens: PackedTokens, low_rank_BTQ: Any, cache: Cache | None
     ) -> tuple[FarKeys | None, Cache]:
-        keys, updates = self.compressor.compress(tokens, cache, self._rotate)
-        return FarKeys(keys, self.compressor.count_visible(tokens)), updates
+        keys_BEH, updates = self.compressor.compress(tokens, cache, self._rotate)
+        return FarKeys(keys_BEH, self.compressor.count_visible(tokens)), updates
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "compress_rate": self.compress_rate}

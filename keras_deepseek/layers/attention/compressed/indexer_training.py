@@ -1,4 +1,4 @@
-"""Whether the indexer of an attention layer is trained, which must survive freezing and saving."""
+"""Base class for attention layers that can train their indexer."""
 
 from typing import Any
 
@@ -6,29 +6,30 @@ import keras
 
 
 class IndexerTraining(keras.Layer):
-    """What an attention layer inherits, ahead of its other base, that has an `indexer`.
+    """Keeps `train_indexer` of an attention layer with an `indexer` through freezing and saving.
 
-    The choice of an indexer has no gradient, so a fit must leave its weights alone, or Keras warns:
-    also after the layer was frozen and thawed, by which Keras sets all inner layers alike. It says
-    what holds by the config, as `train_indexer`.
+    List it before the other base class. The indexer's choice has no gradient, so by default a fit
+    must leave its weights alone, or Keras warns. Setting `trainable` of the layer sets all inner
+    layers alike; this class then restores the indexer's own value, and saves it in the config as
+    `train_indexer`.
     """
 
     indexer: Any
     _trains_indexer = False
 
     def _set_indexer_training(self, train_indexer: bool) -> None:
-        """Sets at first whether the indexer is trained; from then on its `trainable` does."""
+        """Sets the initial value. Later changes of `indexer.trainable` replace it."""
         self._trains_indexer = train_indexer
         self.indexer.trainable = self.trainable and train_indexer
 
     @property
     def train_indexer(self) -> bool:
-        """Whether the indexer is trained, where the layer is."""
+        """True if the indexer is trained whenever the layer is."""
         return bool(self.indexer.trainable) if self.trainable else self._trains_indexer
 
     @property
     def trainable(self) -> bool:
-        """Settable boolean. Whether the layer is trained."""
+        """True if the layer is trained. Settable."""
         return bool(super().trainable)
 
     @trainable.setter

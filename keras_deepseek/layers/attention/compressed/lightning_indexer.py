@@ -1,4 +1,7 @@
-"""What `DeepSeekSparseAttention` chooses its keys by, at a fraction of the cost of attention."""
+"""Lightning indexer, which chooses the keys for `DeepSeekSparseAttention`.
+
+Shape suffixes: B batch, T queries, S keys, N heads, H size of a head.
+"""
 
 from typing import Any
 
@@ -19,11 +22,11 @@ from keras_deepseek.layers.token_dim import check_shape
 
 @keras.saving.register_keras_serializable("keras_deepseek")
 class LightningIndexer(keras.Layer):
-    """Projects tokens to what scores, by a small product, how much a query wants a key.
+    """Projects tokens to small queries, weights and keys that score which keys a query needs.
 
-    Choose it to attend to few keys out of many: `score_keys` gives the scores and `choose_keys` the
-    best of them. It has one key a token, shared by its heads. For a token `x`, with `c` what its
-    queries are made from,
+    Choose it to attend to few keys out of many: `score_keys` returns the scores and `choose_keys`
+    the best keys. All heads share one key per token. For a token `x`, where `c` is the input of
+    the queries,
 
     ```
     query_h = rotary(query_up_h(c))       key = rotary(layer_norm(key(x)))
@@ -31,33 +34,33 @@ class LightningIndexer(keras.Layer):
     score(t, s) = sum over h of weight_h(t) * relu(query_h(t) . key(s))
     ```
 
-    where `rotary` turns the first `rope_head_dim` entries, in halves. Which keys are best has no
-    gradient, so an indexer learns by a loss of its own; see `DeepSeekSparseAttention`.
+    where `rotary` rotates the first `rope_head_dim` entries, in halves. The choice of keys has no
+    gradient, so an indexer needs its own loss; see `DeepSeekSparseAttention`.
 
-    Each token is projected alone, and a mask passes through. What has to be cached is the key. The
-    weights are those of a checkpoint but for their layout: `wq_b` is `query_up`, `wk` `key`,
-    `k_norm` `key_norm`, `weights_proj` `head_weight`. The Hadamard transform of DeepSeek's own
-    code, which changes no score, is left out.
+    Each token is projected by itself, and a mask is passed on. A decoder caches the key. Weights of
+    a checkpoint, apart from their layout: `wq_b` is `query_up`, `wk` `key`, `k_norm` `key_norm`,
+    `weights_proj` `head_weight`. The Hadamard transform of DeepSeek's own code changes no score and
+    is left out.
 
     Args:
         num_heads: integer. Number of heads.
         head_dim: integer. Size of a query of each head, and of a key.
-        rope_head_dim: integer. Size of the part of both that is rotated by position; an even
-            number.
+        rope_head_dim: integer. Size of the part of both that is rotated by position. It must be
+            even.
         rope_max_wavelength: float. The base of the rotary angles. Defaults to `10000.0`.
         rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`. Defaults to `None`.
         epsilon: float. Added to the variance in the norm. Defaults to `1e-6`.
-        kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of all
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. The initializer of all
             kernels. Defaults to `"glorot_uniform"`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        queries: Floating-point tensor of shape `(batch_size, length, query_dim)`: what queries are
-            made from, such as the compressed ones of an attention layer. `None` is `inputs`.
+        queries: Floating-point tensor of shape `(batch_size, length, query_dim)`: the input of the
+            queries, such as the compressed queries of an attention layer. `None` uses `inputs`.
         positions: Integer tensor of shape `(batch_size, length)`, or `None` to count from
             `start_index`.
-        start_index: integer or integer scalar tensor. The position of the first token where
+        start_index: integer or integer scalar tensor. The position of the first token if
             `positions` is `None`. Defaults to `0`.
 
     Returns:
@@ -66,7 +69,8 @@ class LightningIndexer(keras.Layer):
 
     Raises:
         InvalidInputError: A size is not a positive integer, `rope_head_dim` is odd or larger than
-            `head_dim`, or the inputs are of another shape, or `queries` of other tokens.
+            `head_dim`, the inputs have another shape, or `queries` are not those of the same
+            tokens.
 
     Example:
 
@@ -101,8 +105,8 @@ class LightningIndexer(keras.Layer):
         self.rope_head_dim = check_integer("rope_head_dim", rope_head_dim)
         if self.rope_head_dim % 2 or self.rope_head_dim > self.head_dim:
             raise InvalidInputError(
-                f"`rope_head_dim` must be even and at most `head_dim`, {head_dim}, of which it is "
-                f"a part; received {rope_head_dim}."
+                f"`rope_head_dim` must be even and at most `head_dim` ({head_dim}), received "
+                f"{rope_head_dim}."
             )
         self.epsilon = check_number("epsilon", epsilon, least=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -119,7 +123,7 @@ class LightningIndexer(keras.Layer):
             (None, self.num_heads, self.head_dim),
             **projection_arguments(self, "query_up"),
         )
-        self.query_up.supports_masking = True  # It transforms each token alone.
+        self.query_up.supports_masking = True  # Correct here: it transforms each token alone.
         self.query_up.build(queries_shape or inputs_shape)
         self.key = keras.layers.Dense(
             self.head_dim, use_bias=False, **projection_arguments(self, "key")
@@ -156,13 +160,14 @@ class LightningIndexer(keras.Layer):
         received, expected = tuple(queries.shape), (*inputs.shape[:2], None)
         if not is_shape(received, expected):
             raise InvalidInputError(
-                f"{self.name!r} needs `queries` of shape (batch_size, length, query_dim) for the "
-                f"tokens of the inputs, here {expected}, received {received}. Keys of other tokens "
-                f"come from a call of their own: `score_keys` takes any number of them."
+                f"{self.name!r} needs `queries` of the same tokens as the inputs, of shape "
+                f"(batch_size, length, query_dim), here {expected}; received {received}. To score "
+                f"the keys of other tokens, call the layer on them and pass their keys to "
+                f"`score_keys`."
             )
 
     def score_keys(self, query: Any, weights: Any, key: Any) -> Any:
-        """Returns how much each query wants each key, in float32 or better.
+        """Returns the score of each key for each query, in float32 or better.
 
         Args:
             query: Tensor of shape `(batch_size, query_length, num_heads, head_dim)`.
@@ -172,33 +177,32 @@ class LightningIndexer(keras.Layer):
         Returns:
             A tensor of shape `(batch_size, query_length, key_length)`.
         """
-        products = ops.relu(ops.einsum("bthd,bsd->bths", query, key))
-        dtype = promote_dtypes(products.dtype, "float32")
-        return ops.einsum("bths,bth->bts", ops.cast(products, dtype), ops.cast(weights, dtype))
+        products_BTNS = ops.relu(ops.einsum("btnh,bsh->btns", query, key))
+        dtype = promote_dtypes(products_BTNS.dtype, "float32")
+        return ops.einsum("btns,btn->bts", ops.cast(products_BTNS, dtype), ops.cast(weights, dtype))
 
     def choose_keys(self, scores: Any, mask: Any, num_keys: int) -> tuple[Any, Any, Any]:
-        """Returns the keys of the best scores, and of equal ones the first.
+        """Returns the keys with the best scores. Of equal scores the first key wins.
 
         Args:
             scores: Tensor of shape `(batch_size, query_length, key_length)`.
             mask: Boolean tensor that broadcasts to that shape, false at keys that must not be
                 chosen, or `None`.
-            num_keys: integer. How many; at most `key_length`, where that is known.
+            num_keys: integer. The number of keys to choose; at most `key_length` if that is known.
 
         Returns:
             Three tensors of shape `(batch_size, query_length, num_keys)`: the indices of the keys,
-            their scores, and whether each was chosen, false where no further key was left.
+            their scores, and a boolean tensor that is false where no further key was left.
         """
-        if mask is not None:
-            scores = ops.where(mask, scores, HIDDEN)
-        key_length = ops.shape(scores)[2]
-        if not isinstance(key_length, int):  # There may be fewer.
+        scores_BTS = scores if mask is None else ops.where(mask, scores, HIDDEN)
+        key_length = ops.shape(scores_BTS)[2]
+        if not isinstance(key_length, int):  # At run time there may be fewer keys than `num_keys`.
             missing = ops.maximum(num_keys - key_length, 0)
-            filling = ops.zeros((*ops.shape(scores)[:2], missing), scores.dtype) + HIDDEN
-            scores = ops.concatenate([scores, filling], axis=-1)
-        scores, indices = backend.current().compute.top_k(scores, num_keys)
-        indices = ops.minimum(indices, ops.cast(key_length, "int32") - 1)
-        return indices, scores, scores > HIDDEN / 2
+            filling = ops.zeros((*ops.shape(scores_BTS)[:2], missing), scores_BTS.dtype) + HIDDEN
+            scores_BTS = ops.concatenate([scores_BTS, filling], axis=-1)
+        scores_BTK, indices_BTK = backend.current().compute.top_k(scores_BTS, num_keys)
+        indices_BTK = ops.minimum(indices_BTK, ops.cast(key_length, "int32") - 1)
+        return indices_BTK, scores_BTK, scores_BTK > HIDDEN / 2
 
     def compute_output_spec(
         self, inputs: Any, queries: Any = None, *args: Any, **kwargs: Any
@@ -224,19 +228,15 @@ class LightningIndexer(keras.Layer):
 
 
 def check_index_head_dim(index_head_dim: Any, rope_head_dim: int) -> int:
-    """Returns the size of a head of the indexer in an attention layer.
-
-    Args:
-        index_head_dim: What was given.
-        rope_head_dim: integer. The part of a head that is rotated, in the layer as in its indexer.
+    """Returns the indexer's head size as an integer, at least `rope_head_dim`.
 
     Raises:
-        InvalidInputError: It is no positive integer, or less than that part.
+        InvalidInputError: It is not an integer, or smaller.
     """
     size = check_integer("index_head_dim", index_head_dim)
     if size < rope_head_dim:
         raise InvalidInputError(
             f"`index_head_dim` must not be less than `rope_head_dim`, the part of it that is "
-            f"rotated; received {size} and {rope_head_dim}."
+            f"rotated; received index_head_dim={size} and rope_head_dim={rope_head_dim}."
         )
     return size

@@ -1,7 +1,8 @@
-"""Windows of tokens pooled to one entry each: the keys and values that are far away.
+"""Compression of windows of tokens to single entries, the far keys and values of DeepSeek-V4.
 
-Legend: B batch, L tokens of a call, R recent tokens that a cache keeps, m the rate, K windows that
-a call may complete, D size of an entry, N entries.
+Shape suffixes: B batch, T tokens of a call, S tokens of a call after those of a cache, E entries, W
+windows that a call may complete, M tokens in a window (the rate), D size of an entry, F size of
+values and gates, which is D, or 2 D with overlap.
 """
 
 from collections.abc import Callable
@@ -28,22 +29,14 @@ Rotate = Callable[[Any, Any], Any]
 class TokenCompressor(keras.Layer):
     """Compresses each full window of `compress_rate` tokens to one entry.
 
-    An entry is a sum of the window's values, weighted one by one of their numbers by a softmax of
-    gates over the window, normed, and rotated by the position of the window's first token. With
-    `use_overlap` there are two series of values and gates, and an entry is made from the window by
-    one and from the window before it by the other.
+    An entry is the sum of the window's values, weighted number by number by a softmax of gates over
+    the window. It is then normed, and rotated by the position of the window's first token. With
+    `use_overlap` there are two series of values and gates: an entry is made from its window by one
+    and from the window before it by the other.
 
-    It keeps in a cache the entries, in slots of their windows with one more for what is not full
-    yet, and values and gates of the tokens that the next entry may need.
-
-    Args:
-        entry_dim: integer. Size of an entry.
-        compress_rate: integer. Tokens in a window.
-        use_overlap: boolean. Whether an entry sees the window before its own.
-        epsilon: float. Added to the mean squares in the norm.
-        kernel_initializer: `keras.initializers.Initializer`.
-        prefix: string. What the names of the entries in the cache begin with. Defaults to `""`.
-        **kwargs: Arguments of `keras.Layer`.
+    In a cache it keeps the entries, one slot a window and a spare slot for windows that are not
+    full, and the values and gates of the tokens that the next entry may need. The names of these
+    cache entries begin with `prefix`.
     """
 
     def __init__(
@@ -83,11 +76,7 @@ class TokenCompressor(keras.Layer):
         self.norm = make_token_norm(self, "norm", self.entry_dim)
 
     def cache_shapes(self, max_length: int) -> dict[str, tuple[int, int]]:
-        """Returns the slots and the size of each entry of a cache.
-
-        Args:
-            max_length: integer. The tokens that the cache has room for.
-        """
+        """Returns the number of slots and the size of each cache entry, for `max_length` tokens."""
         return {
             f"{self.prefix}compressed_key": (max_length // self.compress_rate + 1, self.entry_dim),
             f"{self.prefix}recent_value": (self._num_recent, self._width),
@@ -97,20 +86,18 @@ class TokenCompressor(keras.Layer):
     def compress(
         self, tokens: PackedTokens, cache: Cache | None, rotate: Rotate, min_entries: int = 1
     ) -> tuple[Any, Cache]:
-        """Returns the entries of all tokens so far.
+        """Returns the entries of all tokens so far (BED), and the updates of the cache.
+
+        Entry e stands for the tokens from `e * M` on. No token before the last of them may see it.
 
         Args:
-            tokens: `PackedTokens` of a call.
-            cache: dict of earlier calls, or `None`.
-            rotate: Function that rotates entries by positions of shape `(B, K)`.
-            min_entries: integer. How many there are at least where the length is not known and
-                there is no cache, some of them of no token. Defaults to `1`.
-
-        Returns:
-            A tensor of shape `(B, N, D)`, of which entry n stands for the tokens from `n * m` on
-            and must not be seen before the last of them, and a dict of what changes in the cache.
+            tokens: The tokens of a call.
+            cache: The cache after earlier calls, or `None`.
+            rotate: Function that rotates entries by positions.
+            min_entries: The least number of entries if the length is unknown and there is no cache;
+                some then stand for no token.
         """
-        values, gates = self.value(tokens.inputs), self.gate(tokens.inputs)
+        values_BSF, gates_BSF = self.value(tokens.inputs), self.gate(tokens.inputs)
         rate, updates = self.compress_rate, {}
         if cache is None:
             num_windows = (tokens.length + rate - 1) // rate
@@ -118,69 +105,72 @@ class TokenCompressor(keras.Layer):
                 num_windows = ops.maximum(num_windows, min_entries)
         else:
             num_windows = (tokens.length - 1) // rate + 1
-            values, updates[f"{self.prefix}recent_value"] = join_recent(
-                cache[f"{self.prefix}recent_value"], values, tokens
+            values_BSF, updates[f"{self.prefix}recent_value"] = join_recent(
+                cache[f"{self.prefix}recent_value"], values_BSF, tokens
             )
-            gates, updates[f"{self.prefix}recent_gate"] = join_recent(
-                cache[f"{self.prefix}recent_gate"], gates, tokens
+            gates_BSF, updates[f"{self.prefix}recent_gate"] = join_recent(
+                cache[f"{self.prefix}recent_gate"], gates_BSF, tokens
             )
-        windows = tokens.num_before // rate + ops.arange(num_windows, dtype="int32")
-        entries = self._pool(values, gates, windows, tokens)
-        # The last token of a window is one of this call's, whenever the first one came.
-        last = ops.clip((windows + 1) * rate - 1 - tokens.num_before, 0, tokens.length - 1)
-        entries = rotate(entries, take_rows(tokens.positions, last) - (rate - 1))
-        if cache is not None:
-            name = f"{self.prefix}compressed_key"
-            entries = updates[name] = self._store(cache[name], entries, windows, tokens)
-        return entries, updates
+        windows_BW = tokens.num_before // rate + ops.arange(num_windows, dtype="int32")
+        entries_BWD = self._pool(values_BSF, gates_BSF, windows_BW, tokens)
+        # Only the last token of a window is sure to be in this call, so its position is read.
+        last_BW = ops.clip((windows_BW + 1) * rate - 1 - tokens.num_before, 0, tokens.length - 1)
+        entries_BWD = rotate(entries_BWD, take_rows(tokens.positions, last_BW) - (rate - 1))
+        if cache is None:
+            return entries_BWD, updates
+        name = f"{self.prefix}compressed_key"
+        updates[name] = self._store(cache[name], entries_BWD, windows_BW, tokens)
+        return updates[name], updates
 
     def count_visible(self, tokens: PackedTokens) -> Any:
-        """Returns how many entries each token sees: those whose last token is not behind it.
-
-        Args:
-            tokens: `PackedTokens` of a call.
-
-        Returns:
-            An integer tensor of shape `(B, L)`.
-        """
+        """Returns how many entries each token sees (BT): those that end at or before it."""
         return (tokens.ranks + 1) // self.compress_rate
 
-    def _pool(self, values: Any, gates: Any, windows: Any, tokens: PackedTokens) -> Any:
-        """Returns the entries of windows, of shape (B, K, D), not yet rotated."""
+    def _pool(self, values_BSF: Any, gates_BSF: Any, windows_BW: Any, tokens: PackedTokens) -> Any:
+        """Returns the entries of windows (BWD), not yet rotated."""
         rate, dim = self.compress_rate, self.entry_dim
-        batch_size, num_tokens = ops.shape(values)[:2]
-        num_windows = ops.shape(windows)[1]
-        # With a window before the first, where that is the half of an entry.
+        batch_size, num_tokens = ops.shape(values_BSF)[:2]
+        num_windows = ops.shape(windows_BW)[1]
+        # With overlap, one more window: the one before the first.
         num_rows = num_windows + self.use_overlap
         first = num_tokens - tokens.length - tokens.num_before % rate - rate * self.use_overlap
         rows = first + ops.arange(num_rows * rate, dtype="int32")
         rows = ops.clip(rows, 0, num_tokens - 1)
         shape = (batch_size, num_rows, rate, self._width)
-        values = ops.reshape(take_rows(values, rows), shape)
-        gates = ops.cast(ops.reshape(take_rows(gates, rows), shape), self._score_dtype())
-        gates = gates + ops.cast(self.position_bias, gates.dtype)
+        values_BWMF = ops.reshape(take_rows(values_BSF, rows), shape)
+        gates_BWMF = ops.cast(ops.reshape(take_rows(gates_BSF, rows), shape), self._score_dtype())
+        gates_BWMF = gates_BWMF + ops.cast(self.position_bias, gates_BWMF.dtype)
         if self.use_overlap:
-            has_none = (windows == 0)[..., None, None]
-            earlier = ops.where(has_none, HIDDEN, gates[:, :-1, :, :dim])
-            gates = ops.concatenate([earlier, gates[:, 1:, :, dim:]], axis=2)
-            values = ops.concatenate([values[:, :-1, :, :dim], values[:, 1:, :, dim:]], axis=2)
-        if gates.shape[2] == 1:  # It has all the weight, and Keras warns of a softmax over one.
-            return self.norm(values[:, :, 0])
-        weights = ops.cast(ops.softmax(gates, axis=2), values.dtype)
-        return self.norm(ops.sum(values * weights, axis=2))
+            # Now M is twice the rate, and F is D.
+            is_first = (windows_BW == 0)[..., None, None]
+            earlier = ops.where(is_first, HIDDEN, gates_BWMF[:, :-1, :, :dim])
+            gates_BWMF = ops.concatenate([earlier, gates_BWMF[:, 1:, :, dim:]], axis=2)
+            values_BWMF = ops.concatenate(
+                [values_BWMF[:, :-1, :, :dim], values_BWMF[:, 1:, :, dim:]], axis=2
+            )
+        if gates_BWMF.shape[2] == 1:  # It has all the weight; Keras's softmax would warn.
+            return self.norm(values_BWMF[:, :, 0])
+        weights_BWMF = ops.cast(ops.softmax(gates_BWMF, axis=2), values_BWMF.dtype)
+        return self.norm(ops.sum(values_BWMF * weights_BWMF, axis=2))
 
     def _score_dtype(self) -> str:
         return promote_dtypes(self.compute_dtype, "float32")
 
-    def _store(self, kept: Any, entries: Any, windows: Any, tokens: PackedTokens) -> Any:
-        """Returns the entries of a cache with those of full windows among new ones."""
-        batch_size, num_windows, dim = ops.shape(entries)
-        spare = kept.shape[1] - 1  # What is not full yet is written there, and seen by no token.
+    def _store(
+        self, cached_BED: Any, entries_BWD: Any, windows_BW: Any, tokens: PackedTokens
+    ) -> Any:
+        """Returns the cached entries (BED), with new entries of full windows in their slots."""
+        batch_size, num_windows, dim = ops.shape(entries_BWD)
+        spare = cached_BED.shape[1] - 1  # The slot for windows that are not full; no token sees it.
         num_full = (tokens.num_before + tokens.num_real) // self.compress_rate
-        slots = ops.where(windows < num_full, ops.minimum(windows, spare), spare)
-        slots = ops.broadcast_to(slots, (batch_size, num_windows))
-        sequences = ops.reshape(ops.arange(batch_size, dtype="int32"), (batch_size, 1))
-        sequences = ops.broadcast_to(sequences, (batch_size, num_windows))
-        indices = ops.reshape(ops.stack([sequences, slots], -1), (batch_size * num_windows, 2))
-        updates = ops.reshape(ops.cast(entries, kept.dtype), (batch_size * num_windows, dim))
-        return ops.scatter_update(kept, indices, updates)
+        slots_BW = ops.where(windows_BW < num_full, ops.minimum(windows_BW, spare), spare)
+        slots_BW = ops.broadcast_to(slots_BW, (batch_size, num_windows))
+        sequences_BW = ops.reshape(ops.arange(batch_size, dtype="int32"), (batch_size, 1))
+        sequences_BW = ops.broadcast_to(sequences_BW, (batch_size, num_windows))
+        indices = ops.reshape(
+            ops.stack([sequences_BW, slots_BW], -1), (batch_size * num_windows, 2)
+        )
+        updates = ops.reshape(
+            ops.cast(entries_BWD, cached_BED.dtype), (batch_size * num_windows, dim)
+        )
+        return ops.scatter_update(cached_BED, indices, updates)

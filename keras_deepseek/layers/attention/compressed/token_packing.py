@@ -1,15 +1,14 @@
-"""Padding moved out of the way: what layers are written with that count in real tokens.
+"""Packing: moves real tokens in front of padding, so that a layer can count in real tokens.
 
-`CompressedSparseAttention` and its kin cut a sequence into windows. Padding must enter none of
-them, wherever it stands, so the real tokens are moved to the front before anything else, and the
-outputs back at the end. In between the n-th row is the n-th real token, and all that has to hide
-the padding behind them is that no token looks ahead.
+`CompressedSparseAttention` and its siblings cut a sequence into windows. No window may contain
+padding, so the real tokens move to the front first, and the outputs move back at the end. In
+between row n is the n-th real token. Causality alone then hides the padding, which comes last.
 
-With a cache a call has tokens before it, as many in each sequence as were real. What it needs of
-them are the last few: these stand in front of its own, the newest last.
+With a cache, earlier calls had tokens too, as many in each sequence as were real. The last few of
+them stand in front of the call's own tokens, the newest last.
 
-Legend: B batch, L length of a call, R recent tokens that were kept, D size. Numbers that are the
-same in all sequences have a batch of 1.
+Shape suffixes: B batch, T tokens of a call, R recent tokens from a cache, D size. Numbers that are
+the same in all sequences have a batch of 1.
 """
 
 from dataclasses import dataclass
@@ -23,12 +22,11 @@ class PackedTokens:
     """The tokens of a call, the real ones first.
 
     Args:
-        inputs: Tensor of shape `(B, L, D)`.
-        positions: Integer tensor of shape `(B, L)`.
-        num_before: Integer tensor of shape `(B, 1)`. How many real tokens came in earlier calls.
-        num_real: Integer tensor of shape `(B, 1)`. How many of these are real.
-        places: Integer tensor of shape `(B, L)`, or `None` where nothing was moved. The row that
-            each token stands in.
+        inputs: Tensor (BTD).
+        positions: Integer tensor (BT).
+        num_before: Integer tensor of shape `(B, 1)`. The number of real tokens of earlier calls.
+        num_real: Integer tensor of shape `(B, 1)`. The number of real tokens in this call.
+        places: Integer tensor (BT). The row to which each token moved; `None` if none moved.
     """
 
     inputs: Any
@@ -39,20 +37,16 @@ class PackedTokens:
 
     @property
     def length(self) -> Any:
-        """L, an integer where it is known."""
+        """The number of tokens of the call (T), an integer if it is known."""
         return ops.shape(self.inputs)[1]
 
     @property
     def ranks(self) -> Any:
-        """How many real tokens come before each in its sequence, of shape `(B, L)`."""
+        """The number of real tokens before each token, including earlier calls (BT)."""
         return self.num_before + ops.arange(self.length, dtype="int32")
 
     def unpack(self, outputs: Any) -> Any:
-        """Returns the outputs of packed tokens where the tokens stood.
-
-        Args:
-            outputs: Tensor of shape `(B, L, D)`.
-        """
+        """Returns outputs of packed tokens (BTD) in the original order of the tokens."""
         return outputs if self.places is None else take_rows(outputs, self.places)
 
 
@@ -62,11 +56,10 @@ def pack_tokens(
     """Returns the tokens of a call with the real ones first, in their order.
 
     Args:
-        inputs: Tensor of shape `(B, L, D)`.
-        mask: Boolean tensor of shape `(B, L)`, or `None` for no padding. Defaults to `None`.
-        positions: Integer tensor of shape `(B, L)` or `(1, L)`, or `None` to count the real tokens.
-            Defaults to `None`.
-        num_before: Integer tensor of shape `(B, 1)`, or `None` for none. Defaults to `None`.
+        inputs: Tensor (BTD).
+        mask: Boolean tensor (BT), or `None` for no padding.
+        positions: Integer tensor of shape `(B, T)` or `(1, T)`, or `None` to count the real tokens.
+        num_before: Integer tensor of shape `(B, 1)`: the real tokens of earlier calls. `None` is 0.
     """
     batch_size, length = ops.shape(inputs)[:2]
     if positions is not None and not (mask is None and num_before is None):
@@ -92,15 +85,15 @@ def take_rows(x: Any, indices: Any) -> Any:
 
     Args:
         x: Tensor of shape `(B, S, ...)`.
-        indices: Integer tensor of shape `(B, ...)`, from 0 to S - 1.
+        indices: Integer tensor of shape `(B, ...)` or `(1, ...)`, from 0 to S - 1.
 
     Returns:
-        A tensor of the shape of `indices`, and then that of a row of `x`.
+        A tensor of the shape of `indices`, followed by the shape of a row of `x`.
     """
     if indices.shape[0] == 1:
         return ops.take(x, indices[0], axis=1)
     batch_size, length, *row = ops.shape(x)
-    if isinstance(batch_size, int) and batch_size == 0:  # JAX takes nothing in another shape.
+    if isinstance(batch_size, int) and batch_size == 0:  # JAX's `take` fails on an empty batch.
         return ops.zeros((*ops.shape(indices), *row), x.dtype)
     firsts = ops.arange(batch_size, dtype="int32") * length
     firsts = ops.reshape(firsts, (batch_size, *[1] * (len(indices.shape) - 1)))
@@ -108,15 +101,12 @@ def take_rows(x: Any, indices: Any) -> Any:
 
 
 def join_recent(recent: Any, new: Any, tokens: PackedTokens) -> tuple[Any, Any]:
-    """Returns recent tokens and those of a call behind them, and the last R of these that are real.
+    """Returns recent and new tokens together (B, R + T, D), and the last R real ones (BRD).
 
     Args:
-        recent: Tensor of shape `(B, R, D)`.
-        new: Tensor of shape `(B, L, D)`.
-        tokens: `PackedTokens` of the call.
-
-    Returns:
-        Tensors of shape `(B, R + L, D)` and `(B, R, D)`.
+        recent: Tensor (BRD).
+        new: Tensor (BTD).
+        tokens: The tokens of the call.
     """
     joined = ops.concatenate([recent, ops.cast(new, recent.dtype)], axis=1)
     last = tokens.num_real + ops.arange(recent.shape[1], dtype="int32")

@@ -1,9 +1,9 @@
-"""Tokens by their own number, where padding stands between them or before them.
+"""Moving of real tokens in front of padding, in tensors with heads.
 
-What cuts a sequence into blocks cuts it at the same tokens only if padding does not count. So the
-real tokens of each sequence are moved together, to its beginning, and back at the end.
+A layer that cuts a sequence into blocks must cut it at the same tokens however it is padded. So the
+real tokens of each sequence move to its beginning, and back at the end.
 
-Legend: B batch, S length, G heads, P places, K of them, D size of a head.
+Shape suffixes: B batch, S length, G heads, P places, K moved tokens, D size of a head.
 """
 
 from typing import Any
@@ -12,13 +12,10 @@ from keras import ops
 
 
 def number_tokens(mask: Any) -> Any:
-    """Returns the place of each token with the real ones first, in their order.
+    """Returns the new place of each token (BS): real tokens first, each group in its order.
 
     Args:
-        mask: Boolean tensor of shape `(B, S)`, false at padding.
-
-    Returns:
-        An integer tensor of shape `(B, S)`.
+        mask: Boolean tensor (BS), false at padding.
     """
     real = ops.cast(mask, "int32")
     numbers = ops.cumsum(real, axis=1) - 1
@@ -27,11 +24,11 @@ def number_tokens(mask: Any) -> Any:
 
 
 def count_tokens(mask: Any, index: Any) -> Any:
-    """Returns how many real tokens stand before a slot, an integer tensor of shape `(B,)`.
+    """Returns the number of real tokens before a cache slot, an integer tensor (B).
 
     Args:
-        mask: Boolean tensor of shape `(B, S)`.
-        index: integer or integer scalar tensor. The slot.
+        mask: Boolean tensor (BS), of all cache slots.
+        index: The slot, an integer or an integer scalar tensor.
     """
     slots = ops.arange(mask.shape[1], dtype="int32")
     is_before = ops.logical_and(mask, slots < ops.cast(index, "int32"))
@@ -39,44 +36,19 @@ def count_tokens(mask: Any, index: Any) -> Any:
 
 
 def take_tokens(x: Any, numbers: Any) -> Any:
-    """Returns the tokens of these numbers, for each sequence its own.
-
-    Args:
-        x: Tensor of shape `(B, S, D)`.
-        numbers: Integer tensor of shape `(B, K)`.
-
-    Returns:
-        A tensor of shape `(B, K, D)`.
-    """
+    """Returns the tokens with these numbers (BKD), read from `x` (BSD) by `numbers` (BK)."""
     return ops.take_along_axis(x, ops.expand_dims(numbers, -1), axis=1)
 
 
 def take_places(x: Any, places: Any) -> Any:
-    """Returns what stands at these places, for each sequence its own.
-
-    Args:
-        x: Tensor of shape `(B, G, P, D)`.
-        places: Integer tensor of shape `(B, K)`.
-
-    Returns:
-        A tensor of shape `(B, G, K, D)`.
-    """
+    """Returns the contents of places (BGKD), read from `x` (BGPD) by `places` (BK)."""
     rows = _number_rows(x, places)
     taken = ops.take(ops.reshape(x, (-1, x.shape[-1])), ops.reshape(rows, (-1,)), axis=0)
     return ops.reshape(taken, (-1, x.shape[1], places.shape[1], x.shape[-1]))
 
 
 def put_places(x: Any, places: Any, updates: Any) -> Any:
-    """Returns a tensor with other contents at these places, for each sequence its own.
-
-    Args:
-        x: Tensor of shape `(B, G, P, D)`.
-        places: Integer tensor of shape `(B, K)`.
-        updates: Tensor of shape `(B, G, K, D)`.
-
-    Returns:
-        A tensor of the shape of `x`.
-    """
+    """Returns `x` (BGPD) with `updates` (BGKD) written at `places` (BK)."""
     dim = x.shape[-1]
     rows = ops.reshape(_number_rows(x, places), (-1, 1))
     updates = ops.reshape(ops.cast(updates, x.dtype), (-1, dim))
@@ -86,7 +58,7 @@ def put_places(x: Any, places: Any, updates: Any) -> Any:
 
 
 def _number_rows(x: Any, places: Any) -> Any:
-    """Returns where places stand once the first three axes of `x` are one, of shape (B, G, K)."""
+    """Returns the row of each place when the first three axes of `x` are flattened (BGK)."""
     num_heads, num_places = x.shape[1:3]
     rows = ops.arange(ops.shape(x)[0] * num_heads, dtype="int32") * num_places
     return ops.reshape(rows, (-1, num_heads, 1)) + ops.expand_dims(places, 1)

@@ -1,14 +1,14 @@
-"""Attention of each query to blocks of its own choice, by products of many queries at a time.
+"""Attention of each query to its chosen blocks, computed by products of many queries at a time.
 
-To gather the keys of its blocks for each query would move many times more numbers than are
-multiplied. So it is the queries that are gathered: those that have chosen the same block stand
-together in tiles, as tokens do that go to the same expert, and each tile is multiplied with its
-block once. What a query finds in one block is the sum of its values, the sum of its weights and
-the score that both are relative to; from these of all its blocks comes one softmax over all.
+Gathering the keys of its blocks for each query would move far more numbers than are multiplied. So
+the queries are gathered: queries that chose the same block stand together in tiles, like tokens
+that go to the same expert, and each tile is multiplied with its block once. For each query and
+block this gives the sum of values, the sum of weights and the score that both are relative to. From
+these parts of all its blocks comes one softmax over all of them.
 
-Legend: B batch, L queries, H heads, G heads of keys and values, R heads of queries to each, D size
-of a head, M blocks to choose from, n blocks that are chosen, T tokens in a block, Q queries of all
-sequences and groups in a row, S places for queries in tiles, c of them in one tile.
+Shape suffixes: B batch, L queries, N heads, G heads of keys and values, R heads of queries to each
+of these, H size of a head, M blocks to choose from, K chosen blocks, T tokens in a block, Q queries
+of all sequences and groups in a row, S places for queries in tiles, C places in a tile.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from keras_deepseek.layers.double_precision import multiply_matrices, promote_dt
 from keras_deepseek.layers.moe.expert_dispatch import ExpertDispatch, dispatch_to_blocks
 
 _ALWAYS = 1e9
-"""More than any sum of attention weights."""
+"""The importance of a block that is always chosen: more than any sum of attention weights."""
 
 _LARGEST_TILE = 128
 
@@ -31,19 +31,19 @@ _LARGEST_TILE = 128
 def share_blocks(
     num_compressed: int, compression_block_size: int, stride: int, num_blocks: int, block_size: int
 ) -> Array:
-    """Returns how many strides each compressed block shares with each block to choose from.
+    """Returns the strides that each compressed block shares with each block to choose from.
 
-    What the paper's sum over both kinds of block comes to.
+    It replaces the paper's sum over both kinds of block.
 
     Args:
-        num_compressed: integer. N.
-        compression_block_size: integer. Tokens in a compressed block.
-        stride: integer. Tokens in a stride; both sizes are multiples of it.
-        num_blocks: integer. M.
-        block_size: integer. T.
+        num_compressed: The number of compressed blocks.
+        compression_block_size: Tokens in a compressed block.
+        stride: Tokens in a stride; both block sizes are multiples of it.
+        num_blocks: M.
+        block_size: T.
 
     Returns:
-        An array of shape `(N, M)`.
+        An array of shape `(num_compressed, M)`.
     """
     first = np.arange(num_compressed)[:, None] * stride
     other = np.arange(num_blocks) * block_size
@@ -54,105 +54,114 @@ def share_blocks(
 
 
 def choose_blocks(
-    importance: Any, numbers: Any, block_size: int, num_chosen: int, num_first: int, num_local: int
+    importance_BGLM: Any,
+    numbers_BL: Any,
+    block_size: int,
+    num_chosen: int,
+    num_first: int,
+    num_local: int,
 ) -> Any:
-    """Returns the most important blocks up to the own one, the first and the last among them.
+    """Returns the most important blocks up to the query's own block (BGLK).
 
-    Where there are fewer than that, the rest are later ones, which a query does not see.
-
-    Args:
-        importance: Tensor of shape `(B, G, L, M)`, of nothing negative.
-        numbers: Integer tensor of shape `(B, L)` or `(1, L)`. Those of the queries.
-        block_size: integer. T.
-        num_chosen: integer. n.
-        num_first: integer. How many of the first blocks are always chosen.
-        num_local: integer. How many of the last, the own one among them.
-
-    Returns:
-        An integer tensor of shape `(B, G, L, n)`.
-    """
-    num_blocks = importance.shape[-1]
-    blocks = np.arange(num_blocks, dtype="int32")
-    own = ops.floor_divide(numbers, block_size)[:, None, :, None]
-    is_fixed = ops.logical_or(blocks < num_first, ops.greater(blocks, own - num_local))
-    scores = ops.where(is_fixed, ops.cast(_ALWAYS, importance.dtype), importance)
-    scores = ops.where(ops.less_equal(blocks, own), scores, ops.cast(-1.0, importance.dtype))
-    _, chosen = current().compute.top_k(ops.stop_gradient(scores), min(num_chosen, num_blocks))
-    return ops.cast(chosen, "int32")
-
-
-def attend_to_chosen(query: Any, key: Any, value: Any, chosen: Any, numbers: Any) -> Any:
-    """Returns the attention of queries to the blocks that they have chosen, up to themselves.
+    The first and last blocks are always among them. If there are fewer blocks than K, the rest are
+    later blocks, which a query must not see.
 
     Args:
-        query: Tensor of shape `(B, G, L, R, D)`, scaled.
-        key: Tensor of shape `(B, G, M, T, D)`.
-        value: Tensor of shape `(B, G, M, T, D)`, with a D of its own.
-        chosen: Integer tensor of shape `(B, G, L, n)`. No block twice, and that of the query.
-        numbers: Integer tensor of shape `(B, L)` or `(1, L)`. Those of the queries.
-
-    Returns:
-        A tensor of shape `(B, G, L, R, D)`, with the D of `value`.
+        importance_BGLM: Tensor without negative numbers.
+        numbers_BL: Integer tensor, the token numbers of the queries. The batch may be 1.
+        block_size: T.
+        num_chosen: K.
+        num_first: The number of first blocks that are always chosen.
+        num_local: The number of last blocks that are always chosen, the query's own included.
     """
-    num_groups, length, ratio, dim = query.shape[1:]
-    num_blocks, block_size = key.shape[2:4]
-    num_tables = ops.shape(query)[0] * num_groups
-    offsets = ops.reshape(ops.arange(num_tables, dtype="int32"), (-1, num_groups, 1, 1))
-    numbers = ops.reshape(ops.cast(numbers, "int32"), (-1, 1, length, 1))
-    # Later blocks, which a query near the beginning is left with, are nobody's.
-    places = ops.where(
-        ops.less_equal(chosen * block_size, numbers),
-        chosen + offsets * num_blocks,
+    num_blocks = importance_BGLM.shape[-1]
+    dtype = importance_BGLM.dtype
+    blocks_M = np.arange(num_blocks, dtype="int32")
+    own_B1L1 = ops.floor_divide(numbers_BL, block_size)[:, None, :, None]
+    is_fixed = ops.logical_or(blocks_M < num_first, ops.greater(blocks_M, own_B1L1 - num_local))
+    scores_BGLM = ops.where(is_fixed, ops.cast(_ALWAYS, dtype), importance_BGLM)
+    is_later = ops.greater(blocks_M, own_B1L1)
+    scores_BGLM = ops.where(is_later, ops.cast(-1.0, dtype), scores_BGLM)
+    _, chosen_BGLK = current().compute.top_k(
+        ops.stop_gradient(scores_BGLM), min(num_chosen, num_blocks)
+    )
+    return ops.cast(chosen_BGLK, "int32")
+
+
+def attend_to_chosen(
+    query_BGLRH: Any, key_BGMTH: Any, value_BGMTH: Any, chosen_BGLK: Any, numbers_BL: Any
+) -> Any:
+    """Returns the attention outputs of queries over their chosen blocks, up to themselves (BGLRH).
+
+    Args:
+        query_BGLRH: Tensor, scaled.
+        key_BGMTH: Tensor.
+        value_BGMTH: Tensor. Its H may differ, and is that of the result.
+        chosen_BGLK: Integer tensor of different blocks, the query's own among them.
+        numbers_BL: Integer tensor, the token numbers of the queries. The batch may be 1.
+    """
+    num_groups, length, ratio, dim = query_BGLRH.shape[1:]
+    num_blocks, block_size = key_BGMTH.shape[2:4]
+    num_chosen, value_dim = chosen_BGLK.shape[-1], value_BGMTH.shape[-1]
+    num_tables = ops.shape(query_BGLRH)[0] * num_groups
+    tables_BG11 = ops.reshape(ops.arange(num_tables, dtype="int32"), (-1, num_groups, 1, 1))
+    numbers_B1L1 = ops.reshape(ops.cast(numbers_BL, "int32"), (-1, 1, length, 1))
+    # A query near the beginning also "chose" later blocks. They are given to no block.
+    places_BGLK = ops.where(
+        ops.less_equal(chosen_BGLK * block_size, numbers_B1L1),
+        chosen_BGLK + tables_BG11 * num_blocks,
         num_tables * num_blocks,
     )
     plan = dispatch_to_blocks(
-        ops.reshape(places, (-1, chosen.shape[-1])),
+        ops.reshape(places_BGLK, (-1, num_chosen)),
         num_tables * num_blocks,
-        _choose_tile(length * chosen.shape[-1], num_blocks),
+        _choose_tile(length * num_chosen, num_blocks),
     )
-    numbers = ops.reshape(numbers + ops.zeros_like(offsets), (-1,))
-    first = ops.expand_dims(plan.expert_of_block % num_blocks * block_size, 1)
-    reach = ops.reshape(ops.take(numbers, plan.token_of_slot, axis=0), (-1, plan.block_size))
+    numbers_Q = ops.reshape(numbers_B1L1 + ops.zeros_like(tables_BG11), (-1,))
+    first_token = ops.expand_dims(plan.expert_of_block % num_blocks * block_size, 1)
+    numbers_S = ops.take(numbers_Q, plan.token_of_slot, axis=0)
     parts = _attend_tiles(
-        ops.reshape(query, (-1, ratio * dim)),
-        ops.reshape(key, (-1, block_size * dim)),
-        ops.reshape(value, (-1, block_size * value.shape[-1])),
+        ops.reshape(query_BGLRH, (-1, ratio * dim)),
+        ops.reshape(key_BGMTH, (-1, block_size * dim)),
+        ops.reshape(value_BGMTH, (-1, block_size * value_dim)),
         plan,
-        reach - first,
+        ops.reshape(numbers_S, (-1, plan.block_size)) - first_token,
         ratio,
     )
-    heads = ops.cast(_join_parts(*parts, plan), value.dtype)
-    return ops.reshape(heads, (-1, num_groups, length, ratio, value.shape[-1]))
+    heads_QRH = ops.cast(_join_parts(*parts, plan), value_BGMTH.dtype)
+    return ops.reshape(heads_QRH, (-1, num_groups, length, ratio, value_dim))
 
 
 def _choose_tile(num_choices: int, num_blocks: int) -> int:
-    """Returns how many queries a tile holds: few enough that most tiles are full.
+    """Returns the number of queries in a tile: few enough that most tiles are full.
 
-    A single new token has a tile for each of its blocks.
+    A single new token gets a tile for each of its blocks.
     """
     load = num_choices // (4 * num_blocks)
     return min(_LARGEST_TILE, 1 << max(0, load.bit_length() - 1))
 
 
 def _attend_tiles(
-    query: Any, keys: Any, values: Any, plan: ExpertDispatch, reach: Any, ratio: int
+    queries: Any, keys: Any, values: Any, plan: ExpertDispatch, last_visible: Any, ratio: int
 ) -> tuple[Any, Any, Any]:
-    """Returns what queries find in one block: sums of values, of weights, and the highest scores.
+    """Returns the partial softmax of each query over one block, in float32.
 
     Args:
-        query: Tensor of shape `(Q, R * D)`.
-        keys: Tensor of shape `(B * G * M, T * D)`.
-        values: Tensor of shape `(B * G * M, T * D)`, with a D of its own.
-        plan: `ExpertDispatch`.
-        reach: Integer tensor of shape `(S / c, c)`. The last token in the block that is seen.
-        ratio: integer. R.
+        queries: Tensor of shape `(Q, R * H)`.
+        keys: Tensor of shape `(B * G * M, T * H)`.
+        values: Tensor of shape `(B * G * M, T * H)`. Its H may differ.
+        plan: The queries in tiles, each tile with its block.
+        last_visible: Integer tensor of shape `(S / C, C)`. The last token of the block that each
+            query sees.
+        ratio: R.
 
     Returns:
-        Tensors of shape `(S, R, D)`, `(S, R)` and `(S, R)`, in float32.
+        Sums of values (SRH), sums of weights (SR), and the highest scores (SR), which both sums are
+        relative to.
     """
-    size, dim = plan.block_size, query.shape[-1] // ratio
+    size, dim = plan.block_size, queries.shape[-1] // ratio
     block_size = keys.shape[-1] // dim
-    rows = ops.reshape(ops.take(query, plan.token_of_slot, axis=0), (-1, size * ratio, dim))
+    rows = ops.reshape(ops.take(queries, plan.token_of_slot, axis=0), (-1, size * ratio, dim))
     key, value = (
         ops.reshape(
             ops.take(x, plan.expert_of_block, axis=0), (-1, block_size, x.shape[-1] // block_size)
@@ -162,10 +171,10 @@ def _attend_tiles(
     scores = multiply_matrices(rows, ops.transpose(key, (0, 2, 1)))
     dtype = promote_dtypes(scores.dtype, "float32")
     scores = ops.reshape(ops.cast(scores, dtype), (-1, size, ratio, block_size))
-    is_seen = ops.less_equal(
-        np.arange(block_size, dtype="int32"), ops.reshape(reach, (-1, size, 1, 1))
+    is_visible = ops.less_equal(
+        np.arange(block_size, dtype="int32"), ops.reshape(last_visible, (-1, size, 1, 1))
     )
-    scores = ops.where(is_seen, scores, ops.cast(HIDDEN, dtype))
+    scores = ops.where(is_visible, scores, ops.cast(HIDDEN, dtype))
     highest = ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True))
     weights = ops.exp(scores - highest)
     total = ops.sum(weights, axis=-1)
@@ -178,19 +187,19 @@ def _attend_tiles(
     )
 
 
-def _join_parts(sums: Any, total: Any, highest: Any, plan: ExpertDispatch) -> Any:
-    """Returns the attention (Q, R, D) of queries from what they found in each of their blocks."""
-    ratio, dim = sums.shape[1:]
+def _join_parts(sums_SRH: Any, total_SR: Any, highest_SR: Any, plan: ExpertDispatch) -> Any:
+    """Returns the attention outputs of queries (QRH) from their partial softmax over each block."""
+    ratio, dim = sums_SRH.shape[1:]
     num_chosen = plan.slot_of_choice.shape[1]
     slots = ops.reshape(plan.slot_of_choice, (-1,))
-    total, highest = (
-        ops.reshape(ops.take(x, slots, axis=0), (-1, num_chosen, ratio)) for x in (total, highest)
+    total_QKR, highest_QKR = (
+        ops.reshape(ops.take(x, slots, axis=0), (-1, num_chosen, ratio))
+        for x in (total_SR, highest_SR)
     )
-    is_computed = ops.expand_dims(plan.is_computed, -1)
-    highest = ops.where(is_computed, highest, ops.cast(HIDDEN, highest.dtype))
-    share = ops.exp(highest - ops.max(highest, axis=1, keepdims=True))
-    share = share / ops.sum(share * total, axis=1, keepdims=True)
-    sums = ops.reshape(
-        ops.take(ops.reshape(sums, (-1, ratio * dim)), slots, axis=0), (-1, num_chosen, ratio, dim)
-    )
-    return ops.einsum("qnr,qnrd->qrd", share, sums)
+    is_computed_QK1 = ops.expand_dims(plan.is_computed, -1)
+    highest_QKR = ops.where(is_computed_QK1, highest_QKR, ops.cast(HIDDEN, highest_QKR.dtype))
+    share_QKR = ops.exp(highest_QKR - ops.max(highest_QKR, axis=1, keepdims=True))
+    share_QKR = share_QKR / ops.sum(share_QKR * total_QKR, axis=1, keepdims=True)
+    flat_sums = ops.take(ops.reshape(sums_SRH, (-1, ratio * dim)), slots, axis=0)
+    sums_QKRH = ops.reshape(flat_sums, (-1, num_chosen, ratio, dim))
+    return ops.einsum("qkr,qkrh->qrh", share_QKR, sums_QKRH)

@@ -1,4 +1,4 @@
-"""What makes one key, or one value, of a block of them, for `NativeSparseAttention`."""
+"""Compression of a block of keys or values to a single one, for `NativeSparseAttention`."""
 
 from typing import Any
 
@@ -10,20 +10,20 @@ from keras_deepseek.layers.input_check import Shape
 
 
 class BlockCompression(keras.Layer):
-    """A perceptron over all tokens of a block, each with a learned vector for its place in it.
+    """A perceptron over all tokens of a block, with a learned vector for each place in it.
 
     ```
     output = down(silu(up(flatten(block + positions))))
     ```
 
-    Heads share the kernels and have positions of their own.
+    Heads share the kernels and have separate positions.
 
     Args:
-        hidden_dim: integer. Size between the two kernels.
-        use_bias: boolean. Whether both add a bias.
-        kernel_initializer: `keras.initializers.Initializer`. Initializer of the kernels.
-        bias_initializer: `keras.initializers.Initializer`. Initializer of the biases.
-        **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
+        hidden_dim: Size between the two kernels.
+        use_bias: If true, both kernels have a bias.
+        kernel_initializer: The initializer of the kernels.
+        bias_initializer: The initializer of the biases.
+        **kwargs: Arguments of `keras.Layer`.
 
     Call arguments:
         inputs: Tensor of shape `(batch_size, num_heads, num_blocks, block_size, dim)`.

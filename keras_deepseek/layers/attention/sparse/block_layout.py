@@ -1,6 +1,6 @@
-"""Which blocks of a sequence attend to which: the patterns that `SparseAttention` combines.
+"""Block layouts: the patterns of visible blocks that `SparseAttention` combines.
 
-NumPy alone. `block_plan` turns a layout into the tables that the computation goes by.
+Uses NumPy only. `block_plan` turns a layout into tables for the computation.
 """
 
 import numbers
@@ -26,21 +26,22 @@ _OPTIONAL = ("sliding_window", "block_stride")
 
 @dataclass(frozen=True, eq=False)
 class BlockLayout:
-    """The union of several patterns; each is left out by its default.
+    """The union of several patterns of visible blocks. Each default turns its pattern off.
 
     Args:
-        block_size: integer. Positions in a block.
-        is_causal: boolean. Whether no position sees a later one.
-        sliding_window: integer or `None`. A position sees those less than so many positions away.
-        global_blocks: iterable of integers. Blocks that see all and are seen by all; negative ones
-            count from the end. A sequence that does not reach one is without it.
-        block_stride: integer or `None`. A block sees those at a multiple of so many blocks.
-        num_random_blocks: integer. How many blocks more, drawn at random, each block sees.
-        layout_seed: integer. What they are drawn with.
-        given: boolean array of blocks by blocks, or `None`. `given[i, j]` shows block j to block i.
+        block_size: Positions in a block.
+        is_causal: If true, no position sees a later one.
+        sliding_window: A position sees positions less than this many away.
+        global_blocks: Blocks that see all blocks and are seen by all; negative numbers count from
+            the end. A number beyond a sequence is ignored.
+        block_stride: A block sees blocks at multiples of this many blocks.
+        num_random_blocks: The number of additional random blocks that each block sees.
+        layout_seed: The random seed of these.
+        given: boolean array of shape `(num_blocks, num_blocks)`. `given[i, j]` shows block j to
+            block i.
 
     Raises:
-        InvalidInputError: An argument is not of its kind, or nothing at all is shown.
+        InvalidInputError: An argument has the wrong type, or no pattern is given.
     """
 
     block_size: int
@@ -63,14 +64,14 @@ class BlockLayout:
         patterns = (self.sliding_window, self.global_blocks, self.block_stride)
         if not any(patterns) and not self.num_random_blocks and self.given is None:
             raise InvalidInputError(
-                "No position would see any. Give at least one of `sliding_window`, "
+                "The layout shows no block to any position. Give at least one of `sliding_window`, "
                 "`global_blocks`, `block_stride`, `num_random_blocks` and `block_layout`."
             )
 
     def window(self, num_blocks: int) -> Array:
-        """Returns the pairs of blocks that the sliding window touches, the whole of it or a part.
+        """Returns the pairs of blocks that the sliding window touches, fully or in part.
 
-        Which positions of such a pair see each other, the plan decides: a window is exact.
+        The plan decides which positions of such a pair see each other, because a window is exact.
         """
         if self.sliding_window is None:
             return np.zeros((num_blocks, num_blocks), bool)
@@ -78,7 +79,7 @@ class BlockLayout:
         return self._if_causal(np.abs(_offsets(num_blocks)) <= reach)
 
     def whole(self, num_blocks: int) -> Array:
-        """Returns the pairs of blocks in which each position sees each, if not a later one."""
+        """Returns the pairs of blocks in which all positions see each other, if not later ones."""
         whole = np.zeros((num_blocks, num_blocks), bool)
         if self.given is not None:
             if num_blocks > len(self.given):
@@ -97,7 +98,7 @@ class BlockLayout:
         return self._if_causal(whole)
 
     def _draw(self, free: Array) -> Array:
-        """Returns random blocks in each row, out of those that no other pattern shows."""
+        """Returns random blocks for each row, among those that no other pattern shows."""
         rng = np.random.default_rng(self.layout_seed)
         drawn = np.zeros_like(free)
         for row, candidates in enumerate(self._if_causal(free)):
@@ -111,7 +112,7 @@ class BlockLayout:
 
 
 def _read_blocks(blocks: Any) -> tuple[int, ...]:
-    """Returns the numbers of blocks, NumPy's as Python's."""
+    """Returns block numbers as Python integers."""
     try:
         found = tuple(blocks)
     except TypeError:

@@ -1,6 +1,6 @@
-"""From a block layout to the tables that `block_sparse_attention` computes by.
+"""Tables of blocks to compute, made from a block layout for `block_sparse_attention`.
 
-NumPy alone, once for each layout and length.
+Uses NumPy only, once for each layout and length.
 """
 
 import functools
@@ -16,16 +16,16 @@ NEVER = np.iinfo("int32").max
 
 @dataclass(frozen=True, eq=False)
 class RowGroup:
-    """Rows of blocks that are computed in one product, each with as many blocks of keys.
+    """Rows of blocks that are computed in one product, each row with the same number of key blocks.
 
-    Legend: R rows, r blocks of queries in a row, m blocks of keys, T positions in a block.
+    Shapes: R rows, r blocks of queries in a row, m blocks of keys, T positions in a block.
 
     Args:
         queries: integers of shape `(R, r)`. Blocks of queries that see the same blocks of keys.
-        keys: integers of shape `(R, m)`. Those blocks; a slot too many holds any block.
+        keys: integers of shape `(R, m)`. Those blocks of keys; an unused slot holds any block.
         first_query: integers of shape `(R, m * T)`. The first position that sees each key; `NEVER`
-            for keys of a slot too many and beyond the end of the sequence.
-        last_query: integers of shape `(R, m * T)`. The last one.
+            for keys of unused slots and beyond the end of the sequence.
+        last_query: integers of shape `(R, m * T)`. The last position that sees each key.
     """
 
     queries: Array
@@ -36,13 +36,13 @@ class RowGroup:
 
 @dataclass(frozen=True, eq=False)
 class BlockPlan:
-    """How to compute attention for one layout and one length.
+    """The row groups to compute for one layout and one length.
 
     Args:
-        block_size: integer. Positions in a block.
-        num_blocks: integer. Blocks in the sequence, the last one filled up.
-        groups: tuple of `RowGroup`.
-        order: integers. Where each block stands in the outputs of all groups, one after another.
+        block_size: Positions in a block.
+        num_blocks: Blocks in the sequence, the last one padded.
+        groups: The groups of rows.
+        order: integers. The place of each block in the concatenated outputs of all groups.
     """
 
     block_size: int
@@ -55,8 +55,8 @@ class BlockPlan:
 def plan_blocks(layout: BlockLayout, length: int) -> BlockPlan:
     """Returns the plan for sequences of a length.
 
-    Rows that see many blocks, as global ones do, are kept apart from those that see few: in one
-    table all would be as wide as the widest, and the cost quadratic.
+    Rows that see many blocks, such as global ones, are kept apart from rows that see few. In one
+    table all rows would be as wide as the widest, and the cost quadratic.
     """
     num_blocks = max(1, -(-length // layout.block_size))
     whole = layout.whole(num_blocks)
@@ -70,9 +70,9 @@ def plan_blocks(layout: BlockLayout, length: int) -> BlockPlan:
 
 @functools.lru_cache(maxsize=64)
 def plan_rows(layout: BlockLayout, length: int) -> RowGroup:
-    """Returns all rows in one group and in their order, so that a row is found by its number.
+    """Returns all rows in one group and in order, so that decoding can look up a row by its number.
 
-    What decoding goes by: which row it needs it may not know ahead.
+    Decoding may not know in advance which row it needs.
     """
     num_blocks = max(1, -(-length // layout.block_size))
     whole = layout.whole(num_blocks)
@@ -81,10 +81,14 @@ def plan_rows(layout: BlockLayout, length: int) -> RowGroup:
 
 
 def group_rows(num_shown: Array) -> list[Array]:
-    """Returns rows in groups of similar numbers of shown blocks, so that few slots stay unused.
+    """Returns groups of rows with similar numbers of visible blocks, so that few slots stay unused.
 
-    Those of a group see more than half of what its widest row sees. A group of its own costs
-    another call of everything, so it must save an eighth of the work, else it joins a wider one.
+    A row joins the group of the widest remaining row if it sees more than half as many blocks. Each
+    group costs another call of everything, so a new group must save an eighth of the work;
+    otherwise its rows join the wider group before it.
+
+    Args:
+        num_shown: integers. The number of blocks that each row sees.
     """
     groups: list[Array] = []
     left = np.arange(len(num_shown))
@@ -106,14 +110,14 @@ def _make_group(
 ) -> RowGroup:
     queries = rows[:, None]
     if np.all(shown[rows] == shown[rows[0]]) and np.all(whole[rows] == whole[rows[0]]):
-        queries = rows[None]  # As global blocks: nothing has to be copied.
+        queries = rows[None]  # All rows see the same blocks, like global ones: no copies needed.
     return _tabulate(layout, length, queries, shown, whole)
 
 
 def _tabulate(
     layout: BlockLayout, length: int, queries: Array, shown: Array, whole: Array
 ) -> RowGroup:
-    """Returns a group; `queries` are its blocks of queries, of shape `(R, r)`."""
+    """Returns the group of rows with these blocks of queries, of shape `(R, r)`."""
     rows = queries[:, 0]
     keys, is_used = _pack(shown[rows])
     positions = keys[..., None] * layout.block_size + np.arange(layout.block_size)
@@ -132,7 +136,7 @@ def _tabulate(
 
 
 def _pack(shown: Array) -> tuple[Array, Array]:
-    """Returns the shown blocks of each row in a table, and which slots of the table are used."""
+    """Returns a table of the visible blocks of each row, and which slots of the table are used."""
     width = max(1, shown.sum(1).max())
     blocks = np.argsort(~shown, axis=1, kind="stable")[:, :width]
     return blocks, np.take_along_axis(shown, blocks, 1)

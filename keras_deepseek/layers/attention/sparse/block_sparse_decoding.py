@@ -1,11 +1,11 @@
-"""Attention of new tokens to the cached blocks that they see, as `SparseAttention` decodes.
+"""Attention of new tokens to the visible blocks of a cache, as `SparseAttention` decodes.
 
-The counterpart of `block_sparse_attention` where queries are few and begin anywhere. What a row of
-blocks sees is looked up by its number, which may be known only when the step runs, so a step costs
-what the row that sees most costs, however long the cache is.
+It complements `block_sparse_attention` for a few queries at any place. It looks up the blocks of a
+row by the row's number, which may be known only at run time. A step therefore costs as much as the
+row with the most visible blocks, however long the cache is.
 
-Legend: B batch, S slots of the cache, L new tokens, H heads, G heads of keys and values, D size of
-a head, R rows of queries, Q queries in a row, K keys in a row.
+Shape suffixes: B batch, S slots of the cache, L new tokens, N heads, G heads of keys and values, H
+size of a head, R rows of queries, Q queries in a row, K keys in a row.
 """
 
 from collections.abc import Callable
@@ -30,52 +30,53 @@ def block_sparse_decoding(
     layout: BlockLayout,
     dropout: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Returns softmax(QKᵀ / sqrt(D)) V over what a causal layout shows of a cache.
+    """Returns softmax(QKᵀ / sqrt(H)) V over the keys of a cache that a causal layout shows (BLNH).
 
     Args:
-        query: Tensor of shape `(B, L, H, D)`. Those of the slots from `start` on.
-        cache: dict. `"key"` and `"value"`, of shape `(B, S, G, D)`, and `"mask"`, of shape
-            `(B, S)`, with the new tokens in them.
+        query: Tensor (BLNH), of the slots from `start` on.
+        cache: `"key"` and `"value"` (BSGH) and `"mask"` (BS), with the new tokens in them. The H of
+            values may differ, and is that of the result.
         start: integer or integer scalar tensor.
-        layout: `BlockLayout` that covers S positions.
-        dropout: Function of the attention weights, or `None`. Defaults to `None`.
-
-    Returns:
-        A tensor of shape `(B, L, H, D)`, with the D of `"value"`.
+        layout: A layout that covers S positions.
+        dropout: Dropout for attention weights, or `None`.
     """
     length, num_heads, dim = query.shape[1:]
     num_groups = cache["key"].shape[2]
-    # A single token is a row of its own. More stand in the rows of their blocks, of which the
-    # first and the last may be filled in part: with copies, whose outputs are left out.
+    # A single token is a row by itself. More tokens stand in the rows of their blocks. The first
+    # and the last row may be partly filled with copies, whose outputs are dropped.
     size = 1 if length == 1 else layout.block_size
     num_rows = (length + size - 2) // size + 1
     start = ops.cast(start, "int32")
     offset = start % size
     places = ops.arange(num_rows * size, dtype="int32") - offset
-    rows = split_rows(
+    query_BGRQH = split_rows(
         ops.take(query * dim**-0.5, ops.clip(places, 0, length - 1), axis=1), num_rows, num_groups
     )
-    positions = ops.reshape(start + places, (num_rows, size, 1))
-    numbers = start // layout.block_size + ops.arange(num_rows, dtype="int32")
-    slots, first, last = _look_up(layout, cache["mask"].shape[1], numbers)
+    positions_RQ1 = ops.reshape(start + places, (num_rows, size, 1))
+    rows_R = start // layout.block_size + ops.arange(num_rows, dtype="int32")
+    slots_RK, first_RK, last_RK = _look_up(layout, cache["mask"].shape[1], rows_R)
 
-    is_shown = ops.logical_and(first[:, None] <= positions, positions <= last[:, None])
-    is_real = ops.take(cache["mask"], slots, axis=1)
-    is_shown = ops.logical_and(is_shown, is_real[:, :, None])  # Of shape (B, R, Q, K).
-    is_shown = ops.tile(is_shown, (1, 1, num_heads // num_groups, 1))[:, None]
-    key, value = (
-        ops.transpose(ops.take(cache[name], slots, axis=1), (0, 3, 1, 2, 4))
+    is_visible_RQK = ops.logical_and(
+        first_RK[:, None] <= positions_RQ1, positions_RQ1 <= last_RK[:, None]
+    )
+    is_real_BRK = ops.take(cache["mask"], slots_RK, axis=1)
+    is_visible_BRQK = ops.logical_and(is_visible_RQK, is_real_BRK[:, :, None])
+    # Heads of queries that share a head of keys are further queries of a row.
+    is_visible_B1RQK = ops.tile(is_visible_BRQK, (1, 1, num_heads // num_groups, 1))[:, None]
+    key_BGRKH, value_BGRKH = (
+        ops.transpose(ops.take(cache[name], slots_RK, axis=1), (0, 3, 1, 2, 4))
         for name in ("key", "value")
     )
-    outputs = join_rows(attend_rows(rows, key, value, is_shown, dropout), num_heads)
+    outputs_BGRQH = attend_rows(query_BGRQH, key_BGRKH, value_BGRKH, is_visible_B1RQK, dropout)
+    outputs = join_rows(outputs_BGRQH, num_heads)
     return ops.take(outputs, offset + ops.arange(length, dtype="int32"), axis=1)
 
 
 def _look_up(layout: BlockLayout, num_slots: int, numbers: Any) -> list[Any]:
-    """Returns the slots that rows see, and the first and last query of each, of shape (R, K)."""
+    """Returns the slots that rows see, and the first and last query of each slot (RK each)."""
     table = plan_rows(layout, num_slots)
     slots = table.keys[..., None] * layout.block_size + np.arange(layout.block_size)
     slots = np.minimum(slots, num_slots - 1).reshape(len(slots), -1).astype("int32")
-    numbers = ops.minimum(numbers, len(slots) - 1)  # Beyond the end stand copies alone.
+    numbers = ops.minimum(numbers, len(slots) - 1)  # Rows beyond the end hold only copies.
     tables = (slots, table.first_query, table.last_query)
     return [ops.take(array, numbers, axis=0) for array in tables]

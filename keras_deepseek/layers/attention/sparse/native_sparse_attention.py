@@ -1,4 +1,8 @@
-"""Attention that is trained to be sparse: it compresses, chooses, and looks at what is near."""
+"""Native sparse attention: compressed blocks, chosen blocks and a sliding window.
+
+Shape suffixes: B batch, L tokens of a call, N heads, G heads of keys and values, H size of a head,
+M compressed blocks.
+"""
 
 from typing import Any
 
@@ -47,96 +51,97 @@ from keras_deepseek.layers.token_dim import read_dim
 class NativeSparseAttention(keras.Layer):
     """Causal self-attention in three branches: to compressed blocks, chosen blocks, and a window.
 
-    Choose it for a model that is trained on long sequences from the beginning, so that it learns
-    what to look up. Each branch has keys and values of its own, and a gate that the token itself
-    sets:
+    Choose it for a model that trains on long sequences from the beginning, so that it learns what
+    to look up. Each branch has its own keys and values, and a gate computed from the token:
 
     ```
     output_t = W_o concat_h( sum over branches c of gate_tch attention(query_th, K_c, V_c) )
     gate_t = sigmoid(W_g x_t)
 
-    K_compression   each block of `compression_block_size` tokens, one every `compression_stride`,
-                    made one key by a perceptron that knows the places in the block; the blocks
-                    that have ended by t
+    K_compression   one key for each block of `compression_block_size` tokens, one block every
+                    `compression_stride` tokens, by a perceptron with a vector for each place in
+                    the block; only blocks that have ended by t
     K_selection     the tokens up to t of `num_selected_blocks` blocks of `selection_block_size`
     K_window        the last `sliding_window` tokens
     ```
 
-    How important a block is, the first branch says: the weights of its attention, each times the
-    strides that the compressed block shares with the one to choose, summed over the heads of
-    queries that share a head of keys, which so choose as one. The first `num_initial_blocks` and
-    the last `num_local_blocks` are always among the chosen. The choice itself has no gradient.
-    The tokens that have chosen a block are gathered, and multiplied with it and no other. The
-    compressed keys that are looked at grow with the length: that part of the cost is its square
-    divided by `compression_stride`, all others are in proportion to it.
+    The first branch decides which blocks to choose. The importance of a block is the sum of its
+    attention weights, each times the strides that the compressed block shares with the block to
+    choose, summed over the heads of queries that share a head of keys. These heads make one common
+    choice. The first `num_initial_blocks` and the last `num_local_blocks` are always chosen. The
+    choice has no gradient. The tokens that chose a block are gathered and multiplied with that
+    block only. The cost of compressed keys is the square of the length divided by
+    `compression_stride`; all other costs are linear in the length.
 
-    Queries and keys are rotated by their positions, compressed keys by that of their first token,
-    after compression. The attention scale is `head_dim ** -0.5`, times YaRN's mscale squared.
+    Queries and keys are rotated by their positions. Compressed keys are rotated after compression,
+    by the position of their first token. The attention scale is `head_dim ** -0.5`, times YaRN's
+    mscale squared.
 
-    A boolean mask, Keras's or as `mask`, hides padding, anywhere, and passes through; the outputs
-    at padded places have no meaning. Blocks and positions count the real tokens of a sequence
-    alone: the same tokens give the same outputs however they are padded. There is no `positions`
-    argument therefore. The length need not be a multiple of any block, and must be known when the
-    layer computes. A Functional model may be made for an unknown length and be called with any, but
-    a graph of an unknown one is refused where it is traced: an export's, or that of TensorFlow's
-    `fit` and `predict` from the second length on.
+    A boolean mask (from Keras, or `mask`) hides padding anywhere and is passed on; outputs at
+    padding have no meaning. Blocks and positions count only real tokens, so the same tokens give
+    the same outputs however they are padded. There is therefore no `positions` argument. The length
+    need not be a multiple of any block size, but must be known when the layer computes. A
+    Functional model may have an unknown length and be called with any length. Tracing a graph of
+    unknown length raises an error: an export does so, and TensorFlow's `fit` and `predict` from the
+    second length on.
 
     A cache is a dict of `"mask"`, of shape `(batch_size, max_length)`, and of states of shape
     `(batch_size, num_key_value_heads, places, dim)`: `"BRANCH_key"` and `"BRANCH_value"` of the
-    three branches, where real tokens stand one after the other whatever slots they came in, and
-    `"compressed_key"` and `"compressed_value"`. A step of decoding compresses the block that a
-    token ends, and gathers the blocks that it chooses.
+    three branches, which hold real tokens without gaps, and `"compressed_key"` and
+    `"compressed_value"`. A decoding step compresses the block that a token ends, and gathers the
+    blocks that it chooses.
 
     Args:
         num_heads: integer. Number of heads of queries.
-        head_dim: integer. Size of each head of queries and keys; an even number.
-        num_key_value_heads: integer or `None`. Number of heads of keys and values, a divisor of
-            `num_heads`; each serves a group of heads of queries. `None` is `num_heads`. Defaults to
-            `None`.
-        value_head_dim: integer or `None`. Size of each head of values. `None` is `head_dim`.
+        head_dim: integer. Size of each head of queries and keys. It must be even.
+        num_key_value_heads: integer or `None`. Number of heads of keys and values. It must divide
+            `num_heads`; each serves a group of heads of queries. `None` means `num_heads`. Defaults
+            to `None`.
+        value_head_dim: integer or `None`. Size of each head of values. `None` means `head_dim`.
             Defaults to `None`.
         compression_block_size: integer. Tokens in a compressed block. Defaults to `32`.
-        compression_stride: integer. Tokens from the first of a compressed block to that of the
-            next, a divisor of both block sizes. Defaults to `16`.
-        compression_hidden_dim: integer or `None`. Size of the hidden layer of the perceptrons that
-            compress. `None` is `head_dim`. Defaults to `None`.
+        compression_stride: integer. Tokens from the start of a compressed block to the start of the
+            next. It must divide both block sizes. Defaults to `16`.
+        compression_hidden_dim: integer or `None`. Size of the hidden layer of the compressing
+            perceptrons. `None` means `head_dim`. Defaults to `None`.
         selection_block_size: integer. Tokens in a block to choose. Defaults to `64`.
-        num_selected_blocks: integer. Number of blocks that are chosen for each token, those that
-            always are among them. Defaults to `16`.
+        num_selected_blocks: integer. Number of blocks that are chosen for each token, including
+            those that are always chosen. Defaults to `16`.
         num_initial_blocks: integer. Number of blocks at the beginning that are always chosen.
             Defaults to `1`.
-        num_local_blocks: integer. Number of blocks that are always chosen, that of the token and
-            those before it. Defaults to `2`.
-        sliding_window: integer. Number of tokens in the window, the token itself among them.
-            Defaults to `512`.
+        num_local_blocks: integer. Number of blocks that are always chosen: the block of the token
+            and those before it. Defaults to `2`.
+        sliding_window: integer. Number of tokens in the window, the token itself included. Defaults
+            to `512`.
         rope_max_wavelength: float. The base of the rotary angles. Defaults to `10000.0`.
         rope_scaling: dict or `None`. The `scaling` of `RotaryEmbedding`. Defaults to `None`.
-        use_interleaved_pairs: boolean. Whether neighbours are a rotary pair, rather than entries
-            half of `head_dim` apart. Defaults to `False`.
-        use_bias: boolean. Whether the projections, the gates and the perceptrons add a bias.
+        use_interleaved_pairs: boolean. If true, adjacent entries form a rotary pair; otherwise
+            entries `head_dim / 2` apart do. Defaults to `False`.
+        use_bias: boolean. If true, the projections, the gates and the perceptrons add a bias.
             Defaults to `False`.
-        kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of all
+        kernel_initializer: string, dict or `keras.initializers.Initializer`. The initializer of all
             kernels. Defaults to `"glorot_uniform"`.
         bias_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
             biases. Defaults to `"zeros"`.
-        max_length: integer or `None`. Number of positions, in tokens and padding included, beyond
-            which a call, or a model of a known length, is refused; that of `RotaryEmbedding`.
-            Defaults to `None`.
+        max_length: integer or `None`. The largest number of positions, in tokens, padding included.
+            A longer call, or a model of a longer known length, raises an error. See
+            `RotaryEmbedding`. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, false where a token is padding, or
-            `None` for the mask that `inputs` carry.
-        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
-        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        mask: Boolean tensor of shape `(batch_size, length)`, false at padding, or `None` to use the
+            mask of `inputs`.
+        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
+        cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
-        A tensor of the shape of `inputs`; with a cache, the pair of it and the new cache.
+        A tensor of the shape of `inputs`; with a cache, a pair of that tensor and the new cache.
 
     Raises:
-        InvalidInputError: An argument is out of its range, sizes or shapes do not fit, the inputs
+        InvalidInputError: An argument is out of range, sizes or shapes do not match, the inputs
             have an unknown length, or the cache is full.
 
     Example:
@@ -206,7 +211,8 @@ class NativeSparseAttention(keras.Layer):
             )
         if self.head_dim % 2:
             raise InvalidInputError(
-                f"`head_dim` must be even, for it is rotated in pairs; received {self.head_dim}."
+                f"`head_dim` must be even, because entries are rotated in pairs; received "
+                f"{self.head_dim}."
             )
         self.use_bias = check_boolean("use_bias", use_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -263,17 +269,18 @@ class NativeSparseAttention(keras.Layer):
         self.rotary.build((None, None, None, self.head_dim))
 
     def make_cache(self, batch_size: int, max_length: int) -> Cache:
-        """Returns an empty cache, for the `cache` of a call.
+        """Returns an empty cache to pass as `cache` to a call.
 
         Args:
             batch_size: integer. Number of sequences.
-            max_length: integer. Number of tokens that it has room for, padding included.
+            max_length: integer. The most tokens that the cache can hold, padding included.
 
         Returns:
             A dict of tensors.
 
         Raises:
-            InvalidInputError: A size is not a positive integer; of a batch, zero is one.
+            InvalidInputError: `max_length` is not a positive integer, or `batch_size` is not a
+                non-negative integer.
         """
         shapes = self._state_shapes(check_integer("max_length", max_length))
         return make_cache(batch_size, max_length, {}, self.compute_dtype, states=shapes)
@@ -281,7 +288,7 @@ class NativeSparseAttention(keras.Layer):
     def _state_shapes(self, max_length: int) -> dict[str, tuple[int, ...]]:
         block_size = self.selection_block_size
         places = dict.fromkeys(BRANCHES, -(-max_length // block_size) * block_size)
-        # The last holds blocks that no token will end, so that a step always has one to write.
+        # One more for blocks that no token will end, so that a step always has one to write.
         places["compressed"] = self._branches.count_compressed(max_length) + 1
         sizes = {"key": self.head_dim, "value": self.value_head_dim}
         return {
@@ -303,13 +310,13 @@ class NativeSparseAttention(keras.Layer):
         length = read_length(self, inputs)
         if cache is not None:
             check_states(cache, inputs.shape[0], self._state_shapes)
-        if 0 in inputs.shape[:2]:  # Nothing has no maximum.
+        if 0 in inputs.shape[:2]:  # A softmax over no tokens would fail.
             outputs = ops.cast(inputs, self.compute_dtype)
             return outputs if cache is None else (outputs, cache)
         order = None if mask is None else number_tokens(mask)
         tokens = inputs if order is None else take_tokens(inputs, ops.argsort(order, axis=1))
 
-        # At the beginning of the sequence, nothing in the cache comes before.
+        # At the beginning of a sequence there are no earlier tokens in the cache.
         is_first = cache is None or backend.current().compute.read_integer(cache_index) == 0
         numbers = ops.expand_dims(ops.arange(length, dtype="int32"), 0)
         if cache is not None:
@@ -325,14 +332,14 @@ class NativeSparseAttention(keras.Layer):
         else:
             heads = self._branches.attend_to_cache(query, cache, numbers)
         gates = ops.sigmoid(self.gate_dense(tokens))
-        parts = [gates[..., i : i + 1] * part for i, part in enumerate(heads)]
-        outputs = self.output_dense(parts[0] + parts[1] + parts[2])
+        gated = [gates[..., i : i + 1] * head_BLNH for i, head_BLNH in enumerate(heads)]
+        outputs = self.output_dense(gated[0] + gated[1] + gated[2])
         if order is not None:
             outputs = take_tokens(outputs, order)
         return outputs if cache is None else (outputs, cache)
 
     def _project(self, tokens: Any, numbers: Any) -> tuple[Any, dict[str, Any]]:
-        """Returns queries (B, L, H, D) and, of each branch, keys and values (B, G, L, D)."""
+        """Returns queries (BLNH), and keys and values (BGLH) of each branch."""
         keys = {name: dense(tokens) for name, dense in self.key_value_denses.items()}
         for branch in ("selection", "window"):
             keys[f"{branch}_key"] = self.rotary(keys[f"{branch}_key"], positions=numbers)
@@ -341,7 +348,7 @@ class NativeSparseAttention(keras.Layer):
         return query, {name: swap_heads(x) for name, x in keys.items()}
 
     def _compress(self, keys: dict[str, Any], blocks: Any) -> dict[str, Any]:
-        """Returns compressed keys and values (B, G, N, D) of the blocks of these numbers (B, N)."""
+        """Returns compressed keys and values (BGMH) of the blocks with these numbers (BM)."""
         first = blocks * self.compression_stride
         places = ops.expand_dims(first, -1) + ops.arange(self.compression_block_size, dtype="int32")
         places = ops.reshape(places, (-1, blocks.shape[1] * self.compression_block_size))
@@ -355,14 +362,14 @@ class NativeSparseAttention(keras.Layer):
         return {f"compressed_{kind}": swap_heads(x) for kind, x in compressed.items()}
 
     def _open_cache(self, cache: Cache, index: Any, inputs: Any, mask: Any) -> tuple[Cache, Any]:
-        """Returns the cache with the new slots in its mask, and how many tokens came before."""
+        """Returns the cache with new slots in its mask, and the number of earlier tokens (B)."""
         mask = complete_mask(mask, inputs)
         states = {name: cache[name] for name in self._state_shapes(cache["mask"].shape[1])}
         cache = append_to_cache(cache, index, {}, mask, states=states)
         return cache, count_tokens(cache["mask"], index)
 
     def _write(self, cache: Cache, keys: dict[str, Any], numbers: Any) -> Cache:
-        """Returns the cache with new tokens in it, and the blocks that end with one of them."""
+        """Returns the cache with new tokens and with the compressed blocks that they end."""
         cache = cache | {name: put_places(cache[name], numbers, x) for name, x in keys.items()}
         stride = self.compression_stride
         first = ops.maximum(numbers[:, :1] - self.compression_block_size + stride, 0) // stride

@@ -1,10 +1,10 @@
 """The three branches of `NativeSparseAttention`, from queries, keys and values to heads.
 
-Queries are the tokens of a call, keys what stands in the sequence or in the cache so far, by the
-numbers of the tokens without padding. Scores and softmax are in float32.
+Queries are the tokens of a call. Keys are all tokens of the sequence or of the cache so far,
+numbered without padding. Scores and softmax are in float32.
 
-Legend: B batch, L queries, H heads, G heads of keys and values, R heads of queries to each, D size
-of a head, P places for keys, N compressed blocks.
+Shape suffixes: B batch, L queries, N heads, G heads of keys and values, R heads of queries to each
+of these, H size of a head, P places for keys, M compressed blocks, K chosen blocks.
 """
 
 from collections.abc import Mapping
@@ -41,19 +41,20 @@ _WINDOW_BLOCK_SIZE = 64
 
 @dataclass(frozen=True, eq=False)
 class NativeSparseBranches:
-    """The sizes of the branches, and what they compute.
+    """The sizes of the three branches, and their attention.
 
     Args:
-        compression_block_size: integer. Tokens in a compressed block.
-        compression_stride: integer. Tokens from the first of one to that of the next.
-        selection_block_size: integer. Tokens in a block to choose.
-        num_selected_blocks: integer. Number of blocks that are chosen for each token.
-        num_initial_blocks: integer. Number of blocks at the beginning that are always chosen.
-        num_local_blocks: integer. Number of blocks up to that of the token that always are.
-        sliding_window: integer. Number of tokens in the window.
+        compression_block_size: Tokens in a compressed block.
+        compression_stride: Tokens from the start of a compressed block to the start of the next.
+        selection_block_size: Tokens in a block to choose.
+        num_selected_blocks: The number of blocks that are chosen for each token.
+        num_initial_blocks: The number of first blocks that are always chosen.
+        num_local_blocks: The number of last blocks that are always chosen, the token's own
+            included.
+        sliding_window: The number of tokens in the window.
 
     Raises:
-        InvalidInputError: The sizes do not fit one another.
+        InvalidInputError: The sizes do not match.
     """
 
     compression_block_size: int
@@ -73,44 +74,41 @@ class NativeSparseBranches:
                 )
         if self.num_selected_blocks < self.num_initial_blocks + self.num_local_blocks:
             raise InvalidInputError(
-                f"`num_selected_blocks` must have room for `num_initial_blocks` and "
-                f"`num_local_blocks`, which are always chosen, received "
-                f"{self.num_selected_blocks} for {self.num_initial_blocks} and "
+                f"`num_selected_blocks` must be at least `num_initial_blocks` + "
+                f"`num_local_blocks`, because these are always chosen; received "
+                f"{self.num_selected_blocks}, {self.num_initial_blocks} and "
                 f"{self.num_local_blocks}."
             )
 
     @cached_property
     def window_layout(self) -> BlockLayout:
-        """What a token sees in the window."""
+        """The layout of the sliding window."""
         size = min(_WINDOW_BLOCK_SIZE, self.sliding_window)
         return BlockLayout(size, is_causal=True, sliding_window=self.sliding_window)
 
     @cached_property
     def full_layout(self) -> BlockLayout:
-        """What a token sees where all blocks are chosen."""
+        """The layout of the second branch if all blocks are chosen."""
         return BlockLayout(self.selection_block_size, is_causal=True, block_stride=1)
 
     def count_compressed(self, length: int) -> int:
-        """Returns how many compressed blocks have ended after so many tokens."""
+        """Returns the number of compressed blocks that have ended after `length` tokens."""
         return max(0, (length - self.compression_block_size) // self.compression_stride + 1)
 
     def attend_to_tokens(self, query: Any, keys: Mapping[str, Any]) -> list[Any]:
-        """Returns the outputs of the branches where the tokens are all that there is.
+        """Returns the outputs of the three branches (BLNH) without earlier tokens.
 
         Args:
-            query: Tensor of shape `(B, L, H, D)`.
-            keys: dict. `"compressed_KIND"`, of shape `(B, G, N, D)`, `"selection_KIND"` and
-                `"window_KIND"`, of shape `(B, G, L, D)`, of the kinds `"key"` and `"value"`.
-
-        Returns:
-            Three tensors of shape `(B, L, H, D)`, with the D of values.
+            query: Tensor (BLNH).
+            keys: `"compressed_KIND"` (BGMH), `"selection_KIND"` and `"window_KIND"` (BGLH), of the
+                kinds `"key"` and `"value"`. The H of values may differ, and is that of the result.
         """
         length = query.shape[1]
         numbers = ops.expand_dims(ops.arange(length, dtype="int32"), 0)
         num_blocks = -(-length // self.selection_block_size)
         far, blocks = self._compare(query, keys, numbers, num_blocks)
         key, value = keys["selection_key"], keys["selection_value"]
-        if num_blocks <= self.num_selected_blocks:  # All are chosen: there is nothing to gather.
+        if num_blocks <= self.num_selected_blocks:  # All are chosen, so nothing is gathered.
             plan = plan_blocks(self.full_layout, length)
             chosen = block_sparse_attention(query, swap_heads(key), swap_heads(value), plan)
         else:
@@ -122,15 +120,13 @@ class NativeSparseBranches:
         return [far, chosen, block_sparse_attention(query, key, value, plan)]
 
     def attend_to_cache(self, query: Any, cache: Mapping[str, Any], numbers: Any) -> list[Any]:
-        """Returns the outputs of the branches where the tokens follow those of a cache.
+        """Returns the outputs of the three branches (BLNH) for tokens after those of a cache.
 
         Args:
-            query: Tensor of shape `(B, L, H, D)`.
-            cache: dict. As `keys` above, with room for more tokens; those of the queries are in it.
-            numbers: Integer tensor of shape `(B, L)`. Those of the queries, one after the other.
-
-        Returns:
-            Three tensors of shape `(B, L, H, D)`, with the D of values.
+            query: Tensor (BLNH).
+            cache: As `keys` of `attend_to_tokens`, with P places for tokens. The keys of the
+                queries are in it.
+            numbers: Integer tensor (BL), the consecutive token numbers of the queries.
         """
         num_blocks = cache["selection_key"].shape[2] // self.selection_block_size
         far, blocks = self._compare(query, cache, numbers, num_blocks)
@@ -143,81 +139,86 @@ class NativeSparseBranches:
     def _compare(
         self, query: Any, keys: Mapping[str, Any], numbers: Any, num_blocks: int
     ) -> tuple[Any, Any]:
-        """Returns the outputs of the branch of compressed blocks, and which blocks that chooses."""
+        """Returns the outputs of the compression branch (BLNH) and its chosen blocks (BGLK)."""
         sizes = (self.compression_block_size, self.compression_stride)
-        heads, weights = attend_to_compressed(
+        heads_BLNH, weights_BGLM = attend_to_compressed(
             query, keys["compressed_key"], keys["compressed_value"], numbers, *sizes
         )
-        shares = share_blocks(weights.shape[-1], *sizes, num_blocks, self.selection_block_size)
-        blocks = choose_blocks(
-            multiply_matrices(ops.stop_gradient(weights), ops.cast(shares, weights.dtype)),
+        shares = share_blocks(weights_BGLM.shape[-1], *sizes, num_blocks, self.selection_block_size)
+        chosen_BGLK = choose_blocks(
+            multiply_matrices(
+                ops.stop_gradient(weights_BGLM), ops.cast(shares, weights_BGLM.dtype)
+            ),
             numbers,
             self.selection_block_size,
             self.num_selected_blocks,
             self.num_initial_blocks,
             self.num_local_blocks,
         )
-        return heads, blocks
+        return heads_BLNH, chosen_BGLK
 
-    def _gather(self, query: Any, key: Any, value: Any, blocks: Any, numbers: Any) -> Any:
+    def _gather(
+        self, query: Any, key_BGPH: Any, value_BGPH: Any, chosen_BGLK: Any, numbers: Any
+    ) -> Any:
+        """Returns the outputs of the selection branch (BLNH)."""
         size = self.selection_block_size
-        rows = group_heads(query, key.shape[1])
-        key, value = (
+        key_blocks, value_blocks = (
             ops.reshape(x, (-1, x.shape[1], x.shape[2] // size, size, x.shape[3]))
-            for x in (key, value)
+            for x in (key_BGPH, value_BGPH)
         )
-        heads = attend_to_chosen(rows, key, value, blocks, numbers)
-        heads = ops.transpose(heads, (0, 2, 1, 3, 4))
-        return ops.reshape(heads, (-1, *query.shape[1:3], heads.shape[-1]))
+        heads_BGLRH = attend_to_chosen(
+            group_heads(query, key_BGPH.shape[1]), key_blocks, value_blocks, chosen_BGLK, numbers
+        )
+        heads_BLGRH = ops.transpose(heads_BGLRH, (0, 2, 1, 3, 4))
+        return ops.reshape(heads_BLGRH, (-1, *query.shape[1:3], heads_BLGRH.shape[-1]))
 
 
 def attend_to_compressed(
-    query: Any, key: Any, value: Any, numbers: Any, block_size: int, stride: int
+    query: Any, key_BGMH: Any, value_BGMH: Any, numbers: Any, block_size: int, stride: int
 ) -> tuple[Any, Any]:
-    """Returns the attention to blocks that have ended, and how much went to each.
+    """Returns the attention to compressed blocks that have ended, and its weights.
 
     Args:
-        query: Tensor of shape `(B, L, H, D)`.
-        key: Tensor of shape `(B, G, N, D)`.
-        value: Tensor of shape `(B, G, N, D)`, with a D of its own.
-        numbers: Integer tensor of shape `(B, L)` or `(1, L)`. Those of the queries.
-        block_size: integer. Tokens in a block.
-        stride: integer. Tokens from the first of a block to that of the next.
+        query: Tensor (BLNH).
+        key_BGMH: Tensor.
+        value_BGMH: Tensor. Its H may differ, and is that of the result.
+        numbers: Integer tensor (BL), the token numbers of the queries. The batch may be 1.
+        block_size: Tokens in a block.
+        stride: Tokens from the start of a block to the start of the next.
 
     Returns:
-        The outputs, of shape `(B, L, H, D)`, zeros where no block has ended, and the weights summed
-        over the queries' heads that share a head of keys, of shape `(B, G, L, N)`.
+        The outputs (BLNH), zeros where no block has ended, and the weights summed over the heads of
+        queries that share a head of keys (BGLM).
     """
-    rows = group_heads(query, key.shape[1])
-    scores = ops.einsum("bglrd,bgnd->bglrn", rows, key)
-    ends = np.arange(key.shape[2], dtype="int32") * stride + np.int32(block_size - 1)
-    is_shown = ops.less_equal(ends, numbers[:, None, :, None, None])
-    weights = weigh_keys(scores, is_shown)
-    weights = weights * ops.cast(is_shown, weights.dtype)
-    heads = ops.einsum("bglrn,bgnd->blgrd", ops.cast(weights, value.dtype), value)
-    heads = ops.reshape(heads, (-1, query.shape[1], query.shape[2], value.shape[-1]))
-    return heads, ops.sum(weights, axis=3)
+    query_BGLRH = group_heads(query, key_BGMH.shape[1])
+    scores_BGLRM = ops.einsum("bglrh,bgmh->bglrm", query_BGLRH, key_BGMH)
+    ends_M = np.arange(key_BGMH.shape[2], dtype="int32") * stride + np.int32(block_size - 1)
+    has_ended = ops.less_equal(ends_M, numbers[:, None, :, None, None])
+    weights_BGLRM = weigh_keys(scores_BGLRM, has_ended)
+    weights_BGLRM = weights_BGLRM * ops.cast(has_ended, weights_BGLRM.dtype)
+    heads_BLGRH = ops.einsum(
+        "bglrm,bgmh->blgrh", ops.cast(weights_BGLRM, value_BGMH.dtype), value_BGMH
+    )
+    heads_BLNH = ops.reshape(heads_BLGRH, (-1, *query.shape[1:3], value_BGMH.shape[-1]))
+    return heads_BLNH, ops.sum(weights_BGLRM, axis=3)
 
 
 def attend_to_window(query: Any, key: Any, value: Any, numbers: Any, layout: BlockLayout) -> Any:
-    """Returns the attention to the last tokens that a cache holds.
+    """Returns the attention to the last tokens in a cache (BLNH).
 
     Args:
-        query: Tensor of shape `(B, L, H, D)`.
-        key: Tensor of shape `(B, G, P, D)`, with the keys of the queries in it.
-        value: Tensor of shape `(B, G, P, D)`, with a D of its own.
-        numbers: Integer tensor of shape `(B, L)`. Those of the queries, in a row.
-        layout: `BlockLayout` with a causal `sliding_window`, and nothing else.
-
-    Returns:
-        A tensor of shape `(B, L, H, D)`, with the D of `value`.
+        query: Tensor (BLNH).
+        key: Tensor (BGPH), with the keys of the queries in it.
+        value: Tensor (BGPH). Its H may differ, and is that of the result.
+        numbers: Integer tensor (BL), the consecutive token numbers of the queries.
+        layout: A layout with a causal `sliding_window` and no other pattern.
     """
     length, num_heads, dim = query.shape[1:]
     num_groups, window = key.shape[1], layout.sliding_window or 1
     places = numbers[:, :1] + ops.arange(1 - window, length, dtype="int32")
     key, value = (take_places(x, ops.maximum(places, 0)) for x in (key, value))
     is_real = ops.greater_equal(places, 0)
-    if length > window:  # Not each with all: the tokens before stand there as queries too.
+    if length > window:  # Computed in blocks; earlier tokens are added as queries, then dropped.
         query = ops.pad(query, ((0, 0), (window - 1, 0), (0, 0), (0, 0)))
         key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (key, value))
         plan = plan_blocks(layout, length + window - 1)
@@ -231,20 +232,12 @@ def attend_to_window(query: Any, key: Any, value: Any, numbers: Any, layout: Blo
 
 
 def group_heads(query: Any, num_groups: int) -> Any:
-    """Returns queries by the heads of keys that they share, scaled.
-
-    Args:
-        query: Tensor of shape `(B, L, H, D)`.
-        num_groups: integer. G.
-
-    Returns:
-        A tensor of shape `(B, G, L, R, D)`.
-    """
+    """Returns scaled queries, grouped by the head of keys that they share: BLNH to BGLRH."""
     length, num_heads, dim = query.shape[1:]
     rows = ops.reshape(query * dim**-0.5, (-1, length, num_groups, num_heads // num_groups, dim))
     return ops.transpose(rows, (0, 2, 1, 3, 4))
 
 
 def swap_heads(x: Any) -> Any:
-    """Returns tensors of shape (B, L, G, D) as (B, G, L, D), and the other way round."""
+    """Transposes BLGH to BGLH, and back."""
     return ops.transpose(x, (0, 2, 1, 3))

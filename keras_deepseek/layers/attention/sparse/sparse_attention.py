@@ -1,4 +1,4 @@
-"""Multi-head attention over chosen blocks: a cost that grows with the length, not its square."""
+"""Multi-head attention over a layout of blocks, at a cost that grows with the length."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -33,44 +33,44 @@ from keras_deepseek.layers.token_dim import read_dim
 class SparseAttention(keras.Layer):
     """Multi-head self-attention in which each position sees only some blocks of the sequence.
 
-    Choose it for long sequences: from about a thousand positions on it is faster than
+    Choose it for long sequences. From about a thousand positions it is faster than
     `keras.layers.MultiHeadAttention`, and it never holds a matrix of length by length. It computes
 
     ```
     output = W_o concat_h( softmax(mask(Q_h K_hᵀ / sqrt(key_dim))) V_h )
     ```
 
-    The sequence is cut into blocks of `block_size`, and a layout says which blocks see which. It is
-    the union of the patterns that are asked for:
+    The sequence is cut into blocks of `block_size`. The layout, which says which blocks see which,
+    is the union of the given patterns:
 
     | argument | a position sees |
     |---|---|
     | `sliding_window` | positions less than `sliding_window` away, exactly, as in Keras's layer |
-    | `global_blocks` | these blocks; and theirs see all |
+    | `global_blocks` | these blocks; positions in these blocks see all |
     | `block_stride` | blocks at a multiple of `block_stride` blocks from its own |
-    | `num_random_blocks` | so many blocks more, drawn once: BigBird's with the two first |
-    | `block_layout` | what the given matrix shows |
+    | `num_random_blocks` | this many more blocks, drawn once; with the two first it is BigBird |
+    | `block_layout` | the blocks that the matrix shows |
 
-    The products are taken only over shown blocks, which are gathered, never by a mask over all.
-    Blocks that see much more than others, as global ones do, are computed apart. The cost is the
-    number of shown blocks: strides and given layouts may still make it grow faster than the length.
+    Only visible blocks are gathered and multiplied; there is no mask over all blocks. Blocks that
+    see many more blocks than others, such as global ones, are computed separately. The cost is
+    proportional to the number of visible blocks, so strides and given layouts may make it grow
+    faster than the length.
 
-    A mask that comes with the inputs hides positions from all others and passes through; the mask
-    may be false anywhere, so padding may stand on either side. Scores and softmax are in float32
-    whatever the dtype policy. A position that sees nothing gets zeros for its heads. The length
-    need not be a multiple of `block_size`, and must be known when the layer computes. A Functional
-    model may be made for an unknown length and be called with any, but a graph of an unknown one is
-    refused where it is traced: an export's, or that of TensorFlow's `fit` and `predict` from the
-    second length on.
+    A mask of the inputs hides positions from all others and is passed on. It may be false anywhere,
+    so padding may stand on either side. Scores and softmax are always in float32. A position that
+    sees no position gets zeros for its heads. The length need not be a multiple of `block_size`,
+    but must be known when the layer computes. A Functional model may have an unknown length and be
+    called with any length. Tracing a graph of unknown length raises an error: an export does so,
+    and TensorFlow's `fit` and `predict` from the second length on.
 
     With `use_causal_mask` there is a cache: a dict of `"key"`, `"value"` and `"mask"`, each of
-    shape `(batch_size, max_length, ...)`. A new token gathers as many blocks of it as the row of
-    blocks that sees most, and no more. Blocks are counted by slots, padding included: pad on the
-    right where more than a window is shown.
+    shape `(batch_size, max_length, ...)`. A new token gathers as many blocks as the row with the
+    most visible blocks. Blocks count cache slots, padding included: pad on the right unless the
+    layout is only a window.
 
-    It takes the place of `keras.layers.MultiHeadAttention` where that is self-attention: the call
-    `layer(x, x)`, with `value=`, `key=`, masks of tokens and a `use_causal_mask=` that is the
-    layer's own, is the same. Another `value`, an `attention_mask` and the scores are refused.
+    It can replace `keras.layers.MultiHeadAttention` in self-attention: it takes the call
+    `layer(x, x)`, `value=`, `key=`, masks of tokens and a `use_causal_mask=` equal to the layer's
+    own. Another `value`, an `attention_mask`, or a request for the scores raises an error.
     `query_dense`, `key_dense`, `value_dense` and `output_dense` are `keras.layers.EinsumDense`,
     with the names and shapes of those in `keras.layers.MultiHeadAttention`: weights can be set from
     one to the other, and a `keras.distribution.LayoutMap` finds `.../query/kernel` and the like.
@@ -78,54 +78,55 @@ class SparseAttention(keras.Layer):
     Args:
         num_heads: integer. Number of heads.
         key_dim: integer. Size of each head of queries and keys.
-        value_dim: integer or `None`. Size of each head of values. `None` is `key_dim`. Defaults to
-            `None`.
-        num_key_value_heads: integer or `None`. Number of heads of keys and values, a divisor of
-            `num_heads`; each serves a group of heads of queries. `None` is `num_heads`. Defaults to
-            `None`.
+        value_dim: integer or `None`. Size of each head of values. `None` means `key_dim`. Defaults
+            to `None`.
+        num_key_value_heads: integer or `None`. Number of heads of keys and values. It must divide
+            `num_heads`; each serves a group of heads of queries. `None` means `num_heads`. Defaults
+            to `None`.
         block_size: integer. Number of positions in a block. Defaults to `64`.
-        use_causal_mask: boolean. Whether no position sees a later one. Defaults to `False`.
-        sliding_window: integer or `None`. Positions less than so many away are seen. Defaults to
-            `None`.
+        use_causal_mask: boolean. If true, no position sees a later one. Defaults to `False`.
+        sliding_window: integer or `None`. Positions less than this many positions away are visible.
+            Defaults to `None`.
         global_blocks: iterable of integers, such as a list, a range or a NumPy array. Blocks that
-            see all and that all see. Negative ones count from the end. A sequence that does not
-            reach a block is without it: one layer serves any length, and the beginning of a
-            sequence is computed as in the whole of it. Defaults to `()`.
-        block_stride: integer or `None`. Distance, in blocks, of the blocks that are seen, the own
-            block among them. Defaults to `None`.
-        num_random_blocks: integer. Number of blocks, seen for no other reason, that are drawn for
-            each block. Defaults to `0`.
-        layout_seed: integer. Seed of that draw. The same seed gives the same blocks in each layer,
-            so that a stack of layers wants different ones. Defaults to `0`.
+            see all blocks and are seen by all. Negative numbers count from the end. A number beyond
+            the sequence is ignored, so one layer serves any length, and a prefix of a sequence is
+            computed as in the whole sequence. Defaults to `()`.
+        block_stride: integer or `None`. Distance, in blocks, between the visible blocks, which
+            include the own block. Defaults to `None`.
+        num_random_blocks: integer. Number of random blocks for each block, in addition to the
+            blocks of other patterns. Defaults to `0`.
+        layout_seed: integer. Random seed of these blocks. The same seed gives the same blocks in
+            each layer, so use different seeds in a stack of layers. Defaults to `0`.
         block_layout: array-like of booleans of shape `(num_blocks, num_blocks)`, or `None`. Entry
-            `[i, j]` shows block `j` to block `i`. A shorter sequence uses the upper left of it, and
-            a longer one is refused. Defaults to `None`.
-        dropout: float. Share of the attention weights that training drops. Defaults to `0.0`.
-        use_bias: boolean. Whether each of the four projections adds a bias. Defaults to `True`.
+            `[i, j]` shows block `j` to block `i`. A shorter sequence uses the upper left part; a
+            longer sequence raises an error. Defaults to `None`.
+        dropout: float. Fraction of attention weights to drop in training. Defaults to `0.0`.
+        use_bias: boolean. If true, each of the four projections adds a bias. Defaults to `True`.
         kernel_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
             kernels. Defaults to `"glorot_uniform"`.
         bias_initializer: string, dict or `keras.initializers.Initializer`. Initializer of the
             biases. Defaults to `"zeros"`.
-        seed: integer or `None`. Seed of the dropout. Defaults to `None`.
+        seed: integer or `None`. Random seed of the dropout. Defaults to `None`.
         **kwargs: Arguments of `keras.Layer`, such as `name` and `dtype`.
 
     Call arguments:
         inputs: Floating-point tensor of shape `(batch_size, length, dim)`.
-        mask: Boolean tensor of shape `(batch_size, length)`, or `None`. `False` hides a position.
-            Keras passes the one that comes with the inputs.
-        cache: dict of tensors, as `make_cache` or an earlier call returned it, or `None`.
-        cache_index: integer or integer scalar tensor. The slot of the first token in the cache.
+        mask: Boolean tensor of shape `(batch_size, length)`, or `None` to use the mask of `inputs`.
+            False hides a position.
+        cache: dict of tensors from `make_cache` or an earlier call, or `None`.
+        cache_index: integer or integer scalar tensor. The cache slot of the call's first token.
         training: boolean. Whether to drop attention weights.
-        inputs_mask: As `mask`. Keras fills it in from `inputs` where there are further tensors.
+        inputs_mask: The mask of `inputs`, which Keras sets if the call has several tensors. `mask`
+            takes precedence.
 
     Returns:
-        A tensor of the shape of `inputs`, in the layer's compute dtype; with a cache, the pair of
-        it and the new cache.
+        A tensor of the shape of `inputs`, in the layer's compute dtype; with a cache, a pair of
+        that tensor and the new cache.
 
     Raises:
-        InvalidInputError: An argument is not of its kind, no pattern is given, `block_layout` is
+        InvalidInputError: An argument has the wrong type, no pattern is given, `block_layout` is
             not square or is too small, the inputs have another rank or an unknown length, the cache
-            is full, or the layout has none.
+            is full, or the layout does not support a cache.
 
     Example:
 
@@ -215,23 +216,23 @@ class SparseAttention(keras.Layer):
         self.output_dense.build((*input_shape[:2], self.num_heads, self.value_dim))
 
     def make_cache(self, batch_size: int, max_length: int) -> Cache:
-        """Returns an empty cache, for the `cache` of a call.
+        """Returns an empty cache to pass as `cache` to a call.
 
         Args:
             batch_size: integer. Number of sequences.
-            max_length: integer. Number of tokens that it has room for, padding included.
+            max_length: integer. The most tokens that the cache can hold, padding included.
 
         Returns:
             A dict of tensors.
 
         Raises:
-            InvalidInputError: A size is not a positive integer, of a batch zero or more; or a
-                `block_layout` that was given is too small for it.
+            InvalidInputError: `max_length` is not a positive integer, `batch_size` is not a
+                non-negative integer, or `block_layout` is too small for `max_length`.
         """
         heads = self.num_key_value_heads
         entries = {"key": (heads, self.key_dim), "value": (heads, self.value_dim)}
         cache = make_cache(batch_size, max_length, entries, self.compute_dtype)
-        plan_rows(self._layout, int(max_length))  # A layout that is given may be too small.
+        plan_rows(self._layout, int(max_length))  # Raises an error if `block_layout` is too small.
         return cache
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -261,7 +262,7 @@ class SparseAttention(keras.Layer):
         dropout = drop if self.dropout else None
         if cache is not None:
             cache = append_to_cache(cache, cache_index, {"key": key, "value": value}, mask)
-        # At the beginning of the sequence, nothing in the cache comes before.
+        # At the beginning of a sequence there are no earlier tokens in the cache.
         if cache is None or not length or backend.current().compute.read_integer(cache_index) == 0:
             plan = plan_blocks(self._layout, length)
             heads = block_sparse_attention(query, key, value, plan, mask, dropout)
@@ -275,7 +276,7 @@ class SparseAttention(keras.Layer):
             raise InvalidInputError(
                 f"{self.name!r} received a `cache`, but its `global_blocks` "
                 f"{list(self._layout.global_blocks)} count from the end, which moves with every "
-                f"token. Count them from the beginning."
+                f"token. Use block numbers from the beginning instead."
             )
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -284,7 +285,7 @@ class SparseAttention(keras.Layer):
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         spec = compute_call_spec(self, inputs, *args, **kwargs)
         if inputs.shape[1] is not None:
-            plan_blocks(self._layout, inputs.shape[1])  # A layout that is given may be too small.
+            plan_blocks(self._layout, inputs.shape[1])  # Raises if `block_layout` is too small.
         return spec
 
     def get_config(self) -> dict[str, Any]:

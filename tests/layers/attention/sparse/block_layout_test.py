@@ -100,7 +100,7 @@ def test_global_blocks_that_a_short_sequence_lacks_are_left_out():
         ({"given": np.ones((2, 3), bool)}, r"\(num_blocks, num_blocks\), received \(2, 3\)"),
         ({"given": np.ones((0, 0), bool)}, r"received \(0, 0\)"),
         ({"given": np.ones(3, bool)}, r"received \(3,\)"),
-        ({}, "No position would see any. Give at least one of `sliding_window`"),
+        ({}, "The layout shows no block to any position. Give at least one of `sliding_window`"),
     ],
 )
 def test_what_is_no_layout_is_refused(arguments, message):

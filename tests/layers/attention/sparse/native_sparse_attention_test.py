@@ -253,7 +253,7 @@ def test_an_empty_batch_and_sequences_of_one_and_none_work(shape):
         ({"head_dim": 3}, "`head_dim` must be even"),
         ({"compression_block_size": 5}, "`compression_block_size` must be a multiple .* 5 and 2"),
         ({"selection_block_size": 3}, "`selection_block_size` must be a multiple .* 3 and 2"),
-        ({"num_selected_blocks": 2}, "must have room for .* received 2 for 1 and 2"),
+        ({"num_selected_blocks": 2}, "must be at least .* received 2, 1 and 2"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, message):
@@ -272,7 +272,7 @@ def test_a_call_that_does_not_fit_is_refused():
         layer.call(keras.Input((None, 6)))
     with pytest.raises(InvalidInputError, match="2 slots, received 3 tokens"):
         layer(inputs, cache=layer.make_cache(2, 2), cache_index=0)
-    with pytest.raises(InvalidInputError, match="needs a `cache_index`"):
+    with pytest.raises(InvalidInputError, match="`cache` without a `cache_index`"):
         layer(inputs, cache=layer.make_cache(2, 4))
     with pytest.raises(InvalidInputError, match=r"must hold .*'mask'.*, received \[\]"):
         layer(inputs, cache={}, cache_index=0)

@@ -195,7 +195,7 @@ def test_a_cache_that_does_not_fit_is_refused():
     layer, inputs = make(length=3, use_causal_mask=True)
     with pytest.raises(InvalidInputError, match="2 slots, received 3 tokens"):
         layer(inputs, cache=layer.make_cache(2, 2), cache_index=0)
-    with pytest.raises(InvalidInputError, match="needs a `cache_index`"):
+    with pytest.raises(InvalidInputError, match="`cache` without a `cache_index`"):
         layer(inputs, cache=layer.make_cache(2, 4))
     given = SparseAttention(1, 4, block_size=4, block_layout=GIVEN, use_causal_mask=True)
     with pytest.raises(InvalidInputError, match=r"sequence of 4 blocks\. Give a larger layout"):
@@ -394,10 +394,10 @@ def test_a_graph_of_the_same_call_is_saved_and_trains_in_half_precision(tmp_path
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"value": np.ones((2, 22, 6), "float32")}, "query, value and key are one tensor"),
+        ({"value": np.ones((2, 22, 6), "float32")}, "query, value and key must be the same tensor"),
         ({"attention_mask": np.ones((2, 22, 22), bool)}, "takes no `attention_mask`"),
         ({"return_attention_scores": True}, "returns no scores"),
-        ({"use_causal_mask": True}, "was made with use_causal_mask=False"),
+        ({"use_causal_mask": True}, "was created with use_causal_mask=False"),
     ],
 )
 def test_a_call_of_multi_head_attention_that_it_has_no_answer_to_is_refused(options, match):
@@ -408,5 +408,5 @@ def test_a_call_of_multi_head_attention_that_it_has_no_answer_to_is_refused(opti
 
 def test_cross_attention_by_position_is_refused():
     layer, inputs = make()
-    with pytest.raises(InvalidInputError, match="query, value and key are one tensor"):
+    with pytest.raises(InvalidInputError, match="query, value and key must be the same tensor"):
         layer(inputs, inputs + 1)
