@@ -1,8 +1,8 @@
 """The process that runs the script, among workers and servers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 
@@ -12,29 +12,10 @@ from keras_deepseek.backend.processes.processes import OneProcess
 from keras_deepseek.errors import InvalidInputError, NotSupportedError
 from keras_deepseek.training.cluster.cluster_spec import ClusterSpec
 from keras_deepseek.training.cluster.parameter_server import ServerSettings
+from keras_deepseek.training.parameter_server.coordinator_engine import CoordinatorEngine
+from keras_deepseek.training.parameter_server.engine import Engine
 from keras_deepseek.training.parameter_server.ray_engine import RayEngine
-from keras_deepseek.training.parameter_server.served_step import ServedStep, Serving
-from keras_deepseek.training.parameter_server.task_engine import TaskEngine
-
-
-class Engine(Serving, Protocol):
-    """What workers and servers run on."""
-
-    def prepare(
-        self,
-        trainer: Any,
-        make_model: Callable[[], keras.Model] | None,
-        device_kind: str,
-        step: Mapping[str, Any],
-    ) -> None:
-        """Takes note of whose steps the workers make.
-
-        Args:
-            trainer: `Trainer`, with its model.
-            make_model: The function that the model was built by, or `None`.
-            device_kind: string. `"cpu"`, `"gpu"` or `"tpu"`: what the workers compute on.
-            step: dict. The arguments of the trainer's steps.
-        """
+from keras_deepseek.training.parameter_server.served_step import ServedStep
 
 
 def make_engine(settings: ServerSettings, cluster: ClusterSpec) -> Engine:
@@ -50,7 +31,7 @@ def make_engine(settings: ServerSettings, cluster: ClusterSpec) -> Engine:
         PeerLostError: A worker or a server does not come in time.
     """
     if keras.backend.backend() == "tensorflow":
-        return TaskEngine(settings, cluster)
+        return CoordinatorEngine(settings, cluster)
     return RayEngine(settings, cluster)
 
 

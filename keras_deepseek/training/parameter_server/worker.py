@@ -17,12 +17,12 @@ from keras_deepseek.training.parameter_server.messages import (
     Pulled,
     Push,
     Result,
+    Shard,
     Task,
     WorkerPlan,
 )
+from keras_deepseek.training.parameter_server.model_shards import kept_states
 from keras_deepseek.training.parameter_server.packed_trainer import unpack_trainer
-from keras_deepseek.training.parameter_server.served_variables import kept_states
-from keras_deepseek.training.parameter_server.shards import Shard
 from keras_deepseek.training.parameter_server.sparse_rows import pack_rows
 from keras_deepseek.training.step.step_in_place import StepInPlace
 

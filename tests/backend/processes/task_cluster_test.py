@@ -1,4 +1,4 @@
-"""What a cluster computes is tried in `training/parameter_server/task_engine_test.py`."""
+"""What a cluster computes is tried in `training/parameter_server/coordinator_engine_test.py`."""
 
 import json
 import os

@@ -10,11 +10,11 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.host_values import read_values
 from keras_deepseek.training.parameter_server.batch_seeds import BatchSeeds
 from keras_deepseek.training.parameter_server.gradient_step import GRADIENTS
+from keras_deepseek.training.parameter_server.model_shards import kept_states
 from keras_deepseek.training.parameter_server.remote_model import RemoteModel
-from keras_deepseek.training.parameter_server.served_variables import kept_states
 
 
-class TaskStep:
+class CoordinatorStep:
     """From a batch to its logs, with its gradients in a slot of the servers.
 
     The chief's model is traced with the values that the servers hold in the place of its own; none

@@ -1,6 +1,6 @@
 """The chief's model, taken apart for the servers and put together again."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import keras
 
@@ -10,12 +10,17 @@ from keras_deepseek.backend.keras_private.keras_training import (
     optimizer_recipe,
     uses_decay,
 )
-from keras_deepseek.training.parameter_server.messages import ShardPlan, ShardValues, VariablePlan
+from keras_deepseek.errors import InvalidInputError
+from keras_deepseek.training.parameter_server.messages import (
+    Shard,
+    ShardPlan,
+    ShardValues,
+    VariablePlan,
+)
 from keras_deepseek.training.parameter_server.optimizer_slots import find_places
-from keras_deepseek.training.parameter_server.shards import split_by_size
 
 
-class ServedVariables:
+class ModelShards:
     """What servers hold of a model: its weights, what batches leave in layers, its optimizer.
 
     Args:
@@ -102,6 +107,52 @@ class ServedVariables:
             for place, value in zip(places, held.optimizer, strict=True):
                 if optimizer[place] is not rate:  # That is the chief's to say.
                     optimizer[place].assign(value)
+
+
+def split_by_size(
+    paths: Sequence[str], variable_sizes: Sequence[int], state_sizes: Sequence[int], num_shards: int
+) -> list[Shard]:
+    """Returns shards of about the same size: the largest piece first, each to the emptiest shard.
+
+    Variables are not cut. Those of one path go together, so that an optimizer that has a part of
+    them tells their slots apart as one that has all.
+
+    Args:
+        paths: The paths of the trainable variables.
+        variable_sizes: Their sizes.
+        state_sizes: The sizes of what batches leave in layers.
+        num_shards: integer. How many shards.
+
+    Raises:
+        InvalidInputError: There are more shards than variables.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for index, path in enumerate(paths):
+        groups.setdefault(path, []).append(index)
+    if num_shards > len(groups):
+        raise InvalidInputError(
+            f"Received num_servers={num_shards}, and the model has {len(groups)} trainable "
+            "variables to spread over them. Use fewer servers."
+        )
+    loads = [0] * num_shards
+    shards = [Shard([], []) for _ in range(num_shards)]
+
+    def put(size: int, among: Sequence[int]) -> Shard:
+        place = min(among, key=lambda shard: (loads[shard], shard))
+        loads[place] += size
+        return shards[place]
+
+    def total(members: Sequence[int]) -> int:
+        return sum(variable_sizes[index] for index in members)
+
+    largest_first = sorted(groups.values(), key=lambda members: (-total(members), members))
+    for members in largest_first:
+        # An empty shard first, whatever its size: each server has an update to count by.
+        empty = [index for index, shard in enumerate(shards) if not shard.variables]
+        put(total(members), empty or range(num_shards)).variables.extend(members)
+    for index in sorted(range(len(state_sizes)), key=lambda each: (-state_sizes[each], each)):
+        put(state_sizes[index], range(num_shards)).states.append(index)
+    return [Shard(sorted(shard.variables), sorted(shard.states)) for shard in shards]
 
 
 def kept_states(model: keras.Model) -> list[keras.Variable]:

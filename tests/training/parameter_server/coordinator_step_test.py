@@ -2,10 +2,10 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deepseek.training.parameter_server.coordinator_step import CoordinatorStep
 from keras_deepseek.training.parameter_server.gradient_step import GradientsAsLogs
+from keras_deepseek.training.parameter_server.model_shards import ModelShards
 from keras_deepseek.training.parameter_server.remote_model import RemoteModel
-from keras_deepseek.training.parameter_server.served_variables import ServedVariables
-from keras_deepseek.training.parameter_server.task_step import TaskStep
 from keras_deepseek.training.step.gradients.make_gradients import make_gradients
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
 from keras_deepseek.training.step.training_step import TrainingStep
@@ -39,12 +39,13 @@ def make(optimizer=None, others=()):
         GradientsAsLogs(model, ("global_norm", 1.0), None),
         remat=False,
     )
-    step = TaskStep(model, gradient_step, others)
-    served = ServedVariables(model, 2)
+    step = CoordinatorStep(model, gradient_step, others)
+    served = ModelShards(model, 2)
     step.remote = RemoteModel(
         EagerTasks(), served.plans(), served.shards, served.read(0), step.read_frozen(), 1
     )
-    step.remote.write(served.read(0))
+    for server, values in enumerate(served.read(0)):
+        step.remote.write(server, values)
     return model, step
 
 
