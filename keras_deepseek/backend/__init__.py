@@ -71,7 +71,7 @@ def choose_installed() -> None:
     if named is not None:
         return
     installed = [name for name in NAMES if importlib.util.find_spec(name)]
-    # Keras writes that file itself when it is first loaded: it need not be what the user wants.
+    # Keras itself creates that file when it is first loaded, so it may not be the user's choice.
     if installed and not (_settings_file().is_file() and chosen() in installed):
         os.environ["KERAS_BACKEND"] = installed[0]
 
@@ -80,7 +80,7 @@ def chosen() -> str:
     """Returns the framework that Keras will run on, without loading Keras."""
     named = os.environ.get("KERAS_BACKEND")
     if named is None and _settings_file().is_file():
-        # A file that is none of Keras's is for Keras to complain about.
+        # Keras reports a file that it can't read.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             named = json.loads(_settings_file().read_text(encoding="utf-8")).get("backend")
     return named or NAMES[0]

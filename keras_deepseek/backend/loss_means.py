@@ -15,11 +15,11 @@ _HEARD: ContextVar[list[Any] | None] = ContextVar("keras_deepseek_loss_means", d
 
 
 def declare_mean_over(weight: Any) -> None:
-    """Says, in the `call` of a layer, what the loss that it adds there is a mean over.
+    """Declares, in the `call` of a layer, the weight of the mean that the layer adds as a loss.
 
-    `Trainer(micro_batches=...)` then counts each part of a batch by it, so that a model whose loss
-    is that of the layer makes the step of the whole batch. Without it parts count by their rows.
-    Elsewhere it does nothing.
+    `Trainer(micro_batches=...)` then weighs each micro-batch by it. So a model whose loss is that
+    of the layer makes the same step as with the whole batch. Without it, micro-batches count by
+    their rows. Elsewhere it does nothing.
 
     Args:
         weight: Scalar tensor: the number of tokens that count, or the sum of their weights.

@@ -11,10 +11,11 @@ import numpy as np
 from keras_deepseek.artifacts.signature import Array
 
 PIECE_BYTES = 2**23
-_ALIGNMENT = 64  # Bytes. What XLA and TensorFlow ask of memory that they go on using.
+_ALIGNMENT = 64  # Bytes. XLA and TensorFlow require it of memory that they use without a copy.
 _TILE = (128, 256)  # Numbers, along the last axis of the target and of the source.
-_LEAST_SIDE = 32  # Numbers. Of a matrix that is narrower, copying tiles takes longer.
-_TILE_GAP = 16  # Numbers between the rows of a tile: rows a power of two apart share cache lines.
+_LEAST_SIDE = 32  # Numbers. For narrower matrices, tiles are slower.
+# Numbers between the rows of a tile. Rows a power of two apart would share cache lines.
+_TILE_GAP = 16
 
 
 def cut_pieces(shape: tuple[int, ...], item_bytes: int) -> Iterator[Any]:
@@ -71,7 +72,7 @@ def copy_array(target: Array, source: Any) -> None:
     if run == row or min(sides) < _LEAST_SIDE:
         target[...] = source
         return
-    # The axes of all matrices but one come first.
+    # All other axes come first.
     targets, sources = (np.moveaxis(each, (row, run), (-2, -1)) for each in (target, source))
     rows = np.empty((_TILE[0], _TILE[1] + _TILE_GAP), target.dtype)
     for place in np.ndindex(sources.shape[:-2]):

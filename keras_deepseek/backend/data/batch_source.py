@@ -96,7 +96,7 @@ def open_batch_source(
 
 def _open(x: Any, shuffle: bool | str | None, seed: int, arguments: dict[str, Any]) -> BatchSource:
     """Returns the source for a kind of data."""
-    if isinstance(x, GeneratorType):  # Keras's adapter would draw its first batches.
+    if isinstance(x, GeneratorType):  # Keras's adapter would draw the first batches.
         return _Generator(x, arguments)
     kind, adapter = find_data_adapter(x, shuffle=bool(shuffle), **arguments)
     shuffle = True if shuffle is None else shuffle
@@ -109,9 +109,9 @@ def _open(x: Any, shuffle: bool | str | None, seed: int, arguments: dict[str, An
     if kind in ("tf.data", "Grain"):
         return _Dataset(kind, adapter)
     raise NotSupportedError(
-        f"The position in a {type(x).__name__} can't be known. Give arrays, a PyDataset, tf.data, "
-        "a torch DataLoader, a Grain dataset or a generator; or train by fit, without a "
-        "checkpoint_dir."
+        f"A training with checkpoints can't restore its position in a {type(x).__name__}. Give "
+        "arrays, a PyDataset, tf.data, a torch DataLoader, a Grain dataset or a generator; or "
+        "train without a checkpoint_dir."
     )
 
 
@@ -128,7 +128,7 @@ class _Arrays(BatchSource):
         self.num_batches = adapter.num_batches
 
     def own_rows(self, index: int, first: int) -> Iterator[Any]:
-        return self.batches(index, first)  # Which reads no rows but those.
+        return self.batches(index, first)  # It reads only those rows.
 
     def batches(self, index: int, first: int) -> Iterator[Any]:
         order = np.arange(self._num_rows)
@@ -177,7 +177,7 @@ class _PyDataset(BatchSource):
         if self._keeps_state and state is not None:
             self._dataset.set_state(state)
             return
-        for _ in range(index):  # What it does between epochs, it does again.
+        for _ in range(index):  # Repeats what the dataset does between epochs.
             self._dataset.on_epoch_begin()
             self._dataset.on_epoch_end()
 
@@ -209,15 +209,15 @@ class _Generator(BatchSource):
         for name in ("y", "sample_weight", "class_weight"):
             if arguments[name] is not None:
                 raise InvalidInputError(
-                    f"`{name}` is given beside a generator. Let the generator yield tuples "
+                    f"Received `{name}` together with a generator. Let the generator yield tuples "
                     "(inputs, targets) or (inputs, targets, sample_weights)."
                 )
 
     def batches(self, index: int, first: int) -> Iterator[Any]:
         if index:
             raise InvalidInputError(
-                "The generator has ended, and can't be gone through again. Let it go on for ever "
-                "and give steps_per_epoch, or give a PyDataset."
+                "The generator has ended and can't be repeated. Let it yield batches for ever and "
+                "give steps_per_epoch, or give a PyDataset."
             )
         return _skip(copied_batches(map(_check_tuple, self._generator)), first)
 
@@ -242,7 +242,8 @@ class _Dataset(BatchSource):
 
     def go_to_pass(self, index: int, state: Any) -> None:
         if self._is_tensorflow:
-            for _ in range(index):  # `shuffle` orders each pass anew, by a count of iterators.
+            # The order of `shuffle` depends on how many iterators were made.
+            for _ in range(index):
                 iter(self._adapter.get_tf_dataset())
 
 
@@ -254,7 +255,7 @@ class _DataLoader(BatchSource):
     def __init__(self, loader: Any, adapter: Any) -> None:
         self._loader = loader
         self.num_batches = adapter.num_batches
-        # Its tensors stay what they are: pinned memory is worth keeping.
+        # On PyTorch, tensors are passed on, since they may be in pinned memory.
         self._is_own = keras.backend.backend() == "torch"
 
     def batches(self, index: int, first: int) -> Iterator[Any]:
@@ -262,7 +263,7 @@ class _DataLoader(BatchSource):
         return _skip(batches, first)
 
     def _go_through(self) -> Iterator[Any]:
-        for batch in self._loader:  # `default_collate` makes a list of tuples.
+        for batch in self._loader:  # `default_collate` turns tuples into lists.
             yield tuple(batch) if isinstance(batch, list) else batch
 
     def read_state(self) -> Any:
@@ -308,6 +309,6 @@ def _check_tuple(batch: Any) -> Any:
     if not isinstance(batch, tuple):
         raise InvalidInputError(
             "The generator must yield tuples: (inputs,), (inputs, targets) or (inputs, targets, "
-            f"sample_weights); it has yielded a {type(batch).__name__}."
+            f"sample_weights); received a {type(batch).__name__}."
         )
     return batch

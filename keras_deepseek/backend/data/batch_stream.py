@@ -28,15 +28,15 @@ class BatchStream:
     def __init__(self, source: BatchSource, steps_per_epoch: int | None) -> None:
         self.source = source
         self.steps_per_epoch = steps_per_epoch
-        self.epoch_length: int | None = None  # Known from the epoch's last batch on.
-        self.error: Exception | None = None  # What going through the data has raised.
+        self.epoch_length: int | None = None  # Set at the last batch of the epoch.
+        self.error: Exception | None = None  # The error that the data raised.
         self.on_take: Callable[[Any], None] | None = None
         """Function that is called with each batch that leaves the stream."""
-        self._failure: Exception | None = None  # Met while looking ahead: the next batch is that.
+        self._failure: Exception | None = None  # The error of the next batch.
         self._in_epoch = False
         self._taken_in_epoch = 0
         self._pass = 0
-        self._begun: dict[str, Any] | None = None  # What the pass began with, while it lasts.
+        self._begun: dict[str, Any] | None = None  # The states at the start of the current pass.
         self._iterator: Iterator[Any] = iter(())
         self._buffer: deque[Any] = deque()
         self._drawn = 0
@@ -87,7 +87,7 @@ class BatchStream:
         """Ends the current pass and the workers that load its batches."""
         close = getattr(self._iterator, "close", None)
         if close is not None:
-            with contextlib.suppress(ValueError):  # TensorFlow may be asking for a batch just now.
+            with contextlib.suppress(ValueError):  # TensorFlow may be drawing a batch.
                 close()
 
     def batches(self) -> Iterator[Any]:
@@ -116,7 +116,7 @@ class BatchStream:
             self._fill(count)
         self._raise_failure()
         if not self._buffer:
-            raise InvalidInputError("The training data hold no batch. Give some that do.")
+            raise InvalidInputError("The training data hold no batch. Give data with at least one.")
         return list(self._buffer)[:count]
 
     def look_ahead(self, count: int) -> list[Any]:
@@ -183,8 +183,8 @@ class BatchStream:
         self._raise_failure()
         if self._drawn < position["drawn"]:
             raise InvalidInputError(
-                f"The training data end before batch {position['drawn']}, which the checkpoint had "
-                "come to. Give the same data, or train without resume."
+                f"The training data end before batch {position['drawn']}, where the checkpoint "
+                "was written. Give the same data, or train without resume."
             )
 
     @property
@@ -231,7 +231,7 @@ class BatchStream:
     def _raise_failure(self) -> None:
         """Raises the error of the next batch, after the batches before it were taken."""
         if self._failure is not None and not self._buffer:
-            self.error = self._failure  # TensorFlow hides it in one of its own.
+            self.error = self._failure  # TensorFlow wraps it in its own error.
             raise self._failure
 
     def _begin_pass(self) -> None:

@@ -37,16 +37,17 @@ class PositionedData(DataAdapter):
         """
         batches = self.stream.peek(2)
         if len({_count_leaves(batch) for batch in batches}) > 1:
-            batches = batches[:1]  # As where some come with weights: only TensorFlow minds.
+            # For example if only some have weights. Only TensorFlow rejects that.
+            batches = batches[:1]
         specs = keras.tree.flatten(batch_specs(batches))
         self._batch = {
-            # In the order of `flatten`, which that of `map_structure` is not on PyTorch.
+            # In the order of `flatten`: that of `map_structure` differs on PyTorch.
             "structure": keras.tree.pack_sequence_as(batches[0], list(range(len(specs)))),
             "leaves": [
                 None
                 if spec is None
                 else {
-                    # A process whose rows are none computes on made-up ones.
+                    # A process without rows computes on dummy rows.
                     "first": [max(leaf.shape[0], 1), *leaf.shape[1:]],
                     "all": list(spec.shape),  # `None` where the two batches differ.
                     "dtype": spec.dtype,
@@ -71,7 +72,7 @@ class PositionedData(DataAdapter):
         if isinstance(x, dict) and set(x) <= set(named):
             inputs = [named[name] for name in sorted(x)]
             indices = [x[name] for name in sorted(x)]
-        if len(indices) != len(inputs):  # The model says what is wrong with them.
+        if len(indices) != len(inputs):  # The model will report the error.
             return
         free: set[int] = set()
         for index, tensor in zip(indices, inputs, strict=True):

@@ -40,13 +40,13 @@ def read_random_state(*, makes_missing: bool = True) -> dict[str, Any]:
             from Python's. Defaults to `True`.
     """
     seed_state = None
-    if makes_missing or has_global_seed():  # First of all, for what it may take of Python's.
+    if makes_missing or has_global_seed():  # Must be first: it may draw from Python's generator.
         seed_state = keras.ops.convert_to_numpy(global_seed_state()).copy()
     version, words, gauss = random.getstate()
     return {
         "keras": seed_state,
         "python": {"version": version, "words": np.array(words, "uint64"), "gauss": gauss},
-        # The modern generators of NumPy are objects; this one alone is shared.
+        # NumPy's only global generator is the legacy one.
         "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
         "framework": backend.current().step.read_framework_random_state(),
     }

@@ -37,7 +37,9 @@ def classify(loaded: Any, rows: Mapping[str, Array], classes: Sequence[str] | No
     for column, name in enumerate(encoded):
         is_named = names == name
         if not (is_named.sum(axis=1) == 1).all():
-            raise ExportError(f"{CLASSIFY} does not name the class {wanted[column]!r} once a row.")
+            raise ExportError(
+                f"{CLASSIFY} does not name the class {wanted[column]!r} once in each row."
+            )
         ordered[:, column] = scores[is_named]
     return ordered
 
@@ -74,9 +76,9 @@ def serialize_examples(rows: Mapping[str, Array]) -> list[bytes]:
 
     def feature(values: Array) -> Any:
         if values.dtype.kind in "biu":
-            integers = map(int, values.ravel().tolist())  # It takes no booleans.
+            integers = map(int, values.ravel().tolist())  # `Int64List` takes no booleans.
             return tf.train.Feature(int64_list=tf.train.Int64List(value=integers))
-        # The only float that an example has.
+        # An example has no other float.
         return tf.train.Feature(
             float_list=tf.train.FloatList(value=values.ravel().astype("float32"))
         )

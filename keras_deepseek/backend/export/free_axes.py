@@ -23,7 +23,7 @@ def with_named_axes(signature: Signature, trace: Callable[[Shapes], None]) -> No
     """
     try:
         trace(name_axes(signature, are_shared=False))
-    except Exception:  # Of whichever exporter.
+    except Exception:  # Exporters raise any error.
         if count_free_lengths(signature) <= 1:
             raise
         trace(name_axes(signature, are_shared=True))

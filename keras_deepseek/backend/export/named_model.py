@@ -55,7 +55,7 @@ class NamedModel:
         inputs = _symbolic_inputs(model)
         outputs = _symbolic_outputs(model, inputs)
         makers = map(producing_operation, keras.tree.flatten(outputs))
-        # Backwards it gives strings, and its outputs say that they are integers.
+        # An inverted lookup returns strings, although its outputs are declared as integers.
         lookups = (maker for maker in makers if isinstance(maker, keras.layers.StringLookup))
         _refuse_strings(lookup.name for lookup in lookups if lookup.invert)
         self._input_names = _name_structure(inputs, "input", _given_input_name)
@@ -94,7 +94,7 @@ class NamedModel:
 
     def in_precision(self, precision: str | None) -> "NamedModel":
         """Returns the same model, computing in another precision."""
-        same = copy.copy(self)  # Its names are known, which a subclass is called to find.
+        same = copy.copy(self)  # Finding the names again would call a subclassed model.
         same.precision = precision
         return same
 
@@ -172,7 +172,8 @@ def _output_namer(model: keras.Model, outputs: Any, taken: set[str]) -> Callable
     else:
         names = getattr(model, "output_names", [])
     layer_names = dict(zip(map(id, keras.tree.flatten(outputs)), names, strict=False))
-    operations = getattr(model, "operations", model.layers)  # Also `a + b`, which is no layer.
+    # This includes `a + b`, which is no layer.
+    operations = getattr(model, "operations", model.layers)
     classes = {operation.name: type(operation).__name__ for operation in operations}
 
     def given_name(tensor: Any) -> str | None:
@@ -205,6 +206,6 @@ def _refuse_strings(found: Iterable[str]) -> None:
     """Raises an error if there are names of string tensors."""
     if names := [*found]:
         raise NotSupportedError(
-            f"Strings can't be exported or served yet: {names}. Take the layers that read "
-            "or give strings out of the model, and give it numbers."
+            f"Strings can't be exported or served: {names}. Remove the layers that read or return "
+            "strings from the model, and let it take and return numbers."
         )

@@ -48,11 +48,12 @@ def save_as_saved_model(
     else:
         archive.track(model.model)
         archive.add_endpoint("serving_default", model.trace, [specs], **options)
-    # What serves needs no gradients, and a loop whose length depends on the data may have none.
+    # Serving needs no gradients, and a loop of data-dependent length may have none.
     without_gradients = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     try:
         archive.write_out(str(path), without_gradients, verbose=False)
-    except AssertionError:  # It reads what is no variable, as a table: to find that takes long.
+    # The model uses other resources, such as a table. Finding them takes long.
+    except AssertionError:
         archive.track(model.model)
         archive.write_out(str(path), without_gradients, verbose=False)
     if signatures:
@@ -75,7 +76,7 @@ def _trace_once(function: Any, spec: Any) -> Any:
         return inner(inputs)
 
     outer = traced(call)
-    outer.get_concrete_function()  # Keras takes a function that has been.
+    outer.get_concrete_function()  # Keras expects a traced function.
     return outer
 
 
@@ -104,7 +105,10 @@ class _ExampleSignatures:
 
     def _check(self) -> None:
         if keras.backend.backend() != "tensorflow":
-            raise NotSupportedError("Signatures that read examples are written from TensorFlow.")
+            raise NotSupportedError(
+                "Signatures that read serialized examples are written from TensorFlow only. Set "
+                "KERAS_BACKEND=tensorflow, or leave classify and regress out."
+            )
         self._signatures.check(self._model.signature)
 
     def _classify(self, inputs: Any) -> dict[str, Any]:

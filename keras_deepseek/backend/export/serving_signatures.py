@@ -36,8 +36,8 @@ class ServingSignatures:
         free = [spec for spec in signature.inputs if None in spec.shape[1:]]
         if self and free:
             raise InvalidInputError(
-                "A tf.train.Example holds features of a fixed size, and these inputs have none: "
-                f"{'; '.join(map(str, free))}. Leave classify and regress out."
+                "A tf.train.Example holds features of a fixed size, but these inputs have free "
+                f"sizes: {'; '.join(map(str, free))}. Leave classify and regress out."
             )
         widths = [(len(self.classes), "classes")] if self.classes is not None else []
         widths += [(1, "value a row")] if self.regresses else []
@@ -45,6 +45,6 @@ class ServingSignatures:
         for width, kind in widths:
             if others or output.shape[1:] != (width,):
                 raise InvalidInputError(
-                    f"Of {width} {kind} a model must have one output, of shape (any, {width}); "
-                    f"it has {'; '.join(map(str, signature.outputs))}."
+                    f"For {width} {kind}, a model must have one output, of shape (any, {width}); "
+                    f"received {'; '.join(map(str, signature.outputs))}."
                 )

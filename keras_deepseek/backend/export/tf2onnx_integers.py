@@ -58,7 +58,7 @@ def convert_comparison(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     dtypes = {_WIDER.get(graph.get_dtype(value)) for value in node.input}
     if None in dtypes or (DOUBLE in dtypes and len(dtypes) > 1):
         return GreaterLess.version_7(graph, node)
-    # What tf2onnx has made int64 of, as the count of a loop, it may still take for int32.
+    # tf2onnx may record int32 for what it has made int64, such as the count of a loop.
     to = DOUBLE if DOUBLE in dtypes else INT64
     inputs = [add_node(graph, "Cast", [value], to=to) for value in node.input]
     return replace_node(graph, node, name, node.type, inputs)
@@ -88,7 +88,8 @@ def convert_floor_div(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
     wide = INT64 if dtype == INT64 else INT32
     x, y = (_cast(graph, each, wide) for each in node.input)
     zero = _cast(graph, graph.make_const(f"{name}/zero", np.zeros((), "int32")).output[0], wide)
-    # Its sign is that of `y`: where it is not zero, `Div` has rounded if the signs differ.
+    # It has the sign of `y`. If it is not zero and the signs of `x` and `y` differ, `Div` rounded
+    # up.
     rest = add_node(graph, "Mod", [x, y])
     is_rest = add_node(graph, "Not", [add_node(graph, "Equal", [rest, zero])])
     signs = [add_node(graph, "Less", [each, zero]) for each in (x, y)]

@@ -129,7 +129,7 @@ def convert_dynamic_update_slice(graph: Any, node: Any, name: str, _: list[Any])
     zero = graph.make_const(f"{name}/zero", np.zeros((), "int64")).output[0]
     before = add("Min", add("Max", add("Cast", starts, to=INT64), zero), room)
     pads = add("Concat", before, add("Sub", room, before), axis=0)
-    # Of booleans, `Pad` of older versions and onnxruntime's `Where` take none.
+    # Older versions of `Pad` and onnxruntime's `Where` take no booleans.
     padded = add("Pad", add("Cast", update, to=FLOAT) if dtype == BOOL else update, pads)
     ones = graph.make_const(f"{name}/one", np.ones((), "float32")).output[0]
     mask = add("Cast", add("Pad", add("Expand", ones, update_sizes), pads), to=BOOL)
@@ -154,7 +154,7 @@ def convert_bitwise_and(graph: Any, node: Any, name: str, _: list[Any]) -> Any:
 
     x = graph.make_node("Cast", [bits.input[0]], attr={"to": FLOAT}).output[0]
     one, zero = constant("one", np.float32(1)), constant("zero", np.float32(0))
-    # Of negative zero, one by it is negative infinity.
+    # The inverse of negative zero is negative infinity.
     inverse = graph.make_node("Div", [one, x]).output[0]
     below, inverse_below = (
         graph.make_node("Less", [each, zero]).output[0] for each in (x, inverse)

@@ -34,7 +34,7 @@ def log1p(x: Any) -> Any:
     operators = _operators()
     following = operators.Add(x, _like(x, 1.0))
     logarithm = operators.Log(following)
-    # What is left of `x` in `u` stands in both: the error of the one is that of the other.
+    # Both factors hold what is left of `x` in `u`, so that the errors cancel.
     kept = operators.Sub(following, _like(x, 1.0))
     small = operators.Mul(logarithm, operators.Div(x, kept))
     small = operators.Where(operators.Equal(kept, _like(x, 0.0)), x, small)

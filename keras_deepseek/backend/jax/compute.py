@@ -20,7 +20,7 @@ class JaxCompute(Compute):
     """Implements `Compute` by JAX."""
 
     def count_flops(self, function: Callable[..., Any], *args: Any) -> int:
-        # XLA's own analysis counts the body of a loop once, however often it runs.
+        # XLA's own analysis counts the body of a loop only once.
         return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
     def compute_gradients(
@@ -36,7 +36,7 @@ class JaxCompute(Compute):
 
         tensors = [keras.ops.convert_to_tensor(array) for array in inputs]
         values = [variable.value for variable in variables]
-        # One compilation: without it JAX compiles each operation of the gradient by itself.
+        # Without `jit`, JAX would compile each operation of the gradient separately.
         by_input, by_variable = jax.jit(jax.grad(run, argnums=(0, 1)))(tensors, values)
         return [np.asarray(array) for array in by_input], [
             np.asarray(array) for array in by_variable
@@ -64,7 +64,7 @@ class JaxCompute(Compute):
         return run(tuple(tensors), tuple(constants))
 
     def top_k(self, values: Any, k: int) -> tuple[Any, Any]:
-        # JAX takes a negative zero for less than a zero.
+        # JAX sorts negative zero below zero.
         indices = jax.lax.top_k(jnp.where(values == 0, 0, values), k)[1]
         return jnp.take_along_axis(values, indices, axis=-1), indices
 
@@ -72,14 +72,13 @@ class JaxCompute(Compute):
         return None if isinstance(value, jax.core.Tracer) else int(value)
 
     def read_array(self, value: Any) -> Array | None:
-        # A number that is only traced, or that an accelerator has yet to compute, is waited for.
         if not isinstance(value, jax.Array) or isinstance(value, jax.core.Tracer):
             return None
         is_here = all(device.platform == "cpu" for device in value.devices())
         return np.asarray(value) if is_here and value.is_fully_addressable else None
 
     def can_read_shapes(self, value: Any) -> bool:
-        return False  # JAX compiles each operation anew for each shape, also outside of jit.
+        return False  # JAX compiles each operation for each shape, also outside of jit.
 
     def repeat(
         self,
@@ -125,20 +124,19 @@ class JaxCompute(Compute):
             variable.assign(value)
 
     def assign_array(self, variable: keras.Variable, source: Any) -> None:
-        # The array that the variable held is deleted first, so that the two never stand side by
-        # side.
+        # The old array is deleted first, so that the two are never in memory together.
         dtype, sharding = variable.value.dtype, variable.value.sharding
         variable.value.delete()
         if len(sharding.device_set) > 1:
             value = jax.make_array_from_callback(
                 tuple(variable.shape), sharding, lambda index: read_pieces(source[index], dtype)
             )
-        else:  # On a CPU, JAX goes on using this memory.
+        else:  # On a CPU, JAX uses this memory without a copy.
             value = jax.device_put(read_pieces(source, dtype), sharding)
         variable.assign(value)
 
     def unset_initializer(self) -> Any:
-        # JAX writes its own zeros one by one; of these a machine gives memory to none.
+        # JAX would write its own zeros. These take no memory until they are written.
         return "zeros" if keras.distribution.distribution() else _make_untouched_zeros
 
 
@@ -159,9 +157,10 @@ def _count_equation(equation: Any) -> int:
         kernel = equation.invars[1].aval
         outputs = int(kernel.shape[params["dimension_numbers"].rhs_spec[0]])
         return 2 * int(equation.outvars[0].aval.size) * int(kernel.size) // outputs
-    if name == "cond":  # One of its branches runs: the dearest counts.
+    if name == "cond":  # Only one branch runs: the most expensive one counts.
         return max(_count(branch.jaxpr) for branch in params["branches"])
-    times = int(params["length"]) if name == "scan" else 1  # How often a `while` runs is not known.
+    # The iterations of a `while` are unknown.
+    times = int(params["length"]) if name == "scan" else 1
     return times * sum(_count(inner) for inner in _inner(params))
 
 

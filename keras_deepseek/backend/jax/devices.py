@@ -16,11 +16,11 @@ class JaxDevices(Devices):
     def count_devices(self, kind: str) -> int:
         try:
             return len(jax.local_devices(backend=kind))
-        except RuntimeError:  # JAX's word for a platform that it has no client for.
+        except RuntimeError:  # JAX raises it for a platform without a client.
             return 0
 
     def read_device_memory(self) -> dict[str, int] | None:
-        found = jax.local_devices()[0].memory_stats()  # JAX has none for a CPU.
+        found = jax.local_devices()[0].memory_stats()  # JAX returns `None` for a CPU.
         if not found:
             return None
         names = {"in_use": "bytes_in_use", "peak": "peak_bytes_in_use", "limit": "bytes_limit"}
@@ -31,7 +31,7 @@ class JaxDevices(Devices):
         return None if device.platform == "cpu" else str(device.device_kind)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        # A step that was dispatched already says INTERNAL, and the rest in words.
+        # A step that was already dispatched raises INTERNAL, with the cause in words.
         text = str(error)
         return isinstance(error, MemoryError) or (
             isinstance(error, jax.errors.JaxRuntimeError)
@@ -59,7 +59,7 @@ class JaxDevices(Devices):
 
 def _refuse() -> NoReturn:
     raise NotSupportedError(
-        "device_map names devices by layers, and one program of JAX runs on all of its devices. "
+        "device_map assigns layers to devices, but one JAX program runs on all of its devices. "
         "Divide the weights among them by distributed_strategy="
         "keras.distribution.ModelParallel(...), with the layouts of "
         "keras_deepseek.training.transformer_layout_map or your own; or train on TensorFlow or "

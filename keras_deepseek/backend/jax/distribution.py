@@ -28,7 +28,7 @@ class JaxDistribution(Distribution):
         if devices is not None:
             if len({device.split(":")[0] for device in devices}) > 1:
                 raise NotSupportedError(
-                    f"device_map asks for {list(devices)}, and one program of JAX runs on devices "
+                    f"device_map asks for {list(devices)}, but one program of JAX runs on devices "
                     "of one kind. Name one kind, or train on TensorFlow or PyTorch."
                 )
             return keras.distribution.DataParallel(devices=list(devices), auto_shard_dataset=False)
@@ -40,7 +40,7 @@ class JaxDistribution(Distribution):
         if strategy == "allreduce":
             return None
         raise InvalidInputError(
-            "distributed_strategy is 'allreduce', 'parameter_server', or one of Keras's "
+            "distributed_strategy must be 'allreduce', 'parameter_server', or one of Keras's "
             f"distributions; received {strategy!r}."
         )
 
@@ -97,7 +97,7 @@ def _in_scope(distribution: KerasDistribution) -> Iterator[None]:
         sharding = _fitting(layout, np.shape(batch))
         if sharding.is_fully_addressable:
             return jax.device_put(batch, sharding)
-        # Each process has the whole batch, and gives its devices their rows of it.
+        # Each process has the whole batch, and passes its devices their rows.
         array = np.asarray(batch)
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 

@@ -32,7 +32,7 @@ class JaxExport(Export):
             save_as_saved_model(model, path, signatures, jax2tf_kwargs=options)
 
         with warnings.catch_warnings():
-            # Keras names an option of jax2tf that is on its way out.
+            # Keras uses a deprecated option of jax2tf.
             warnings.filterwarnings("ignore", ".*native_serialization", DeprecationWarning)
             with_named_axes(model.signature, write)
 
@@ -110,7 +110,7 @@ def _iota_for_free_sizes() -> Iterator[None]:
         is_free = jax.export.is_symbolic_dim(start) and stop is None and step is None
         if not is_free:
             bounds = [start, stop, step]
-            while bounds[-1] is None:  # What jax2onnx puts for `arange` takes none.
+            while bounds[-1] is None:  # jax2onnx's replacement of `arange` takes no `None`.
                 bounds.pop()
             return arange(*bounds, dtype=dtype)
         return jax.lax.broadcasted_iota(jax.numpy.dtype(dtype or "int32"), (start,), 0)
@@ -256,7 +256,7 @@ _SMALL = 0.5
 
 _FORMULAS: dict[str, Callable[[Any], Any]] = {
     "expm1": _expm1,
-    # A plugin that puts nothing for `jax.numpy.expm1`, which comes to the primitive then.
+    # Replaces jax2onnx's plugin for this function, so that it reaches the primitive.
     "jax.numpy.expm1": _expm1,
     "log1p": _log1p,
 }

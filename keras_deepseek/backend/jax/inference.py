@@ -26,7 +26,7 @@ class JaxInference(Inference):
                 return model(inputs)
 
         def infer(inputs: dict[str, Array]) -> dict[str, Array]:
-            # The weights are arguments, not constants: a change of them is seen by the next call.
+            # The weights are arguments, not constants, so that the next call sees a change.
             outputs = run([variable.value for variable in variables], inputs)
             return {name: np.asarray(array) for name, array in outputs.items()}
 
@@ -45,7 +45,7 @@ class JaxInference(Inference):
         run = jax.jit(trace, donate_argnums=1)
 
         def step(state: Any, *inputs: Any) -> tuple[Any, Any]:
-            # The weights are arguments, not constants: a change of them is seen by the next call.
+            # The weights are arguments, not constants, so that the next call sees a change.
             outputs: tuple[Any, Any] = run(
                 [variable.value for variable in variables], state, inputs
             )

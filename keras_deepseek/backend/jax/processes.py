@@ -51,9 +51,9 @@ def join_processes(
         if "must be called before" not in str(error):
             raise
         raise InvalidInputError(
-            "JAX must know of the other processes before it computes anything, and it has: making "
-            "an optimizer or a model, or jax.devices(), is enough. Under keras-deepseek launch, "
-            "import Keras first; else begin the script with "
+            "JAX must join the other processes before it computes anything, but it has computed "
+            "already: creating an optimizer or a model, or calling jax.devices(), is enough. Under "
+            "keras-deepseek launch, import Keras first. Otherwise begin the script with "
             "keras_deepseek.training.join_cluster()."
         ) from error
     return JaxProcesses()
@@ -69,7 +69,7 @@ class JaxProcesses:
         self.world_size = jax.process_count()
         self.replicas: RemoteReplicas | None = JaxReplicas()
         self._waiting: jax.Array | None = None
-        # One device of each process, so that each says its wish once.
+        # One device of each process, so that each wish counts once.
         firsts = [
             next(device for device in jax.devices() if device.process_index == rank)
             for rank in range(self.world_size)
@@ -84,7 +84,7 @@ class JaxProcesses:
 
     def broadcast_variables(self, variables: Sequence[keras.Variable]) -> None:
         """Gives variables the values that they have on rank 0."""
-        # What lies on the devices of all processes has one value already.
+        # A variable on the devices of all processes has one value already.
         local = [each for each in variables if each.value.is_fully_addressable]
         values = self._send([np.asarray(variable.value) for variable in local], source=0)
         if len(values) != len(local):

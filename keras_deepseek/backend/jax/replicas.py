@@ -23,7 +23,7 @@ from keras_deepseek.backend.processes.processes import ComputePart
 
 _logger = logging.getLogger(__name__)
 
-_AXIS = "batch"  # As Keras's `DataParallel` calls it, whose mesh this is.
+_AXIS = "batch"  # The name in the mesh of Keras's `DataParallel`.
 
 
 class JaxReplicas:
@@ -35,8 +35,9 @@ class JaxReplicas:
         self._mesh = Mesh(np.array(jax.devices()), [_AXIS])
         self._sums = GradientSums(_AXIS, self._mesh.size)
         self._each_its_own = NamedSharding(self._mesh, PartitionSpec(_AXIS))
-        self._divides: bool | None = None  # Whether the first batch could be cut.
-        self._last: _Program | None = None  # Of two sums outside of a step one would compile twice.
+        self._divides: bool | None = None  # Whether the first batch could be divided.
+        # Two sums outside of a step would otherwise compile twice.
+        self._last: _Program | None = None
 
     def own_random_numbers(self) -> AbstractContextManager[None]:
         """Does nothing: Keras's layers draw by their own seeds."""
@@ -78,14 +79,14 @@ class JaxReplicas:
         self, compute: ComputePart, batch: Any, compression: Compression | None
     ) -> tuple[tuple[list[Any], list[Any], list[Any]], Any]:
         """Returns the sums of what all devices compute, and their residuals for the next step."""
-        # What a function only has around it has the layout of there, which some operations refuse.
+        # Captured values keep the layout of outside, which some operations reject.
         values = dict(NestedScope().state_mapping)
         residual = None if compression is None else compression.residual
         values.pop(id(residual), None)
         program = self._last
         if values or program is None or not program.is_of(compute, compression):
             program = _Program(compute, compression, self._mesh, self._sums)
-            self._last = None if values else program  # Of a step nothing is to outlive its tracing.
+            self._last = None if values else program  # Nothing of a step may outlive its tracing.
         sums, changed, rest = program.run(
             values, batch, None if residual is None else residual.value
         )
@@ -102,9 +103,9 @@ class JaxReplicas:
             self._divides = divides
             if not divides and jax.process_index() == 0:
                 _logger.warning(
-                    "A batch of %s rows can't be cut into equal parts for %d devices: each of them "
-                    "computes all of it, and gradients are not compressed. Take a batch_size that "
-                    "%d divides.",
+                    "A batch of %s rows can't be divided equally among %d devices: each of them "
+                    "computes the whole batch, and gradients are not compressed. Choose a "
+                    "batch_size that %d divides.",
                     *(max(numbers), num_devices, num_devices),
                 )
         return divides
@@ -118,7 +119,7 @@ class JaxReplicas:
         """
         values = self._place(np.tile(value, jax.local_device_count()))
         around = keras.distribution.distribution()
-        keras.distribution.set_distribution(None)  # It would make all of them one.
+        keras.distribution.set_distribution(None)  # A distribution would give it one value on all.
         try:
             return keras.Variable(
                 values, dtype="float32", trainable=False, autocast=False, name=name
@@ -161,7 +162,8 @@ class _Program:
                 mesh=mesh,
                 in_specs=(whole, parts, parts),
                 out_specs=(whole, whole, parts),
-                check_vma=False,  # What seeds and counts become is the same on all, by what it is.
+                # The checker can't see that seeds and counts are equal on all devices.
+                check_vma=False,
             )
         )
         """Function of the values of variables by `id`, a batch, and residuals or `None`."""

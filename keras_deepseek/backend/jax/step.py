@@ -39,7 +39,7 @@ class JaxStep(Step):
         variables: Sequence[keras.Variable],
         states: Sequence[keras.Variable],
     ) -> tuple[Any, Callable[..., list[Any]]]:
-        # Its gradients are `None` where the scalar depends on no variable at all.
+        # The gradients are `None` if the scalar depends on no variable at all.
         kept = [(state, state.value) for state in states]
         tangents: list[bool] = []
 
@@ -156,7 +156,7 @@ class JaxStep(Step):
         step: Callable[[Any], dict[str, Any]],
         carried: Callable[[], Sequence[keras.Variable]] = list,
     ) -> Callable[..., Any]:
-        # What is carried stands behind the metrics: see `make_train_function`.
+        # The carried variables follow the metrics in the state: see `make_train_function`.
 
         def train_step(state: Any, data: Any) -> Any:
             groups = (
@@ -187,8 +187,7 @@ class JaxStep(Step):
     def make_train_function(
         self, model: keras.Model, carried: Callable[[], Sequence[keras.Variable]], *, force: bool
     ) -> Callable[..., Any]:
-        # Between two steps Keras has the values of the model's variables, and the others have their
-        # own.
+        # Between two steps, Keras holds the values of the model's variables only.
         with _carrying(model, carried):
             type(model).make_train_function(model, force=force)
         train_function = model.train_function
@@ -202,7 +201,7 @@ class JaxStep(Step):
                         (*others, [*metrics, *(variable.value for variable in variables)]), iterator
                     )
             except Exception:
-                # Keras has taken the values out of the variables, and puts back what stands here.
+                # Keras has taken the values out of the variables, and restores these.
                 if not any(value.is_deleted() for values in state for value in values):
                     _hold_state(model, state)
                 raise
@@ -334,5 +333,5 @@ def _hold_state(model: keras.Model, state: Any) -> None:
 
 @jax.jit
 def _find_finite(tensors: list[jax.Array]) -> list[jax.Array]:
-    # One program: devices that share threads may wait for ever for each other between many.
+    # As one program: with several, devices that share threads may wait for each other for ever.
     return [jnp.all(jnp.isfinite(tensor)) for tensor in tensors]

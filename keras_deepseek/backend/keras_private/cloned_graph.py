@@ -21,7 +21,7 @@ class CloneCheckedModel(keras.Model):
                 raise _refusal(self, f"{operation.name!r} shares weights with another layer")
         try:
             return super()._run_through_graph(inputs, *args, **kwargs)
-        except NotImplementedError as error:  # That of Keras for a layer without a config.
+        except NotImplementedError as error:  # Keras raises it for a layer without a config.
             raise _refusal(self, "one of its layers is not made by a config") from error
 
 
@@ -50,7 +50,7 @@ def _sharing_operations(model: keras.Model) -> list[keras.Operation]:
 def _refusal(model: keras.Model, reason: str) -> NotSupportedError:
     """Returns the error for a model that can't be cloned."""
     return NotSupportedError(
-        f"`keras.models.clone_model` makes each layer anew by itself, which can't be done with a "
-        f"{type(model).__name__}: {reason}. Make a copy by `type(model).from_config("
-        "model.get_config())`; `copy.set_weights(model.get_weights())` gives it the weights."
+        f"`keras.models.clone_model` can't clone a {type(model).__name__} layer by layer: "
+        f"{reason}. Make a copy by `type(model).from_config(model.get_config())`, and copy the "
+        "weights by `copy.set_weights(model.get_weights())`."
     )

@@ -96,7 +96,8 @@ def _kind_of_layer(layer: keras.Layer, num_inputs: int) -> InputKind:
     rows = [each.input_dim for each in inner if isinstance(each, keras.layers.Embedding)]
     if _renumbers(layer):
         rows = []
-        if known is None and num_inputs == 1:  # Of several, nobody knows which is looked up.
+        # With several inputs it is unknown which one is looked up.
+        if known is None and num_inputs == 1:
             for each in inner:
                 if isinstance(each, keras.layers.IntegerLookup) and (one := known_numbers(each)):
                     known = one.joined(known)

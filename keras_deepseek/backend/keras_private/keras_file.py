@@ -51,7 +51,7 @@ def load_keras_file(
         # Safe mode keeps code in the file from running.
         return keras.saving.load_model(path, compile=False, safe_mode=not is_own)
     except (ValueError, TypeError, KeyError, OSError, ImportError, BadZipFile) as error:
-        # Of one that was just written nobody needs to know where it stands.
+        # The path of a temporary file would not help.
         what = "the model that was saved for this process" if is_own else repr(os.fspath(path))
         explained = _explain(error) if is_own else f"{_explain(error)} {_EXPECTED}"
         raise InvalidInputError(f"Keras can't load {what}: {explained}") from error
@@ -69,7 +69,7 @@ def _explain(error: Exception) -> str:
     inner = re.search(r"Exception encountered: (.+)", str(error))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = lines[0] if lines else type(error).__name__
-    if told.endswith(":"):  # What it is of stands in the next one.
+    if told.endswith(":"):  # The next line has the details.
         told = " ".join(lines[:2])
     return f"{(inner[1] if inner else told).rstrip('.')}."
 

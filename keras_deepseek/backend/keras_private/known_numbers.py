@@ -126,7 +126,7 @@ def padding_of(layer: keras.Layer) -> float | None:
 
 def _of_lookup(layer: Any) -> KnownNumbers | None:
     """Returns the numbers of an `IntegerLookup`."""
-    if layer.invert:  # It takes places, and gives what stands there.
+    if layer.invert:  # An inverted lookup takes indices.
         return KnownNumbers(np.arange(layer.vocabulary_size()), takes_others=False)
     known = sorted({int(token) for token in layer.get_vocabulary(include_special_tokens=False)})
     if not known:

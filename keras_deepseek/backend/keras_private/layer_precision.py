@@ -41,7 +41,7 @@ def temporary_policy(
         casts_tables: boolean. Whether an embedding casts its whole table instead of the rows that
             it looks up. A constant table is then half as large. Defaults to `False`.
     """
-    # Not by setting attributes: Keras and PyTorch look at each of them.
+    # Setting attributes would be slow: Keras and PyTorch inspect each.
     own_policies = [vars(layer)["_dtype_policy"] for layer in layers]
     tables = [layer for layer in layers if _looks_rows_up(layer) and not casts_tables]
     own_calls = [vars(layer).get("call") for layer in tables]
@@ -174,7 +174,7 @@ def _output_layers(model: keras.Model) -> list[keras.Layer]:
 
 def _looks_rows_up(layer: keras.Layer) -> bool:
     """Returns True if a layer is called as a Keras `Embedding`."""
-    call = inspect.unwrap(layer.call)  # Where it is placed on a device, another stands for it.
+    call = inspect.unwrap(layer.call)  # A layer that is placed on a device has a wrapped `call`.
     return getattr(call, "__func__", None) is keras.layers.Embedding.call
 
 

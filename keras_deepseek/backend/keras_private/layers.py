@@ -53,7 +53,7 @@ def delete_variables(layer: keras.Layer, names: Iterable[str]) -> None:
 
 def functional_graph(model: keras.Layer) -> Any:
     """Returns the object that holds `inputs` and `operations` of a graph model, or `None`."""
-    graph = getattr(model, "_functional", None) or model  # A Sequential has one inside.
+    graph = getattr(model, "_functional", None) or model  # A Sequential holds a Functional model.
     return graph if hasattr(graph, "operations") and hasattr(graph, "inputs") else None
 
 
@@ -96,7 +96,7 @@ def first_call_shapes(model: keras.Model) -> dict[str, Any]:
 
 def example_inputs(model: keras.Model) -> Any:
     """Returns one sample of zeros for a model, or `None` if its input shapes are unknown."""
-    functional = getattr(model, "_functional", model)  # That of a `Sequential`.
+    functional = getattr(model, "_functional", model)  # A `Sequential` holds one.
     structure = getattr(functional, "_inputs_struct", None)
     if structure is None or any(
         None in tuple(tensor.shape)[1:] for tensor in keras.tree.flatten(structure)

@@ -64,7 +64,7 @@ def track_loss(model: keras.Model, loss: Any, num_rows: Any) -> None:
     if type(tracker) is not keras.metrics.Mean:
         tracker.update_state(loss, sample_weight=num_rows)
         return
-    # What `update_state` comes to for one number, without its handling of shapes and masks.
+    # The same as `update_state` for one number, without the cost of shapes and masks.
     num_rows = keras.ops.cast(num_rows, tracker.dtype)
     tracker.total.assign_add(keras.ops.cast(loss, tracker.dtype) * num_rows)
     tracker.count.assign_add(num_rows)

@@ -52,7 +52,7 @@ def split_floats(arguments: Any) -> tuple[list[Any], Callable[[Sequence[Any]], A
         )
 
     leaves = keras.tree.flatten(arguments)
-    masks = output_masks(leaves)  # Now: Keras may take them off again.
+    masks = output_masks(leaves)  # Read now, since Keras may remove them later.
 
     def put(floats: Sequence[Any]) -> Any:
         left = iter(floats)

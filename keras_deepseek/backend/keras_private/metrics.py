@@ -27,7 +27,7 @@ def update_metrics(model: keras.Model, x: Any, y: Any, y_pred: Any, sample_weigh
     y_pred = keras.tree.map_structure(detach, y_pred)
     if type(model).compute_metrics is not keras.Model.compute_metrics:
         model.compute_metrics(x, y, y_pred, sample_weight)
-    elif model._compile_metrics is not None:  # The results are computed once, at the step's end.
+    elif model._compile_metrics is not None:  # Results are computed once, at the end of the step.
         model._compile_metrics.update_state(y, y_pred, sample_weight)
 
 

@@ -17,7 +17,7 @@ def optimizer_recipe(optimizer: keras.optimizers.Optimizer) -> tuple[type, dict[
     """Returns the class and the config of an optimizer, with its schedule as an object."""
     config = dict(optimizer.get_config())
     if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        config["learning_rate"] = optimizer._learning_rate  # Its class may be known here alone.
+        config["learning_rate"] = optimizer._learning_rate  # Its class may not be registered.
     return type(optimizer), config
 
 
@@ -49,7 +49,7 @@ def weight_slots(
     weights = list(optimizer._trainable_variables)
     found = []
     for value in vars(optimizer).values():
-        if isinstance(value, dict):  # By the paths of weights.
+        if isinstance(value, dict):  # A dict by the paths of weights.
             slots = [value.get(weight.path) for weight in weights]
         elif isinstance(value, list) and len(value) == len(weights):
             slots = value
@@ -81,7 +81,7 @@ def making_slots(
             reference_variable, lambda: method(optimizer, reference_variable, *args, **kwargs)
         )
 
-    # Not by setting an attribute: Keras and TensorFlow look at each of them.
+    # Setting an attribute would be slow: Keras and TensorFlow inspect each.
     vars(optimizer)["add_variable_from_reference"] = add
     try:
         yield

@@ -81,7 +81,7 @@ def _build_by(model: keras.Model, build: Callable[[Any], None]) -> Callable[...,
         parts = (model, model.optimizer, model._compile_metrics, model._compile_loss)
         if all(part is None or part.built for part in parts):
             return
-        if data_batch is None:  # As Keras takes it.
+        if data_batch is None:  # As Keras does.
             _, _, data = next(iter(iterator))
             data_batch = data[0] if isinstance(data, list | tuple) else next(data)
         build(data_batch)

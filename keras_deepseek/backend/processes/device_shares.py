@@ -24,14 +24,14 @@ class DeviceShares:
     def __init__(self, num_devices: int) -> None:
         self.shares: Array = np.full(num_devices, 1.0 / num_devices)
         """The parts of a batch, which sum to 1."""
-        self._speeds: Array = np.full(num_devices, np.nan)  # Rows a second.
+        self._speeds: Array = np.full(num_devices, np.nan)  # Rows per second.
         self._has_begun = False
 
     def cut(self, num_rows: int) -> Array:
         """Returns the first row of each device, followed by the number of rows, as int64."""
         number = len(self.shares)
         spare = max(num_rows - number, 0)
-        # Who has no row can't show that it has become faster.
+        # Each device needs a row, or it could not show that it has become faster.
         least = np.minimum(np.arange(1, number + 1), num_rows)
         ends = np.minimum(np.rint(np.cumsum(self.shares) * num_rows), num_rows)
         ends = np.clip(ends, least, least + spare)
@@ -53,7 +53,7 @@ class DeviceShares:
         rows = np.asarray(num_rows, "float64")
         found = rows / np.maximum(np.asarray(seconds, "float64"), 1e-9)
         known = np.where(np.isnan(self._speeds), found, self._speeds)
-        # Who had no row has not shown how fast it is.
+        # A device without rows has shown no speed.
         self._speeds = np.where(rows > 0, _MEMORY * known + (1.0 - _MEMORY) * found, self._speeds)
         if np.any(np.isnan(self._speeds)):
             return

@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LowRank:
-    """Gradients are sent as two thin matrices each, whose product is near to them: PowerSGD.
+    """Low-rank gradient compression: two thin matrices are sent for each gradient (PowerSGD).
 
     Choose it for links that are slow for the model: it sends one to four hundredths of the bytes. A
     gradient `M`, as a matrix that is about square, is projected on the sum over all processes of
-    `M Q`, made orthonormal as `P`; what travels then is `P^T M`, whose sum is the next step's `Q`.
-    What is not in this space is added to the gradient of the next step. Vectors and small matrices,
-    of which it would save less than half, are sent as they are.
+    `M Q`, made orthonormal as `P`. Then `P^T M` is sent, whose sum is the next step's `Q`. What is
+    not in this space is added to the gradient of the next step. Vectors and small matrices, of
+    which it would save less than half, are sent as they are.
 
-    The descent is another than that of whole gradients, unlike with `"bfloat16"`: compare losses.
-    Each process multiplies the matrices out by itself, so that their processors must round alike.
+    Unlike with `"bfloat16"`, the descent differs from that of whole gradients: compare losses. Each
+    process multiplies the matrices out itself, so their processors must round alike.
 
     Args:
-        rank: integer. Columns of the thin matrices. Defaults to `8`.
+        rank: integer. The columns of the thin matrices. Defaults to `8`.
 
     Raises:
         InvalidInputError: `rank` is below 1.

@@ -19,7 +19,7 @@ def find_interface(host: str, port: int) -> str | None:
     if is_loopback(host):
         return "lo0" if sys.platform == "darwin" else "lo"
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, port))  # Which sends nothing.
+        probe.connect((host, port))  # A UDP `connect` sends nothing.
         own = probe.getsockname()[0]
         for _, interface in socket.if_nameindex():
             if _read_address(probe, interface) == own:
@@ -34,6 +34,6 @@ def _read_address(probe: socket.socket, interface: str) -> str | None:
     import fcntl
 
     request = struct.pack("256s", interface.encode())
-    with contextlib.suppress(OSError):  # It has none.
+    with contextlib.suppress(OSError):  # The interface has no address.
         return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24])
     return None

@@ -224,7 +224,7 @@ def check_rank(engine: str, found: tuple[int, int], asked: tuple[int, int]) -> N
     """
     if found != asked:
         raise InvalidInputError(
-            f"{engine} runs as rank {found[1]} of {found[0]}; received rank={asked[1]}, "
+            f"{engine} already runs as rank {found[1]} of {found[0]}; received rank={asked[1]}, "
             f"world_size={asked[0]}."
         )
 
@@ -241,8 +241,8 @@ def check_same_shapes(rank: int, everywhere: "Sequence[Sequence[Any]]") -> None:
         if shapes != own:
             raise InvalidInputError(
                 f"The models of the processes differ: rank {rank} has {len(own)} tensors, rank "
-                f"{other} has {len(shapes)}, or others of other shapes, or they compress "
-                "them otherwise. Build the same model on each, with the same arguments."
+                f"{other} has {len(shapes)}; or their shapes or their compression differ. Build "
+                "the same model on each, with the same arguments."
             )
 
 
@@ -255,11 +255,11 @@ def lost_peer_error(purpose: str, engine: str, error: BaseException) -> PeerLost
         error: The error of the engine.
     """
     lines = str(error).splitlines() or [type(error).__name__]
-    # TensorFlow's first line says no more than that there was an error.
+    # TensorFlow's first line only says that there was an error.
     cause = next((line for line in lines if "aborted by" in line), lines[0])
     return PeerLostError(
-        f"This process could not {purpose}: another one has ended, or does not answer. The first "
-        f"error in the logs of all says why. {engine}: {cause}"
+        f"This process could not {purpose}: another one has ended, or does not answer. See the "
+        f"first error in the logs of all processes. {engine}: {cause}"
     )
 
 

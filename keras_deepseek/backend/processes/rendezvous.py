@@ -38,13 +38,13 @@ def meet(coordinator: str, world_size: int, rank: int, timeout: float, port: int
             found = _receive(listener, (host, port), world_size, deadline)
     else:
         found = _report((host, meeting_port), [rank, port], deadline)
-    # Where rank 0 has not come, nobody knows who else has.
+    # Without rank 0 it is unknown which others came.
     missing = [each for each in range(world_size) if each not in found] if found else [0]
     if missing:
         raise PeerLostError(
             f"Waited {timeout:g} s at {coordinator} for {world_size} processes, of which rank "
-            f"{', '.join(map(str, missing))} did not come. Start what is missing, or see its log "
-            "for why it ended."
+            f"{', '.join(map(str, missing))} did not come. Start the missing processes, or see in "
+            "their logs why they ended."
         )
     return [found[each] for each in range(world_size)]
 
@@ -58,20 +58,21 @@ def _receive(
         peers = []
         while len(found) < world_size and (seconds := deadline - time.monotonic()) > 0:
             listener.settimeout(seconds)
-            with contextlib.suppress(OSError, ValueError, TypeError):  # Anybody may knock.
+            with contextlib.suppress(OSError, ValueError, TypeError):  # Any program may connect.
                 connection, (came_from, *_) = listener.accept()
                 peer = stack.enter_context(connection)
                 peer.settimeout(min(1.0, seconds))
                 rank, port = map(int, _read(peer))
-                # Who comes by loopback is on the machine of rank 0.
+                # A rank that connects by loopback is on the machine of rank 0.
                 host = own_address[0] if is_loopback(came_from) else came_from
                 found[rank] = join_address(host, port)
                 peers.append(peer)
-        listener.close()  # Who is answered looks for the engine at that port.
+        listener.close()  # After the answer, the ranks expect the engine at that port.
         for peer in peers:
             with contextlib.suppress(OSError):
                 _write(peer, list(found.items()))
-        for peer in peers:  # Who closes first can't listen at its port again at once.
+        # The peer must close first: the side that does can't reuse its port at once.
+        for peer in peers:
             with contextlib.suppress(OSError):
                 peer.recv(1)
     return found

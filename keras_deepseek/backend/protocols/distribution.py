@@ -157,4 +157,7 @@ class Distribution(abc.ABC):
 
 
 def _no_tasks() -> NotSupportedError:
-    return NotSupportedError(f"Tasks are TensorFlow's, and Keras runs on {framework_name()}.")
+    return NotSupportedError(
+        f"Only TensorFlow has tasks of its own; Keras runs on {framework_name()}, where Ray starts "
+        "the parameter servers."
+    )

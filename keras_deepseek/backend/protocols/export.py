@@ -19,7 +19,7 @@ class Export(abc.ABC):
         Raises:
             NotSupportedError: The framework writes none.
         """
-        raise NotSupportedError(f"A SavedModel is not written from {framework_name()} itself.")
+        raise NotSupportedError(f"{framework_name()} can't write a SavedModel itself.")
 
     @abc.abstractmethod
     def write_onnx(self, model: NamedModel, path: str, opset: int) -> None:

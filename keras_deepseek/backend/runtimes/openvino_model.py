@@ -30,7 +30,7 @@ class OpenVINOModel:
         options = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
         try:
             model = core.read_model(path)
-            # Compiled, an output may have the name of what it was made of as well.
+            # Read before compiling, which may add names of inner tensors to an output.
             self.input_names = [tensor.get_any_name() for tensor in model.inputs]
             self.output_names = [tensor.get_any_name() for tensor in model.outputs]
             self._compiled = core.compile_model(model, "CPU", options)
@@ -63,7 +63,7 @@ def import_openvino(purpose: str) -> Any:
     """
     telemetry = "openvino_telemetry"
     loaded = sys.modules.get(telemetry)
-    sys.modules[telemetry] = None  # type: ignore[assignment]  # what `import` refuses
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # `import` then fails
     try:
         return importlib.import_module("openvino")
     except ImportError as error:

@@ -21,12 +21,12 @@ class SavedModelFunction:
     """
 
     def __init__(self, loaded: Any, name: str) -> None:
-        self.loaded = loaded  # The signature lives as long as the object that it came with.
+        self.loaded = loaded  # The signature needs the loaded object to stay alive.
         self.name = name
         self._to_tensor = import_tensorflow("to run a SavedModel").convert_to_tensor
         self._serve = loaded.signatures[name]
         specs = self._serve.structured_input_signature[1]
-        # TensorFlow has them in another order in every process.
+        # TensorFlow's order differs between processes.
         self.inputs = [_describe(key, specs[key]) for key in sorted(specs)]
         outputs = self._serve.structured_outputs
         self.outputs = [_describe(key, outputs[key]) for key in sorted(outputs)]
@@ -62,7 +62,7 @@ def load_saved_model(path: Path, *, takes_only_one: bool = False) -> SavedModelF
     try:
         loaded = tf.saved_model.load(str(path))
         names = list(loaded.signatures)
-    except Exception as error:  # TensorFlow's errors of damaged files share no class of their own.
+    except Exception as error:  # TensorFlow's errors of damaged files have no common class.
         words = " ".join(str(error).split())
         raise InvalidInputError(
             f"No SavedModel can be loaded from {str(path)!r}: {words}"

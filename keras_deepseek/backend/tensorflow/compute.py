@@ -19,7 +19,7 @@ class TensorFlowCompute(Compute):
     """Implements `Compute` by TensorFlow."""
 
     def count_flops(self, function: Callable[..., Any], *args: Any) -> int:
-        # TensorFlow's own profiler leaves out `Einsum`, and so attention.
+        # TensorFlow's own profiler omits `Einsum`, and with it attention.
         return _count(tf.function(function).get_concrete_function(*args).graph)
 
     def compute_gradients(
@@ -52,7 +52,7 @@ class TensorFlowCompute(Compute):
             def differentiate(upstream: Any) -> list[Any]:
                 return [*gradient(upstream, *arguments), *(None for _ in constants)]
 
-            # Else the tape keeps all that is computed here, where it runs eagerly.
+            # Otherwise an eager tape would keep all that is computed here.
             return function(*(tf.stop_gradient(argument) for argument in arguments)), differentiate
 
         return run(*tensors, *constants)
@@ -67,7 +67,6 @@ class TensorFlowCompute(Compute):
         return int(value)
 
     def read_array(self, value: Any) -> Array | None:
-        # A number that is only traced, or that an accelerator has yet to compute, is waited for.
         is_here = self.can_read_shapes(value) and "CPU" in value.device
         return value.numpy() if is_here else None
 
@@ -82,7 +81,7 @@ class TensorFlowCompute(Compute):
         variables: Sequence[keras.Variable] = (),
     ) -> tuple[Any, ...]:
         number = len(state)
-        # In a stateless scope it is not TensorFlow that knows what variables hold from run to run.
+        # In a stateless scope TensorFlow does not carry the values of variables between iterations.
         carried = scoped_variables(variables)
 
         def run(index: Any, *values: Any) -> tuple[Any, ...]:
@@ -96,7 +95,7 @@ class TensorFlowCompute(Compute):
             lambda index, *_: index < times,
             run,
             (tf.constant(0), *state, *(variable.value for variable in carried)),
-            # TensorFlow would start ten at once, and so hold what ten of them hold.
+            # TensorFlow would run ten iterations at once, and hold the memory of ten.
             parallel_iterations=1,
         )
         for variable, value in zip(carried, final[number:], strict=True):
@@ -122,22 +121,20 @@ class TensorFlowCompute(Compute):
     ) -> None:
         def run() -> tf.Tensor:
             function()
-            return tf.constant(
-                0
-            )  # Of what it does nothing is returned, and the branches must agree.
+            return tf.constant(0)  # Both branches must return the same structure.
 
         tf.cond(condition, run, lambda: tf.constant(0))
 
     def assign_array(self, variable: keras.Variable, source: Any) -> None:
-        # They are read by pieces, and written as a whole: of a variable that was written by slices
-        # TensorFlow copies all whenever it is read.
+        # The pieces are assigned as a whole: TensorFlow copies a variable that was written by
+        # slices whenever it is read.
         dtype = np.dtype(tf.as_dtype(variable.dtype).as_numpy_dtype)
-        # The variable goes on using this memory, until it is first updated, by a copy.
+        # The variable uses this memory until its first update, which copies it.
         variable.assign(_as_tensor(read_pieces(source, dtype)))
 
     def unset_initializer(self) -> Any:
-        # TensorFlow's own zeros would take memory, which its allocator keeps when a variable leaves
-        # it; of these a machine gives memory to none.
+        # TensorFlow's own zeros would take memory, which its allocator keeps. These take no memory
+        # until they are written.
         return _make_untouched_zeros
 
 
@@ -159,7 +156,7 @@ def _count_operation(operation: Any, graph: Any) -> int:
         kernel = _shape(operation.inputs[1])
         weights = math.prod(kernel[:-2] if kind.startswith("Depthwise") else kernel[:-1])
         return 2 * math.prod(_shape(operation.outputs[0])) * weights
-    # How often the body of a loop runs is not known, so it counts once.
+    # The iterations of a loop are unknown, so its body counts once.
     return sum(_count(inner) for inner in _inner(operation, graph))
 
 
@@ -176,7 +173,7 @@ def _count_einsum(operation: Any) -> int:
         if ellipsis:
             kept = shape[len(before) : len(shape) - len(after)]
             sizes["..."] = max(math.prod(kept), sizes.get("...", 1))
-    # With one input it moves numbers about, or sums them.
+    # With one input it only moves or sums numbers.
     return (2 if len(operation.inputs) > 1 else 0) * math.prod(sizes.values())
 
 

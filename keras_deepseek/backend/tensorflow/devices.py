@@ -7,7 +7,6 @@ own tape, whose gradients are computed on that device.
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -65,7 +64,8 @@ class TensorFlowDevices(Devices):
                     aggregation=before.aggregation,
                     synchronization=before.synchronization,
                 )
-        if moved and optimizer is not None and optimizer.built:  # It knows them by TensorFlow's.
+        # It indexes them by TensorFlow variables.
+        if moved and optimizer is not None and optimizer.built:
             optimizer._trainable_variables_indices = {
                 optimizer._var_key(variable): index
                 for index, variable in enumerate(optimizer._trainable_variables)
@@ -92,7 +92,7 @@ class TensorFlowDevices(Devices):
 
             @tf.custom_gradient
             def compute(*given_floats: Any) -> Any:
-                floats = list(map(tf.identity, given_floats))  # One may be given twice.
+                floats = list(map(tf.identity, given_floats))  # The same tensor may be given twice.
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch([*floats, *weights])
                     given, named = put(floats)
@@ -107,7 +107,7 @@ class TensorFlowDevices(Devices):
                     by_floats = gradients[: len(floats)]
                     return (by_floats, gradients[len(floats) :]) if variables else by_floats
 
-                # TensorFlow takes no function without results; those that are no floats go around.
+                # TensorFlow requires a result. Results that are no floats bypass the function.
                 return [*results, tf.zeros(())], backward
 
             with tf.device(device):
@@ -118,38 +118,6 @@ class TensorFlowDevices(Devices):
             return outputs
 
         return run
-
-
-def _count_bytes(tensor: Any) -> int:
-    if tensor.dtype == tf.resource:
-        return 0
-    if tensor.dtype == tf.variant:
-        return _count_list_of_loop(tensor)
-    return int(math.prod(size or 0 for size in tensor.shape.as_list()) * tensor.dtype.size)
-
-
-def _count_list_of_loop(tensor: Any) -> int:
-    """Returns the bytes of a list to which each round of a loop adds a tensor."""
-    loop = tensor.op
-    if loop.type not in ("While", "StatelessWhile"):
-        return 0
-    body = loop.graph._get_function(loop.get_attr("body").name).graph
-    added = body.outputs[tensor.value_index].op
-    if added.type not in ("TensorListPushBack", "TensorListSetItem"):
-        return 0
-    return _count_rounds(loop) * _count_bytes(added.inputs[-1])
-
-
-def _count_rounds(loop: Any) -> int:
-    """Returns how often a loop runs at the most; 1 where its data decide."""
-    most = loop.inputs[1]
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        definition = loop.graph.as_graph_def()
-        (again,) = tf.graph_util.import_graph_def(definition, return_elements=[most.name])
-        try:
-            return max(int(session.run(again)), 1)
-        except tf.errors.InvalidArgumentError:  # It asks for the data.
-            return 1
 
 
 def _read_value(variable: Any) -> Any:

@@ -79,13 +79,14 @@ class TensorFlowDistribution(Distribution):
 def _find_devices(strategy: Any) -> list[str]:
     """Returns the names of the devices that a strategy divides a step among."""
     if strategy == "allreduce":
-        for kind in ("TPU", "GPU", "CPU"):  # Of TPUs that the script has set up.
+        for kind in ("TPU", "GPU", "CPU"):  # Only TPUs that the script has set up.
             found = [device.name for device in tf.config.list_logical_devices(kind)]
             if found:
                 return found
-    if isinstance(strategy, tf.distribute.Strategy):  # Of one process: those of more have joined.
+    # A strategy of one process: others have joined before.
+    if isinstance(strategy, tf.distribute.Strategy):
         return list(strategy.extended.worker_devices)
     raise InvalidInputError(
-        "distributed_strategy is 'allreduce', 'parameter_server', or a strategy of tf.distribute; "
-        f"received {strategy!r}."
+        "distributed_strategy must be 'allreduce', 'parameter_server', or a strategy of "
+        f"tf.distribute; received {strategy!r}."
     )

@@ -43,7 +43,7 @@ class TensorFlowExport(Export):
             for spec in model.signature.inputs
         }
 
-        # By position: of a dict, TensorFlow takes the keys in the order of the alphabet.
+        # By position: TensorFlow would sort the keys of a dict.
         def run(*tensors: tf.Tensor) -> list[tf.Tensor]:
             with _inlined_functions():
                 outputs = model.trace(dict(zip(specs, tensors, strict=True)))
@@ -62,8 +62,8 @@ class TensorFlowExport(Export):
                 output_path=path,
             )
 
-        # So that it can go on where one of its optimizers fails, tf2onnx copies the graph and its
-        # weights before each, which takes most of its time and memory. None fails as a rule.
+        # tf2onnx copies the graph and its weights before each of its optimizers, so that it can
+        # continue if one fails. That takes most of its time and memory, and usually none fails.
         with _einsum_is_kept(), _transpositions_are_kept():
             try:
                 with _optimizers_may_fail():
@@ -109,7 +109,7 @@ def _einsum_is_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        known.clear()  # Their order counts.
+        known.clear()  # The order matters.
         known.update(kept)
 
 

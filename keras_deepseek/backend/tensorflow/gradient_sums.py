@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_deepseek.backend.processes.gradient_buckets import cut_into_buckets
 from keras_deepseek.backend.processes.gradient_compression import Compression, LowRank
 
-_LEAST_BYTES = 256  # Who sums 64 bytes or less is not told that a peer has ended, and waits on.
+_LEAST_BYTES = 256  # A reduction of 64 bytes or less never fails when a peer has ended.
 _IN_STEPS, _FIRST, _SECOND = range(20_001, 20_004)
 """Group keys of collective operations. Instance keys count within a group, so that none depends on
 calls in another group."""
@@ -59,7 +59,7 @@ class Collectives:
             gradients: tensors.
             key: integer. The first of as many keys as there are tensors and gradients, plus one.
         """
-        # Gradients as a backward pass finds them.
+        # Gradients in the order of the backward pass.
         buckets = [list(tensors), *_cut(gradients[::-1])]
 
         def reduce(flat: Any, bucket: list[Any], index: int) -> Any:
@@ -192,7 +192,7 @@ def _sum_buckets(
     """Returns the sums of tensors that are summed in buckets, each as one vector."""
     sums: list[Any] = []
     for index, bucket in enumerate(buckets):
-        # NCCL needs one order on all ranks.
+        # NCCL needs the same order on all ranks.
         waits_for = sums[-1:] if tf.config.list_logical_devices("GPU") else []
         with tf.control_dependencies(waits_for):
             flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in bucket], 0)
@@ -220,7 +220,7 @@ def _round(rows: Any, dtype: str) -> Any:
     if dtype == "bfloat16":
         return tf.bitcast(tf.cast(rows, tf.bfloat16), tf.float16)
     largest = tf.reduce_max(tf.abs(rows))
-    # Of the bits of a number these are its exponent; what is not finite has none, and stays so.
+    # The bits of the exponent. Numbers that are not finite stay so.
     exponent = tf.bitwise.right_shift(tf.bitcast(largest, tf.int32), 23) - 127
     scale = 2.0 ** tf.cast(tf.clip_by_value(14 - exponent, -126, 126), tf.float32)
     scale = tf.where(tf.math.is_finite(largest), scale, 1.0)

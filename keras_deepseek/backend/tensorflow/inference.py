@@ -29,7 +29,7 @@ class TensorFlowInference(Inference):
             with without_gradients():
                 return model.trace(inputs)
 
-        traced = run.get_concrete_function()  # Once, for every batch size and free axis.
+        traced = run.get_concrete_function()  # Traced once for all batch sizes and free axes.
 
         def infer(inputs: dict[str, Array]) -> dict[str, Array]:
             tensors = {name: tf.convert_to_tensor(array) for name, array in inputs.items()}
@@ -40,7 +40,8 @@ class TensorFlowInference(Inference):
     def plain_inference(self, model: NamedModel) -> InferenceFunction:
         def infer(inputs: dict[str, Array]) -> dict[str, Array]:
             _refuse_negative_sizes(model, inputs)
-            # Not by a graph of free sizes, which some layers compute otherwise: `TimeDistributed`.
+            # Without a graph of free sizes, in which layers such as `TimeDistributed` compute
+            # differently.
             tensors = {name: tf.convert_to_tensor(array) for name, array in inputs.items()}
             return {name: tensor.numpy() for name, tensor in model(tensors).items()}
 

@@ -37,7 +37,7 @@ from keras_deepseek.errors import InvalidInputError
 _BETWEEN, _WISHES = range(20_101, 20_103)
 """Group keys of collective operations: between steps, and of `agree`."""
 
-_joined: "list[TensorFlowProcesses]" = []  # TensorFlow joins once, for as long as it runs.
+_joined: "list[TensorFlowProcesses]" = []  # TensorFlow joins once in a process.
 
 
 def join_processes(
@@ -47,13 +47,14 @@ def join_processes(
     place = read_place()
     if place is not None:
         check_rank("TensorFlow", place[:2], (world_size, rank))
-        if not _joined:  # A strategy of the script's own has.
+        if not _joined:  # The script's own strategy has joined.
             _joined.append(TensorFlowProcesses(rank, world_size, timeout))
     else:
         TensorFlowProcesses.refuse_begun()
         addresses = meet(coordinator, world_size, rank, join_timeout, _own_port())
         _bear_with_stalls(world_size, timeout)
-        # Making it joins them, and there is no other public way; it is not used further.
+        # Creating the strategy joins the processes. There is no other public way. It is not used
+        # further.
         tf.distribute.MultiWorkerMirroredStrategy(
             tf.distribute.cluster_resolver.SimpleClusterResolver(
                 tf.train.ClusterSpec({"worker": addresses}),
@@ -81,7 +82,7 @@ class TensorFlowProcesses(SingleReplica):
         self.replicas: RemoteReplicas | None = self
         self.is_compilable = False
         self._collectives = Collectives(rank, world_size, timeout)
-        self._known: dict[Any, int] = {}  # The shapes that all ranks are known to sum.
+        self._known: dict[Any, int] = {}  # The shapes that all ranks have agreed on.
         self._number = itertools.count()
         self._thread = ThreadPoolExecutor(1, "agree")
         self._waiting: tuple[int, Future[list[bool]] | None] = 0, None
@@ -89,11 +90,13 @@ class TensorFlowProcesses(SingleReplica):
     @staticmethod
     def refuse_begun() -> None:
         """Raises `InvalidInputError` if TensorFlow has already computed in this process."""
-        if context()._initialized:  # TensorFlow itself says so after all have met, on one rank.
+        # TensorFlow itself would fail after the rendezvous, on one rank only.
+        if context()._initialized:
             raise InvalidInputError(
-                "TensorFlow must know of the other processes before it computes anything, and it "
-                "has: making an optimizer, a model or a tf.data.Dataset is enough. Begin the "
-                "script with keras_deepseek.training.join_cluster(), of the same strategy."
+                "TensorFlow must join the other processes before it computes anything, but it has "
+                "computed already: creating an optimizer, a model or a tf.data.Dataset is enough. "
+                "Begin the script with keras_deepseek.training.join_cluster(), with the same "
+                "strategy."
             )
 
     def count(self, num_rows: Any) -> Any:
@@ -121,7 +124,8 @@ class TensorFlowProcesses(SingleReplica):
         more, gradients = finish(found, None)
         counts, _ = self._sum("backward", more, [])
         shapes = [tuple(tensor.shape) for tensor in gradients]
-        key = self._check_shapes([*shapes, (str(compression.kind),)])  # What is sent differs by it.
+        # The kind changes what is sent.
+        key = self._check_shapes([*shapes, (str(compression.kind),)])
         sums, rest = self._collectives.sum_compressed(gradients, compression, key)
         return found, counts, sums, lambda: compression.residual.assign(rest)
 
@@ -197,7 +201,7 @@ class TensorFlowProcesses(SingleReplica):
 
     def _sum_now(self, numbers: Array) -> Array:
         """Returns the sum of an array over all ranks, also while a step is traced."""
-        with tf.init_scope(), tf.device("CPU:0"):  # Also while a step is traced.
+        with tf.init_scope(), tf.device("CPU:0"):  # Eagerly, also while a step is traced.
             vector = tf.constant(numbers.reshape(-1))
             summed = self._collectives.reduce(vector, _BETWEEN, next(self._number)).numpy()
             return np.asarray(summed).reshape(numbers.shape)

@@ -104,7 +104,7 @@ def _read_clock(after: Sequence[Any]) -> Any:
     `tf.timestamp` counts as stateful, so devices would wait for each other's clocks.
     """
     with tf.device("CPU:0"), tf.control_dependencies(after):
-        some = tf.reshape(after[0], [-1])[:1]  # Of what depends on nothing it would be a constant.
+        some = tf.reshape(after[0], [-1])[:1]  # Without an input it would be folded to a constant.
         return tf.numpy_function(
             lambda _: np.float64(time.perf_counter()), [some], tf.float64, stateful=False
         )

@@ -76,10 +76,10 @@ class TensorFlowStep(Step):
         )
 
     def densify(self, gradient: Any) -> Any:
-        return tf.convert_to_tensor(gradient)  # Keras's function would leave it sparse.
+        return tf.convert_to_tensor(gradient)  # Keras's `convert_to_tensor` would leave it sparse.
 
     def find_finite(self, tensors: Sequence[Any]) -> list[bool]:
-        # All are begun before the first is waited for.
+        # All are started before the first is awaited.
         found = [tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors]
         return [bool(is_finite) for is_finite in found]
 
@@ -90,7 +90,7 @@ class TensorFlowStep(Step):
         variables: Sequence[keras.Variable],
         factor: Any = None,
     ) -> None:
-        # Of a sparse gradient Keras would square each row before it adds those of one index.
+        # For a sparse gradient, Keras would square rows before adding those of equal index.
         dense = [None if gradient is None else self.densify(gradient) for gradient in gradients]
         optimizer.apply(multiply_gradients(dense, factor), variables)
 
@@ -130,12 +130,12 @@ class TensorFlowStep(Step):
             for batch in make_batches():
                 yield keras.tree.map_structure(_to_tensor, keras.tree.lists_to_tuples(batch))
 
-        # The specs leave the number of rows open, so that the step is traced once: a step that was
-        # traced for another number of rows may round otherwise.
+        # The specs leave the number of rows free, so that the step is traced once. A step that is
+        # traced for another number of rows may round differently.
         dataset = tf.data.Dataset.from_generator(
             generate, output_signature=tensorflow_specs(keras.tree.lists_to_tuples(specs))
         )
-        # Nothing runs ahead: after a step, what was drawn is what was asked for.
+        # No prefetching: after a step, exactly the requested batches were drawn.
         options = tf.data.Options()
         options.autotune.enabled = False
         options.experimental_optimization.inject_prefetch = False
@@ -143,8 +143,8 @@ class TensorFlowStep(Step):
         return fed
 
     def read_framework_random_state(self) -> dict[str, Array]:
-        # The operations of `tf.random` without a generator keep theirs where nobody can read it;
-        # Keras uses none of them.
+        # The state of `tf.random` operations without a generator can't be read. Keras uses none of
+        # them.
         return {"generator": tf.random.get_global_generator().state.numpy().copy()}
 
     def write_framework_random_state(self, state: dict[str, Array]) -> None:
@@ -185,7 +185,7 @@ def _count_rounds(loop: Any) -> int:
         (again,) = tf.graph_util.import_graph_def(definition, return_elements=[most.name])
         try:
             return max(int(session.run(again)), 1)
-        except tf.errors.InvalidArgumentError:  # It asks for the data.
+        except tf.errors.InvalidArgumentError:  # It depends on the data.
             return 1
 
 

@@ -56,7 +56,7 @@ def connect_tasks(find_addresses: Callable[[], Mapping[str, Sequence[str]]]) -> 
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             tf.train.ClusterSpec(addresses), task_type="chief", task_id=0, rpc_layer="grpc"
         )
-        # For the connection and the coordinator alone: it knows of no variable.
+        # Used for the connection and the coordinator only. It holds no variables.
         _connected.append(CoordinatedTasks(tf.distribute.ParameterServerStrategy(resolver)))
     return _connected[0]
 
@@ -140,8 +140,8 @@ def _lost_servers() -> Iterator[None]:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
         raise PeerLostError(
-            "A parameter server has ended, or does not answer, and what it held is lost. Go on "
-            f"from a checkpoint: fit(..., resume=True). TensorFlow: {_cause(error)}"
+            "A parameter server has ended, or does not answer, and its variables are lost. "
+            f"Continue from a checkpoint: fit(..., resume=True). TensorFlow: {_cause(error)}"
         ) from error
 
 
@@ -149,7 +149,7 @@ def _fetch(remote: Any) -> Any:
     """Waits for a result, and turns TensorFlow's errors into those of `TaskCluster`."""
     try:
         return remote.fetch()
-    except tf.errors.CancelledError as error:  # By an error of another.
+    except tf.errors.CancelledError as error:  # Another call has failed.
         raise CancelledError(str(error)) from error
     except tf.errors.InvalidArgumentError as error:
         cause = _cause(error)

@@ -44,7 +44,7 @@ class ExactSum:
         self._work.wait()
 
 
-# PyTorch 2.13 has given it another name.
+# PyTorch 2.13 renamed it.
 _gather_rows = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
@@ -101,7 +101,7 @@ class RoundedSum:
         self._work.wait()
         is_scaled = self._dtype == torch.float16
         found = self._flatten(self._received) if is_scaled else self._received.view(-1)
-        self._total.copy_(found[: len(self._total)])  # It widens what is bfloat16.
+        self._total.copy_(found[: len(self._total)])  # `copy_` converts bfloat16.
 
     def _flatten(self, rows: torch.Tensor) -> torch.Tensor:
         """Returns received rows as one float32 vector without padding."""
@@ -174,7 +174,7 @@ class LowRankSum:
         sharing: Any,
     ) -> None:
         self._matrices, self._whole, self._sharing = matrices, whole, sharing
-        # Any basis would do, and what it leaves out is sent later: so it may be rounded.
+        # The basis may be rounded: what it misses is sent in a later step.
         self._first = _Joined([matrix.project().to(torch.bfloat16) for matrix in matrices], None)
 
     def is_received(self) -> bool:
@@ -242,7 +242,7 @@ def _round(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return rows.to(dtype)
     largest = torch.linalg.vector_norm(rows, math.inf).reshape(1)
     scale = torch.ldexp(torch.ones_like(largest), 15 - torch.frexp(largest).exponent)
-    # What is not finite has no exponent to go by, and stays so.
+    # Numbers that are not finite have no exponent, and stay so.
     scale = torch.where(largest.isfinite(), scale.clamp(2.0**-126, 2.0**126), 1.0)
     heads = scale.view(dtype).expand(len(rows), -1)
     return torch.cat([heads, (rows * scale).to(dtype)], dim=1)

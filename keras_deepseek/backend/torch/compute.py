@@ -20,7 +20,7 @@ class TorchCompute(Compute):
     """Implements `Compute` by PyTorch."""
 
     def count_flops(self, function: Callable[..., Any], *args: Any) -> int:
-        # The CPU's kernel is the one form of attention that PyTorch's counter does not know.
+        # PyTorch's counter lacks only the CPU kernel of attention.
         known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention}
         with FlopCounterMode(display=False, custom_mapping=known) as counter, torch.no_grad():
             function(*args)
@@ -41,7 +41,7 @@ class TorchCompute(Compute):
             gradients = torch.autograd.grad(
                 result, sources, allow_unused=True, materialize_grads=True
             )
-        else:  # The result depends on none of them.
+        else:  # The result depends on no source.
             gradients = tuple(torch.zeros_like(source) for source in sources)
         arrays = [keras.ops.convert_to_numpy(gradient) for gradient in gradients]
         return arrays[: len(tensors)], arrays[len(tensors) :]
@@ -74,13 +74,12 @@ class TorchCompute(Compute):
         return None if is_traced else int(value)
 
     def read_array(self, value: Any) -> Array | None:
-        # A number that is only traced, or that an accelerator has yet to compute, is waited for.
         is_here = self.can_read_shapes(value) and value.device.type == "cpu" and not infers_shapes()
         return value.detach().numpy() if is_here else None
 
     def can_read_shapes(self, value: Any) -> bool:
         is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or IS_RECORDED.get()
-        # A subclass stands for something else: fake, functional or distributed tensors.
+        # Subclasses are fake, functional or distributed tensors.
         return type(value) is torch.Tensor and not value.is_meta and not is_traced
 
     def repeat(
@@ -142,13 +141,13 @@ class _GivenGradient(torch.autograd.Function):
     def backward(ctx: Any, upstream: Any) -> tuple[Any, ...]:
         with current().devices.on_device_of(
             upstream
-        ):  # PyTorch has a thread for each GPU, and Keras a device for each.
+        ):  # PyTorch has a thread for each GPU, and Keras a device for each thread.
             gradients = ctx.gradient(upstream, *ctx.saved_tensors)
         return None, None, None, *gradients, *(None for _ in range(ctx.num_constants))
 
 
 def _choose(values: torch.Tensor, k: int) -> torch.Tensor:
-    # By `torch.topk` alone, which of equal numbers are taken depends on how many others there are.
+    # With `torch.topk` alone, the choice among equal numbers depends on how many others there are.
     """Returns the indices of the `k` largest values; of equal values, those of the first."""
     if values.dtype != torch.float32:
         return torch.sort(values, dim=-1, descending=True, stable=True)[1][..., :k]
@@ -157,14 +156,14 @@ def _choose(values: torch.Tensor, k: int) -> torch.Tensor:
     largest, indices = torch.topk(values, k)
     least = largest[..., -1:]
     is_tied = (values == least).sum(-1) > (largest == least).sum(-1)
-    if is_tied.any():  # It is so in few rows, and the keys take longer than the rest.
+    if is_tied.any():  # Few rows have ties, and computing keys is the slowest part.
         indices[is_tied] = torch.topk(_make_keys(values[is_tied]), k)[1]
     return indices
 
 
 def _make_keys(values: torch.Tensor) -> torch.Tensor:
     """Returns distinct int64 keys in the order of `values`, the larger the earlier among equals."""
-    bits = (values + 0.0).view(torch.int32)  # The sum makes a zero of a negative zero.
+    bits = (values + 0.0).view(torch.int32)  # The sum turns negative zero into zero.
     ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
     places = torch.arange(values.shape[-1], device=values.device)
     return (ascending << 32) + (values.shape[-1] - places)

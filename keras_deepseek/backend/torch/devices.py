@@ -27,7 +27,7 @@ class TorchDevices(Devices):
         return 1 if kind == "cpu" else 0
 
     def on_device(self, device: str) -> AbstractContextManager[object]:
-        # To PyTorch the one CPU is not the same device as its first, and each operation would copy.
+        # PyTorch distinguishes "cpu" from "cpu:0", and each operation would copy.
         context: AbstractContextManager[object] = keras.device(
             "cpu" if device == "cpu:0" else device
         )
@@ -53,7 +53,7 @@ class TorchDevices(Devices):
         return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        # On a CPU it is a plain RuntimeError, in other words on each system.
+        # On a CPU it is a plain RuntimeError, whose words depend on the system.
         words = ("out of memory", "not enough memory", "can't allocate memory")
         return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
             isinstance(error, RuntimeError) and any(each in str(error).lower() for each in words)
@@ -89,9 +89,9 @@ class TorchDevices(Devices):
         @functools.wraps(call)
         def run(*args: Any, **kwargs: Any) -> Any:
             around = torch.device(get_device())
-            if around.type == "meta":  # Keras asks for shapes.
+            if around.type == "meta":  # Keras infers shapes.
                 return call(*args, **kwargs)
-            # What is not away gets its inputs from layers that are.
+            # A layer on the caller's device may get its inputs from another device.
             args, kwargs = _bring((args, kwargs), torch_device(device))
             with self.on_device(device):
                 outputs = call(*args, **kwargs)

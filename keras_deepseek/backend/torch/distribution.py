@@ -25,7 +25,7 @@ class TorchDistribution(Distribution):
         if strategy == "allreduce":
             return None
         raise InvalidInputError(
-            "distributed_strategy is 'allreduce', 'parameter_server', or one of Keras's "
+            "distributed_strategy must be 'allreduce', 'parameter_server', or one of Keras's "
             f"distributions; received {strategy!r}."
         )
 

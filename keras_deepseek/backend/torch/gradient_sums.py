@@ -69,13 +69,13 @@ class GradientSums:
         self._compression = compression
         if compression is not None:
             self._residual = compression.residual.value.detach()
-            # Memory that is new would take as long as an update does.
+            # Allocating memory would take as long as an update.
             if self._spare.shape != self._residual.shape or not self._is_early:
                 self._spare = torch.empty_like(self._residual)
         self._vectors: dict[int, torch.Tensor] = {}
         self._begun: list[BucketSum] = []
-        self._place = 0  # Where the last bucket that was begun ends.
-        self._factors = len(self._total)  # Likewise of the factors, which stand behind all.
+        self._place = 0  # The end of the last bucket that was started.
+        self._factors = len(self._total)  # The same for the factors, which follow all gradients.
         self._num_shared = 0
         self._queue = GroupQueue(
             [[index for index, _ in bucket] for bucket in self._buckets], self._begin_bucket
@@ -86,9 +86,10 @@ class GradientSums:
         if index in self._vectors:
             return
         self._vectors[index] = gradient.detach().reshape(-1)
-        with LostPeers("sum the gradients"):  # Of the backward pass nobody else does.
+        # The backward pass itself is not checked for lost peers.
+        with LostPeers("sum the gradients"):
             self._queue.add(index)
-            # NCCL needs one order of all that is sent; gloo has one for each group.
+            # NCCL needs one order of all messages. gloo has an order for each group.
             while self._is_early and self._num_shared < len(self._begun):
                 if not self._begun[self._num_shared].is_received():
                     break
@@ -108,7 +109,7 @@ class GradientSums:
     def keep(self) -> None:
         """Makes what compression lost in this step the residual of the next."""
         if self._compression is not None:
-            # A copy would take as long as an update does.
+            # A copy would take as long as an update.
             self._compression.residual.value.data, self._spare = self._spare, self._residual
 
     def _begin_bucket(self, number: int) -> None:
@@ -211,4 +212,4 @@ class LostPeers(LostPeersBase):
     @staticmethod
     def is_of_peer(error: BaseException) -> bool:
         """Returns True if an error may be about another process."""
-        return isinstance(error, RuntimeError)  # All that gloo and NCCL raise.
+        return isinstance(error, RuntimeError)  # gloo and NCCL raise nothing else.

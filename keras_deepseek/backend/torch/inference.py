@@ -69,7 +69,7 @@ class TorchInference(Inference):
         return step
 
     def compiles_by_shape(self) -> bool:
-        return False  # The first call is run as it is written, and a step is recorded later.
+        return False  # The first call runs eagerly. A step is recorded later.
 
     def write_slots(self, tensor: Any, start: Any, update: Any) -> Any:
         if not _OWNS_STATE.get():
@@ -109,7 +109,7 @@ def _record(
         mapping = list(zip(variables, values, strict=True))
         with keras.StatelessScope(state_mapping=mapping), set_temporarily(IS_RECORDED, value=True):
             result = function(arguments[0], *arguments[1])
-        # Without its tensors, which would be kept as long as the recording is.
+        # Without the tensors, which the recording would keep alive.
         structure[:] = [keras.tree.map_structure(lambda _: 0, result)]
         return list(keras.tree.flatten(result))
 
@@ -117,7 +117,8 @@ def _record(
     leaves = _flatten_to_tensors(state, inputs, None)
     device = next((leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
     try:
-        # It is run for it, and writes into the state what the recording will write again.
+        # Recording runs the step: it writes into the state, and the recording writes the same
+        # again.
         with set_temporarily(UnrecordedFunctions.current, UnrecordedFunctions()) as functions:
             graph = make_fx(run)(values, _flatten_to_tensors(state, inputs, device))
     except (RuntimeError, TypeError, ValueError):

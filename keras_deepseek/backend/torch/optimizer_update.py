@@ -23,7 +23,7 @@ def apply_update(
 ) -> None:
     """Does the same as `optimizer.apply`, by PyTorch's fused Adam if it fits the optimizer."""
     with torch.no_grad():
-        values = [variable.value for variable in variables]  # Once: each takes its time.
+        values = [variable.value for variable in variables]  # Read once: each access is slow.
         if len({value.device for value in values}) > 1:
             _apply_by_device(optimizer, multiply_gradients(gradients, factor), variables, values)
             return
@@ -35,7 +35,8 @@ def apply_update(
             _update(optimizer, gradients, variables, rate, factor)
             optimizer.iterations.value.add_(1)  # `assign_add` takes forty times as long.
             return
-        if optimizer.gradient_accumulation_steps or _clips(optimizer):  # Before the kernel does.
+        # These must see the multiplied gradients, so the kernel may not multiply.
+        if optimizer.gradient_accumulation_steps or _clips(optimizer):
             gradients, factor = multiply_gradients(gradients, factor), None
         with _fused_adam(optimizer, factor):
             optimizer.apply(gradients, variables)
@@ -54,7 +55,7 @@ def _apply_by_device(
     decay, is_fused = type(optimizer)._apply_weight_decay, _can_be_fused(optimizer, values)
     clip, bring = type(optimizer)._clip_gradients, keras.ops.convert_to_tensor
     own: dict[str, Callable[..., Any]] = {
-        "_apply_weight_decay": lambda _: None,  # The kernel does so.
+        "_apply_weight_decay": lambda _: None,  # The kernel applies the decay.
         "_clip_gradients": lambda gradients: clip(optimizer, list(map(bring, gradients))),
     }
     if is_fused:
@@ -66,7 +67,7 @@ def _apply_by_device(
         own["_apply_weight_decay"] = lambda variables: _on_each_device(
             optimizer, lambda _, variables, __: decay(optimizer, variables)
         )([None] * len(variables), variables, 0.0)
-        # Not the step around it, which may count what is done once for all weights.
+        # Not the step around it, which may update a counter once for all weights.
         if hasattr(optimizer, "_parallel_update_step"):
             own["_parallel_update_step"] = _on_each_device(
                 optimizer, optimizer._parallel_update_step
@@ -183,7 +184,7 @@ def _fused_adam(optimizer: Any, factor: Any) -> Iterator[None]:
         _update(optimizer, gradients, variables, learning_rate, factor)
 
     optimizer._backend_update_step = update
-    optimizer._apply_weight_decay = lambda _: None  # The kernel does so.
+    optimizer._apply_weight_decay = lambda _: None  # The kernel applies the decay.
     try:
         yield
     finally:
@@ -214,7 +215,7 @@ def _own_gradients(gradients: Sequence[torch.Tensor], factor: Any) -> list[torch
     seen: set[int] = set()
     for gradient in gradients:
         whole = gradient.contiguous()
-        # The terms of a sum have one gradient, and it is one tensor.
+        # The terms of a sum share one gradient tensor.
         is_shared = factor is not None and whole.data_ptr() in seen
         own.append(whole.clone() if is_shared else whole)
         seen.add(whole.data_ptr())
@@ -233,8 +234,8 @@ def _update_group(
 
     values = [variable.value for variable, _ in rows]
     for value in values:
-        # The kernel goes through the memory of all in one order, and an orthogonal kernel is a
-        # transposed one.
+        # The kernel reads all tensors in one memory order, and an orthogonal initializer returns a
+        # transposed matrix.
         if not value.is_contiguous():
             value.data = value.contiguous()
     adamw(
@@ -251,7 +252,7 @@ def _update_group(
         beta2=optimizer.beta_2,
         lr=learning_rate,
         weight_decay=weight_decay,
-        # Keras adds it before the correction for the first steps, PyTorch after.
+        # Keras adds epsilon before the bias correction, PyTorch after.
         eps=optimizer.epsilon / (1 - optimizer.beta_2 ** (steps + 1)) ** 0.5,
         maximize=False,
     )

@@ -39,7 +39,7 @@ def join_processes(
         check_rank("torch.distributed", found, (world_size, rank))
         with _listening_towards(coordinator), LostPeers("join the others"):
             return TorchProcesses(timeout)
-    # Torchrun listens at that address already, with a store for the ranks that it has started.
+    # torchrun already listens at that address, with a store for the ranks that it has started.
     is_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not is_torchrun:
         meet(coordinator, world_size, rank, join_timeout)
@@ -69,14 +69,14 @@ class TorchProcesses(SingleReplica):
     """
 
     def __init__(self, timeout: float) -> None:
-        # What ranks have added is sent by a group of its own, out of turn with what they are to.
+        # The second round has its own process group, since it is out of order with the first.
         self._sharing = dist.new_group(timeout=timedelta(seconds=timeout))
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.replicas: RemoteReplicas | None = self
         self.is_compilable = True
-        self._known: set[Any] = set()  # The shapes that all ranks are known to sum.
-        self._sums: GradientSums | None = None  # Of the last step: its memory serves the next.
+        self._known: set[Any] = set()  # The shapes that all ranks have agreed on.
+        self._sums: GradientSums | None = None  # Those of the last step, whose memory is reused.
         self._waiting: tuple[Any, torch.Tensor] | None = None
 
     def count(self, num_rows: Any) -> Any:
@@ -118,8 +118,8 @@ class TorchProcesses(SingleReplica):
         sums = self._sums
         sums.start(compression)
         with LostPeers("sum the gradients"):
-            self._check_shapes([*sums.shapes, (str(kind),)])  # What is sent differs by it.
-        # An error of the backward pass is one, and no peer's that is lost.
+            self._check_shapes([*sums.shapes, (str(kind),)])  # The kind changes what is sent.
+        # Outside of `LostPeers`: an error of the backward pass is no lost peer.
         more, gradients = finish(found, sums.receive)
         for index in reversed(range(len(gradients))):
             sums.receive(index, gradients[index])

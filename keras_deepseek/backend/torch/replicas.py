@@ -38,7 +38,8 @@ class DeviceReplicas(LocalReplicas):
         self, compute: ComputePart, batch: Any, variables: Sequence[keras.Variable]
     ) -> tuple[list[Any], list[Any], list[Any]]:
         """Returns the sums of what all devices compute."""
-        if self._last is not None:  # An accelerator has not yet finished when its step is begun.
+        # Read now: an accelerator had not finished when the last step returned.
+        if self._last is not None:
             num_rows, watches = self._last
             self._shares.learn(num_rows, [watch.seconds() for watch in watches])
         first = next(each for each in keras.tree.flatten(batch) if each is not None)
@@ -50,7 +51,7 @@ class DeviceReplicas(LocalReplicas):
                 rows = _move(batch, slice(cuts[rank], cuts[rank + 1]), torch_device(device))
                 begun.append(compute(rank, rows))
         scalars = self._add([scalars for scalars, _ in begun])
-        # All wait for the sums, before any device has more to do.
+        # All devices wait for the sums before they get more work.
         known = [[each.to(torch_device(device)) for each in scalars] for device in self.devices]
         found = []
         for rank, (device, watch) in enumerate(zip(self.devices, watches, strict=True)):

@@ -40,7 +40,7 @@ class TorchStep(Step):
         def backward(
             factor: Any = None, receive: Callable[[int, Any], None] | None = None
         ) -> list[Any]:
-            if not scalar.requires_grad:  # It depends on none of them.
+            if not scalar.requires_grad:  # The scalar depends on no variable.
                 return [None for _ in sources]
             upstream = None if factor is None else torch.as_tensor(factor).to(scalar).reshape(())
             with contextlib.ExitStack() as stack:
@@ -68,7 +68,7 @@ class TorchStep(Step):
         there = [variable.value for variable in (*variables, *states)]
         there += [array for array in keras.tree.flatten(batch) if isinstance(array, torch.Tensor)]
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one.tensor):
-            result = compute()  # What it returns holds what is kept.
+            result = compute()  # The result keeps the saved tensors alive.
         storages = {one.tensor.untyped_storage() for one in kept}
         sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
         for tensor in there:
@@ -90,12 +90,12 @@ class TorchStep(Step):
         return recomputed_call(layer, call, states, run)
 
     def find_finite(self, tensors: Sequence[Any]) -> list[bool]:
-        # All are begun before the first is waited for.
+        # All are started before the first is awaited.
         found = [torch.isfinite(tensor).all() for tensor in tensors]
         return [bool(is_finite) for is_finite in found]
 
     def global_norm(self, gradients: Sequence[Any]) -> Any:
-        # By rows first: one sum of millions of squares in float32 would be off by a thousandth.
+        # By rows first: one float32 sum of millions of squares would be off by a thousandth.
         norms = [
             torch.linalg.vector_norm(
                 gradient,
@@ -141,14 +141,14 @@ class TorchStep(Step):
     def run_before_step(
         self, model: keras.Model, train_step: Callable[..., Any], prepare: Callable[[], None]
     ) -> Callable[..., Any] | None:
-        return None  # And Keras looks a step up each time that it makes one.
+        return None  # Keras looks up `train_step` at each step.
 
     def feed_batches(self, make_batches: Callable[[], Iterator[Any]], specs: Any) -> Iterable[Any]:
-        # No `DataLoader`: each draws a number of PyTorch's shared generator whenever it is begun.
+        # No `DataLoader`: each draws a number from PyTorch's global generator when it starts.
         return Epochs(make_batches, _to_tensor)
 
     def prefers_own_feed(self, x: Any) -> bool:
-        return not isinstance(x, torch.utils.data.DataLoader)  # Keras hands its batches on.
+        return not isinstance(x, torch.utils.data.DataLoader)  # Keras passes its batches on.
 
     def read_buffers(self, model: keras.Model) -> dict[str, Array]:
         return {
@@ -162,7 +162,7 @@ class TorchStep(Step):
                 buffer.copy_(keras.ops.convert_to_tensor(buffers[name]))
 
     def draw_seed(self) -> int:
-        return int(torch.randint(2**31, ()))  # As a `DataLoader` does.
+        return int(torch.randint(2**31, ()))  # The same as a `DataLoader`.
 
     def read_framework_random_state(self) -> dict[str, Array]:
         state = {"cpu": torch.get_rng_state().numpy().copy()}

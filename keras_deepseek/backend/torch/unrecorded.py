@@ -48,7 +48,7 @@ class UnrecordedFunctions:
 def _call(index: int, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Stands for a function in a recording, until `replace_calls` replaces it."""
     functions = UnrecordedFunctions.current.get()
-    assert functions is not None  # It is called in a block alone.
+    assert functions is not None  # It is only called inside of a recording.
     return functions.run(index, tensors)
 
 

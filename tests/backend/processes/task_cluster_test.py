@@ -26,9 +26,9 @@ IS_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 @pytest.mark.skipif(IS_TENSORFLOW, reason="It has them.")
 def test_the_others_have_no_tasks():
-    with pytest.raises(NotSupportedError, match="Tasks are TensorFlow's"):
+    with pytest.raises(NotSupportedError, match="Only TensorFlow has tasks"):
         current().distribution.connect_tasks(dict)
-    with pytest.raises(NotSupportedError, match="Tasks are TensorFlow's"):
+    with pytest.raises(NotSupportedError, match="Only TensorFlow has tasks"):
         current().distribution.serve_task({}, "worker", 0, lambda: None)
 
 

@@ -27,11 +27,10 @@ class DeviceMemory:
             self._cuda = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
             raise NotSupportedError(
-                "`cuda-python`, which an engine is run with, is not installed: "
-                "pip install cuda-python"
+                "An engine needs `cuda-python`, which is not installed: pip install cuda-python"
             ) from error
         self._buffers: dict[str, tuple[int, int]] = {}
-        # One that waits for what other threads do on the default stream would hold up replicas.
+        # A blocking stream would wait for other threads' work on the default stream.
         flag = self._cuda.cudaStreamNonBlocking
         self.stream = int(self._call("cudaStreamCreateWithFlags", flag))
         self._release = weakref.finalize(self, _release, self._cuda, self._buffers, self.stream)
@@ -120,5 +119,5 @@ def empty_array(shape: tuple[int, ...], dtype: str) -> Array:
         dtype: string. NumPy's name, or `"bfloat16"`.
     """
     if dtype == "bfloat16":
-        dtype = importlib.import_module("ml_dtypes").bfloat16  # It comes with Keras.
+        dtype = importlib.import_module("ml_dtypes").bfloat16  # Keras depends on it.
     return np.empty(shape, dtype)

@@ -63,7 +63,7 @@ class EngineRunner:
         try:
             self._reserve_largest()
         except ExportError:
-            self._memory.free()  # What is too large for this GPU may never be asked for.
+            self._memory.free()  # The largest batch may never come.
         except BaseException:
             self.close()
             raise
@@ -88,7 +88,7 @@ class EngineRunner:
             outputs[name] = empty_array(self._shape_of(name), self._dtypes[name])
             address = self._memory.reserve(name, outputs[name].nbytes)
             self._context.set_tensor_address(name, address)
-        # TensorRT has done nothing before this.
+        # TensorRT starts no work before this call.
         if not self._context.execute_async_v3(self._memory.stream):
             raise ExportError(f"TensorRT failed to run the engine: {self._reasons()}.")
         for name, array in outputs.items():
@@ -121,8 +121,8 @@ class EngineRunner:
         array = np.ascontiguousarray(value)
         if str(array.dtype) != self._dtypes[name]:
             raise NotSupportedError(
-                f"the engine takes {self._dtypes[name]} for input {name!r}, "
-                f"and the model {array.dtype}"
+                f"the engine expects {self._dtypes[name]} for input {name!r}; the model has "
+                f"{array.dtype}"
             )
         return array
 
@@ -137,8 +137,8 @@ class EngineRunner:
                 return index
         shapes = {name: array.shape for name, array in arrays.items()}
         raise NotSupportedError(
-            f"the engine has no profile for a batch of {shapes}: pass the profiles= of its export, "
-            f"or keep to those that it has, {self._describe_profiles()}"
+            f"the engine has no profile for a batch of {shapes}: export it with such profiles=, or "
+            f"stay within those that it has: {self._describe_profiles()}"
         )
 
     def _describe_profiles(self) -> str:
@@ -179,7 +179,7 @@ class EngineRunner:
         """Returns NumPy's name of a tensor's dtype."""
         dtype = self._engine.get_tensor_dtype(name).name
         if dtype not in DTYPES:
-            raise NotSupportedError(f"tensor {name!r} is of {dtype}, which NumPy has not")
+            raise NotSupportedError(f"tensor {name!r} has dtype {dtype}, which NumPy lacks")
         return DTYPES[dtype]
 
     def _reasons(self) -> str:

@@ -12,7 +12,7 @@ def make_error_log(tensorrt: Any) -> Any:
 
     class ErrorLog(tensorrt.ILogger):
         def __init__(self) -> None:
-            tensorrt.ILogger.__init__(self)  # It is of C++, which asks for this by name.
+            tensorrt.ILogger.__init__(self)  # The C++ base class requires the explicit call.
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
