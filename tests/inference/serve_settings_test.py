@@ -157,7 +157,7 @@ def test_a_package_that_is_missing_is_told_before_a_model_is_loaded(
         ("--http-port 70000", "port 70000"),
         ("--grpc-port -1", "port -1"),
         ("--max-body-bytes 0", "max_body_bytes=0"),
-        ("--token-file nothing", "Can't read the tokens of 'nothing'"),
+        ("--token-file nothing", "Can't read the tokens in 'nothing'"),
         ("--tls-key key.pem", "without a TLS certificate"),
         ("--tls-certificate nothing", "Can't use the certificate 'nothing'"),
         ("--custom-objects-from nothing.py", "where no file is"),

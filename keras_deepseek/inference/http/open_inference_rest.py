@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _Inputs = dict[str, Array]
 
 PROTOCOL = "open_inference"
-"""For the metrics."""
+"""The label of the metrics."""
 
 
 def server_metadata(
@@ -41,13 +41,13 @@ def live(_server: "HttpServer", _request: HttpRequest, _parameters: Parameters) 
 
 
 def ready(server: "HttpServer", _request: HttpRequest, _parameters: Parameters) -> HttpResponse:
-    """Answers whether requests are answered."""
+    """Answers 200 if the server is ready, else 503."""
     content = open_inference_models.server_ready(server.ready)
     return answer_json(content, 200 if server.ready else 503)
 
 
 def model_ready(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
-    """Answers whether a model's requests are answered."""
+    """Answers 200 if the model is ready, else 503."""
     version = server.engine.find(parameters["name"], read_version(request, parameters))
     request.trace.model = version.name
     is_ready = server.ready and version.state == "AVAILABLE"
@@ -58,7 +58,7 @@ def model_ready(server: "HttpServer", request: HttpRequest, parameters: Paramete
 def model_metadata(
     server: "HttpServer", request: HttpRequest, parameters: Parameters
 ) -> HttpResponse:
-    """Answers with a model's inputs and outputs."""
+    """Answers with the inputs and outputs of a model."""
     version = server.engine.find(parameters["name"], read_version(request, parameters))
     request.trace.model = version.name
     numbers = [str(number) for number in server.engine.models[version.name].versions]
@@ -68,7 +68,7 @@ def model_metadata(
 
 
 def infer(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> Pending:
-    """Answers with a model's outputs, as JSON or as raw bytes behind it."""
+    """Answers with the outputs of a model, as JSON or as raw bytes after the JSON."""
     name = parameters["name"]
     server.check_ready(name)
     length = request.headers.get(open_inference.HEADER.lower())
@@ -107,14 +107,14 @@ def infer(server: "HttpServer", request: HttpRequest, parameters: Parameters) ->
 def repository_index(
     server: "HttpServer", request: HttpRequest, _parameters: Parameters
 ) -> HttpResponse:
-    """Answers with every version of every model, and its state."""
+    """Answers with the state of every version of every model."""
     only_ready = open_inference_models.parse_repository_index(request.body)
     states = repository_states(server.engine.models)
     return answer_json(open_inference_models.repository_index(states, only_ready))
 
 
 def repository_load(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> Pending:
-    """Loads what a model's folder holds now; answers when that is served."""
+    """Loads the versions in a model's folder. Answers when they are served."""
     name = parameters["name"]
 
     def respond() -> HttpResponse:
@@ -127,7 +127,7 @@ def repository_load(server: "HttpServer", request: HttpRequest, parameters: Para
 def repository_unload(
     server: "HttpServer", request: HttpRequest, parameters: Parameters
 ) -> Pending:
-    """Closes a model; answers when what it had accepted is answered."""
+    """Closes a model. Answers when its accepted requests are answered."""
     name = parameters["name"]
 
     def respond() -> HttpResponse:

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 _Inputs = dict[str, Array]
 
 PROTOCOL = "tf_serving"
-"""For the metrics."""
+"""The label of the metrics."""
 
 
 def status(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
-    """Answers as GetModelStatus does: with one version, or with all."""
+    """Answers with the state of one version, or of all, as GetModelStatus does."""
     name, version, label = _read(request, parameters)
     if label:
         found: Sequence[ModelVersion | FailedVersion] = [_find(server.engine, name, version, label)]
@@ -44,7 +44,7 @@ def status(server: "HttpServer", request: HttpRequest, parameters: Parameters) -
 
 
 def metadata(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> HttpResponse:
-    """Answers as GetModelMetadata does."""
+    """Answers with the signature of a version, as GetModelMetadata does."""
     version = _find(server.engine, *_read(request, parameters))
     request.trace.model = version.name
     return answer_json(
@@ -53,7 +53,7 @@ def metadata(server: "HttpServer", request: HttpRequest, parameters: Parameters)
 
 
 def predict(server: "HttpServer", request: HttpRequest, parameters: Parameters) -> Pending:
-    """Answers with the outputs in the form, row or column, that the request has."""
+    """Answers with the outputs in the form of the request: rows or columns."""
     name, version, label = _read(request, parameters)
     server.check_ready(name)
     forms: list[bool] = []
@@ -178,7 +178,7 @@ def _dispatch(
 
 
 def _read(request: HttpRequest, parameters: Parameters) -> tuple[str, int | None, str]:
-    """Returns the model, version and label that the path names."""
+    """Returns the model, the version and the label in the path."""
     return parameters["name"], read_version(request, parameters), parameters.get("label", "")
 
 

@@ -40,7 +40,7 @@ def test_files_that_do_not_fit_are_refused(certificates, tmp_path):
     with pytest.raises(InvalidInputError, match=r"missing\.pem"):
         make_server_context(tmp_path / "missing.pem")
     (tmp_path / "bad.pem").write_text("nothing")
-    with pytest.raises(InvalidInputError, match="authorities of clients"):
+    with pytest.raises(InvalidInputError, match="authorities for clients"):
         make_server_context(*good, tmp_path / "bad.pem")
 
 
