@@ -1,7 +1,7 @@
 """Draws the pictures of docs/architecture.md from the code.
 
     python docs/draw_pictures.py rooms     # needs import-linter (the extra `dev`)
-    KERAS_BACKEND=tensorflow python docs/draw_pictures.py batch    # runs a training, an export, a request
+    KERAS_BACKEND=tensorflow python docs/draw_pictures.py batch
 
 `rooms` shows which room imports which. `batch` runs the way of one batch, from `fit` to a served
 answer, and shows the calls on it in the order in which they were made.

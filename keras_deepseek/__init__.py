@@ -1,6 +1,6 @@
 """Keras 3 models from an idea to a service, on TensorFlow, JAX and PyTorch.
 
-Importing this package loads no framework: each sub-package is imported when it is first used.
+Importing this package loads no framework: each sub-package is imported on first use.
 """
 
 import importlib

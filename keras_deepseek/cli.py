@@ -1,7 +1,7 @@
 """The command line: `keras-deepseek COMMAND ...`.
 
-It stands above all rooms and knows of each only that it has a `command.py`. Such a file imports
-`argparse` and, inside `run`, what its work needs, so that `--help` loads no framework.
+It stands above all rooms and uses only the `command.py` of each. Such a file imports `argparse`
+alone, and imports the rest inside `run`, so that `--help` loads no framework.
 """
 
 import argparse
@@ -16,22 +16,22 @@ from typing import Protocol, cast
 from keras_deepseek import __version__
 
 ROOMS = ("deploy", "inference", "models", "training")
-"""The rooms that bring a command, in the order of `--help`."""
+"""The rooms with a command, in the order of `--help`."""
 
 PROGRAM = "keras-deepseek"
 
 
 class Command(Protocol):
-    """What a room's `command.py` holds."""
+    """The contents of a room's `command.py`."""
 
     NAME: str
     HELP: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Adds the command's arguments to a parser of its own."""
+        """Adds the command's arguments to its parser."""
 
     def run(self, arguments: argparse.Namespace) -> None:
-        """Does the work, or raises a `KerasDeepSeekError` for what the user can mend."""
+        """Runs the command, or raises a `KerasDeepSeekError` for mistakes that the user can fix."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,17 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after the program's name. Defaults to `None`: those of this process.
 
     Returns:
-        The exit code: 0, or 2 for input that can't be worked with, or 128 and the signal's number
-        after Ctrl-C (130) or SIGTERM (143).
+        The exit code: 0; 2 for invalid input; or 128 plus the signal's number after Ctrl-C (130) or
+        SIGTERM (143).
     """
-    # Else the log that TensorFlow writes buries the one line that a user needs.
+    # Otherwise TensorFlow's log hides the one line that a user needs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     parsed = _make_parser().parse_args(arguments)
-    # Behind the parser, since it brings NumPy, which `--help` has no use for.
+    # After the parser, because these imports load NumPy, which `--help` does not need.
     from keras_deepseek import backend
     from keras_deepseek.errors import KerasDeepSeekError
 
-    sys.path.append(str(Path.cwd()))  # Where a module that an argument names may lie.
+    sys.path.append(str(Path.cwd()))  # Arguments may name modules in this folder.
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         backend.choose_installed()
@@ -59,18 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KerasDeepSeekError as error:
         return _refuse(parsed.command, str(error))
     except ModuleNotFoundError as error:
-        if error.name == "keras":  # As in an image of the runtime alone.
+        if error.name == "keras":  # A serving image may have only a runtime.
             return _refuse(
                 parsed.command,
                 f"{error}: a `.keras` file needs Keras. Serve an ONNX bundle of the model, or "
-                "install Keras: pip install keras_deepseek.",
+                "install Keras with: pip install keras_deepseek",
             )
         if error.name not in backend.NAMES:
             raise
         return _refuse(
             parsed.command,
-            f"{error}: Keras needs one of {', '.join(backend.NAMES)}. Install one, as in "
-            f"pip install 'keras_deepseek[{error.name}]', or name another by KERAS_BACKEND.",
+            f"{error}: Keras needs one of {', '.join(backend.NAMES)}. Set KERAS_BACKEND to an "
+            f"installed one, or install it with: pip install 'keras_deepseek[{error.name}]'",
         )
     except _Terminated:
         return 128 + signal.SIGTERM
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as an exception: what was half written is removed on the way out."""
+    """SIGTERM as an exception, so that half-written files are removed on the way out."""
 
 
 def _terminate(_signal_number: int, _frame: object) -> None:
@@ -107,7 +107,7 @@ def _make_parser() -> argparse.ArgumentParser:
             command.NAME,
             help=command.HELP,
             description=command.HELP,
-            allow_abbrev=False,  # What stands behind a script is the script's own.
+            allow_abbrev=False,  # Arguments after a script belong to the script.
         )
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)
@@ -115,7 +115,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _load_command(room: str) -> Command:
-    """Runs the one file: an import by name would run the room's `__init__`, which loads Keras."""
+    """Loads a room's `command.py` by its path: importing the room would load Keras."""
     path = Path(__file__).parent / room / "command.py"
     spec = importlib.util.spec_from_file_location(f"{__package__}.{room}.command", path)
     if spec is None or spec.loader is None:

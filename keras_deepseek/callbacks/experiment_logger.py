@@ -1,25 +1,25 @@
-"""What the callbacks share that report a training to a service which tracks experiments."""
+"""Base class of callbacks that report to an experiment tracking service."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
-from keras_deepseek.callbacks.step_logger import Row, StepLogger, numbers
+from keras_deepseek.callbacks.step_logger import Row, StepLogger, numeric_logs
 
 
 class ExperimentLogger(StepLogger):
-    """Reports the logs of a training, its settings, and whether it has ended well.
+    """Reports the logs of a training, its settings, and whether it succeeded.
 
     A subclass has `_start`, `_send`, `_finish` and `_is_sent`. Logs of steps are named `batch/loss`
-    and so on, those of epochs `epoch/loss`, `epoch/val_loss`; both by the step. The run's id is
-    part of a checkpoint: a training that is resumed goes on with its run, and leaves out the steps
-    that were reported before, which it makes again with the same numbers.
+    and so on, logs of epochs `epoch/loss` and `epoch/val_loss`; both are sent by step. A checkpoint
+    holds the run's id: a resumed training continues that run, and does not report the steps again
+    that an earlier process reported.
 
     Args:
-        run_id: string. The run to go on with, or `None` for a new one.
-        config: dict. Settings to report beside the model's and the training's own.
-        every: integer. Report every so many steps; 0 for epochs alone.
+        run_id: The run to continue, or `None` for a new one.
+        config: Settings to report in addition to the model's and the training's own.
+        every: The number of steps between two reports; 0 reports epochs only.
     """
 
     _longest_wait = 30.0  # A service may be far away.
@@ -31,16 +31,16 @@ class ExperimentLogger(StepLogger):
         self._has_ended = False
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Reports what is left, and that the training has ended well."""
+        """Reports the rest, and that the training succeeded."""
         self._has_ended = True
         super().on_train_end(logs)
 
     def get_state(self) -> dict[str, Any]:
-        """Returns what a checkpoint holds of it, the run's id too."""
+        """Returns the state for a checkpoint, including the run's id."""
         return {**super().get_state(), "run_id": self.run_id}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on with the run of a checkpoint."""
+        """Continues the run of a checkpoint."""
         self.run_id = state["run_id"]
         super().set_state(state)
 
@@ -66,7 +66,7 @@ class ExperimentLogger(StepLogger):
                     row,
                     {
                         f"{'epoch' if row.ends_epoch else 'batch'}/{name}": value
-                        for name, value in numbers(row.logs).items()
+                        for name, value in numeric_logs(row.logs).items()
                     },
                 )
                 for row in rows
@@ -78,17 +78,17 @@ class ExperimentLogger(StepLogger):
         self._finish(has_ended=self._has_ended)
 
     def _start(self, config: dict[str, Any]) -> str:
-        """Starts a run, or goes on with that of `run_id`; returns its id."""
+        """Starts a run, or continues that of `run_id`; returns its id."""
         raise NotImplementedError
 
     def _send(self, values: Sequence[tuple[Row, dict[str, float]]]) -> None:
-        """Reports rows and their values by name, by rising step."""
+        """Reports rows with their values by name, in the order of steps."""
         raise NotImplementedError
 
     def _finish(self, *, has_ended: bool) -> None:
-        """Ends the run; `has_ended` is `False` where an error, or a signal, ended the training."""
+        """Ends the run. `has_ended` is false if an error or a signal ended the training."""
         raise NotImplementedError
 
     def _is_sent(self, row: Row) -> bool:
-        """Whether an earlier process has reported it."""
+        """Returns true if an earlier process has reported this row."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Experts kept evenly loaded without a loss that pulls at the weights."""
+"""Balances the load of experts without an auxiliary loss."""
 
 from typing import Any
 
@@ -14,45 +14,45 @@ _LEVELS = ("layer", "expert")
 
 
 class ExpertBalancing(keras.callbacks.Callback):
-    """Moves the bias of every `ExpertRouter` against the load of the last step, and logs the load.
+    """Adjusts the bias of every `ExpertRouter` by the load of the last step, and logs the load.
 
-    Choose it over the router's `balance_loss`, or beside a small one: no gradient of an auxiliary
-    loss disturbs the training. After each step it computes, for every router of the model,
+    Choose it over the router's `balance_loss`, or together with a small one: no gradient of an
+    auxiliary loss disturbs the training. After each step it computes, for every router,
 
     ```
     expert_bias += update_rate * sign(mean(expert_load) - expert_load)
     ```
 
-    so that an expert with more than its share is chosen less. It adds to the logs of each step, and
-    as their mean to those of the epoch:
+    so that an expert with more than its share is chosen less often. It adds these numbers to the
+    logs of each step, and their means to the logs of the epoch:
 
     | name | meaning |
     |---|---|
-    | `largest_expert_load` | largest load over the mean load, in the worst router: 1 is even |
-    | `idle_expert_share` | share of the experts of all routers that no token went to |
+    | `largest_expert_load` | largest load over the mean load, in the worst router; 1 is even |
+    | `idle_expert_share` | share of the experts of all routers that got no token |
 
-    With `log_each` there is more, under the path of the router in the model:
+    With `log_each` it also logs, by the path of the router in the model:
 
     | `log_each` | name | meaning |
     |---|---|---|
     | `"layer"`, `"expert"` | `expert_load/PATH` | largest load over the mean load of this router |
-    | `"expert"` | `expert_share/PATH/3` | the share of the router's load that expert 3 has |
+    | `"expert"` | `expert_share/PATH/3` | expert 3's share of the router's load |
 
-    As logs of Keras they reach every callback behind this one: the run record, the events of
-    TensorBoard, the lines of JSON.
+    Callbacks after this one in the list see these logs: put `RunRecorder`, `TensorBoardEvents` and
+    `MetricsLog` after it.
 
-    To log alone, take an `update_rate` of 0. Routers without a bias are logged alone too. With
-    `steps_per_execution`, it acts once an execution, on the load of the last step in it.
+    With an `update_rate` of 0, and for routers without a bias, it only logs. With
+    `steps_per_execution` it acts once per execution, on the load of its last step.
 
     Args:
-        update_rate: float. How far the bias moves in a step. Scores of `"sigmoid"` lie between 0
+        update_rate: float. The change of the bias in a step. Scores of `"sigmoid"` lie between 0
             and 1. Defaults to `0.001`.
-        log_each: `"layer"`, `"expert"` or `None`. What is logged one by one, as above. Defaults to
+        log_each: `"layer"`, `"expert"` or `None`. The detail of the logs, as above. Defaults to
             `None`.
 
     Raises:
-        InvalidInputError: `update_rate` is negative or not finite, `log_each` is none of these, or
-            the model has no router.
+        InvalidInputError: `update_rate` is negative or not finite, `log_each` is unknown, or the
+            model has no router.
 
     Example:
 
@@ -88,18 +88,18 @@ class ExpertBalancing(keras.callbacks.Callback):
         self._routers = [layer for layer in layers if isinstance(layer, ExpertRouter)]
         if not self._routers:
             raise InvalidInputError(
-                "The model has no `ExpertRouter`, so there is nothing to balance: leave "
-                "ExpertBalancing out."
+                "The model has no `ExpertRouter` to balance. Remove ExpertBalancing from the "
+                "callbacks."
             )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begins the means of the epoch."""
+        """Resets the means of the epoch."""
         self._of_epoch = []
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Moves the biases, and adds the load of the step to the logs."""
-        # On JAX the training state lives outside of the variables during an epoch: `self.model`
-        # brings it back, so that the loads are those of this step and the assignments hold.
+        """Updates the biases, and adds the load of the step to the logs."""
+        # On JAX the training state is outside of the variables during an epoch. Reading
+        # `self.model` writes it back: loads are then those of this step, and assignments last.
         if self.model is None:
             return
         loads = [keras.ops.convert_to_numpy(router.expert_load) for router in self._routers]
@@ -121,7 +121,7 @@ class ExpertBalancing(keras.callbacks.Callback):
                 logs[name] = float(np.mean([x[name] for x in self._of_epoch if name in x]))
 
     def _measure_each(self, loads: list[Any]) -> dict[str, float]:
-        """Returns what `log_each` asks for, of the routers that saw a token."""
+        """Returns the logs that `log_each` asks for, of routers that got a token."""
         measured: dict[str, float] = {}
         for router, load in zip(self._routers, loads, strict=True):
             if self.log_each is None or not load.any():
@@ -135,7 +135,7 @@ class ExpertBalancing(keras.callbacks.Callback):
 
 
 def _measure(loads: list[Any]) -> dict[str, float]:
-    """Returns the logs of a step; none where no router saw a token."""
+    """Returns the logs of a step; none if no router got a token."""
     if not loads:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the optimizer's step."""
+"""Learning rate schedules as functions of the optimizer's step."""
 
 import inspect
 import logging
@@ -18,34 +18,34 @@ Schedule = Callable[[int, int, float, float], float]
 
 _logger = logging.getLogger(__name__)
 
-_MOST_IN_STEP = 1_000_000  # Rates that become part of the step: 4 MB, and a second to compute.
+_MOST_IN_STEP = 1_000_000  # The most rates in a compiled step: 4 MB, one second to compute.
 
 
 class LRScheduler(keras.callbacks.Callback):
-    """Makes every step with its own learning rate.
+    """Sets the learning rate of every step.
 
-    Choose it over `keras.optimizers.schedules` when the schedule is a Python function of your own,
-    and over `keras.callbacks.LearningRateScheduler`, which knows epochs alone, for a warm-up. The
-    step is the optimizer's own count of updates, so a second `fit`, or a model that was loaded with
-    its optimizer, goes on where the first stopped.
+    Choose it over `keras.optimizers.schedules` if the schedule is your own Python function, and
+    over `keras.callbacks.LearningRateScheduler`, which works by epoch, for a warm-up. The step is
+    the optimizer's count of updates, so a second `fit`, or a model loaded with its optimizer,
+    continues where the first stopped.
 
-    On TensorFlow and JAX the rates become part of the compiled step, so that nothing is assigned
-    between the steps, and `steps_per_execution` may be above 1: `func` is asked for all of them as
-    the training begins, and has to go by its arguments alone. On PyTorch, where each step is made
-    from Python, and for more than a million steps, it is called before each of them.
+    On TensorFlow and JAX the rates become part of the compiled step, so `steps_per_execution` may
+    be above 1. `func` is called for all steps when the training begins, so its result may depend
+    only on its arguments. On PyTorch, and for more than a million steps, `func` is called before
+    each step.
 
     Args:
-        func: function. Called with `(step, total_steps, initial_lr, final_lr)`, returns the
-            learning rate of that step. `step` is the number of updates made before it: 0 for the
-            first. Beyond `total_steps` it stays at `total_steps`.
+        func: function. Takes `(step, total_steps, initial_lr, final_lr)` and returns the learning
+            rate of that step. `step` is the number of updates before it, 0 for the first, and at
+            most `total_steps`.
         total_steps: integer. The number of updates that the schedule spans.
-        initial_lr: float. Handed to `func`. Defaults to `0.0`.
-        final_lr: float. Handed to `func`. Defaults to `0.001`.
+        initial_lr: float. Passed to `func`. Defaults to `0.0`.
+        final_lr: float. Passed to `func`. Defaults to `0.001`.
 
     Raises:
-        InvalidInputError: `total_steps` is below 1, or `func` returned what is no learning rate.
-            When training starts: the optimizer or another callback has a schedule as well, or the
-            model's `steps_per_execution` is not 1 where `func` is called before each step.
+        InvalidInputError: `total_steps` is below 1, or `func` returned no valid learning rate. When
+            training starts: the optimizer or another callback has a schedule too, or
+            `steps_per_execution` is not 1 and `func` must be called before each step.
 
     Example:
 
@@ -82,7 +82,7 @@ class LRScheduler(keras.callbacks.Callback):
         """Returns the learning rate of the update that follows `step` updates.
 
         Args:
-            step: integer. The number of updates made before.
+            step: integer. The number of updates before it.
 
         Raises:
             InvalidInputError: `func` returned something negative, not finite, or not a number.
@@ -101,16 +101,15 @@ class LRScheduler(keras.callbacks.Callback):
         return rate
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Makes the rates part of the step, where it is compiled; refuses a second schedule."""
+        """Puts the rates into the compiled step if possible; refuses a second schedule."""
         model = self.model
         refuse_two_schedules(model.optimizer, active_callbacks(self))
         self._is_in_step = self.total_steps <= _MOST_IN_STEP and self._install()
         if not self._is_in_step and model.steps_per_execution != 1:
             raise InvalidInputError(
-                f"The model runs {model.steps_per_execution} steps before its callbacks are "
-                f"called, so that the rates of {self.total_steps} steps can't be set one by one. "
-                "Compile it with steps_per_execution=1, or give the optimizer a "
-                "keras.optimizers.schedules object."
+                f"The model has steps_per_execution={model.steps_per_execution}, so the rates of "
+                f"{self.total_steps} steps can't be set one by one. Compile it with "
+                "steps_per_execution=1, or give the optimizer a keras.optimizers.schedules object."
             )
         _logger.debug(
             "LRScheduler: the rates are %s.",
@@ -118,13 +117,12 @@ class LRScheduler(keras.callbacks.Callback):
         )
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Sees to the rate of the coming step."""
+        """Sets the rate of the coming step."""
         if self._is_in_step and self._rate_in_step is not None:
             self._rate_in_step.announce()
             return
-        # On JAX the training state lives outside of the variables during an epoch: reading
-        # `self.model`, and nothing that was stored before, brings it back so that the assignment
-        # holds.
+        # On JAX the training state is outside of the variables during an epoch. Reading
+        # `self.model`, not a stored reference, writes it back, so that the assignment lasts.
         optimizer = self.model.optimizer
         optimizer.learning_rate = self.learning_rate(int(optimizer.iterations))
 
@@ -136,7 +134,7 @@ class LRScheduler(keras.callbacks.Callback):
             )
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leaves the model its own step; the optimizer keeps the last rate."""
+        """Restores the model's own step; the optimizer keeps the last rate."""
         if self._rate_in_step is not None:
             self._rate_in_step.remove(self.model)
 
@@ -150,11 +148,11 @@ class LRScheduler(keras.callbacks.Callback):
 def refuse_two_schedules(
     optimizer: keras.optimizers.Optimizer, callbacks: Iterable[keras.callbacks.Callback]
 ) -> None:
-    """Raises where more than one schedule would set the learning rate of a training.
+    """Raises an error if more than one schedule would set the learning rate.
 
     Args:
-        optimizer: `keras.optimizers.Optimizer` of the training, with a schedule or without.
-        callbacks: iterable of the callbacks of the training.
+        optimizer: The optimizer of the training, with or without a schedule.
+        callbacks: The callbacks of the training.
 
     Raises:
         InvalidInputError: There are two or more.
@@ -166,23 +164,23 @@ def refuse_two_schedules(
     )
     names = [type(each).__name__ for each in callbacks if isinstance(each, classes)]
     if names and not isinstance(optimizer.learning_rate, keras.Variable):
-        names.insert(0, "that which the optimizer has as its learning_rate")
+        names.insert(0, "the optimizer's learning_rate")
     if len(names) > 1:
         raise InvalidInputError(
-            f"A training has one schedule, and here are {len(names)}: {', '.join(names)}. Give the "
-            "optimizer a number, or leave out the callbacks that are too many."
+            f"A training can have only one schedule, received {len(names)}: {', '.join(names)}. "
+            "Give the optimizer a number as learning_rate, or remove callbacks."
         )
 
 
 def _check_arguments(func: Schedule) -> None:
     try:
         signature = inspect.signature(func)
-    except ValueError:  # Of some that C has made nobody knows them.
+    except ValueError:  # Some functions written in C have no signature.
         return
     try:
         signature.bind(0, 1, 0.0, 0.0)
     except TypeError as error:
         raise InvalidInputError(
-            f"`func` is called as func(step, total_steps, initial_lr, final_lr); received one of "
-            f"the arguments {signature}: {error}."
+            f"`func` must take (step, total_steps, initial_lr, final_lr), received a function of "
+            f"{signature}: {error}."
         ) from error

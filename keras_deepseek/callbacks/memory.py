@@ -1,4 +1,4 @@
-"""How much memory a training holds at this moment."""
+"""Reads the memory that a training uses at the moment."""
 
 import sys
 from pathlib import Path
@@ -9,11 +9,11 @@ _STATUS = Path("/proc/self/statm")
 
 
 def read_memory() -> dict[str, int]:
-    """Returns the bytes that the process holds, and those that an accelerator has in use.
+    """Returns the bytes that the process and the accelerator use.
 
     Returns:
         A dict with `process_memory_bytes`, the resident memory (on macOS its peak; on Windows
-        nothing), and with `device_memory_bytes` where the framework's allocator counts them.
+        missing), and `device_memory_bytes` if the framework's allocator counts them.
     """
     found = {}
     process = _read_process()

@@ -1,39 +1,39 @@
-"""Writes the logs of a training as JSON lines."""
+"""Training logs as JSON lines."""
 
 import os
 from collections.abc import Sequence
 
 from keras_deepseek.artifacts.json_lines import JsonLines, check_json_lines_path
-from keras_deepseek.callbacks.step_logger import Row, StepLogger, numbers
+from keras_deepseek.callbacks.step_logger import Row, StepLogger, numeric_logs
 
 
 class MetricsLog(StepLogger):
     """Writes the logs of each step and epoch as a line of a `.jsonl` file.
 
-    Choose it over `keras.callbacks.CSVLogger`, which writes epochs alone, leaves out what is logged
-    for the first time after the first epoch, and has an epoch twice that was made twice in a
-    training that was resumed. Each line has
+    Choose it over `keras.callbacks.CSVLogger`, which writes only epochs, omits logs that first
+    appear after the first epoch, and writes an epoch twice if a resumed training repeats it. Each
+    line has
 
     | name | meaning |
     |---|---|
     | `step` | steps made since the start of the run |
     | `epoch` | the epoch, from 0, as Keras's own callbacks count |
-    | `kind` | `"step"`, whose logs Keras has as means since the start of the epoch; or `"epoch"` |
+    | `kind` | `"step"`, with Keras's means since the start of the epoch; or `"epoch"` |
     | `time` | seconds since 1970 |
 
-    and then the logs. NaN and infinity are `null`.
+    and then the logs. Numbers that are not finite are `null`.
 
     Args:
-        path: string or path. The file, which ends in `.jsonl`.
-        every: integer. Write every so many steps; 0 for epochs alone. Defaults to `1`.
-        resume: boolean. Whether the training goes on with the run that the file holds, also where
-            it makes its first steps anew. `Trainer.fit(resume=True)` sees to it. Defaults to
-            `False`.
+        path: string or path. The file. It ends in `.jsonl`.
+        every: integer. The number of steps between two lines; 0 writes epochs only. Defaults to
+            `1`.
+        resume: boolean. If true, the training continues the run in the file, and replaces the steps
+            that it repeats. `Trainer.fit(resume=True)` does so by itself. Defaults to `False`.
 
     Raises:
-        InvalidInputError: `every` is negative; or `path` has another ending, can't be written, or
-            holds something else. When a training starts at step 0 and `resume` is `False`: the file
-            holds an earlier run.
+        InvalidInputError: `every` is negative; `path` has another suffix, can't be written, or has
+            other contents; or the file holds an earlier run, the training starts at step 0 and
+            `resume` is `False`.
 
     Example:
 
@@ -69,7 +69,7 @@ class MetricsLog(StepLogger):
                         "epoch": row.epoch,
                         "kind": "epoch" if row.ends_epoch else "step",
                         "time": row.time,
-                        **numbers(row.logs),
+                        **numeric_logs(row.logs),
                     }
                     for row in rows
                 ]
@@ -90,6 +90,6 @@ class MetricsLog(StepLogger):
 
     def _earlier_run_message(self) -> str:
         return (
-            f"{os.fspath(self.path)!r} holds an earlier run, and this one starts anew: name "
-            "another file, or remove that one."
+            f"{os.fspath(self.path)!r} holds an earlier run, but this training starts from the "
+            "beginning. Name another file, remove that one, or pass resume=True."
         )

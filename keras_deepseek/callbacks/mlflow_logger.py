@@ -1,4 +1,4 @@
-"""Reports a training to MLflow."""
+"""Training logs in MLflow."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -8,26 +8,29 @@ from keras_deepseek.callbacks.experiment_logger import ExperimentLogger
 from keras_deepseek.callbacks.step_logger import Row
 from keras_deepseek.errors import MissingExtraError
 
-_METRICS_A_CALL = 1000  # What MLflow's server takes at once.
+_METRICS_A_CALL = 1000  # The most metrics that MLflow's server takes at once.
 
 
 class MlflowLogger(ExperimentLogger):
     """Reports the logs of a training to MLflow.
 
     Metrics are named `batch/loss` and so on, `epoch/loss` and `epoch/val_loss`, all by step. The
-    model's name, its size, the optimizer and the length of the training are the run's parameters. A
-    run that is active when a training begins (`with mlflow.start_run():`) is used, and not ended.
-    Else one is made and, at the end, marked as finished, or as failed; a training that `Trainer`
-    resumes from a checkpoint goes on with the same run. Metrics are sent many at once.
+    run's parameters include the model's name, its size, the optimizer and the length of the
+    training. If a run is active when the training begins (`with mlflow.start_run():`), it is used
+    and not ended. Otherwise a run is created, and marked as finished or failed at the end. A
+    training that `Trainer` resumes from a checkpoint continues the same run. Metrics are sent in
+    groups.
 
     Args:
-        experiment: string. Its name; made where it is missing. Defaults to `None`, MLflow's own.
-        name: string. The run's name. Defaults to `None`, one that MLflow makes.
-        run_id: string. The run to go on with. Defaults to `None`, a new one.
-        config: dict. Parameters to report beside those above. Defaults to `None`.
-        every: integer. Report every so many steps; 0 for epochs alone. Defaults to `1`.
-        tracking_uri: string. Where MLflow writes to, as in `"sqlite:///runs.db"`. Defaults to
-            `None`, what `mlflow.set_tracking_uri` or `MLFLOW_TRACKING_URI` say.
+        experiment: string. The name of the experiment, which is created if missing. Defaults to
+            `None`: MLflow's default experiment.
+        name: string. The run's name. Defaults to `None`: MLflow makes one.
+        run_id: string. The run to continue. Defaults to `None`: a new run.
+        config: dict. Further parameters to report. Defaults to `None`.
+        every: integer. The number of steps between two reports; 0 reports epochs only. Defaults to
+            `1`.
+        tracking_uri: string. Where MLflow writes, such as `"sqlite:///runs.db"`. Defaults to
+            `None`: as set by `mlflow.set_tracking_uri` or `MLFLOW_TRACKING_URI`.
 
     Raises:
         MissingExtraError: `mlflow` is not installed.
@@ -60,7 +63,7 @@ class MlflowLogger(ExperimentLogger):
         self.tracking_uri = tracking_uri
         self._client: Any = None
         self._is_ours = False
-        self._sent: dict[bool, int] = {}  # The last step, of rows that end an epoch and others.
+        self._sent: dict[bool, int] = {}  # The last sent step, by whether a row ends an epoch.
 
     def _start(self, config: dict[str, Any]) -> str:
         self._client = self._mlflow.MlflowClient(self.tracking_uri)
@@ -78,7 +81,7 @@ class MlflowLogger(ExperimentLogger):
         return str(run_id)
 
     def _go_on(self, run_id: str) -> None:
-        """Finds what an earlier process has sent."""
+        """Finds the last steps that an earlier process has sent."""
         self._sent = {}
         for name in self._client.get_run(run_id).data.metrics:
             ends_epoch = name.startswith("epoch/")

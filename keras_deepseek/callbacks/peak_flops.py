@@ -1,12 +1,12 @@
-"""What well-known accelerators compute at best."""
+"""Peak performance of well-known accelerators."""
 
 import re
 
-# Floating-point operations a second in bfloat16 or float16 with float32 sums, dense (the makers'
-# larger figures are for sparse matrices), of what a framework calls one device. From the makers'
-# data sheets: NVIDIA's of each product, and its white papers of the Ampere, Ada and Blackwell
-# architectures for GeForce; AMD's of the MI300X; Google's "System architecture" of Cloud TPU, where
-# a device of v2 and v3 is one of the chip's two cores. The first that fits counts.
+# Floating-point operations a second of one device, in bfloat16 or float16 with float32 sums, for
+# dense matrices (vendors' larger figures are for sparse ones). Sources: NVIDIA's data sheet of each
+# product, and its white papers of the Ampere, Ada and Blackwell architectures for GeForce; AMD's
+# data sheet of the MI300X; Google's "System architecture" of Cloud TPU, where a device of v2 and v3
+# is one of the chip's two cores. The first matching name is used.
 _PEAKS = {
     "B200": 2250e12,
     "GH200": 989e12,
@@ -41,13 +41,13 @@ def find_peak_flops(device_name: str | None) -> float | None:
     """Returns an accelerator's peak in half precision, in operations a second.
 
     Args:
-        device_name: string, as the framework gives it, or `None` for a CPU.
+        device_name: The framework's name of the device, or `None` for a CPU.
 
     Returns:
-        A float; `None` for a CPU and for what is not in the table.
+        A float; `None` for a CPU or an unknown device.
     """
     for name, peak in _PEAKS.items():
-        # Whole words: an A10G is no A10, and a notebook's RTX 4090 is not a desktop's.
+        # Whole words only: an A10G is not an A10, and a laptop's RTX 4090 is not a desktop's.
         if re.search(rf"(?<!\w){re.escape(name)}(?!\w| Laptop| Max-Q| D\b)", device_name or ""):
             return peak
     return None

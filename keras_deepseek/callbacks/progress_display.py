@@ -1,4 +1,4 @@
-"""A progress display that costs a training next to nothing."""
+"""Progress display with almost no cost for the training."""
 
 import math
 import threading
@@ -20,21 +20,20 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressDisplay(keras.callbacks.Callback):
-    """Shows how a training goes: where it is, how fast, its logs, its learning rate, its memory.
+    """Shows the progress of a training: step, speed, logs, learning rate and memory.
 
-    Choose it over the bar of `model.fit`, which it stands in for in `Trainer.fit`; with a bare
-    `model.fit` pass `verbose=0`. In a terminal and in a notebook it is a line that is written over,
-    at most ten times a second; anywhere else plain lines, of which an epoch gets four at most and
-    no sooner than ten seconds after the last. At the end of an epoch a line stays that has the
-    validation's logs too.
+    Choose it over the progress bar of `model.fit`. `Trainer.fit` uses it by default; with a bare
+    `model.fit` pass `verbose=0`. In a terminal or a notebook it updates one line, at most ten times
+    a second. Elsewhere it prints plain lines: at most four an epoch, at least ten seconds apart. At
+    the end of an epoch a line with the logs, including validation, stays.
 
-    Samples a second are counted by Keras's own mean loss, so any data will do; a model whose own
-    `train_step` does without that mean gets steps a second. Tokens a second and the use of the
-    device's peak (MFU) come from a `ThroughputMeter` before it in the list of callbacks. The pace
-    is that of the last five seconds, on the epoch's line that of the epoch, without its first step.
+    Samples a second are counted by Keras's mean loss, so any kind of data works; a model whose own
+    `train_step` does not update that mean shows steps a second. Tokens a second and utilization of
+    the device (MFU) come from a `ThroughputMeter` before it in the list of callbacks. The speed is
+    that of the last five seconds; on the epoch's line, that of the epoch without its first step.
 
-    Logs are read when Keras has them as numbers, in the thread that Keras reads them in, so that
-    the device is never waited for; the learning rate and the samples are asked for once a second.
+    Logs are read in Keras's own thread once they are numbers, so the display never waits for the
+    device. The learning rate and the number of samples are read once a second.
 
     Args:
         style: `"auto"`, or `"lines"` for plain lines anywhere. Defaults to `"auto"`.
@@ -54,7 +53,7 @@ class ProgressDisplay(keras.callbacks.Callback):
     Epoch 1/1 1/1 ...
     """
 
-    async_safe = True  # Keras then reads the logs without making the next step wait.
+    async_safe = True  # Lets Keras read the logs without delaying the next step.
 
     def __init__(
         self,
@@ -79,7 +78,7 @@ class ProgressDisplay(keras.callbacks.Callback):
         self._validation_seconds = 0.0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Looks where the output goes."""
+        """Chooses a screen for the current output."""
         self.close()
         self._screen = choose_screen(self.style)
         self._pace = TrainingPace(self._clock)
@@ -88,9 +87,9 @@ class ProgressDisplay(keras.callbacks.Callback):
         self._validation_seconds = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begins the epoch's line."""
+        """Starts the line of the epoch."""
         self._epoch = epoch
-        # Where Keras does not know the length beforehand, the epoch before tells.
+        # If Keras does not know the length in advance, that of the last epoch is used.
         self._steps = (self.params or {}).get("steps") or self._pace.done or self._steps
         self._pace.begin_epoch()
         self._next_update = self._pace.began_at
@@ -98,12 +97,12 @@ class ProgressDisplay(keras.callbacks.Callback):
         self._lines_left = _LINES_AN_EPOCH - 1
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Reads what may be read before a step alone."""
+        """Reads values that are only available before a step."""
         self._pace.before_step(trained_model(self), batch)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Shows the step, where it is time to."""
-        with self._lock:  # On some backends Keras calls from several threads.
+        """Shows the step, if an update is due."""
+        with self._lock:  # On some backends Keras calls this from several threads.
             now = self._pace.after_step(batch)
             between = self._screen.seconds_between_updates
             if between is not None:
@@ -117,19 +116,19 @@ class ProgressDisplay(keras.callbacks.Callback):
                 self._screen.write("  ".join([head, *parts]))
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Says that the validation has begun."""
+        """Shows that the validation has begun."""
         self._validation_began_at = self._pace.clock()
         if self._is_training:
             with self._lock:
-                self._next_update = math.inf  # Steps that Keras tells of late are over.
+                self._next_update = math.inf  # Ignores steps that Keras reports late.
                 self._screen.update(f"{self._head()} validating", None, [])
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Remembers what a validation takes."""
+        """Remembers the duration of the validation."""
         self._validation_seconds = self._pace.clock() - self._validation_began_at
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes the line of the epoch, validation included."""
+        """Writes the line of the epoch, including validation."""
         with self._lock:
             self._steps = self._pace.done
             took = duration(self._pace.clock() - self._pace.began_at)
@@ -137,16 +136,19 @@ class ProgressDisplay(keras.callbacks.Callback):
             self._screen.write("  ".join([self._head(), took, *parts]))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Takes away what is left of the display."""
+        """Removes the display."""
         self.close()
 
     def close(self) -> None:
-        """Takes away the line of the step; for a training that an error has ended."""
+        """Removes the line of the step, also after an error ended the training."""
         self._is_training = False
         self._screen.close()
 
     def _is_line_due(self) -> bool:
-        """Whether a quarter of the epoch is done; of one of unknown length, more and more time."""
+        """Returns true after each quarter of the epoch.
+
+        If the epoch's length is unknown, it returns true at growing intervals.
+        """
         if self._lines_left <= 0:
             return False
         if self._steps is None:

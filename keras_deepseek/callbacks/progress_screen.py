@@ -1,7 +1,7 @@
-"""Where the progress display writes: a terminal, a notebook, or a file that is read later.
+"""Outputs of the progress display: a terminal, a notebook, or a plain file.
 
-Nothing is left behind where a training ends in an error: the cursor stays visible, and `sys.stdout`
-is whoever's it was.
+They leave nothing behind if an error ends the training: the cursor stays visible, and `sys.stdout`
+is not replaced.
 """
 
 import html
@@ -15,48 +15,44 @@ _GREEN, _GREY, _PLAIN, _ERASE_TO_END = "\x1b[32m", "\x1b[90m", "\x1b[0m", "\x1b[
 
 
 class Screen(Protocol):
-    """What a training's progress is shown on."""
+    """The output of a progress display."""
 
     seconds_between_updates: float | None
-    """`None` where nothing can be written over."""
+    """`None` if lines can't be overwritten."""
 
     def update(self, head: str, share: float | None, parts: list[str]) -> None:
-        """Shows where the training is, in place of what stood there.
+        """Shows the current progress in place of the last one.
 
         Args:
-            head: Which step of which epoch.
-            share: How much of the epoch is done, or `None` where its length is not known.
-            parts: What else there is to say, the most important first.
+            head: The epoch and the step.
+            share: The finished share of the epoch, or `None` if its length is unknown.
+            parts: Further texts, the most important first.
         """
 
     def write(self, line: str) -> None:
         """Writes a line that stays."""
 
     def close(self) -> None:
-        """Takes away what `update` showed."""
+        """Removes the text that `update` showed."""
 
 
 class PlainScreen:
-    """Lines that stay, for files, pipes and terminals that can do no more."""
+    """Plain lines, for files, pipes and simple terminals."""
 
     seconds_between_updates: float | None = None
 
     def update(self, head: str, share: float | None, parts: list[str]) -> None:
-        """Shows nothing: what is written here stays."""
+        """Shows nothing, because plain lines can't be overwritten."""
 
     def write(self, line: str) -> None:
         print(line, flush=True)
 
     def close(self) -> None:
-        """Has nothing to take away."""
+        """Does nothing."""
 
 
 class TerminalScreen:
-    """A line at the bottom of a terminal that is written over.
-
-    Args:
-        console: `rich.console.Console` of the terminal.
-    """
+    """A line at the bottom of a terminal that is overwritten."""
 
     seconds_between_updates: float | None = 0.1
 
@@ -67,11 +63,11 @@ class TerminalScreen:
         self._is_shown = False
 
     def update(self, head: str, share: float | None, parts: list[str]) -> None:
-        # Put together by hand: rich takes ten times as long, and as long as a short step.
+        # Formatted by hand: rich takes ten times as long, which is as long as a short step.
         full = None if share is None else round(min(share, 1.0) * _BAR_WIDTH)
         bar = "" if full is None else " " + self._full * full + self._empty * (_BAR_WIDTH - full)
         text = "  ".join([head + bar, *parts])
-        # One column is left, or the cursor would stand on a line of its own.
+        # One column stays free, otherwise the cursor would move to a new line.
         room = self._console.width - 1
         if len(text) > room:
             text = text[: room - 1] + self._cut
@@ -98,7 +94,7 @@ class TerminalScreen:
 
 
 class NotebookScreen:
-    """An output of a notebook's cell that is written over, above the lines that stay."""
+    """An output of a notebook cell that is overwritten, above the lines that stay."""
 
     seconds_between_updates: float | None = 0.25
 
@@ -128,15 +124,15 @@ class NotebookScreen:
 
 
 def choose_screen(style: str) -> Screen:
-    """Returns what suits the place that `sys.stdout` leads to now.
+    """Returns the screen that suits the current `sys.stdout`.
 
     Args:
-        style: `"auto"`, or `"lines"` for plain lines anywhere.
+        style: `"auto"`, or `"lines"` for plain lines everywhere.
     """
     console = Console(file=sys.stdout)
     if style == "auto" and console.is_jupyter:
         return NotebookScreen()
-    # Neither a file, nor a dumb terminal, nor one of Windows that knows no control codes.
+    # Not a file, a dumb terminal, or an old Windows console without control codes.
     if style == "auto" and console.is_interactive and not console.legacy_windows:
         return TerminalScreen(console)
     return PlainScreen()

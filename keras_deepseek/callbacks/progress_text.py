@@ -1,4 +1,4 @@
-"""What the progress display says, in words and numbers."""
+"""Texts of the progress display."""
 
 from collections.abc import Mapping
 
@@ -17,13 +17,13 @@ _RATES = ("tokens", "samples", "steps")
 
 
 def describe(pace: TrainingPace, logs: Mapping[str, float], *, of_epoch: bool = False) -> list[str]:
-    """Returns what is worth saying, the most important first.
+    """Returns the texts to show, the most important first.
 
     Args:
-        pace: `TrainingPace` of the training.
-        logs: Logs of the step or the epoch. What a callback adds to them, such as tokens a second,
-            goes before what is known without.
-        of_epoch: boolean. Whether the pace is that of the whole epoch. Defaults to `False`.
+        pace: The pace of the training.
+        logs: Logs of the step or the epoch. Figures that a callback added to them, such as tokens a
+            second, replace those of the pace.
+        of_epoch: If true, the pace is that of the whole epoch.
     """
     figures = {**pace.figures(of_epoch=of_epoch), **logs}
     parts = []
@@ -45,12 +45,12 @@ def describe(pace: TrainingPace, logs: Mapping[str, float], *, of_epoch: bool = 
 
 
 def number(value: object) -> str:
-    """Returns a metric's value in four digits; what is no number as it is."""
+    """Returns a metric's value with four digits; other values as text."""
     return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
 def count(value: float) -> str:
-    """Returns a large number in three digits."""
+    """Returns a large number with three digits and a unit prefix."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g}{letter}"

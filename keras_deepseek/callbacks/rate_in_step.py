@@ -1,4 +1,4 @@
-"""The learning rates of a schedule inside of the compiled step, where nobody need set them."""
+"""Learning rates of a schedule inside the compiled step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +12,14 @@ from keras_deepseek.backend.keras_private.trainers import compilation, temporary
 
 
 class RateInStep:
-    """Puts learning rates into a model's step, each chosen by the optimizer's count of updates.
+    """Puts learning rates into a model's compiled step, chosen by the optimizer's count of updates.
 
-    The model keeps the step that it has; this one stands beside it, and makes those steps alone
-    that were announced by `announce`. So whatever ends a training, the next one has no schedule but
-    its own. The optimizer's variable holds the rate of each step, as if it had been assigned.
+    The model keeps its own step. The step with rates exists beside it and runs only for steps that
+    `announce` announced. However a training ends, the next one is not affected by this schedule.
+    The optimizer's variable holds the rate of each step, as if it had been assigned.
 
     Args:
-        rates: NumPy array. The rate by step; beyond its end, the last.
+        rates: NumPy array. The rate of each step; the last one holds beyond the end.
     """
 
     def __init__(self, rates: Array) -> None:
@@ -30,35 +30,27 @@ class RateInStep:
         self._switch: _Switch | None = None
 
     def install(self, model: keras.Model) -> bool:
-        """Puts the rates beside the model's step; returns whether they are part of it now.
-
-        Args:
-            model: `keras.Model`, compiled, whose training is about to begin.
-        """
+        """Adds the step with rates to a compiled model; returns true if that was possible."""
         compiled, train_step = self._made_for
-        # A step is compiled once for all its trainings.
+        # The step is compiled once for all trainings.
         if compiled is not compilation(model) or train_step != model.train_step:
             self._made_for, self._function = (None, None), self._compile(model)
             self._made_for = (compilation(model), model.train_step)
         if self._function is None:
             return False
         plain = model.train_function
-        if isinstance(plain, _Switch):  # Of a training that has failed.
+        if isinstance(plain, _Switch):  # Left over from a failed training.
             plain = plain.plain
         model.train_function = self._switch = _Switch(plain, self._function)
         return True
 
     def announce(self) -> None:
-        """Says that the next step is to be made with its rate."""
+        """Makes the next step use its rate."""
         if self._switch is not None:
             self._switch.is_on = True
 
     def remove(self, model: keras.Model) -> None:
-        """Leaves the model its own step alone.
-
-        Args:
-            model: `keras.Model` that has the rates beside its step.
-        """
+        """Restores the model's own step."""
         if self._switch is not None and model.train_function is self._switch:
             model.train_function = self._switch.plain
         self._switch = None
@@ -82,7 +74,7 @@ class RateInStep:
 
 
 class _Switch:
-    """A training function that is one function when told so before the call, and else another."""
+    """A training function that calls another function if told so before the call."""
 
     def __init__(self, plain: Callable[..., Any], other: Callable[..., Any]) -> None:
         self.plain = plain

@@ -1,4 +1,4 @@
-"""Writes what training logs into a run record."""
+"""Training logs in a run record."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import keras
 
 from keras_deepseek.artifacts.run_record import RunRecord
 from keras_deepseek.backend.keras_private.callbacks import trained_model
-from keras_deepseek.callbacks.step_logger import Row, StepLogger, numbers
+from keras_deepseek.callbacks.step_logger import Row, StepLogger, numeric_logs
 from keras_deepseek.callbacks.training_pace import TrainingPace
 from keras_deepseek.checks import check_file_path
 
@@ -16,20 +16,21 @@ from keras_deepseek.checks import check_file_path
 class RunRecorder(StepLogger):
     """Stores the logs of a training run in a `RunRecord`.
 
-    What Keras logs for a batch is the mean since the start of the epoch. Validation is stored with
-    the epoch's last step, under Keras's names (`val_loss`, ...). About once a second it adds, where
-    no other callback logs them, `steps_per_second`, `samples_per_second`, `learning_rate`,
-    `process_memory_bytes` and, on an accelerator, `device_memory_bytes`.
+    Keras's logs of a batch are means since the start of the epoch. Validation is stored with the
+    epoch's last step, under Keras's names (`val_loss`, ...). About once a second it adds
+    `steps_per_second`, `samples_per_second`, `learning_rate`, `process_memory_bytes` and, on an
+    accelerator, `device_memory_bytes`, unless another callback logs them.
 
     Args:
         path: string or path. The SQLite file of the run record.
-        every: integer. Store every so many steps; 0 for the ends of epochs alone. Defaults to `1`.
-        resume: boolean. Whether the training goes on with the run that the file holds, also where
-            it makes its first steps anew. Defaults to `False`.
+        every: integer. The number of steps between two entries; 0 stores only the ends of epochs.
+            Defaults to `1`.
+        resume: boolean. If true, the training continues the run in the file, and replaces the steps
+            that it repeats. Defaults to `False`.
 
     Raises:
-        InvalidInputError: `every` is negative; or, when a training starts at step 0 and `resume` is
-            `False`, the file holds an earlier run.
+        InvalidInputError: `every` is negative; or the file holds an earlier run, the training
+            starts at step 0 and `resume` is `False`.
 
     Example:
 
@@ -72,17 +73,17 @@ class RunRecorder(StepLogger):
             )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begins to count the steps of an epoch."""
+        """Starts counting the steps of an epoch."""
         super().on_epoch_begin(epoch, logs)
         self._pace.begin_epoch()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Reads what may be read before a step alone."""
+        """Reads values that are only available before a step."""
         super().on_train_batch_begin(batch, logs)
         self._pace.before_step(trained_model(self), batch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Stores the logs of the epoch, validation among them."""
+        """Stores the logs of the epoch, including validation."""
         super().on_epoch_end(epoch, {**self._pace.figures(of_epoch=True), **(logs or {})})
 
     def _add(self, batch: int, logs: dict[str, float]) -> None:
@@ -97,7 +98,7 @@ class RunRecorder(StepLogger):
 
     def _write(self, rows: Sequence[Row]) -> None:
         if self._record is not None:
-            self._record.log_steps([(row.step, numbers(row.logs)) for row in rows])
+            self._record.log_steps([(row.step, numeric_logs(row.logs)) for row in rows])
 
     def _close(self) -> None:
         if self._record is not None:
@@ -113,6 +114,6 @@ class RunRecorder(StepLogger):
 
     def _earlier_run_message(self) -> str:
         return (
-            f"{os.fspath(self.path)!r} holds an earlier run, and this one starts anew: name "
-            "another file, or remove that one."
+            f"{os.fspath(self.path)!r} holds an earlier run, but this training starts from the "
+            "beginning. Name another file, remove that one, or pass resume=True."
         )

@@ -1,8 +1,8 @@
-"""What the callbacks share that write the logs of a training down, step by step.
+"""Base class of callbacks that write logs step by step.
 
-On JAX and PyTorch Keras hands the logs of a step to callbacks in a thread, so that the next step
-need not wait for them; steps may come late and out of order. Here they are put in order, numbered
-from the start of the run, and written many at once.
+On JAX and PyTorch Keras passes the logs of a step to callbacks in a thread, so that the next step
+need not wait; steps may arrive late and out of order. This class orders them, numbers them from the
+start of the run, and writes many at once.
 """
 
 import atexit
@@ -20,7 +20,7 @@ from keras_deepseek.backend.keras_private.trainers import count_train_steps
 from keras_deepseek.checks import check_integer
 from keras_deepseek.errors import InvalidInputError
 
-_SHARE_OF_TIME = 0.02  # That writing may take, up to `_longest_wait`.
+_SHARE_OF_TIME = 0.02  # The share of time for writing, until `_longest_wait` is reached.
 
 
 class Row(NamedTuple):
@@ -37,23 +37,24 @@ class Row(NamedTuple):
 class StepLogger(keras.callbacks.Callback):
     """Writes the logs of steps and epochs, in order and each once.
 
-    A subclass has `_open`, `_write`, `_close`; and `_last_step` and `_discard_after` where what was
-    written can be read again. Steps are counted from 1, from the start of the run: a second `fit`,
-    a model that was loaded with its optimizer and a training that is resumed from a checkpoint go
-    on counting. What is waiting to be written goes out before a checkpoint is taken, at an epoch's
-    end, and before Python ends.
+    A subclass has `_open`, `_write` and `_close`; and `_last_step` and `_discard_after` if its
+    output can be read again. Steps are counted from 1, from the start of the run: a second `fit`, a
+    model loaded with its optimizer, and a training resumed from a checkpoint continue the count.
+    Waiting logs are written before a checkpoint is taken, at the end of an epoch, and before Python
+    ends.
 
     Args:
-        every: integer. Write every so many steps; 0 for epochs alone. Defaults to `1`.
-        resume: boolean. Whether the training goes on with what was written before, also where it
-            makes its first steps anew. Defaults to `False`.
+        every: integer. The number of steps between two writes; 0 writes epochs only. Defaults to
+            `1`.
+        resume: boolean. If true, the training continues the earlier output, and replaces the steps
+            that it repeats. Defaults to `False`.
 
     Raises:
-        InvalidInputError: `every` is negative. When a training starts at step 0 and `resume` is
-            `False`: there is an earlier run.
+        InvalidInputError: `every` is negative; or there is an earlier run, the training starts at
+            step 0 and `resume` is `False`.
     """
 
-    async_safe = True  # Keras then reads the logs without making the next step wait.
+    async_safe = True  # Lets Keras read the logs without delaying the next step.
     _longest_wait = 1.0  # Seconds between two writes.
 
     def __init__(self, *, every: int = 1, resume: bool = False) -> None:
@@ -65,17 +66,17 @@ class StepLogger(keras.callbacks.Callback):
         self._logged_model: keras.Model | None = None
         self._step = self._before_epoch = self._epoch = 0
         self._begins_epoch = False
-        self._begun: deque[int] = deque()  # Batches whose end has not been told yet.
-        self._early: list[tuple[int, dict[str, float]]] = []  # Ends that came before others.
+        self._begun: deque[int] = deque()  # Batches whose end was not reported yet.
+        self._early: list[tuple[int, dict[str, float]]] = []  # Ends that were reported too early.
         self._rows: list[Row] = []
         self._next_write = 0.0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Opens what is written to, and finds the step that the run is at."""
-        self.close()  # Of a training that an error ended.
+        """Opens the output, and finds the run's current step."""
+        self.close()  # An error may have ended the last training.
         step = count_train_steps(self.model)
         if self._logged_model is self.model:
-            step = max(step, self._step)  # Steps that made no update count too.
+            step = max(step, self._step)  # Steps without an update count too.
         self._logged_model = self.model
         self._step = step
         self._open()
@@ -89,25 +90,25 @@ class StepLogger(keras.callbacks.Callback):
             self._discard_after(step)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begins to count the steps of an epoch."""
+        """Starts counting the steps of an epoch."""
         self._epoch = epoch
         self._begins_epoch = True
         self._begun.clear()
         self._early.clear()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Remembers which step comes next."""
+        """Remembers the step that begins."""
         with self._lock:
-            if self._begins_epoch:  # Maybe in its middle, where a training is resumed.
+            if self._begins_epoch:  # A resumed training may begin in the middle of the epoch.
                 self._begins_epoch = False
                 self._before_epoch = self._step - batch
             self._begun.append(batch)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes the logs of the step, or of those that waited for it."""
+        """Writes the logs of the step, and of steps that waited for it."""
         with self._lock:
             heapq.heappush(self._early, (batch, dict(logs or {})))
-            # The first that was begun has ended where no other was begun before its end.
+            # The earliest reported end is next, unless an earlier batch has not ended yet.
             while self._early and (len(self._begun) < 2 or self._begun[1] > self._early[0][0]):  # noqa: PLR2004
                 if self._begun:
                     self._begun.popleft()
@@ -116,7 +117,7 @@ class StepLogger(keras.callbacks.Callback):
                 self._flush()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes the logs of the epoch, validation among them."""
+        """Writes the logs of the epoch, including validation."""
         with self._lock:
             self._rows.append(
                 Row(self._step, epoch, dict(logs or {}), time.time(), ends_epoch=True)
@@ -124,11 +125,11 @@ class StepLogger(keras.callbacks.Callback):
             self._flush()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Writes what is left, and closes."""
+        """Writes the rest, and closes the output."""
         self.close()
 
     def close(self) -> None:
-        """Writes what is left, and closes: also for a training that an error has ended."""
+        """Writes the rest and closes the output, also after an error ended the training."""
         with self._lock:
             if self._is_open:
                 atexit.unregister(self.close)
@@ -139,13 +140,13 @@ class StepLogger(keras.callbacks.Callback):
                     self._close()
 
     def get_state(self) -> dict[str, Any]:
-        """Returns what a checkpoint holds of it; all that was logged is written by then."""
+        """Returns the state for a checkpoint, after writing all logs so far."""
         with self._lock:
             self._flush()
         return {"step": self._step}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on after the step of a checkpoint; what was written of later ones is discarded."""
+        """Continues after the step of a checkpoint, and discards the logs of later steps."""
         with self._lock:
             self._step = state["step"]
             self._rows.clear()
@@ -153,26 +154,26 @@ class StepLogger(keras.callbacks.Callback):
                 self._discard_after(self._step)
 
     def _open(self) -> None:
-        """Opens what is written to."""
+        """Opens the output."""
         raise NotImplementedError
 
     def _write(self, rows: Sequence[Row]) -> None:
-        """Writes rows, by rising step, so that they outlive the process."""
+        """Writes rows, in the order of steps, so that they outlive the process."""
         raise NotImplementedError
 
     def _close(self) -> None:
-        """Closes what was opened."""
+        """Closes the output."""
         raise NotImplementedError
 
     def _last_step(self) -> int | None:
-        """Returns the last step that was written, in this process or before; `None` for none."""
+        """Returns the last step in the output, also from earlier processes; `None` for none."""
         return None
 
     def _discard_after(self, step: int) -> None:
-        """Discards what was written of later steps."""
+        """Discards the logs of later steps."""
 
     def _earlier_run_message(self) -> str:
-        """Says that there is an earlier run, and what to do."""
+        """Returns the error message for an earlier run."""
         raise NotImplementedError
 
     def _add(self, batch: int, logs: dict[str, float]) -> None:
@@ -189,8 +190,8 @@ class StepLogger(keras.callbacks.Callback):
             self._next_write = started + min(took / _SHARE_OF_TIME, self._longest_wait)
 
 
-def numbers(logs: Mapping[str, Any]) -> dict[str, float]:
-    """Returns those of the logs that are numbers."""
+def numeric_logs(logs: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the logs that are numbers, as floats."""
     return {
         name: float(value)
         for name, value in logs.items()

@@ -12,7 +12,7 @@ from keras_deepseek.callbacks.event_file import (
     find_event_files,
     import_tensorboardx,
 )
-from keras_deepseek.callbacks.step_logger import Row, StepLogger, numbers
+from keras_deepseek.callbacks.step_logger import Row, StepLogger, numeric_logs
 from keras_deepseek.checks import check_path
 
 
@@ -70,34 +70,34 @@ class TensorBoardEvents(StepLogger):
         import_tensorboardx()  # Fails here, not after the first epoch.
         self.log_dir = log_dir
         self._files: dict[str, EventFile] = {}
-        self._goes_on = False
-        self._first: tuple[int, int] | None = None  # The step and the epoch that it goes on at.
+        self._continues_run = False
+        self._first: tuple[int, int] | None = None  # The first step and epoch of this training.
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begins to count the steps of an epoch."""
+        """Starts counting the steps of an epoch."""
         super().on_epoch_begin(epoch, logs)
         if self._first is None:
             self._first = (self._step, epoch)
             self._file("train")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes the logs of the epoch, validation among them."""
+        """Writes the logs of the epoch, including validation."""
         rate = read_learning_rate(self.model)
         known = {} if rate is None else {"learning_rate": rate}
         super().on_epoch_end(epoch, {**known, **(logs or {})})
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on after the step of a checkpoint; what was written of later ones is discarded."""
+        """Continues after the step of a checkpoint, and discards later events."""
         super().set_state(state)
-        self._goes_on = True
+        self._continues_run = True
 
     def _open(self) -> None:
-        self._goes_on = self._goes_on or self.resume
+        self._continues_run = self._continues_run or self.resume
         self._first = None
 
     def _file(self, run: str) -> EventFile:
         if run not in self._files:
-            keep = self._is_kept if self._goes_on else None
+            keep = self._is_kept if self._continues_run else None
             self._files[run] = EventFile(Path(self.log_dir) / run, keep)
         return self._files[run]
 
@@ -108,7 +108,7 @@ class TensorBoardEvents(StepLogger):
     def _write(self, rows: Sequence[Row]) -> None:
         scalars: dict[str, list[Scalar]] = {"train": [], "validation": []}
         for row in rows:
-            for name, value in numbers(row.logs).items():
+            for name, value in numeric_logs(row.logs).items():
                 if not row.ends_epoch:
                     scalars["train"].append(Scalar(f"batch_{name}", row.step, value, row.time))
                     continue
@@ -126,14 +126,15 @@ class TensorBoardEvents(StepLogger):
         for file in self._files.values():
             file.close()
         self._files = {}
-        self._goes_on = False
+        self._continues_run = False
 
     def _last_step(self) -> int | None:
-        # What is later than the step that the training goes on at, `_is_kept` drops.
+        # `_is_kept` drops the events after the first step of this training.
         return 0 if find_event_files(Path(self.log_dir) / "train") else None
 
     def _earlier_run_message(self) -> str:
         return (
-            f"{os.fspath(self.log_dir)!r} holds the event files of an earlier run, and this one "
-            "starts anew: name another folder, or remove that one."
+            f"{os.fspath(self.log_dir)!r} holds the event files of an earlier run, but this "
+            "training starts from the beginning. Name another folder, remove that one, or pass "
+            "resume=True."
         )

@@ -1,4 +1,4 @@
-"""Adds to the logs how fast a training goes, and how much of the device it uses."""
+"""Adds throughput and device utilization to the logs."""
 
 import logging
 import threading
@@ -20,11 +20,11 @@ _SECONDS_BETWEEN_FIGURES = 0.1
 
 
 class ThroughputMeter(keras.callbacks.Callback):
-    """Adds pace, use of the device, learning rate and memory to the logs.
+    """Adds speed, device utilization, learning rate and memory to the logs.
 
-    Put it before the callbacks that are to see them: `ProgressDisplay`, `MetricsLog`,
-    `TensorBoardEvents`, `WandbLogger`, ... It adds, to each step those of the last five seconds and
-    to the epoch those of the epoch without its first step,
+    Put it before the callbacks that should see them: `ProgressDisplay`, `MetricsLog`,
+    `TensorBoardEvents`, `WandbLogger`, ... It adds the figures of the last five seconds to each
+    step, and the figures of the epoch without its first step to the epoch:
 
     | name | meaning |
     |---|---|
@@ -34,19 +34,19 @@ class ThroughputMeter(keras.callbacks.Callback):
     | `learning_rate` | read about once a second |
     | `process_memory_bytes`, `device_memory_bytes` | resident, and in use by the allocator |
 
-    What is not known is left out: MFU needs a peak and the operations of a sample, and a CPU has no
+    Unknown figures are omitted: MFU needs a peak and the operations of a sample, and a CPU has no
     peak unless you give it.
 
     Args:
-        tokens_per_sample: float. The tokens of a sample, padding left out: the length of packed
-            sequences, or the mean of others. Defaults to `None`, no tokens.
-        flops_per_sample: float. The operations of training on one sample, as
-            `count_training_flops(model, x) / len(x)`. Defaults to `None`: they are counted, where
-            the model says the shapes of its inputs; else estimated as
-            `estimate_training_flops(parameters, tokens_per_sample)`; else unknown. Which of them is
-            logged (`logging.getLogger("keras_deepseek")`).
-        peak_flops: float. What the devices that train compute at best, in operations a second.
-            Defaults to `None`: that of one well-known accelerator in half precision, by its name.
+        tokens_per_sample: float. The tokens of a sample without padding: the length of packed
+            sequences, or the mean length of others. Defaults to `None`: no tokens are logged.
+        flops_per_sample: float. The operations of training on one sample, such as
+            `count_training_flops(model, x) / len(x)`. Defaults to `None`: they are counted if the
+            model has known input shapes, otherwise estimated as
+            `estimate_training_flops(parameters, tokens_per_sample)` if that is possible. A log
+            message says which (`logging.getLogger("keras_deepseek")`).
+        peak_flops: float. The peak of the devices that train, in operations a second. Defaults to
+            `None`: that of one well-known accelerator in half precision, found by its name.
         clock: Function that returns the time in seconds. Defaults to `time.perf_counter`.
 
     Raises:
@@ -68,7 +68,7 @@ class ThroughputMeter(keras.callbacks.Callback):
     - [PaLM (Chowdhery et al., 2022), appendix B: MFU](https://arxiv.org/abs/2204.02311)
     """
 
-    async_safe = True  # Keras then reads the logs without making the next step wait.
+    async_safe = True  # Lets Keras read the logs without delaying the next step.
 
     def __init__(
         self,
@@ -98,19 +98,19 @@ class ThroughputMeter(keras.callbacks.Callback):
         self._next_figures = 0.0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Finds what the device computes at best, and what a sample costs."""
+        """Finds the peak of the device, and the cost of a sample."""
         self._pace = TrainingPace(self._pace.clock)
         self._figures = {}
         self._is_to_be_found = True
         self._find_utilization()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begins the pace of the epoch."""
+        """Starts measuring the epoch."""
         self._pace.begin_epoch()
         self._next_figures = 0.0
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Reads what may be read before a step alone."""
+        """Reads values that are only available before a step."""
         self._pace.before_step(trained_model(self), batch)
         if self._is_to_be_found:  # Keras on TensorFlow may build the model in its first step.
             self._find_utilization()

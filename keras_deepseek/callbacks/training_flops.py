@@ -1,4 +1,4 @@
-"""What a training step costs in floating-point operations."""
+"""Floating-point operations of a training step."""
 
 from typing import Any
 
@@ -8,24 +8,24 @@ from keras_deepseek import backend
 from keras_deepseek.backend.keras_private.layers import example_inputs
 from keras_deepseek.checks import check_number
 
-_PASSES = 3  # Forward, and backward by inputs and by weights: each as many as forward.
+_PASSES = 3  # Forward, backward by inputs, and backward by weights: each costs the same.
 
 
 def count_training_flops(model: keras.Model, x: Any = None) -> int | None:
-    """Returns the floating-point operations of a training step, counted.
+    """Counts the floating-point operations of a training step.
 
-    Those of the matrix products, convolutions and attention of a forward pass, a multiply-add as
-    two, times three: the backward pass takes twice as many. That is what the definition of MFU
-    counts: no element-wise operation, and nothing that rematerialisation computes again. A loop
-    whose length is not known as it is compiled counts once, on TensorFlow any loop.
+    It counts matrix products, convolutions and attention of a forward pass, with a multiply-add as
+    two operations, times three, because the backward pass takes twice as many. As MFU is defined,
+    element-wise operations and recomputation by rematerialization do not count. A loop whose length
+    is unknown when it is compiled counts once; on TensorFlow any loop does.
 
     Args:
         model: `keras.Model`, built.
-        x: A batch of inputs. Defaults to `None`: one sample of zeros, where the model says the
-            shapes of its inputs.
+        x: A batch of inputs. Defaults to `None`: one sample of zeros, if the model has known input
+            shapes.
 
     Returns:
-        An integer; `None` where `x` is `None` and the model has no inputs of known shapes.
+        An integer; `None` if `x` is `None` and the model has no inputs of known shapes.
 
     Example:
 
@@ -51,18 +51,18 @@ def count_training_flops(model: keras.Model, x: Any = None) -> int | None:
 
 
 def estimate_training_flops(num_parameters: int, num_tokens: float) -> float:
-    """Returns the floating-point operations of training on so many tokens, by the usual estimate.
+    """Estimates the floating-point operations of training on a number of tokens.
 
-    `6 * num_parameters * num_tokens`: two for each parameter's multiply-add, times three as in
-    `count_training_flops`. It leaves out what attention adds with the length, and takes embeddings
-    for matrix products.
+    The estimate is `6 * num_parameters * num_tokens`: two for each parameter's multiply-add, times
+    three as in `count_training_flops`. It omits the cost of attention that grows with the length,
+    and counts embeddings as matrix products.
 
     Args:
-        num_parameters: integer. The parameters that a token goes through.
-        num_tokens: float. The tokens.
+        num_parameters: integer. The number of parameters that a token uses.
+        num_tokens: float. The number of tokens.
 
     Raises:
-        InvalidInputError: One of them is negative or no number.
+        InvalidInputError: One of them is negative or not a number.
 
     Example:
 

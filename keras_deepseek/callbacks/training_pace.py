@@ -1,7 +1,7 @@
-"""How fast a training goes, and what else there is to say of it beside its logs.
+"""Measures the speed, memory and learning rate of a training.
 
-Callbacks that show or log it hold one each. What asks the device for a number does so before a step
-and about once a second: asking waits for the step that is being made.
+Callbacks that show or log them hold one `TrainingPace` each. It reads values from the device only
+before a step and about once a second, because reading waits for the current step.
 """
 
 import time
@@ -15,17 +15,17 @@ from keras_deepseek.callbacks.memory import read_memory
 
 _SECONDS_BETWEEN_READINGS = 1.0
 _SECONDS_BETWEEN_MARKS = 0.1
-_MARKS = 50  # The pace is that of the last five seconds.
+_MARKS = 50  # At one mark every 0.1 seconds, the pace is that of the last five seconds.
 
 
 class TrainingPace:
     """Follows the steps of a training.
 
-    `before_step` is for `on_train_batch_begin`, in the thread that trains; `after_step` for
-    `on_train_batch_end`, in any, one at a time.
+    Call `before_step` in `on_train_batch_begin`, in the training thread, and `after_step` in
+    `on_train_batch_end`, in any thread, one call at a time.
 
     Args:
-        clock: Function that returns the time in seconds. Defaults to `time.perf_counter`.
+        clock: Function that returns the time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -36,25 +36,26 @@ class TrainingPace:
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
-        """Forgets the steps of the epoch before. Its last readings stay until there are others."""
-        self.done = 0  # Of the epoch's steps.
+        """Forgets the steps of the last epoch. Its last readings stay until there are new ones."""
+        self.done = 0  # Steps of the epoch.
         self.began_at = self.clock()
         self._last = self.began_at
-        # The first step is left out of all paces: it may have waited for a compilation.
+        # All paces exclude the first step, which may have waited for a compilation.
         self._first: tuple[float, int] | None = None
         self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)
         self._next_mark = 0.0
         self._next_reading: float | None = None
 
     def before_step(self, model: keras.Model, batch: int) -> None:
-        """Reads what the device knows, where a second has gone by.
+        """Reads values from the device, at most once a second.
 
         Args:
-            model: `keras.Model`, from `trained_model` in a callback.
-            batch: integer. The number of the epoch's step.
+            model: The model, from `trained_model` in a callback: on JAX, `self.model` would
+                copy the training state back.
+            batch: The number of the step in the epoch.
         """
         if batch == 0:
-            return  # No step is made yet.
+            return  # There is no finished step yet.
         now = self.clock()
         if self._next_reading is None or now >= self._next_reading:
             self._next_reading = now + _SECONDS_BETWEEN_READINGS
@@ -64,11 +65,7 @@ class TrainingPace:
             self.memory = read_memory()
 
     def after_step(self, batch: int) -> float:
-        """Counts a step, and returns the time.
-
-        Args:
-            batch: integer. The number of the epoch's step. One that comes late changes nothing.
-        """
+        """Counts a step, and returns the time. A step that is reported late changes nothing."""
         now = self.clock()
         if batch >= self.done:
             self.done, self._last = batch + 1, now
@@ -79,14 +76,14 @@ class TrainingPace:
         return now
 
     def steps_per_second(self, *, of_epoch: bool = False) -> float | None:
-        """Returns the pace of the last seconds, or of the epoch; `None` before its second step."""
+        """Returns the speed of the last seconds, or of the epoch; `None` before its second step."""
         start = self._first if of_epoch else next(iter(self._marks), None)
         if start is None or self._last <= start[0]:
             return None
         return (self.done - start[1]) / (self._last - start[0])
 
     def figures(self, *, of_epoch: bool = False) -> dict[str, float]:
-        """Returns what is known, by the names that logs have for it."""
+        """Returns the known figures, by their names in logs."""
         pace = self.steps_per_second(of_epoch=of_epoch)
         found: dict[str, float] = {}
         if pace is not None:

@@ -1,4 +1,4 @@
-"""Reports a training to Weights & Biases."""
+"""Training logs in Weights & Biases."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,19 @@ class WandbLogger(ExperimentLogger):
     """Reports the logs of a training to Weights & Biases.
 
     Names are those of W&B's own Keras callback: `batch/loss` and so on by step, `epoch/loss` and
-    `epoch/val_loss` with the last step of the epoch. The model's name, its size, the optimizer and
-    the length of the training are the run's `config`. A run that is active when a training begins
-    is used, and not finished. Else one is started and, at the end, finished; a training that
-    `Trainer` resumes from a checkpoint goes on with the same run id. `WANDB_MODE=offline` is W&B's
-    own switch to write to a folder alone.
+    `epoch/val_loss` with the last step of the epoch. The run's `config` includes the model's name,
+    its size, the optimizer and the length of the training. If a run is active when the training
+    begins, it is used and not finished. Otherwise a run is started, and finished at the end. A
+    training that `Trainer` resumes from a checkpoint continues the same run id. Set
+    `WANDB_MODE=offline` to write only to a folder.
 
     Args:
-        project: string. Defaults to `None`, W&B's own choice.
-        name: string. The run's name. Defaults to `None`, one that W&B makes.
-        run_id: string. The run to go on with. Defaults to `None`, a new one.
-        config: dict. Settings to report beside those above. Defaults to `None`.
-        every: integer. Report every so many steps; 0 for epochs alone. Defaults to `1`.
+        project: string. The project's name. Defaults to `None`: W&B chooses.
+        name: string. The run's name. Defaults to `None`: W&B makes one.
+        run_id: string. The run to continue. Defaults to `None`: a new run.
+        config: dict. Further settings to report. Defaults to `None`.
+        every: integer. The number of steps between two reports; 0 reports epochs only. Defaults to
+            `1`.
         **options: Further arguments of `wandb.init`: `entity`, `tags`, `dir`, ...
 
     Raises:
@@ -78,4 +79,4 @@ class WandbLogger(ExperimentLogger):
         self._run = None
 
     def _is_sent(self, row: Row) -> bool:
-        return row.step < int(self._run.step)  # W&B takes no step that is before its last.
+        return row.step < int(self._run.step)  # W&B rejects steps before its last one.

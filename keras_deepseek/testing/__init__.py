@@ -1,4 +1,4 @@
-"""What tests of layers are built from. Library code never imports it."""
+"""Tools for testing layers. Library code never imports them."""
 
 from keras_deepseek.testing.layer_test_case import LayerTestCase
 from keras_deepseek.testing.tolerances import TOLERANCES, assert_close

@@ -1,4 +1,4 @@
-"""Gradients measured rather than derived: what `LayerTestCase` holds automatic ones against."""
+"""Measured gradients, which `LayerTestCase` compares with automatic ones."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,7 @@ from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.testing.tolerances import FINITE_DIFFERENCE_TOLERANCE, assert_close
 
 STEP = 5e-4
-"""Small enough to step over few kinks (of a ReLU, a clip), large enough to rise above rounding."""
+"""Small enough to cross few kinks (of a ReLU, a clip), large enough to exceed rounding errors."""
 
 NUM_DIRECTIONS = 4
 
@@ -24,16 +24,16 @@ def assert_gradients(
     """Fails unless `gradients` are those of the sum of `function` at `arrays`.
 
     Each array is moved along a few random directions of signs, so the cost does not grow with its
-    size and no entry escapes. The product of the gradient and a direction d must lie between the
-    slopes ahead, (f(a + hd) - f(a)) / h, and behind, (f(a) - f(a - hd)) / h: almost one number, but
-    where there is a kink between. A gradient that is truly zero, as that of a bias under a softmax,
-    measures as what float32 rounds off divided by h, and is allowed as much.
+    size and every entry is covered. The product of the gradient and a direction d must lie between
+    the slopes ahead, (f(a + hd) - f(a)) / h, and behind, (f(a) - f(a - hd)) / h. These are almost
+    equal, unless there is a kink between them. A gradient that is exactly zero, such as that of a
+    bias before a softmax, measures as float32's rounding error divided by h; that much is allowed.
 
     Args:
-        function: From arrays to the terms of a sum, in float64.
-        arrays: Where the gradients were taken.
+        function: Function of the arrays that returns the terms of a sum, in float64.
+        arrays: The arguments at which the gradients were computed.
         gradients: One for each array.
-        names: What each array is, for the message.
+        names: The name of each array, for the message.
 
     Raises:
         AssertionError: A gradient differs. The message names the array.

@@ -1,4 +1,4 @@
-"""The layer that `LayerTestCase` examines: how to make it, feed it, and put it into a model."""
+"""The layer under test in `LayerTestCase`: creates it, feeds it, and puts it into a model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SEED = 1337
 
 @dataclass(frozen=True)
 class LayerSubject:
-    """A layer class with its arguments and one batch for it.
+    """A layer class with its arguments and one batch of inputs.
 
     Args:
         layer_class: The class.
@@ -36,7 +36,7 @@ class LayerSubject:
         input_shape: Any,
         input_dtype: Any,
     ) -> "LayerSubject":
-        """Draws the batch: normal floats, integers and booleans of 0 and 1."""
+        """Draws the batch: normal floats, and integers and booleans of 0 and 1."""
         rng = np.random.default_rng(SEED)
         if isinstance(input_shape, dict):
             dtypes = _as_dict(input_dtype, list(input_shape))
@@ -51,7 +51,9 @@ class LayerSubject:
         return cls(layer_class, dict(init_kwargs), inputs)
 
     def make_layer(self, **kwargs: Any) -> keras.Layer:
-        """Returns the layer, built, its trainable weights moved so that zeros and ones show."""
+        """Returns the built layer. Random noise on its weights shows mistakes that zeros and ones
+        hide.
+        """
         keras.utils.set_random_seed(SEED)
         layer = self.layer_class(**{**self.init_kwargs, **kwargs})
         self.call(layer, self.symbolic_inputs())
@@ -62,23 +64,23 @@ class LayerSubject:
         return layer
 
     def call(self, layer: keras.Layer, inputs: Any) -> Any:
-        """Calls the layer as its users do, at inference."""
+        """Calls the layer as users do, for inference."""
         if isinstance(inputs, dict):
             return layer(**inputs, training=False)
         return layer(inputs, training=False)
 
     def symbolic_inputs(self) -> Any:
-        """Returns an `Input` for each array, of any batch size."""
+        """Returns an `Input` of any batch size for each array."""
         if isinstance(self.inputs, dict):
             return {name: _make_input(array, name) for name, array in self.inputs.items()}
         return keras.tree.map_structure(_make_input, self.inputs)
 
     def small_inputs(self, layer: keras.Layer) -> dict[str, Any]:
-        """Returns, by what they are, an empty batch and, of sequences, one of length one.
+        """Returns an empty batch and, for sequences, one of length one, by their description.
 
-        The first input is a sequence where it is of shape `(batch_size, length, dim)`, or of
-        integers and `(batch_size, length)`, unless the layer's `input_spec` says that the second
-        axis has one size. Integers are zeros, which point into any sequence.
+        The first input is a sequence if it has the shape `(batch_size, length, dim)`, or holds
+        integers of shape `(batch_size, length)`, unless the layer's `input_spec` fixes the second
+        axis. Integers are zeros, which are valid indices into any sequence.
         """
         first = self.first_input
         small = {"an empty batch": self._cut(lambda array: array[:0])}
@@ -96,7 +98,7 @@ class LayerSubject:
 
     @property
     def first_input(self) -> Array:
-        """The input whose mask the layer hands on: the first argument, or the first of its list."""
+        """The input whose mask the layer passes on: the first argument, or the first of a list."""
         first: Array = self.inputs
         if isinstance(self.inputs, dict):
             first = next(iter(self.inputs.values()))
@@ -105,7 +107,7 @@ class LayerSubject:
         return first
 
     def replace_first_input(self, tensor: Any) -> Any:
-        """Returns the inputs as tensors, the first of them replaced."""
+        """Returns the inputs as tensors, with another first input."""
         first = self.first_input
         return keras.tree.map_structure(
             lambda array: tensor if array is first else to_tensors(array), self.inputs
@@ -114,9 +116,9 @@ class LayerSubject:
     def make_objective(
         self, layer: keras.Layer, compute: Callable[[Any], Any]
     ) -> Callable[[Sequence[Any]], list[Any]]:
-        """Returns a function from the float inputs to the outputs, each entry randomly weighted.
+        """Returns a function from the float inputs to the outputs, times random weights.
 
-        `compute` is what takes all inputs to the outputs: the layer itself, or its compiled form.
+        `compute` maps all inputs to the outputs: the layer itself, or its compiled form.
         """
         rng = np.random.default_rng(SEED)
         weights = [
@@ -138,9 +140,9 @@ class LayerSubject:
         return weigh_outputs
 
     def compile(self, layer: keras.Layer) -> Callable[[Any], list[Array]]:
-        """Returns the layer, compiled, as a function from inputs to a flat list of outputs.
+        """Returns the compiled layer, as a function from inputs to a flat list of outputs.
 
-        It takes any batch size, and reads the weights anew at each call.
+        It takes any batch size, and reads the weights at each call.
         """
         model = NamedModel(self.make_model(layer))
         infer = backend.current().inference.compile_inference(model)
@@ -153,24 +155,24 @@ class LayerSubject:
         return compute
 
     def make_model(self, layer: keras.Layer) -> keras.Model:
-        """Returns a Functional model of the layer alone, its outputs in a flat list."""
+        """Returns a Functional model with only this layer, and its outputs in a flat list."""
         inputs = self.symbolic_inputs()
         outputs = keras.tree.flatten(self.call(layer, inputs))
         return keras.Model(inputs, outputs)
 
 
 def to_tensors(structure: Any) -> Any:
-    """Returns a structure of NumPy arrays as the backend's tensors."""
+    """Converts a structure of NumPy arrays to the backend's tensors."""
     return keras.tree.map_structure(keras.ops.convert_to_tensor, structure)
 
 
 def to_arrays(structure: Any) -> list[Array]:
-    """Returns a structure of the backend's tensors as a flat list of NumPy arrays."""
+    """Converts a structure of the backend's tensors to a flat list of NumPy arrays."""
     return [keras.ops.convert_to_numpy(tensor) for tensor in keras.tree.flatten(structure)]
 
 
 def is_float(tensor: Any) -> bool:
-    """Whether a tensor or array is of a floating-point dtype, bfloat16 among them."""
+    """Returns true if a tensor or array has a floating-point dtype, bfloat16 included."""
     return "float" in keras.backend.standardize_dtype(tensor.dtype)
 
 
@@ -185,7 +187,7 @@ def _make_input(array: Array, name: str | None = None) -> Any:
 
 
 def _as_dict(value: Any, keys: list[Any]) -> dict[Any, Any]:
-    """Returns one value for all keys, or one each, as a dict."""
+    """Returns a dict of one value for each key, from a dict, a list, or one value for all keys."""
     if isinstance(value, dict):
         return value
     return (

@@ -1,4 +1,4 @@
-"""The one routine that every layer goes through: those of this package, and those of its users."""
+"""The test routine for layers, of this package and of its users."""
 
 # ruff: noqa: PT009 - it must serve unittest and pytest alike, and hold under `python -O`.
 
@@ -31,25 +31,24 @@ Oracle = Callable[[keras.Layer, Any], Any]
 
 
 class LayerTestCase(unittest.TestCase):
-    """A test case that holds a layer to everything that Keras expects of one.
+    """A test case that checks a layer for everything that Keras expects of layers.
 
     Use it as a base class with `unittest`, or call `LayerTestCase().run_layer_test(...)` from a
-    test function of pytest. `run_layer_test` runs the checks below on one set of arguments and one
-    input shape; call it once for each that matters.
+    test function of pytest. `run_layer_test` runs the checks below for one set of arguments and one
+    input shape. Call it once for each combination that matters.
 
     | check | fails if |
     |---|---|
-    | config | `get_config` forgets an argument, or the layer made from it differs |
-    | saving | a model with the layer, saved and loaded, gives other outputs |
-    | execution | symbolic shapes or dtypes, eager outputs, compiled ones or the oracle's differ |
-    | small inputs | an empty batch, or a sequence of one, fails or gives outputs of another shape |
+    | config | `get_config` lacks an argument, or the layer made from it differs |
+    | saving | a model with the layer returns other outputs after saving and loading |
+    | execution | symbolic, eager and compiled outputs, or those of the oracle, differ |
+    | small inputs | an empty batch, or a sequence of one, fails or has outputs of another shape |
     | training | one step of a compiled `fit` leaves a loss or a weight that is not finite |
-    | half precision | outputs are of another dtype, not finite, or far from those in float32 |
-    | masking | the mask does not pass through, or what it hides reaches what it shows |
-    | gradients | automatic ones differ from finite differences |
+    | half precision | outputs have another dtype, are not finite, or far from those in float32 |
+    | masking | the mask is not passed on, or hidden tokens change visible ones |
+    | gradients | automatic gradients differ from finite differences |
 
-    The layer is always tested with its trainable weights moved a little at random, since zeros and
-    ones hide mistakes.
+    Each test adds random noise to the trainable weights, because zeros and ones hide mistakes.
 
     Example:
 
@@ -72,16 +71,16 @@ class LayerTestCase(unittest.TestCase):
         """Runs every check on one layer.
 
         Args:
-            layer_class: `keras.Layer` class, registered as serializable.
-            init_kwargs: dict. Its arguments.
-            input_shape: tuple of integers with the batch, a list of them for a layer that takes a
-                list, or a dict of them by the names of the arguments of `call`.
-            input_dtype: string, or a list or dict of strings beside `input_shape`. Integers are
-                drawn from 0 and 1. Defaults to `"float32"`.
-            oracle: function or `None`. Takes the built layer and the NumPy inputs, and returns what
-                the layer must compute, in float64. Defaults to `None`.
-            supports_masking: boolean. Whether a mask of the first input must pass through. Defaults
-                to `True`.
+            layer_class: `keras.Layer` class that is registered as serializable.
+            init_kwargs: dict. The arguments of the class.
+            input_shape: tuple of integers, including the batch; a list of tuples for a layer that
+                takes a list; or a dict of tuples by the names of `call`'s arguments.
+            input_dtype: string, or a list or dict of strings in the form of `input_shape`. Integers
+                are 0 or 1. Defaults to `"float32"`.
+            oracle: function or `None`. Takes the built layer and the NumPy inputs, and returns the
+                expected outputs, in float64. Defaults to `None`.
+            supports_masking: boolean. If true, the layer must pass on a mask of the first input.
+                Defaults to `True`.
 
         Raises:
             AssertionError: A check failed. The message says which.
@@ -104,11 +103,11 @@ class LayerTestCase(unittest.TestCase):
         input_shape: Any,
         input_dtype: Any = "float32",
     ) -> LayerSubject:
-        """Returns what the checks take, from the arguments of `run_layer_test`."""
+        """Returns the argument of the checks, from the arguments of `run_layer_test`."""
         return LayerSubject.from_shapes(layer_class, init_kwargs, input_shape, input_dtype)
 
     def check_config(self, subject: LayerSubject) -> None:
-        """The config holds every argument, is JSON, and makes a layer of the same weights."""
+        """Checks that the config holds every argument, is JSON, and recreates the same weights."""
         layer = subject.make_layer()
         config = _as_json(layer.get_config())
         arguments = _named_arguments(subject.layer_class) | set(subject.init_kwargs)
@@ -125,7 +124,7 @@ class LayerTestCase(unittest.TestCase):
         )
 
     def check_saving(self, subject: LayerSubject) -> None:
-        """A model with the layer gives equal outputs after `save` and `load_model`."""
+        """Checks that a model with the layer returns equal outputs after saving and loading."""
         model = subject.make_model(subject.make_layer())
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.keras"
@@ -137,7 +136,7 @@ class LayerTestCase(unittest.TestCase):
         )
 
     def check_execution(self, subject: LayerSubject, oracle: Oracle | None = None) -> None:
-        """Symbolic, eager and compiled calls agree, and agree with the oracle."""
+        """Checks that symbolic, eager and compiled calls agree, also with the oracle."""
         layer = subject.make_layer()
         eager = subject.call(layer, to_tensors(subject.inputs))
         symbolic = subject.call(layer, subject.symbolic_inputs())
@@ -147,7 +146,7 @@ class LayerTestCase(unittest.TestCase):
             self._assert_all_close(to_arrays(eager), expected, "Output against the oracle")
         compiled = subject.compile(layer)
         first = keras.tree.map_structure(lambda array: array[:1], subject.inputs)
-        for inputs in (subject.inputs, first):  # Two batch sizes: neither may be baked in.
+        for inputs in (subject.inputs, first):  # Two batch sizes: neither may be hard-coded.
             self._assert_all_close(
                 compiled(inputs),
                 to_arrays(subject.call(layer, to_tensors(inputs))),
@@ -155,7 +154,7 @@ class LayerTestCase(unittest.TestCase):
             )
 
     def check_small_inputs(self, subject: LayerSubject) -> None:
-        """An empty batch, and a sequence of length one, give outputs of the symbolic shape."""
+        """Checks the output shapes of an empty batch and of a sequence of length one."""
         layer = subject.make_layer()
         for what, inputs in subject.small_inputs(layer).items():
             specs = keras.tree.map_structure(
@@ -163,7 +162,7 @@ class LayerTestCase(unittest.TestCase):
             )
             try:
                 with warnings.catch_warnings():
-                    # Keras's own attention warns of a softmax over the only key there is.
+                    # Keras's own attention warns about a softmax over a single key.
                     warnings.filterwarnings("ignore", "You are using a softmax over axis")
                     symbolic = subject.call(layer, specs)
                     eager = subject.call(layer, to_tensors(inputs))
@@ -176,11 +175,11 @@ class LayerTestCase(unittest.TestCase):
             )
 
     def check_training(self, subject: LayerSubject) -> None:
-        """One step of `fit`, in the backend's compiled form, leaves everything finite."""
+        """Checks that one step of a compiled `fit` leaves the loss and all weights finite."""
         layer = subject.make_layer()
         model = subject.make_model(layer)
         if not model.trainable_weights:
-            return  # Keras warns of a fit that has nothing to fit.
+            return  # Keras warns if a model has nothing to train.
         targets = [np.zeros_like(array) for array in to_arrays(model(to_tensors(subject.inputs)))]
         model.compile(optimizer="sgd", loss=["mse"] * len(targets))
         history = model.fit(subject.inputs, targets, epochs=1, verbose=0)
@@ -190,7 +189,7 @@ class LayerTestCase(unittest.TestCase):
             self.assertTrue(finite, f"fit: {weight.path} is not finite")
 
     def check_half_precision(self, subject: LayerSubject) -> None:
-        """Under the mixed policies outputs are of the half dtype and near those in float32."""
+        """Checks that outputs under mixed policies have the half dtype and are close to float32."""
         full = subject.make_layer(dtype="float32")
         expected = to_arrays(subject.call(full, to_tensors(subject.inputs)))
         for dtype in ("bfloat16", "float16"):
@@ -226,13 +225,13 @@ class LayerTestCase(unittest.TestCase):
         assert_close(results[1], results[0], "float32", "Masking: output, the hidden changed")
 
     def check_gradients(self, subject: LayerSubject) -> None:
-        """Gradients by every float input and trainable weight equal finite differences."""
+        """Checks the gradients by float inputs and trainable weights against finite differences."""
         layer = subject.make_layer()
         variables = list(layer.trainable_variables)
         derived = subject.make_objective(
             layer, lambda inputs: subject.call(layer, to_tensors(inputs))
         )
-        # One evaluation for each step along each weight: eager ones would take most of the time.
+        # Compiled: one evaluation for each step along each weight would be slow in eager mode.
         measured = subject.make_objective(layer, subject.compile(layer))
 
         def total(*arrays: Any) -> Any:
@@ -274,12 +273,12 @@ class LayerTestCase(unittest.TestCase):
 
 
 def _named_arguments(layer_class: type[keras.Layer]) -> set[str]:
-    """Returns the arguments that the class's own `__init__` names."""
+    """Returns the names of the arguments of the class's own `__init__`."""
     parameters = inspect.signature(layer_class.__init__).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {parameter.name for parameter in parameters if parameter.kind in kinds} - {"self"}
 
 
 def _as_json(config: Mapping[str, Any]) -> Any:
-    """Returns a config as JSON keeps it: a tuple as a list."""
+    """Returns a config after a round trip through JSON, where a tuple becomes a list."""
     return json.loads(json.dumps(config))

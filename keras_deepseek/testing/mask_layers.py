@@ -1,4 +1,4 @@
-"""Two layers that put a mask on a tensor and read it off, by what Keras makes public."""
+"""Layers that attach a mask to a tensor and read it, by Keras's public API."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from keras_deepseek.artifacts.signature import Array
 
 
 class AttachMask(keras.Layer):
-    """Returns its input with a given mask on it, as `Masking` and `Embedding` put one.
+    """Returns its input with a given mask attached, like `Masking` and `Embedding`.
 
     Args:
         mask: Boolean array.
@@ -26,7 +26,7 @@ class AttachMask(keras.Layer):
 
 
 class RecordMask(keras.Layer):
-    """Returns its input and keeps the mask that came with it, as an array or `None`, in `mask`."""
+    """Returns its input, and stores its mask, an array or `None`, in `mask`."""
 
     def __init__(self) -> None:
         super().__init__()

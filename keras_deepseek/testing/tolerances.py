@@ -1,29 +1,29 @@
-"""How near is near enough: one table by dtype, for every comparison of numbers in the tests."""
+"""Tolerances by dtype, for all numeric comparisons in tests."""
 
 from typing import Any
 
 import numpy as np
 
 TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
-"""The largest error that rounding explains, relative to the largest expected magnitude."""
+"""The largest error that rounding can explain, relative to the largest expected magnitude."""
 
 FINITE_DIFFERENCE_TOLERANCE = 1e-2
-"""The same for gradients against finite differences, which lose half of float32's digits."""
+"""The tolerance for finite differences, which lose half of float32's digits."""
 
 
 def assert_close(
     actual: Any, expected: Any, tolerance: str | float = "float32", what: str = "The result"
 ) -> None:
-    """Fails unless two arrays have one shape and the same numbers up to rounding.
+    """Fails unless two arrays have the same shape and the same numbers up to rounding.
 
-    The error is measured against the largest magnitude in `expected`: entries that cancel to almost
-    zero carry the rounding of the terms they came from.
+    The error is relative to the largest magnitude in `expected`, because entries that cancel to
+    almost zero have the rounding errors of the terms they came from.
 
     Args:
         actual: Array.
-        expected: Array, of float64 where there is an oracle.
+        expected: Array, in float64 if it comes from an oracle.
         tolerance: string or float. A dtype of `TOLERANCES`, or a number. Defaults to `"float32"`.
-        what: string. What is compared, for the message. Defaults to `"The result"`.
+        what: string. The name of the array, for the message. Defaults to `"The result"`.
 
     Raises:
         AssertionError: They differ. The message gives the error and where it is largest.

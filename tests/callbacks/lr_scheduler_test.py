@@ -112,7 +112,7 @@ def test_a_schedule_in_the_optimizer_is_not_overruled():
     model = one_weight_model()
     schedule = keras.optimizers.schedules.CosineDecay(1.0, 10)
     model.compile(keras.optimizers.SGD(schedule), loss=model.loss)
-    with pytest.raises(InvalidInputError, match="here are 2: that which the optimizer has"):
+    with pytest.raises(InvalidInputError, match="received 2: the optimizer's learning_rate"):
         fit(model, LRScheduler(func=warmup_lr, total_steps=5), 2)
 
 
@@ -211,6 +211,6 @@ def test_the_step_is_the_count_of_updates_where_gradients_are_accumulated():
 )
 def test_a_second_schedule_is_refused_before_the_first_step(make):
     model, scheduler = one_weight_model(), LRScheduler(func=warmup_lr, total_steps=5)
-    with pytest.raises(InvalidInputError, match="has one schedule, and here are 2: LRScheduler, "):
+    with pytest.raises(InvalidInputError, match="only one schedule, received 2: LRScheduler, "):
         model.fit(np.ones((2, 1)), np.ones(2), verbose=0, callbacks=[scheduler, make()])
     assert int(model.optimizer.iterations) == 0

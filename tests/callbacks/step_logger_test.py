@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_deepseek.callbacks.step_logger import StepLogger, numbers
+from keras_deepseek.callbacks.step_logger import StepLogger, numeric_logs
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training import Trainer
 from tests.oracles.interruption import EndAt, KilledError
@@ -175,7 +175,7 @@ def test_what_waits_is_written_where_an_error_ends_python(tmp_path):
 
 def test_numbers_are_those_of_numpy_too():
     logs = {"a": np.float32(0.5), "b": np.int64(3), "c": np.array(2.0), "d": "text", "e": [1.0]}
-    assert numbers(logs) == {"a": 0.5, "b": 3.0, "c": 2.0}
+    assert numeric_logs(logs) == {"a": 0.5, "b": 3.0, "c": 2.0}
 
 
 def test_one_that_can_not_be_written_is_closed_and_so_are_the_others():

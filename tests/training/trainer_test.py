@@ -509,7 +509,7 @@ def test_two_schedules_are_refused():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     trainer = Trainer(model, optimizer=keras.optimizers.SGD(schedule), loss="mse")
     trainer.add_callback(keras.callbacks.ReduceLROnPlateau("loss"))
-    with pytest.raises(InvalidInputError, match="has one schedule, and here are 2"):
+    with pytest.raises(InvalidInputError, match="can have only one schedule, received 2"):
         trainer.fit(np.ones((4, 4)), np.ones((4, 1)), verbose=0)
 
 
