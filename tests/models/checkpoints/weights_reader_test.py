@@ -116,7 +116,8 @@ def test_a_map_that_makes_another_shape_is_named(tmp_path):
     wrong = CheckpointEntry(entry.variables, entry.tensors, lambda arrays: [arrays[0].T], list)
     write_one(tmp_path, {"embed.weight": make_tensors(model)["embed.weight"]})
     with pytest.raises(
-        InvalidInputError, match=r"The checkpoint map makes an array of shape \(6, 40\) from \('embed"
+        InvalidInputError,
+        match=r"The checkpoint map makes an array of shape \(6, 40\) from \('embed",
     ):
         read_weights(WeightsFolder(tmp_path), [wrong])
 
