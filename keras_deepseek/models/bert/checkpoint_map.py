@@ -1,4 +1,4 @@
-"""Which tensors of a BERT in the form of transformers belong to which variables."""
+"""The checkpoint map of BERT, by the tensor names of transformers."""
 
 from collections.abc import Collection
 from typing import Any
@@ -23,7 +23,7 @@ IGNORED_TENSORS = (
     "embeddings.position_ids",
     "cls.seq_relationship.*",
 )
-"""Patterns of the tensors that a checkpoint may hold beside those of `checkpoint_entries`."""
+"""Patterns of tensors in a checkpoint that are not read."""
 
 _BIAS = "cls.predictions.bias"
 _DECODER_KERNEL, _DECODER_BIAS = "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"
@@ -35,14 +35,12 @@ def checkpoint_entries(
     head: MaskedPositionHead | None = None,
     tensors: Collection[str] = (),
 ) -> list[CheckpointEntry]:
-    """Returns which tensors of a checkpoint the variables of a model come from.
+    """Returns the checkpoint map of a model.
 
     Args:
-        backbone: `BertBackbone`.
-        head: `MaskedPositionHead` of a masked language model, or `None` for the backbone alone.
-            Defaults to `None`.
-        tensors: The names of the tensors in a checkpoint that is read. Defaults to `()`: those that
-            transformers writes.
+        backbone: The backbone.
+        head: The head of a masked language model, or `None` for the backbone alone.
+        tensors: The names of all tensors in the checkpoint that is read. Empty for writing.
     """
     is_tied = head is not None and head.token_embedding is not None
     entries = [
@@ -65,10 +63,10 @@ def checkpoint_entries(
 
 
 def _candidate_names(name: str) -> list[str]:
-    """Returns what published checkpoints call a tensor.
+    """Returns the names that published checkpoints use for a tensor.
 
-    Older ones call the weights of the norms `gamma` and `beta`, and those of a bare encoder lack
-    the prefix `bert.`.
+    Older ones call the weights of norms `gamma` and `beta`. Checkpoints of a bare encoder lack the
+    prefix `bert.`.
     """
     names = [name, name.removeprefix("bert.")]
     for new, old in _OLD_NAMES.items():
@@ -100,7 +98,7 @@ def _head_entries(head: MaskedPositionHead, tensors: Collection[str]) -> list[Ch
     entries += _norm_entries(head.intermediate_layer_norm, f"{prefix}.transform.LayerNorm")
     if head.token_embedding is not None:
         return [*entries, copied_entry(head.bias, _BIAS, copies=(_DECODER_BIAS,))]
-    # `transformers` has the bias twice then, and adds the first. Files for a tied one have it once.
+    # `transformers` then has the bias twice, and adds the first. Files of tied models have one.
     both = (_DECODER_BIAS, _BIAS)
     biases = tuple(name for name in both if name in tensors) or both
     return [

@@ -86,14 +86,14 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             file.seek(0)
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")
             if size < LENGTH_BYTES or not 0 < length <= min(size - LENGTH_BYTES, _LARGEST_HEADER):
-                raise _torn(path, f"it has {size} bytes, too few for its header")
+                raise _damaged(path, f"it has {size} bytes, too few for its header")
             header = json.loads(file.read(length).decode("utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path.name!r} can't be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
-        raise _torn(path, "its header is not JSON") from error
+        raise _damaged(path, "its header is not JSON") from error
     if not isinstance(header, dict):
-        raise _torn(path, "its header is not a JSON object")
+        raise _damaged(path, "its header is not a JSON object")
     header.pop("__metadata__", None)
     data_begin = LENGTH_BYTES + length
     places = {name: _read_place(path, name, entry) for name, entry in header.items()}
@@ -108,17 +108,17 @@ def _read_place(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...]
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
-        raise _torn(path, f"its header has no valid entry for {name!r}") from error
+        raise _damaged(path, f"its header has no valid entry for {name!r}") from error
     numbers = (*shape, begin, end)
     if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-        raise _torn(path, f"its header has no valid shape and byte range for {name!r}")
+        raise _damaged(path, f"its header has no valid shape and byte range for {name!r}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
             f"{path.name!r}: the tensor {name!r} has dtype {dtype!r}. Expected one of "
             f"{', '.join(DTYPES)}."
         )
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
-        raise _torn(path, f"the byte range of {name!r} does not match its shape")
+        raise _damaged(path, f"the byte range of {name!r} does not match its shape")
     return dtype, shape, begin, end
 
 
@@ -129,15 +129,15 @@ def _check_places(
     end = 0
     for begin, next_end in sorted(place[2:] for place in places):
         if begin != end:
-            raise _torn(path, f"its tensors overlap or leave a gap at byte {end}")
+            raise _damaged(path, f"its tensors overlap or leave a gap at byte {end}")
         end = next_end
     if size != end:
-        raise _torn(path, f"it has {size} bytes of tensors, and its header describes {end}")
+        raise _damaged(path, f"it has {size} bytes of tensors, and its header describes {end}")
 
 
-def _torn(path: Path, why: str) -> CheckpointError:
+def _damaged(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
-        f"{path.name!r} is torn or no safetensors file: {why}. Fetch or copy it again."
+        f"{path.name!r} is damaged or not a safetensors file: {why}. Fetch or copy it again."
     )
 
 

@@ -71,7 +71,7 @@ def test_every_dtype_has_the_size_that_its_name_tells():
 @pytest.mark.parametrize("length", [0, 3, 8, 20, -1, -9])
 def test_a_file_that_is_cut_short_is_torn(tmp_path, length):
     content = encode_safetensors(TENSORS, NAMES)
-    with pytest.raises(CheckpointError, match=r"'model.safetensors' is torn"):
+    with pytest.raises(CheckpointError, match=r"'model.safetensors' is damaged"):
         read_header(write(tmp_path, content[:length]))
 
 

@@ -108,7 +108,7 @@ def test_torn_and_missing_shards_are_told_with_what_is_wrong_beside(tmp_path, mo
     first, second = write_shards(tmp_path, *halves(model))
     first.write_bytes(first.read_bytes()[:-1])
     message = read_error(tmp_path, model)
-    assert "-00000-of-00002.safetensors' is torn" in message
+    assert "-00000-of-00002.safetensors' is damaged" in message
     assert "missing:" not in message  # The index knows what is in it.
     second.unlink()
     assert "The shard 'model-00001-of-00002.safetensors' of the index is missing." in read_error(
@@ -121,7 +121,7 @@ def test_of_one_torn_file_nothing_is_said_to_be_missing(tmp_path, model):
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     message = read_error(tmp_path, model)
-    assert "is torn" in message
+    assert "is damaged" in message
     assert "missing" not in message
 
 

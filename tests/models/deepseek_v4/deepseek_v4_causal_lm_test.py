@@ -100,7 +100,7 @@ def test_prompts_of_different_lengths_are_generated_from_as_alone():
 
 def test_drafts_are_refused_as_they_could_not_be_taken_back():
     model = make_model(num_prediction_layers=1)
-    with pytest.raises(NotSupportedError, match="tokens can't be taken out of again"):
+    with pytest.raises(NotSupportedError, match="can't remove tokens"):
         model.generate([1, 2, 3], max_new_tokens=4, use_drafts=True)
 
 
