@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -12,7 +11,7 @@ import keras
 import torch
 import torch.distributed as dist
 
-from keras_deepseek.artifacts.network_address import is_loopback, parse_address
+from keras_deepseek.artifacts.network_address import parse_address
 from keras_deepseek.artifacts.signature import Array
 from keras_deepseek.backend.processes.gradient_compression import Compression, LowRank
 from keras_deepseek.backend.processes.network_interface import find_interface
@@ -24,8 +23,8 @@ from keras_deepseek.backend.processes.processes import (
     check_rank,
     check_same_shapes,
 )
-from keras_deepseek.backend.processes.rendezvous import meet
 from keras_deepseek.backend.torch.gradient_sums import GradientSums, LostPeers
+from keras_deepseek.backend.torch.store import open_store
 
 _SEEDS = 2**62
 
@@ -41,12 +40,11 @@ def join_processes(
             return TorchProcesses(timeout)
     # torchrun already listens at that address, with a store for the ranks that it has started.
     is_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if not is_torchrun:
-        meet(coordinator, world_size, rank, join_timeout)
+    store = None if is_torchrun else open_store(coordinator, world_size, rank, join_timeout)
     with _listening_towards(coordinator), LostPeers("join the others"):
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            store=None if is_torchrun else _open_store(coordinator, world_size, rank, join_timeout),
+            store=store,
             world_size=world_size,
             rank=rank,
             timeout=timedelta(seconds=timeout),
@@ -210,23 +208,6 @@ def _split(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tenso
     """Returns the parts of a vector in the shapes of other tensors."""
     parts = flat.split([tensor.numel() for tensor in like])
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
-
-
-def _open_store(coordinator: str, world_size: int, rank: int, timeout: float) -> dist.Store:
-    """Returns the store of rank 0, which listens on loopback only if the coordinator does."""
-    host, port = parse_address("`coordinator`", coordinator)
-    listener = None
-    if rank == 0:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host if is_loopback(host) else "", port), family=family)
-    return dist.TCPStore(
-        host,
-        port,
-        world_size,
-        is_master=rank == 0,
-        timeout=timedelta(seconds=timeout),
-        master_listen_fd=None if listener is None else listener.detach(),
-    )
 
 
 @contextlib.contextmanager
