@@ -40,7 +40,7 @@ from keras_deepseek.training.step.gradients.gradient_residual import (
     make_residual,
 )
 from keras_deepseek.training.step.loss.batch_loss import BatchLoss
-from keras_deepseek.training.step.loss.no_loss import refuse_no_test_loss
+from keras_deepseek.training.step.loss.missing_loss import check_test_loss
 from keras_deepseek.training.step.named_layers import find_named_layers
 from keras_deepseek.training.step.precision import is_slower_in_half
 from keras_deepseek.training.step.rematerialization import Remat
@@ -274,7 +274,7 @@ class Trainer:
                 self._placement.kind,
                 guard=options.guard,
                 policy=self.policy,
-                **options.for_workers(),
+                **options.worker_options(),
             )
         replicas = find_replicas(
             self.model,
@@ -533,7 +533,7 @@ class Trainer:
             **options: Further arguments of `keras.Model.evaluate`.
         """
         check_data(x, None, "test data")
-        refuse_no_test_loss(self.model)
+        check_test_loss(self.model)
         with (
             self._placement.in_use(self.model),
             backend.current().step.restoring_variables(self.model),

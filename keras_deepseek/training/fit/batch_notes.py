@@ -9,7 +9,7 @@ import keras
 from keras_deepseek.errors import InvalidInputError, TrainingDivergedError
 from keras_deepseek.training.data.position_data import no_data_error
 from keras_deepseek.training.fit.step_plan import StepPlan
-from keras_deepseek.training.step.loss.no_loss import refusing_no_loss
+from keras_deepseek.training.step.loss.missing_loss import missing_loss_errors
 
 
 class PlaceWatch(keras.callbacks.Callback):
@@ -45,7 +45,7 @@ class PlaceWatch(keras.callbacks.Callback):
         epoch = f"of epoch {self._epoch + 1}"
         if self._is_in_validation:
             return f"in the validation after batch {done} {epoch}"
-        if self._plan.is_making:
+        if self._plan.is_running:
             several = self._plan.steps_per_execution
             batches = f"batch {done + 1}"
             return f"with {batches if several == 1 else f'{batches} to {done + several}'} {epoch}"
@@ -67,7 +67,7 @@ def noting_batch(model: keras.Model, plan: StepPlan, place: PlaceWatch) -> Itera
         InvalidInputError: The model has no loss, or there is no batch.
     """
     try:
-        with refusing_no_loss(model):
+        with missing_loss_errors(model):
             yield
     except StopIteration as error:
         if plan.num_made:

@@ -28,7 +28,7 @@ from keras_deepseek.training.data.position_data import (
 from keras_deepseek.training.fit.batch_notes import PlaceWatch, noting_batch
 from keras_deepseek.training.fit.step_plan import StepPlan
 from keras_deepseek.training.fit.watching import list_callbacks, watched, without_writers
-from keras_deepseek.training.step.loss.no_loss import refuse_no_test_loss
+from keras_deepseek.training.step.loss.missing_loss import check_test_loss
 
 _logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ class Session:
             check_targets(arguments["x"], arguments["y"])
             check_validation_targets(arguments.get("validation_data"))
         if arguments.get("validation_data") is not None or arguments.get("validation_split"):
-            refuse_no_test_loss(self._model)
+            check_test_loss(self._model)
         check_boolean("resume", resume)
         check_options(arguments, resume=resume or self.resumed is not None)
         check_same_arguments(

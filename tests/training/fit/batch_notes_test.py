@@ -6,8 +6,8 @@ from keras_deepseek.training.fit.batch_notes import PlaceWatch, noting_batch
 
 
 class Plan:
-    def __init__(self, num_made=0, is_making=False, steps_per_execution=1):
-        self.num_made, self.is_making = num_made, is_making
+    def __init__(self, num_made=0, is_running=False, steps_per_execution=1):
+        self.num_made, self.is_running = num_made, is_running
         self.steps_per_execution = steps_per_execution
 
 
@@ -25,9 +25,9 @@ def note(error, num_made=2, begins=(0,), **arguments):
 
 
 def test_it_says_where_the_training_was():
-    assert "with batch 3 of epoch 1, both" in note(ValueError(), is_making=True)
-    assert "with batch 3 of" in note(InvalidInputError("no"), is_making=True)
-    assert "with batch 3 to 6 of" in note(ValueError(), is_making=True, steps_per_execution=4)
+    assert "with batch 3 of epoch 1, both" in note(ValueError(), is_running=True)
+    assert "with batch 3 of" in note(InvalidInputError("no"), is_running=True)
+    assert "with batch 3 to 6 of" in note(ValueError(), is_running=True, steps_per_execution=4)
     assert "after batch 2 of epoch 1" in note(ValueError())
     assert "after batch 2 of" in note(InvalidInputError("no"))
     assert not note(ValueError(), num_made=0)
@@ -43,12 +43,12 @@ def test_a_training_that_has_diverged_names_its_batch_itself():
 
 
 def test_an_epoch_may_begin_in_its_middle_and_a_validation_begins_and_ends():
-    plan = Plan(is_making=True)
+    plan = Plan(is_running=True)
     place = PlaceWatch(plan)
     place.on_epoch_begin(1)
     place.on_train_batch_begin(5)
     assert place.describe() == "with batch 6 of epoch 2"
-    plan.num_made, plan.is_making = 1, False
+    plan.num_made, plan.is_running = 1, False
     place.on_test_begin()
     assert place.describe() == "in the validation after batch 6 of epoch 2"
     place.on_test_end()
