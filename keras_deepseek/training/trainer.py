@@ -28,11 +28,11 @@ from keras_deepseek.training.cluster.start_processes import share_random_state, 
 from keras_deepseek.training.cluster.step_replicas import find_replicas
 from keras_deepseek.training.data.position_data import check_data, no_data_error
 from keras_deepseek.training.fit.compile_model import build_model, compile_model, set_seed
-from keras_deepseek.training.fit.own_fit import call_fit, keras_fit_arguments
+from keras_deepseek.training.fit.fit_callbacks import Callbacks, check_callback, list_callbacks
+from keras_deepseek.training.fit.overridden_fit import call_fit, keras_fit_arguments
 from keras_deepseek.training.fit.session import Session
 from keras_deepseek.training.fit.step_loop import Step, make_steps
 from keras_deepseek.training.fit.step_plan import StepPlan
-from keras_deepseek.training.fit.watching import Callbacks, check_callback, list_callbacks
 from keras_deepseek.training.parameter_server.chief import Chief
 from keras_deepseek.training.step.gradient_clip import GradientClip
 from keras_deepseek.training.step.gradients.gradient_residual import (
@@ -388,7 +388,7 @@ class Trainer:
                 return keras.Model.fit(self.model, **given)
 
         history = call_fit(self.model, arguments, train)
-        if epochs and not self._plan.num_made and not goes_on:  # Keras on TensorFlow says nothing.
+        if epochs and not self._plan.num_steps and not goes_on:  # Keras on TensorFlow says nothing.
             raise no_data_error()
         return history
 

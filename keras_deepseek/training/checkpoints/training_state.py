@@ -92,7 +92,7 @@ def write_weights(model: keras.Model, state: dict[str, Any]) -> None:
     backend.current().step.write_buffers(model, state["buffers"])
 
 
-def find_spoilt(variables: Sequence[keras.Variable]) -> list[str]:
+def find_not_finite(variables: Sequence[keras.Variable]) -> list[str]:
     """Returns the paths of the variables that hold a number that is not finite.
 
     Args:

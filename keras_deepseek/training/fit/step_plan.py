@@ -13,9 +13,9 @@ from keras_deepseek.backend.processes.processes import RemoteReplicas, Replicas
 from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.checkpoints import Checkpoints
 from keras_deepseek.training.cluster.layer_placement import LayerPlacement
+from keras_deepseek.training.fit.finite_check import FiniteCheck
+from keras_deepseek.training.fit.guard_callback import GuardCallback
 from keras_deepseek.training.fit.kept_memory import kept_memory
-from keras_deepseek.training.fit.loss_watch import LossWatch
-from keras_deepseek.training.fit.watch_guarded_steps import WatchGuardedSteps
 from keras_deepseek.training.step.gradient_clip import check_single_clip
 from keras_deepseek.training.step.gradient_update import GradientUpdate
 from keras_deepseek.training.step.gradients.gradient_residual import GradientResidual
@@ -90,7 +90,7 @@ class StepPlan:
         self._policy = policy
         self._served = served
         self._layers = layers
-        self._guard_metric = self._watch(options.make_guard(), checkpoints)
+        self._guard_metric = self._make_guard_metric(options.make_guard(), checkpoints)
         self._training_step = TrainingStep(
             model,
             loss,
@@ -129,12 +129,12 @@ class StepPlan:
                 stack.enter_context(self._guard_metric.attach(self._model))
             yield
 
-    def _watch(
+    def _make_guard_metric(
         self, guard: StepGuard | None, checkpoints: Checkpoints | None
     ) -> GuardMetric | None:
         """Adds the callback that reacts to bad steps."""
         if guard is None:
-            self.callbacks.append(LossWatch())
+            self.callbacks.append(FiniteCheck())
             return None
         if guard.action == "roll_back" and checkpoints is None:
             raise InvalidInputError(
@@ -143,7 +143,7 @@ class StepPlan:
             )
         guard_metric = GuardMetric(guard, self.steps_per_execution)
         roll_back = None if checkpoints is None else checkpoints.roll_back
-        self.callbacks.append(WatchGuardedSteps(guard, guard_metric, roll_back))
+        self.callbacks.append(GuardCallback(guard, guard_metric, roll_back))
         return guard_metric
 
     @property
@@ -159,9 +159,9 @@ class StepPlan:
         return self._served is not None
 
     @property
-    def num_made(self) -> int:
+    def num_steps(self) -> int:
         """How many steps were made since the plan came into use."""
-        return self._step.num_made * self.steps_per_execution
+        return self._step.num_calls * self.steps_per_execution
 
     @property
     def steps_per_execution(self) -> int:

@@ -52,7 +52,7 @@ class StepReplacement:
         self._compiled_for: Any = None
         self._function: Any = None
         self._error: Exception | None = None
-        self.num_made = 0
+        self.num_calls = 0
         """How often the compiled function has returned in this training."""
         self.is_running = False
         """Whether a step is being made; after an error, whether it came out of one."""
@@ -79,7 +79,7 @@ class StepReplacement:
         """
         self.check_not_training()
         model, compiled = self._model, compilation(self._model)
-        own_function, self._error, self.num_made = model.train_function, None, 0
+        own_function, self._error, self.num_calls = model.train_function, None, 0
         self.is_running = False
         backend.current().step.separate_variables(model)
         model.make_train_function = self._make_function
@@ -137,7 +137,7 @@ class StepReplacement:
                 self.is_running = not backend.current().step.is_end_of_data(error)
                 raise
             self.is_running = False
-            self.num_made += 1
+            self.num_calls += 1
             return logs
 
         return run

@@ -13,7 +13,7 @@ from keras_deepseek.errors import InvalidInputError
 from keras_deepseek.training.checkpoints.own_optimizers import find_own_optimizers
 from keras_deepseek.training.checkpoints.training_state import read_variables, write_variables
 from keras_deepseek.training.data.position_data import position_data
-from keras_deepseek.training.fit.own_fit import keras_fit_arguments
+from keras_deepseek.training.fit.overridden_fit import keras_fit_arguments
 from keras_deepseek.training.step.build_for_step import build_for_step
 from keras_deepseek.training.step.loss.missing_loss import missing_loss_errors
 

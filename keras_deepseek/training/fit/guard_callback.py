@@ -13,7 +13,7 @@ from keras_deepseek.training.step.step_guard import StepGuard
 _logger = logging.getLogger(__name__)
 
 
-class WatchGuardedSteps(keras.callbacks.Callback):
+class GuardCallback(keras.callbacks.Callback):
     """Does what a guard asks for after a bad step.
 
     It reads the logs of the step before the last one, which are there already: reading those of the
@@ -80,9 +80,11 @@ class WatchGuardedSteps(keras.callbacks.Callback):
         for back in range(min(int(model.steps_per_execution), end), 0, -1):
             step = steps[end - back]
             if step.verdict is not Verdict.GOOD:
-                self._react(model, f"batch {batch + 2 - back} of epoch {self._epoch + 1}", step)
+                self._handle_bad_step(
+                    model, f"batch {batch + 2 - back} of epoch {self._epoch + 1}", step
+                )
 
-    def _react(self, model: keras.Model, where: str, step: StepRecord) -> None:
+    def _handle_bad_step(self, model: keras.Model, where: str, step: StepRecord) -> None:
         what = f"{self._describe(where, step)}; its update was left out"
         if self._guard.action == "stop" or step.num_in_a_row >= self._guard.most_in_a_row:
             count = f", as {step.num_in_a_row} in a row were," if step.num_in_a_row > 1 else ""
